@@ -1,0 +1,68 @@
+# Needs python3 with venv, make and a package index. Another interpreter: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PYTEST := $(BIN)/python -m pytest
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := test
+.PHONY: showcase test bench lint wheel clean FORCE
+
+showcase: $(STAMP)
+	$(PYTEST) showcase/ -v
+
+test: $(STAMP)
+	$(PYTEST) tests --ignore tests/benchmarks -n 2
+	$(PYTEST) --doctest-modules routilux
+
+bench: $(STAMP)
+	$(PYTEST) tests/benchmarks -p no:xdist
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+wheel: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+	@set -e; clean=$$(mktemp -d); trap 'rm -rf "$$clean"' EXIT; wheel=$$(ls "$$PWD"/dist/*.whl); \
+	$(PYTHON) -m venv "$$clean/venv"; python="$$clean/venv/bin/python"; cd "$$clean"; \
+	$$python -m pip install --disable-pip-version-check --quiet --no-index "$$wheel"; \
+	$$python -W error -c "$$WHEEL_CHECK"; \
+	$$python -m pip install --disable-pip-version-check --quiet "$$wheel[pytest]"; \
+	$$python -m pytest --fixtures | grep -q '^flow_clock ' \
+		|| { echo 'pytest --fixtures does not show flow_clock' >&2; exit 1; }; \
+	echo "wheel: $$(basename "$$wheel") installs alone, imports, and registers its plugin"
+
+# Runs in an environment that holds the wheel and nothing else.
+define WHEEL_CHECK
+import importlib.metadata as metadata
+import pytest_routilux, routilux
+requires = metadata.requires("routilux") or []
+assert all("extra ==" in line for line in requires), f"runtime dependencies: {requires}"
+files = [str(path) for path in metadata.files("routilux")]
+tops = {path.split("/")[0] for path in files} - {"routilux", "pytest_routilux"}
+assert all(top.endswith(".dist-info") for top in tops), f"not meant for the wheel: {tops}"
+assert {"routilux/py.typed", "pytest_routilux/py.typed"} <= set(files), "py.typed is missing"
+assert any(path.endswith("LICENSE") for path in files), "the licence is missing"
+endef
+export WHEEL_CHECK
+
+clean:
+	rm -rf $(VENV) build dist
+
+# The stamp names the interpreter and is written last: another PYTHON, or an installation that
+# broke off, gets a fresh environment; a changed pyproject.toml only installs what it adds.
+INTERPRETER := $(shell $(PYTHON) -c 'import sys; print(sys.base_prefix, sys.version.split()[0])')
+ifneq ($(INTERPRETER),$(shell cat $(STAMP) 2>/dev/null))
+$(STAMP): FORCE
+endif
+
+$(STAMP): pyproject.toml
+	@test -n '$(INTERPRETER)' || { echo '$(PYTHON) does not run; set PYTHON' >&2; exit 1; }
+	@if test "$$(cat $@ 2>/dev/null)" = '$(INTERPRETER)'; then rm -f $@; \
+	else rm -f $@; echo '$(PYTHON) -m venv --clear $(VENV)'; $(PYTHON) -m venv --clear $(VENV); fi
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet --editable '.[dev]'
+	@echo '$(INTERPRETER)' > $@

@@ -1,0 +1,101 @@
+"""Fixtures and hooks, thin: everything heavy is imported when it is used.
+
+Laws:
+- A suite that uses no fixture of ours imports neither routilux nor freezegun nor rich.
+- A fixture leaves nothing behind: no frozen time, no default runtime, no thread, no process.
+- Errors that observers raise fail the test that used `flow_runtime`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.factory import FlowFactory
+    from pytest_routilux.hosts import FlowHosts
+    from pytest_routilux.report import FlowReport
+    from pytest_routilux.roundtrip import SerializeRoundtrip
+    from routilux import FakeClock, Runtime
+
+
+@pytest.fixture
+def flow_clock() -> Iterator[FakeClock]:
+    """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
+    from pytest_routilux.freeze import frozen_clock
+
+    with frozen_clock() as clock:
+        yield clock
+
+
+@pytest.fixture
+def flow_clock_bare() -> FakeClock:
+    """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
+    from routilux import FakeClock
+
+    return FakeClock()
+
+
+@pytest.fixture
+def flow_monitor() -> FlowMonitor:
+    """Everything that the jobs of `flow_runtime` did, with assertions about it."""
+    from pytest_routilux.assertions import FlowMonitor
+
+    return FlowMonitor()
+
+
+@pytest.fixture
+def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
+    """A runtime on the fake clock, watched by `flow_monitor`; the default of code under test."""
+    from routilux import Runtime, use_runtime
+
+    name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
+    with (
+        Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor]) as runtime,
+        use_runtime(runtime),
+    ):
+        yield runtime
+    if runtime.observer_failures:
+        failure = runtime.observer_failures[0]
+        pytest.fail(
+            f"observer {failure.observer!r} raised {failure.count}x, first"
+            f" {type(failure.error).__name__}: {failure.error}"
+        )
+
+
+@pytest.fixture
+def flow_factory() -> FlowFactory:
+    """Makes flows from routines or plain functions: chain=[...], fan_out=..., fan_in=..."""
+    from pytest_routilux.factory import FlowFactory
+
+    return FlowFactory()
+
+
+@pytest.fixture
+def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
+    """Saves and restores an object, and fails at the first path that differs in value or type."""
+    from pytest_routilux.roundtrip import SerializeRoundtrip
+
+    return SerializeRoundtrip(tmp_path)
+
+
+@pytest.fixture
+def flow_hosts(tmp_path: Path) -> Iterator[FlowHosts]:
+    """Starts, kills and resumes jobs in fresh interpreters, as other hosts would."""
+    from pytest_routilux.hosts import FlowHosts
+
+    with FlowHosts(tmp_path) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def flow_report(request: pytest.FixtureRequest) -> FlowReport:
+    """Adds rich renderables to the test's report; shown with -v and on failure."""
+    from pytest_routilux.report import FlowReport
+
+    return FlowReport(request.node, request.config)

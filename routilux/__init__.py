@@ -1,0 +1,114 @@
+"""Event-driven flows that survive: retries, exact backoff, state that is saved and continued.
+
+>>> from routilux import Flow, Routine
+>>> class Hello(Routine):
+...     def __init__(self):
+...         super().__init__()
+...         self.define_slot("trigger", handler=self.hello)
+...         self.define_event("output", ["text"])
+...     def hello(self, name: str) -> None:
+...         self.emit("output", text=f"hello {name}")
+>>> flow = Flow("greeting")
+>>> _ = flow.add_routine(Hello(), "hello")
+>>> flow.execute("hello", {"name": "world"}).outputs[0].data
+{'text': 'hello world'}
+"""
+
+from routilux.clock import Clock, FakeClock, Signal, SystemClock, Wait, Worker
+from routilux.codec import register_type
+from routilux.context import Context
+from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
+from routilux.core.records import Commit, CommitKind, HistoryRecord, JobStatus
+from routilux.core.state import JobState
+from routilux.errors import (
+    ClockStalledError,
+    CorruptStateError,
+    DuplicateJobError,
+    FlowDefinitionError,
+    FlowMismatchError,
+    IllegalTransitionError,
+    JobFailedError,
+    LeaseLostError,
+    NoActiveStepError,
+    NotResumableError,
+    PoisonJobError,
+    RoutiluxError,
+    SavedStateError,
+    StepLimitError,
+    StepTimeoutError,
+    UnknownRoutineError,
+    UnserializableError,
+    UnsupportedVersionError,
+)
+from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome
+from routilux.flow import Connection, Flow
+from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
+from routilux.persist.document import SavedState
+from routilux.persist.store import JobStore, MemoryStore
+from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
+from routilux.routine import Event, Routine, Slot
+from routilux.runtime import Run, Runtime, use_runtime
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clock",
+    "ClockStalledError",
+    "Commit",
+    "CommitKind",
+    "Connection",
+    "Context",
+    "CorruptStateError",
+    "DataFlow",
+    "DroppedTask",
+    "DuplicateJobError",
+    "Emission",
+    "ErrorHandler",
+    "ErrorInfo",
+    "ErrorStrategy",
+    "Event",
+    "ExecutionMonitor",
+    "FakeClock",
+    "Flow",
+    "FlowDefinitionError",
+    "FlowMismatchError",
+    "HistoryRecord",
+    "IllegalTransitionError",
+    "JobFailedError",
+    "JobState",
+    "JobStatus",
+    "JobStore",
+    "LeaseLostError",
+    "MemoryStore",
+    "NoActiveStepError",
+    "NotResumableError",
+    "Observer",
+    "Output",
+    "PendingTask",
+    "PoisonJobError",
+    "Retry",
+    "RetryAfter",
+    "RoutiluxError",
+    "Routine",
+    "RoutineState",
+    "RoutineStatus",
+    "Run",
+    "Runtime",
+    "SavedState",
+    "SavedStateError",
+    "Signal",
+    "Slot",
+    "StateChange",
+    "StepInput",
+    "StepLimitError",
+    "StepOutcome",
+    "StepTimeoutError",
+    "SystemClock",
+    "UnknownRoutineError",
+    "UnserializableError",
+    "UnsupportedVersionError",
+    "Wait",
+    "Worker",
+    "register_type",
+    "use_runtime",
+]

@@ -1,0 +1,472 @@
+"""Where time comes from: the system's clock, and a fake one that is moved.
+
+Laws:
+- This is the only module that touches `time`; everything else asks a `Clock`.
+- All waiting is by monotonic time. The wall clock names instants; being set, it moves no wait.
+- A fake clock gives one thread at a time its turn: a step runs until it waits or ends, then the
+  next that is ready runs. So whatever waits only through the clock is deterministic, and still
+  overlaps in virtual time.
+- Time moves only when nobody can run: to the earliest instant that is waited for, waking one
+  waiter, the first by (instant, key). What that one causes happens before the next one wakes.
+- It moves by itself only while somebody waits for a result; between two calls of a test it stands.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import count
+from typing import TYPE_CHECKING, Final, final
+
+from routilux.errors import ClockStalledError
+from routilux.instants import SECOND, from_ns, instant_ns, to_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Clock", "FakeClock", "Signal", "SystemClock", "Wait", "Worker"]
+
+_LAST_KEY: Final = (float("inf"),)
+
+# The real functions, whatever is patched later.
+_time_ns = time.time_ns
+_monotonic_ns = time.monotonic_ns
+_sleep = time.sleep
+
+Key = tuple[float, ...]
+
+
+class Signal(ABC):
+    """Something that may happen: set by any thread, waited for with `Clock.wait`."""
+
+    @abstractmethod
+    def set(self) -> None:
+        """Let everybody who waits for it go on, and everybody who comes later."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Make later waits wait again."""
+
+    @abstractmethod
+    def is_set(self) -> bool:
+        """Return whether it was set since it was last cleared."""
+
+
+class Worker:
+    """A thread of work that a clock may have to know of; this one knows nothing.
+
+    Made where the work is handed out, before its thread runs; `start` and `stop` are called in
+    the thread that does the work.
+    """
+
+    __slots__ = ()
+
+    def start(self) -> None:
+        """Begin to work in the calling thread."""
+
+    def stop(self) -> None:
+        """Have done all work."""
+
+
+_UNKNOWN_WORKER: Final = Worker()
+
+
+class Clock(ABC):
+    """A source of time: what it is, and how to wait for an instant or a signal.
+
+    A clock of your own implements the four abstract methods; instants are nanoseconds.
+    """
+
+    @abstractmethod
+    def now_ns(self) -> int:
+        """Return the wall clock's time: nanoseconds since 1970, UTC."""
+
+    @abstractmethod
+    def monotonic_ns(self) -> int:
+        """Return nanoseconds since some instant; never runs back, whatever sets the wall clock."""
+
+    @abstractmethod
+    def signal(self) -> Signal:
+        """Return a new signal that can be waited for with this clock."""
+
+    @abstractmethod
+    def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
+        """Wait for a signal or a monotonic instant, whichever comes first.
+
+        Returns whether the signal is set. `key` orders waits for the same instant, `who` names
+        the waiter in errors.
+        """
+
+    def worker(self, who: str, key: Key = (), *, result: bool = False) -> Worker:
+        """Announce a thread of work; `result`: its thread is one that waits for a result."""
+        return _UNKNOWN_WORKER
+
+    def asked(self, who: str, length: int) -> None:  # noqa: B027 - a clock need not listen
+        """Hear of a wait that was asked for, in nanoseconds."""
+
+
+class _SystemSignal(Signal):
+    __slots__ = ("event",)
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+
+    def set(self) -> None:
+        self.event.set()
+
+    def clear(self) -> None:
+        self.event.clear()
+
+    def is_set(self) -> bool:
+        return self.event.is_set()
+
+
+@final
+class SystemClock(Clock):
+    """The machine's own clock, with the real functions of `time` even where they are patched.
+
+    >>> SystemClock().now_ns() > 1_700_000_000 * 10**9
+    True
+    """
+
+    def now_ns(self) -> int:
+        return _time_ns()
+
+    def monotonic_ns(self) -> int:
+        return _monotonic_ns()
+
+    def signal(self) -> Signal:
+        return _SystemSignal()
+
+    def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
+        if signal is None:
+            if until is None:
+                raise ValueError("a wait needs a signal or an instant, else it never ends")
+            while (left := until - _monotonic_ns()) > 0:
+                _sleep(left / SECOND)
+            return False
+        if not isinstance(signal, _SystemSignal):
+            raise TypeError(f"a {type(signal).__name__} is another clock's signal")
+        if until is None:
+            return signal.event.wait()
+        while (left := until - _monotonic_ns()) > 0:
+            if signal.event.wait(left / SECOND):
+                return True
+        return signal.event.is_set()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """One wait that was asked of a fake clock.
+
+    `who` asked, `at_ns` is when (UTC nanoseconds), `length_ns` how long it was to last.
+    """
+
+    who: str
+    at_ns: int
+    length_ns: int
+
+    @property
+    def length(self) -> timedelta:
+        """The length as a `timedelta` (whole microseconds)."""
+        return timedelta(microseconds=self.length_ns // 1000)
+
+
+class _Party(Worker):
+    """One who takes turns on a fake clock: a loop, a step, or a thread that waits for a result."""
+
+    __slots__ = (
+        "before",
+        "clock",
+        "gate",
+        "key",
+        "outside",
+        "result",
+        "stalled",
+        "thread",
+        "ticket",
+        "who",
+    )
+
+    def __init__(
+        self, clock: FakeClock, who: str, key: Key, *, result: bool, outside: bool
+    ) -> None:
+        self.clock = clock
+        self.who = who
+        self.key = key
+        self.result = result
+        self.outside = outside
+        self.thread = threading.get_ident()
+        self.stalled: str | None = None
+        self.ticket = 0  # of the wait it is in; 0: it waits for nothing
+        self.before: _Party | None = None
+        self.gate = threading.Lock()
+        self.gate.acquire()
+
+    def start(self) -> None:
+        self.clock._enter(self)
+
+    def stop(self) -> None:
+        self.clock._leave(self)
+
+
+class _FakeSignal(Signal):
+    __slots__ = ("clock", "parties", "raised")
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.raised = False
+        self.parties: list[tuple[_Party, int]] = []
+
+    def set(self) -> None:
+        with self.clock._lock:
+            self.raised = True
+            for party, ticket in self.parties:
+                if party.ticket == ticket:
+                    self.clock._wake(party)
+            self.parties.clear()
+            self.clock._turn()
+
+    def clear(self) -> None:
+        self.raised = False
+
+    def is_set(self) -> bool:
+        return self.raised
+
+
+@final
+class FakeClock(Clock):
+    """A clock for tests: it stands still until all wait, then jumps to the next instant.
+
+    `start` is the first instant (aware datetime or ISO text; naive means UTC). With `autojump`
+    the time jumps by itself while somebody waits for a result; without it, only `advance` and
+    `move_to` move it, and a job that waits in the thread that made the clock is
+    `ClockStalledError`.
+
+    >>> clock = FakeClock(start="2026-01-01")
+    >>> clock.advance(1.5)
+    >>> clock.now().isoformat()
+    '2026-01-01T00:00:01.500000+00:00'
+    """
+
+    def __init__(self, start: datetime | str = "2026-01-01", *, autojump: bool = True) -> None:
+        self.autojump = autojump
+        self._lock = threading.Lock()
+        self._rested = threading.Condition(self._lock)
+        self._wall = instant_ns(start)  # what the wall clock showed at monotonic 0
+        self._mono = 0
+        self._current: _Party | None = None
+        self._ready: deque[_Party] = deque()
+        self._sleepers: list[tuple[int, Key, int, _Party]] = []
+        self._waiting: dict[int, tuple[_Party, int | None]] = {}
+        self._tickets = count(1)
+        self._results = 0  # parties and outsiders that wait for a result: the time may jump
+        self._moving = False  # somebody moves the time by hand
+        self._here = threading.local()
+        self._owner = threading.get_ident()
+        self._waits: list[Wait] = []
+        self._follow: Callable[[int], None] | None = None
+
+    # --- reading it -----------------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        return self._wall + self._mono
+
+    def monotonic_ns(self) -> int:
+        return self._mono
+
+    def now(self) -> datetime:
+        """Return the wall clock's time as an aware UTC datetime."""
+        return from_ns(self.now_ns())
+
+    @property
+    def waits(self) -> tuple[Wait, ...]:
+        """Every wait that was asked for, in order: sleeps of handlers and delays of retries."""
+        return tuple(self._waits)
+
+    # --- moving it ------------------------------------------------------------------------------
+
+    def advance(self, seconds: float | timedelta) -> None:
+        """Let `seconds` pass, and return when all that this woke has come to rest.
+
+        Called inside a step it is a sleep of that step.
+        """
+        length = to_ns(seconds)
+        if self._party() is not None:
+            self.asked("advance", length)
+            self.wait(None, self._mono + length, who="advance")
+            return
+        with self._lock:
+            self._moving = True
+            try:
+                target = self._mono + length
+                while True:
+                    while self._current is not None or self._ready:
+                        self._rested.wait()
+                    entry = self._first_sleeper()
+                    if entry is None or entry[0] > target:
+                        break
+                    self._wake_first(entry)
+                    self._turn()
+                self._set(target)
+            finally:
+                self._moving = False
+            self._turn()
+
+    def move_to(self, instant: datetime | str) -> None:
+        """Let time pass until the wall clock shows `instant`; it must not be past."""
+        length = instant_ns(instant) - self.now_ns()
+        if length < 0:
+            raise ValueError(
+                f"{instant} is {-length / SECOND} s before {self.now().isoformat()}; time passes"
+                " forwards only: jump() sets the wall clock back without passing time"
+            )
+        self.advance(timedelta(microseconds=length // 1000))
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock by `seconds`, which may be negative; no time passes, no wait ends."""
+        step = to_ns(seconds) if seconds >= 0 else -to_ns(-seconds)
+        with self._lock:
+            self._wall += step
+            self._set(self._mono)
+
+    # --- waiting on it --------------------------------------------------------------------------
+
+    def signal(self) -> Signal:
+        return _FakeSignal(self)
+
+    def asked(self, who: str, length: int) -> None:
+        self._waits.append(Wait(who, self.now_ns(), length))
+
+    def worker(self, who: str, key: Key = (), *, result: bool = False) -> Worker:
+        party = _Party(self, who, key, result=result, outside=False)
+        with self._lock:
+            self._ready.append(party)
+        return party
+
+    def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
+        if signal is not None and not isinstance(signal, _FakeSignal):
+            raise TypeError(f"a {type(signal).__name__} is another clock's signal")
+        party = self._party()
+        with self._lock:
+            if signal is not None and signal.raised:
+                return True
+            if until is not None and until <= self._mono:
+                return False
+            if party is None:
+                party = _Party(self, who, _LAST_KEY, result=True, outside=True)
+                self._results += 1
+            else:
+                self._current = None
+            party.who = who or party.who
+            party.ticket = ticket = next(self._tickets)
+            self._waiting[ticket] = (party, until)
+            if until is not None:
+                order = _LAST_KEY if party.outside else key or party.key
+                heapq.heappush(self._sleepers, (until, order, ticket, party))
+            if signal is not None:
+                if signal.parties:
+                    signal.parties = [p for p in signal.parties if p[0].ticket == p[1]]
+                signal.parties.append((party, ticket))
+            self._turn()
+        party.gate.acquire()
+        if party.stalled is not None:
+            reason, party.stalled = party.stalled, None
+            raise ClockStalledError(reason)
+        return signal is not None and signal.raised
+
+    # --- taking turns (all below with the lock held, but for _party, _enter and _leave) ----------
+
+    def _party(self) -> _Party | None:
+        party: _Party | None = getattr(self._here, "party", None)
+        return party
+
+    def _enter(self, party: _Party) -> None:
+        party.before = before = self._party()
+        party.thread = threading.get_ident()
+        self._here.party = party
+        with self._lock:
+            if party.result:
+                self._results += 1
+            if before is not None and self._current is before:
+                # A job inside a handler goes on with the turn that its handler has.
+                self._ready.remove(party)
+                self._current = party
+                return
+            self._turn()
+        party.gate.acquire()
+
+    def _leave(self, party: _Party) -> None:
+        with self._lock:
+            if party.result:
+                self._results -= 1
+            self._current = self._here.party = party.before
+            self._turn()
+
+    def _wake(self, party: _Party) -> None:
+        del self._waiting[party.ticket]
+        party.ticket = 0
+        if party.outside:
+            self._results -= 1
+            party.gate.release()
+        else:
+            self._ready.append(party)
+
+    def _turn(self) -> None:
+        while self._current is None:
+            if self._ready:
+                self._current = self._ready.popleft()
+                self._current.gate.release()
+                return
+            if self._moving or not self._results:
+                self._rested.notify_all()
+                return
+            entry = self._first_sleeper() if self.autojump else None
+            if entry is None:
+                self._stall()
+                return
+            self._wake_first(entry)
+
+    def _first_sleeper(self) -> tuple[int, Key, int, _Party] | None:
+        sleepers = self._sleepers
+        while sleepers and sleepers[0][3].ticket != sleepers[0][2]:
+            heapq.heappop(sleepers)
+        return sleepers[0] if sleepers else None
+
+    def _wake_first(self, entry: tuple[int, Key, int, _Party]) -> None:
+        heapq.heappop(self._sleepers)
+        self._set(entry[0])
+        self._wake(entry[3])
+
+    def _set(self, mono: int) -> None:
+        self._mono = mono
+        if self._follow is not None:
+            self._follow(self.now_ns())
+
+    def _stall(self) -> None:
+        # With a stopped clock another thread may still move it, unless the one that made the
+        # clock is among those that wait.
+        for party, _ in self._waiting.values():
+            if party.result and (self.autojump or party.thread == self._owner):
+                lines = [
+                    f"{p.who} waits "
+                    + ("for a signal" if t is None else f"for {(t - self._mono) / SECOND:g} s more")
+                    for p, t in self._waiting.values()
+                ]
+                reason = (
+                    f"nobody will move the clock on from {self.now().isoformat()}: "
+                    + "; ".join(lines)
+                    + ". Use FakeClock(autojump=True), or call advance() from another thread"
+                )
+                # The steps of a job that is given up must not wait for ever either.
+                for other in [p for p, _ in self._waiting.values()]:
+                    if other is party or (not other.result and other.key[:1] == party.key[:1]):
+                        other.stalled = reason
+                        self._wake(other)
+                self._turn()
+                return

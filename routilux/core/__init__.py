@@ -1,0 +1,1 @@
+"""The machine that runs a job: values in, values out; no clock, no threads, no files."""

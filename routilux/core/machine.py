@@ -1,0 +1,488 @@
+"""The machine: given inputs and the time, it says what may run and what a step's end changes.
+
+Laws:
+- It has no clock, no threads, no files, no randomness. The same calls give the same commits.
+- `finish` and `request` are pure: a commit that the store refuses changes nothing.
+- `accept` is the only thing that changes the job; a step leaves flight only there.
+- An outcome that is late, doubled or of a step that was given up is recognised by its number.
+- Whether a shared key that the step read was changed meanwhile is looked at before success or
+  failure; after MOST_CONFLICTS the task runs alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import count
+from typing import TYPE_CHECKING, Final, Literal
+
+from routilux.core.parts import PendingTask, RoutineStatus
+from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.schedule import Schedule
+from routilux.core.state import JobState
+from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
+from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome, Task
+from routilux.policy import ErrorStrategy
+from routilux.values import is_flat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from routilux.exchange import Effect
+    from routilux.flow import Plan
+    from routilux.policy import ErrorHandler
+
+__all__ = ["MOST_CONFLICTS", "Machine", "child_id"]
+
+MOST_CONFLICTS: Final = 3
+_LONGEST_ID: Final = 64
+_numbers = count(1)
+
+_DONE = CommitKind.DONE
+_RETRY = CommitKind.RETRY
+_RUNNING = JobStatus.RUNNING
+_COMPLETED = JobStatus.COMPLETED
+
+Request = Literal["pause", "cancel"]
+
+
+def child_id(parent: str, number: int) -> str:
+    """Return the id of a task's n-th child; a long lineage is shortened to its digest.
+
+    >>> child_id("0.1", 2)
+    '0.1.2'
+    """
+    name = f"{parent}.{number}"
+    if len(name) <= _LONGEST_ID:
+        return name
+    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
+
+
+class Machine:
+    """One job on one plan: what may start, and the commits by which it goes on."""
+
+    __slots__ = ("_alone", "_flights", "_schedule", "_shared_seq", "_shared_when", "job", "plan")
+
+    def __init__(self, plan: Plan, job: JobState) -> None:
+        self.plan = plan
+        self.job = job
+        self._flights: dict[str, StepInput] = {}
+        self._alone = False
+        self._shared_when: dict[str, int] = {}  # shared key -> the commit that changed it
+        self._shared_seq = 0  # the last commit that changed any
+        self._reschedule()
+
+    def _reschedule(self) -> None:
+        limits = {name: r.max_concurrency for name, r in self.plan.routines.items()}
+        waiting = [task for task in self.job._pending.values() if not task.failed]
+        self._schedule = Schedule(limits, waiting)
+
+    # --- what may run ---------------------------------------------------------------------------
+
+    @property
+    def in_flight(self) -> int:
+        """How many steps are in flight."""
+        return len(self._flights)
+
+    @property
+    def flights(self) -> Sequence[StepInput]:
+        """The steps in flight, in the order in which they began."""
+        return list(self._flights.values())
+
+    @property
+    def rests(self) -> bool:
+        """Whether nothing is in flight and nothing will start by itself."""
+        return not self._flights and self.job.status is not _RUNNING
+
+    def startable(self, now: int, most: int | None = None) -> list[PendingTask]:
+        """Return the tasks that may start now, first choice first; `most` may cut it to 1."""
+        room = self.plan.width - len(self._flights)
+        if room <= 0 or self._alone or self.job.status is not _RUNNING:
+            return []
+        first = self._schedule.first(now)
+        if first is None:
+            return []
+        if first.conflicts >= MOST_CONFLICTS:
+            return [] if self._flights else [first]
+        return [first] if most == 1 else self._schedule.ready(now)
+
+    def due(self) -> int | None:
+        """Return the next instant at which a task may start, or None if no time brings one."""
+        if len(self._flights) >= self.plan.width or self._alone or self.job.status is not _RUNNING:
+            return None
+        return self._schedule.due()
+
+    @property
+    def head(self) -> tuple[int, int]:
+        """Where the task that is due next was created, to order it among equals."""
+        return self._schedule.head()
+
+    def begin(self, pending: PendingTask, now: int) -> StepInput:
+        """Take a startable task into flight and return the step that is to be run."""
+        task = pending.task
+        job = self.job
+        flights = self._flights
+        worker = 0
+        if flights:
+            taken = {step.worker for step in flights.values()}
+            while worker in taken:
+                worker += 1
+        if pending.conflicts >= MOST_CONFLICTS:
+            self._alone = True
+        handler = self.plan.handler_of(task.routine_id)
+        retries = handler.max_retries
+        step = StepInput(
+            next(_numbers),
+            task,
+            pending.attempt,
+            job.job_id,
+            job.routine_states[task.routine_id].state,
+            job.shared_data,
+            job.seq,
+            pending.effects,
+            now,
+            handler.timeout_ns,
+            worker,
+            (pending.seq, pending.position),
+            handler.strategy is not ErrorStrategy.RETRY
+            or (retries is not None and pending.retries >= retries),
+        )
+        self._schedule.start(pending)
+        flights[task.task_id] = step
+        return step
+
+    # --- what changed ---------------------------------------------------------------------------
+
+    def start(
+        self, entry: str, slot: str, params: dict[str, object], now: int, *, queued: bool = False
+    ) -> Commit:
+        """Return the first commit of a new job, which creates its root task `0`.
+
+        A queued job is `pending`: it waits for somebody to resume it.
+        """
+        if self.job.seq:
+            raise IllegalTransitionError(f"job {self.job.job_id} was started already")
+        plan = self.plan
+        detail = {
+            "flow_id": plan.flow_id,
+            "shape": list(plan.shape),
+            "routines": list(plan.routines),
+        }
+        root = Task("0", entry, slot, params, is_flat(params), -1)
+        status = JobStatus.PENDING if queued else _RUNNING
+        return Commit(1, CommitKind.START, now, status, tasks=[root], detail=detail)
+
+    def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
+        """Return what the end of a step changes; None if its outcome is late or doubled."""
+        task = step.task
+        flying = self._flights.get(task.task_id)
+        if flying is None or flying.number != outcome.number:
+            return None
+        job = self.job
+        reads = outcome.shared_reads
+        if self._shared_seq > step.seq and (reads is None or reads) and self._changed(step, reads):
+            return Commit(
+                job.seq + 1,
+                CommitKind.CONFLICT,
+                now,
+                job.status,
+                task.task_id,
+                task.routine_id,
+                step.attempt,
+                step.started_ns,
+                step.worker,
+            )
+        if outcome.error_type is not None:
+            return self._failure(step, outcome, now)
+        emissions = outcome.emissions
+        tasks: list[Task] | tuple[()] = ()
+        if emissions:
+            try:
+                tasks = self._fan_out(task, emissions)
+            except FlowDefinitionError as error:
+                return self._failure(step, _failed_by(step, error), now)
+        status = job.status
+        if status is _RUNNING and not tasks and len(job._pending) == 1:
+            status = _COMPLETED
+        return Commit(
+            job.seq + 1,
+            _DONE,
+            now,
+            status,
+            task.task_id,
+            task.routine_id,
+            step.attempt,
+            step.started_ns,
+            step.worker,
+            emissions or (),
+            tasks or (),
+            outcome.state,
+            outcome.shared,
+        )
+
+    def _changed(self, step: StepInput, reads: frozenset[str] | None) -> bool:
+        if reads is None:
+            return True
+        when = self._shared_when
+        return any(when.get(key, 0) > step.seq for key in reads)
+
+    def _fan_out(self, parent: Task, emissions: Sequence[Emission]) -> list[Task]:
+        tasks = []
+        number = 0
+        for index, emission in enumerate(emissions):
+            payload = emission.payload
+            for route in self.plan.routes.get((parent.routine_id, emission.event), ()):
+                if not route.required.issubset(payload):
+                    missing = ", ".join(sorted(repr(n) for n in route.required - set(payload)))
+                    raise FlowDefinitionError(
+                        f"{parent.routine_id} emitted {emission.event!r} without {missing}, which"
+                        f" {route.target}.{route.slot} needs"
+                    )
+                mapping = route.mapping
+                tasks.append(
+                    Task(
+                        child_id(parent.task_id, number),
+                        route.target,
+                        route.slot,
+                        payload
+                        if mapping is None
+                        else {mapping.get(name, name): v for name, v in payload.items()},
+                        emission.flat,
+                        index,
+                    )
+                )
+                number += 1
+        return tasks
+
+    def _failure(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit:
+        task = step.task
+        job = self.job
+        pending = job._pending[task.task_id]
+        handler = self.plan.handler_of(task.routine_id)
+        strategy = handler.strategy
+        if strategy is ErrorStrategy.RETRY:
+            delay = self._retry_delay(handler, pending, step, outcome, now)
+            if delay is not None:
+                return Commit(
+                    job.seq + 1,
+                    _RETRY,
+                    now,
+                    job.status,
+                    task.task_id,
+                    task.routine_id,
+                    step.attempt,
+                    step.started_ns,
+                    step.worker,
+                    (),
+                    (),
+                    None,
+                    None,
+                    outcome.error,
+                    delay,
+                    now + delay,
+                )
+            strategy = handler.on_exhausted
+        stops = strategy is ErrorStrategy.STOP
+        emissions = self._error_event(step, outcome)
+        tasks = self._fan_out(task, emissions)
+        status = job.status
+        if stops:
+            if not job.is_final:
+                status = JobStatus.FAILED
+            detail = None
+        else:
+            skipped = strategy is ErrorStrategy.SKIP
+            as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
+            detail = {"as": as_.value}
+            if status is _RUNNING and not tasks and len(job._pending) == 1:
+                status = _COMPLETED
+        return Commit(
+            job.seq + 1,
+            CommitKind.FAILED if stops else CommitKind.DROPPED,
+            now,
+            status,
+            task.task_id,
+            task.routine_id,
+            step.attempt,
+            step.started_ns,
+            step.worker,
+            emissions or (),
+            tasks or (),
+            error=outcome.error,
+            detail=detail,
+        )
+
+    def _retry_delay(
+        self,
+        handler: ErrorHandler,
+        pending: PendingTask,
+        step: StepInput,
+        outcome: StepOutcome,
+        now: int,
+    ) -> int | None:
+        if outcome.error_type is None or not handler.is_retryable(outcome.error_type):
+            return None
+        spent = pending.retries
+        if handler.max_retries is not None and spent >= handler.max_retries:
+            return None
+        delay = outcome.retry_after_ns
+        if delay is None:
+            draw = None
+            if handler.jitter:
+                seed = f"{self.job.job_id}/{pending.task.task_id}/jitter/{spent + 1}".encode()
+                draw = int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
+            delay = handler.delay_ns(spent + 1, draw)
+        deadline = handler.deadline_ns
+        if deadline is not None:
+            first = pending.first_started_ns
+            if now + delay > (step.started_ns if first is None else first) + deadline:
+                return None
+        return delay
+
+    def _error_event(self, step: StepInput, outcome: StepOutcome) -> list[Emission]:
+        declared = self.plan.routines[step.task.routine_id].events.get("error")
+        if declared is None or outcome.error is None:
+            return []
+        known = {
+            "error_type": outcome.error.type,
+            "message": outcome.error.message,
+            "task_id": step.task.task_id,
+            "slot": step.task.slot,
+            "attempt": step.attempt,
+            "payload": step.task.payload,
+        }
+        payload = {name: known[name] for name in declared.fields}
+        return [Emission("error", payload, "payload" not in payload)]
+
+    def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
+        """Return the commit that records an effect of a step in flight; None if it is over."""
+        task = step.task
+        flying = self._flights.get(task.task_id)
+        if flying is None or flying.number != step.number:
+            return None
+        return Commit(
+            self.job.seq + 1,
+            CommitKind.EFFECT,
+            now,
+            self.job.status,
+            task.task_id,
+            task.routine_id,
+            step.attempt,
+            step.started_ns,
+            step.worker,
+            detail={"name": name},
+            effect=effect,
+        )
+
+    def request(self, kind: Request, now: int, reason: str | None = None) -> Commit:
+        """Return the commit by which a running job is paused, or one that is not final cancelled.
+
+        Raises `NotResumableError` where the job's status does not allow it.
+        """
+        job = self.job
+        if job.is_final or (kind == "pause" and job.status is not _RUNNING):
+            raise NotResumableError(
+                f"job {job.job_id} is {job.status.value}; it can't be {_PAST[kind]} any more"
+            )
+        detail = None if reason is None else {"reason": reason}
+        pause = kind == "pause"
+        return Commit(
+            job.seq + 1,
+            CommitKind.PAUSED if pause else CommitKind.CANCELLED,
+            now,
+            JobStatus.PAUSED if pause else JobStatus.CANCELLED,
+            detail=detail,
+        )
+
+    def resume(self, now: int, *, retry_failed: bool, max_recoveries: int | None) -> Commit:
+        """Return the commit by which a job goes on that was loaded, paused, cut off or has failed.
+
+        After too many recoveries without progress it is the commit that fails the job.
+        """
+        job = self.job
+        if job.is_final:
+            raise NotResumableError(
+                f"job {job.job_id} is {job.status.value}, which is final; start a new job"
+            )
+        tasks = job.pending_tasks
+        failed = [task for task in tasks if task.failed]
+        fresh = job.status is JobStatus.FAILED
+        if fresh and not retry_failed:
+            who = ", ".join(f"{t.routine_id} (task {t.task_id})" for t in failed) or str(job.error)
+            raise NotResumableError(
+                f"job {job.job_id} failed at {who}; resume(job, retry_failed=True) tries again"
+                " with a fresh retry budget"
+            )
+        recoveries = job.recoveries
+        ready = [t for t in tasks if t.due_ns <= now or not t.delay_ns]
+        if job.status is _RUNNING and ready:
+            recoveries += 1
+            if max_recoveries is not None and recoveries > max_recoveries:
+                return self._poisoned(ready, recoveries - 1, now)
+        # What told of a failure is withdrawn with it: the task may succeed now.
+        told = {child.task_id for t in failed for child in self._children(t)}
+        status = _RUNNING if len(tasks) > len(told) else _COMPLETED
+        detail: dict[str, object] = {
+            "recoveries": 0 if fresh else recoveries,
+            "retry_failed": fresh,
+            "withdrawn": sorted(told),
+        }
+        if job.shape != self.plan.shape:
+            detail["shape"] = list(self.plan.shape)
+            detail["routines"] = list(self.plan.routines)
+        return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
+
+    def _children(self, parent: PendingTask) -> list[PendingTask]:
+        failed_at = {
+            c.seq
+            for c in self.job._commits
+            if c.kind is CommitKind.FAILED and c.task_id == parent.task_id
+        }
+        return [task for task in self.job._pending.values() if task.seq in failed_at]
+
+    def _poisoned(self, ready: Sequence[PendingTask], recoveries: int, now: int) -> Commit:
+        who = ", ".join(f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
+        return self.fail(
+            ErrorInfo(
+                "routilux.errors.PoisonJobError",
+                f"recovered {recoveries} times without progress; each time the process ended while"
+                f" one of these was ready to run: {who}",
+            ),
+            now,
+        )
+
+    def fail(self, error: ErrorInfo, now: int) -> Commit:
+        """Return the commit that fails the job as a whole, without a task of its own."""
+        return Commit(self.job.seq + 1, CommitKind.FAILED, now, JobStatus.FAILED, error=error)
+
+    # --- the only way to change it --------------------------------------------------------------
+
+    def accept(self, commit: Commit) -> None:
+        """Fold a commit into the job, and schedule what it created."""
+        job = self.job
+        job.fold(commit)
+        if commit.kind is CommitKind.RESUMED:
+            self._reschedule()
+            return
+        task_id = commit.task_id
+        if task_id is not None and commit.effect is None:
+            step = self._flights.pop(task_id, None)
+            if step is not None:
+                self._schedule.end(step.task.routine_id)
+                self._alone = False
+            pending = job._pending.get(task_id)
+            if pending is not None and not pending.failed:
+                self._schedule.add(pending)
+            shared = commit.shared
+            if shared is not None:
+                self._shared_seq = commit.seq
+                self._shared_when.update(dict.fromkeys(shared.values, commit.seq))
+                self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
+        for task in commit.tasks:
+            self._schedule.add(job._pending[task.task_id])
+
+
+_PAST: Final[Mapping[str, str]] = {"pause": "paused", "cancel": "cancelled"}
+
+
+def _failed_by(step: StepInput, error: Exception) -> StepOutcome:
+    return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=type(error))

@@ -1,0 +1,324 @@
+"""The parts of a job's state, and their saved forms.
+
+Laws:
+- A part is changed by `JobState.fold` alone; whatever can be derived from it is a property.
+- A saved part holds plain JSON with integer nanoseconds. Reading one checks every field, so that
+  what comes out could have been written by this module.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, cast
+
+from routilux import codec
+from routilux.core.records import (
+    duration,
+    effect_data,
+    error_data,
+    in_range,
+    instant,
+    load_effect,
+    load_error,
+    payload,
+)
+from routilux.errors import CorruptStateError
+from routilux.exchange import Task
+from routilux.instants import from_ns
+from routilux.values import is_flat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime, timedelta
+
+    from routilux.exchange import Effect, ErrorInfo
+
+__all__ = ["DroppedTask", "Output", "PendingTask", "RoutineState", "RoutineStatus"]
+
+_COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_continued", "failed")
+
+
+class RoutineStatus(StrEnum):
+    """The worst that happened to any task of a routine."""
+
+    PENDING = "pending"
+    COMPLETED = "completed"
+    SKIPPED = "skipped"
+    ERROR_CONTINUED = "error_continued"
+    FAILED = "failed"
+
+
+@dataclass(slots=True)
+class RoutineState:
+    """What a job knows of one routine: its saved data, and how its tasks fared.
+
+    `attempts` counts attempts that ended, over all tasks; `retry_count` is the most retries that
+    any task has spent; `completed`, `skipped`, `error_continued` and `failed` count tasks.
+    """
+
+    state: dict[str, object] = field(default_factory=dict)
+    attempts: int = 0
+    retry_count: int = 0
+    completed: int = 0
+    skipped: int = 0
+    error_continued: int = 0
+    failed: int = 0
+    error: ErrorInfo | None = None
+
+    @property
+    def status(self) -> RoutineStatus:
+        """The worst of its tasks; `pending` while none has ended."""
+        if self.failed:
+            return RoutineStatus.FAILED
+        if self.error_continued:
+            return RoutineStatus.ERROR_CONTINUED
+        if self.skipped:
+            return RoutineStatus.SKIPPED
+        return RoutineStatus.COMPLETED if self.completed else RoutineStatus.PENDING
+
+    def serialize(self, path: str) -> dict[str, object]:
+        """Return it as JSON-able data; `path` is where errors say that it stands."""
+        return {
+            "status": self.status.value,
+            **{name: getattr(self, name) for name in _COUNTS},
+            "state": codec.encode(self.state, f"{path}.state"),
+            "error": None if self.error is None else error_data(self.error),
+        }
+
+    @classmethod
+    def load(cls, data: object, path: str) -> RoutineState:
+        """Read it from decoded data; raises `CorruptStateError` with the path."""
+        f = codec.check_fields(data, path, _ROUTINE_STATE, {})
+        state = cls(
+            payload(f["state"], f"{path}.state"),
+            error=None if f["error"] is None else load_error(f["error"], f"{path}.error"),
+            **{name: in_range(f[name], f"{path}.{name}") for name in _COUNTS},
+        )
+        if state.status != f["status"]:
+            raise CorruptStateError(
+                f"{path}.status", f"{f['status']!r} contradicts its counts: {state.status.value}"
+            )
+        return state
+
+
+@dataclass(slots=True)
+class PendingTask:
+    """A task that is not done; changed by `JobState.fold` alone.
+
+    `attempt` is the next to be made and is never reset, `retries` the budget spent. `due_ns` is
+    when it may run, `delay_ns` the wait that it is in. (seq, position) is where it was created.
+    """
+
+    task: Task
+    seq: int
+    position: int
+    due_ns: int
+    attempt: int = 1
+    retries: int = 0
+    delay_ns: int | None = None
+    first_started_ns: int | None = None
+    conflicts: int = 0
+    failed: bool = False
+    effects: dict[str, Effect] = field(default_factory=dict)
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task."""
+        return self.task.task_id
+
+    @property
+    def routine_id(self) -> str:
+        """The routine that is to handle it."""
+        return self.task.routine_id
+
+    @property
+    def slot(self) -> str:
+        """The slot that it was delivered to."""
+        return self.task.slot
+
+    @property
+    def payload(self) -> Mapping[str, object]:
+        """The payload, as it was emitted."""
+        return self.task.payload
+
+    @property
+    def due_at(self) -> datetime:
+        """When it may run (UTC)."""
+        return from_ns(self.due_ns)
+
+    @property
+    def delay(self) -> timedelta | None:
+        """The planned wait before the next attempt; None where it waits for none."""
+        return None if self.delay_ns is None else from_ns(self.delay_ns) - from_ns(0)
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """What decides which task comes first."""
+        return self.due_ns, self.seq, self.position
+
+    def serialize(self, path: str) -> dict[str, object]:
+        """Return it as JSON-able data; `path` is where errors say that it stands."""
+        task = self.task
+        return {
+            "task_id": task.task_id,
+            "routine_id": task.routine_id,
+            "slot": task.slot,
+            "payload": codec.encode(task.payload, f"{path}.payload"),
+            "emission": task.emission,
+            "seq": self.seq,
+            "position": self.position,
+            "due_ns": self.due_ns,
+            "attempt": self.attempt,
+            "retries": self.retries,
+            "delay_ns": self.delay_ns,
+            "first_started_ns": self.first_started_ns,
+            "conflicts": self.conflicts,
+            "failed": self.failed,
+            "effects": {
+                name: effect_data(effect, f"{path}.effects[{name!r}]")
+                for name, effect in self.effects.items()
+            },
+        }
+
+    @classmethod
+    def load(cls, data: object, path: str) -> PendingTask:
+        """Read it from decoded data; raises `CorruptStateError` with the path."""
+        f = codec.check_fields(data, path, _PENDING_TASK, {})
+        values = payload(f["payload"], f"{path}.payload")
+        delay, first = f["delay_ns"], f["first_started_ns"]
+        return cls(
+            Task(
+                cast(str, f["task_id"]),
+                cast(str, f["routine_id"]),
+                cast(str, f["slot"]),
+                values,
+                is_flat(values),
+                in_range(f["emission"], f"{path}.emission", least=-1),
+            ),
+            in_range(f["seq"], f"{path}.seq", least=1),
+            in_range(f["position"], f"{path}.position"),
+            instant(f["due_ns"], f"{path}.due_ns"),
+            in_range(f["attempt"], f"{path}.attempt", least=1),
+            in_range(f["retries"], f"{path}.retries"),
+            None if delay is None else duration(delay, f"{path}.delay_ns"),
+            None if first is None else instant(first, f"{path}.first_started_ns"),
+            in_range(f["conflicts"], f"{path}.conflicts"),
+            cast(bool, f["failed"]),
+            {
+                name: load_effect(effect, f"{path}.effects[{name!r}]")
+                for name, effect in cast("dict[str, object]", f["effects"]).items()
+            },
+        )
+
+
+@dataclass(slots=True)
+class Output:
+    """An emission that no connection takes: a result of the job."""
+
+    seq: int
+    routine_id: str
+    event: str
+    data: Mapping[str, object]
+    task_id: str
+
+    def serialize(self, path: str) -> dict[str, object]:
+        """Return it as JSON-able data; `path` is where errors say that it stands."""
+        return {
+            "seq": self.seq,
+            "routine_id": self.routine_id,
+            "event": self.event,
+            "data": codec.encode(self.data, f"{path}.data"),
+            "task_id": self.task_id,
+        }
+
+    @classmethod
+    def load(cls, data: object, path: str) -> Output:
+        """Read it from decoded data; raises `CorruptStateError` with the path."""
+        f = codec.check_fields(data, path, _OUTPUT, {})
+        return cls(
+            in_range(f["seq"], f"{path}.seq", least=1),
+            cast(str, f["routine_id"]),
+            cast(str, f["event"]),
+            payload(f["data"], f"{path}.data"),
+            cast(str, f["task_id"]),
+        )
+
+
+@dataclass(slots=True)
+class DroppedTask:
+    """A task that was given up by CONTINUE (`error_continued`) or SKIP (`skipped`)."""
+
+    seq: int
+    task_id: str
+    routine_id: str
+    slot: str
+    payload: Mapping[str, object]
+    attempt: int
+    outcome: str
+    error: ErrorInfo
+
+    def serialize(self, path: str) -> dict[str, object]:
+        """Return it as JSON-able data; `path` is where errors say that it stands."""
+        return {
+            "seq": self.seq,
+            "task_id": self.task_id,
+            "routine_id": self.routine_id,
+            "slot": self.slot,
+            "payload": codec.encode(self.payload, f"{path}.payload"),
+            "attempt": self.attempt,
+            "outcome": self.outcome,
+            "error": error_data(self.error),
+        }
+
+    @classmethod
+    def load(cls, data: object, path: str) -> DroppedTask:
+        """Read it from decoded data; raises `CorruptStateError` with the path."""
+        f = codec.check_fields(data, path, _DROPPED_TASK, {})
+        return cls(
+            in_range(f["seq"], f"{path}.seq", least=1),
+            cast(str, f["task_id"]),
+            cast(str, f["routine_id"]),
+            cast(str, f["slot"]),
+            payload(f["payload"], f"{path}.payload"),
+            in_range(f["attempt"], f"{path}.attempt", least=1),
+            cast(str, f["outcome"]),
+            load_error(f["error"], f"{path}.error"),
+        )
+
+
+_MAYBE_INT: Final = (int, type(None))
+_ROUTINE_STATE: codec.Fields = {
+    "status": str,
+    **dict.fromkeys(_COUNTS, int),
+    "state": dict,
+    "error": (dict, type(None)),
+}
+_PENDING_TASK: codec.Fields = {
+    "task_id": str,
+    "routine_id": str,
+    "slot": str,
+    "payload": dict,
+    "emission": int,
+    "seq": int,
+    "position": int,
+    "due_ns": int,
+    "attempt": int,
+    "retries": int,
+    "delay_ns": _MAYBE_INT,
+    "first_started_ns": _MAYBE_INT,
+    "conflicts": int,
+    "failed": bool,
+    "effects": dict,
+}
+_OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
+_DROPPED_TASK: codec.Fields = {
+    "seq": int,
+    "task_id": str,
+    "routine_id": str,
+    "slot": str,
+    "payload": dict,
+    "attempt": int,
+    "outcome": str,
+    "error": dict,
+}

@@ -1,0 +1,398 @@
+"""The records of a job: what one commit changed, and what the history tells of it.
+
+Laws:
+- A commit is atomic and complete: everything about a job can be rebuilt from its commits.
+- Its saved form is plain JSON with integer nanoseconds; what is left out has its default.
+- Reading one checks every field and never trusts a number's range.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final, cast
+
+from routilux import codec
+from routilux.errors import CorruptStateError
+from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
+from routilux.instants import from_ns
+from routilux.values import is_flat
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+__all__ = ["Commit", "CommitKind", "HistoryRecord", "JobStatus"]
+
+_EARLIEST: Final = -62_135_596_800 * 10**9
+_LATEST: Final = 253_402_300_799 * 10**9
+_LONGEST: Final = _LATEST - _EARLIEST
+_LARGEST_COUNT: Final = 2**53
+
+
+class JobStatus(StrEnum):
+    """Where a job stands; `completed` and `cancelled` are final."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class CommitKind(StrEnum):
+    """What a commit is about: a step that ended, or a request that was granted."""
+
+    START = "start"
+    DONE = "done"
+    RETRY = "retry"
+    FAILED = "failed"
+    DROPPED = "dropped"
+    CONFLICT = "conflict"
+    EFFECT = "effect"
+    RESUMED = "resumed"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+
+
+@dataclass(slots=True)
+class Commit:
+    """All that one step or request changed, as one record; never changed after it was made.
+
+    `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
+    of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
+    places of the job that work at the same time, from 0. `detail` holds what only one kind has.
+    """
+
+    seq: int
+    kind: CommitKind
+    at_ns: int
+    status: JobStatus
+    task_id: str | None = None
+    routine_id: str | None = None
+    attempt: int = 0
+    started_ns: int | None = None
+    worker: int = 0
+    emissions: Sequence[Emission] = ()
+    tasks: Sequence[Task] = ()
+    state: Writes | None = None
+    shared: Writes | None = None
+    error: ErrorInfo | None = None
+    delay_ns: int | None = None
+    due_ns: int | None = None
+    detail: Mapping[str, object] | None = None
+    effect: Effect | None = None
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When the attempt began."""
+        return None if self.started_ns is None else from_ns(self.started_ns)
+
+    @property
+    def finished_at(self) -> datetime:
+        """When the attempt ended, or the request was granted."""
+        return from_ns(self.at_ns)
+
+    def serialize(self, path: str = "$") -> dict[str, object]:
+        """Return the commit as JSON-able data; `path` is where errors say that it stands."""
+        data: dict[str, object] = {
+            "seq": self.seq,
+            "kind": self.kind.value,
+            "at_ns": self.at_ns,
+            "status": self.status.value,
+        }
+        if self.task_id is not None:
+            data["task_id"] = self.task_id
+        if self.routine_id is not None:
+            data["routine_id"] = self.routine_id
+        if self.attempt:
+            data["attempt"] = self.attempt
+        if self.started_ns is not None:
+            data["started_ns"] = self.started_ns
+        if self.worker:
+            data["worker"] = self.worker
+        if self.emissions:
+            data["emissions"] = [
+                {
+                    "event": e.event,
+                    "payload": codec.encode(e.payload, f"{path}.emissions[{i}].payload"),
+                }
+                for i, e in enumerate(self.emissions)
+            ]
+        if self.tasks:
+            data["tasks"] = [
+                self._task_data(task, f"{path}.tasks[{i}]") for i, task in enumerate(self.tasks)
+            ]
+        if self.state is not None:
+            data["state"] = _writes_data(self.state, f"{path}.state")
+        if self.shared is not None:
+            data["shared"] = _writes_data(self.shared, f"{path}.shared")
+        if self.error is not None:
+            data["error"] = error_data(self.error)
+        if self.delay_ns is not None:
+            data["delay_ns"] = self.delay_ns
+        if self.due_ns is not None:
+            data["due_ns"] = self.due_ns
+        if self.detail is not None:
+            data["detail"] = codec.encode(self.detail, f"{path}.detail")
+        if self.effect is not None:
+            data["effect"] = effect_data(self.effect, f"{path}.effect")
+        return data
+
+    def _task_data(self, task: Task, path: str) -> dict[str, object]:
+        data: dict[str, object] = {
+            "task_id": task.task_id,
+            "routine_id": task.routine_id,
+            "slot": task.slot,
+            "emission": task.emission,
+        }
+        if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
+            data["payload"] = codec.encode(task.payload, f"{path}.payload")
+        return data
+
+    @classmethod
+    def load(cls, data: object, path: str) -> Commit:
+        """Read a commit from decoded data; raises `CorruptStateError` with the path."""
+        f = codec.check_fields(data, path, _COMMIT_REQUIRED, _COMMIT_OPTIONAL)
+        try:
+            kind = CommitKind(cast(str, f["kind"]))
+            status = JobStatus(cast(str, f["status"]))
+        except ValueError as error:
+            raise CorruptStateError(path, str(error)) from None
+        emissions: Sequence[Emission] = ()
+        if "emissions" in f:
+            emissions = [
+                _load_emission(entry, f"{path}.emissions[{i}]")
+                for i, entry in enumerate(cast("list[object]", f["emissions"]))
+            ]
+        tasks: Sequence[Task] = ()
+        if "tasks" in f:
+            tasks = [
+                _load_task(entry, emissions, f"{path}.tasks[{i}]")
+                for i, entry in enumerate(cast("list[object]", f["tasks"]))
+            ]
+        return cls(
+            in_range(f["seq"], f"{path}.seq"),
+            kind,
+            instant(f["at_ns"], f"{path}.at_ns"),
+            status,
+            cast("str | None", f.get("task_id")),
+            cast("str | None", f.get("routine_id")),
+            in_range(f["attempt"], f"{path}.attempt") if "attempt" in f else 0,
+            instant(f["started_ns"], f"{path}.started_ns") if "started_ns" in f else None,
+            in_range(f["worker"], f"{path}.worker") if "worker" in f else 0,
+            emissions,
+            tasks,
+            _load_writes(f["state"], f"{path}.state") if "state" in f else None,
+            _load_writes(f["shared"], f"{path}.shared") if "shared" in f else None,
+            load_error(f["error"], f"{path}.error") if "error" in f else None,
+            duration(f["delay_ns"], f"{path}.delay_ns") if "delay_ns" in f else None,
+            instant(f["due_ns"], f"{path}.due_ns") if "due_ns" in f else None,
+            cast("dict[str, object] | None", f.get("detail")),
+            load_effect(f["effect"], f"{path}.effect") if "effect" in f else None,
+        )
+
+
+@dataclass(slots=True)
+class HistoryRecord:
+    """One thing that the flow did: a start, an emission, or a task that ended by an error.
+
+    `event` is `start`, the emitted event's name, `error`, `error_continued` or `skipped`;
+    `at_ns` is UTC nanoseconds.
+
+    >>> HistoryRecord(1, 0, "fetch", "start", {"id": 7}, "0", 1).at.year
+    1970
+    """
+
+    seq: int
+    at_ns: int
+    routine_id: str
+    event: str
+    data: Mapping[str, object]
+    task_id: str
+    attempt: int
+
+    @property
+    def at(self) -> datetime:
+        """When it was committed."""
+        return from_ns(self.at_ns)
+
+
+def history_of(commit: Commit) -> list[HistoryRecord]:
+    """Return what a commit adds to the history."""
+    kind = commit.kind
+    if kind is CommitKind.START:
+        root = commit.tasks[0]
+        return [
+            HistoryRecord(
+                commit.seq, commit.at_ns, root.routine_id, "start", root.payload, root.task_id, 1
+            )
+        ]
+    task_id, routine_id = commit.task_id, commit.routine_id
+    if task_id is None or routine_id is None:
+        return []
+    records = []
+    if commit.error is not None and kind in (CommitKind.FAILED, CommitKind.DROPPED):
+        event = "error" if kind is CommitKind.FAILED else cast(str, (commit.detail or {})["as"])
+        records.append(
+            HistoryRecord(
+                commit.seq,
+                commit.at_ns,
+                routine_id,
+                event,
+                {"type": commit.error.type, "message": commit.error.message},
+                task_id,
+                commit.attempt,
+            )
+        )
+    records += [
+        HistoryRecord(
+            commit.seq, commit.at_ns, routine_id, e.event, e.payload, task_id, commit.attempt
+        )
+        for e in commit.emissions
+    ]
+    return records
+
+
+# --- saved forms of the parts -------------------------------------------------------------------
+
+_COMMIT_REQUIRED: codec.Fields = {"seq": int, "kind": str, "at_ns": int, "status": str}
+_COMMIT_OPTIONAL: codec.Fields = {
+    "task_id": str,
+    "routine_id": str,
+    "attempt": int,
+    "started_ns": int,
+    "worker": int,
+    "emissions": list,
+    "tasks": list,
+    "state": dict,
+    "shared": dict,
+    "error": dict,
+    "delay_ns": int,
+    "due_ns": int,
+    "detail": dict,
+    "effect": dict,
+}
+_EMISSION_FIELDS: codec.Fields = {"event": str, "payload": dict}
+_TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, "emission": int}
+_WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list}
+_ERROR_REQUIRED: codec.Fields = {"type": str, "message": str}
+_ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str}
+_EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
+
+
+def in_range(value: object, path: str, least: int = 0) -> int:
+    """Return a count that was read; refuses one below `least` or past 2**53."""
+    number = cast(int, value)
+    if not least <= number <= _LARGEST_COUNT:
+        raise CorruptStateError(path, f"{number} is no number from {least} to 2**53")
+    return number
+
+
+def instant(value: object, path: str) -> int:
+    """Return an instant in nanoseconds that was read; refuses one outside the years 1 to 9999."""
+    number = cast(int, value)
+    if not _EARLIEST <= number <= _LATEST:
+        raise CorruptStateError(path, f"{number} ns is no instant of the years 1 to 9999")
+    return number
+
+
+def duration(value: object, path: str) -> int:
+    """Return a duration in nanoseconds that was read; refuses a negative or endless one."""
+    number = cast(int, value)
+    if not 0 <= number <= _LONGEST:
+        raise CorruptStateError(path, f"{number} ns is no duration of up to 9999 years")
+    return number
+
+
+def payload(value: object, path: str) -> dict[str, object]:
+    """Return a payload that was read; its keys are strings."""
+    data = cast("dict[str, object]", value)
+    for key in data:
+        if type(key) is not str:
+            raise CorruptStateError(path, f"the key {key!r} of a payload is no text")
+    return data
+
+
+def error_data(error: ErrorInfo) -> dict[str, object]:
+    """Return an error as JSON-able data."""
+    data: dict[str, object] = {"type": error.type, "message": _plain(error.message)}
+    if error.where is not None:
+        data["where"] = _plain(error.where)
+    if error.traceback is not None:
+        data["traceback"] = _plain(error.traceback)
+    return data
+
+
+def load_error(data: object, path: str) -> ErrorInfo:
+    """Read an error; it stays data and is never made an exception again."""
+    f = codec.check_fields(data, path, _ERROR_REQUIRED, _ERROR_OPTIONAL)
+    return ErrorInfo(
+        cast(str, f["type"]),
+        cast(str, f["message"]),
+        cast("str | None", f.get("where")),
+        cast("str | None", f.get("traceback")),
+    )
+
+
+def effect_data(effect: Effect, path: str) -> dict[str, object]:
+    """Return the result of an effect as JSON-able data."""
+    return {
+        "arguments": effect.arguments,
+        "result": codec.encode(effect.result, f"{path}.result"),
+    }
+
+
+def load_effect(data: object, path: str) -> Effect:
+    """Read the result of an effect."""
+    f = codec.check_fields(data, path, _EFFECT_FIELDS, {})
+    return Effect(cast(str, f["arguments"]), f["result"])
+
+
+def _writes_data(writes: Writes, path: str) -> dict[str, object]:
+    return {
+        "values": codec.encode(writes.values, f"{path}.values"),
+        "removed": list(writes.removed),
+    }
+
+
+def _load_writes(data: object, path: str) -> Writes:
+    f = codec.check_fields(data, path, _WRITES_FIELDS, {})
+    removed = cast("list[object]", f["removed"])
+    if not all(type(key) is str for key in removed):
+        raise CorruptStateError(f"{path}.removed", "a removed key is no text")
+    return Writes(payload(f["values"], f"{path}.values"), tuple(cast("list[str]", removed)))
+
+
+def _load_emission(data: object, path: str) -> Emission:
+    f = codec.check_fields(data, path, _EMISSION_FIELDS, {})
+    values = payload(f["payload"], f"{path}.payload")
+    return Emission(cast(str, f["event"]), values, is_flat(values))
+
+
+def _load_task(data: object, emissions: Sequence[Emission], path: str) -> Task:
+    f = codec.check_fields(data, path, _TASK_REQUIRED, {"payload": dict})
+    index = in_range(f["emission"], f"{path}.emission", least=-1)
+    if index >= len(emissions):
+        raise CorruptStateError(f"{path}.emission", f"the commit has no emission {index}")
+    if "payload" in f:
+        values = payload(f["payload"], f"{path}.payload")
+        flat = is_flat(values)
+    elif index < 0:
+        raise CorruptStateError(f"{path}.payload", "is missing")
+    else:
+        values, flat = emissions[index].payload, emissions[index].flat
+    return Task(
+        cast(str, f["task_id"]),
+        cast(str, f["routine_id"]),
+        cast(str, f["slot"]),
+        values,
+        flat,
+        index,
+    )
+
+
+def _plain(text: str) -> str:
+    # Messages come from anywhere; a lone surrogate in one must not keep a job from being saved.
+    return text.encode("utf-8", "replace").decode()

@@ -1,0 +1,329 @@
+"""One job that is being driven, and the loop that drives any number of them.
+
+Laws:
+- Write, then believe: a commit is folded in only after the store has accepted it, and observers
+  hear of it only then, each in the order of the commits.
+- One loop, whoever's thread it runs in: startable, begin, driver, finish, append, accept,
+  observers, again. It waits for an outcome, a due instant or a poke; it never polls.
+- Everything that changes a job happens under the runtime's lock; no handler runs under it.
+- A job's time is UTC when it began or was resumed, plus monotonic progress, and never before its
+  last commit. So a wall clock that is set moves no wait, and no history runs back.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from routilux import codec
+from routilux.core.records import CommitKind
+from routilux.errors import NoActiveStepError, StepLimitError, UnserializableError
+from routilux.exchange import ErrorInfo, StepInput, StepOutcome
+from routilux.step import timed_out
+
+if TYPE_CHECKING:
+    from routilux.clock import Key
+    from routilux.context import Context
+    from routilux.core.machine import Machine, Request
+    from routilux.core.records import Commit
+    from routilux.core.state import JobState
+    from routilux.drivers import Driver, Ended
+    from routilux.exchange import Effect
+    from routilux.runtime import Runtime
+
+__all__ = ["Drive", "Loop"]
+
+_ordinals = count(1)
+_timer_numbers = count()
+
+
+class Drive:
+    """A job under way in this process: its machine, its time, and how it commits.
+
+    It is the host of the job's steps. `rested` is set when nothing is in flight and nothing will
+    start by itself; `error` is what ended it from outside: a broken store, an interrupt.
+    """
+
+    __slots__ = (
+        "_open",
+        "_store",
+        "error",
+        "loop",
+        "machine",
+        "offset",
+        "ordinal",
+        "plan",
+        "ready",
+        "rested",
+        "runtime",
+        "timer",
+    )
+
+    def __init__(self, runtime: Runtime, machine: Machine) -> None:
+        clock = runtime.clock
+        self.runtime = runtime
+        self.machine = machine
+        self.plan = machine.plan
+        self.ordinal = next(_ordinals)
+        self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
+        self.rested = clock.signal()
+        self.error: BaseException | None = None
+        self.loop: Loop | None = None
+        self.ready = False
+        self.timer: int | None = None
+        self._open: dict[int, Context] = {}
+        self._store = runtime.store
+        machine.job.clock_ns = clock.now_ns
+
+    # --- the host of its steps ------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """Return the job's time."""
+        return self.runtime.clock.monotonic_ns() + self.offset
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        """Wait, at the longest until the attempt's timeout."""
+        clock = self.runtime.clock
+        clock.asked(step.task.routine_id, length)
+        until = self.now_ns() + length
+        if step.timeout_ns is not None:
+            until = min(until, step.started_ns + step.timeout_ns)
+        clock.wait(None, until - self.offset, (self.ordinal, *step.order), _sleeper(step))
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        """Commit the result of an effect, from the step's own thread."""
+        with self.runtime.lock:
+            commit = None
+            if self.error is None:
+                commit = self.machine.effect(step, name, effect, self.now_ns())
+            if commit is None:
+                raise NoActiveStepError(
+                    f"the step of {step.task.routine_id} was given up before the result of"
+                    f" {name!r} could be recorded"
+                )
+            self.commit(commit)
+
+    def opened(self, context: Context) -> None:
+        """Remember a context whose step may have to be given up."""
+        if context.step is not None:
+            self._open[context.step.number] = context
+
+    # --- its commits (under the runtime's lock) -------------------------------------------------
+
+    def commit(self, commit: Commit) -> None:
+        """Write a commit, fold it in, and tell the observers."""
+        if self._store is not None:
+            row = codec.dumps(commit.serialize()).encode()
+            job_id = self.machine.job.job_id
+            if commit.kind is CommitKind.RESUMED:
+                self._store.claim(job_id, commit.seq, row, self.runtime.owner)
+            else:
+                self._store.append(job_id, commit.seq, row, self.runtime.owner)
+        self.machine.accept(commit)
+        if commit.delay_ns:
+            self.runtime.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
+        if self.runtime.observers:
+            self.runtime.tell(self.machine.job, commit)
+
+    def end(self, step: StepInput, outcome: StepOutcome, now: int) -> None:
+        """Commit what the end of a step changes; a late or doubled outcome changes nothing."""
+        if step.timeout_ns is not None:
+            self._open.pop(step.number, None)
+        machine = self.machine
+        if outcome.effects:
+            for name, effect in outcome.effects.items():
+                recorded = machine.effect(step, name, effect, now)
+                if recorded is not None:
+                    self.commit(recorded)
+        commit = machine.finish(step, outcome, now)
+        if commit is None:
+            return
+        try:
+            self.commit(commit)
+        except UnserializableError as error:
+            # Nothing was written: it is the handler's attempt that fails, by what it emitted.
+            unsaved = StepOutcome(
+                step.number, [], error=ErrorInfo.of(error), error_type=UnserializableError
+            )
+            commit = machine.finish(step, unsaved, now)
+            if commit is not None:
+                self.commit(commit)
+
+    def give_up(self, step: StepInput, now: int) -> None:
+        """End a step whose timeout has come while its handler still runs."""
+        context = self._open.pop(step.number, None)
+        if context is not None:
+            context.close()
+            self.end(step, timed_out(step), now)
+
+    def request(self, kind: Request, reason: str | None = None) -> None:
+        """Commit a pause or a cancellation, and let the loop look again."""
+        with self.runtime.lock:
+            self.commit(self.machine.request(kind, self.now_ns(), reason))
+            if self.loop is not None:
+                self.loop.look(self)
+
+    def snapshot(self) -> JobState:
+        """Return a copy of the job as of its last commit."""
+        with self.runtime.lock:
+            return self.machine.job.copy()
+
+
+class Loop:
+    """Drives jobs with one driver: `execute` makes one for a job, a runtime one for all others."""
+
+    def __init__(self, runtime: Runtime, driver: Driver) -> None:
+        self._runtime = runtime
+        self._clock = runtime.clock
+        self._driver = driver
+        self._ready: deque[Drive] = deque()
+        self._timers: list[tuple[int, int, Drive, StepInput | None]] = []
+        self.drives: set[Drive] = set()
+
+    def add(self, drive: Drive) -> None:
+        """Take a job (under the runtime's lock)."""
+        self.drives.add(drive)
+        drive.loop = self
+        self.look(drive)
+
+    def look(self, drive: Drive) -> None:
+        """Look at a job again, which somebody else has changed (under the runtime's lock)."""
+        self._mark(drive)
+        self._driver.poke()
+
+    def run(self) -> None:
+        """Drive the jobs until all of them rest; what breaks one is kept in its `error`."""
+        runtime = self._runtime
+        clock = self._clock
+        driver = self._driver
+        now = clock.monotonic_ns()
+        while True:
+            with runtime.lock:
+                if self._timers:
+                    self._ring(now)
+                while self._ready and driver.room:
+                    drive = self._ready.popleft()
+                    drive.ready = False
+                    try:
+                        self._begin(drive, now)
+                    except BaseException as error:
+                        self._fail(drive, error)
+                if not self.drives:
+                    return
+                until, key, who = self._first_timer() if self._timers else _NO_TIMER
+            try:
+                ended = driver.next(until, key, who)
+            except BaseException as error:
+                self._break(error)
+                return
+            now = clock.monotonic_ns()
+            if ended is not None:
+                self._end(ended, now)
+
+    def _begin(self, drive: Drive, now: int) -> None:
+        machine = drive.machine
+        tasks = machine.startable(now + drive.offset, 1)
+        if not tasks:
+            if machine.rests:
+                self.drop(drive)
+            else:
+                self._watch(drive)
+            return
+        limit = self._runtime.max_steps
+        if limit is not None and self._over(drive, limit):
+            self._mark(drive)
+            return
+        step = machine.begin(tasks[0], now + drive.offset)
+        if self._runtime.step_observers:
+            self._runtime.tell_step(machine.job, step)
+        if step.timeout_ns is not None:
+            due = step.started_ns + step.timeout_ns - drive.offset
+            heappush(self._timers, (due, next(_timer_numbers), drive, step))
+        self._driver.start(drive, step)
+        if drive.plan.width > 1:
+            self._mark(drive)
+
+    def _over(self, drive: Drive, limit: int) -> bool:
+        job = drive.machine.job
+        made = sum(state.attempts for state in job.routine_states.values())
+        if made + drive.machine.in_flight < limit:
+            return False
+        error = StepLimitError(
+            f"job {job.job_id} made {made} attempts, the runtime's max_steps; does a cycle of its"
+            " flow ever end?"
+        )
+        drive.commit(drive.machine.fail(ErrorInfo.of(error), drive.now_ns()))
+        return True
+
+    def _end(self, ended: Ended, now: int) -> None:
+        drive, step, outcome = ended
+        assert isinstance(drive, Drive)
+        with self._runtime.lock:
+            if drive.error is not None:
+                return
+            try:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                drive.end(step, outcome, now + drive.offset)
+            except BaseException as error:
+                self._fail(drive, error)
+            self._mark(drive)
+
+    def _fail(self, drive: Drive, error: BaseException) -> None:
+        drive.error = error
+        self.drop(drive)
+
+    def drop(self, drive: Drive) -> None:
+        """Be done with a job: it rests, or can't go on."""
+        self.drives.discard(drive)
+        drive.loop = None
+        drive.rested.set()
+
+    def _break(self, error: BaseException) -> None:
+        with self._runtime.lock:
+            for drive in list(self.drives):
+                self._fail(drive, error)
+
+    def _mark(self, drive: Drive) -> None:
+        if not drive.ready and drive.loop is self:
+            drive.ready = True
+            self._ready.append(drive)
+
+    def _watch(self, drive: Drive) -> None:
+        due = drive.machine.due()
+        if due is not None:
+            due -= drive.offset
+            if drive.timer is None or due < drive.timer:
+                drive.timer = due
+                heappush(self._timers, (due, next(_timer_numbers), drive, None))
+
+    def _first_timer(self) -> tuple[int, Key, str]:
+        due, _, drive, step = self._timers[0]
+        job_id = drive.machine.job.job_id
+        if step is not None:
+            return due, (drive.ordinal, *step.order), f"job {job_id} (timeout of a step)"
+        return due, (drive.ordinal, *drive.machine.head), f"job {job_id} (next retry)"
+
+    def _ring(self, now: int) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            due, _, drive, step = heappop(timers)
+            if step is not None:
+                if drive.loop is self:
+                    try:
+                        drive.give_up(step, now + drive.offset)
+                    except BaseException as error:
+                        self._fail(drive, error)
+                    self._mark(drive)
+            elif due == drive.timer:
+                drive.timer = None
+                self._mark(drive)
+
+
+_NO_TIMER: Final = (None, (), "the loop")
+
+
+def _sleeper(step: StepInput) -> str:
+    return f"{step.task.routine_id} (task {step.task.task_id}, attempt {step.attempt})"

@@ -1,0 +1,48 @@
+"""Drivers run the steps: in the caller's thread, or on an executor.
+
+Laws:
+- A driver knows nothing of retries, commits or order; it takes steps and hands back outcomes.
+- `start` never runs user code in the caller's thread; `next` may. So a loop can hold its lock
+  while it starts steps, and lets go of it for `next`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from routilux.context import Host
+
+if TYPE_CHECKING:
+    from routilux.clock import Key
+    from routilux.exchange import StepInput, StepOutcome
+    from routilux.flow import Plan
+
+__all__ = ["Driven", "Driver", "Ended"]
+
+
+class Driven(Host, Protocol):
+    """A job as a driver sees it: the host of its steps, its plan, its place among the jobs."""
+
+    plan: Plan
+    ordinal: int
+
+
+Ended = tuple["Driven", "StepInput", "StepOutcome | BaseException"]
+"""A step that is over; a `BaseException` in place of an outcome is not the handler's failure."""
+
+
+class Driver(Protocol):
+    """Takes steps and hands back one outcome at a time."""
+
+    @property
+    def room(self) -> bool:
+        """Whether it can take a step now."""
+
+    def start(self, driven: Driven, step: StepInput) -> None:
+        """Take a step."""
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        """Return a step that is over; None if the instant `until` (monotonic) or a poke came."""
+
+    def poke(self) -> None:
+        """Make `next` return at once; from any thread."""

@@ -1,0 +1,62 @@
+"""Runs steps in the thread of the loop itself, one at a time.
+
+Laws:
+- `start` only takes the step; `next` runs it.
+- With nothing to run, `next` waits for the instant that the loop names, or a poke.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from routilux.step import run_step
+
+if TYPE_CHECKING:
+    from routilux.clock import Clock, Key
+    from routilux.drivers import Driven, Ended
+    from routilux.exchange import StepInput
+
+__all__ = ["InlineDriver"]
+
+
+class InlineDriver:
+    """The driver of a sequential flow that is executed."""
+
+    __slots__ = ("_clock", "_poked", "_taken")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._poked = clock.signal()
+        self._taken: tuple[Driven, StepInput] | None = None
+
+    @property
+    def room(self) -> bool:
+        """Whether it can take a step now: one at a time."""
+        return self._taken is None
+
+    def start(self, driven: Driven, step: StepInput) -> None:
+        """Take a step, to be run by `next`."""
+        self._taken = driven, step
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        """Run the step that was taken; without one, wait."""
+        taken = self._taken
+        if taken is None:
+            self._clock.wait(self._poked, until, key, who)
+            self._poked.clear()
+            return None
+        self._taken = None
+        driven, step = taken
+        task = step.task
+        plan = driven.plan
+        routine = plan.routines[task.routine_id]
+        slot = routine._slots[task.slot]
+        return (
+            driven,
+            step,
+            run_step(step, routine, slot, plan.handler_of(task.routine_id), driven),
+        )
+
+    def poke(self) -> None:
+        """Make `next` return at once; from any thread."""
+        self._poked.set()

@@ -1,0 +1,160 @@
+"""Runs steps on an executor: our own threads, or any `concurrent.futures.Executor`.
+
+Laws:
+- On threads the clock knows of every step before its thread runs, so a fake clock can't jump over
+  one that is about to begin.
+- On an executor that may run elsewhere, steps and outcomes are pickled values, effects travel
+  with the outcome, and time is real.
+- A thread that was given up keeps its place until it returns: nobody can stop it.
+- Our threads are daemons: a handler that hangs can't keep the interpreter from ending, which an
+  engine whose jobs survive a kill can afford. `ThreadPoolExecutor` would wait for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from routilux.clock import SystemClock
+from routilux.errors import RoutiluxError
+from routilux.step import run_remote, run_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from concurrent.futures import Executor, Future
+
+    from routilux.clock import Clock, Key, Worker
+    from routilux.drivers import Driven, Ended
+    from routilux.exchange import StepInput, StepOutcome
+
+__all__ = ["PoolDriver"]
+
+
+class _Threads:
+    """Up to `size` daemon threads, made when they are needed."""
+
+    __slots__ = ("_idle", "_made", "_size", "_work")
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._made = 0
+        self._idle = threading.Semaphore(0)
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+
+    def submit(self, work: Callable[[], None]) -> None:
+        self._work.put(work)
+        if self._made < self._size and not self._idle.acquire(blocking=False):
+            self._made += 1
+            threading.Thread(target=self._serve, name=f"routilux-{self._made}", daemon=True).start()
+
+    def close(self) -> None:
+        for _ in range(self._made):
+            self._work.put(None)
+
+    def _serve(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()
+            self._idle.release()
+
+
+class PoolDriver:
+    """The driver of concurrent flows and of all jobs in the background.
+
+    `size` is how many steps it takes at once; with an executor of the user's, as many as come.
+    """
+
+    __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "size")
+
+    def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
+        if executor is not None and not isinstance(clock, SystemClock):
+            raise RoutiluxError(
+                f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
+                f" {type(clock).__name__}; leave executor=None, so that the clock knows the threads"
+            )
+        self._clock = clock
+        self.size = size
+        self._executor = executor
+        self._threads = _Threads(size)
+        self._flying = 0
+        self._ended: deque[Ended] = deque()
+        self._signal = clock.signal()
+
+    @property
+    def room(self) -> bool:
+        """Whether it can take a step now."""
+        return self._executor is not None or self._flying < self.size
+
+    @property
+    def idle(self) -> bool:
+        """Whether no step is on it, and none that was given up."""
+        return not self._flying
+
+    def start(self, driven: Driven, step: StepInput) -> None:
+        """Hand a step to a thread, or to the user's executor."""
+        task = step.task
+        self._flying += 1
+        executor = self._executor
+        if executor is None or isinstance(executor, ThreadPoolExecutor):
+            worker = self._clock.worker(
+                f"{task.routine_id} (task {task.task_id}, attempt {step.attempt})",
+                (driven.ordinal, *step.order),
+            )
+            work = partial(self._work, worker, driven, step)
+            if executor is None:
+                self._threads.submit(work)
+            else:
+                executor.submit(work)
+            return
+        plan = driven.plan
+        future = executor.submit(
+            run_remote,
+            step,
+            plan.routines[task.routine_id],
+            task.slot,
+            plan.handler_of(task.routine_id),
+        )
+        future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        """Return a step that is over; None if the instant `until` (monotonic) or a poke came."""
+        if not self._ended:
+            self._clock.wait(self._signal, until, key, who)
+            self._signal.clear()
+            if not self._ended:
+                return None
+        self._flying -= 1
+        return self._ended.popleft()
+
+    def poke(self) -> None:
+        """Make `next` return at once; from any thread."""
+        self._signal.set()
+
+    def close(self) -> None:
+        """Let our own threads end; those of a user's executor are the user's."""
+        self._threads.close()
+
+    def _work(self, worker: Worker, driven: Driven, step: StepInput) -> None:
+        worker.start()
+        try:
+            task = step.task
+            plan = driven.plan
+            routine = plan.routines[task.routine_id]
+            handler = plan.handler_of(task.routine_id)
+            slot = plan.slot(task.routine_id, task.slot)
+            outcome: StepOutcome | BaseException = run_step(step, routine, slot, handler, driven)
+        except BaseException as error:
+            outcome = error
+        self._end(driven, step, outcome)
+        worker.stop()
+
+    def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
+        self._ended.append((driven, step, outcome))
+        self._signal.set()
+
+
+def _outcome(done: Future[StepOutcome]) -> StepOutcome | BaseException:
+    return done.exception() or done.result()

@@ -1,0 +1,163 @@
+"""The values that a step exchanges with the engine: `StepInput` in, `StepOutcome` out.
+
+Laws:
+- They are values: they can be pickled, held back, dropped or delivered twice.
+- Nothing in them changes after it was made. They are not frozen, because that costs 70 % more on
+  the hottest path; nobody assigns to them all the same.
+- An error travels as data. No exception is kept, so none of its frames is.
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Effect", "Emission", "ErrorInfo", "StepInput", "StepOutcome", "Task", "Writes"]
+
+_LONGEST_MESSAGE: Final = 10_000
+_type_names: dict[type[BaseException], str] = {}
+
+
+def type_name(error_type: type[BaseException]) -> str:
+    """Return how an exception class is named: `ValueError`, `shop.errors.GatewayDown`."""
+    name = _type_names.get(error_type)
+    if name is None:
+        module = error_type.__module__
+        name = error_type.__qualname__
+        if module != "builtins":
+            name = f"{module}.{name}"
+        _type_names[error_type] = name
+    return name
+
+
+@dataclass(slots=True)
+class ErrorInfo:
+    """What is kept of an exception: `type` by name, `message`, `where` (file:line), `traceback`.
+
+    The traceback is kept where an error ends something: at a failed or dropped task.
+
+    >>> ErrorInfo.of(ValueError("no stock")).type
+    'ValueError'
+    """
+
+    type: str
+    message: str
+    where: str | None = None
+    traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Describe an exception, without its traceback."""
+        try:
+            message = str(error)
+        except Exception as broken:
+            message = f"<its str() raised {type(broken).__name__}>"
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[:_LONGEST_MESSAGE] + "…"
+        return cls(type_name(type(error)), message, _innermost(error.__traceback__))
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+def _innermost(place: TracebackType | None) -> str | None:
+    if place is None:
+        return None
+    while place.tb_next is not None:
+        place = place.tb_next
+    return f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """Return the traceback of an exception as text."""
+    return "".join(traceback.format_exception(error))
+
+
+@dataclass(slots=True)
+class Emission:
+    """One `emit`: the event's name and its payload. `flat`: the payload holds only scalars."""
+
+    event: str
+    payload: dict[str, object]
+    flat: bool
+
+
+@dataclass(slots=True)
+class Task:
+    """A delivery to be handled: one payload for one slot of one routine.
+
+    `emission` is the index, in the commit that created the task, of the emission that it
+    delivers; -1 for the task that a job starts with.
+    """
+
+    task_id: str
+    routine_id: str
+    slot: str
+    payload: dict[str, object]
+    flat: bool
+    emission: int
+
+
+@dataclass(slots=True)
+class Effect:
+    """The recorded result of an external effect, and the digest of the arguments that it had."""
+
+    arguments: str
+    result: object
+
+
+@dataclass(slots=True)
+class StepInput:
+    """One attempt to be made: the task, and the state as it stood when the attempt began.
+
+    `number` is never used again in this process. `state` and `shared` are snapshots and must not
+    be changed; `seq` is the last commit that they know. Times are in nanoseconds, by the job's
+    own clock. `timeout_ns` bounds the attempt; `worker` is the place of the job that it takes,
+    `order` where the task was created (commit, position);
+    `final` says that a failure can't be retried.
+    """
+
+    number: int
+    task: Task
+    attempt: int
+    job_id: str
+    state: dict[str, object]
+    shared: dict[str, object]
+    seq: int
+    effects: dict[str, Effect]
+    started_ns: int
+    timeout_ns: int | None
+    worker: int
+    order: tuple[int, int]
+    final: bool
+
+
+@dataclass(slots=True)
+class Writes:
+    """What a step changed in a mapping: new values by key, and the keys that it removed."""
+
+    values: dict[str, object]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What an attempt came to: emissions and writes, or the error.
+
+    `shared_reads` are the shared keys that it read; None stands for all of them. `effects` are
+    effects that could not be recorded at once, because the step ran in another process.
+    """
+
+    number: int
+    emissions: list[Emission]
+    state: Writes | None = None
+    shared: Writes | None = None
+    shared_reads: frozenset[str] | None = frozenset()
+    error: ErrorInfo | None = None
+    error_type: type[BaseException] | None = None
+    retry_after_ns: int | None = None
+    effects: dict[str, Effect] | None = None

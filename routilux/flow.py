@@ -1,0 +1,527 @@
+"""A flow: the graph of routines, and the plan that the engine follows.
+
+Laws:
+- A flow says what is to be done and is not changed by running; any number of jobs share it.
+- Everything is checked when it is said: an unknown end, a field that nobody emits, a connection
+  that stands already is refused at once and leaves the flow as it was.
+- `shape` is the graph in words; `fingerprint` is its digest. Arguments, policies and the strategy
+  are not part of it: they may change while jobs are under way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from routilux import codec
+from routilux.errors import (
+    CorruptStateError,
+    FlowDefinitionError,
+    UnknownRoutineError,
+)
+from routilux.policy import ErrorHandler
+from routilux.routine import Routine, find_class
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from routilux.core.state import JobState
+    from routilux.routine import Slot
+    from routilux.runtime import Run, Runtime
+
+__all__ = ["Connection", "ExecutionStrategy", "Flow", "Plan", "Route"]
+
+ExecutionStrategy = Literal["sequential", "concurrent"]
+_STRATEGIES: Final = ("sequential", "concurrent")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One edge: an event of one routine to a slot of another.
+
+    `param_mapping` renames event fields to handler parameters.
+    """
+
+    source: str
+    event: str
+    target: str
+    slot: str
+    param_mapping: Mapping[str, str]
+
+    def __str__(self) -> str:
+        return f"{self.source}.{self.event} -> {self.target}.{self.slot}"
+
+
+@dataclass(slots=True)
+class Route:
+    """A connection as the engine follows it."""
+
+    target: str
+    slot: str
+    mapping: dict[str, str] | None
+    required: frozenset[str]  # event fields without which the handler can't be called
+
+
+@dataclass(slots=True)
+class Plan:
+    """A flow as the engine reads it; made once and never changed, so that jobs can share it."""
+
+    flow_id: str
+    shape: tuple[str, ...]
+    routines: dict[str, Routine]
+    routes: dict[tuple[str, str], tuple[Route, ...]]
+    width: int
+    flow_handler: ErrorHandler
+
+    def handler_of(self, routine_id: str) -> ErrorHandler:
+        """Return the error handler that decides for a routine."""
+        return self.routines[routine_id]._error_handler or self.flow_handler
+
+    def slot(self, routine_id: str, slot: str) -> Slot:
+        """Return a slot, which must exist."""
+        return self.routines[routine_id]._slots[slot]
+
+
+class Flow:
+    """A graph of routines, connected by events and slots.
+
+    `execution_strategy` "sequential" runs one step at a time, "concurrent" up to `max_workers`.
+
+    >>> flow = Flow("greetings")
+    >>> flow.execution_strategy
+    'sequential'
+    """
+
+    def __init__(
+        self,
+        flow_id: str | None = None,
+        *,
+        execution_strategy: ExecutionStrategy = "sequential",
+        max_workers: int = 4,
+    ) -> None:
+        if flow_id is not None and (not isinstance(flow_id, str) or not flow_id):
+            raise FlowDefinitionError(f"a flow's id is a text, not {flow_id!r}")
+        if execution_strategy not in _STRATEGIES:
+            raise FlowDefinitionError(
+                f"execution_strategy is {execution_strategy!r}; choose 'sequential' or 'concurrent'"
+            )
+        if type(max_workers) is not int or max_workers < 1:
+            raise FlowDefinitionError(
+                f"max_workers is {max_workers!r}; it is a whole number from 1"
+            )
+        self.flow_id = flow_id if flow_id is not None else "flow"
+        self.execution_strategy = execution_strategy
+        self.max_workers = max_workers
+        self._routines: dict[str, Routine] = {}
+        self._connections: list[Connection] = []
+        self._error_handler: ErrorHandler | None = None
+        self._plan: Plan | None = None
+
+    # --- building it ----------------------------------------------------------------------------
+
+    def add_routine(self, routine: Routine, routine_id: str | None = None) -> str:
+        """Add a routine and return its id, by default the name of its class.
+
+        Raises `FlowDefinitionError` where the id is taken.
+        """
+        if not isinstance(routine, Routine):
+            raise FlowDefinitionError(
+                f"{routine!r} is no Routine; derive its class from routilux.Routine"
+            )
+        routine._slots_or_die()
+        name = type(routine).__name__ if routine_id is None else routine_id
+        if not isinstance(name, str) or not name:
+            raise FlowDefinitionError(f"a routine's id is a text, not {routine_id!r}")
+        if name in self._routines:
+            raise FlowDefinitionError(
+                f"flow {self.flow_id!r} has a routine {name!r} already;"
+                " pass another routine_id to add_routine"
+            )
+        self._routines[name] = routine
+        self._plan = None
+        return name
+
+    def connect(
+        self,
+        source: str,
+        event: str,
+        target: str,
+        slot: str,
+        param_mapping: Mapping[str, str] | None = None,
+    ) -> Connection:
+        """Deliver an event of `source` to a slot of `target`.
+
+        `param_mapping` is {event field: handler parameter}. Raises `FlowDefinitionError` for an
+        unknown end, a field or parameter that does not exist, a required parameter that no field
+        covers, or a connection that stands already.
+        """
+        declared = self._routine(source).events.get(event)
+        if declared is None:
+            raise FlowDefinitionError(
+                f"routine {source!r} has no event {event!r};"
+                f" it has {_names(self._routine(source).events)}"
+            )
+        entrance = self._routine(target).slots.get(slot)
+        if entrance is None:
+            raise FlowDefinitionError(
+                f"routine {target!r} has no slot {slot!r};"
+                f" it has {_names(self._routine(target).slots)}"
+            )
+        connection = Connection(
+            source, event, target, slot, MappingProxyType(dict(param_mapping or {}))
+        )
+        binding = entrance.binding
+        for field, parameter in connection.param_mapping.items():
+            if field not in declared.allowed:
+                raise FlowDefinitionError(
+                    f"{connection}: param_mapping names field {field!r}, but event {event!r}"
+                    f" has {_names(declared.fields)}"
+                )
+            if parameter not in binding.names and not binding.takes_rest:
+                raise FlowDefinitionError(
+                    f"{connection}: param_mapping names parameter {parameter!r}, but the handler"
+                    f" takes {_names(sorted(binding.names))}"
+                )
+        delivered = [connection.param_mapping.get(field, field) for field in declared.fields]
+        if len(set(delivered)) != len(delivered):
+            raise FlowDefinitionError(
+                f"{connection}: param_mapping delivers two fields as one parameter: {delivered}"
+            )
+        missing = sorted(binding.required - set(delivered))
+        if missing:
+            raise FlowDefinitionError(
+                f"{connection}: the handler needs {_names(missing)}, but the event carries"
+                f" {_names(delivered)}; emit it, map it with param_mapping, or give it a default"
+            )
+        if any(str(connection) == str(other) for other in self._connections):
+            raise FlowDefinitionError(f"{connection} stands already; each edge is made once")
+        self._connections.append(connection)
+        self._plan = None
+        return connection
+
+    def set_error_handler(self, handler: ErrorHandler | None) -> None:
+        """Set what happens when a routine without a handler of its own fails; None means STOP."""
+        self._error_handler = handler
+        self._plan = None
+
+    @property
+    def routines(self) -> Mapping[str, Routine]:
+        """The routines by id (read-only)."""
+        return MappingProxyType(self._routines)
+
+    @property
+    def connections(self) -> tuple[Connection, ...]:
+        """The connections, in the order in which they were made."""
+        return tuple(self._connections)
+
+    @property
+    def error_handler(self) -> ErrorHandler | None:
+        """The flow's error handler."""
+        return self._error_handler
+
+    def _routine(self, routine_id: str) -> Routine:
+        routine = self._routines.get(routine_id)
+        if routine is None:
+            raise FlowDefinitionError(
+                f"flow {self.flow_id!r} has no routine {routine_id!r}; it has"
+                f" {_names(self._routines)}"
+            )
+        return routine
+
+    # --- reading it -----------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """The graph as sorted lines: routines with their slots and events, and connections."""
+        return self.plan().shape
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the shape; equal for flows on which the same jobs can run."""
+        return "sha256:" + hashlib.sha256("\n".join(self.shape).encode()).hexdigest()
+
+    def plan(self, execution_strategy: ExecutionStrategy | None = None) -> Plan:
+        """Return what the engine follows; it does not change when the flow does."""
+        if self._plan is None:
+            self._plan = self._make_plan()
+        strategy = execution_strategy or self.execution_strategy
+        if strategy not in _STRATEGIES:
+            raise FlowDefinitionError(
+                f"execution_strategy is {strategy!r}; choose 'sequential' or 'concurrent'"
+            )
+        plan = self._plan
+        if strategy == self.execution_strategy:
+            return plan
+        width = self.max_workers if strategy == "concurrent" else 1
+        return Plan(plan.flow_id, plan.shape, plan.routines, plan.routes, width, plan.flow_handler)
+
+    def _make_plan(self) -> Plan:
+        lines = []
+        for routine_id, routine in self._routines.items():
+            lines.append(f"routine {routine_id}: {routine.saved_name()}")
+            lines += [f"slot {routine_id}.{slot}" for slot in routine.slots]
+            for event in routine.events.values():
+                lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
+        lines += [f"connection {connection}" for connection in self._connections]
+        routes: dict[tuple[str, str], tuple[Route, ...]] = {}
+        for c in self._connections:
+            back = {parameter: field for field, parameter in c.param_mapping.items()}
+            required = self._routines[c.target].slots[c.slot].binding.required
+            route = Route(
+                c.target,
+                c.slot,
+                dict(c.param_mapping) or None,
+                frozenset(back.get(name, name) for name in required),
+            )
+            routes[c.source, c.event] = (*routes.get((c.source, c.event), ()), route)
+        return Plan(
+            self.flow_id,
+            tuple(sorted(lines)),
+            dict(self._routines),
+            routes,
+            self.max_workers if self.execution_strategy == "concurrent" else 1,
+            self._error_handler or ErrorHandler(),
+        )
+
+    def to_mermaid(self) -> str:
+        """Return the graph as a Mermaid flowchart.
+
+        >>> print(Flow("empty").to_mermaid())
+        flowchart LR
+        """
+        number = {routine_id: f"r{i}" for i, routine_id in enumerate(self._routines)}
+        lines = ["flowchart LR"]
+        lines += [f'    {number[r]}["{_quoted(r)}"]' for r in self._routines]
+        lines += [
+            f'    {number[c.source]} -->|"{_quoted(c.event)}"| {number[c.target]}'
+            for c in self._connections
+        ]
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        return (
+            f"Flow({self.flow_id!r}, {len(self._routines)} routines,"
+            f" {len(self._connections)} connections, {self.execution_strategy})"
+        )
+
+    # --- running it -----------------------------------------------------------------------------
+
+    def execute(
+        self,
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        job_id: str | None = None,
+        runtime: Runtime | None = None,
+    ) -> JobState:
+        """Run a new job from `entry` and return it when it rests.
+
+        A failed job is returned, not raised: see `JobState.raise_for_status`. Raises
+        `FlowDefinitionError` where `entry`, `slot` or `params` don't fit.
+        """
+        return _runtime(runtime).execute(self, entry, params, slot=slot, job_id=job_id)
+
+    async def aexecute(
+        self,
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        job_id: str | None = None,
+        runtime: Runtime | None = None,
+    ) -> JobState:
+        """Do what `execute` does without holding up the event loop."""
+        return await _runtime(runtime).aexecute(self, entry, params, slot=slot, job_id=job_id)
+
+    def start(
+        self,
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        job_id: str | None = None,
+        runtime: Runtime | None = None,
+    ) -> Run:
+        """Run a new job in the background and return its handle."""
+        return _runtime(runtime).start(self, entry, params, slot=slot, job_id=job_id)
+
+    def resume(
+        self,
+        job: JobState,
+        *,
+        runtime: Runtime | None = None,
+        retry_failed: bool = False,
+        allow_changed_flow: bool = False,
+        execution_strategy: ExecutionStrategy | None = None,
+    ) -> JobState:
+        """Go on with a job that was loaded, paused or cut off, and return it when it rests.
+
+        The job that is passed stays as it is. `retry_failed` gives failed tasks a fresh budget;
+        `allow_changed_flow` goes on where every pending task still has its slot. Raises
+        `NotResumableError` and `FlowMismatchError`.
+        """
+        return _runtime(runtime).resume(
+            self,
+            job,
+            retry_failed=retry_failed,
+            allow_changed_flow=allow_changed_flow,
+            execution_strategy=execution_strategy,
+        )
+
+    # --- saving it ------------------------------------------------------------------------------
+
+    def serialize(self) -> dict[str, object]:
+        """Return the flow as JSON-able data, from which `deserialize` builds it again.
+
+        Raises `UnserializableError` for constructor arguments that have no saved form.
+        """
+        return {
+            "flow_id": self.flow_id,
+            "execution_strategy": self.execution_strategy,
+            "max_workers": self.max_workers,
+            "error_handler": _saved_handler(self._error_handler),
+            "routines": [
+                {
+                    "id": routine_id,
+                    "routine": routine.saved_name(),
+                    "args": codec.encode(
+                        list(routine.arguments[0]), f"$.flow.routines[{index}].args"
+                    ),
+                    "kwargs": codec.encode(
+                        routine.arguments[1], f"$.flow.routines[{index}].kwargs"
+                    ),
+                    "error_handler": _saved_handler(routine.error_handler),
+                }
+                for index, (routine_id, routine) in enumerate(self._routines.items())
+            ],
+            "connections": [
+                {
+                    "source": c.source,
+                    "event": c.event,
+                    "target": c.target,
+                    "slot": c.slot,
+                    "param_mapping": dict(c.param_mapping),
+                }
+                for c in self._connections
+            ],
+            "fingerprint": self.fingerprint,
+        }
+
+    @classmethod
+    def deserialize(cls, document: Mapping[str, object]) -> Flow:
+        """Build a flow from what `serialize` gave.
+
+        The routines' classes must have been imported. Raises `SavedStateError` with the path of
+        what does not fit.
+        """
+        return cls.load(codec.decode(document), "$")
+
+    @classmethod
+    def load(cls, document: object, path: str) -> Flow:
+        """Build a flow from decoded data; `path` is where in the document it stands."""
+        data = codec.check_fields(document, path, _FLOW_FIELDS, {})
+        try:
+            flow = cls(
+                cast(str, data["flow_id"]),
+                execution_strategy=cast(ExecutionStrategy, data["execution_strategy"]),
+                max_workers=cast(int, data["max_workers"]),
+            )
+        except FlowDefinitionError as error:
+            raise CorruptStateError(path, str(error)) from None
+        flow.set_error_handler(_loaded_handler(data["error_handler"], f"{path}.error_handler"))
+        for index, entry in enumerate(cast(list[object], data["routines"])):
+            flow._load_routine(entry, f"{path}.routines[{index}]")
+        for index, entry in enumerate(cast(list[object], data["connections"])):
+            place = f"{path}.connections[{index}]"
+            edge = codec.check_fields(entry, place, _CONNECTION_FIELDS, {})
+            try:
+                flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
+            except FlowDefinitionError as error:
+                raise CorruptStateError(place, str(error)) from None
+        if flow.fingerprint != data["fingerprint"]:
+            raise CorruptStateError(
+                f"{path}.fingerprint",
+                "the routines' slots and events are no longer those that were saved;"
+                " load the job and resume it on the flow that the program builds now",
+            )
+        return flow
+
+    def _load_routine(self, entry: object, place: str) -> None:
+        data = codec.check_fields(entry, place, _ROUTINE_FIELDS, {})
+        name = cast(str, data["routine"])
+        found = find_class(name)
+        if found is None:
+            raise UnknownRoutineError(
+                f"{place}.routine",
+                f"no routine class {name!r} is defined in this program; import the module that"
+                " defines it before loading (a class of another program's __main__ or one made"
+                " inside a function needs a routine_name)",
+            )
+        args = cast(list[object], data["args"])
+        kwargs = cast(dict[str, object], data["kwargs"])
+        try:
+            routine = found(*args, **kwargs)
+        except Exception as error:
+            raise CorruptStateError(
+                place, f"{name} can't be built from its saved arguments: {error}"
+            ) from error
+        handler = _loaded_handler(data["error_handler"], f"{place}.error_handler")
+        if handler is not None:
+            routine.set_error_handler(handler)
+        try:
+            self.add_routine(routine, cast(str, data["id"]))
+        except FlowDefinitionError as error:
+            raise CorruptStateError(place, str(error)) from None
+
+
+_FLOW_FIELDS: codec.Fields = {
+    "flow_id": str,
+    "execution_strategy": str,
+    "max_workers": int,
+    "error_handler": (dict, type(None)),
+    "routines": list,
+    "connections": list,
+    "fingerprint": str,
+}
+_ROUTINE_FIELDS: codec.Fields = {
+    "id": str,
+    "routine": str,
+    "args": list,
+    "kwargs": dict,
+    "error_handler": (dict, type(None)),
+}
+_CONNECTION_FIELDS: codec.Fields = {
+    "source": str,
+    "event": str,
+    "target": str,
+    "slot": str,
+    "param_mapping": dict,
+}
+
+
+def _saved_handler(handler: ErrorHandler | None) -> object:
+    return None if handler is None else handler.serialize()
+
+
+def _loaded_handler(data: object, path: str) -> ErrorHandler | None:
+    return None if data is None else ErrorHandler.deserialize(data, path)
+
+
+def _runtime(runtime: Runtime | None) -> Runtime:
+    if runtime is not None:
+        return runtime
+    from routilux.runtime import default_runtime
+
+    return default_runtime()
+
+
+def _names(names: object) -> str:
+    found = [repr(name) for name in cast("list[str]", names)]
+    return ", ".join(found) or "none"
+
+
+def _quoted(text: str) -> str:
+    return text.replace('"', "#quot;")

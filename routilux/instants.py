@@ -1,0 +1,70 @@
+"""Instants and lengths of time, in integer nanoseconds.
+
+Laws:
+- Inside the engine time is an `int`: an instant counts from 1970 UTC, a length from zero. Floats
+  are read by their decimal meaning, once, at the edge.
+- What people read is made from these integers, never from floats.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from fractions import Fraction
+from typing import Final
+
+__all__ = ["SECOND", "from_ns", "instant_ns", "seconds_text", "to_ns"]
+
+SECOND: Final = 1_000_000_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_ns(value: float | timedelta) -> int:
+    """Return a length of time in integer nanoseconds, from its exact decimal meaning.
+
+    Raises `ValueError` for a length that is negative or not finite.
+
+    >>> to_ns(0.3), to_ns(timedelta(milliseconds=5))
+    (300000000, 5000000)
+    """
+    if isinstance(value, timedelta):
+        length = (value // timedelta(microseconds=1)) * 1000
+    elif isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
+        raise ValueError(f"a length of time is a finite number of seconds, not {value!r}")
+    else:
+        length = round(Fraction(repr(value)) * SECOND)
+    if length < 0:
+        raise ValueError(f"a length of time can't be negative: {value!r}")
+    return length
+
+
+def from_ns(instant: int) -> datetime:
+    """Return an instant in nanoseconds since 1970 as an aware UTC datetime (microseconds).
+
+    >>> from_ns(1_500_000_000).isoformat()
+    '1970-01-01T00:00:01.500000+00:00'
+    """
+    return _EPOCH + timedelta(microseconds=instant // 1000)
+
+
+def instant_ns(instant: datetime | str) -> int:
+    """Return an instant as nanoseconds since 1970; ISO text is read, a naive time means UTC.
+
+    >>> instant_ns("1970-01-01T00:00:01+00:00")
+    1000000000
+    """
+    moment = datetime.fromisoformat(instant) if isinstance(instant, str) else instant
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def seconds_text(length: int, places: int = 3) -> str:
+    """Return a length as seconds with `places` decimals, rounded half up.
+
+    >>> seconds_text(5_737_500_000), seconds_text(450_000_000, 4), seconds_text(-5_000_000)
+    ('5.738', '0.4500', '-0.005')
+    """
+    unit = 10 ** (9 - places)
+    whole, part = divmod((abs(length) + unit // 2) // unit, 10**places)
+    sign = "-" if length < 0 and (whole or part) else ""
+    return f"{sign}{whole}.{part:0{places}d}"

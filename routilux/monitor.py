@@ -1,0 +1,237 @@
+"""What happened, as typed records: `ExecutionMonitor`, fed by commits.
+
+Laws:
+- A monitor knows commits and nothing else, so it can be rebuilt from a job on any host.
+- Its times are the job's, exact, in nanoseconds.
+- An observer is told after a commit is durable; it can't change it and can't break the job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from routilux.core.parts import RoutineState, RoutineStatus
+from routilux.core.records import Commit, CommitKind, HistoryRecord, history_of
+from routilux.instants import from_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime, timedelta
+
+    from routilux.core.state import JobState
+    from routilux.exchange import ErrorInfo
+
+__all__ = ["DataFlow", "ExecutionMonitor", "Observer", "Retry", "StateChange"]
+
+
+class Observer(Protocol):
+    """Hears of every commit of a runtime's jobs, in order, one at a time.
+
+    A method `on_step(job, step)`, if there is one, hears of each step that starts; that is not
+    durable. What an observer raises is logged and counted, and changes nothing.
+    """
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        """Hear of a commit that was accepted; `job` must not be changed."""
+
+
+@dataclass(slots=True)
+class DataFlow:
+    """One delivery: an event of `source` to a slot of `target`, as task `task_id`."""
+
+    job_id: str
+    seq: int
+    at_ns: int
+    source: str
+    event: str
+    target: str
+    slot: str
+    payload: Mapping[str, object]
+    task_id: str
+
+
+@dataclass(slots=True)
+class StateChange:
+    """A routine's status changed, by the end of attempt `attempt` with `retry_count` retries."""
+
+    job_id: str
+    seq: int
+    at_ns: int
+    routine_id: str
+    before: RoutineStatus
+    after: RoutineStatus
+    attempt: int
+    retry_count: int
+
+
+@dataclass(slots=True)
+class Retry:
+    """One retry of a task: its number from 1, the planned delay, and when it really began.
+
+    `failed_ns` is when attempt `attempt` failed, `due_ns` when the next was due, `started_ns`
+    when it began; None while it has not ended.
+    """
+
+    job_id: str
+    task_id: str
+    routine_id: str
+    number: int
+    attempt: int
+    failed_ns: int
+    delay_ns: int
+    due_ns: int
+    error: ErrorInfo | None
+    started_ns: int | None = None
+
+    @property
+    def delay(self) -> timedelta:
+        """The planned delay."""
+        return from_ns(self.delay_ns) - from_ns(0)
+
+    @property
+    def due_at(self) -> datetime:
+        """When the next attempt was due (UTC)."""
+        return from_ns(self.due_ns)
+
+    @property
+    def actual_ns(self) -> int | None:
+        """How long it really waited, in nanoseconds; None while the next attempt has not ended."""
+        return None if self.started_ns is None else self.started_ns - self.failed_ns
+
+
+class ExecutionMonitor:
+    """An observer that keeps what happened as typed records.
+
+    `events` are history records, `data_flows` deliveries, `state_changes` those of routines,
+    `retries` planned and actual waits, `commits` all commits in the order in which they came.
+
+    >>> ExecutionMonitor().summary()
+    {'events': 0, 'data_flows': 0, 'state_changes': 0}
+    """
+
+    def __init__(self) -> None:
+        self.commits: list[tuple[str, Commit]] = []
+        self.events: list[HistoryRecord] = []
+        self.data_flows: list[DataFlow] = []
+        self.state_changes: list[StateChange] = []
+        self.retries: list[Retry] = []
+        self._states: dict[tuple[str, str], RoutineState] = {}
+        self._spent: dict[tuple[str, str], int] = {}
+        self._open: dict[tuple[str, str], Retry] = {}
+
+    @classmethod
+    def of(cls, job: JobState) -> ExecutionMonitor:
+        """Return the monitor that would have watched a job from its first commit."""
+        monitor = cls()
+        for commit in job.commits:
+            monitor.on_commit(job, commit)
+        return monitor
+
+    def summary(self) -> dict[str, int]:
+        """Return how many events, data flows and state changes there were."""
+        return {
+            "events": len(self.events),
+            "data_flows": len(self.data_flows),
+            "state_changes": len(self.state_changes),
+        }
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        """Add what a commit tells."""
+        job_id = job.job_id
+        self.commits.append((job_id, commit))
+        self.events += history_of(commit)
+        if commit.kind is CommitKind.RESUMED:
+            self._resumed(job_id, commit)
+            return
+        task_id, routine_id = commit.task_id, commit.routine_id
+        if task_id is None or routine_id is None or commit.kind is CommitKind.EFFECT:
+            return
+        for task in commit.tasks:
+            self.data_flows.append(
+                DataFlow(
+                    job_id,
+                    commit.seq,
+                    commit.at_ns,
+                    routine_id,
+                    commit.emissions[task.emission].event,
+                    task.routine_id,
+                    task.slot,
+                    task.payload,
+                    task.task_id,
+                )
+            )
+        if commit.kind is not CommitKind.CONFLICT:
+            self._attempted(job_id, task_id, routine_id, commit)
+
+    def _attempted(self, job_id: str, task_id: str, routine_id: str, commit: Commit) -> None:
+        waited = self._open.pop((job_id, task_id), None)
+        if waited is not None:
+            waited.started_ns = commit.started_ns
+        spent = self._spent.get((job_id, task_id), 0)
+        state = self._states.setdefault((job_id, routine_id), RoutineState())
+        before = state.status
+        kind = commit.kind
+        if kind is CommitKind.RETRY:
+            self._spent[job_id, task_id] = spent + 1
+            retry = Retry(
+                job_id,
+                task_id,
+                routine_id,
+                spent + 1,
+                commit.attempt,
+                commit.at_ns,
+                commit.delay_ns or 0,
+                commit.due_ns or commit.at_ns,
+                commit.error,
+            )
+            self._open[job_id, task_id] = retry
+            self.retries.append(retry)
+            return
+        if kind is CommitKind.DONE:
+            state.completed += 1
+        elif kind is CommitKind.FAILED:
+            state.failed += 1
+        elif (commit.detail or {})["as"] == RoutineStatus.SKIPPED:
+            state.skipped += 1
+        else:
+            state.error_continued += 1
+        if state.status is not before:
+            self.state_changes.append(
+                StateChange(
+                    job_id,
+                    commit.seq,
+                    commit.at_ns,
+                    routine_id,
+                    before,
+                    state.status,
+                    commit.attempt,
+                    spent,
+                )
+            )
+
+    def _resumed(self, job_id: str, commit: Commit) -> None:
+        for (job, _), retry in self._open.items():
+            if job == job_id and retry.due_ns > commit.at_ns:
+                retry.due_ns = commit.at_ns + min(retry.due_ns - commit.at_ns, retry.delay_ns)
+        if not (commit.detail or {}).get("retry_failed"):
+            return
+        for (job, routine_id), state in self._states.items():
+            if job == job_id and state.failed:
+                before = state.status
+                state.failed = 0
+                self.state_changes.append(
+                    StateChange(
+                        job_id, commit.seq, commit.at_ns, routine_id, before, state.status, 0, 0
+                    )
+                )
+        for key in [key for key in self._spent if key[0] == job_id]:
+            if self._failed_last(key):
+                del self._spent[key]
+
+    def _failed_last(self, key: tuple[str, str]) -> bool:
+        job_id, task_id = key
+        for job, commit in reversed(self.commits):
+            if job == job_id and commit.task_id == task_id:
+                return commit.kind is CommitKind.FAILED
+        return False

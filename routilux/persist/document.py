@@ -1,0 +1,242 @@
+"""A job and its flow as one JSON document, for people and other tools.
+
+Laws:
+- A document is a copy, not a lock: any number of hosts may go on from it.
+- It is captured between two commits; steps in flight are pending in it.
+- A crash while it is written leaves the old file or the new one: written beside the target,
+  flushed, renamed over it, the folder flushed.
+- The digest covers every byte before its own member. It tells damage, not attack.
+- Nothing but `SavedStateError` escapes from reading what a file holds; a file that can't be
+  opened is the system's own `OSError`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self, cast
+
+from routilux import codec
+from routilux.clock import SystemClock
+from routilux.core.state import JobState
+from routilux.errors import CorruptStateError, UnsupportedVersionError
+from routilux.flow import Flow
+from routilux.instants import SECOND, from_ns
+from routilux.monitor import ExecutionMonitor
+
+__all__ = ["FORMAT", "SavedState"]
+
+FORMAT: Final = "routilux/1"
+_DIGEST: Final = re.compile(rb',\n"digest": "sha256:([0-9a-f]{64})"\}\n?\Z')
+_FIELDS: codec.Fields = {
+    "format": str,
+    "flow": dict,
+    "job_state": dict,
+    "saved_at": float,
+    "saved_at_iso": str,
+    "retry_count": int,
+    "execution_history_count": int,
+    "monitor_summary": dict,
+}
+
+
+@dataclass(slots=True, eq=False)
+class SavedState:
+    """A flow and a job as they were saved together; `saved_at_ns` is UTC nanoseconds.
+
+    >>> import tempfile, pathlib
+    >>> from routilux import Flow, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...     def hello(self):
+    ...         self.ctx.state["said"] = "hello"
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> job = flow.execute("hello")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "job.json")
+    ...     SavedState.capture(flow, job).write(path)
+    ...     SavedState.read(path).job == job
+    True
+    """
+
+    flow: Flow
+    job: JobState
+    saved_at_ns: int
+    monitor_summary: dict[str, int]
+    _flow_data: dict[str, object] | None = None
+    _job_data: dict[str, object] | None = None
+
+    @property
+    def saved_at(self) -> float:
+        """When it was saved, in seconds since 1970, by the clock that drove the job."""
+        return self.saved_at_ns / SECOND
+
+    @property
+    def retry_count(self) -> int:
+        """The most retries that any task had spent."""
+        return self.job.retry_count()
+
+    @classmethod
+    def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
+        """Take a job as it is now; call it where the job stands still, or from an observer.
+
+        `monitor` is the one whose counts are saved; by default they are those of the job's
+        commits. Raises `UnserializableError` for what has no saved form.
+        """
+        own = job.copy()
+        now = job.clock_ns() if job.clock_ns is not None else SystemClock().now_ns()
+        mirror_retries(flow, own)
+        summary = (monitor or ExecutionMonitor.of(own)).summary()
+        return cls(flow, own, now, summary, flow.serialize(), own.serialize())
+
+    def to_bytes(self) -> bytes:
+        """Return the document's text, with its digest."""
+        flow = self._flow_data if self._flow_data is not None else self.flow.serialize()
+        job = self._job_data if self._job_data is not None else self.job.serialize()
+        members = {
+            "format": FORMAT,
+            "flow": flow,
+            "job_state": job,
+            "saved_at": self.saved_at_ns / SECOND,
+            "saved_at_iso": from_ns(self.saved_at_ns).isoformat(),
+            "retry_count": self.retry_count,
+            "execution_history_count": len(self.job.execution_history),
+            "monitor_summary": self.monitor_summary,
+        }
+        # One line a member, so that the head and the counts can be read at a glance.
+        lines = [f"{json.dumps(name)}: {codec.dumps(value)}" for name, value in members.items()]
+        body = ("{" + ",\n".join(lines)).encode()
+        return body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the document to a file, in one piece or not at all (mode 0600)."""
+        data = self.to_bytes()
+        target = Path(path)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(name).replace(target)
+        except BaseException:
+            Path(name).unlink()
+            raise
+        _flush_folder(target.parent)
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Self:
+        """Read a document from a file.
+
+        The routine classes of the flow must have been imported. `verify=False` leaves out the
+        digest, for a file that was edited by hand. Raises `OSError` where there is no file, and
+        `SavedStateError` for what is damaged, of another program or of a newer version.
+        """
+        try:
+            return cls.from_bytes(Path(path).read_bytes(), verify=verify)
+        except CorruptStateError as error:
+            raise type(error)(error.path, f"{error.reason} (in {os.fspath(path)})") from None
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, verify: bool = True) -> Self:
+        """Read a document from its text; see `read`."""
+        if not data.strip():
+            raise CorruptStateError("$", "the file is empty; the state was never written to it")
+        digest = _DIGEST.search(data)
+        if digest is None:
+            if verify:
+                _refuse_without_digest(data)
+            document = codec.loads(data)
+        else:
+            body = data[: digest.start()]
+            if verify and hashlib.sha256(body).hexdigest().encode() != digest[1]:
+                raise CorruptStateError(
+                    "$.digest",
+                    "the file was changed after it was written: its digest is another one;"
+                    " read(path, verify=False) reads it all the same",
+                )
+            document = codec.loads(body + b"}")
+        return cls._load(document)
+
+    @classmethod
+    def _load(cls, document: object) -> Self:
+        if not isinstance(document, dict) or "format" not in document:
+            raise CorruptStateError("$.format", "is missing: this was not written by routilux")
+        _check_format(document["format"])
+        f = codec.check_fields(document, "$", _FIELDS, {"digest": str})
+        flow = Flow.load(f["flow"], "$.flow")
+        job = JobState.load(f["job_state"], "$.job_state")
+        saved_at = cast(float, f["saved_at"])
+        try:
+            saved_at_ns = round(saved_at * 10**6) * 1000
+            if from_ns(saved_at_ns).isoformat() != f["saved_at_iso"]:
+                raise ValueError(f"is {f['saved_at_iso']!r}, but saved_at is {saved_at!r}")
+        except (OverflowError, ValueError) as error:
+            raise CorruptStateError("$.saved_at_iso", str(error)) from None
+        counts = (
+            ("retry_count", job.retry_count()),
+            ("execution_history_count", len(job.execution_history)),
+        )
+        for name, count in counts:
+            if f[name] != count:
+                raise CorruptStateError(f"$.{name}", f"is {f[name]}, but the job has {count}")
+        summary = codec.check_fields(
+            f["monitor_summary"],
+            "$.monitor_summary",
+            {"events": int, "data_flows": int, "state_changes": int},
+            {},
+        )
+        mirror_retries(flow, job)
+        return cls(flow, job, saved_at_ns, cast("dict[str, int]", summary))
+
+
+def mirror_retries(flow: Flow, job: JobState) -> None:
+    """Show on the flow's error handlers how many retries the job has spent; for people only."""
+    for routine_id, routine in flow.routines.items():
+        if routine.error_handler is not None and routine_id in job.routine_states:
+            routine.error_handler.retry_count = job.retry_count(routine_id)
+    if flow.error_handler is not None:
+        rest = [
+            job.retry_count(routine_id)
+            for routine_id, routine in flow.routines.items()
+            if routine.error_handler is None and routine_id in job.routine_states
+        ]
+        flow.error_handler.retry_count = max(rest, default=0)
+
+
+def _refuse_without_digest(data: bytes) -> None:
+    # Tell the reason as well as it can be told: cut off, another program's, or edited.
+    document = codec.loads(data)
+    if isinstance(document, dict) and "format" in document:
+        _check_format(document["format"])
+        raise CorruptStateError(
+            "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
+        )
+    raise CorruptStateError("$.format", "is missing: this was not written by routilux")
+
+
+def _check_format(found: object) -> None:
+    if found == FORMAT:
+        return
+    if isinstance(found, str) and re.fullmatch(r"routilux/\d{1,9}", found):
+        raise UnsupportedVersionError(
+            "$.format", f"is {found!r}; this version reads {FORMAT!r}: install a newer routilux"
+        )
+    raise CorruptStateError("$.format", f"is {found!r}: this was not written by routilux")
+
+
+def _flush_folder(folder: Path) -> None:
+    # Without this the rename itself may be lost with the power.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

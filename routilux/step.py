@@ -1,0 +1,150 @@
+"""Runs one attempt: `StepInput` in, `StepOutcome` out.
+
+Laws:
+- It never raises for what a handler raises, if that is an `Exception`; anything else passes.
+- Every attempt gets its own copy of a payload that is not flat.
+- When it returns, the context is closed: nothing that the handler left behind can add to it.
+- No exception is kept in a frame, since such a cycle is freed by the collector only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING
+
+from routilux.clock import SystemClock
+from routilux.context import Context, active
+from routilux.errors import ClockStalledError, FlowDefinitionError, StepTimeoutError
+from routilux.exchange import Effect, ErrorInfo, StepInput, StepOutcome, traceback_of
+from routilux.instants import SECOND
+from routilux.policy import ErrorHandler, RetryAfter
+from routilux.values import copy_value
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from routilux.context import Host
+    from routilux.routine import Routine, Slot
+
+__all__ = ["RemoteHost", "run_remote", "run_step", "timed_out"]
+
+
+def run_step(
+    step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: Host
+) -> StepOutcome:
+    """Call the handler of a slot for one attempt and return what came of it."""
+    context = Context(step, routine, host)
+    token = active.set(context)
+    try:
+        try:
+            arguments = slot.binding.arguments(step.task.payload)
+            if not step.task.flat:
+                arguments = {name: copy_value(value) for name, value in arguments.items()}
+            if step.timeout_ns is not None:
+                host.opened(context)
+            result = slot.handler(**arguments)
+            if result is not None and inspect.iscoroutine(result):
+                _run_coroutine(result, slot)
+            if step.timeout_ns is not None and _is_late(step, host):
+                return timed_out(step)
+            if context.untouched:
+                return StepOutcome(step.number, context.outbox)
+            state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
+            return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
+        except ClockStalledError:
+            raise  # not the handler's failure: nobody moves the clock
+        except Exception as error:
+            if step.timeout_ns is not None and _is_late(step, host):
+                return timed_out(step)
+            return _failure(step, error, handler, context)
+    finally:
+        active.reset(token)
+        context.close()
+
+
+def _failure(
+    step: StepInput, error: Exception, handler: ErrorHandler, context: Context
+) -> StepOutcome:
+    error_type = type(error)
+    info = ErrorInfo.of(error)
+    if step.final or not handler.is_retryable(error_type):
+        info.traceback = traceback_of(error)
+    return StepOutcome(
+        step.number,
+        [],
+        None,
+        None,
+        context.shared_reads(),
+        info,
+        error_type,
+        error.delay_ns if isinstance(error, RetryAfter) else None,
+    )
+
+
+def timed_out(step: StepInput) -> StepOutcome:
+    """Return the outcome of a step that took longer than its handler's `timeout`."""
+    limit = (step.timeout_ns or 0) / SECOND
+    error = StepTimeoutError(
+        f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
+        f" {limit:g} s"
+    )
+    return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=StepTimeoutError)
+
+
+def _is_late(step: StepInput, host: Host) -> bool:
+    return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
+
+
+def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> None:
+    import asyncio  # 40 ms at import, for those only who have async handlers
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(coroutine)
+        return
+    coroutine.close()
+    raise FlowDefinitionError(
+        f"the handler of slot {slot.name!r} is async and this thread runs an event loop already;"
+        " use 'await flow.aexecute(...)' there"
+    )
+
+
+class RemoteHost:
+    """A host for a step in another process: real time, and effects that travel with the outcome.
+
+    An effect is therefore recorded when the step ends; a crash of that process loses it.
+    """
+
+    __slots__ = ("_clock", "_offset", "effects")
+
+    def __init__(self, clock: SystemClock, step: StepInput) -> None:
+        self._clock = clock
+        self._offset = step.started_ns - clock.monotonic_ns()
+        self.effects: dict[str, Effect] = {}
+
+    def now_ns(self) -> int:
+        """Return the time: the step's start plus monotonic progress."""
+        return self._clock.monotonic_ns() + self._offset
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        """Wait, at the longest until the attempt's timeout."""
+        until = self.now_ns() + length
+        if step.timeout_ns is not None:
+            until = min(until, step.started_ns + step.timeout_ns)
+        self._clock.wait(None, until - self._offset)
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        """Keep an effect until the outcome is handed back."""
+        self.effects[name] = effect
+
+    def opened(self, context: Context) -> None:
+        """Do nothing: a process can't be made to give up."""
+
+
+def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
+    """Run a step in another process; everything that it takes and gives can be pickled."""
+    host = RemoteHost(SystemClock(), step)
+    outcome = run_step(step, routine, routine.slots[slot], handler, host)
+    outcome.effects = host.effects or None
+    return outcome

@@ -1,0 +1,1 @@
+"""What routilux is for, as tests that print what happened: `pytest showcase/ -v`."""

@@ -93,6 +93,7 @@ class SavedState:
         """
         own = job.copy()
         now = job.clock_ns() if job.clock_ns is not None else SystemClock().now_ns()
+        now -= now % 1000  # what a float of seconds and ISO text both hold
         mirror_retries(flow, own)
         summary = (monitor or ExecutionMonitor.of(own)).summary()
         return cls(flow, own, now, summary, flow.serialize(), own.serialize())

@@ -8,12 +8,13 @@ Laws:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
     from pathlib import Path
 
     from pytest_routilux.assertions import FlowMonitor
@@ -99,3 +100,65 @@ def flow_report(request: pytest.FixtureRequest) -> FlowReport:
     from pytest_routilux.report import FlowReport
 
     return FlowReport(request.node, request.config)
+
+
+# --- reports: rendered where the test runs, printed once by the process that has the terminal ----
+
+REPORTS = pytest.StashKey[list[str]]()
+_LOOK = pytest.StashKey[tuple[int, bool]]()
+
+
+def report_look(config: pytest.Config) -> tuple[int, bool]:
+    """Return the width and whether colours are wanted, by the terminal that shows the reports."""
+    return config.stash[_LOOK]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    # Asked now, because later pytest's capturing hides the terminal.
+    from_controller = getattr(config, "workerinput", {}).get("routilux_look")
+    if from_controller is not None:
+        config.stash[_LOOK] = tuple(from_controller)
+        return
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    colour = terminal is not None and config.get_terminal_writer().hasmarkup
+    config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
+    if terminal is not None and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(_Printer(terminal), "routilux-reports")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:  # xdist has no types
+    """Tell a worker of xdist how wide and how colourful the controller's terminal is."""
+    node.workerinput["routilux_look"] = report_look(node.config)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Put the test's report into the failure, or into what travels to the printing process."""
+    report = yield
+    parts = item.stash.get(REPORTS, None)
+    text = "\n".join(parts or ())
+    if text and report.failed:
+        report.sections.append(("Flow report", text))
+        del item.stash[REPORTS]  # a failing teardown need not repeat it
+    elif text and report.when == "call" and item.config.option.verbose > 0:
+        vars(report)["flow_report"] = text  # xdist sends every attribute of a report
+        del item.stash[REPORTS]
+    return report
+
+
+class _Printer:
+    """Prints the reports of tests that passed, below their lines."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        text = getattr(report, "flow_report", None)
+        if text is not None:
+            self._terminal.ensure_newline()
+            self._terminal.write_line(text)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from rich import box
 from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pytest_routilux.timeline import STATUS_STYLES, monitor_of, shortened, stories
+from pytest_routilux.timeline import STATUS_STYLES, monitor_of, stories
 from routilux.core.records import CommitKind
 from routilux.core.state import JobState
 from routilux.instants import from_ns, seconds_text
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["plain_table", "retries", "saved_state", "status", "summary"]
 
+_LONGEST_LANE: Final = 72
 _ATTEMPTS: Final = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED)
 
 
@@ -49,7 +51,7 @@ def status(job: JobState, max_retries: int | None) -> Text:
     return Text.assemble(
         "📊 Status: ",
         (job.status.value, style),
-        f" | Retry: {retry} | History: {len(job.execution_history)} records",
+        f" | Retry: {retry} | History: {_count(len(job.execution_history), 'record')}",
     )
 
 
@@ -62,9 +64,9 @@ def summary(source: JobState | ExecutionMonitor) -> RenderableType:
     counts = monitor.summary()
     head = Text.assemble(
         "📈 ",
-        *_figure(counts["events"], "events"),
-        *_figure(counts["data_flows"], "data flows"),
-        *_figure(counts["state_changes"], "state changes"),
+        *_figure(counts["events"], "event"),
+        *_figure(counts["data_flows"], "data flow"),
+        *_figure(counts["state_changes"], "state change"),
         (seconds_text(duration, 4), "bold"),
         " s",
     )
@@ -101,35 +103,78 @@ def summary(source: JobState | ExecutionMonitor) -> RenderableType:
     return Group(head, table)
 
 
-def retries(source: JobState | ExecutionMonitor) -> RenderableType:
-    """Return every retry with its planned and its actual wait."""
+def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
+    """Return who ran, failed and waited when, and every retry with planned and actual wait.
+
+    `width` is how many columns there are.
+    """
     monitor = monitor_of(source)
     if not monitor.retries:
         return Text("⏳ no retries", style="dim")
     starts = _starts(source, monitor)
+    ended = [retry for retry in monitor.retries if retry.actual_ns is not None]
+    exact = sum(retry.actual_ns == retry.delay_ns for retry in ended)
+    head = Text.assemble(
+        "⏳ ",
+        *_figure(len(monitor.retries), "retry", "retries"),
+        f"planned against actual: {exact} of {len(ended)} waits exact to the nanosecond",
+    )
     several = len({(retry.job_id, retry.task_id) for retry in monitor.retries}) > 1
-    right = ("retry", "failed at", "planned s", "actual s", "began at")
-    columns = ["routine", *(["task"] if several else []), "retry", "failed at", "why"]
-    table = plain_table(*columns, "planned s", "actual s", "began at", "", right=right)
+    right = ("retry", "failed at", "planned s", "due at", "began at", "actual s", "off by")
+    columns = ["routine", *(["task"] if several else []), "retry", "failed at", "error"]
+    table = plain_table(*columns, "planned s", "due at", "began at", "actual s", right=right)
     for retry in monitor.retries:
         start = starts[retry.job_id]
-        if retry.actual_ns is None or retry.started_ns is None:
-            actual, began, exact = "…", "…", Text("waits", style="yellow")
-        else:
-            actual, began = _seconds(retry.actual_ns), _seconds(retry.started_ns - start)
-            off = retry.actual_ns - retry.delay_ns
-            exact = Text("exact", style="green") if not off else Text(f"{_seconds(off)} s off")
+        actual, began = Text("waits", style="yellow"), Text("…", style="dim")
+        if retry.actual_ns is not None and retry.started_ns is not None:
+            style = "green" if retry.actual_ns == retry.delay_ns else "yellow"
+            actual = Text(_seconds(retry.actual_ns), style=style)
+            began = Text(_seconds(retry.started_ns - start))
         table.add_row(
             retry.routine_id,
             *([retry.task_id] if several else []),
             str(retry.number),
             _seconds(retry.failed_ns - start),
-            Text(shortened(str(retry.error), 30), style="red"),
+            Text(retry.error.type if retry.error else "", style="red"),
             _seconds(retry.delay_ns),
-            actual,
+            _seconds(retry.due_ns - start),
             began,
-            exact,
+            actual,
         )
+    if len(starts) == 1:
+        return Group(head, _lanes(monitor, *starts.values(), width), table)
+    return Group(head, table)
+
+
+def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
+    # One line a routine, one cell a slice of the job's time: running, failed, waiting.
+    steps = [c for _, c in monitor.commits if c.kind in _ATTEMPTS and c.started_ns is not None]
+    names = list(dict.fromkeys(str(commit.routine_id) for commit in steps))
+    size = min(_LONGEST_LANE, max(width - max(map(len, names)) - 6, 10))
+    length = max(commit.at_ns for _, commit in monitor.commits) - start
+    lanes = {name: [" "] * size for name in names}
+
+    def cells(begin: int, end: int) -> range:
+        first = min((begin - start) * size // (length or 1), size - 1)
+        return range(first, min(-(-(end - start) * size // (length or 1)), size))
+
+    for retry in monitor.retries:
+        until = start + length if retry.started_ns is None else retry.started_ns
+        for cell in cells(retry.failed_ns, until):
+            lanes[retry.routine_id][cell] = "░"
+    for commit in steps:
+        run = cells(commit.started_ns or 0, commit.at_ns)
+        lane = lanes[str(commit.routine_id)]
+        for cell in run:
+            lane[cell] = "█"
+        if commit.error is not None and run:
+            lane[run[-1]] = "✗"
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    styles = {"█": "green", "░": "yellow", "✗": "bold red", " ": ""}
+    for name, lane in lanes.items():
+        table.add_row(name, Text.assemble(*((cell, styles[cell]) for cell in lane)))
+    table.add_row("", Text(f"█ runs  ✗ fails  ░ waits; the width is {_seconds(length)} s", "dim"))
     return table
 
 
@@ -137,29 +182,29 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
     """Return the facts of a saved state: when, how far, and what waits for what."""
     job = saved.job
     counts = saved.monitor_summary
+    name = Path(path).name if path is not None else "in memory"
+    size = f"{Path(path).stat().st_size:,} bytes · " if path is not None else ""
+    when = from_ns(saved.saved_at_ns).isoformat()
+    head = Text.assemble("💾 ", (name, "bold"), f" · {size}saved at {when}")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(overflow="fold")
-    if path is not None:
-        file = Path(path)
-        table.add_row("file", f"{file.name}, {file.stat().st_size:,} bytes")
-    table.add_row("saved at", from_ns(saved.saved_at_ns).isoformat())
-    table.add_row("flow, job", f"{saved.flow.flow_id}, {job.job_id}")
-    table.add_row("status", f"{job.status.value}, commit {job.seq}, retry {saved.retry_count}")
+    table.add_row("job", f"{job.job_id} of flow {saved.flow.flow_id}, commit {job.seq}")
+    table.add_row("status", f"{job.status.value}, {_count(saved.retry_count, 'retry', 'retries')}")
     table.add_row(
-        "monitor",
-        f"{counts['events']} events, {counts['data_flows']} data flows,"
-        f" {counts['state_changes']} state changes; history {len(job.execution_history)} records",
+        "holds",
+        f"{_count(len(job.execution_history), 'history record')}; of the monitor"
+        f" {_count(counts['events'], 'event')}, {_count(counts['data_flows'], 'data flow')},"
+        f" {_count(counts['state_changes'], 'state change')}",
     )
     for task in job.pending_tasks:
         left = max(task.due_ns - saved.saved_at_ns, 0)
         wait = f", due in {_seconds(left)} of {_seconds(task.delay_ns)} s" if task.delay_ns else ""
         table.add_row(
             "failed" if task.failed else "pending",
-            f"task {task.task_id} {task.routine_id}.{task.slot}, next attempt {task.attempt},"
-            f" {task.retries} retries spent{wait}",
+            f"{task.routine_id}.{task.slot}, task {task.task_id}, attempt {task.attempt} next{wait}",
         )
-    return table
+    return Group(head, Padding(table, (0, 0, 0, 3)))
 
 
 def _starts(source: JobState | ExecutionMonitor, monitor: ExecutionMonitor) -> dict[str, int]:
@@ -177,8 +222,13 @@ def _routines(source: JobState | ExecutionMonitor, monitor: ExecutionMonitor) ->
     return list(known)
 
 
-def _figure(count: int, noun: str) -> tuple[tuple[str, str], str]:
-    return (f"{count}", "bold"), f" {noun} · "
+def _figure(count: int, one: str, many: str = "") -> tuple[tuple[str, str], str]:
+    number, noun = _count(count, one, many).split(" ", 1)
+    return (number, "bold"), f" {noun} · "
+
+
+def _count(count: int, one: str, many: str = "") -> str:
+    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def _seconds(length: int) -> str:

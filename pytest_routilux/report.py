@@ -89,7 +89,7 @@ class FlowReport:
         """Add every retry with its planned and its actual wait."""
         from pytest_routilux.figures import retries
 
-        self.add(retries(source), title=title)
+        self.add(retries(source, self._width - 2), title=title)
 
     def saved_state(
         self,

@@ -9,8 +9,9 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
+from rich.table import Table
 from rich.text import Text
 
 from routilux.core.records import CommitKind, JobStatus
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 
 __all__ = ["STATUS_STYLES", "monitor_of", "shortened", "stories", "timeline"]
 
-_LONGEST_SCALAR: Final = 48
-_FIRST_ITEMS: Final = 3
+_Part: TypeAlias = str | tuple[str, str]
+_Row: TypeAlias = tuple[str | Text, Text]
+_Collection: TypeAlias = list[object] | tuple[object, ...] | set[object] | frozenset[object]
+
+_COLLECTIONS: Final = (list, tuple, set, frozenset)
+_FIRST_ITEMS: Final = 2
 STATUS_STYLES: Final = {
     "completed": "green",
     "failed": "bold red",
@@ -51,26 +56,29 @@ def stories(monitor: ExecutionMonitor) -> dict[str, list[Commit]]:
     return jobs
 
 
-def timeline(source: JobState | ExecutionMonitor) -> Text:
+def timeline(source: JobState | ExecutionMonitor) -> Table:
     """Return the story of a job, or of each job that a monitor has watched."""
     monitor = monitor_of(source)
     jobs = stories(monitor)
-    lines: list[Text] = []
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for job_id, commits in jobs.items():
         if len(jobs) > 1:
-            lines.append(Text.assemble("🧵 ", (job_id, "bold")))
+            table.add_row("🧵", Text(job_id, style="bold"))
         start = source.started_ns if isinstance(source, JobState) else commits[0].at_ns
         changes = {
             change.seq: change for change in monitor.state_changes if change.job_id == job_id
         }
-        lines += _Story(start, commits, retry_facts(monitor, job_id), changes).lines()
-    if not lines:
-        lines.append(Text("nothing has happened", style="dim"))
-    return Text("\n").join(lines)
+        for row in _Story(start, commits, _retry_numbers(monitor, job_id), changes).rows():
+            table.add_row(*row)
+    if not jobs:
+        table.add_row("", Text("nothing has happened", style="dim"))
+    return table
 
 
-def retry_facts(monitor: ExecutionMonitor, job_id: str) -> dict[tuple[str, int], int]:
-    """Return which retry, from 1, each failed attempt (task id, attempt) of a job led to."""
+def _retry_numbers(monitor: ExecutionMonitor, job_id: str) -> dict[tuple[str, int], int]:
+    # Which retry, from 1, each failed attempt (task id, attempt) of a job led to.
     return {
         (retry.task_id, retry.attempt): retry.number
         for retry in monitor.retries
@@ -94,116 +102,124 @@ class _Story:
         self._changes = changes
         self._digits = max(6, *(len(seconds_text(c.at_ns - start)) for c in commits))
 
-    def lines(self) -> Iterator[Text]:
+    def rows(self) -> Iterator[_Row]:
         for commit in self._commits:
             yield from self._told(commit)
 
-    def _told(self, commit: Commit) -> Iterator[Text]:
+    def _told(self, commit: Commit) -> Iterator[_Row]:
         kind = commit.kind
-        who = f"{commit.routine_id}"
+        who = f"{commit.routine_id} attempt {commit.attempt}: "
         if kind is CommitKind.START:
             root = commit.tasks[0]
-            yield self._line("🚀", commit, (f"{root.routine_id}.{root.slot}", "bold"))
-            yield from self._payload(root.payload)
+            yield self._row("🚀", commit, (f"{root.routine_id}.{root.slot}", "bold"))
+            yield from _payload(root.payload)
         elif kind in (CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED):
-            yield self._failure(commit)
+            yield self._failure(commit, who)
         elif kind is CommitKind.CONFLICT:
-            yield self._line("💫", commit, f"{who} attempt {commit.attempt}: conflict, runs again")
+            yield self._row("💫", commit, who, ("conflict, runs again", "yellow"))
         elif kind is CommitKind.EFFECT:
-            name = (commit.detail or {})["name"]
-            yield self._line(
-                "📌", commit, f"{who} attempt {commit.attempt}: once {name!r} recorded"
-            )
+            yield self._row("📌", commit, who, f"once({(commit.detail or {})['name']!r}) recorded")
         elif kind is CommitKind.RESUMED:
-            yield self._line("⏩", commit, ("resumed", "bold"))
+            yield self._row("⏩", commit, ("resumed", "bold"), f", job {commit.status.value}")
         elif kind in (CommitKind.PAUSED, CommitKind.CANCELLED):
-            yield self._line("🛑", commit, (kind.value, "bold yellow"))
+            yield self._row("🛑", commit, "job ", (kind.value, STATUS_STYLES[kind.value]))
         yield from self._emissions(commit)
         change = self._changes.get(commit.seq)
         if change is not None:
             yield self._change(commit, change)
-        if commit.status in (JobStatus.COMPLETED, JobStatus.FAILED) and commit is self._commits[-1]:
-            style = STATUS_STYLES[commit.status.value]
-            yield self._line("🏁", commit, "job ", (commit.status.value, style))
+        if commit is self._commits[-1] and commit.status in (JobStatus.COMPLETED, JobStatus.FAILED):
+            status = commit.status.value
+            yield self._row("🏁", commit, "job ", (status, STATUS_STYLES[status]))
 
-    def _emissions(self, commit: Commit) -> Iterator[Text]:
+    def _emissions(self, commit: Commit) -> Iterator[_Row]:
         source = commit.routine_id
         for index, emission in enumerate(commit.emissions):
-            yield self._line("📤", commit, (f"{source}.{emission.event}", "bold cyan"))
-            yield from self._payload(emission.payload)
+            yield self._row("📤", commit, (f"{source}.{emission.event}", "bold cyan"))
+            yield from _payload(emission.payload)
             for task in commit.tasks:
                 if task.emission == index:
                     arrow = f"{source} → {task.routine_id}: "
-                    yield self._line("🔀", commit, arrow, (_load(task.payload), "cyan"))
+                    yield self._row("🔀", commit, arrow, (_load(task.payload), "cyan"))
 
-    def _failure(self, commit: Commit) -> Text:
-        parts: list[str | tuple[str, str]] = [
-            f"{commit.routine_id} attempt {commit.attempt}: ",
-            (shortened(str(commit.error)), "red"),
-        ]
+    def _failure(self, commit: Commit, who: str) -> _Row:
+        parts: list[_Part] = [who, (shortened(str(commit.error)), "red")]
         if commit.kind is CommitKind.RETRY:
             number = self._retries[str(commit.task_id), commit.attempt]
             delay = seconds_text(commit.delay_ns or 0, 4)
             parts.append((f" → retry {number} in {delay} s", "yellow"))
         elif commit.kind is CommitKind.DROPPED:
             parts.append((f" → dropped as {(commit.detail or {})['as']}", "yellow"))
-        return self._line("💥", commit, *parts)
+        return self._row("💥", commit, *parts)
 
-    def _change(self, commit: Commit, change: StateChange) -> Text:
-        style = STATUS_STYLES.get(change.after.value, "")
-        parts: list[str | tuple[str, str]] = [
+    def _change(self, commit: Commit, change: StateChange) -> _Row:
+        after = change.after.value
+        parts: list[_Part] = [
             f"{change.routine_id}: {change.before.value} → ",
-            (change.after.value, style),
+            (after, STATUS_STYLES.get(after, "")),
         ]
         if change.retry_count or change.attempt > 1:
             parts.append(f" (retry_count: {change.retry_count}, attempt: {change.attempt})")
-        return self._line("🔄", commit, *parts)
+        return self._row("🔄", commit, *parts)
 
-    def _line(self, mark: str, commit: Commit, *parts: str | tuple[str, str]) -> Text:
+    def _row(self, mark: str, commit: Commit, *parts: _Part) -> _Row:
         clock = f"[{seconds_text(commit.at_ns - self._start):>{self._digits}}s]"
-        return Text.assemble(f"{mark} ", (clock, "dim"), " ", *parts)
-
-    def _payload(self, payload: Mapping[str, object]) -> Iterator[Text]:
-        facts = [(name, told(value)) for name, value in payload.items()]
-        widest = max((len(name) for name, _ in facts), default=0)
-        for name, text in facts:
-            indent = " " * (self._digits + 7)
-            yield Text.assemble(indent, (f"{name:<{widest}}  ", "dim"), text)
+        return Text.assemble(f"{mark} ", (clock, "dim")), Text.assemble(*parts)
 
 
-def told(value: object) -> str:
-    """Return what a value holds, in a few words: counts, first items, keys, short scalars."""
-    if isinstance(value, Mapping):
-        if any(isinstance(inner, list | tuple) for inner in value.values()):
-            return " · ".join(f"{name}: {told(inner)}" for name, inner in value.items())
-        return f"keys: {', '.join(map(str, value))}" if value else "no keys"
-    if isinstance(value, list | tuple | set | frozenset):
-        first = ", ".join(_item(item) for item in list(value)[:_FIRST_ITEMS])
-        more = ", …" if len(value) > _FIRST_ITEMS else ""
-        return f"{_count(len(value), 'item')} [{first}{more}]"
-    return shortened(str(value))
+def _payload(payload: Mapping[str, object]) -> Iterator[_Row]:
+    widest = max(map(len, payload), default=0)
+    for name, value in payload.items():
+        for index, text in enumerate(told(value)):
+            label = name if index == 0 else ""
+            yield (
+                "",
+                Text.assemble(
+                    (f"  {label:<{widest}}  ", "dim"), text, no_wrap=True, overflow="ellipsis"
+                ),
+            )
 
 
-def shortened(text: str, longest: int = _LONGEST_SCALAR) -> str:
+def told(value: object) -> list[str]:
+    """Return what a value holds, in a few words each: counts, first items, keys, scalars."""
+    if not isinstance(value, Mapping):
+        return [_items(value) if isinstance(value, _COLLECTIONS) else shortened(str(value))]
+    lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
+    if not lists:
+        return [f"keys: {', '.join(map(str, value))}" if value else "no keys"]
+    rest = [
+        f"{name} {'{…}' if isinstance(inner, Mapping) else shortened(str(inner), 24)}"
+        for name, inner in value.items()
+        if name not in lists
+    ]
+    return [
+        *(_items(inner, str(name)) for name, inner in lists.items()),
+        *([" · ".join(rest)] if rest else []),
+    ]
+
+
+def shortened(text: str, longest: int = 48) -> str:
     """Return a text on one line, cut where it is longer than `longest`."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
+def _items(items: _Collection, noun: str = "items") -> str:
+    count = f"1 {noun.removesuffix('s')}" if len(items) == 1 else f"{len(items)} {noun}"
+    first = [_item(item) for item in list(items)[:_FIRST_ITEMS]]
+    more = ["…"] if len(items) > _FIRST_ITEMS else []
+    return f"{count}: {', '.join(first + more)}" if first else count
+
+
 def _item(item: object) -> str:
     if isinstance(item, Mapping):
-        return " ".join(str(v) for v in item.values() if isinstance(v, str | int | float))
-    return shortened(str(item), 20)
+        item = " ".join(str(v) for v in item.values() if isinstance(v, str | int | float))
+    return shortened(str(item), 30)
 
 
 def _load(payload: Mapping[str, object]) -> str:
     # What a delivery carries, by its first collection, at most one level down.
     for value in payload.values():
         for inner in (value, *(value.values() if isinstance(value, Mapping) else ())):
-            if isinstance(inner, list | tuple | set | frozenset):
-                return _count(len(inner), "item")
-    return ", ".join(f"{name}={told(value)}" for name, value in payload.items()) or "empty"
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+            if isinstance(inner, _COLLECTIONS):
+                return "1 item" if len(inner) == 1 else f"{len(inner)} items"
+    return ", ".join(f"{name}={told(value)[0]}" for name, value in payload.items()) or "empty"

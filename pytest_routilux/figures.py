@@ -37,7 +37,13 @@ _ATTEMPTS: Final = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, Commit
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     """Return an empty table in the look of all reports; columns in `right` hold figures."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+    )
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
@@ -70,7 +76,7 @@ def summary(source: JobState | ExecutionMonitor) -> RenderableType:
         (seconds_text(duration, 4), "bold"),
         " s",
     )
-    right = ("attempts", "failed", "retries", "emitted", "received", "busy s", "waited s")
+    right = ("attempts", "failed", "retries", "out", "in", "busy", "waited")
     table = plain_table("routine", "status", *right, right=right)
     received = [flow.target for flow in monitor.data_flows]
     states: dict[str, str] = {}
@@ -117,12 +123,12 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
     head = Text.assemble(
         "⏳ ",
         *_figure(len(monitor.retries), "retry", "retries"),
-        f"planned against actual: {exact} of {len(ended)} waits exact to the nanosecond",
+        f"{exact} of {len(ended)} waits as planned, to the nanosecond",
     )
     several = len({(retry.job_id, retry.task_id) for retry in monitor.retries}) > 1
-    right = ("retry", "failed at", "planned s", "due at", "began at", "actual s", "off by")
-    columns = ["routine", *(["task"] if several else []), "retry", "failed at", "error"]
-    table = plain_table(*columns, "planned s", "due at", "began at", "actual s", right=right)
+    right = ("retry", "failed", "planned", "due", "began", "actual")
+    columns = ["routine", *(["task"] if several else []), "retry", "failed", "error"]
+    table = plain_table(*columns, "planned", "due", "began", "actual", right=right)
     for retry in monitor.retries:
         start = starts[retry.job_id]
         actual, began = Text("waits", style="yellow"), Text("…", style="dim")
@@ -142,7 +148,7 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
             actual,
         )
     if len(starts) == 1:
-        return Group(head, _lanes(monitor, *starts.values(), width), table)
+        return Group(head, _lanes(monitor, next(iter(starts.values())), width), table)
     return Group(head, table)
 
 
@@ -202,7 +208,7 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
         wait = f", due in {_seconds(left)} of {_seconds(task.delay_ns)} s" if task.delay_ns else ""
         table.add_row(
             "failed" if task.failed else "pending",
-            f"{task.routine_id}.{task.slot}, task {task.task_id}, attempt {task.attempt} next{wait}",
+            f"{task.routine_id}.{task.slot}, attempt {task.attempt} next{wait}",
         )
     return Group(head, Padding(table, (0, 0, 0, 3)))
 

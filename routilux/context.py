@@ -19,7 +19,7 @@ from uuid import UUID
 
 from routilux import codec
 from routilux.errors import FlowDefinitionError, NoActiveStepError, StepTimeoutError
-from routilux.exchange import Effect, Emission, StepInput, Writes
+from routilux.exchange import Effect, Emission, StepInput, Writes, copied_payload
 from routilux.instants import SECOND, from_ns, to_ns
 from routilux.values import copy_value, same_value
 
@@ -117,14 +117,15 @@ class View(MutableMapping[str, object]):
     def _keys(self) -> dict[str, object]:
         return {**self._snapshot, **self._copies}
 
-    def writes(self) -> Writes | None:
+    def writes(self, place: str) -> Writes | None:
         """Return what differs from the snapshot now, as copies; None where nothing does."""
         snapshot = self._snapshot
-        values = {
-            key: copy_value(value)
+        changed = {
+            key: value
             for key, value in self._copies.items()
             if key not in snapshot or not same_value(value, snapshot[key])
         }
+        values = copied_payload(changed, place)
         removed = tuple(sorted(key for key in self._removed if key in snapshot))
         return Writes(values, removed) if values or removed else None
 
@@ -280,7 +281,7 @@ class Context:
 
     def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:
         """Return what was changed of state and of shared data."""
-        state = self._state.writes() if self._state is not None else None
+        state = self._state.writes("ctx.state") if self._state is not None else None
         if state is not None and not state_allowed:
             keys = ", ".join([*state.values, *state.removed])
             raise FlowDefinitionError(
@@ -288,7 +289,7 @@ class Context:
                 " max_concurrency > 1 steps at a time, which would lose updates;"
                 " use ctx.shared, or max_concurrency = 1"
             )
-        return state, self._shared.writes() if self._shared is not None else None
+        return state, self._shared.writes("ctx.shared") if self._shared is not None else None
 
     @property
     def untouched(self) -> bool:

@@ -129,6 +129,7 @@ class Drive:
 
     def end(self, step: StepInput, outcome: StepOutcome, now: int) -> None:
         """Commit what the end of a step changes; a late or doubled outcome changes nothing."""
+        now = max(now, self.machine.job.updated_ns)  # another thread may have committed since
         if step.timeout_ns is not None:
             self._open.pop(step.number, None)
         machine = self.machine
@@ -199,8 +200,11 @@ class Loop:
         clock = self._clock
         driver = self._driver
         now = clock.monotonic_ns()
+        ended: Ended | None = None
         while True:
             with runtime.lock:
+                if ended is not None:
+                    self._end(ended, now)
                 if self._timers:
                     self._ring(now)
                 while self._ready and driver.room:
@@ -219,13 +223,11 @@ class Loop:
                 self._break(error)
                 return
             now = clock.monotonic_ns()
-            if ended is not None:
-                self._end(ended, now)
 
     def _begin(self, drive: Drive, now: int) -> None:
         machine = drive.machine
-        tasks = machine.startable(now + drive.offset, 1)
-        if not tasks:
+        task = machine.first(now + drive.offset)
+        if task is None:
             if machine.rests:
                 self.drop(drive)
             else:
@@ -235,7 +237,7 @@ class Loop:
         if limit is not None and self._over(drive, limit):
             self._mark(drive)
             return
-        step = machine.begin(tasks[0], now + drive.offset)
+        step = machine.begin(task, now + drive.offset)
         if self._runtime.step_observers:
             self._runtime.tell_step(machine.job, step)
         if step.timeout_ns is not None:
@@ -260,16 +262,15 @@ class Loop:
     def _end(self, ended: Ended, now: int) -> None:
         drive, step, outcome = ended
         assert isinstance(drive, Drive)
-        with self._runtime.lock:
-            if drive.error is not None:
-                return
-            try:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                drive.end(step, outcome, now + drive.offset)
-            except BaseException as error:
-                self._fail(drive, error)
-            self._mark(drive)
+        if drive.error is not None:
+            return
+        try:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            drive.end(step, outcome, now + drive.offset)
+        except BaseException as error:
+            self._fail(drive, error)
+        self._mark(drive)
 
     def _fail(self, drive: Drive, error: BaseException) -> None:
         drive.error = error

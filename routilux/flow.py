@@ -11,6 +11,7 @@ Laws:
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, cast
@@ -19,13 +20,15 @@ from routilux import codec
 from routilux.errors import (
     CorruptStateError,
     FlowDefinitionError,
+    FlowMismatchError,
     UnknownRoutineError,
 )
 from routilux.policy import ErrorHandler
-from routilux.routine import Routine, find_class
+from routilux.routine import Routine, checked_handler, find_class
+from routilux.tags import said
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
     from routilux.core.state import JobState
     from routilux.routine import Slot
@@ -50,6 +53,11 @@ class Connection:
     slot: str
     param_mapping: Mapping[str, str]
 
+    @property
+    def ends(self) -> tuple[str, str, str, str]:
+        """What makes it a connection of its own: source, event, target and slot."""
+        return self.source, self.event, self.target, self.slot
+
     def __str__(self) -> str:
         return f"{self.source}.{self.event} -> {self.target}.{self.slot}"
 
@@ -66,22 +74,22 @@ class Route:
 
 @dataclass(slots=True)
 class Plan:
-    """A flow as the engine reads it; made once and never changed, so that jobs can share it."""
+    """A flow as the engine reads it; it stays as it is when the flow is changed later."""
 
     flow_id: str
     shape: tuple[str, ...]
     routines: dict[str, Routine]
     routes: dict[tuple[str, str], tuple[Route, ...]]
     width: int
-    flow_handler: ErrorHandler
-
-    def handler_of(self, routine_id: str) -> ErrorHandler:
-        """Return the error handler that decides for a routine."""
-        return self.routines[routine_id]._error_handler or self.flow_handler
+    handlers: dict[str, ErrorHandler]  # who decides when a routine fails
 
     def slot(self, routine_id: str, slot: str) -> Slot:
         """Return a slot, which must exist."""
         return self.routines[routine_id]._slots[slot]
+
+
+_Graph = tuple[tuple[str, ...], dict[tuple[str, str], tuple[Route, ...]]]
+_STOP: Final = ErrorHandler()
 
 
 class Flow:
@@ -117,7 +125,7 @@ class Flow:
         self._routines: dict[str, Routine] = {}
         self._connections: list[Connection] = []
         self._error_handler: ErrorHandler | None = None
-        self._plan: Plan | None = None
+        self._graph: _Graph | None = None  # made when first asked for
 
     # --- building it ----------------------------------------------------------------------------
 
@@ -140,7 +148,7 @@ class Flow:
                 " pass another routine_id to add_routine"
             )
         self._routines[name] = routine
-        self._plan = None
+        self._graph = None
         return name
 
     def connect(
@@ -157,22 +165,21 @@ class Flow:
         unknown end, a field or parameter that does not exist, a required parameter that no field
         covers, or a connection that stands already.
         """
-        declared = self._routine(source).events.get(event)
-        if declared is None:
+        events = self._routine(source).events
+        if not isinstance(event, str) or event not in events:
             raise FlowDefinitionError(
-                f"routine {source!r} has no event {event!r};"
-                f" it has {_names(self._routine(source).events)}"
+                f"routine {source!r} has no event {event!r}; it has {_names(events)}"
             )
-        entrance = self._routine(target).slots.get(slot)
-        if entrance is None:
+        slots = self._routine(target).slots
+        if not isinstance(slot, str) or slot not in slots:
             raise FlowDefinitionError(
-                f"routine {target!r} has no slot {slot!r};"
-                f" it has {_names(self._routine(target).slots)}"
+                f"routine {target!r} has no slot {slot!r}; it has {_names(slots)}"
             )
+        declared = events[event]
+        binding = slots[slot].binding
         connection = Connection(
-            source, event, target, slot, MappingProxyType(dict(param_mapping or {}))
+            source, event, target, slot, MappingProxyType(_mapping(param_mapping, source, event))
         )
-        binding = entrance.binding
         for field, parameter in connection.param_mapping.items():
             if field not in declared.allowed:
                 raise FlowDefinitionError(
@@ -185,9 +192,11 @@ class Flow:
                     f" takes {_names(sorted(binding.names))}"
                 )
         delivered = [connection.param_mapping.get(field, field) for field in declared.fields]
-        if len(set(delivered)) != len(delivered):
+        twice = sorted({name for name in delivered if delivered.count(name) > 1})
+        if twice:
             raise FlowDefinitionError(
-                f"{connection}: param_mapping delivers two fields as one parameter: {delivered}"
+                f"{connection}: two fields would be delivered as {_names(twice)};"
+                " map one of them to another parameter"
             )
         missing = sorted(binding.required - set(delivered))
         if missing:
@@ -195,16 +204,15 @@ class Flow:
                 f"{connection}: the handler needs {_names(missing)}, but the event carries"
                 f" {_names(delivered)}; emit it, map it with param_mapping, or give it a default"
             )
-        if any(str(connection) == str(other) for other in self._connections):
+        if any(connection.ends == other.ends for other in self._connections):
             raise FlowDefinitionError(f"{connection} stands already; each edge is made once")
         self._connections.append(connection)
-        self._plan = None
+        self._graph = None
         return connection
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
         """Set what happens when a routine without a handler of its own fails; None means STOP."""
-        self._error_handler = handler
-        self._plan = None
+        self._error_handler = checked_handler(handler, f"flow {self.flow_id!r}")
 
     @property
     def routines(self) -> Mapping[str, Routine]:
@@ -222,13 +230,12 @@ class Flow:
         return self._error_handler
 
     def _routine(self, routine_id: str) -> Routine:
-        routine = self._routines.get(routine_id)
-        if routine is None:
+        if not isinstance(routine_id, str) or routine_id not in self._routines:
             raise FlowDefinitionError(
                 f"flow {self.flow_id!r} has no routine {routine_id!r}; it has"
                 f" {_names(self._routines)}"
             )
-        return routine
+        return self._routines[routine_id]
 
     # --- reading it -----------------------------------------------------------------------------
 
@@ -244,27 +251,32 @@ class Flow:
 
     def plan(self, execution_strategy: ExecutionStrategy | None = None) -> Plan:
         """Return what the engine follows; it does not change when the flow does."""
-        if self._plan is None:
-            self._plan = self._make_plan()
         strategy = execution_strategy or self.execution_strategy
         if strategy not in _STRATEGIES:
             raise FlowDefinitionError(
                 f"execution_strategy is {strategy!r}; choose 'sequential' or 'concurrent'"
             )
-        plan = self._plan
-        if strategy == self.execution_strategy:
-            return plan
-        width = self.max_workers if strategy == "concurrent" else 1
-        return Plan(plan.flow_id, plan.shape, plan.routines, plan.routes, width, plan.flow_handler)
+        if self._graph is None:
+            self._graph = self._make_graph()
+        shape, routes = self._graph
+        rest = self._error_handler or _STOP
+        return Plan(
+            self.flow_id,
+            shape,
+            dict(self._routines),
+            routes,
+            self.max_workers if strategy == "concurrent" else 1,
+            {name: routine._error_handler or rest for name, routine in self._routines.items()},
+        )
 
-    def _make_plan(self) -> Plan:
+    def _make_graph(self) -> _Graph:
         lines = []
         for routine_id, routine in self._routines.items():
             lines.append(f"routine {routine_id}: {routine.saved_name()}")
             lines += [f"slot {routine_id}.{slot}" for slot in routine.slots]
             for event in routine.events.values():
                 lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
-        lines += [f"connection {connection}" for connection in self._connections]
+        lines += [f"connection {c}{_renamed(c.param_mapping)}" for c in self._connections]
         routes: dict[tuple[str, str], tuple[Route, ...]] = {}
         for c in self._connections:
             back = {parameter: field for field, parameter in c.param_mapping.items()}
@@ -276,14 +288,7 @@ class Flow:
                 frozenset(back.get(name, name) for name in required),
             )
             routes[c.source, c.event] = (*routes.get((c.source, c.event), ()), route)
-        return Plan(
-            self.flow_id,
-            tuple(sorted(lines)),
-            dict(self._routines),
-            routes,
-            self.max_workers if self.execution_strategy == "concurrent" else 1,
-            self._error_handler or ErrorHandler(),
-        )
+        return tuple(sorted(lines)), routes
 
     def to_mermaid(self) -> str:
         """Return the graph as a Mermaid flowchart.
@@ -382,7 +387,7 @@ class Flow:
             "flow_id": self.flow_id,
             "execution_strategy": self.execution_strategy,
             "max_workers": self.max_workers,
-            "error_handler": _saved_handler(self._error_handler),
+            "error_handler": _saved_handler(self._error_handler, "$.flow.error_handler"),
             "routines": [
                 {
                     "id": routine_id,
@@ -393,7 +398,9 @@ class Flow:
                     "kwargs": codec.encode(
                         routine.arguments[1], f"$.flow.routines[{index}].kwargs"
                     ),
-                    "error_handler": _saved_handler(routine.error_handler),
+                    "error_handler": _saved_handler(
+                        routine.error_handler, f"$.flow.routines[{index}].error_handler"
+                    ),
                 }
                 for index, (routine_id, routine) in enumerate(self._routines.items())
             ],
@@ -420,8 +427,11 @@ class Flow:
         return cls.load(codec.decode(document), "$")
 
     @classmethod
-    def load(cls, document: object, path: str) -> Flow:
-        """Build a flow from decoded data; `path` is where in the document it stands."""
+    def load(cls, document: object, path: str, shape: Sequence[str] = ()) -> Flow:
+        """Build a flow from decoded data; `path` is where in the document it stands.
+
+        `shape` is what a job knows of it, to say what has changed since.
+        """
         data = codec.check_fields(document, path, _FLOW_FIELDS, {})
         try:
             flow = cls(
@@ -440,12 +450,13 @@ class Flow:
             try:
                 flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
             except FlowDefinitionError as error:
-                raise CorruptStateError(place, str(error)) from None
+                raise FlowMismatchError(place, f"{error}; {_CHANGED}") from None
         if flow.fingerprint != data["fingerprint"]:
-            raise CorruptStateError(
+            changes = shape_changes(shape, flow.shape) if shape else ""
+            told = f" ({changes})" if changes else ""
+            raise FlowMismatchError(
                 f"{path}.fingerprint",
-                "the routines' slots and events are no longer those that were saved;"
-                " load the job and resume it on the flow that the program builds now",
+                f"the routines' slots and events are not those that were saved{told}; {_CHANGED}",
             )
         return flow
 
@@ -462,21 +473,25 @@ class Flow:
             )
         args = cast(list[object], data["args"])
         kwargs = cast(dict[str, object], data["kwargs"])
+        handler = _loaded_handler(data["error_handler"], f"{place}.error_handler")
         try:
             routine = found(*args, **kwargs)
         except Exception as error:
             raise CorruptStateError(
-                place, f"{name} can't be built from its saved arguments: {error}"
+                place, f"{name} can't be built from its saved arguments: {said(error)}"
             ) from error
-        handler = _loaded_handler(data["error_handler"], f"{place}.error_handler")
-        if handler is not None:
-            routine.set_error_handler(handler)
         try:
             self.add_routine(routine, cast(str, data["id"]))
+            routine.set_error_handler(handler)
         except FlowDefinitionError as error:
             raise CorruptStateError(place, str(error)) from None
 
 
+_CHANGED: Final = (
+    "go on with the classes as they were, or read the job alone by"
+    " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
+    " with allow_changed_flow=True"
+)
 _FLOW_FIELDS: codec.Fields = {
     "flow_id": str,
     "execution_strategy": str,
@@ -502,8 +517,32 @@ _CONNECTION_FIELDS: codec.Fields = {
 }
 
 
-def _saved_handler(handler: ErrorHandler | None) -> object:
-    return None if handler is None else handler.serialize()
+def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
+    if mapping is None:
+        return {}
+    if not isinstance(mapping, Mapping) or not all(
+        isinstance(name, str) for pair in mapping.items() for name in pair
+    ):
+        raise FlowDefinitionError(
+            f"param_mapping for {source}.{event} is {mapping!r}; it is a mapping"
+            " {event field: handler parameter} of names"
+        )
+    return dict(mapping)
+
+
+def shape_changes(before: Sequence[str], after: Sequence[str]) -> str:
+    """Return what differs between two shapes: `- slot a.old; + slot a.new`.
+
+    >>> shape_changes(["slot a.x"], ["slot a.y"])
+    '- slot a.x; + slot a.y'
+    """
+    gone = [f"- {line}" for line in before if line not in after]
+    new = [f"+ {line}" for line in after if line not in before]
+    return "; ".join(gone + new)
+
+
+def _saved_handler(handler: ErrorHandler | None, path: str) -> object:
+    return None if handler is None else handler.serialize(path)
 
 
 def _loaded_handler(data: object, path: str) -> ErrorHandler | None:
@@ -516,6 +555,11 @@ def _runtime(runtime: Runtime | None) -> Runtime:
     from routilux.runtime import default_runtime
 
     return default_runtime()
+
+
+def _renamed(mapping: Mapping[str, str]) -> str:
+    pairs = ", ".join(f"{field} as {parameter}" for field, parameter in sorted(mapping.items()))
+    return f" ({pairs})" if pairs else ""
 
 
 def _names(names: object) -> str:

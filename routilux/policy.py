@@ -467,6 +467,9 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     def _remember_delay(self, retry: int) -> int:
         if retry < 1:
             raise ValueError(f"retry={retry} does not exist; the first retry is 1")
+        if retry > 1 and (self.retry_delay == 0 or self.retry_backoff == 1):
+            first = self._delays.get(1)  # all are alike
+            return first if first is not None else self._remember_delay(1)
         delay = _backoff_ns(self.retry_delay, self.retry_backoff, retry)
         if self._spread is None:
             delay = min(delay, self._ceiling_ns)

@@ -13,18 +13,17 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import TYPE_CHECKING, ClassVar, Final, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Self, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from routilux.context import Context, active
 from routilux.errors import FlowDefinitionError, NoActiveStepError
-from routilux.exchange import Emission
+from routilux.exchange import Emission, copied_payload
+from routilux.policy import ErrorHandler
 from routilux.values import copy_value, is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-
-    from routilux.policy import ErrorHandler
 
 __all__ = ["ERROR_EVENT_FIELDS", "Binding", "Event", "Routine", "Slot"]
 
@@ -53,7 +52,14 @@ class Binding:
         names = set()
         required = set()
         takes_rest = False
-        for parameter in inspect.signature(handler).parameters.values():
+        try:
+            parameters = inspect.signature(handler).parameters
+        except ValueError:
+            raise FlowDefinitionError(
+                f"handler {_name(handler)} does not tell its parameters, as some built-in functions"
+                " don't; wrap it in a method that names them"
+            ) from None
+        for parameter in parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
                 takes_rest = True
             elif parameter.kind is Parameter.POSITIONAL_ONLY:
@@ -127,6 +133,11 @@ class Routine:
                 f"{cls.__qualname__}.max_concurrency is {limit!r}; it is a whole number from 1"
             )
         name = cls.saved_name()
+        if not isinstance(name, str) or not name:
+            raise FlowDefinitionError(
+                f"{cls.__qualname__}.routine_name is {name!r}; it is a text, or None for the"
+                " place of the class"
+            )
         taken = _classes.get(name)
         if taken is not None and _place(taken) != _place(cls):
             raise FlowDefinitionError(
@@ -181,8 +192,8 @@ class Routine:
         """
         self._slots_or_die()
         self._check_new("event", name, self._events)
-        names = tuple(fields) if not isinstance(fields, str) else None
-        if names is None or not all(isinstance(n, str) and n.isidentifier() for n in names):
+        names = _texts(fields)
+        if names is None or not all(n.isidentifier() for n in names):
             raise FlowDefinitionError(
                 f"event {name!r} of {type(self).__qualname__}: the fields are a list of names,"
                 f" not {fields!r}"
@@ -203,7 +214,7 @@ class Routine:
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
         """Set what happens when a handler of this routine fails; None leaves it to the flow."""
         self._slots_or_die()
-        self._error_handler = handler
+        self._error_handler = checked_handler(handler, type(self).__qualname__)
 
     @property
     def slots(self) -> Mapping[str, Slot]:
@@ -281,7 +292,7 @@ class Routine:
             )
         flat = is_flat(payload)
         if not flat:
-            payload = {name: copy_value(value) for name, value in payload.items()}
+            payload = copied_payload(payload, f"{type(self).__qualname__}.{event}")
         context.outbox.append(Emission(event, payload, flat))
 
     def _refused_emit(self, event: str, context: Context | None) -> NoActiveStepError:
@@ -302,6 +313,26 @@ def find_class(name: str) -> type[Routine] | None:
     return _classes.get(name)
 
 
+def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
+    """Return what is an error handler or None; `FlowDefinitionError` for anything else."""
+    if handler is None or isinstance(handler, ErrorHandler):
+        return handler
+    raise FlowDefinitionError(
+        f"the error handler of {whose} is {handler!r}; give an ErrorHandler, such as"
+        " ErrorHandler('retry', max_retries=3), or None"
+    )
+
+
+def _texts(names: object) -> tuple[str, ...] | None:
+    if isinstance(names, str):
+        return None
+    try:
+        found = tuple(cast("Iterable[object]", names))
+    except TypeError:
+        return None
+    return cast("tuple[str, ...]", found) if all(isinstance(n, str) for n in found) else None
+
+
 def _rebuild(
     cls: type[Routine],
     args: tuple[object, ...],
@@ -309,8 +340,7 @@ def _rebuild(
     handler: ErrorHandler | None,
 ) -> Routine:
     routine = cls(*args, **kwargs)
-    if handler is not None:
-        routine.set_error_handler(handler)
+    routine.set_error_handler(handler)
     return routine
 
 

@@ -14,12 +14,14 @@ import os
 import threading
 import uuid
 from collections import deque
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
 from routilux import codec
 from routilux.clock import Clock, SystemClock
+from routilux.core.checks import follow
 from routilux.core.machine import Machine
 from routilux.core.records import Commit
 from routilux.core.state import JobState
@@ -27,18 +29,17 @@ from routilux.drive import Drive, Loop
 from routilux.drivers.inline import InlineDriver
 from routilux.drivers.pool import PoolDriver
 from routilux.errors import (
-    CorruptStateError,
     FlowDefinitionError,
     FlowMismatchError,
-    IllegalTransitionError,
     NotResumableError,
 )
+from routilux.exchange import copied_payload
+from routilux.flow import shape_changes
 from routilux.instants import to_ns
 from routilux.persist.document import SavedState
-from routilux.values import copy_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
     from datetime import timedelta
     from pathlib import Path
@@ -273,10 +274,7 @@ class Runtime:
         job = JobState(job_id)
         for number, row in enumerate(rows, 1):
             path = f"$.{job_id}[{number}]"
-            try:
-                job.fold(Commit.load(codec.loads(row), path))
-            except (IllegalTransitionError, KeyError, TypeError, ValueError) as error:
-                raise CorruptStateError(path, f"the commit can't follow: {error}") from None
+            follow(job, Commit.load(codec.loads(row), path), path)
         return job
 
     def close(self) -> None:
@@ -438,6 +436,13 @@ def _checked_params(
             f"routine {entry!r} has no slot {slot!r} to start with; it has"
             f" {', '.join(map(repr, routine.slots)) or 'none'}"
         )
+    if params is not None and (
+        not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
+    ):
+        raise FlowDefinitionError(
+            f"params for {entry}.{slot} is a mapping of the handler's parameters by name,"
+            f" not {params!r}"
+        )
     given = dict(params or {})
     binding = entrance.binding
     missing = sorted(binding.required - given.keys())
@@ -450,18 +455,16 @@ def _checked_params(
             f"params for {entry}.{slot}: the handler takes {takes}; what was given"
             f" {' and '.join(trouble)}"
         )
-    return {name: copy_value(value) for name, value in given.items()}
+    return copied_payload(given, f"params for {entry}.{slot}")
 
 
 def _check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
     if not allow_changed and job.shape != plan.shape:
-        gone = [f"- {line}" for line in job.shape if line not in plan.shape]
-        new = [f"+ {line}" for line in plan.shape if line not in job.shape]
         raise FlowMismatchError(
             "$.job_state.shape",
             f"job {job.job_id} was started on another flow than {plan.flow_id!r} is now"
-            f" ({'; '.join(gone + new)}); resume it on the flow of its time, or with"
-            " allow_changed_flow=True",
+            f" ({shape_changes(job.shape, plan.shape)}); resume it on the flow of its time, or"
+            " with allow_changed_flow=True",
         )
     for task in job.pending_tasks:
         routine = plan.routines.get(task.routine_id)

@@ -68,7 +68,7 @@ def _failure(
     error_type = type(error)
     info = ErrorInfo.of(error)
     if step.final or not handler.is_retryable(error_type):
-        info.traceback = traceback_of(error)
+        info.traceback = traceback_of(error, skip=1)
     return StepOutcome(
         step.number,
         [],

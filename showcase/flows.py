@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from routilux import ErrorHandler, ErrorStrategy, Flow
 from routilux.flow import ExecutionStrategy
+from showcase.routines.api import APICallRoutine, DatabaseWriteRoutine, NotificationRoutine
+from showcase.routines.fan import GatherRoutine, ResizeRoutine, SplitRoutine, TallyRoutine
 from showcase.routines.pipeline import (
     DataFetchRoutine,
     DataProcessRoutine,
@@ -11,7 +15,7 @@ from showcase.routines.pipeline import (
     DataValidatorRoutine,
 )
 
-__all__ = ["data_pipeline"]
+__all__ = ["api_to_database", "data_pipeline", "fan_out_and_in"]
 
 
 def data_pipeline(failures: int, execution_strategy: ExecutionStrategy = "sequential") -> Flow:
@@ -34,4 +38,67 @@ def data_pipeline(failures: int, execution_strategy: ExecutionStrategy = "sequen
     flow.connect("data_fetch", "output", "data_process", "input")
     flow.connect("data_process", "output", "data_validator", "input")
     flow.connect("data_validator", "output", "data_storage", "input")
+    return flow
+
+
+def api_to_database(
+    url: str,
+    database: str,
+    outbox: str,
+    *,
+    lost_answers: Sequence[int] = (),
+    execution_strategy: ExecutionStrategy = "sequential",
+) -> Flow:
+    """Return call → write → notify, with a retry budget each for the API and the database."""
+    flow = Flow("api_to_database", execution_strategy=execution_strategy)
+    call = APICallRoutine(url)
+    call.set_error_handler(
+        ErrorHandler(
+            ErrorStrategy.RETRY,
+            max_retries=4,
+            retry_delay=0.3,
+            retry_backoff=1.5,
+            retryable_exceptions=(ConnectionError,),
+        )
+    )
+    write = DatabaseWriteRoutine(database, lost_answers)
+    write.set_error_handler(
+        ErrorHandler(
+            ErrorStrategy.RETRY,
+            max_retries=3,
+            retry_delay=0.2,
+            retry_backoff=2.0,
+            retryable_exceptions=(RuntimeError,),
+        )
+    )
+    flow.add_routine(call, "api_call")
+    flow.add_routine(write, "database_write")
+    flow.add_routine(NotificationRoutine(outbox), "notification")
+    flow.connect("api_call", "output", "database_write", "input")
+    flow.connect("database_write", "output", "notification", "input")
+    return flow
+
+
+def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1) -> Flow:
+    """Return split → resize → tally → gather; a picture gets 2 retries and is then dropped."""
+    flow = Flow("fan_out_and_in", execution_strategy="concurrent", max_workers=max_workers)
+    resize = ResizeRoutine()
+    resize.set_error_handler(
+        ErrorHandler(
+            ErrorStrategy.RETRY,
+            max_retries=2,
+            retry_delay=0.25,
+            retry_backoff=2.0,
+            retryable_exceptions=(OSError,),
+            on_exhausted=ErrorStrategy.CONTINUE,
+        )
+    )
+    flow.add_routine(SplitRoutine(), "split")
+    flow.add_routine(resize, "resize")
+    flow.add_routine(TallyRoutine(tally_seconds), "tally")
+    flow.add_routine(GatherRoutine(), "gather")
+    flow.connect("split", "picture", "resize", "input")
+    flow.connect("resize", "output", "tally", "input")
+    flow.connect("resize", "error", "gather", "dropped")
+    flow.connect("tally", "output", "gather", "done")
     return flow

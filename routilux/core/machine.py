@@ -39,8 +39,10 @@ _numbers = count(1)
 
 _DONE = CommitKind.DONE
 _RETRY = CommitKind.RETRY
+_RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
+_RETRIES = ErrorStrategy.RETRY
 
 Request = Literal["pause", "cancel"]
 
@@ -72,9 +74,8 @@ class Machine:
         self._reschedule()
 
     def _reschedule(self) -> None:
-        limits = {name: r.max_concurrency for name, r in self.plan.routines.items()}
         waiting = [task for task in self.job._pending.values() if not task.failed]
-        self._schedule = Schedule(limits, waiting)
+        self._schedule = Schedule(self.plan.routines, waiting)
 
     # --- what may run ---------------------------------------------------------------------------
 
@@ -93,23 +94,27 @@ class Machine:
         """Whether nothing is in flight and nothing will start by itself."""
         return not self._flights and self.job.status is not _RUNNING
 
-    def startable(self, now: int, most: int | None = None) -> list[PendingTask]:
-        """Return the tasks that may start now, first choice first; `most` may cut it to 1."""
-        room = self.plan.width - len(self._flights)
-        if room <= 0 or self._alone or self.job.status is not _RUNNING:
-            return []
+    def first(self, now: int) -> PendingTask | None:
+        """Return the first choice among the tasks that may start now."""
+        if len(self._flights) >= self.plan.width or self._alone or self.job.status is not _RUNNING:
+            return None
         first = self._schedule.first(now)
-        if first is None:
-            return []
-        if first.conflicts >= MOST_CONFLICTS:
-            return [] if self._flights else [first]
-        return [first] if most == 1 else self._schedule.ready(now)
+        if first is not None and first.conflicts >= MOST_CONFLICTS and self._flights:
+            return None
+        return first
+
+    def startable(self, now: int) -> list[PendingTask]:
+        """Return the tasks that may start now, first choice first."""
+        first = self.first(now)
+        if first is None or first.conflicts >= MOST_CONFLICTS:
+            return [] if first is None else [first]
+        return self._schedule.ready(now)
 
     def due(self) -> int | None:
         """Return the next instant at which a task may start, or None if no time brings one."""
-        if len(self._flights) >= self.plan.width or self._alone or self.job.status is not _RUNNING:
+        if len(self._flights) >= self.plan.width or self._alone:
             return None
-        return self._schedule.due()
+        return self._schedule.due() if self.job.status is _RUNNING else None
 
     @property
     def head(self) -> tuple[int, int]:
@@ -128,7 +133,7 @@ class Machine:
                 worker += 1
         if pending.conflicts >= MOST_CONFLICTS:
             self._alone = True
-        handler = self.plan.handler_of(task.routine_id)
+        handler = self.plan.handlers[task.routine_id]
         retries = handler.max_retries
         step = StepInput(
             next(_numbers),
@@ -143,7 +148,7 @@ class Machine:
             handler.timeout_ns,
             worker,
             (pending.seq, pending.position),
-            handler.strategy is not ErrorStrategy.RETRY
+            handler.strategy is not _RETRIES
             or (retries is not None and pending.retries >= retries),
         )
         self._schedule.start(pending)
@@ -226,8 +231,7 @@ class Machine:
         return any(when.get(key, 0) > step.seq for key in reads)
 
     def _fan_out(self, parent: Task, emissions: Sequence[Emission]) -> list[Task]:
-        tasks = []
-        number = 0
+        tasks: list[Task] = []
         for index, emission in enumerate(emissions):
             payload = emission.payload
             for route in self.plan.routes.get((parent.routine_id, emission.event), ()):
@@ -240,7 +244,7 @@ class Machine:
                 mapping = route.mapping
                 tasks.append(
                     Task(
-                        child_id(parent.task_id, number),
+                        child_id(parent.task_id, len(tasks)),
                         route.target,
                         route.slot,
                         payload
@@ -250,16 +254,15 @@ class Machine:
                         index,
                     )
                 )
-                number += 1
         return tasks
 
     def _failure(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit:
         task = step.task
         job = self.job
         pending = job._pending[task.task_id]
-        handler = self.plan.handler_of(task.routine_id)
+        handler = self.plan.handlers[task.routine_id]
         strategy = handler.strategy
-        if strategy is ErrorStrategy.RETRY:
+        if strategy is _RETRIES:
             delay = self._retry_delay(handler, pending, step, outcome, now)
             if delay is not None:
                 return Commit(
@@ -460,7 +463,7 @@ class Machine:
         """Fold a commit into the job, and schedule what it created."""
         job = self.job
         job.fold(commit)
-        if commit.kind is CommitKind.RESUMED:
+        if commit.kind is _RESUMED:
             self._reschedule()
             return
         task_id = commit.task_id

@@ -49,6 +49,9 @@ class RoutineStatus(StrEnum):
     FAILED = "failed"
 
 
+DROPPED_AS: Final = (RoutineStatus.SKIPPED, RoutineStatus.ERROR_CONTINUED)
+
+
 @dataclass(slots=True)
 class RoutineState:
     """What a job knows of one routine: its saved data, and how its tasks fared.
@@ -95,6 +98,9 @@ class RoutineState:
             error=None if f["error"] is None else load_error(f["error"], f"{path}.error"),
             **{name: in_range(f[name], f"{path}.{name}") for name in _COUNTS},
         )
+        ended = state.completed + state.skipped + state.error_continued + state.failed
+        if state.attempts < max(ended, state.retry_count):
+            raise CorruptStateError(f"{path}.attempts", "is less than what they came to")
         if state.status != f["status"]:
             raise CorruptStateError(
                 f"{path}.status", f"{f['status']!r} contradicts its counts: {state.status.value}"
@@ -187,6 +193,10 @@ class PendingTask:
         f = codec.check_fields(data, path, _PENDING_TASK, {})
         values = payload(f["payload"], f"{path}.payload")
         delay, first = f["delay_ns"], f["first_started_ns"]
+        if f["retries"] >= f["attempt"]:
+            raise CorruptStateError(f"{path}.retries", "were not made by the attempts before")
+        if f["failed"] and delay is not None:
+            raise CorruptStateError(f"{path}.delay_ns", "a failed task waits for nothing")
         return cls(
             Task(
                 cast(str, f["task_id"]),
@@ -275,6 +285,8 @@ class DroppedTask:
     def load(cls, data: object, path: str) -> DroppedTask:
         """Read it from decoded data; raises `CorruptStateError` with the path."""
         f = codec.check_fields(data, path, _DROPPED_TASK, {})
+        if f["outcome"] not in DROPPED_AS:
+            raise CorruptStateError(f"{path}.outcome", f"{f['outcome']!r} is not how a task drops")
         return cls(
             in_range(f["seq"], f"{path}.seq", least=1),
             cast(str, f["task_id"]),

@@ -172,8 +172,9 @@ class Commit:
                 _load_task(entry, emissions, f"{path}.tasks[{i}]")
                 for i, entry in enumerate(cast("list[object]", f["tasks"]))
             ]
+        _check_form(kind, f, tasks, path)
         return cls(
-            in_range(f["seq"], f"{path}.seq"),
+            in_range(f["seq"], f"{path}.seq", least=1),
             kind,
             instant(f["at_ns"], f"{path}.at_ns"),
             status,
@@ -274,12 +275,61 @@ _COMMIT_OPTIONAL: codec.Fields = {
     "detail": dict,
     "effect": dict,
 }
+_STEP: Final = frozenset({"task_id", "routine_id", "attempt", "started_ns"})
+_CREATED: Final = frozenset({"emissions", "tasks"})
+# What a commit of each kind has besides the four fields of all, and what it may have.
+_FORMS: Final[Mapping[CommitKind, tuple[frozenset[str], frozenset[str]]]] = {
+    CommitKind.START: (frozenset({"tasks", "detail"}), frozenset()),
+    CommitKind.DONE: (_STEP, _CREATED | {"worker", "state", "shared"}),
+    CommitKind.RETRY: (_STEP | {"error", "delay_ns", "due_ns"}, frozenset({"worker"})),
+    CommitKind.FAILED: (_STEP | {"error"}, _CREATED | {"worker"}),
+    CommitKind.DROPPED: (_STEP | {"error", "detail"}, _CREATED | {"worker"}),
+    CommitKind.CONFLICT: (_STEP, frozenset({"worker"})),
+    CommitKind.EFFECT: (_STEP | {"detail", "effect"}, frozenset({"worker"})),
+    CommitKind.RESUMED: (frozenset({"detail"}), frozenset()),
+    CommitKind.PAUSED: (frozenset(), frozenset({"detail"})),
+    CommitKind.CANCELLED: (frozenset(), frozenset({"detail"})),
+}
+_JOB_FAILED: Final = (frozenset({"error"}), frozenset[str]())  # without a task of its own
+_SHAPE: codec.Fields = {"shape": list, "routines": list}
+_DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
+    CommitKind.START: ({"flow_id": str, **_SHAPE}, {}),
+    CommitKind.DROPPED: ({"as": str}, {}),
+    CommitKind.EFFECT: ({"name": str}, {}),
+    CommitKind.RESUMED: ({"recoveries": int, "retry_failed": bool, "withdrawn": list}, _SHAPE),
+    CommitKind.PAUSED: ({"reason": object}, {}),
+    CommitKind.CANCELLED: ({"reason": object}, {}),
+}
 _EMISSION_FIELDS: codec.Fields = {"event": str, "payload": dict}
 _TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, "emission": int}
 _WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list}
 _ERROR_REQUIRED: codec.Fields = {"type": str, "message": str}
 _ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str}
 _EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
+
+
+def _check_form(
+    kind: CommitKind, fields: Mapping[str, object], tasks: Sequence[Task], path: str
+) -> None:
+    required, optional = _FORMS[kind]
+    if kind is CommitKind.FAILED and "task_id" not in fields:
+        required, optional = _JOB_FAILED
+    found = fields.keys() - _COMMIT_REQUIRED.keys()
+    for name in sorted(required - found):
+        raise CorruptStateError(f"{path}.{name}", f"is missing in a commit of kind {kind.value!r}")
+    for name in sorted(found - required - optional):
+        raise CorruptStateError(f"{path}.{name}", f"is no field of a commit of kind {kind.value!r}")
+    if "detail" in fields:
+        codec.check_fields(fields["detail"], f"{path}.detail", *_DETAILS[kind])
+    first = kind is CommitKind.START
+    if first and len(tasks) != 1:
+        raise CorruptStateError(f"{path}.tasks", f"a job starts with one task, not {len(tasks)}")
+    for i, task in enumerate(tasks):
+        if (task.emission < 0) is not first:
+            raise CorruptStateError(
+                f"{path}.tasks[{i}].emission",
+                "only the task that a job starts with delivers no emission",
+            )
 
 
 def in_range(value: object, path: str, least: int = 0) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
+from routilux.core.checks import check_unfolded, follow
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.records import (
     Commit,
@@ -26,6 +27,7 @@ from routilux.core.records import (
     payload,
 )
 from routilux.errors import CorruptStateError, IllegalTransitionError, JobFailedError
+from routilux.values import same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,16 +36,18 @@ if TYPE_CHECKING:
 
 __all__ = ["JobState"]
 
+# Looking a member up at its enum costs as much as a call.
+_START = CommitKind.START
+_DONE = CommitKind.DONE
+_RETRY = CommitKind.RETRY
+_FAILED = CommitKind.FAILED
+_DROPPED = CommitKind.DROPPED
+_CONFLICT = CommitKind.CONFLICT
+_EFFECT = CommitKind.EFFECT
+_RESUMED = CommitKind.RESUMED
+
 FINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED})
-_STEP_ENDS: Final = frozenset(
-    {
-        CommitKind.DONE,
-        CommitKind.RETRY,
-        CommitKind.FAILED,
-        CommitKind.DROPPED,
-        CommitKind.CONFLICT,
-    }
-)
+_STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
 
 
 class JobState:
@@ -176,7 +180,7 @@ class JobState:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobState):
             return NotImplemented
-        return all(getattr(self, name) == getattr(other, name) for name in _COMPARED)
+        return all(_same(getattr(self, name), getattr(other, name)) for name in _COMPARED)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
@@ -238,11 +242,15 @@ class JobState:
         job.shape = tuple(_texts(f["shape"], f"{path}.shape"))
         job.routine_states = {
             routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
-            for routine_id, entry in cast("dict[str, object]", f["routine_states"]).items()
+            for routine_id, entry in payload(
+                f["routine_states"], f"{path}.routine_states"
+            ).items()
         }
         job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
         for i, entry in enumerate(cast("list[object]", f["pending_tasks"])):
             pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
+            if pending.task_id in job._pending:
+                raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "stands twice")
             job._pending[pending.task_id] = pending
         job.outputs = [
             Output.load(entry, f"{path}.outputs[{i}]")
@@ -268,17 +276,13 @@ class JobState:
         ):
             raise CorruptStateError(f"{path}.commits", "their numbers don't lead up to seq")
         if len(commits) < self.seq:
-            return  # a job with a history_limit
+            check_unfolded(self, path)  # a job with a history_limit
+            return
         folded = JobState(self.job_id)
         for i, commit in enumerate(commits):
-            try:
-                folded.fold(commit)
-            except (IllegalTransitionError, LookupError, TypeError, ValueError) as error:
-                raise CorruptStateError(
-                    f"{path}.commits[{i}]", f"the commit can't follow: {error}"
-                ) from None
+            follow(folded, commit, f"{path}.commits[{i}]")
         for name in _COMPARED:
-            if getattr(folded, name) != getattr(self, name):
+            if not _same(getattr(folded, name), getattr(self, name)):
                 shown = name.removeprefix("_").replace("pending", "pending_tasks")
                 raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")
 
@@ -294,11 +298,11 @@ class JobState:
                 self._fold_step(commit, commit.task_id)
             else:
                 self.error = commit.error
-        elif kind is CommitKind.EFFECT:
+        elif kind is _EFFECT:
             self._fold_effect(commit)
-        elif kind is CommitKind.START:
+        elif kind is _START:
             self._fold_start(commit)
-        elif kind is CommitKind.RESUMED:
+        elif kind is _RESUMED:
             self._fold_resumed(commit)
         self.seq = commit.seq
         self.status = commit.status
@@ -331,13 +335,17 @@ class JobState:
                 " which is not the next one"
             )
         kind = commit.kind
-        if kind is CommitKind.CONFLICT:
+        if (kind is _RETRY and commit.due_ns is None) or (
+            kind is _DROPPED and (commit.error is None or commit.detail is None)
+        ):
+            raise IllegalTransitionError(f"commit {commit.seq} lacks what a {kind} has")
+        if kind is _CONFLICT:
             pending.conflicts += 1
             return
         routine = self.routine_states[pending.task.routine_id]
         routine.attempts += 1
         self.recoveries = 0
-        if kind is CommitKind.DONE:
+        if kind is _DONE:
             del self._pending[task_id]
             routine.completed += 1
             if commit.state is not None:
@@ -349,16 +357,16 @@ class JobState:
             return
         if pending.first_started_ns is None:
             pending.first_started_ns = commit.started_ns
-        if kind is CommitKind.RETRY:
+        if kind is _RETRY:
             pending.attempt += 1
             pending.retries = spent = pending.retries + 1
             if spent > routine.retry_count:
                 routine.retry_count = spent
             pending.delay_ns = commit.delay_ns
-            pending.due_ns = commit.due_ns  # type: ignore[assignment]  # a retry has it
+            pending.due_ns = commit.due_ns  # type: ignore[assignment]  # checked above
             return
         routine.error = commit.error
-        if kind is CommitKind.FAILED:
+        if kind is _FAILED:
             pending.attempt += 1
             pending.failed = True
             pending.delay_ns = None
@@ -371,9 +379,7 @@ class JobState:
             self._deliver(commit, pending.task.routine_id)
 
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
-        outcome = str((commit.detail or {})["as"])
-        if commit.error is None:
-            raise IllegalTransitionError(f"commit {commit.seq} drops a task without an error")
+        outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
         del self._pending[pending.task.task_id]
         if outcome == RoutineStatus.SKIPPED:
             routine.skipped += 1
@@ -388,7 +394,7 @@ class JobState:
                 pending.task.payload,
                 commit.attempt,
                 outcome,
-                commit.error,
+                cast("ErrorInfo", commit.error),
             )
         )
 
@@ -424,8 +430,8 @@ class JobState:
                 pending.due_ns = commit.at_ns + left
 
     def _deliver(self, commit: Commit, routine_id: str) -> None:
-        delivered = {task.emission for task in commit.tasks}
-        if len(delivered) < len(commit.emissions):
+        if not commit.tasks or len(commit.emissions) > 1:  # else its one emission is delivered
+            delivered = {task.emission for task in commit.tasks}
             for index, emission in enumerate(commit.emissions):
                 if index not in delivered:
                     self.outputs.append(
@@ -449,6 +455,11 @@ class JobState:
 _COMPARED: Final = tuple(
     name for name in JobState.__slots__ if name not in ("history_limit", "clock_ns")
 )
+
+
+def _same(a: object, b: object) -> bool:
+    # == is faster; what it does not take for equal may be NaN, or of a class without __eq__.
+    return bool(a == b) or same_value(a, b)
 
 
 def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:

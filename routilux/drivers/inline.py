@@ -54,7 +54,7 @@ class InlineDriver:
         return (
             driven,
             step,
-            run_step(step, routine, slot, plan.handler_of(task.routine_id), driven),
+            run_step(step, routine, slot, plan.handlers[task.routine_id], driven),
         )
 
     def poke(self) -> None:

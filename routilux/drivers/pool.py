@@ -115,7 +115,7 @@ class PoolDriver:
             step,
             plan.routines[task.routine_id],
             task.slot,
-            plan.handler_of(task.routine_id),
+            plan.handlers[task.routine_id],
         )
         future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
 
@@ -143,7 +143,7 @@ class PoolDriver:
             task = step.task
             plan = driven.plan
             routine = plan.routines[task.routine_id]
-            handler = plan.handler_of(task.routine_id)
+            handler = plan.handlers[task.routine_id]
             slot = plan.slot(task.routine_id, task.slot)
             outcome: StepOutcome | BaseException = run_step(step, routine, slot, handler, driven)
         except BaseException as error:

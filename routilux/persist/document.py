@@ -23,15 +23,17 @@ from typing import Final, Self, cast
 
 from routilux import codec
 from routilux.clock import SystemClock
+from routilux.core.records import in_range
 from routilux.core.state import JobState
-from routilux.errors import CorruptStateError, UnsupportedVersionError
+from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.flow import Flow
-from routilux.instants import SECOND, from_ns
+from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
 
 __all__ = ["FORMAT", "SavedState"]
 
 FORMAT: Final = "routilux/1"
+_HEAD: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"')
 _DIGEST: Final = re.compile(rb',\n"digest": "sha256:([0-9a-f]{64})"\}\n?\Z')
 _FIELDS: codec.Fields = {
     "format": str,
@@ -71,8 +73,7 @@ class SavedState:
     job: JobState
     saved_at_ns: int
     monitor_summary: dict[str, int]
-    _flow_data: dict[str, object] | None = None
-    _job_data: dict[str, object] | None = None
+    _captured: tuple[dict[str, object], dict[str, object]] | None = None
 
     @property
     def saved_at(self) -> float:
@@ -96,12 +97,11 @@ class SavedState:
         now -= now % 1000  # what a float of seconds and ISO text both hold
         mirror_retries(flow, own)
         summary = (monitor or ExecutionMonitor.of(own)).summary()
-        return cls(flow, own, now, summary, flow.serialize(), own.serialize())
+        return cls(flow, own, now, summary, (_flow_document(flow, own), own.serialize()))
 
     def to_bytes(self) -> bytes:
         """Return the document's text, with its digest."""
-        flow = self._flow_data if self._flow_data is not None else self.flow.serialize()
-        job = self._job_data if self._job_data is not None else self.job.serialize()
+        flow, job = self._captured or (_flow_document(self.flow, self.job), self.job.serialize())
         members = {
             "format": FORMAT,
             "flow": flow,
@@ -121,7 +121,7 @@ class SavedState:
         """Write the document to a file, in one piece or not at all (mode 0600)."""
         data = self.to_bytes()
         target = Path(path)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -143,7 +143,7 @@ class SavedState:
         """
         try:
             return cls.from_bytes(Path(path).read_bytes(), verify=verify)
-        except CorruptStateError as error:
+        except SavedStateError as error:
             raise type(error)(error.path, f"{error.reason} (in {os.fspath(path)})") from None
 
     @classmethod
@@ -155,7 +155,6 @@ class SavedState:
         if digest is None:
             if verify:
                 _refuse_without_digest(data)
-            document = codec.loads(data)
         else:
             body = data[: digest.start()]
             if verify and hashlib.sha256(body).hexdigest().encode() != digest[1]:
@@ -164,8 +163,11 @@ class SavedState:
                     "the file was changed after it was written: its digest is another one;"
                     " read(path, verify=False) reads it all the same",
                 )
-            document = codec.loads(body + b"}")
-        return cls._load(document)
+            data = body + b"}"
+        newer = _HEAD.match(data)
+        if newer is not None:
+            _check_format(newer[1].decode())  # before anything that only a newer version knows
+        return cls._load(codec.loads(data))
 
     @classmethod
     def _load(cls, document: object) -> Self:
@@ -173,15 +175,9 @@ class SavedState:
             raise CorruptStateError("$.format", "is missing: this was not written by routilux")
         _check_format(document["format"])
         f = codec.check_fields(document, "$", _FIELDS, {"digest": str})
-        flow = Flow.load(f["flow"], "$.flow")
         job = JobState.load(f["job_state"], "$.job_state")
-        saved_at = cast(float, f["saved_at"])
-        try:
-            saved_at_ns = round(saved_at * 10**6) * 1000
-            if from_ns(saved_at_ns).isoformat() != f["saved_at_iso"]:
-                raise ValueError(f"is {f['saved_at_iso']!r}, but saved_at is {saved_at!r}")
-        except (OverflowError, ValueError) as error:
-            raise CorruptStateError("$.saved_at_iso", str(error)) from None
+        flow = Flow.load(f["flow"], "$.flow", job.shape)
+        saved_at_ns = _saved_at(f["saved_at_iso"], f["saved_at"])
         counts = (
             ("retry_count", job.retry_count()),
             ("execution_history_count", len(job.execution_history)),
@@ -193,28 +189,66 @@ class SavedState:
             f["monitor_summary"],
             "$.monitor_summary",
             {"events": int, "data_flows": int, "state_changes": int},
-            {},
         )
+        for name, count in summary.items():
+            in_range(count, f"$.monitor_summary.{name}")
         mirror_retries(flow, job)
-        return cls(flow, job, saved_at_ns, cast("dict[str, int]", summary))
+        return cls(flow, job, saved_at_ns, summary)
 
 
 def mirror_retries(flow: Flow, job: JobState) -> None:
-    """Show on the flow's error handlers how many retries the job has spent; for people only."""
-    for routine_id, routine in flow.routines.items():
-        if routine.error_handler is not None and routine_id in job.routine_states:
-            routine.error_handler.retry_count = job.retry_count(routine_id)
-    if flow.error_handler is not None:
-        rest = [
-            job.retry_count(routine_id)
-            for routine_id, routine in flow.routines.items()
-            if routine.error_handler is None and routine_id in job.routine_states
-        ]
-        flow.error_handler.retry_count = max(rest, default=0)
+    """Show on the flow's error handlers how many retries the job has spent; for people only.
+
+    A handler that decides for several routines shows the most of them.
+    """
+    spent: dict[int, int] = {}
+    handlers = [(routine_id, r.error_handler) for routine_id, r in flow.routines.items()]
+    for routine_id, own in handlers:
+        handler = own or flow.error_handler
+        if handler is not None:
+            spent[id(handler)] = max(spent.get(id(handler), 0), _spent(job, routine_id))
+    for handler in (flow.error_handler, *(own for _, own in handlers)):
+        if handler is not None:
+            handler.retry_count = spent.get(id(handler), 0)
+
+
+def _flow_document(flow: Flow, job: JobState) -> dict[str, object]:
+    # A handler object that several routines share is saved with the retries of each of them.
+    data = flow.serialize()
+    rest = 0
+    for entry in cast("list[dict[str, object]]", data["routines"]):
+        spent = _spent(job, cast(str, entry["id"]))
+        if entry["error_handler"] is None:
+            rest = max(rest, spent)
+        else:
+            cast("dict[str, object]", entry["error_handler"])["retry_count"] = spent
+    if data["error_handler"] is not None:
+        cast("dict[str, object]", data["error_handler"])["retry_count"] = rest
+    return data
+
+
+def _saved_at(text: str, seconds: float) -> int:
+    # The text is exact; a float of seconds loses microseconds in far centuries.
+    try:
+        found = instant_ns(text)
+        if from_ns(found).isoformat() != text:
+            raise ValueError(f"is written {from_ns(found).isoformat()!r}, not {text!r}")
+    except (OverflowError, ValueError) as error:
+        raise CorruptStateError("$.saved_at_iso", f"is no UTC instant: {error}") from None
+    if found / SECOND != seconds:
+        raise CorruptStateError("$.saved_at", f"is {seconds!r}, but saved_at_iso is {text!r}")
+    return found
+
+
+def _spent(job: JobState, routine_id: str) -> int:
+    return job.retry_count(routine_id) if routine_id in job.routine_states else 0
 
 
 def _refuse_without_digest(data: bytes) -> None:
-    # Tell the reason as well as it can be told: cut off, another program's, or edited.
+    # Tell the reason as well as it can be told: newer, cut off, another program's, or edited.
+    head = _HEAD.match(data)
+    if head is not None:
+        _check_format(head[1].decode())
     document = codec.loads(data)
     if isinstance(document, dict) and "format" in document:
         _check_format(document["format"])
@@ -235,7 +269,9 @@ def _check_format(found: object) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    # Without this the rename itself may be lost with the power.
+    # Without this the rename itself may be lost with the power. Windows can't flush a folder.
+    if os.name == "nt":
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

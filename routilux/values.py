@@ -1,0 +1,393 @@
+"""Plain values: how they are copied and how they are compared.
+
+Laws:
+- A copy shares nothing mutable with its original, and is the same value.
+- Two values are the same if they are equal and of the same type, all the way down: `1`, `True` and
+  `1.0` are three values, `-0.0` is not `0.0`, `Decimal("1.0")` is not `Decimal("1.00")`, NaN is the
+  same as NaN. The order of a dict is no part of its value.
+- Sameness and the first difference are one piece of code, so they can't disagree.
+- A dataclass is its compared fields. Another class that defines `__eq__` is believed; one that does
+  not is its state as `copy` and `pickle` see it.
+- A value that contains itself is copied and compared like any other.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime as dt
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from decimal import Decimal
+from math import copysign, isnan
+from operator import eq
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from types import NoneType
+from typing import Any, Final, Literal, TypeVar, cast
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+__all__ = ["SCALARS", "Difference", "copy_value", "first_difference", "is_flat", "same_value"]
+
+_T = TypeVar("_T")
+_Pairs = set[tuple[int, int]]
+_ABSENT: Final = object()
+_TEXT: Final = frozenset({str})
+_IDENTITY: Final[object] = object.__eq__
+_LEVELS: Final = 100  # beyond this many, a value is watched for containing itself
+_LONGEST: Final = 120
+
+
+def _same_float(a: float, b: float) -> bool:
+    return (a == b and copysign(1.0, a) == copysign(1.0, b)) or (isnan(a) and isnan(b))
+
+
+def _same_complex(a: complex, b: complex) -> bool:
+    return _same_float(a.real, b.real) and _same_float(a.imag, b.imag)
+
+
+def _same_text(a: object, b: object) -> bool:
+    return str(a) == str(b)
+
+
+def _same_zone(a: dt.timezone, b: dt.timezone) -> bool:
+    return a == b and a.tzname(None) == b.tzname(None)
+
+
+def _same_zone_info(a: ZoneInfo, b: ZoneInfo) -> bool:
+    return a.key is not None and a.key == b.key
+
+
+def _same_moment(a: Any, b: Any) -> bool:
+    # == takes two instants in different zones, or in the two halves of a fold, for equal.
+    return (
+        a.replace(tzinfo=None) == b.replace(tzinfo=None)
+        and a.fold == b.fold
+        and same_value(a.tzinfo, b.tzinfo)
+    )
+
+
+_SAME: Final[dict[type, Callable[[Any, Any], bool]]] = {
+    NoneType: eq,
+    bool: eq,
+    int: eq,
+    float: _same_float,
+    complex: _same_complex,
+    str: eq,
+    bytes: eq,
+    dt.datetime: _same_moment,
+    dt.date: eq,
+    dt.time: _same_moment,
+    dt.timedelta: eq,
+    dt.timezone: _same_zone,
+    ZoneInfo: _same_zone_info,
+    Decimal: _same_text,
+    UUID: eq,
+    PosixPath: _same_text,
+    WindowsPath: _same_text,
+    PurePosixPath: _same_text,
+    PureWindowsPath: _same_text,
+}
+
+SCALARS: Final[frozenset[type]] = frozenset(_SAME)
+"""The types whose exact instances can't be changed, so that a copy may share them."""
+
+
+def is_flat(payload: Mapping[str, object]) -> bool:
+    """Return whether every value is an exact scalar, so that a shallow copy is a private one.
+
+    >>> is_flat({"n": 1, "text": "abc"}), is_flat({"items": [1]})
+    (True, False)
+    """
+    return SCALARS.issuperset(map(type, payload.values()))
+
+
+# --- copying --------------------------------------------------------------------------------------
+
+
+class _TooDeepError(Exception):
+    """The value is nested beyond `_LEVELS`, or contains itself."""
+
+
+def copy_value(value: _T) -> _T:
+    """Return a private copy: a typed walk over the built-in containers, `copy.deepcopy` elsewhere.
+
+    An object that stands twice in the value is copied twice. Raises what `copy.deepcopy` raises
+    for an object that can't be copied.
+
+    >>> order = {"items": [1, 2]}
+    >>> private = copy_value(order)
+    >>> private["items"].append(3)
+    >>> order
+    {'items': [1, 2]}
+    """
+    if type(value) in SCALARS:
+        return value
+    try:
+        return cast(_T, _copy(value, _LEVELS))
+    except _TooDeepError:
+        return copy.deepcopy(value)
+
+
+def _copy(value: Any, levels: int) -> Any:
+    if not levels:
+        raise _TooDeepError
+    levels -= 1
+    kind = type(value)
+    if kind is dict:
+        return {
+            key if type(key) in SCALARS else _copy(key, levels): (
+                item if type(item) in SCALARS else _copy(item, levels)
+            )
+            for key, item in value.items()
+        }
+    if kind is list or kind is tuple or kind is set or kind is frozenset:
+        items = [item if type(item) in SCALARS else _copy(item, levels) for item in value]
+        return items if kind is list else kind(items)
+    return value if kind in SCALARS else copy.deepcopy(value)
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One place where two values differ: `path`, what was `expected`, what is the `actual` value.
+
+    `what` is "type" or "value"; or "missing" (nothing is there any more, `actual` is None) or
+    "added" (nothing was there, `expected` is None).
+
+    >>> str(Difference("$.items[0].price", 1, 2, "value"))
+    '$.items[0].price: 1 became 2'
+    """
+
+    path: str
+    expected: object
+    actual: object
+    what: Literal["type", "value", "missing", "added"]
+
+    def __str__(self) -> str:
+        if self.what == "missing":
+            return f"{self.path}: {_shown(self.expected)} is missing"
+        if self.what == "added":
+            return f"{self.path}: {_shown(self.actual)} was added"
+        if self.what == "type":
+            return f"{self.path}: {_typed(self.expected)} became {_typed(self.actual)}"
+        expected, actual = _shown(self.expected), _shown(self.actual)
+        if expected == actual:
+            return f"{self.path}: {expected} became another {actual}"
+        return f"{self.path}: {expected} became {actual}"
+
+
+def same_value(a: object, b: object) -> bool:
+    """Return whether both are equal and of the same type, all the way down.
+
+    >>> same_value([1, float("nan")], [1, float("nan")]), same_value({"n": 1}, {"n": True})
+    (True, False)
+    """
+    return a is b or _compare(a, b, 0, set()) is None
+
+
+def first_difference(expected: object, actual: object, path: str = "$") -> Difference | None:
+    """Return the first place where two values differ, or None; `path` is where they stand.
+
+    >>> print(first_difference({"n": [1, 2]}, {"n": [1, 2.0]}))
+    $.n[1]: int 2 became float 2.0
+    """
+    found = _compare(expected, actual, 0, set())
+    if found is None:
+        return None
+    place = path + "".join(reversed(found.steps))
+    return Difference(place, found.expected, found.actual, found.what)
+
+
+class _Found:
+    """A difference on its way up; each level adds its step, so equal values build no paths."""
+
+    __slots__ = ("actual", "expected", "steps", "what")
+
+    def __init__(
+        self,
+        what: Literal["type", "value", "missing", "added"],
+        expected: object,
+        actual: object,
+        step: str = "",
+    ) -> None:
+        self.what = what
+        self.expected = expected
+        self.actual = actual
+        self.steps = [step]
+
+
+def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+    if a is b:
+        return None
+    kind = type(a)
+    if kind is not type(b):
+        return _Found("type", a, b)
+    rule = _SAME.get(kind)
+    if rule is not None:
+        return None if rule(a, b) else _Found("value", a, b)
+    if level > _LEVELS:
+        # Only a value that contains itself comes back to a pair: it is the same so far.
+        pair = (id(a), id(b))
+        if pair in open_pairs:
+            return None
+        open_pairs.add(pair)
+    level += 1
+    if kind is dict:
+        return _compare_dicts(a, b, level, open_pairs)
+    if kind is list or kind is tuple:
+        return _compare_sequences(a, b, level, open_pairs)
+    if kind is set or kind is frozenset:
+        return _compare_sets(a, b, level, open_pairs)
+    return _compare_objects(a, b, level, open_pairs)
+
+
+def _compare_sequences(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+    for index, (x, y) in enumerate(zip(a, b, strict=False)):
+        found = _compare(x, y, level, open_pairs)
+        if found is not None:
+            found.steps.append(f"[{index}]")
+            return found
+    if len(a) > len(b):
+        return _Found("missing", a[len(b)], None, f"[{len(b)}]")
+    if len(a) < len(b):
+        return _Found("added", None, b[len(a)], f"[{len(a)}]")
+    return None
+
+
+def _compare_dicts(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+    if _TEXT.issuperset(map(type, a)) and _TEXT.issuperset(map(type, b)) and a.keys() == b.keys():
+        for key, item in a.items():
+            found = _compare(item, b[key], level, open_pairs)
+            if found is not None:
+                found.steps.append(_step(key))
+                return found
+        return None
+    partners, added = _partners(a, b, level, open_pairs)
+    for key, item in a.items():
+        partner = partners.get(id(key), _ABSENT)
+        if partner is _ABSENT:
+            return _Found("missing", item, None, _step(key))
+        found = _compare(item, b[partner], level, open_pairs)
+        if found is not None:
+            found.steps.append(_step(key))
+            return found
+    for key in added:
+        return _Found("added", None, b[key], _step(key))
+    return None
+
+
+def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+    partners, added = _partners(a, b, level, open_pairs)
+    for item in a:
+        if id(item) not in partners:
+            return _Found("missing", item, None)
+    for item in added:
+        return _Found("added", None, item)
+    return None
+
+
+def _partners(
+    a: Iterable[Any], b: Iterable[Any], level: int, open_pairs: _Pairs
+) -> tuple[dict[int, Any], list[Any]]:
+    """Give each key of `a`, by its id, the same one of `b`; and tell which of `b` are left.
+
+    Looking them up is not enough: 1 would find True, and NaN would not find NaN.
+    """
+    by_hash = {key: key for key in b}
+    partners: dict[int, Any] = {}
+    strays = []
+    for key in a:
+        twin = by_hash.get(key, _ABSENT)
+        if twin is _ABSENT or _compare(key, twin, level, open_pairs) is not None:
+            strays.append(key)
+        else:
+            partners[id(key)] = twin
+    if not strays and len(partners) == len(by_hash):
+        return partners, []
+    taken = set(map(id, partners.values()))
+    rest = [key for key in b if id(key) not in taken]
+    for key in strays:
+        for index, twin in enumerate(rest):
+            if _compare(key, twin, level, open_pairs) is None:
+                partners[id(key)] = rest.pop(index)
+                break
+    return partners, rest
+
+
+def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+    if is_dataclass(a) and not isinstance(a, type):
+        names = [field.name for field in fields(a) if field.compare]
+        return _compare_dicts(_present(a, names), _present(b, names), level, open_pairs)
+    for base, compare in _CONTAINERS:
+        if isinstance(a, base):
+            found = compare(a, b, level, open_pairs)
+            if found is None and hasattr(a, "__dict__"):
+                found = _compare_dicts(vars(a), vars(b), level, open_pairs)
+            return found
+    if type(a).__eq__ is not _IDENTITY:
+        try:
+            if a == b:
+                return None
+        except Exception:
+            return _Found("value", a, b)
+    try:
+        state_a, state_b = _state(a), _state(b)
+    except Exception:
+        return _Found("value", a, b)
+    found = _compare_dicts(state_a, state_b, level, open_pairs)
+    if found is None and type(a).__eq__ is not _IDENTITY:
+        return _Found("value", a, b)
+    return found
+
+
+_CONTAINERS: Final = (
+    (dict, _compare_dicts),
+    ((list, tuple), _compare_sequences),
+    ((set, frozenset), _compare_sets),
+)
+
+
+def _present(value: object, names: Iterable[str]) -> dict[str, object]:
+    return {name: getattr(value, name) for name in names if hasattr(value, name)}
+
+
+def _state(value: object) -> dict[str, object]:
+    """Return by name what `copy` and `pickle` would carry over; raises for what they refuse."""
+    reduced = value.__reduce_ex__(4)
+    if isinstance(reduced, str):
+        raise TypeError(f"{reduced} is known by its name and has no state")
+    parts: tuple[Any, ...] = (*reduced, None)
+    _, arguments, state, *items = parts
+    found: dict[str, object] = {"args": [item for item in arguments if item is not type(value)]}
+    slots: object = None
+    if type(state) is tuple and len(state) == 2 and isinstance(state[1], dict):
+        state, slots = state
+    for part in (state, slots):
+        if isinstance(part, dict):
+            found.update(part)
+        elif part is not None:
+            found["state"] = part
+    found["items"] = [list(iterator) for iterator in items[:2] if iterator is not None]
+    return found
+
+
+def _step(key: object) -> str:
+    if type(key) is str and key.isidentifier():
+        return f".{key}"
+    return f"[{_shown(key)}]"
+
+
+def _shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__qualname__} whose repr() raised {type(error).__name__}>"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+
+
+def _typed(value: object) -> str:
+    name = type(value).__qualname__
+    text = _shown(value)
+    return text if value is None or text.startswith((name, f"<{name}")) else f"{name} {text}"

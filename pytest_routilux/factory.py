@@ -1,0 +1,332 @@
+"""Flows in one line, from routines and plain functions: `flow_factory(chain=[parse, double])`.
+
+Laws:
+- A function is called as a handler is: its parameters name fields of the payload, and `**rest`
+  takes the others. A lone parameter called `payload` takes the whole payload as a dict.
+- The dict that it returns is emitted as `output`; None emits nothing.
+- The fields of that event are those that the parameters of what follows name. Where nothing
+  follows, or what follows takes the whole payload, any field may be emitted.
+- A function is saved by its name and found by it where its module is imported, never imported or
+  called by loading. One that can't be found so, such as a lambda, is refused when it is saved.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
+from itertools import pairwise
+from typing import TYPE_CHECKING, cast
+
+from routilux import Emission, Flow, FlowDefinitionError, Routine, Slot, register_type
+from routilux.routine import Binding
+from routilux.values import copy_value, is_flat
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from routilux import ErrorHandler
+    from routilux.flow import ExecutionStrategy
+
+__all__ = ["FlowFactory", "FunctionRoutine", "PlainFunction"]
+
+Function = Callable[..., object]
+Node = Routine | Function
+
+
+class FlowFactory:
+    """Makes flows: `flow_factory(chain=[...], fan_out=(source, [...]), fan_in=([...], target))`.
+
+    Each is given by itself, or several together: the same function or routine standing in two of
+    them is one routine of the flow, so `fan_out` and `fan_in` with the same middle are a diamond.
+    Within one of them each place is a routine of its own. Ids are the names of functions and of
+    routine classes; a name that is taken gets `_2`, `_3`, …
+
+    Routines are connected from `output` (else their only event) to `input` (else their only slot
+    besides `trigger`, else that). The other options are those of `Flow`. Raises
+    `FlowDefinitionError` for what can't be connected.
+
+    >>> def parse(text): return {"n": int(text)}
+    >>> def double(n): return {"n": 2 * n}
+    >>> flow = FlowFactory()(chain=[parse, double, double])
+    >>> list(flow.routines)
+    ['parse', 'double', 'double_2']
+    >>> flow.execute("parse", {"text": "21"}).outputs[0].data
+    {'n': 84}
+    """
+
+    def __call__(
+        self,
+        *,
+        chain: Sequence[Node] = (),
+        fan_out: tuple[Node, Sequence[Node]] | None = None,
+        fan_in: tuple[Sequence[Node], Node] | None = None,
+        flow_id: str | None = None,
+        execution_strategy: ExecutionStrategy = "sequential",
+        max_workers: int = 4,
+        error_handler: ErrorHandler | None = None,
+    ) -> Flow:
+        """Return a new flow; see the class."""
+        draft = _Draft()
+        places = draft.add(chain, "chain")
+        draft.edges += pairwise(places)
+        if fan_out is not None:
+            source, targets = _pair(fan_out, "fan_out=(source, [target, ...])")
+            first, *rest = draft.add([cast(Node, source), *_nodes(targets, "fan_out")], "fan_out")
+            draft.edges += [(first, target) for target in rest]
+        if fan_in is not None:
+            sources, target = _pair(fan_in, "fan_in=([source, ...], target)")
+            *rest, last = draft.add([*_nodes(sources, "fan_in"), cast(Node, target)], "fan_in")
+            draft.edges += [(place, last) for place in rest]
+        if not draft.nodes:
+            raise FlowDefinitionError(
+                "the flow would be empty; say chain=[...], fan_out=(source, [...]) or"
+                " fan_in=([...], target)"
+            )
+        flow = Flow(flow_id, execution_strategy=execution_strategy, max_workers=max_workers)
+        flow.set_error_handler(error_handler)
+        return draft.build(flow)
+
+
+class FunctionRoutine(Routine):
+    """A routine whose handler, behind the slots `trigger` and `input`, is a plain function.
+
+    `fields` are those of its event `output`; with `more` the function may return others too.
+    """
+
+    def __init__(self, function: PlainFunction, fields: Sequence[str], more: bool) -> None:
+        super().__init__()
+        self.function = function
+        self.more = more
+        handler = self._handler()
+        self.define_slot("trigger", handler=handler)
+        self.define_slot("input", handler=handler)
+        self.output = self.define_event("output", fields)
+
+    def _handler(self) -> Function:
+        function = self.function.function
+        if self.function.takes_payload:
+
+            def take_all(**payload: object) -> object:
+                return self._returned(function(payload))
+
+            return take_all
+
+        @wraps(function)
+        def take_fields(**payload: object) -> object:
+            return self._returned(function(**payload))
+
+        return take_fields
+
+    def _returned(self, result: object) -> object:
+        if inspect.iscoroutine(result):
+            return self._awaited(result)
+        self._emit_output(result)
+        return None
+
+    async def _awaited(self, coroutine: Coroutine[object, object, object]) -> None:
+        self._emit_output(await coroutine)
+
+    def _emit_output(self, result: object) -> None:
+        name = self.function.name
+        if result is None:
+            return
+        if type(result) is not dict or not all(type(key) is str for key in result):
+            raise FlowDefinitionError(
+                f"{name} returned {_short(result)}; return a dict with names as keys, which is"
+                " emitted as 'output', or None to emit nothing"
+            )
+        if not self.more and not self.output.allowed.issuperset(result):
+            unknown = [key for key in result if key not in self.output.allowed]
+            raise FlowDefinitionError(
+                f"{name} returned {_list(unknown)}, which nothing after it takes; what follows"
+                f" takes {_list(self.output.fields) or 'no fields'}: name it in a parameter there,"
+                " or take the rest with **rest"
+            )
+        flat = is_flat(result)
+        payload = result.copy() if flat else copy_value(result)
+        self.ctx.outbox.append(Emission("output", payload, flat))
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFunction:
+    """A function as an argument of a routine, so that a saved flow can hold it by its name."""
+
+    function: Function
+
+    @property
+    def name(self) -> str:
+        """Its name: `parse`; `lambda` for one without."""
+        name: str = self.function.__name__
+        return "lambda" if name == "<lambda>" else name
+
+    @property
+    def takes_payload(self) -> bool:
+        """Whether its lone parameter is called `payload`, and takes all of it."""
+        parameters = inspect.signature(self.function).parameters
+        return [p.kind for p in parameters.values()] == [
+            inspect.Parameter.POSITIONAL_OR_KEYWORD
+        ] and "payload" in parameters
+
+    @property
+    def module(self) -> str:
+        """The module that has to be imported where a flow with it is loaded."""
+        return self.function.__module__
+
+    def saved_name(self) -> str:
+        """Return `module:qualname`; raises `ValueError` if it can't be found by that."""
+        name = f"{self.module}:{self.function.__qualname__}"
+        if _found(name) is not self.function:
+            code = getattr(self.function, "__code__", None)
+            place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+            raise ValueError(
+                f"{self.name}{place} can't be found by the name {name} on another host;"
+                " define it with def at the top level of a module"
+            )
+        return name
+
+    @classmethod
+    def of_saved_name(cls, name: object) -> PlainFunction:
+        """Find a function that was saved; its module must have been imported."""
+        found = _found(name) if type(name) is str else None
+        if found is None:
+            raise ValueError(
+                f"no function {name!r} is defined in this program; import the module that defines"
+                " it before loading"
+            )
+        return cls(found)
+
+
+register_type(
+    PlainFunction,
+    name="pytest_routilux.function",
+    encode=PlainFunction.saved_name,
+    decode=PlainFunction.of_saved_name,
+)
+
+
+def _found(name: str) -> Function | None:
+    module, _, qualname = name.partition(":")
+    found: object = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found if inspect.isfunction(found) else None
+
+
+class _Draft:
+    """A flow before it is built: the nodes by id, and the edges between them."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Routine | PlainFunction] = {}
+        self.edges: list[tuple[str, str]] = []
+        self._ids: dict[tuple[Node, int], str] = {}
+
+    def add(self, nodes: Sequence[Node], where: str) -> list[str]:
+        """Return the ids of some nodes; those of them that other calls added are the same."""
+        seen: Counter[Node] = Counter()
+        ids = []
+        for node in _nodes(nodes, where):
+            seen[node] += 1
+            key = (node, seen[node])
+            if key not in self._ids:
+                self._ids[key] = self._new(node, where)
+            ids.append(self._ids[key])
+        return ids
+
+    def _new(self, node: Node, where: str) -> str:
+        entry: Routine | PlainFunction
+        if isinstance(node, Routine):
+            entry, name = node, type(node).__name__
+        elif inspect.isfunction(node) or inspect.ismethod(node):
+            entry = PlainFunction(node)
+            name = entry.name
+        elif isinstance(node, type) and issubclass(node, Routine):
+            raise FlowDefinitionError(
+                f"{where}: {node.__name__} is a class; pass a routine, {node.__name__}(...)"
+            )
+        else:
+            raise FlowDefinitionError(
+                f"{where}: {_short(node)} is neither a routine nor a function"
+            )
+        routine_id, number = name, 1
+        while routine_id in self.nodes:
+            number += 1
+            routine_id = f"{name}_{number}"
+        self.nodes[routine_id] = entry
+        return routine_id
+
+    def build(self, flow: Flow) -> Flow:
+        """Put the routines and connections into an empty flow."""
+        for routine_id, node in self.nodes.items():
+            flow.add_routine(
+                node if isinstance(node, Routine) else self._function_routine(routine_id, node),
+                routine_id,
+            )
+        for source, target in self.edges:
+            flow.connect(
+                source,
+                _event_of(flow.routines[source], source),
+                target,
+                _slot_of(flow.routines[target], target).name,
+            )
+        return flow
+
+    def _function_routine(self, routine_id: str, function: PlainFunction) -> FunctionRoutine:
+        takers = [self._binding(target) for source, target in self.edges if source == routine_id]
+        fields = list(dict.fromkeys(name for taker in takers for name in sorted(taker.names)))
+        more = not takers or any(taker.takes_rest for taker in takers)
+        return FunctionRoutine(function, fields, more)
+
+    def _binding(self, routine_id: str) -> Binding:
+        node = self.nodes[routine_id]
+        if isinstance(node, PlainFunction):
+            node = FunctionRoutine(node, (), True)
+        return _slot_of(node, routine_id).binding
+
+
+def _event_of(routine: Routine, routine_id: str) -> str:
+    own = [name for name in routine.events if name != "error"]
+    if "output" in own:
+        return "output"
+    if len(own) == 1:
+        return own[0]
+    raise FlowDefinitionError(
+        f"{routine_id} has the events {_list(own) or 'none'}; a flow_factory connects 'output' or"
+        " the only event: build this flow with Flow.connect"
+    )
+
+
+def _slot_of(routine: Routine, routine_id: str) -> Slot:
+    own = [name for name in routine.slots if name != "trigger"] or list(routine.slots)
+    if "input" in own:
+        return routine.slots["input"]
+    if len(own) == 1:
+        return routine.slots[own[0]]
+    raise FlowDefinitionError(
+        f"{routine_id} has the slots {_list(own) or 'none'}; a flow_factory connects to 'input' or"
+        " the only slot: build this flow with Flow.connect"
+    )
+
+
+def _pair(value: object, form: str) -> tuple[object, object]:
+    if not isinstance(value, tuple) or len(value) != 2:
+        raise FlowDefinitionError(f"{_short(value)} is not of the form {form}")
+    return value
+
+
+def _nodes(value: object, where: str) -> list[Node]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise FlowDefinitionError(f"{where}: {_short(value)} is no list of routines and functions")
+    return list(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _list(names: Sequence[str] | Mapping[str, object]) -> str:
+    return ", ".join(repr(name) for name in names)

@@ -1,0 +1,278 @@
+"""flow_factory: flows in one line, from routines and plain functions."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from pytest_routilux import FlowFactory
+from routilux import (
+    ErrorHandler,
+    Flow,
+    FlowDefinitionError,
+    JobState,
+    Routine,
+    Runtime,
+    SavedStateError,
+    UnserializableError,
+)
+
+
+def parse(text):
+    return {"n": int(text)}
+
+
+def double(n):
+    return {"n": 2 * n}
+
+
+def negate(n):
+    return {"n": -n}
+
+
+def keep(payload):
+    return payload
+
+
+def total(n):
+    return {"total": n}
+
+
+def order(sku, price):
+    return {"sku": sku, "price": price}
+
+
+def label(sku):
+    return {"label": f"#{sku}"}
+
+
+def bill(price):
+    return {"due": price}
+
+
+async def double_later(n):
+    return {"n": 2 * n}
+
+
+class Fetch(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.fetch)
+        self.define_event("output", ["text"])
+
+    def fetch(self) -> None:
+        self.emit("output", text="21")
+
+
+class Store(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("rows", handler=self.store)
+
+    def store(self, n: int) -> None:
+        self.ctx.state["stored"] = n
+
+
+class Splitter(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("left", handler=self.split)
+        self.define_slot("right", handler=self.split)
+        self.define_event("even", ["n"])
+        self.define_event("odd", ["n"])
+
+    def split(self, n: int) -> None:
+        """Do nothing."""
+
+
+def run(flow: Flow, entry: str, params: dict[str, object] | None = None) -> JobState:
+    return flow.execute(entry, params, runtime=Runtime())
+
+
+def outputs(job: JobState) -> list[dict[str, object]]:
+    job.raise_for_status()
+    return [dict(output.data) for output in job.outputs]
+
+
+def edges(flow: Flow) -> list[str]:
+    return [str(connection) for connection in flow.connections]
+
+
+def test_a_chain_passes_what_each_function_returns_to_the_next(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[parse, double, negate])
+    assert ["parse", "double", "negate"] == list(flow.routines)
+    assert ["parse.output -> double.input", "double.output -> negate.input"] == edges(flow)
+    assert [{"n": -42}] == outputs(run(flow, "parse", {"text": "21"}))
+
+
+def test_a_fan_out_gives_each_target_what_it_names(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(fan_out=(order, [label, bill]))
+    job = run(flow, "order", {"sku": "A7", "price": 19})
+    assert [{"label": "#A7"}, {"due": 19}] == outputs(job)
+
+
+def test_a_fan_in_can_be_entered_at_each_source(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(fan_in=([double, negate], total))
+    assert [{"total": 8}] == outputs(run(flow, "double", {"n": 4}))
+    assert [{"total": -4}] == outputs(run(flow, "negate", {"n": 4}))
+
+
+def test_fan_out_and_fan_in_with_the_same_middle_are_a_diamond(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(
+        chain=[Fetch(), parse],
+        fan_out=(parse, [double, negate]),
+        fan_in=([double, negate], total),
+    )
+    assert ["Fetch", "parse", "double", "negate", "total"] == list(flow.routines)
+    assert [{"total": 42}, {"total": -21}] == outputs(run(flow, "Fetch"))
+
+
+def test_a_function_that_stands_twice_in_a_chain_is_two_routines(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[parse, double, double, double])
+    assert ["parse", "double", "double_2", "double_3"] == list(flow.routines)
+    assert [{"n": 8}] == outputs(run(flow, "parse", {"text": "1"}))
+
+
+def test_routines_and_functions_stand_in_one_chain(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[Fetch(), parse, double, Store()])
+    assert "double.output -> Store.rows" == edges(flow)[-1]
+    job = run(flow, "Fetch")
+    job.raise_for_status()
+    assert {"stored": 42} == job.routine_states["Store"].state
+
+
+def test_a_lone_parameter_called_payload_takes_all_of_it(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[order, keep])
+    job = run(flow, "order", {"sku": "A7", "price": 19})
+    assert [{"sku": "A7", "price": 19}] == outputs(job)
+
+
+def test_rest_parameters_take_what_is_not_named(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[order, lambda sku, **rest: {"sku": sku, "rest": rest}])
+    job = run(flow, "order", {"sku": "A7", "price": 19})
+    assert [{"sku": "A7", "rest": {"price": 19}}] == outputs(job)
+
+
+def test_async_functions_are_awaited(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[parse, double_later, negate])
+    assert [{"n": -42}] == outputs(run(flow, "parse", {"text": "21"}))
+
+
+def test_a_function_that_returns_none_emits_nothing(flow_factory: FlowFactory) -> None:
+    job = run(flow_factory(chain=[lambda: None, keep]), "lambda")
+    assert [] == outputs(job)
+    assert 0 == job.routine_states["keep"].attempts
+
+
+def test_what_a_function_changes_after_it_returned_is_not_seen(flow_factory: FlowFactory) -> None:
+    kept: dict[str, object] = {"items": [1]}
+
+    def give() -> dict[str, object]:
+        return kept
+
+    def spoil(items: list[int]) -> dict[str, object]:
+        items.append(2)
+        kept["items"] = [*items, 3]
+        return {"seen": items}
+
+    job = run(flow_factory(chain=[give, spoil]), "give")
+    assert [{"seen": [1, 2]}] == outputs(job)
+    assert {"items": [1]} == job.execution_history[1].data
+
+
+def test_the_options_are_those_of_a_flow(flow_factory: FlowFactory) -> None:
+    handler = ErrorHandler("retry", max_retries=1, retry_delay=0)
+    flow = flow_factory(
+        chain=[parse],
+        flow_id="numbers",
+        execution_strategy="concurrent",
+        max_workers=2,
+        error_handler=handler,
+    )
+    assert ("numbers", "concurrent", 2) == (flow.flow_id, flow.execution_strategy, flow.max_workers)
+    assert 2 == run(flow, "parse", {"text": "x"}).routine_states["parse"].attempts
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (
+            {"n": 1, "m": 2},
+            "give returned 'm', which nothing after it takes; what follows takes 'n': name it in",
+        ),
+        ({}, "give emitted 'output' without 'n', which double.input needs"),
+        (
+            [1],
+            "give returned [1]; return a dict with names as keys, which is emitted as 'output'",
+        ),
+        ({1: 2}, "give returned {1: 2}; return a dict with names as keys"),
+    ],
+    ids=["a field that nobody takes", "a field that is missing", "a list", "a key that is no name"],
+)
+def test_what_a_function_may_not_return_fails_its_task(
+    flow_factory: FlowFactory, result: object, message: str
+) -> None:
+    def give() -> object:
+        return result
+
+    job = run(flow_factory(chain=[give, double]), "give")
+    assert "failed" == job.status
+    assert job.error is not None
+    assert "routilux.errors.FlowDefinitionError" == job.error.type
+    assert job.error.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "message"),
+    [
+        ({}, "the flow would be empty; say chain=[...]"),
+        ({"chain": [parse, 7]}, "chain: 7 is neither a routine nor a function"),
+        ({"chain": [Fetch, parse]}, "chain: Fetch is a class; pass a routine, Fetch(...)"),
+        ({"chain": parse}, "is no list of routines and functions"),
+        ({"fan_out": [parse, [double]]}, "is not of the form fan_out=(source, [target, ...])"),
+        ({"fan_in": (double, negate, total)}, "is not of the form fan_in=([source, ...], target)"),
+        ({"fan_out": (parse, double)}, "is no list of routines and functions"),
+        ({"chain": [Fetch(), order]}, "the handler needs 'price', 'sku', but the event carries"),
+        ({"chain": [Splitter(), double]}, "Splitter has the events 'even', 'odd'"),
+        ({"chain": [double, Splitter()]}, "Splitter has the slots 'left', 'right'"),
+        ({"chain": [Store(), double]}, "Store has the events none"),
+        ({"chain": [lambda n, /: None]}, "takes 'n' by position only"),
+        ({"chain": [parse, double], "fan_out": (parse, [double])}, "stands already"),
+    ],
+)
+def test_what_can_not_be_connected_is_refused_at_once(
+    flow_factory: FlowFactory, shapes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(FlowDefinitionError, match=re.escape(message)):
+        flow_factory(**shapes)  # type: ignore[arg-type]
+
+
+def test_a_flow_of_top_level_functions_can_be_saved(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[parse, keep, double])
+    twin = Flow.deserialize(flow.serialize())
+    assert flow.fingerprint == twin.fingerprint
+    assert [{"n": 42}] == outputs(run(twin, "parse", {"text": "21"}))
+
+
+def test_a_lambda_works_in_memory_and_is_refused_when_saved(flow_factory: FlowFactory) -> None:
+    flow = flow_factory(chain=[parse, lambda n: {"n": n + 1}])
+    assert [{"n": 22}] == outputs(run(flow, "parse", {"text": "21"}))
+    with pytest.raises(UnserializableError) as refused:
+        flow.serialize()
+    assert "$.flow.routines[1].args[0]" == refused.value.path
+    assert "lambda (" in refused.value.reason
+    assert "test_factory.py:" in refused.value.reason
+    assert "define it with def at the top level of a module" in refused.value.reason
+
+
+@pytest.mark.parametrize(
+    "name", ["os.nowhere:parse", "os:nothing", "os:path", "os:system", "os:", ":parse"]
+)
+def test_a_saved_name_that_is_no_function_here_is_refused(
+    flow_factory: FlowFactory, name: str
+) -> None:
+    document = flow_factory(chain=[parse]).serialize()
+    document["routines"][0]["args"][0]["value"] = name  # type: ignore[index]
+    with pytest.raises(SavedStateError, match=f"no function '{name}' is defined in this program"):
+        Flow.deserialize(document)

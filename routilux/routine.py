@@ -249,11 +249,12 @@ class Routine:
     def _check_new(self, kind: str, name: str, known: Mapping[str, object]) -> None:
         if not isinstance(name, str) or not name:
             raise FlowDefinitionError(
-                f"a {kind} of {type(self).__qualname__} is named {name!r}; a name is a text"
+                f"{kind} {name!r} of {type(self).__qualname__}: a name is a text"
             )
         if name in known:
             raise FlowDefinitionError(
-                f"{type(self).__qualname__} has a {kind} {name!r} already; choose another name"
+                f"{kind} {name!r} of {type(self).__qualname__} is defined already;"
+                " choose another name"
             )
 
     # --- running --------------------------------------------------------------------------------

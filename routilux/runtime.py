@@ -424,17 +424,16 @@ class Runtime:
 def _checked_params(
     plan: Plan, entry: str, slot: str, params: Mapping[str, object] | None
 ) -> dict[str, object]:
-    routine = plan.routines.get(entry)
-    if routine is None:
+    if not isinstance(entry, str) or entry not in plan.routines:
         raise FlowDefinitionError(
             f"flow {plan.flow_id!r} has no routine {entry!r} to start with; it has"
             f" {', '.join(map(repr, plan.routines)) or 'none'}"
         )
-    entrance = routine.slots.get(slot)
-    if entrance is None:
+    slots = plan.routines[entry].slots
+    if not isinstance(slot, str) or slot not in slots:
         raise FlowDefinitionError(
             f"routine {entry!r} has no slot {slot!r} to start with; it has"
-            f" {', '.join(map(repr, routine.slots)) or 'none'}"
+            f" {', '.join(map(repr, slots)) or 'none'}"
         )
     if params is not None and (
         not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
@@ -444,11 +443,11 @@ def _checked_params(
             f" not {params!r}"
         )
     given = dict(params or {})
-    binding = entrance.binding
+    binding = slots[slot].binding
     missing = sorted(binding.required - given.keys())
     unknown = [] if binding.takes_rest else sorted(map(repr, given.keys() - binding.names))
     if missing or unknown:
-        takes = ", ".join(sorted(binding.names)) or "nothing"
+        takes = ", ".join(map(repr, sorted(binding.names))) or "nothing"
         trouble = [f"misses {', '.join(map(repr, missing))}"] if missing else []
         trouble += [f"has {', '.join(unknown)}, which it does not take"] if unknown else []
         raise FlowDefinitionError(

@@ -9,6 +9,7 @@ Laws:
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
@@ -293,6 +294,8 @@ class JobState:
         if commit.seq != self.seq + 1:
             raise IllegalTransitionError(f"commit {commit.seq} can't follow commit {self.seq}")
         kind = commit.kind
+        if not self.seq and kind is not _START:
+            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
         if kind in _STEP_ENDS:
             if commit.task_id is not None:
                 self._fold_step(commit, commit.task_id)
@@ -341,6 +344,8 @@ class JobState:
             raise IllegalTransitionError(f"commit {commit.seq} lacks what a {kind} has")
         if kind is _CONFLICT:
             pending.conflicts += 1
+            if pending.first_started_ns is None:
+                pending.first_started_ns = commit.started_ns
             return
         routine = self.routine_states[pending.task.routine_id]
         routine.attempts += 1
@@ -407,10 +412,14 @@ class JobState:
 
     def _fold_resumed(self, commit: Commit) -> None:
         detail = commit.detail or {}
-        self.recoveries = in_range(detail["recoveries"], "$.recoveries")
+        withdrawn = _texts(detail["withdrawn"], "$.withdrawn")
+        if not self._pending.keys() >= set(withdrawn):
+            raise IllegalTransitionError(f"commit {commit.seq} withdraws a task that is not there")
+        recoveries = in_range(detail["recoveries"], "$.recoveries")
         if "shape" in detail:
             self._take_shape(detail)
-        for task_id in _texts(detail["withdrawn"], "$.withdrawn"):
+        self.recoveries = recoveries
+        for task_id in withdrawn:
             del self._pending[task_id]
         fresh = bool(detail.get("retry_failed"))
         if fresh:
@@ -459,7 +468,10 @@ _COMPARED: Final = tuple(
 
 def _same(a: object, b: object) -> bool:
     # == is faster; what it does not take for equal may be NaN, or of a class without __eq__.
-    return bool(a == b) or same_value(a, b)
+    with suppress(Exception):
+        if a == b:
+            return True
+    return same_value(a, b)
 
 
 def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:

@@ -27,11 +27,13 @@ from routilux.errors import ClockStalledError
 from routilux.instants import SECOND, from_ns, instant_ns, to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Clock", "FakeClock", "Signal", "SystemClock", "Wait", "Worker"]
 
 _LAST_KEY: Final = (float("inf"),)
+_FEW: Final = 64  # ended waits that may lie about before they are swept
+_LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # what the system takes; 292 years on most
 
 # The real functions, whatever is patched later.
 _time_ns = time.time_ns
@@ -148,14 +150,14 @@ class SystemClock(Clock):
             if until is None:
                 raise ValueError("a wait needs a signal or an instant, else it never ends")
             while (left := until - _monotonic_ns()) > 0:
-                _sleep(left / SECOND)
+                _sleep(min(left / SECOND, _LONGEST_WAIT))
             return False
         if not isinstance(signal, _SystemSignal):
             raise TypeError(f"a {type(signal).__name__} is another clock's signal")
         if until is None:
             return signal.event.wait()
         while (left := until - _monotonic_ns()) > 0:
-            if signal.event.wait(left / SECOND):
+            if signal.event.wait(min(left / SECOND, _LONGEST_WAIT)):
                 return True
         return signal.event.is_set()
 
@@ -210,6 +212,13 @@ class _Party(Worker):
 
     def start(self) -> None:
         self.clock._enter(self)
+
+    def line(self) -> Iterator[_Party]:
+        """Yield this party, then the one in whose turn it runs, and so on."""
+        party: _Party | None = self
+        while party is not None:
+            yield party
+            party = party.before
 
     def stop(self) -> None:
         self.clock._leave(self)
@@ -296,7 +305,9 @@ class FakeClock(Clock):
 
         Called inside a step it is a sleep of that step.
         """
-        length = to_ns(seconds)
+        self._advance(to_ns(seconds))
+
+    def _advance(self, length: int) -> None:
         if self._party() is not None:
             self.asked("advance", length)
             self.wait(None, self._mono + length, who="advance")
@@ -326,7 +337,7 @@ class FakeClock(Clock):
                 f"{instant} is {-length / SECOND} s before {self.now().isoformat()}; time passes"
                 " forwards only: jump() sets the wall clock back without passing time"
             )
-        self.advance(timedelta(microseconds=length // 1000))
+        self._advance(length)
 
     def jump(self, seconds: float) -> None:
         """Set the wall clock by `seconds`, which may be negative; no time passes, no wait ends."""
@@ -353,6 +364,8 @@ class FakeClock(Clock):
         if signal is not None and not isinstance(signal, _FakeSignal):
             raise TypeError(f"a {type(signal).__name__} is another clock's signal")
         party = self._party()
+        if party is not None and party.stalled is not None:
+            raise ClockStalledError(party.stalled)  # a step that was given up goes on to wait
         with self._lock:
             if signal is not None and signal.raised:
                 return True
@@ -369,14 +382,23 @@ class FakeClock(Clock):
             if until is not None:
                 order = _LAST_KEY if party.outside else key or party.key
                 heapq.heappush(self._sleepers, (until, order, ticket, party))
+                if len(self._sleepers) > 2 * len(self._waiting) + _FEW:
+                    self._sleepers = [s for s in self._sleepers if s[3].ticket == s[2]]
+                    heapq.heapify(self._sleepers)
             if signal is not None:
                 if signal.parties:
                     signal.parties = [p for p in signal.parties if p[0].ticket == p[1]]
                 signal.parties.append((party, ticket))
             self._turn()
-        party.gate.acquire()
+        try:
+            party.gate.acquire()
+        except BaseException:
+            self._interrupt(party, ticket)
+            raise
         if party.stalled is not None:
-            reason, party.stalled = party.stalled, None
+            reason = party.stalled
+            if party.result:
+                party.stalled = None
             raise ClockStalledError(reason)
         return signal is not None and signal.raised
 
@@ -407,6 +429,14 @@ class FakeClock(Clock):
                 self._results -= 1
             self._current = self._here.party = party.before
             self._turn()
+
+    def _interrupt(self, party: _Party, ticket: int) -> None:
+        # Ctrl-C in a wait: whoever takes turns gets one more, in which to clean up.
+        with self._lock:
+            if party.ticket == ticket:
+                self._wake(party)
+                self._turn()
+        party.gate.acquire()
 
     def _wake(self, party: _Party) -> None:
         del self._waiting[party.ticket]
@@ -463,10 +493,20 @@ class FakeClock(Clock):
                     + "; ".join(lines)
                     + ". Use FakeClock(autojump=True), or call advance() from another thread"
                 )
-                # The steps of a job that is given up must not wait for ever either.
-                for other in [p for p, _ in self._waiting.values()]:
-                    if other is party or (not other.result and other.key[:1] == party.key[:1]):
-                        other.stalled = reason
-                        self._wake(other)
+                # What runs within a job that is given up must not wait for ever either.
+                for other in self._within(party):
+                    other.stalled = reason
+                    self._wake(other)
                 self._turn()
                 return
+
+    def _within(self, party: _Party) -> list[_Party]:
+        """Return a waiting party, the steps of its job, the jobs in these, and so on."""
+        found = [party]
+        jobs = {party.key[:1]}
+        rest = [p for p, _ in self._waiting.values() if p is not party and not p.outside]
+        while inner := [p for p in rest if any(line.key[:1] in jobs for line in p.line())]:
+            found += inner
+            jobs.update(p.key[:1] for p in inner)
+            rest = [p for p in rest if p not in inner]
+        return found

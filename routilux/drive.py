@@ -18,7 +18,6 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from routilux import codec
-from routilux.core.records import CommitKind
 from routilux.errors import NoActiveStepError, StepLimitError, UnserializableError
 from routilux.exchange import ErrorInfo, StepInput, StepOutcome
 from routilux.step import timed_out
@@ -50,6 +49,7 @@ class Drive:
         "_open",
         "_store",
         "error",
+        "limit",
         "loop",
         "machine",
         "offset",
@@ -72,7 +72,8 @@ class Drive:
         self.error: BaseException | None = None
         self.loop: Loop | None = None
         self.ready = False
-        self.timer: int | None = None
+        self.timer: int | None = None  # when a task of it is looked for
+        self.limit: int | None = None  # when its steps are looked at for their timeouts
         self._open: dict[int, Context] = {}
         self._store = runtime.store
         machine.job.clock_ns = clock.now_ns
@@ -90,7 +91,10 @@ class Drive:
         until = self.now_ns() + length
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns)
-        clock.wait(None, until - self.offset, (self.ordinal, *step.order), _sleeper(step))
+        key = (self.ordinal, *step.order)
+        if clock.wait(self.rested, until - self.offset, key, _sleeper(step)):
+            # It rests with this step in flight: it broke, and nobody waits for the step.
+            raise _given_up(step)
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         """Commit the result of an effect, from the step's own thread."""
@@ -99,25 +103,35 @@ class Drive:
             if self.error is None:
                 commit = self.machine.effect(step, name, effect, self.now_ns())
             if commit is None:
-                raise NoActiveStepError(
-                    f"the step of {step.task.routine_id} was given up before the result of"
-                    f" {name!r} could be recorded"
-                )
-            self.commit(commit)
+                raise _given_up(step)
+            try:
+                self.commit(commit)
+            except UnserializableError:
+                raise
+            except BaseException as error:
+                # The store's trouble is not the handler's failure.
+                if self.loop is not None:
+                    self.loop.fail(self, error)
+                raise
 
     def opened(self, context: Context) -> None:
-        """Remember a context whose step may have to be given up."""
-        if context.step is not None:
-            self._open[context.step.number] = context
+        """Remember a context whose step may have to be given up; refuses one that was already."""
+        step = context.step
+        if step is None:
+            return
+        with self.runtime.lock:
+            if all(flying.number != step.number for flying in self.machine.flights):
+                raise _given_up(step)
+            self._open[step.number] = context
 
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
-    def commit(self, commit: Commit) -> None:
-        """Write a commit, fold it in, and tell the observers."""
+    def commit(self, commit: Commit, *, claims: bool = False) -> None:
+        """Write a commit, fold it in, and tell the observers; the first one of a resume claims."""
         if self._store is not None:
             row = codec.dumps(commit.serialize()).encode()
             job_id = self.machine.job.job_id
-            if commit.kind is CommitKind.RESUMED:
+            if claims:
                 self._store.claim(job_id, commit.seq, row, self.runtime.owner)
             else:
                 self._store.append(job_id, commit.seq, row, self.runtime.owner)
@@ -129,7 +143,6 @@ class Drive:
 
     def end(self, step: StepInput, outcome: StepOutcome, now: int) -> None:
         """Commit what the end of a step changes; a late or doubled outcome changes nothing."""
-        now = max(now, self.machine.job.updated_ns)  # another thread may have committed since
         if step.timeout_ns is not None:
             self._open.pop(step.number, None)
         machine = self.machine
@@ -152,12 +165,14 @@ class Drive:
             if commit is not None:
                 self.commit(commit)
 
-    def give_up(self, step: StepInput, now: int) -> None:
-        """End a step whose timeout has come while its handler still runs."""
-        context = self._open.pop(step.number, None)
-        if context is not None:
-            context.close()
-            self.end(step, timed_out(step), now)
+    def give_up(self, now: int) -> None:
+        """End the steps whose timeout has come while their handlers still run."""
+        for step in self.machine.flights:
+            if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
+                context = self._open.pop(step.number, None)
+                if context is not None:
+                    context.close()
+                self.end(step, timed_out(step), now)
 
     def request(self, kind: Request, reason: str | None = None) -> None:
         """Commit a pause or a cancellation, and let the loop look again."""
@@ -199,10 +214,10 @@ class Loop:
         runtime = self._runtime
         clock = self._clock
         driver = self._driver
-        now = clock.monotonic_ns()
         ended: Ended | None = None
         while True:
             with runtime.lock:
+                now = clock.monotonic_ns()  # under the lock, so that commits are in its order
                 if ended is not None:
                     self._end(ended, now)
                 if self._timers:
@@ -213,7 +228,7 @@ class Loop:
                     try:
                         self._begin(drive, now)
                     except BaseException as error:
-                        self._fail(drive, error)
+                        self.fail(drive, error)
                 if not self.drives:
                     return
                 until, key, who = self._first_timer() if self._timers else _NO_TIMER
@@ -222,7 +237,6 @@ class Loop:
             except BaseException as error:
                 self._break(error)
                 return
-            now = clock.monotonic_ns()
 
     def _begin(self, drive: Drive, now: int) -> None:
         machine = drive.machine
@@ -241,8 +255,7 @@ class Loop:
         if self._runtime.step_observers:
             self._runtime.tell_step(machine.job, step)
         if step.timeout_ns is not None:
-            due = step.started_ns + step.timeout_ns - drive.offset
-            heappush(self._timers, (due, next(_timer_numbers), drive, step))
+            self._watch_limit(drive, step, step.timeout_ns)
         self._driver.start(drive, step)
         if drive.plan.width > 1:
             self._mark(drive)
@@ -269,12 +282,14 @@ class Loop:
                 raise outcome
             drive.end(step, outcome, now + drive.offset)
         except BaseException as error:
-            self._fail(drive, error)
+            self.fail(drive, error)
         self._mark(drive)
 
-    def _fail(self, drive: Drive, error: BaseException) -> None:
+    def fail(self, drive: Drive, error: BaseException) -> None:
+        """Be done with a job that something outside of it has broken (under the lock)."""
         drive.error = error
         self.drop(drive)
+        self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
         """Be done with a job: it rests, or can't go on."""
@@ -285,7 +300,7 @@ class Loop:
     def _break(self, error: BaseException) -> None:
         with self._runtime.lock:
             for drive in list(self.drives):
-                self._fail(drive, error)
+                self.fail(drive, error)
 
     def _mark(self, drive: Drive) -> None:
         if not drive.ready and drive.loop is self:
@@ -300,6 +315,13 @@ class Loop:
                 drive.timer = due
                 heappush(self._timers, (due, next(_timer_numbers), drive, None))
 
+    def _watch_limit(self, drive: Drive, step: StepInput, timeout: int) -> None:
+        # One timer for the earliest of a job's limits: most steps are long over at theirs.
+        due = step.started_ns + timeout - drive.offset
+        if drive.limit is None or due < drive.limit:
+            drive.limit = due
+            heappush(self._timers, (due, next(_timer_numbers), drive, step))
+
     def _first_timer(self) -> tuple[int, Key, str]:
         due, _, drive, step = self._timers[0]
         job_id = drive.machine.job.job_id
@@ -311,19 +333,36 @@ class Loop:
         timers = self._timers
         while timers and timers[0][0] <= now:
             due, _, drive, step = heappop(timers)
+            if drive.loop is not self:
+                continue
             if step is not None:
-                if drive.loop is self:
-                    try:
-                        drive.give_up(step, now + drive.offset)
-                    except BaseException as error:
-                        self._fail(drive, error)
-                    self._mark(drive)
+                if due == drive.limit:
+                    drive.limit = None
+                    self._give_up(drive, now + drive.offset)
             elif due == drive.timer:
                 drive.timer = None
                 self._mark(drive)
 
+    def _give_up(self, drive: Drive, now: int) -> None:
+        try:
+            drive.give_up(now)
+        except BaseException as error:
+            self.fail(drive, error)
+            return
+        for step in drive.machine.flights:
+            if step.timeout_ns is not None:
+                self._watch_limit(drive, step, step.timeout_ns)
+        self._mark(drive)
+
 
 _NO_TIMER: Final = (None, (), "the loop")
+
+
+def _given_up(step: StepInput) -> NoActiveStepError:
+    return NoActiveStepError(
+        f"attempt {step.attempt} of {step.task.routine_id} was given up, so nothing that it does"
+        " can be recorded any more"
+    )
 
 
 def _sleeper(step: StepInput) -> str:

@@ -168,6 +168,7 @@ class Runtime:
         self._telling = False
         self._spare: list[PoolDriver] = []
         self._background: Loop | None = None
+        self._closed = False  # then no thread is kept for later
 
     # --- running --------------------------------------------------------------------------------
 
@@ -259,7 +260,8 @@ class Runtime:
             drive.commit(
                 drive.machine.resume(
                     drive.now_ns(), retry_failed=retry_failed, max_recoveries=self.max_recoveries
-                )
+                ),
+                claims=True,
             )
         return self._drive_here(drive)
 
@@ -280,6 +282,7 @@ class Runtime:
     def close(self) -> None:
         """Let the runtime's own threads end; steps in flight run to their end."""
         with self.lock:
+            self._closed = True
             while self._spare:
                 self._spare.pop().close()
 
@@ -375,7 +378,7 @@ class Runtime:
 
     def _give_pool(self, pool: PoolDriver) -> None:
         with self.lock:
-            if pool.idle:
+            if pool.idle and not self._closed:
                 self._spare.append(pool)
             else:
                 pool.close()

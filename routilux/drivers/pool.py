@@ -14,10 +14,10 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from routilux.clock import SystemClock
 from routilux.errors import RoutiluxError
@@ -49,16 +49,26 @@ class _Threads:
         self._work.put(work)
         if self._made < self._size and not self._idle.acquire(blocking=False):
             self._made += 1
-            threading.Thread(target=self._serve, name=f"routilux-{self._made}", daemon=True).start()
+            threading.Thread(
+                target=_serve,
+                args=(self._work, self._idle),
+                name=f"routilux-{self._made}",
+                daemon=True,
+            ).start()
 
     def close(self) -> None:
         for _ in range(self._made):
             self._work.put(None)
 
-    def _serve(self) -> None:
-        while (work := self._work.get()) is not None:
-            work()
-            self._idle.release()
+    # A runtime that nobody closed leaves no threads behind either.
+    __del__ = close
+
+
+def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
+    while (work := queue.get()) is not None:
+        work()
+        del work  # else an idle thread keeps the last job alive
+        idle.release()
 
 
 class PoolDriver:
@@ -96,7 +106,6 @@ class PoolDriver:
     def start(self, driven: Driven, step: StepInput) -> None:
         """Hand a step to a thread, or to the user's executor."""
         task = step.task
-        self._flying += 1
         executor = self._executor
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             worker = self._clock.worker(
@@ -107,7 +116,8 @@ class PoolDriver:
             if executor is None:
                 self._threads.submit(work)
             else:
-                executor.submit(work)
+                executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            self._flying += 1
             return
         plan = driven.plan
         future = executor.submit(
@@ -117,6 +127,7 @@ class PoolDriver:
             task.slot,
             plan.handlers[task.routine_id],
         )
+        self._flying += 1
         future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
@@ -151,10 +162,17 @@ class PoolDriver:
         self._end(driven, step, outcome)
         worker.stop()
 
+    def _dropped(self, driven: Driven, step: StepInput, done: Future[None]) -> None:
+        if done.cancelled():
+            self._end(driven, step, _outcome(done))
+
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:
         self._ended.append((driven, step, outcome))
         self._signal.set()
 
 
-def _outcome(done: Future[StepOutcome]) -> StepOutcome | BaseException:
-    return done.exception() or done.result()
+def _outcome(done: Future[Any]) -> StepOutcome | BaseException:
+    if done.cancelled():
+        return CancelledError("the executor dropped the step before it began")
+    error = done.exception()
+    return error if error is not None else cast("StepOutcome", done.result())

@@ -78,6 +78,11 @@ class MemoryStore:
                 raise NotResumableError(
                     f"the store holds no job {job_id!r}; only a job that it holds can be claimed"
                 )
+            if seq <= len(rows) and self._owners[job_id] != owner:
+                raise LeaseLostError(
+                    f"job {job_id!r} was claimed by {self._owners[job_id]!r} meanwhile; commit"
+                    f" {seq} of {owner!r} was refused"
+                )
             self._put(job_id, rows, seq, row)
             self._owners[job_id] = owner
 

@@ -1,0 +1,60 @@
+"""How much a JSON text may hold, and how much it does, before anything is built from it.
+
+Laws:
+- Bytes, values, depth and digits are bounded, the same for writing as for reading.
+- A text is judged by its commas and brackets alone, in a fifth of the time that parsing takes.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import accumulate
+from typing import Final
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_DIGITS",
+    "MAX_NODES",
+    "depth",
+    "is_doubtful",
+    "nodes",
+    "outline",
+]
+
+MAX_BYTES: Final = 256 * 1024 * 1024
+MAX_NODES: Final = 5_000_000  # values in a document, counted by their commas and brackets
+MAX_DEPTH: Final = 100  # JSON arrays and objects within each other, in a whole document
+MAX_DIGITS: Final = 4_000  # of an integer; CPython refuses more than 4,300
+
+_NOT_OUTLINE: Final = bytes(set(range(256)) - set(b'",[{]}'))
+_STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
+_DIGITS: Final = bytes(ord("0") if code in b"0123456789" else ord(" ") for code in range(256))
+_LONG: Final = b"0" * (MAX_DIGITS + 1)
+_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+def outline(text: bytes) -> bytes:
+    """Return the commas and brackets of JSON text that stand outside its strings.
+
+    It is exact as far as the text is JSON, and takes a fifth of the time of the parser.
+    """
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    return b"".join(text.translate(None, _NOT_OUTLINE).split(b'"')[::2])
+
+
+def nodes(marks: bytes) -> int:
+    """Return how many values the text of an outline holds."""
+    return 1 + sum(map(marks.count, (b",", b"[", b"{")))
+
+
+def depth(marks: bytes) -> int:
+    """Return how many arrays and objects stand within each other."""
+    steps = marks.translate(_STEPS, b",")
+    return max(accumulate(memoryview(steps).cast("b")), default=0)
+
+
+def is_doubtful(text: bytes) -> bool:
+    """Return whether there may be an integer or a surrogate that only the careful way judges."""
+    return _LONG in text.translate(_DIGITS) or _SURROGATE.search(text) is not None

@@ -3,23 +3,16 @@
 Laws:
 - A handler is a value: it is made once, compared by its options, and knows nothing of any job.
 - A delay is a pure function of the options, the retry and one draw, in whole nanoseconds.
-- Numbers mean what their decimals say: 0.3 is three tenths, not the binary fraction nearest to it.
-- No delay is longer than `MAX_DELAY_NS`, so that none of them can overflow a date.
 - An author's mistake is never retried; neither is anything that is not an `Exception`.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable, Mapping
 from datetime import timedelta
-from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal, Inexact
-from enum import Enum
 from fractions import Fraction
-from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, Final, final
 
+from routilux.backoff import MAX_DELAY_NS, backoff_ns, half_even, nanoseconds
 from routilux.errors import (
     CorruptStateError,
     FlowDefinitionError,
@@ -27,276 +20,31 @@ from routilux.errors import (
     NoActiveStepError,
     UnserializableError,
 )
+from routilux.options import (
+    CHECKS,
+    WITH_ANY_STRATEGY,
+    Default,
+    ErrorStrategy,
+    RetryAfter,
+    class_name,
+    default,
+    find_class,
+    refusal,
+    shown,
+)
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 
-_NS: Final = 1_000_000_000
 _DRAW: Final = 1 << 53
 _CACHED: Final = 1024
-
-MAX_DELAY_NS: Final = 36_525 * 86_400 * _NS
-"""The longest delay, timeout and deadline: 100 years; what is longer is cut to it."""
-
+_CLASS_OPTIONS: Final = ("retryable_exceptions", "non_retryable_exceptions")
+_STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")
 _NEVER_RETRIED: Final = (
     FlowDefinitionError,
     IllegalTransitionError,
     NoActiveStepError,
     UnserializableError,
 )
-
-
-class ErrorStrategy(Enum):
-    """What to do about a failed task; every option that takes one also takes its lower-case name.
-
-    >>> ErrorStrategy("retry")
-    <ErrorStrategy.RETRY: 'retry'>
-    """
-
-    STOP = "stop"
-    CONTINUE = "continue"
-    RETRY = "retry"
-    SKIP = "skip"
-
-
-class RetryAfter(Exception):  # noqa: N818 - it asks for something, as StopIteration does
-    """Raised by a handler to be tried again after exactly `seconds`.
-
-    It is retryable under every RETRY handler, spends one retry, and is subject to neither backoff,
-    jitter nor `max_delay`. `seconds` that are negative, not finite or no number are a `ValueError`.
-
-    >>> RetryAfter(1.5, "429 from the gateway").delay_ns
-    1500000000
-    """
-
-    def __init__(self, seconds: float, message: str = "") -> None:
-        number = _number(seconds)
-        if number is None or number < 0:
-            raise ValueError(
-                f"RetryAfter: seconds={_shown(seconds)} is not a delay; "
-                "give a finite number of seconds, 0 or more"
-            )
-        super().__init__(number, message)
-        self.seconds: float = number
-
-    @property
-    def delay_ns(self) -> int:
-        """The delay in nanoseconds."""
-        return _nanoseconds(self.seconds)
-
-    def __str__(self) -> str:
-        return self.args[1] or f"try again after {self.seconds} s"
-
-
-# --- exact time ---------------------------------------------------------------------------------
-
-
-def _number(value: object) -> float | None:
-    """A plain finite int or float, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        if not math.isfinite(value):
-            return None
-    except OverflowError:
-        return None
-    # A subclass, such as numpy.float64, may have a repr that is no numeral.
-    return int(value) if isinstance(value, int) else float(value)
-
-
-def _nanoseconds(seconds: float) -> int:
-    return min(round(Fraction(repr(seconds)) * _NS), MAX_DELAY_NS)
-
-
-def _half_even(numerator: int, denominator: int) -> int:
-    quotient, rest = divmod(numerator, denominator)
-    return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient & 1))
-
-
-def _backoff_ns(delay: float, growth: float, retry: int, digits: int = 64) -> int:
-    """`delay × growth^(retry−1)` seconds, correctly rounded to nanoseconds, whatever the retry.
-
-    Decimals hold the arguments without loss. The power is taken to some digits, and to twice as
-    many for as long as its error could reach a rounding boundary: the result is that of exact
-    fractions, but retry 10**9 costs no more than retry 100.
-    """
-    if retry == 1 or growth == 1 or delay == 0:
-        return _nanoseconds(delay)
-    while True:
-        context = Context(
-            prec=digits, rounding=ROUND_HALF_EVEN, Emin=MIN_EMIN, Emax=MAX_EMAX, traps=[]
-        )
-        power = context.power(Decimal(repr(growth)), retry - 1)
-        value = context.multiply(context.multiply(Decimal(repr(delay)), power), Decimal(_NS))
-        if value > 2 * MAX_DELAY_NS:
-            return MAX_DELAY_NS
-        rounded = int(value.to_integral_value(ROUND_HALF_EVEN, context))
-        if not context.flags[Inexact]:
-            return min(rounded, MAX_DELAY_NS)
-        error = context.multiply(value, Decimal((0, (1,), 6 - digits)))
-        low = context.subtract(value, error).to_integral_value(ROUND_HALF_EVEN, context)
-        high = context.add(value, error).to_integral_value(ROUND_HALF_EVEN, context)
-        if low == high:
-            return min(rounded, MAX_DELAY_NS)
-        digits *= 2
-
-
-# --- options: each check gives back the effective value, or refuses -----------------------------
-
-
-def _shown(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception:
-        return f"<{type(value).__name__}>"
-    return text if len(text) <= 100 else f"{text[:97]}..."
-
-
-def _refusal(name: str, value: object, cure: str) -> FlowDefinitionError:
-    return FlowDefinitionError(f"ErrorHandler: {name}={_shown(value)} is refused; {cure}")
-
-
-def _strategy(name: str, value: object) -> ErrorStrategy:
-    if isinstance(value, ErrorStrategy):
-        return value
-    if isinstance(value, str) and value in ErrorStrategy._value2member_map_:
-        return ErrorStrategy(value)
-    names = ", ".join(repr(strategy.value) for strategy in ErrorStrategy)
-    raise _refusal(name, value, f"give an ErrorStrategy or one of {names}")
-
-
-def _last_word(name: str, value: object) -> ErrorStrategy:
-    strategy = _strategy(name, value)
-    if strategy is ErrorStrategy.RETRY:
-        raise _refusal(
-            name, value, "give STOP, CONTINUE or SKIP, or max_retries=None to never give up"
-        )
-    return strategy
-
-
-def _count(name: str, value: object) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _DRAW:
-        raise _refusal(name, value, "give an int, 0 or more, or None to never give up")
-    return int(value)
-
-
-def _delay(name: str, value: object) -> float:
-    number = _number(value)
-    if number is None or number < 0:
-        raise _refusal(name, value, "give a finite number of seconds, 0 or more")
-    return number
-
-
-def _ceiling(name: str, value: object) -> float | None:
-    number = _number(value)
-    if value is not None and (number is None or number < 0):
-        raise _refusal(
-            name, value, "give a finite number of seconds, 0 or more, or None for no ceiling"
-        )
-    return number
-
-
-def _bound(name: str, value: object) -> float | None:
-    number = _number(value)
-    if value is not None and (number is None or _nanoseconds(number) < 1):
-        raise _refusal(
-            name, value, "give a finite number of seconds, at least 1e-9, or None for no bound"
-        )
-    return number
-
-
-def _growth(name: str, value: object) -> float:
-    number = _number(value)
-    if number is None or number < 1:
-        raise _refusal(name, value, "give a finite number, 1 (equal delays) or more")
-    return number
-
-
-def _share(name: str, value: object) -> float:
-    number = _number(value)
-    if number is None or not 0 <= number <= 1:
-        raise _refusal(name, value, "give a fraction from 0 to 1, such as 0.1 for ±10 %")
-    return number
-
-
-def _classes(name: str, value: object) -> tuple[type[Exception], ...]:
-    classes = value if isinstance(value, tuple) else (value,)
-    for item in classes:
-        if not (isinstance(item, type) and issubclass(item, Exception)):
-            raise _refusal(
-                name,
-                value,
-                f"{_shown(item)} is no class derived from Exception; "
-                "give such a class or a tuple of them",
-            )
-    return classes
-
-
-_CHECKS: Final[Mapping[str, Callable[[str, object], Any]]] = MappingProxyType(
-    {
-        "strategy": _strategy,
-        "max_retries": _count,
-        "retry_delay": _delay,
-        "retry_backoff": _growth,
-        "retryable_exceptions": _classes,
-        "non_retryable_exceptions": _classes,
-        "max_delay": _ceiling,
-        "jitter": _share,
-        "timeout": _bound,
-        "deadline": _bound,
-        "on_exhausted": _last_word,
-    }
-)
-_WITH_ANY_STRATEGY: Final = ("strategy", "timeout")
-
-_T = TypeVar("_T")
-
-
-class _Default:
-    """Stands for an option that was left out, and reads as the default in `help()`."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return repr(self.value)
-
-
-def _default(value: _T) -> _T:
-    return cast("_T", _Default(value))
-
-
-# --- saved names of exception classes -----------------------------------------------------------
-
-
-def _class_name(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
-
-
-def _find_class(name: str) -> type[Exception] | None:
-    """The exception class of that name, if its module is loaded; runs nothing while looking.
-
-    A lazy module, a module's `__getattr__` and a proxy object would each run code when asked in the
-    usual way; namespaces are therefore read directly and types taken from `type()` alone.
-    """
-    module_name, _, qualname = name.partition(":")
-    found: object = sys.modules.get(module_name)
-    if not issubclass(type(found), ModuleType):
-        return None
-    namespace = object.__getattribute__(found, "__dict__")
-    for part in qualname.split("."):
-        found = namespace.get(part)
-        if not issubclass(type(found), type):
-            return None
-        namespace = type.__getattribute__(cast("type", found), "__dict__")
-    cls = cast("type", found)
-    return cls if issubclass(cls, Exception) else None
-
-
-# --- the handler --------------------------------------------------------------------------------
 
 
 @final
@@ -364,19 +112,17 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     def __init__(
         self,
         strategy: ErrorStrategy | str = ErrorStrategy.STOP,
-        max_retries: int | None = _default(3),
-        retry_delay: float = _default(1.0),
-        retry_backoff: float = _default(2.0),
-        retryable_exceptions: type[Exception] | tuple[type[Exception], ...] = _default(
-            (Exception,)
-        ),
+        max_retries: int | None = default(3),
+        retry_delay: float = default(1.0),
+        retry_backoff: float = default(2.0),
+        retryable_exceptions: type[Exception] | tuple[type[Exception], ...] = default((Exception,)),
         *,
-        non_retryable_exceptions: type[Exception] | tuple[type[Exception], ...] = _default(()),
-        max_delay: float | None = _default(None),
-        jitter: float = _default(0.0),
+        non_retryable_exceptions: type[Exception] | tuple[type[Exception], ...] = default(()),
+        max_delay: float | None = default(None),
+        jitter: float = default(0.0),
         timeout: float | None = None,
-        deadline: float | None = _default(None),
-        on_exhausted: ErrorStrategy | str = _default(ErrorStrategy.STOP),
+        deadline: float | None = default(None),
+        on_exhausted: ErrorStrategy | str = default(ErrorStrategy.STOP),
     ) -> None:
         options: dict[str, Any] = {
             "strategy": strategy,
@@ -391,14 +137,14 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             "deadline": deadline,
             "on_exhausted": on_exhausted,
         }
-        chosen = _strategy("strategy", strategy)
+        chosen = CHECKS["strategy"]("strategy", strategy)
         for name, value in options.items():
-            if isinstance(value, _Default):
+            if isinstance(value, Default):
                 options[name] = value.value
-            elif chosen is ErrorStrategy.RETRY or name in _WITH_ANY_STRATEGY:
-                options[name] = _CHECKS[name](name, value)
+            elif chosen is ErrorStrategy.RETRY or name in WITH_ANY_STRATEGY:
+                options[name] = CHECKS[name](name, value)
             else:
-                raise _refusal(
+                raise refusal(
                     name,
                     value,
                     f"strategy {chosen.name} never retries: "
@@ -418,10 +164,10 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         self.on_exhausted = options["on_exhausted"]
         self.retry_count = 0
 
-        self.timeout_ns = None if self.timeout is None else _nanoseconds(self.timeout)
-        self.deadline_ns = None if self.deadline is None else _nanoseconds(self.deadline)
+        self.timeout_ns = None if self.timeout is None else nanoseconds(self.timeout)
+        self.deadline_ns = None if self.deadline is None else nanoseconds(self.deadline)
         self._ceiling_ns: Final = (
-            MAX_DELAY_NS if self.max_delay is None else _nanoseconds(self.max_delay)
+            MAX_DELAY_NS if self.max_delay is None else nanoseconds(self.max_delay)
         )
         self._spread: Final = Fraction(repr(self.jitter)) if self.jitter else None
         # Dicts, because handlers are shared: two threads that fill in the same answer do no harm.
@@ -461,7 +207,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                 raise ValueError(f"draw={draw} is not a 53-bit integer")
             whole = spread.denominator * _DRAW
             part = spread.numerator * (2 * draw - _DRAW)
-            delay = _half_even(delay * (whole + part), whole)
+            delay = half_even(delay * (whole + part), whole)
         return min(delay, self._ceiling_ns)
 
     def _remember_delay(self, retry: int) -> int:
@@ -470,7 +216,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         if retry > 1 and (self.retry_delay == 0 or self.retry_backoff == 1):
             first = self._delays.get(1)  # all are alike
             return first if first is not None else self._remember_delay(1)
-        delay = _backoff_ns(self.retry_delay, self.retry_backoff, retry)
+        delay = backoff_ns(self.retry_delay, self.retry_backoff, retry)
         if self._spread is None:
             delay = min(delay, self._ceiling_ns)
         if len(self._delays) < _CACHED:
@@ -485,7 +231,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         >>> ErrorHandler("retry", max_delay=3).delay_before(3)
         datetime.timedelta(seconds=3)
         """
-        return timedelta(microseconds=_half_even(self.delay_ns(retry), 1000))
+        return timedelta(microseconds=half_even(self.delay_ns(retry), 1000))
 
     def is_retryable(self, exception_type: type[BaseException]) -> bool:
         """Whether trying again may help against errors of this type.
@@ -525,13 +271,13 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                 saved[name] = value.value
             elif isinstance(value, tuple):
                 for index, cls in enumerate(value):
-                    if _find_class(_class_name(cls)) is not cls:
+                    if find_class(class_name(cls)) is not cls:
                         raise UnserializableError(
                             f"{path}.{name}[{index}]",
-                            f"the exception class {_class_name(cls)} can't be found by this name; "
+                            f"the exception class {class_name(cls)} can't be found by this name; "
                             "define it at the top level of a module",
                         )
-                saved[name] = [_class_name(cls) for cls in value]
+                saved[name] = [class_name(cls) for cls in value]
             else:
                 saved[name] = value
         saved["retry_count"] = self.retry_count
@@ -549,7 +295,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         ErrorHandler(ErrorStrategy.SKIP)
         """
         if not isinstance(data, dict):
-            raise CorruptStateError(path, f"an error handler is an object, not {_shown(data)}")
+            raise CorruptStateError(path, f"an error handler is an object, not {shown(data)}")
         if "strategy" not in data:
             raise CorruptStateError(f"{path}.strategy", "is missing")
         options: dict[str, Any] = {"strategy": _loaded("strategy", data["strategy"], path)}
@@ -568,7 +314,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         retry_count = data["retry_count"]
         if type(retry_count) is not int or retry_count < 0:
             raise CorruptStateError(
-                f"{path}.retry_count", f"is an int, 0 or more, not {_shown(retry_count)}"
+                f"{path}.retry_count", f"is an int, 0 or more, not {shown(retry_count)}"
             )
         return _restore(options, retry_count)
 
@@ -603,7 +349,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
 
 
 def _saved_options(strategy: ErrorStrategy) -> tuple[str, ...]:
-    return tuple(_CHECKS) if strategy is ErrorStrategy.RETRY else _WITH_ANY_STRATEGY
+    return tuple(CHECKS) if strategy is ErrorStrategy.RETRY else WITH_ANY_STRATEGY
 
 
 def _restore(options: dict[str, Any], retry_count: int) -> ErrorHandler:
@@ -615,22 +361,22 @@ def _restore(options: dict[str, Any], retry_count: int) -> ErrorHandler:
 def _loaded(name: str, value: object, path: str) -> Any:
     """One option of a saved form, checked by the same rule as an argument."""
     place = f"{path}.{name}"
-    if _CHECKS[name] is _classes:
+    if name in _CLASS_OPTIONS:
         if not isinstance(value, list):
-            raise CorruptStateError(place, f"is a list of exception classes, not {_shown(value)}")
+            raise CorruptStateError(place, f"is a list of exception classes, not {shown(value)}")
         return tuple(_loaded_class(item, f"{place}[{i}]") for i, item in enumerate(value))
-    if _CHECKS[name] in (_strategy, _last_word) and not isinstance(value, str):
-        raise CorruptStateError(place, f"is the name of a strategy, not {_shown(value)}")
+    if name in _STRATEGY_OPTIONS and not isinstance(value, str):
+        raise CorruptStateError(place, f"is the name of a strategy, not {shown(value)}")
     try:
-        return _CHECKS[name](name, value)
+        return CHECKS[name](name, value)
     except FlowDefinitionError as refused:
         raise CorruptStateError(place, str(refused)) from None
 
 
 def _loaded_class(name: object, place: str) -> type[Exception]:
     if not isinstance(name, str):
-        raise CorruptStateError(place, f"is the name of an exception class, not {_shown(name)}")
-    cls = _find_class(name)
+        raise CorruptStateError(place, f"is the name of an exception class, not {shown(name)}")
+    cls = find_class(name)
     if cls is None:
         raise CorruptStateError(
             place,

@@ -16,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from routilux.backoff import backoff_ns
 from routilux.errors import (
     CorruptStateError,
     FlowDefinitionError,
@@ -23,7 +24,7 @@ from routilux.errors import (
     NoActiveStepError,
     UnserializableError,
 )
-from routilux.policy import MAX_DELAY_NS, ErrorHandler, ErrorStrategy, RetryAfter, _backoff_ns
+from routilux.policy import MAX_DELAY_NS, ErrorHandler, ErrorStrategy, RetryAfter
 
 MS = 1_000_000
 SECOND = 1_000 * MS
@@ -137,7 +138,7 @@ def test_the_result_does_not_depend_on_the_precision_it_is_sought_with(
 ):
     exact = Fraction(repr(delay)) * Fraction(repr(growth)) ** (retry - 1) * SECOND
 
-    assert min(round(exact), MAX_DELAY_NS) == _backoff_ns(delay, growth, retry, digits)
+    assert min(round(exact), MAX_DELAY_NS) == backoff_ns(delay, growth, retry, digits)
 
 
 @given(delay=delays, growth=growths, retry=st.integers(1, 10**9), further=st.integers(1, 10**9))

@@ -457,8 +457,8 @@ WRONG_STARTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": (
         {"entry": "source", "params": {"ordre": "A7"}},
         (
-            "params for source.trigger: the handler takes 'order'; what was given has 'ordre', which"
-            " it does not take"
+            "params for source.trigger: the handler takes 'order'; what was given has 'ordre',"
+            " which it does not take"
         ),
     ),
     "missing field": (

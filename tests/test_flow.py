@@ -1,0 +1,297 @@
+"""Flows: what their shape is and is not, how they are drawn, saved and built again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routilux import (
+    Connection,
+    CorruptStateError,
+    ErrorHandler,
+    Flow,
+    FlowMismatchError,
+    Routine,
+)
+
+
+class Source(Routine):
+    routine_name = "flow/source"
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__()
+        self.size = size
+        self.define_slot("trigger", handler=self.go)
+        self.define_event("output", ["item", "rest"])
+        self.define_event("done")
+
+    def go(self) -> None:
+        self.emit("output", item=self.size, rest=None)
+
+
+class Sink(Routine):
+    routine_name = "flow/sink"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("input", handler=self.take)
+        self.define_slot("other", handler=self.take)
+
+    def take(self, item: object = None) -> None:
+        """Do nothing."""
+
+
+class SourceToo(Source):
+    routine_name = "flow/source-too"
+
+
+def shop(**options: Any) -> Flow:
+    flow = Flow("shop", **options)
+    flow.add_routine(Source(), "source")
+    flow.add_routine(Sink(), "sink")
+    flow.connect("source", "output", "sink", "input")
+    return flow
+
+
+# --- reading it ---------------------------------------------------------------------------------
+
+
+def test_a_routine_without_an_id_goes_by_its_class():
+    flow = Flow()
+    assert "Source" == flow.add_routine(Source())
+    assert ["Source"] == list(flow.routines)
+
+
+def test_routines_and_connections_can_be_read_and_not_written():
+    flow = shop()
+    assert (Connection("source", "output", "sink", "input", {}),) == flow.connections
+    with pytest.raises(TypeError):
+        flow.routines["other"] = Sink()  # type: ignore[index]
+    with pytest.raises(TypeError):
+        flow.connections[0].param_mapping["item"] = "x"  # type: ignore[index]
+
+
+def test_the_mapping_of_a_connection_is_its_own():
+    flow, mapping = shop(), {"item": "item"}
+    flow.connect("source", "output", "sink", "other", mapping)
+    mapping["rest"] = "nothing"
+    assert {"item": "item"} == flow.connections[1].param_mapping
+
+
+# --- shape and fingerprint ----------------------------------------------------------------------
+
+SHAPE = (
+    "connection source.output -> sink.input",
+    "event source.done()",
+    "event source.output(item, rest)",
+    "routine sink: flow/sink",
+    "routine source: flow/source",
+    "slot sink.input",
+    "slot sink.other",
+    "slot source.trigger",
+)
+
+
+def test_the_fingerprint_is_the_digest_of_the_shape_and_stays_what_it_was():
+    flow = shop()
+    assert SHAPE == flow.shape
+    assert f"sha256:{hashlib.sha256(chr(10).join(SHAPE).encode()).hexdigest()}" == flow.fingerprint
+    golden = "sha256:21a2d81972ab0d8305fb76c8e93f95882578d908c022ff5af77a40fb90a7d0fe"
+    assert golden == flow.fingerprint, "jobs that were saved would no longer find their flow"
+
+
+def with_handlers(flow: Flow) -> None:
+    flow.set_error_handler(ErrorHandler("skip"))
+    flow.routines["source"].set_error_handler(ErrorHandler("retry"))
+
+
+def test_arguments_policies_strategy_name_and_order_are_no_part_of_the_fingerprint():
+    other = Flow("another name", execution_strategy="concurrent", max_workers=9)
+    other.add_routine(Sink(), "sink")
+    other.add_routine(Source(size=7), "source")
+    other.connect("source", "output", "sink", "input")
+    with_handlers(other)
+    assert shop().fingerprint == other.fingerprint
+
+
+CHANGES: dict[str, Callable[[Flow], object]] = {
+    "another routine": lambda flow: flow.add_routine(Sink(), "sink2"),
+    "another connection": lambda flow: flow.connect("source", "done", "sink", "input"),
+    "another slot of the same routine": lambda flow: flow.connect(
+        "source", "output", "sink", "other"
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_flow_that_grows_has_another_fingerprint(change):
+    flow = shop()
+    before = flow.fingerprint
+    change(flow)
+    assert before != flow.fingerprint
+
+
+def made(source: type[Source], ids: tuple[str, str], mapping: dict[str, str] | None) -> Flow:
+    flow = Flow()
+    flow.add_routine(source(), ids[0])
+    flow.add_routine(Sink(), ids[1])
+    flow.connect(ids[0], "output", ids[1], "input", mapping)
+    return flow
+
+
+def test_ids_classes_and_mappings_make_different_fingerprints():
+    flows = [
+        made(Source, ("source", "sink"), None),
+        made(SourceToo, ("source", "sink"), None),
+        made(Source, ("source", "sunk"), None),
+        made(Source, ("sauce", "sink"), None),
+        made(Source, ("source", "sink"), {"item": "item"}),
+    ]
+    assert 5 == len({flow.fingerprint for flow in flows})
+
+
+# --- drawing it ---------------------------------------------------------------------------------
+
+
+def test_a_flow_is_drawn_as_a_mermaid_chart_with_fan_out_and_cycles():
+    flow = shop()
+    flow.add_routine(Sink(), 'the "second" sink')
+    flow.connect("source", "done", 'the "second" sink', "other")
+    flow.connect("source", "output", 'the "second" sink', "input")
+    assert (
+        "flowchart LR\n"
+        '    r0["source"]\n'
+        '    r1["sink"]\n'
+        '    r2["the #quot;second#quot; sink"]\n'
+        '    r0 -->|"output"| r1\n'
+        '    r0 -->|"done"| r2\n'
+        '    r0 -->|"output"| r2'
+    ) == flow.to_mermaid()
+
+
+# --- saving it ----------------------------------------------------------------------------------
+
+
+def test_the_saved_form_is_plain_json_with_everything_of_the_flow():
+    flow = shop(execution_strategy="concurrent", max_workers=2)
+    with_handlers(flow)
+    document = flow.serialize()
+    assert document == json.loads(json.dumps(document))
+    assert {
+        "flow_id": "shop",
+        "execution_strategy": "concurrent",
+        "max_workers": 2,
+        "error_handler": {"strategy": "skip", "timeout": None, "retry_count": 0},
+        "routines": [
+            {
+                "id": "source",
+                "routine": "flow/source",
+                "args": [],
+                "kwargs": {},
+                "error_handler": ErrorHandler("retry").serialize(),
+            },
+            {
+                "id": "sink",
+                "routine": "flow/sink",
+                "args": [],
+                "kwargs": {},
+                "error_handler": None,
+            },
+        ],
+        "connections": [
+            {
+                "source": "source",
+                "event": "output",
+                "target": "sink",
+                "slot": "input",
+                "param_mapping": {},
+            }
+        ],
+        "fingerprint": flow.fingerprint,
+    } == document
+
+
+handlers = st.sampled_from(
+    [None, ErrorHandler("skip"), ErrorHandler("retry", max_retries=None, jitter=0.1)]
+)
+
+
+@given(
+    sizes=st.lists(st.integers(), min_size=1, max_size=4),
+    policies=st.lists(handlers, min_size=5, max_size=5),
+    strategy=st.sampled_from(["sequential", "concurrent"]),
+    mapping=st.sampled_from([None, {"item": "rest", "rest": "item"}]),
+)
+def test_a_saved_flow_is_built_again_with_all_that_it_had(sizes, policies, strategy, mapping):
+    flow = Flow("any", execution_strategy=strategy)
+    flow.set_error_handler(policies[-1])
+    flow.add_routine(Rest(), "sink")
+    for number, size in enumerate(sizes):
+        source = Source(size=size)
+        source.set_error_handler(policies[number])
+        flow.add_routine(source, f"source {number}")
+        flow.connect(f"source {number}", "output", "sink", "input", mapping)
+    twin = Flow.deserialize(flow.serialize())
+    assert flow.serialize() == twin.serialize()
+    assert (flow.fingerprint, flow.to_mermaid()) == (twin.fingerprint, twin.to_mermaid())
+    assert flow.connections == twin.connections
+    assert flow.error_handler == twin.error_handler
+    assert [r.error_handler for r in flow.routines.values()] == [
+        r.error_handler for r in twin.routines.values()
+    ]
+    assert sizes == [r.size for r in twin.routines.values() if isinstance(r, Source)]
+
+
+class Rest(Routine):
+    routine_name = "flow/rest"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("input", handler=self.take)
+
+    def take(self, **fields: object) -> None:
+        """Do nothing."""
+
+
+def test_a_saved_flow_has_no_handler_where_it_had_none_though_the_class_sets_one():
+    class Cautious(Sink):
+        routine_name = "flow/cautious"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.set_error_handler(ErrorHandler("skip"))
+
+    flow = Flow()
+    flow.add_routine(Cautious(), "cautious")
+    flow.routines["cautious"].set_error_handler(None)
+    assert Flow.deserialize(flow.serialize()).routines["cautious"].error_handler is None
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "path"),
+    [
+        (lambda d: d.pop("connections"), CorruptStateError, "$.connections"),
+        (lambda d: d.update(colour="red"), CorruptStateError, "$.colour"),
+        (lambda d: d.update(flow_id=""), CorruptStateError, "$"),
+        (lambda d: d["routines"][0].update(id=7), CorruptStateError, "$.routines[0].id"),
+        (lambda d: d["routines"].append(1), CorruptStateError, "$.routines[2]"),
+        (lambda d: d.update(fingerprint="sha256:0"), FlowMismatchError, "$.fingerprint"),
+        (
+            lambda d: d["connections"][0].update(slot="gone"),
+            FlowMismatchError,
+            "$.connections[0]",
+        ),
+    ],
+)
+def test_a_saved_flow_that_does_not_fit_is_refused_by_its_place(change, error, path):
+    document = shop().serialize()
+    change(document)
+    with pytest.raises(error) as caught:
+        Flow.deserialize(document)
+    assert path == caught.value.path

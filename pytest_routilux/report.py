@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import pytest
-    from rich.console import RenderableType
+    from rich.console import OverflowMethod, RenderableType
 
     from routilux.core.state import JobState
     from routilux.monitor import ExecutionMonitor
@@ -103,9 +103,12 @@ class FlowReport:
 
         self.add(saved_state(saved, path), title=title)
 
-    def verification(self, title: str) -> Verification:
-        """Return a block whose checks are all made, shown as one table, and asserted at its end."""
-        return Verification(self, title)
+    def verification(self, title: str, *, brief: bool = False) -> Verification:
+        """Return a block whose checks are all made, shown as one table, and asserted at its end.
+
+        `brief` shows one line instead of the table where every check passed.
+        """
+        return Verification(self, title, brief)
 
 
 class Verification:
@@ -115,9 +118,10 @@ class Verification:
     condition as it is. A block without a check is an error: it would prove nothing.
     """
 
-    def __init__(self, report: FlowReport, title: str) -> None:
+    def __init__(self, report: FlowReport, title: str, brief: bool) -> None:
         self._report = report
         self._title = title
+        self._brief = brief
         self._rows: list[tuple[bool, str, str, str]] = []
 
     def __call__(self, check: str, expected: object, actual: object) -> None:
@@ -138,9 +142,11 @@ class Verification:
         trace: TracebackType | None,
     ) -> None:
         __tracebackhide__ = True
-        if self._rows:
-            self._add_table()
         failed = [row for row in self._rows if not row[0]]
+        if self._brief and not failed:
+            self._report.add(f"✅ {self._title}: {len(self._rows)} checks")
+        elif self._rows:
+            self._add_table()
         lines = [
             f"  ❌ {check}: expected {expected}, actual {actual}"
             if expected
@@ -161,13 +167,15 @@ class Verification:
         from rich.text import Text
 
         from pytest_routilux.figures import plain_table
-        from pytest_routilux.timeline import shortened
 
         table = plain_table("", "check", "expected", "actual")
         for good, check, expected, actual in self._rows:
-            style = "" if good else "bold red"
-            cells = (check, shortened(expected, 36), shortened(actual, 60))
-            table.add_row("✅" if good else "❌", *(Text(cell, style=style) for cell in cells))
+            # What is as it should be takes one line; what is wrong is shown in full.
+            mark, style = ("✅", "") if good else ("❌", "bold red")
+            overflow: OverflowMethod = "ellipsis" if good else "fold"
+            texts = (" ".join(cell.split()) for cell in (check, expected, actual))
+            cells = [Text(text, style, no_wrap=good, overflow=overflow) for text in texts]
+            table.add_row(mark, *cells)
         self._report.add(table, title=self._title)
 
 

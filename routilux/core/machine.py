@@ -12,7 +12,7 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-from itertools import count
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Final, Literal
 
 from routilux.core.parts import PendingTask, RoutineStatus
@@ -98,8 +98,8 @@ class Machine:
         """Return the first choice among the tasks that may start now."""
         if len(self._flights) >= self.plan.width or self._alone or self.job.status is not _RUNNING:
             return None
-        first = self._schedule.first(now)
-        if first is not None and first.conflicts >= MOST_CONFLICTS and self._flights:
+        first = self._schedule.first()
+        if first is None or first.due_ns > now or self._must_wait(first):
             return None
         return first
 
@@ -108,18 +108,24 @@ class Machine:
         first = self.first(now)
         if first is None or first.conflicts >= MOST_CONFLICTS:
             return [] if first is None else [first]
-        return self._schedule.ready(now)
+        return [task for task in self._schedule.ready(now) if not self._must_wait(task)]
+
+    def _must_wait(self, pending: PendingTask) -> bool:
+        # Only the end of a step makes room for a task that is to run alone; no time does.
+        return pending.conflicts >= MOST_CONFLICTS and bool(self._flights)
 
     def due(self) -> int | None:
         """Return the next instant at which a task may start, or None if no time brings one."""
-        if len(self._flights) >= self.plan.width or self._alone:
+        if len(self._flights) >= self.plan.width or self._alone or self.job.status is not _RUNNING:
             return None
-        return self._schedule.due() if self.job.status is _RUNNING else None
+        first = self._schedule.first()
+        return None if first is None or self._must_wait(first) else first.due_ns
 
     @property
     def head(self) -> tuple[int, int]:
         """Where the task that is due next was created, to order it among equals."""
-        return self._schedule.head()
+        first = self._schedule.first()
+        return (0, 0) if first is None else (first.seq, first.position)
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
         """Take a startable task into flight and return the step that is to be run."""
@@ -399,9 +405,15 @@ class Machine:
     def resume(self, now: int, *, retry_failed: bool, max_recoveries: int | None) -> Commit:
         """Return the commit by which a job goes on that was loaded, paused, cut off or has failed.
 
-        After too many recoveries without progress it is the commit that fails the job.
+        After too many recoveries without progress it is the commit that fails the job. Raises
+        `NotResumableError` where the job's status does not allow it, or steps are in flight.
         """
         job = self.job
+        if self._flights:
+            raise NotResumableError(
+                f"job {job.job_id} still has steps in flight, at"
+                f" {', '.join(self._flights)}; resume it when they have ended"
+            )
         if job.is_final:
             raise NotResumableError(
                 f"job {job.job_id} is {job.status.value}, which is final; start a new job"
@@ -422,7 +434,7 @@ class Machine:
             if max_recoveries is not None and recoveries > max_recoveries:
                 return self._poisoned(ready, recoveries - 1, now)
         # What told of a failure is withdrawn with it: the task may succeed now.
-        told = {child.task_id for t in failed for child in self._children(t)}
+        told = [child for t in failed for child in self._children(t.task_id)]
         status = _RUNNING if len(tasks) > len(told) else _COMPLETED
         detail: dict[str, object] = {
             "recoveries": 0 if fresh else recoveries,
@@ -434,13 +446,10 @@ class Machine:
             detail["routines"] = list(self.plan.routines)
         return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
 
-    def _children(self, parent: PendingTask) -> list[PendingTask]:
-        failed_at = {
-            c.seq
-            for c in self.job._commits
-            if c.kind is CommitKind.FAILED and c.task_id == parent.task_id
-        }
-        return [task for task in self.job._pending.values() if task.seq in failed_at]
+    def _children(self, parent: str) -> list[str]:
+        # By their ids: the commit that created them may no longer be kept.
+        every = (child_id(parent, number) for number in count())
+        return list(takewhile(self.job._pending.__contains__, every))
 
     def _poisoned(self, ready: Sequence[PendingTask], recoveries: int, now: int) -> Commit:
         who = ", ".join(f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)

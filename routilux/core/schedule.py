@@ -72,15 +72,12 @@ class Schedule:
         else:
             heappush(self._heap, entry)
 
-    def first(self, now: int) -> PendingTask | None:
-        """Return the first task that may start now."""
+    def first(self) -> PendingTask | None:
+        """Return the first task whose routine has room; it may not be due yet."""
         queue, heap = self._queue, self._heap
         while queue or heap:
             queued = not heap or (queue and queue[0] < heap[0])
-            entry = queue[0] if queued else heap[0]
-            if entry[0] > now:
-                return None
-            pending = entry[3]
+            pending = queue[0][3] if queued else heap[0][3]
             lane = self._lanes[pending.task.routine_id]
             if lane.busy < lane.limit:
                 return pending
@@ -91,25 +88,17 @@ class Schedule:
         """Return every task that may start now, the first choice first."""
         lanes = self._lanes
         found = []
-        for due, _, _, pending in sorted([*self._queue, *self._heap]):
+        aside = [entry for lane in lanes.values() for entry in lane.aside]
+        for due, _, _, pending in sorted([*self._queue, *self._heap, *aside]):
             lane = lanes[pending.task.routine_id]
             if due <= now and lane.busy < lane.limit:
                 found.append(pending)
         return found
 
-    def due(self) -> int | None:
-        """Return the next instant at which a task may start; past ones included."""
-        entry = self._head()
-        return None if entry is None else entry[0]
-
-    def head(self) -> tuple[int, int]:
-        """Return where the first task was created: commit and position."""
-        entry = self._head()
-        return (0, 0) if entry is None else entry[1:3]
-
     def start(self, pending: PendingTask) -> None:
         """Take a task out, into flight."""
         queue, heap = self._queue, self._heap
+        lane = self._lanes[pending.task.routine_id]
         if queue and queue[0][3] is pending:
             queue.popleft()
         elif heap and heap[0][3] is pending:
@@ -118,7 +107,9 @@ class Schedule:
             self._queue = deque(entry for entry in queue if entry[3] is not pending)
             self._heap = [entry for entry in heap if entry[3] is not pending]
             heapify(self._heap)
-        self._lanes[pending.task.routine_id].busy += 1
+            lane.aside = [entry for entry in lane.aside if entry[3] is not pending]
+            heapify(lane.aside)
+        lane.busy += 1
 
     def end(self, routine_id: str) -> None:
         """Note that a step of a routine is over."""
@@ -126,9 +117,3 @@ class Schedule:
         lane.busy -= 1
         if lane.aside:
             heappush(self._heap, heappop(lane.aside))
-
-    def _head(self) -> _Entry | None:
-        queue, heap = self._queue, self._heap
-        if heap and (not queue or heap[0] < queue[0]):
-            return heap[0]
-        return queue[0] if queue else None

@@ -1,0 +1,218 @@
+"""What the tests of the core share: routines without a life of their own, and a teller of tales.
+
+A tale plays the runtime's part by hand: it has the time as an integer, begins steps, and says how
+each of them ends. No handler ever runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from routilux import codec
+from routilux.core.machine import Machine
+from routilux.core.records import Commit
+from routilux.core.state import JobState
+from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.flow import Flow
+from routilux.policy import ErrorHandler
+from routilux.routine import Routine
+from routilux.values import is_flat
+
+SECOND = 1_000_000_000
+
+
+class Stage(Routine):
+    """Takes `n` and may emit each of its events with `n`; an event `error` has the engine's."""
+
+    def __init__(self, *events: str, handler: ErrorHandler | None = None) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.take)
+        for event in events:
+            self.define_event(event, ["task_id", "message"] if event == "error" else ["n"])
+        self.set_error_handler(handler)
+
+    def take(self, n: int = 0) -> None:
+        raise AssertionError("a tale runs no handlers")
+
+
+class Strict(Stage):
+    """A stage that can't be called without `n`."""
+
+    def take(self, n: int) -> None:  # type: ignore[override]
+        raise AssertionError("a tale runs no handlers")
+
+
+class Wide(Stage):
+    """A stage of which three steps may be in flight."""
+
+    max_concurrency = 3
+
+
+class Collect(Stage):
+    """A stage that takes whatever an `error` event tells."""
+
+    def take(self, **told: object) -> None:  # type: ignore[override]
+        raise AssertionError("a tale runs no handlers")
+
+
+def retrying(**options: Any) -> ErrorHandler:
+    return ErrorHandler("retry", **options)
+
+
+def flow_of(
+    routines: Mapping[str, Routine], *connections: str, width: int = 1, **options: Any
+) -> Flow:
+    """A flow from routines and edges written as `a.out -> b`."""
+    flow = Flow(
+        "tale", execution_strategy="concurrent" if width > 1 else "sequential", max_workers=width
+    )
+    for routine_id, routine in routines.items():
+        flow.add_routine(routine, routine_id)
+    for edge in connections:
+        start, target = edge.split(" -> ")
+        source, event = start.split(".")
+        flow.connect(source, event, target, "trigger", **options)
+    return flow
+
+
+def emission(event: str, **payload: object) -> Emission:
+    return Emission(event, payload, is_flat(payload))
+
+
+def done(
+    step: StepInput,
+    *emitted: str | Emission,
+    state: dict[str, object] | None = None,
+    shared: dict[str, object] | None = None,
+    reads: Iterable[str] | None = (),
+) -> StepOutcome:
+    return StepOutcome(
+        step.number,
+        [emission(e, n=0) if isinstance(e, str) else e for e in emitted],
+        None if state is None else Writes(state),
+        None if shared is None else Writes(shared),
+        None if reads is None else frozenset(reads),
+    )
+
+
+def broken(
+    step: StepInput,
+    error: Exception | None = None,
+    *,
+    after_ns: int | None = None,
+    reads: Iterable[str] | None = (),
+) -> StepOutcome:
+    error = ValueError("broken") if error is None else error
+    return StepOutcome(
+        step.number,
+        [],
+        shared_reads=None if reads is None else frozenset(reads),
+        error=ErrorInfo.of(error),
+        error_type=type(error),
+        retry_after_ns=after_ns,
+    )
+
+
+def by_document(job: JobState) -> JobState:
+    return JobState.deserialize(job.serialize())
+
+
+def by_text(job: JobState) -> JobState:
+    return JobState.load(codec.loads(codec.dumps(job.serialize())), "$")
+
+
+def by_folding(job: JobState) -> JobState:
+    """As a store gives it back: each commit through its own text, folded one after the other."""
+    restored = JobState(job.job_id)
+    for commit in job.commits:
+        row = codec.loads(codec.dumps(commit.serialize()))
+        restored.fold(Commit.load(row, f"$.row[{commit.seq}]"))
+    return restored
+
+
+def text_of(job: JobState) -> str:
+    return codec.dumps(job.serialize())
+
+
+class Tale:
+    """One job, told by hand: `now` is the time, `machine` what the tale is about."""
+
+    def __init__(
+        self,
+        flow: Flow,
+        entry: str = "a",
+        *,
+        now: int = 0,
+        job_id: str = "job",
+        limit: int | None = None,
+        **params: object,
+    ) -> None:
+        self.plan = flow.plan()
+        self.now = now
+        job = JobState(job_id)
+        job.history_limit = limit
+        self.machine = Machine(self.plan, job)
+        self.accept(self.machine.start(entry, "trigger", params, now))
+
+    @property
+    def job(self) -> JobState:
+        return self.machine.job
+
+    def accept(self, commit: Commit) -> Commit:
+        self.machine.accept(commit)
+        return commit
+
+    def startable(self) -> list[str]:
+        return [task.task_id for task in self.machine.startable(self.now)]
+
+    def pending(self) -> list[str]:
+        return [task.task_id for task in self.job.pending_tasks]
+
+    def begin(self, task_id: str | None = None) -> StepInput:
+        """Begin the first choice, or the startable task of that id."""
+        for task in self.machine.startable(self.now):
+            if task_id in (None, task.task_id):
+                return self.machine.begin(task, self.now)
+        raise AssertionError(f"{task_id or 'no task'} may start now; {self.startable()} may")
+
+    def end(self, step: StepInput, outcome: StepOutcome) -> Commit:
+        commit = self.machine.finish(step, outcome, self.now)
+        assert commit is not None, f"the outcome of task {step.task.task_id} came too late"
+        return self.accept(commit)
+
+    def run(self, *emitted: str | Emission, task_id: str | None = None) -> Commit:
+        """Begin a step, and let it succeed at once."""
+        step = self.begin(task_id)
+        return self.end(step, done(step, *emitted))
+
+    def fail(self, error: Exception | None = None, *, task_id: str | None = None) -> Commit:
+        """Begin a step, and let it fail at once."""
+        step = self.begin(task_id)
+        return self.end(step, broken(step, error))
+
+    def wait(self) -> int:
+        """Let the time pass until the next due instant; return how long that was."""
+        due = self.machine.due()
+        assert due is not None, "nothing is due"
+        waited, self.now = due - self.now, max(due, self.now)
+        return waited
+
+    def record(self, step: StepInput, name: str, result: object) -> Commit:
+        commit = self.machine.effect(step, name, Effect("arguments", result), self.now)
+        assert commit is not None
+        return self.accept(commit)
+
+    def resume(self, *, retry_failed: bool = False, most: int | None = 3) -> Commit:
+        return self.accept(
+            self.machine.resume(self.now, retry_failed=retry_failed, max_recoveries=most)
+        )
+
+    def request(self, kind: str) -> Commit:
+        if kind == "resume":
+            return self.resume()
+        return self.accept(self.machine.request(kind, self.now))  # type: ignore[arg-type]
+
+    def crash(self) -> None:
+        """Lose the process; what the commits say is read by another one."""
+        self.machine = Machine(self.plan, by_text(self.job))

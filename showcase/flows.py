@@ -1,4 +1,4 @@
-"""The flows of the showcase, one function each; a function that is called again makes a fresh flow."""
+"""The flows of the showcase, one function each; every call makes a fresh flow."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from showcase.routines.pipeline import (
     DataStorageRoutine,
     DataValidatorRoutine,
 )
+from showcase.routines.records import CountRoutine, ParseRoutine, ReadRoutine
 
-__all__ = ["api_to_database", "data_pipeline", "fan_out_and_in"]
+__all__ = ["api_to_database", "data_pipeline", "fan_out_and_in", "word_count"]
 
 
 def data_pipeline(failures: int, execution_strategy: ExecutionStrategy = "sequential") -> Flow:
@@ -101,4 +102,17 @@ def fan_out_and_in(max_workers: int, tally_seconds: float = 0.1) -> Flow:
     flow.connect("resize", "output", "tally", "input")
     flow.connect("resize", "error", "gather", "dropped")
     flow.connect("tally", "output", "gather", "done")
+    return flow
+
+
+def word_count(handler: ErrorHandler, *, of_flow: bool = False) -> Flow:
+    """Return read → parse → count; parsing, or with `of_flow` the whole flow, has that handler."""
+    flow = Flow("word_count")
+    parse = ParseRoutine()
+    (flow if of_flow else parse).set_error_handler(handler)
+    flow.add_routine(ReadRoutine(), "read")
+    flow.add_routine(parse, "parse")
+    flow.add_routine(CountRoutine(), "count")
+    flow.connect("read", "record", "parse", "input")
+    flow.connect("parse", "word", "count", "input")
     return flow

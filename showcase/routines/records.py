@@ -1,6 +1,12 @@
-"""Records, one of which can't be parsed at first: its flow's strategy decides about it."""
+"""Records, one of which can't be parsed at first: its flow's strategy decides about it.
+
+These are written as if there were no fake clock: they call `time.sleep` and `datetime.now`.
+"""
 
 from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
 
 from routilux import Routine
 
@@ -27,14 +33,14 @@ class ParseRoutine(Routine):
     def __init__(self) -> None:
         super().__init__()
         self.define_slot("input", handler=self.parse)
-        self.define_event("word", ["word"])
+        self.define_event("word", ["word", "parsed_at"])
 
     def parse(self, text: str) -> None:
         """Emit the record as a word."""
-        self.ctx.sleep(0.1)
+        time.sleep(0.1)
         if text == "late" and self.ctx.attempt < 3:
             raise LookupError(f"{text!r} has not arrived")
-        self.emit("word", word=text.upper())
+        self.emit("word", word=text.upper(), parsed_at=datetime.now(UTC))
 
 
 class CountRoutine(Routine):

@@ -1,0 +1,94 @@
+"""Who worked when: a lane for each worker, drawn from a job's commits.
+
+Laws:
+- Every block is an attempt's [started, finished), from commits; between blocks the worker is free.
+- A wait for a retry is in no lane, because it occupies no worker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from rich.text import Text
+
+from routilux import CommitKind
+from routilux.instants import seconds_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from routilux import Commit, JobState
+
+__all__ = ["lanes", "most_at_once", "worked"]
+
+_STYLES: Final = {
+    CommitKind.DONE: "black on green",
+    CommitKind.RETRY: "black on yellow",
+    CommitKind.CONFLICT: "black on magenta",
+    CommitKind.DROPPED: "white on red",
+    CommitKind.FAILED: "white on red",
+}
+_MARKS: Final = {
+    CommitKind.DONE: "",
+    CommitKind.RETRY: "!",
+    CommitKind.CONFLICT: "~",
+    CommitKind.DROPPED: "×",
+    CommitKind.FAILED: "×",
+}
+_LEGEND: Final = (
+    "! failed, is tried again · ~ conflict, runs again · × given up · waits hold nobody"
+)
+
+
+def worked(job: JobState) -> list[Commit]:
+    """Return the commits that end an attempt which took time."""
+    return [
+        commit
+        for commit in job.commits
+        if commit.kind in _STYLES
+        and commit.started_ns is not None
+        and commit.started_ns < commit.at_ns
+    ]
+
+
+def most_at_once(job: JobState) -> int:
+    """Return how many attempts overlapped at the busiest instant."""
+    edges = [(c.started_ns, 1) for c in worked(job)] + [(c.at_ns, -1) for c in worked(job)]
+    busiest = now = 0
+    for _, change in sorted(edges):
+        now += change
+        busiest = max(busiest, now)
+    return busiest
+
+
+def lanes(job: JobState, label: Callable[[Commit], str], width: int = 84) -> Text:
+    """Return one line for each worker; `label` names the block of a commit, shortened to fit."""
+    attempts = worked(job)
+    start = job.started_ns
+    length = max(commit.at_ns for commit in attempts) - start
+
+    def column(instant: int) -> int:
+        return (instant - start) * width // length
+
+    lines = []
+    for worker in sorted({commit.worker for commit in attempts}):
+        line = Text(f"worker {worker}  ", style="bold")
+        at = 0
+        for commit in attempts:
+            if commit.worker == worker and commit.started_ns is not None:
+                begin, end = column(commit.started_ns), column(commit.at_ns)
+                line.append("·" * (begin - at), style="dim")
+                line.append(_block(commit, label(commit), end - begin), style=_STYLES[commit.kind])
+                at = end
+        line.append("·" * (width - at), style="dim")
+        lines.append(line)
+    ruler = f"{'0 s':<{width // 2}}{seconds_text(length, 2) + ' s':>{width - width // 2}}"
+    lines += [Text(f"{'':10}{ruler}", style="dim"), Text(f"{'':10}{_LEGEND}", style="dim")]
+    return Text("\n").join(lines)
+
+
+def _block(commit: Commit, label: str, width: int) -> str:
+    if width < 2:
+        return "▌"[:width]
+    inner = f"{label}{_MARKS[commit.kind]}"[: width - 1]
+    return f"▏{inner:<{width - 1}}"

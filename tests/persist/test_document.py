@@ -969,6 +969,16 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
         "$.job_state.commits[1]",
         "the commit can't follow: it creates a task of 'ghost', which is no routine of the job",
     ),
+    "a task that is created twice": (
+        twice(J, "commits", 1, "tasks"),
+        "$.job_state.commits[1]",
+        "the commit can't follow: it creates task 0.0 again",
+    ),
+    "a job that starts with two tasks": (
+        twice(J, "commits", 0, "tasks"),
+        "$.job_state.commits[0].tasks",
+        "a job starts with one task, not 2",
+    ),
     "a job completed too early": (
         put(J, "commits", 1, "status", to="completed"),
         "$.job_state.commits[1]",
@@ -1034,6 +1044,34 @@ def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(case,
 def test_the_cases_above_start_from_a_document_that_is_read(retried):
     assert retried == seal(json.loads(retried))
     assert loads_or_refuses(retried)
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "reason"),
+    [
+        (
+            put(J, "dropped", 0, "outcome", to="lost"),
+            "dropped[0].outcome",
+            "'lost' is not how a task drops",
+        ),
+        (
+            put(J, "commits", 4, "detail", "as", to="lost"),
+            "commits[4]",
+            "the commit can't follow: no task is dropped as 'lost'",
+        ),
+        (
+            put(J, "dropped", 0, "outcome", to="error_continued"),
+            "dropped",
+            "contradicts the job's commits",
+        ),
+    ],
+)
+def test_a_task_is_dropped_in_one_of_two_ways(change, place, reason):
+    document = json.loads(GOLDEN.read_bytes())
+    change(document)
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.from_bytes(seal(document))
+    assert (f"$.job_state.{place}", reason) == (caught.value.path, caught.value.reason)
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,14 @@
 
 Processing asks a tax service, which a file stands for. What the service does does not depend on
 which host asks, nor on anything that a job knows: it refuses as many calls as the file says, and
-notes every call with the process that made it.
+notes every call with the process and the thread that made it.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,14 +39,19 @@ class TaxService:
         """Ask it once; raises `ValueError` if it refuses."""
         state = self._read()
         left = state["refuses"]
-        state["calls"].append([os.getpid(), attempt])
+        on_main = threading.current_thread() is threading.main_thread()
+        state["calls"].append([os.getpid(), attempt, "main" if on_main else "pool"])
         self._file.write_text(json.dumps({**state, "refuses": max(left - 1, 0)}))
         if left:
             raise ValueError(f"the tax service refuses, try {attempt}")
 
     def attempts_of(self, pid: int) -> list[int]:
         """Return the attempts that a process made, as the service saw them."""
-        return [attempt for caller, attempt in self._read()["calls"] if caller == pid]
+        return [attempt for caller, attempt, _ in self._read()["calls"] if caller == pid]
+
+    def threads_of(self, pid: int) -> set[str]:
+        """Return where in a process it was called from: its main thread, or one of a pool."""
+        return {thread for caller, _, thread in self._read()["calls"] if caller == pid}
 
     def _read(self) -> dict[str, Any]:
         return cast("dict[str, Any]", json.loads(self._file.read_text()))

@@ -231,6 +231,8 @@ def check_what_b_did(
     ]
 
     verify("B made: attempts, by service", attempts, service.attempts_of(b.pid))
+    thread = "pool" if variant.strategy == "concurrent" else "main"
+    verify("B made them on threads of", {thread}, service.threads_of(b.pid))
     verify("B made: attempts, by job", attempts, [attempt for attempt, _ in made])
     verify(
         "B began them at, s",

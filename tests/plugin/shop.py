@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -78,7 +79,10 @@ class Charge(Routine):
     def charge(self, amount: Money) -> None:
         if self.calls is not None:
             with Path(self.calls).open("a") as calls:
-                calls.write(f"{os.getpid()} {self.ctx.attempt} {self.ctx.idempotency_key}\n")
+                calls.write(
+                    f"{os.getpid()} {self.ctx.attempt} {self.ctx.idempotency_key}"
+                    f" {threading.current_thread().name}\n"
+                )
         self.ctx.state["amounts"] = {amount}
         if self.ctx.attempt < self.tries:
             raise GatewayDown(f"try {self.ctx.attempt}")

@@ -37,7 +37,7 @@ def is_alive(pid: int) -> bool:
 
 def calls_of(path: Path) -> list[tuple[int, int]]:
     lines = [line.split() for line in path.read_text().splitlines()]
-    return [(int(pid), int(attempt)) for pid, attempt, _ in lines]
+    return [(int(pid), int(attempt)) for pid, attempt, *_ in lines]
 
 
 def test_a_job_runs_to_its_end_on_another_host(flow_hosts: FlowHosts) -> None:
@@ -131,12 +131,27 @@ def test_a_document_of_this_process_is_resumed_on_a_host_that_starts_when_it_was
     run = shop(tries=3).start("order", PRICE, runtime=Runtime(clock=clock))
     clock.advance(1.0)  # order took 0.8 s, the first retry is due at 1.1 s
     run.checkpoint(tmp_path / "job.json")
-    b = flow_hosts.resume(
-        tmp_path / "job.json", imports=["tests.plugin.shop"], execution_strategy="concurrent"
-    )
+    b = flow_hosts.resume(tmp_path / "job.json", imports=["tests.plugin.shop"])
     first, *_ = [c for c in b.job.commits if c.attempt == 2]
     assert 1.1 == (first.started_ns - b.job.started_ns) / SECOND
     assert "completed" == b.job.status
+
+
+@pytest.mark.parametrize(
+    ("strategy", "thread"),
+    [("sequential", "MainThread"), ("concurrent", "routilux-"), (None, "MainThread")],
+)
+def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
+    flow_hosts: FlowHosts, tmp_path: Path, strategy, thread: str
+) -> None:
+    calls = tmp_path / "calls"
+    args = {"calls": str(calls)}
+    a = flow_hosts.start(
+        shop, "order", PRICE, build_args=args, save_at=At(seq=2), kill_at=At(seq=2)
+    )
+    b = flow_hosts.resume(a.document, imports=[shop_module], execution_strategy=strategy)
+    assert "completed" == b.job.status
+    assert calls.read_text().split()[-1].startswith(thread)
 
 
 def test_a_failed_job_gets_a_fresh_budget_on_a_changed_flow(flow_hosts: FlowHosts) -> None:

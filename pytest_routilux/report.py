@@ -144,7 +144,8 @@ class Verification:
         __tracebackhide__ = True
         failed = [row for row in self._rows if not row[0]]
         if self._brief and not failed:
-            self._report.add(f"✅ {self._title}: {len(self._rows)} checks")
+            checks = "1 check" if len(self._rows) == 1 else f"{len(self._rows)} checks"
+            self._report.add(f"✅ {self._title}: {checks}")
         elif self._rows:
             self._add_table()
         lines = [

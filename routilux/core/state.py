@@ -243,9 +243,7 @@ class JobState:
         job.shape = tuple(_texts(f["shape"], f"{path}.shape"))
         job.routine_states = {
             routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
-            for routine_id, entry in payload(
-                f["routine_states"], f"{path}.routine_states"
-            ).items()
+            for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
         }
         job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
         for i, entry in enumerate(cast("list[object]", f["pending_tasks"])):

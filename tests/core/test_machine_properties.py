@@ -1,0 +1,617 @@
+"""One job, driven at random: whatever happens to it, nothing is lost, doubled or forgotten.
+
+The machine is driven without a runtime and without a clock. Beside it stands a model that knows
+only what was created, how it ended, and what was counted; after each move both must agree, and the
+job must be the same by each way of restoring it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any, ClassVar, Final
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from routilux.core.machine import MOST_CONFLICTS, Machine
+from routilux.core.parts import PendingTask
+from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.state import JobState
+from routilux.errors import NotResumableError
+from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.flow import Flow
+from routilux.policy import ErrorHandler
+from routilux.routine import Routine
+from tests.core.stories import (
+    SECOND,
+    Collect,
+    Stage,
+    Wide,
+    by_document,
+    by_folding,
+    by_text,
+    emission,
+    flow_of,
+    retrying,
+    text_of,
+)
+
+MOST_TASKS: Final = 40
+MOST_RECOVERIES: Final = 3
+RESTORED_BY: Final = {"document": by_document, "text": by_text, "folding": by_folding}
+FINAL: Final = (JobStatus.COMPLETED, JobStatus.CANCELLED)
+
+HANDLERS: Final[dict[str, ErrorHandler]] = {
+    "source": retrying(max_retries=2, retry_delay=0.3, retry_backoff=1.5),
+    "wide": retrying(max_retries=3, retry_delay=0.1, retry_backoff=3, max_delay=0.5,
+                     non_retryable_exceptions=(LookupError,)),
+    "shy": retrying(max_retries=2, retry_delay=1, jitter=0.25, on_exhausted="continue"),
+    "hasty": retrying(max_retries=None, retry_delay=0, retry_backoff=1),
+    "late": retrying(max_retries=9, retry_delay=1, retry_backoff=1, deadline=4,
+                     on_exhausted="skip"),
+    "round": ErrorHandler("skip"),
+    "join": ErrorHandler("continue"),
+}  # fmt: skip
+
+
+def every_shape(width: int) -> Flow:
+    """A flow with fan-out, fan-in, a cycle, an `error` event, and an event that nobody takes."""
+    routines: dict[str, Routine] = {
+        "source": Stage("out", "extra", handler=HANDLERS["source"]),
+        "wide": Wide("out", "extra", handler=HANDLERS["wide"]),
+        "shy": Stage("out", "error", handler=HANDLERS["shy"]),
+        "hasty": Stage("out", handler=HANDLERS["hasty"]),
+        "late": Stage("out", handler=HANDLERS["late"]),
+        "round": Stage("out", "extra", handler=HANDLERS["round"]),
+        "join": Collect("extra", handler=HANDLERS["join"]),
+    }
+    return flow_of(
+        routines,
+        "source.out -> wide", "source.out -> shy", "source.out -> hasty", "source.out -> round",
+        "wide.out -> join", "shy.out -> join", "shy.error -> join", "hasty.out -> late",
+        "late.out -> join", "round.out -> round", "round.out -> wide",
+        width=width,
+    )  # fmt: skip
+
+
+def exact_delay(handler: ErrorHandler, retry: int) -> int:
+    seconds = Fraction(repr(handler.retry_delay)) * Fraction(repr(handler.retry_backoff)) ** (
+        retry - 1
+    )
+    if handler.max_delay is not None:
+        seconds = min(seconds, Fraction(repr(handler.max_delay)))
+    return round(seconds * SECOND)
+
+
+@dataclass
+class Known:
+    """What the model knows of one task: where it is, how often it was tried, what is recorded."""
+
+    routine: str
+    place: str = "pending"
+    attempts: int = 0
+    spent: int = 0
+    conflicts: int = 0
+    failed: bool = False
+    effects: dict[str, object] = field(default_factory=dict)
+
+
+payloads = st.one_of(
+    st.integers(0, 3),
+    st.lists(st.integers(0, 3), max_size=2),
+    st.sampled_from([float("nan"), -0.0, "ü", (1, {2}), None]),
+)
+errors = st.sampled_from([ValueError("v"), KeyError("k"), OSError("o")])
+lengths = st.one_of(st.sampled_from([0, 1, SECOND // 2, SECOND]), st.integers(0, 20 * SECOND))
+picks = st.integers(0, 9)
+
+
+class JobUnderWay(RuleBasedStateMachine):
+    """A job, its model, and everything that may happen to it."""
+
+    seen: ClassVar[Counter[str]] = Counter()
+
+    @initialize(
+        width=st.integers(1, 5), queued=st.booleans(), limit=st.none(), start=st.integers(-5, 5)
+    )
+    def start(self, width: int, queued: bool, limit: int | None, start: int) -> None:
+        self.plan = every_shape(width).plan()
+        self.now = start * SECOND
+        self.machine = Machine(self.plan, JobState("job"))
+        self.known: dict[str, Known] = {}
+        self.ended: list[tuple[StepInput, StepOutcome]] = []
+        self.numbers: set[int] = set()
+        self.snapshots = [self.machine.job.copy()]
+        self.incremented = 0  # how many committed steps added one to shared["total"]
+        self.counted: Counter[str] = Counter()  # … and to state["total"], by routine
+        self.extras = 0
+        self.jitters: dict[tuple[str, int], int] = {}
+        self.recoveries = 0
+        self.final: JobStatus | None = None
+        self.accept(self.machine.start("source", "trigger", {"n": 1}, self.now, queued=queued))
+
+    # --- the model ------------------------------------------------------------------------------
+
+    @property
+    def job(self) -> JobState:
+        return self.machine.job
+
+    def accept(self, commit: Commit) -> None:
+        assert commit.seq == self.job.seq + 1
+        self.machine.accept(commit)
+        for task in commit.tasks:
+            old = self.known.get(task.task_id)
+            assert old is None or old.place == "withdrawn", f"{task.task_id} was created twice"
+            self.known[task.task_id] = Known(task.routine_id)
+        self.extras += sum(e.event == "extra" for e in commit.emissions)
+        self.snapshots.append(self.job.copy())
+        self.seen[f"{commit.kind} -> {commit.status}"] += 1
+
+    def pure(self, ask: Any) -> Any:
+        """Ask the machine for a commit, twice; the job must be as before, the answers the same."""
+        before, due = text_of(self.job), self.machine.due()
+        once, twice = ask(), ask()
+        assert once == twice
+        assert (text_of(self.job), self.machine.due()) == (before, due)
+        return once
+
+    def free(self) -> list[PendingTask]:
+        """The tasks for whose routine there is room, in order."""
+        flying = {step.task.task_id for step in self.machine.flights}
+        busy = Counter(step.task.routine_id for step in self.machine.flights)
+        return [
+            task
+            for task in self.job.pending_tasks
+            if not task.failed
+            and task.task_id not in flying
+            and busy[task.routine_id] < self.plan.routines[task.routine_id].max_concurrency
+        ]
+
+    def open(self) -> bool:
+        """Whether a step may start at all."""
+        flights = self.machine.flights
+        alone = any(self.known[s.task.task_id].conflicts >= MOST_CONFLICTS for s in flights)
+        return self.job.status is JobStatus.RUNNING and len(flights) < self.plan.width and not alone
+
+    # --- steps ----------------------------------------------------------------------------------
+
+    @precondition(lambda self: self.machine.startable(self.now))
+    @rule(pick=picks, times=st.integers(1, 5))
+    def begin(self, pick: int, times: int) -> None:
+        for _ in range(times):
+            choices = self.machine.startable(self.now)
+            if not choices:
+                return
+            chosen = choices[pick % len(choices)]
+            known = self.known[chosen.task_id]
+            step = self.machine.begin(chosen, self.now)
+            assert step.number not in self.numbers
+            self.numbers.add(step.number)
+            assert step.attempt == known.attempts + 1
+            assert {name: e.result for name, e in step.effects.items()} == known.effects
+            assert (step.shared, step.seq) == (self.job.shared_data, self.job.seq)
+            handler = HANDLERS[known.routine]
+            most = handler.max_retries
+            retries = handler.strategy.value == "retry" and (most is None or known.spent < most)
+            assert step.final is not retries
+
+    def one_in_flight(self, pick: int) -> StepInput:
+        if not self.machine.in_flight:
+            self.begin(pick, 2)
+        return self.machine.flights[pick % self.machine.in_flight]
+
+    @precondition(lambda self: self.machine.flights or self.machine.startable(self.now))
+    @rule(
+        pick=picks,
+        emitted=st.lists(st.tuples(st.sampled_from(["out", "out", "extra"]), payloads), max_size=3),
+        adds=st.booleans(),
+        counts=st.booleans(),
+        looks=st.sampled_from(["", "", "mark", "all"]),
+        mark=st.none() | st.integers(0, 2),
+        after=lengths,
+    )
+    def succeed(
+        self,
+        pick: int,
+        emitted: list[tuple[str, object]],
+        adds: bool,
+        counts: bool,
+        looks: str,
+        mark: int | None,
+        after: int,
+    ) -> None:
+        step = self.one_in_flight(pick)
+        routine = self.plan.routines[step.task.routine_id]
+        outcome = StepOutcome(step.number, self.emissions(routine, emitted))
+        reads, written, removed = set(), dict[str, object](), tuple[str, ...]()
+        if looks == "mark":
+            reads.add("mark")
+        if mark == 0 and "mark" in step.shared:
+            removed = ("mark",)
+        elif mark:
+            written["mark"] = [mark]
+        if adds:
+            reads.add("total")
+            written["total"] = self.total(step.shared) + 1
+        outcome.shared = Writes(written, removed) if written or removed else None
+        outcome.shared_reads = None if looks == "all" else frozenset(reads)
+        if counts and routine.max_concurrency == 1:
+            outcome.state = Writes({"total": self.total(step.state) + 1})
+        self.end(step, outcome, after, adds=adds)
+
+    def emissions(self, routine: Routine, emitted: list[tuple[str, object]]) -> list[Emission]:
+        if len(self.known) >= MOST_TASKS:
+            return []
+        return [emission(event, n=n) for event, n in emitted if event in routine.events]
+
+    @staticmethod
+    def total(data: dict[str, object]) -> int:
+        total = data.get("total", 0)
+        assert isinstance(total, int)
+        return total
+
+    @precondition(lambda self: self.machine.flights or self.machine.startable(self.now))
+    @rule(
+        pick=picks,
+        error=errors,
+        retry_after=st.none() | st.integers(0, 9 * SECOND),
+        looks=st.sampled_from([None, (), (), ("mark",), ("total",)]),
+        after=lengths,
+    )
+    def fail(
+        self,
+        pick: int,
+        error: Exception,
+        retry_after: int | None,
+        looks: tuple[str, ...] | None,
+        after: int,
+    ) -> None:
+        step = self.one_in_flight(pick)
+        outcome = StepOutcome(
+            step.number,
+            [emission("extra", n=1)],  # an engine that committed these would be caught
+            Writes({"total": -1}),
+            Writes({"total": -1}),
+            None if looks is None else frozenset(looks),
+            ErrorInfo.of(error),
+            type(error),
+            retry_after,
+        )
+        self.end(step, outcome, after)
+
+    def end(self, step: StepInput, outcome: StepOutcome, after: int, *, adds: bool = False) -> None:
+        self.now += after
+        job = self.job
+        task_id, routine = step.task.task_id, step.task.routine_id
+        known = self.known[task_id]
+        changed = {
+            key
+            for commit in job.commits[step.seq :]
+            if commit.shared is not None
+            for key in (*commit.shared.values, *commit.shared.removed)
+        }
+        reads = outcome.shared_reads
+        conflict = bool(changed) if reads is None else bool(changed & reads)
+        left = len(self.places("pending")) - 1
+        commit = self.pure(lambda: self.machine.finish(step, outcome, self.now))
+        before = job.copy()
+        self.accept(commit)
+        self.ended.append((step, outcome))
+
+        assert (commit.kind is CommitKind.CONFLICT) is conflict
+        assert (commit.task_id, commit.attempt, commit.at_ns, commit.started_ns) == (
+            task_id, step.attempt, self.now, step.started_ns,
+        )  # fmt: skip
+        if conflict:
+            known.conflicts += 1
+            assert (commit.emissions, commit.tasks, commit.error) == ((), (), None)
+        else:
+            known.attempts += 1
+            self.recoveries = 0
+            if outcome.error is None:
+                self.succeeded(commit, outcome, known, adds)
+            else:
+                self.failed(commit, step, outcome, known, before)
+        if before.status is JobStatus.RUNNING and job.status is not JobStatus.FAILED:
+            empty = left + (known.place == "pending") + len(commit.tasks) == 0
+            assert (job.status is JobStatus.COMPLETED) is empty
+        assert routine == commit.routine_id
+
+    def succeeded(self, commit: Commit, outcome: StepOutcome, known: Known, adds: bool) -> None:
+        assert commit.kind is CommitKind.DONE
+        assert list(commit.emissions) == outcome.emissions
+        routes = [
+            (index, route.target)
+            for index, emitted in enumerate(outcome.emissions)
+            for route in self.plan.routes.get((known.routine, emitted.event), ())
+        ]
+        assert [(task.emission, task.routine_id) for task in commit.tasks] == routes
+        known.place = "done"
+        self.incremented += adds
+        if outcome.state is not None:
+            self.counted[known.routine] += 1
+
+    def failed(
+        self, commit: Commit, step: StepInput, outcome: StepOutcome, known: Known, before: JobState
+    ) -> None:
+        assert outcome.error_type is not None
+        handler = HANDLERS[known.routine]
+        retries = handler.strategy.value == "retry" and not issubclass(
+            outcome.error_type, handler.non_retryable_exceptions
+        )
+        retries = retries and (handler.max_retries is None or known.spent < handler.max_retries)
+        (told,) = commit.emissions or (None,)
+        assert told is None or (known.routine, told.event) == ("shy", "error")
+        assert (commit.state, commit.shared) == (None, None)
+        assert (self.job.shared_data, len(self.job.outputs)) == (
+            before.shared_data, len(before.outputs),
+        )  # fmt: skip
+        assert self.job.routine_states[known.routine].state == before.routine_states[
+            known.routine
+        ].state  # fmt: skip
+        if commit.kind is CommitKind.RETRY:
+            assert retries
+            assert told is None
+            known.spent += 1
+            delay = commit.delay_ns
+            assert delay is not None
+            assert commit.due_ns == self.now + delay
+            self.check_delay(step.task.task_id, handler, known.spent, delay, outcome)
+            assert self.job._pending[step.task.task_id].due_ns == commit.due_ns
+            return
+        assert not retries or handler.deadline is not None
+        assert (told is not None) is (known.routine == "shy")
+        last = handler.on_exhausted if handler.strategy.value == "retry" else handler.strategy
+        if last.value == "stop":
+            assert commit.kind is CommitKind.FAILED
+            assert self.job.status in (JobStatus.FAILED, JobStatus.CANCELLED)
+            known.failed = True
+        else:
+            assert commit.kind is CommitKind.DROPPED
+            known.place = "dropped"
+
+    def check_delay(
+        self, task_id: str, handler: ErrorHandler, retry: int, delay: int, outcome: StepOutcome
+    ) -> None:
+        if outcome.retry_after_ns is not None:
+            assert delay == outcome.retry_after_ns
+        elif handler.jitter:
+            assert self.jitters.setdefault((task_id, retry), delay) == delay
+            assert abs(delay - exact_delay(handler, retry)) <= exact_delay(handler, retry) // 4
+        else:
+            assert delay == exact_delay(handler, retry)
+
+    @precondition(lambda self: self.machine.flights)
+    @rule(pick=picks, result=payloads)
+    def record_effect(self, pick: int, result: object) -> None:
+        step = self.machine.flights[pick % self.machine.in_flight]
+        known = self.known[step.task.task_id]
+        name = f"effect {len(known.effects)}"
+        self.accept(
+            self.pure(lambda: self.machine.effect(step, name, Effect("digest", result), self.now))
+        )
+        known.effects[name] = result
+        self.recoveries = 0
+
+    @precondition(lambda self: self.ended)
+    @rule(pick=picks)
+    def an_outcome_comes_late_or_twice(self, pick: int) -> None:
+        step, outcome = self.ended[pick % len(self.ended)]
+        assert self.pure(lambda: self.machine.finish(step, outcome, self.now)) is None
+        assert self.pure(lambda: self.machine.effect(step, "x", Effect("", 0), self.now)) is None
+
+    # --- time, requests, crashes ----------------------------------------------------------------
+
+    @rule(length=lengths)
+    def time_passes(self, length: int) -> None:
+        self.now += length
+
+    @precondition(lambda self: (self.machine.due() or self.now) > self.now)
+    @rule()
+    def time_passes_until_something_is_due(self) -> None:
+        due = self.machine.due()
+        assert due is not None
+        self.now = due
+        assert self.machine.startable(self.now), "it was due, yet nothing may start"
+
+    @precondition(lambda self: self.machine.in_flight)
+    @rule()
+    def pause(self) -> None:
+        self.request("pause")
+
+    @precondition(lambda self: self.job.seq > 12)
+    @rule()
+    def cancel(self) -> None:
+        self.request("cancel")
+
+    def request(self, kind: Any) -> None:
+        job = self.job
+        allowed = job.status not in FINAL and (kind == "cancel" or job.status is JobStatus.RUNNING)
+        if not allowed:
+            with pytest.raises(NotResumableError):
+                self.pure(lambda: self.machine.request(kind, self.now))
+            return
+        pending = list(job.pending_tasks)
+        self.accept(self.pure(lambda: self.machine.request(kind, self.now)))
+        assert job.status is (JobStatus.PAUSED if kind == "pause" else JobStatus.CANCELLED)
+        assert list(job.pending_tasks) == pending
+
+    @precondition(lambda self: self.machine.in_flight or self.job.status != JobStatus.RUNNING)
+    @rule(retry_failed=st.booleans())
+    def resume(self, retry_failed: bool) -> None:
+        job = self.job
+        if (
+            job.status in FINAL
+            or self.machine.in_flight
+            or (job.status is JobStatus.FAILED and not retry_failed)
+        ):
+            before = text_of(job)
+            with pytest.raises(NotResumableError):
+                self.machine.resume(
+                    self.now, retry_failed=retry_failed, max_recoveries=MOST_RECOVERIES
+                )
+            assert text_of(job) == before
+            return
+        self.go_on(retry_failed)
+
+    def go_on(self, retry_failed: bool) -> None:
+        job = self.job
+        was = job.status
+        waits = {task.task_id: task.due_ns for task in job.pending_tasks}
+        told = {t for t in waits if "." in t and self.known[t.rpartition(".")[0]].failed}
+        left = len(waits) - len(told)
+        ready = [t for t in job.pending_tasks if t.due_ns <= self.now]
+        commit = self.pure(
+            lambda: self.machine.resume(
+                self.now, retry_failed=retry_failed, max_recoveries=MOST_RECOVERIES
+            )
+        )
+        self.accept(commit)
+        if was is JobStatus.RUNNING and ready:
+            self.recoveries += 1
+            if self.recoveries > MOST_RECOVERIES:
+                assert job.status is JobStatus.FAILED
+                assert job.error is not None
+                assert job.error.type == "routilux.errors.PoisonJobError"
+                self.recoveries = MOST_RECOVERIES
+                return
+        if was is JobStatus.FAILED:
+            self.recoveries = 0
+            for task_id in told:
+                self.known[task_id].place = "withdrawn"
+            for task_id, known in self.known.items():
+                if known.failed:
+                    known.failed, known.spent = False, 0
+                    waits[task_id] = self.now
+            assert job.error is None
+        else:
+            assert not told
+        assert job.status is (JobStatus.RUNNING if left else JobStatus.COMPLETED)
+        for task in job.pending_tasks:
+            # Here the time never ran back, so the rest of a wait is all of it.
+            assert task.due_ns == waits[task.task_id]
+
+    @precondition(lambda self: self.job.commits[-1].kind is not CommitKind.RESUMED)
+    @rule(
+        way=st.sampled_from(sorted(RESTORED_BY)),
+        idle=lengths,
+        retry_failed=st.booleans(),
+        times=st.sampled_from([1, 1, 1, 2, 5]),
+    )
+    def crash_and_restore(self, way: str, idle: int, retry_failed: bool, times: int) -> None:
+        for _ in range(times):
+            restored = RESTORED_BY[way](self.job)
+            assert restored == self.job
+            assert text_of(restored) == text_of(self.job)
+            lost = [(s, StepOutcome(s.number, [])) for s in self.machine.flights]
+            self.ended += lost
+            self.machine = Machine(self.plan, restored)
+            self.seen["steps lost"] += len(lost)
+            # The new host's clock may stand before the old one's, though never before the job's.
+            self.now = self.job.updated_ns + idle
+            if self.job.status not in FINAL and (
+                retry_failed or self.job.status is not JobStatus.FAILED
+            ):
+                self.go_on(retry_failed)
+
+    # --- what always holds ----------------------------------------------------------------------
+
+    def places(self, place: str) -> set[str]:
+        return {task_id for task_id, known in self.known.items() if known.place == place}
+
+    @invariant()
+    def no_task_is_lost_or_doubled(self) -> None:
+        ended = [c.task_id for c in self.job.commits if c.kind is CommitKind.DONE]
+        dropped = [task.task_id for task in self.job.dropped]
+        pending = [task.task_id for task in self.job.pending_tasks]
+        for place, found in (("done", ended), ("dropped", dropped), ("pending", pending)):
+            assert len(found) == len(set(found)), f"a task is {place} twice"
+            assert set(found) == self.places(place), f"what is {place}"
+        assert len(self.job.outputs) == self.extras
+
+    @invariant()
+    def budgets_and_attempts_are_kept(self) -> None:
+        for task in self.job.pending_tasks:
+            known = self.known[task.task_id]
+            assert (task.attempt, task.retries, task.conflicts, task.failed) == (
+                known.attempts + 1, known.spent, known.conflicts, known.failed,
+            )  # fmt: skip
+            most = HANDLERS[known.routine].max_retries
+            assert most is None or task.retries <= most
+        for routine, state in self.job.routine_states.items():
+            tried = sum(k.attempts for k in self.known.values() if k.routine == routine)
+            assert state.attempts >= tried
+
+    @invariant()
+    def no_update_is_lost(self) -> None:
+        assert self.total(self.job.shared_data) == self.incremented
+        for routine, state in self.job.routine_states.items():
+            assert self.total(state.state) == self.counted[routine]
+
+    @invariant()
+    def the_history_is_ordered(self) -> None:
+        commits = self.job.commits
+        assert [commit.seq for commit in commits] == list(range(1, self.job.seq + 1))
+        assert [c.at_ns for c in commits] == sorted(c.at_ns for c in commits)
+        history = [record.seq for record in self.job.execution_history]
+        assert history == sorted(history)
+
+    @invariant()
+    def what_may_start_is_what_has_room_in_order(self) -> None:
+        flights = self.machine.flights
+        assert len(flights) <= self.plan.width
+        busy = Counter(step.task.routine_id for step in flights)
+        for routine, number in busy.items():
+            assert number <= self.plan.routines[routine].max_concurrency
+        free = self.free() if self.open() else []
+        ready = [task for task in free if task.due_ns <= self.now]
+        if free and free[0].conflicts >= MOST_CONFLICTS:
+            expected = [] if flights else ready[:1]
+            due = None if flights else free[0].due_ns
+        else:
+            expected = [t for t in ready if not (flights and t.conflicts >= MOST_CONFLICTS)]
+            due = free[0].due_ns if free else None
+        assert self.machine.startable(self.now) == expected
+        assert self.machine.first(self.now) is (expected[0] if expected else None)
+        assert self.machine.due() == due
+        assert self.machine.rests is (not flights and self.job.status is not JobStatus.RUNNING)
+
+    @invariant()
+    def the_status_says_how_it_stands(self) -> None:
+        status = self.job.status
+        if status is JobStatus.COMPLETED:
+            assert not self.job.pending_tasks
+        if status is JobStatus.RUNNING:
+            assert self.job.pending_tasks
+        assert self.final in (None, status), "a final status has changed"
+        if status in FINAL:
+            self.final = status
+        assert self.job.recoveries == self.recoveries <= MOST_RECOVERIES
+
+    def teardown(self) -> None:
+        for seq, snapshot in enumerate(getattr(self, "snapshots", ())):
+            assert self.job.at(seq) == snapshot, f"commit {seq} is not what the job was then"
+        for restore in RESTORED_BY.values():
+            if self.job.seq:
+                assert restore(self.job) == self.job
+
+
+def test_nothing_is_lost_doubled_or_forgotten_whatever_happens() -> None:
+    JobUnderWay.seen.clear()
+    run_state_machine_as_test(JobUnderWay, settings=settings(stateful_step_count=40))
+    # A search that never met the interesting moves would pass as well.
+    seen = " ".join(JobUnderWay.seen)
+    missed = [kind.value for kind in CommitKind if f"{kind} -> " not in seen]
+    assert not missed, f"no example came to a commit of these kinds: {missed}"
+    assert JobUnderWay.seen["steps lost"], "no example lost a step in a crash"

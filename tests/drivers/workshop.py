@@ -1,0 +1,235 @@
+"""What the tests of the runtime share: routines made of plain functions, and a clock for threads.
+
+Everything that a child process may need is defined at the top of this module, so that it can be
+imported there.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from routilux import Clock, ErrorHandler, Flow, JobState, Routine, Signal
+from routilux.codec import dumps
+
+SECOND = 1_000_000_000
+PATIENCE = 20.0  # seconds of real time after which a test that would hang fails instead
+
+Body = Callable[..., object]
+
+
+class Works(Routine):
+    """A routine whose one handler is a plain function of the routine and the payload's `n`."""
+
+    def __init__(self, body: Body, handler: ErrorHandler | None = None, **events: list[str]) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=partial(body, self))
+        for name, fields in ({"out": ["n"]} | events).items():
+            self.define_event(name, fields)
+        self.set_error_handler(handler)
+
+
+class Wide(Works):
+    """The same, eight at a time."""
+
+    max_concurrency = 8
+
+
+def chain(*, workers: int | None = None, **bodies: Body | Routine) -> Flow:
+    """One routine after the other, each fed by the `out` of the one before."""
+    flow = _empty(workers)
+    before = None
+    for name, body in bodies.items():
+        flow.add_routine(body if isinstance(body, Routine) else Works(body), name)
+        if before is not None:
+            flow.connect(before, "out", name, "trigger")
+        before = name
+    return flow
+
+
+def fan(source: Body | Routine, *, workers: int | None = None, **bodies: Body | Routine) -> Flow:
+    """Routines that are all fed by the `out` of `source`."""
+    flow = _empty(workers)
+    flow.add_routine(source if isinstance(source, Routine) else Works(source), "source")
+    for name, body in bodies.items():
+        flow.add_routine(body if isinstance(body, Routine) else Works(body), name)
+        flow.connect("source", "out", name, "trigger")
+    return flow
+
+
+def _empty(workers: int | None) -> Flow:
+    if workers is None:
+        return Flow("tale")
+    return Flow("tale", execution_strategy="concurrent", max_workers=workers)
+
+
+def send(self: Routine, n: object = 0) -> None:
+    """Send one `n` on."""
+    self.emit("out", n=n)
+
+
+def rest(self: Routine, n: object = 0) -> None:
+    """Do nothing."""
+
+
+def retrying(**options: Any) -> ErrorHandler:
+    return ErrorHandler("retry", **options)
+
+
+def fails(times: int, error: type[Exception] = ValueError) -> Body:
+    """A body that fails in its first attempts and then sends `n` on."""
+
+    def body(self: Routine, n: object = 0) -> None:
+        if self.ctx.attempt <= times:
+            raise error(f"attempt {self.ctx.attempt}")
+        self.emit("out", n=n)
+
+    return body
+
+
+def commits_of(job: JobState) -> str:
+    """The commits of a job as text, to be compared byte by byte."""
+    return dumps([commit.serialize() for commit in job.commits])
+
+
+def kinds(job: JobState) -> list[str]:
+    return [commit.kind.value for commit in job.commits]
+
+
+def ended_at(job: JobState) -> float:
+    """Seconds between the job's first and last commit."""
+    return (job.updated_ns - job.started_ns) / SECOND
+
+
+def engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("routilux")}
+
+
+@contextmanager
+def no_thread_remains() -> Iterator[None]:
+    """Hold that every thread of the engine that was begun within ends."""
+    before = engine_threads()
+    yield
+    for thread in engine_threads() - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), f"{thread.name} still runs"
+
+
+class HandClock(Clock):
+    """Real threads, and a time that only the test moves; a wait that is in vain fails."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.wall = 1_767_225_600 * SECOND
+        self.mono = 0
+        self.waits: list[int | None] = []
+
+    def now_ns(self) -> int:
+        return self.wall + self.mono
+
+    def monotonic_ns(self) -> int:
+        return self.mono
+
+    def signal(self) -> Signal:
+        return _HandSignal(self)
+
+    def wait(
+        self, signal: Signal | None, until: int | None, key: tuple[float, ...] = (), who: str = ""
+    ) -> bool:
+        with self.changed:
+            self.waits.append(until)
+            self.changed.notify_all()
+            over = self.changed.wait_for(
+                lambda: (
+                    (signal is not None and signal.is_set())
+                    or (until is not None and self.mono >= until)
+                ),
+                PATIENCE,
+            )
+            self.waits.remove(until)
+            assert over, f"{who} waited in vain"
+            return signal is not None and signal.is_set()
+
+    def move(self, seconds: float) -> None:
+        """Let time pass."""
+        with self.changed:
+            self.mono += round(seconds * SECOND)
+            self.changed.notify_all()
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the wall clock, as an operator would: no time passes."""
+        with self.changed:
+            self.wall += round(seconds * SECOND)
+
+    def until_waited_for(self, seconds: float) -> None:
+        """Return when somebody waits for the instant `seconds` after the clock's beginning."""
+        with self.changed:
+            seen = self.changed.wait_for(
+                lambda: round(seconds * SECOND) in self.waits, PATIENCE
+            )
+            assert seen, f"nobody came to wait for {seconds} s; waits are for {self.waits}"
+
+
+class _HandSignal(Signal):
+    def __init__(self, clock: HandClock) -> None:
+        self.clock = clock
+        self.raised = False
+
+    def set(self) -> None:
+        with self.clock.changed:
+            self.raised = True
+            self.clock.changed.notify_all()
+
+    def clear(self) -> None:
+        self.raised = False
+
+    def is_set(self) -> bool:
+        return self.raised
+
+
+# --- routines for other processes ---------------------------------------------------------------
+
+
+class Doubles(Routine):
+    """Doubles `n`, tells its process, and records an effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.double)
+        self.define_event("out", ["n", "pid"])
+
+    def double(self, n: int) -> None:
+        twice = self.ctx.once("double", abs, 2 * n)
+        self.ctx.state["seen"] = self.ctx.attempt
+        self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice  # type: ignore[operator]
+        self.emit("out", n=twice, pid=os.getpid())
+
+
+class FailsOnce(Routine):
+    """Records an effect, and fails in its first attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.go)
+        self.define_event("out", ["pid", "n"])
+
+    def go(self) -> None:
+        pid = self.ctx.once("pid", os.getpid)
+        if self.ctx.attempt == 1:
+            raise ValueError("not yet")
+        self.emit("out", pid=pid, n=self.ctx.attempt)
+
+
+class Dies(Routine):
+    """Ends the process that runs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.die)
+
+    def die(self) -> None:
+        os._exit(3)

@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def flow_clock() -> Iterator[FakeClock]:
+def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
+    _refuse_two_clocks(request)
     from pytest_routilux.freeze import frozen_clock
 
     with frozen_clock() as clock:
@@ -35,11 +36,21 @@ def flow_clock() -> Iterator[FakeClock]:
 
 
 @pytest.fixture
-def flow_clock_bare() -> FakeClock:
+def flow_clock_bare(request: pytest.FixtureRequest) -> FakeClock:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
+    _refuse_two_clocks(request)
     from routilux import FakeClock
 
     return FakeClock()
+
+
+def _refuse_two_clocks(request: pytest.FixtureRequest) -> None:
+    if {"flow_clock", "flow_clock_bare"} <= {*request.fixturenames}:
+        pytest.fail(
+            "this test uses flow_clock and flow_clock_bare, which are two clocks with a time each;"
+            " keep flow_clock if user code asks time or datetime, else flow_clock_bare",
+            pytrace=False,
+        )
 
 
 @pytest.fixture
@@ -62,11 +73,14 @@ def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> I
     ):
         yield runtime
     if runtime.observer_failures:
-        failure = runtime.observer_failures[0]
-        pytest.fail(
-            f"observer {failure.observer!r} raised {failure.count}x, first"
-            f" {type(failure.error).__name__}: {failure.error}"
-        )
+        from routilux import ErrorInfo
+
+        lines = []
+        for failure in runtime.observer_failures:
+            error = ErrorInfo.of(failure.error)
+            often = "once" if failure.count == 1 else f"{failure.count}x, first"
+            lines.append(f"observer {failure.observer!r} raised {often} {error} ({error.where})")
+        pytest.fail("\n".join(lines), pytrace=False)
 
 
 @pytest.fixture

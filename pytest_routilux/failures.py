@@ -1,0 +1,121 @@
+"""How an assertion about a flow fails: the problem, what was compared, the commits around it.
+
+Laws:
+- The first line says what is wrong, in the user's names and in exact virtual seconds.
+- A failure fits on a screen: what is long is cut, and said to be.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from routilux import CommitKind
+from routilux.instants import seconds_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_routilux.watched import Seen
+    from routilux import Commit
+
+__all__ = ["failure", "listed", "seconds"]
+
+_AROUND: Final = 3  # commits shown before and after the one that is marked
+_LONGEST_LIST: Final = 8
+_WIDEST: Final = 98
+_REQUESTS: Final = {
+    CommitKind.RESUMED: "resumed",
+    CommitKind.PAUSED: "paused",
+    CommitKind.CANCELLED: "cancelled",
+}
+
+
+def failure(
+    problem: str,
+    lines: Sequence[tuple[bool, str, str]],
+    seen: Seen,
+    commit: Commit,
+    look: str,
+    *,
+    several: bool,
+) -> AssertionError:
+    """Return the error: the problem, what was compared, the commits around, where to look.
+
+    `lines` are (differs, name, text); of those that differ the first is marked.
+    """
+    parts = [problem, ""]
+    marked = next((i for i, (differs, _, _) in enumerate(lines) if differs), None)
+    first = max(0, min((marked or 0) - _LONGEST_LIST // 2, len(lines) - _LONGEST_LIST))
+    shown = lines[first : first + _LONGEST_LIST]
+    width = max((len(name) for _, name, _ in shown), default=0)
+    for i, (_, name, text) in enumerate(shown, first):
+        parts.append(_cut(f"{'>' if i == marked else ' '} {name:<{width}}  {text}"))
+    if len(lines) > len(shown):
+        parts.append(f"  … {len(lines) - len(shown)} more")
+    if lines:
+        parts.append("")
+    if several:
+        parts.append(f"  job {seen.job_id}")
+    parts += _timeline(seen.commits, commit)
+    parts += ["", f"look at  {look}"]
+    return AssertionError("\n".join(parts))
+
+
+def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
+    at = next(i for i, commit in enumerate(commits) if commit is marked)
+    start = commits[0].at_ns
+    shown = commits[max(0, at - _AROUND) : at + _AROUND + 1]
+    rows = [("t, s", "commit", "what happened")]
+    rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", _happened(c)) for c in shown]
+    widest = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    marks = [" ", *(">" if commit is marked else " " for commit in shown)]
+    return [
+        _cut(f"{mark} {time:>{widest[0]}}  {number:<{widest[1]}}  {text}")
+        for mark, (time, number, text) in zip(marks, rows, strict=True)
+    ]
+
+
+def _happened(commit: Commit) -> str:
+    kind = commit.kind
+    if kind is CommitKind.START:
+        root = commit.tasks[0]
+        return f"the job starts with {root.routine_id}.{root.slot}"
+    if commit.routine_id is None:
+        return f"the job is {_REQUESTS.get(kind, kind.value)}"
+    text = f"{commit.routine_id} attempt {commit.attempt} "
+    if kind is CommitKind.RETRY:
+        text += f"fails: {commit.error}; next in {seconds(commit.delay_ns or 0)} s"
+    elif kind is CommitKind.DROPPED:
+        text += f"fails: {commit.error}; dropped as {(commit.detail or {})['as']}"
+    elif kind is CommitKind.FAILED:
+        text += f"fails for good: {commit.error}"
+    elif kind is CommitKind.CONFLICT:
+        text += "conflicts, runs again"
+    elif kind is CommitKind.EFFECT:
+        text += f"records once({(commit.detail or {})['name']!r})"
+    else:
+        text += "ok"
+    for number, emission in enumerate(commit.emissions):
+        targets = [task.routine_id for task in commit.tasks if task.emission == number]
+        text += f", {emission.event} -> {', '.join(targets) or 'out'}"
+    return text
+
+
+def seconds(length: int) -> str:
+    """Return a length as exact seconds, without zeros at the end.
+
+    >>> seconds(675_000_000), seconds(2_000_000_000)
+    ('0.675', '2')
+    """
+    return seconds_text(length, 9).rstrip("0").rstrip(".")
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names in a row, the first ones where they are many."""
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + rest
+
+
+def _cut(line: str) -> str:
+    line = " ".join(line.splitlines())
+    return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"

@@ -124,3 +124,7 @@ def check_unfolded(job: JobState, path: str) -> None:
                 raise CorruptStateError(
                     f"{place}.routine_id", f"{entry.routine_id!r} is no routine of the job"
                 )
+    for last in job.commits[-1:]:
+        for name, told in (("status", last.status), ("updated_ns", last.at_ns)):
+            if getattr(job, name) != told:
+                raise CorruptStateError(f"{path}.{name}", "contradicts the last commit")

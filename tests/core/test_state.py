@@ -1,0 +1,351 @@
+"""Tales of a job's state: what it was at each commit, how it is copied, saved, read and refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.state import JobState
+from routilux.errors import (
+    CorruptStateError,
+    IllegalTransitionError,
+    JobFailedError,
+    UnserializableError,
+)
+from routilux.exchange import ErrorInfo, Task
+from routilux.policy import ErrorHandler
+from tests.core.stories import (
+    Collect,
+    Stage,
+    Tale,
+    by_document,
+    by_folding,
+    by_text,
+    done,
+    emission,
+    flow_of,
+    retrying,
+    text_of,
+)
+
+WAYS = [by_document, by_text, by_folding]
+
+
+def eventful(limit: int | None = None, *, n: object = 1) -> Tale:
+    """A job that has seen every kind of commit but the cancellation; it waits for a retry."""
+    flow = flow_of(
+        {
+            "a": Stage("out", "extra", handler=retrying(retry_delay=1)),
+            "b": Stage("out", "error", handler=ErrorHandler("continue")),
+            "c": Collect(),
+            "d": Stage("out"),
+            "e": Stage(handler=retrying(retry_delay=5)),
+        },
+        "a.out -> b", "a.out -> d", "a.out -> e", "b.error -> c",
+        width=3,
+    )  # fmt: skip
+    tale = Tale(flow, limit=limit, n=n)
+    tale.fail()
+    tale.wait()
+    step = tale.begin()
+    tale.record(step, "charge", ("ch_1", n))
+    outcome = done(step, emission("out", n=n), "extra", state={"seen": {n}}, shared={"total": 1})
+    tale.end(step, outcome)
+    tale.fail(task_id="0.0")
+    unlucky, lucky = tale.begin("0.0.0"), tale.begin("0.1")
+    tale.end(lucky, done(lucky, "out", shared={"total": [n]}))
+    tale.end(unlucky, done(unlucky, reads=["total"]))
+    tale.run(task_id="0.0.0")
+    tale.request("pause")
+    tale.resume()
+    tale.fail(task_id="0.2")
+    return tale
+
+
+def failed() -> Tale:
+    tale = Tale(flow_of({"a": Stage()}))
+    tale.fail(ValueError("no stock"))
+    return tale
+
+
+# --- what it was ----------------------------------------------------------------------------------
+
+
+def test_at_each_commit_the_job_is_again_what_it_was_then() -> None:
+    job = eventful().job
+    witness = JobState("job")
+    for commit in job.commits:
+        assert job.at(witness.seq) == witness
+        witness.fold(commit)
+    assert job.at(job.seq) == job
+    assert {commit.kind for commit in job.commits} == set(CommitKind) - {
+        CommitKind.FAILED,
+        CommitKind.CANCELLED,
+    }
+
+
+@pytest.mark.parametrize("seq", [-1, 14, 99])
+def test_a_commit_that_there_is_not_is_refused(seq: int) -> None:
+    job = eventful().job
+    with pytest.raises(ValueError, match=rf"job job has commits 1 to {job.seq}, not {seq}"):
+        job.at(seq)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_a_history_limit_keeps_at_least_so_many_commits_and_at_most_twice(limit: int) -> None:
+    full, kept = eventful().job, eventful(limit).job
+    assert kept.commits == full.commits[-len(kept.commits) :]
+    assert limit <= len(kept.commits) <= 2 * limit
+    assert (kept.pending_tasks, kept.routine_states) == (full.pending_tasks, full.routine_states)
+    with pytest.raises(ValueError, match="the history before commit"):
+        kept.at(kept.seq)
+    assert by_text(kept) == kept
+
+
+def test_the_history_tells_what_the_flow_did_and_the_commits_how() -> None:
+    job = eventful().job
+    assert [(r.routine_id, r.event, r.attempt) for r in job.execution_history] == [
+        ("a", "start", 1),
+        ("a", "out", 2),
+        ("a", "extra", 2),
+        ("b", "error_continued", 1),
+        ("b", "error", 1),
+        ("d", "out", 1),
+    ]
+    assert [(o.routine_id, o.event) for o in job.outputs] == [("a", "extra"), ("d", "out")]
+
+
+def test_a_routine_shows_the_worst_of_its_tasks_and_the_most_of_their_retries() -> None:
+    job = eventful().job
+    assert {name: str(state.status) for name, state in job.routine_states.items()} == {
+        "a": "completed",
+        "b": "error_continued",
+        "c": "completed",
+        "d": "completed",
+        "e": "pending",
+    }
+    assert [job.retry_count(name) for name in "abe"] == [1, 0, 1]
+    assert job.retry_count() == 1
+
+
+def test_raise_for_status_raises_for_a_failed_job_and_names_who_failed() -> None:
+    eventful().job.raise_for_status()
+    with pytest.raises(
+        JobFailedError,
+        match="job job failed: ValueError: no stock; task 0 of a failed at attempt 1",
+    ):
+        failed().job.raise_for_status()
+
+
+# --- copies ---------------------------------------------------------------------------------------
+
+
+def test_a_copy_is_equal_and_later_commits_leave_it_alone() -> None:
+    tale = eventful()
+    twin = tale.job.copy()
+    before = text_of(twin)
+    assert twin == tale.job
+    tale.wait()
+    step = tale.begin()
+    tale.record(step, "late", 1)
+    tale.end(step, done(step, state={"n": 1}, shared={"total": 99}))
+    assert tale.job.status is JobStatus.COMPLETED
+    assert text_of(twin) == before
+    assert twin != tale.job
+
+
+def test_what_is_done_to_a_copy_does_not_reach_the_job() -> None:
+    tale = eventful()
+    job = tale.job
+    before = text_of(job)
+    tale.machine = type(tale.machine)(tale.plan, job.copy())
+    tale.wait()
+    step = tale.begin()
+    tale.record(step, "late", 1)
+    tale.request("cancel")
+    tale.end(step, done(step, state={"n": 1}, shared={"total": 99}))
+    assert tale.job.status is JobStatus.CANCELLED
+    assert text_of(job) == before
+
+
+def test_jobs_are_equal_by_value_and_can_not_be_hashed() -> None:
+    assert eventful().job == eventful().job
+    assert eventful().job != failed().job
+    assert eventful().job != "job"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(failed().job)
+
+
+# --- saving and reading ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("restore", WAYS)
+@pytest.mark.parametrize("n", [1, "ü", float("nan"), -0.0, (1, (2,)), frozenset({b"x"}), None])
+def test_a_job_comes_back_equal_and_is_saved_again_as_the_same_text(
+    restore: Callable[[JobState], JobState], n: object
+) -> None:
+    for job in (eventful(n=n).job, failed().job):
+        restored = restore(job)
+        assert restored == job
+        assert text_of(restored) == text_of(job)
+
+
+def test_a_value_that_has_no_saved_form_is_named_by_its_path() -> None:
+    tale = Tale(flow_of({"a": Stage("out")}), n={"deep": [object()]})
+    with pytest.raises(UnserializableError) as refusal:
+        tale.job.serialize()
+    assert refusal.value.path == "$.pending_tasks[0].payload.n.deep[0]"
+
+
+def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        target: Any = document
+        for step in path[:-1]:
+            target = target[step]
+        target[path[-1]] = to
+
+    return change
+
+
+def _drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
+    def change(document: dict[str, Any]) -> None:
+        target: Any = document
+        for step in path[:-1]:
+            target = target[step]
+        del target[path[-1]]
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        (_set("colour", to="red"), "$.colour"),
+        (_drop("seq"), "$.seq"),
+        (_set("seq", to="13"), "$.seq"),
+        (_set("seq", to=True), "$.seq"),
+        (_set("seq", to=-1), "$.seq"),
+        (_set("seq", to=12), "$.commits"),
+        (_set("status", to="asleep"), "$.status"),
+        (_set("status", to="paused"), "$.status"),
+        (_set("recoveries", to=1), "$.recoveries"),
+        (_set("updated_ns", to=10**30), "$.updated_ns"),
+        (_set("updated_ns", to=1), "$.updated_ns"),
+        (_set("shape", to=[1]), "$.shape"),
+        (_set("shared_data", "total", to=2), "$.shared_data"),
+        (_set("error", to={"type": "ValueError", "message": ""}), "$.error"),
+        (_set("pending_tasks", to=[]), "$.pending_tasks"),
+        (_set("pending_tasks", 0, "attempt", to=3), "$.pending_tasks"),
+        (_set("pending_tasks", 0, "attempt", to=0), "$.pending_tasks[0].retries"),
+        (_set("pending_tasks", 0, "mood", to="good"), "$.pending_tasks[0].mood"),
+        (_set("pending_tasks", 0, "failed", to=1), "$.pending_tasks[0].failed"),
+        (_set("pending_tasks", 0, "delay_ns", to=-1), "$.pending_tasks[0].delay_ns"),
+        (_set("outputs", 0, "event", to="other"), "$.outputs"),
+        (_set("dropped", 0, "outcome", to="lost"), "$.dropped[0].outcome"),
+        (_set("dropped", to=[]), "$.dropped"),
+        (_set("routine_states", "a", "status", to="failed"), "$.routine_states['a'].status"),
+        (_set("routine_states", "a", "attempts", to=9), "$.routine_states"),
+        (_set("commits", 3, "kind", to="guess"), "$.commits[3]"),
+        (_set("commits", 3, "kind", to="retry"), "$.commits[3].delay_ns"),
+        (_set("commits", 3, "attempt", to=7), "$.commits[3]"),
+        (_set("commits", 3, "task_id", to="9"), "$.commits[3]"),
+        (_set("commits", 3, "at_ns", to=0), "$.commits[3]"),
+        (_set("commits", 3, "status", to="completed"), "$.commits[3]"),
+        (_set("commits", 3, "state", "removed", to=[1]), "$.commits[3].state.removed"),
+        (_set("commits", 3, "tasks", 0, "emission", to=9), "$.commits[3].tasks[0].emission"),
+        (_set("commits", 3, "tasks", 1, "task_id", to="0.0"), "$.commits[3]"),
+        (_set("commits", 1, "seq", to=3), "$.commits"),
+        (_drop("commits", 3), "$.commits"),
+        (_drop("commits", 0, "detail"), "$.commits[0].detail"),
+    ],
+)
+def test_what_the_machine_would_not_have_written_is_refused_by_its_path(
+    change: Callable[[dict[str, Any]], None], path: str
+) -> None:
+    document = copy.deepcopy(eventful().job.serialize())
+    JobState.deserialize(document)
+    change(document)
+    with pytest.raises(CorruptStateError) as refusal:
+        JobState.deserialize(document)
+    assert refusal.value.path == path
+
+
+def test_a_job_without_its_first_commits_still_agrees_with_the_last() -> None:
+    document = eventful(2).job.serialize()
+    JobState.deserialize(document)
+    for change in (_set("status", to="paused"), _set("updated_ns", to=1)):
+        changed = copy.deepcopy(document)
+        change(changed)
+        with pytest.raises(CorruptStateError, match="contradicts the last commit"):
+            JobState.deserialize(changed)
+
+
+# --- what can't follow ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq": 5}, "commit 5 can't follow commit 3"),
+        ({"seq": 3}, "commit 3 can't follow commit 3"),
+        ({"attempt": 2}, "commit 4 ends attempt 2 of task 0.0, which is not the next one"),
+        ({"task_id": "0.9"}, "commit 4 ends attempt 1 of task 0.9, which is not the next one"),
+        ({"kind": CommitKind.START}, "only the first commit starts a job"),
+        ({"kind": CommitKind.RETRY}, "commit 4 lacks what a retry has"),
+        ({"kind": CommitKind.DROPPED}, "commit 4 lacks what a dropped has"),
+        ({"kind": CommitKind.EFFECT}, "commit 4 records an effect of no task"),
+        (
+            {
+                "kind": CommitKind.RESUMED,
+                "detail": {"recoveries": 7, "shape": [], "routines": ["z"], "withdrawn": ["0.9"]},
+            },
+            "commit 4 withdraws a task that is not there",
+        ),
+    ],
+)
+def test_a_commit_that_does_not_fit_is_refused_and_changes_nothing(
+    change: dict[str, Any], message: str
+) -> None:
+    tale = Tale(flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b"))
+    tale.run("out")
+    tale.request("pause")
+    tale.resume()
+    job = tale.job.at(3)
+    commit = Commit(4, CommitKind.DONE, 0, JobStatus.RUNNING, "0.0", "b", 1, 0)
+    for name, value in change.items():
+        setattr(commit, name, value)
+    before = text_of(job)
+    with pytest.raises(IllegalTransitionError, match=f"^{message}"):
+        job.fold(commit)
+    assert text_of(job) == before
+
+
+def test_a_task_that_has_failed_for_good_is_not_ended_again() -> None:
+    job = failed().job
+    before = text_of(job)
+    again = Commit(3, CommitKind.DONE, 0, JobStatus.FAILED, "0", "a", 2, 0)
+    with pytest.raises(IllegalTransitionError, match="not the next one"):
+        job.fold(again)
+    assert text_of(job) == before
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CommitKind if kind is not CommitKind.START])
+def test_a_job_begins_with_its_start(kind: CommitKind) -> None:
+    job = JobState("job")
+    error = ErrorInfo("ValueError", "")
+    commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=error, tasks=[])
+    with pytest.raises(IllegalTransitionError, match=f"not with '{kind}'"):
+        job.fold(commit)
+    assert job == JobState("job")
+
+
+def test_a_start_without_what_it_tells_of_the_flow_is_refused() -> None:
+    job = JobState("job")
+    root = Task("0", "a", "trigger", {}, True, -1)
+    with pytest.raises(IllegalTransitionError, match="only the first commit starts a job"):
+        job.fold(Commit(1, CommitKind.START, 0, JobStatus.RUNNING, tasks=[root]))
+    assert job == JobState("job")

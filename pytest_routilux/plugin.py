@@ -174,5 +174,4 @@ class _Printer:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         text = getattr(report, "flow_report", None)
         if text is not None:
-            self._terminal.ensure_newline()
-            self._terminal.write_line(text)
+            self._terminal.write_line(text)  # which first ends the line of the test

@@ -88,6 +88,31 @@ class Process(Routine):
             raise ValueError(f"busy, try {self.ctx.attempt}")
 
 
+class Fork(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.fork)
+        self.define_event("to_left", ["n"])
+        self.define_event("to_right", ["n"])
+
+    def fork(self) -> None:
+        self.ctx.once("ticket", int, 7)
+        self.emit("to_left", n=1)
+        self.emit("to_right", n=2)
+
+
+class Add(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("input", handler=self.add)
+
+    def add(self, n: int) -> None:
+        total = self.ctx.shared.get("total", 0)
+        assert isinstance(total, int)
+        self.ctx.sleep(0.1)
+        self.ctx.shared["total"] = total + n
+
+
 def pipeline(failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY) -> Flow:
     flow = Flow("shop")
     flow.add_routine(Fetch(), "data_fetch")
@@ -150,6 +175,75 @@ def test_a_dropped_task_is_told_with_what_became_of_it() -> None:
     )
 
 
+def test_each_delivery_is_told_below_the_emission_that_it_carries() -> None:
+    flow = Flow("fork")
+    flow.add_routine(Fork(), "fork")
+    flow.add_routine(Add(), "left")
+    flow.add_routine(Add(), "right")
+    flow.connect("fork", "to_left", "left", "input")
+    flow.connect("fork", "to_right", "right", "input")
+
+    lines = shown(timeline(flow.execute("fork", runtime=Runtime(clock=FakeClock()))))
+
+    at = lines.index("📤 [ 0.000s] fork.to_left")
+    assert lines[at : at + 6] == [
+        "📤 [ 0.000s] fork.to_left",
+        "               n  1",
+        "🔀 [ 0.000s] fork → left: n=1",
+        "📤 [ 0.000s] fork.to_right",
+        "               n  2",
+        "🔀 [ 0.000s] fork → right: n=2",
+    ]
+
+
+def test_conflicts_and_recorded_effects_are_told() -> None:
+    flow = Flow("fork", execution_strategy="concurrent")
+    flow.add_routine(Fork(), "fork")
+    flow.add_routine(Add(), "left")
+    flow.add_routine(Add(), "right")
+    flow.connect("fork", "to_left", "left", "input")
+    flow.connect("fork", "to_right", "right", "input")
+
+    lines = shown(timeline(flow.execute("fork", runtime=Runtime(clock=FakeClock()))))
+
+    assert "📌 [ 0.000s] fork attempt 1: once('ticket') recorded" in lines
+    assert "💫 [ 0.100s] right attempt 1: conflict, runs again" in lines
+
+
+def test_pauses_resumptions_and_cancellations_are_told() -> None:
+    clock = FakeClock(autojump=False)
+    runtime = Runtime(clock=clock)
+    flow = pipeline(5)
+    first = flow.start("data_fetch", {"request_id": "r7"}, runtime=runtime)
+    clock.advance(1.5)
+    first.pause()
+    clock.autojump = True
+    lines = shown(timeline(runtime.resume(flow, first.job)))
+    assert "🛑 [ 1.500s] job paused" in lines
+    assert "⏩ [ 1.500s] resumed, job running" in lines
+
+    clock.autojump = False
+    second = flow.start("data_fetch", {"request_id": "r8"}, runtime=runtime)
+    clock.advance(1.0)
+    second.cancel()
+    clock.advance(1.0)
+    assert "🛑 [ 1.000s] job cancelled" in shown(timeline(second.wait()))
+
+
+def test_a_monitor_of_two_jobs_tells_one_after_the_other() -> None:
+    monitor = ExecutionMonitor()
+    runtime = Runtime(clock=FakeClock(), observers=[monitor])
+    for name in ("job-a", "job-b"):
+        pipeline(0).execute("data_fetch", {"request_id": name}, job_id=name, runtime=runtime)
+
+    lines = shown(timeline(monitor))
+
+    heads = [line.split() for line in lines if line.startswith("🧵")]
+    assert heads == [["🧵", "job-a"], ["🧵", "job-b"]]
+    at = len(lines) // 2
+    assert [line[:13] for line in lines[:at]][1:] == [line[:13] for line in lines[at:]][1:]
+
+
 def test_the_status_line_counts_retries_and_history() -> None:
     at_retry_2 = run(5).at(4)
     assert shown(status(at_retry_2, 4)) == ["📊 Status: running | Retry: 2/4 | History: 2 records"]
@@ -188,6 +282,13 @@ def test_a_retry_that_still_waits_has_no_actual_wait() -> None:
     lines = shown(retries(run(5).at(4), 98))
     assert lines[0] == "⏳ 2 retries · 1 of 1 waits as planned, to the nanosecond"
     assert lines[-1].split()[-2:] == ["…", "waits"]
+
+
+def test_a_wait_that_a_late_host_made_longer_is_not_counted_as_planned() -> None:
+    late = Runtime(clock=FakeClock(start="2026-01-01T00:01:00"))
+    lines = shown(retries(late.resume(pipeline(3), run(5).at(4)), 98))
+    assert lines[0] == "⏳ 3 retries · 2 of 3 waits as planned, to the nanosecond"
+    assert lines[-2].split()[-4:] == ["0.4500", "2.5500", "60.0000", "57.9000"]
 
 
 def test_the_saved_state_is_told_by_its_file_and_what_is_pending(tmp_path: Path) -> None:
@@ -358,6 +459,28 @@ def test_a_failure_has_the_report_as_a_section_once(inner: pytest.Pytester, verb
     out = inner.runpytest_inprocess(*PLUGIN, verbosity).stdout
     out.fnmatch_lines(["E *assert 1 == 2", "*- Flow report -*", "  marker"])
     assert out.str().count("\n  marker") == 1
+
+
+def test_a_failing_call_and_a_failing_teardown_have_the_report_once(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def late():
+            yield
+            raise RuntimeError("late")
+
+        def test_one(late, flow_report):
+            flow_report.add("marker")
+            assert 1 == 2
+        """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(failed=1, errors=1)
+    assert result.stdout.str().count("\n  marker") == 1
 
 
 def test_a_failing_teardown_has_the_report_once_however_verbose(inner: pytest.Pytester) -> None:

@@ -39,6 +39,7 @@ import pytest
 from freezegun import api
 
 from routilux import FakeClock
+from routilux.clock import _sleep as _real_sleep
 from routilux.context import active
 from routilux.instants import SECOND, from_ns
 
@@ -76,7 +77,6 @@ _UNTOUCHED: Final = _REAL_CALLERS | sys.stdlib_module_names
 _EPOCH: Final = api.real_datetime(1970, 1, 1)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
-_real_sleep: Final = time.sleep  # freezegun never replaces it
 _clock: FakeClock | None = None
 
 
@@ -272,7 +272,7 @@ def frozen_clock() -> Iterator[FakeClock]:
         for kind in (api.real_date, api.real_datetime):
             copyreg.dispatch_table[kind] = _reduced
         undo.callback(_replace, _REAL_OF, loaded)
-        undo.callback(setattr, time, "sleep", _real_sleep)
+        undo.callback(setattr, time, "sleep", time.sleep)
         for name, function in _FUNCTIONS.items():
             setattr(time, name, function)
         for name, kind in _CLASSES.items():

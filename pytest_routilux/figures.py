@@ -170,10 +170,11 @@ def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
             lanes[retry.routine_id][cell] = "░"
     for commit in steps:
         run = cells(commit.started_ns or 0, commit.at_ns)
+        run = range(run.start, max(run.stop, run.start + 1))  # an instant is to be seen, too
         lane = lanes[str(commit.routine_id)]
         for cell in run:
             lane[cell] = "█"
-        if commit.error is not None and run:
+        if commit.error is not None:
             lane[run[-1]] = "✗"
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")

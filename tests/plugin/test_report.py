@@ -77,13 +77,14 @@ class Fetch(Routine):
 
 
 class Process(Routine):
-    def __init__(self, failures: int) -> None:
+    def __init__(self, failures: int, seconds: float = 0.5) -> None:
         super().__init__()
         self.failures = failures
+        self.seconds = seconds
         self.define_slot("input", handler=self.process)
 
     def process(self, data: object) -> None:
-        self.ctx.sleep(0.5)
+        self.ctx.sleep(self.seconds)
         if self.ctx.attempt <= self.failures:
             raise ValueError(f"busy, try {self.ctx.attempt}")
 
@@ -113,10 +114,12 @@ class Add(Routine):
         self.ctx.shared["total"] = total + n
 
 
-def pipeline(failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY) -> Flow:
+def pipeline(
+    failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY, *, seconds: float = 0.5
+) -> Flow:
     flow = Flow("shop")
     flow.add_routine(Fetch(), "data_fetch")
-    process = Process(failures)
+    process = Process(failures, seconds)
     options = (4, 0.3, 1.5) if strategy is ErrorStrategy.RETRY else ()
     process.set_error_handler(ErrorHandler(strategy, *options))
     flow.add_routine(process, "data_process")
@@ -276,6 +279,13 @@ def test_the_retries_are_drawn_and_listed_with_planned_and_actual_wait() -> None
         ["data_process", "1", "1.3000", "ValueError", "0.3000", "1.6000", "1.6000", "0.3000"],
         ["data_process", "2", "2.1000", "ValueError", "0.4500", "2.5500", "2.5500", "0.4500"],
     ]
+
+
+def test_an_attempt_that_takes_no_time_is_drawn_all_the_same() -> None:
+    flow = pipeline(2, seconds=0)
+    job = flow.execute("data_fetch", {"request_id": "r7"}, runtime=Runtime(clock=FakeClock()))
+    lane = shown(retries(job, 98))[2].split("  ", 1)[1]
+    assert re.fullmatch(r" +✗░+✗░+█", lane), lane
 
 
 def test_a_retry_that_still_waits_has_no_actual_wait() -> None:

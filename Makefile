@@ -17,7 +17,7 @@ test: $(STAMP)
 	$(PYTEST) --doctest-modules routilux
 
 bench: $(STAMP)
-	$(PYTEST) tests/benchmarks -p no:xdist
+	$(PYTEST) tests/benchmarks -p no:xdist --benchmark-quiet
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,0 +1,58 @@
+"""Every benchmark does what it says, at tiny sizes; how long it takes is not looked at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.benchmarks import measurements as m
+from tests.benchmarks.race import Bound, Figure, exponent, table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.benchmarks.race import Measurement
+
+TINY = {
+    "retry_overhead": (lambda: m.retry_overhead(3, rounds=2), 2),
+    "throughput": (lambda: m.throughput(5, 3, rounds=2), 1),
+    "growth_with_events": (lambda: m.growth_with_events((2, 4, 8, 16), rounds=2), 1),
+    "growth_with_history": (lambda: m.growth_with_history((2, 4, 8, 16), rounds=2), 1),
+    "save_and_load": (lambda: m.save_and_load(5, rounds=2), 1),
+    "one_test": (lambda: m.one_test(rounds=2), 2),
+    "return_latency": (lambda: m.return_latency("concurrent", rounds=2), 1),
+}
+
+
+@pytest.mark.parametrize("name", m.__all__)
+def test_a_benchmark_runs_and_says_something(name: str) -> None:
+    make: Callable[[], Measurement]
+    make, lines = TINY[name]
+    measurement = make()
+    for _ in range(measurement.rounds):
+        measurement.race()
+
+    figures = measurement.figures(measurement.race.best)
+
+    assert lines == len(figures)
+    assert all(figure.value > 0 for figure in figures if not name.startswith("growth"))
+    assert len(figures) == table(figures).row_count
+
+
+def test_a_missed_bound_fails_only_where_it_is_hard() -> None:
+    def figure(value: float, bound: Bound | None) -> Figure:
+        return Figure("what", "measured", "against", value, "shown", bound)
+
+    assert figure(0.46, Bound(0.45, hard=True)).fails
+    assert not figure(0.45, Bound(0.45, hard=True)).fails
+    assert not figure(0.46, Bound(0.45, hard=False)).fails
+    assert False is figure(0.46, Bound(0.45, hard=False)).reached
+    assert True is figure(90_000, Bound(80_000, hard=False, least=True)).reached
+    assert figure(79_999, Bound(80_000, hard=True, least=True)).fails
+    assert None is figure(1, None).reached
+
+
+@pytest.mark.parametrize("power", [0.5, 1, 2])
+def test_a_fit_finds_the_exponent_that_is_there(power: float) -> None:
+    assert pytest.approx(power) == exponent((n, 7 * n**power) for n in (10, 20, 40, 80))

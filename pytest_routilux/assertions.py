@@ -138,8 +138,8 @@ class FlowMonitor(ExecutionMonitor):
         else:
             culprit = next((one for one in emitted if one.difference is not None), None)
         if culprit is not None and culprit.difference is not None:
-            problem = f"expected {wanted} with this data, emitted {len(matching)}x so: "
-            problem += culprit.difference
+            problem = f"{culprit.difference} (with this data expected {wanted},"
+            problem += f" emitted {len(matching)}x)"
         else:
             problem = f"expected {wanted}, emitted {len(matching)}x"
         lines = [
@@ -213,7 +213,9 @@ class FlowMonitor(ExecutionMonitor):
             lines,
             seen,
             commit,
-            f"what {source} emitted" if seen.ended(source) else why_silent(seen, source),
+            f"what {source} emitted, and what each event is connected to"
+            if any(c.emissions for c in seen.commits if c.routine_id == source)
+            else why_silent(seen, source),
             several=len(jobs) > 1,
         )
 
@@ -335,6 +337,7 @@ class FlowMonitor(ExecutionMonitor):
             )
             expected = wanted[at] if at < len(wanted) else "nothing more"
             came = actual[at] if at < len(actual) else "nothing more"
+            culprit = expected if at < len(wanted) else came
             before = f"after {wanted[at - 1]}" if at else "first"
             if at < len(actual):
                 commit = _end_of_run(ends, at)
@@ -348,7 +351,7 @@ class FlowMonitor(ExecutionMonitor):
                 ],
                 seen,
                 commit,
-                f"the connections: {listed(seen.connections) or 'there are none'}",
+                f"what feeds {culprit}: {listed(seen.feeds(culprit)) or 'nothing'}",
                 several=len(jobs) > 1,
             )
 
@@ -367,7 +370,12 @@ class FlowMonitor(ExecutionMonitor):
             if last.status == wanted:
                 continue
             lines = [
-                (True, f"task {task.task_id}", f"{task.routine_id}.{task.slot} is pending")
+                (
+                    False,
+                    f"task {task.task_id}",
+                    f"{task.routine_id}.{task.slot} "
+                    + (f"failed at attempt {task.attempt - 1}" if task.failed else "is pending"),
+                )
                 for task in seen.job.pending_tasks[:3]
             ]
             raise failure(

@@ -84,9 +84,9 @@ def _happened(commit: Commit) -> str:
         return f"the job is {_REQUESTS.get(kind, kind.value)}"
     text = f"{commit.routine_id} attempt {commit.attempt} "
     if kind is CommitKind.RETRY:
-        text += f"fails: {commit.error}; next in {seconds(commit.delay_ns or 0)} s"
+        text += f"fails, next in {seconds(commit.delay_ns or 0)} s: {commit.error}"
     elif kind is CommitKind.DROPPED:
-        text += f"fails: {commit.error}; dropped as {(commit.detail or {})['as']}"
+        text += f"fails, dropped as {(commit.detail or {})['as']}: {commit.error}"
     elif kind is CommitKind.FAILED:
         text += f"fails for good: {commit.error}"
     elif kind is CommitKind.CONFLICT:

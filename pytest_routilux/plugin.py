@@ -44,8 +44,13 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> FakeClock:
     return FakeClock()
 
 
+_CLOCK = pytest.StashKey[str]()
+
+
 def _refuse_two_clocks(request: pytest.FixtureRequest) -> None:
-    if {"flow_clock", "flow_clock_bare"} <= {*request.fixturenames}:
+    name = request.fixturename
+    assert name is not None
+    if request.node.stash.setdefault(_CLOCK, name) != name:
         pytest.fail(
             "this test uses flow_clock and flow_clock_bare, which are two clocks with a time each;"
             " keep flow_clock if user code asks time or datetime, else flow_clock_bare",

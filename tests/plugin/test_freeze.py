@@ -371,7 +371,14 @@ def test_durations_and_timestamps_of_pytest_stay_real(pytester: pytest.Pytester)
     )
     before = datetime.now(UTC)
     result = run_inside(
-        pytester, "--junitxml=report.xml", "--durations=0", "-vv", "--benchmark-json=bench.json"
+        pytester,
+        "-p",
+        "pytest_benchmark.plugin",
+        "--benchmark-json=bench.json",
+        "--benchmark-max-time=0.01",
+        "--junitxml=report.xml",
+        "--durations=0",
+        "-vv",
     )
     result.assert_outcomes(passed=1)
     suite = ET.parse(pytester.path / "report.xml").getroot()[0]
@@ -392,7 +399,7 @@ def test_tests_on_other_processes_are_timed_for_real(pytester: pytest.Pytester) 
             flow_clock.advance(1_000_000)
         """
     )
-    result = run_inside(pytester, "-n", "1", "--junitxml=report.xml")
+    result = run_inside(pytester, "-p", "xdist", "-n", "1", "--junitxml=report.xml")
     result.assert_outcomes(passed=2)
     suite = ET.parse(pytester.path / "report.xml").getroot()[0]
     assert all(0 <= float(case.attrib["time"]) < 100 for case in suite)

@@ -114,7 +114,7 @@ class _Story:
             yield self._row("🚀", commit, (f"{root.routine_id}.{root.slot}", "bold"))
             yield from _payload(root.payload)
         elif kind in (CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED):
-            yield self._failure(commit, who)
+            yield self._failure(commit)
         elif kind is CommitKind.CONFLICT:
             yield self._row("💫", commit, who, ("conflict, runs again", "yellow"))
         elif kind is CommitKind.EFFECT:
@@ -141,15 +141,19 @@ class _Story:
                     arrow = f"{source} → {task.routine_id}: "
                     yield self._row("🔀", commit, arrow, (_load(task.payload), "cyan"))
 
-    def _failure(self, commit: Commit, who: str) -> _Row:
-        parts: list[_Part] = [who, (shortened(str(commit.error)), "red")]
+    def _failure(self, commit: Commit) -> _Row:
+        parts: list[_Part] = [f"{commit.routine_id} attempt {commit.attempt}"]
         if commit.kind is CommitKind.RETRY:
             number = self._retries[str(commit.task_id), commit.attempt]
             delay = seconds_text(commit.delay_ns or 0, 4)
             parts.append((f" → retry {number} in {delay} s", "yellow"))
         elif commit.kind is CommitKind.DROPPED:
             parts.append((f" → dropped as {(commit.detail or {})['as']}", "yellow"))
-        return self._row("💥", commit, *parts)
+        clock, line = self._row(
+            "💥", commit, *parts, ": ", (" ".join(str(commit.error).split()), "red")
+        )
+        line.no_wrap, line.overflow = True, "ellipsis"  # one line a failure, whatever it says
+        return clock, line
 
     def _change(self, commit: Commit, change: StateChange) -> _Row:
         after = change.after.value

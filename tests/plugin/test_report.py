@@ -155,10 +155,10 @@ def test_the_timeline_tells_every_emission_delivery_failure_and_change() -> None
         "               timestamp  2026-01-01T00:00:00.800000+00:00",
         "🔀 [ 0.800s] data_fetch → data_process: 3 items",
         "🔄 [ 0.800s] data_fetch: pending → completed",
-        "💥 [ 1.300s] data_process attempt 1: ValueError: busy, try 1 → retry 1 in 0.3000 s",
-        "💥 [ 2.100s] data_process attempt 2: ValueError: busy, try 2 → retry 2 in 0.4500 s",
-        "💥 [ 3.050s] data_process attempt 3: ValueError: busy, try 3 → retry 3 in 0.6750 s",
-        "💥 [ 4.225s] data_process attempt 4: ValueError: busy, try 4 → retry 4 in 1.0125 s",
+        "💥 [ 1.300s] data_process attempt 1 → retry 1 in 0.3000 s: ValueError: busy, try 1",
+        "💥 [ 2.100s] data_process attempt 2 → retry 2 in 0.4500 s: ValueError: busy, try 2",
+        "💥 [ 3.050s] data_process attempt 3 → retry 3 in 0.6750 s: ValueError: busy, try 3",
+        "💥 [ 4.225s] data_process attempt 4 → retry 4 in 1.0125 s: ValueError: busy, try 4",
         "💥 [ 5.738s] data_process attempt 5: ValueError: busy, try 5",
         "🔄 [ 5.738s] data_process: pending → failed (retry_count: 4, attempt: 5)",
         "🏁 [ 5.738s] job failed",
@@ -173,7 +173,7 @@ def test_a_job_and_the_monitor_that_watched_it_tell_the_same() -> None:
 
 def test_a_dropped_task_is_told_with_what_became_of_it() -> None:
     assert (
-        "💥 [ 1.300s] data_process attempt 1: ValueError: busy, try 1 → dropped as skipped"
+        "💥 [ 1.300s] data_process attempt 1 → dropped as skipped: ValueError: busy, try 1"
         in shown(timeline(run(1, ErrorStrategy.SKIP)))
     )
 

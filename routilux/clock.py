@@ -366,34 +366,25 @@ class FakeClock(Clock):
         party = self._party()
         if party is not None and party.stalled is not None:
             raise ClockStalledError(party.stalled)  # a step that was given up goes on to wait
-        with self._lock:
-            if signal is not None and signal.raised:
-                return True
-            if until is not None and until <= self._mono:
-                return False
-            if party is None:
-                party = _Party(self, who, _LAST_KEY, result=True, outside=True)
-                self._results += 1
-            else:
-                self._current = None
-            party.who = who or party.who
-            party.ticket = ticket = next(self._tickets)
-            self._waiting[ticket] = (party, until)
-            if until is not None:
-                order = _LAST_KEY if party.outside else key or party.key
-                heapq.heappush(self._sleepers, (until, order, ticket, party))
-                if len(self._sleepers) > 2 * len(self._waiting) + _FEW:
-                    self._sleepers = [s for s in self._sleepers if s[3].ticket == s[2]]
-                    heapq.heapify(self._sleepers)
-            if signal is not None:
-                if signal.parties:
-                    signal.parties = [p for p in signal.parties if p[0].ticket == p[1]]
-                signal.parties.append((party, ticket))
-            self._turn()
+        ticket = 0
         try:
+            with self._lock:
+                if signal is not None and signal.raised:
+                    return True
+                if until is not None and until <= self._mono:
+                    return False
+                if party is None:
+                    party = _Party(self, who, _LAST_KEY, result=True, outside=True)
+                    self._results += 1
+                else:
+                    self._current = None
+                ticket = next(self._tickets)
+                self._queue(party, ticket, signal, until, key, who)
+                self._turn()
             party.gate.acquire()
         except BaseException:
-            self._interrupt(party, ticket)
+            if party is not None:
+                self._interrupt(party, ticket)
             raise
         if party.stalled is not None:
             reason = party.stalled
@@ -421,7 +412,23 @@ class FakeClock(Clock):
                 self._current = party
                 return
             self._turn()
-        party.gate.acquire()
+        try:
+            party.gate.acquire()
+        except BaseException:
+            self._withdraw(party)
+            raise
+
+    def _withdraw(self, party: _Party) -> None:
+        # Ctrl-C while it waits for its first turn.
+        with self._lock:
+            if self._current is party:
+                self._current = None
+            else:
+                self._ready.remove(party)
+            if party.result:
+                self._results -= 1
+            self._here.party = party.before
+            self._turn()
 
     def _leave(self, party: _Party) -> None:
         with self._lock:
@@ -430,12 +437,42 @@ class FakeClock(Clock):
             self._current = self._here.party = party.before
             self._turn()
 
+    def _queue(
+        self,
+        party: _Party,
+        ticket: int,
+        signal: _FakeSignal | None,
+        until: int | None,
+        key: Key,
+        who: str,
+    ) -> None:
+        party.who = who or party.who
+        self._waiting[ticket] = (party, until)
+        party.ticket = ticket
+        if until is not None:
+            order = _LAST_KEY if party.outside else key or party.key
+            heapq.heappush(self._sleepers, (until, order, ticket, party))
+            if len(self._sleepers) > 2 * len(self._waiting) + _FEW:
+                self._sleepers = [s for s in self._sleepers if s[3].ticket == s[2]]
+                heapq.heapify(self._sleepers)
+        if signal is not None:
+            if signal.parties:
+                signal.parties = [p for p in signal.parties if p[0].ticket == p[1]]
+            signal.parties.append((party, ticket))
+
     def _interrupt(self, party: _Party, ticket: int) -> None:
-        # Ctrl-C in a wait: whoever takes turns gets one more, in which to clean up.
+        # Ctrl-C in a wait, or just beside it: whoever takes turns cleans up in its own.
         with self._lock:
-            if party.ticket == ticket:
+            if ticket and party.ticket == ticket:
                 self._wake(party)
                 self._turn()
+            if party.outside:
+                return
+            if self._current is None and party not in self._ready:
+                self._current = party
+            if self._current is party:
+                party.gate.acquire(blocking=False)
+                return
         party.gate.acquire()
 
     def _wake(self, party: _Party) -> None:

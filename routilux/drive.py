@@ -138,6 +138,11 @@ class Drive:
         self.machine.accept(commit)
         if commit.delay_ns:
             self.runtime.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
+        elif claims:
+            for task in self.machine.job.pending_tasks:
+                if task.due_ns > commit.at_ns:
+                    left = task.due_ns - commit.at_ns
+                    self.runtime.clock.asked(f"retry of {task.routine_id}", left)
         if self.runtime.observers:
             self.runtime.tell(self.machine.job, commit)
 
@@ -211,6 +216,14 @@ class Loop:
 
     def run(self) -> None:
         """Drive the jobs until all of them rest; what breaks one is kept in its `error`."""
+        try:
+            self._run()
+        except BaseException as error:
+            with self._runtime.lock:
+                for drive in list(self.drives):
+                    self.fail(drive, error)
+
+    def _run(self) -> None:
         runtime = self._runtime
         clock = self._clock
         driver = self._driver
@@ -232,11 +245,7 @@ class Loop:
                 if not self.drives:
                     return
                 until, key, who = self._first_timer() if self._timers else _NO_TIMER
-            try:
-                ended = driver.next(until, key, who)
-            except BaseException as error:
-                self._break(error)
-                return
+            ended = driver.next(until, key, who)
 
     def _begin(self, drive: Drive, now: int) -> None:
         machine = drive.machine
@@ -296,11 +305,6 @@ class Loop:
         self.drives.discard(drive)
         drive.loop = None
         drive.rested.set()
-
-    def _break(self, error: BaseException) -> None:
-        with self._runtime.lock:
-            for drive in list(self.drives):
-                self.fail(drive, error)
 
     def _mark(self, drive: Drive) -> None:
         if not drive.ready and drive.loop is self:

@@ -25,7 +25,9 @@ Body = Callable[..., object]
 class Works(Routine):
     """A routine whose one handler is a plain function of the routine and the payload's `n`."""
 
-    def __init__(self, body: Body, handler: ErrorHandler | None = None, **events: list[str]) -> None:
+    def __init__(
+        self, body: Body, handler: ErrorHandler | None = None, **events: list[str]
+    ) -> None:
         super().__init__()
         self.define_slot("trigger", handler=partial(body, self))
         for name, fields in ({"out": ["n"]} | events).items():
@@ -168,9 +170,7 @@ class HandClock(Clock):
     def until_waited_for(self, seconds: float) -> None:
         """Return when somebody waits for the instant `seconds` after the clock's beginning."""
         with self.changed:
-            seen = self.changed.wait_for(
-                lambda: round(seconds * SECOND) in self.waits, PATIENCE
-            )
+            seen = self.changed.wait_for(lambda: round(seconds * SECOND) in self.waits, PATIENCE)
             assert seen, f"nobody came to wait for {seconds} s; waits are for {self.waits}"
 
 

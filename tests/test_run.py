@@ -1,0 +1,533 @@
+"""A job in the background, and jobs that go on: pause, cancel, save, resume, interrupts, async."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routilux import (
+    Commit,
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    FlowMismatchError,
+    JobState,
+    JobStatus,
+    NotResumableError,
+    Routine,
+    Run,
+    Runtime,
+    SavedState,
+    use_runtime,
+)
+from routilux.instants import instant_ns
+from tests.drivers.workshop import (
+    PATIENCE,
+    SECOND,
+    Works,
+    chain,
+    ended_at,
+    fails,
+    fan,
+    kinds,
+    no_thread_remains,
+    rest,
+    retrying,
+    send,
+)
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MODES = pytest.mark.parametrize("workers", [None, 3], ids=["sequential", "concurrent"])
+
+
+def sleeps(seconds: float) -> Works:
+    def body(self: Routine, n: object = 0) -> None:
+        self.ctx.sleep(seconds)
+        self.emit("out", n=n)
+
+    return Works(body)
+
+
+# --- pause and cancel -----------------------------------------------------------------------------
+
+
+@MODES
+@pytest.mark.parametrize("request_", ["pause", "cancel"])
+def test_a_request_takes_effect_at_once_and_steps_in_flight_still_commit(
+    workers: int | None, request_: str
+) -> None:
+    clock = FakeClock(autojump=False)
+    with no_thread_remains(), Runtime(clock=clock) as runtime:
+        flow = chain(workers=workers, a=sleeps(10), b=sleeps(10))
+        run = flow.start("a", runtime=runtime)
+        clock.advance(4)
+        getattr(run, request_)()
+        job = run.job
+        assert ["start", f"{request_}d" if request_ == "pause" else "cancelled"] == kinds(job)
+        assert job.status is (JobStatus.PAUSED if request_ == "pause" else JobStatus.CANCELLED)
+        assert 4 == ended_at(job)
+        clock.advance(6)
+        job = run.wait()
+    assert "done" == kinds(job)[-1]
+    assert job.status is (JobStatus.PAUSED if request_ == "pause" else JobStatus.CANCELLED)
+    assert ["b"] == [task.routine_id for task in job.pending_tasks]
+    assert 0 == job.routine_states["b"].attempts
+
+
+def test_a_job_that_waits_for_a_retry_rests_as_soon_as_it_is_paused() -> None:
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        run = chain(a=Works(fails(1), retrying(retry_delay=100))).start("a", runtime=runtime)
+        clock.advance(1)
+        run.pause()
+        job = run.wait()
+    assert JobStatus.PAUSED is job.status
+    assert START + timedelta(seconds=1) == clock.now()
+    assert ["start", "retry", "paused"] == kinds(job)
+
+
+def test_the_reason_of_a_cancellation_is_kept() -> None:
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        run = chain(a=sleeps(1)).start("a", runtime=runtime)
+        run.cancel("sold out")
+        clock.advance(1)
+        run.wait()
+    assert {"reason": "sold out"} == run.job.commits[1].detail
+
+
+def test_a_step_in_flight_that_fails_after_a_cancellation_leaves_it_cancelled() -> None:
+    def late(self: Routine) -> None:
+        self.ctx.sleep(1)
+        raise ValueError
+
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        run = chain(a=late).start("a", runtime=runtime)
+        clock.advance(0.5)
+        run.cancel()
+        clock.advance(1)
+        job = run.wait()
+    assert JobStatus.CANCELLED is job.status
+    assert ["start", "cancelled", "failed"] == kinds(job)
+
+
+def test_what_is_over_can_be_neither_paused_nor_cancelled_nor_resumed() -> None:
+    with Runtime(clock=FakeClock()) as runtime:
+        flow = chain(a=rest)
+        run = flow.start("a", job_id="j", runtime=runtime)
+        job = run.wait()
+        with pytest.raises(NotResumableError, match="job j is completed; it can't be paused"):
+            run.pause()
+        with pytest.raises(NotResumableError, match="job j is completed; it can't be cancelled"):
+            run.cancel()
+        with pytest.raises(NotResumableError, match="job j is completed, which is final"):
+            flow.resume(job, runtime=runtime)
+        assert job == run.job
+
+
+def test_a_paused_job_can_be_cancelled_and_not_paused_twice() -> None:
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        run = chain(a=Works(fails(1), retrying())).start("a", runtime=runtime)
+        clock.advance(0)
+        run.pause()
+        with pytest.raises(NotResumableError, match="paused"):
+            run.pause()
+        run.cancel()
+        assert JobStatus.CANCELLED is run.wait().status
+
+
+def test_a_look_at_the_job_is_a_copy() -> None:
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        run = chain(a=sleeps(1)).start("a", runtime=runtime)
+        before = run.job
+        clock.advance(1)
+        assert 1 == before.seq
+        assert 2 == run.job.seq
+        assert before == run.job.at(1)
+
+
+# --- resume ---------------------------------------------------------------------------------------
+
+
+@MODES
+def test_a_paused_job_goes_on_where_it_was_and_the_one_that_was_passed_stays(
+    workers: int | None,
+) -> None:
+    clock = FakeClock(autojump=False)
+    flow = fan(send, workers=workers, a=sleeps(1), b=sleeps(1), c=sleeps(1))
+    with Runtime(clock=clock) as runtime:
+        run = flow.start("source", runtime=runtime)
+        run.pause()
+        clock.advance(2)
+        paused = run.wait()
+    assert JobStatus.PAUSED is paused.status
+    before = paused.copy()
+    with Runtime(clock=FakeClock("2026-02-01")) as runtime:
+        job = flow.resume(paused, runtime=runtime)
+    assert before == paused
+    assert JobStatus.COMPLETED is job.status
+    assert {1} == {state.completed for state in job.routine_states.values()}
+    assert before == job.at(before.seq)
+
+
+@MODES
+def test_retry_failed_gives_a_fresh_budget_and_goes_on_counting_attempts(
+    workers: int | None,
+) -> None:
+    flow = chain(workers=workers, a=Works(fails(5), retrying(max_retries=2, retry_delay=1)), b=rest)
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.execute("a", job_id="j", runtime=runtime)
+        assert JobStatus.FAILED is job.status
+        with pytest.raises(NotResumableError, match=r"job j failed at a \(task 0\).*retry_failed"):
+            flow.resume(job, runtime=runtime)
+        again = flow.resume(job, retry_failed=True, runtime=runtime)
+    assert JobStatus.COMPLETED is again.status
+    assert [1, 2, 3, 4, 5, 6] == [c.attempt for c in again.commits if c.routine_id == "a"]
+    assert 2 == again.retry_count("a")
+    assert again.error is None
+    assert 1 == again.routine_states["b"].completed
+
+
+@given(
+    st.integers(0, 3 * 3600 * 10**6 - 1),  # when host A stops, in microseconds
+    st.integers(-7200 * 10**6, 7200 * 10**6),  # what B's clock shows more
+)
+def test_the_rest_of_a_wait_is_honoured_and_a_skewed_clock_neither_skips_nor_stretches_it(
+    stops: int, skew: int
+) -> None:
+    delay = 3600 * SECOND
+    flow = chain(a=Works(fails(9), retrying(max_retries=3, retry_delay=3600, retry_backoff=1)))
+    clock = FakeClock(autojump=False)
+    with Runtime(clock=clock) as runtime:
+        run = flow.start("a", runtime=runtime)
+        clock.advance(timedelta(microseconds=stops))
+        saved = run.job
+        run.cancel()
+        run.wait()
+    now = START + timedelta(microseconds=stops + skew)
+    due = saved.pending_tasks[0].due_ns
+    with Runtime(clock=FakeClock(now)) as runtime:
+        job = flow.resume(saved, runtime=runtime)
+    assert 3 == job.retry_count()
+    assert 4 == job.routine_states["a"].attempts
+    times = [commit.at_ns for commit in job.commits]
+    assert times == sorted(times), "time ran back"
+    resumed = job.commits[saved.seq]
+    assert "resumed" == resumed.kind
+    assert max(saved.updated_ns, instant_ns(now)) == resumed.at_ns
+    first = job.commits[saved.seq + 1].started_ns
+    assert first is not None
+    waited = first - resumed.at_ns
+    assert max(0, min(due - resumed.at_ns, delay)) == waited <= delay
+
+
+def test_a_job_that_is_resumed_long_after_its_due_time_runs_at_once() -> None:
+    flow = chain(a=Works(fails(1), retrying(retry_delay=60)))
+    job = Runtime(clock=FakeClock()).execute(flow, "a").at(2)
+    clock = FakeClock("2031-01-01")
+    done = flow.resume(job, runtime=Runtime(clock=clock))
+    assert JobStatus.COMPLETED is done.status
+    assert datetime(2031, 1, 1, tzinfo=UTC) == clock.now()
+    assert done.commits[-1].started_at == clock.now()
+
+
+@MODES
+def test_a_job_can_change_between_sequential_and_concurrent(workers: int | None) -> None:
+    flow = fan(send, workers=workers, a=sleeps(1), b=sleeps(1))
+    job = Runtime(clock=FakeClock()).execute(flow, "source").at(2)
+    other: Any = "concurrent" if workers is None else "sequential"
+    with Runtime(clock=FakeClock()) as runtime:
+        done = flow.resume(job, execution_strategy=other, runtime=runtime)
+    assert (1 if other == "concurrent" else 2) == ended_at(done)
+
+
+def test_a_flow_that_has_changed_is_refused_and_the_job_unharmed() -> None:
+    flow = chain(a=sleeps(1), b=rest)
+    job = Runtime(clock=FakeClock()).execute(flow, "a").at(2)
+    before = job.copy()
+    other = chain(a=sleeps(1), b=rest, c=rest)
+    with pytest.raises(FlowMismatchError, match="routine c"):
+        other.resume(job, runtime=Runtime(clock=FakeClock()))
+    with pytest.raises(FlowMismatchError, match=r"waits for b.trigger"):
+        chain(a=sleeps(1)).resume(job, allow_changed_flow=True, runtime=Runtime(clock=FakeClock()))
+    assert before == job
+    done = other.resume(job, allow_changed_flow=True, runtime=Runtime(clock=FakeClock()))
+    assert JobStatus.COMPLETED is done.status
+
+
+# --- saved while it runs --------------------------------------------------------------------------
+
+
+class Shaky(Routine):
+    """Fails in its first two attempts; has a saved form."""
+
+    def __init__(self, pace: float = 1.0) -> None:
+        super().__init__()
+        self.pace = pace
+        self.define_slot("trigger", handler=self.go)
+        self.define_event("out", ["n"])
+        self.set_error_handler(retrying(max_retries=4, retry_delay=10, retry_backoff=1.0))
+
+    def go(self, n: int) -> None:
+        self.ctx.sleep(self.pace)
+        if self.ctx.attempt <= 2:
+            raise ValueError
+        self.emit("out", n=n + 1)
+
+
+def shaky_flow(strategy: Any) -> Flow:
+    flow = Flow("shaky", execution_strategy=strategy)
+    flow.add_routine(Shaky(), "a")
+    flow.add_routine(Shaky(), "b")
+    flow.connect("a", "out", "b", "trigger")
+    return flow
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+@pytest.mark.parametrize("after", [0.0, 0.5, 1.0, 4.0, 11.5, 15.0, 23.0, 23.5, 30.0, 40.0])
+def test_a_checkpoint_while_it_runs_is_the_job_between_two_commits_and_goes_on_from_there(
+    tmp_path: Path, strategy: str, after: float
+) -> None:
+    clock = FakeClock(autojump=False)
+    path = tmp_path / "job.json"
+    with no_thread_remains(), Runtime(clock=clock) as runtime:
+        run = shaky_flow(strategy).start("a", {"n": 1}, runtime=runtime)
+        clock.advance(after)
+        run.checkpoint(path)
+        at_checkpoint = run.job
+        clock.advance(1000)
+        whole = run.wait()
+    saved = SavedState.read(path)
+    assert at_checkpoint == saved.job == whole.at(saved.job.seq)
+    assert START.timestamp() + after == saved.saved_at
+    with Runtime(clock=FakeClock(START + timedelta(seconds=after))) as runtime:
+        done = saved.flow.resume(saved.job, runtime=runtime)
+    assert JobStatus.COMPLETED is done.status
+    assert [3] == [output.data["n"] for output in done.outputs]
+    assert whole.routine_states == done.routine_states
+    # A wait goes on where it was; an attempt that was cut off is made again.
+    waiting = saved.job.pending_tasks[0]
+    if waiting.delay_ns is not None and waiting.due_ns > run._drive.offset + after * SECOND:
+        assert whole.updated_ns == done.updated_ns
+
+
+def test_a_checkpoint_can_be_taken_by_an_observer(tmp_path: Path) -> None:
+    class Keeper:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            SavedState.capture(flow, job).write(tmp_path / f"{commit.seq}.json")
+
+    flow = shaky_flow("sequential")
+    runtime = Runtime(clock=FakeClock(), observers=[Keeper()])
+    whole = flow.execute("a", {"n": 1}, runtime=runtime)
+    assert [] == runtime.observer_failures
+    for seq in range(1, whole.seq):
+        saved = SavedState.read(tmp_path / f"{seq}.json")
+        assert whole.at(seq) == saved.job
+        with Runtime(clock=FakeClock(datetime.fromtimestamp(saved.saved_at, UTC))) as fresh:
+            done = saved.flow.resume(saved.job, runtime=fresh)
+        assert whole.updated_ns == done.updated_ns
+        assert whole.routine_states == done.routine_states
+
+
+# --- interrupts -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("how", ["inline", "pool", "background"])
+def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pending(
+    interrupt: type[BaseException], how: str
+) -> None:
+    jobs: list[JobState] = []
+
+    class Watcher:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            jobs.append(job)
+
+    def interrupted(self: Routine, n: object) -> None:
+        self.ctx.shared["n"] = 1
+        self.ctx.sleep(1)
+        raise interrupt
+
+    flow = fan(
+        send,
+        workers=2 if how == "pool" else None,
+        a=Works(interrupted, retrying()),
+        beside=sleeps(50),
+    )
+    flow.set_error_handler(ErrorHandler("continue"))
+    with no_thread_remains(), Runtime(clock=FakeClock(), observers=[Watcher()]) as runtime:
+        if how == "background":
+            run = flow.start("source", runtime=runtime)
+            with pytest.raises(interrupt):
+                run.wait()
+            with pytest.raises(interrupt):
+                run.wait()
+        else:
+            with pytest.raises(interrupt):
+                flow.execute("source", runtime=runtime)
+    job = jobs[-1]
+    assert JobStatus.RUNNING is job.status
+    assert ["start", "done"] == kinds(job)
+    assert {("a", 1), ("beside", 1)} == {(t.routine_id, t.attempt) for t in job.pending_tasks}
+    assert {} == job.shared_data
+
+
+def test_ctrl_c_in_a_concurrent_job_ends_it_and_all_its_threads() -> None:
+    # In a process of its own: the signal goes to the main thread, whoever runs the tests.
+    script = """
+import signal, sys, threading
+sys.path.insert(0, sys.argv[1])
+from routilux import FakeClock, Runtime
+from tests.drivers.workshop import fan, no_thread_remains, send
+
+def interrupts(self, n=0):
+    self.ctx.sleep(1)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    self.ctx.sleep(1)
+
+def asleep(self, n=0):
+    self.ctx.sleep(10**9)
+
+with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+    try:
+        fan(send, workers=2, a=interrupts, b=asleep).execute("source", runtime=runtime)
+    except KeyboardInterrupt:
+        print("interrupted")
+    job = fan(send, workers=2, a=send, b=send).execute("source", runtime=runtime)
+    print(job.status.value)
+"""
+    root = str(Path(__file__).resolve().parent.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", script, root],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ("", "interrupted\ncompleted\n") == (done.stderr, done.stdout)
+
+
+# --- async ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["inline", "pool", "background", "aexecute"])
+def test_async_handlers_run_wherever_others_do(how: str) -> None:
+    async def waits(self: Routine, n: int) -> None:
+        await asyncio.sleep(0)
+        self.ctx.sleep(1)
+        self.ctx.state["n"] = await asyncio.to_thread(lambda: n + 1)
+        if self.ctx.attempt == 1:
+            raise ValueError
+        self.emit("out", n=self.ctx.state["n"])
+
+    flow = chain(workers=2 if how == "pool" else None, a=Works(waits, retrying()), b=send)
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        if how == "background":
+            job = flow.start("a", {"n": 1}, runtime=runtime).wait()
+        elif how == "aexecute":
+            job = asyncio.run(flow.aexecute("a", {"n": 1}, runtime=runtime))
+        else:
+            job = flow.execute("a", {"n": 1}, runtime=runtime)
+    assert JobStatus.COMPLETED is job.status
+    assert [2] == [output.data["n"] for output in job.outputs]
+    assert 3 == ended_at(job)
+
+
+def test_an_async_handler_under_a_running_loop_is_told_to_use_aexecute() -> None:
+    async def waits(self: Routine) -> None:
+        await asyncio.sleep(0)
+
+    async def blocks() -> JobState:
+        return chain(a=Works(waits, retrying())).execute("a", runtime=Runtime(clock=FakeClock()))
+
+    job = asyncio.run(blocks())
+    assert JobStatus.FAILED is job.status
+    assert job.error is not None
+    assert "routilux.errors.FlowDefinitionError" == job.error.type
+    assert "use 'await flow.aexecute(...)' there" in job.error.message
+    assert 0 == job.retry_count()
+
+
+def test_aexecute_lets_the_event_loop_run() -> None:
+    async def both() -> tuple[JobStatus, list[str]]:
+        heard: list[str] = []
+        let_go = threading.Event()
+
+        def waits(self: Routine) -> None:
+            assert let_go.wait(PATIENCE)
+
+        with Runtime(clock=FakeClock()) as runtime:
+            job = asyncio.ensure_future(chain(a=waits).aexecute("a", runtime=runtime))
+            for i in range(3):
+                await asyncio.sleep(0)
+                heard.append(f"tick {i}")
+            let_go.set()
+            return (await job).status, heard
+
+    assert (JobStatus.COMPLETED, ["tick 0", "tick 1", "tick 2"]) == asyncio.run(both())
+
+
+def test_cancelling_the_task_that_awaits_a_job_cancels_the_job() -> None:
+    jobs: list[JobState] = []
+
+    class Watcher:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            jobs.append(job)
+
+    async def cancels() -> None:
+        began, let_go = threading.Event(), threading.Event()
+
+        def waits(self: Routine) -> None:
+            began.set()
+            assert let_go.wait(PATIENCE)
+            self.emit("out", n=1)
+
+        with Runtime(clock=FakeClock(), observers=[Watcher()]) as runtime:
+            task = asyncio.ensure_future(chain(a=waits, b=rest).aexecute("a", runtime=runtime))
+            assert await asyncio.to_thread(began.wait, PATIENCE)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            let_go.set()
+
+    asyncio.run(cancels())
+    job = jobs[-1]
+    assert JobStatus.CANCELLED is job.status
+    assert "cancelled" in kinds(job)
+    cancelled = next(commit for commit in job.commits if commit.kind == "cancelled")
+    assert {"reason": "the task that awaited it was cancelled"} == cancelled.detail
+    assert 0 == job.routine_states["b"].attempts
+
+
+# --- who else uses it -----------------------------------------------------------------------------
+
+
+def test_start_gives_a_handle_and_the_default_runtime_serves_all_threads() -> None:
+    clock = FakeClock()
+    runs: list[Run] = []
+    with Runtime(clock=clock) as runtime, use_runtime(runtime):
+        thread = threading.Thread(target=lambda: runs.append(chain(a=sleeps(5)).start("a")))
+        thread.start()
+        thread.join(PATIENCE)
+        assert JobStatus.COMPLETED is runs[0].wait().status
+    assert START + timedelta(seconds=5) == clock.now()
+
+
+def test_the_signal_module_is_left_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Runtime(clock=FakeClock()) as runtime:
+        chain(workers=2, a=rest).execute("a", runtime=runtime)
+    assert before == signal.getsignal(signal.SIGINT)

@@ -420,7 +420,7 @@ def test_jitter_is_drawn_from_the_task_and_the_same_on_every_host() -> None:
     handler = retrying(retry_delay=1, retry_backoff=1, max_retries=None, jitter=0.1)
 
     def waits(job_id: str, *, crash: bool) -> list[int]:
-        tale = Tale(alone(handler), job_id=job_id)
+        tale = Tale(alone(handler), job_id=job_id, now=SECOND * crash)
         found = []
         for _ in range(20):
             commit = tale.fail()

@@ -43,7 +43,7 @@ def eventful(limit: int | None = None, *, n: object = 1) -> Tale:
             "b": Stage("out", "error", handler=ErrorHandler("continue")),
             "c": Collect(),
             "d": Stage("out"),
-            "e": Stage(handler=retrying(retry_delay=5)),
+            "e": Stage("out", handler=retrying(retry_delay=5)),
         },
         "a.out -> b", "a.out -> d", "a.out -> e", "b.error -> c",
         width=3,
@@ -152,7 +152,7 @@ def test_a_copy_is_equal_and_later_commits_leave_it_alone() -> None:
     tale.wait()
     step = tale.begin()
     tale.record(step, "late", 1)
-    tale.end(step, done(step, state={"n": 1}, shared={"total": 99}))
+    tale.end(step, done(step, "out", state={"n": 1}, shared={"total": 99}))
     assert tale.job.status is JobStatus.COMPLETED
     assert text_of(twin) == before
     assert twin != tale.job
@@ -167,7 +167,7 @@ def test_what_is_done_to_a_copy_does_not_reach_the_job() -> None:
     step = tale.begin()
     tale.record(step, "late", 1)
     tale.request("cancel")
-    tale.end(step, done(step, state={"n": 1}, shared={"total": 99}))
+    tale.end(step, done(step, "out", state={"n": 1}, shared={"total": 99}))
     assert tale.job.status is JobStatus.CANCELLED
     assert text_of(job) == before
 

@@ -143,10 +143,10 @@ def retry_overhead(failures: int, rounds: int) -> Measurement:
         }
         ratio = each["routilux"] / each["tenacity"]
         whole = best["routilux"] / best["tenacity"]
-        count = f"{failures:,} failed attempt{'s' * (failures > 1)}"
+        count = f"{failures:,} failure{'s' * (failures > 1)}"
         return [
             Figure(
-                f"{count}, each",
+                f"each of {count}",
                 _time(each["routilux"]),
                 f"tenacity {_time(each['tenacity'])}, loop {_time(each['loop'])}",
                 ratio,
@@ -154,7 +154,7 @@ def retry_overhead(failures: int, rounds: int) -> Measurement:
                 Bound(0.45, hard=True, unit=" ×"),
             ),
             Figure(
-                f"{count}, whole job",
+                f"a job with {count}",
                 _time(best["routilux"]),
                 f"tenacity {_time(best['tenacity'])}, loop {_time(best['loop'])}",
                 whole,
@@ -253,8 +253,8 @@ def throughput(events: int, length: int, rounds: int) -> Measurement:
                 f"{steps:,} steps, {_time(best['chain'])}",
                 "",
                 rate,
-                f"{rate:,.0f} steps/s",
-                Bound(80_000, hard=False, least=True, unit=" steps/s"),
+                f"{rate:,.0f} /s",
+                Bound(80_000, hard=False, least=True, unit=" /s"),
             )
         ]
 
@@ -277,10 +277,10 @@ def growth_with_history(sizes: Sequence[int], rounds: int) -> Measurement:
 
 def _growth(what: str, best: dict[str, int]) -> Figure:
     power = exponent((float(size), cost) for size, cost in best.items())
-    sizes = list(best)
+    first, *_, last = best
     return Figure(
-        f"{what}, {int(sizes[0]):,} to {int(sizes[-1]):,}",
-        f"{_time(best[sizes[0]])} to {_time(best[sizes[-1]])}",
+        what,
+        f"{_time(best[first])} to {_time(best[last])} for {int(last) // int(first)} ×",
         "",
         power,
         f"n^{power:.3f}",
@@ -366,7 +366,7 @@ class Last(Routine):
 
 
 def return_latency(strategy: ExecutionStrategy, rounds: int) -> Measurement:
-    """Measure from the last handler's return to `execute` returning: the median of all rounds."""
+    """Measure from the return of the last handler to that of `execute`, as a median."""
     flow = Flow("last", execution_strategy=strategy)
     flow.add_routine(Last(), "last")
     runtime = Runtime()
@@ -378,8 +378,8 @@ def return_latency(strategy: ExecutionStrategy, rounds: int) -> Measurement:
         assert job.status == "completed"
 
     def figures(best: dict[str, int]) -> list[Figure]:
-        what = f"handler's to execute's return, {strategy}"
-        measured = f"median; worst {_time(max(waits))}"
+        what = f"return of execute, {strategy}"
+        measured = f"median, worst {_time(max(waits))}"
         return [_absolute(what, measured, round(median(waits)), 1)]
 
     return Measurement(Race({"last": last}, perf_counter_ns), rounds, figures)

@@ -113,8 +113,12 @@ def exponent(points: Iterable[tuple[float, float]]) -> float:
 def table(figures: Iterable[Figure]) -> Table:
     """Return all figures as a table."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for column in ("", "what", "measured", "against", "figure", "bound"):
-        shown.add_column(column, justify="right" if column == "figure" else "left", no_wrap=True)
+    shown.add_column(no_wrap=True, min_width=2)
+    shown.add_column("what", no_wrap=True)
+    shown.add_column("measured")
+    shown.add_column("against")
+    shown.add_column("figure", justify="right", no_wrap=True)
+    shown.add_column("bound", no_wrap=True)
     for figure in figures:
         mark = {None: "", True: "✅", False: "❌"}[figure.reached]
         bound = "" if figure.bound is None else str(figure.bound)

@@ -1,0 +1,75 @@
+"""The README is true: its code runs, what it shows was printed, and what it names is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.plugin.inner import run_inside
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=("outlives", "functions"))
+def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_readme_block=code)
+
+    result = run_inside(pytester, "-q")
+
+    result.assert_outcomes(passed=len(re.findall(r"^def test_", code, re.M)))
+
+
+def test_the_report_is_what_the_showcase_prints() -> None:
+    (excerpt,) = blocks("text")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"),
+            *("-p", "pytest_routilux.plugin"),
+            *("showcase/test_data_pipeline.py", "-k", "fails-5x-sequential"),
+        ],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "COLUMNS": "100",
+            "PYTHONIOENCODING": "utf-8",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+        },
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    printed = done.stdout.splitlines()
+
+    assert 0 == done.returncode, done.stdout
+    assert [] == [line for line in excerpt.splitlines() if line and line not in printed]
+
+
+def test_every_fixture_of_the_plugin_is_in_the_table_and_no_other() -> None:
+    source = (ROOT / "pytest_routilux" / "plugin.py").read_text(encoding="utf-8")
+    fixtures = set(re.findall(r"^@pytest\.fixture\ndef (\w+)", source, re.M))
+
+    assert fixtures == set(re.findall(r"^\| `(\w+)` \|", README, re.M))
+
+
+def test_its_commands_are_targets_of_the_makefile() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+
+    assert {"make showcase", "make test"} == set(blocks("sh")[0].split("\n")) - {""}
+    assert set(re.findall(r"make (\w+)`", README)) | {"showcase", "test"} <= targets
+
+
+def test_its_links_lead_to_files() -> None:
+    for link in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (ROOT / link).is_file(), link
+    for folder in re.findall(r"^\| `([\w/]+/)` \|", README, re.M):
+        assert (ROOT / folder).is_dir(), folder

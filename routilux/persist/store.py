@@ -97,7 +97,7 @@ class MemoryStore:
             return sorted(self._rows)
 
     def _put(self, job_id: str, rows: list[bytes], seq: int, row: bytes) -> None:
-        if seq <= len(rows) and rows[seq - 1] == row:
+        if 1 <= seq <= len(rows) and rows[seq - 1] == row:
             return
         if seq != len(rows) + 1:
             raise LeaseLostError(

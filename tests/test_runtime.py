@@ -1,0 +1,520 @@
+"""The runtime: its observers, its store, its limits, and what it leaves behind."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import threading
+import weakref
+from typing import Any
+
+import pytest
+
+from routilux import (
+    Commit,
+    CorruptStateError,
+    DuplicateJobError,
+    FakeClock,
+    Flow,
+    FlowDefinitionError,
+    JobState,
+    JobStatus,
+    LeaseLostError,
+    MemoryStore,
+    NotResumableError,
+    Routine,
+    Run,
+    Runtime,
+    StepInput,
+    use_runtime,
+)
+from routilux.runtime import default_runtime
+from tests.drivers.workshop import (
+    PATIENCE,
+    Works,
+    chain,
+    ended_at,
+    engine_threads,
+    fails,
+    fan,
+    kinds,
+    no_thread_remains,
+    rest,
+    retrying,
+    send,
+)
+
+MODES = pytest.mark.parametrize("workers", [None, 2], ids=["sequential", "concurrent"])
+
+
+class Notes:
+    """An observer that writes down what it is told."""
+
+    def __init__(self, name: str = "", told: list[Any] | None = None) -> None:
+        self.name = name
+        self.told: list[Any] = [] if told is None else told
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        self.told.append((self.name, commit.kind.value))
+
+
+class StepNotes(Notes):
+    def on_step(self, job: JobState, step: StepInput) -> None:
+        self.told.append((self.name, f"{step.task.routine_id} attempt {step.attempt}"))
+
+
+# --- observers ------------------------------------------------------------------------------------
+
+
+@MODES
+def test_observers_hear_of_every_commit_in_order_and_of_steps_that_start(
+    workers: int | None,
+) -> None:
+    told: list[Any] = []
+    with Runtime(clock=FakeClock(), observers=[StepNotes("x", told), Notes("y", told)]) as runtime:
+        chain(workers=workers, a=Works(fails(1), retrying())).execute("a", runtime=runtime)
+    assert [
+        ("x", "start"),
+        ("y", "start"),
+        ("x", "a attempt 1"),
+        ("x", "retry"),
+        ("y", "retry"),
+        ("x", "a attempt 2"),
+        ("x", "done"),
+        ("y", "done"),
+    ] == told
+
+
+@pytest.mark.parametrize("how", ["execute", "start"])
+def test_what_observers_raise_is_logged_once_counted_and_changes_nothing(
+    how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Notes):
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            raise RuntimeError("no disk")
+
+        def on_step(self, job: JobState, step: StepInput) -> None:
+            raise RuntimeError("no disk")
+
+    broken, well = Broken(), Notes()
+    with Runtime(clock=FakeClock(), observers=[broken, well]) as runtime:
+        flow = chain(a=send, b=rest)
+        if how == "execute":
+            job = flow.execute("a", runtime=runtime)
+        else:
+            job = flow.start("a", runtime=runtime).wait()
+    assert JobStatus.COMPLETED is job.status
+    assert ["start", "done", "done"] == [kind for _, kind in well.told] == kinds(job)
+    (failure,) = runtime.observer_failures
+    assert (broken, 5, "no disk") == (failure.observer, failure.count, str(failure.error))
+    (record,) = caplog.records
+    assert ("routilux", logging.ERROR) == (record.name, record.levelno)
+    assert "RuntimeError; the job goes on" in record.getMessage()
+
+
+def test_an_observer_that_cancels_the_job_is_told_of_that_after_all_heard_of_the_first() -> None:
+    told: list[Any] = []
+    runs: list[Run] = []
+    known = threading.Event()
+
+    class Cancels(Notes):
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            super().on_commit(job, commit)
+            if commit.kind == "done":
+                assert known.wait(PATIENCE)
+                runs[0].cancel("seen enough")
+
+    def waits(self: Routine) -> None:
+        assert known.wait(PATIENCE)
+        self.emit("out", n=0)
+
+    with (
+        no_thread_remains(),
+        Runtime(clock=FakeClock(), observers=[Cancels("x", told), Notes("y", told)]) as runtime,
+    ):
+        runs.append(chain(a=waits, b=rest).start("a", runtime=runtime))
+        known.set()
+        job = runs[0].wait()
+    assert JobStatus.CANCELLED is job.status
+    assert ["start", "done", "cancelled"] == kinds(job)
+    assert [(name, kind) for kind in kinds(job) for name in "xy"] == told
+    assert [] == runtime.observer_failures
+
+
+# --- the store ------------------------------------------------------------------------------------
+
+
+class Refuses(MemoryStore):
+    """A store that refuses its n-th write, once or from then on."""
+
+    def __init__(self, n: int, *, for_ever: bool = True) -> None:
+        super().__init__()
+        self.n, self.for_ever, self.writes = n, for_ever, 0
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str) -> None:
+        self.writes += 1
+        if self.writes == self.n or (self.for_ever and self.writes > self.n):
+            raise OSError(f"disk full at write {self.writes}")
+        super().append(job_id, seq, row, owner)
+
+
+def storied(workers: int | None) -> Flow:
+    """A flow with an effect, a retry and a fan-out: start, effect, retry, done, done, done."""
+
+    def pays(self: Routine) -> None:
+        self.ctx.once("charge", int)
+        if self.ctx.attempt == 1:
+            raise ValueError
+        self.emit("out", n=1)
+
+    def writes(self: Routine, n: int) -> None:
+        self.ctx.sleep(1)
+        self.ctx.shared["n"] = n
+
+    return fan(Works(pays, retrying()), workers=workers, a=writes, b=writes)
+
+
+@MODES
+def test_with_a_store_memory_and_store_are_equal_after_every_commit(workers: int | None) -> None:
+    class Compares:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            assert runtime.load("j") == job
+
+    store = MemoryStore()
+    with Runtime(clock=FakeClock(), store=store, observers=[Compares()]) as runtime:
+        job = storied(workers).execute("source", job_id="j", runtime=runtime)
+    assert [] == runtime.observer_failures
+    assert 6 == job.seq == len(store.rows("j"))
+    assert ["j"] == store.job_ids()
+
+
+@pytest.mark.parametrize("for_ever", [True, False], ids=["for ever", "once"])
+@pytest.mark.parametrize("n", range(1, 7))
+@pytest.mark.parametrize("how", ["inline", "pool", "background"])
+def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the_caller(
+    how: str, n: int, for_ever: bool
+) -> None:
+    jobs: list[JobState] = []
+
+    class Watcher:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            jobs.append(job)
+
+    store = Refuses(n, for_ever=for_ever)
+    flow = storied(2 if how == "pool" else None)
+    with (
+        no_thread_remains(),
+        Runtime(clock=FakeClock(), store=store, observers=[Watcher()]) as runtime,
+    ):
+        with pytest.raises(OSError, match=f"disk full at write {n}"):
+            _run(flow, how, runtime)
+        assert n - 1 == len(store.rows("j"))
+        assert n - 1 == len(jobs), "observers heard of a commit that was not accepted"
+        if jobs:
+            assert runtime.load("j") == jobs[-1]
+    if jobs and jobs[-1].status is JobStatus.RUNNING:
+        store.n = 0
+        store.for_ever = False
+        with Runtime(clock=FakeClock(), store=store) as other:
+            done = flow.resume(other.load("j"), runtime=other)
+            assert JobStatus.COMPLETED is done.status
+            assert {"n": 1} == done.shared_data
+            assert done == other.load("j")
+
+
+def _run(flow: Flow, how: str, runtime: Runtime) -> JobState:
+    if how == "background":
+        return flow.start("source", job_id="j", runtime=runtime).wait()
+    return flow.execute("source", job_id="j", runtime=runtime)
+
+
+def test_a_host_that_is_no_longer_the_owner_is_stopped_at_its_next_commit() -> None:
+    store = MemoryStore()
+    flow = storied(None)
+    clock = FakeClock(autojump=False)
+    with no_thread_remains(), Runtime(clock=clock, store=store) as first:
+        run = flow.start("source", job_id="j", runtime=first)
+        clock.advance(0)
+        with Runtime(clock=FakeClock(clock.now()), store=store) as second:
+            taken = flow.resume(second.load("j"), runtime=second)
+            clock.advance(100)
+            with pytest.raises(LeaseLostError, match="belongs to"):
+                run.wait()
+            assert JobStatus.COMPLETED is taken.status
+            assert taken == second.load("j")
+    assert ["start", "effect", "retry"] == kinds(run.job)
+
+
+def test_a_job_of_which_another_host_knows_more_can_not_be_resumed() -> None:
+    store = MemoryStore()
+    flow = storied(None)
+    with Runtime(clock=FakeClock(), store=store) as runtime:
+        job = flow.execute("source", job_id="j", runtime=runtime)
+        with pytest.raises(LeaseLostError):
+            flow.resume(job.at(3), runtime=runtime)
+        assert job == runtime.load("j")
+
+
+def test_a_poisoned_job_is_failed_in_the_store_too_whoever_owned_it() -> None:
+    store = MemoryStore()
+
+    class Crash(BaseException):
+        pass
+
+    def dies(self: Routine) -> None:
+        raise Crash
+
+    flow = chain(a=dies)
+    with pytest.raises(Crash):
+        Runtime(clock=FakeClock(), store=store).execute(flow, "a", job_id="j")
+    for _ in range(2):
+        host = Runtime(clock=FakeClock(), store=store, max_recoveries=2)
+        with pytest.raises(Crash):
+            flow.resume(host.load("j"), runtime=host)
+    host = Runtime(clock=FakeClock(), store=store, max_recoveries=2)
+    job = flow.resume(host.load("j"), runtime=host)
+    assert JobStatus.FAILED is job.status
+    assert job.error is not None
+    assert "routilux.errors.PoisonJobError" == job.error.type
+    assert "a (task 0, attempt 1)" in job.error.message
+    assert job == host.load("j")
+
+
+def test_a_job_that_was_submitted_is_pending_until_somebody_resumes_it() -> None:
+    store = MemoryStore()
+    flow = storied(None)
+    submitter = Runtime(clock=FakeClock(), store=store)
+    job_id = submitter.submit(flow, "source")
+    waiting = submitter.load(job_id)
+    assert JobStatus.PENDING is waiting.status
+    assert ["source"] == [task.routine_id for task in waiting.pending_tasks]
+    worker = Runtime(clock=FakeClock("2026-01-02"), store=store)
+    done = flow.resume(worker.load(job_id), runtime=worker)
+    assert JobStatus.COMPLETED is done.status
+    assert 0 == done.recoveries
+    with pytest.raises(DuplicateJobError):
+        submitter.submit(flow, "source", job_id=job_id)
+    with pytest.raises(FlowDefinitionError, match="this runtime has none"):
+        Runtime().submit(flow, "source")
+
+
+def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed() -> None:
+    flow = storied(None)
+    job = Runtime(clock=FakeClock()).execute(flow, "source").at(3)
+    runtime = Runtime(clock=FakeClock(), store=MemoryStore())
+    with pytest.raises(KeyError, match="holds no job 'nobody'"):
+        runtime.load("nobody")
+    with pytest.raises(KeyError):
+        Runtime().load("nobody")
+    with pytest.raises(NotResumableError, match="the store holds no job"):
+        flow.resume(job, runtime=runtime)
+
+
+def test_a_damaged_row_is_refused_by_its_place() -> None:
+    store = MemoryStore()
+    runtime = Runtime(clock=FakeClock(), store=store)
+    storied(None).execute("source", job_id="j", runtime=runtime)
+    rows = store._rows["j"]
+    rows[2], rows[3] = rows[3], rows[2]
+    with pytest.raises(CorruptStateError, match=r"\$\.j\[3\]"):
+        runtime.load("j")
+
+
+def test_a_second_job_of_the_same_id_is_refused_and_the_first_unharmed() -> None:
+    store = MemoryStore()
+    runtime = Runtime(clock=FakeClock(), store=store)
+    first = chain(a=rest).execute("a", job_id="j", runtime=runtime)
+    for again in (runtime, Runtime(clock=FakeClock("2027-01-01"), store=store)):
+        with pytest.raises(DuplicateJobError, match="'j'"):
+            chain(a=rest).execute("a", {"n": 1}, job_id="j", runtime=again)
+    assert first == runtime.load("j")
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def cycle(last: int) -> Flow:
+    def counts(self: Routine, n: int = 1) -> None:
+        if n < last:
+            self.emit("out", n=n + 1)
+
+    flow = chain(a=counts)
+    flow.connect("a", "out", "a", "trigger")
+    return flow
+
+
+@pytest.mark.parametrize("how", ["execute", "start"])
+def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how: str) -> None:
+    with Runtime(clock=FakeClock(), max_steps=10) as runtime:
+        just = cycle(10).execute("a", runtime=runtime)
+        if how == "execute":
+            over = cycle(11).execute("a", job_id="j", runtime=runtime)
+        else:
+            over = cycle(11).start("a", job_id="j", runtime=runtime).wait()
+    assert JobStatus.COMPLETED is just.status
+    assert JobStatus.FAILED is over.status
+    assert 10 == over.routine_states["a"].attempts
+    assert over.error is not None
+    assert "routilux.errors.StepLimitError" == over.error.type
+    assert "job j made 10 attempts, the runtime's max_steps" in over.error.message
+    assert [11] == [task.payload["n"] for task in over.pending_tasks]
+
+
+def test_max_steps_counts_attempts_and_those_in_flight() -> None:
+    with Runtime(clock=FakeClock(), max_steps=3) as runtime:
+        flow = fan(send, workers=4, a=Works(fails(5), retrying()), b=rest, c=rest)
+        job = flow.execute("source", runtime=runtime)
+    assert JobStatus.FAILED is job.status
+    assert 3 == sum(state.attempts for state in job.routine_states.values())
+
+
+def test_a_job_stopped_at_max_steps_goes_on_when_it_is_resumed_with_more() -> None:
+    flow = cycle(15)
+    job = flow.execute("a", runtime=Runtime(clock=FakeClock(), max_steps=10))
+    done = flow.resume(job, retry_failed=True, runtime=Runtime(clock=FakeClock(), max_steps=100))
+    assert JobStatus.COMPLETED is done.status
+    assert 15 == done.routine_states["a"].completed
+    assert done.error is None
+
+
+@MODES
+def test_a_history_limit_bounds_the_commits_that_are_kept(workers: int | None) -> None:
+    longest = 0
+
+    class Watcher:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            nonlocal longest
+            longest = max(longest, len(job.commits))
+
+    flow = cycle(1000)
+    flow.execution_strategy = "concurrent" if workers else "sequential"
+    with Runtime(clock=FakeClock(), history_limit=10, observers=[Watcher()]) as runtime:
+        job = flow.execute("a", runtime=runtime)
+    assert (1001, 1000) == (job.seq, job.routine_states["a"].completed)
+    assert 10 <= len(job.commits) <= longest <= 20
+    assert list(range(job.seq - len(job.commits) + 1, job.seq + 1)) == [c.seq for c in job.commits]
+    assert job == JobState.deserialize(job.serialize())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_steps": 0},
+        {"max_steps": True},
+        {"max_steps": 1.5},
+        {"max_recoveries": -1},
+        {"history_limit": 0},
+        {"history_limit": "10"},
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused_by_name(options: dict[str, Any]) -> None:
+    with pytest.raises(FlowDefinitionError, match=f"{next(iter(options))} is .* whole number"):
+        Runtime(**options)
+
+
+# --- which runtime --------------------------------------------------------------------------------
+
+
+def test_the_default_is_that_of_the_innermost_use() -> None:
+    plain = default_runtime()
+    assert plain is default_runtime()
+    with use_runtime(Runtime()) as outer:
+        with use_runtime(Runtime()) as inner:
+            assert default_runtime() is inner
+        assert default_runtime() is outer
+    assert default_runtime() is plain
+
+
+def test_a_runtime_named_comes_before_the_default() -> None:
+    with use_runtime(Runtime(clock=FakeClock("2001-01-01"))):
+        job = chain(a=rest).execute("a", runtime=Runtime(clock=FakeClock("2002-01-01")))
+    assert 2002 == job.commits[0].finished_at.year
+
+
+@pytest.mark.parametrize(
+    ("call", "culprit"),
+    [
+        ({"entry": "b"}, "no routine 'b'"),
+        ({"entry": "a", "slot": "nowhere"}, "no slot 'nowhere'"),
+        ({"entry": "a", "params": {"m": 1}}, "'m', which it does not take"),
+        ({"entry": "a", "params": [1]}, "not [1]"),
+        ({"entry": "a", "job_id": ""}, "not ''"),
+    ],
+)
+@pytest.mark.parametrize("how", ["execute", "start"])
+def test_what_does_not_fit_the_flow_is_refused_before_a_job_exists(
+    how: str, call: dict[str, Any], culprit: str
+) -> None:
+    store = MemoryStore()
+    runtime = Runtime(clock=FakeClock(), store=store)
+    with pytest.raises(FlowDefinitionError) as refused:
+        getattr(chain(a=rest), how)(**call, runtime=runtime)
+    assert culprit in str(refused.value)
+    assert [] == store.job_ids()
+
+
+# --- what it leaves behind ------------------------------------------------------------------------
+
+
+def test_after_close_no_thread_remains_and_the_runtime_still_works() -> None:
+    with no_thread_remains():
+        runtime = Runtime(clock=FakeClock())
+        for _ in range(3):
+            fan(send, workers=3, a=rest, b=rest).execute("source", runtime=runtime)
+        runs = [chain(a=rest).start("a", runtime=runtime) for _ in range(3)]
+        runtime.close()
+        assert [JobStatus.COMPLETED] * 3 == [run.wait().status for run in runs]
+        again = fan(send, workers=3, a=rest).execute("source", runtime=runtime)
+        assert JobStatus.COMPLETED is again.status
+
+
+def test_threads_are_used_again_while_the_runtime_is_open() -> None:
+    before = engine_threads()
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        flow = fan(send, workers=3, a=rest, b=rest, c=rest)
+        flow.execute("source", runtime=runtime)
+        first = engine_threads() - before
+        for _ in range(20):
+            flow.execute("source", runtime=runtime)
+        assert first <= engine_threads() - before
+        assert len(engine_threads() - before) <= 3
+
+
+def test_a_runtime_that_nobody_closed_leaves_no_thread_behind_when_it_is_gone() -> None:
+    with no_thread_remains():
+        runtime = Runtime(clock=FakeClock())
+        fan(send, workers=3, a=rest, b=rest).execute("source", runtime=runtime)
+        del runtime
+        gc.collect()
+
+
+def test_nothing_of_a_job_is_kept_by_the_runtime_once_it_rests() -> None:
+    class Payload:
+        pass
+
+    seen: list[weakref.ref[Payload]] = []
+
+    def emits(self: Routine) -> None:
+        payload = Payload()
+        seen.append(weakref.ref(payload))
+        self.emit("out", n=payload)
+
+    def takes(self: Routine, n: object) -> None:
+        seen.append(weakref.ref(n))  # type: ignore[arg-type]
+
+    before = engine_threads()
+    with Runtime(clock=FakeClock()) as runtime:
+        run = chain(workers=2, a=emits, b=takes).start("a", runtime=runtime)
+        assert JobStatus.COMPLETED is run.wait().status
+        for thread in engine_threads() - before:
+            if thread.name == "routilux-loop":
+                thread.join(PATIENCE)
+        del run
+        gc.collect()
+        assert [None, None] == [ref() for ref in seen]
+
+
+def test_a_finished_job_takes_no_virtual_time_to_be_seen() -> None:
+    with Runtime(clock=FakeClock()) as runtime:
+        run = chain(a=send, b=rest).start("a", runtime=runtime)
+        assert 0 == ended_at(run.wait(timeout=0.000001))

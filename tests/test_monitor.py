@@ -1,0 +1,211 @@
+"""The monitor: what it counts, and that commits are all that it needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routilux import (
+    ErrorHandler,
+    ExecutionMonitor,
+    FakeClock,
+    Flow,
+    JobState,
+    JobStatus,
+    Routine,
+    RoutineStatus,
+    Runtime,
+)
+from tests.drivers.workshop import Works, chain, fails, fan, rest, retrying
+
+MS = 1_000_000
+
+
+def pipeline(failures: int) -> Flow:
+    def fetch(self: Routine) -> None:
+        self.ctx.sleep(0.8)
+        self.emit("out", n=[1, 2, 3])
+
+    def process(self: Routine, n: object) -> None:
+        self.ctx.sleep(0.5)
+        if self.ctx.attempt <= failures:
+            raise ValueError("transient")
+        self.emit("out", n=n)
+
+    handler = retrying(max_retries=4, retry_delay=0.3, retry_backoff=1.5)
+    return chain(data_fetch=fetch, data_process=Works(process, handler), data_validator=rest)
+
+
+def watched(flow: Flow, entry: str, **payload: Any) -> tuple[JobState, ExecutionMonitor]:
+    monitor = ExecutionMonitor()
+    with Runtime(clock=FakeClock(), observers=[monitor]) as runtime:
+        return flow.execute(entry, payload or None, runtime=runtime), monitor
+
+
+def facts(monitor: ExecutionMonitor) -> dict[str, object]:
+    names = ("commits", "events", "data_flows", "state_changes", "retries")
+    return {name: getattr(monitor, name) for name in names} | {"summary": monitor.summary()}
+
+
+def test_at_retry_2_of_the_pipeline_there_are_2_events_1_flow_and_1_state_change() -> None:
+    job, _ = watched(pipeline(9), "data_fetch")
+    at_retry_2 = job.at(4)
+    assert 2 == at_retry_2.retry_count()
+    assert 2 == len(at_retry_2.execution_history)
+    monitor = ExecutionMonitor.of(at_retry_2)
+    assert {"events": 2, "data_flows": 1, "state_changes": 1} == monitor.summary()
+    (flow,) = monitor.data_flows
+    assert ("data_fetch", "out", "data_process", "trigger", "0.0") == (
+        flow.source,
+        flow.event,
+        flow.target,
+        flow.slot,
+        flow.task_id,
+    )
+    (change,) = monitor.state_changes
+    assert ("data_fetch", "pending", "completed") == (
+        change.routine_id,
+        change.before,
+        change.after,
+    )
+    assert ["start", "out"] == [record.event for record in monitor.events]
+    assert [1, 2] == [retry.number for retry in monitor.retries]
+    assert [800 * MS, None] == [
+        None if retry.actual_ns is None else retry.actual_ns + 500 * MS for retry in monitor.retries
+    ]
+
+
+def test_the_last_attempt_changes_the_state_with_its_attempt_and_retry_count() -> None:
+    job, monitor = watched(pipeline(9), "data_fetch")
+    assert JobStatus.FAILED is job.status
+    last = monitor.state_changes[-1]
+    assert ("data_process", RoutineStatus.PENDING, RoutineStatus.FAILED, 5, 4) == (
+        last.routine_id,
+        last.before,
+        last.after,
+        last.attempt,
+        last.retry_count,
+    )
+    assert 5_737_500_000 == last.at_ns - job.started_ns
+
+
+def test_planned_and_actual_waits_are_equal_and_exact() -> None:
+    job, monitor = watched(pipeline(9), "data_fetch")
+    planned = [300 * MS, 450 * MS, 675 * MS, 1_012_500_000]
+    assert planned == [retry.delay_ns for retry in monitor.retries]
+    assert planned == [retry.actual_ns for retry in monitor.retries]
+    for retry in monitor.retries:
+        assert retry.due_ns == retry.started_ns
+        assert retry.error is not None
+        assert "transient" == retry.error.message
+        assert retry.delay_ns == round(retry.delay.total_seconds() * 1e9)
+    assert [1, 2, 3, 4] == [retry.attempt for retry in monitor.retries]
+    assert job.job_id == monitor.retries[0].job_id
+
+
+def test_a_retry_that_has_not_begun_has_no_actual_wait() -> None:
+    job, _ = watched(pipeline(9), "data_fetch")
+    (retry,) = ExecutionMonitor.of(job.at(3)).retries
+    assert retry.actual_ns is None
+    assert retry.due_at == job.at(3).pending_tasks[0].due_at
+
+
+def test_the_rest_of_a_wait_after_a_resume_is_its_new_due_time() -> None:
+    flow = chain(a=Works(fails(1), retrying(retry_delay=10)))
+    job, _ = watched(flow, "a")
+    monitor = ExecutionMonitor()
+    with Runtime(clock=FakeClock("2026-01-01T00:00:07"), observers=[monitor]) as runtime:
+        done = flow.resume(job.at(2), runtime=runtime)
+    rebuilt = ExecutionMonitor.of(done)
+    assert [10_000 * MS] == [retry.actual_ns for retry in rebuilt.retries]
+    assert rebuilt.retries[0].due_ns == rebuilt.retries[0].started_ns
+    with Runtime(clock=FakeClock("2026-01-01T00:05:00")) as runtime:
+        late = ExecutionMonitor.of(flow.resume(job.at(2), runtime=runtime))
+    assert [300_000 * MS] == [retry.actual_ns for retry in late.retries]
+    assert [10_000 * MS] == [retry.delay_ns for retry in late.retries]
+
+
+def test_a_fresh_budget_counts_from_one_again() -> None:
+    flow = chain(a=Works(fails(5), retrying(max_retries=2, retry_delay=1)))
+    job, _ = watched(flow, "a")
+    with Runtime(clock=FakeClock()) as runtime:
+        done = flow.resume(job, retry_failed=True, runtime=runtime)
+    monitor = ExecutionMonitor.of(done)
+    assert [1, 2, 1, 2] == [retry.number for retry in monitor.retries]
+    assert [1, 2, 4, 5] == [retry.attempt for retry in monitor.retries]
+    assert [("pending", "failed"), ("failed", "pending"), ("pending", "completed")] == [
+        (change.before, change.after) for change in monitor.state_changes
+    ]
+
+
+def test_several_jobs_are_told_apart() -> None:
+    monitor = ExecutionMonitor()
+    with Runtime(clock=FakeClock(), observers=[monitor]) as runtime:
+        flow = chain(a=Works(fails(1), retrying()), b=rest)
+        jobs = [flow.start("a", job_id=f"j{i}", runtime=runtime) for i in range(3)]
+        states = [run.wait() for run in jobs]
+    for job in states:
+        alone = ExecutionMonitor.of(job)
+        mine = [commit for job_id, commit in monitor.commits if job_id == job.job_id]
+        assert list(job.commits) == mine
+        assert alone.retries == [r for r in monitor.retries if r.job_id == job.job_id]
+        assert alone.data_flows == [f for f in monitor.data_flows if f.job_id == job.job_id]
+        assert alone.state_changes == [c for c in monitor.state_changes if c.job_id == job.job_id]
+
+
+_handlers = st.sampled_from(
+    [
+        None,
+        ErrorHandler("continue"),
+        ErrorHandler("skip"),
+        retrying(max_retries=1, retry_delay=0.3),
+        retrying(max_retries=3, retry_delay=2, on_exhausted="continue"),
+        retrying(max_retries=2, retry_delay=1, on_exhausted="skip"),
+    ]
+)
+_items = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=4)
+
+
+@given(_handlers, _handlers, _items, st.sampled_from([None, 3]), st.booleans())
+def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
+    first: ErrorHandler | None,
+    second: ErrorHandler | None,
+    items: list[tuple[int, int]],
+    workers: int | None,
+    tells: bool,
+) -> None:
+    def sends(self: Routine) -> None:
+        for n in items:
+            self.emit("out", n=n)
+
+    def work(self: Routine, n: tuple[int, int]) -> None:
+        self.ctx.sleep(n[1])
+        self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n[0]  # type: ignore[operator]
+        self.ctx.once("effect", int)
+        if self.ctx.attempt <= n[0]:
+            raise ValueError
+        self.emit("out", n=n)
+
+    events = {"error": ["message"]} if tells else {}
+    flow = fan(
+        sends,
+        workers=workers,
+        a=Works(work, first, **events),
+        b=Works(work, second),
+    )
+    if tells:
+        flow.add_routine(Works(lambda self, **told: None), "told")
+        flow.connect("a", "error", "told", "trigger")
+    job, monitor = watched(flow, "source")
+    assert facts(ExecutionMonitor.of(job)) == facts(monitor)
+    # And after the commits have been through their saved form, on another host.
+    again = JobState.deserialize(job.serialize())
+    assert facts(ExecutionMonitor.of(again)) == facts(monitor)
+    assert job.execution_history == monitor.events
+    last = {(c.routine_id): c.after for c in monitor.state_changes}
+    assert {r: s.status for r, s in job.routine_states.items() if s.status != "pending"} == last
+    for retry in monitor.retries:
+        if retry.actual_ns is not None:
+            assert retry.actual_ns >= retry.delay_ns

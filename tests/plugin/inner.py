@@ -15,6 +15,7 @@ def run_inside(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        patch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the run that this test is in
         return pytester.runpytest_subprocess(
             "-W", "error", "-p", "no:cacheprovider", "-p", "pytest_routilux.plugin", *args
         )

@@ -9,13 +9,14 @@ Laws:
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from fractions import Fraction
+from decimal import Context, Decimal
 from typing import Final
 
 __all__ = ["SECOND", "from_ns", "instant_ns", "seconds_text", "to_ns"]
 
 SECOND: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter of Fraction's time
 
 
 def to_ns(value: float | timedelta) -> int:
@@ -30,8 +31,10 @@ def to_ns(value: float | timedelta) -> int:
         length = (value // timedelta(microseconds=1)) * 1000
     elif isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
         raise ValueError(f"a length of time is a finite number of seconds, not {value!r}")
+    elif isinstance(value, int):
+        length = value * SECOND
     else:
-        length = round(Fraction(repr(value)) * SECOND)
+        length = round(_exactly(Decimal(float.__repr__(value)), SECOND))
     if length < 0:
         raise ValueError(f"a length of time can't be negative: {value!r}")
     return length

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextvars
 import copy
 import datetime as dt
 import json
+import multiprocessing
 import os
 import pickle
 import queue
@@ -80,6 +82,16 @@ def run(
 def result_of(job: JobState) -> Any:
     job.raise_for_status()
     return job.outputs[0].data["result"]
+
+
+def in_time(work: Callable[[], Any]) -> Any:
+    """Do what may never end if a timer of its stands still."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert results, "it has not ended for half a minute: is one of its timers virtual?"
+    return results[0]
 
 
 @pytest.fixture
@@ -209,6 +221,14 @@ def test_a_module_imported_during_the_test_reads_real_time_after_it(imported) ->
     assert late.datetime is datetime
 
 
+def test_so_does_one_of_the_standard_library(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "sched", raising=False)
+    with frozen_clock():
+        late: Any = __import__("sched")
+        assert late._time is time.monotonic is not freeze.api.real_monotonic
+    assert late._time is time.monotonic is freeze.api.real_monotonic
+
+
 # --- sleeping -------------------------------------------------------------------------------------
 
 
@@ -247,14 +267,18 @@ def test_a_sleep_of_the_test_itself_is_real(flow_clock, slept) -> None:
     assert 0.0 == time.monotonic()
 
 
-def test_a_sleep_in_a_thread_of_the_handlers_own_is_real(flow_clock, slept) -> None:
+@pytest.mark.parametrize("context", [contextvars.Context(), None])
+def test_a_sleep_in_a_thread_of_the_handlers_own_is_real(flow_clock, slept, context) -> None:
     def work(ctx: Any) -> None:
-        thread = threading.Thread(target=lambda: time.sleep(7))
+        # As asyncio.to_thread does, a thread may even have the context of the step.
+        own = context or contextvars.copy_context()
+        thread = threading.Thread(target=own.run, args=(lambda: time.sleep(7),), daemon=True)
         thread.start()
-        thread.join()
+        thread.join(10)
 
     result_of(run(flow_clock, work))
     assert [7] == slept
+    assert 0.0 == time.monotonic()
 
 
 def test_a_sleep_stops_where_the_timeout_of_the_attempt_ends(flow_clock) -> None:
@@ -289,11 +313,12 @@ def test_an_async_handler_sleeps_and_reads_virtually_while_its_loop_runs_for_rea
         ctx.sleep(1)
         async with asyncio.timeout(60):
             await asyncio.sleep(0.001)
-        await asyncio.to_thread(lambda: time.sleep(9))
         return time.monotonic(), datetime.now()
 
-    assert (3.0, datetime(2026, 1, 1, 0, 0, 3)) == result_of(run(flow_clock, work, strategy))
-    assert [9] == slept
+    assert (3.0, datetime(2026, 1, 1, 0, 0, 3)) == result_of(
+        in_time(lambda: run(flow_clock, work, strategy))
+    )
+    assert [] == slept
 
 
 # --- what stays real ------------------------------------------------------------------------------
@@ -325,7 +350,31 @@ def wait_for_process() -> None:
         process.wait(timeout=0.01)
 
 
-REAL_TIMERS = [wait_for_queue, wait_for_event, wait_for_future, wait_for_process]
+def wait_for_late_queue() -> None:
+    # A module that is imported now finds virtual functions in time.
+    before = sys.modules.pop("queue")
+    try:
+        late: Any = __import__("queue")
+    finally:
+        sys.modules["queue"] = before
+    assert late.time is time.monotonic
+    with pytest.raises(late.Empty):
+        late.Queue().get(timeout=0.01)
+
+
+def wait_for_pipe() -> None:
+    end, _ = multiprocessing.Pipe()
+    assert not end.poll(0.01)
+
+
+REAL_TIMERS = [
+    wait_for_late_queue,
+    wait_for_pipe,
+    wait_for_queue,
+    wait_for_event,
+    wait_for_future,
+    wait_for_process,
+]
 
 
 @pytest.mark.parametrize("timer", REAL_TIMERS)
@@ -335,7 +384,7 @@ def test_timers_of_threads_and_processes_stay_real_in_a_handler(
 ) -> None:
     real = SystemClock()
     begun = real.monotonic_ns()
-    result_of(run(flow_clock, lambda ctx: timer(), strategy))
+    result_of(in_time(lambda: run(flow_clock, lambda ctx: timer(), strategy)))
     assert real.monotonic_ns() - begun >= 10_000_000
     assert 0.0 == time.monotonic()
 

@@ -33,6 +33,7 @@ from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcom
 from routilux.flow import Flow
 from routilux.policy import ErrorHandler
 from routilux.routine import Routine
+from routilux.values import same_value
 from tests.core.stories import (
     SECOND,
     Collect,
@@ -123,9 +124,12 @@ class JobUnderWay(RuleBasedStateMachine):
     seen: ClassVar[Counter[str]] = Counter()
 
     @initialize(
-        width=st.integers(1, 5), queued=st.booleans(), limit=st.none(), start=st.integers(-5, 5)
+        width=st.sampled_from([1, 2, 3, 5]),
+        queued=st.booleans(),
+        start=st.integers(-5, 5),
+        spread=st.integers(0, 3),
     )
-    def start(self, width: int, queued: bool, limit: int | None, start: int) -> None:
+    def start(self, width: int, queued: bool, start: int, spread: int) -> None:
         self.plan = every_shape(width).plan()
         self.now = start * SECOND
         self.machine = Machine(self.plan, JobState("job"))
@@ -140,6 +144,10 @@ class JobUnderWay(RuleBasedStateMachine):
         self.recoveries = 0
         self.final: JobStatus | None = None
         self.accept(self.machine.start("source", "trigger", {"n": 1}, self.now, queued=queued))
+        if queued:
+            self.go_on(False)
+        if spread:
+            self.succeed(0, [("out", 1)] * spread, False, False, "", None, 0)
 
     # --- the model ------------------------------------------------------------------------------
 
@@ -199,7 +207,8 @@ class JobUnderWay(RuleBasedStateMachine):
             assert step.number not in self.numbers
             self.numbers.add(step.number)
             assert step.attempt == known.attempts + 1
-            assert {name: e.result for name, e in step.effects.items()} == known.effects
+            recorded = {name: effect.result for name, effect in step.effects.items()}
+            assert same_value(recorded, known.effects)
             assert (step.shared, step.seq) == (self.job.shared_data, self.job.seq)
             handler = HANDLERS[known.routine]
             most = handler.max_retries
@@ -249,6 +258,23 @@ class JobUnderWay(RuleBasedStateMachine):
         if counts and routine.max_concurrency == 1:
             outcome.state = Writes({"total": self.total(step.state) + 1})
         self.end(step, outcome, after, adds=adds)
+
+    @precondition(lambda self: self.plan.width > 1 and len(self.machine.startable(self.now)) > 1)
+    @rule(times=st.integers(1, 5))
+    def race(self, times: int) -> None:
+        """Let one task meet what others commit while it runs, as often as it takes."""
+        unlucky = self.machine.startable(self.now)[0].task_id
+        for number in range(times):
+            if self.machine.startable(self.now):
+                self.begin(0, 4)
+            flying = [step.task.task_id for step in self.machine.flights]
+            if len(flying) < 2 or unlucky not in flying:
+                return
+            other = len(flying) - 1 - (flying[-1] == unlucky)
+            self.succeed(other, [("out", 1)] * 3, True, True, "", 1, 0)
+            flying.pop(other)
+            looks = ["", "all"][number % 2]
+            self.succeed(flying.index(unlucky), [("out", 1)], looks == "", False, looks, None, 0)
 
     def emissions(self, routine: Routine, emitted: list[tuple[str, object]]) -> list[Emission]:
         if len(self.known) >= MOST_TASKS:

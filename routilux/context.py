@@ -126,6 +126,8 @@ class View(MutableMapping[str, object]):
             if key not in snapshot or not same_value(value, snapshot[key])
         }
         values = copied_payload(changed, place)
+        # To set what stood there already is no write, so it must still stand there at the end.
+        self.read.update(key for key in self._copies if key in snapshot and key not in values)
         removed = tuple(sorted(key for key in self._removed if key in snapshot))
         return Writes(values, removed) if values or removed else None
 
@@ -281,7 +283,8 @@ class Context:
 
     def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:
         """Return what was changed of state and of shared data."""
-        state = self._state.writes("ctx.state") if self._state is not None else None
+        own, common = self._state, self._shared  # it may be closed from another thread
+        state = own.writes("ctx.state") if own is not None else None
         if state is not None and not state_allowed:
             keys = ", ".join([*state.values, *state.removed])
             raise FlowDefinitionError(
@@ -289,7 +292,7 @@ class Context:
                 " max_concurrency > 1 steps at a time, which would lose updates;"
                 " use ctx.shared, or max_concurrency = 1"
             )
-        return state, self._shared.writes("ctx.shared") if self._shared is not None else None
+        return state, common.writes("ctx.shared") if common is not None else None
 
     @property
     def untouched(self) -> bool:
@@ -298,10 +301,12 @@ class Context:
 
     def shared_reads(self) -> frozenset[str] | None:
         """Return the shared keys that were read; None for all of them."""
-        if self._shared is None:
+        common = self._shared
+        if common is None:
             return frozenset()
-        return None if self._shared.read_all else frozenset(self._shared.read)
+        return None if common.read_all else frozenset(common.read)
 
     def close(self) -> None:
         """End it: whatever still holds it can do nothing more."""
         self.step = None
+        self._state = self._shared = None  # they hold this context: a cycle

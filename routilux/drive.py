@@ -13,12 +13,17 @@ Laws:
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from routilux import codec
-from routilux.errors import NoActiveStepError, StepLimitError, UnserializableError
+from routilux.errors import (
+    NoActiveStepError,
+    NotResumableError,
+    StepLimitError,
+    UnserializableError,
+)
 from routilux.exchange import ErrorInfo, StepInput, StepOutcome
 from routilux.step import timed_out
 
@@ -151,12 +156,14 @@ class Drive:
         if step.timeout_ns is not None:
             self._open.pop(step.number, None)
         machine = self.machine
+        job = machine.job
+        # Never before the last commit: an observer may have made one since `now` was read.
         if outcome.effects:
             for name, effect in outcome.effects.items():
-                recorded = machine.effect(step, name, effect, now)
+                recorded = machine.effect(step, name, effect, max(now, job.updated_ns))
                 if recorded is not None:
                     self.commit(recorded)
-        commit = machine.finish(step, outcome, now)
+        commit = machine.finish(step, outcome, max(now, job.updated_ns))
         if commit is None:
             return
         try:
@@ -166,7 +173,7 @@ class Drive:
             unsaved = StepOutcome(
                 step.number, [], error=ErrorInfo.of(error), error_type=UnserializableError
             )
-            commit = machine.finish(step, unsaved, now)
+            commit = machine.finish(step, unsaved, max(now, job.updated_ns))
             if commit is not None:
                 self.commit(commit)
 
@@ -182,7 +189,13 @@ class Drive:
     def request(self, kind: Request, reason: str | None = None) -> None:
         """Commit a pause or a cancellation, and let the loop look again."""
         with self.runtime.lock:
-            self.commit(self.machine.request(kind, self.now_ns(), reason))
+            if self.error is not None:
+                raise NotResumableError(
+                    f"job {self.machine.job.job_id} broke off here ({type(self.error).__name__}:"
+                    f" {self.error}); load it again and resume it"
+                )
+            now = max(self.now_ns(), self.machine.job.updated_ns)
+            self.commit(self.machine.request(kind, now, reason))
             if self.loop is not None:
                 self.loop.look(self)
 
@@ -244,7 +257,7 @@ class Loop:
                         self.fail(drive, error)
                 if not self.drives:
                     return
-                until, key, who = self._first_timer() if self._timers else _NO_TIMER
+                until, key, who = self._first_timer()
             ended = driver.next(until, key, who)
 
     def _begin(self, drive: Drive, now: int) -> None:
@@ -305,6 +318,10 @@ class Loop:
         self.drives.discard(drive)
         drive.loop = None
         drive.rested.set()
+        if len(self._timers) > 2 * len(self.drives) + _FEW:
+            # The timers of jobs that are over must not keep them.
+            self._timers = [timer for timer in self._timers if timer[2].loop is self]
+            heapify(self._timers)
 
     def _mark(self, drive: Drive) -> None:
         if not drive.ready and drive.loop is self:
@@ -326,7 +343,12 @@ class Loop:
             drive.limit = due
             heappush(self._timers, (due, next(_timer_numbers), drive, step))
 
-    def _first_timer(self) -> tuple[int, Key, str]:
+    def _first_timer(self) -> tuple[int | None, Key, str]:
+        timers = self._timers
+        while timers and timers[0][2].loop is not self:
+            heappop(timers)
+        if not timers:
+            return _NO_TIMER
         due, _, drive, step = self._timers[0]
         job_id = drive.machine.job.job_id
         if step is not None:
@@ -359,6 +381,7 @@ class Loop:
         self._mark(drive)
 
 
+_FEW: Final = 16  # timers that may lie about before they are swept
 _NO_TIMER: Final = (None, (), "the loop")
 
 

@@ -126,6 +126,7 @@ class Flow:
         self._connections: list[Connection] = []
         self._error_handler: ErrorHandler | None = None
         self._graph: _Graph | None = None  # made when first asked for
+        self._declared = 0  # slots and events that were there when it was made
 
     # --- building it ----------------------------------------------------------------------------
 
@@ -256,8 +257,10 @@ class Flow:
             raise FlowDefinitionError(
                 f"execution_strategy is {strategy!r}; choose 'sequential' or 'concurrent'"
             )
-        if self._graph is None:
-            self._graph = self._make_graph()
+        # A routine may have been given slots and events after it was added.
+        declared = sum(len(r._slots) + len(r._events) for r in self._routines.values())
+        if self._graph is None or self._declared != declared:
+            self._graph, self._declared = self._make_graph(), declared
         shape, routes = self._graph
         rest = self._error_handler or _STOP
         return Plan(

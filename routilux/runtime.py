@@ -15,6 +15,7 @@ import threading
 import uuid
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
@@ -32,6 +33,7 @@ from routilux.errors import (
     FlowDefinitionError,
     FlowMismatchError,
     NotResumableError,
+    RoutiluxError,
 )
 from routilux.exchange import copied_payload
 from routilux.flow import shape_changes
@@ -98,6 +100,7 @@ class Run:
         interrupt of its handler).
         """
         drive = self._drive
+        drive.runtime.refuse_observer("wait for a job")
         clock = drive.runtime.clock
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
@@ -154,6 +157,12 @@ class Runtime:
                     f"{name} is {limit!r}; it is a whole number from {least}, or None for no limit"
                 )
         self.clock = clock if clock is not None else SystemClock()
+        if executor is not None and not isinstance(self.clock, SystemClock):
+            raise RoutiluxError(
+                f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
+                f" {type(self.clock).__name__}; leave executor=None, so that the clock knows the"
+                " threads"
+            )
         self.store = store
         self.observers = tuple(observers)
         self.step_observers = tuple(o for o in self.observers if hasattr(o, "on_step"))
@@ -165,7 +174,7 @@ class Runtime:
         self.observer_failures: list[ObserverFailure] = []
         self._executor = executor
         self._notices: deque[tuple[JobState, Commit]] = deque()
-        self._telling = False
+        self._teller: int | None = None  # the thread that tells the observers
         self._spare: list[PoolDriver] = []
         self._background: Loop | None = None
         self._closed = False  # then no thread is kept for later
@@ -182,6 +191,7 @@ class Runtime:
         job_id: str | None = None,
     ) -> JobState:
         """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
+        self.refuse_observer("execute a job")
         return self._drive_here(self._new(flow, entry, params, slot, job_id))
 
     async def aexecute(
@@ -200,11 +210,16 @@ class Runtime:
         import asyncio  # slow at import, for those only who have an event loop anyway
 
         run = self.start(flow, entry, params, slot=slot, job_id=job_id)
+        done: Future[JobState] = Future()
+        done.set_running_or_notify_cancel()  # so that only the job can end it
+        # Not a thread of the event loop's own few: those would hold up each other's jobs.
+        threading.Thread(target=_hand_over, args=(run, done), daemon=True).start()
         try:
-            return await asyncio.to_thread(run.wait)
+            return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
-            with suppress(NotResumableError):  # it may be over already
-                run.cancel("the task that awaited it was cancelled")
+            if run._drive.error is None:  # else it is the handler's own, and nobody gave up
+                with suppress(NotResumableError):  # it may be over already
+                    run.cancel("the task that awaited it was cancelled")
             raise
 
     def start(
@@ -317,6 +332,14 @@ class Runtime:
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
         return drive
 
+    def refuse_observer(self, what: str) -> None:
+        """Raise where an observer waits for a job: all jobs wait for the observer."""
+        if self._teller == threading.get_ident():
+            raise RoutiluxError(
+                f"an observer can't {what}, since no job goes on before the observer returns;"
+                " use start() and look at the job later"
+            )
+
     def _drive_here(self, drive: Drive) -> JobState:
         pool: PoolDriver | None = None
         if drive.plan.width > 1 or self._executor is not None:
@@ -371,7 +394,7 @@ class Runtime:
     def _take_pool(self, size: int) -> PoolDriver:
         with self.lock:
             for pool in self._spare:
-                if pool.size == size:
+                if self._executor is not None or pool.size == size:
                     self._spare.remove(pool)
                     return pool
         return PoolDriver(self.clock, size, self._executor)
@@ -388,9 +411,9 @@ class Runtime:
     def tell(self, job: JobState, commit: Commit) -> None:
         """Tell the observers of a commit, after those that came before it."""
         self._notices.append((job, commit))
-        if self._telling:
+        if self._teller is not None:
             return  # an observer has caused this commit; it is told when the others were
-        self._telling = True
+        self._teller = threading.get_ident()
         try:
             while self._notices:
                 noticed, news = self._notices.popleft()
@@ -400,7 +423,7 @@ class Runtime:
                     except Exception as error:
                         self._failed(observer, error)
         finally:
-            self._telling = False
+            self._teller = None
 
     def tell_step(self, job: JobState, step: StepInput) -> None:
         """Tell the observers that want it of a step that starts."""
@@ -422,6 +445,13 @@ class Runtime:
             type(error).__name__,
             exc_info=error,
         )
+
+
+def _hand_over(run: Run, done: Future[JobState]) -> None:
+    try:
+        done.set_result(run.wait())
+    except BaseException as error:
+        done.set_exception(error)
 
 
 def _checked_params(

@@ -10,11 +10,17 @@ Laws:
 from __future__ import annotations
 
 import inspect
+import pickle
 from typing import TYPE_CHECKING
 
 from routilux.clock import SystemClock
 from routilux.context import Context, active
-from routilux.errors import ClockStalledError, FlowDefinitionError, StepTimeoutError
+from routilux.errors import (
+    ClockStalledError,
+    FlowDefinitionError,
+    StepTimeoutError,
+    UnserializableError,
+)
 from routilux.exchange import Effect, ErrorInfo, StepInput, StepOutcome, traceback_of
 from routilux.instants import SECOND
 from routilux.policy import ErrorHandler, RetryAfter
@@ -43,8 +49,8 @@ def run_step(
             if step.timeout_ns is not None:
                 host.opened(context)
             result = slot.handler(**arguments)
-            if result is not None and inspect.iscoroutine(result):
-                _run_coroutine(result, slot)
+            if result is not None:
+                _see_to(result, slot)
             if step.timeout_ns is not None and _is_late(step, host):
                 return timed_out(step)
             if context.untouched:
@@ -93,6 +99,16 @@ def timed_out(step: StepInput) -> StepOutcome:
 
 def _is_late(step: StepInput, host: Host) -> bool:
     return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
+
+
+def _see_to(result: object, slot: Slot) -> None:
+    if inspect.iscoroutine(result):
+        _run_coroutine(result, slot)
+    elif inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise FlowDefinitionError(
+            f"the handler of slot {slot.name!r} is a generator, so none of it has run; emit what it"
+            " yields"
+        )
 
 
 def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> None:
@@ -147,4 +163,28 @@ def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandl
     host = RemoteHost(SystemClock(), step)
     outcome = run_step(step, routine, routine.slots[slot], handler, host)
     outcome.effects = host.effects or None
+    return _portable(outcome)
+
+
+def _portable(outcome: StepOutcome) -> StepOutcome:
+    # What can't travel fails the attempt, not the job: it is the handler's, not the executor's.
+    if outcome.error_type is not None:
+        outcome.error_type = next(filter(_travels, outcome.error_type.__mro__))
+    try:
+        pickle.dumps(outcome)
+    except Exception as error:
+        refused = UnserializableError(
+            "$", f"what the attempt came to can't be sent back from its process: {error}"
+        )
+        return StepOutcome(
+            outcome.number, [], error=ErrorInfo.of(refused), error_type=UnserializableError
+        )
     return outcome
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True

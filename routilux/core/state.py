@@ -178,6 +178,12 @@ class JobState:
         }
         return twin
 
+    def __deepcopy__(self, memo: object) -> JobState:
+        return self.copy()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return JobState.deserialize, (self.serialize(),)
+
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobState):
             return NotImplemented

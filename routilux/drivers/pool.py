@@ -12,6 +12,7 @@ Laws:
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -19,8 +20,6 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
-from routilux.clock import SystemClock
-from routilux.errors import RoutiluxError
 from routilux.step import run_remote, run_step
 
 if TYPE_CHECKING:
@@ -74,19 +73,17 @@ def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaph
 class PoolDriver:
     """The driver of concurrent flows and of all jobs in the background.
 
-    `size` is how many steps it takes at once; with an executor of the user's, as many as come.
+    `size` is how many steps it takes at once; with an executor of the user's, as many as that has
+    workers, or any number where it does not tell.
     """
 
     __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "size")
 
     def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
-        if executor is not None and not isinstance(clock, SystemClock):
-            raise RoutiluxError(
-                f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
-                f" {type(clock).__name__}; leave executor=None, so that the clock knows the threads"
-            )
         self._clock = clock
-        self.size = size
+        # An attempt begins when a worker is free: its timeout is not for waiting in a queue.
+        own = size if executor is None else getattr(executor, "_max_workers", None)
+        self.size = own if own is not None else sys.maxsize
         self._executor = executor
         self._threads = _Threads(size)
         self._flying = 0
@@ -96,7 +93,7 @@ class PoolDriver:
     @property
     def room(self) -> bool:
         """Whether it can take a step now."""
-        return self._executor is not None or self._flying < self.size
+        return self._flying < self.size
 
     @property
     def idle(self) -> bool:

@@ -183,6 +183,9 @@ def test_a_wait_that_took_longer_than_planned_is_told_apart_from_a_wrong_plan(mo
     assert message_of(monitor.assert_retried, "price", delays=[0.3]).startswith(
         "retry 1 of price (task 0.0): expected 0.3 s, waited 0.5 s, planned 0.3 s\n"
     )
+    assert message_of(monitor.assert_retried, "price", delays=[0.5]).startswith(
+        "retry 1 of price (task 0.0): expected 0.5 s, waited 0.5 s, planned 0.3 s\n"
+    )
 
 
 def test_order_takes_several_tasks_in_a_row_for_one(monitor) -> None:

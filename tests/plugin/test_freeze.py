@@ -271,7 +271,7 @@ def test_a_sleep_of_the_test_itself_is_real(flow_clock, slept) -> None:
 def test_a_sleep_in_a_thread_of_the_handlers_own_is_real(flow_clock, slept, context) -> None:
     def work(ctx: Any) -> None:
         # As asyncio.to_thread does, a thread may even have the context of the step.
-        own = context or contextvars.copy_context()
+        own = contextvars.copy_context() if context is None else context
         thread = threading.Thread(target=own.run, args=(lambda: time.sleep(7),), daemon=True)
         thread.start()
         thread.join(10)
@@ -537,10 +537,18 @@ def test_each_test_begins_at_the_same_instant() -> None:
 
 def test_a_function_taken_during_the_test_is_real_after_it() -> None:
     with frozen_clock():
-        clock, now = time.time, datetime.now
-        assert START.timestamp() == clock()
+        clock, timer, now = time.time, time.monotonic, datetime.now
+        assert (START.timestamp(), 0.0) == (clock(), timer())
     assert abs(clock() - START.timestamp()) > 86_400
+    assert time.monotonic() <= timer() <= time.monotonic()
     assert abs(now(UTC) - START) > timedelta(days=1)
+
+
+def test_nothing_new_stands_in_time_afterwards(monkeypatch) -> None:
+    monkeypatch.delattr(time, "clock", raising=False)  # freezegun leaves one where it is used alone
+    with frozen_clock():
+        pass
+    assert not hasattr(time, "clock")
 
 
 def test_a_freeze_around_it_is_refused() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal, Inexact
 from fractions import Fraction
+from functools import lru_cache
 from typing import Final
 
 from routilux.instants import SECOND
@@ -43,6 +44,7 @@ def half_even(numerator: int, denominator: int) -> int:
     return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient & 1))
 
 
+@lru_cache(maxsize=4096)  # flows are built anew far more often than their policies differ
 def backoff_ns(delay: float, growth: float, retry: int, digits: int = 64) -> int:
     """`delay × growth^(retry−1)` seconds, correctly rounded to nanoseconds, whatever the retry.
 

@@ -364,8 +364,6 @@ class FakeClock(Clock):
         if signal is not None and not isinstance(signal, _FakeSignal):
             raise TypeError(f"a {type(signal).__name__} is another clock's signal")
         party = self._party()
-        if party is not None and party.stalled is not None:
-            raise ClockStalledError(party.stalled)  # a step that was given up goes on to wait
         ticket = 0
         try:
             with self._lock:
@@ -387,9 +385,7 @@ class FakeClock(Clock):
                 self._interrupt(party, ticket)
             raise
         if party.stalled is not None:
-            reason = party.stalled
-            if party.result:
-                party.stalled = None
+            reason, party.stalled = party.stalled, None
             raise ClockStalledError(reason)
         return signal is not None and signal.raised
 

@@ -261,13 +261,12 @@ class Loop:
             ended = driver.next(until, key, who)
 
     def _begin(self, drive: Drive, now: int) -> None:
+        if drive.loop is not self:
+            return  # it broke while it waited for room
         machine = drive.machine
         task = machine.first(now + drive.offset)
         if task is None:
-            if machine.rests:
-                self.drop(drive)
-            else:
-                self._watch(drive)
+            self._watch(drive)
             return
         limit = self._runtime.max_steps
         if limit is not None and self._over(drive, limit):
@@ -324,7 +323,11 @@ class Loop:
             heapify(self._timers)
 
     def _mark(self, drive: Drive) -> None:
-        if not drive.ready and drive.loop is self:
+        if drive.loop is not self:
+            return
+        if drive.machine.rests:
+            self.drop(drive)  # at once: there may be no room for long
+        elif not drive.ready:
             drive.ready = True
             self._ready.append(drive)
 

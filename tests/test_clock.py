@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from routilux import (
     ClockStalledError,
+    ErrorHandler,
     FakeClock,
     Flow,
     JobStatus,
@@ -33,6 +34,7 @@ from tests.drivers.workshop import (
     engine_threads,
     fails,
     fan,
+    kinds,
     no_thread_remains,
     rest,
     retrying,
@@ -475,6 +477,28 @@ def test_what_breaks_one_background_job_leaves_the_others_alone() -> None:
         assert ["a"] == [task.routine_id for task in broken.job.pending_tasks]
 
 
+def test_the_timeouts_of_a_job_that_broke_ring_no_more() -> None:
+    class Unplugged(BaseException):
+        pass
+
+    def breaks(self: Routine, n: object) -> None:
+        self.ctx.sleep(1)
+        raise Unplugged
+
+    def slow(self: Routine, n: object) -> None:
+        self.ctx.sleep(10)
+
+    flow = fan(send, workers=2, breaks=breaks, slow=Works(slow, ErrorHandler(timeout=5)))
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        broken = flow.start("source", runtime=runtime)
+        other = chain(a=sleeps(20)).start("a", runtime=runtime)
+        assert JobStatus.COMPLETED is other.wait().status
+        with pytest.raises(Unplugged):
+            broken.wait()
+    assert ["start", "done"] == kinds(broken.job)
+    assert {"breaks", "slow"} == {task.routine_id for task in broken.job.pending_tasks}
+
+
 def test_a_waiter_is_given_up_after_its_timeout_in_virtual_time() -> None:
     clock = FakeClock()
     with Runtime(clock=clock) as runtime:
@@ -514,11 +538,16 @@ def test_a_wait_of_the_system_clock_ends_when_its_signal_is_set() -> None:
         clock.wait(None, None)
 
 
-def test_a_wait_longer_than_the_system_takes_is_a_long_wait_and_no_error() -> None:
+def test_a_wait_longer_than_the_system_takes_is_waited_for_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr("routilux.clock._sleep", asked.append)
+    passed = iter([0, 0, 9 * 10**18, 10**20])
+    monkeypatch.setattr("routilux.clock._monotonic_ns", lambda: next(passed))
     clock = SystemClock()
-    signal = clock.signal()
-    threading.Thread(target=signal.set).start()
-    assert clock.wait(signal, clock.monotonic_ns() + 10**20) is True
+    assert clock.wait(None, clock.monotonic_ns() + 10**20) is False
+    assert [threading.TIMEOUT_MAX, threading.TIMEOUT_MAX] == asked
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])

@@ -500,6 +500,30 @@ def test_a_handler_that_hangs_is_given_up_at_its_timeout_and_can_do_nothing_more
     assert (5 * SECOND, 3 * SECOND) == (retried.at_ns - jobs[0].started_ns, retried.delay_ns)
 
 
+def test_a_job_is_over_though_handlers_that_were_given_up_hold_every_thread() -> None:
+    clock, hangs = HandClock(), Hangs()
+    body = lambda self, n=0: hangs(self, n)  # noqa: E731 - a handler is a function
+    limit = ErrorHandler(timeout=5)
+    flow = fan(send, workers=2, a=Works(body, limit), b=Works(body, limit))
+    jobs: list[JobState] = []
+    with no_thread_remains(), Runtime(clock=clock) as runtime:
+        caller = threading.Thread(
+            target=lambda: jobs.append(flow.execute("source", runtime=runtime))
+        )
+        caller.start()
+        for _ in range(2):
+            assert hangs.began.acquire(timeout=PATIENCE)
+        clock.until_waited_for(5)
+        clock.move(5)
+        caller.join(PATIENCE / 2)
+        over = not caller.is_alive()
+        hangs.let_go.set()
+        caller.join(PATIENCE)
+    assert over, "execute waited for the handlers"
+    assert JobStatus.FAILED is jobs[0].status
+    assert ["start", "done", "failed", "failed"] == kinds(jobs[0])
+
+
 def test_a_step_that_was_given_up_keeps_its_thread_and_the_other_jobs_go_on() -> None:
     clock, hangs = HandClock(), Hangs()
     body = lambda self, n=0: hangs(self, n)  # noqa: E731 - a handler is a function

@@ -96,6 +96,27 @@ def test_a_job_that_waits_for_a_retry_rests_as_soon_as_it_is_paused() -> None:
     assert ["start", "retry", "paused"] == kinds(job)
 
 
+def test_a_job_that_waits_for_a_free_thread_can_be_cancelled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    began, let_go = threading.Event(), threading.Event()
+
+    def holds(self: Routine) -> None:
+        began.set()
+        assert let_go.wait(PATIENCE)
+
+    with no_thread_remains(), Runtime() as runtime:
+        first = chain(a=holds).start("a", runtime=runtime)
+        assert began.wait(PATIENCE)
+        second = chain(a=rest).start("a", runtime=runtime)
+        second.cancel()
+        job = second.wait(timeout=PATIENCE / 2)
+        let_go.set()
+        assert JobStatus.COMPLETED is first.wait().status
+    assert ["start", "cancelled"] == kinds(job)
+
+
 def test_the_reason_of_a_cancellation_is_kept() -> None:
     clock = FakeClock(autojump=False)
     with Runtime(clock=clock) as runtime:
@@ -393,10 +414,16 @@ sys.path.insert(0, sys.argv[1])
 from routilux import FakeClock, Runtime
 from tests.drivers.workshop import fan, no_thread_remains, send
 
+def first(*_):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+signal.signal(signal.SIGINT, first)
+
 def interrupts(self, n=0):
-    self.ctx.sleep(1)
-    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-    self.ctx.sleep(1)
+    while True:  # a signal that comes just before a lock is waited for is not seen
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        self.ctx.sleep(1)
 
 def asleep(self, n=0):
     self.ctx.sleep(10**9)

@@ -6,6 +6,7 @@ import gc
 import logging
 import threading
 import weakref
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -226,6 +227,43 @@ def _run(flow: Flow, how: str, runtime: Runtime) -> JobState:
     if how == "background":
         return flow.start("source", job_id="j", runtime=runtime).wait()
     return flow.execute("source", job_id="j", runtime=runtime)
+
+
+@pytest.mark.parametrize("how", ["pool", "background"])
+def test_a_refused_effect_is_told_at_once_though_its_handler_goes_on(how: str) -> None:
+    told = threading.Event()
+    ends: list[bool] = []
+
+    def hangs(self: Routine) -> None:
+        with suppress(OSError):
+            self.ctx.once("charge", int)
+        ends.append(told.wait(PATIENCE))
+
+    with no_thread_remains(), Runtime(store=Refuses(2)) as runtime:
+        with pytest.raises(OSError, match="disk full at write 2"):
+            _run(fan(hangs, workers=2), how, runtime)
+        told.set()
+    assert [True] == ends
+
+
+def test_a_job_that_broke_starts_nothing_more_when_a_thread_becomes_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    ran: list[str] = []
+
+    def pays(self: Routine, n: object) -> None:
+        ran.append("a")
+        self.ctx.once("charge", int)
+
+    def after(self: Routine, n: object) -> None:
+        ran.append("b")
+
+    with no_thread_remains(), Runtime(clock=FakeClock(), store=Refuses(3)) as runtime:
+        broken = fan(send, workers=2, a=pays, b=after).start("source", runtime=runtime)
+        with pytest.raises(OSError, match="disk full at write 3"):
+            broken.wait()
+    assert ["a"] == ran
 
 
 def test_a_host_that_is_no_longer_the_owner_is_stopped_at_its_next_commit() -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from routilux import (
     Commit,
+    ErrorHandler,
     FakeClock,
     Flow,
     JobState,
@@ -223,10 +224,26 @@ def test_a_step_that_the_executor_drops_before_it_began_ends_the_job() -> None:
         assert given.wait(PATIENCE)
         executor.shutdown(wait=False, cancel_futures=True)
         with pytest.raises(CancelledError, match="dropped the step"):
-            run.wait()
+            run.wait(timeout=PATIENCE)
         busy.set()
     executor.shutdown()
     assert ["a"] == [task.routine_id for task in run.job.pending_tasks]
+
+
+def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run() -> None:
+    ran: list[int] = []
+
+    def late(self: Routine) -> None:
+        ran.append(1)
+
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as executor, Runtime(executor=executor) as runtime:
+        executor.submit(busy.wait, PATIENCE)
+        job = chain(a=Works(late, ErrorHandler(timeout=0.001))).execute("a", runtime=runtime)
+        busy.set()
+    assert [] == ran
+    assert job.error is not None
+    assert "routilux.errors.StepTimeoutError" == job.error.type
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, _Sane])

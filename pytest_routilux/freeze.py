@@ -324,4 +324,4 @@ _restore_zone = _set_zone
 def _drop_clock_of_python_2(had_it: bool) -> None:
     if not had_it:
         with suppress(AttributeError):
-            del time.clock  # type: ignore[attr-defined]
+            del time.clock  # type: ignore[attr-defined]  # freezegun adds it

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterator, MutableMapping
 from contextvars import ContextVar
 from random import Random
-from typing import TYPE_CHECKING, Final, ParamSpec, Protocol, TypeVar, cast
+from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
 from uuid import UUID
 
 from routilux import codec
@@ -149,6 +149,7 @@ class Context:
         "outbox",
         "owner",
         "step",
+        "touched",
     )
 
     def __init__(self, step: StepInput, owner: object, host: Host) -> None:
@@ -156,6 +157,7 @@ class Context:
         self.owner = owner
         self.outbox: list[Emission] = []
         self.named: set[str] | None = None
+        self.touched = False  # whether the handler looked at state or shared data
         self._host = host
         self._state: View | None = None
         self._shared: View | None = None
@@ -163,13 +165,14 @@ class Context:
         self._uuids: Random | None = None
 
     def _open_step(self) -> StepInput:
-        step = self.step
-        if step is None:
-            raise NoActiveStepError(
-                "this step is over: its handler has returned or was given up, so nothing that it"
-                " does can be recorded any more; keep no ctx beyond the handler"
-            )
-        return step
+        return self.step or self.over()
+
+    def over(self) -> NoReturn:
+        """Refuse to do anything for a step that is over."""
+        raise NoActiveStepError(
+            "this step is over: its handler has returned or was given up, so nothing that it"
+            " does can be recorded any more; keep no ctx beyond the handler"
+        )
 
     def _check_open(self) -> None:
         self._open_step()
@@ -179,6 +182,7 @@ class Context:
         """The routine's own saved data: changes are committed when the handler returns."""
         if self._state is None:
             self._state = View(self._open_step().state, self._check_open)
+            self.touched = True
         return self._state
 
     @property
@@ -186,12 +190,13 @@ class Context:
         """The job's shared data; a step that read what another one changed is run again."""
         if self._shared is None:
             self._shared = View(self._open_step().shared, self._check_open)
+            self.touched = True
         return self._shared
 
     @property
     def attempt(self) -> int:
         """The number of this attempt, 1 for the first; goes on counting after a resume."""
-        return self._open_step().attempt
+        return (self.step or self.over()).attempt
 
     @property
     def job_id(self) -> str:
@@ -267,7 +272,7 @@ class Context:
         place = f"$.once[{name!r}]"
         encoded = codec.encode([list(args), dict(kwargs)], f"{place}.arguments")
         digest = hashlib.sha256(codec.dumps(encoded).encode()).hexdigest()
-        recorded = step.effects.get(name)
+        recorded = (step.effects or {}).get(name)
         if recorded is not None:
             if recorded.arguments != digest:
                 raise FlowDefinitionError(
@@ -293,11 +298,6 @@ class Context:
                 " use ctx.shared, or max_concurrency = 1"
             )
         return state, common.writes("ctx.shared") if common is not None else None
-
-    @property
-    def untouched(self) -> bool:
-        """Whether the handler looked at neither state nor shared data."""
-        return self._state is None and self._shared is None
 
     def shared_reads(self) -> frozenset[str] | None:
         """Return the shared keys that were read; None for all of them."""

@@ -18,6 +18,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from routilux import codec
+from routilux.core.records import JobStatus
 from routilux.errors import (
     NoActiveStepError,
     NotResumableError,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drive", "Loop"]
 
+_RUNNING = JobStatus.RUNNING
 _ordinals = count(1)
 _timer_numbers = count()
 
@@ -163,7 +165,9 @@ class Drive:
                 recorded = machine.effect(step, name, effect, max(now, job.updated_ns))
                 if recorded is not None:
                     self.commit(recorded)
-        commit = machine.finish(step, outcome, max(now, job.updated_ns))
+        if now < job.updated_ns:
+            now = job.updated_ns
+        commit = machine.finish(step, outcome, now)
         if commit is None:
             return
         try:
@@ -237,44 +241,47 @@ class Loop:
                     self.fail(drive, error)
 
     def _run(self) -> None:
-        runtime = self._runtime
-        clock = self._clock
+        lock = self._runtime.lock
+        monotonic_ns = self._clock.monotonic_ns
         driver = self._driver
+        ready = self._ready
         ended: Ended | None = None
         while True:
-            with runtime.lock:
-                now = clock.monotonic_ns()  # under the lock, so that commits are in its order
+            with lock:
+                now = monotonic_ns()  # under the lock, so that commits are in its order
                 if ended is not None:
                     self._end(ended, now)
                 if self._timers:
                     self._ring(now)
-                while self._ready and driver.room:
-                    drive = self._ready.popleft()
+                while ready and driver.room:
+                    drive = ready.popleft()
                     drive.ready = False
-                    try:
-                        self._begin(drive, now)
-                    except BaseException as error:
-                        self.fail(drive, error)
+                    if drive.loop is self:  # else it broke while it waited for room
+                        try:
+                            self._begin(drive, now)
+                        except BaseException as error:
+                            self.fail(drive, error)
                 if not self.drives:
                     return
-                until, key, who = self._first_timer()
+                until, key, who = self._first_timer() if self._timers else _NO_TIMER
             ended = driver.next(until, key, who)
 
     def _begin(self, drive: Drive, now: int) -> None:
-        if drive.loop is not self:
-            return  # it broke while it waited for room
         machine = drive.machine
-        task = machine.first(now + drive.offset)
+        now += drive.offset
+        if now <= machine.job.updated_ns:
+            now = machine.job.updated_ns  # also where equal: a history keeps one number, not two
+        task = machine.first(now)
         if task is None:
             self._watch(drive)
             return
-        limit = self._runtime.max_steps
-        if limit is not None and self._over(drive, limit):
+        runtime = self._runtime
+        if runtime.max_steps is not None and self._over(drive, runtime.max_steps):
             self._mark(drive)
             return
-        step = machine.begin(task, now + drive.offset)
-        if self._runtime.step_observers:
-            self._runtime.tell_step(machine.job, step)
+        step = machine.begin(task, now)
+        if runtime.step_observers:
+            runtime.tell_step(machine.job, step)
         if step.timeout_ns is not None:
             self._watch_limit(drive, step, step.timeout_ns)
         self._driver.start(drive, step)
@@ -325,7 +332,8 @@ class Loop:
     def _mark(self, drive: Drive) -> None:
         if drive.loop is not self:
             return
-        if drive.machine.rests:
+        machine = drive.machine
+        if machine.job.status is not _RUNNING and machine.rests:
             self.drop(drive)  # at once: there may be no room for long
         elif not drive.ready:
             drive.ready = True

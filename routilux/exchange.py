@@ -18,7 +18,6 @@ from routilux.values import copy_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from types import TracebackType
 
 __all__ = ["Effect", "Emission", "ErrorInfo", "StepInput", "StepOutcome", "Task", "Writes"]
 
@@ -30,13 +29,11 @@ _type_names: dict[type[BaseException], str] = {}
 
 def type_name(error_type: type[BaseException]) -> str:
     """Return how an exception class is named: `ValueError`, `shop.errors.GatewayDown`."""
-    name = _type_names.get(error_type)
-    if name is None:
-        module = error_type.__module__
-        name = error_type.__qualname__
-        if module != "builtins":
-            name = f"{module}.{name}"
-        _type_names[error_type] = name
+    module = error_type.__module__
+    name = error_type.__qualname__
+    if module != "builtins":
+        name = f"{module}.{name}"
+    _type_names[error_type] = name
     return name
 
 
@@ -64,18 +61,17 @@ class ErrorInfo:
             message = f"<its str() raised {type(broken).__name__}>"
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + "…"
-        return cls(type_name(type(error)), message, _innermost(error.__traceback__))
+        where = None
+        place = error.__traceback__
+        if place is not None:
+            while place.tb_next is not None:
+                place = place.tb_next
+            where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+        kind = type(error)
+        return cls(_type_names.get(kind) or type_name(kind), message, where)
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
-
-
-def _innermost(place: TracebackType | None) -> str | None:
-    if place is None:
-        return None
-    while place.tb_next is not None:
-        place = place.tb_next
-    return f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
 
 
 def traceback_of(error: BaseException, skip: int = 0) -> str:
@@ -175,7 +171,7 @@ class StepInput:
     state: dict[str, object]
     shared: dict[str, object]
     seq: int
-    effects: dict[str, Effect]
+    effects: dict[str, Effect] | None
     started_ns: int
     timeout_ns: int | None
     worker: int

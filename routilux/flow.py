@@ -69,6 +69,7 @@ class Route:
     target: str
     slot: str
     mapping: dict[str, str] | None
+    fields: int  # of the event; a payload that has them all has what the handler needs
     required: frozenset[str]  # event fields without which the handler can't be called
 
 
@@ -288,6 +289,7 @@ class Flow:
                 c.target,
                 c.slot,
                 dict(c.param_mapping) or None,
+                len(self._routines[c.source].events[c.event].fields),
                 frozenset(back.get(name, name) for name in required),
             )
             routes[c.source, c.event] = (*routes.get((c.source, c.event), ()), route)

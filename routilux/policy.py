@@ -77,12 +77,14 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         "_ceiling_ns",
         "_delays",
         "_spread",
+        "_steady_ns",
         "_verdicts",
         "deadline",
         "deadline_ns",
         "jitter",
         "max_delay",
         "max_retries",
+        "most_retries",
         "non_retryable_exceptions",
         "on_exhausted",
         "retry_backoff",
@@ -164,12 +166,29 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         self.on_exhausted = options["on_exhausted"]
         self.retry_count = 0
 
+        # max_retries as a number to compare with: 0 where it never retries, else maybe infinity.
+        self.most_retries: Final[float] = (
+            0
+            if self.strategy is not ErrorStrategy.RETRY
+            else float("inf")
+            if self.max_retries is None
+            else self.max_retries
+        )
         self.timeout_ns = None if self.timeout is None else nanoseconds(self.timeout)
         self.deadline_ns = None if self.deadline is None else nanoseconds(self.deadline)
         self._ceiling_ns: Final = (
             MAX_DELAY_NS if self.max_delay is None else nanoseconds(self.max_delay)
         )
         self._spread: Final = Fraction(repr(self.jitter)) if self.jitter else None
+        # The delay before every retry, where all are alike.
+        self._steady_ns: Final = (
+            min(
+                nanoseconds(self.retry_delay),
+                self._ceiling_ns if self._spread is None else MAX_DELAY_NS,
+            )
+            if self.retry_delay == 0 or self.retry_backoff == 1
+            else None
+        )
         # Dicts, because handlers are shared: two threads that fill in the same answer do no harm.
         self._delays: Final[dict[int, int]] = {}
         self._verdicts: Final[dict[type[BaseException], bool]] = {}
@@ -196,9 +215,11 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         >>> ErrorHandler("retry", retry_delay=1, jitter=0.1).delay_ns(1, draw=0)
         900000000
         """
-        delay = self._delays.get(retry)
-        if delay is None:
-            delay = self._remember_delay(retry)
+        delay = self._steady_ns
+        if delay is None or retry < 1:
+            delay = self._delays.get(retry)
+            if delay is None:
+                delay = self._remember_delay(retry)
         spread = self._spread
         if spread is None:
             return delay
@@ -213,9 +234,6 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     def _remember_delay(self, retry: int) -> int:
         if retry < 1:
             raise ValueError(f"retry={retry} does not exist; the first retry is 1")
-        if retry > 1 and (self.retry_delay == 0 or self.retry_backoff == 1):
-            first = self._delays.get(1)  # all are alike
-            return first if first is not None else self._remember_delay(1)
         delay = backoff_ns(self.retry_delay, self.retry_backoff, retry)
         if self._spread is None:
             delay = min(delay, self._ceiling_ns)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from routilux.clock import SystemClock
 from routilux.context import Context, active
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RemoteHost", "run_remote", "run_step", "timed_out"]
 
+_NO_READS: Final[frozenset[str]] = frozenset()
+
 
 def run_step(
     step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: Host
@@ -43,8 +45,12 @@ def run_step(
     token = active.set(context)
     try:
         try:
-            arguments = slot.binding.arguments(step.task.payload)
-            if not step.task.flat:
+            task = step.task
+            binding = slot.binding
+            arguments = task.payload
+            if arguments.keys() != binding.names:
+                arguments = binding.arguments(arguments)
+            if not task.flat:
                 arguments = {name: copy_value(value) for name, value in arguments.items()}
             if step.timeout_ns is not None:
                 host.opened(context)
@@ -53,7 +59,7 @@ def run_step(
                 _see_to(result, slot)
             if step.timeout_ns is not None and _is_late(step, host):
                 return timed_out(step)
-            if context.untouched:
+            if not context.touched:
                 return StepOutcome(step.number, context.outbox)
             state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
             return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
@@ -62,29 +68,17 @@ def run_step(
         except Exception as error:
             if step.timeout_ns is not None and _is_late(step, host):
                 return timed_out(step)
-            return _failure(step, error, handler, context)
+            kind = type(error)
+            info = ErrorInfo.of(error)
+            if step.final or not handler.is_retryable(kind):
+                info.traceback = traceback_of(error, skip=1)
+            reads = context.shared_reads() if context.touched else _NO_READS
+            if isinstance(error, RetryAfter):
+                return StepOutcome(step.number, [], None, None, reads, info, kind, error.delay_ns)
+            return StepOutcome(step.number, [], None, None, reads, info, kind)
     finally:
         active.reset(token)
         context.close()
-
-
-def _failure(
-    step: StepInput, error: Exception, handler: ErrorHandler, context: Context
-) -> StepOutcome:
-    error_type = type(error)
-    info = ErrorInfo.of(error)
-    if step.final or not handler.is_retryable(error_type):
-        info.traceback = traceback_of(error, skip=1)
-    return StepOutcome(
-        step.number,
-        [],
-        None,
-        None,
-        context.shared_reads(),
-        info,
-        error_type,
-        error.delay_ns if isinstance(error, RetryAfter) else None,
-    )
 
 
 def timed_out(step: StepInput) -> StepOutcome:

@@ -543,10 +543,10 @@ def test_a_wait_longer_than_the_system_takes_is_waited_for_in_parts(
 ) -> None:
     asked: list[float] = []
     monkeypatch.setattr("routilux.clock._sleep", asked.append)
-    passed = iter([0, 0, 9 * 10**18, 10**20])
+    passed = iter([0, 9 * 10**18, 10**20])
     monkeypatch.setattr("routilux.clock._monotonic_ns", lambda: next(passed))
     clock = SystemClock()
-    assert clock.wait(None, clock.monotonic_ns() + 10**20) is False
+    assert clock.wait(None, 10**20) is False
     assert [threading.TIMEOUT_MAX, threading.TIMEOUT_MAX] == asked
 
 

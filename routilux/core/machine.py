@@ -39,6 +39,8 @@ _numbers = count(1)
 
 _DONE = CommitKind.DONE
 _RETRY = CommitKind.RETRY
+_CONFLICT = CommitKind.CONFLICT
+_EFFECT = CommitKind.EFFECT
 _RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
@@ -62,11 +64,21 @@ def child_id(parent: str, number: int) -> str:
 class Machine:
     """One job on one plan: what may start, and the commits by which it goes on."""
 
-    __slots__ = ("_alone", "_flights", "_schedule", "_shared_seq", "_shared_when", "job", "plan")
+    __slots__ = (
+        "_alone",
+        "_flights",
+        "_schedule",
+        "_shared_seq",
+        "_shared_when",
+        "_width",
+        "job",
+        "plan",
+    )
 
     def __init__(self, plan: Plan, job: JobState) -> None:
         self.plan = plan
         self.job = job
+        self._width = plan.width
         self._flights: dict[str, StepInput] = {}
         self._alone = False
         self._shared_when: dict[str, int] = {}  # shared key -> the commit that changed it
@@ -96,10 +108,10 @@ class Machine:
 
     def first(self, now: int) -> PendingTask | None:
         """Return the first choice among the tasks that may start now."""
-        if len(self._flights) >= self.plan.width or self._alone or self.job.status is not _RUNNING:
+        if self.job.status is not _RUNNING or len(self._flights) >= self._width or self._alone:
             return None
         first = self._schedule.first()
-        if first is None or first.due_ns > now or self._must_wait(first):
+        if first is None or first.due_ns > now or (first.conflicts and self._must_wait(first)):
             return None
         return first
 
@@ -116,7 +128,7 @@ class Machine:
 
     def due(self) -> int | None:
         """Return the next instant at which a task may start, or None if no time brings one."""
-        if len(self._flights) >= self.plan.width or self._alone or self.job.status is not _RUNNING:
+        if self.job.status is not _RUNNING or len(self._flights) >= self._width or self._alone:
             return None
         first = self._schedule.first()
         return None if first is None or self._must_wait(first) else first.due_ns
@@ -139,14 +151,14 @@ class Machine:
                 worker += 1
         if pending.conflicts >= MOST_CONFLICTS:
             self._alone = True
-        handler = self.plan.handlers[task.routine_id]
-        retries = handler.max_retries
+        routine_id = task.routine_id
+        handler = self.plan.handlers[routine_id]
         step = StepInput(
             next(_numbers),
             task,
             pending.attempt,
             job.job_id,
-            job.routine_states[task.routine_id].state,
+            job.routine_states[routine_id].state,
             job.shared_data,
             job.seq,
             pending.effects,
@@ -154,8 +166,7 @@ class Machine:
             handler.timeout_ns,
             worker,
             (pending.seq, pending.position),
-            handler.strategy is not _RETRIES
-            or (retries is not None and pending.retries >= retries),
+            pending.retries >= handler.most_retries,
         )
         self._schedule.start(pending)
         flights[task.task_id] = step
@@ -180,7 +191,7 @@ class Machine:
         }
         root = Task("0", entry, slot, params, is_flat(params), -1)
         status = JobStatus.PENDING if queued else _RUNNING
-        return Commit(1, CommitKind.START, now, status, tasks=[root], detail=detail)
+        return Commit(1, CommitKind.START, now, status, tasks=(root,), detail=detail)
 
     def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
         """Return what the end of a step changes; None if its outcome is late or doubled."""
@@ -189,11 +200,10 @@ class Machine:
         if flying is None or flying.number != outcome.number:
             return None
         job = self.job
-        reads = outcome.shared_reads
-        if self._shared_seq > step.seq and (reads is None or reads) and self._changed(step, reads):
+        if self._shared_seq > step.seq and self._changed(step, outcome.shared_reads):
             return Commit(
                 job.seq + 1,
-                CommitKind.CONFLICT,
+                _CONFLICT,
                 now,
                 job.status,
                 task.task_id,
@@ -203,16 +213,16 @@ class Machine:
                 step.worker,
             )
         if outcome.error_type is not None:
-            return self._failure(step, outcome, now)
-        emissions = outcome.emissions
-        tasks: list[Task] | tuple[()] = ()
+            return self._failure(step, outcome, outcome.error_type, now)
+        emissions = tuple(outcome.emissions)
+        tasks: tuple[Task, ...] = ()
         if emissions:
             try:
                 tasks = self._fan_out(task, emissions)
             except FlowDefinitionError as error:
-                return self._failure(step, _failed_by(step, error), now)
+                return self._failure(step, _failed_by(step, error), FlowDefinitionError, now)
         status = job.status
-        if status is _RUNNING and not tasks and len(job._pending) == 1:
+        if not tasks and status is _RUNNING and len(job._pending) == 1:
             status = _COMPLETED
         return Commit(
             job.seq + 1,
@@ -224,8 +234,8 @@ class Machine:
             step.attempt,
             step.started_ns,
             step.worker,
-            emissions or (),
-            tasks or (),
+            emissions,
+            tasks,
             outcome.state,
             outcome.shared,
         )
@@ -236,12 +246,16 @@ class Machine:
         when = self._shared_when
         return any(when.get(key, 0) > step.seq for key in reads)
 
-    def _fan_out(self, parent: Task, emissions: Sequence[Emission]) -> list[Task]:
+    def _fan_out(self, parent: Task, emissions: tuple[Emission, ...]) -> tuple[Task, ...]:
         tasks: list[Task] = []
-        for index, emission in enumerate(emissions):
+        parent_id = parent.task_id
+        routes = self.plan.routes
+        index = -1
+        for emission in emissions:
+            index += 1
             payload = emission.payload
-            for route in self.plan.routes.get((parent.routine_id, emission.event), ()):
-                if not route.required.issubset(payload):
+            for route in routes.get((parent.routine_id, emission.event), ()):
+                if len(payload) < route.fields and not route.required.issubset(payload):
                     missing = ", ".join(sorted(repr(n) for n in route.required - set(payload)))
                     raise FlowDefinitionError(
                         f"{parent.routine_id} emitted {emission.event!r} without {missing}, which"
@@ -250,7 +264,7 @@ class Machine:
                 mapping = route.mapping
                 tasks.append(
                     Task(
-                        child_id(parent.task_id, len(tasks)),
+                        child_id(parent_id, len(tasks)),
                         route.target,
                         route.slot,
                         payload
@@ -260,16 +274,20 @@ class Machine:
                         index,
                     )
                 )
-        return tasks
+        return tuple(tasks)
 
-    def _failure(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit:
+    def _failure(
+        self, step: StepInput, outcome: StepOutcome, error_type: type[BaseException], now: int
+    ) -> Commit:
         task = step.task
         job = self.job
-        pending = job._pending[task.task_id]
         handler = self.plan.handlers[task.routine_id]
         strategy = handler.strategy
         if strategy is _RETRIES:
-            delay = self._retry_delay(handler, pending, step, outcome, now)
+            if not step.final and handler.is_retryable(error_type):
+                delay = self._retry_delay(handler, step, outcome, now)
+            else:
+                delay = None
             if delay is not None:
                 return Commit(
                     job.seq + 1,
@@ -314,32 +332,24 @@ class Machine:
             step.attempt,
             step.started_ns,
             step.worker,
-            emissions or (),
-            tasks or (),
+            emissions,
+            tasks,
             error=outcome.error,
             detail=detail,
         )
 
     def _retry_delay(
-        self,
-        handler: ErrorHandler,
-        pending: PendingTask,
-        step: StepInput,
-        outcome: StepOutcome,
-        now: int,
+        self, handler: ErrorHandler, step: StepInput, outcome: StepOutcome, now: int
     ) -> int | None:
-        if outcome.error_type is None or not handler.is_retryable(outcome.error_type):
-            return None
-        spent = pending.retries
-        if handler.max_retries is not None and spent >= handler.max_retries:
-            return None
+        pending = self.job._pending[step.task.task_id]
+        retry = pending.retries + 1
         delay = outcome.retry_after_ns
         if delay is None:
             draw = None
             if handler.jitter:
-                seed = f"{self.job.job_id}/{pending.task.task_id}/jitter/{spent + 1}".encode()
+                seed = f"{self.job.job_id}/{step.task.task_id}/jitter/{retry}".encode()
                 draw = int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
-            delay = handler.delay_ns(spent + 1, draw)
+            delay = handler.delay_ns(retry, draw)
         deadline = handler.deadline_ns
         if deadline is not None:
             first = pending.first_started_ns
@@ -347,10 +357,10 @@ class Machine:
                 return None
         return delay
 
-    def _error_event(self, step: StepInput, outcome: StepOutcome) -> list[Emission]:
+    def _error_event(self, step: StepInput, outcome: StepOutcome) -> tuple[Emission, ...]:
         declared = self.plan.routines[step.task.routine_id].events.get("error")
         if declared is None or outcome.error is None:
-            return []
+            return ()
         known = {
             "error_type": outcome.error.type,
             "message": outcome.error.message,
@@ -360,7 +370,7 @@ class Machine:
             "payload": step.task.payload,
         }
         payload = {name: known[name] for name in declared.fields}
-        return [Emission("error", payload, "payload" not in payload)]
+        return (Emission("error", payload, "payload" not in payload),)
 
     def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
         """Return the commit that records an effect of a step in flight; None if it is over."""
@@ -370,7 +380,7 @@ class Machine:
             return None
         return Commit(
             self.job.seq + 1,
-            CommitKind.EFFECT,
+            _EFFECT,
             now,
             self.job.status,
             task.task_id,
@@ -470,27 +480,25 @@ class Machine:
 
     def accept(self, commit: Commit) -> None:
         """Fold a commit into the job, and schedule what it created."""
-        job = self.job
-        job.fold(commit)
-        if commit.kind is _RESUMED:
+        ready = self.job.fold(commit)
+        kind = commit.kind
+        if kind is _RESUMED:
             self._reschedule()
             return
+        schedule = self._schedule
         task_id = commit.task_id
-        if task_id is not None and commit.effect is None:
+        if task_id is not None and kind is not _EFFECT:
             step = self._flights.pop(task_id, None)
             if step is not None:
-                self._schedule.end(step.task.routine_id)
+                schedule.end(step.task.routine_id)
                 self._alone = False
-            pending = job._pending.get(task_id)
-            if pending is not None and not pending.failed:
-                self._schedule.add(pending)
             shared = commit.shared
             if shared is not None:
                 self._shared_seq = commit.seq
                 self._shared_when.update(dict.fromkeys(shared.values, commit.seq))
                 self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
-        for task in commit.tasks:
-            self._schedule.add(job._pending[task.task_id])
+        for pending in ready:
+            schedule.add(pending)
 
 
 _PAST: Final[Mapping[str, str]] = {"pause": "paused", "cancel": "cancelled"}

@@ -126,7 +126,7 @@ class PendingTask:
     first_started_ns: int | None = None
     conflicts: int = 0
     failed: bool = False
-    effects: dict[str, Effect] = field(default_factory=dict)
+    effects: dict[str, Effect] | None = None
 
     @property
     def task_id(self) -> str:
@@ -183,7 +183,7 @@ class PendingTask:
             "failed": self.failed,
             "effects": {
                 name: effect_data(effect, f"{path}.effects[{name!r}]")
-                for name, effect in self.effects.items()
+                for name, effect in (self.effects or {}).items()
             },
         }
 
@@ -218,7 +218,8 @@ class PendingTask:
             {
                 name: load_effect(effect, f"{path}.effects[{name!r}]")
                 for name, effect in cast("dict[str, object]", f["effects"]).items()
-            },
+            }
+            or None,
         )
 
 

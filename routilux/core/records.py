@@ -74,8 +74,8 @@ class Commit:
     attempt: int = 0
     started_ns: int | None = None
     worker: int = 0
-    emissions: Sequence[Emission] = ()
-    tasks: Sequence[Task] = ()
+    emissions: tuple[Emission, ...] = ()
+    tasks: tuple[Task, ...] = ()
     state: Writes | None = None
     shared: Writes | None = None
     error: ErrorInfo | None = None
@@ -160,18 +160,18 @@ class Commit:
             status = JobStatus(cast(str, f["status"]))
         except ValueError as error:
             raise CorruptStateError(path, str(error)) from None
-        emissions: Sequence[Emission] = ()
+        emissions: tuple[Emission, ...] = ()
         if "emissions" in f:
-            emissions = [
+            emissions = tuple(
                 _load_emission(entry, f"{path}.emissions[{i}]")
                 for i, entry in enumerate(cast("list[object]", f["emissions"]))
-            ]
-        tasks: Sequence[Task] = ()
+            )
+        tasks: tuple[Task, ...] = ()
         if "tasks" in f:
-            tasks = [
+            tasks = tuple(
                 _load_task(entry, emissions, f"{path}.tasks[{i}]")
                 for i, entry in enumerate(cast("list[object]", f["tasks"]))
-            ]
+            )
         _check_form(kind, f, tasks, path)
         return cls(
             in_range(f["seq"], f"{path}.seq", least=1),

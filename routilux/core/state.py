@@ -293,25 +293,30 @@ class JobState:
 
     # --- changing it ----------------------------------------------------------------------------
 
-    def fold(self, commit: Commit) -> None:
-        """Add a commit; raises `IllegalTransitionError`, changing nothing, if it can't follow."""
-        if commit.seq != self.seq + 1:
-            raise IllegalTransitionError(f"commit {commit.seq} can't follow commit {self.seq}")
+    def fold(self, commit: Commit) -> Sequence[PendingTask]:
+        """Add a commit, and return the tasks that it created or that are to be tried again.
+
+        Raises `IllegalTransitionError`, changing nothing, if it can't follow.
+        """
+        seq = commit.seq
+        if seq != self.seq + 1:
+            raise IllegalTransitionError(f"commit {seq} can't follow commit {self.seq}")
         kind = commit.kind
-        if not self.seq and kind is not _START:
-            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
-        if kind in _STEP_ENDS:
+        ready: Sequence[PendingTask] = ()
+        if kind in _STEP_ENDS and seq > 1:
             if commit.task_id is not None:
-                self._fold_step(commit, commit.task_id)
+                ready = self._fold_step(commit, commit.task_id)
             else:
                 self.error = commit.error
+        elif kind is _START:
+            ready = self._fold_start(commit)
+        elif seq == 1:
+            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
         elif kind is _EFFECT:
             self._fold_effect(commit)
-        elif kind is _START:
-            self._fold_start(commit)
         elif kind is _RESUMED:
             self._fold_resumed(commit)
-        self.seq = commit.seq
+        self.seq = seq
         self.status = commit.status
         self.updated_ns = commit.at_ns
         commits = self._commits
@@ -319,22 +324,23 @@ class JobState:
         limit = self.history_limit
         if limit is not None and len(commits) >= 2 * limit:
             del commits[: len(commits) - limit]
+        return ready
 
-    def _fold_start(self, commit: Commit) -> None:
+    def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
         detail = commit.detail
         if self.seq or detail is None:
             raise IllegalTransitionError("only the first commit starts a job")
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns
-        self._create(commit)
+        return self._create(commit)
 
     def _take_shape(self, detail: Mapping[str, object]) -> None:
         self.shape = tuple(_texts(detail["shape"], "$.shape"))
         for routine_id in _texts(detail["routines"], "$.routines"):
             self.routine_states.setdefault(routine_id, RoutineState())
 
-    def _fold_step(self, commit: Commit, task_id: str) -> None:
+    def _fold_step(self, commit: Commit, task_id: str) -> Sequence[PendingTask]:
         pending = self._pending.get(task_id)
         if pending is None or pending.attempt != commit.attempt or pending.failed:
             raise IllegalTransitionError(
@@ -342,38 +348,41 @@ class JobState:
                 " which is not the next one"
             )
         kind = commit.kind
-        if (kind is _RETRY and commit.due_ns is None) or (
-            kind is _DROPPED and (commit.error is None or commit.detail is None)
-        ):
-            raise IllegalTransitionError(f"commit {commit.seq} lacks what a {kind} has")
-        if kind is _CONFLICT:
-            pending.conflicts += 1
-            if pending.first_started_ns is None:
-                pending.first_started_ns = commit.started_ns
-            return
         routine = self.routine_states[pending.task.routine_id]
-        routine.attempts += 1
-        self.recoveries = 0
         if kind is _DONE:
             del self._pending[task_id]
+            routine.attempts += 1
             routine.completed += 1
+            self.recoveries = 0
             if commit.state is not None:
                 routine.state = _written(routine.state, commit.state)
             if commit.shared is not None:
                 self.shared_data = _written(self.shared_data, commit.shared)
-            if commit.emissions:
-                self._deliver(commit, pending.task.routine_id)
-            return
-        if pending.first_started_ns is None:
-            pending.first_started_ns = commit.started_ns
+            return self._deliver(commit) if commit.emissions else ()
         if kind is _RETRY:
+            due = commit.due_ns
+            if due is None:
+                raise IllegalTransitionError(f"commit {commit.seq} lacks what a retry has")
+            pending.due_ns = due
+            pending.delay_ns = commit.delay_ns
             pending.attempt += 1
             pending.retries = spent = pending.retries + 1
             if spent > routine.retry_count:
                 routine.retry_count = spent
-            pending.delay_ns = commit.delay_ns
-            pending.due_ns = commit.due_ns  # type: ignore[assignment]  # checked above
-            return
+            if pending.first_started_ns is None:
+                pending.first_started_ns = commit.started_ns
+            routine.attempts += 1
+            self.recoveries = 0
+            return (pending,)
+        if kind is _DROPPED and (commit.error is None or commit.detail is None):
+            raise IllegalTransitionError(f"commit {commit.seq} lacks what a dropped task has")
+        if pending.first_started_ns is None:
+            pending.first_started_ns = commit.started_ns
+        if kind is _CONFLICT:
+            pending.conflicts += 1
+            return (pending,)
+        routine.attempts += 1
+        self.recoveries = 0
         routine.error = commit.error
         if kind is _FAILED:
             pending.attempt += 1
@@ -384,8 +393,7 @@ class JobState:
                 self.error = commit.error
         else:
             self._drop(commit, pending, routine)
-        if commit.emissions:
-            self._deliver(commit, pending.task.routine_id)
+        return self._deliver(commit) if commit.emissions else ()
 
     def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
         outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
@@ -411,7 +419,7 @@ class JobState:
         pending = self._pending.get(commit.task_id or "")
         if pending is None or commit.effect is None or commit.detail is None:
             raise IllegalTransitionError(f"commit {commit.seq} records an effect of no task")
-        pending.effects = {**pending.effects, str(commit.detail["name"]): commit.effect}
+        pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
         self.recoveries = 0
 
     def _fold_resumed(self, commit: Commit) -> None:
@@ -442,7 +450,7 @@ class JobState:
                 left = min(pending.due_ns - commit.at_ns, pending.delay_ns or 0)
                 pending.due_ns = commit.at_ns + left
 
-    def _deliver(self, commit: Commit, routine_id: str) -> None:
+    def _deliver(self, commit: Commit) -> Sequence[PendingTask]:
         if not commit.tasks or len(commit.emissions) > 1:  # else its one emission is delivered
             delivered = {task.emission for task in commit.tasks}
             for index, emission in enumerate(commit.emissions):
@@ -450,19 +458,23 @@ class JobState:
                     self.outputs.append(
                         Output(
                             commit.seq,
-                            routine_id,
+                            str(commit.routine_id),
                             emission.event,
                             emission.payload,
                             str(commit.task_id),
                         )
                     )
-        self._create(commit)
+        return self._create(commit) if commit.tasks else ()
 
-    def _create(self, commit: Commit) -> None:
+    def _create(self, commit: Commit) -> Sequence[PendingTask]:
         seq = commit.seq
         at_ns = commit.at_ns
-        for position, task in enumerate(commit.tasks):
-            self._pending[task.task_id] = PendingTask(task, seq, position, at_ns)
+        pending = self._pending
+        created: list[PendingTask] = []
+        for task in commit.tasks:
+            new = pending[task.task_id] = PendingTask(task, seq, len(created), at_ns)
+            created.append(new)
+        return created
 
 
 _COMPARED: Final = tuple(

@@ -32,11 +32,12 @@ Ended = tuple["Driven", "StepInput", "StepOutcome | BaseException"]
 
 
 class Driver(Protocol):
-    """Takes steps and hands back one outcome at a time."""
+    """Takes steps and hands back one outcome at a time.
 
-    @property
-    def room(self) -> bool:
-        """Whether it can take a step now."""
+    `room` says whether it can take a step now; only `start` and `next` change it.
+    """
+
+    room: bool
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Take a step."""

@@ -20,23 +20,20 @@ __all__ = ["InlineDriver"]
 
 
 class InlineDriver:
-    """The driver of a sequential flow that is executed."""
+    """The driver of a sequential flow that is executed; it has room for one step at a time."""
 
-    __slots__ = ("_clock", "_poked", "_taken")
+    __slots__ = ("_clock", "_poked", "_taken", "room")
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._poked = clock.signal()
         self._taken: tuple[Driven, StepInput] | None = None
-
-    @property
-    def room(self) -> bool:
-        """Whether it can take a step now: one at a time."""
-        return self._taken is None
+        self.room = True
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Take a step, to be run by `next`."""
         self._taken = driven, step
+        self.room = False
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Run the step that was taken; without one, wait."""
@@ -46,16 +43,14 @@ class InlineDriver:
             self._poked.clear()
             return None
         self._taken = None
+        self.room = True
         driven, step = taken
         task = step.task
         plan = driven.plan
-        routine = plan.routines[task.routine_id]
+        routine_id = task.routine_id
+        routine = plan.routines[routine_id]
         slot = routine._slots[task.slot]
-        return (
-            driven,
-            step,
-            run_step(step, routine, slot, plan.handlers[task.routine_id], driven),
-        )
+        return driven, step, run_step(step, routine, slot, plan.handlers[routine_id], driven)
 
     def poke(self) -> None:
         """Make `next` return at once; from any thread."""

@@ -77,7 +77,7 @@ class PoolDriver:
     workers, or any number where it does not tell.
     """
 
-    __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "size")
+    __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "room", "size")
 
     def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
         self._clock = clock
@@ -87,13 +87,9 @@ class PoolDriver:
         self._executor = executor
         self._threads = _Threads(size)
         self._flying = 0
+        self.room = True
         self._ended: deque[Ended] = deque()
         self._signal = clock.signal()
-
-    @property
-    def room(self) -> bool:
-        """Whether it can take a step now."""
-        return self._flying < self.size
 
     @property
     def idle(self) -> bool:
@@ -114,7 +110,7 @@ class PoolDriver:
                 self._threads.submit(work)
             else:
                 executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
-            self._flying += 1
+            self._takes(1)
             return
         plan = driven.plan
         future = executor.submit(
@@ -124,7 +120,7 @@ class PoolDriver:
             task.slot,
             plan.handlers[task.routine_id],
         )
-        self._flying += 1
+        self._takes(1)
         future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
@@ -134,8 +130,12 @@ class PoolDriver:
             self._signal.clear()
             if not self._ended:
                 return None
-        self._flying -= 1
+        self._takes(-1)
         return self._ended.popleft()
+
+    def _takes(self, steps: int) -> None:
+        self._flying += steps
+        self.room = self._flying < self.size
 
     def poke(self) -> None:
         """Make `next` return at once; from any thread."""

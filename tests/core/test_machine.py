@@ -577,7 +577,7 @@ def test_what_once_recorded_stays_through_failures_conflicts_and_crashes() -> No
     step = tale.begin()
     commit = tale.record(step, "charge", "ch_1")
     assert (commit.kind, commit.attempt) == (CommitKind.EFFECT, 1)
-    assert step.effects == {}
+    assert step.effects is None
     tale.end(step, broken(step))
     step = tale.begin()
     assert step.effects["charge"].result == "ch_1"

@@ -207,7 +207,7 @@ class JobUnderWay(RuleBasedStateMachine):
             assert step.number not in self.numbers
             self.numbers.add(step.number)
             assert step.attempt == known.attempts + 1
-            recorded = {name: effect.result for name, effect in step.effects.items()}
+            recorded = {name: effect.result for name, effect in (step.effects or {}).items()}
             assert same_value(recorded, known.effects)
             assert (step.shared, step.seq) == (self.job.shared_data, self.job.seq)
             handler = HANDLERS[known.routine]

@@ -73,7 +73,7 @@ def commits(draw: st.DrawFn) -> Commit:
     elif kind is CommitKind.EFFECT:
         step |= {"detail": {"name": draw(names)}, "effect": Effect(draw(names), draw(values))}
     else:
-        step |= {"emissions": emitted or (), "tasks": tasks or ()}
+        step |= {"emissions": tuple(emitted), "tasks": tuple(tasks)}
         if kind is DONE:
             step |= {"state": draw(st.none() | writes), "shared": draw(st.none() | writes)}
         else:
@@ -91,7 +91,7 @@ def test_a_commit_comes_back_as_it_was(commit: Commit) -> None:
 def test_a_payload_that_went_to_many_is_saved_once_and_shared_again_when_read() -> None:
     payload: dict[str, object] = {"items": [1, 2]}
     tasks = [Task(f"0.{i}", "b", "trigger", payload, False, 0) for i in range(3)]
-    commit = step_end(emissions=[Emission("out", payload, False)], tasks=tasks)
+    commit = step_end(emissions=(Emission("out", payload, False),), tasks=tuple(tasks))
     data = commit.serialize()
     assert json.dumps(data).count("items") == 1
     again = reread(commit)
@@ -164,7 +164,7 @@ def test_what_no_commit_says_is_refused_by_its_path(change: dict[str, Any], path
 @pytest.mark.parametrize("index", [-1, 1])
 def test_a_task_delivers_an_emission_of_its_own_commit(index: int) -> None:
     task = {"task_id": "0.0", "routine_id": "b", "slot": "trigger", "emission": index}
-    data = {**step_end(emissions=[Emission("out", {}, True)]).serialize(), "tasks": [task]}
+    data = {**step_end(emissions=(Emission("out", {}, True),)).serialize(), "tasks": [task]}
     with pytest.raises(CorruptStateError):
         Commit.load(data, "$")
     task["emission"] = 0
@@ -176,13 +176,13 @@ def test_a_task_delivers_an_emission_of_its_own_commit(index: int) -> None:
 
 def test_a_start_tells_its_params() -> None:
     root = Task("0", "a", "trigger", {"n": 1}, True, -1)
-    start = Commit(1, CommitKind.START, 9, RUNNING, tasks=[root], detail={})
+    start = Commit(1, CommitKind.START, 9, RUNNING, tasks=(root,), detail={})
     assert history_of(start) == [HistoryRecord(1, 9, "a", "start", {"n": 1}, "0", 1)]
     assert history_of(start)[0].at == from_ns(9)
 
 
 def test_each_emission_is_told_under_its_events_name() -> None:
-    emitted = [Emission("out", {"n": 1}, True), Emission("more", {}, True)]
+    emitted = (Emission("out", {"n": 1}, True), Emission("more", {}, True))
     assert history_of(step_end(emissions=emitted)) == [
         HistoryRecord(7, 5_000, "b", "out", {"n": 1}, "0.1", 2),
         HistoryRecord(7, 5_000, "b", "more", {}, "0.1", 2),

@@ -296,7 +296,7 @@ def test_a_job_without_its_first_commits_still_agrees_with_the_last() -> None:
         ({"task_id": "0.9"}, "commit 4 ends attempt 1 of task 0.9, which is not the next one"),
         ({"kind": CommitKind.START}, "only the first commit starts a job"),
         ({"kind": CommitKind.RETRY}, "commit 4 lacks what a retry has"),
-        ({"kind": CommitKind.DROPPED}, "commit 4 lacks what a dropped has"),
+        ({"kind": CommitKind.DROPPED}, "commit 4 lacks what a dropped task has"),
         ({"kind": CommitKind.EFFECT}, "commit 4 records an effect of no task"),
         (
             {

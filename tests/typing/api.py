@@ -200,7 +200,7 @@ class Watch:
         assert_type(commit.started_at, datetime | None)
         assert_type(commit.finished_at, datetime)
         assert_type(commit.error, ErrorInfo | None)
-        assert_type(commit.emissions, Sequence[Emission])
+        assert_type(commit.emissions, tuple[Emission, ...])
 
     def on_step(self, job: JobState, step: StepInput) -> None:
         assert_type(step.attempt, int)

@@ -30,7 +30,8 @@ MAX_DIGITS: Final = 4_000  # of an integer; CPython refuses more than 4,300
 _NOT_OUTLINE: Final = bytes(set(range(256)) - set(b'",[{]}'))
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _DIGITS: Final = bytes(ord("0") if code in b"0123456789" else ord(" ") for code in range(256))
-_LONG: Final = b"0" * (MAX_DIGITS + 1)
+_STRIDE: Final = 97  # a prime, so that a list of short numbers does not fall into step with it
+_LONG: Final = b"0" * ((MAX_DIGITS + 1) // _STRIDE)
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -41,7 +42,9 @@ def outline(text: bytes) -> bytes:
     """
     if b"\\" in text:
         text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    return b"".join(text.translate(None, _NOT_OUTLINE).split(b'"')[::2])
+    # Two quotes with nothing between them may go: what is left stays inside or outside.
+    marks = text.translate(None, _NOT_OUTLINE).replace(b'""', b"")
+    return b"".join(marks.split(b'"')[::2]) if b'"' in marks else marks
 
 
 def nodes(marks: bytes) -> int:
@@ -57,4 +60,6 @@ def depth(marks: bytes) -> int:
 
 def is_doubtful(text: bytes) -> bool:
     """Return whether there may be an integer or a surrogate that only the careful way judges."""
-    return _LONG in text.translate(_DIGITS) or _SURROGATE.search(text) is not None
+    return _LONG in text[::_STRIDE].translate(_DIGITS) or (
+        b"\\" in text and _SURROGATE.search(text) is not None
+    )

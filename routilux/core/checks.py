@@ -74,16 +74,17 @@ def _wrong_task(job: JobState, commit: Commit) -> str | None:
     known: Iterable[str] = job.routine_states
     if commit.kind is CommitKind.START:
         known = cast("Sequence[str]", (commit.detail or {})["routines"])
-    seen = set(job._pending)
+    created: set[str] = set()
     for task in commit.tasks:
-        if task.task_id in seen:
+        if task.task_id in job._pending or task.task_id in created:
             return f"it creates task {task.task_id} again"
         if task.routine_id not in known:
             return f"it creates a task of {task.routine_id!r}, which is no routine of the job"
-        seen.add(task.task_id)
-    as_ = (commit.detail or {}).get("as")
-    if commit.kind is CommitKind.DROPPED and as_ not in DROPPED_AS:
-        return f"no task is dropped as {as_!r}"
+        created.add(task.task_id)
+    if commit.kind is CommitKind.DROPPED:
+        as_ = (commit.detail or {}).get("as")
+        if as_ not in DROPPED_AS:
+            return f"no task is dropped as {as_!r}"
     return None
 
 

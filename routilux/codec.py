@@ -16,7 +16,8 @@ Laws:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from types import NoneType
 from typing import Any, Final
 
@@ -35,6 +36,7 @@ __all__ = [
     "check_fields",
     "decode",
     "dumps",
+    "dumps_object",
     "encode",
     "loads",
     "register_type",
@@ -44,6 +46,7 @@ _TAG: Final = "$type"
 _VALUE_DEPTH: Final = MAX_DEPTH - 20  # so that a value at the bound fits into a document
 _TOO_BIG: Final = 10**MAX_DIGITS
 _SMALL: Final = 1 << 62
+_BATCH: Final = 50
 
 
 class _RefusalError(Exception):
@@ -249,12 +252,43 @@ def dumps(data: object) -> str:
     >>> dumps(encode({"n": [1, 2.0]}))
     '{"n":[1,2.0]}'
     """
+    return _bounded(_text(data))
+
+
+def dumps_object(members: Mapping[str, object]) -> str:
+    """Return an object of encoded data as compact JSON text, with the same bounds as `dumps`.
+
+    A member that is an iterator is an array, of whose entries few are alive at a time: many that
+    live on as data would set the garbage collector going, which costs more than the text.
+
+    >>> dumps_object({"n": 1, "at": iter([2, 3])})
+    '{"n":1,"at":[2,3]}'
+    """
+    lines = []
+    for name, value in members.items():
+        text = f"[{','.join(_batches(value))}]" if isinstance(value, Iterator) else _text(value)
+        lines.append(f"{_text(name)}:{text}")
+    return _bounded(f"{{{','.join(lines)}}}")
+
+
+def _batches(entries: Iterator[object]) -> Iterator[str]:
+    while batch := list(islice(entries, _BATCH)):
+        yield _text(batch)[1:-1]
+
+
+def _text(data: object) -> str:
     try:
         text = _ENCODER.encode(data)
-        size = len(text) if text.isascii() else len(text.encode())
+        if not text.isascii():
+            text.encode()
     except (TypeError, ValueError, RecursionError) as error:
         encode(data)
         raise UnserializableError("$", f"is not encoded data: {error}") from None
+    return text
+
+
+def _bounded(text: str) -> str:
+    size = len(text) if text.isascii() else len(text.encode())
     if size > MAX_BYTES:
         raise UnserializableError("$", f"takes {size:,} bytes; at most {MAX_BYTES:,} can be loaded")
     if size > MAX_NODES and bounds.nodes(bounds.outline(text.encode())) > MAX_NODES:

@@ -96,7 +96,7 @@ class SavedState:
         now = job.clock_ns() if job.clock_ns is not None else SystemClock().now_ns()
         now -= now % 1000  # what a float of seconds and ISO text both hold
         mirror_retries(flow, own)
-        summary = (monitor or ExecutionMonitor.of(own)).summary()
+        summary = ExecutionMonitor.summary_of(own) if monitor is None else monitor.summary()
         return cls(flow, own, now, summary, _texts(flow, own))
 
     def to_bytes(self) -> bytes:

@@ -123,7 +123,10 @@ def test_the_careful_way_reads_the_same_value_as_the_fast_one(value: object) -> 
     text = dumps(encode(value))
 
     careful = decode(codec._CAREFUL.decode(text))
-    assert first_difference(careful, codec._FAST.decode(text)) is None
+    assert (
+        first_difference(careful, codec._read(text, bounds.members(bounds.outline(text.encode()))))
+        is None
+    )
 
 
 @given(VALUES)
@@ -282,6 +285,8 @@ Pair = namedtuple("Pair", "a b")
         ({"d": defaultdict(int)}, "$.d", "collections.defaultdict is not saved as dict"),
         ({"a b": "\ud800"}, '$["a b"]', "str has a lone surrogate"),
         ({"\ud800": 1}, '$["\\ud800"]', "str has a lone surrogate"),
+        (["a", "\ud800"], "$[1]", "str has a lone surrogate"),
+        ([1, 10**4000], "$[1]", "int has more than 4,000 digits"),
         ({"p": Path(os.fsdecode(b"\xff"))}, "$.p", "str has a lone surrogate"),
         ({"n": 10**4000}, "$.n", "int has more than 4,000 digits"),
         ({10**5000: 1}, "$[int]", "int has more than 4,000 digits"),
@@ -384,9 +389,10 @@ def test_an_iterator_in_an_object_is_written_as_the_array_of_its_entries(
     values: list[object], more: int
 ) -> None:
     entries = [encode(value) for value in values] + [{"n": n} for n in range(more)]
-    data = {"at": 1, "é": [2], "entries": entries, "end": None}
-
-    assert codec.dumps_object({**data, "entries": iter(entries)}) == dumps(data)
+    for names in (("at", "é", "entries", "end"), ("entries", "at"), ("é", "entries"), ("entries",)):
+        data = {name: entries if name == "entries" else [2] for name in names}
+        given = {name: iter(value) if value is entries else value for name, value in data.items()}
+        assert codec.dumps_object(given) == dumps(data)
 
 
 def test_an_object_is_written_within_the_bounds_of_the_whole(
@@ -412,11 +418,32 @@ TEXTS = st.lists(st.sampled_from([*'[]{},:"\\ a1', '""', '\\"', '"a,b"', '["']) 
 @given(TEXTS | VALUES.map(lambda value: dumps(encode(value))))
 def test_the_outline_is_what_stands_outside_of_strings(text: str) -> None:
     outline, inside = "", False
-    for mark in re.findall(r'[,{}"]|\[|\]', re.sub(r'\\["\\]', "", text)):
+    for mark in re.findall(r'[,:{}"]|\[|\]', re.sub(r'\\["\\]', "", text)):
         inside ^= mark == '"'
         outline += mark * (mark != '"' and not inside)
 
     assert bounds.outline(text.encode()).decode() == outline
+
+
+@given(VALUES)
+def test_an_outline_tells_the_values_the_members_and_the_depth(value: object) -> None:
+    def measured(data: Any) -> tuple[int, int, int]:
+        inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else []
+        parts = [measured(item) for item in inner]
+        return (
+            # An empty container counts as one more value: there is a comma less than values.
+            sum(n for n, _, _ in parts) + 1 + (not parts and isinstance(data, dict | list)),
+            sum(m for _, m, _ in parts) + (len(parts) if isinstance(data, dict) else 0),
+            max((d for _, _, d in parts), default=0) + isinstance(data, dict | list),
+        )
+
+    data = encode(value)
+    outline = bounds.outline(dumps(data).encode())
+    assert measured(data) == (
+        bounds.nodes(outline),
+        bounds.members(outline),
+        bounds.depth(outline),
+    )
 
 
 @given(st.integers(0, 300), st.text("0,9a"))

@@ -100,9 +100,9 @@ class Commit:
         """Return the commit as JSON-able data; `path` is where errors say that it stands."""
         data: dict[str, object] = {
             "seq": self.seq,
-            "kind": self.kind.value,
+            "kind": self.kind._value_,  # what `value` looks up, at a fifth of the cost
             "at_ns": self.at_ns,
-            "status": self.status.value,
+            "status": self.status._value_,
         }
         if self.task_id is not None:
             data["task_id"] = self.task_id
@@ -123,9 +123,7 @@ class Commit:
                 for i, e in enumerate(self.emissions)
             ]
         if self.tasks:
-            data["tasks"] = [
-                self._task_data(task, f"{path}.tasks[{i}]") for i, task in enumerate(self.tasks)
-            ]
+            data["tasks"] = [self._task_data(task, path, i) for i, task in enumerate(self.tasks)]
         if self.state is not None:
             data["state"] = _writes_data(self.state, f"{path}.state")
         if self.shared is not None:
@@ -142,7 +140,7 @@ class Commit:
             data["effect"] = effect_data(self.effect, f"{path}.effect")
         return data
 
-    def _task_data(self, task: Task, path: str) -> dict[str, object]:
+    def _task_data(self, task: Task, path: str, position: int) -> dict[str, object]:
         data: dict[str, object] = {
             "task_id": task.task_id,
             "routine_id": task.routine_id,
@@ -150,7 +148,7 @@ class Commit:
             "emission": task.emission,
         }
         if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
-            data["payload"] = codec.encode(task.payload, f"{path}.payload")
+            data["payload"] = codec.encode(task.payload, f"{path}.tasks[{position}].payload")
         return data
 
     @classmethod

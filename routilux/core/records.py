@@ -58,6 +58,12 @@ class CommitKind(StrEnum):
     CANCELLED = "cancelled"
 
 
+# Looking a member up at its enum costs as much as a call.
+_START = CommitKind.START
+_FAILED = CommitKind.FAILED
+_DROPPED = CommitKind.DROPPED
+
+
 @dataclass(slots=True)
 class Commit:
     """All that one step or request changed, as one record; never changed after it was made.
@@ -233,7 +239,7 @@ class HistoryRecord:
 def history_of(commit: Commit) -> list[HistoryRecord]:
     """Return what a commit adds to the history."""
     kind = commit.kind
-    if kind is CommitKind.START:
+    if kind is _START:
         root = commit.tasks[0]
         return [
             HistoryRecord(
@@ -244,8 +250,8 @@ def history_of(commit: Commit) -> list[HistoryRecord]:
     if task_id is None or routine_id is None:
         return []
     records = []
-    if commit.error is not None and kind in (CommitKind.FAILED, CommitKind.DROPPED):
-        event = "error" if kind is CommitKind.FAILED else cast(str, (commit.detail or {})["as"])
+    if commit.error is not None and kind in (_FAILED, _DROPPED):
+        event = "error" if kind is _FAILED else cast(str, (commit.detail or {})["as"])
         records.append(
             HistoryRecord(
                 commit.seq,
@@ -269,11 +275,11 @@ def history_of(commit: Commit) -> list[HistoryRecord]:
 def history_length(commit: Commit) -> int:
     """Return how many records a commit adds to the history: the length of `history_of`."""
     kind = commit.kind
-    if kind is CommitKind.START:
+    if kind is _START:
         return 1
     if commit.task_id is None or commit.routine_id is None:
         return 0
-    ends_by_error = commit.error is not None and kind in (CommitKind.FAILED, CommitKind.DROPPED)
+    ends_by_error = commit.error is not None and kind in (_FAILED, _DROPPED)
     return len(commit.emissions) + ends_by_error
 
 
@@ -350,7 +356,7 @@ def _fits_its_kind(data: Mapping[str, object]) -> bool:
 
 def _check_form(kind: CommitKind, fields: Mapping[str, object]) -> None:
     required, optional = _FORMS[kind]
-    if kind is CommitKind.FAILED and "task_id" not in fields:
+    if kind is _FAILED and "task_id" not in fields:
         required, optional = _JOB_FAILED
     found = fields.keys() - _COMMIT_REQUIRED.keys()
     for name in sorted(required - found):
@@ -360,7 +366,7 @@ def _check_form(kind: CommitKind, fields: Mapping[str, object]) -> None:
 
 
 def _check_tasks(kind: CommitKind, tasks: Sequence[Task]) -> None:
-    first = kind is CommitKind.START
+    first = kind is _START
     if first and len(tasks) != 1:
         raise CorruptStateError(".tasks", f"a job starts with one task, not {len(tasks)}")
     for i, task in enumerate(tasks):

@@ -240,7 +240,7 @@ def test_the_history_is_as_long_as_it_is_counted(
 ) -> None:
     told = replace(commit, kind=kind, error=error, task_id=task_id, detail={"as": "skipped"})
     if kind is CommitKind.START:
-        told.tasks = [Task("0", "a", "trigger", {}, True, -1)]
+        told.tasks = (Task("0", "a", "trigger", {}, True, -1),)
     assert history_length(told) == len(history_of(told))
     assert history_length(commit) == len(history_of(commit))
 

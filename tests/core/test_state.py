@@ -196,6 +196,12 @@ def test_a_job_comes_back_equal_and_is_saved_again_as_the_same_text(
         assert job.dumps() == codec.dumps(job.serialize())
 
 
+def test_the_document_that_a_job_is_read_from_is_left_as_it_was() -> None:
+    document = eventful().job.serialize()
+    JobState.deserialize(document)
+    assert document == eventful().job.serialize()
+
+
 def test_a_value_that_has_no_saved_form_is_named_by_its_path() -> None:
     tale = Tale(flow_of({"a": Stage("out")}), n={"deep": [object()]})
     with pytest.raises(UnserializableError) as refusal:

@@ -9,18 +9,18 @@ Laws:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 from routilux.core.parts import RoutineState, RoutineStatus
-from routilux.core.records import Commit, CommitKind, HistoryRecord, history_of
+from routilux.core.records import Commit, CommitKind, HistoryRecord, history_length, history_of
 from routilux.instants import from_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
 
     from routilux.core.state import JobState
-    from routilux.exchange import ErrorInfo
+    from routilux.exchange import ErrorInfo, Task
 
 __all__ = ["DataFlow", "ExecutionMonitor", "Observer", "Retry", "StateChange"]
 
@@ -100,6 +100,10 @@ class Retry:
         return None if self.started_ns is None else self.started_ns - self.failed_ns
 
 
+def _delivered(commit: Commit) -> Sequence[Task]:
+    return () if commit.kind is CommitKind.START else commit.tasks
+
+
 class ExecutionMonitor:
     """An observer that keeps what happened as typed records.
 
@@ -136,24 +140,29 @@ class ExecutionMonitor:
             "state_changes": len(self.state_changes),
         }
 
+    @classmethod
+    def summary_of(cls, job: JobState) -> dict[str, int]:
+        """Return the summary of the monitor `of` a job; events and data flows are only counted."""
+        monitor = cls()
+        events = data_flows = 0
+        for commit in job.commits:
+            monitor._follow(job.job_id, commit)
+            events += history_length(commit)
+            data_flows += len(_delivered(commit))
+        state_changes = len(monitor.state_changes)
+        return {"events": events, "data_flows": data_flows, "state_changes": state_changes}
+
     def on_commit(self, job: JobState, commit: Commit) -> None:
         """Add what a commit tells."""
         job_id = job.job_id
-        self.commits.append((job_id, commit))
         self.events += history_of(commit)
-        if commit.kind is CommitKind.RESUMED:
-            self._resumed(job_id, commit)
-            return
-        task_id, routine_id = commit.task_id, commit.routine_id
-        if task_id is None or routine_id is None or commit.kind is CommitKind.EFFECT:
-            return
-        for task in commit.tasks:
+        for task in _delivered(commit):
             self.data_flows.append(
                 DataFlow(
                     job_id,
                     commit.seq,
                     commit.at_ns,
-                    routine_id,
+                    cast(str, commit.routine_id),
                     commit.emissions[task.emission].event,
                     task.routine_id,
                     task.slot,
@@ -161,7 +170,18 @@ class ExecutionMonitor:
                     task.task_id,
                 )
             )
-        if commit.kind is not CommitKind.CONFLICT:
+        self._follow(job_id, commit)
+
+    def _follow(self, job_id: str, commit: Commit) -> None:
+        self.commits.append((job_id, commit))
+        kind = commit.kind
+        if kind is CommitKind.RESUMED:
+            self._resumed(job_id, commit)
+            return
+        task_id, routine_id = commit.task_id, commit.routine_id
+        if task_id is None or routine_id is None:
+            return
+        if kind is not CommitKind.EFFECT and kind is not CommitKind.CONFLICT:
             self._attempted(job_id, task_id, routine_id, commit)
 
     def _attempted(self, job_id: str, task_id: str, routine_id: str, commit: Commit) -> None:

@@ -7,6 +7,7 @@ import datetime as dt
 import enum
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import OrderedDict, defaultdict, namedtuple
@@ -23,7 +24,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routilux import codec, tags
+from routilux import bounds, codec, tags
 from routilux.codec import check_fields, decode, dumps, encode, loads, register_type
 from routilux.errors import (
     CorruptStateError,
@@ -31,6 +32,7 @@ from routilux.errors import (
     SavedStateError,
     UnserializableError,
 )
+from routilux.fields import fits
 from routilux.values import first_difference
 
 ZONES = st.sampled_from(
@@ -121,7 +123,10 @@ def test_the_careful_way_reads_the_same_value_as_the_fast_one(value: object) -> 
     text = dumps(encode(value))
 
     careful = decode(codec._CAREFUL.decode(text))
-    assert first_difference(careful, codec._FAST.decode(text)) is None
+    assert (
+        first_difference(careful, codec._read(text, bounds.members(bounds.outline(text.encode()))))
+        is None
+    )
 
 
 @given(VALUES)
@@ -280,6 +285,8 @@ Pair = namedtuple("Pair", "a b")
         ({"d": defaultdict(int)}, "$.d", "collections.defaultdict is not saved as dict"),
         ({"a b": "\ud800"}, '$["a b"]', "str has a lone surrogate"),
         ({"\ud800": 1}, '$["\\ud800"]', "str has a lone surrogate"),
+        (["a", "\ud800"], "$[1]", "str has a lone surrogate"),
+        ([1, 10**4000], "$[1]", "int has more than 4,000 digits"),
         ({"p": Path(os.fsdecode(b"\xff"))}, "$.p", "str has a lone surrogate"),
         ({"n": 10**4000}, "$.n", "int has more than 4,000 digits"),
         ({10**5000: 1}, "$[int]", "int has more than 4,000 digits"),
@@ -375,6 +382,74 @@ def test_what_could_not_be_loaded_again_is_not_written(monkeypatch: pytest.Monke
     assert dumps(["a,b,c", "[[[[", 3]) == '["a,b,c","[[[[",3]'
     with pytest.raises(UnserializableError, match="more than 4 values"):
         dumps([1, 2, 3, 4])
+
+
+@given(st.lists(VALUES), st.integers(0, 120))
+def test_an_iterator_in_an_object_is_written_as_the_array_of_its_entries(
+    values: list[object], more: int
+) -> None:
+    entries = [encode(value) for value in values] + [{"n": n} for n in range(more)]
+    for names in (("at", "é", "entries", "end"), ("entries", "at"), ("é", "entries"), ("entries",)):
+        data = {name: entries if name == "entries" else [2] for name in names}
+        given = {name: iter(value) if value is entries else value for name, value in data.items()}
+        assert codec.dumps_object(given) == dumps(data)
+
+
+def test_an_object_is_written_within_the_bounds_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(codec, "MAX_BYTES", 500)
+    assert len(codec.dumps_object({"n": iter(range(100))})) == 297
+    with pytest.raises(UnserializableError, match="takes 795 bytes"):
+        codec.dumps_object({"n": iter(range(100, 297))})
+    monkeypatch.setattr(codec, "MAX_BYTES", 1000)
+    monkeypatch.setattr(codec, "MAX_NODES", 100)
+    with pytest.raises(UnserializableError, match="more than 100 values"):
+        codec.dumps_object({"n": iter(range(100))})
+    with pytest.raises(UnserializableError, match=r"\$\[1\]\.a"):
+        codec.dumps_object({"n": iter([1, {"a": object()}])})
+
+
+TEXTS = st.lists(st.sampled_from([*'[]{},:"\\ a1', '""', '\\"', '"a,b"', '["']) | st.text()).map(
+    "".join
+)
+
+
+@given(TEXTS | VALUES.map(lambda value: dumps(encode(value))))
+def test_the_outline_is_what_stands_outside_of_strings(text: str) -> None:
+    outline, inside = "", False
+    for mark in re.findall(r'[,:{}"]|\[|\]', re.sub(r'\\["\\]', "", text)):
+        inside ^= mark == '"'
+        outline += mark * (mark != '"' and not inside)
+
+    assert bounds.outline(text.encode()).decode() == outline
+
+
+@given(VALUES)
+def test_an_outline_tells_the_values_the_members_and_the_depth(value: object) -> None:
+    def measured(data: Any) -> tuple[int, int, int]:
+        inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else []
+        parts = [measured(item) for item in inner]
+        return (
+            # An empty container counts as one more value: there is a comma less than values.
+            sum(n for n, _, _ in parts) + 1 + (not parts and isinstance(data, dict | list)),
+            sum(m for _, m, _ in parts) + (len(parts) if isinstance(data, dict) else 0),
+            max((d for _, _, d in parts), default=0) + isinstance(data, dict | list),
+        )
+
+    data = encode(value)
+    outline = bounds.outline(dumps(data).encode())
+    assert measured(data) == (
+        bounds.nodes(outline),
+        bounds.members(outline),
+        bounds.depth(outline),
+    )
+
+
+@given(st.integers(0, 300), st.text("0,9a"))
+def test_an_integer_of_too_many_digits_is_doubtful_wherever_it_stands(at: int, rest: str) -> None:
+    assert bounds.is_doubtful(f"[{' ' * at}{'7' * (codec.MAX_DIGITS + 1)}{rest}]".encode())
+    assert not bounds.is_doubtful(b"[" + b"1234567890," * 5000 + b"1]")
 
 
 # --- what is refused when loading -----------------------------------------------------------------
@@ -765,6 +840,32 @@ def test_a_record_that_is_not_as_expected_is_refused_with_the_path(
 
     assert caught.value.path == path
     assert reason in caught.value.reason
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "seq": st.sampled_from([1, 1, True]),
+            "error": st.sampled_from(["", "", 1]),
+            "more": st.sampled_from([1, None]),
+            "any": st.sampled_from([[1], ()]),
+            "x": st.just(1),
+        },
+    )
+)
+def test_what_fits_at_one_look_is_what_is_checked_field_by_field(data: dict[Any, Any]) -> None:
+    required: dict[str, Any] = {"seq": int, "error": str}
+    optional: dict[str, Any] = {"more": int, "any": list}
+    fitting = (
+        data.keys() >= required.keys()
+        and data.keys() <= required.keys() | optional.keys()
+        and all(type(value) is {**required, **optional}[name] for name, value in data.items())
+    )
+
+    assert fits(data, required, optional) is fitting
+    with contextlib.nullcontext() if fitting else pytest.raises(CorruptStateError):
+        check_fields(data, "$", required, optional)
 
 
 def test_uuid_and_path_keys_are_shown_in_a_path() -> None:

@@ -138,6 +138,7 @@ def test_a_fresh_budget_counts_from_one_again() -> None:
     assert [("pending", "failed"), ("failed", "pending"), ("pending", "completed")] == [
         (change.before, change.after) for change in monitor.state_changes
     ]
+    assert ExecutionMonitor.summary_of(done) == monitor.summary()
 
 
 def test_several_jobs_are_told_apart() -> None:
@@ -200,6 +201,7 @@ def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
         flow.connect("a", "error", "told", "trigger")
     job, monitor = watched(flow, "source")
     assert facts(ExecutionMonitor.of(job)) == facts(monitor)
+    assert ExecutionMonitor.summary_of(job) == monitor.summary()
     # And after the commits have been through their saved form, on another host.
     again = JobState.deserialize(job.serialize())
     assert facts(ExecutionMonitor.of(again)) == facts(monitor)

@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 __all__ = ["check_unfolded", "follow"]
 
+# Looking a member up at its enum costs as much as a call.
+_START = CommitKind.START
+_DONE = CommitKind.DONE
+_FAILED = CommitKind.FAILED
+_DROPPED = CommitKind.DROPPED
+_RUNNING = JobStatus.RUNNING
+_COMPLETED = JobStatus.COMPLETED
+
 # The statuses that a commit may give a job; those of other kinds leave it, or complete it.
 _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
     CommitKind.START: (JobStatus.PENDING, JobStatus.RUNNING),
@@ -72,36 +80,35 @@ def _wrong_task(job: JobState, commit: Commit) -> str | None:
                 " the next one"
             )
     known: Iterable[str] = job.routine_states
-    if commit.kind is CommitKind.START:
+    if commit.kind is _START:
         known = cast("Sequence[str]", (commit.detail or {})["routines"])
-    seen = set(job._pending)
+    created: set[str] = set()
     for task in commit.tasks:
-        if task.task_id in seen:
+        if task.task_id in job._pending or task.task_id in created:
             return f"it creates task {task.task_id} again"
         if task.routine_id not in known:
             return f"it creates a task of {task.routine_id!r}, which is no routine of the job"
-        seen.add(task.task_id)
-    as_ = (commit.detail or {}).get("as")
-    if commit.kind is CommitKind.DROPPED and as_ not in DROPPED_AS:
-        return f"no task is dropped as {as_!r}"
+        created.add(task.task_id)
+    if commit.kind is _DROPPED:
+        as_ = (commit.detail or {}).get("as")
+        if as_ not in DROPPED_AS:
+            return f"no task is dropped as {as_!r}"
     return None
 
 
 def _wrong_status(job: JobState, commit: Commit) -> str | None:
     kind, before, after = commit.kind, job.status, commit.status
-    ends = kind in (CommitKind.DONE, CommitKind.DROPPED)
-    if kind in _REQUESTS or (kind is CommitKind.FAILED and before not in _FINAL):
+    ends = kind in (_DONE, _DROPPED)
+    if kind in _REQUESTS or (kind is _FAILED and before not in _FINAL):
         fits = after in _GIVEN[kind] and before not in _FINAL
-    elif kind is CommitKind.START:
+    elif kind is _START:
         fits = after in _GIVEN[kind]
     else:
-        fits = after is before or (
-            ends and before is JobStatus.RUNNING and after is JobStatus.COMPLETED
-        )
+        fits = after is before or (ends and before is _RUNNING and after is _COMPLETED)
     if not fits:
         return f"a {kind.value!r} makes no job that is {before.value} {after.value}"
     left = len(job._pending) - ends + len(commit.tasks)
-    if ends and (after is JobStatus.COMPLETED) is not (before is JobStatus.RUNNING and not left):
+    if ends and (after is _COMPLETED) is not (before is _RUNNING and not left):
         return f"it leaves {left} tasks to do, and the job {after.value}"
     return None
 

@@ -23,7 +23,7 @@ from typing import Final, Self, cast
 
 from routilux import codec
 from routilux.clock import SystemClock
-from routilux.core.records import in_range
+from routilux.core.records import history_length, in_range
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.flow import Flow
@@ -73,7 +73,7 @@ class SavedState:
     job: JobState
     saved_at_ns: int
     monitor_summary: dict[str, int]
-    _captured: tuple[dict[str, object], dict[str, object]] | None = None
+    _captured: tuple[str, str] | None = None  # the texts of flow and job
 
     @property
     def saved_at(self) -> float:
@@ -96,24 +96,27 @@ class SavedState:
         now = job.clock_ns() if job.clock_ns is not None else SystemClock().now_ns()
         now -= now % 1000  # what a float of seconds and ISO text both hold
         mirror_retries(flow, own)
-        summary = (monitor or ExecutionMonitor.of(own)).summary()
-        return cls(flow, own, now, summary, (_flow_document(flow, own), own.serialize()))
+        summary = ExecutionMonitor.summary_of(own) if monitor is None else monitor.summary()
+        return cls(flow, own, now, summary, _texts(flow, own))
 
     def to_bytes(self) -> bytes:
         """Return the document's text, with its digest."""
-        flow, job = self._captured or (_flow_document(self.flow, self.job), self.job.serialize())
-        members = {
-            "format": FORMAT,
-            "flow": flow,
-            "job_state": job,
+        flow, job = self._captured or _texts(self.flow, self.job)
+        counts = {
             "saved_at": self.saved_at_ns / SECOND,
             "saved_at_iso": from_ns(self.saved_at_ns).isoformat(),
             "retry_count": self.retry_count,
-            "execution_history_count": len(self.job.execution_history),
+            "execution_history_count": _history_length(self.job),
             "monitor_summary": self.monitor_summary,
         }
+        members = {
+            "format": codec.dumps(FORMAT),
+            "flow": flow,
+            "job_state": job,
+            **{name: codec.dumps(value) for name, value in counts.items()},
+        }
         # One line a member, so that the head and the counts can be read at a glance.
-        lines = [f"{json.dumps(name)}: {codec.dumps(value)}" for name, value in members.items()]
+        lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
         body = ("{" + ",\n".join(lines)).encode()
         return body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
 
@@ -180,7 +183,7 @@ class SavedState:
         saved_at_ns = _saved_at(f["saved_at_iso"], f["saved_at"])
         counts = (
             ("retry_count", job.retry_count()),
-            ("execution_history_count", len(job.execution_history)),
+            ("execution_history_count", _history_length(job)),
         )
         for name, count in counts:
             if f[name] != count:
@@ -210,6 +213,14 @@ def mirror_retries(flow: Flow, job: JobState) -> None:
     for handler in (flow.error_handler, *(own for _, own in handlers)):
         if handler is not None:
             handler.retry_count = spent.get(id(handler), 0)
+
+
+def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
+    return codec.dumps(_flow_document(flow, job)), job.dumps()
+
+
+def _history_length(job: JobState) -> int:
+    return sum(map(history_length, job.commits))
 
 
 def _flow_document(flow: Flow, job: JobState) -> dict[str, object]:

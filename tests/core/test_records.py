@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 
 from routilux import codec
 from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
-from routilux.core.records import Commit, CommitKind, HistoryRecord, JobStatus, history_of
+from routilux.core.records import (
+    Commit,
+    CommitKind,
+    HistoryRecord,
+    JobStatus,
+    history_length,
+    history_of,
+)
 from routilux.errors import CorruptStateError, UnserializableError
 from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
 from routilux.instants import from_ns
@@ -219,6 +227,22 @@ def test_what_is_tried_again_is_no_history(kind: CommitKind) -> None:
 def test_a_request_is_no_history() -> None:
     for kind in (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED, CommitKind.FAILED):
         assert history_of(Commit(7, kind, 0, RUNNING, error=ErrorInfo("E", ""))) == []
+
+
+@given(
+    commits(),
+    st.sampled_from(CommitKind),
+    st.none() | infos,
+    st.sampled_from([None, "0"]),
+)
+def test_the_history_is_as_long_as_it_is_counted(
+    commit: Commit, kind: CommitKind, error: ErrorInfo | None, task_id: str | None
+) -> None:
+    told = replace(commit, kind=kind, error=error, task_id=task_id, detail={"as": "skipped"})
+    if kind is CommitKind.START:
+        told.tasks = (Task("0", "a", "trigger", {}, True, -1),)
+    assert history_length(told) == len(history_of(told))
+    assert history_length(commit) == len(history_of(commit))
 
 
 # --- the parts of a job ---------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from routilux import codec
 from routilux.core.records import Commit, CommitKind, JobStatus
 from routilux.core.state import JobState
 from routilux.errors import (
@@ -192,6 +193,13 @@ def test_a_job_comes_back_equal_and_is_saved_again_as_the_same_text(
         restored = restore(job)
         assert restored == job
         assert text_of(restored) == text_of(job)
+        assert job.dumps() == codec.dumps(job.serialize())
+
+
+def test_the_document_that_a_job_is_read_from_is_left_as_it_was() -> None:
+    document = eventful().job.serialize()
+    JobState.deserialize(document)
+    assert document == eventful().job.serialize()
 
 
 def test_a_value_that_has_no_saved_form_is_named_by_its_path() -> None:

@@ -17,7 +17,6 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from routilux import codec
 from routilux.core.records import JobStatus
 from routilux.errors import (
     NoActiveStepError,
@@ -53,8 +52,8 @@ class Drive:
     """
 
     __slots__ = (
+        "_journal",
         "_open",
-        "_store",
         "error",
         "limit",
         "loop",
@@ -82,7 +81,7 @@ class Drive:
         self.timer: int | None = None  # when a task of it is looked for
         self.limit: int | None = None  # when its steps are looked at for their timeouts
         self._open: dict[int, Context] = {}
-        self._store = runtime.store
+        self._journal = runtime.journal
         machine.job.clock_ns = clock.now_ns
 
     # --- the host of its steps ------------------------------------------------------------------
@@ -135,13 +134,9 @@ class Drive:
 
     def commit(self, commit: Commit, *, claims: bool = False) -> None:
         """Write a commit, fold it in, and tell the observers; the first one of a resume claims."""
-        if self._store is not None:
-            row = codec.dumps(commit.serialize()).encode()
+        if self._journal is not None:
             job_id = self.machine.job.job_id
-            if claims:
-                self._store.claim(job_id, commit.seq, row, self.runtime.owner)
-            else:
-                self._store.append(job_id, commit.seq, row, self.runtime.owner)
+            self._journal.write(job_id, commit, self.runtime.owner, claims=claims)
         self.machine.accept(commit)
         if commit.delay_ns:
             self.runtime.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)

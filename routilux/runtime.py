@@ -39,6 +39,7 @@ from routilux.exchange import copied_payload
 from routilux.flow import shape_changes
 from routilux.instants import to_ns
 from routilux.persist.document import SavedState
+from routilux.persist.store import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from routilux.clock import Worker
+    from routilux.drivers import Driver
     from routilux.exchange import StepInput
     from routilux.flow import ExecutionStrategy, Flow, Plan
     from routilux.monitor import Observer
@@ -164,6 +166,7 @@ class Runtime:
                 " threads"
             )
         self.store = store
+        self.journal = None if store is None else Journal(store)
         self.observers = tuple(observers)
         self.step_observers = tuple(o for o in self.observers if hasattr(o, "on_step"))
         self.max_steps = max_steps
@@ -270,7 +273,7 @@ class Runtime:
         _check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
         own.history_limit = self.history_limit
-        drive = Drive(self, Machine(plan, own))
+        drive = self._drive_of(plan, own)
         with self.lock:
             drive.commit(
                 drive.machine.resume(
@@ -327,7 +330,7 @@ class Runtime:
             raise FlowDefinitionError(f"a job's id is a text, not {job_id!r}")
         job = JobState(job_id)
         job.history_limit = self.history_limit
-        drive = Drive(self, Machine(plan, job))
+        drive = self._drive_of(plan, job)
         with self.lock:
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
         return drive
@@ -340,22 +343,23 @@ class Runtime:
                 " use start() and look at the job later"
             )
 
+    def _drive_of(self, plan: Plan, job: JobState) -> Drive:
+        return Drive(self, Machine(plan, job))
+
     def _drive_here(self, drive: Drive) -> JobState:
-        pool: PoolDriver | None = None
-        if drive.plan.width > 1 or self._executor is not None:
-            pool = self._take_pool(drive.plan.width)
+        driver = self._take_driver(drive.plan)
         who = f"job {drive.machine.job.job_id}"
         worker = self.clock.worker(who, (drive.ordinal,), result=True)
         worker.start()
         try:
-            loop = Loop(self, pool if pool is not None else InlineDriver(self.clock))
+            loop = Loop(self, driver)
             with self.lock:
                 loop.add(drive)
             loop.run()
         finally:
             worker.stop()
-            if pool is not None:
-                self._give_pool(pool)
+            if isinstance(driver, PoolDriver):
+                self._give_pool(driver)
         if drive.error is not None:
             raise drive.error
         return drive.machine.job
@@ -390,6 +394,11 @@ class Runtime:
         finally:
             worker.stop()
             self._give_pool(pool)
+
+    def _take_driver(self, plan: Plan) -> Driver:
+        if plan.width > 1 or self._executor is not None:
+            return self._take_pool(plan.width)
+        return InlineDriver(self.clock)
 
     def _take_pool(self, size: int) -> PoolDriver:
         with self.lock:

@@ -1,7 +1,7 @@
-"""Where commits are kept: `JobStore`, and one in memory.
+"""Where commits are kept: `JobStore`, one in memory, and the `Journal` that writes to either.
 
 Laws:
-- A store sees bytes and knows nothing of what is in them; the codec is above it.
+- A store sees bytes and knows nothing of what is in them; the journal encodes what goes there.
 - One row a commit, keyed by (job id, sequence number). The key is the fence: a row that another
   owner has written is `LeaseLostError`; writing the same row again is accepted and does nothing.
 - When `append` returns, the row is kept as safely as this store can.
@@ -10,11 +10,15 @@ Laws:
 from __future__ import annotations
 
 import threading
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
+from routilux import codec
 from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
 
-__all__ = ["JobStore", "MemoryStore"]
+if TYPE_CHECKING:
+    from routilux.core.records import Commit
+
+__all__ = ["JobStore", "Journal", "MemoryStore"]
 
 
 class JobStore(Protocol):
@@ -38,6 +42,22 @@ class JobStore(Protocol):
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs, sorted."""
+
+
+class Journal:
+    """Writes the commits of jobs to a store; when `write` returns, a commit is durable."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+
+    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+        """Write a commit; one that `claims` makes `owner` the one owner of the job.
+
+        Raises `UnserializableError` with nothing written, and what the store raises.
+        """
+        row = codec.dumps(commit.serialize()).encode()
+        keep = self._store.claim if claims else self._store.append
+        keep(job_id, commit.seq, row, owner)
 
 
 class MemoryStore:

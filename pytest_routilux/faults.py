@@ -1,0 +1,172 @@
+"""What goes wrong on purpose: handlers that raise or dawdle, clocks that jump, stores that fail.
+
+Laws:
+- A fault says what it hits in the user's names; one that names nothing is refused before the run.
+- It counts how often it struck. One that never did is an error, never a pass.
+- A fault is a value but for that count: struck anew, it does the same again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from routilux import FlowDefinitionError, Slot
+from routilux.instants import SECOND, to_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from datetime import timedelta
+
+    from pytest_routilux.simulation import SimClock
+    from routilux import Commit, Flow, StepInput
+
+__all__ = ["ClockJump", "Fault", "Raises", "Slow", "StoreFails"]
+
+
+class Fault:
+    """One fault; `struck` counts how often it hit. This one does nothing."""
+
+    struck: int = 0
+
+    def check(self, flow: Flow) -> None:
+        """Raise `FlowDefinitionError` where it names something that the flow does not have."""
+
+    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+        """Return the slot whose handler runs for a step, after the time that the fault takes."""
+        return slot
+
+    def before_write(self, commit: Commit) -> None:
+        """Raise where the store refuses a commit, which is not durable then."""
+
+    def after_write(self, commit: Commit) -> None:
+        """Raise where the store fails to acknowledge a commit, which is durable all the same."""
+
+
+class _OfRoutine(Fault):
+    def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
+        self.routine = routine
+        self.attempts = None if attempts is None else frozenset(attempts)
+        wrong = [n for n in self.attempts or () if type(n) is not int or n < 1]
+        if wrong or (attempts is not None and not self.attempts):
+            raise FlowDefinitionError(
+                f"a fault of {routine!r} hits attempts {sorted(map(repr, self.attempts or ()))};"
+                " they are whole numbers from 1, at least one of them"
+            )
+
+    def check(self, flow: Flow) -> None:
+        if self.routine not in flow.routines:
+            raise FlowDefinitionError(
+                f"{self!r} names no routine of flow {flow.flow_id!r}; it has"
+                f" {', '.join(map(repr, flow.routines)) or 'none'}"
+            )
+
+    def _hits(self, step: StepInput) -> bool:
+        if step.task.routine_id != self.routine:
+            return False
+        if self.attempts is not None and step.attempt not in self.attempts:
+            return False
+        self.struck += 1
+        return True
+
+    def _when(self) -> str:
+        return "" if self.attempts is None else f", attempts={sorted(self.attempts)}"
+
+
+class Raises(_OfRoutine):
+    """Raises in place of the handler of a routine, in these attempts or in all."""
+
+    def __init__(
+        self,
+        routine: str,
+        error: Exception | type[Exception],
+        attempts: Iterable[int] | None = None,
+    ) -> None:
+        super().__init__(routine, attempts)
+        kind = error if isinstance(error, type) else type(error)
+        if not issubclass(kind, Exception):
+            raise FlowDefinitionError(
+                f"raises({routine!r}, {error!r}): give an Exception, as a handler would raise it"
+            )
+        self.error = error
+
+    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+        if not self._hits(step):
+            return slot
+        return Slot(slot.name, self._raise, slot.binding)
+
+    def _raise(self, **_: object) -> None:
+        # A fresh one each time: an exception collects the frames that it has passed.
+        error = self.error
+        raise error if isinstance(error, type) else type(error)(*error.args)
+
+    def __repr__(self) -> str:
+        shown = self.error.__name__ if isinstance(self.error, type) else repr(self.error)
+        return f"raises({self.routine!r}, {shown}{self._when()})"
+
+
+class Slow(_OfRoutine):
+    """Lets the handler of a routine begin its work so many seconds late."""
+
+    def __init__(
+        self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
+    ) -> None:
+        super().__init__(routine, attempts)
+        self.length = to_ns(seconds)
+
+    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+        if self._hits(step):
+            clock.mono += self.length
+        return slot
+
+    def __repr__(self) -> str:
+        return f"slow({self.routine!r}, {self.length / SECOND:g}{self._when()})"
+
+
+class ClockJump(Fault):
+    """Sets the wall clock by so many seconds, also back, when the first step of a host begins."""
+
+    def __init__(self, seconds: float) -> None:
+        self.jump = to_ns(seconds) if seconds >= 0 else -to_ns(-seconds)
+        if not self.jump:
+            raise FlowDefinitionError(
+                "clock_jump(0) does nothing; give seconds, also negative ones"
+            )
+        self._clock: SimClock | None = None
+
+    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+        if clock is not self._clock:  # each host has its own
+            self._clock = clock
+            clock.wall += self.jump
+            self.struck += 1
+        return slot
+
+    def __repr__(self) -> str:
+        return f"clock_jump({self.jump / SECOND:g})"
+
+
+class StoreFails(Fault):
+    """Fails the store's n-th write, counted from 1 over all hosts, with an `OSError`.
+
+    With `durable` the commit is kept all the same: the write was not acknowledged.
+    """
+
+    def __init__(self, write: int, *, durable: bool = False) -> None:
+        if type(write) is not int or write < 1:
+            raise FlowDefinitionError(f"store_fails({write!r}): writes are counted from 1")
+        self.write = write
+        self.durable = durable
+        self._writes = 0
+
+    def before_write(self, commit: Commit) -> None:
+        self._writes += 1
+        if self._writes == self.write and not self.durable:
+            self.struck += 1
+            raise OSError(f"write {self.write} of the store failed")
+
+    def after_write(self, commit: Commit) -> None:
+        if self._writes == self.write and self.durable:
+            self.struck += 1
+            raise OSError(f"write {self.write} of the store was not acknowledged")
+
+    def __repr__(self) -> str:
+        return f"store_fails({self.write}{', durable=True' * self.durable})"

@@ -41,7 +41,7 @@ from routilux import (
     codec,
     use_runtime,
 )
-from routilux.core.machine import Machine
+from routilux.core.machine import MOST_CONFLICTS, Machine
 from routilux.drive import Drive
 from routilux.instants import SECOND, from_ns
 from routilux.step import run_step
@@ -425,9 +425,12 @@ class _ChoosingMachine(Machine):
     choices: Choices
 
     def first(self, now: int) -> PendingTask | None:
-        options = self.startable(now)
+        first = super().first(now)
+        if first is None or first.conflicts >= MOST_CONFLICTS:
+            return first
+        options = [task for task in self._schedule.ready(now) if not self._must_wait(task)]
         if len(options) < 2:
-            return options[0] if options else None
+            return first
         names = [f"{task.task_id} {task.routine_id}" for task in options]
         return options[self.choices.choose("start", names)]
 

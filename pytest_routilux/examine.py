@@ -1,0 +1,237 @@
+"""Tries every crash point of a case and judges what came of each.
+
+Laws:
+- A flow is first run undisturbed, in all ways that must not matter; only what stays the same then
+  is expected of a run with a crash. A false alarm is worse than a missed bug.
+- Planned points equal executed ones, or the result says that it is no proof.
+- The same case gives the same findings in the same order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.choices import FIFO, Seeded
+from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.laws import broken_law
+from pytest_routilux.oracle import (
+    Finding,
+    canonical,
+    compare_effects,
+    compare_views,
+    varying,
+    view_of,
+)
+from pytest_routilux.simulation import live
+from pytest_routilux.world import World
+from routilux import JobState, SavedState, SavedStateError
+from routilux.instants import SECOND
+from routilux.values import first_difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
+    from pytest_routilux.oracle import Mask, View
+    from pytest_routilux.simulation import Case, Life
+    from pytest_routilux.world import Call
+    from routilux import Commit
+
+__all__ = ["Checks", "Coverage", "Examination", "Outcome", "examine", "reference"]
+
+_OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
+_ORDERS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, as `invariant` and `view` get it: the job, and the effects outside."""
+
+    job: JobState
+    calls: Sequence[Call]
+
+    @property
+    def commits(self) -> Sequence[Commit]:
+        """The job's commits."""
+        return self.job.commits
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """What is asked of every outcome besides being as the undisturbed one."""
+
+    invariant: Callable[[Outcome], object] | None = None
+    view: Callable[[Outcome], object] | None = None
+
+
+@dataclass(slots=True)
+class Coverage:
+    """How much was tried: points planned and executed by kind, and seconds of real time."""
+
+    planned: Counter[str] = field(default_factory=Counter)
+    executed: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    runs: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def word(self) -> str:
+        """`complete`, or `cut at N of M`."""
+        planned, executed = self.planned.total(), self.executed.total()
+        return "complete" if planned == executed else f"cut at {executed} of {planned}"
+
+
+@dataclass(slots=True)
+class Reference:
+    """The undisturbed run, what it looks like, and what of that varies by itself."""
+
+    run: Undisturbed
+    view: View
+    mask: Mask
+    ordered: bool = True
+    custom: object = None
+    finding: Finding | None = None
+
+
+@dataclass(slots=True)
+class Examination:
+    """What came of a case: its reference, and each point that failed with its finding."""
+
+    reference: Reference
+    failures: list[tuple[CrashPoint, Finding]]
+    coverage: Coverage
+
+
+def examine(
+    case: Case, start_ns: int, checks: Checks, points: Sequence[CrashPoint] | None = None
+) -> Examination:
+    """Run a case undisturbed and with each of its crash points (or of those given)."""
+    begun = perf_counter()
+    coverage = Coverage()
+    known = reference(case, start_ns, checks, coverage)
+    failures: list[tuple[CrashPoint, Finding]] = []
+    if known.finding is None:
+        run = known.run
+        if points is None:
+            points = crash_points(run, documents=_has_saved_form(run, coverage))
+        coverage.planned.update(point.kind for point in points)
+        for point in points:
+            disturbed = recover(run, point)
+            coverage.runs += len(disturbed.lives)
+            if disturbed.executed:
+                coverage.executed[point.kind] += 1
+            finding = judge(known, disturbed, checks)
+            if finding is not None:
+                failures.append((point, finding))
+    coverage.seconds = perf_counter() - begun
+    return Examination(known, failures, coverage)
+
+
+def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
+    try:
+        SavedState.from_bytes(SavedState.capture(run.life.flow, run.states[1]).to_bytes())
+    except SavedStateError as error:
+        coverage.notes.append(f"not by document: {error}")
+        return False
+    return True
+
+
+def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> Reference:
+    """Run a case undisturbed in every way that must not matter."""
+    run = undisturbed(case, start_ns, FIFO)
+    coverage.runs += 1
+    known = Reference(run, {}, frozenset())
+    known.finding = _broken(run, run.world, [run.life])
+    if known.finding is not None:
+        return known
+    known.view = view_of(run.job, run.world)
+    width = run.life.flow.plan().width
+    views = []
+    for world, life in _variations(case, start_ns, width):
+        coverage.runs += 1
+        if life.job is not None and life.error is None:
+            views.append(view_of(life.job, world))
+    known.ordered = width == 1
+    known.mask = varying(known.view, views, ordered=known.ordered)
+    if checks.view is not None:
+        known.custom = checks.view(Outcome(run.job, run.world.calls))
+    known.finding = _invariant(checks, run.job, run.world)
+    return known
+
+
+def _variations(case: Case, start_ns: int, width: int) -> Iterator[tuple[World, Life]]:
+    for start, stretch in ((start_ns + _OTHER_START, (1, 1)), (start_ns, (5, 4))):
+        world = World(start)
+        yield world, live(case, world, stretch=stretch)
+    if width == 1:
+        return
+    world = World(start_ns)
+    flow = case.build()
+    flow.execution_strategy = "sequential"
+    yield world, live(case, world, flow=flow)
+    for seed in range(_ORDERS):
+        world = World(start_ns)
+        yield world, live(case, world, choices=Seeded(seed))
+
+
+def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
+    """Return what is wrong with a disturbed run, the most telling thing first."""
+    run, world = known.run, disturbed.world
+    finding = compare_effects(run.world, world, known.mask)
+    if finding is not None:
+        return finding
+    finding = _broken(run, world, disturbed.lives)
+    if finding is not None:
+        return finding
+    job = disturbed.life.job
+    assert job is not None
+    outcome = Outcome(job, world.calls)
+    if checks.view is not None:
+        difference = first_difference(known.custom, checks.view(outcome))
+        if difference is not None:
+            return Finding("view-differs", f"view(outcome) differs: {difference}", difference.path)
+    else:
+        finding = compare_views(known.view, view_of(job, world), known.mask, ordered=known.ordered)
+        if finding is not None:
+            return finding
+    return _invariant(checks, job, world)
+
+
+def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
+    if checks.invariant is None:
+        return None
+    try:
+        held = checks.invariant(Outcome(job, world.calls))
+    except AssertionError as error:
+        said = str(error).splitlines()[0] if str(error) else "its assertion failed"
+        return Finding("invariant", f"the invariant does not hold: {said}", "invariant")
+    if held is False:
+        return Finding("invariant", "the invariant does not hold: it returned False", "invariant")
+    return None
+
+
+def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | None:
+    last = lives[-1]
+    for life in lives:
+        if life.broken:
+            return Finding("engine-law", life.broken[0], "engine")
+        if life.threads:
+            routine, thread = life.threads[0]
+            what = f"{routine} leaves a thread behind that runs on after its step: {thread!r}"
+            return Finding("leaked-thread", what, f"threads.{routine}", routine)
+    if last.error is not None or last.job is None:
+        error = last.error
+        what = f"the job can't go on: {type(error).__name__}: {error}"
+        return Finding("stuck", what, "stuck")
+    if [c.seq for c in world.commits] != [c.seq for c in last.job.commits] or (
+        canonical(world.commits[-1].serialize()) != canonical(last.job.commits[-1].serialize())
+    ):
+        what = (
+            f"the host's memory has {len(last.job.commits)} commits, its store"
+            f" {len(world.commits)}, and they are not the same"
+        )
+        return Finding("engine-law", what, "engine")
+    return broken_law(world, lives, run.case)

@@ -1,0 +1,342 @@
+"""What must be the same with a crash as without: the view of a run, and how two views differ.
+
+Laws:
+- A view holds what a user can see of a job: status, routines, shared data, outputs, and what was
+  emitted, attempted and done outside. Order counts where the user's own data has one; what the
+  engine did is a multiset, since another schedule is no fault.
+- Places where undisturbed runs differ among themselves are compared by presence alone: the start
+  instant, the length of steps and (on several workers) the order of work may show there.
+- Nothing is reported that an undisturbed run of the same flow could show.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from routilux import CommitKind, codec
+from routilux.values import first_difference, same_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_routilux.world import Call, World
+    from routilux import JobState
+
+__all__ = ["Finding", "Mask", "compare_effects", "compare_views", "varying", "view_of"]
+
+View = dict[str, Any]
+Mask = frozenset[tuple[str, ...]]
+"""Places that vary by themselves: steps from the top of a view, `*` for any index of a list."""
+
+_HIDDEN: Final = "~"
+_BAGS: Final = ("tasks", "emissions", "outputs")
+"""The parts of a view that are multisets, each by the routine and its slot or event."""
+
+
+@dataclass(slots=True)
+class Finding:
+    """One thing that a crash changed.
+
+    `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
+    together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
+    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run.
+    """
+
+    kind: str
+    what: str
+    path: str
+    routine: str | None = None
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    at_ns: int | None = None
+    hint: str = ""
+
+    @property
+    def signature(self) -> tuple[str, str | None, str]:
+        """What makes it this finding and no other."""
+        return self.kind, self.routine, self.path
+
+
+def view_of(job: JobState, world: World) -> View:
+    """Return what a user can see of a job and of what it did outside."""
+    tasks: dict[str, list[View]] = {}
+    emissions: dict[str, list[object]] = {}
+    by_id: dict[str, View] = {}
+    for commit in job.commits:
+        kind = commit.kind
+        known = by_id.get(commit.task_id or "")
+        if known is not None and kind not in (CommitKind.EFFECT, CommitKind.CONFLICT):
+            known["attempts"] = commit.attempt
+            if commit.error is not None:
+                known["errors"].append(commit.error.type)
+            if kind is not CommitKind.RETRY:
+                known["ended"] = kind.value
+        for task in commit.tasks:
+            place = f"{task.routine_id}.{task.slot}"
+            entry = {"payload": task.payload, "attempts": 0, "errors": [], "ended": "pending"}
+            by_id[task.task_id] = entry
+            tasks.setdefault(place, []).append(entry)
+        for emission in commit.emissions:
+            place = f"{commit.routine_id}.{emission.event}"
+            emissions.setdefault(place, []).append(emission.payload)
+    outputs: dict[str, list[object]] = {}
+    for output in job.outputs:
+        outputs.setdefault(f"{output.routine_id}.{output.event}", []).append(output.data)
+    effects: dict[str, list[object]] = {}
+    for call in world.calls:
+        effects.setdefault(call.effect, []).append(call.arguments)
+    return {
+        "status": job.status.value,
+        "error": None if job.error is None else job.error.type,
+        "shared": job.shared_data,
+        "routines": {
+            name: {
+                "status": state.status.value,
+                "state": state.state,
+                "attempts": state.attempts,
+                "retries": state.retry_count,
+                "error": None if state.error is None else state.error.type,
+            }
+            for name, state in job.routine_states.items()
+        },
+        "tasks": tasks,
+        "emissions": emissions,
+        "outputs": outputs,
+        "effects": effects,
+    }
+
+
+# --- what varies by itself ------------------------------------------------------------------------
+
+
+def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
+    """Return the places at which undisturbed runs differ; `ordered`: they did all in one order."""
+    found: set[tuple[str, ...]] = set()
+    base = view if ordered else unordered(view)
+    for other in others:
+        _vary(base, other if ordered else unordered(other), (), found)
+    return frozenset(found)
+
+
+def _vary(a: object, b: object, path: tuple[str, ...], found: set[tuple[str, ...]]) -> None:
+    if type(a) is dict and type(b) is dict:
+        for key in {**a, **b}:
+            if key in a and key in b:
+                _vary(a[key], b[key], (*path, str(key)), found)
+            else:
+                found.add((*path, str(key)))
+    elif type(a) is type(b) and isinstance(a, list | tuple) and len(a) == len(cast("Any", b)):
+        for x, y in zip(a, cast("Any", b), strict=True):
+            _vary(x, y, (*path, "*"), found)
+    elif not same_value(a, b):
+        found.add(path)
+
+
+def unordered(value: Any) -> Any:
+    """Return a value with every list in it sorted: on several workers the order is by chance."""
+    if type(value) is dict:
+        return {key: unordered(item) for key, item in value.items()}
+    if type(value) is list:
+        return sorted(map(unordered, value), key=canonical)
+    return value
+
+
+def _sorted_bags(view: View) -> View:
+    return {
+        **view,
+        **{
+            bag: {place: sorted(items, key=canonical) for place, items in view[bag].items()}
+            for bag in _BAGS
+        },
+    }
+
+
+def canonical(value: object) -> str:
+    """Return a text that is the same for the same value, whatever the order of its dicts."""
+    try:
+        return json.dumps(codec.encode(value), sort_keys=True)
+    except Exception:
+        return repr(value)
+
+
+def masked(value: object, mask: Mask) -> Any:
+    """Return a value without what stands at the places of a mask."""
+    return _masked(value, mask) if mask else value
+
+
+def _masked(value: Any, mask: Mask) -> Any:
+    if () in mask:
+        return _HIDDEN
+    heads = {path[0] for path in mask}
+    if type(value) is dict:
+        kept = {
+            key: _masked(item, frozenset(p[1:] for p in mask if p[0] == str(key)))
+            if str(key) in heads
+            else item
+            for key, item in value.items()
+        }
+        # A place that may be missing is there in neither.
+        for head in heads - {str(key) for key in value}:
+            if (head,) in mask:
+                kept[head] = _HIDDEN
+        return kept
+    if isinstance(value, list | tuple) and "*" in heads:
+        rest = frozenset(path[1:] for path in mask if path[0] == "*")
+        return type(value)(_masked(item, rest) for item in value)
+    return value
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+_KINDS: Final = {
+    "status": "status-differs",
+    "error": "status-differs",
+    "shared": "shared-differs",
+    "tasks": "attempts-differ",
+    "emissions": "emissions-differ",
+    "outputs": "outputs-differ",
+}
+
+
+def compare_views(view: View, other: View, mask: Mask, *, ordered: bool) -> Finding | None:
+    """Return how a disturbed view differs from the undisturbed one, apart from effects."""
+    a, b = _without_effects(masked(view, mask)), _without_effects(masked(other, mask))
+    if same_value(a, b):
+        return None
+    sort = _sorted_bags if ordered else unordered
+    a, b = sort(a), sort(b)
+    difference = first_difference(a, b)
+    if difference is None:
+        return None
+    path = difference.path.removeprefix("$.")
+    part, routine = _place(path, a, b)
+    kind = _KINDS.get(part, "state-differs")
+    if part == "tasks" or path.endswith((".attempts", ".retries")):
+        kind = "attempts-differ"
+    return Finding(
+        kind,
+        f"{path}: {_short(difference.expected)} undisturbed, {_short(difference.actual)}"
+        " with this crash",
+        path,
+        routine,
+        rows=_rows(a, b),
+    )
+
+
+def _without_effects(view: View) -> View:
+    return {part: value for part, value in view.items() if part != "effects"}
+
+
+def _place(path: str, a: View, b: View) -> tuple[str, str | None]:
+    part = path.partition(".")[0].partition("[")[0]
+    if part == "routines":
+        names = [
+            n for n in {**a[part], **b[part]} if not same_value(a[part].get(n), b[part].get(n))
+        ]
+        return part, names[0] if names else None
+    if part in _BAGS:
+        for place in {**a[part], **b[part]}:
+            if not same_value(a[part].get(place), b[part].get(place)):
+                return part, place.rpartition(".")[0]
+    if part in ("status", "error"):
+        for name, state in a["routines"].items():
+            if not same_value(state["status"], b["routines"].get(name, {}).get("status")):
+                return part, name
+    return part, None
+
+
+def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
+    rows = [
+        (part, _short(a[part]), _short(b[part]))
+        for part in ("status", "error", "shared", "outputs")
+        if not same_value(a[part], b[part])
+    ]
+    for name in {**a["routines"], **b["routines"]}:
+        was, is_ = a["routines"].get(name, {}), b["routines"].get(name, {})
+        rows += [
+            (f"{name} {what}", _short(was.get(what)), _short(is_.get(what)))
+            for what in ("status", "state", "attempts", "retries")
+            if not same_value(was.get(what), is_.get(what))
+        ]
+    for bag in ("emissions", "tasks"):
+        for place in {**a[bag], **b[bag]}:
+            was, is_ = a[bag].get(place, []), b[bag].get(place, [])
+            if len(was) != len(is_):
+                rows.append((f"{bag} {place}", f"{len(was)}x", f"{len(is_)}x"))
+            elif not same_value(was, is_):
+                rows.append((f"{bag} {place}", _short(was), _short(is_)))
+    return rows
+
+
+def compare_effects(before: World, after: World, mask: Mask) -> Finding | None:
+    """Return an effect that happened more often, less often, or under a key that did not stay."""
+    inputs = frozenset(path[1:] for path in mask if path[0] == "effects")
+    was, is_ = _deliveries(before.calls, inputs), _deliveries(after.calls, inputs)
+    for identity, calls in is_.items():
+        known = was.get(identity, [])
+        if _distinct(calls) <= _distinct(known):
+            continue
+        last = calls[-1]
+        keys = [call.key for call in calls]
+        shown = f"{last.effect}({_arguments(last)})"
+        rows = [
+            (
+                "effects",
+                f"{shown}  x{len(known)}",
+                f"{shown}  x{len(calls)}   keys: {', '.join(map(_key, keys))}",
+            )
+        ]
+        if all(key is None for key in keys):
+            what = f"{shown} ran {len(calls)}x, undisturbed run {len(known)}x"
+            kind = "effect-repeated"
+        else:
+            what = f"{shown} ran {len(calls)}x under different keys: {', '.join(map(_key, keys))}"
+            kind = "key-unstable"
+        path = f"effects.{last.effect}"
+        return Finding(kind, what, path, last.routine_id, rows, last.at_ns, last.where)
+    for identity, calls in was.items():
+        known = is_.get(identity, [])
+        if _distinct(known) < _distinct(calls):
+            call = calls[-1]
+            shown = f"{call.effect}({_arguments(call)})"
+            return Finding(
+                "effect-lost",
+                f"{shown} ran {len(known)}x, undisturbed run {len(calls)}x",
+                f"effects.{call.effect}",
+                call.routine_id,
+                [("effects", f"{shown}  x{len(calls)}", f"{shown}  x{len(known)}")],
+                hint=call.where,
+            )
+    return None
+
+
+def _deliveries(calls: Sequence[Call], mask: Mask) -> Mapping[tuple[str, str], list[Call]]:
+    found: dict[tuple[str, str], list[Call]] = {}
+    for call in calls:
+        rest = frozenset(path[2:] for path in mask if path[0] == call.effect)
+        inputs = canonical(masked(dict(call.arguments), rest))
+        found.setdefault((call.effect, inputs), []).append(call)
+    return found
+
+
+def _distinct(calls: Sequence[Call]) -> int:
+    # The service takes calls under one key for one.
+    keyed = {canonical(call.key) for call in calls if call.key is not None}
+    return len(keyed) + sum(call.key is None for call in calls)
+
+
+def _arguments(call: Call) -> str:
+    return ", ".join(
+        _short(value) if name.isdigit() else f"{name}={_short(value)}"
+        for name, value in call.arguments.items()
+    )
+
+
+def _key(key: object) -> str:
+    return "none" if key is None else str(key)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"

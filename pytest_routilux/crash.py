@@ -193,6 +193,8 @@ def _until_it_rests(
     flow: Flow | None = None,
 ) -> list[Life]:
     """Let hosts follow each other until the job rests, or it is clear that it never will."""
+    for fault in case.faults:
+        fault.begin(len(world.commits))
     lives: list[Life] = []
     while len(lives) < _MOST_HOSTS:
         if job is not None and job.status in _RESTING:

@@ -163,17 +163,22 @@ def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> 
 
 
 def _variations(case: Case, start_ns: int, width: int) -> Iterator[tuple[World, Life]]:
+    def begun(start: int) -> World:
+        for fault in case.faults:
+            fault.begin(0)
+        return World(start)
+
     for start, stretch in ((start_ns + _OTHER_START, (1, 1)), (start_ns, (5, 4))):
-        world = World(start)
+        world = begun(start)
         yield world, live(case, world, stretch=stretch)
     if width == 1:
         return
-    world = World(start_ns)
+    world = begun(start_ns)
     flow = case.build()
     flow.execution_strategy = "sequential"
     yield world, live(case, world, flow=flow)
     for seed in range(_ORDERS):
-        world = World(start_ns)
+        world = begun(start_ns)
         yield world, live(case, world, choices=Seeded(seed))
 
 

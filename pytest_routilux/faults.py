@@ -28,6 +28,9 @@ class Fault:
 
     struck: int = 0
 
+    def begin(self, writes: int) -> None:
+        """Hear that another run begins, whose store has so many commits already."""
+
     def check(self, flow: Flow) -> None:
         """Raise `FlowDefinitionError` where it names something that the flow does not have."""
 
@@ -133,6 +136,9 @@ class ClockJump(Fault):
             )
         self._clock: SimClock | None = None
 
+    def begin(self, writes: int) -> None:
+        self._clock = None
+
     def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
         if clock is not self._clock:  # each host has its own
             self._clock = clock
@@ -156,6 +162,9 @@ class StoreFails(Fault):
         self.write = write
         self.durable = durable
         self._writes = 0
+
+    def begin(self, writes: int) -> None:
+        self._writes = writes
 
     def before_write(self, commit: Commit) -> None:
         self._writes += 1

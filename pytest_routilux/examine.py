@@ -19,9 +19,9 @@ from pytest_routilux.crash import crash_points, recover, undisturbed
 from pytest_routilux.laws import broken_law
 from pytest_routilux.oracle import (
     Finding,
-    canonical,
     compare_effects,
     compare_views,
+    trie_of,
     varying,
     view_of,
 )
@@ -29,13 +29,13 @@ from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import JobState, SavedState, SavedStateError
 from routilux.instants import SECOND
-from routilux.values import first_difference
+from routilux.values import first_difference, same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
-    from pytest_routilux.oracle import Mask, View
+    from pytest_routilux.oracle import Mask, Trie, View
     from pytest_routilux.simulation import Case, Life
     from pytest_routilux.world import Call
     from routilux import Commit
@@ -91,6 +91,7 @@ class Reference:
     run: Undisturbed
     view: View
     mask: Mask
+    trie: Trie = field(default_factory=dict)
     ordered: bool = True
     custom: object = None
     finding: Finding | None = None
@@ -147,7 +148,8 @@ def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> 
     known.finding = _broken(run, run.world, [run.life])
     if known.finding is not None:
         return known
-    known.view = view_of(run.job, run.world)
+    # From what was read back: what a disturbed run starts with is the same objects then.
+    known.view = view_of(run.states[-1], run.world)
     width = run.life.flow.plan().width
     views = []
     for world, life in _variations(case, start_ns, width):
@@ -156,6 +158,7 @@ def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> 
             views.append(view_of(life.job, world))
     known.ordered = width == 1
     known.mask = varying(known.view, views, ordered=known.ordered)
+    known.trie = trie_of(known.mask)
     if checks.view is not None:
         known.custom = checks.view(Outcome(run.job, run.world.calls))
     known.finding = _invariant(checks, run.job, run.world)
@@ -185,7 +188,7 @@ def _variations(case: Case, start_ns: int, width: int) -> Iterator[tuple[World, 
 def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
     """Return what is wrong with a disturbed run, the most telling thing first."""
     run, world = known.run, disturbed.world
-    finding = compare_effects(run.world, world, known.mask)
+    finding = compare_effects(run.world, world, known.trie)
     if finding is not None:
         return finding
     finding = _broken(run, world, disturbed.lives)
@@ -199,7 +202,7 @@ def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | N
         if difference is not None:
             return Finding("view-differs", f"view(outcome) differs: {difference}", difference.path)
     else:
-        finding = compare_views(known.view, view_of(job, world), known.mask, ordered=known.ordered)
+        finding = compare_views(known.view, view_of(job, world), known.trie, ordered=known.ordered)
         if finding is not None:
             return finding
     return _invariant(checks, job, world)
@@ -231,12 +234,11 @@ def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | 
         error = last.error
         what = f"the job can't go on: {type(error).__name__}: {error}"
         return Finding("stuck", what, "stuck")
-    if [c.seq for c in world.commits] != [c.seq for c in last.job.commits] or (
-        canonical(world.commits[-1].serialize()) != canonical(last.job.commits[-1].serialize())
-    ):
+    kept, held = world.commits, last.job.commits
+    if len(kept) != len(held) or not same_value(kept[-1], held[-1]):
         what = (
-            f"the host's memory has {len(last.job.commits)} commits, its store"
-            f" {len(world.commits)}, and they are not the same"
+            f"the host's memory has {len(held)} commits, its store {len(kept)}, and they are not"
+            " the same"
         )
         return Finding("engine-law", what, "engine")
     return broken_law(world, lives, run.case)

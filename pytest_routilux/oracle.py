@@ -12,6 +12,7 @@ Laws:
 from __future__ import annotations
 
 import json
+import marshal
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -24,7 +25,17 @@ if TYPE_CHECKING:
     from pytest_routilux.world import Call, World
     from routilux import JobState
 
-__all__ = ["Finding", "Mask", "compare_effects", "compare_views", "varying", "view_of"]
+__all__ = [
+    "Finding",
+    "Mask",
+    "Trie",
+    "compare_effects",
+    "compare_views",
+    "masked",
+    "trie_of",
+    "varying",
+    "view_of",
+]
 
 View = dict[str, Any]
 Mask = frozenset[tuple[str, ...]]
@@ -122,10 +133,12 @@ def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
 def _vary(a: object, b: object, path: tuple[str, ...], found: set[tuple[str, ...]]) -> None:
     if type(a) is dict and type(b) is dict:
         for key in {**a, **b}:
-            if key in a and key in b:
-                _vary(a[key], b[key], (*path, str(key)), found)
-            else:
-                found.add((*path, str(key)))
+            if key in a and key in b and type(key) is str:
+                _vary(a[key], b[key], (*path, key), found)
+            elif type(key) is str:
+                found.add((*path, key))
+            elif not same_value(a, b):
+                found.add(path)
     elif type(a) is type(b) and isinstance(a, list | tuple) and len(a) == len(cast("Any", b)):
         for x, y in zip(a, cast("Any", b), strict=True):
             _vary(x, y, (*path, "*"), found)
@@ -160,30 +173,35 @@ def canonical(value: object) -> str:
         return repr(value)
 
 
-def masked(value: object, mask: Mask) -> Any:
-    """Return a value without what stands at the places of a mask."""
-    return _masked(value, mask) if mask else value
+Trie = dict[str, Any]
 
 
-def _masked(value: Any, mask: Mask) -> Any:
-    if () in mask:
-        return _HIDDEN
-    heads = {path[0] for path in mask}
+def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
+    """Return a mask as a tree, whose leaves are empty."""
+    root: Trie = {}
+    for path in sorted(mask, reverse=True):  # a place hides what is below it
+        node = root
+        for step in path[:-1]:
+            node = node.setdefault(step, {})
+        node[path[-1]] = {}
+    return root
+
+
+def masked(value: Any, trie: Trie) -> Any:
+    """Return a value without what stands at the places of a mask; the rest is shared with it."""
     if type(value) is dict:
-        kept = {
-            key: _masked(item, frozenset(p[1:] for p in mask if p[0] == str(key)))
-            if str(key) in heads
-            else item
-            for key, item in value.items()
-        }
-        # A place that may be missing is there in neither.
-        for head in heads - {str(key) for key in value}:
-            if (head,) in mask:
-                kept[head] = _HIDDEN
+        kept = value.copy()
+        for step, below in trie.items():
+            if not below:
+                kept[step] = _HIDDEN  # also where it is missing: it may be there or not
+            elif step in kept:
+                kept[step] = masked(kept[step], below)
         return kept
-    if isinstance(value, list | tuple) and "*" in heads:
-        rest = frozenset(path[1:] for path in mask if path[0] == "*")
-        return type(value)(_masked(item, rest) for item in value)
+    if isinstance(value, list | tuple) and "*" in trie:
+        below = trie["*"]
+        if not below:
+            return type(value)(_HIDDEN for _ in value)
+        return type(value)(masked(item, below) for item in value)
     return value
 
 
@@ -199,10 +217,10 @@ _KINDS: Final = {
 }
 
 
-def compare_views(view: View, other: View, mask: Mask, *, ordered: bool) -> Finding | None:
+def compare_views(view: View, other: View, trie: Trie, *, ordered: bool) -> Finding | None:
     """Return how a disturbed view differs from the undisturbed one, apart from effects."""
-    a, b = _without_effects(masked(view, mask)), _without_effects(masked(other, mask))
-    if same_value(a, b):
+    a, b = _without_effects(masked(view, trie)), _without_effects(masked(other, trie))
+    if _same_bytes(a, b) or same_value(a, b):
         return None
     sort = _sorted_bags if ordered else unordered
     a, b = sort(a), sort(b)
@@ -222,6 +240,15 @@ def compare_views(view: View, other: View, mask: Mask, *, ordered: bool) -> Find
         routine,
         rows=_rows(a, b),
     )
+
+
+def _same_bytes(a: View, b: View) -> bool:
+    # Ten times as fast as a walk where both are plain data: equal bytes are the same values. The
+    # second version of the format says nothing about how the objects are shared.
+    try:
+        return marshal.dumps(a, 2) == marshal.dumps(b, 2)
+    except ValueError:
+        return False
 
 
 def _without_effects(view: View) -> View:
@@ -269,9 +296,11 @@ def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
     return rows
 
 
-def compare_effects(before: World, after: World, mask: Mask) -> Finding | None:
+def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
     """Return an effect that happened more often, less often, or under a key that did not stay."""
-    inputs = frozenset(path[1:] for path in mask if path[0] == "effects")
+    if not before.calls and not after.calls:
+        return None
+    inputs = trie.get("effects", {})
     was, is_ = _deliveries(before.calls, inputs), _deliveries(after.calls, inputs)
     for identity, calls in is_.items():
         known = was.get(identity, [])
@@ -311,11 +340,10 @@ def compare_effects(before: World, after: World, mask: Mask) -> Finding | None:
     return None
 
 
-def _deliveries(calls: Sequence[Call], mask: Mask) -> Mapping[tuple[str, str], list[Call]]:
+def _deliveries(calls: Sequence[Call], trie: Trie) -> Mapping[tuple[str, str], list[Call]]:
     found: dict[tuple[str, str], list[Call]] = {}
     for call in calls:
-        rest = frozenset(path[2:] for path in mask if path[0] == call.effect)
-        inputs = canonical(masked(dict(call.arguments), rest))
+        inputs = canonical(masked(dict(call.arguments), trie.get(call.effect, {}).get("*", {})))
         found.setdefault((call.effect, inputs), []).append(call)
     return found
 

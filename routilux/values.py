@@ -224,6 +224,8 @@ def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
     kind = type(a)
     if kind is not type(b):
         return _Found("type", a, b)
+    if a is b:
+        return None
     rule = _SAME.get(kind)
     if rule is not None:
         return None if rule(a, b) else _Found("value", a, b)

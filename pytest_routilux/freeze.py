@@ -1,11 +1,11 @@
-"""Virtual time for code that asks `time` and `datetime`: `frozen_clock()`.
+"""Virtual time for code that asks `time` and `datetime`: `frozen_clock()`, `frozen_simulation()`.
 
 Laws:
-- The fake clock owns the time. freezegun mirrors it, moved under the clock's lock on each change;
-  nothing ever moves the clock by moving freezegun.
-- `time()`, `localtime()`, `datetime.now()` and their kin read what freezegun holds, so they all
-  see a freeze_time inside the test. `monotonic()` and `perf_counter()` read the clock itself: a
-  wall clock that is set moves no timer.
+- A clock owns the time, and every reading asks it; nothing is moved when it moves. In a handler of
+  a simulation that is the clock of its host, else the one of the block.
+- `time()`, `localtime()`, `datetime.now()` and their kin all see a freeze_time inside the test as
+  long as it lasts. `monotonic()` and `perf_counter()` don't: a wall clock that is set moves no
+  timer.
 - `time.sleep` in a step is the step's `ctx.sleep`. Elsewhere it is real: in a test's body, and in
   threads that a handler starts by itself.
 - Who calls decides, not who is on the stack: the timers of threads, queues, processes and event
@@ -32,7 +32,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from operator import index
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import freezegun
 import pytest
@@ -46,7 +46,9 @@ from routilux.instants import SECOND, from_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["frozen_clock"]
+    from pytest_routilux.simulation import running
+
+__all__ = ["frozen_clock", "frozen_simulation"]
 
 # Their timers measure or bound what really happens. (Those of threading are out of reach already:
 # a module of the standard library keeps the functions that it has imported by name.)
@@ -76,18 +78,51 @@ _UNTOUCHED: Final = _REAL_CALLERS | sys.stdlib_module_names
 _EPOCH: Final = api.real_datetime(1970, 1, 1)
 _MICROSECOND: Final = dt.timedelta(microseconds=1)
 
-_clock: FakeClock | None = None
+
+class _Clock(Protocol):
+    def now_ns(self) -> int: ...
+    def monotonic_ns(self) -> int: ...
+    def runs_here(self) -> bool: ...
+
+
+class _Standing:
+    """What a simulation shows where no handler runs: its first instant."""
+
+    def __init__(self, start_ns: int) -> None:
+        self._start_ns = start_ns
+
+    def now_ns(self) -> int:
+        return self._start_ns
+
+    def monotonic_ns(self) -> int:
+        return 0
+
+    def runs_here(self) -> bool:
+        return False
+
+
+_block: _Clock | None = None
+_simulation: type[running] | None = None
+_place: object = None  # what freezegun holds for us: the last one unless a freeze_time is inside
 
 
 # --- what callers get -----------------------------------------------------------------------------
 
 
+def _clock() -> _Clock | None:
+    if _simulation is not None and _simulation.clock is not None:
+        return _simulation.clock
+    return _block
+
+
 def _reads_real(caller: str) -> bool:
-    return _clock is None or caller.partition(".")[0] in _REAL_CALLERS
+    return _block is None or caller.partition(".")[0] in _REAL_CALLERS
 
 
 def _wall() -> int:
     try:
+        if api.freeze_factories[-1] is _place and (clock := _clock()) is not None:
+            return clock.now_ns() // 1000
         now = api.get_current_time()
     except IndexError:  # a thread that outlives the block may read after its end
         return api.real_time_ns() // 1000
@@ -100,7 +135,7 @@ def _wall_seconds() -> float:
 
 
 def _monotonic_ns() -> int:
-    clock = _clock
+    clock = _clock()
     return api.real_monotonic_ns() if clock is None else clock.monotonic_ns()
 
 
@@ -109,9 +144,9 @@ def _monotonic() -> float:
 
 
 def _sleep(seconds: Any, /) -> None:
-    context, clock = active.get(), _clock
+    context, clock = active.get(), _clock()
     # A handler's thread has the turn; one that it started, even with its context, has none.
-    if context is None or clock is None or clock._party() is None:
+    if context is None or clock is None or not clock.runs_here():
         _real_sleep(seconds)
         return
     length = float(seconds) if isinstance(seconds, float) else int(index(seconds))
@@ -252,44 +287,73 @@ def frozen_clock() -> Iterator[FakeClock]:
 
     Fails the test where freezegun is active already: then that freeze would own the time.
     """
-    global _clock
-    if api.freeze_factories:
-        pytest.fail(
-            "flow_clock needs to own the time, but a freeze_time() or another flow_clock is active"
-            " around it: drop that one, or start it inside the test",
-            pytrace=False,
-        )
+    if api.freeze_factories and not isinstance(_block, _Standing):
+        _refuse("flow_clock")
     clock = FakeClock()
+    with _owned_by(clock):
+        yield clock
+
+
+@contextmanager
+def frozen_simulation(start_ns: int) -> Iterator[None]:
+    """Let `time` and `datetime` follow the simulated handler that runs, until the block ends.
+
+    Where none runs they show `start_ns`, or the clock of a `frozen_clock()` around this.
+    Fails the test where another freeze is active already.
+    """
+    global _simulation
+    from pytest_routilux.simulation import running
+
+    if api.freeze_factories and _block is None:
+        _refuse("flow_sim")
+    outer, _simulation = _simulation, running
+    try:
+        with _owned_by(_Standing(start_ns) if _block is None else _block):
+            yield
+    finally:
+        _simulation = outer
+
+
+def _refuse(fixture: str) -> None:
+    pytest.fail(
+        f"{fixture} needs to own the time, but a freeze_time() or another {fixture} is active"
+        " around it: drop that one, or start it inside the test",
+        pytrace=False,
+    )
+
+
+@contextmanager
+def _owned_by(clock: _Clock) -> Iterator[None]:
+    global _block
+    outer = _block
     with ExitStack() as undo:
-        undo.callback(_restore_zone, os.environ.get("TZ"))
-        _set_zone("UTC")
-        undo.callback(_drop_clock_of_python_2, hasattr(time, "clock"))
-        loaded = frozenset(sys.modules)
-        frozen = freezegun.freeze_time(clock.now(), ignore=[""])
-        mirror = frozen.start()
-        undo.callback(frozen.stop)
-        for kind in (api.real_date, api.real_datetime):
-            copyreg.dispatch_table[kind] = _reduced
-        undo.callback(_replace, _REAL_OF, loaded)
-        undo.callback(setattr, time, "sleep", time.sleep)
-        for name, function in _FUNCTIONS.items():
-            setattr(time, name, function)
-        for name, kind in _CLASSES.items():
-            setattr(dt, name, kind)
-        _replace(_FAKE_OF, loaded)
-
-        def follow(now: int) -> None:
-            mirror.move_to(from_ns(now))
-
-        with clock._lock:
-            clock._follow = follow
-        _clock = clock
+        if outer is None:
+            _put_in_place(undo, clock)
+        _block = clock
         try:
-            yield clock
+            yield
         finally:
-            _clock = None
-            with clock._lock:
-                clock._follow = None
+            _block = outer
+
+
+def _put_in_place(undo: ExitStack, clock: _Clock) -> None:
+    global _place
+    undo.callback(_restore_zone, os.environ.get("TZ"))
+    _set_zone("UTC")
+    undo.callback(_drop_clock_of_python_2, hasattr(time, "clock"))
+    loaded = frozenset(sys.modules)
+    frozen = freezegun.freeze_time(from_ns(clock.now_ns()), ignore=[""])
+    _place = frozen.start()
+    undo.callback(frozen.stop)
+    for kind in (api.real_date, api.real_datetime):
+        copyreg.dispatch_table[kind] = _reduced
+    undo.callback(_replace, _REAL_OF, loaded)
+    undo.callback(setattr, time, "sleep", time.sleep)
+    for name, function in _FUNCTIONS.items():
+        setattr(time, name, function)
+    for name, kind in _CLASSES.items():
+        setattr(dt, name, kind)
+    _replace(_FAKE_OF, loaded)
 
 
 def _replace(by_id: dict[int, object], loaded: frozenset[str]) -> None:

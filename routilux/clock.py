@@ -27,7 +27,7 @@ from routilux.errors import ClockStalledError
 from routilux.instants import SECOND, from_ns, instant_ns, to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["Clock", "FakeClock", "Signal", "SystemClock", "Wait", "Worker"]
 
@@ -277,7 +277,6 @@ class FakeClock(Clock):
         self._here = threading.local()
         self._owner = threading.get_ident()
         self._waits: list[Wait] = []
-        self._follow: Callable[[int], None] | None = None
 
     # --- reading it -----------------------------------------------------------------------------
 
@@ -290,6 +289,10 @@ class FakeClock(Clock):
     def now(self) -> datetime:
         """Return the wall clock's time as an aware UTC datetime."""
         return from_ns(self.now_ns())
+
+    def runs_here(self) -> bool:
+        """Return whether the calling thread takes turns on this clock, as that of a step does."""
+        return self._party() is not None
 
     @property
     def waits(self) -> tuple[Wait, ...]:
@@ -322,7 +325,7 @@ class FakeClock(Clock):
                         break
                     self._wake_first(entry)
                     self._turn()
-                self._set(target)
+                self._mono = target
             finally:
                 self._moving = False
             self._turn()
@@ -342,7 +345,6 @@ class FakeClock(Clock):
         step = to_ns(seconds) if seconds >= 0 else -to_ns(-seconds)
         with self._lock:
             self._wall += step
-            self._set(self._mono)
 
     # --- waiting on it --------------------------------------------------------------------------
 
@@ -501,13 +503,8 @@ class FakeClock(Clock):
 
     def _wake_first(self, entry: tuple[int, Key, int, _Party]) -> None:
         heapq.heappop(self._sleepers)
-        self._set(entry[0])
+        self._mono = entry[0]
         self._wake(entry[3])
-
-    def _set(self, mono: int) -> None:
-        self._mono = mono
-        if self._follow is not None:
-            self._follow(self.now_ns())
 
     def _stall(self) -> None:
         # With a stopped clock another thread may still move it, unless the one that made the

@@ -24,11 +24,13 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pytest
 
 from pytest_routilux.choices import FIFO
+from pytest_routilux.oracle import Finding
 from pytest_routilux.world import Call, World
 from routilux import (
     Clock,
     ClockStalledError,
     Commit,
+    CorruptStateError,
     JobState,
     LeaseLostError,
     NoActiveStepError,
@@ -38,6 +40,7 @@ from routilux import (
     Signal,
     StepInput,
     StepOutcome,
+    UnserializableError,
     codec,
     use_runtime,
 )
@@ -90,18 +93,21 @@ class Life:
     """How one host's life ended: the job as its memory had it, and the flow that it had built.
 
     `error` is what ended it from outside: the store's trouble, an exit of the process, a stall.
-    `broken` are laws of the engine that did not hold, one sentence each. `steps` are the steps that
-    began, each with the number of commits that were durable then; `errors` the classes of what
-    they raised, by (task id, attempt); `threads` those that outlived a step, with its routine.
+    `broken` are laws of the engine that did not hold. `steps` are the steps that began, each with
+    the number of commits that were durable then; `errors` the classes of what they raised, by
+    (task id, attempt), and `asked` the delays (ns) of those that asked for one; `threads` are those
+    that outlived a step, with its routine. `exact`: durations and delays are no lower bounds.
     """
 
     flow: Flow
     job: JobState | None = None
     error: BaseException | None = None
-    broken: list[str] = field(default_factory=list)
+    broken: list[Finding] = field(default_factory=list)
     steps: list[tuple[int, StepInput]] = field(default_factory=list)
     errors: dict[tuple[str, int], type[BaseException]] = field(default_factory=dict)
+    asked: dict[tuple[str, int], int] = field(default_factory=dict)
     threads: list[tuple[str, str]] = field(default_factory=list)
+    exact: bool = True
 
 
 # --- time -----------------------------------------------------------------------------------------
@@ -177,9 +183,9 @@ class _Flight:
     def key(self) -> Key:
         return (self.driven.ordinal, *self.step.order)
 
-    def __str__(self) -> str:
-        step = self.step
-        return f"{step.task.task_id} {step.task.routine_id} attempt {step.attempt}"
+
+def _named(step: StepInput) -> str:
+    return f"{step.task.task_id} {step.task.routine_id} attempt {step.attempt}"
 
 
 class running:  # noqa: N801 - it reads as what it is: running.flight
@@ -230,6 +236,7 @@ class SimDriver:
         choices: Choices,
         faults: Sequence[Fault],
         stretch: tuple[int, int],
+        job_id: str,
     ) -> None:
         self._clock = clock
         self._world = world
@@ -237,79 +244,76 @@ class SimDriver:
         self._choices = choices
         self._faults = faults
         self._stretch = stretch
+        self._job_id = job_id
         self._fresh: list[_Flight] = []
-        self._ready: deque[_Flight] = deque()
+        self._ended: deque[Ended] = deque()
+        self._broke = False
         self._asleep: list[tuple[int, Key, int, _Flight]] = []
         self._numbers = 0
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Take a step."""
         self._fresh.append(_Flight(driven, step))
-        self._life.steps.append((len(self._world.commits), step))
+        if step.job_id == self._job_id:  # else of a job that a handler executes
+            self._life.steps.append((len(self._world.commits), step))
 
     def poke(self) -> None:
         """Do nothing: `next` never waits."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return the step that ends next; None where time has come to `until`, or after a write."""
+        """Return the step that ends next; None where time has come to `until`, or a job broke."""
         clock = self._clock
-        for flight in self._fresh:
+        if until is not None and until <= clock.mono and not self._ended:
+            return None
+        fresh, self._fresh = self._fresh, []
+        for flight in fresh:
             self._perform(flight)
-            self._put(flight)
-        self._fresh.clear()
+            self._go_on(flight)
         while True:
-            chosen = self._next_flight(until, key)
-            if chosen is None:
-                if until is None:
-                    raise ClockStalledError(
-                        "nothing is in flight and no time will bring a task, but the job does not"
-                        " rest: a wake-up was lost"
-                    )
+            chosen = self._choose(until, key)
+            if isinstance(chosen, _Flight):
+                clock.mono = max(clock.mono, chosen.events[0][0])
+                self._go_on(chosen)
+            elif chosen is not None:
+                return chosen
+            elif until is not None:
                 clock.mono = max(clock.mono, until)
                 return None
-            ended = self._go_on(chosen)
-            if ended is not None:
-                return ended
-            if chosen.driven.error is not None:  # type: ignore[attr-defined]  # a Drive
+            else:
+                raise ClockStalledError(
+                    "nothing is in flight and no time will bring a task, but the job does not"
+                    " rest: a wake-up was lost"
+                )
+            if self._broke:
+                self._broke = False
                 return None
 
-    def _put(self, flight: _Flight) -> None:
-        at = flight.events[0][0]
-        if at <= self._clock.mono:
-            self._ready.append(flight)
-        else:
-            self._numbers += 1
-            heappush(self._asleep, (at, flight.key, self._numbers, flight))
-
-    def _next_flight(self, until: int | None, key: Key) -> _Flight | None:
-        ready, asleep = self._ready, self._asleep
-        if self._choices is not FIFO and len(ready) + len(asleep) + (until is not None) > 1:
-            return self._choose(until)
-        if ready:
-            return ready.popleft()
-        if asleep and (until is None or asleep[0][:2] <= (until, key)):
-            at, _, _, flight = heappop(asleep)
-            self._clock.mono = at
-            return flight
-        return None
-
-    def _choose(self, until: int | None) -> _Flight | None:
-        flights = [*self._ready, *(entry[3] for entry in sorted(self._asleep))]
-        options = [str(flight) for flight in flights]
-        place = len(options)
-        if until is not None:
-            place = len(self._ready) + sum(entry[0] <= until for entry in self._asleep)
-            options.insert(place, "time passes")
-        index = self._choices.choose("commit", options)
+    def _choose(self, until: int | None, key: Key) -> Ended | _Flight | None:
+        """Return a step that is over, else one that is to wake; None where time passes first."""
+        ended, asleep = self._ended, self._asleep
+        place = sum(sleeper[:2] <= (until, key) for sleeper in asleep) if until is not None else 0
+        index = 0
+        if self._choices is not FIFO and len(ended) + len(asleep) + (until is not None) > 1:
+            options = [_named(step) for _, step, _ in ended]
+            options += [_named(sleeper[3].step) for sleeper in sorted(asleep)]
+            if until is not None:
+                options.insert(len(ended) + place, "time passes")
+            index = self._choices.choose("commit", options)
+        if index < len(ended):
+            chosen = ended[index]
+            del ended[index]
+            return chosen
+        index -= len(ended)
         if until is not None and index == place:
             return None
-        flight = flights[index - (until is not None and index > place)]
-        self._ready = deque(f for f in self._ready if f is not flight)
-        self._asleep = sorted(entry for entry in self._asleep if entry[3] is not flight)
-        self._clock.mono = max(self._clock.mono, flight.events[0][0])
-        return flight
+        if not asleep:
+            return None
+        if index == 0:
+            return heappop(asleep)[3]
+        asleep.sort()  # which leaves it a heap
+        return asleep.pop(index - (until is not None and index > place))[3]
 
-    def _go_on(self, flight: _Flight) -> Ended | None:
+    def _go_on(self, flight: _Flight) -> None:
         """Let happen what is held back of a step, up to its next sleep or its end."""
         events = flight.events
         clock = self._clock
@@ -321,16 +325,25 @@ class SimDriver:
                 try:
                     flight.driven.record(flight.step, *what)
                 except NoActiveStepError:
-                    return None  # it was given up, and so is what it would have done
+                    return  # it was given up, and so is what it would have done
                 except BaseException:
-                    return None  # the store's trouble: the loop knows, and drops the job
+                    self._broke = True  # the store's trouble: the loop knows, and drops the job
+                    return
             else:
                 if isinstance(what, StepOutcome) and what.error_type is not None:
-                    task_id = flight.step.task.task_id
-                    self._life.errors[task_id, flight.step.attempt] = what.error_type
-                return flight.driven, flight.step, what
-        self._put(flight)
-        return None
+                    self._note_error(flight.step, what, what.error_type)
+                self._ended.append((flight.driven, flight.step, what))
+                return
+        self._numbers += 1
+        heappush(self._asleep, (events[0][0], flight.key, self._numbers, flight))
+
+    def _note_error(self, step: StepInput, ended: StepOutcome, kind: type[BaseException]) -> None:
+        if step.job_id != self._job_id:
+            return
+        attempt = step.task.task_id, step.attempt
+        self._life.errors[attempt] = kind
+        if ended.retry_after_ns is not None:
+            self._life.asked[attempt] = ended.retry_after_ns
 
     def _perform(self, flight: _Flight) -> None:
         step = flight.step
@@ -374,32 +387,37 @@ class SimDriver:
 
 
 class _WorldJournal:
-    """Writes commits into the world; `checked` reads each one back from its saved form."""
+    """Writes commits into the world.
+
+    `checked` reads each one back from its saved form, and looks whether it stays as it was written:
+    at the end, and at the end of each attempt at the commit that brought its payload.
+    """
 
     def __init__(self, host: _SimRuntime, world: World, faults: Sequence[Fault], checked: bool):
         self._host = host
         self._world = world
         self._faults = faults
         self._checked = checked
+        self._written: dict[int, tuple[Commit, str]] = {}
+        self._brought: dict[str, int] = {}  # a task -> the commit that created it
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         host, world = self._host, self._world
         if job_id != host.case.job_id:
             return  # a job that a handler executes; it lives in the process alone
+        whose = commit.routine_id or "the job"
+        this = f"commit {commit.seq} ({commit.kind} of {whose})"
         if host.life.job is not None and host.life.job.seq >= commit.seq:
             host.broken(
-                f"commit {commit.seq} ({commit.kind}) was folded into the job before it was written"
+                "folded-before-written",
+                f"{this} was folded into the job before it was written",
+                commit,
             )
         if commit.seq != len(world.commits) + 1:
             host.broken(
-                f"commit {commit.seq} ({commit.kind}) was written after {len(world.commits)} others"
+                "written-twice", f"{this} was written after {len(world.commits)} others", commit
             )
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
-        if world.commits and commit.at_ns < world.commits[-1].at_ns:
-            host.broken(
-                f"time ran back: commit {commit.seq} is of {from_ns(commit.at_ns)}, the one before"
-                f" of {from_ns(world.commits[-1].at_ns)}"
-            )
         if self._checked:
             self._read_back(commit)
         for fault in self._faults:
@@ -410,11 +428,44 @@ class _WorldJournal:
 
     def _read_back(self, commit: Commit) -> None:
         data = codec.dumps(commit.serialize())
-        again = Commit.load(codec.loads(data), "$")
-        difference = first_difference(commit, again)
+        where = f"commit {commit.seq} of {commit.routine_id or 'the job'}"
+        try:
+            difference = first_difference(commit, Commit.load(codec.loads(data), "$"))
+        except CorruptStateError as error:
+            self._host.broken("unreadable", f"{where} can't be read back: {error}", commit)
+            return
         if difference is not None:
-            where = f"commit {commit.seq} of {commit.routine_id or 'the job'}"
-            self._host.broken(f"{where} is changed by saving and loading it: {difference}")
+            what = f"{where} is changed by saving and loading it: {difference}"
+            self._host.broken("changed-by-saving", what, commit)
+        who = f"an attempt of {commit.routine_id} (task {commit.task_id}, attempt {commit.attempt})"
+        self._compare(self._brought.get(commit.task_id or "", 0), commit, who)
+        self._written[commit.seq] = commit, data
+        for task in commit.tasks:
+            self._brought[task.task_id] = commit.seq
+
+    def compare(self) -> None:
+        """Look whether every commit still is as it was written."""
+        for seq in self._written:
+            self._compare(seq, None, "a handler")
+
+    def _compare(self, seq: int, culprit: Commit | None, who: str) -> None:
+        commit, data = self._written.get(seq, (None, ""))
+        if commit is None:
+            return
+        try:
+            text = codec.dumps(commit.serialize())
+        except UnserializableError as error:
+            text = str(error)
+        if text == data:
+            return
+        self._written[seq] = commit, text
+        difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
+        targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
+        what = (
+            f"{who} changes what {commit.routine_id or 'the start'} sent to {targets or 'nobody'}"
+            f" in commit {seq}: {difference or text}"
+        )
+        self._host.broken("payload-changed", what, culprit or commit)
 
 
 class _ChoosingMachine(Machine):
@@ -464,8 +515,10 @@ class _SimRuntime(Runtime):
         if told:
             self.step_observers = (self,)
 
-    def broken(self, law: str) -> None:
-        self.life.broken.append(law)
+    def broken(self, kind: str, what: str, commit: Commit) -> None:
+        routine = commit.routine_id
+        path = f"engine.{routine or 'job'}"
+        self.life.broken.append(Finding(kind, what, path, routine, at_ns=commit.at_ns))
 
     def on_step(self, job: JobState, step: StepInput) -> None:
         if job.job_id == self.case.job_id:
@@ -478,10 +531,12 @@ class _SimRuntime(Runtime):
         try:
             held = check(job)
         except AssertionError as error:
-            self.broken(f"always() does not hold after commit {commit.seq}: {error}")
+            self.broken(
+                "always", f"always() does not hold after commit {commit.seq}: {error}", commit
+            )
             return
         if held is False:
-            self.broken(f"always() does not hold after commit {commit.seq}")
+            self.broken("always", f"always() does not hold after commit {commit.seq}", commit)
 
     def _drive_of(self, plan: Plan, job: JobState) -> Drive:
         if job.job_id == self.case.job_id:
@@ -500,6 +555,7 @@ class _SimRuntime(Runtime):
             self._choices,
             self.case.faults,
             self._stretch,
+            self.case.job_id,
         )
 
     def _drive_in_background(self, drive: Drive) -> None:
@@ -527,7 +583,7 @@ def live(
     for a timeline where steps begin. `flow` is used in place of one that `case.build` makes.
     """
     flow = case.build() if flow is None else flow
-    life = Life(flow)
+    life = Life(flow, exact=choices is FIFO)
     world.host += 1
     runtime = _SimRuntime(case, world, life, choices, stretch, checked=checked, told=told)
     try:
@@ -542,5 +598,7 @@ def live(
         raise
     except BaseException as error:
         life.error = error
+    if checked:
+        runtime.journal.compare()  # type: ignore[union-attr]  # a _WorldJournal
     world.now_ns = max(world.now_ns, runtime.clock.now_ns())
     return life

@@ -275,25 +275,38 @@ def _place(path: str, a: View, b: View) -> tuple[str, str | None]:
 
 def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
     rows = [
-        (part, _short(a[part]), _short(b[part]))
-        for part in ("status", "error", "shared", "outputs")
+        (part, str(a[part]), str(b[part]))
+        for part in ("status", "error")
         if not same_value(a[part], b[part])
     ]
+    counted = set()
     for name in {**a["routines"], **b["routines"]}:
         was, is_ = a["routines"].get(name, {}), b["routines"].get(name, {})
-        rows += [
-            (f"{name} {what}", _short(was.get(what)), _short(is_.get(what)))
-            for what in ("status", "state", "attempts", "retries")
-            if not same_value(was.get(what), is_.get(what))
-        ]
-    for bag in ("emissions", "tasks"):
+        for what in ("status", "attempts", "retries"):
+            if not same_value(was.get(what), is_.get(what)):
+                rows.append((f"{name} {what}", str(was.get(what)), str(is_.get(what))))
+                counted.add(name)
+        rows += _first_row(f"{name} ctx.state", was.get("state"), is_.get("state"))
+    rows += _first_row("shared", a["shared"], b["shared"])
+    for bag in ("outputs", "emissions", "tasks"):
         for place in {**a[bag], **b[bag]}:
             was, is_ = a[bag].get(place, []), b[bag].get(place, [])
+            told = bag == "emissions" and place in {**a["outputs"], **b["outputs"]}
+            told = told or (bag == "tasks" and place.rpartition(".")[0] in counted)
             if len(was) != len(is_):
                 rows.append((f"{bag} {place}", f"{len(was)}x", f"{len(is_)}x"))
-            elif not same_value(was, is_):
-                rows.append((f"{bag} {place}", _short(was), _short(is_)))
+            elif not told:
+                rows += _first_row(f"{bag} {place}", was, is_)
     return rows
+
+
+def _first_row(name: str, a: object, b: object) -> list[tuple[str, str, str]]:
+    found = first_difference(a, b, name)
+    if found is None:
+        return []
+    was = "nothing" if found.what == "added" else _short(found.expected)
+    is_ = "nothing" if found.what == "missing" else _short(found.actual)
+    return [(found.path, was, is_)]
 
 
 def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
@@ -366,5 +379,8 @@ def _key(key: object) -> str:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"<{type(value).__name__}, whose repr() raised {type(error).__name__}>"
     return text if len(text) <= 60 else f"{text[:59]}…"

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import Fault, StoreFails
+from pytest_routilux.oracle import Finding
 from pytest_routilux.simulation import Case, HostCrash, Life, live
 from pytest_routilux.world import Call, World
 from routilux import (
@@ -26,6 +27,7 @@ from routilux import (
     JobStatus,
     RoutiluxError,
     SavedState,
+    SavedStateError,
     codec,
 )
 from routilux.core.checks import follow
@@ -115,16 +117,24 @@ def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = Fal
     durable: list[Commit] = []
     job = JobState(case.job_id)
     states = [job.copy()]
+    merged = lives[-1]
     for commit in world.commits:
         path = f"$.{case.job_id}[{commit.seq}]"
-        durable.append(Commit.load(codec.loads(codec.dumps(commit.serialize())), path))
-        follow(job, durable[-1], path)
+        try:
+            durable.append(Commit.load(codec.loads(codec.dumps(commit.serialize())), path))
+            follow(job, durable[-1], path)
+        except SavedStateError as error:
+            whose = commit.routine_id or "the job"
+            what = f"commit {commit.seq} of {whose} can't be read back: {error}"
+            finding = Finding("unreadable", what, f"engine.{whose}", commit.routine_id)
+            merged.broken.append(finding)
+            break
         states.append(job.copy())
-    merged = lives[-1]
     for life in lives[:-1]:
         merged.broken[:0] = life.broken
         merged.steps[:0] = life.steps
         merged.errors = {**life.errors, **merged.errors}
+        merged.asked = {**life.asked, **merged.asked}
     return Undisturbed(case, world, merged, durable, states)
 
 

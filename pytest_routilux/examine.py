@@ -223,9 +223,12 @@ def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
 
 def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | None:
     last = lives[-1]
+    law = broken_law(world, lives, run.case)
+    if law is not None:
+        return law
     for life in lives:
         if life.broken:
-            return Finding("engine-law", life.broken[0], "engine")
+            return life.broken[0]
         if life.threads:
             routine, thread = life.threads[0]
             what = f"{routine} leaves a thread behind that runs on after its step: {thread!r}"
@@ -241,4 +244,4 @@ def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | 
             " the same"
         )
         return Finding("engine-law", what, "engine")
-    return broken_law(world, lives, run.case)
+    return None

@@ -184,7 +184,10 @@ class _Flight:
         return (self.driven.ordinal, *self.step.order)
 
 
-def _named(step: StepInput) -> str:
+def _named(option: Ended | _Flight | None) -> str:
+    if option is None:
+        return "time passes"
+    step = option[1] if isinstance(option, tuple) else option.step
     return f"{step.task.task_id} {step.task.routine_id} attempt {step.attempt}"
 
 
@@ -263,15 +266,19 @@ class SimDriver:
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Return the step that ends next; None where time has come to `until`, or a job broke."""
         clock = self._clock
-        if until is not None and until <= clock.mono and not self._ended:
-            return None
-        fresh, self._fresh = self._fresh, []
-        for flight in fresh:
-            self._perform(flight)
-            self._go_on(flight)
+        if not self._ended:
+            if until is not None and until <= clock.mono:
+                return None
+            # A thread runs when the loop waits, which it does not while it has ended steps.
+            fresh, self._fresh = self._fresh, []
+            for flight in fresh:
+                self._perform(flight)
+                self._go_on(flight)
         while True:
             chosen = self._choose(until, key)
             if isinstance(chosen, _Flight):
+                if not chosen.events:
+                    self._perform(chosen)
                 clock.mono = max(clock.mono, chosen.events[0][0])
                 self._go_on(chosen)
             elif chosen is not None:
@@ -289,29 +296,32 @@ class SimDriver:
                 return None
 
     def _choose(self, until: int | None, key: Key) -> Ended | _Flight | None:
-        """Return a step that is over, else one that is to wake; None where time passes first."""
-        ended, asleep = self._ended, self._asleep
-        place = sum(sleeper[:2] <= (until, key) for sleeper in asleep) if until is not None else 0
-        index = 0
-        if self._choices is not FIFO and len(ended) + len(asleep) + (until is not None) > 1:
-            options = [_named(step) for _, step, _ in ended]
-            options += [_named(sleeper[3].step) for sleeper in sorted(asleep)]
-            if until is not None:
-                options.insert(len(ended) + place, "time passes")
-            index = self._choices.choose("commit", options)
-        if index < len(ended):
-            chosen = ended[index]
-            del ended[index]
-            return chosen
-        index -= len(ended)
-        if until is not None and index == place:
+        """Return a step that is over, else one that is to go on; None where time passes first."""
+        ended, fresh, asleep = self._ended, self._fresh, self._asleep
+        if self._choices is FIFO:
+            if ended:
+                return ended.popleft()
+            if asleep and (until is None or asleep[0][:2] <= (until, key)):
+                return heappop(asleep)[3]
             return None
-        if not asleep:
-            return None
-        if index == 0:
-            return heappop(asleep)[3]
         asleep.sort()  # which leaves it a heap
-        return asleep.pop(index - (until is not None and index > place))[3]
+        options: list[Ended | _Flight | None] = [*ended, *fresh, *(entry[3] for entry in asleep)]
+        if until is not None:
+            sooner = sum(entry[:2] <= (until, key) for entry in asleep)
+            options.insert(len(ended) + len(fresh) + sooner, None)
+        if not options:
+            return None
+        index = 0
+        if len(options) > 1:
+            index = self._choices.choose("commit", [_named(option) for option in options])
+        chosen = options[index]
+        if isinstance(chosen, tuple):
+            ended.remove(chosen)
+        elif chosen in fresh:
+            fresh.remove(chosen)
+        elif chosen is not None:
+            self._asleep = [entry for entry in asleep if entry[3] is not chosen]
+        return chosen
 
     def _go_on(self, flight: _Flight) -> None:
         """Let happen what is held back of a step, up to its next sleep or its end."""

@@ -22,6 +22,7 @@ from pytest_routilux.oracle import (
     compare_effects,
     compare_views,
     trie_of,
+    unstable_key,
     varying,
     view_of,
 )
@@ -161,7 +162,7 @@ def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> 
     known.trie = trie_of(known.mask)
     if checks.view is not None:
         known.custom = checks.view(Outcome(run.job, run.world.calls))
-    known.finding = _invariant(checks, run.job, run.world)
+    known.finding = unstable_key(run.world) or _invariant(checks, run.job, run.world)
     return known
 
 

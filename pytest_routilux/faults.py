@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from pytest_routilux.simulation import SimClock
     from routilux import Commit, Flow, StepInput
 
-__all__ = ["ClockJump", "Fault", "Raises", "Slow", "StoreFails"]
+__all__ = ["ClockJump", "Fault", "FlowFaults", "Raises", "Slow", "StoreFails"]
 
 
 class Fault:
-    """One fault; `struck` counts how often it hit. This one does nothing."""
+    """One fault; `struck` counts how often it hit, `used` says whether a run was given it.
+
+    This one does nothing.
+    """
 
     struck: int = 0
+    used: bool = False
 
     def begin(self, writes: int) -> None:
         """Hear that another run begins, whose store has so many commits already."""
@@ -179,3 +183,51 @@ class StoreFails(Fault):
 
     def __repr__(self) -> str:
         return f"store_fails({self.write}{', durable=True' * self.durable})"
+
+
+class FlowFaults:
+    """Makes faults, to be given to a simulation as `faults=[...]`; the fixture `flow_faults`.
+
+    `attempts` are counted from 1, and are all where they are left out. Raises
+    `FlowDefinitionError` for what can't be a fault.
+
+        flow_sim.crash_everywhere(build, "orders", faults=[flow_faults.raises("charge", OSError)])
+    """
+
+    def __init__(self) -> None:
+        self._made: list[Fault] = []
+
+    def raises(
+        self,
+        routine: str,
+        error: Exception | type[Exception],
+        attempts: Iterable[int] | None = None,
+    ) -> Fault:
+        """Return a fault that raises an error in place of a routine's handler."""
+        return self._make(Raises(routine, error, attempts))
+
+    def slow(
+        self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
+    ) -> Fault:
+        """Return a fault that lets a routine's handler begin its work so much later."""
+        return self._make(Slow(routine, seconds, attempts))
+
+    def clock_jump(self, seconds: float) -> Fault:
+        """Return a fault that sets the wall clock of each host, once its first step has begun."""
+        return self._make(ClockJump(seconds))
+
+    def store_fails(self, write: int, *, durable: bool = False) -> Fault:
+        """Return a fault that fails a write of the store, counted from 1.
+
+        With `durable` the commit is kept all the same, only its acknowledgement is lost.
+        """
+        return self._make(StoreFails(write, durable=durable))
+
+    def _make(self, fault: Fault) -> Fault:
+        self._made.append(fault)
+        return fault
+
+    @property
+    def unused(self) -> list[Fault]:
+        """The faults that no simulation was given."""
+        return [fault for fault in self._made if not fault.used]

@@ -33,6 +33,7 @@ __all__ = [
     "compare_views",
     "masked",
     "trie_of",
+    "unstable_key",
     "varying",
     "view_of",
 ]
@@ -350,6 +351,35 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
                 [("effects", f"{shown}  x{len(calls)}", f"{shown}  x{len(known)}")],
                 hint=call.where,
             )
+    return None
+
+
+def unstable_key(world: World) -> Finding | None:
+    """Return an effect of one task whose key is another in each attempt."""
+    first: dict[tuple[str, str, str], Call] = {}
+    for call in world.calls:
+        if call.key is None:
+            continue
+        identity = (call.task_id, call.effect, canonical(call.arguments))
+        known = first.setdefault(identity, call)
+        if known.attempt == call.attempt or canonical(known.key) == canonical(call.key):
+            continue
+        shown = f"{call.effect}({_arguments(call)})"
+        return Finding(
+            "key-unstable",
+            f"{shown} ran 2x under different keys: {known.key}, {call.key}",
+            f"effects.{call.effect}",
+            call.routine_id,
+            [
+                (
+                    "key",
+                    f"attempt {known.attempt}: {known.key}",
+                    f"attempt {call.attempt}: {call.key}",
+                )
+            ],
+            call.at_ns,
+            call.where,
+        )
     return None
 
 

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from pytest_routilux.choices import FIFO, Seeded
+from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.isolation import Hosts
 from pytest_routilux.laws import broken_law
 from pytest_routilux.oracle import (
     Finding,
@@ -26,25 +27,20 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
-from pytest_routilux.simulation import live
-from pytest_routilux.world import World
+from pytest_routilux.variations import variations, vary
 from routilux import JobState, SavedState, SavedStateError
-from routilux.instants import SECOND
 from routilux.values import first_difference, same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
     from pytest_routilux.oracle import Mask, Trie, View
     from pytest_routilux.simulation import Case, Life
-    from pytest_routilux.world import Call
+    from pytest_routilux.world import Call, World
     from routilux import Commit
 
 __all__ = ["Checks", "Coverage", "Examination", "Outcome", "examine", "reference"]
-
-_OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
-_ORDERS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +109,21 @@ def examine(
     """Run a case undisturbed and with each of its crash points (or of those given)."""
     begun = perf_counter()
     coverage = Coverage()
-    known = reference(case, start_ns, checks, coverage)
+    with Hosts(case, start_ns, coverage) as hosts:
+        result = _examine(case, start_ns, checks, coverage, points, hosts)
+    coverage.seconds = perf_counter() - begun
+    return result
+
+
+def _examine(
+    case: Case,
+    start_ns: int,
+    checks: Checks,
+    coverage: Coverage,
+    points: Sequence[CrashPoint] | None,
+    hosts: Hosts,
+) -> Examination:
+    known = reference(case, start_ns, checks, coverage, hosts)
     failures: list[tuple[CrashPoint, Finding]] = []
     if known.finding is None:
         run = known.run
@@ -128,7 +138,9 @@ def examine(
             finding = judge(known, disturbed, checks)
             if finding is not None:
                 failures.append((point, finding))
-    coverage.seconds = perf_counter() - begun
+        if checks.view is None:
+            # First, since what such a flow does in one process is misleading.
+            failures[:0] = hosts.compare(known, points, failures)
     return Examination(known, failures, coverage)
 
 
@@ -141,8 +153,16 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
     return True
 
 
-def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> Reference:
-    """Run a case undisturbed in every way that must not matter."""
+def reference(
+    case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: Hosts | None = None
+) -> Reference:
+    """Run a case undisturbed in every way that must not matter, first in another process."""
+    if hosts is None:
+        with Hosts(case, start_ns, coverage) as hosts:
+            return reference(case, start_ns, checks, coverage, hosts)
+    killed = hosts.canary()
+    if killed is not None:
+        return Reference(killed.run, {}, frozenset(), finding=killed.finding)
     run = undisturbed(case, start_ns, FIFO)
     coverage.runs += 1
     known = Reference(run, {}, frozenset())
@@ -153,7 +173,8 @@ def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> 
     known.view = view_of(run.states[-1], run.world)
     width = run.life.flow.plan().width
     views = []
-    for world, life in _variations(case, start_ns, width):
+    for variation in variations(width):
+        world, life = vary(case, start_ns, variation)
         coverage.runs += 1
         if life.job is not None and life.error is None:
             views.append(view_of(life.job, world))
@@ -164,26 +185,6 @@ def reference(case: Case, start_ns: int, checks: Checks, coverage: Coverage) -> 
         known.custom = checks.view(Outcome(run.job, run.world.calls))
     known.finding = unstable_key(run.world) or _invariant(checks, run.job, run.world)
     return known
-
-
-def _variations(case: Case, start_ns: int, width: int) -> Iterator[tuple[World, Life]]:
-    def begun(start: int) -> World:
-        for fault in case.faults:
-            fault.begin(0)
-        return World(start)
-
-    for start, stretch in ((start_ns + _OTHER_START, (1, 1)), (start_ns, (5, 4))):
-        world = begun(start)
-        yield world, live(case, world, stretch=stretch)
-    if width == 1:
-        return
-    world = begun(start_ns)
-    flow = case.build()
-    flow.execution_strategy = "sequential"
-    yield world, live(case, world, flow=flow)
-    for seed in range(_ORDERS):
-        world = begun(start_ns)
-        yield world, live(case, world, choices=Seeded(seed))
 
 
 def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:

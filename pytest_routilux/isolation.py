@@ -1,0 +1,328 @@
+"""Hosts in other processes: what a second host would not find there, and what kills its process.
+
+Laws:
+- The undisturbed run comes first in a process of its own. A handler that ends it is told, and is
+  never run in the test's process.
+- For a sample of crash points the next host is a process that knows nothing but the durable
+  commits. Where it brings the job to another end than undisturbed, and the host in the test's
+  process does not, the flow keeps progress in its process: in a module global, or in a class.
+- This is a finding only if it comes again, if undisturbed runs in processes of their own agree, and
+  if a global or class attribute that a handler changed can be named. Else it is a note.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.choices import FIFO
+from pytest_routilux.crash import CrashPoint, Undisturbed, recover, undisturbed
+from pytest_routilux.faults import Fault
+from pytest_routilux.forks import Zygote, can_fork
+from pytest_routilux.hidden import HiddenChange, hidden_state
+from pytest_routilux.oracle import (
+    Finding,
+    compare_effects,
+    compare_views,
+    trie_of,
+    varying,
+    view_of,
+)
+from pytest_routilux.simulation import Life
+from pytest_routilux.variations import Variation, variations, vary
+from pytest_routilux.world import Note, World
+from routilux import Commit, JobState, JobStatus, codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_routilux.examine import Coverage, Reference
+    from pytest_routilux.oracle import Trie, View
+    from pytest_routilux.simulation import Case, SimClock
+    from pytest_routilux.world import Call
+    from routilux import Slot, StepInput
+
+    Tell = Callable[[object], None]
+
+__all__ = ["Hosts", "Killed"]
+
+_SAMPLE: Final = 6
+_NO_FORK: Final = "hosts in other processes: not tried, this system can't fork"
+
+
+@dataclass(slots=True)
+class Ran:
+    """What a host in another process did: the rows of all commits and its calls of effects.
+
+    `ended` is how its process was left by SystemExit, each time it was. `steps` are routine, task
+    and attempt of each step that began, when only that is known.
+    """
+
+    rows: list[str]
+    calls: list[Call]
+    ended: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Killed:
+    """A handler that ends its process: the finding, and the run up to there."""
+
+    finding: Finding
+    run: Undisturbed
+
+
+class Hosts:
+    """The hosts of one case, each in a process of its own. To be made before the case has run."""
+
+    def __init__(self, case: Case, start_ns: int, coverage: Coverage) -> None:
+        self._case = case
+        self._start_ns = start_ns
+        self._coverage = coverage
+        self._zygote = Zygote(case) if can_fork() else None
+        if self._zygote is None and _NO_FORK not in coverage.notes:
+            coverage.notes.append(_NO_FORK)
+
+    def __enter__(self) -> Hosts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._zygote is not None:
+            self._zygote.__exit__()
+
+    # --- the canary -----------------------------------------------------------------------------
+
+    def canary(self) -> Killed | None:
+        """Run the case undisturbed in another process; return what ends that process, if so."""
+        if self._zygote is None:
+            return None
+        self._coverage.runs += 1
+        reply = self._zygote.ask(_undisturbed, self._start_ns)
+        if reply.failed:
+            self._note(f"the undisturbed run in another process: {reply.ended}")
+            return None
+        if reply.ended is None:
+            ran: Ran = reply.result
+            return self._killed(ran.ended[0], [*reply.told], ran.rows) if ran.ended else None
+        again = self._zygote.ask(_undisturbed, self._start_ns)
+        if again.ended is None:
+            self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
+            return None
+        return self._killed(reply.ended, reply.told, [], hung=reply.hung)
+
+    def _killed(
+        self, how: str, told: list[Any], rows: Sequence[str], *, hung: bool = False
+    ) -> Killed:
+        steps = [entry for entry in told if isinstance(entry, tuple)]
+        rows = rows or [entry for entry in told if isinstance(entry, str)]
+        routine, task_id, attempt, at_ns = steps[-1] if steps else (None, None, 0, self._start_ns)
+        flow = self._case.build()
+        world = World(self._start_ns, host=1)
+        for commit in _commits(self._case.job_id, rows):
+            world.committed(commit)
+        who = "build()" if routine is None else f"{routine} (task {task_id}, attempt {attempt})"
+        if hung:
+            kind, what = "hangs", f"{who} does not come to an end: {how}"
+        else:
+            kind, what = "kills-process", f"{who} kills its process: {how}"
+        world.log.append((at_ns, 1, Note(what, task_id, routine, attempt)))
+        job = _folded(self._case.job_id, world.commits)
+        where = "?" if routine is None else _handler_of(flow, routine)
+        return Killed(
+            Finding(kind, what, f"process.{routine or 'build'}", routine, [], at_ns, where),
+            Undisturbed(self._case, world, Life(flow, job), list(world.commits), [job]),
+        )
+
+    # --- the sample -----------------------------------------------------------------------------
+
+    def compare(
+        self,
+        known: Reference,
+        points: Sequence[CrashPoint],
+        failures: Sequence[tuple[CrashPoint, Finding]],
+    ) -> list[tuple[CrashPoint, Finding]]:
+        """Let another process go on from some of the points; return what only that one finds."""
+        if self._zygote is None:
+            return []
+        told = dict(failures)
+        own: Trie | None = None
+        for point in _sample(points, len(known.run.durable)):
+            world = self._recovered(known.run, point)
+            if world is None or _difference(known, world, {}) is None:
+                continue
+            if own is None:
+                own = self._mask(known)
+                if own is None:
+                    return []
+            finding = _difference(known, world, own)
+            if finding is None or _is_told(finding, told.get(point)):
+                continue
+            again = self._recovered(known.run, point)
+            repeated = None if again is None else _difference(known, again, own)
+            if repeated is None or repeated.signature != finding.signature:
+                continue
+            named = self._named(finding)
+            if named is not None:
+                return [(point, named)]
+            self._note(
+                f"another process comes to something else, {point.text}: {finding.what}; but no"
+                " handler was seen to change a global"
+            )
+            return []
+        return []
+
+    def _recovered(self, run: Undisturbed, point: CrashPoint) -> World | None:
+        assert self._zygote is not None
+        self._coverage.runs += 1
+        rows = [codec.dumps(commit.serialize()) for commit in run.durable[: point.commits]]
+        reply = self._zygote.ask(_recovered, self._start_ns, rows, point)
+        if reply.ended is not None:
+            self._note(f"another process can't go on, {point.text}: {reply.ended}")
+            return None
+        return _world(
+            self._case.job_id, self._start_ns, reply.result, run.world.calls[: point.calls]
+        )
+
+    def _mask(self, known: Reference) -> Trie | None:
+        """Return what varies of undisturbed runs that know nothing of each other."""
+        assert self._zygote is not None
+        width = known.run.life.flow.plan().width
+        views = []
+        for variation in [*variations(width), Variation(), Variation()]:
+            self._coverage.runs += 1
+            reply = self._zygote.ask(_varied, self._start_ns, variation)
+            if reply.ended is None:
+                world = _world(self._case.job_id, self._start_ns, reply.result, ())
+                views.append(_view(self._case.job_id, world))
+        return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
+
+    def _named(self, finding: Finding) -> Finding | None:
+        assert self._zygote is not None
+        reply = self._zygote.ask(_hidden, self._start_ns)
+        if reply.ended is not None:
+            return None
+        changes: list[HiddenChange] = [c for c in reply.result if c.scope != "attribute"]
+        changes.sort(key=lambda change: change.routine_id != finding.routine)
+        if not changes:
+            return None
+        change = changes[0]
+        kind = "module global" if change.scope == "global" else "class attribute"
+        what = (
+            f"{change.routine_id} changes the {kind} {change.name}, which a host that starts anew"
+            f" does not have: {finding.what}"
+        )
+        rows = [(change.name, f"{change.was} -> {change.became}", change.was), *finding.rows]
+        path = f"{change.scope}.{change.name}"
+        return Finding(
+            "module-state", what, path, change.routine_id, rows, finding.at_ns, change.where
+        )
+
+    def _note(self, text: str) -> None:
+        self._coverage.notes.append(text)
+
+
+def _sample(points: Sequence[CrashPoint], commits: int) -> list[CrashPoint]:
+    able = [p for p in points if p.kind == "after a write" and p.commits < commits]
+    if not able:  # a reproducer names one point
+        able = [p for p in points[:_SAMPLE] if p.kind in _ABLE and p.commits < commits]
+    if len(able) <= _SAMPLE:
+        return able
+    return [able[round(i * (len(able) - 1) / (_SAMPLE - 1))] for i in range(_SAMPLE)]
+
+
+_ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
+
+
+def _is_told(finding: Finding, other: Finding | None) -> bool:
+    return other is not None and other.signature == finding.signature
+
+
+def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:
+    job_id = known.run.case.job_id
+    return compare_effects(known.run.world, world, trie) or compare_views(
+        known.view, _view(job_id, world), trie, ordered=known.ordered
+    )
+
+
+def _view(job_id: str, world: World) -> View:
+    return view_of(_folded(job_id, world.commits), world)
+
+
+def _world(job_id: str, start_ns: int, ran: Ran, calls: Sequence[Call]) -> World:
+    return World(start_ns, _commits(job_id, ran.rows), [*calls, *ran.calls])
+
+
+def _commits(job_id: str, rows: Sequence[str]) -> list[Commit]:
+    return [
+        Commit.load(codec.loads(row), f"$.{job_id}[{number}]") for number, row in enumerate(rows, 1)
+    ]
+
+
+def _folded(job_id: str, commits: Sequence[Commit]) -> JobState:
+    job = JobState(job_id)
+    for commit in commits:
+        job.fold(commit)
+    return job
+
+
+def _handler_of(flow: Any, routine_id: str) -> str:
+    for slot in flow.routines[routine_id].slots.values():
+        code = getattr(slot.handler, "__code__", None)
+        if code is not None:
+            return f"{code.co_filename}:{code.co_firstlineno}"
+    return "?"
+
+
+# --- in the other process -------------------------------------------------------------------------
+
+
+class _Tells(Fault):
+    """Tells each step before its handler is called, and each commit when it is durable."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+        task = step.task
+        self._tell((task.routine_id, task.task_id, step.attempt, clock.now_ns()))
+        return slot
+
+    def after_write(self, commit: Commit) -> None:
+        self._tell(codec.dumps(commit.serialize()))
+
+
+def _undisturbed(case: Case, tell: Tell, start_ns: int) -> Ran:
+    case = replace(case, faults=(*case.faults, _Tells(tell)))
+    run = undisturbed(case, start_ns, FIFO)
+    ran = _ran(run.world)
+    if run.job.status is JobStatus.FAILED:
+        ran.ended = [
+            f"{note.text.partition(': ')[2]}, at each of its attempts"
+            for _, _, note in run.world.log
+            if isinstance(note, Note) and note.text.startswith("the host ends: SystemExit")
+        ]
+    return ran
+
+
+def _recovered(
+    case: Case, tell: Tell, start_ns: int, rows: Sequence[str], point: CrashPoint
+) -> Ran:
+    durable = _commits(case.job_id, rows)
+    states = [JobState(case.job_id)]
+    for commit in durable:
+        states.append(states[-1].copy())
+        states[-1].fold(commit)
+    world = World(start_ns, host=1)
+    run = Undisturbed(case, world, Life(case.build()), durable, states)
+    return _ran(recover(run, point).world)
+
+
+def _varied(case: Case, tell: Tell, start_ns: int, variation: Variation) -> Ran:
+    return _ran(vary(case, start_ns, variation)[0])
+
+
+def _hidden(case: Case, tell: Tell, start_ns: int) -> list[HiddenChange]:
+    return hidden_state(case, start_ns, everywhere=True)
+
+
+def _ran(world: World) -> Ran:
+    return Ran([codec.dumps(commit.serialize()) for commit in world.commits], world.calls)

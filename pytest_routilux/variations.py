@@ -1,0 +1,50 @@
+"""The ways of running a job undisturbed that must not matter."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.choices import FIFO, Seeded
+from pytest_routilux.simulation import live
+from pytest_routilux.world import World
+from routilux.instants import SECOND
+
+if TYPE_CHECKING:
+    from pytest_routilux.simulation import Case, Life
+
+__all__ = ["OTHER_START", "Variation", "variations", "vary"]
+
+OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
+_ORDERS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """Another start instant, other durations, one worker instead of many, or another order."""
+
+    shift_ns: int = 0
+    stretch: tuple[int, int] = (1, 1)
+    sequential: bool = False
+    seed: int | None = None
+
+
+def variations(width: int) -> list[Variation]:
+    """Return the variations of a flow with so many workers."""
+    found = [Variation(shift_ns=OTHER_START), Variation(stretch=(5, 4))]
+    if width > 1:
+        found.append(Variation(sequential=True))
+        found += [Variation(seed=seed) for seed in range(_ORDERS)]
+    return found
+
+
+def vary(case: Case, start_ns: int, variation: Variation) -> tuple[World, Life]:
+    """Run a job undisturbed in one of these ways."""
+    for fault in case.faults:
+        fault.begin(0)
+    world = World(start_ns + variation.shift_ns)
+    flow = case.build()
+    if variation.sequential:
+        flow.execution_strategy = "sequential"
+    choices = FIFO if variation.seed is None else Seeded(variation.seed)
+    return world, live(case, world, flow=flow, choices=choices, stretch=variation.stretch)

@@ -1,0 +1,380 @@
+"""Hosts in other processes: what they find that hosts in one process can't, and at what they stop.
+
+Each finding has a flow with the bug, and its twin without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from pytest_routilux import forks
+from pytest_routilux.effects import Effect
+from pytest_routilux.examine import Checks, Coverage, Examination, examine, reference
+from pytest_routilux.simulation import Case
+from routilux import ErrorHandler, Flow, Routine
+from routilux.instants import instant_ns
+
+START = instant_ns("2026-01-01")
+pytestmark = pytest.mark.skipif(not forks.can_fork(), reason="needs os.fork")
+
+
+class Step(Routine):
+    """Hands on what its function makes of a number."""
+
+    def __init__(self, work: Callable[[Any, Any], object] = lambda routine, number: number) -> None:
+        super().__init__()
+        self.work = work
+        self.define_slot("trigger", handler=self.step)
+        self.define_event("output", ["number"])
+
+    def step(self, number: object = 0) -> None:
+        self.emit("output", number=self.work(self, number))
+
+
+def chain(*works: Callable[[Any, Any], object], **retry: Any) -> Case:
+    def build() -> Flow:
+        flow = Flow("chain")
+        for index, work in enumerate(works):
+            step = Step(work)
+            if retry:
+                step.set_error_handler(ErrorHandler("retry", **retry))
+            flow.add_routine(step, f"r{index}")
+            if index:
+                flow.connect(f"r{index - 1}", "output", f"r{index}", "trigger")
+        return flow
+
+    return Case(build, "r0")
+
+
+def looked_at(case: Case) -> Examination:
+    return examine(case, START, Checks())
+
+
+def found(case: Case) -> list[str]:
+    """Return the kinds of all that is found, the first at each point."""
+    result = looked_at(case)
+    first = result.reference.finding
+    assert result.coverage.planned == result.coverage.executed
+    return [first.kind] if first is not None else [f.kind for _, f in result.failures]
+
+
+def same(routine: Any, number: Any) -> object:
+    return number
+
+
+# --- progress that a process keeps ----------------------------------------------------------------
+
+_tries = 0
+_ids = itertools.count(1)
+_seen: set[object] = set()
+_squares: dict[object, object] = {}
+
+
+class Counted(Routine):
+    """Counts in its class."""
+
+    made: ClassVar[list[int]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.step)
+        self.define_event("output", ["number"])
+
+    def step(self) -> None:
+        self.made.append(1)
+        self.emit("output", number=len(self.made))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_globals() -> None:
+    global _tries, _ids
+    _tries, _ids = 0, itertools.count(1)
+    _seen.clear()
+    _squares.clear()
+    Counted.made.clear()
+
+
+def fails_twice_by_a_global(routine: Any, number: Any) -> object:
+    global _tries
+    _tries += 1
+    if _tries < 3:
+        raise OSError
+    return number
+
+
+def fails_twice_by_its_attempt(routine: Any, number: Any) -> object:
+    if routine.ctx.attempt < 3:
+        raise OSError
+    return number
+
+
+def numbered_by_a_global(routine: Any, number: Any) -> object:
+    return next(_ids)
+
+
+def numbered_by_state(routine: Any, number: Any) -> object:
+    routine.ctx.shared["id"] = routine.ctx.shared.get("id", 0) + 1
+    return routine.ctx.shared["id"]
+
+
+def cached_in_a_global(routine: Any, number: Any) -> object:
+    if number not in _squares:
+        _squares[number] = (number or 3) ** 2
+    return _squares[number]
+
+
+def seen_is_counted(routine: Any, number: Any) -> object:
+    _seen.add(number)
+    return number
+
+
+def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
+    point, finding = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1)).failures[0]
+    assert "module-state" == finding.kind
+    assert "r1" == finding.routine
+    assert f"global.{__name__}:_tries" == finding.path
+    line = fails_twice_by_a_global.__code__.co_firstlineno + 2
+    assert f"{__file__}:{line}" == finding.hint
+    assert "after a write" == point.kind
+    assert [] == found(chain(same, fails_twice_by_its_attempt, retry_delay=0.1))
+
+
+def test_an_id_drawn_from_a_module_global_is_found_and_one_from_the_job_is_not() -> None:
+    numbered = looked_at(chain(numbered_by_a_global, numbered_by_a_global)).failures
+    assert ["module-state"] == [finding.kind for _, finding in numbered]
+    assert f"global.{__name__}:_ids" == numbered[0][1].path
+    assert [] == found(chain(numbered_by_state, numbered_by_state))
+
+
+def test_progress_on_a_class_is_found_and_named() -> None:
+    def build() -> Flow:
+        flow = Flow("classes")
+        for name in ("a", "b"):
+            flow.add_routine(Counted(), name)
+        flow.connect("a", "output", "b", "trigger", param_mapping={})
+        return flow
+
+    result = looked_at(Case(build, "a"))
+    assert "module-state" == result.failures[0][1].kind
+    assert f"class.{__name__}:Counted.made" == result.failures[0][1].path
+
+
+def test_a_cache_and_a_count_that_nothing_depends_on_are_no_progress() -> None:
+    assert [] == found(chain(cached_in_a_global, cached_in_a_global, seen_is_counted, same))
+
+
+def test_progress_on_the_instance_is_found_as_what_it_does_not_as_module_state() -> None:
+    def fails_twice_by_itself(routine: Any, number: Any) -> object:
+        routine.tries = getattr(routine, "tries", 0) + 1
+        if routine.tries < 3:
+            raise OSError
+        return number
+
+    kinds = found(chain(same, fails_twice_by_itself, retry_delay=0.1, max_retries=9))
+    assert {"attempts-differ"} == set(kinds)
+
+
+def test_random_numbers_are_no_module_state() -> None:
+    kinds = found(chain(lambda r, n: random.random(), lambda r, n: n, lambda r, n: random.random()))
+    assert [] == kinds
+
+
+def test_a_fake_service_in_the_test_is_no_module_state() -> None:
+    def case() -> Case:
+        ledger: list[object] = []
+
+        def charge(routine: Any, number: Any) -> object:
+            ledger.append(number)
+            return len(ledger)
+
+        return chain(charge, charge, charge)
+
+    assert [] == found(case())
+
+
+def test_a_patched_function_is_patched_on_other_hosts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 2.0, 3.0))
+    assert [] == found(chain(lambda r, n: os.getloadavg()[1], lambda r, n: os.getloadavg()[2]))
+
+
+def test_effects_of_the_dead_host_and_of_the_next_are_put_together() -> None:
+    charge = Effect("charge", key="key")
+    case = chain(
+        lambda r, n: charge(1, key=r.ctx.key("charge")),
+        lambda r, n: charge(2, key=r.ctx.key("charge")),
+        same,
+    )
+    assert [] == found(case)
+
+
+# --- a handler that ends its process --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "SIGKILL"),
+        (lambda: os._exit(3), "exit status 3"),
+        (lambda: os._exit(0), "exit status 0"),
+        (os.abort, "SIGABRT"),
+        (lambda: sys.exit(4), "SystemExit: 4, at each of its attempts"),
+    ],
+)
+def test_a_handler_that_kills_its_process_is_named_and_the_test_lives(
+    end: Callable[[], object], how: str
+) -> None:
+    def dies(routine: Any, number: Any) -> object:
+        end()
+        return number
+
+    result = looked_at(chain(same, dies, same))
+    finding = result.reference.finding
+    assert finding is not None
+    assert "kills-process" == finding.kind
+    assert "r1" == finding.routine
+    assert f"r1 (task 0.0, attempt 1) kills its process: {how}" == finding.what
+    assert ["r0"] == [c.routine_id for c in result.reference.run.world.commits if c.kind == "done"]
+    assert [] == result.failures
+
+
+def test_its_twin_is_run_to_its_end() -> None:
+    assert [] == found(chain(same, same, same))
+
+
+def test_an_exit_in_the_first_attempt_alone_is_no_finding() -> None:
+    def exits_once(routine: Any, number: Any) -> object:
+        seen.append(1)
+        if len(seen) == 1:
+            raise SystemExit
+        return number
+
+    seen: list[int] = []
+    assert looked_at(chain(same, exits_once)).reference.finding is None
+
+
+def test_what_never_ends_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forever(routine: Any, number: Any) -> object:
+        while True:
+            pass
+
+    zygote = forks.Zygote
+    monkeypatch.setattr("pytest_routilux.isolation.Zygote", lambda case: zygote(case, timeout=0.2))
+    finding = looked_at(chain(same, forever)).reference.finding
+    assert finding is not None
+    assert ("hangs", "r1") == (finding.kind, finding.routine)
+
+
+def test_a_reference_alone_is_as_careful() -> None:
+    known = reference(chain(lambda r, n: os._exit(1)), START, Checks(), Coverage())
+    assert known.finding is not None
+    assert "kills-process" == known.finding.kind
+
+
+# --- the processes --------------------------------------------------------------------------------
+
+
+def alive(subject: Any, tell: Any) -> int:
+    return os.getpid()
+
+
+def leaves_a_process(subject: Any, tell: Any) -> int:
+    pid = os.fork()
+    if pid == 0:
+        while True:
+            signal.pause()
+    return pid
+
+
+def prints(subject: Any, tell: Any) -> None:
+    sys.stdout.write("heard\n")
+    os.write(1, b"heard")
+    os.write(2, b"heard")
+
+
+def is_gone(pid: int) -> bool:
+    # The process may be dead and not yet waited for by whoever it belongs to now.
+    for _ in range(1000):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        os.sched_yield()
+    return False
+
+
+linux = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
+
+
+@linux
+def test_no_process_outlives_the_block() -> None:
+    with forks.Zygote(None) as zygote:
+        pids = [zygote._pid, zygote.ask(alive).result, zygote.ask(leaves_a_process).result]
+    assert all(map(is_gone, pids))
+    with pytest.raises(ChildProcessError):
+        os.waitpid(pids[0], 0)
+
+
+@linux
+def test_an_interrupted_test_leaves_none_either() -> None:
+    pids = []
+
+    def interrupted() -> None:
+        with forks.Zygote(None) as zygote:
+            pids.append(zygote._pid)
+            pids.append(zygote.ask(leaves_a_process).result)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert all(map(is_gone, pids))
+
+
+def test_what_a_child_prints_is_not_the_tests_output(capfd: pytest.CaptureFixture[str]) -> None:
+    sys.stdout.write("before")
+    with forks.Zygote(None) as zygote:
+        assert zygote.ask(prints).ended is None
+    assert ("before", "") == capfd.readouterr()
+
+
+def test_threads_beside_it_bring_no_warning_and_no_lock() -> None:
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait)
+    thread.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert [] == found(chain(same, same))
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_where_there_is_no_fork_the_coverage_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "fork")
+    result = looked_at(chain(same, same))
+    assert ["hosts in other processes: not tried, this system can't fork"] == [
+        note for note in result.coverage.notes if "process" in note
+    ]
+    assert [] == result.failures
+
+
+def test_children_do_not_share_their_random_numbers() -> None:
+    with forks.Zygote(None) as zygote:
+        drawn = {zygote.ask(draw).result for _ in range(3)}
+    assert 3 == len(drawn)
+
+
+def draw(subject: Any, tell: Any) -> float:
+    return random.random()

@@ -274,6 +274,9 @@ def _place(path: str, a: View, b: View) -> tuple[str, str | None]:
     return part, None
 
 
+_OF_ROUTINES: Final = ("status", "attempts", "retries")
+
+
 def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
     rows = [
         (part, str(a[part]), str(b[part]))
@@ -283,10 +286,13 @@ def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
     counted = set()
     for name in {**a["routines"], **b["routines"]}:
         was, is_ = a["routines"].get(name, {}), b["routines"].get(name, {})
-        for what in ("status", "attempts", "retries"):
-            if not same_value(was.get(what), is_.get(what)):
-                rows.append((f"{name} {what}", str(was.get(what)), str(is_.get(what))))
-                counted.add(name)
+        differ = [w for w in _OF_ROUTINES if not same_value(was.get(w), is_.get(w))]
+        if differ:
+            counted.add(name)
+        if "attempts" in differ or (rows and rows[0][0] == "status"):
+            # Told by the attempts, and by the job's own status.
+            differ = [what for what in differ if what == "attempts"]
+        rows += [(f"{name} {what}", str(was.get(what)), str(is_.get(what))) for what in differ]
         rows += _first_row(f"{name} ctx.state", was.get("state"), is_.get("state"))
     rows += _first_row("shared", a["shared"], b["shared"])
     for bag in ("outputs", "emissions", "tasks"):

@@ -80,7 +80,8 @@ def shrink(
     else:
         first = None
         best = Cause(None, finding, kept, examination)
-    search = _Search(case, start_ns, checks, signature)
+    documents = "by document" in examination.coverage.planned
+    search = _Search(case, start_ns, checks, signature, documents=documents)
     number = len(kept)
     while number and search.counted.runs < _MOST_RUNS:
         smaller = search.tried(tuple(n for n in best.faults if n != number))
@@ -109,11 +110,14 @@ def cause_text(crashes: int, faults: int) -> str:
 class _Search:
     """Looks for the finding in the same case with fewer faults."""
 
-    def __init__(self, case: Case, start_ns: int, checks: Checks, signature: object) -> None:
+    def __init__(
+        self, case: Case, start_ns: int, checks: Checks, signature: object, *, documents: bool
+    ) -> None:
         self._case = case
         self._start_ns = start_ns
         self._checks = checks
         self._signature = signature
+        self._documents = documents
         self.counted = Coverage()
 
     def tried(self, faults: Iterable[int]) -> tuple[Reference, CrashPoint | None, Finding] | None:
@@ -123,7 +127,8 @@ class _Search:
         if known.finding is not None:
             same = known.finding.signature == self._signature
             return (known, None, known.finding) if same else None
-        for point in sorted(crash_points(known.run), key=simplicity):
+        points = crash_points(known.run, documents=self._documents)
+        for point in sorted(points, key=simplicity):
             if self.counted.runs >= _MOST_RUNS:
                 return None
             disturbed = recover(known.run, point)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.benchmarks import measurements as m
+from tests.benchmarks import simulations as s
 from tests.benchmarks.race import Bound, Figure, exponent, table
 
 if TYPE_CHECKING:
@@ -22,10 +23,15 @@ TINY = {
     "save_and_load": (lambda: m.save_and_load(5, rounds=2), 1),
     "one_test": (lambda: m.one_test(rounds=2), 2),
     "return_latency": (lambda: m.return_latency("concurrent", rounds=2), 1),
+    "simulated_runs": (lambda: s.simulated_runs(rounds=2, runs=2), 2),
+    "crash_scenarios": (lambda: s.crash_scenarios(rounds=1), 1),
+    "all_crash_points": (lambda: s.all_crash_points(1, ["pipeline, 4 retries"]), 1),
+    "shrinking": (lambda: s.shrinking(rounds=1), 1),
+    "seeds_repeat": (lambda: s.seeds_repeat(20), 1),
 }
 
 
-@pytest.mark.parametrize("name", m.__all__)
+@pytest.mark.parametrize("name", [*m.__all__, *s.__all__])
 def test_a_benchmark_runs_and_says_something(name: str) -> None:
     make: Callable[[], Measurement]
     make, lines = TINY[name]

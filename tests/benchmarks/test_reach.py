@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.benchmarks import measurements as m
+from tests.benchmarks import simulations as s
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,3 +52,23 @@ def test_a_test_of_four_retries_takes_no_time_to_speak_of(measure: Measure) -> N
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
 def test_nobody_waits_for_a_job_that_is_over(strategy: ExecutionStrategy, measure: Measure) -> None:
     measure(m.return_latency(strategy, rounds=500))
+
+
+def test_thousands_of_jobs_are_simulated_in_a_second(measure: Measure) -> None:
+    measure(s.simulated_runs(rounds=10, runs=200))
+
+
+def test_thousands_of_crashes_are_survived_in_a_second(measure: Measure) -> None:
+    measure(s.crash_scenarios(rounds=20))
+
+
+def test_every_crash_point_of_a_scenario_is_tried_within_a_second(measure: Measure) -> None:
+    measure(s.all_crash_points(rounds=3))
+
+
+def test_a_double_charge_is_shrunk_within_a_second(measure: Measure) -> None:
+    measure(s.shrinking(rounds=20))
+
+
+def test_ten_thousand_seeds_repeat_to_the_byte(measure: Measure) -> None:
+    measure(s.seeds_repeat(10_000))

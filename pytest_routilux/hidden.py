@@ -3,18 +3,21 @@
 Laws:
 - A change is told with the names of the user and the line that most likely made it. It is a hint
   for explanations and no fault by itself: a cache is allowed.
-- Looking changes nothing. A value whose `repr` fails is looked at by its identity alone.
+- Looking changes nothing and runs no code of the user: of an object that is none of the built-in
+  containers its attributes are seen, and of what is large or deep a part.
 """
 
 from __future__ import annotations
 
 import dis
 import inspect
+import os
 import sys
 import sysconfig
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from itertools import islice
 from types import CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
@@ -25,24 +28,30 @@ from routilux import Routine, Slot
 from routilux.policy import ErrorHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator
 
     from pytest_routilux.simulation import Case, SimClock
     from routilux import StepInput
 
-__all__ = ["HiddenChange", "Watch", "hidden_state", "is_users", "module_of"]
+__all__ = ["HiddenChange", "Places", "globals_of", "hidden_state", "is_users", "users_modules"]
+
+Places = dict[tuple[str, str, str], str]
+"""What stands at (scope, module, name), as a text."""
 
 _OWN: Final = frozenset({"_arguments", "_slots", "_events", "_error_handler"})
 _OURS: Final = frozenset({"routilux", "pytest_routilux", "pytest", "_pytest", "freezegun"})
 _LIBRARY: Final = tuple(
-    str(Path(place).resolve())
+    f"{form(place)}{os.sep}"
     for name in ("stdlib", "platstdlib", "purelib", "platlib")
     if (place := sysconfig.get_path(name))
+    for form in (os.path.abspath, os.path.realpath)
 )
-_LONGEST: Final = 2_000
+_LONGEST: Final = 200
+_LEVELS: Final = 4
+_NODES: Final = 200
+_MANY: Final = 20
 _SHOWN: Final = 60
-_PLAIN: Final = (bool, int, float, complex, str, bytes, type(None))
-_HOLDERS: Final = (list, dict, set, frozenset, tuple, deque, bytearray)
+_PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _CHANGERS: Final = frozenset(
     {"STORE_SUBSCR", "DELETE_SUBSCR", "STORE_ATTR", "next", "add", "append", "appendleft", "clear"}
     | {"discard", "extend", "insert", "pop", "popitem", "popleft", "put", "remove", "setdefault"}
@@ -72,12 +81,12 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
 
     Globals are those of the routines' modules, or `everywhere`: of all modules of the user.
     """
-    watch = Watch(everywhere=everywhere)
+    watch = _Watch(everywhere=everywhere)
     undisturbed(replace(case, faults=(*case.faults, watch)), start_ns, FIFO)
     return watch.found
 
 
-class Watch(Fault):
+class _Watch(Fault):
     """Looks at a routine and the globals of its module before and after each of its handlers.
 
     `everywhere`: at the globals of all modules that are the user's.
@@ -105,7 +114,7 @@ class Watch(Fault):
                     self._compare(routine_id, routine, before, self._look(routine))
             return awaited(result, before) if inspect.iscoroutine(result) else result
 
-        async def awaited(coroutine: Any, before: Mapping[tuple[str, str, str], str]) -> object:
+        async def awaited(coroutine: Any, before: Places) -> object:
             try:
                 return await coroutine
             finally:
@@ -113,35 +122,22 @@ class Watch(Fault):
 
         return Slot(slot.name, watched, slot.binding)
 
-    def _look(self, routine: Routine) -> dict[tuple[str, str, str], str]:
-        seen = {
+    def _look(self, routine: Routine) -> Places:
+        seen: Places = {
             ("attribute", type(routine).__module__, name): _digest(value)
             for name, value in vars(routine).items()
             if name not in _OWN
         }
-        for module in _modules(routine, everywhere=self._everywhere):
-            for name, value in list(vars(module).items()):
-                if name.startswith("__") or isinstance(value, ModuleType):
-                    continue
-                if isinstance(value, type):
-                    if value.__module__ == module.__name__:
-                        seen.update(_of_class(module, value))
-                elif not isinstance(value, _CODE):
-                    seen["global", module.__name__, name] = _digest(value)
-        for kind in type(routine).__mro__:
-            if kind is Routine:
-                break
-            owner = sys.modules.get(kind.__module__)
-            if owner is not None:
-                seen.update(_of_class(owner, kind))
+        modules = users_modules() if self._everywhere else _module(routine)
+        seen.update(globals_of(modules))
         return seen
 
     def _compare(
         self,
         routine_id: str,
         routine: Routine,
-        before: Mapping[tuple[str, str, str], str],
-        after: Mapping[tuple[str, str, str], str],
+        before: Places,
+        after: Places,
     ) -> None:
         for place in {**before, **after}:
             was, became = before.get(place, "nothing"), after.get(place, "nothing")
@@ -162,34 +158,67 @@ class Watch(Fault):
             )
 
 
-def _of_class(module: ModuleType, kind: type) -> Iterator[tuple[tuple[str, str, str], str]]:
-    for name, value in list(vars(kind).items()):
-        if not name.startswith("__") and not isinstance(value, _CODE) and not callable(value):
-            yield ("class", module.__name__, f"{kind.__qualname__}.{name}"), _digest(value)
+def globals_of(modules: Iterable[ModuleType]) -> Places:
+    """Return what the globals of modules and the attributes of their classes hold, as texts."""
+    seen: Places = {}
+    for module in modules:
+        own = module.__name__
+        # Not vars(): a lazy module would load itself.
+        for name, value in list(module.__dict__.items()):
+            if name.startswith("__") or isinstance(value, _CODE):
+                if isinstance(value, type) and value.__module__ == own:
+                    for part, held in list(vars(value).items()):
+                        if not part.startswith("__") and not isinstance(held, _CODE):
+                            seen["class", own, f"{value.__qualname__}.{part}"] = _digest(held)
+            else:
+                seen["global", own, name] = _digest(value)
+    return seen
 
 
 def _digest(value: object) -> str:
-    """Return a text that changes when the value does, as far as can be seen."""
-    if isinstance(value, _PLAIN):
-        return repr(value)
-    try:
-        if isinstance(value, _HOLDERS):
-            return f"{id(value)} {len(value)} {repr(value)[:_LONGEST]}"
-        if isinstance(value, ErrorHandler):
-            return repr(id(value))
-        inner = getattr(value, "__dict__", None)
-        kept = "" if not isinstance(inner, dict) else f" {repr(inner)[:_LONGEST]}"
-        # That of an iterator or a counter tells how far it is.
-        own = repr(value)[:_LONGEST] if type(value).__repr__ is not object.__repr__ else ""
-        return f"{id(value)} {own}{kept}"
-    except Exception:
+    """Return a text that changes when the value does, as far as is seen; runs no user's code."""
+    return _digested(value, _LEVELS, [_NODES])
+
+
+def _digested(value: object, levels: int, left: list[int]) -> str:
+    kind = type(value)
+    if kind in _PLAIN:
+        text = repr(value)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} {hash(value)}"
+    if kind.__module__ == "itertools":
+        return repr(value) if kind.__name__ == "count" else object.__repr__(value)
+    left[0] -= 1
+    if not levels or left[0] < 0 or isinstance(value, _CODE):
         return str(id(value))
+    if isinstance(value, dict):
+        items = [
+            f"{_digested(key, levels - 1, left)}: {_digested(item, levels - 1, left)}"
+            for key, item in _ends(dict.items(value), dict.__len__(value))
+        ]
+        return f"{{{', '.join(items)}}}{_length(value)}"
+    if isinstance(value, list | tuple | deque | set | frozenset):
+        items = [_digested(item, levels - 1, left) for item in _ends(value, len(value))]
+        return f"[{', '.join(items)}]{_length(value)}"
+    inner = getattr(value, "__dict__", None)
+    if isinstance(inner, dict) and not isinstance(value, ErrorHandler | Routine):
+        return f"{kind.__name__} {id(value)} {_digested(inner, levels - 1, left)}"
+    return f"{kind.__name__} {id(value)}"
+
+
+def _ends(items: Any, length: int) -> list[Any]:
+    if length <= 2 * _MANY:
+        return list(items)
+    found = list(islice(items, _MANY))
+    with suppress(TypeError):  # a set has no end
+        found += islice(reversed(items), _MANY)
+    return found
+
+
+def _length(value: Any) -> str:
+    return f" of {len(value)}" if len(value) > 2 * _MANY else ""
 
 
 def _shown(digest: str) -> str:
-    head, _, rest = digest.partition(" ")
-    if head.isdigit() and rest:
-        digest = rest.partition(" ")[2] if rest[:1].isdigit() else rest
     return digest if len(digest) <= _SHOWN else f"{digest[: _SHOWN - 1]}…"
 
 
@@ -200,23 +229,20 @@ def is_users(module: str, file: str | None) -> bool:
     """Return whether a module is the user's: not ours, not of a library."""
     if file is None or module.partition(".")[0] in _OURS or file.startswith("<"):
         return False
-    return not str(Path(file).resolve()).startswith(_LIBRARY)
+    return not file.startswith(_LIBRARY)
 
 
-def module_of(routine: Routine) -> ModuleType | None:
-    """Return the module that defines a routine's class."""
-    return sys.modules.get(type(routine).__module__)
+def users_modules() -> list[ModuleType]:
+    """Return all modules that are the user's."""
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and is_users(name, module.__dict__.get("__file__"))
+    ]
 
 
-def _modules(routine: Routine, *, everywhere: bool) -> Iterable[ModuleType]:
-    if everywhere:
-        # Not vars(): a lazy module would load itself.
-        return [
-            module
-            for name, module in list(sys.modules.items())
-            if isinstance(module, ModuleType) and is_users(name, module.__dict__.get("__file__"))
-        ]
-    module = module_of(routine)
+def _module(routine: Routine) -> list[ModuleType]:
+    module = sys.modules.get(type(routine).__module__)
     return [] if module is None else [module]
 
 

@@ -3,15 +3,20 @@
 Laws:
 - The undisturbed run comes first in a process of its own. A handler that ends it is told, and is
   never run in the test's process.
-- For a sample of crash points the next host is a process that knows nothing but the durable
-  commits. Where it brings the job to another end than undisturbed, and the host in the test's
-  process does not, the flow keeps progress in its process: in a module global, or in a class.
-- This is a finding only if it comes again, if undisturbed runs in processes of their own agree, and
-  if a global or class attribute that a handler changed can be named. Else it is a note.
+- Where a run changes no module global and no class attribute, nothing else is asked. Otherwise the
+  next host is, for a sample of crash points, a process that knows the durable commits alone.
+- Where that one brings the job to another end than undisturbed, the flow keeps progress in its
+  process. This is a finding only if it comes again, also when undisturbed runs in processes of
+  their own are believed about what varies, and if there is one value that, given to the new
+  process, makes the difference go away. Else it is a note.
 """
 
 from __future__ import annotations
 
+import pickle
+import sys
+import warnings
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +24,7 @@ from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import CrashPoint, Undisturbed, recover, undisturbed
 from pytest_routilux.faults import Fault
 from pytest_routilux.forks import Zygote, can_fork
-from pytest_routilux.hidden import HiddenChange, hidden_state
+from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state, users_modules
 from pytest_routilux.oracle import (
     Finding,
     compare_effects,
@@ -43,10 +48,12 @@ if TYPE_CHECKING:
     from routilux import Slot, StepInput
 
     Tell = Callable[[object], None]
+    _Place = tuple[str, str, str]
 
 __all__ = ["Hosts", "Killed"]
 
 _SAMPLE: Final = 6
+_ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
 _NO_FORK: Final = "hosts in other processes: not tried, this system can't fork"
 
 
@@ -54,13 +61,14 @@ _NO_FORK: Final = "hosts in other processes: not tried, this system can't fork"
 class Ran:
     """What a host in another process did: the rows of all commits and its calls of effects.
 
-    `ended` is how its process was left by SystemExit, each time it was. `steps` are routine, task
-    and attempt of each step that began, when only that is known.
+    `ended` is how its process was left by SystemExit, each time it was. `changed` are the module
+    globals and class attributes that are not as they were before it.
     """
 
     rows: list[str]
     calls: list[Call]
     ended: list[str] = field(default_factory=list)
+    changed: list[_Place] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -79,6 +87,7 @@ class Hosts:
         self._start_ns = start_ns
         self._coverage = coverage
         self._zygote = Zygote(case) if can_fork() else None
+        self._changed: list[_Place] = []
         if self._zygote is None and _NO_FORK not in coverage.notes:
             coverage.notes.append(_NO_FORK)
 
@@ -102,6 +111,7 @@ class Hosts:
             return None
         if reply.ended is None:
             ran: Ran = reply.result
+            self._changed = ran.changed
             return self._killed(ran.ended[0], [*reply.told], ran.rows) if ran.ended else None
         again = self._zygote.ask(_undisturbed, self._start_ns)
         if again.ended is None:
@@ -141,7 +151,7 @@ class Hosts:
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> list[tuple[CrashPoint, Finding]]:
         """Let another process go on from some of the points; return what only that one finds."""
-        if self._zygote is None:
+        if self._zygote is None or not self._changed:
             return []
         told = dict(failures)
         own: Trie | None = None
@@ -160,27 +170,36 @@ class Hosts:
             repeated = None if again is None else _difference(known, again, own)
             if repeated is None or repeated.signature != finding.signature:
                 continue
-            named = self._named(finding)
-            if named is not None:
-                return [(point, named)]
+            for place in self._changed:
+                other = self._recovered(known.run, point, place)
+                if other is not None and _difference(known, other, own) is None:
+                    return [(point, self._named(finding, place))]
             self._note(
-                f"another process comes to something else, {point.text}: {finding.what}; but no"
-                " handler was seen to change a global"
+                f"another process comes to something else, {point.text}: {finding.what}; but none"
+                " of the module globals that a run changes makes the difference"
             )
             return []
         return []
 
-    def _recovered(self, run: Undisturbed, point: CrashPoint) -> World | None:
+    def _recovered(
+        self, run: Undisturbed, point: CrashPoint, place: _Place | None = None
+    ) -> World | None:
+        """Let another process go on, which was given what stood at a place when the host died."""
         assert self._zygote is not None
         self._coverage.runs += 1
+        kept = None
+        if place is not None:
+            reply = self._zygote.ask(_value_at, self._start_ns, point.commits, place)
+            kept = reply.result
+            if kept is None:
+                return None
         rows = [codec.dumps(commit.serialize()) for commit in run.durable[: point.commits]]
-        reply = self._zygote.ask(_recovered, self._start_ns, rows, point)
+        reply = self._zygote.ask(_recovered, self._start_ns, rows, point, kept)
         if reply.ended is not None:
             self._note(f"another process can't go on, {point.text}: {reply.ended}")
             return None
-        return _world(
-            self._case.job_id, self._start_ns, reply.result, run.world.calls[: point.calls]
-        )
+        calls = run.world.calls[: point.calls]
+        return _world(self._case.job_id, self._start_ns, reply.result, calls)
 
     def _mask(self, known: Reference) -> Trie | None:
         """Return what varies of undisturbed runs that know nothing of each other."""
@@ -195,26 +214,22 @@ class Hosts:
                 views.append(_view(self._case.job_id, world))
         return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
 
-    def _named(self, finding: Finding) -> Finding | None:
+    def _named(self, finding: Finding, place: _Place) -> Finding:
         assert self._zygote is not None
+        scope, module, name = place
+        kind = "module global" if scope == "global" else "class attribute"
+        full = f"{module}:{name}"
         reply = self._zygote.ask(_hidden, self._start_ns)
-        if reply.ended is not None:
-            return None
-        changes: list[HiddenChange] = [c for c in reply.result if c.scope != "attribute"]
-        changes.sort(key=lambda change: change.routine_id != finding.routine)
-        if not changes:
-            return None
-        change = changes[0]
-        kind = "module global" if change.scope == "global" else "class attribute"
+        changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
+        change = changes[0] if changes else HiddenChange("?", "global", full, "?", "?", "?")
+        routine = change.routine_id if changes else finding.routine
         what = (
-            f"{change.routine_id} changes the {kind} {change.name}, which a host that starts anew"
-            f" does not have: {finding.what}"
+            f"{routine} keeps progress in the {kind} {full}, which a host that starts anew does not"
+            f" have: {finding.what}"
         )
-        rows = [(change.name, f"{change.was} -> {change.became}", change.was), *finding.rows]
-        path = f"{change.scope}.{change.name}"
-        return Finding(
-            "module-state", what, path, change.routine_id, rows, finding.at_ns, change.where
-        )
+        rows = [(full, f"{change.was} -> {change.became}", change.was), *finding.rows]
+        path = f"{scope}.{full}"
+        return Finding("module-state", what, path, routine, rows, finding.at_ns, change.where)
 
     def _note(self, text: str) -> None:
         self._coverage.notes.append(text)
@@ -227,9 +242,6 @@ def _sample(points: Sequence[CrashPoint], commits: int) -> list[CrashPoint]:
     if len(able) <= _SAMPLE:
         return able
     return [able[round(i * (len(able) - 1) / (_SAMPLE - 1))] for i in range(_SAMPLE)]
-
-
-_ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
 
 
 def _is_told(finding: Finding, other: Finding | None) -> bool:
@@ -291,10 +303,13 @@ class _Tells(Fault):
 
 
 def _undisturbed(case: Case, tell: Tell, start_ns: int) -> Ran:
+    before = globals_of(users_modules())
     case = replace(case, faults=(*case.faults, _Tells(tell)))
     run = undisturbed(case, start_ns, FIFO)
     ran = _ran(run.world)
-    if run.job.status is JobStatus.FAILED:
+    after = globals_of(users_modules())
+    ran.changed = [place for place, held in before.items() if held != after.get(place)]
+    if run.life.job is not None and run.job.status is JobStatus.FAILED:
         ran.ended = [
             f"{note.text.partition(': ')[2]}, at each of its attempts"
             for _, _, note in run.world.log
@@ -304,8 +319,17 @@ def _undisturbed(case: Case, tell: Tell, start_ns: int) -> Ran:
 
 
 def _recovered(
-    case: Case, tell: Tell, start_ns: int, rows: Sequence[str], point: CrashPoint
+    case: Case,
+    tell: Tell,
+    start_ns: int,
+    rows: Sequence[str],
+    point: CrashPoint,
+    kept: tuple[_Place, bytes] | None,
 ) -> Ran:
+    if kept is not None:
+        place, data = kept
+        owner, attribute = _owner(place)
+        setattr(owner, attribute, pickle.loads(data))  # written by a sibling of this process
     durable = _commits(case.job_id, rows)
     states = [JobState(case.job_id)]
     for commit in durable:
@@ -314,6 +338,39 @@ def _recovered(
     world = World(start_ns, host=1)
     run = Undisturbed(case, world, Life(case.build()), durable, states)
     return _ran(recover(run, point).world)
+
+
+def _owner(place: _Place) -> tuple[Any, str]:
+    _, module, name = place
+    owner: Any = sys.modules[module]
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, last
+
+
+class _Keeps(Fault):
+    """Keeps what stands at a place when a commit is durable."""
+
+    def __init__(self, seq: int, place: _Place) -> None:
+        self._seq = seq
+        self._place = place
+        self.data: bytes | None = None
+
+    def after_write(self, commit: Commit) -> None:
+        if commit.seq == self._seq:
+            value = getattr(*_owner(self._place))
+            with suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # itertools will not be pickled for ever
+                self.data = pickle.dumps(value)
+
+
+def _value_at(
+    case: Case, tell: Tell, start_ns: int, seq: int, place: _Place
+) -> tuple[_Place, bytes] | None:
+    keeps = _Keeps(seq, place)
+    undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns, FIFO)
+    return None if keeps.data is None else (place, keeps.data)
 
 
 def _varied(case: Case, tell: Tell, start_ns: int, variation: Variation) -> Ran:

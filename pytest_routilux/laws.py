@@ -425,7 +425,8 @@ class _Walk:
         error = error or raised_by_engine(name)
         if commit.kind is _RETRY:
             self._retried(commit, account, policy, error)
-            self._delay(commit, account, policy, asked)
+            if error is not None:  # else it may have asked for the delay that it got
+                self._delay(commit, account, policy, asked)
         else:
             self._given_up(commit, account, policy, error, asked)
 

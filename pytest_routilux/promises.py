@@ -117,8 +117,8 @@ class Policy:
         if not self._jitter:
             plain = min(delay, self._ceiling)
             return plain, plain
-        least = max(round(delay * (1 - self._jitter)) - 1, 0)
-        most = round(delay * (1 + self._jitter)) + 1
+        least = round(delay * (1 - self._jitter))
+        most = round(delay * (1 + self._jitter))
         return min(least, self._ceiling), min(most, self._ceiling)
 
     def is_retryable(self, kind: type[BaseException]) -> bool:

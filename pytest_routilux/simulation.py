@@ -400,7 +400,8 @@ class _WorldJournal:
     """Writes commits into the world.
 
     `checked` reads each one back from its saved form, and looks whether it stays as it was written:
-    at the end, and at the end of each attempt at the commit that brought its payload.
+    at the end, and at the end of each attempt at the commits that brought its payload, its
+    routine's state and the shared data.
     """
 
     def __init__(self, host: _SimRuntime, world: World, faults: Sequence[Fault], checked: bool):
@@ -410,6 +411,8 @@ class _WorldJournal:
         self._checked = checked
         self._written: dict[int, tuple[Commit, str]] = {}
         self._brought: dict[str, int] = {}  # a task -> the commit that created it
+        self._wrote: dict[str | None, int] = {}  # a routine -> the last one with its state
+        self._shared = 0  # the last one with shared data
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         host, world = self._host, self._world
@@ -448,10 +451,16 @@ class _WorldJournal:
             what = f"{where} is changed by saving and loading it: {difference}"
             self._host.broken("changed-by-saving", what, commit)
         who = f"an attempt of {commit.routine_id} (task {commit.task_id}, attempt {commit.attempt})"
-        self._compare(self._brought.get(commit.task_id or "", 0), commit, who)
+        brought = self._brought.get(commit.task_id or "", 0)
+        for seq in {brought, self._wrote.get(commit.routine_id, 0), self._shared}:
+            self._compare(seq, commit, who)
         self._written[commit.seq] = commit, data
         for task in commit.tasks:
             self._brought[task.task_id] = commit.seq
+        if commit.state is not None:
+            self._wrote[commit.routine_id] = commit.seq
+        if commit.shared is not None:
+            self._shared = commit.seq
 
     def compare(self) -> None:
         """Look whether every commit still is as it was written."""
@@ -472,8 +481,8 @@ class _WorldJournal:
         difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
         targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
         what = (
-            f"{who} changes what {commit.routine_id or 'the start'} sent to {targets or 'nobody'}"
-            f" in commit {seq}: {difference or text}"
+            f"{who} changes commit {seq} of {commit.routine_id or 'the job'} after it was written"
+            f"{targets and f' (it went to {targets})'}: {difference or text}"
         )
         self._host.broken("payload-changed", what, culprit or commit)
 

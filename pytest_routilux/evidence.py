@@ -2,21 +2,19 @@
 
 Laws:
 - It is what was seen, never what is likely: where nothing was seen there is nothing.
-- It reads; it runs no handler.
+- It reads, and has the undisturbed run repeated at the most.
 """
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-import textwrap
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.hidden import HiddenChange, hidden_state
 from pytest_routilux.world import Call
-from routilux import Commit, Routine
+from routilux import Commit
 from routilux.values import same_value
 
 if TYPE_CHECKING:
@@ -25,93 +23,24 @@ if TYPE_CHECKING:
     from pytest_routilux.examine import Reference
     from pytest_routilux.world import World
 
-__all__ = ["Kept", "calls_of", "handler_place", "kept_on", "key_part", "recorded_by"]
+__all__ = ["calls_of", "changed_by", "handler_place", "key_part", "recorded_by"]
 
-_PLAIN: Final = (bool, int, float, str, bytes, list, tuple, dict, set, frozenset, type(None))
-_CHANGING: Final = frozenset(
-    {"add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem"}
-    | {"remove", "setdefault", "update"}
-)
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 _TIME: Final = re.compile(
     r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?|\d{9,}(?:\.\d+)?"
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """An attribute of a routine that a run has changed: from what, to what, and on which line."""
+def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
+    """Return what the handlers of a routine change though no commit keeps it, attributes first.
 
-    name: str
-    before: object
-    after: object
-    where: str | None
-
-
-def kept_on(known: Reference, routine_id: str | None) -> list[Kept]:
-    """Return what the undisturbed run has changed on a routine, though no snapshot keeps it."""
-    run = known.run
+    Without a routine, or where it changes nothing, it is what any other one changes.
+    """
+    found: list[HiddenChange] = []
     with suppress(Exception):
-        after = run.life.flow.routines[routine_id or ""]
-        before = run.case.build().routines[routine_id or ""]
-        if type(after) is not type(before):
-            return []
-        own = vars(Routine())
-        return [
-            Kept(name, vars(before).get(name), value, _changed_at(type(after), name))
-            for name, value in vars(after).items()
-            if name not in own
-            and isinstance(value, _PLAIN)
-            and not same_value(vars(before).get(name), value)
-        ]
-    return []
-
-
-def _changed_at(cls: type, name: str) -> str | None:
-    for base in cls.__mro__:
-        if base is Routine:
-            break
-        with suppress(OSError, TypeError, SyntaxError):
-            lines, first = inspect.getsourcelines(base)
-            tree = ast.parse(textwrap.dedent("".join(lines)))
-            for function in ast.walk(tree):
-                if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
-                    line = _changing_line(function, name)
-                    if line is not None:
-                        return f"{inspect.getsourcefile(base)}:{first + line - 1}"
-    return None
-
-
-def _changing_line(function: ast.FunctionDef | ast.AsyncFunctionDef, name: str) -> int | None:
-    if function.name == "__init__" or not function.args.args:
-        return None
-    me = function.args.args[0].arg
-    for node in ast.walk(function):
-        targets: Sequence[ast.expr] = ()
-        if isinstance(node, ast.Assign):
-            targets = node.targets
-        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
-            targets = [node.target]
-        elif isinstance(node, ast.Delete):
-            targets = node.targets
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-            targets = [node.func.value] if node.func.attr in _CHANGING else ()
-        if any(_is_attribute(target, me, name) for target in targets):
-            return int(node.lineno)
-    return None
-
-
-def _is_attribute(node: ast.expr, me: str, name: str) -> bool:
-    while isinstance(node, ast.Subscript):
-        node = node.value
-    if isinstance(node, ast.Tuple):
-        return any(_is_attribute(part, me, name) for part in node.elts)
-    return (
-        isinstance(node, ast.Attribute)
-        and node.attr == name
-        and isinstance(node.value, ast.Name)
-        and node.value.id == me
-    )
+        found = hidden_state(known.run.case, start_ns)
+    found.sort(key=lambda change: (change.routine_id != routine_id, change.scope != "attribute"))
+    return found[0] if found else None
 
 
 def handler_place(known: Reference, routine_id: str | None) -> str | None:
@@ -119,7 +48,7 @@ def handler_place(known: Reference, routine_id: str | None) -> str | None:
     with suppress(Exception):
         routine = known.run.life.flow.routines[routine_id or ""]
         slot = next(iter(routine.slots.values()))
-        code = inspect.unwrap(slot.handler).__code__  # type: ignore[attr-defined]
+        code = inspect.unwrap(slot.handler).__code__
         return f"{code.co_filename}:{code.co_firstlineno}"
     return None
 

@@ -194,7 +194,11 @@ def _of_crash(
     if isinstance(before, Call):
         thing = "the effect" if before.result is None else shown(before.result, 30)
         return f"CRASH  {thing} exists outside; nothing durable knows of it"
-    return f"CRASH  #{point.commits + 1} is not written: what it would have kept is gone"
+    if not point.commits:
+        return "CRASH  #1 is not written: no store knows of the job"
+    return (
+        f"CRASH  #{point.commits + 1} is not written: nothing durable knows how the attempt ended"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -219,7 +223,8 @@ def call_text(call: Call, cells: int, *, named: bool = True) -> str:
     """Return an effect's call as it is written in code, without its key."""
     values = {name: shown(value, 24) for name, value in call.arguments.items()}
     inputs = [value if n.isdigit() else f"{plain(n)}={value}" for n, value in values.items()]
-    name = cut_middle(call.effect, cells // 2)
+    least = width(", ".join(values.values())) + 2
+    name = cut_middle(call.effect, max(cells // 2, cells - least))
     room = cells - width(name) - 2
     if not named or width(", ".join(inputs)) > room >= width(", ".join(values.values())):
         inputs = [*values.values()]
@@ -345,7 +350,10 @@ def _times(instants: Sequence[int], start: int) -> list[str]:
 def _chosen(lines: Sequence[Line], most: int) -> list[int]:
     """Return the indexes of at most `most` lines, gaps counted: the marks, then what is near."""
     marks = [i for i, line in enumerate(lines) if line.marked] or [len(lines) - 1]
-    near = sorted(range(len(lines)), key=lambda i: (min(abs(i - m) for m in marks), i))
+    distances = {i: min(abs(i - mark) for mark in marks) for i in range(len(lines))}
+    if lines:
+        distances[len(lines) - 1] = min(distances[len(lines) - 1], 2)  # how it ended
+    near = sorted(distances, key=lambda i: (distances[i], i))
     chosen: set[int] = set()
     for index in near:
         more = _without_single_gaps(chosen | {index}, len(lines))

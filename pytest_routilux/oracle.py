@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux import CommitKind, codec
-from routilux.values import first_difference, same_value
+from routilux.values import SCALARS, first_difference, same_value
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -166,8 +166,17 @@ def _sorted_bags(view: View) -> View:
     }
 
 
-def canonical(value: object) -> str:
+def canonical(value: Any) -> str:
     """Return a text that is the same for the same value, whatever the order of its dicts."""
+    kind = type(value)
+    if kind in SCALARS:
+        return repr(value)
+    if kind is dict:
+        return (
+            f"{{{', '.join(sorted(f'{canonical(k)}: {canonical(v)}' for k, v in value.items()))}}}"
+        )
+    if kind is list or kind is tuple:
+        return f"{kind.__name__}[{', '.join(map(canonical, value))}]"
     try:
         return json.dumps(codec.encode(value), sort_keys=True)
     except Exception:
@@ -225,7 +234,7 @@ def compare_views(view: View, other: View, trie: Trie, *, ordered: bool) -> Find
         return None
     sort = _sorted_bags if ordered else unordered
     a, b = sort(a), sort(b)
-    difference = first_difference(a, b)
+    difference = None if _same_bytes(a, b) else first_difference(a, b)
     if difference is None:
         return None
     path = difference.path.removeprefix("$.")

@@ -9,18 +9,35 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.examine import Coverage, Outcome
     from pytest_routilux.factory import FlowFactory
+    from pytest_routilux.faults import FlowFaults
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
+    from pytest_routilux.sim import FlowSim
 
-__all__ = ["FlowFactory", "FlowHosts", "FlowMonitor", "FlowReport", "SerializeRoundtrip"]
+__all__ = [
+    "Coverage",
+    "FlowFactory",
+    "FlowFaults",
+    "FlowHosts",
+    "FlowMonitor",
+    "FlowReport",
+    "FlowSim",
+    "Outcome",
+    "SerializeRoundtrip",
+]
 
 _HOMES = {
+    "Coverage": "pytest_routilux.examine",
     "FlowFactory": "pytest_routilux.factory",
+    "FlowFaults": "pytest_routilux.faults",
     "FlowHosts": "pytest_routilux.hosts",
     "FlowMonitor": "pytest_routilux.assertions",
     "FlowReport": "pytest_routilux.report",
+    "FlowSim": "pytest_routilux.sim",
+    "Outcome": "pytest_routilux.examine",
     "SerializeRoundtrip": "pytest_routilux.roundtrip",
 }
 

@@ -171,14 +171,14 @@ def reference(
         return known
     # From what was read back: what a disturbed run starts with is the same objects then.
     known.view = view_of(run.states[-1], run.world)
-    width = run.life.flow.plan().width
+    plan = run.life.flow.plan()
     views = []
-    for variation in variations(width):
+    for variation in variations(plan):
         world, life = vary(case, start_ns, variation)
         coverage.runs += 1
         if life.job is not None and life.error is None:
             views.append(view_of(life.job, world))
-    known.ordered = width == 1
+    known.ordered = plan.width == 1
     known.mask = varying(known.view, views, ordered=known.ordered)
     known.trie = trie_of(known.mask)
     if checks.view is not None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import CrashPoint, Undisturbed, recover, undisturbed
 from pytest_routilux.faults import Fault
-from pytest_routilux.forks import Zygote, can_fork
+from pytest_routilux.forks import Reply, Zygote, can_fork
 from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state, users_modules
 from pytest_routilux.oracle import (
     Finding,
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     Tell = Callable[[object], None]
     _Place = tuple[str, str, str]
 
-__all__ = ["Hosts", "Killed"]
+__all__ = ["Hosts", "Killed", "owner_of"]
 
 _SAMPLE: Final = 6
 _ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
@@ -97,6 +97,13 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         if self._zygote is not None:
             self._zygote.__exit__()
+
+    def ask(self, work: Callable[..., object], *args: object) -> Reply:
+        """Let another process do a work on the case, or this one where there is no other."""
+        if self._zygote is None:
+            return Reply(work(self._case, lambda value: None, *args))
+        self._coverage.runs += 1
+        return self._zygote.ask(work, *args)
 
     # --- the canary -----------------------------------------------------------------------------
 
@@ -204,9 +211,9 @@ class Hosts:
     def _mask(self, known: Reference) -> Trie | None:
         """Return what varies of undisturbed runs that know nothing of each other."""
         assert self._zygote is not None
-        width = known.run.life.flow.plan().width
+        plan = known.run.life.flow.plan()
         views = []
-        for variation in [*variations(width), Variation(), Variation()]:
+        for variation in [*variations(plan), Variation(), Variation()]:
             self._coverage.runs += 1
             reply = self._zygote.ask(_varied, self._start_ns, variation)
             if reply.ended is None:
@@ -328,7 +335,7 @@ def _recovered(
 ) -> Ran:
     if kept is not None:
         place, data = kept
-        owner, attribute = _owner(place)
+        owner, attribute = owner_of(place)
         setattr(owner, attribute, pickle.loads(data))  # written by a sibling of this process
     durable = _commits(case.job_id, rows)
     states = [JobState(case.job_id)]
@@ -340,7 +347,7 @@ def _recovered(
     return _ran(recover(run, point).world)
 
 
-def _owner(place: _Place) -> tuple[Any, str]:
+def owner_of(place: _Place) -> tuple[Any, str]:
     _, module, name = place
     owner: Any = sys.modules[module]
     *path, last = name.split(".")
@@ -359,7 +366,7 @@ class _Keeps(Fault):
 
     def after_write(self, commit: Commit) -> None:
         if commit.seq == self._seq:
-            value = getattr(*_owner(self._place))
+            value = getattr(*owner_of(self._place))
             with suppress(Exception), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # itertools will not be pickled for ever
                 self.data = pickle.dumps(value)

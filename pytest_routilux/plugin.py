@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 
     from pytest_routilux.assertions import FlowMonitor
     from pytest_routilux.factory import FlowFactory
+    from pytest_routilux.faults import FlowFaults
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
+    from pytest_routilux.sim import FlowSim
     from routilux import FakeClock, Runtime
 
 
@@ -114,6 +116,33 @@ def flow_hosts(tmp_path: Path) -> Iterator[FlowHosts]:
 
 
 @pytest.fixture
+def flow_faults() -> Iterator[FlowFaults]:
+    """Makes faults: raises(routine, exc, attempts=[1, 2]), slow(routine, seconds), …"""
+    from pytest_routilux.faults import FlowFaults
+
+    faults = FlowFaults()
+    yield faults
+    if faults.unused:
+        pytest.fail(
+            f"{', '.join(map(repr, faults.unused))}: made, and given to no simulation; pass it on"
+            " as faults=[...]",
+            pytrace=False,
+        )
+
+
+@pytest.fixture
+def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
+    """Simulates jobs: lets a host die at every point, and proves that the flow survives."""
+    from pytest_routilux.freeze import frozen_simulation
+    from pytest_routilux.sim import START, FlowSim
+
+    sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
+    with frozen_simulation(START):
+        yield sim
+    sim.close()
+
+
+@pytest.fixture
 def flow_report(request: pytest.FixtureRequest) -> FlowReport:
     """Adds rich renderables to the test's report; shown with -v and on failure."""
     from pytest_routilux.report import FlowReport
@@ -124,6 +153,7 @@ def flow_report(request: pytest.FixtureRequest) -> FlowReport:
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
 
 REPORTS = pytest.StashKey[list[str]]()
+SIMULATIONS = pytest.StashKey[list[dict[str, Any]]]()
 _LOOK = pytest.StashKey[tuple[int, bool]]()
 
 
@@ -132,8 +162,24 @@ def report_look(config: pytest.Config) -> tuple[int, bool]:
     return config.stash[_LOOK]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what can be said on the command line."""
+    group = parser.getgroup("routilux", "flows of routilux")
+    group.addoption(
+        "--routilux-repro",
+        metavar="R1.…",
+        default=None,
+        help="run flow_sim with this reproducer alone: it fails, is fixed, or is stale",
+    )
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    repro = config.getoption("routilux_repro")
+    if repro is not None:
+        from pytest_routilux.repro import Repro
+
+        Repro.parse(repro)
     # Asked now, because later pytest's capturing hides the terminal.
     from_controller = getattr(config, "workerinput", {}).get("routilux_look")
     if from_controller is not None:
@@ -158,25 +204,60 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Put the test's report into the failure, or into what travels to the printing process."""
     report = yield
+    simulations = item.stash.get(SIMULATIONS, None)
+    if simulations and report.when == "call":
+        vars(report)["flow_simulations"] = simulations  # xdist sends every attribute of a report
     parts = item.stash.get(REPORTS, None)
     text = "\n".join(parts or ())
     if text and report.failed:
         report.sections.append(("Flow report", text))
         del item.stash[REPORTS]  # a failing teardown need not repeat it
     elif text and report.when == "call" and item.config.option.verbose > 0:
-        vars(report)["flow_report"] = text  # xdist sends every attribute of a report
+        vars(report)["flow_report"] = text
         del item.stash[REPORTS]
     return report
 
 
 class _Printer:
-    """Prints the reports of tests that passed, below their lines."""
+    """Prints the reports of tests that passed below their lines, and sums up the simulations."""
 
     def __init__(self, terminal: pytest.TerminalReporter) -> None:
         self._terminal = terminal
+        self._simulations: list[tuple[str, dict[str, Any]]] = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         text = getattr(report, "flow_report", None)
         if text is not None:
             self._terminal.write_line(text)  # which first ends the line of the test
+        told = getattr(report, "flow_simulations", ())
+        self._simulations += [(report.nodeid, simulation) for simulation in told]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        # A reproducer that no test has taken is stale, whatever the tests say that were run.
+        repro = session.config.getoption("routilux_repro")
+        if repro is not None and not self._simulations and not session.exitstatus:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def pytest_terminal_summary(self, config: pytest.Config) -> None:
+        write = self._terminal.write_line
+        repro = config.getoption("routilux_repro")
+        if repro is not None:
+            self._terminal.section("reproducer")
+            told = [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
+            for line in told or [f"{repro}: stale, no simulation of these tests has taken it"]:
+                write(line)
+        elif self._simulations and config.option.verbose > 0:
+            self._terminal.section("flow simulations")
+            for nodeid, simulation in self._simulations:
+                write(_line_of(nodeid, simulation))
+
+
+def _line_of(nodeid: str, simulation: dict[str, Any]) -> str:
+    planned, executed = (sum(simulation[name].values()) for name in ("planned", "executed"))
+    rate = simulation["runs"] / max(simulation["seconds"], 1e-9)
+    return (
+        f"{nodeid}: {executed} of {planned} crash points, {simulation['word']},"
+        f" {simulation['runs']} runs in {simulation['seconds']:.2f} s ({rate:,.0f}/s)"
+    )

@@ -1,24 +1,28 @@
 """`flow_sim`: runs, crashes and checks a user's flow, in one line of a test.
 
 Laws:
-- What is asked for is done whole: a point that was planned and not executed fails the test.
+- What is asked for is done whole: a point that was planned and not executed fails the test, and so
+  does a fault that never struck.
 - A failure is the smallest that keeps its kind, its routine and the place where it shows.
-- A reproducer fails, is fixed, or is stale; stale is an error, and so is one that no call of the
-  test has taken.
-- The doubles of effects, the faults and the order of work are the test's; nothing is drawn by
+- A reproducer fails, is fixed, or is stale; stale is an error.
+- The doubles of effects, the faults and the order of work are the test's; nothing is left to
   chance.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from pytest_routilux.choices import FIFO, Seeded
+from pytest_routilux.crash import crash_points
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, Coverage, Outcome, examine
+from pytest_routilux.examine import Checks, Coverage, Outcome, examine, reference
+from pytest_routilux.explain import explain_cause
+from pytest_routilux.plugin import REPORTS, SIMULATIONS
+from pytest_routilux.repro import Repro, Stale, command
+from pytest_routilux.shrink import shrink
 from pytest_routilux.simulation import Case, live
 from pytest_routilux.world import World
 from routilux.instants import instant_ns
@@ -26,15 +30,14 @@ from routilux.instants import instant_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.examine import Examination
     from pytest_routilux.faults import Fault
-    from pytest_routilux.oracle import Finding
     from routilux import Flow, JobState
 
-__all__ = ["FlowSim"]
+__all__ = ["START", "FlowSim"]
 
-_START: Final = instant_ns("2026-01-01")
+START: Final = instant_ns("2026-01-01")
+"""What the wall clock shows when a simulated job starts (UTC nanoseconds)."""
 
 
 class FlowSim:
@@ -50,8 +53,9 @@ class FlowSim:
 
     def __init__(self, node: pytest.Item, repro: str | None) -> None:
         self._node = node
-        self._repro = repro
-        self._taken = repro is None
+        self._repro = None if repro is None else Repro.parse(repro)
+        self._stale: list[str] = []
+        self._taken = False
 
     def effect(
         self, name: str, key: str | None = None, returns: Callable[..., object] | None = None
@@ -76,39 +80,144 @@ class FlowSim:
         """Run one job without a crash, and return how it ended and what it did outside.
 
         `seed` lets steps start and end in another order, the same for the same seed. Raises what
-        the job was ended by from outside, such as a failing store.
+        ended the job from outside, such as a failing store.
         """
-        case = self._case(build, entry, params, slot, faults)
-        world = World(_START)
+        __tracebackhide__ = True
+        case = _case(build, entry, params, slot, faults)
+        world = World(START)
         for fault in faults:
             fault.begin(0)
         life = live(case, world, choices=FIFO if seed is None else Seeded(seed))
         if life.error is not None:
             raise life.error
-        assert life.job is not None
         _refuse_idle(faults)
+        assert life.job is not None
         return Outcome(life.job, world.calls)
 
-    def _case(
+    def crash_everywhere(
         self,
         build: Callable[[], Flow],
         entry: str,
-        params: Mapping[str, object] | None,
-        slot: str,
-        faults: Sequence[Fault],
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        faults: Sequence[Fault] = (),
+        invariant: Callable[[Outcome], object] | None = None,
         always: Callable[[JobState], object] | None = None,
-    ) -> Case:
-        flow = build()
-        for fault in faults:
-            fault.check(flow)
-        return Case(build, entry, params, slot, faults=tuple(faults), always=always)
+        view: Callable[[Outcome], object] | None = None,
+    ) -> Coverage:
+        """Let a host die at every point of a job, and prove that others bring it to the same end.
+
+        `invariant` must hold of every outcome and `always` of the job after every commit: they
+        return False or fail an assertion where they don't. `view` gives what is compared with the
+        undisturbed run, in place of all that a user can see. Returns what was tried; fails the
+        test with the smallest cause of what it finds first.
+        """
+        __tracebackhide__ = True
+        case = _case(build, entry, params, slot, faults, always)
+        checks = Checks(invariant, view)
+        if self._repro is None:
+            result = examine(case, START, checks)
+        else:
+            again = self._again(case, checks, self._repro)
+            if isinstance(again, Stale):
+                self._stale.append(again.reason)
+                return Coverage()
+            case, result = again
+            self._taken = True
+        self._tell(result)
+        self._judge(case, checks, result)
+        _refuse_idle(case.faults)
+        coverage = result.coverage
+        if coverage.planned != coverage.executed:
+            pytest.fail(
+                f"{coverage.word}: planned {dict(coverage.planned)}, executed"
+                f" {dict(coverage.executed)}; a crash that did not happen proves nothing",
+                pytrace=False,
+            )
+        return coverage
+
+    def close(self) -> None:
+        """Fail where no call took the reproducer that was given."""
+        if self._repro is not None and not self._taken:
+            reasons = self._stale or ["the test makes no simulation"]
+            pytest.fail(
+                f"STALE: {self._repro} reaches nothing any more: {'; '.join(reasons)}."
+                " Run the test without --routilux-repro to look for the bug anew",
+                pytrace=False,
+            )
+
+    def _again(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Examination] | Stale:
+        applied = repro.applied(case, case.build())
+        if isinstance(applied, Stale):
+            return applied
+        if repro.place is None:
+            return applied, examine(applied, START, checks, [])
+        known = reference(applied, START, checks, Coverage())
+        point = repro.point(crash_points(known.run))
+        if isinstance(point, Stale):
+            return point
+        return applied, examine(applied, START, checks, [point])
+
+    def _tell(self, result: Examination) -> None:
+        coverage = result.coverage
+        failed = bool(result.failures) or result.reference.finding is not None
+        verdict = None if self._repro is None else "fails" if failed else "fixed"
+        stash = self._node.stash
+        stash.setdefault(SIMULATIONS, []).append(
+            {
+                "planned": dict(coverage.planned),
+                "executed": dict(coverage.executed),
+                "word": coverage.word,
+                "runs": coverage.runs,
+                "seconds": coverage.seconds,
+                "repro": None if verdict is None else f"{self._repro}: {verdict}",
+            }
+        )
+        if not failed:
+            stash.setdefault(REPORTS, []).append(_told(coverage))
+
+    def _judge(self, case: Case, checks: Checks, result: Examination) -> None:
+        __tracebackhide__ = True
+        known = result.reference
+        if known.finding is None and not result.failures:
+            return
+        cause = shrink(result, case, START, checks)
+        repro = Repro.of(case, known.run.life.flow, cause.point, faults=cause.faults)
+        text = explain_cause(cause, case, START, repro=command(self._node.nodeid, repro))
+        pytest.fail(text, pytrace=False)
+
+
+def _case(
+    build: Callable[[], Flow],
+    entry: str,
+    params: Mapping[str, object] | None,
+    slot: str,
+    faults: Sequence[Fault],
+    always: Callable[[JobState], object] | None = None,
+) -> Case:
+    flow = build()
+    for fault in faults:
+        fault.used = True
+        fault.check(flow)
+    return Case(build, entry, params, slot, faults=tuple(faults), always=always)
 
 
 def _refuse_idle(faults: Sequence[Fault]) -> None:
     idle = [fault for fault in faults if not fault.struck]
     if idle:
         pytest.fail(
-            f"{', '.join(map(repr, idle))} never struck: no such attempt was made; a fault that"
-            " does not happen proves nothing",
+            f"{', '.join(map(repr, idle))} never struck: no such attempt or write was made; a fault"
+            " that does not happen proves nothing",
             pytrace=False,
         )
+
+
+def _told(coverage: Coverage) -> str:
+    kinds = " · ".join(f"{count} {kind}" for kind, count in coverage.executed.items())
+    rate = coverage.runs / coverage.seconds if coverage.seconds else 0
+    told = (
+        f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
+        f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)"
+    )
+    return "\n".join([told, f"     {kinds}", *(f"     {note}" for note in coverage.notes)])

@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from routilux.flow import Plan
     from routilux.policy import ErrorHandler
 
-__all__ = ["Case", "HostCrash", "Life", "SimClock", "live", "running"]
+__all__ = ["STEADY", "Case", "HostCrash", "Life", "Pace", "SimClock", "live", "running"]
 
 _MOST_STEPS: Final = 100_000
 _UPTIME: Final = 7_919 * SECOND
@@ -82,6 +82,20 @@ class Case:
     job_id: str = "job"
     faults: Sequence[Fault] = ()
     always: Callable[[JobState], object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long steps take: `percent` of what handlers sleep, and so much more for each.
+
+    A step whose attempt has a timeout gets nothing on top.
+    """
+
+    percent: int = 100
+    more_ns: int = 0
+
+
+STEADY: Final = Pace()
 
 
 class HostCrash(BaseException):
@@ -201,20 +215,19 @@ class running:  # noqa: N801 - it reads as what it is: running.flight
 class _StepHost:
     """The host of one step: its sleeps pass at once, its records are held back."""
 
-    __slots__ = ("_clock", "_driven", "_flight", "_stretch")
+    __slots__ = ("_clock", "_driven", "_flight", "_pace")
 
-    def __init__(self, clock: SimClock, flight: _Flight, stretch: tuple[int, int]) -> None:
+    def __init__(self, clock: SimClock, flight: _Flight, pace: Pace) -> None:
         self._clock = clock
         self._flight = flight
         self._driven: Any = flight.driven
-        self._stretch = stretch
+        self._pace = pace
 
     def now_ns(self) -> int:
         return self._clock.mono + int(self._driven.offset)
 
     def sleep(self, step: StepInput, length: int) -> None:
-        num, den = self._stretch
-        until = self._clock.mono + length * num // den
+        until = self._clock.mono + length * self._pace.percent // 100
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns - self._driven.offset)
         self._clock.mono = max(self._clock.mono, until)
@@ -238,7 +251,7 @@ class SimDriver:
         life: Life,
         choices: Choices,
         faults: Sequence[Fault],
-        stretch: tuple[int, int],
+        pace: Pace,
         job_id: str,
     ) -> None:
         self._clock = clock
@@ -246,7 +259,7 @@ class SimDriver:
         self._life = life
         self._choices = choices
         self._faults = faults
-        self._stretch = stretch
+        self._pace = pace
         self._job_id = job_id
         self._fresh: list[_Flight] = []
         self._ended: deque[Ended] = deque()
@@ -373,6 +386,8 @@ class SimDriver:
             )
         finally:
             running.flight, running.clock = outer
+        if step.timeout_ns is None:
+            clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))
         clock.mono = begun
 
@@ -380,7 +395,7 @@ class SimDriver:
         self, step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, flight: _Flight
     ) -> StepOutcome | BaseException:
         threads = threading.active_count()
-        host = _StepHost(self._clock, flight, self._stretch)
+        host = _StepHost(self._clock, flight, self._pace)
         try:
             return run_step(step, routine, slot, handler, host)
         except _OUTCOMES:
@@ -514,7 +529,7 @@ class _SimRuntime(Runtime):
         world: World,
         life: Life,
         choices: Choices,
-        stretch: tuple[int, int],
+        pace: Pace,
         *,
         checked: bool,
         told: bool,
@@ -527,7 +542,7 @@ class _SimRuntime(Runtime):
         self.world = world
         self.life = life
         self._choices = choices
-        self._stretch = stretch
+        self._pace = pace
         self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]
         if case.always is not None:
             self.observers = (self,)
@@ -573,7 +588,7 @@ class _SimRuntime(Runtime):
             self.life,
             self._choices,
             self.case.faults,
-            self._stretch,
+            self._pace,
             self.case.job_id,
         )
 
@@ -590,21 +605,21 @@ def live(
     job: JobState | None = None,
     *,
     choices: Choices = FIFO,
-    stretch: tuple[int, int] = (1, 1),
+    pace: Pace = STEADY,
     checked: bool = False,
     told: bool = False,
     flow: Flow | None = None,
 ) -> Life:
     """Let one host run the job until it rests, or the host dies; the world keeps what it did.
 
-    Without `job` it starts anew, else it goes on with what a store would give back. `stretch`
-    scales what handlers sleep. `checked` reads each commit back from its saved form, `told` notes
+    Without `job` it starts anew, else it goes on with what a store would give back. `pace` is
+    how long steps take. `checked` reads each commit back from its saved form, `told` notes
     for a timeline where steps begin. `flow` is used in place of one that `case.build` makes.
     """
     flow = case.build() if flow is None else flow
     life = Life(flow, exact=choices is FIFO)
     world.host += 1
-    runtime = _SimRuntime(case, world, life, choices, stretch, checked=checked, told=told)
+    runtime = _SimRuntime(case, world, life, choices, pace, checked=checked, told=told)
     try:
         with use_runtime(runtime):
             if job is None:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.choices import FIFO, Seeded
-from pytest_routilux.simulation import live
+from pytest_routilux.simulation import STEADY, Pace, live
 from pytest_routilux.world import World
 from routilux.instants import SECOND
 
 if TYPE_CHECKING:
     from pytest_routilux.simulation import Case, Life
+    from routilux.flow import Plan
 
 __all__ = ["OTHER_START", "Variation", "variations", "vary"]
 
@@ -24,15 +25,18 @@ class Variation:
     """Another start instant, other durations, one worker instead of many, or another order."""
 
     shift_ns: int = 0
-    stretch: tuple[int, int] = (1, 1)
+    pace: Pace = STEADY
     sequential: bool = False
     seed: int | None = None
 
 
-def variations(width: int) -> list[Variation]:
-    """Return the variations of a flow with so many workers."""
-    found = [Variation(shift_ns=OTHER_START), Variation(stretch=(5, 4))]
-    if width > 1:
+def variations(plan: Plan) -> list[Variation]:
+    """Return the variations that must not matter to a flow."""
+    found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
+    if all(handler.deadline is None for handler in plan.handlers.values()):
+        # So slow that a retry is due before what was under way is done, as after a long downtime.
+        found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))
+    if plan.width > 1:
         found.append(Variation(sequential=True))
         found += [Variation(seed=seed) for seed in range(_ORDERS)]
     return found
@@ -47,4 +51,4 @@ def vary(case: Case, start_ns: int, variation: Variation) -> tuple[World, Life]:
     if variation.sequential:
         flow.execution_strategy = "sequential"
     choices = FIFO if variation.seed is None else Seeded(variation.seed)
-    return world, live(case, world, flow=flow, choices=choices, stretch=variation.stretch)
+    return world, live(case, world, flow=flow, choices=choices, pace=variation.pace)

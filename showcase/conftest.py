@@ -14,6 +14,7 @@ _ORDER: Final = (
     "test_api_to_database.py",
     "test_fan_out.py",
     "test_strategies.py",
+    "test_crash_everywhere.py",
 )
 
 

@@ -39,8 +39,9 @@ __all__ = ["explain", "explain_cause"]
 _LINES: Final = 25
 _CELLS: Final = 100
 _LABEL: Final = 7  # `why    `
-_FULL_STORY: Final = 7
+_WIDE_LABEL: Final = 16  # `smallest cause  `
 _LONGEST_NAME: Final = 46
+_LONGEST_KEY: Final = 18
 
 Row = tuple[str, str, str]
 
@@ -54,6 +55,8 @@ _TITLES: Final = {
     "kills-process": "PROCESS KILLED",
     "stuck": "JOB STUCK",
 }
+_ELSEWHERE: Final = ("module-state",)
+"""Kinds that show in another process only; told from the run in this one."""
 _OF_VIEWS: Final = (
     "status-differs",
     "state-differs",
@@ -64,14 +67,14 @@ _OF_VIEWS: Final = (
 _HEADS: Final = {
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
-    "module-state": ("in this process", "in a fresh one"),
+    "module-state": ("undisturbed", "in a new process"),
     "hidden-state": ("before", "after"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class _Room:
-    """How many lines a part may take at most."""
+    """How many lines a part may take at most, where the story can have `story`."""
 
     cause: int
     rows: int
@@ -79,14 +82,15 @@ class _Room:
     fix: int
     tried: int
     repro: int
+    story: int
 
 
 _ROOMS: Final = (
-    _Room(cause=2, rows=5, why=3, fix=5, tried=2, repro=4),
-    _Room(cause=2, rows=4, why=3, fix=4, tried=2, repro=4),
-    _Room(cause=2, rows=3, why=3, fix=4, tried=1, repro=4),
-    _Room(cause=1, rows=2, why=2, fix=3, tried=1, repro=4),
-    _Room(cause=1, rows=2, why=2, fix=2, tried=1, repro=3),
+    _Room(cause=2, rows=5, why=4, fix=5, tried=2, repro=4, story=8),
+    _Room(cause=2, rows=4, why=3, fix=4, tried=2, repro=4, story=7),
+    _Room(cause=2, rows=3, why=3, fix=4, tried=1, repro=4, story=6),
+    _Room(cause=1, rows=2, why=2, fix=3, tried=1, repro=4, story=5),
+    _Room(cause=1, rows=2, why=2, fix=2, tried=1, repro=3, story=0),
 )
 
 
@@ -136,6 +140,10 @@ def explain(
     asked = Asked(finding, known, disturbed, point, root, only)
     world = known.run.world if disturbed is None else disturbed.world
     lines = story(world, root, known=known, finding=finding, point=point)
+    if finding.kind in _ELSEWHERE and disturbed is not None:
+        # What the other process did after that is in the rows alone.
+        crash = next((i for i, line in enumerate(lines) if line.marked), len(lines))
+        lines = lines[: crash + 2]
     reason = reason_of(asked)
     for room in _ROOMS:
         body = [
@@ -149,7 +157,7 @@ def explain(
             *_repro(repro, room.repro),
         ]
         left = _LINES - len(body)  # the head of the text, and a blank line around the story
-        if left - 2 >= min(_FULL_STORY, len(lines) + 1) or room is _ROOMS[-1]:
+        if left - 2 >= min(room.story, len(lines) + 1):
             break
     place = body.index(None)
     body[place : place + 1] = ["", *table(lines, left - 2, _CELLS), ""]
@@ -173,21 +181,29 @@ def _headline(known: Reference, finding: Finding, disturbed: Disturbed | None, w
 def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, cells: int) -> str:
     """Return the finding in one line: what is so with the crash, and how it is undisturbed."""
     what = " ".join(finding.what.split())
+    if finding.kind in ("effect-repeated", "key-unstable"):
+        world = known.run.world if disturbed is None else disturbed.world
+        call, was, again = _repeated(known, world, finding)
+        if call is not None:
+            tail = f" ran {len(again)}x"
+            tail += " under other keys" if call.key else f", undisturbed run {was}x"
+            return f"{call_text(call, cells - len(tail))}{tail}"
     if disturbed is None or disturbed.life.job is None:
         return what
-    if finding.kind == "effect-repeated":
-        call, was, again = _repeated(known, disturbed.world, finding)
-        if call is not None:
-            tail = f" ran {len(again)}x, undisturbed run {was}x"
-            return f"{call_text(call, cells - len(tail))}{tail}"
     if finding.kind in ("attempts-differ", "budget-reset") and finding.routine is not None:
         before = _attempts(known.view, finding.routine)
         after = _attempts(view_of(disturbed.life.job, disturbed.world), finding.routine)
         if before != after:
             return f"{finding.routine} attempted {after}x, undisturbed run {before}x"
+    if finding.kind == "module-state" and finding.routine is not None:
+        name = finding.path.partition(".")[2]
+        head = f"{cut_middle(finding.routine, 30)} keeps progress in "
+        return head + cut_middle(name, max(10, cells - width(head)))
     if finding.kind in _OF_VIEWS and finding.rows:
         name, before, after = finding.rows[0]
-        return f"{cut_middle(name, 50)} is {after}, undisturbed run {before}"
+        tail = f" is {cut(after, 20)}, undisturbed run {cut(before, 20)}"
+        name = name.removeprefix("outputs ").removeprefix("emissions ").removeprefix("tasks ")
+        return cut_middle(name, cells - width(tail)) + tail
     return what
 
 
@@ -204,17 +220,17 @@ def _cause(
         happens = "1 write that the store fails"
     else:
         happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
-    if faults:
-        happens += "".join(f" + {fault!r}" for fault in faults)
-        text = f"{happens}, FIFO order"
-    else:
-        text = f"{happens}, 0 faults, FIFO order"
-    tail = f"    (shrunk from {shrunk})" if shrunk else ""
-    found = [f"smallest cause  {cut(text, _CELLS - 16 - width(tail))}{cut(tail, 60)}"]
-    if point is None:
-        return [*found, ""]
-    told = wrapped(plain(point.text), _CELLS - 16, most)
-    found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(told)]
+    counted = "".join(f" + {fault!r}" for fault in faults) or ", 0 faults"
+    text = cut(f"{happens}{counted}, FIFO order", _CELLS - _WIDE_LABEL)
+    lines = [text]
+    if shrunk:
+        tail = cut(f"(shrunk from {shrunk})", _CELLS - _WIDE_LABEL)
+        whole = f"{text}    {tail}"
+        lines = [whole] if width(whole) <= _CELLS - _WIDE_LABEL else [text, tail]
+    found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
+    if point is not None:
+        told = wrapped(plain(point.text), _CELLS - _WIDE_LABEL, most)
+        found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(told)]
     return [*found, ""]
 
 
@@ -233,10 +249,11 @@ def _compared(
             more = compare_views(known.view, other, known.trie, ordered=known.ordered)
             rows += [] if more is None else more.rows
         rows = [_with_waits(row, known, disturbed) for row in rows]
-        equal = _equal(known, other)
+        equal = [] if finding.kind in _ELSEWHERE else _equal(known, other)
     if not rows and not equal:
         return []
-    heads = _HEADS.get(finding.kind, ("undisturbed", "with this crash"))
+    usual = ("undisturbed", "with this crash") if disturbed is not None else ("first", "then")
+    heads = _HEADS.get(finding.kind, usual)
     left = f"{len(rows) - most + 1} more" if len(rows) > most else ""
     if left:
         rows = rows[: most - 1]
@@ -278,7 +295,9 @@ def _effect_rows(known: Reference, finding: Finding, world: World) -> list[Row]:
     call, was, again = _repeated(known, world, finding)
     if finding.kind == "effect-lost" or call is None:
         return list(finding.rows)
-    keys = ", ".join("none" if call.key is None else str(call.key) for call in again)
+    keys = ", ".join(
+        "none" if call.key is None else cut_middle(str(call.key), _LONGEST_KEY) for call in again
+    )
     return [(call_text(call, _LONGEST_NAME), f"x{was}", f"x{len(again)}   keys: {keys}")]
 
 
@@ -345,7 +364,10 @@ def _tried(examination: Examination, finding: Finding) -> list[str]:
     planned, done = coverage.planned.total(), coverage.executed.total()
     if not planned:
         runs = f"{coverage.runs} runs" if coverage.runs != 1 else "1 run"
-        return [f"{runs} without a crash, {coverage.seconds:.2f} s; crash points come after this"]
+        text = (
+            f"{runs}, {coverage.seconds:.2f} s; no crash yet: it shows where nothing is disturbed"
+        )
+        return [text, *coverage.notes]
     failing = [f for _, f in examination.failures]
     same = sum(f.signature == finding.signature for f in failing)
     if len(failing) == 1:

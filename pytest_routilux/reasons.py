@@ -114,7 +114,8 @@ def _key_unstable(asked: Asked) -> Reason:
     fix = [
         f"{key}: made of the job and the task alone, so it is the same on every attempt and host"
     ]
-    calls = calls_of(asked.disturbed.world, effect) if asked.disturbed is not None else []
+    run = asked.known.run if asked.disturbed is None else asked.disturbed
+    calls = calls_of(run.world, effect)
     keys = [call.key for call in calls]
     if not calls:
         return Reason(["the key of the call did not stay the same"], fix)
@@ -180,8 +181,8 @@ def _budget(asked: Asked) -> Reason:
         [
             f"use {_joined(attempt)} and leave the waits to {handler};",
             (
-                f'what must last belongs in self.ctx.state["{_key_of(kept)}"], kept when the handler'
-                " returns"
+                f'what must last belongs in self.ctx.state["{_key_of(kept)}"], kept when the'
+                " handler returns"
             ),
         ],
     )
@@ -231,7 +232,7 @@ def _status(asked: Asked) -> Reason:
 def _view(asked: Asked) -> Reason:
     reason = _unsaved(asked)
     gives = "the test's view=... gives another value; nothing else is compared"
-    return Reason([f"{gives}. {reason.why[0]}", *reason.why[1:]], reason.fix)
+    return Reason([gives, *reason.why], reason.fix)
 
 
 def _said(asked: Asked, kept: HiddenChange) -> str:
@@ -294,8 +295,8 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "leaked-thread": (
         (
-            "{routine}{handler} returned while a thread that it had started was alive: what that does"
-            " is in no commit, and dies with its host"
+            "{routine}{handler} returned while a thread that it had started was alive: what that"
+            " does is in no commit, and dies with its host"
         ),
         (
             "join() it before the handler returns, or make it a routine of its own:",
@@ -304,13 +305,13 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "module-state": (
         (
-            "{routine}{hint} changes {name}. It lives in the module: jobs share it, no job saves it,"
-            " and a new process has it as it was imported"
+            "{routine}{hint} changes {name}. It lives in the module: jobs share it, no job saves"
+            " it, and a new process has it as it was imported"
         ),
         (
             (
-                "self.ctx.state for what the routine has to remember, self.ctx.shared for what several"
-                " need; a constructor argument for configuration"
+                "self.ctx.state for what the routine has to remember, self.ctx.shared for what"
+                " several need; a constructor argument for configuration"
             ),
         ),
     ),
@@ -327,8 +328,8 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "swallowed-crash": (
         (
-            "{routine}{hint} catches what ends its process and goes on, so an interrupt or an exit is"
-            " taken for a result"
+            "{routine}{hint} catches what ends its process and goes on, so an interrupt or an exit"
+            " is taken for a result"
         ),
         ("except Exception: in place of a bare except or BaseException, or raise it again",),
     ),
@@ -338,9 +339,7 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "hangs": (
         "{routine}{hint} loops, or waits for what does not come: its real time is up",
-        (
-            "self.ctx.sleep(...) to wait, and ErrorHandler(..., timeout=seconds) to bound an attempt",
-        ),
+        ("self.ctx.sleep(...) to wait; ErrorHandler(..., timeout=seconds) bounds an attempt",),
     ),
     "payload-changed": (
         (

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.crash import crash_points, recover
-from pytest_routilux.examine import Coverage, Examination, judge, reference
+from pytest_routilux.examine import Coverage, Examination, examine, judge, reference
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -35,6 +35,10 @@ _KINDS: Final = (
     "store does not answer",
 )
 _MOST_RUNS: Final = 2_000
+_ELSEWHERE: Final = ("module-state",)
+"""Kinds that only a run in another process shows."""
+
+Signature = tuple[str, str | None, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ class _Search:
     """Looks for the finding in the same case with fewer faults."""
 
     def __init__(
-        self, case: Case, start_ns: int, checks: Checks, signature: object, *, documents: bool
+        self, case: Case, start_ns: int, checks: Checks, signature: Signature, *, documents: bool
     ) -> None:
         self._case = case
         self._start_ns = start_ns
@@ -123,6 +127,8 @@ class _Search:
     def tried(self, faults: Iterable[int]) -> tuple[Reference, CrashPoint | None, Finding] | None:
         """Return where the finding is with these faults alone, by the simplest crash there is."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
+        if self._signature[0] in _ELSEWHERE:
+            return self._elsewhere(case)
         known = reference(case, self._start_ns, self._checks, self.counted)
         if known.finding is not None:
             same = known.finding.signature == self._signature
@@ -137,6 +143,14 @@ class _Search:
             if finding is not None and finding.signature == self._signature:
                 return known, point, finding
         return None
+
+    def _elsewhere(self, case: Case) -> tuple[Reference, CrashPoint | None, Finding] | None:
+        tried = examine(case, self._start_ns, self._checks)
+        self.counted.runs += tried.coverage.runs
+        same = [failure for failure in tried.failures if failure[1].signature == self._signature]
+        if not same:
+            return None
+        return tried.reference, *min(same, key=lambda failure: simplicity(failure[0]))
 
 
 def _crashes(point: CrashPoint | None) -> int:

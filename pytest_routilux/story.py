@@ -37,6 +37,7 @@ _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
 _MOST_TASKS: Final = 3
 _MOST_RECOVERIES: Final = 3
+_OURS: Final = Path(__file__).parent  # what a fault raises is no line of the user's
 _ENDS: Final = "the host ends: "
 _BY_KIND: Final = ("after a write", "in a recovery", "by document")
 _UNTOLD: Final = (CommitKind.EFFECT, CommitKind.CONFLICT)
@@ -239,6 +240,8 @@ def where_text(where: str, root: Path) -> str:
     """Return `file:line` as seen from a folder; of a file elsewhere the last two names."""
     file, colon, line = where.rpartition(":")
     path = Path(file)
+    if path.parent == _OURS:
+        return ""
     if path.is_relative_to(root):
         path = path.relative_to(root)
     elif len(path.parts) > 2:
@@ -327,7 +330,7 @@ def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> st
         same = owner == line.who[0]
         head = "  " if same else f"{padded(cut_start(line.who[0], _LONGEST_ID), ids)}  "
         head += f"effect #{line.call.number}  "
-        room = cells - width(head) - width(line.where) - 8
+        room = cells - width(head) - width(line.where) - 6
         whole = width(call_text(line.call, room, named=False))
         tail = shown(line.call.result, max(12, room - whole))
         text = f"{head}{call_text(line.call, room - width(tail), named=False)} -> {tail}"
@@ -337,8 +340,8 @@ def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> st
             padded(cut_middle(line.who[1], names), names),
         )
         text = f"{who[0]}  {who[1]}  {line.what}"
-    room = cells - width(line.where) - 4 if line.where else cells
-    return cut(text, room) + (f"    {line.where}" if line.where else "")
+    room = cells - width(line.where) - 2 if line.where else cells
+    return cut(text, room) + (f"  {line.where}" if line.where else "")
 
 
 def _times(instants: Sequence[int], start: int) -> list[str]:

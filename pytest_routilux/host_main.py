@@ -142,10 +142,28 @@ def _roundtrip(folder: Path, request: Request) -> None:
     _write_report(folder, {})
 
 
+def _simulate(folder: Path, request: Request) -> None:
+    from pytest_routilux.choices import FIFO
+    from pytest_routilux.crash import undisturbed
+    from pytest_routilux.freeze import frozen_simulation
+    from pytest_routilux.simulation import Case
+
+    start_ns = request["start_ns"]
+    params = codec.decode(request["params"], "$.params")
+    case = Case(
+        lambda: _built(request), request["entry"], params, request["slot"], request["job_id"]
+    )
+    with frozen_simulation(start_ns):
+        run = undisturbed(case, start_ns, FIFO)
+    rows = [codec.dumps(commit.serialize()) for commit in run.world.commits]
+    _write_report(folder, {"rows": rows})
+
+
 _TASKS: Final[Mapping[str, Callable[[Path, Request], None]]] = {
     "start": _start,
     "resume": _resume,
     "roundtrip": _roundtrip,
+    "simulate": _simulate,
 }
 
 

@@ -255,7 +255,12 @@ class FlowHosts:
             modules=tuple(names),
         )
 
-    def launch(self, request: Mapping[str, object], imports: Iterable[str]) -> Launched:
+    def launch(
+        self,
+        request: Mapping[str, object],
+        imports: Iterable[str],
+        environ: Mapping[str, str] | None = None,
+    ) -> Launched:
         """Let a fresh interpreter do one task of `host_main`; raises `HostError` if it can't."""
         with self._lock:
             self._count += 1
@@ -270,7 +275,7 @@ class FlowHosts:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths())},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths()), **(environ or {})},
             start_new_session=True,
         )
         name = f"host {number} (pid {process.pid})"

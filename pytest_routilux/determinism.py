@@ -1,0 +1,283 @@
+"""Whether a flow does the same again: the same decisions, the same records.
+
+Laws:
+- Runs are compared that begin alike and know nothing of each other: each is a process of its own,
+  with another heap, other random numbers and another real time.
+- With another start instant or another job id only values may differ, not the shape; a flow that
+  asks `ctx` for the time, its id or a random number may do what it says.
+- The order of a set is that of the hash seed: it is told by two fresh interpreters, and only where
+  `build` can be imported there and no double stands for anything.
+- A finding names the first record that differs, and the line that made it differ if one is seen.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.choices import FIFO
+from pytest_routilux.crash import undisturbed
+from pytest_routilux.culprits import Culprit, caught
+from pytest_routilux.examine import Coverage
+from pytest_routilux.fresh import importable, rows_by_seed
+from pytest_routilux.hidden import globals_of, hidden_state, users_modules
+from pytest_routilux.isolation import Hosts, owner_of
+from pytest_routilux.oracle import Finding
+from pytest_routilux.variations import OTHER_START
+from routilux import codec
+from routilux.values import first_difference
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_routilux.simulation import Case
+
+    Row = dict[str, Any]
+
+__all__ = ["check_determinism"]
+
+_ADDRESS: Final = re.compile(r"\b0x[0-9a-f]{6,}")
+_SEEDS: Final = (1, 2)
+_SHOWN: Final = 60
+
+
+def check_determinism(case: Case, start_ns: int, *, fresh: bool = True) -> Finding | None:
+    """Return the first thing in which a run differs from one that should be the same.
+
+    `fresh`: also compare runs in fresh interpreters, which know no patch that a test has made.
+    """
+    with Hosts(case, start_ns, Coverage()) as hosts:
+        killed = hosts.canary()
+        if killed is not None:
+            return killed.finding
+        first = hosts.ask(_trace, start_ns).result
+        second = hosts.ask(_trace, start_ns, True).result
+        if first is None or second is None:
+            return None
+        finding = (
+            _repeated(hosts, start_ns, first, second)
+            or _with_another_start(hosts, start_ns, first)
+            or _with_another_id(hosts, start_ns, first)
+            or _in_one_process(hosts, start_ns, first)
+        )
+    if finding is None and fresh and not first.doubles and importable(case):
+        finding = _in_fresh_interpreters(case, start_ns)
+    return finding
+
+
+@dataclass(slots=True)
+class _Trace:
+    """What a run did: its commits as rows, and what did not repeat in it where that was looked for.
+
+    `doubles`: whether it called a double of an effect.
+    """
+
+    rows: list[Row]
+    culprits: list[Culprit]
+    doubles: bool
+
+
+def _repeated(hosts: Hosts, start_ns: int, first: _Trace, second: _Trace) -> Finding | None:
+    at = _first(first.rows, second.rows, _everything)
+    if at is None:
+        return None
+    looked = hosts.ask(_trace, start_ns, True, None, True).result
+    culprits = [] if looked is None else [c for c in looked.culprits if not c.repeats]
+    culprit = _blamed(culprits, first.rows, at)
+    said = "the same decisions gave something else"
+    return _finding("nondeterminism", said, first.rows, second.rows, at, culprit)
+
+
+def _with_another_start(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
+    other = hosts.ask(_trace, start_ns + OTHER_START).result
+    at = None if other is None else _first(first.rows, other.rows, _shape)
+    if at is None:
+        return None
+    looked = hosts.ask(_trace, start_ns, False, None, True).result
+    culprits = [] if looked is None else [c for c in looked.culprits if c.of_time]
+    culprit = _blamed(culprits, first.rows, at)
+    if culprit is None or any(c.call == "ctx.now()" for c in culprits):
+        return None
+    said = "started at another instant it did something else"
+    return _finding("nondeterminism", said, first.rows, other.rows, at, culprit, _shape)
+
+
+def _with_another_id(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
+    other = hosts.ask(_trace, start_ns, False, "another job").result
+    at = None if other is None else _first(first.rows, other.rows, _shape)
+    if at is None:
+        return None
+    looked = hosts.ask(_trace, start_ns, False, None, True).result
+    if looked is None or any(c.repeats for c in looked.culprits):
+        return None
+    said = "under another job id it did something else"
+    return _finding("nondeterminism", said, first.rows, other.rows, at, None, _shape)
+
+
+def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
+    """Find a global that one run leaves to the next, which then differs, and else does not."""
+    places, again = hosts.ask(_twice, start_ns).result or ((), first)
+    at = _first(first.rows, again.rows, _everything)
+    if at is None:
+        return None
+    for place in places:
+        _, other = hosts.ask(_twice, start_ns, place).result or ((), again)
+        if _first(first.rows, other.rows, _everything) is not None:
+            continue
+        name = f"{place[1]}:{place[2]}"
+        changes = [c for c in hosts.ask(_hidden, start_ns).result or () if c.name == name]
+        said = f"a second run in one process finds {name} as the first one left it"
+        finding = _finding("module-state", said, first.rows, again.rows, at, None)
+        if changes:
+            finding.routine, finding.hint = changes[0].routine_id, changes[0].where
+        finding.path = f"{place[0]}.{name}"
+        return finding
+    return None
+
+
+def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | None:
+    found = rows_by_seed(case, start_ns, _SEEDS)
+    if isinstance(found, str):
+        return None
+    rows, other = ([_loaded(row) for row in each] for each in found)
+    at = _first(rows, other, _everything)
+    if at is None:
+        return None
+    again = rows_by_seed(case, start_ns, _SEEDS[:1])
+    if isinstance(again, str) or [_loaded(row) for row in again[0]] != rows:
+        return None  # it does not repeat by itself, so the seed is not to blame
+    said = "with another PYTHONHASHSEED (the order of sets) it did something else"
+    return _finding("hash-order", said, rows, other, at, None)
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+
+def _everything(row: Row) -> object:
+    return row
+
+
+def _shape(row: Row) -> object:
+    return {
+        **{name: row.get(name) for name in ("kind", "task_id", "routine_id", "attempt", "status")},
+        "emissions": [emission["event"] for emission in row.get("emissions", ())],
+        "tasks": [(task["task_id"], task["routine_id"]) for task in row.get("tasks", ())],
+    }
+
+
+def _first(a: Sequence[Row], b: Sequence[Row], look: Callable[[Row], object]) -> int | None:
+    for index, (one, other) in enumerate(zip(a, b, strict=False)):
+        if look(one) != look(other):
+            return index
+    return None if len(a) == len(b) else min(len(a), len(b))
+
+
+def _blamed(culprits: Sequence[Culprit], rows: Sequence[Row], at: int) -> Culprit | None:
+    """Return a call of the step that differs first, else the last one before it."""
+    steps = [(row.get("task_id"), row.get("attempt", 0)) for row in rows[: at + 1]]
+    here = [c for c in culprits if (c.task_id, c.attempt) == steps[-1]] if steps else []
+    before = [c for c in culprits if (c.task_id, c.attempt) in steps]
+    for calls in (here, before[::-1]):
+        # Most ids are looked at by what does not care.
+        for culprit in sorted(calls, key=lambda c: c.call == "id()"):
+            return culprit
+    return None
+
+
+def _finding(
+    kind: str,
+    said: str,
+    rows: Sequence[Row],
+    others: Sequence[Row],
+    at: int,
+    culprit: Culprit | None,
+    look: Callable[[Row], object] = _everything,
+) -> Finding:
+    one, other = (each[at] if at < len(each) else None for each in (rows, others))
+    row: Row = one or other or {}
+    routine = row.get("routine_id")
+    who = f"commit {at + 1}, {row.get('kind')}"
+    if row.get("task_id") is not None:
+        who = f"{routine} (task {row['task_id']}, attempt {row.get('attempt', 0)})"
+    if one is None or other is None:
+        path, was, became = "record", *("there" if each else "not there" for each in (one, other))
+    else:
+        difference = first_difference(look(one), look(other))
+        path = "record" if difference is None else difference.path.removeprefix("$.")
+        was, became = (
+            ("?", "?")
+            if difference is None
+            else (_short(difference.expected), _short(difference.actual))
+        )
+    what = f"{said}, first at {who}: {path} {was}, then {became}"
+    if culprit is not None:
+        what += f"; {culprit.routine_id} calls {culprit.call} at {culprit.where}"
+    return Finding(
+        kind,
+        what,
+        f"{kind}.{routine or 'job'}.{path}",
+        routine if culprit is None else culprit.routine_id,
+        [(path, was, became)],
+        row.get("at_ns"),
+        "" if culprit is None else culprit.where,
+    )
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
+
+
+# --- in the other process -------------------------------------------------------------------------
+
+
+def _trace(
+    case: Case,
+    tell: object,
+    start_ns: int,
+    moved: bool = False,
+    job_id: str | None = None,
+    look: bool = False,
+) -> _Trace:
+    # Objects get other addresses: `id()` differs, and the order of a set of objects.
+    kept = [bytes(16 + 8 * (n % 64)) for n in range(10_007)][::3] if moved else []
+    if job_id is not None:
+        case = replace(case, job_id=job_id)
+    if look:
+        with caught() as culprits:
+            run = undisturbed(case, start_ns, FIFO)
+    else:
+        culprits = []
+        run = undisturbed(case, start_ns, FIFO)
+    rows = [_loaded(codec.dumps(commit.serialize())) for commit in run.world.commits]
+    del kept
+    return _Trace(rows, culprits, bool(run.world.calls))
+
+
+def _loaded(row: str) -> Row:
+    data: Any = codec.loads(row)
+    error = data.get("error")
+    if error is not None:
+        error.pop("traceback", None)
+        error["message"] = _ADDRESS.sub("0x…", error.get("message") or "")
+    return data  # type: ignore[no-any-return]  # JSON
+
+
+def _twice(
+    case: Case, tell: object, start_ns: int, place: tuple[str, str, str] | None = None
+) -> tuple[list[tuple[str, str, str]], _Trace]:
+    """Run a case twice; what stands at a place is put back in between."""
+    before = globals_of(users_modules())
+    kept = None if place is None else pickle.dumps(getattr(*owner_of(place)))
+    _trace(case, tell, start_ns)
+    after = globals_of(users_modules())
+    if place is not None and kept is not None:
+        setattr(*owner_of(place), pickle.loads(kept))  # from this very process
+    changed = [where for where, held in before.items() if held != after.get(where)]
+    return changed, _trace(case, tell, start_ns)
+
+
+def _hidden(case: Case, tell: object, start_ns: int) -> object:
+    return hidden_state(case, start_ns, everywhere=True)

@@ -1,0 +1,69 @@
+"""Undisturbed runs in fresh interpreters, each with a hash seed of its own.
+
+Laws:
+- A fresh interpreter knows no patch, no double and no closure of a test: only a `build` that can be
+  imported by its name is run there, without faults.
+- What can't be run there is said in words and is no finding.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pytest_routilux.hosts import FlowHosts, HostError
+from routilux import UnserializableError, codec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_routilux.simulation import Case
+
+__all__ = ["importable", "rows_by_seed"]
+
+
+def importable(case: Case) -> bool:
+    """Return whether a fresh interpreter can build the flow of a case and run it alike."""
+    module = getattr(case.build, "__module__", None)
+    path = getattr(case.build, "__qualname__", "<")
+    if case.faults or module not in sys.modules or "<" in path:
+        return False
+    found: object = sys.modules[module]
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found is case.build
+
+
+def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:
+    """Run a case once for each hash seed, and return the rows of its commits, or why not."""
+    try:
+        params = codec.encode(dict(case.params or {}), "$.params")
+    except UnserializableError as error:
+        return str(error)
+    module = case.build.__module__
+    request = {
+        "task": "simulate",
+        "build": f"{module}:{case.build.__qualname__}",
+        "build_args": codec.encode({}, "$.build_args"),
+        "entry": case.entry,
+        "params": params,
+        "slot": case.slot,
+        "job_id": case.job_id,
+        "start_ns": start_ns,
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FlowHosts(Path(folder)) as hosts,
+        ThreadPoolExecutor(len(seeds)) as pool,
+    ):
+        launched = [
+            pool.submit(hosts.launch, request, [module], {"PYTHONHASHSEED": str(seed)})
+            for seed in seeds
+        ]
+        try:
+            return [list(each.result().report["rows"]) for each in launched]
+        except HostError as error:
+            return str(error)

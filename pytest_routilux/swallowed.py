@@ -1,0 +1,152 @@
+"""Handlers that go on after what should end them: an interrupt, an exit, the death of a host.
+
+Laws:
+- Every kind of handler that the undisturbed run calls is called again with its first input, once
+  for each `ctx.sleep`, `ctx.once` and effect in it: there a BaseException is raised.
+- A handler that returns all the same swallows it. One that raises anything does not.
+- This happens in a process of its own where there is one, since a handler may answer by ending it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.choices import FIFO
+from pytest_routilux.crash import undisturbed
+from pytest_routilux.examine import Coverage
+from pytest_routilux.isolation import Hosts
+from pytest_routilux.oracle import Finding
+from pytest_routilux.simulation import SimClock, running
+from routilux.step import run_step
+
+if TYPE_CHECKING:
+    from pytest_routilux.simulation import Case
+    from routilux import Context, Flow, StepInput
+    from routilux.exchange import Effect
+
+__all__ = ["swallowed_crash"]
+
+_MOST: Final = 8
+
+
+class _HostDies(BaseException):
+    pass
+
+
+def swallowed_crash(case: Case, start_ns: int) -> Finding | None:
+    """Return the first handler that returns although it was told that its host dies."""
+    with Hosts(case, start_ns, Coverage()) as hosts:
+        killed = hosts.canary()
+        if killed is not None:
+            return killed.finding
+        found: Finding | None = hosts.ask(_swallowed, start_ns).result
+        return found
+
+
+def _swallowed(case: Case, tell: object, start_ns: int) -> Finding | None:
+    run = undisturbed(case, start_ns, FIFO)
+    kinds: dict[tuple[str, str], StepInput] = {}
+    for _, step in run.life.steps:
+        kinds.setdefault((step.task.routine_id, step.task.slot), step)
+    flow = case.build()
+    for (routine_id, slot), step in kinds.items():
+        for place in range(1, _MOST + 1):
+            trap = _Trap(place)
+            returned = _call(flow, routine_id, slot, step, trap)
+            if trap.sprung is None:
+                break
+            if returned:
+                return _finding(flow, routine_id, slot, step, trap.sprung)
+    return None
+
+
+class _Trap:
+    """Raises at the n-th thing that a handler does by way of the engine or a double."""
+
+    def __init__(self, place: int) -> None:
+        self._left = place
+        self.sprung: str | None = None
+
+    def step_on(self, what: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.sprung = what
+            raise _HostDies(what)
+
+
+class _Events(deque[Any]):
+    """Where a double puts its calls."""
+
+    def __init__(self, trap: _Trap) -> None:
+        super().__init__()
+        self._trap = trap
+
+    def append(self, event: Any) -> None:
+        super().append(event)
+        self._trap.step_on(f"the effect {event[1].effect}")
+
+
+class _TrapHost:
+    """The host of a step that dies where the trap is."""
+
+    def __init__(self, clock: SimClock, step: StepInput, trap: _Trap) -> None:
+        self._clock = clock
+        self._offset = step.started_ns - clock.mono
+        self._trap = trap
+
+    def now_ns(self) -> int:
+        return self._clock.mono + self._offset
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        self._trap.step_on("ctx.sleep")
+        self._clock.mono += length
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        self._trap.step_on(f"ctx.once({name!r})")
+
+    def opened(self, context: Context) -> None:
+        """Do nothing: no step runs on after its timeout."""
+
+
+class _Flight:
+    """What a double needs to know of the step that runs."""
+
+    def __init__(self, step: StepInput, trap: _Trap) -> None:
+        self.step = step
+        self.effects = 0
+        self.events = _Events(trap)
+
+
+def _call(flow: Flow, routine_id: str, slot: str, step: StepInput, trap: _Trap) -> bool:
+    """Run one step, and return whether its handler returned."""
+    plan = flow.plan()
+    clock = SimClock(step.started_ns)
+    outer = running.flight, running.clock
+    running.flight, running.clock = _Flight(step, trap), clock  # type: ignore[assignment]  # as one
+    try:
+        outcome = run_step(
+            step,
+            plan.routines[routine_id],
+            plan.slot(routine_id, slot),
+            plan.handlers[routine_id],
+            _TrapHost(clock, step, trap),
+        )
+    except BaseException:
+        return False
+    finally:
+        running.flight, running.clock = outer
+    return outcome.error is None
+
+
+def _finding(flow: Flow, routine_id: str, slot: str, step: StepInput, place: str) -> Finding:
+    handler = flow.routines[routine_id].slots[slot].handler
+    code = getattr(handler, "__code__", None)
+    name = getattr(handler, "__qualname__", repr(handler))
+    what = (
+        f"{routine_id} goes on when its host dies in {place}: {name} catches BaseException and"
+        " returns as if nothing had been"
+    )
+    where = "?" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+    path = f"swallowed.{routine_id}.{slot}"
+    return Finding("swallowed-crash", what, path, routine_id, [], step.started_ns, where)

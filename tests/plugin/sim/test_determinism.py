@@ -1,0 +1,503 @@
+"""What does not repeat is found and named by its line; what may differ is not.
+
+Each finding has a flow with the bug, and its twin without.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import secrets
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from pytest_routilux import forks
+from pytest_routilux.determinism import check_determinism
+from pytest_routilux.effects import Effect
+from pytest_routilux.examine import Checks, examine
+from pytest_routilux.freeze import frozen_simulation
+from pytest_routilux.hidden import hidden_state
+from pytest_routilux.oracle import Finding
+from pytest_routilux.simulation import Case
+from pytest_routilux.swallowed import swallowed_crash
+from routilux import ErrorHandler, Flow, Routine
+from routilux.instants import instant_ns
+from showcase.flows import data_pipeline, fan_out_and_in, word_count
+
+START = instant_ns("2026-01-01")
+pytestmark = pytest.mark.skipif(not forks.can_fork(), reason="needs os.fork")
+Work = Callable[[Any, Any], object]
+
+
+class Step(Routine):
+    """Hands on what its function makes of a number."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        self.work = work
+        self.define_slot("trigger", handler=self.step)
+        self.define_event("output", ["number"])
+        self.define_event("other", ["number"])
+
+    def step(self, number: object = 0) -> None:
+        self.emit("output", number=self.work(self, number))
+
+
+def same(routine: Any, number: Any) -> object:
+    return number
+
+
+def chain(*works: Work) -> Case:
+    def build() -> Flow:
+        flow = Flow("chain")
+        for index, work in enumerate(works):
+            flow.add_routine(Step(work), f"r{index}")
+            if index:
+                flow.connect(f"r{index - 1}", "output", f"r{index}", "trigger")
+        return flow
+
+    return Case(build, "r0")
+
+
+@pytest.fixture(autouse=True)
+def _virtual_time() -> Iterator[None]:
+    global _ids
+    _ids = itertools.count(1)
+    _cache.clear()
+    with frozen_simulation(START):
+        yield
+
+
+def checked(work: Work) -> Finding | None:
+    return check_determinism(chain(same, work, same), START)
+
+
+def line_of(work: Any, after: int = 1) -> str:
+    return f"{__file__}:{work.__code__.co_firstlineno + after}"
+
+
+# --- the same decisions ---------------------------------------------------------------------------
+
+_kept_clock = time.time
+_ids = itertools.count(1)
+_cache: dict[object, object] = {}
+
+
+def by_a_clock_kept_elsewhere(routine: Any, number: Any, clock: Any = time.clock_gettime) -> object:
+    return clock(time.CLOCK_REALTIME)
+
+
+def by_random(routine: Any, number: Any) -> object:
+    return random.random()
+
+
+def by_randint(routine: Any, number: Any) -> object:
+    return random.randint(1, 10**12)
+
+
+def by_uuid4(routine: Any, number: Any) -> object:
+    return uuid.uuid4().hex
+
+
+def by_urandom(routine: Any, number: Any) -> object:
+    return os.urandom(8).hex()
+
+
+def by_secrets(routine: Any, number: Any) -> object:
+    return secrets.token_hex(8)
+
+
+def by_id(routine: Any, number: Any) -> object:
+    return id(object())
+
+
+@pytest.mark.parametrize(
+    ("work", "call"),
+    [
+        (by_a_clock_kept_elsewhere, "time.clock_gettime()"),
+        (by_random, "random.random()"),
+        (by_randint, "random.randint()"),
+        (by_uuid4, "uuid.uuid4()"),
+        (by_urandom, "os.urandom()"),
+        (by_secrets, "secrets.token_hex()"),
+        (by_id, "id()"),
+    ],
+)
+def test_what_does_not_repeat_is_named_by_its_call_and_line(work: Work, call: str) -> None:
+    finding = checked(work)
+    assert finding is not None
+    assert ("nondeterminism", "r1", line_of(work)) == (
+        finding.kind,
+        finding.routine,
+        finding.hint,
+    )
+    assert f"r1 calls {call} at" in finding.what
+    assert "first at r1 (task 0.0, attempt 1): emissions[0].payload.number" in finding.what
+
+
+def test_a_random_shape_is_found_at_the_record_that_differs() -> None:
+    def maybe_fails(routine: Any, number: Any) -> object:
+        if os.urandom(8) < b"\x80":
+            raise OSError
+        return number
+
+    case = chain(same, *[maybe_fails] * 12)
+    finding = check_determinism(case, START)
+    assert finding is not None
+    assert "nondeterminism" == finding.kind
+    assert line_of(maybe_fails) == finding.hint
+
+
+@pytest.mark.parametrize(
+    "work",
+    [
+        lambda r, n: r.ctx.random.random(),
+        lambda r, n: str(r.ctx.uuid()),
+        lambda r, n: r.ctx.now().isoformat(),
+        lambda r, n: datetime.now().isoformat() + str(time.time()),
+        lambda r, n: random.Random(7).random(),
+        lambda r, n: sorted({"a", "b", "c"}),
+        lambda r, n: r.ctx.key("x"),
+        lambda r, n: time.sleep(5),
+        lambda r, n: len({id(object()), id(r)}) > 5,
+    ],
+)
+def test_what_repeats_is_clean(work: Work) -> None:
+    assert checked(work) is None
+
+
+def test_a_shape_by_the_jobs_own_random_numbers_or_time_is_clean() -> None:
+    def sampled(routine: Any, number: Any) -> object:
+        if routine.ctx.random.random() < 0.5 or routine.ctx.now().day == 1:
+            routine.emit("other", number=1)
+        return number
+
+    assert check_determinism(chain(*[sampled] * 8), START) is None
+
+
+def test_a_shape_by_the_wall_clock_is_found() -> None:
+    def only_in_january(routine: Any, number: Any) -> object:
+        if datetime.now().month == 1:
+            routine.emit("other", number=1)
+        return number
+
+    finding = checked(only_in_january)
+    assert finding is not None
+    assert "started at another instant it did something else" in finding.what
+    assert line_of(only_in_january) == finding.hint
+
+
+def by_a_global(routine: Any, number: Any) -> object:
+    return next(_ids)
+
+
+def by_a_cache(routine: Any, number: Any) -> object:
+    if number not in _cache:
+        _cache[number] = 7
+    return _cache[number]
+
+
+def test_a_global_that_one_run_leaves_to_the_next_is_found_and_a_cache_is_not() -> None:
+    finding = checked(by_a_global)
+    assert finding is not None
+    assert ("module-state", "r1") == (finding.kind, finding.routine)
+    assert f"global.{__name__}:_ids" == finding.path
+    assert line_of(by_a_global) == finding.hint
+    assert checked(by_a_cache) is None
+
+
+def test_a_fake_service_in_the_test_is_clean() -> None:
+    ledger: list[object] = []
+
+    def charge(routine: Any, number: Any) -> object:
+        ledger.append(number)
+        return len(ledger)
+
+    assert checked(charge) is None
+
+
+def test_a_handler_that_kills_its_process_is_told_here_too() -> None:
+    finding = checked(lambda r, n: os._exit(2))
+    assert finding is not None
+    assert "kills-process" == finding.kind
+
+
+# --- the order of sets ----------------------------------------------------------------------------
+
+NAMES = [f"name-{n}" for n in range(8)]
+
+
+class Names(Routine):
+    """Emits names in the order of a set, or sorted."""
+
+    def __init__(self, in_order: bool) -> None:
+        super().__init__()
+        self.in_order = in_order
+        self.define_slot("trigger", handler=self.step)
+        self.define_event("output", ["names"])
+
+    def step(self) -> None:
+        names = set(NAMES)
+        self.emit("output", names=sorted(names) if self.in_order else list(names))
+
+
+def named() -> Flow:
+    flow = Flow("names")
+    flow.add_routine(Names(False), "names")
+    return flow
+
+
+def named_in_order() -> Flow:
+    flow = Flow("names")
+    flow.add_routine(Names(True), "names")
+    return flow
+
+
+def test_the_order_of_a_set_is_found_by_another_hash_seed() -> None:
+    finding = check_determinism(Case(named, "names"), START)
+    assert finding is not None
+    assert ("hash-order", "names") == (finding.kind, finding.routine)
+    assert check_determinism(Case(named, "names"), START, fresh=False) is None
+
+
+def test_a_set_that_is_sorted_is_clean() -> None:
+    assert check_determinism(Case(named_in_order, "names"), START) is None
+
+
+def test_the_order_of_a_set_of_objects_is_found_without_another_interpreter() -> None:
+    class Thing:
+        pass
+
+    def by_address(routine: Any, number: Any) -> object:
+        things = [Thing() for _ in range(50)]
+        return [things.index(thing) for thing in set(things)]
+
+    finding = checked(by_address)
+    assert finding is not None
+    assert "nondeterminism" == finding.kind
+
+
+# --- hidden state ---------------------------------------------------------------------------------
+
+
+def test_what_no_snapshot_keeps_is_told_with_name_line_and_values() -> None:
+    def counts(routine: Any, number: Any) -> object:
+        next(_ids)
+        routine.tries = getattr(routine, "tries", 0) + 1
+        routine.ctx.state["kept"] = 1
+        return number
+
+    changes = {change.name: change for change in hidden_state(chain(same, counts), START)}
+    assert {"self.tries", f"{__name__}:_ids"} == set(changes)
+    tries = changes["self.tries"]
+    assert ("r1", "attribute", "nothing", "1") == (
+        tries.routine_id,
+        tries.scope,
+        tries.was,
+        tries.became,
+    )
+    assert ("count(1)", "count(2)") == (
+        changes[f"{__name__}:_ids"].was,
+        changes[f"{__name__}:_ids"].became,
+    )
+
+
+class Counting(Routine):
+    """Counts on itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tries = 0
+        self.seen: list[int] = []
+        self.define_slot("trigger", handler=self.step)
+
+    def step(self) -> None:
+        if len(self.seen) > 5:
+            return
+        self.tries += 1
+        self.seen.append(self.tries)
+
+
+def test_the_line_is_the_one_that_changes_not_the_first_that_reads() -> None:
+    def build() -> Flow:
+        flow = Flow("counting")
+        flow.add_routine(Counting(), "counting")
+        return flow
+
+    first = Counting.step.__code__.co_firstlineno
+    assert {"self.tries": f"{__file__}:{first + 3}", "self.seen": f"{__file__}:{first + 4}"} == {
+        change.name: change.where for change in hidden_state(Case(build, "counting"), START)
+    }
+
+
+# --- a crash that is swallowed --------------------------------------------------------------------
+
+charge = Effect("charge")
+
+
+def in_a_sleep(routine: Any, number: Any) -> object:
+    try:
+        routine.ctx.sleep(1)
+    except BaseException:
+        return None
+    return number
+
+
+def in_the_second_effect(routine: Any, number: Any) -> object:
+    charge(1)
+    try:
+        charge(2)
+    except:  # noqa: E722 - the bug
+        return None
+    return number
+
+
+def in_once(routine: Any, number: Any) -> object:
+    try:
+        number = routine.ctx.once("add", abs, -1)
+    finally:
+        return number  # noqa: B012 - the bug
+
+
+def in_none(routine: Any, number: Any) -> object:
+    try:
+        charge(1)
+        routine.ctx.sleep(1)
+        return routine.ctx.once("charge", charge, 2)
+    except Exception:
+        return None
+    finally:
+        routine.ctx.shared["seen"] = 1
+
+
+def turned_into_an_error(routine: Any, number: Any) -> object:
+    try:
+        routine.ctx.sleep(1)
+    except BaseException as error:
+        raise RuntimeError from error
+    return number
+
+
+@pytest.mark.parametrize(
+    ("work", "place"),
+    [
+        (in_a_sleep, "ctx.sleep"),
+        (in_the_second_effect, "the effect charge"),
+        (in_once, "ctx.once('add')"),
+    ],
+)
+def test_a_handler_that_swallows_a_crash_is_found(work: Work, place: str) -> None:
+    finding = swallowed_crash(chain(same, work), START)
+    assert finding is not None
+    assert ("swallowed-crash", "r1") == (finding.kind, finding.routine)
+    assert f"r1 goes on when its host dies in {place}:" in finding.what
+    assert finding.hint == f"{__file__}:{Step.step.__code__.co_firstlineno}"
+
+
+@pytest.mark.parametrize("work", [in_none, turned_into_an_error, same])
+def test_a_handler_that_cleans_up_or_fails_is_clean(work: Work) -> None:
+    assert swallowed_crash(chain(same, work), START) is None
+
+
+def test_a_handler_that_answers_an_exit_by_ending_its_process_does_not_end_the_test() -> None:
+    def dies(routine: Any, number: Any) -> object:
+        try:
+            routine.ctx.sleep(1)
+        except BaseException:
+            os._exit(1)
+
+    assert swallowed_crash(chain(dies), START) is None
+
+
+class Async(Routine):
+    """Sleeps in a coroutine, and swallows what ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.step)
+
+    async def step(self) -> None:
+        try:
+            self.ctx.sleep(1)
+        except BaseException:
+            return
+
+
+def test_a_coroutine_that_swallows_a_crash_is_found() -> None:
+    def build() -> Flow:
+        flow = Flow("async")
+        flow.add_routine(Async(), "async")
+        return flow
+
+    finding = swallowed_crash(Case(build, "async"), START)
+    assert finding is not None
+    assert f"{__file__}:{Async.step.__code__.co_firstlineno}" == finding.hint
+
+
+# --- a thread that outlives its step --------------------------------------------------------------
+
+
+def test_a_thread_that_outlives_its_step_is_found_and_one_that_is_joined_is_not() -> None:
+    stop = threading.Event()
+
+    def leaks(routine: Any, number: Any) -> object:
+        threading.Thread(target=stop.wait, daemon=True).start()
+        return number
+
+    def joins(routine: Any, number: Any) -> object:
+        thread = threading.Thread(target=lambda: None)
+        thread.start()
+        thread.join()
+        return number
+
+    try:
+        finding = examine(chain(same, leaks), START, Checks()).reference.finding
+    finally:
+        stop.set()
+    assert finding is not None
+    assert ("leaked-thread", "r1") == (finding.kind, finding.routine)
+    assert examine(chain(same, joins), START, Checks()).reference.finding is None
+
+
+# --- no false alarm -------------------------------------------------------------------------------
+
+
+def pipeline() -> Flow:
+    return data_pipeline(2)
+
+
+def words() -> Flow:
+    return word_count(ErrorHandler("retry", retry_delay=0.1))
+
+
+PICTURES = [
+    {"name": "ash", "seconds": 0.4, "failures": 0},
+    {"name": "elm", "seconds": 0.2, "failures": 1},
+    {"name": "oak", "seconds": 0.3, "failures": 9},
+]
+RECORDS = {"records": ["early", "late", "last"]}
+FLOWS = [
+    Case(pipeline, "data_fetch", {"request_id": "r1"}),
+    Case(lambda: data_pipeline(9, "concurrent"), "data_fetch", {"request_id": "r1"}),
+    Case(lambda: fan_out_and_in(1), "split", {"pictures": PICTURES}),
+    Case(lambda: fan_out_and_in(4), "split", {"pictures": PICTURES}),
+    Case(words, "read", RECORDS),
+    Case(lambda: word_count(ErrorHandler("skip")), "read", RECORDS),
+]
+
+
+@pytest.mark.parametrize("case", FLOWS)
+def test_the_flows_of_the_showcase_are_clean(case: Case) -> None:
+    assert check_determinism(case, START) is None
+    assert swallowed_crash(case, START) is None
+    result = examine(case, START, Checks())
+    assert result.reference.finding is None
+    assert [] == [finding.what for _, finding in result.failures]
+    assert [] == [note for note in result.coverage.notes if "process" in note]

@@ -1,0 +1,323 @@
+"""The fixtures `flow_sim` and `flow_faults`, as a project that is not ours uses them."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.plugin.inner import run_inside
+
+SHOP = """
+    import pytest
+    from routilux import ErrorHandler, Flow, Routine
+
+    KEYED = {keyed}
+
+    class Orders(Routine):
+        def __init__(self):
+            super().__init__()
+            self.define_slot("trigger", handler=self.order)
+            self.define_event("output", ["order"])
+
+        def order(self, id):
+            self.emit("output", order=f"A{{id}}")
+
+    class Charge(Routine):
+        gateway = None
+
+        def __init__(self):
+            super().__init__()
+            self.define_slot("input", handler=self.charge)
+            self.define_event("output", ["receipt"])
+
+        def charge(self, order):
+            self.ctx.sleep(0.36)
+            key = self.ctx.key("charge") if KEYED else None
+            self.emit("output", receipt=Charge.gateway(order, key=key))
+
+    def build():
+        flow = Flow("shop")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Charge(), "charge")
+        flow.connect("orders", "output", "charge", "input")
+        flow.set_error_handler(ErrorHandler("retry", max_retries=2, retry_delay=0.5))
+        return flow
+
+    @pytest.fixture(autouse=True)
+    def gateway(flow_sim, monkeypatch):
+        monkeypatch.setattr(Charge, "gateway", flow_sim.effect("gateway.charge", key="key"))
+"""
+SURVIVES = """
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
+"""
+
+
+def shop(pytester: pytest.Pytester, tests: str = SURVIVES, *, keyed: bool = False) -> None:
+    pytester.makepyfile(test_shop=(SHOP + tests).format(keyed=keyed))
+
+
+def repro_of(result: pytest.RunResult) -> str:
+    found = re.search(r"--routilux-repro=(\S+)", result.stdout.str())
+    assert found is not None
+    return found[1]
+
+
+def test_a_flow_that_survives_passes_and_says_with_v_how_much_was_tried(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(pytester, keyed=True)
+    run_inside(pytester).assert_outcomes(passed=1)
+    result = run_inside(pytester, "-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*💥 * of * crash points, complete, * s (* runs/s)*",
+            "*before a write*after a write*around an effect*",
+            "*flow simulations*",
+            "test_shop.py::test_survives: * of * crash points, complete, * runs in * s (*/s)",
+        ]
+    )
+
+
+def test_a_flow_that_does_not_is_told_why_in_25_lines_of_100_columns(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(pytester)
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    text = result.stdout.str()
+    start = text.index("EFFECT REPEATED")
+    failure = text[start : text.index("\n===", start)].splitlines()
+    assert len(failure) <= 25
+    assert max(map(len, failure)) <= 100
+    result.stdout.fnmatch_lines(
+        [
+            "EFFECT REPEATED: gateway.charge('A7') ran 2x, undisturbed run 1x*repeated[]]",
+            "crash point*task 0.0 charge, attempt 1: after effect #1*",
+            "why*",
+            "fix*key=self.ctx.key(*",
+            "tried*complete*",
+            'repro*pytest "test_shop.py::test_survives" --routilux-repro=R1.*.0.0@a1.effect1',
+        ]
+    )
+
+
+# --- reproducers ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
+def test_a_reproducer_fails_again_in_another_process(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    shop(pytester)
+    repro = repro_of(run_inside(pytester))
+    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(
+        [
+            "EFFECT REPEATED: gateway.charge('A7') ran 2x*",
+            f"test_shop.py::test_survives: {glob(repro)}: fails",
+        ]
+    )
+    assert repro == repro_of(again)
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
+def test_a_reproducer_of_a_bug_that_is_mended_is_fixed(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    shop(pytester)
+    repro = repro_of(run_inside(pytester))
+    shop(pytester, keyed=True)
+    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
+    again.assert_outcomes(passed=1)
+    again.stdout.fnmatch_lines([f"test_shop.py::test_survives: {glob(repro)}: fixed"])
+
+
+def test_a_reproducer_of_another_flow_is_stale_and_an_error(pytester: pytest.Pytester) -> None:
+    shop(pytester)
+    repro = repro_of(run_inside(pytester))
+    changed = SURVIVES.replace("flow_sim)", "flow_sim, monkeypatch)").replace(
+        "crash_everywhere(build", "crash_everywhere(lambda: longer(build())"
+    )
+    longer = """
+    def longer(flow):
+        flow.add_routine(Orders(), "more")
+        return flow
+"""
+    shop(pytester, longer + changed, keyed=True)
+    again = run_inside(pytester, f"--routilux-repro={repro}")
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *another flow*"])
+
+
+def test_a_reproducer_whose_point_is_gone_is_stale_and_an_error(pytester: pytest.Pytester) -> None:
+    shop(pytester)
+    repro = repro_of(run_inside(pytester))
+    gone = repro.replace("effect1", "effect2")
+    again = run_inside(pytester, f"--routilux-repro={gone}")
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines(["*STALE: * has no crash point 0.0@a1.effect2*"])
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
+def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile("def test_nothing(): assert True")
+    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", *workers)
+    assert pytest.ExitCode.TESTS_FAILED == result.ret
+    result.stdout.fnmatch_lines(["R1.9f3c.0.0@a1.effect1: stale, no simulation of these tests*"])
+
+
+def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(pytester)
+    result = run_inside(pytester, "--routilux-repro=R2.9f3c.0")
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["*--routilux-repro='R2.9f3c.0': it begins with 'R2'*R1.<4 hex*"])
+
+
+# --- a crash or a fault that does not happen is no pass -------------------------------------------
+
+
+def test_a_fault_that_never_strikes_is_an_error(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    def test_survives(flow_sim, flow_faults):
+        flow_sim.crash_everywhere(
+            build, entry="orders", params={{"id": 7}},
+            faults=[flow_faults.raises("charge", OSError, attempts=[9])],
+        )
+""",
+        keyed=True,
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["raises('charge', OSError, attempts=[[]9[]]) never struck*"])
+
+
+def test_a_fault_of_a_misspelt_routine_is_refused(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    def test_survives(flow_sim, flow_faults):
+        flow_sim.crash_everywhere(
+            build, entry="orders", params={{"id": 7}}, faults=[flow_faults.slow("chrage", 1)]
+        )
+""",
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        ["*slow('chrage', 1) names no routine of flow 'shop'; it has 'orders', 'charge'*"]
+    )
+
+
+def test_a_fault_that_no_simulation_was_given_is_an_error(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    def test_forgets(flow_sim, flow_faults):
+        flow_faults.store_fails(2, durable=True)
+        flow_sim.run(build, "orders", {{"id": 7}})
+""",
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["store_fails(2, durable=True): made, and given to no simulation*"])
+
+
+def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    def test_survives(flow_sim, monkeypatch):
+        from pytest_routilux import crash
+
+        def softened(fault, commit):
+            pass  # the store takes what it should refuse
+
+        monkeypatch.setattr(crash.StoreFails, "before_write", softened)
+        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
+""",
+        keyed=True,
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*cut at * of *: planned *, executed *; a crash that did not*"])
+
+
+def test_what_a_handler_does_after_its_host_died_has_not_happened(
+    pytester: pytest.Pytester,
+) -> None:
+    # The handler cleans up in `finally` and would make up for the crash, if it saw it.
+    shop(
+        pytester,
+        """
+    class Tidy(Charge):
+        def charge(self, order):
+            try:
+                receipt = Charge.gateway(order)
+            finally:
+                Charge.gateway(f"undo {{order}}", key="undo")
+            self.emit("output", receipt=receipt)
+
+    def tidy():
+        flow = Flow("tidy")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Tidy(), "charge")
+        flow.connect("orders", "output", "charge", "input")
+        return flow
+
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(tidy, entry="orders", params={{"id": 7}})
+""",
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["EFFECT REPEATED: gateway.charge('A7') ran 2x*", "*effect1"])
+
+
+# --- the other ways to run ------------------------------------------------------------------------
+
+
+def test_a_run_gives_the_job_and_the_effects(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    def test_runs(flow_sim, flow_faults):
+        outcome = flow_sim.run(build, "orders", {{"id": 7}})
+        assert outcome.job.status == "completed"
+        assert [call.effect for call in outcome.calls] == ["gateway.charge"]
+        assert outcome.job.updated_ns - outcome.job.started_ns == 360_000_000
+
+        late = flow_faults.raises("charge", OSError("no line"), attempts=[1, 2])
+        outcome = flow_sim.run(build, "orders", {{"id": 7}}, faults=[late])
+        assert outcome.job.retry_count("charge") == 2
+        assert outcome.job.updated_ns - outcome.job.started_ns == 1_860_000_000
+
+        lost = flow_faults.store_fails(2)
+        with pytest.raises(OSError, match="write 2 of the store failed"):
+            flow_sim.run(build, "orders", {{"id": 7}}, faults=[lost])
+        assert flow_sim.run(build, "orders", {{"id": 7}}, seed=3).job.status == "completed"
+""",
+        keyed=True,
+    )
+    run_inside(pytester).assert_outcomes(passed=1)
+
+
+def test_a_suite_that_simulates_nothing_has_no_summary_of_it(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_nothing(): assert True")
+    result = run_inside(pytester, "-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*flow simulations*")
+
+
+def glob(text: str) -> str:
+    """Return a pattern that matches just this text."""
+    return text.replace("[", "[[]")

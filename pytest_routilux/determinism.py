@@ -241,8 +241,7 @@ def _trace(
     job_id: str | None = None,
     look: bool = False,
 ) -> _Trace:
-    # Objects get other addresses: `id()` differs, and the order of a set of objects.
-    kept = [bytes(16 + 8 * (n % 64)) for n in range(10_007)][::3] if moved else []
+    kept = _ballast() if moved else []
     if job_id is not None:
         case = replace(case, job_id=job_id)
     if look:
@@ -254,6 +253,13 @@ def _trace(
     rows = [_loaded(codec.dumps(commit.serialize())) for commit in run.world.commits]
     del kept
     return _Trace(rows, culprits, bool(run.world.calls))
+
+
+def _ballast() -> list[object]:
+    """Return objects of each small size: `id()` differs then, and the order of a set of objects."""
+    return [bytes(n % 480) if n % 3 else object() for n in range(5_003)] + [
+        n / 7 for n in range(501)
+    ]
 
 
 def _loaded(row: str) -> Row:

@@ -21,7 +21,7 @@ from pytest_routilux.failures import seconds
 from pytest_routilux.oracle import compare_views, masked, unordered, view_of
 from pytest_routilux.reasons import Asked, reason_of
 from pytest_routilux.repro import broken_over_lines
-from pytest_routilux.story import call_text, story, table
+from pytest_routilux.story import call_text, short_error, story, table
 from routilux.values import same_value
 
 if TYPE_CHECKING:
@@ -202,7 +202,11 @@ def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, ce
     if finding.kind in _OF_VIEWS and finding.rows:
         name, before, after = finding.rows[0]
         tail = f" is {cut(after, 20)}, undisturbed run {cut(before, 20)}"
-        name = name.removeprefix("outputs ").removeprefix("emissions ").removeprefix("tasks ")
+        name = (
+            "the job"
+            if name == "status"
+            else name.removeprefix("outputs ").removeprefix("emissions ").removeprefix("tasks ")
+        )
         return cut_middle(name, cells - width(tail)) + tail
     return what
 
@@ -248,7 +252,7 @@ def _compared(
             rows = _effect_rows(known, finding, disturbed.world)
             more = compare_views(known.view, other, known.trie, ordered=known.ordered)
             rows += [] if more is None else more.rows
-        rows = [_with_waits(row, known, disturbed) for row in rows]
+        rows = [_told(row, known, disturbed) for row in rows]
         equal = [] if finding.kind in _ELSEWHERE else _equal(known, other)
     if not rows and not equal:
         return []
@@ -301,8 +305,10 @@ def _effect_rows(known: Reference, finding: Finding, world: World) -> list[Row]:
     return [(call_text(call, _LONGEST_NAME), f"x{was}", f"x{len(again)}   keys: {keys}")]
 
 
-def _with_waits(row: Row, known: Reference, disturbed: Disturbed) -> Row:
+def _told(row: Row, known: Reference, disturbed: Disturbed) -> Row:
     name, first, second = row
+    if name == "error":
+        return name, short_error(first), short_error(second)
     routine, _, what = name.rpartition(" ")
     if what != "attempts":
         return row

@@ -174,7 +174,7 @@ def _budget(asked: Asked) -> Reason:
     if kept is None or kept.scope != "attribute":
         return _unsaved(asked)
     began = _began(asked)
-    attempt = f"self.ctx.attempt ({began})" if began else "self.ctx.attempt"
+    attempt = f"self.ctx.attempt (it was {began})" if began else "self.ctx.attempt"
     handler = _joined("ErrorHandler(RETRY, ...)")
     return Reason(
         [_said(asked, kept)],

@@ -159,7 +159,7 @@ def _of_commit(commit: Commit, start: int, pending: dict[str, int | None]) -> st
     elif kind is CommitKind.DROPPED:
         text += f", dropped as {detail['as']}"
     elif kind is CommitKind.FAILED:
-        text += ", gives up: the job fails"
+        text += ", the job fails"
     if commit.tasks:
         text += f" -> {_listed([task.task_id for task in commit.tasks])}"
     delivered = {task.emission for task in commit.tasks}

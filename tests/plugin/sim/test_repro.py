@@ -1,0 +1,240 @@
+"""A reproducer is one word that says what it was made for; where it is stale it is no pass."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+from dataclasses import replace
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_routilux.cells import width
+from pytest_routilux.crash import CrashPoint, crash_points
+from pytest_routilux.examine import Checks, Coverage, reference
+from pytest_routilux.faults import Raises, Slow
+from pytest_routilux.repro import Repro, Stale, broken_over_lines, command, digest_of
+from pytest_routilux.simulation import Case
+from routilux import Flow, Routine
+from routilux.instants import instant_ns
+from tests.plugin.sim import bugs
+
+START = instant_ns("2026-01-01")
+SLOW = Slow("orders", 1)
+DOWN = Raises("charge", bugs.GatewayDown, [1])
+CASE = Case(
+    partial(bugs.shop, bugs.Charge), "orders", {"order": "A7", "amount": 1}, faults=(SLOW, DOWN)
+)
+FLOW = CASE.build()
+NAMES = st.text(st.characters(), min_size=1, max_size=200)
+
+
+def point(name: str) -> CrashPoint:
+    return CrashPoint("around an effect", name, "somewhere", 1, 1, START, START)
+
+
+def points_of(case: Case) -> list[CrashPoint]:
+    return crash_points(reference(case, START, Checks(), Coverage()).run)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "R1.9f3c.0.0@a1.effect1",
+        "R1.9f3c.0.0@a2.wait.mid+f1",
+        "R1.9f3c.resumed~2",
+        "R1.9f3c.~0123456789abcdef.4@a1.done",
+        "R1.9f3c.0.0@a1.once-send%20the%20mail%21+f1+f12",
+        "R1.41d0.fifo",
+        "R1.41d0.s0+f2",
+        "R1.41d0.s184467",
+    ],
+)
+def test_what_is_read_is_written_the_same(text: str) -> None:
+    assert text == str(Repro.parse(text))
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("", "begins with ''"),
+        ("R2.9f3c.fifo", "begins with 'R2'"),
+        ("r1.9f3c.fifo", "begins with 'r1'"),
+        ("R1", "'' is not 4 hex digits"),
+        ("R1.9f3.fifo", "'9f3' is not 4 hex digits"),
+        ("R1.9F3C.fifo", "'9F3C' is not 4 hex digits"),
+        ("R1.9f3c", "names no crash point"),
+        ("R1.9f3c.+f1", "names no crash point"),
+        ("R1.9f3c.s007", "'s007' is no seed"),
+        (f"R1.9f3c.s{'9' * 30}", "is no seed"),
+        ("R1.9f3c.a b", "'a b' is not how a crash point is written"),
+        ("R1.9f3c.a%2", "'a%2' is not how a crash point is written"),
+        ("R1.9f3c.fifo+", "'' is no fault"),
+        ("R1.9f3c.fifo+f0", "'f0' is no fault"),
+        ("R1.9f3c.fifo+2", "'2' is no fault"),
+        ("R1.9f3c.fifo+f٣", "is no fault"),
+        ("R1.9f3c.fifo+f2+f1", "not in order: f2+f1"),
+        ("R1.9f3c.fifo+f1+f1", "not in order: f1+f1"),
+    ],
+)
+def test_what_can_not_be_read_names_the_part_and_the_form(text: str, wrong: str) -> None:
+    with pytest.raises(pytest.UsageError) as caught:
+        Repro.parse(text)
+
+    message = str(caught.value)
+    assert wrong in message
+    assert "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]" in message
+    assert 1 == len(message.splitlines())
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    for given_ in (text, f"R1.{text}", f"R1.9f3c.{text}"):
+        try:
+            repro = Repro.parse(given_)
+        except pytest.UsageError:
+            continue
+        assert given_ == str(repro)
+
+
+@given(NAMES, st.sets(st.integers(1, 2)))
+def test_any_name_makes_one_short_word_that_finds_its_point_again(
+    name: str, faults: set[int]
+) -> None:
+    made = Repro.of(CASE, FLOW, point(name), faults=sorted(faults))
+
+    text = str(made)
+    assert re.fullmatch(r"[A-Za-z0-9_.~@%+-]+", text)
+    assert ["x", text] == shlex.split(f"x {text}")
+    assert len(text) < 110
+    read = Repro.parse(text)
+    assert made == read
+    assert point(name) == read.point(
+        [point("x"), point(f"{name}."), point(name), point(name + "x")]
+    )
+
+
+@given(st.lists(NAMES, min_size=2, max_size=2, unique=True))
+def test_two_names_make_two_words(names: list[str]) -> None:
+    assert 2 == len({str(Repro.of(CASE, FLOW, point(name))) for name in names})
+
+
+def test_every_point_of_a_run_is_found_again() -> None:
+    points = points_of(CASE)
+
+    for one in points:
+        assert one is Repro.parse(str(Repro.of(CASE, FLOW, one))).point(points)
+
+
+def test_it_runs_the_case_with_those_faults_that_are_needed() -> None:
+    repro = Repro.of(CASE, FLOW, faults=[2])
+
+    assert replace(CASE, faults=(DOWN,)) == repro.applied(CASE, FLOW)
+
+
+class Other(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.run)
+
+    def run(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        replace(CASE, entry="charge"),
+        replace(CASE, slot="other"),
+        replace(CASE, faults=(DOWN, SLOW)),
+        replace(CASE, faults=(SLOW,)),
+        replace(CASE, build=partial(bugs.shop, bugs.OnceAlone)),
+    ],
+)
+def test_on_another_case_it_is_stale(case: Case) -> None:
+    repro = Repro.of(CASE, FLOW)
+
+    verdict = repro.applied(case, case.build())
+
+    assert isinstance(verdict, Stale)
+    assert "another flow, entry, slot or list of faults" in verdict.reason
+    assert repro.digest in verdict.reason
+
+
+def test_another_payload_or_other_names_of_jobs_leave_it_fresh() -> None:
+    case = replace(CASE, params={"order": "B2", "amount": 2}, job_id="another")
+
+    assert not isinstance(Repro.of(CASE, FLOW).applied(case, FLOW), Stale)
+
+
+def test_without_its_fault_it_is_stale() -> None:
+    repro = replace(Repro.of(CASE, FLOW), faults=(1, 3))
+
+    verdict = repro.applied(CASE, FLOW)
+
+    assert Stale("it needs fault f3, and the test has 2") == verdict
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("0.0@a7.effect1", "no crash point 0.0@a7.effect1; task 0.0 has "),
+        ("0.9@a1.effect1", "no crash point 0.9@a1.effect1, nor a task 0.9"),
+        ("resumed~9", "no crash point resumed~9"),
+    ],
+)
+def test_without_its_point_it_is_stale(name: str, reason: str) -> None:
+    verdict = replace(Repro.of(CASE, FLOW), place=name).point(points_of(CASE))
+
+    assert isinstance(verdict, Stale)
+    assert reason in verdict.reason
+
+
+def test_the_digest_is_the_same_for_faults_whose_text_holds_an_address() -> None:
+    cases = [replace(CASE, faults=(Raises("charge", ValueError(object())),)) for _ in "ab"]
+
+    first, second = (digest_of(case, FLOW) for case in cases)
+
+    assert first == second
+
+
+def test_a_digest_is_of_the_shape_of_a_flow() -> None:
+    flow = Flow("shop")
+    flow.add_routine(Other(), "orders")
+
+    assert digest_of(CASE, FLOW) != digest_of(CASE, flow)
+    assert digest_of(CASE, FLOW) == digest_of(CASE, CASE.build())
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+NODES = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=400)
+
+
+@settings(max_examples=25, deadline=None)
+@given(NODES, st.integers(20, 100))
+def test_a_command_that_is_broken_over_lines_is_the_same_to_a_shell(node: str, cells: int) -> None:
+    text = command(f"tests/test_shop.py::test[{node} a b]", Repro("9f3c", "0.0@a1.effect1"))
+    lines = broken_over_lines(text, cells, 1000, 7)
+
+    assert all(width(line) <= cells - (7 if i == 0 else 0) for i, line in enumerate(lines))
+    script = "\n".join(lines).replace("pytest", "printf '%s\\n'", 1)
+    said = subprocess.run(["sh", "-c", script], capture_output=True, check=True, encoding="utf-8")
+    assert [
+        f"tests/test_shop.py::test[{node} a b]",
+        "--routilux-repro=R1.9f3c.0.0@a1.effect1",
+    ] == said.stdout.splitlines()
+
+
+@given(st.text(max_size=3000), st.integers(2, 4))
+def test_a_command_takes_no_more_lines_than_it_may(node: str, most: int) -> None:
+    text = command(node, Repro("9f3c", "0.0@a1.effect1"))
+
+    lines = broken_over_lines(text, 100, most, 7)
+
+    assert len(lines) <= most
+    assert all(width(line) <= 100 - (7 if i == 0 else 0) for i, line in enumerate(lines))
+    assert "".join(lines).endswith("--routilux-repro=R1.9f3c.0.0@a1.effect1")

@@ -1,0 +1,126 @@
+"""The cause of a finding is made smaller, and stays the cause of that finding."""
+
+from __future__ import annotations
+
+from functools import partial
+from time import perf_counter
+
+import pytest
+
+from pytest_routilux.crash import crash_points, recover
+from pytest_routilux.examine import Checks, Examination, examine, judge
+from pytest_routilux.faults import ClockJump, Fault, Raises, Slow
+from pytest_routilux.shrink import Cause, shrink, simplicity
+from pytest_routilux.simulation import Case
+from routilux.instants import instant_ns
+from tests.plugin.sim import bugs
+
+START = instant_ns("2026-01-01")
+CHECKS = Checks()
+
+
+def case_of(charge: type[bugs.Charge], *faults: Fault) -> Case:
+    build = partial(bugs.shop, charge)
+    return Case(build, "orders", {"order": "A7", "amount": 19.9}, faults=faults)
+
+
+def shrunk(case: Case, checks: Checks = CHECKS) -> tuple[Examination, Cause]:
+    examination = examine(case, START, checks)
+    return examination, shrink(examination, case, START, checks)
+
+
+def test_a_double_charge_shrinks_to_one_crash_in_well_under_a_second() -> None:
+    case = case_of(bugs.Charge, Slow("orders", 1), Slow("charge", 0.5, [1]), ClockJump(3600))
+    examination = examine(case, START, CHECKS)
+
+    begun = perf_counter()
+    cause = shrink(examination, case, START, CHECKS)
+
+    assert perf_counter() - begun < 0.5
+    assert cause.point is not None
+    assert ("0.0@a1.effect1", ()) == (cause.point.name, cause.faults)
+    assert "1 crash + 3 faults" == cause.text
+    assert 0 < cause.runs < 100
+
+
+def test_a_fault_without_which_the_finding_is_gone_stays_under_its_own_number() -> None:
+    case = case_of(
+        bugs.SecondThoughts,
+        Slow("orders", 1),
+        Raises("charge", bugs.GatewayDown, [1]),
+        Slow("charge", 2),
+    )
+
+    _, cause = shrunk(case)
+
+    assert (2,) == cause.faults
+    assert cause.point is not None
+    assert "0.0@a2.effect1" == cause.point.name
+    assert (case.faults[1],) == cause.examination.reference.run.case.faults
+
+
+@pytest.mark.parametrize("charge", [bugs.Charge, bugs.OnceAlone, bugs.OwnBudget, bugs.ShortBudget])
+def test_kind_routine_and_place_stay_the_same(charge: type[bugs.Charge]) -> None:
+    case = case_of(charge, Slow("charge", 1))
+    examination = examine(case, START, CHECKS)
+
+    for finding in {f.signature: f for _, f in examination.failures}.values():
+        cause = shrink(examination, case, START, CHECKS, finding)
+
+        assert finding.signature == cause.finding.signature
+        assert () == cause.faults
+
+
+@pytest.mark.parametrize("charge", [bugs.Charge, bugs.ShortBudget])
+def test_what_is_given_back_fails_in_the_same_way_when_it_is_run(
+    charge: type[bugs.Charge],
+) -> None:
+    _, cause = shrunk(case_of(charge, Slow("charge", 1)))
+
+    known = cause.examination.reference
+    assert cause.point is not None
+    again = judge(known, recover(known.run, cause.point), CHECKS)
+
+    assert again is not None
+    assert cause.finding.signature == again.signature
+
+
+def test_the_simplest_crash_is_around_an_effect_then_at_a_write_then_in_a_wait() -> None:
+    known = examine(case_of(bugs.OwnBudget), START, CHECKS).reference
+    charge = examine(case_of(bugs.Charge), START, CHECKS).reference
+    points = [*crash_points(known.run), *crash_points(charge.run)]
+
+    kinds = dict.fromkeys(point.kind for point in sorted(points, key=simplicity))
+
+    assert [
+        "around an effect",
+        "before a write",
+        "after a write",
+        "in a wait",
+        "in a recovery",
+        "by document",
+        "store refuses",
+        "store does not answer",
+    ] == list(kinds)
+
+
+def test_what_shows_without_a_crash_shrinks_to_no_crash() -> None:
+    case = case_of(bugs.AttemptInKey, Slow("charge", 1))
+
+    _, cause = shrunk(case)
+
+    assert (None, ()) == (cause.point, cause.faults)
+    assert "key-unstable" == cause.finding.kind
+
+
+def test_the_smallest_cause_already_is_left_as_it_is() -> None:
+    examination, cause = shrunk(case_of(bugs.Charge))
+
+    assert examination.failures[0] == (cause.point, cause.finding)
+    assert (0, None) == (cause.runs, cause.text)
+
+
+def test_the_same_case_shrinks_to_the_same_cause() -> None:
+    causes = [shrunk(case_of(bugs.Charge, Slow("charge", 1), Slow("orders", 1)))[1] for _ in "ab"]
+
+    assert 1 == len({(c.point, c.finding.signature, c.faults, c.runs, c.text) for c in causes})

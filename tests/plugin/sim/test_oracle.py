@@ -1,0 +1,185 @@
+"""What a crash may change and what not: views, what varies by itself, effects and their keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pytest_routilux.oracle import (
+    canonical,
+    compare_effects,
+    compare_views,
+    masked,
+    trie_of,
+    unordered,
+    unstable_key,
+    varying,
+)
+from pytest_routilux.world import Call, World
+from routilux.values import same_value
+
+VIEW: dict[str, Any] = {
+    "status": "completed",
+    "error": None,
+    "shared": {"sum": 3, "at": "10:00"},
+    "routines": {
+        "a": {"status": "completed", "state": {"n": 1}, "attempts": 2, "retries": 1, "error": None}
+    },
+    "tasks": {"a.trigger": [{"payload": {"n": 1}, "attempts": 2, "errors": [], "ended": "done"}]},
+    "emissions": {"a.output": [{"n": 1, "at": "10:00"}, {"n": 2, "at": "10:01"}]},
+    "outputs": {"a.output": [{"n": 1}]},
+    "effects": {},
+}
+
+
+def changed(**parts: Any) -> dict[str, Any]:
+    return {**VIEW, **parts}
+
+
+def test_equal_views_differ_in_nothing() -> None:
+    assert compare_views(VIEW, changed(), {}, ordered=True) is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "path"),
+    [
+        ({"status": "failed"}, "status-differs", "status"),
+        ({"shared": {"sum": 4, "at": "10:00"}}, "shared-differs", "shared.sum"),
+        ({"shared": {"sum": 3.0, "at": "10:00"}}, "shared-differs", "shared.sum"),
+        ({"shared": {"at": "10:00"}}, "shared-differs", "shared.sum"),
+        ({"outputs": {"a.output": []}}, "outputs-differ", "outputs"),
+        ({"emissions": {}}, "emissions-differ", "emissions"),
+        ({"tasks": {}}, "attempts-differ", "tasks"),
+    ],
+)
+def test_a_view_that_differs_is_told_with_its_place(
+    parts: dict[str, Any], kind: str, path: str
+) -> None:
+    finding = compare_views(VIEW, changed(**parts), {}, ordered=True)
+    assert finding is not None
+    assert kind == finding.kind
+    assert finding.path.startswith(path)
+
+
+def test_the_order_of_what_the_engine_did_does_not_count_that_of_the_user_does() -> None:
+    swapped = changed(emissions={"a.output": VIEW["emissions"]["a.output"][::-1]})
+    assert compare_views(VIEW, swapped, {}, ordered=True) is None
+    mine, other = changed(shared={"words": ["a", "b"]}), changed(shared={"words": ["b", "a"]})
+    assert compare_views(mine, other, {}, ordered=True) is not None
+    assert compare_views(mine, other, {}, ordered=False) is None  # several workers
+    lost = changed(shared={"words": ["b"]})
+    assert compare_views(mine, lost, {}, ordered=False) is not None
+
+
+def test_what_varies_of_itself_is_compared_by_presence() -> None:
+    later = changed(
+        shared={"sum": 3, "at": "11:00"},
+        emissions={"a.output": [{"n": 1, "at": "11:00"}, {"n": 2, "at": "11:01"}]},
+    )
+    mask = varying(VIEW, [later], ordered=True)
+    assert {("shared", "at"), ("emissions", "a.output", "*", "at")} == mask
+    trie = trie_of(mask)
+    assert compare_views(VIEW, later, trie, ordered=True) is None
+    wrong = changed(shared={"sum": 4, "at": "12:00"})
+    finding = compare_views(VIEW, wrong, trie, ordered=True)
+    assert finding is not None
+    assert "shared.sum" == finding.path
+
+
+def test_a_list_that_varies_in_length_is_one_place() -> None:
+    more = changed(outputs={"a.output": [{"n": 1}, {"n": 2}]})
+    assert {("outputs", "a.output")} == varying(VIEW, [more], ordered=True)
+
+
+def test_a_place_hides_what_is_below_it() -> None:
+    trie = trie_of([("a",), ("a", "b"), ("c", "*", "d")])
+    assert {"a": {}, "c": {"*": {"d": {}}}} == trie
+    hidden = masked({"a": {"b": 1}, "c": [{"d": 1, "e": 2}], "f": 3}, trie)
+    assert "~" == hidden["a"]
+    assert [{"d": "~", "e": 2}] == hidden["c"]
+    assert 3 == hidden["f"]
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.text("ab", max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text("ab", max_size=1), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@given(values, values)
+def test_a_canonical_text_is_equal_for_equal_values_alone(a: object, b: object) -> None:
+    assert (canonical(a) == canonical(b)) is same_value(a, b)
+    assert canonical(a) == canonical(_turned(a))
+
+
+def _turned(value: Any) -> Any:
+    """Return the same value with its dicts made the other way round."""
+    if isinstance(value, dict):
+        return {key: _turned(value[key]) for key in reversed(value)}
+    return [_turned(item) for item in value] if isinstance(value, list) else value
+
+
+@given(st.lists(values, max_size=4), st.randoms(use_true_random=False))
+def test_without_order_lists_are_bags(items: list[object], random: Any) -> None:
+    shuffled = items.copy()
+    random.shuffle(shuffled)
+    assert unordered(items) == unordered(shuffled)
+
+
+# --- effects --------------------------------------------------------------------------------------
+
+
+def call(inputs: str = "A7", key: object = None, attempt: int = 1, task: str = "0.0") -> Call:
+    return Call(
+        "pay", 1, {"order": inputs}, key, "ok", "shop.py:7", "charge", task, attempt, 5
+    )  # fmt: skip
+
+
+def world(*calls: Call) -> World:
+    return World(0, calls=list(calls))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kind"),
+    [
+        ([call()], [call()], None),
+        ([call()], [call(), call()], "effect-repeated"),
+        ([call(key="k")], [call(key="k"), call(key="k")], None),
+        ([call(key="k")], [call(key="k"), call(key="other")], "key-unstable"),
+        ([call()], [], "effect-lost"),
+        ([call("A7"), call("B2")], [call("B2"), call("A7")], None),
+        ([call("A7")], [call("B2")], "effect-repeated"),
+        ([call(), call()], [call(), call()], None),
+        ([call(key="k")], [call(key="k"), call()], "key-unstable"),
+    ],
+)
+def test_an_effect_may_be_repeated_under_its_key_alone(
+    before: list[Call], after: list[Call], kind: str | None
+) -> None:
+    finding = compare_effects(world(*before), world(*after), {})
+    assert kind == (finding and finding.kind)
+    if finding is not None:
+        assert "charge" == finding.routine
+        assert "pay(order=" in finding.what
+
+
+def test_inputs_that_vary_of_themselves_tell_no_two_effects_apart() -> None:
+    trie = trie_of([("effects", "pay", "*", "order")])
+    assert compare_effects(world(call("10:00")), world(call("11:00")), trie) is None
+    twice = compare_effects(world(call("10:00")), world(call("11:00"), call("11:01")), trie)
+    assert twice is not None
+    assert "effect-repeated" == twice.kind
+
+
+def test_a_key_must_be_the_same_in_every_attempt_of_a_task() -> None:
+    assert unstable_key(world(call(key="k"), call(key="k", attempt=2))) is None
+    assert unstable_key(world(call(key="k"), call(key="l", task="0.1", attempt=2))) is None
+    finding = unstable_key(world(call(key="k"), call(key="l", attempt=2)))
+    assert finding is not None
+    assert "key-unstable" == finding.kind

@@ -11,27 +11,36 @@ Laws:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from pytest_routilux.choices import FIFO, Seeded
-from pytest_routilux.crash import crash_points
+from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, Coverage, Outcome, examine, reference
+from pytest_routilux.examine import (
+    Checks,
+    Coverage,
+    Examination,
+    Outcome,
+    examine,
+    reference,
+)
 from pytest_routilux.explain import explain_cause
 from pytest_routilux.plugin import REPORTS, SIMULATIONS
 from pytest_routilux.repro import Repro, Stale, command
-from pytest_routilux.shrink import shrink
+from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import Case, live
+from pytest_routilux.swallowed import swallowed_crash
 from pytest_routilux.world import World
 from routilux.instants import instant_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.examine import Examination
     from pytest_routilux.faults import Fault
+    from pytest_routilux.oracle import Finding
     from routilux import Flow, JobState
 
 __all__ = ["START", "FlowSim"]
@@ -137,6 +146,28 @@ class FlowSim:
             )
         return coverage
 
+    def check_determinism(
+        self,
+        build: Callable[[], Flow],
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        faults: Sequence[Fault] = (),
+    ) -> None:
+        """Prove that a job does the same again: with the same decisions, the same records.
+
+        With another start instant, other ids and other random numbers of `ctx` only values may
+        differ, not what is done; with another hash seed nothing may. Fails the test with the first
+        record that differs, and the call that made it.
+        """
+        __tracebackhide__ = True
+        case = _case(build, entry, params, slot, faults)
+        finding = check_determinism(case, START)
+        if finding is not None:
+            self._fail(case, Checks(), finding)
+        _refuse_idle(case.faults)
+
     def close(self) -> None:
         """Fail where no call took the reproducer that was given."""
         if self._repro is not None and not self._taken:
@@ -151,13 +182,19 @@ class FlowSim:
         applied = repro.applied(case, case.build())
         if isinstance(applied, Stale):
             return applied
-        if repro.place is None:
-            return applied, examine(applied, START, checks, [])
-        known = reference(applied, START, checks, Coverage())
-        point = repro.point(crash_points(known.run))
-        if isinstance(point, Stale):
-            return point
-        return applied, examine(applied, START, checks, [point])
+        stale: list[Stale] = []
+
+        def choose(points: list[CrashPoint]) -> list[CrashPoint]:
+            if repro.place is None:
+                return []
+            point = repro.point(points)
+            if isinstance(point, Stale):
+                stale.append(point)
+                return []
+            return [point]
+
+        result = examine(applied, START, checks, choose)
+        return stale[0] if stale else (applied, result)
 
     def _tell(self, result: Examination) -> None:
         coverage = result.coverage
@@ -181,11 +218,24 @@ class FlowSim:
         __tracebackhide__ = True
         known = result.reference
         if known.finding is None and not result.failures:
+            if self._repro is None:
+                finding = swallowed_crash(case, START)
+                if finding is not None:
+                    self._fail(case, checks, finding)
             return
         cause = shrink(result, case, START, checks)
         repro = Repro.of(case, known.run.life.flow, cause.point, faults=cause.faults)
         text = explain_cause(cause, case, START, repro=command(self._node.nodeid, repro))
         pytest.fail(text, pytrace=False)
+
+    def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:
+        """Fail by what no crash is needed to show."""
+        __tracebackhide__ = True
+        coverage = Coverage()
+        known = replace(reference(case, START, checks, coverage), finding=finding)
+        numbers = tuple(range(1, len(case.faults) + 1))
+        cause = Cause(None, finding, numbers, Examination(known, [], coverage))
+        pytest.fail(explain_cause(cause, case, START, repro=None), pytrace=False)
 
 
 def _case(

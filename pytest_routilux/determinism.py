@@ -17,13 +17,14 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_routilux.apart import hidden_there, owner_of
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
 from pytest_routilux.examine import Coverage
 from pytest_routilux.fresh import importable, rows_by_seed
-from pytest_routilux.hidden import globals_of, hidden_state, users_modules
-from pytest_routilux.isolation import Hosts, owner_of
+from pytest_routilux.hidden import globals_of, users_modules
+from pytest_routilux.isolation import Hosts
 from pytest_routilux.oracle import Finding
 from pytest_routilux.variations import OTHER_START
 from routilux import codec
@@ -127,7 +128,7 @@ def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | Non
         if _first(first.rows, other.rows, _everything) is not None:
             continue
         name = f"{place[1]}:{place[2]}"
-        changes = [c for c in hosts.ask(_hidden, start_ns).result or () if c.name == name]
+        changes = [c for c in hosts.ask(hidden_there, start_ns).result or () if c.name == name]
         said = f"a second run in one process finds {name} as the first one left it"
         finding = _finding("module-state", said, first.rows, again.rows, at, None)
         if changes:
@@ -283,7 +284,3 @@ def _twice(
         setattr(*owner_of(place), pickle.loads(kept))  # from this very process
     changed = [where for where, held in before.items() if held != after.get(where)]
     return changed, _trace(case, tell, start_ns)
-
-
-def _hidden(case: Case, tell: object, start_ns: int) -> object:
-    return hidden_state(case, start_ns, everywhere=True)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.hidden import HiddenChange, hidden_state
+from pytest_routilux.isolation import ENDS_PROCESS
 from pytest_routilux.world import Call
 from routilux import Commit
 from routilux.values import same_value
@@ -37,6 +38,8 @@ def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> Hidde
     Without a routine, or where it changes nothing, it is what any other one changes.
     """
     found: list[HiddenChange] = []
+    if known.finding is not None and known.finding.kind in ENDS_PROCESS:
+        return None
     with suppress(Exception):
         found = hidden_state(known.run.case, start_ns)
     found.sort(key=lambda change: (change.routine_id != routine_id, change.scope != "attribute"))

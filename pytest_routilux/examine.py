@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from pytest_routilux.world import Call, World
     from routilux import Commit
 
+    Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
+
 __all__ = ["Checks", "Coverage", "Examination", "Outcome", "examine", "reference"]
 
 
@@ -58,10 +60,14 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What is asked of every outcome besides being as the undisturbed one."""
+    """What is asked of every outcome besides being as the undisturbed one.
+
+    Not `isolated`: nothing is run in forked processes, for what must not be shared with one.
+    """
 
     invariant: Callable[[Outcome], object] | None = None
     view: Callable[[Outcome], object] | None = None
+    isolated: bool = True
 
 
 @dataclass(slots=True)
@@ -96,21 +102,23 @@ class Reference:
 
 @dataclass(slots=True)
 class Examination:
-    """What came of a case: its reference, and each point that failed with its finding."""
+    """What came of a case: its reference, and each point that failed with its finding.
+
+    `apart` is the run of a finding that only a host in another process shows.
+    """
 
     reference: Reference
     failures: list[tuple[CrashPoint, Finding]]
     coverage: Coverage
+    apart: Disturbed | None = None
 
 
-def examine(
-    case: Case, start_ns: int, checks: Checks, points: Sequence[CrashPoint] | None = None
-) -> Examination:
-    """Run a case undisturbed and with each of its crash points (or of those given)."""
+def examine(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Examination:
+    """Run a case undisturbed and with each of its crash points, or with those chosen of them."""
     begun = perf_counter()
     coverage = Coverage()
-    with Hosts(case, start_ns, coverage) as hosts:
-        result = _examine(case, start_ns, checks, coverage, points, hosts)
+    with Hosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
+        result = _examine(case, start_ns, checks, coverage, choose, hosts)
     coverage.seconds = perf_counter() - begun
     return result
 
@@ -120,15 +128,17 @@ def _examine(
     start_ns: int,
     checks: Checks,
     coverage: Coverage,
-    points: Sequence[CrashPoint] | None,
+    choose: Choose | None,
     hosts: Hosts,
 ) -> Examination:
     known = reference(case, start_ns, checks, coverage, hosts)
     failures: list[tuple[CrashPoint, Finding]] = []
+    apart = None
     if known.finding is None:
         run = known.run
-        if points is None:
-            points = crash_points(run, documents=_has_saved_form(run, coverage))
+        points = crash_points(run, documents=_has_saved_form(run, coverage))
+        if choose is not None:
+            points = choose(points)
         coverage.planned.update(point.kind for point in points)
         for point in points:
             disturbed = recover(run, point)
@@ -138,10 +148,11 @@ def _examine(
             finding = judge(known, disturbed, checks)
             if finding is not None:
                 failures.append((point, finding))
-        if checks.view is None:
+        if checks.view is None and (found := hosts.compare(known, points, failures)):
             # First, since what such a flow does in one process is misleading.
-            failures[:0] = hosts.compare(known, points, failures)
-    return Examination(known, failures, coverage)
+            finding, apart = found
+            failures.insert(0, (apart.point, finding))
+    return Examination(known, failures, coverage, apart)
 
 
 def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
@@ -158,7 +169,7 @@ def reference(
 ) -> Reference:
     """Run a case undisturbed in every way that must not matter, first in another process."""
     if hosts is None:
-        with Hosts(case, start_ns, coverage) as hosts:
+        with Hosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
             return reference(case, start_ns, checks, coverage, hosts)
     killed = hosts.canary()
     if killed is not None:

@@ -18,6 +18,7 @@ from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.evidence import calls_of
 from pytest_routilux.failures import seconds
+from pytest_routilux.isolation import ENDS_PROCESS
 from pytest_routilux.oracle import compare_views, masked, unordered, view_of
 from pytest_routilux.reasons import Asked, reason_of
 from pytest_routilux.repro import broken_over_lines
@@ -100,8 +101,12 @@ def explain_cause(
     """Return the text for the smallest cause of a failure, which is run once more to be told."""
     faults = tuple(case.faults[number - 1] for number in cause.faults)
     known = cause.examination.reference
-    run = undisturbed(replace(case, faults=faults), start_ns, FIFO, told=True)
-    disturbed = None if cause.point is None else recover(run, cause.point, told=True)
+    run, disturbed = known.run, None
+    if cause.finding.kind == "module-state":
+        disturbed = cause.examination.apart
+    elif cause.finding.kind not in ENDS_PROCESS:
+        run = undisturbed(replace(case, faults=faults), start_ns, FIFO, told=True)
+        disturbed = None if cause.point is None else recover(run, cause.point, told=True)
     told = replace(cause.examination, reference=replace(known, run=run))
     shrunk = None if cause.text is None else f"{cause.text}, {cause.runs} runs"
     return explain(

@@ -13,18 +13,23 @@ Laws:
 
 from __future__ import annotations
 
-import pickle
-import sys
-import warnings
-from contextlib import suppress
-from dataclasses import dataclass, field, replace
+import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import CrashPoint, Undisturbed, recover, undisturbed
-from pytest_routilux.faults import Fault
+from pytest_routilux.apart import (
+    Ran,
+    folded,
+    hidden_there,
+    recovered_there,
+    replay,
+    undisturbed_there,
+    value_there,
+    varied_there,
+)
+from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
 from pytest_routilux.forks import Reply, Zygote, can_fork
-from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state, users_modules
+from pytest_routilux.hidden import HiddenChange
 from pytest_routilux.oracle import (
     Finding,
     compare_effects,
@@ -34,41 +39,26 @@ from pytest_routilux.oracle import (
     view_of,
 )
 from pytest_routilux.simulation import Life
-from pytest_routilux.variations import Variation, variations, vary
+from pytest_routilux.variations import Variation, variations
 from pytest_routilux.world import Note, World
-from routilux import Commit, JobState, JobStatus, codec
+from routilux import Commit, codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from pytest_routilux.apart import Place, Told
     from pytest_routilux.examine import Coverage, Reference
     from pytest_routilux.oracle import Trie, View
-    from pytest_routilux.simulation import Case, SimClock
-    from pytest_routilux.world import Call
-    from routilux import Slot, StepInput
+    from pytest_routilux.simulation import Case
 
-    Tell = Callable[[object], None]
-    _Place = tuple[str, str, str]
-
-__all__ = ["Hosts", "Killed", "owner_of"]
+__all__ = ["ENDS_PROCESS", "Hosts", "Killed"]
 
 _SAMPLE: Final = 6
 _ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
 _NO_FORK: Final = "hosts in other processes: not tried, this system can't fork"
-
-
-@dataclass(slots=True)
-class Ran:
-    """What a host in another process did: the rows of all commits and its calls of effects.
-
-    `ended` is how its process was left by SystemExit, each time it was. `changed` are the module
-    globals and class attributes that are not as they were before it.
-    """
-
-    rows: list[str]
-    calls: list[Call]
-    ended: list[str] = field(default_factory=list)
-    changed: list[_Place] = field(default_factory=list)
+_NOT_WANTED: Final = "hosts in other processes: not tried, the test does without"
+ENDS_PROCESS: Final = ("kills-process", "hangs")
+"""The kinds of findings whose flow must not run in the test's process."""
 
 
 @dataclass(slots=True)
@@ -82,14 +72,17 @@ class Killed:
 class Hosts:
     """The hosts of one case, each in a process of its own. To be made before the case has run."""
 
-    def __init__(self, case: Case, start_ns: int, coverage: Coverage) -> None:
+    def __init__(
+        self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
+    ) -> None:
         self._case = case
         self._start_ns = start_ns
         self._coverage = coverage
-        self._zygote = Zygote(case) if can_fork() else None
-        self._changed: list[_Place] = []
-        if self._zygote is None and _NO_FORK not in coverage.notes:
-            coverage.notes.append(_NO_FORK)
+        self._zygote = Zygote(case) if isolated and can_fork() else None
+        self._threads = threading.active_count() > 1
+        self._changed: list[Place] = []
+        if self._zygote is None:
+            coverage.notes.append(_NO_FORK if isolated else _NOT_WANTED)
 
     def __enter__(self) -> Hosts:
         return self
@@ -112,42 +105,49 @@ class Hosts:
         if self._zygote is None:
             return None
         self._coverage.runs += 1
-        reply = self._zygote.ask(_undisturbed, self._start_ns)
+        reply = self._zygote.ask(undisturbed_there, self._start_ns)
         if reply.failed:
             self._note(f"the undisturbed run in another process: {reply.ended}")
             return None
         if reply.ended is None:
             ran: Ran = reply.result
             self._changed = ran.changed
-            return self._killed(ran.ended[0], [*reply.told], ran.rows) if ran.ended else None
-        again = self._zygote.ask(_undisturbed, self._start_ns)
-        if again.ended is None:
+            return None if ran.ended is None else self._killed(ran.ended, ran.told)
+        if reply.hung and self._threads:
+            self._note(
+                f"the undisturbed run in another process came to {reply.ended}; the other threads"
+                " of this process are not there, so this may be why"
+            )
+            return None
+        if not reply.hung and self._zygote.ask(undisturbed_there, self._start_ns).ended is None:
             self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
             return None
-        return self._killed(reply.ended, reply.told, [], hung=reply.hung)
+        return self._killed(reply.ended, reply.told, hung=reply.hung)
 
-    def _killed(
-        self, how: str, told: list[Any], rows: Sequence[str], *, hung: bool = False
-    ) -> Killed:
-        steps = [entry for entry in told if isinstance(entry, tuple)]
-        rows = rows or [entry for entry in told if isinstance(entry, str)]
-        routine, task_id, attempt, at_ns = steps[-1] if steps else (None, None, 0, self._start_ns)
-        flow = self._case.build()
-        world = World(self._start_ns, host=1)
-        for commit in _commits(self._case.job_id, rows):
-            world.committed(commit)
-        who = "build()" if routine is None else f"{routine} (task {task_id}, attempt {attempt})"
+    def _killed(self, how: str, told: Sequence[Told], *, hung: bool = False) -> Killed:
+        world = World(self._start_ns)
+        replay(world, self._case.job_id, told)
+        step = next(
+            (n for _, _, n in reversed(world.log) if isinstance(n, Note) and n.attempt),
+            Note("", None, None),
+        )
+        routine = step.routine_id
+        who = "build()"
+        if routine is not None:
+            who = f"{routine} (task {step.task_id}, attempt {step.attempt})"
         if hung:
             kind, what = "hangs", f"{who} does not come to an end: {how}"
         else:
             kind, what = "kills-process", f"{who} kills its process: {how}"
-        world.log.append((at_ns, 1, Note(what, task_id, routine, attempt)))
-        job = _folded(self._case.job_id, world.commits)
-        where = "?" if routine is None else _handler_of(flow, routine)
-        return Killed(
-            Finding(kind, what, f"process.{routine or 'build'}", routine, [], at_ns, where),
-            Undisturbed(self._case, world, Life(flow, job), list(world.commits), [job]),
-        )
+        if not world.log or not isinstance(world.log[-1][2], Commit):  # else the job was given up
+            world.noted(world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}")
+        flow = self._case.build()
+        job = folded(self._case.job_id, world.commits)
+        where = "" if routine is None else _handler_of(flow, routine)
+        path = f"process.{routine or 'build'}"
+        finding = Finding(kind, what, path, routine, [], world.now_ns, where)
+        durable = list(world.commits)
+        return Killed(finding, Undisturbed(self._case, world, Life(flow, job), durable, [job]))
 
     # --- the sample -----------------------------------------------------------------------------
 
@@ -156,10 +156,10 @@ class Hosts:
         known: Reference,
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
-    ) -> list[tuple[CrashPoint, Finding]]:
+    ) -> tuple[Finding, Disturbed] | None:
         """Let another process go on from some of the points; return what only that one finds."""
         if self._zygote is None or not self._changed:
-            return []
+            return None
         told = dict(failures)
         own: Trie | None = None
         for point in _sample(points, len(known.run.durable)):
@@ -169,44 +169,50 @@ class Hosts:
             if own is None:
                 own = self._mask(known)
                 if own is None:
-                    return []
+                    return None
             finding = _difference(known, world, own)
             if finding is None or _is_told(finding, told.get(point)):
                 continue
             again = self._recovered(known.run, point)
-            repeated = None if again is None else _difference(known, again, own)
+            if again is None:
+                continue
+            repeated = _difference(known, again, own)
             if repeated is None or repeated.signature != finding.signature:
                 continue
             for place in self._changed:
                 other = self._recovered(known.run, point, place)
                 if other is not None and _difference(known, other, own) is None:
-                    return [(point, self._named(finding, place))]
+                    job = folded(self._case.job_id, again.commits)
+                    life = Life(known.run.life.flow, job)
+                    named = self._named(finding, place)
+                    return named, Disturbed(point, again, [life], executed=True)
             self._note(
                 f"another process comes to something else, {point.text}: {finding.what}; but none"
                 " of the module globals that a run changes makes the difference"
             )
-            return []
-        return []
+            return None
+        return None
 
     def _recovered(
-        self, run: Undisturbed, point: CrashPoint, place: _Place | None = None
+        self, run: Undisturbed, point: CrashPoint, place: Place | None = None
     ) -> World | None:
         """Let another process go on, which was given what stood at a place when the host died."""
         assert self._zygote is not None
         self._coverage.runs += 1
         kept = None
         if place is not None:
-            reply = self._zygote.ask(_value_at, self._start_ns, point.commits, place)
+            reply = self._zygote.ask(value_there, self._start_ns, point.commits, place)
             kept = reply.result
             if kept is None:
                 return None
         rows = [codec.dumps(commit.serialize()) for commit in run.durable[: point.commits]]
-        reply = self._zygote.ask(_recovered, self._start_ns, rows, point, kept)
+        reply = self._zygote.ask(recovered_there, self._start_ns, rows, point, kept)
         if reply.ended is not None:
             self._note(f"another process can't go on, {point.text}: {reply.ended}")
             return None
-        calls = run.world.calls[: point.calls]
-        return _world(self._case.job_id, self._start_ns, reply.result, calls)
+        world = run.world.cut(point.commits, point.calls, point.at_ns)
+        replay(world, self._case.job_id, reply.result.told)
+        return world
 
     def _mask(self, known: Reference) -> Trie | None:
         """Return what varies of undisturbed runs that know nothing of each other."""
@@ -215,18 +221,19 @@ class Hosts:
         views = []
         for variation in [*variations(plan), Variation(), Variation()]:
             self._coverage.runs += 1
-            reply = self._zygote.ask(_varied, self._start_ns, variation)
+            reply = self._zygote.ask(varied_there, self._start_ns, variation)
             if reply.ended is None:
-                world = _world(self._case.job_id, self._start_ns, reply.result, ())
+                world = World(self._start_ns)
+                replay(world, self._case.job_id, reply.result.told)
                 views.append(_view(self._case.job_id, world))
         return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
 
-    def _named(self, finding: Finding, place: _Place) -> Finding:
+    def _named(self, finding: Finding, place: Place) -> Finding:
         assert self._zygote is not None
         scope, module, name = place
         kind = "module global" if scope == "global" else "class attribute"
         full = f"{module}:{name}"
-        reply = self._zygote.ask(_hidden, self._start_ns)
+        reply = self._zygote.ask(hidden_there, self._start_ns)
         changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
         change = changes[0] if changes else HiddenChange("?", "global", full, "?", "?", "?")
         routine = change.routine_id if changes else finding.routine
@@ -263,24 +270,7 @@ def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:
 
 
 def _view(job_id: str, world: World) -> View:
-    return view_of(_folded(job_id, world.commits), world)
-
-
-def _world(job_id: str, start_ns: int, ran: Ran, calls: Sequence[Call]) -> World:
-    return World(start_ns, _commits(job_id, ran.rows), [*calls, *ran.calls])
-
-
-def _commits(job_id: str, rows: Sequence[str]) -> list[Commit]:
-    return [
-        Commit.load(codec.loads(row), f"$.{job_id}[{number}]") for number, row in enumerate(rows, 1)
-    ]
-
-
-def _folded(job_id: str, commits: Sequence[Commit]) -> JobState:
-    job = JobState(job_id)
-    for commit in commits:
-        job.fold(commit)
-    return job
+    return view_of(folded(job_id, world.commits), world)
 
 
 def _handler_of(flow: Any, routine_id: str) -> str:
@@ -289,104 +279,3 @@ def _handler_of(flow: Any, routine_id: str) -> str:
         if code is not None:
             return f"{code.co_filename}:{code.co_firstlineno}"
     return "?"
-
-
-# --- in the other process -------------------------------------------------------------------------
-
-
-class _Tells(Fault):
-    """Tells each step before its handler is called, and each commit when it is durable."""
-
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
-
-    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
-        task = step.task
-        self._tell((task.routine_id, task.task_id, step.attempt, clock.now_ns()))
-        return slot
-
-    def after_write(self, commit: Commit) -> None:
-        self._tell(codec.dumps(commit.serialize()))
-
-
-def _undisturbed(case: Case, tell: Tell, start_ns: int) -> Ran:
-    before = globals_of(users_modules())
-    case = replace(case, faults=(*case.faults, _Tells(tell)))
-    run = undisturbed(case, start_ns, FIFO)
-    ran = _ran(run.world)
-    after = globals_of(users_modules())
-    ran.changed = [place for place, held in before.items() if held != after.get(place)]
-    if run.life.job is not None and run.job.status is JobStatus.FAILED:
-        ran.ended = [
-            f"{note.text.partition(': ')[2]}, at each of its attempts"
-            for _, _, note in run.world.log
-            if isinstance(note, Note) and note.text.startswith("the host ends: SystemExit")
-        ]
-    return ran
-
-
-def _recovered(
-    case: Case,
-    tell: Tell,
-    start_ns: int,
-    rows: Sequence[str],
-    point: CrashPoint,
-    kept: tuple[_Place, bytes] | None,
-) -> Ran:
-    if kept is not None:
-        place, data = kept
-        owner, attribute = owner_of(place)
-        setattr(owner, attribute, pickle.loads(data))  # written by a sibling of this process
-    durable = _commits(case.job_id, rows)
-    states = [JobState(case.job_id)]
-    for commit in durable:
-        states.append(states[-1].copy())
-        states[-1].fold(commit)
-    world = World(start_ns, host=1)
-    run = Undisturbed(case, world, Life(case.build()), durable, states)
-    return _ran(recover(run, point).world)
-
-
-def owner_of(place: _Place) -> tuple[Any, str]:
-    _, module, name = place
-    owner: Any = sys.modules[module]
-    *path, last = name.split(".")
-    for part in path:
-        owner = getattr(owner, part)
-    return owner, last
-
-
-class _Keeps(Fault):
-    """Keeps what stands at a place when a commit is durable."""
-
-    def __init__(self, seq: int, place: _Place) -> None:
-        self._seq = seq
-        self._place = place
-        self.data: bytes | None = None
-
-    def after_write(self, commit: Commit) -> None:
-        if commit.seq == self._seq:
-            value = getattr(*owner_of(self._place))
-            with suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # itertools will not be pickled for ever
-                self.data = pickle.dumps(value)
-
-
-def _value_at(
-    case: Case, tell: Tell, start_ns: int, seq: int, place: _Place
-) -> tuple[_Place, bytes] | None:
-    keeps = _Keeps(seq, place)
-    undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns, FIFO)
-    return None if keeps.data is None else (place, keeps.data)
-
-
-def _varied(case: Case, tell: Tell, start_ns: int, variation: Variation) -> Ran:
-    return _ran(vary(case, start_ns, variation)[0])
-
-
-def _hidden(case: Case, tell: Tell, start_ns: int) -> list[HiddenChange]:
-    return hidden_state(case, start_ns, everywhere=True)
-
-
-def _ran(world: World) -> Ran:
-    return Ran([codec.dumps(commit.serialize()) for commit in world.commits], world.calls)

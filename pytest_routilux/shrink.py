@@ -93,7 +93,7 @@ def shrink(
             number = max((n for n in best.faults if n < number), default=0)
         else:
             reference_, point, finding = smaller
-            told = Examination(reference_, examination.failures, examination.coverage)
+            told = replace(examination, reference=reference_)
             best = Cause(point, finding, tuple(n for n in best.faults if n != number), told)
             number = max(best.faults, default=0)
     text = None

@@ -39,6 +39,7 @@ from routilux.instants import instant_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.faults import Fault
     from pytest_routilux.oracle import Finding
     from routilux import Flow, JobState

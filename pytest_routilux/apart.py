@@ -1,0 +1,200 @@
+"""What runs in a process that was forked for it, and how it is told to the test's process.
+
+Laws:
+- A work gets the case as it was when the zygote was forked, and gives back plain values: commits as
+  rows, calls and notes.
+- What another process told is replayed into a world as if it had happened here.
+"""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.choices import FIFO
+from pytest_routilux.crash import Undisturbed, recover, undisturbed
+from pytest_routilux.faults import Fault
+from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state, users_modules
+from pytest_routilux.simulation import Life
+from pytest_routilux.variations import Variation, vary
+from pytest_routilux.world import Call, Note, World
+from routilux import Commit, JobState, codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_routilux.crash import CrashPoint
+    from pytest_routilux.simulation import Case, SimClock
+    from routilux import Slot, StepInput
+
+    Tell = Callable[[object], None]
+
+__all__ = [
+    "Place",
+    "Ran",
+    "Told",
+    "folded",
+    "hidden_there",
+    "owner_of",
+    "recovered_there",
+    "replay",
+    "undisturbed_there",
+    "value_there",
+    "varied_there",
+]
+
+_POISONED: Final = "PoisonJobError"
+
+Place = tuple[str, str, str]
+"""Where a value stands: `global` or `class`, the module, the name in it."""
+Told = tuple[int, int, str | Call | Note]
+"""An instant, the number of the host, and what happened; a commit as its row."""
+
+
+@dataclass(slots=True)
+class Ran:
+    """What a host in another process did.
+
+    `told` is what happened there. `ended` is how its process was left by SystemExit at every
+    attempt at a task. `changed` are the module globals and class attributes that are not as they
+    were before it.
+    """
+
+    told: list[Told]
+    ended: str | None = None
+    changed: list[Place] = field(default_factory=list)
+
+
+def replay(world: World, job_id: str, told: Sequence[Told]) -> None:
+    """Let happen in a world what another process told."""
+    for at, host, what in told:
+        world.host = host
+        if isinstance(what, str):
+            path = f"$.{job_id}[{len(world.commits) + 1}]"
+            world.committed(Commit.load(codec.loads(what), path))
+        elif isinstance(what, Note):
+            world.log.append((at, host, what))
+        else:
+            world.called(what)
+
+
+def _commits(job_id: str, rows: Sequence[str]) -> list[Commit]:
+    return [
+        Commit.load(codec.loads(row), f"$.{job_id}[{number}]") for number, row in enumerate(rows, 1)
+    ]
+
+
+def folded(job_id: str, commits: Sequence[Commit]) -> JobState:
+    job = JobState(job_id)
+    for commit in commits:
+        job.fold(commit)
+    return job
+
+
+class _Tells(Fault):
+    """Tells each step before its handler is called, and each commit when it is durable."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+        task = step.task
+        note = Note(f"attempt {step.attempt} starts", task.task_id, task.routine_id, step.attempt)
+        self._tell((clock.now_ns(), 1, note))
+        return slot
+
+    def after_write(self, commit: Commit) -> None:
+        self._tell((commit.at_ns, 1, codec.dumps(commit.serialize())))
+
+
+def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
+    before = globals_of(users_modules())
+    case = replace(case, faults=(*case.faults, _Tells(tell)))
+    run = undisturbed(case, start_ns, FIFO, told=True)
+    ran = _ran(run.world)
+    after = globals_of(users_modules())
+    ran.changed = [place for place, held in before.items() if held != after.get(place)]
+    ends = [
+        note.text.partition(": ")[2]
+        for _, _, note in run.world.log
+        if isinstance(note, Note) and note.text.startswith("the host ends: SystemExit")
+    ]
+    error = None if run.life.job is None else run.life.job.error
+    if ends and error is not None and error.type.endswith(_POISONED):
+        ran.ended = f"{ends[0]}, at each of its attempts"
+    return ran
+
+
+def recovered_there(
+    case: Case,
+    tell: Tell,
+    start_ns: int,
+    rows: Sequence[str],
+    point: CrashPoint,
+    kept: tuple[Place, bytes] | None,
+) -> Ran:
+    if kept is not None:
+        place, data = kept
+        owner, attribute = owner_of(place)
+        setattr(owner, attribute, pickle.loads(data))  # written by a sibling of this process
+    durable = _commits(case.job_id, rows)
+    states = [JobState(case.job_id)]
+    for commit in durable:
+        states.append(states[-1].copy())
+        states[-1].fold(commit)
+    world = World(start_ns, host=1)
+    run = Undisturbed(case, world, Life(case.build()), durable, states)
+    return _ran(recover(run, point, told=True).world)
+
+
+def owner_of(place: Place) -> tuple[Any, str]:
+    _, module, name = place
+    owner: Any = sys.modules[module]
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    return owner, last
+
+
+class _Keeps(Fault):
+    """Keeps what stands at a place when a commit is durable."""
+
+    def __init__(self, seq: int, place: Place) -> None:
+        self._seq = seq
+        self._place = place
+        self.data: bytes | None = None
+
+    def after_write(self, commit: Commit) -> None:
+        if commit.seq == self._seq:
+            value = getattr(*owner_of(self._place))
+            with suppress(Exception), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # itertools will not be pickled for ever
+                self.data = pickle.dumps(value)
+
+
+def value_there(
+    case: Case, tell: Tell, start_ns: int, seq: int, place: Place
+) -> tuple[Place, bytes] | None:
+    keeps = _Keeps(seq, place)
+    undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns, FIFO)
+    return None if keeps.data is None else (place, keeps.data)
+
+
+def varied_there(case: Case, tell: Tell, start_ns: int, variation: Variation) -> Ran:
+    return _ran(vary(case, start_ns, variation)[0])
+
+
+def hidden_there(case: Case, tell: Tell, start_ns: int) -> list[HiddenChange]:
+    return hidden_state(case, start_ns, everywhere=True)
+
+
+def _ran(world: World) -> Ran:
+    told: list[Told] = [
+        (at, host, codec.dumps(what.serialize()) if isinstance(what, Commit) else what)
+        for at, host, what in world.log
+    ]
+    return Ran(told)

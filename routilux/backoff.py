@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 from decimal import MAX_EMAX, MIN_EMIN, ROUND_HALF_EVEN, Context, Decimal, Inexact
-from fractions import Fraction
 from functools import lru_cache
 from typing import Final
 
-from routilux.instants import SECOND
+from routilux.instants import SECOND, to_ns
 
 __all__ = ["MAX_DELAY_NS", "backoff_ns", "half_even", "nanoseconds", "plain_number"]
 
@@ -36,7 +35,7 @@ def plain_number(value: object) -> float | None:
 
 
 def nanoseconds(seconds: float) -> int:
-    return min(round(Fraction(repr(seconds)) * SECOND), MAX_DELAY_NS)
+    return min(to_ns(seconds), MAX_DELAY_NS)
 
 
 def half_even(numerator: int, denominator: int) -> int:

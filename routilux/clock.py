@@ -112,20 +112,43 @@ class Clock(ABC):
         """Hear of a wait that was asked for, in nanoseconds."""
 
 
+_making: Final = threading.Lock()
+
+
 class _SystemSignal(Signal):
-    __slots__ = ("event",)
+    """A `threading.Event` whose condition is made by the first who waits: for most, nobody does.
+
+    The flag is set before the condition is looked for, and looked at after the condition was put
+    there; so whoever sets it finds the one who waits, or the one who waits finds it set.
+    """
+
+    __slots__ = ("_condition", "_raised")
 
     def __init__(self) -> None:
-        self.event = threading.Event()
+        self._raised = False
+        self._condition: threading.Condition | None = None
 
     def set(self) -> None:
-        self.event.set()
+        self._raised = True
+        condition = self._condition
+        if condition is not None:
+            with condition:
+                condition.notify_all()
 
     def clear(self) -> None:
-        self.event.clear()
+        self._raised = False
 
     def is_set(self) -> bool:
-        return self.event.is_set()
+        return self._raised
+
+    def wait(self, seconds: float | None = None) -> bool:
+        """Wait until it is set, for so long at most; return whether it was."""
+        with _making:
+            condition = self._condition
+            if condition is None:
+                condition = self._condition = threading.Condition(threading.Lock())
+        with condition:
+            return self._raised or condition.wait(seconds)
 
 
 @final
@@ -153,11 +176,11 @@ class SystemClock(Clock):
         if not isinstance(signal, _SystemSignal):
             raise TypeError(f"a {type(signal).__name__} is another clock's signal")
         if until is None:
-            return signal.event.wait()
+            return signal.wait()
         while (left := until - _monotonic_ns()) > 0:
-            if signal.event.wait(min(left / SECOND, _LONGEST_WAIT)):
+            if signal.wait(min(left / SECOND, _LONGEST_WAIT)):
                 return True
-        return signal.event.is_set()
+        return signal.is_set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +299,7 @@ class FakeClock(Clock):
         self._moving = False  # somebody moves the time by hand
         self._here = threading.local()
         self._owner = threading.get_ident()
-        self._waits: list[Wait] = []
+        self._waits: list[tuple[str, int, int]] = []
 
     # --- reading it -----------------------------------------------------------------------------
 
@@ -297,7 +320,7 @@ class FakeClock(Clock):
     @property
     def waits(self) -> tuple[Wait, ...]:
         """Every wait that was asked for, in order: sleeps of handlers and delays of retries."""
-        return tuple(self._waits)
+        return tuple(Wait(*asked) for asked in self._waits)
 
     # --- moving it ------------------------------------------------------------------------------
 
@@ -352,7 +375,7 @@ class FakeClock(Clock):
         return _FakeSignal(self)
 
     def asked(self, who: str, length: int) -> None:
-        self._waits.append(Wait(who, self.now_ns(), length))
+        self._waits.append((who, self._wall + self._mono, length))
 
     def worker(self, who: str, key: Key = (), *, result: bool = False) -> Worker:
         party = _Party(self, who, key, result=result, outside=False)
@@ -374,6 +397,9 @@ class FakeClock(Clock):
                 if party is None:
                     party = _Party(self, who, _LAST_KEY, result=True, outside=True)
                     self._results += 1
+                elif until is not None and self._wakes_first(until, key or party.key):
+                    self._mono = until
+                    return False
                 else:
                     self._current = None
                 ticket = next(self._tickets)
@@ -432,6 +458,13 @@ class FakeClock(Clock):
                 self._results -= 1
             self._current = self._here.party = party.before
             self._turn()
+
+    def _wakes_first(self, until: int, order: Key) -> bool:
+        # Whoever would be woken at once need not lie down; one that sleeps already goes first.
+        if self._ready or self._moving or not self._results or not self.autojump:
+            return False
+        first = self._first_sleeper()
+        return first is None or (until, order) < first[:2]
 
     def _queue(
         self,

@@ -143,8 +143,7 @@ class Context:
         "_host",
         "_shared",
         "_state",
-        "_stream",
-        "_uuids",
+        "_streams",
         "named",
         "outbox",
         "owner",
@@ -161,8 +160,7 @@ class Context:
         self._host = host
         self._state: View | None = None
         self._shared: View | None = None
-        self._stream: Random | None = None
-        self._uuids: Random | None = None
+        self._streams: dict[str, Random] | None = None
 
     def _open_step(self) -> StepInput:
         return self.step or self.over()
@@ -238,20 +236,21 @@ class Context:
     @property
     def random(self) -> Random:
         """A stream of random numbers that is the same in every attempt of this task."""
-        if self._stream is None:
-            self._stream = self._seeded("random")
-        return self._stream
+        return self._stream("random")
 
     def uuid(self) -> UUID:
         """Return the task's next UUID; every attempt gets the same ones in the same order."""
-        if self._uuids is None:
-            self._uuids = self._seeded("uuid")
-        return UUID(int=self._uuids.getrandbits(128), version=4)
+        return UUID(int=self._stream("uuid").getrandbits(128), version=4)
 
-    def _seeded(self, use: str) -> Random:
-        step = self._open_step()
-        seed = f"{step.job_id}/{step.task.task_id}/{use}".encode()
-        return Random(hashlib.sha256(seed).digest())
+    def _stream(self, use: str) -> Random:
+        streams = self._streams
+        if streams is None:
+            streams = self._streams = {}
+        if use not in streams:
+            step = self._open_step()
+            seed = f"{step.job_id}/{step.task.task_id}/{use}".encode()
+            streams[use] = Random(hashlib.sha256(seed).digest())
+        return streams[use]
 
     def once(self, name: str, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run an external effect and record its result; later attempts get the recorded result.

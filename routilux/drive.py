@@ -216,10 +216,10 @@ class Loop:
         self.drives: set[Drive] = set()
 
     def add(self, drive: Drive) -> None:
-        """Take a job (under the runtime's lock)."""
+        """Take a job (under the runtime's lock); a loop that runs already has to `look` at it."""
         self.drives.add(drive)
         drive.loop = self
-        self.look(drive)
+        self._mark(drive)
 
     def look(self, drive: Drive) -> None:
         """Look at a job again, which somebody else has changed (under the runtime's lock)."""
@@ -296,8 +296,8 @@ class Loop:
         return True
 
     def _end(self, ended: Ended, now: int) -> None:
+        drive: Drive
         drive, step, outcome = ended
-        assert isinstance(drive, Drive)
         if drive.error is not None:
             return
         try:

@@ -18,6 +18,7 @@ from routilux.values import copy_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from types import CodeType, TracebackType
 
 __all__ = ["Effect", "Emission", "ErrorInfo", "StepInput", "StepOutcome", "Task", "Writes"]
 
@@ -61,17 +62,32 @@ class ErrorInfo:
             message = f"<its str() raised {type(broken).__name__}>"
         if len(message) > _LONGEST_MESSAGE:
             message = message[:_LONGEST_MESSAGE] + "…"
-        where = None
-        place = error.__traceback__
-        if place is not None:
-            while place.tb_next is not None:
-                place = place.tb_next
-            where = f"{place.tb_frame.f_code.co_filename}:{place.tb_lineno}"
+        trace = error.__traceback__
         kind = type(error)
-        return cls(_type_names.get(kind) or type_name(kind), message, where)
+        return cls(
+            _type_names.get(kind) or type_name(kind),
+            message,
+            None if trace is None else _place(trace),
+        )
 
     def __str__(self) -> str:
         return f"{self.type}: {self.message}" if self.message else self.type
+
+
+_last_place: tuple[CodeType | None, int, str] = None, 0, ""
+
+
+def _place(trace: TracebackType) -> str:
+    global _last_place
+    while (inner := trace.tb_next) is not None:
+        trace = inner
+    code, offset = trace.tb_frame.f_code, trace.tb_lasti
+    last_code, last_offset, where = _last_place
+    # Attempts fail at the same place again and again; to tell its line costs four times as much.
+    if code is not last_code or offset != last_offset:
+        where = f"{code.co_filename}:{trace.tb_lineno}"
+        _last_place = code, offset, where
+    return where
 
 
 def traceback_of(error: BaseException, skip: int = 0) -> str:

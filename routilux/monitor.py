@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["DataFlow", "ExecutionMonitor", "Observer", "Retry", "StateChange"]
 
+# Looking a member up at its enum costs as much as a call.
+_CONFLICT = CommitKind.CONFLICT
+_DONE = CommitKind.DONE
+_EFFECT = CommitKind.EFFECT
+_FAILED = CommitKind.FAILED
+_RESUMED = CommitKind.RESUMED
+_RETRY = CommitKind.RETRY
+_START = CommitKind.START
+
 
 class Observer(Protocol):
     """Hears of every commit of a runtime's jobs, in order, one at a time.
@@ -101,7 +110,7 @@ class Retry:
 
 
 def _delivered(commit: Commit) -> Sequence[Task]:
-    return () if commit.kind is CommitKind.START else commit.tasks
+    return () if commit.kind is _START else commit.tasks
 
 
 class ExecutionMonitor:
@@ -121,8 +130,7 @@ class ExecutionMonitor:
         self.state_changes: list[StateChange] = []
         self.retries: list[Retry] = []
         self._states: dict[tuple[str, str], RoutineState] = {}
-        self._spent: dict[tuple[str, str], int] = {}
-        self._open: dict[tuple[str, str], Retry] = {}
+        self._last: dict[tuple[str, str], Retry] = {}  # of each task that spent any
 
     @classmethod
     def of(cls, job: JobState) -> ExecutionMonitor:
@@ -175,26 +183,26 @@ class ExecutionMonitor:
     def _follow(self, job_id: str, commit: Commit) -> None:
         self.commits.append((job_id, commit))
         kind = commit.kind
-        if kind is CommitKind.RESUMED:
+        if kind is _RESUMED:
             self._resumed(job_id, commit)
             return
         task_id, routine_id = commit.task_id, commit.routine_id
         if task_id is None or routine_id is None:
             return
-        if kind is not CommitKind.EFFECT and kind is not CommitKind.CONFLICT:
+        if kind is not _EFFECT and kind is not _CONFLICT:
             self._attempted(job_id, task_id, routine_id, commit)
 
     def _attempted(self, job_id: str, task_id: str, routine_id: str, commit: Commit) -> None:
-        waited = self._open.pop((job_id, task_id), None)
-        if waited is not None:
-            waited.started_ns = commit.started_ns
-        spent = self._spent.get((job_id, task_id), 0)
-        state = self._states.setdefault((job_id, routine_id), RoutineState())
-        before = state.status
+        task = job_id, task_id
+        last = self._last.get(task)
+        spent = 0
+        if last is not None:
+            spent = last.number
+            if last.started_ns is None:
+                last.started_ns = commit.started_ns
         kind = commit.kind
-        if kind is CommitKind.RETRY:
-            self._spent[job_id, task_id] = spent + 1
-            retry = Retry(
+        if kind is _RETRY:
+            retry = self._last[task] = Retry(
                 job_id,
                 task_id,
                 routine_id,
@@ -205,12 +213,13 @@ class ExecutionMonitor:
                 commit.due_ns or commit.at_ns,
                 commit.error,
             )
-            self._open[job_id, task_id] = retry
             self.retries.append(retry)
             return
-        if kind is CommitKind.DONE:
+        state = self._states.setdefault((job_id, routine_id), RoutineState())
+        before = state.status
+        if kind is _DONE:
             state.completed += 1
-        elif kind is CommitKind.FAILED:
+        elif kind is _FAILED:
             state.failed += 1
         elif (commit.detail or {})["as"] == RoutineStatus.SKIPPED:
             state.skipped += 1
@@ -231,8 +240,8 @@ class ExecutionMonitor:
             )
 
     def _resumed(self, job_id: str, commit: Commit) -> None:
-        for (job, _), retry in self._open.items():
-            if job == job_id and retry.due_ns > commit.at_ns:
+        for (job, _), retry in self._last.items():
+            if job == job_id and retry.started_ns is None and retry.due_ns > commit.at_ns:
                 retry.due_ns = commit.at_ns + min(retry.due_ns - commit.at_ns, retry.delay_ns)
         if not (commit.detail or {}).get("retry_failed"):
             return
@@ -245,13 +254,13 @@ class ExecutionMonitor:
                         job_id, commit.seq, commit.at_ns, routine_id, before, state.status, 0, 0
                     )
                 )
-        for key in [key for key in self._spent if key[0] == job_id]:
+        for key in [key for key in self._last if key[0] == job_id]:
             if self._failed_last(key):
-                del self._spent[key]
+                del self._last[key]
 
     def _failed_last(self, key: tuple[str, str]) -> bool:
         job_id, task_id = key
         for job, commit in reversed(self.commits):
             if job == job_id and commit.task_id == task_id:
-                return commit.kind is CommitKind.FAILED
+                return commit.kind is _FAILED
         return False

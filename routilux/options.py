@@ -135,7 +135,7 @@ def _ceiling(name: str, value: object) -> float | None:
 
 def _bound(name: str, value: object) -> float | None:
     number = plain_number(value)
-    if value is not None and (number is None or nanoseconds(number) < 1):
+    if value is not None and (number is None or number < 0 or nanoseconds(number) < 1):
         raise refusal(
             name, value, "give a finite number of seconds, at least 1e-9, or None for no bound"
         )

@@ -76,6 +76,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     __slots__ = (
         "_ceiling_ns",
         "_delays",
+        "_sealed",
         "_spread",
         "_steady_ns",
         "_verdicts",
@@ -126,6 +127,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         deadline: float | None = default(None),
         on_exhausted: ErrorStrategy | str = default(ErrorStrategy.STOP),
     ) -> None:
+        object.__setattr__(self, "_sealed", False)
         options: dict[str, Any] = {
             "strategy": strategy,
             "max_retries": max_retries,
@@ -192,11 +194,12 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         # Dicts, because handlers are shared: two threads that fill in the same answer do no harm.
         self._delays: Final[dict[int, int]] = {}
         self._verdicts: Final[dict[type[BaseException], bool]] = {}
+        object.__setattr__(self, "_sealed", True)
 
     if not TYPE_CHECKING:  # mypy has Final for this, and would take any attribute for settable
 
         def __setattr__(self, name: str, value: object) -> None:
-            if name != "retry_count" and hasattr(self, name):
+            if self._sealed and name != "retry_count":  # hasattr costs half of making a handler
                 raise AttributeError(
                     f"ErrorHandler.{name} can't be changed; make a new handler, and set that"
                 )

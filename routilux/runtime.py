@@ -12,12 +12,13 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import uuid
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
+from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self
 
 from routilux import codec
@@ -172,7 +173,6 @@ class Runtime:
         self.max_steps = max_steps
         self.max_recoveries = max_recoveries
         self.history_limit = history_limit
-        self.owner = f"{os.getpid()}-{uuid.uuid4().hex}"
         self.lock = threading.RLock()
         self.observer_failures: list[ObserverFailure] = []
         self._executor = executor
@@ -181,6 +181,11 @@ class Runtime:
         self._spare: list[PoolDriver] = []
         self._background: Loop | None = None
         self._closed = False  # then no thread is kept for later
+
+    @cached_property
+    def owner(self) -> str:
+        """What tells this runtime from all others, to a store."""
+        return f"{os.getpid()}-{token_hex(16)}"
 
     # --- running --------------------------------------------------------------------------------
 
@@ -325,7 +330,7 @@ class Runtime:
         plan = flow.plan()
         payload = _checked_params(plan, entry, slot, params)
         if job_id is None:
-            job_id = uuid.uuid4().hex
+            job_id = token_hex(16)
         elif not isinstance(job_id, str) or not job_id:
             raise FlowDefinitionError(f"a job's id is a text, not {job_id!r}")
         job = JobState(job_id)
@@ -380,6 +385,7 @@ class Runtime:
                 ).start()
             else:
                 loop.add(drive)
+                loop.look(drive)
 
     def _run_background(self, loop: Loop, pool: PoolDriver, worker: Worker) -> None:
         worker.start()

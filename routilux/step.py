@@ -44,38 +44,35 @@ def run_step(
     context = Context(step, routine, host)
     token = active.set(context)
     try:
-        try:
-            task = step.task
-            binding = slot.binding
-            arguments = task.payload
-            if arguments.keys() != binding.names:
-                arguments = binding.arguments(arguments)
-            if not task.flat:
-                arguments = {name: copy_value(value) for name, value in arguments.items()}
-            if step.timeout_ns is not None:
-                host.opened(context)
-            result = slot.handler(**arguments)
-            if result is not None:
-                _see_to(result, slot)
-            if step.timeout_ns is not None and _is_late(step, host):
-                return timed_out(step)
-            if not context.touched:
-                return StepOutcome(step.number, context.outbox)
-            state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
-            return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
-        except ClockStalledError:
-            raise  # not the handler's failure: nobody moves the clock
-        except Exception as error:
-            if step.timeout_ns is not None and _is_late(step, host):
-                return timed_out(step)
-            kind = type(error)
-            info = ErrorInfo.of(error)
-            if step.final or not handler.is_retryable(kind):
-                info.traceback = traceback_of(error, skip=1)
-            reads = context.shared_reads() if context.touched else _NO_READS
-            if isinstance(error, RetryAfter):
-                return StepOutcome(step.number, [], None, None, reads, info, kind, error.delay_ns)
-            return StepOutcome(step.number, [], None, None, reads, info, kind)
+        task = step.task
+        arguments = task.payload
+        if not slot.binding.names.issuperset(arguments):
+            arguments = slot.binding.arguments(arguments)
+        if not task.flat:
+            arguments = {name: copy_value(value) for name, value in arguments.items()}
+        if step.timeout_ns is not None:
+            host.opened(context)
+        result = slot.handler(**arguments)
+        if result is not None:
+            _see_to(result, slot)
+        if step.timeout_ns is not None and _is_late(step, host):
+            return timed_out(step)
+        if not context.touched:
+            return StepOutcome(step.number, context.outbox)
+        state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
+        return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
+    except ClockStalledError:
+        raise  # not the handler's failure: nobody moves the clock
+    except Exception as error:
+        if step.timeout_ns is not None and _is_late(step, host):
+            return timed_out(step)
+        kind = type(error)
+        info = ErrorInfo.of(error)
+        if step.final or not handler.is_retryable(kind):
+            info.traceback = traceback_of(error, skip=1)
+        reads = context.shared_reads() if context.touched else _NO_READS
+        delay = error.delay_ns if isinstance(error, RetryAfter) else None
+        return StepOutcome(step.number, [], None, None, reads, info, kind, delay)
     finally:
         active.reset(token)
         context.close()

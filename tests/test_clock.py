@@ -23,6 +23,7 @@ from routilux import (
     SystemClock,
     Wait,
 )
+from routilux.clock import Signal
 from tests.drivers.workshop import (
     PATIENCE,
     SECOND,
@@ -582,3 +583,30 @@ def test_a_jump_of_the_fake_wall_clock_moves_neither_a_wait_nor_a_jobs_time() ->
     assert [START + timedelta(seconds=10)] == seen
     assert 10 == ended_at(job)
     assert START + timedelta(seconds=10 - 7200) == clock.now()
+
+
+@pytest.mark.parametrize("waiters", [1, 3])
+def test_a_signal_of_the_system_clock_misses_nobody_who_comes_while_it_is_set(waiters: int) -> None:
+    clock = SystemClock()
+    for _ in range(200):
+        signal = clock.signal()
+        together = threading.Barrier(waiters + 1)
+        told: list[bool] = []
+
+        def waits(
+            signal: Signal = signal,
+            together: threading.Barrier = together,
+            told: list[bool] = told,
+        ) -> None:
+            together.wait(PATIENCE)
+            told.append(clock.wait(signal, clock.monotonic_ns() + PATIENCE * SECOND))
+
+        threads = [threading.Thread(target=waits) for _ in range(waiters)]
+        for thread in threads:
+            thread.start()
+        together.wait(PATIENCE)
+        signal.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert [True] * waiters == told
+        assert signal.is_set()

@@ -105,6 +105,17 @@ def test_an_error_travels_as_data_and_takes_emissions_and_writes_with_it() -> No
     assert ("KeyError", "'gone'") == (outcome.error.type, outcome.error.message)
 
 
+def test_every_attempt_tells_the_line_at_which_it_failed() -> None:
+    def body(self: Routine, first: bool) -> None:
+        if first:
+            raise KeyError("one")
+        raise KeyError("two")
+
+    line = body.__code__.co_firstlineno
+    told = [attempt(body, step({"first": n})).error.where for n in (True, True, False, True)]
+    assert [f"{__file__}:{line + n}" for n in (2, 2, 3, 2)] == told
+
+
 def test_a_message_that_can_not_be_made_is_no_trouble() -> None:
     class Mute(Exception):
         def __str__(self) -> str:

@@ -87,7 +87,7 @@ class Machine:
 
     def _reschedule(self) -> None:
         waiting = [task for task in self.job._pending.values() if not task.failed]
-        self._schedule = Schedule(self.plan.routines, waiting)
+        self._schedule = Schedule(self.plan.routines if self._width > 1 else None, waiting)
 
     # --- what may run ---------------------------------------------------------------------------
 
@@ -108,12 +108,15 @@ class Machine:
 
     def first(self, now: int) -> PendingTask | None:
         """Return the first choice among the tasks that may start now."""
-        if self.job.status is not _RUNNING or len(self._flights) >= self._width or self._alone:
+        if self.job.status is not _RUNNING or (self._flights and self._full()):
             return None
         first = self._schedule.first()
         if first is None or first.due_ns > now or (first.conflicts and self._must_wait(first)):
             return None
         return first
+
+    def _full(self) -> bool:
+        return self._alone or len(self._flights) >= self._width
 
     def startable(self, now: int) -> list[PendingTask]:
         """Return the tasks that may start now, first choice first."""
@@ -128,7 +131,7 @@ class Machine:
 
     def due(self) -> int | None:
         """Return the next instant at which a task may start, or None if no time brings one."""
-        if self.job.status is not _RUNNING or len(self._flights) >= self._width or self._alone:
+        if self.job.status is not _RUNNING or (self._flights and self._full()):
             return None
         first = self._schedule.first()
         return None if first is None or self._must_wait(first) else first.due_ns
@@ -143,14 +146,6 @@ class Machine:
         """Take a startable task into flight and return the step that is to be run."""
         task = pending.task
         job = self.job
-        flights = self._flights
-        worker = 0
-        if flights:
-            taken = {step.worker for step in flights.values()}
-            while worker in taken:
-                worker += 1
-        if pending.conflicts >= MOST_CONFLICTS:
-            self._alone = True
         routine_id = task.routine_id
         handler = self.plan.handlers[routine_id]
         step = StepInput(
@@ -164,13 +159,19 @@ class Machine:
             pending.effects,
             now,
             handler.timeout_ns,
-            worker,
+            self._free_worker() if self._flights else 0,
             (pending.seq, pending.position),
             pending.retries >= handler.most_retries,
         )
+        if pending.conflicts >= MOST_CONFLICTS:
+            self._alone = True
         self._schedule.start(pending)
-        flights[task.task_id] = step
+        self._flights[task.task_id] = step
         return step
+
+    def _free_worker(self) -> int:
+        taken = {step.worker for step in self._flights.values()}
+        return next(place for place in count() if place not in taken)
 
     # --- what changed ---------------------------------------------------------------------------
 
@@ -342,20 +343,20 @@ class Machine:
         self, handler: ErrorHandler, step: StepInput, outcome: StepOutcome, now: int
     ) -> int | None:
         pending = self.job._pending[step.task.task_id]
-        retry = pending.retries + 1
         delay = outcome.retry_after_ns
         if delay is None:
-            draw = None
-            if handler.jitter:
-                seed = f"{self.job.job_id}/{step.task.task_id}/jitter/{retry}".encode()
-                draw = int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
-            delay = handler.delay_ns(retry, draw)
+            retry = pending.retries + 1
+            delay = handler.delay_ns(retry, self._draw(step, retry) if handler.jitter else None)
         deadline = handler.deadline_ns
         if deadline is not None:
             first = pending.first_started_ns
             if now + delay > (step.started_ns if first is None else first) + deadline:
                 return None
         return delay
+
+    def _draw(self, step: StepInput, retry: int) -> int:
+        seed = f"{step.job_id}/{step.task.task_id}/jitter/{retry}".encode()
+        return int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
 
     def _error_event(self, step: StepInput, outcome: StepOutcome) -> tuple[Emission, ...]:
         declared = self.plan.routines[step.task.routine_id].events.get("error")
@@ -485,20 +486,20 @@ class Machine:
         if kind is _RESUMED:
             self._reschedule()
             return
-        schedule = self._schedule
         task_id = commit.task_id
         if task_id is not None and kind is not _EFFECT:
             step = self._flights.pop(task_id, None)
             if step is not None:
-                schedule.end(step.task.routine_id)
                 self._alone = False
+                if self._width > 1:
+                    self._schedule.end(step.task.routine_id)
             shared = commit.shared
             if shared is not None:
                 self._shared_seq = commit.seq
                 self._shared_when.update(dict.fromkeys(shared.values, commit.seq))
                 self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
         for pending in ready:
-            schedule.add(pending)
+            self._schedule.add(pending)
 
 
 _PAST: Final[Mapping[str, str]] = {"pause": "paused", "cancel": "cancelled"}

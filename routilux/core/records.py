@@ -60,6 +60,7 @@ class CommitKind(StrEnum):
 
 # Looking a member up at its enum costs as much as a call.
 _START = CommitKind.START
+_RETRY = CommitKind.RETRY
 _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
 
@@ -239,6 +240,8 @@ class HistoryRecord:
 def history_of(commit: Commit) -> list[HistoryRecord]:
     """Return what a commit adds to the history."""
     kind = commit.kind
+    if kind is _RETRY:
+        return []
     if kind is _START:
         root = commit.tasks[0]
         return [

@@ -49,6 +49,7 @@ _EFFECT = CommitKind.EFFECT
 _RESUMED = CommitKind.RESUMED
 
 FINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED})
+_TEXT: Final = frozenset({str})
 _STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
 
 
@@ -314,21 +315,11 @@ class JobState:
         seq = commit.seq
         if seq != self.seq + 1:
             raise IllegalTransitionError(f"commit {seq} can't follow commit {self.seq}")
-        kind = commit.kind
-        ready: Sequence[PendingTask] = ()
-        if kind in _STEP_ENDS and seq > 1:
-            if commit.task_id is not None:
-                ready = self._fold_step(commit, commit.task_id)
-            else:
-                self.error = commit.error
-        elif kind is _START:
-            ready = self._fold_start(commit)
-        elif seq == 1:
-            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
-        elif kind is _EFFECT:
-            self._fold_effect(commit)
-        elif kind is _RESUMED:
-            self._fold_resumed(commit)
+        task_id = commit.task_id
+        if task_id is not None and commit.kind in _STEP_ENDS:
+            ready = self._fold_step(commit, task_id)
+        else:
+            ready = self._fold_rest(commit)
         self.seq = seq
         self.status = commit.status
         self.updated_ns = commit.at_ns
@@ -338,6 +329,20 @@ class JobState:
         if limit is not None and len(commits) >= 2 * limit:
             del commits[: len(commits) - limit]
         return ready
+
+    def _fold_rest(self, commit: Commit) -> Sequence[PendingTask]:
+        kind = commit.kind
+        if kind is _START:
+            return self._fold_start(commit)
+        if commit.seq == 1:
+            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
+        if kind is _EFFECT:
+            self._fold_effect(commit)
+        elif kind is _RESUMED:
+            self._fold_resumed(commit)
+        elif kind in _STEP_ENDS:
+            self.error = commit.error
+        return ()
 
     def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
         detail = commit.detail
@@ -517,7 +522,7 @@ def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:
 
 
 def _texts(value: object, path: str) -> list[str]:
-    if not isinstance(value, list) or not all(type(entry) is str for entry in value):
+    if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
         raise CorruptStateError(path, "is no list of texts")
     return value
 

@@ -8,7 +8,7 @@ Laws:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from routilux.context import Host
 
@@ -27,8 +27,11 @@ class Driven(Host, Protocol):
     ordinal: int
 
 
-Ended = tuple["Driven", "StepInput", "StepOutcome | BaseException"]
-"""A step that is over; a `BaseException` in place of an outcome is not the handler's failure."""
+Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
+"""A step that is over, as the loop started it, and its outcome.
+
+A `BaseException` in place of an outcome is not the handler's failure.
+"""
 
 
 class Driver(Protocol):

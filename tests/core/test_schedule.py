@@ -75,6 +75,25 @@ def test_nothing_comes_first_in_an_empty_schedule() -> None:
     assert Schedule(LIMITS).ready(10**30) == []
 
 
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), max_size=30))
+def test_where_one_step_at_a_time_is_in_flight_nothing_waits_for_its_routine(
+    told: list[tuple[int, bool]],
+) -> None:
+    schedule = Schedule(None)
+    waiting: list[PendingTask] = []
+    for number, (due, starts) in enumerate(told):
+        waiting.append(task("one", due, number // 3 + 1, number))
+        schedule.add(waiting[-1])
+        waiting.sort(key=lambda pending: pending.order)
+        for now in (0, 3, 99):
+            assert schedule.ready(now) == [t for t in waiting if t.due_ns <= now]
+        assert schedule.first() is waiting[0]
+        if starts:
+            chosen = waiting.pop(due % len(waiting))
+            schedule.start(chosen)
+            schedule.end("one")
+
+
 steps = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.sampled_from(sorted(LIMITS)), st.integers(0, 5)),

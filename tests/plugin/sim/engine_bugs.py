@@ -456,7 +456,7 @@ def _(patch: Patch) -> None:
     original = Schedule.add
 
     def add(self: Schedule, pending: Any) -> None:
-        known = [entry[3] for entry in [*self._queue, *self._heap]]
+        known = [*self._queue, *(entry[3] for entry in self._heap)]
         if not (pending.delay_ns and any(task.due_ns == pending.due_ns for task in known)):
             original(self, pending)
 

@@ -126,6 +126,8 @@ def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
     error = None if run.life.job is None else run.life.job.error
     if ends and error is not None and error.type.endswith(_POISONED):
         ran.ended = f"{ends[0]}, at each of its attempts"
+    else:
+        ran.told = []  # nobody asks: it was told as it happened
     return ran
 
 

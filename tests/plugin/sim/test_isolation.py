@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import queue
 import random
 import signal
 import sys
@@ -22,7 +23,7 @@ from pytest_routilux import forks
 from pytest_routilux.effects import Effect
 from pytest_routilux.examine import Checks, Coverage, Examination, examine, reference
 from pytest_routilux.simulation import Case
-from routilux import ErrorHandler, Flow, Routine
+from routilux import Commit, ErrorHandler, Flow, Routine
 from routilux.instants import instant_ns
 
 START = instant_ns("2026-01-01")
@@ -170,6 +171,55 @@ def test_progress_on_a_class_is_found_and_named() -> None:
     assert f"class.{__name__}:Counted.made" == result.failures[0][1].path
 
 
+class Unsaved:
+    """Counts, and can't be carried into another process."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.lock = threading.Lock()
+
+
+_unsaved = Unsaved()
+
+
+def numbered_by_what_cannot_be_carried(routine: Any, number: Any) -> object:
+    _unsaved.count += 1
+    return _unsaved.count
+
+
+def test_what_can_not_be_proved_is_a_note_and_no_finding() -> None:
+    _unsaved.count = 0
+    result = looked_at(chain(*[numbered_by_what_cannot_be_carried] * 2))
+    assert [] == result.failures
+    assert ["none of the module globals that a run changes makes the difference"] == [
+        note.partition("but ")[2] for note in result.coverage.notes if "another process" in note
+    ]
+
+
+def test_of_two_globals_that_change_the_one_that_matters_is_named() -> None:
+    def work(routine: Any, number: Any) -> object:
+        seen_is_counted(routine, len(_seen))
+        return numbered_by_a_global(routine, number)
+
+    result = looked_at(chain(work, work, work))
+    assert [f"global.{__name__}:_ids"] == [finding.path for _, finding in result.failures]
+
+
+def test_the_run_of_the_other_process_is_kept_to_be_told() -> None:
+    result = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1))
+    assert result.apart is not None
+    assert result.failures[0][0] is result.apart.point
+    told = [what for _, _, what in result.apart.world.log]
+    crash = next(i for i, what in enumerate(told) if getattr(what, "text", "") == "CRASH")
+    assert result.apart.point.commits == sum(isinstance(what, Commit) for what in told[:crash])
+    assert "completed" == result.apart.world.commits[-1].status
+    assert ["r1"] * 4 == [
+        what.routine_id
+        for what in result.apart.world.commits
+        if what.kind in ("retry", "done") and what.routine_id == "r1"
+    ]
+
+
 def test_a_cache_and_a_count_that_nothing_depends_on_are_no_progress() -> None:
     assert [] == found(chain(cached_in_a_global, cached_in_a_global, seen_is_counted, same))
 
@@ -273,6 +323,37 @@ def test_what_never_ends_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> 
     finding = looked_at(chain(same, forever)).reference.finding
     assert finding is not None
     assert ("hangs", "r1") == (finding.kind, finding.routine)
+
+
+def test_what_never_ends_beside_other_threads_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The thread that would bring it to an end is not there in the other process.
+    answers: queue.Queue[int] = queue.Queue()
+    questions: queue.Queue[int | None] = queue.Queue()
+
+    def serve() -> None:
+        while (question := questions.get()) is not None:
+            answers.put(question)
+
+    def asks(routine: Any, number: Any) -> object:
+        questions.put(1)
+        return answers.get()
+
+    zygote = forks.Zygote
+    monkeypatch.setattr("pytest_routilux.isolation.Zygote", lambda case: zygote(case, timeout=0.2))
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        result = looked_at(chain(same, asks))
+    finally:
+        questions.put(None)
+        thread.join()
+    assert result.reference.finding is None
+    assert any("the other threads of this process" in note for note in result.coverage.notes)
+
+
+def test_a_test_may_do_without() -> None:
+    result = examine(chain(same, same), START, Checks(isolated=False))
+    assert "hosts in other processes: not tried, the test does without" in result.coverage.notes
 
 
 def test_a_reference_alone_is_as_careful() -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-from routilux import CommitKind, JobStatus
+from routilux import JobStatus
 
 if TYPE_CHECKING:
     from routilux import Commit, StepInput
@@ -203,10 +203,3 @@ class Ledger:
 def _folded(old: dict[str, object], writes: Writes) -> dict[str, object]:
     kept = {key: value for key, value in old.items() if key not in writes.removed}
     return {**kept, **writes.values}
-
-
-ENDS: Final = {
-    CommitKind.DONE: "was done",
-    CommitKind.FAILED: "has failed",
-    CommitKind.DROPPED: "was dropped",
-}

@@ -57,6 +57,8 @@ def check_determinism(case: Case, start_ns: int, *, fresh: bool = True) -> Findi
         second = hosts.ask(_trace, start_ns, True).result
         if first is None or second is None:
             return None
+        for fault, times in zip(case.faults, first.struck, strict=True):
+            fault.struck = max(fault.struck, times)  # it struck in the other process
         finding = (
             _repeated(hosts, start_ns, first, second)
             or _with_another_start(hosts, start_ns, first)
@@ -72,12 +74,13 @@ def check_determinism(case: Case, start_ns: int, *, fresh: bool = True) -> Findi
 class _Trace:
     """What a run did: its commits as rows, and what did not repeat in it where that was looked for.
 
-    `doubles`: whether it called a double of an effect.
+    `doubles`: whether it called a double of an effect. `struck`: how often each fault did.
     """
 
     rows: list[Row]
     culprits: list[Culprit]
     doubles: bool
+    struck: list[int]
 
 
 def _repeated(hosts: Hosts, start_ns: int, first: _Trace, second: _Trace) -> Finding | None:
@@ -253,7 +256,8 @@ def _trace(
         run = undisturbed(case, start_ns, FIFO)
     rows = [_loaded(codec.dumps(commit.serialize())) for commit in run.world.commits]
     del kept
-    return _Trace(rows, culprits, bool(run.world.calls))
+    struck = [fault.struck for fault in case.faults]
+    return _Trace(rows, culprits, bool(run.world.calls), struck)
 
 
 def _ballast() -> list[object]:

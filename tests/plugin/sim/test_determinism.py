@@ -13,6 +13,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -22,6 +23,7 @@ from pytest_routilux import forks
 from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
 from pytest_routilux.examine import Checks, examine
+from pytest_routilux.faults import Raises
 from pytest_routilux.freeze import frozen_simulation
 from pytest_routilux.hidden import hidden_state
 from pytest_routilux.oracle import Finding
@@ -230,6 +232,12 @@ def test_a_handler_that_kills_its_process_is_told_here_too() -> None:
     finding = checked(lambda r, n: os._exit(2))
     assert finding is not None
     assert "kills-process" == finding.kind
+
+
+def test_a_fault_strikes_the_same_each_time_and_is_counted() -> None:
+    fault = Raises("r1", OSError)
+    assert check_determinism(replace(chain(same, same), faults=(fault,)), START) is None
+    assert fault.struck > 0
 
 
 # --- the order of sets ----------------------------------------------------------------------------

@@ -131,3 +131,32 @@ def shop(charge: type[Charge], orders: type[Orders] = Orders, *, clean: bool = T
     flow.add_routine(charge(), "charge")
     flow.connect("orders", "output", "charge", "trigger")
     return flow
+
+
+class MiddlingBudget(OwnBudget):
+    """Fails by a crash in two ways: it is tried more often, or fails for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_error_handler(ErrorHandler("retry", max_retries=5, retry_delay=0.1))
+
+
+class BeforeOnce(Charge):
+    """Records something, but not its charge."""
+
+    def charge(self, order: str, amount: float) -> None:
+        receipt = gateway(order=order, amount=amount)
+        self.ctx.once("greeting", str.lower, order)
+        self.emit("output", receipt=receipt)
+
+
+class CountingOrders(Orders):
+    """Counts in an attribute that nothing depends on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken = 0
+
+    def take(self, order: str, amount: float) -> None:
+        self.taken += 1
+        self.emit("output", order=order, amount=amount)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unicodedata import category, east_asian_width
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from pytest_routilux.cells import cut, cut_middle, cut_start, plain, width, wrapped
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import Disturbed, recover, undisturbed
+from pytest_routilux.crash import Disturbed, crash_points, recover, undisturbed
 from pytest_routilux.effects import Effect
 from pytest_routilux.evidence import key_part
 from pytest_routilux.examine import Checks, Examination, examine
@@ -505,7 +506,70 @@ def test_an_invariant_that_does_not_hold_says_what_is_the_same() -> None:
     assert "equal       status, outputs, routine states, attempts, emissions\n" in text
 
 
+def test_a_crash_in_a_recovery_counts_as_two() -> None:
+    examination, finding, _ = parts(bugs.OwnBudget)
+    point = next(p for p, _ in examination.failures if p.kind == "in a recovery")
+    disturbed = recover(examination.reference.run, point, told=True)
+
+    text = text_of(examination, finding, disturbed)
+
+    assert "smallest cause  2 crashes, 0 faults" in text
+    assert "CRASH  again, right after it went on" in text
+
+
+def test_a_key_on_one_call_alone_is_told() -> None:
+    examination, finding, disturbed = parts(bugs.Charge)
+    finding.kind = "key-unstable"
+    disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
+
+    text = text_of(examination, finding, disturbed)
+
+    assert "one call carried a key and another none" in text
+    assert "x2   keys: A7, none" in text
+
+
+def test_a_record_of_something_else_is_not_taken_for_that_of_the_call() -> None:
+    text = told(case_of(bugs.BeforeOnce))
+
+    assert "why    the call carried no key, so the gateway could not tell" in text
+
+
+def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> None:
+    text = told(case_of(bugs.OwnBudget, bugs.CountingOrders))
+
+    assert "changes self.tries" in text
+    assert "self.taken" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("store refuses", "CRASH  the store refuses #3, and its host ends"),
+        ("store does not answer", "CRASH  the store has #3 but does not answer, and its host ends"),
+        ("after a write", "CRASH  #3 is durable, though nobody heard of it"),
+        ("by document", "CRASH  a document of #3 is all that is left"),
+        ("in a wait", "CRASH  attempt 1 and due 0.300 are saved; no memory is"),
+        ("before a write", "CRASH  #3 is not written: nothing durable knows how the attempt ended"),
+    ],
+)
+def test_a_crash_says_what_is_left(kind: str, says: str) -> None:
+    examination, finding, _ = parts(bugs.OwnBudget)
+    points = crash_points(examination.reference.run)
+    point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
+
+    text = text_of(examination, finding, recover(examination.reference.run, point, told=True))
+
+    assert says in text
+
+
 # --- whatever the names ---------------------------------------------------------------------------
+
+
+def cells_of(line: str) -> int:
+    """Count without the library that the texts are cut with."""
+    wide = sum(east_asian_width(char) in "WF" for char in line)
+    return len(line) + wide - sum(category(char) == "Mn" for char in line)
+
 
 LABELS = ("smallest cause  ", "    t ", "why    ", "fix    ", "tried  ", "repro  ")
 
@@ -580,6 +644,25 @@ def test_whatever_the_names_the_payloads_and_the_paths_it_fits_on_a_screen(
         repro = Repro.of(case, build(), cause.point)
         node = f"{path}::{routine}[{effect}]"
         assert_well_formed(explain_cause(cause, case, START, repro=command(node, repro), root=root))
+
+
+def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
+    name, order = "注文を受け付ける" * 9, "りんご" * 40
+    double = Effect(name, "key")
+
+    def build() -> Flow:
+        flow = Flow("any")
+        flow.add_routine(Anything(double, name, name), name)
+        return flow
+
+    case = Case(build, name, {"payload": order})
+    cause = cause_of(case)
+    node = command(f"テスト.py::{name}[{order}]", Repro.of(case, build(), cause.point))
+
+    text = explain_cause(cause, case, START, repro=node)
+
+    assert_well_formed(text)
+    assert 100 == max(map(cells_of, text.split("\n")))
 
 
 @given(TEXTS, st.integers(1, 60))

@@ -215,9 +215,8 @@ def _finding(
             if difference is None
             else (_short(difference.expected), _short(difference.actual))
         )
-    what = f"{said}, first at {who}: {path} {was}, then {became}"
-    if culprit is not None:
-        what += f"; {culprit.routine_id} calls {culprit.call} at {culprit.where}"
+    blame = "" if culprit is None else f"{culprit.routine_id} calls {culprit.call}: "
+    what = f"{blame}{said}, first at {who}: {path} {was}, then {became}"
     return Finding(
         kind,
         what,

@@ -320,7 +320,7 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         ("sorted(...) where the set is walked, or a dict or list, which keep their order",),
     ),
     "nondeterminism": (
-        "the same run, from the same instant, comes out otherwise when it is repeated",
+        "{routine}{hint}: the same run, from the same instant, comes out otherwise when repeated",
         (
             "self.ctx.random, self.ctx.uuid() and self.ctx.now() repeat on every attempt and host;",
             "random, uuid.uuid4(), os.urandom and the machine's clock do not",

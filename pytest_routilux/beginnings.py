@@ -29,11 +29,13 @@ _RUNNING = JobStatus.RUNNING
 class Beginnings:
     """The laws of beginning, on the account that is kept of a job."""
 
-    __slots__ = ("_exact", "_ledger")
+    __slots__ = ("_compared", "_exact", "_ledger")
 
     def __init__(self, ledger: Ledger, *, exact: bool) -> None:
         self._ledger = ledger
         self._exact = exact
+        # What was found to be the same, by routine; it is replaced, not changed, so once is enough.
+        self._compared: dict[str | None, tuple[object, object]] = {}
 
     def take(self, step: StepInput) -> None:
         """Look at a step that begins, and take a place for it."""
@@ -124,10 +126,19 @@ class Beginnings:
         ledger = self._ledger
         task = step.task
         seen, known = step.state, ledger.state.get(task.routine_id)
-        if (seen or known) and not same(known or {}, seen):
-            self._wrong_snapshot(step, f"the state of {task.routine_id}", known or {}, seen)
-        if step.shared is not ledger.shared and not same(ledger.shared, step.shared):
-            self._wrong_snapshot(step, "the shared data", ledger.shared, step.shared)
+        if seen or known:
+            was = self._compared.get(task.routine_id)
+            if was is None or was[0] is not seen or was[1] is not known:
+                if not same(known or {}, seen):
+                    self._wrong_snapshot(step, f"the state of {task.routine_id}", known or {}, seen)
+                self._compared[task.routine_id] = seen, known
+        seen, known = step.shared, ledger.shared
+        if seen or known:
+            was = self._compared.get(None)
+            if was is None or was[0] is not seen or was[1] is not known:
+                if not same(known, seen):
+                    self._wrong_snapshot(step, "the shared data", known, seen)
+                self._compared[None] = seen, known
         if task.payload is not account.task.payload and not same(
             account.task.payload, task.payload
         ):

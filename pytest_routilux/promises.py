@@ -80,6 +80,7 @@ class Policy:
         "_exact",
         "_growth",
         "_jitter",
+        "_retryable",
         "deadline",
         "given_up",
         "handler",
@@ -99,6 +100,7 @@ class Policy:
         self._jitter: Final = _decimal(handler.jitter)
         self._growth: Final = _decimal(handler.retry_backoff)
         self._exact: Final = [_decimal(handler.retry_delay)]  # before retry 1, 2, …, in seconds
+        self._retryable: Final[dict[type[BaseException], bool]] = {}
         self._bounds: Final[list[tuple[int, int]]] = []
 
     def bounds(self, retry: int) -> tuple[int, int] | None:
@@ -123,14 +125,15 @@ class Policy:
 
     def is_retryable(self, kind: type[BaseException]) -> bool:
         """Return whether trying again is meant to help against such an error."""
-        if issubclass(kind, RetryAfter):
-            return True
-        handler = self.handler
-        return (
-            issubclass(kind, handler.retryable_exceptions)
-            and not issubclass(kind, handler.non_retryable_exceptions)
-            and not issubclass(kind, _NEVER)
-        )
+        known = self._retryable.get(kind)
+        if known is None:
+            handler = self.handler
+            known = self._retryable[kind] = issubclass(kind, RetryAfter) or (
+                issubclass(kind, handler.retryable_exceptions)
+                and not issubclass(kind, handler.non_retryable_exceptions)
+                and not issubclass(kind, _NEVER)
+            )
+        return known
 
 
 @final

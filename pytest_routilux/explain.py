@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.cells import cut, cut_middle, padded, plain, width, wrapped
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import recover, undisturbed
-from pytest_routilux.evidence import calls_of
+from pytest_routilux.evidence import repeated
 from pytest_routilux.failures import seconds
 from pytest_routilux.isolation import ENDS_PROCESS
 from pytest_routilux.oracle import compare_views, masked, unordered, view_of
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from pytest_routilux.oracle import Finding
     from pytest_routilux.shrink import Cause
     from pytest_routilux.simulation import Case
-    from pytest_routilux.world import Call, World
+    from pytest_routilux.world import World
 
 __all__ = ["explain", "explain_cause"]
 
@@ -188,7 +188,7 @@ def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, ce
     what = " ".join(finding.what.split())
     if finding.kind in ("effect-repeated", "key-unstable"):
         world = known.run.world if disturbed is None else disturbed.world
-        call, was, again = _repeated(known, world, finding)
+        call, was, again = repeated(known, world, finding)
         if call is not None:
             tail = f" ran {len(again)}x"
             tail += " under other keys" if call.key else f", undisturbed run {was}x"
@@ -282,26 +282,8 @@ def _compared(
     return found
 
 
-def _repeated(
-    known: Reference, world: World, finding: Finding
-) -> tuple[Call | None, int, list[Call]]:
-    """Return the call that a finding is about, how often it was made undisturbed, and all now."""
-    effect = finding.path.removeprefix("effects.")
-    calls = calls_of(world, effect)
-    told = [call for call in calls if call.at_ns == finding.at_ns] or calls
-    if not told:
-        return None, 0, []
-    trie = known.trie.get("effects", {}).get(effect, {}).get("*", {})
-    inputs = masked(dict(told[-1].arguments), trie)
-    was, again = (
-        [call for call in made if same_value(masked(dict(call.arguments), trie), inputs)]
-        for made in (calls_of(known.run.world, effect), calls)
-    )
-    return told[-1], len(was), again
-
-
 def _effect_rows(known: Reference, finding: Finding, world: World) -> list[Row]:
-    call, was, again = _repeated(known, world, finding)
+    call, was, again = repeated(known, world, finding)
     if finding.kind == "effect-lost" or call is None:
         return list(finding.rows)
     keys = ", ".join(

@@ -53,7 +53,8 @@ class Finding:
 
     `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
     together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
-    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run.
+    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
+    `call` the effect that it is about, `hint` a line of the user's code.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Finding:
     rows: list[tuple[str, str, str]] = field(default_factory=list)
     at_ns: int | None = None
     hint: str = ""
+    call: Call | None = None
 
     @property
     def signature(self) -> tuple[str, str | None, str]:
@@ -352,7 +354,7 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
             what = f"{shown} ran {len(calls)}x under different keys: {', '.join(map(_key, keys))}"
             kind = "key-unstable"
         path = f"effects.{last.effect}"
-        return Finding(kind, what, path, last.routine_id, rows, last.at_ns, last.where)
+        return Finding(kind, what, path, last.routine_id, rows, last.at_ns, last.where, last)
     for identity, calls in was.items():
         known = is_.get(identity, [])
         if _distinct(known) < _distinct(calls):
@@ -394,6 +396,7 @@ def unstable_key(world: World) -> Finding | None:
             ],
             call.at_ns,
             call.where,
+            call,
         )
     return None
 

@@ -19,9 +19,9 @@ from pytest_routilux.crash import crash_points, recover, undisturbed
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.laws import broken_law
 from pytest_routilux.oracle import (
+    Expected,
     Finding,
     compare_effects,
-    compare_views,
     trie_of,
     unstable_key,
     varying,
@@ -95,6 +95,7 @@ class Reference:
     view: View
     mask: Mask
     trie: Trie = field(default_factory=dict)
+    expected: Expected = field(default_factory=lambda: Expected({}, {}, ordered=True))
     ordered: bool = True
     custom: object = None
     finding: Finding | None = None
@@ -192,6 +193,7 @@ def reference(
     known.ordered = plan.width == 1
     known.mask = varying(known.view, views, ordered=known.ordered)
     known.trie = trie_of(known.mask)
+    known.expected = Expected(known.view, known.trie, ordered=known.ordered)
     if checks.view is not None:
         known.custom = checks.view(Outcome(run.job, run.world.calls))
     known.finding = unstable_key(run.world) or _invariant(checks, run.job, run.world)
@@ -215,7 +217,7 @@ def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | N
         if difference is not None:
             return Finding("view-differs", f"view(outcome) differs: {difference}", difference.path)
     else:
-        finding = compare_views(known.view, view_of(job, world), known.trie, ordered=known.ordered)
+        finding = known.expected.compare(view_of(job, world))
         if finding is not None:
             return finding
     return _invariant(checks, job, world)

@@ -31,9 +31,9 @@ from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
 from pytest_routilux.forks import Reply, Zygote, can_fork
 from pytest_routilux.hidden import HiddenChange
 from pytest_routilux.oracle import (
+    Expected,
     Finding,
     compare_effects,
-    compare_views,
     trie_of,
     varying,
     view_of,
@@ -264,9 +264,8 @@ def _is_told(finding: Finding, other: Finding | None) -> bool:
 
 def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:
     job_id = known.run.case.job_id
-    return compare_effects(known.run.world, world, trie) or compare_views(
-        known.view, _view(job_id, world), trie, ordered=known.ordered
-    )
+    expected = Expected(known.view, trie, ordered=known.ordered)
+    return compare_effects(known.run.world, world, trie) or expected.compare(_view(job_id, world))
 
 
 def _view(job_id: str, world: World) -> View:

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from routilux import JobState
 
 __all__ = [
+    "Expected",
     "Finding",
     "Mask",
     "Trie",
     "compare_effects",
-    "compare_views",
     "masked",
     "trie_of",
     "unstable_key",
@@ -229,38 +229,50 @@ _KINDS: Final = {
 }
 
 
-def compare_views(view: View, other: View, trie: Trie, *, ordered: bool) -> Finding | None:
-    """Return how a disturbed view differs from the undisturbed one, apart from effects."""
-    a, b = _without_effects(masked(view, trie)), _without_effects(masked(other, trie))
-    if _same_bytes(a, b) or same_value(a, b):
-        return None
-    sort = _sorted_bags if ordered else unordered
-    a, b = sort(a), sort(b)
-    difference = None if _same_bytes(a, b) else first_difference(a, b)
-    if difference is None:
-        return None
-    path = difference.path.removeprefix("$.")
-    part, routine = _place(path, a, b)
-    kind = _KINDS.get(part, "state-differs")
-    if part == "tasks" or path.endswith((".attempts", ".retries")):
-        kind = "attempts-differ"
-    return Finding(
-        kind,
-        f"{path}: {_short(difference.expected)} undisturbed, {_short(difference.actual)}"
-        " with this crash",
-        path,
-        routine,
-        rows=_rows(a, b),
-    )
+class Expected:
+    """What a disturbed view is compared with: an undisturbed one, apart from what varies.
+
+    `ordered`: one worker, so that the order of the user's lists counts.
+    """
+
+    def __init__(self, view: View, trie: Trie, *, ordered: bool) -> None:
+        self._trie = trie
+        self._sort = _sorted_bags if ordered else unordered
+        self._plain = _without_effects(masked(view, trie))
+        self._sorted: View | None = None  # made when first needed, as most views are equal
+        self._bytes = _bytes(self._plain)
+
+    def compare(self, view: View) -> Finding | None:
+        """Return how a view differs, apart from effects; None where it does not."""
+        other = _without_effects(masked(view, self._trie))
+        if self._bytes is None:
+            if same_value(self._plain, other):
+                return None
+        elif self._bytes == _bytes(other):
+            return None
+        if self._sorted is None:
+            self._sorted = self._sort(self._plain)
+        a, b = self._sorted, self._sort(other)
+        difference = first_difference(a, b)
+        if difference is None:
+            return None
+        path = difference.path.removeprefix("$.")
+        part, routine = _place(path, a, b)
+        kind = _KINDS.get(part, "state-differs")
+        if part == "tasks" or path.endswith((".attempts", ".retries")):
+            kind = "attempts-differ"
+        expected, actual = _short(difference.expected), _short(difference.actual)
+        what = f"{path}: {expected} undisturbed, {actual} with this crash"
+        return Finding(kind, what, path, routine, rows=_rows(a, b))
 
 
-def _same_bytes(a: View, b: View) -> bool:
-    # Ten times as fast as a walk where both are plain data: equal bytes are the same values. The
+def _bytes(view: View) -> bytes | None:
+    # Ten times as fast as a walk where all is plain data: equal bytes are the same values. The
     # second version of the format says nothing about how the objects are shared.
     try:
-        return marshal.dumps(a, 2) == marshal.dumps(b, 2)
+        return marshal.dumps(view, 2)
     except ValueError:
-        return False
+        return None
 
 
 def _without_effects(view: View) -> View:

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pytest_routilux.oracle import (
+    Expected,
     canonical,
     compare_effects,
-    compare_views,
     masked,
     trie_of,
     unordered,
@@ -40,7 +40,7 @@ def changed(**parts: Any) -> dict[str, Any]:
 
 
 def test_equal_views_differ_in_nothing() -> None:
-    assert compare_views(VIEW, changed(), {}, ordered=True) is None
+    assert Expected(VIEW, {}, ordered=True).compare(changed()) is None
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_equal_views_differ_in_nothing() -> None:
 def test_a_view_that_differs_is_told_with_its_place(
     parts: dict[str, Any], kind: str, path: str
 ) -> None:
-    finding = compare_views(VIEW, changed(**parts), {}, ordered=True)
+    finding = Expected(VIEW, {}, ordered=True).compare(changed(**parts))
     assert finding is not None
     assert kind == finding.kind
     assert finding.path.startswith(path)
@@ -66,12 +66,12 @@ def test_a_view_that_differs_is_told_with_its_place(
 
 def test_the_order_of_what_the_engine_did_does_not_count_that_of_the_user_does() -> None:
     swapped = changed(emissions={"a.output": VIEW["emissions"]["a.output"][::-1]})
-    assert compare_views(VIEW, swapped, {}, ordered=True) is None
+    assert Expected(VIEW, {}, ordered=True).compare(swapped) is None
     mine, other = changed(shared={"words": ["a", "b"]}), changed(shared={"words": ["b", "a"]})
-    assert compare_views(mine, other, {}, ordered=True) is not None
-    assert compare_views(mine, other, {}, ordered=False) is None  # several workers
+    assert Expected(mine, {}, ordered=True).compare(other) is not None
+    assert Expected(mine, {}, ordered=False).compare(other) is None  # several workers
     lost = changed(shared={"words": ["b"]})
-    assert compare_views(mine, lost, {}, ordered=False) is not None
+    assert Expected(mine, {}, ordered=False).compare(lost) is not None
 
 
 def test_what_varies_of_itself_is_compared_by_presence() -> None:
@@ -82,9 +82,9 @@ def test_what_varies_of_itself_is_compared_by_presence() -> None:
     mask = varying(VIEW, [later], ordered=True)
     assert {("shared", "at"), ("emissions", "a.output", "*", "at")} == mask
     trie = trie_of(mask)
-    assert compare_views(VIEW, later, trie, ordered=True) is None
+    assert Expected(VIEW, trie, ordered=True).compare(later) is None
     wrong = changed(shared={"sum": 4, "at": "12:00"})
-    finding = compare_views(VIEW, wrong, trie, ordered=True)
+    finding = Expected(VIEW, trie, ordered=True).compare(wrong)
     assert finding is not None
     assert "shared.sum" == finding.path
 

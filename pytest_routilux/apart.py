@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import pickle
 import sys
-import warnings
+from ast import literal_eval
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.choices import FIFO
@@ -39,7 +40,8 @@ __all__ = [
     "Told",
     "folded",
     "hidden_there",
-    "owner_of",
+    "kept_at",
+    "put_back",
     "recovered_there",
     "replay",
     "undisturbed_there",
@@ -140,9 +142,7 @@ def recovered_there(
     kept: tuple[Place, bytes] | None,
 ) -> Ran:
     if kept is not None:
-        place, data = kept
-        owner, attribute = owner_of(place)
-        setattr(owner, attribute, pickle.loads(data))  # written by a sibling of this process
+        put_back(*kept)
     durable = _commits(case.job_id, rows)
     states = [JobState(case.job_id)]
     for commit in durable:
@@ -153,7 +153,25 @@ def recovered_there(
     return _ran(recover(run, point, told=True).world)
 
 
-def owner_of(place: Place) -> tuple[Any, str]:
+def kept_at(place: Place) -> bytes | None:
+    """Return what stands at a place, to be put back there; None if it can't be kept."""
+    with suppress(Exception):
+        value = getattr(*_owner(place))
+        if type(value) is count:  # which is not to be pickled any more
+            return pickle.dumps((count, literal_eval(repr(value).removeprefix("count"))))
+        return pickle.dumps((None, value))
+    return None
+
+
+def put_back(place: Place, data: bytes) -> None:
+    """Let stand at a place what `kept_at` gave, here or in a sibling of this process."""
+    kind, value = pickle.loads(data)
+    if kind is not None:
+        value = kind(*value) if isinstance(value, tuple) else kind(value)
+    setattr(*_owner(place), value)
+
+
+def _owner(place: Place) -> tuple[Any, str]:
     _, module, name = place
     owner: Any = sys.modules[module]
     *path, last = name.split(".")
@@ -172,10 +190,7 @@ class _Keeps(Fault):
 
     def after_write(self, commit: Commit) -> None:
         if commit.seq == self._seq:
-            value = getattr(*owner_of(self._place))
-            with suppress(Exception), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # itertools will not be pickled for ever
-                self.data = pickle.dumps(value)
+            self.data = kept_at(self._place)
 
 
 def value_there(

@@ -12,12 +12,11 @@ Laws:
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.apart import hidden_there, owner_of
+from pytest_routilux.apart import hidden_there, kept_at, put_back
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
@@ -280,10 +279,10 @@ def _twice(
 ) -> tuple[list[tuple[str, str, str]], _Trace]:
     """Run a case twice; what stands at a place is put back in between."""
     before = globals_of(users_modules())
-    kept = None if place is None else pickle.dumps(getattr(*owner_of(place)))
+    kept = None if place is None else kept_at(place)
     _trace(case, tell, start_ns)
     after = globals_of(users_modules())
     if place is not None and kept is not None:
-        setattr(*owner_of(place), pickle.loads(kept))  # from this very process
+        put_back(place, kept)
     changed = [where for where, held in before.items() if held != after.get(where)]
     return changed, _trace(case, tell, start_ns)

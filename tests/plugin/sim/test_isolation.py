@@ -25,6 +25,7 @@ from pytest_routilux.examine import Checks, Coverage, Examination, examine, refe
 from pytest_routilux.simulation import Case
 from routilux import Commit, ErrorHandler, Flow, Routine
 from routilux.instants import instant_ns
+from tests.plugin.inner import run_inside
 
 START = instant_ns("2026-01-01")
 pytestmark = pytest.mark.skipif(not forks.can_fork(), reason="needs os.fork")
@@ -459,3 +460,81 @@ def test_children_do_not_share_their_random_numbers() -> None:
 
 def draw(subject: Any, tell: Any) -> float:
     return random.random()
+
+
+# --- as a user sees it ----------------------------------------------------------------------------
+
+
+USERS = """
+import os
+from routilux import ErrorHandler, Flow, Routine
+
+tries = 0
+
+class Orders(Routine):
+    def __init__(self):
+        super().__init__()
+        self.define_slot("trigger", handler=self.orders)
+        self.define_event("output", ["id"])
+
+    def orders(self, id):
+        self.emit("output", id=id)
+
+class Dies(Orders):
+    def orders(self, id):
+        os.kill(os.getpid(), 9)
+
+class Counts(Orders):
+    def orders(self, id):
+        global tries
+        tries += 1
+        if tries < 3:
+            raise OSError
+
+def build(kind):
+    flow = Flow("shop")
+    flow.add_routine(Orders(), "orders")
+    flow.add_routine(kind(), "charge")
+    flow.connect("orders", "output", "charge", "trigger")
+    flow.set_error_handler(ErrorHandler("retry", retry_delay=0.1))
+    return flow
+
+def test_dies(flow_sim):
+    flow_sim.crash_everywhere(lambda: build(Dies), "orders", {"id": 7})
+
+def test_counts(flow_sim):
+    flow_sim.crash_everywhere(lambda: build(Counts), "orders", {"id": 7})
+"""
+
+
+def test_a_test_whose_handler_kills_its_process_fails_with_its_name(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(USERS)
+    result = run_inside(pytester, "-k", "dies")
+    result.assert_outcomes(failed=1, deselected=1)
+    result.stdout.fnmatch_lines(
+        [
+            "PROCESS KILLED: charge (task 0.0, attempt 1) kills its process: SIGKILL *",
+            "*0.0  charge  attempt 1 starts",
+            "  > * the host ends: SIGKILL",
+        ]
+    )
+
+
+def test_a_reproducer_of_progress_in_a_module_starts_another_process_again(
+    pytester: pytest.Pytester,
+) -> None:
+    pytester.makepyfile(USERS)
+    result = run_inside(pytester, "-k", "counts")
+    result.assert_outcomes(failed=1, deselected=1)
+    result.stdout.fnmatch_lines(["STATE IN A MODULE: charge *", "  > *:tries * 0 -> 1 * 0"])
+    repro = next(
+        word
+        for line in result.outlines
+        for word in line.split()
+        if word.startswith("--routilux-repro=")
+    )
+    again = run_inside(pytester, "-k", "counts", repro)
+    again.assert_outcomes(failed=1, deselected=1)
+    again.stdout.fnmatch_lines(["STATE IN A MODULE: charge *", "*: fails"])

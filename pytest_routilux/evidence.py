@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.hidden import HiddenChange, hidden_state
 from pytest_routilux.isolation import ENDS_PROCESS
+from pytest_routilux.oracle import masked
 from pytest_routilux.world import Call
 from routilux import Commit
 from routilux.values import same_value
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_routilux.examine import Reference
+    from pytest_routilux.oracle import Finding
     from pytest_routilux.world import World
 
-__all__ = ["calls_of", "changed_by", "handler_place", "key_part", "recorded_by"]
+__all__ = ["calls_of", "changed_by", "handler_place", "key_part", "recorded_by", "repeated"]
 
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 _TIME: Final = re.compile(
@@ -59,6 +61,32 @@ def handler_place(known: Reference, routine_id: str | None) -> str | None:
 def calls_of(world: World, effect: str) -> list[Call]:
     """Return the calls of an effect in their order."""
     return [call for call in world.calls if call.effect == effect]
+
+
+def repeated(
+    known: Reference, world: World, finding: Finding
+) -> tuple[Call | None, int, list[Call]]:
+    """Return the call that a finding is about, how often it was made undisturbed, and all now."""
+    effect = finding.path.removeprefix("effects.")
+    calls = calls_of(world, effect)
+    usual = calls_of(known.run.world, effect)
+    trie = known.trie.get("effects", {}).get(effect, {}).get("*", {})
+    last: tuple[Call | None, int, list[Call]] = None, 0, []
+    lost = finding.kind == "effect-lost"
+    about = [call for call in calls if finding.at_ns in (None, call.at_ns)] or calls
+    if lost:
+        about = usual
+    for call in reversed(about):
+        inputs = masked(dict(call.arguments), trie)
+        was, again = (
+            [made for made in some if same_value(masked(dict(made.arguments), trie), inputs)]
+            for some in (usual, calls)
+        )
+        if len(again) < len(was) if lost else len(again) > len(was):
+            return call, len(was), again
+        if last[0] is None:
+            last = call, len(was), again
+    return last
 
 
 def recorded_by(world: World, call: Call) -> str | None:

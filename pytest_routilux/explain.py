@@ -19,7 +19,7 @@ from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.evidence import repeated
 from pytest_routilux.failures import seconds
 from pytest_routilux.isolation import ENDS_PROCESS
-from pytest_routilux.oracle import compare_views, masked, unordered, view_of
+from pytest_routilux.oracle import masked, unordered, view_of
 from pytest_routilux.reasons import Asked, reason_of
 from pytest_routilux.repro import broken_over_lines
 from pytest_routilux.story import call_text, short_error, story, table
@@ -186,12 +186,13 @@ def _headline(known: Reference, finding: Finding, disturbed: Disturbed | None, w
 def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, cells: int) -> str:
     """Return the finding in one line: what is so with the crash, and how it is undisturbed."""
     what = " ".join(finding.what.split())
-    if finding.kind in ("effect-repeated", "key-unstable"):
+    if finding.kind in ("effect-repeated", "key-unstable", "effect-lost"):
         world = known.run.world if disturbed is None else disturbed.world
         call, was, again = repeated(known, world, finding)
         if call is not None:
             tail = f" ran {len(again)}x"
-            tail += " under other keys" if call.key else f", undisturbed run {was}x"
+            unstable = finding.kind == "key-unstable"
+            tail += " under other keys" if unstable else f", undisturbed run {was}x"
             return f"{call_text(call, cells - len(tail))}{tail}"
     if disturbed is None or disturbed.life.job is None:
         return what
@@ -255,7 +256,7 @@ def _compared(
         other = view_of(disturbed.life.job, disturbed.world)
         if finding.path.startswith("effects."):
             rows = _effect_rows(known, finding, disturbed.world)
-            more = compare_views(known.view, other, known.trie, ordered=known.ordered)
+            more = known.expected.compare(other)
             rows += [] if more is None else more.rows
         rows = [_told(row, known, disturbed) for row in rows]
         equal = [] if finding.kind in _ELSEWHERE else _equal(known, other)
@@ -284,12 +285,13 @@ def _compared(
 
 def _effect_rows(known: Reference, finding: Finding, world: World) -> list[Row]:
     call, was, again = repeated(known, world, finding)
-    if finding.kind == "effect-lost" or call is None:
+    if call is None:
         return list(finding.rows)
     keys = ", ".join(
         "none" if call.key is None else cut_middle(str(call.key), _LONGEST_KEY) for call in again
     )
-    return [(call_text(call, _LONGEST_NAME), f"x{was}", f"x{len(again)}   keys: {keys}")]
+    shown = f"   keys: {keys}" if again else ""
+    return [(call_text(call, _LONGEST_NAME), f"x{was}", f"x{len(again)}{shown}")]
 
 
 def _told(row: Row, known: Reference, disturbed: Disturbed) -> Row:

@@ -163,10 +163,9 @@ def broken_over_lines(text: str, cells: int, most: int, indent: int) -> list[str
     It is broken between words, and a quoted word where it must be, at the left edge. Where that
     takes more than `most` lines the longest word is cut, and is no longer to be pasted.
 
-    >>> print("\n".join(broken_over_lines('pytest "a.py::test" -k x', 20, 4, 6)))
+    >>> print("\n".join(broken_over_lines('pytest "a.py::test" -k x', 24, 4, 6)))
     pytest \
-          "a.py::test" \
-          -k x
+          "a.py::test" -k x
     """
     words = [cut_middle(word, most * cells) for word in _WORD.findall(plain(text))]
     while True:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.cells import cut, cut_middle, cut_start, padded, plain, width
+from pytest_routilux.evidence import repeated
 from pytest_routilux.failures import seconds
 from pytest_routilux.oracle import canonical, masked
 from pytest_routilux.world import Call, Note
@@ -67,7 +68,7 @@ def story(
     entries = _told(world.log, point)
     start = world.log[0][0] if world.log else 0
     died = [i for i, entry in enumerate(entries) if _is_crash(entry)]
-    different = _first_difference(entries, known, finding, died[0]) if died else None
+    different = _first_difference(world, entries, known, finding, died[0]) if died else None
     lines = []
     pending: dict[str, int | None] = {}
     for index, (at_ns, host, what) in enumerate(entries):
@@ -253,17 +254,13 @@ def where_text(where: str, root: Path) -> str:
 
 
 def _first_difference(
-    entries: Sequence[Entry], known: Reference, finding: Finding, crash: int
+    world: World, entries: Sequence[Entry], known: Reference, finding: Finding, crash: int
 ) -> int | None:
     """Return the index of the first thing after a crash that the undisturbed run did not do."""
     if finding.path.startswith("effects."):
-        effect = finding.path.removeprefix("effects.")
-        for index, (at_ns, _, what) in enumerate(entries):
-            if index <= crash or not isinstance(what, Call) or what.effect != effect:
-                continue
-            if finding.at_ns is None or at_ns >= finding.at_ns:
-                return index
-        return None
+        call = repeated(known, world, finding)[0]
+        again = (i for i, entry in enumerate(entries) if i > crash and entry[2] is call)
+        return next(again, None)
     trie = known.trie
     usual = {_trace(what, trie) for what in known.run.durable}
     for index, (_, _, what) in enumerate(entries):
@@ -332,7 +329,7 @@ def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> st
         head += f"effect #{line.call.number}  "
         room = cells - width(head) - width(line.where) - 6
         whole = width(call_text(line.call, room, named=False))
-        tail = shown(line.call.result, max(12, room - whole))
+        tail = shown(line.call.result, max(8, room - whole))
         text = f"{head}{call_text(line.call, room - width(tail), named=False)} -> {tail}"
     else:
         who = (

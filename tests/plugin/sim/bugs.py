@@ -160,3 +160,33 @@ class CountingOrders(Orders):
     def take(self, order: str, amount: float) -> None:
         self.taken += 1
         self.emit("output", order=order, amount=amount)
+
+
+class AtOnce(Charge):
+    """Charges several orders at the same instant."""
+
+    max_concurrency = 3
+
+    def charge(self, order: str, amount: float) -> None:
+        self.ctx.sleep(0.1)
+        self.emit("output", receipt=gateway(order=order, amount=amount))
+
+
+class ThreeOrders(Orders):
+    def take(self, order: str, amount: float) -> None:
+        for letter in "abc":
+            self.emit("output", order=order + letter, amount=amount)
+
+
+class FirstTwoFree(Charge):
+    """Charges from the third order on, by an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.served: list[str] = []
+
+    def charge(self, order: str, amount: float) -> None:
+        if len(self.served) > 1:
+            gateway(order=order, amount=amount, key=self.ctx.key("charge"))
+        self.served.append(order)
+        self.emit("output", receipt=order)

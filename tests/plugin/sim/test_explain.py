@@ -534,6 +534,33 @@ def test_a_record_of_something_else_is_not_taken_for_that_of_the_call() -> None:
     assert "why    the call carried no key, so the gateway could not tell" in text
 
 
+def test_of_calls_at_one_instant_the_one_that_is_repeated_is_told() -> None:
+    def build() -> Flow:
+        flow = bugs.shop(bugs.AtOnce, bugs.ThreeOrders)
+        flow.execution_strategy = "concurrent"
+        return flow
+
+    case = Case(build, "orders", {"order": "A7", "amount": 19.9})
+
+    text = told(case)
+
+    assert "gateway.charge('A7a', 19.9) ran 2x, undisturbed run 1x" in text
+    marked = [line for line in text.splitlines() if line.startswith("  > ") and "effect #" in line]
+    assert 1 == len(marked)
+    assert "gateway.charge('A7a', 19.9)" in marked[0]
+
+
+def test_an_effect_that_is_lost_names_the_attribute_that_it_may_hang_on() -> None:
+    text = told(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
+
+    head = "EFFECT LOST: gateway.charge(order='A7c', amount=19.9) ran 0x, undisturbed run 1x"
+    assert text.startswith(head)
+    assert "changes self.served." in text
+    assert "begins with [] again; see whether the call of gateway.charge hangs on it" in " ".join(
+        text.split()
+    )
+
+
 def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> None:
     text = told(case_of(bugs.OwnBudget, bugs.CountingOrders))
 

@@ -448,6 +448,8 @@ class _WorldJournal:
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
         if self._checked:
             self._read_back(commit)
+        else:
+            _refuse_unsaved(commit)
         for fault in self._faults:
             fault.before_write(commit)
         world.committed(commit)
@@ -500,6 +502,17 @@ class _WorldJournal:
             f"{targets and f' (it went to {targets})'}: {difference or text}"
         )
         self._host.broken("payload-changed", what, culprit or commit)
+
+
+def _refuse_unsaved(commit: Commit) -> None:
+    """Raise `UnserializableError` where a store would; `once` looks at its results by itself."""
+    for index, emission in enumerate(commit.emissions):
+        if not emission.flat:
+            codec.encode(emission.payload, f"$.emissions[{index}].payload")
+    if commit.state is not None:
+        codec.encode(commit.state.values, "$.state.values")
+    if commit.shared is not None:
+        codec.encode(commit.shared.values, "$.shared.values")
 
 
 class _ChoosingMachine(Machine):

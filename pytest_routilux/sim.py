@@ -116,17 +116,20 @@ class FlowSim:
         invariant: Callable[[Outcome], object] | None = None,
         always: Callable[[JobState], object] | None = None,
         view: Callable[[Outcome], object] | None = None,
+        isolated: bool = True,
     ) -> Coverage:
         """Let a host die at every point of a job, and prove that others bring it to the same end.
 
         `invariant` must hold of every outcome and `always` of the job after every commit: they
         return False or fail an assertion where they don't. `view` gives what is compared with the
-        undisturbed run, in place of all that a user can see. Returns what was tried; fails the
-        test with the smallest cause of what it finds first.
+        undisturbed run, in place of all that a user can see. A sample of the hosts lives in forks
+        of this process, so that progress in module globals is found; `isolated=False` leaves that
+        out, for flows that hold a connection which a fork would spoil. Returns what was tried;
+        fails the test with the smallest cause of what it finds first.
         """
         __tracebackhide__ = True
         case = _case(build, entry, params, slot, faults, always)
-        checks = Checks(invariant, view)
+        checks = Checks(invariant, view, isolated)
         if self._repro is None:
             result = examine(case, START, checks)
         else:

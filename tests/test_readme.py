@@ -20,7 +20,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=("outlives", "functions"))
+@pytest.mark.parametrize("code", blocks("python"), ids=("outlives", "crash", "functions"))
 def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)
 
@@ -30,7 +30,7 @@ def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> Non
 
 
 def test_the_report_is_what_the_showcase_prints() -> None:
-    (excerpt,) = blocks("text")
+    excerpt, _ = blocks("text")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"),
@@ -52,6 +52,24 @@ def test_the_report_is_what_the_showcase_prints() -> None:
 
     assert 0 == done.returncode, done.stdout
     assert [] == [line for line in excerpt.splitlines() if line and line not in printed]
+
+
+def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pytester) -> None:
+    _, excerpt = blocks("text")
+    [code] = [block for block in blocks("python") if "crash_everywhere" in block]
+    bare = code.replace(', key=self.ctx.key("charge")', "")
+    assert bare != code
+    pytester.makepyfile(test_payment=bare)
+
+    result = run_inside(pytester)
+
+    result.assert_outcomes(failed=1)
+    printed = [_untimed(line) for line in result.stdout.lines]
+    assert [] == [line for line in excerpt.splitlines() if line and _untimed(line) not in printed]
+
+
+def _untimed(line: str) -> str:
+    return re.sub(r"\d+\.\d\d s;", "… s;", line).rstrip()
 
 
 def test_every_fixture_of_the_plugin_is_in_the_table_and_no_other() -> None:

@@ -316,7 +316,10 @@ class _Walk:
                 f" commits have {len(ledger.outputs)} and {ledger.dropped}"
             )
             broken("outputs-not-folded", what, None)
-        if job.status is not _COMPLETED:
+        if job.status is not ledger.status:
+            what = f"the job is {job.status.value}; by its commits it is {ledger.status.value}"
+            broken("status-not-folded", what, None)
+        if ledger.open or job.pending_tasks:
             self._still_pending(life)
 
     def _stalled(self) -> None:

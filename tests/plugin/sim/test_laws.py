@@ -309,6 +309,10 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
         lambda job: setattr(job.routine_states["first"], "attempts", 9)
     ),
     "shared-not-folded": _in_memory(lambda job: setattr(job, "shared_data", {})),
+    "status-not-folded": _in_memory(lambda job: setattr(job, "status", JobStatus.FAILED)),
+    "pending-not-folded": _in_memory(
+        lambda job: job._pending.update(job.at(RETRY)._pending),
+    ),
     "outputs-not-folded": _in_memory(lambda job: job.outputs.clear()),
 }
 

@@ -274,6 +274,17 @@ class _Points:
             at,
             step=step,
         )
+        if call.routine_id not in self._deadlines:
+            yield self._point(
+                "around an effect",
+                f"{place}.long",
+                f"{who}: after {effect}; no host is there for an hour",
+                commits,
+                calls + 1,
+                at,
+                at + _LONG,
+                step=step,
+            )
 
     def _around_write(
         self, commit: Commit, commits: int, calls: int, at: int

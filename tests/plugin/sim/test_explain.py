@@ -59,7 +59,7 @@ why    the call carried no key, so the gateway could not tell the repeat from a 
 fix    gateway.charge(..., key=self.ctx.key("charge")): the same on every attempt and host
        (its double has to know the parameter: flow_sim.effect("gateway.charge", key="key");
        ctx.once alone narrows this window but can't close it: a crash can come before its record)
-tried  18 of 18 crash points x 1 schedule, complete, 0.04 s; 3 points fail, all in this way
+tried  19 of 19 crash points x 1 schedule, complete, 0.04 s; 4 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.5361.0.0@a1.effect1
 """
 
@@ -221,7 +221,7 @@ why    once('charge') records the result after the call. The crash is between th
 fix    self.ctx.once("charge", gateway.charge, ..., key=self.ctx.key("charge")): the key closes the
        window that once leaves open
        (its double has to know the parameter: flow_sim.effect("gateway.charge", key="key"))
-tried  24 of 24 crash points x 1 schedule, complete, 0.04 s; 3 points fail, all in this way
+tried  25 of 25 crash points x 1 schedule, complete, 0.04 s; 4 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.3332.0.0@a1.effect1
 """
 
@@ -249,7 +249,7 @@ why    the call carried no key, so the gateway could not tell the repeat from a 
 fix    gateway.charge(..., key=self.ctx.key("charge")): the same on every attempt and host
        (its double has to know the parameter: flow_sim.effect("gateway.charge", key="key");
        ctx.once alone narrows this window but can't close it: a crash can come before its record)
-tried  29 of 29 crash points x 1 schedule, complete, 0.04 s; 3 points fail, all in this way
+tried  30 of 30 crash points x 1 schedule, complete, 0.04 s; 4 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.b836.0.0@a2.effect1+f2
 """
 
@@ -398,7 +398,7 @@ def test_coverage_that_is_not_complete_is_said() -> None:
     examination, finding, disturbed = parts(bugs.Charge)
     examination.coverage.executed["after a write"] -= 1
 
-    assert "cut at 17 of 18" in text_of(examination, finding, disturbed)
+    assert "cut at 18 of 19" in text_of(examination, finding, disturbed)
 
 
 # --- why and fix ----------------------------------------------------------------------------------

@@ -87,6 +87,11 @@ class ChargesUnderAFreshKey(Charge):
         self.paid_for(charge(order, amount, key=str(uuid.uuid4())))
 
 
+class ChargesUnderAKeyOfTheHour(Charge):
+    def charge(self, order: str, amount: float) -> None:
+        self.paid_for(charge(order, amount, key=f"{order}/{self.ctx.now():%H}"))
+
+
 class ChargesUnderAKeyOfTheTask(Charge):
     def charge(self, order: str, amount: float) -> None:
         self.paid_for(charge(order, amount, key=str(self.ctx.uuid())))
@@ -226,6 +231,13 @@ PLANTED = {
         "charge",
         "gateway.charge('A7', 19.9) ran 2x under different keys",
     ),
+    "a key with the time in it": Planted(
+        order_flow(ChargesUnderAKeyOfTheHour),
+        order_flow(ChargesUnderAKeyOfTheTask),
+        "key-unstable",
+        "charge",
+        "gateway.charge('A7', 19.9) ran 2x under different keys: A7/00, A7/01",
+    ),
     "a key with the attempt in it": Planted(
         order_flow(ChargesUnderAKeyOfTheAttempt),
         order_flow(ChargesThenFails),
@@ -283,7 +295,9 @@ def test_a_planted_bug_is_found_and_its_twin_is_clean(name: str) -> None:
 def test_a_double_charge_comes_from_the_points_between_the_effect_and_its_commit() -> None:
     result = examined(order_flow(ChargesWithoutKey))
     names = {point.name for point, _ in result.failures}
-    assert {"0.0@a1.effect1", "0.0@a1.end", "0.0@a1.end.refused"} == names
+    assert {f"0.0@a1.{place}" for place in ("effect1", "effect1.long", "end", "end.refused")} == (
+        names
+    )
 
 
 # --- what the user asks for -----------------------------------------------------------------------

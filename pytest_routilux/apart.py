@@ -20,7 +20,7 @@ from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import Undisturbed, recover, undisturbed
 from pytest_routilux.faults import Fault
 from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state, users_modules
-from pytest_routilux.simulation import Life
+from pytest_routilux.lives import Life
 from pytest_routilux.variations import Variation, vary
 from pytest_routilux.world import Call, Note, World
 from routilux import Commit, JobState, codec
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_routilux.crash import CrashPoint
-    from pytest_routilux.simulation import Case, SimClock
+    from pytest_routilux.lives import Case
+    from pytest_routilux.stepping import SimClock
     from routilux import Slot, StepInput
 
     Tell = Callable[[object], None]

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import Fault, StoreFails
+from pytest_routilux.lives import Case, HostCrash, Life
 from pytest_routilux.oracle import Finding
-from pytest_routilux.simulation import Case, HostCrash, Life, live
+from pytest_routilux.simulation import live
 from pytest_routilux.world import Call, World
 from routilux import (
     Commit,

@@ -32,7 +32,7 @@ from routilux.values import first_difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.simulation import Case
+    from pytest_routilux.lives import Case
 
     Row = dict[str, Any]
 

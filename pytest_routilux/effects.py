@@ -13,7 +13,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.simulation import running
+from pytest_routilux.stepping import running
 from pytest_routilux.world import Call
 from routilux import RoutiluxError
 from routilux.exchange import copied_payload

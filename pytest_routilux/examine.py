@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
+    from pytest_routilux.lives import Case, Life
     from pytest_routilux.oracle import Mask, Trie, View
-    from pytest_routilux.simulation import Case, Life
     from pytest_routilux.world import Call, World
     from routilux import Commit
 

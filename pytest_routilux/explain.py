@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from pytest_routilux.crash import CrashPoint, Disturbed
     from pytest_routilux.examine import Examination, Reference
+    from pytest_routilux.lives import Case
     from pytest_routilux.oracle import Finding
     from pytest_routilux.shrink import Cause
-    from pytest_routilux.simulation import Case
     from pytest_routilux.world import World
 
 __all__ = ["explain", "explain_cause"]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from datetime import timedelta
 
-    from pytest_routilux.simulation import SimClock
+    from pytest_routilux.stepping import SimClock
     from routilux import Commit, Flow, StepInput
 
 __all__ = ["ClockJump", "Fault", "FlowFaults", "Raises", "Slow", "StoreFails"]

@@ -46,7 +46,7 @@ from routilux.instants import SECOND, from_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from pytest_routilux.simulation import running
+    from pytest_routilux.stepping import running
 
 __all__ = ["frozen_clock", "frozen_simulation"]
 
@@ -302,7 +302,7 @@ def frozen_simulation(start_ns: int) -> Iterator[None]:
     Fails the test where another freeze is active already.
     """
     global _simulation
-    from pytest_routilux.simulation import running
+    from pytest_routilux.stepping import running
 
     if api.freeze_factories and _block is None:
         _refuse("flow_sim")

@@ -20,7 +20,7 @@ from routilux import UnserializableError, codec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.simulation import Case
+    from pytest_routilux.lives import Case
 
 __all__ = ["importable", "rows_by_seed"]
 

@@ -30,7 +30,8 @@ from routilux.policy import ErrorHandler
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from pytest_routilux.simulation import Case, SimClock
+    from pytest_routilux.lives import Case
+    from pytest_routilux.stepping import SimClock
     from routilux import StepInput
 
 __all__ = ["HiddenChange", "Places", "globals_of", "hidden_state", "is_users", "users_modules"]

@@ -146,7 +146,7 @@ def _simulate(folder: Path, request: Request) -> None:
     from pytest_routilux.choices import FIFO
     from pytest_routilux.crash import undisturbed
     from pytest_routilux.freeze import frozen_simulation
-    from pytest_routilux.simulation import Case
+    from pytest_routilux.lives import Case
 
     start_ns = request["start_ns"]
     params = codec.decode(request["params"], "$.params")

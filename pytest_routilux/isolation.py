@@ -30,6 +30,7 @@ from pytest_routilux.apart import (
 from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
 from pytest_routilux.forks import Reply, Zygote, can_fork
 from pytest_routilux.hidden import HiddenChange
+from pytest_routilux.lives import Life
 from pytest_routilux.oracle import (
     Expected,
     Finding,
@@ -38,7 +39,6 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
-from pytest_routilux.simulation import Life
 from pytest_routilux.variations import Variation, variations
 from pytest_routilux.world import Note, World
 from routilux import Commit, codec
@@ -48,8 +48,8 @@ if TYPE_CHECKING:
 
     from pytest_routilux.apart import Place, Told
     from pytest_routilux.examine import Coverage, Reference
+    from pytest_routilux.lives import Case
     from pytest_routilux.oracle import Trie, View
-    from pytest_routilux.simulation import Case
 
 __all__ = ["ENDS_PROCESS", "Hosts", "Killed"]
 

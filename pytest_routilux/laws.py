@@ -29,8 +29,8 @@ from routilux.values import first_difference
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from pytest_routilux.lives import Case, Life
     from pytest_routilux.oracle import Finding
-    from pytest_routilux.simulation import Case, Life
     from pytest_routilux.world import World
     from routilux import Commit
     from routilux.exchange import Task

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_routilux.crash import CrashPoint
-    from pytest_routilux.simulation import Case
+    from pytest_routilux.lives import Case
     from routilux import Flow
 
 __all__ = ["Repro", "Stale", "command", "digest_of"]

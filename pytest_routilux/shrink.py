@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from pytest_routilux.crash import CrashPoint
     from pytest_routilux.examine import Checks, Reference
+    from pytest_routilux.lives import Case
     from pytest_routilux.oracle import Finding
-    from pytest_routilux.simulation import Case
 
 __all__ = ["Cause", "shrink", "simplicity"]
 

@@ -28,10 +28,11 @@ from pytest_routilux.examine import (
     reference,
 )
 from pytest_routilux.explain import explain_cause
+from pytest_routilux.lives import Case
 from pytest_routilux.plugin import REPORTS, SIMULATIONS
 from pytest_routilux.repro import Repro, Stale, command
 from pytest_routilux.shrink import Cause, shrink
-from pytest_routilux.simulation import Case, live
+from pytest_routilux.simulation import live
 from pytest_routilux.swallowed import swallowed_crash
 from pytest_routilux.world import World
 from routilux.instants import instant_ns

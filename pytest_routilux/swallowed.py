@@ -17,11 +17,11 @@ from pytest_routilux.crash import undisturbed
 from pytest_routilux.examine import Coverage
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.oracle import Finding
-from pytest_routilux.simulation import SimClock, running
+from pytest_routilux.stepping import SimClock, running
 from routilux.step import run_step
 
 if TYPE_CHECKING:
-    from pytest_routilux.simulation import Case
+    from pytest_routilux.lives import Case
     from routilux import Context, Flow, StepInput
     from routilux.exchange import Effect
 

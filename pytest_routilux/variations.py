@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.choices import FIFO, Seeded
-from pytest_routilux.simulation import STEADY, Pace, live
+from pytest_routilux.lives import STEADY, Pace
+from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux.instants import SECOND
 
 if TYPE_CHECKING:
-    from pytest_routilux.simulation import Case, Life
+    from pytest_routilux.lives import Case, Life
     from routilux.flow import Plan
 
 __all__ = ["OTHER_START", "Variation", "variations", "vary"]

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_routilux.ledger import Account, Ledger
+    from pytest_routilux.lives import Life
     from pytest_routilux.promises import Policy, Promise
-    from pytest_routilux.simulation import Life
     from routilux import Commit, StepInput
     from routilux.exchange import Task
 

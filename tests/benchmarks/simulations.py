@@ -9,8 +9,9 @@ from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.crash import crash_points, recover, undisturbed
 from pytest_routilux.effects import Effect
 from pytest_routilux.examine import Checks, examine
+from pytest_routilux.lives import Case
 from pytest_routilux.shrink import shrink
-from pytest_routilux.simulation import Case, live
+from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import FakeClock, Flow, Routine, codec
 from showcase.flows import data_pipeline, fan_out_and_in, word_count

@@ -26,8 +26,8 @@ from pytest_routilux.examine import Checks, examine
 from pytest_routilux.faults import Raises
 from pytest_routilux.freeze import frozen_simulation
 from pytest_routilux.hidden import hidden_state
+from pytest_routilux.lives import Case
 from pytest_routilux.oracle import Finding
-from pytest_routilux.simulation import Case
 from pytest_routilux.swallowed import swallowed_crash
 from routilux import ErrorHandler, Flow, Routine
 from routilux.instants import instant_ns

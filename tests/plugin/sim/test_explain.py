@@ -22,10 +22,10 @@ from pytest_routilux.evidence import key_part
 from pytest_routilux.examine import Checks, Examination, examine
 from pytest_routilux.explain import explain, explain_cause
 from pytest_routilux.faults import Fault, Raises, Slow
+from pytest_routilux.lives import Case
 from pytest_routilux.oracle import Finding
 from pytest_routilux.repro import Repro, command
 from pytest_routilux.shrink import Cause, shrink
-from pytest_routilux.simulation import Case
 from pytest_routilux.world import Call
 from routilux import Commit, Flow, Routine
 from routilux.instants import instant_ns

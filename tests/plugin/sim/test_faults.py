@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_routilux.faults import FlowFaults
-from pytest_routilux.simulation import Case, Life, live
+from pytest_routilux.lives import Case, Life
+from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import FakeClock, FlowDefinitionError, JobState
 from showcase.flows import data_pipeline

@@ -22,7 +22,7 @@ import pytest
 from pytest_routilux import forks
 from pytest_routilux.effects import Effect
 from pytest_routilux.examine import Checks, Coverage, Examination, examine, reference
-from pytest_routilux.simulation import Case
+from pytest_routilux.lives import Case
 from routilux import Commit, ErrorHandler, Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.inner import run_inside

@@ -14,7 +14,8 @@ from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.crash import Undisturbed, crash_points, recover, undisturbed
 from pytest_routilux.examine import Checks, examine
 from pytest_routilux.laws import broken_law
-from pytest_routilux.simulation import Case, live
+from pytest_routilux.lives import Case
+from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import (
     Commit,

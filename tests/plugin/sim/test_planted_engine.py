@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pytest_routilux.examine import Checks, Examination, examine
-from pytest_routilux.simulation import Case
+from pytest_routilux.lives import Case
 from routilux import FakeClock
 from tests.plugin.sim.engine_bugs import BUGS, Bug
 

@@ -12,7 +12,7 @@ import pytest
 from pytest_routilux.effects import Effect
 from pytest_routilux.examine import Checks, examine
 from pytest_routilux.faults import Raises, Slow
-from pytest_routilux.simulation import Case
+from pytest_routilux.lives import Case
 from routilux import ErrorHandler, FakeClock, Flow, Routine
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 from pytest_routilux.crash import crash_points, recover
 from pytest_routilux.examine import Checks, Examination, examine, judge
 from pytest_routilux.faults import ClockJump, Fault, Raises, Slow
+from pytest_routilux.lives import Case
 from pytest_routilux.shrink import Cause, shrink, simplicity
-from pytest_routilux.simulation import Case
 from routilux.instants import instant_ns
 from tests.plugin.sim import bugs
 

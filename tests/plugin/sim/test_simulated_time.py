@@ -16,7 +16,8 @@ from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import crash_points, recover, undisturbed
 from pytest_routilux.faults import ClockJump
 from pytest_routilux.freeze import frozen_clock, frozen_simulation
-from pytest_routilux.simulation import Case, live
+from pytest_routilux.lives import Case
+from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import ErrorHandler, Flow, JobState, Routine
 from routilux.instants import instant_ns

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pytest_routilux.choices import FIFO, Recorded, Seeded
 from pytest_routilux.effects import Effect
 from pytest_routilux.freeze import frozen_simulation
-from pytest_routilux.simulation import Case, Life, live
+from pytest_routilux.lives import Case, Life
+from pytest_routilux.simulation import live
 from pytest_routilux.world import Call, Note, World
 from routilux import (
     Commit,

@@ -1,0 +1,326 @@
+"""Runs the steps of a simulation: virtual time, one thread, what is done held back until its time.
+
+Laws:
+- A handler runs to its end as soon as its step begins, against its snapshot. What it did on the way
+  (effects, results of `once`, its end) is held back, each until its instant comes. So steps overlap
+  as they would on threads, and what was held back when a host dies has never happened.
+- Who is due at the same instant goes on in the order of the thread driver: whoever need not wait
+  before whoever slept, sleepers by (task's creating commit, position).
+- With other choices than FIFO a duration and a delay are lower bounds: any step in flight may go on
+  next.
+- No real time passes, and no thread is started.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Any, Final, final
+
+import pytest
+
+from pytest_routilux.choices import FIFO
+from pytest_routilux.world import Call, World
+from routilux import Clock, ClockStalledError, NoActiveStepError, Signal, StepInput, StepOutcome
+from routilux.instants import from_ns
+from routilux.step import run_step
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import datetime
+
+    from pytest_routilux.choices import Choices
+    from pytest_routilux.faults import Fault
+    from pytest_routilux.lives import Life, Pace
+    from routilux import Context, Routine, Slot
+    from routilux.clock import Key
+    from routilux.drivers import Driven, Ended
+    from routilux.exchange import Effect
+    from routilux.policy import ErrorHandler
+
+__all__ = ["OUTCOMES", "SimClock", "SimDriver", "running"]
+
+OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
+"""What is not the simulated host's end, but the test's: it passes through."""
+
+
+class _SimSignal(Signal):
+    __slots__ = ("_set",)
+
+    def __init__(self) -> None:
+        self._set = False
+
+    def set(self) -> None:
+        self._set = True
+
+    def clear(self) -> None:
+        self._set = False
+
+    def is_set(self) -> bool:
+        return self._set
+
+
+@final
+class SimClock(Clock):
+    """Time as one thread makes it pass: whoever waits, waits at once."""
+
+    def __init__(self, start_ns: int, mono: int = 0) -> None:
+        self.wall = start_ns - mono  # what the wall clock showed at monotonic 0
+        self.mono = mono
+        self._thread = threading.get_ident()
+
+    def now_ns(self) -> int:
+        return self.wall + self.mono
+
+    def monotonic_ns(self) -> int:
+        return self.mono
+
+    def now(self) -> datetime:
+        """Return the wall clock's time as an aware UTC datetime."""
+        return from_ns(self.now_ns())
+
+    def signal(self) -> Signal:
+        return _SimSignal()
+
+    def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
+        # Only a job that a handler executes waits here; the simulated one waits in the driver.
+        if signal is not None and signal.is_set():
+            return True
+        if until is None:
+            raise ClockStalledError(f"{who} waits for what nobody will do: a simulation is alone")
+        self.mono = max(self.mono, until)
+        return False
+
+    def runs_here(self) -> bool:
+        """Return whether the calling thread is the one of the simulation."""
+        return threading.get_ident() == self._thread
+
+
+# --- steps ----------------------------------------------------------------------------------------
+
+
+class _Flight:
+    """A step whose handler was run, and what is held back of it: (instant, what)."""
+
+    __slots__ = ("driven", "effects", "events", "step")
+
+    def __init__(self, driven: Driven, step: StepInput) -> None:
+        self.driven = driven
+        self.step = step
+        self.effects = 0
+        self.events: deque[tuple[int, Any]] = deque()
+
+    @property
+    def key(self) -> Key:
+        return (self.driven.ordinal, *self.step.order)
+
+
+def _named(option: Ended | _Flight | None) -> str:
+    if option is None:
+        return "time passes"
+    step = option[1] if isinstance(option, tuple) else option.step
+    return f"{step.task.task_id} {step.task.routine_id} attempt {step.attempt}"
+
+
+class running:  # noqa: N801 - it reads as what it is: running.flight
+    """The simulation whose handler runs at this moment, for the doubles of effects."""
+
+    flight: _Flight | None = None
+    clock: SimClock | None = None
+
+
+class _StepHost:
+    """The host of one step: its sleeps pass at once, its records are held back."""
+
+    __slots__ = ("_clock", "_driven", "_flight", "_pace")
+
+    def __init__(self, clock: SimClock, flight: _Flight, pace: Pace) -> None:
+        self._clock = clock
+        self._flight = flight
+        self._driven: Any = flight.driven
+        self._pace = pace
+
+    def now_ns(self) -> int:
+        return self._clock.mono + int(self._driven.offset)
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        until = self._clock.mono + length * self._pace.percent // 100
+        if step.timeout_ns is not None:
+            until = min(until, step.started_ns + step.timeout_ns - self._driven.offset)
+        self._clock.mono = max(self._clock.mono, until)
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        self._flight.events.append((self._clock.mono, (name, effect)))
+
+    def opened(self, context: Context) -> None:
+        """Do nothing: no step runs on after its timeout."""
+
+
+class SimDriver:
+    """Runs the handlers, and hands back what comes next."""
+
+    room = True
+
+    def __init__(
+        self,
+        clock: SimClock,
+        world: World,
+        life: Life,
+        choices: Choices,
+        faults: Sequence[Fault],
+        pace: Pace,
+        job_id: str,
+    ) -> None:
+        self._clock = clock
+        self._world = world
+        self._life = life
+        self._choices = choices
+        self._faults = faults
+        self._pace = pace
+        self._job_id = job_id
+        self._fresh: list[_Flight] = []
+        self._ended: deque[Ended] = deque()
+        self._broke = False
+        self._asleep: list[tuple[int, Key, int, _Flight]] = []
+        self._numbers = 0
+
+    def start(self, driven: Driven, step: StepInput) -> None:
+        """Take a step."""
+        self._fresh.append(_Flight(driven, step))
+        if step.job_id == self._job_id:  # else of a job that a handler executes
+            self._life.steps.append((len(self._world.commits), step))
+
+    def poke(self) -> None:
+        """Do nothing: `next` never waits."""
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        """Return the step that ends next; None where time has come to `until`, or a job broke."""
+        clock = self._clock
+        if not self._ended:
+            if until is not None and until <= clock.mono:
+                return None
+            # A thread runs when the loop waits, which it does not while it has ended steps.
+            fresh, self._fresh = self._fresh, []
+            for flight in fresh:
+                self._perform(flight)
+                self._go_on(flight)
+        while True:
+            chosen = self._choose(until, key)
+            if isinstance(chosen, _Flight):
+                if not chosen.events:
+                    self._perform(chosen)
+                clock.mono = max(clock.mono, chosen.events[0][0])
+                self._go_on(chosen)
+            elif chosen is not None:
+                return chosen
+            elif until is not None:
+                clock.mono = max(clock.mono, until)
+                return None
+            else:
+                raise ClockStalledError(
+                    "nothing is in flight and no time will bring a task, but the job does not"
+                    " rest: a wake-up was lost"
+                )
+            if self._broke:
+                self._broke = False
+                return None
+
+    def _choose(self, until: int | None, key: Key) -> Ended | _Flight | None:
+        """Return a step that is over, else one that is to go on; None where time passes first."""
+        ended, fresh, asleep = self._ended, self._fresh, self._asleep
+        if self._choices is FIFO:
+            if ended:
+                return ended.popleft()
+            if asleep and (until is None or asleep[0][:2] <= (until, key)):
+                return heappop(asleep)[3]
+            return None
+        asleep.sort()  # which leaves it a heap
+        options: list[Ended | _Flight | None] = [*ended, *fresh, *(entry[3] for entry in asleep)]
+        if until is not None:
+            sooner = sum(entry[:2] <= (until, key) for entry in asleep)
+            options.insert(len(ended) + len(fresh) + sooner, None)
+        if not options:
+            return None
+        index = 0
+        if len(options) > 1:
+            index = self._choices.choose("commit", [_named(option) for option in options])
+        chosen = options[index]
+        if isinstance(chosen, tuple):
+            ended.remove(chosen)
+        elif chosen in fresh:
+            fresh.remove(chosen)
+        elif chosen is not None:
+            self._asleep = [entry for entry in asleep if entry[3] is not chosen]
+        return chosen
+
+    def _go_on(self, flight: _Flight) -> None:
+        """Let happen what is held back of a step, up to its next sleep or its end."""
+        events = flight.events
+        clock = self._clock
+        while events[0][0] <= clock.mono:
+            _, what = events.popleft()
+            if isinstance(what, Call):
+                self._world.called(what)
+            elif isinstance(what, tuple):
+                try:
+                    flight.driven.record(flight.step, *what)
+                except NoActiveStepError:
+                    return  # it was given up, and so is what it would have done
+                except BaseException:
+                    self._broke = True  # the store's trouble: the loop knows, and drops the job
+                    return
+            else:
+                if isinstance(what, StepOutcome) and what.error_type is not None:
+                    self._note_error(flight.step, what, what.error_type)
+                self._ended.append((flight.driven, flight.step, what))
+                return
+        self._numbers += 1
+        heappush(self._asleep, (events[0][0], flight.key, self._numbers, flight))
+
+    def _note_error(self, step: StepInput, ended: StepOutcome, kind: type[BaseException]) -> None:
+        if step.job_id != self._job_id:
+            return
+        attempt = step.task.task_id, step.attempt
+        self._life.errors[attempt] = kind
+        if ended.retry_after_ns is not None:
+            self._life.asked[attempt] = ended.retry_after_ns
+
+    def _perform(self, flight: _Flight) -> None:
+        step = flight.step
+        clock = self._clock
+        task = step.task
+        plan = flight.driven.plan
+        routine = plan.routines[task.routine_id]
+        slot = plan.slot(task.routine_id, task.slot)
+        begun = clock.mono
+        for fault in self._faults:
+            slot = fault.affect(step, slot, clock)
+        outer = running.flight, running.clock
+        running.flight, running.clock = flight, clock
+        try:
+            outcome: StepOutcome | BaseException = self._run(
+                step, routine, slot, plan.handlers[task.routine_id], flight
+            )
+        finally:
+            running.flight, running.clock = outer
+        if step.timeout_ns is None:
+            clock.mono += self._pace.more_ns
+        flight.events.append((clock.mono, outcome))
+        clock.mono = begun
+
+    def _run(
+        self, step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, flight: _Flight
+    ) -> StepOutcome | BaseException:
+        threads = threading.active_count()
+        host = _StepHost(self._clock, flight, self._pace)
+        try:
+            return run_step(step, routine, slot, handler, host)
+        except OUTCOMES:
+            raise
+        except BaseException as error:
+            return error
+        finally:
+            if threading.active_count() > threads:
+                name = threading.enumerate()[-1].name
+                self._life.threads.append((step.task.routine_id, name))

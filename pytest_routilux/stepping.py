@@ -184,6 +184,7 @@ class SimDriver:
         self._broke = False
         self._asleep: list[tuple[int, Key, int, _Flight]] = []
         self._numbers = 0
+        self._threads = threading.active_count()
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Take a step."""
@@ -312,7 +313,6 @@ class SimDriver:
     def _run(
         self, step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, flight: _Flight
     ) -> StepOutcome | BaseException:
-        threads = threading.active_count()
         host = _StepHost(self._clock, flight, self._pace)
         try:
             return run_step(step, routine, slot, handler, host)
@@ -321,6 +321,8 @@ class SimDriver:
         except BaseException as error:
             return error
         finally:
-            if threading.active_count() > threads:
+            threads = threading.active_count()
+            if threads > self._threads:
                 name = threading.enumerate()[-1].name
                 self._life.threads.append((step.task.routine_id, name))
+            self._threads = threads

@@ -12,6 +12,7 @@ Laws:
 from __future__ import annotations
 
 from dataclasses import replace
+from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -29,7 +30,7 @@ from pytest_routilux.examine import (
 )
 from pytest_routilux.explain import explain_cause
 from pytest_routilux.lives import Case
-from pytest_routilux.plugin import REPORTS, SIMULATIONS
+from pytest_routilux.plugin import REPORTS, SIMULATIONS, report_look
 from pytest_routilux.repro import Repro, Stale, command
 from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import live
@@ -50,6 +51,7 @@ __all__ = ["START", "FlowSim"]
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
 START: Final = instant_ns("2026-01-01")
 """What the wall clock shows when a simulated job starts (UTC nanoseconds)."""
+_TIED: Final = "\u00a0"  # a blank at which no line ends
 
 
 class FlowSim:
@@ -220,7 +222,8 @@ class FlowSim:
             }
         )
         if not failed:
-            stash.setdefault(REPORTS, []).append(_told(coverage))
+            width, _ = report_look(self._node.config)
+            stash.setdefault(REPORTS, []).append(_told(coverage, width))
 
     def _judge(self, case: Case, checks: Checks, result: Examination) -> None:
         __tracebackhide__ = True
@@ -271,11 +274,14 @@ def _refuse_idle(faults: Sequence[Fault]) -> None:
         )
 
 
-def _told(coverage: Coverage) -> str:
-    kinds = " · ".join(f"{count} {kind}" for kind, count in coverage.executed.items())
+def _told(coverage: Coverage, width: int) -> str:
+    counts = [f"{count} {kind}".replace(" ", _TIED) for kind, count in coverage.executed.items()]
     rate = coverage.runs / coverage.seconds if coverage.seconds else 0
     told = (
         f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
         f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)"
     )
-    return "\n".join([told, f"     {kinds}", *(f"     {note}" for note in coverage.notes)])
+    lines = [
+        line for text in (" · ".join(counts), *coverage.notes) for line in wrap(text, width - 5)
+    ]
+    return "\n".join([told, *(f"     {line}".replace(_TIED, " ") for line in lines)])

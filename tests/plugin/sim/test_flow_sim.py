@@ -74,7 +74,8 @@ def test_a_flow_that_survives_passes_and_says_with_v_how_much_was_tried(
     result.stdout.fnmatch_lines(
         [
             "*💥 * of * crash points, complete, * s (* runs/s)*",
-            "*before a write*after a write*around an effect*",
+            "     * before a write · * store refuses · *",
+            "     *around an effect*",
             "*flow simulations*",
             "test_shop.py::test_survives: * of * crash points, complete, * runs in * s (*/s)",
         ]

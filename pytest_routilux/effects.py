@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Effect"]
 
 _OURS: Final = ("pytest_routilux.", "routilux.")
+_ADDRESS: Final = re.compile(" at 0x[0-9a-fA-F]+")
 
 
 class Effect:
@@ -79,7 +81,8 @@ class Effect:
 
 
 def _digest(inputs: dict[str, object]) -> str:
-    return hashlib.sha256(repr(sorted(inputs.items())).encode()).hexdigest()[:6]
+    text = _ADDRESS.sub("", repr(sorted(inputs.items())))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:6]
 
 
 def _caller() -> str:

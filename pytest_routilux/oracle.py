@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import marshal
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -43,6 +44,7 @@ Mask = frozenset[tuple[str, ...]]
 """Places that vary by themselves: steps from the top of a view, `*` for any index of a list."""
 
 _HIDDEN: Final = "~"
+_ADDRESS: Final = re.compile(" at 0x[0-9a-fA-F]+")
 _BAGS: Final = ("tasks", "emissions", "outputs")
 """The parts of a view that are multisets, each by the routine and its slot or event."""
 
@@ -182,7 +184,18 @@ def canonical(value: Any) -> str:
     try:
         return json.dumps(codec.encode(value), sort_keys=True)
     except Exception:
-        return repr(value)
+        # The repr of many a class is an address, which is another for each copy.
+        return f"{kind.__qualname__} {_ADDRESS.sub('', repr(value))} {_inside(value)}"
+
+
+def _inside(value: object) -> str:
+    inner = getattr(value, "__dict__", None)
+    if type(inner) is not dict:
+        return ""
+    try:
+        return canonical(inner)
+    except RecursionError:
+        return ""
 
 
 Trie = dict[str, Any]
@@ -385,13 +398,20 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
 
 def unstable_key(world: World) -> Finding | None:
     """Return an effect of one task whose key is another in each attempt."""
-    first: dict[tuple[str, str, str], Call] = {}
+    made: dict[tuple[str, str, str], dict[int, list[Call]]] = {}
     for call in world.calls:
         if call.key is None:
             continue
         identity = (call.task_id, call.effect, canonical(call.arguments))
-        known = first.setdefault(identity, call)
-        if known.attempt == call.attempt or canonical(known.key) == canonical(call.key):
+        attempts = made.setdefault(identity, {})
+        again = attempts.setdefault(call.attempt, [])
+        again.append(call)
+        # An attempt may call the same several times, under a key for each.
+        first = next(iter(attempts.values()))
+        if len(again) > len(first):
+            continue
+        known = first[len(again) - 1]
+        if canonical(known.key) == canonical(call.key):
             continue
         shown = f"{call.effect}({_arguments(call)})"
         return Finding(

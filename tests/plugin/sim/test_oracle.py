@@ -183,3 +183,29 @@ def test_a_key_must_be_the_same_in_every_attempt_of_a_task() -> None:
     finding = unstable_key(world(call(key="k"), call(key="l", attempt=2)))
     assert finding is not None
     assert "key-unstable" == finding.kind
+
+
+def test_an_attempt_may_call_the_same_twice_under_a_key_for_each() -> None:
+    first, second = call(key="k"), call(key="l")
+    again = [call(key="k", attempt=2), call(key="l", attempt=2)]
+    assert unstable_key(world(first, second, *again)) is None
+    assert unstable_key(world(first, *again)) is None  # the first attempt did not come that far
+    finding = unstable_key(world(first, second, again[0], call(key="m", attempt=2)))
+    assert finding is not None
+    assert [("key", "attempt 1: l", "attempt 2: m")] == finding.rows
+
+
+class Parcel:
+    """A value of the user's whose repr is its address."""
+
+    def __init__(self, weight: int) -> None:
+        self.weight = weight
+
+
+def test_a_copy_of_an_object_that_shows_its_address_alone_is_the_same() -> None:
+    kept = Parcel(1), Parcel(1)  # at two addresses
+    assert canonical([kept[0]]) == canonical([kept[1]])
+    assert canonical(Parcel(1)) != canonical(Parcel(2))
+    itself = Parcel(3)
+    itself.weight = itself  # type: ignore[assignment]
+    assert "Parcel" in canonical(itself)

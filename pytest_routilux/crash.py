@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_routilux.choices import FIFO
-from pytest_routilux.faults import Fault, StoreFails
+from pytest_routilux.faults import Fault
 from pytest_routilux.lives import Case, HostCrash, Life
 from pytest_routilux.oracle import Finding
 from pytest_routilux.simulation import live
@@ -144,9 +144,9 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
     case = run.case
     if point.kind in _REFUSALS:
         # The host meets the failing store alive, so it is run from the beginning.
-        fault = StoreFails(point.commits + 1, durable=point.kind == "store does not answer")
+        fault = _FailsAt(point.commits + 1, durable=point.kind == "store does not answer")
         world = World(run.world.log[0][0])
-        failing = replace(case, faults=(*case.faults, fault))
+        failing = replace(case, faults=(fault, *case.faults))
         lives = _until_it_rests(failing, world, None, told=told)
         return Disturbed(point, world, lives, executed=fault.struck == 1)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
@@ -154,15 +154,40 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
     world.noted(point.at_ns, "CRASH")
     world.now_ns = point.resume_ns
     job = run.states[point.commits] if point.commits else None
+    executed = True
     if point.kind == "in a recovery" and job is not None:
-        job = _die_again(case, world, job)
+        job, executed = _die_again(case, world, job)
     flow = None
     if point.kind == "by document" and job is not None:
         saved = SavedState.capture(run.life.flow, job)
         document = SavedState.from_bytes(saved.to_bytes())
         flow, job = document.flow, document.job
     lives = _until_it_rests(case, world, job, told=told, flow=flow)
-    return Disturbed(point, world, lives, executed=True)
+    return Disturbed(point, world, lives, executed=executed)
+
+
+class _FailsAt(Fault):
+    """The store fails once at a commit, which it may keep; whatever faults of the test come later.
+
+    Not by the number of the write: the test's own faults may need several for one commit.
+    """
+
+    def __init__(self, seq: int, *, durable: bool) -> None:
+        self._seq = seq
+        self._durable = durable
+
+    def before_write(self, commit: Commit) -> None:
+        if not self._durable:
+            self._fail(commit, "failed")
+
+    def after_write(self, commit: Commit) -> None:
+        if self._durable:
+            self._fail(commit, "was not acknowledged")
+
+    def _fail(self, commit: Commit, how: str) -> None:
+        if commit.seq == self._seq and not self.struck:
+            self.struck += 1
+            raise OSError(f"write {self._seq} of the store {how}")
 
 
 class _DiesAfter(Fault):
@@ -177,12 +202,17 @@ class _DiesAfter(Fault):
             raise HostCrash
 
 
-def _die_again(case: Case, world: World, job: JobState) -> JobState:
-    fault = _DiesAfter(len(world.commits) + 1)
-    live(replace(case, faults=(*case.faults, fault)), world, job)
-    assert fault.struck == 1, "the second host did not die in its recovery"
+def _die_again(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
+    """Let a host die when it has just gone on; return what is stored, and whether it did."""
+    dies = _DiesAfter(len(world.commits) + 1)
+    for fault in case.faults:
+        fault.begin(len(world.commits))
+    for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
+        live(replace(case, faults=(dies, *case.faults)), world, job)
+        if dies.struck:
+            break
     world.noted(world.now_ns, "CRASH, right after it went on")
-    return _stored(world, job)
+    return _stored(world, job), dies.struck == 1
 
 
 def _stored(world: World, job: JobState) -> JobState:

@@ -94,6 +94,14 @@ class Raises(_OfRoutine):
             raise FlowDefinitionError(
                 f"raises({routine!r}, {error!r}): give an Exception, as a handler would raise it"
             )
+        if isinstance(error, type):
+            try:
+                error()
+            except TypeError as why:
+                raise FlowDefinitionError(
+                    f"raises({routine!r}, {kind.__name__}): it can't be made without arguments"
+                    f" ({why}); give an instance"
+                ) from None
         self.error = error
 
     def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
@@ -102,9 +110,13 @@ class Raises(_OfRoutine):
         return Slot(slot.name, self._raise, slot.binding)
 
     def _raise(self, **_: object) -> None:
-        # A fresh one each time: an exception collects the frames that it has passed.
+        # Not made anew: what its `args` hold need not be what it was made of. Without the frames
+        # and the causes that it has collected before.
         error = self.error
-        raise error if isinstance(error, type) else type(error)(*error.args)
+        if isinstance(error, type):
+            raise error
+        error.__cause__ = error.__context__ = None
+        raise error.with_traceback(None)
 
     def __repr__(self) -> str:
         shown = self.error.__name__ if isinstance(self.error, type) else repr(self.error)

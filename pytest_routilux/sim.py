@@ -36,6 +36,7 @@ from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import live
 from pytest_routilux.swallowed import swallowed_crash
 from pytest_routilux.world import World
+from routilux import Flow, FlowDefinitionError
 from routilux.instants import instant_ns
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from pytest_routilux.crash import CrashPoint
     from pytest_routilux.faults import Fault
     from pytest_routilux.oracle import Finding
-    from routilux import Flow, JobState
+    from routilux import JobState
 
 __all__ = ["START", "FlowSim"]
 
@@ -258,8 +259,11 @@ def _case(
     always: Callable[[JobState], object] | None = None,
 ) -> Case:
     flow = build()
+    if not isinstance(flow, Flow):
+        raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow")
     for fault in faults:
         fault.used = True
+        fault.struck = 0  # what it hit in another simulation proves nothing of this one
         fault.check(flow)
     return Case(build, entry, params, slot, faults=tuple(faults), always=always)
 

@@ -9,6 +9,7 @@ import pytest
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import Undisturbed, crash_points, recover, undisturbed
 from pytest_routilux.effects import Effect
+from pytest_routilux.faults import FlowFaults
 from pytest_routilux.lives import Case
 from pytest_routilux.world import Note
 from routilux import CommitKind, ErrorHandler, FakeClock, Flow, Routine
@@ -183,3 +184,15 @@ def test_the_world_of_the_undisturbed_run_is_left_as_it_was(run: Undisturbed) ->
     for point in crash_points(run):
         recover(run, point)
     assert before == (list(run.world.commits), list(run.world.calls), len(run.world.log))
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("write", range(1, 8))
+def test_every_point_is_executed_also_where_the_test_lets_the_store_fail(
+    write: int, durable: bool
+) -> None:
+    fault = FlowFaults().store_fails(write, durable=durable)
+    run = undisturbed(Case(build(), "pay", {"order": "A7"}, faults=(fault,)), START, FIFO)
+    points = crash_points(run)
+    assert 30 < len(points)
+    assert [] == [point.name for point in points if not recover(run, point).executed]

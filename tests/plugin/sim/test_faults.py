@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,6 +49,15 @@ def test_a_class_is_raised_anew_in_every_attempt() -> None:
     assert "failed" == job.status
 
 
+def test_an_error_is_raised_as_it_was_made_whatever_its_class_asks_for() -> None:
+    error = json.JSONDecodeError("cut off", "[1, ", 4)  # whose args are the message alone
+    _, job = run(FlowFaults().raises("data_process", error, attempts=[1, 2]))
+    errors = [commit.error for commit in job.commits if commit.error is not None]
+    assert ["json.decoder.JSONDecodeError"] * 2 == [error.type for error in errors][:2]
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert 1 == frames.count("_raise")
+
+
 def test_a_slow_routine_begins_its_work_late() -> None:
     fault = FlowFaults().slow("data_fetch", 1.5)
     _, job = run(fault)
@@ -78,6 +89,7 @@ def test_a_write_of_the_store_fails_with_the_commit_kept_or_not(durable: bool, k
     ("make", "says"),
     [
         (lambda f: f.raises("a", KeyboardInterrupt), "give an Exception"),
+        (lambda f: f.raises("a", UnicodeDecodeError), "without arguments .*; give an instance"),
         (lambda f: f.raises("a", ValueError, attempts=[]), "at least one of them"),
         (lambda f: f.slow("a", 1, attempts=[0]), "whole numbers from 1"),
         (lambda f: f.clock_jump(0), "does nothing"),

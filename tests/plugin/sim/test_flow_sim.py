@@ -233,6 +233,43 @@ def test_a_fault_that_no_simulation_was_given_is_an_error(pytester: pytest.Pytes
     result.stdout.fnmatch_lines(["store_fails(2, durable=True): made, and given to no simulation*"])
 
 
+def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(
+        pytester,
+        """
+    def test_survives(flow_sim, flow_faults):
+        down = flow_faults.raises("charge", OSError)
+        flow_sim.run(build, "orders", {{"id": 7}}, faults=[down])
+        flow_sim.crash_everywhere(lambda: alone(build()), "orders", {{"id": 7}}, faults=[down])
+
+    def alone(flow):
+        other = Flow("shop")
+        other.add_routine(Orders(), "orders")
+        other.add_routine(Charge(), "charge")
+        return other
+""",
+        keyed=True,
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["raises('charge', OSError) never struck*"])
+
+
+def test_a_build_that_gives_no_flow_is_refused(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(lambda: None, "orders")
+""",
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*FlowDefinitionError: build() returned None, which is no Flow*"])
+
+
 def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pytester) -> None:
     shop(
         pytester,
@@ -243,7 +280,7 @@ def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pyte
         def softened(fault, commit):
             pass  # the store takes what it should refuse
 
-        monkeypatch.setattr(crash.StoreFails, "before_write", softened)
+        monkeypatch.setattr(crash._FailsAt, "before_write", softened)
         flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
 """,
         keyed=True,

@@ -35,7 +35,7 @@ from routilux.instants import SECOND
 from routilux.values import first_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pytest_routilux.choices import Choices
     from pytest_routilux.faults import Fault
@@ -91,11 +91,11 @@ class _WorldJournal:
             self._read_back(commit)
         else:
             _refuse_unsaved(commit)
-        for fault in self._faults:
-            fault.before_write(commit)
+        if self._faults:
+            _tell_all([fault.before_write for fault in self._faults], commit)
         world.committed(commit)
-        for fault in self._faults:
-            fault.after_write(commit)
+        if self._faults:
+            _tell_all([fault.after_write for fault in self._faults], commit)
 
     def _read_back(self, commit: Commit) -> None:
         data = codec.dumps(commit.serialize())
@@ -143,6 +143,18 @@ class _WorldJournal:
             f"{targets and f' (it went to {targets})'}: {difference or text}"
         )
         self._host.broken("payload-changed", what, culprit or commit)
+
+
+def _tell_all(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
+    """Let every fault hear of a write, since they count; then raise what the first one raised."""
+    raised: BaseException | None = None
+    for fault in faults:
+        try:
+            fault(commit)
+        except BaseException as error:
+            raised = raised or error
+    if raised is not None:
+        raise raised
 
 
 def _refuse_unsaved(commit: Commit) -> None:
@@ -240,7 +252,7 @@ class _SimRuntime(Runtime):
                 "always", f"always() does not hold after commit {commit.seq}: {error}", commit
             )
             return
-        if held is False:
+        if held is not None and not held:
             self.broken("always", f"always() does not hold after commit {commit.seq}", commit)
 
     def _drive_of(self, plan: Plan, job: JobState) -> Drive:
@@ -303,6 +315,8 @@ def live(
         raise
     except BaseException as error:
         life.error = error
+    for failure in runtime.observer_failures:
+        raise failure.error  # by the test's `always`, which has proved nothing then
     if checked:
         runtime.journal.compare()  # type: ignore[union-attr]  # a _WorldJournal
     world.now_ns = max(world.now_ns, runtime.clock.now_ns())

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_routilux.choices import FIFO
+from pytest_routilux.crash import undisturbed
 from pytest_routilux.faults import FlowFaults
 from pytest_routilux.lives import Case, Life
 from pytest_routilux.simulation import live
 from pytest_routilux.world import World
-from routilux import FakeClock, FlowDefinitionError, JobState
+from routilux import Commit, FakeClock, FlowDefinitionError, JobState
 from showcase.flows import data_pipeline
 
 if TYPE_CHECKING:
@@ -83,6 +85,16 @@ def test_a_write_of_the_store_fails_with_the_commit_kept_or_not(durable: bool, k
     assert (kept, 1) == (len(world.commits), fault.struck)
     assert life.job is not None
     assert 2 == life.job.seq  # it believes what was acknowledged
+
+
+def test_every_fault_of_the_store_counts_the_writes_that_another_one_fails() -> None:
+    faults = FlowFaults().store_fails(2), FlowFaults().store_fails(3)
+    case = Case(lambda: data_pipeline(0), "data_fetch", {"request_id": "r"}, faults=faults)
+    run = undisturbed(case, START, FIFO)
+    assert [1, 1] == [fault.struck for fault in faults]
+    # The host after the first one that ends does not come to a commit of its own.
+    log = [what for _, _, what in run.world.log]
+    assert [True, False, False, True] == [isinstance(what, Commit) for what in log[:4]]
 
 
 @pytest.mark.parametrize(

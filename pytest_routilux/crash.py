@@ -24,11 +24,13 @@ from pytest_routilux.world import Call, World
 from routilux import (
     Commit,
     CommitKind,
+    FlowDefinitionError,
     JobState,
     JobStatus,
     RoutiluxError,
     SavedState,
     SavedStateError,
+    UnserializableError,
     codec,
 )
 from routilux.core.checks import follow
@@ -112,9 +114,14 @@ class Disturbed:
 
 
 def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = False) -> Undisturbed:
-    """Run a job without a crash of ours; a host that its handlers kill is followed by another."""
+    """Run a job without a crash of ours; a host that its handlers kill is followed by another.
+
+    Raises what refuses the start: an entry or params that the flow does not take.
+    """
     world = World(start_ns)
     lives = _until_it_rests(case, world, None, choices=choices, checked=True, told=told)
+    if not world.commits and isinstance(lives[-1].error, FlowDefinitionError | UnserializableError):
+        raise lives[-1].error
     durable: list[Commit] = []
     job = JobState(case.job_id)
     states = [job.copy()]

@@ -20,13 +20,13 @@ from pytest_routilux.apart import hidden_there, kept_at, put_back
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
-from pytest_routilux.examine import Coverage
+from pytest_routilux.examine import Coverage, trouble
 from pytest_routilux.fresh import importable, rows_by_seed
 from pytest_routilux.hidden import globals_of, users_modules
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.oracle import Finding
 from pytest_routilux.variations import OTHER_START
-from routilux import codec
+from routilux import RoutiluxError, codec
 from routilux.values import first_difference
 
 if TYPE_CHECKING:
@@ -43,43 +43,66 @@ _SEEDS: Final = (1, 2)
 _SHOWN: Final = 60
 
 
-def check_determinism(case: Case, start_ns: int, *, fresh: bool = True) -> Finding | None:
+def check_determinism(
+    case: Case, start_ns: int, *, fresh: bool = True, coverage: Coverage | None = None
+) -> Finding | None:
     """Return the first thing in which a run differs from one that should be the same.
 
     `fresh`: also compare runs in fresh interpreters, which know no patch that a test has made.
+    What can't be compared is noted in `coverage`. A run that comes to no end, in this process or
+    in another, is no proof: that is what is wrong then, or an error.
     """
-    with Hosts(case, start_ns, Coverage()) as hosts:
+    coverage = Coverage() if coverage is None else coverage
+    with Hosts(case, start_ns, coverage) as hosts:
         killed = hosts.canary()
         if killed is not None:
             return killed.finding
-        first = hosts.ask(_trace, start_ns).result
-        second = hosts.ask(_trace, start_ns, True).result
-        if first is None or second is None:
-            return None
-        for fault, times in zip(case.faults, first.struck, strict=True):
-            fault.struck = max(fault.struck, times)  # it struck in the other process
+        here = undisturbed(case, start_ns, FIFO)
+        first = _asked(hosts, _trace, start_ns)
+        second = _asked(hosts, _trace, start_ns, True)
         finding = (
             _repeated(hosts, start_ns, first, second)
             or _with_another_start(hosts, start_ns, first)
             or _with_another_id(hosts, start_ns, first)
             or _in_one_process(hosts, start_ns, first)
+            or trouble(here)
         )
-    if finding is None and fresh and not first.doubles and importable(case):
-        finding = _in_fresh_interpreters(case, start_ns)
-    return finding
+    if finding is not None:
+        return finding
+    if not fresh:
+        why: Finding | str | None = "the test patches what a fresh interpreter would call"
+    elif first.doubles:
+        why = "an effect's double is there in this process alone"
+    elif not importable(case):
+        why = "needs a build that can be imported by its name, and no faults"
+    else:
+        why = _in_fresh_interpreters(case, start_ns)
+    if isinstance(why, str):
+        coverage.notes.append(f"another hash seed (the order of sets): not tried, {why}")
+        return None
+    return why
+
+
+def _asked(hosts: Hosts, work: Callable[..., object], *args: object) -> Any:
+    reply = hosts.ask(work, *args)
+    if reply.ended is not None:
+        raise RoutiluxError(
+            "it can't be said whether the flow does the same again: a run in another process ended"
+            f" by {reply.ended}"
+        )
+    return reply.result
 
 
 @dataclass(slots=True)
 class _Trace:
     """What a run did: its commits as rows, and what did not repeat in it where that was looked for.
 
-    `doubles`: whether it called a double of an effect. `struck`: how often each fault did.
+    `doubles`: whether it called a double of an effect.
     """
 
     rows: list[Row]
     culprits: list[Culprit]
     doubles: bool
-    struck: list[int]
 
 
 def _repeated(hosts: Hosts, start_ns: int, first: _Trace, second: _Trace) -> Finding | None:
@@ -94,8 +117,8 @@ def _repeated(hosts: Hosts, start_ns: int, first: _Trace, second: _Trace) -> Fin
 
 
 def _with_another_start(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
-    other = hosts.ask(_trace, start_ns + OTHER_START).result
-    at = None if other is None else _first(first.rows, other.rows, _shape)
+    other = _asked(hosts, _trace, start_ns + OTHER_START)
+    at = _first(first.rows, other.rows, _shape)
     if at is None:
         return None
     looked = hosts.ask(_trace, start_ns, False, None, True).result
@@ -108,8 +131,8 @@ def _with_another_start(hosts: Hosts, start_ns: int, first: _Trace) -> Finding |
 
 
 def _with_another_id(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
-    other = hosts.ask(_trace, start_ns, False, "another job").result
-    at = None if other is None else _first(first.rows, other.rows, _shape)
+    other = _asked(hosts, _trace, start_ns, False, "another job")
+    at = _first(first.rows, other.rows, _shape)
     if at is None:
         return None
     looked = hosts.ask(_trace, start_ns, False, None, True).result
@@ -121,7 +144,7 @@ def _with_another_id(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | No
 
 def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
     """Find a global that one run leaves to the next, which then differs, and else does not."""
-    places, again = hosts.ask(_twice, start_ns).result or ((), first)
+    places, again = _asked(hosts, _twice, start_ns)
     at = _first(first.rows, again.rows, _everything)
     if at is None:
         return None
@@ -140,10 +163,11 @@ def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | Non
     return None
 
 
-def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | None:
+def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
+    """Compare two hash seeds; return the finding, or why there was nothing to compare."""
     found = rows_by_seed(case, start_ns, _SEEDS)
     if isinstance(found, str):
-        return None
+        return found
     rows, other = ([_loaded(row) for row in each] for each in found)
     at = _first(rows, other, _everything)
     if at is None:
@@ -254,8 +278,7 @@ def _trace(
         run = undisturbed(case, start_ns, FIFO)
     rows = [_loaded(codec.dumps(commit.serialize())) for commit in run.world.commits]
     del kept
-    struck = [fault.struck for fault in case.faults]
-    return _Trace(rows, culprits, bool(run.world.calls), struck)
+    return _Trace(rows, culprits, bool(run.world.calls))
 
 
 def _ballast() -> list[object]:

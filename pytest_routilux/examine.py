@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.faults import StoreFails
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.laws import broken_law
 from pytest_routilux.oracle import (
@@ -27,8 +28,9 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
+from pytest_routilux.promises import error_name, raised_by_engine
 from pytest_routilux.variations import variations, vary
-from routilux import JobState, SavedState, SavedStateError
+from routilux import JobState, PoisonJobError, SavedState, SavedStateError, StepTimeoutError
 from routilux.values import first_difference, same_value
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
 
-__all__ = ["Checks", "Coverage", "Examination", "Outcome", "examine", "reference"]
+__all__ = ["Checks", "Coverage", "Examination", "Outcome", "examine", "reference", "trouble"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +180,7 @@ def reference(
     run = undisturbed(case, start_ns, FIFO)
     coverage.runs += 1
     known = Reference(run, {}, frozenset())
-    known.finding = _broken(run, run.world, [run.life])
+    known.finding = trouble(run)
     if known.finding is not None:
         return known
     # From what was read back: what a disturbed run starts with is the same objects then.
@@ -231,9 +233,35 @@ def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
     except AssertionError as error:
         said = str(error).splitlines()[0] if str(error) else "its assertion failed"
         return Finding("invariant", f"the invariant does not hold: {said}", "invariant")
-    if held is False:
-        return Finding("invariant", "the invariant does not hold: it returned False", "invariant")
+    if held is not None and not held:
+        said = f"the invariant does not hold: it returned {held!r}"
+        return Finding("invariant", said, "invariant")
     return None
+
+
+def trouble(run: Undisturbed) -> Finding | None:
+    """Return what is wrong with an undisturbed run by itself: no crash proves anything of it."""
+    return _broken(run, run.world, [run.life]) or _mistake(run) or _given_up(run)
+
+
+def _mistake(run: Undisturbed) -> Finding | None:
+    for commit in run.world.commits:
+        error = commit.error
+        if error is None or raised_by_engine(error.type) in (None, StepTimeoutError):
+            continue
+        routine = commit.routine_id
+        what = f"{routine}: {error.message} ({error.type.rpartition('.')[2]})"
+        return Finding("mistake", what, f"mistake.{routine}", routine, [], commit.at_ns)
+    return None
+
+
+def _given_up(run: Undisturbed) -> Finding | None:
+    error = run.job.error
+    if error is None or error.type != error_name(PoisonJobError):
+        return None
+    if any(isinstance(fault, StoreFails) for fault in run.case.faults):
+        return None  # the test lets the hosts end
+    return Finding("stuck", f"each host that goes on ends: {error.message}", "stuck")
 
 
 def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | None:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pytest_routilux.shrink import Cause
     from pytest_routilux.world import World
 
-__all__ = ["explain", "explain_cause"]
+__all__ = ["explain", "explain_cause", "not_compared"]
 
 _LINES: Final = 25
 _CELLS: Final = 100
@@ -375,13 +375,13 @@ def _tried(examination: Examination, finding: Finding) -> list[str]:
         f"{done} of {planned} crash points x 1 schedule, {coverage.word}, {coverage.seconds:.2f} s;"
         f" {fail}"
     )
-    return [text, *_not_compared(examination.reference), *coverage.notes]
+    return [text, *not_compared(examination.reference), *coverage.notes]
 
 
-def _not_compared(known: Reference) -> list[str]:
+def not_compared(known: Reference) -> list[str]:
     """Return what no crash could show, since undisturbed runs differ there among themselves."""
     places = dict.fromkeys(
-        ".".join(step for step in path[1:] if step != "*") for path in sorted(known.mask)
+        ".".join(step for step in path[1:] or path if step != "*") for path in sorted(known.mask)
     )
     if not places:
         return []

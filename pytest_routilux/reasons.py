@@ -235,6 +235,18 @@ def _view(asked: Asked) -> Reason:
     return Reason([gives, *reason.why], reason.fix)
 
 
+def _mistake(asked: Asked) -> Reason:
+    place = asked.at(handler_place(asked.known, asked.finding.routine))
+    why = f"{asked.finding.what}. Neither a retry nor another host changes that"
+    fix = f"look at {asked.routine}{place}"
+    if asked.finding.what.endswith("(UnserializableError)"):
+        fix = (
+            "plain data, or routilux.register_type for a class of one's own: what has no saved form"
+            f" can't go on elsewhere; look at {asked.routine}{place}"
+        )
+    return Reason([why], [fix])
+
+
 def _said(asked: Asked, kept: HiddenChange) -> str:
     """Return what a handler changes though no commit keeps it, as a sentence."""
     place = where_text(kept.where, asked.root) if kept.where != "?" else kept.routine_id
@@ -395,4 +407,5 @@ _REASONS: Final[dict[str, Callable[[Asked], Reason]]] = {
     "emissions-differ": _unsaved,
     "hidden-state": _unsaved,
     "view-differs": _view,
+    "mistake": _mistake,
 }

@@ -28,7 +28,7 @@ from pytest_routilux.examine import (
     examine,
     reference,
 )
-from pytest_routilux.explain import explain_cause
+from pytest_routilux.explain import explain_cause, not_compared
 from pytest_routilux.lives import Case
 from pytest_routilux.plugin import REPORTS, SIMULATIONS, report_look
 from pytest_routilux.repro import Repro, Stale, command
@@ -174,10 +174,12 @@ class FlowSim:
         case = _case(build, entry, params, slot, faults)
         # A fresh interpreter would call what the test has patched away.
         patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
-        finding = check_determinism(case, START, fresh=not patched)
+        coverage = Coverage()
+        finding = check_determinism(case, START, fresh=not patched, coverage=coverage)
         if finding is not None:
             self._fail(case, Checks(), finding)
         _refuse_idle(case.faults)
+        self._report("  🔁 the same again", coverage.notes)
 
     def close(self) -> None:
         """Fail where no call took the reproducer that was given."""
@@ -190,6 +192,8 @@ class FlowSim:
             )
 
     def _again(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Examination] | Stale:
+        if repro.seed is not None:
+            return Stale("crash_everywhere does all in FIFO order, and it names a seed")
         applied = repro.applied(case, case.build())
         if isinstance(applied, Stale):
             return applied
@@ -223,15 +227,20 @@ class FlowSim:
             }
         )
         if not failed:
-            width, _ = report_look(self._node.config)
-            stash.setdefault(REPORTS, []).append(_told(coverage, width))
+            self._report(*_told(result))
+
+    def _report(self, head: str, more: Sequence[str]) -> None:
+        width, _ = report_look(self._node.config)
+        lines = [line for text in more for line in wrap(text, width - 5)]
+        told = "\n".join([head, *(f"     {line}".replace(_TIED, " ") for line in lines)])
+        self._node.stash.setdefault(REPORTS, []).append(told)
 
     def _judge(self, case: Case, checks: Checks, result: Examination) -> None:
         __tracebackhide__ = True
         known = result.reference
         if known.finding is None and not result.failures:
             if self._repro is None:
-                finding = swallowed_crash(case, START)
+                finding = swallowed_crash(case, START, isolated=checks.isolated)
                 if finding is not None:
                     self._fail(case, checks, finding)
             return
@@ -278,14 +287,15 @@ def _refuse_idle(faults: Sequence[Fault]) -> None:
         )
 
 
-def _told(coverage: Coverage, width: int) -> str:
-    counts = [f"{count} {kind}".replace(" ", _TIED) for kind, count in coverage.executed.items()]
+def _told(result: Examination) -> tuple[str, list[str]]:
+    """Return how much was tried, and what it does not prove."""
+    coverage, known = result.coverage, result.reference
     rate = coverage.runs / coverage.seconds if coverage.seconds else 0
-    told = (
+    head = (
         f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
         f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)"
     )
-    lines = [
-        line for text in (" · ".join(counts), *coverage.notes) for line in wrap(text, width - 5)
-    ]
-    return "\n".join([told, *(f"     {line}".replace(_TIED, " ") for line in lines)])
+    counts = [f"{count} {kind}".replace(" ", _TIED) for kind, count in coverage.executed.items()]
+    error = known.run.job.error
+    ends = [] if error is None else [f"undisturbed the job ends by {error.type}: {error.message}"]
+    return head, [" · ".join(counts), *coverage.notes, *ends, *not_compared(known)]

@@ -34,9 +34,12 @@ class _HostDies(BaseException):
     pass
 
 
-def swallowed_crash(case: Case, start_ns: int) -> Finding | None:
-    """Return the first handler that returns although it was told that its host dies."""
-    with Hosts(case, start_ns, Coverage()) as hosts:
+def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Finding | None:
+    """Return the first handler that returns although it was told that its host dies.
+
+    Not `isolated`: in this process.
+    """
+    with Hosts(case, start_ns, Coverage(), isolated=isolated) as hosts:
         killed = hosts.canary()
         if killed is not None:
             return killed.finding

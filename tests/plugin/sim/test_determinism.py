@@ -22,14 +22,14 @@ import pytest
 from pytest_routilux import forks
 from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, examine
+from pytest_routilux.examine import Checks, Coverage, examine
 from pytest_routilux.faults import Raises
 from pytest_routilux.freeze import frozen_simulation
 from pytest_routilux.hidden import hidden_state
 from pytest_routilux.lives import Case
 from pytest_routilux.oracle import Finding
 from pytest_routilux.swallowed import swallowed_crash
-from routilux import ErrorHandler, Flow, Routine
+from routilux import ErrorHandler, Flow, FlowDefinitionError, RoutiluxError, Routine
 from routilux.instants import instant_ns
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 
@@ -242,6 +242,36 @@ def test_a_fault_strikes_the_same_each_time_and_is_counted() -> None:
     assert fault.struck > 0
 
 
+def test_what_does_not_come_to_its_end_is_no_proof_that_it_does_the_same_again() -> None:
+    with pytest.raises(FlowDefinitionError, match="has no routine 'r9' to start with"):
+        check_determinism(replace(chain(same), entry="r9"), START)
+
+    def fails(routine: Any, number: Any) -> object:
+        pytest.fail("not here")
+
+    with pytest.raises(pytest.fail.Exception, match="not here"):
+        checked(fails)
+
+    def ends(routine: Any, number: Any) -> object:
+        raise GeneratorExit
+
+    finding = checked(ends)
+    assert finding is not None
+    assert "stuck" == finding.kind
+
+
+def test_a_run_that_another_process_does_not_end_is_an_error() -> None:
+    here = os.getpid()
+
+    def only_here(routine: Any, number: Any) -> object:
+        if os.getpid() != here:
+            pytest.skip("another process")
+        return number
+
+    with pytest.raises(RoutiluxError, match="another process ended by Skipped: another process"):
+        checked(only_here)
+
+
 # --- the order of sets ----------------------------------------------------------------------------
 
 NAMES = [f"name-{n}" for n in range(8)]
@@ -277,7 +307,12 @@ def test_the_order_of_a_set_is_found_by_another_hash_seed() -> None:
     finding = check_determinism(Case(named, "names"), START)
     assert finding is not None
     assert ("hash-order", "names") == (finding.kind, finding.routine)
-    assert check_determinism(Case(named, "names"), START, fresh=False) is None
+    coverage = Coverage()
+    case = Case(named, "names")
+    assert check_determinism(case, START, fresh=False, coverage=coverage) is None
+    assert ["another hash seed (the order of sets): not tried"] == [
+        note.partition(", ")[0] for note in coverage.notes
+    ]
 
 
 def test_a_set_that_is_sorted_is_clean() -> None:

@@ -163,6 +163,16 @@ def test_a_reproducer_whose_point_is_gone_is_stale_and_an_error(pytester: pytest
     again.stdout.fnmatch_lines(["*STALE: * has no crash point 0.0@a1.effect2*"])
 
 
+def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(pytester)
+    digest = repro_of(run_inside(pytester)).split(".")[1]
+    again = run_inside(pytester, f"--routilux-repro=R1.{digest}.s7")
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines(["*STALE: *s7 reaches nothing any more: crash_everywhere does all*"])
+
+
 @pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
 def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(
     workers: tuple[str, ...], pytester: pytest.Pytester
@@ -268,6 +278,89 @@ def test_a_build_that_gives_no_flow_is_refused(pytester: pytest.Pytester) -> Non
     result = run_inside(pytester)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*FlowDefinitionError: build() returned None, which is no Flow*"])
+
+
+@pytest.mark.parametrize(
+    ("check", "says"),
+    [
+        ("always=lambda job: job.routine_states['chrage']", "KeyError: 'chrage'"),
+        ("always=lambda job: job.seq == 1 and 0", "ALWAYS DOES NOT HOLD: *after commit 1*"),
+        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *it returned [[][]]*"),
+    ],
+)
+def test_a_check_that_can_not_say_yes_is_no_pass(
+    check: str, says: str, pytester: pytest.Pytester
+) -> None:
+    shop(
+        pytester,
+        f"""
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(build, entry="orders", params={{{{"id": 7}}}}, {check})
+""",
+        keyed=True,
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*{says}*"])
+
+
+def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    class Late(Orders):
+        def order(self, id):
+            self.emit("output", order=self.ctx.now().isoformat())
+            raise OSError("no line")
+
+    def late():
+        flow = Flow("late")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Late(), "late")
+        flow.connect("orders", "output", "late", "trigger", {{"order": "id"}})
+        return flow
+
+    class Stamp(Orders):
+        def order(self, id):
+            self.emit("output", order=self.ctx.now().isoformat())
+
+    def stamp():
+        flow = Flow("stamp")
+        flow.add_routine(Stamp(), "orders")
+        return flow
+
+    def test_fails(flow_sim):
+        flow_sim.crash_everywhere(late, "orders", {{"id": 7}}, isolated=False)
+
+    def test_stamps(flow_sim):
+        flow_sim.crash_everywhere(stamp, "orders", {{"id": 7}})
+        flow_sim.check_determinism(lambda: stamp(), "orders", {{"id": 7}})
+""",
+    )
+    result = run_inside(pytester, "-v")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(
+        [
+            "*hosts in other processes: not tried, the test does without",
+            "*undisturbed the job ends by OSError: no line",
+            "*not compared, since it varies without a crash: orders.output.order",
+            "*the same again",
+            "*another hash seed (the order of sets): not tried, *",
+        ]
+    )
+
+
+def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> None:
+    shop(
+        pytester,
+        """
+    def test_survives(flow_sim, monkeypatch):
+        monkeypatch.setattr("pytest_routilux.forks._fork", None)
+        flow_sim.crash_everywhere(build, "orders", {{"id": 7}}, isolated=False)
+""",
+        keyed=True,
+    )
+    run_inside(pytester).assert_outcomes(passed=1)
 
 
 def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pytester) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 from collections.abc import Callable
 from random import Random
@@ -13,6 +14,7 @@ from pytest_routilux import simulation
 from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.crash import Undisturbed, crash_points, recover, undisturbed
 from pytest_routilux.examine import Checks, examine
+from pytest_routilux.faults import FlowFaults
 from pytest_routilux.laws import broken_law
 from pytest_routilux.lives import Case
 from pytest_routilux.simulation import live
@@ -179,10 +181,49 @@ def test_what_can_not_be_saved_is_refused_after_a_crash_as_before() -> None:
         flow.add_routine(SendsOdd(), "send")
         return flow
 
-    found = examine(Case(build, "send"), START, Checks())
-    assert "failed" == found.reference.view["status"]
-    assert frozenset() == found.reference.mask
-    assert [] == found.failures
+    run = undisturbed(Case(build, "send"), START, FIFO)
+    for point in crash_points(run):
+        job = recover(run, point).life.job
+        assert job is not None
+        assert job.error is not None
+        assert "routilux.errors.UnserializableError" == job.error.type
+
+
+def test_a_flow_that_fails_by_its_authors_mistake_is_no_flow_that_survives() -> None:
+    def build() -> Flow:
+        flow = Flow("odd")
+        flow.add_routine(SendsOdd(), "send")
+        flow.set_error_handler(ErrorHandler("continue"))  # and the job is completed
+        return flow
+
+    finding = examine(Case(build, "send"), START, Checks()).reference.finding
+    assert finding is not None
+    assert ("mistake", "send") == (finding.kind, finding.routine)
+    assert "$.emissions[0].payload.value: tests.plugin.sim.test_laws.Odd has no" in finding.what
+
+
+class Cancelled(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.cancel)
+
+    async def cancel(self) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_job_that_is_given_up_since_its_handler_ends_each_host_does_not_survive() -> None:
+    def build() -> Flow:
+        flow = Flow("odd")
+        flow.add_routine(Cancelled(), "cancel")
+        return flow
+
+    finding = examine(Case(build, "cancel"), START, Checks()).reference.finding
+    assert finding is not None
+    assert "stuck" == finding.kind
+    down = tuple(FlowFaults().store_fails(write) for write in (2, 4, 6, 8))
+    asked_for = examine(Case(worked, "first", {"data": "a"}, faults=down), START, Checks())
+    assert asked_for.reference.finding is None
+    assert "routilux.errors.PoisonJobError" == asked_for.reference.view["error"]
 
 
 # --- no law that can't be broken ------------------------------------------------------------------

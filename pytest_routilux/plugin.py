@@ -205,14 +205,15 @@ def pytest_runtest_makereport(
     """Put the test's report into the failure, or into what travels to the printing process."""
     report = yield
     simulations = item.stash.get(SIMULATIONS, None)
-    if simulations and report.when == "call":
+    if simulations:
         vars(report)["flow_simulations"] = simulations  # xdist sends every attribute of a report
+        del item.stash[SIMULATIONS]
     parts = item.stash.get(REPORTS, None)
     text = "\n".join(parts or ())
     if text and report.failed:
         report.sections.append(("Flow report", text))
         del item.stash[REPORTS]  # a failing teardown need not repeat it
-    elif text and report.when == "call" and item.config.option.verbose > 0:
+    elif text and report.when != "setup" and item.config.option.verbose > 0:
         vars(report)["flow_report"] = text
         del item.stash[REPORTS]
     return report
@@ -237,7 +238,8 @@ class _Printer:
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         # A reproducer that no test has taken is stale, whatever the tests say that were run.
         repro = session.config.getoption("routilux_repro")
-        if repro is not None and not self._simulations and not session.exitstatus:
+        taken = any(simulation["repro"] for _, simulation in self._simulations)
+        if repro is not None and not taken and not session.exitstatus:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, config: pytest.Config) -> None:

@@ -124,33 +124,34 @@ class FlowSim:
     ) -> Coverage:
         """Let a host die at every point of a job, and prove that others bring it to the same end.
 
-        `invariant` must hold of every outcome and `always` of the job after every commit: they
-        return False or fail an assertion where they don't. `view` gives what is compared with the
-        undisturbed run, in place of all that a user can see. A sample of the hosts lives in forks
-        of this process, so that progress in module globals is found; `isolated=False` leaves that
-        out, for flows that hold a connection which a fork would spoil. Returns what was tried;
-        fails the test with the smallest cause of what it finds first.
+        `invariant` must hold of every outcome and `always` of the job after every commit: where
+        they don't, they fail an assertion, or return something false that is not None. `view` gives
+        what is compared with the undisturbed run, in place of all that a user can see. A sample of
+        the hosts lives in forks of this process, so that progress in module globals is found;
+        `isolated=False` leaves that out, for flows that hold a connection which a fork would spoil.
+        Returns what was tried; fails the test with the smallest cause of what it finds first.
         """
         __tracebackhide__ = True
         case = _case(build, entry, params, slot, faults, always)
         checks = Checks(invariant, view, isolated)
-        if self._repro is None:
-            result = examine(case, START, checks)
-        else:
-            again = self._again(case, checks, self._repro)
-            if isinstance(again, Stale):
-                self._stale.append(again.reason)
-                return Coverage()
-            case, result = again
-            self._taken = True
-        self._tell(result)
+        again = None if self._repro is None else self._again(case, checks, self._repro)
+        if isinstance(again, Stale):
+            # Perhaps it is of another simulation of the test, which this one must not keep from it.
+            self._stale.append(again.reason)
+            again = None
+        case, result = again or (case, examine(case, START, checks))
+        self._taken = self._taken or again is not None
+        self._tell(result, self._repro if again else None)
         self._judge(case, checks, result)
+        if again is None and (finding := swallowed_crash(case, START, isolated=isolated)):
+            self._fail(case, checks, finding)
         _refuse_idle(case.faults)
         coverage = result.coverage
         if coverage.planned != coverage.executed:
             pytest.fail(
                 f"{coverage.word}: planned {dict(coverage.planned)}, executed"
-                f" {dict(coverage.executed)}; a crash that did not happen proves nothing",
+                f" {dict(coverage.executed)}; a crash that did not happen proves nothing. Where a"
+                " flow does not do the same again, check_determinism tells why",
                 pytrace=False,
             )
         return coverage
@@ -211,10 +212,10 @@ class FlowSim:
         result = examine(applied, START, checks, choose)
         return stale[0] if stale else (applied, result)
 
-    def _tell(self, result: Examination) -> None:
+    def _tell(self, result: Examination, repro: Repro | None) -> None:
         coverage = result.coverage
         failed = bool(result.failures) or result.reference.finding is not None
-        verdict = None if self._repro is None else "fails" if failed else "fixed"
+        verdict = "fails" if failed else "fixed"
         stash = self._node.stash
         stash.setdefault(SIMULATIONS, []).append(
             {
@@ -223,7 +224,7 @@ class FlowSim:
                 "word": coverage.word,
                 "runs": coverage.runs,
                 "seconds": coverage.seconds,
-                "repro": None if verdict is None else f"{self._repro}: {verdict}",
+                "repro": None if repro is None else f"{repro}: {verdict}",
             }
         )
         if not failed:
@@ -239,10 +240,6 @@ class FlowSim:
         __tracebackhide__ = True
         known = result.reference
         if known.finding is None and not result.failures:
-            if self._repro is None:
-                finding = swallowed_crash(case, START, isolated=checks.isolated)
-                if finding is not None:
-                    self._fail(case, checks, finding)
             return
         cause = shrink(result, case, START, checks)
         repro = Repro.of(case, known.run.life.flow, cause.point, faults=cause.faults)

@@ -159,8 +159,61 @@ def test_a_reproducer_whose_point_is_gone_is_stale_and_an_error(pytester: pytest
     repro = repro_of(run_inside(pytester))
     gone = repro.replace("effect1", "effect2")
     again = run_inside(pytester, f"--routilux-repro={gone}")
+    again.assert_outcomes(failed=1, errors=1)
+    again.stdout.fnmatch_lines(
+        ["*STALE: * has no crash point 0.0@a1.effect2*", "EFFECT REPEATED: *"]
+    )
+
+
+def test_a_reproducer_finds_its_simulation_behind_one_that_it_does_not_fit(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(
+        pytester,
+        """
+    class Silent(Charge):
+        def charge(self, order):
+            self.emit("output", receipt=order)
+
+    def silent():
+        flow = Flow("silent")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Silent(), "charge")
+        flow.connect("orders", "output", "charge", "input")
+        return flow
+
+    def test_survive(flow_sim):
+        coverage = flow_sim.crash_everywhere(silent, entry="orders", params={{"id": 7}})
+        assert 0 < coverage.executed["by document"]
+        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
+""",
+    )
+    repro = repro_of(run_inside(pytester))
+    again = run_inside(pytester, f"--routilux-repro={repro}")
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
+def test_a_reproducer_finds_its_simulation_in_the_end_of_a_fixture(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    shop(
+        pytester,
+        """
+    @pytest.fixture
+    def afterwards(flow_sim):
+        yield
+        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
+
+    def test_survive(afterwards):
+        pass
+""",
+    )
+    repro = repro_of(run_inside(pytester))
+    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
     again.assert_outcomes(passed=1, errors=1)
-    again.stdout.fnmatch_lines(["*STALE: * has no crash point 0.0@a1.effect2*"])
+    again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
 
 
 def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(
@@ -168,6 +221,7 @@ def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(
 ) -> None:
     shop(pytester)
     digest = repro_of(run_inside(pytester)).split(".")[1]
+    shop(pytester, keyed=True)
     again = run_inside(pytester, f"--routilux-repro=R1.{digest}.s7")
     again.assert_outcomes(passed=1, errors=1)
     again.stdout.fnmatch_lines(["*STALE: *s7 reaches nothing any more: crash_everywhere does all*"])

@@ -188,7 +188,7 @@ def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     colour = terminal is not None and config.get_terminal_writer().hasmarkup
     config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
-    if terminal is not None and not hasattr(config, "workerinput"):
+    if not hasattr(config, "workerinput"):
         config.pluginmanager.register(_Printer(terminal), "routilux-reports")
 
 
@@ -213,7 +213,7 @@ def pytest_runtest_makereport(
     if text and report.failed:
         report.sections.append(("Flow report", text))
         del item.stash[REPORTS]  # a failing teardown need not repeat it
-    elif text and report.when != "setup" and item.config.option.verbose > 0:
+    elif text and report.when != "setup" and item.config.getoption("verbose", 0) > 0:
         vars(report)["flow_report"] = text
         del item.stash[REPORTS]
     return report
@@ -222,14 +222,14 @@ def pytest_runtest_makereport(
 class _Printer:
     """Prints the reports of tests that passed below their lines, and sums up the simulations."""
 
-    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+    def __init__(self, terminal: pytest.TerminalReporter | None) -> None:
         self._terminal = terminal
         self._simulations: list[tuple[str, dict[str, Any]]] = []
 
     @pytest.hookimpl(trylast=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         text = getattr(report, "flow_report", None)
-        if text is not None:
+        if text is not None and self._terminal is not None:
             self._terminal.write_line(text)  # which first ends the line of the test
         told = getattr(report, "flow_simulations", ())
         self._simulations += [(report.nodeid, simulation) for simulation in told]
@@ -242,16 +242,18 @@ class _Printer:
         if repro is not None and not taken and not session.exitstatus:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(self, config: pytest.Config) -> None:
-        write = self._terminal.write_line
+    def pytest_terminal_summary(
+        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
+    ) -> None:
+        write = terminalreporter.write_line
         repro = config.getoption("routilux_repro")
         if repro is not None:
-            self._terminal.section("reproducer")
+            terminalreporter.section("reproducer")
             told = [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
             for line in told or [f"{repro}: stale, no simulation of these tests has taken it"]:
                 write(line)
         elif self._simulations and config.option.verbose > 0:
-            self._terminal.section("flow simulations")
+            terminalreporter.section("flow simulations")
             for nodeid, simulation in self._simulations:
                 write(_line_of(nodeid, simulation))
 

@@ -237,6 +237,17 @@ def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(
     result.stdout.fnmatch_lines(["R1.9f3c.0.0@a1.effect1: stale, no simulation of these tests*"])
 
 
+def test_it_is_an_error_without_a_terminal_too_and_a_pass_is_a_pass(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(pytester, keyed=True)
+    assert pytest.ExitCode.OK == run_inside(pytester, "-p", "no:terminal").ret
+    (pytester.path / "test_shop.py").unlink()
+    pytester.makepyfile("def test_nothing(): assert True")
+    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", "-p", "no:terminal")
+    assert pytest.ExitCode.TESTS_FAILED == result.ret
+
+
 def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(
     pytester: pytest.Pytester,
 ) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from pytest_routilux.choices import FIFO
 from pytest_routilux.lives import STEADY, Life
 from pytest_routilux.oracle import Finding
-from pytest_routilux.stepping import OUTCOMES, SimClock, SimDriver
+from pytest_routilux.stepping import OUTCOMES, SimClock, SimDriver, threads_started
 from routilux import (
     Commit,
     CorruptStateError,
@@ -36,6 +36,7 @@ from routilux.values import first_difference
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from threading import Thread
 
     from pytest_routilux.choices import Choices
     from pytest_routilux.faults import Fault
@@ -226,6 +227,7 @@ class _SimRuntime(Runtime):
         self.life = life
         self._choices = choices
         self._pace = pace
+        self.started: list[Thread] = []  # by handlers
         self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]
         if case.always is not None:
             self.observers = (self,)
@@ -273,6 +275,7 @@ class _SimRuntime(Runtime):
             self.case.faults,
             self._pace,
             self.case.job_id,
+            self.started,
         )
 
     def _drive_in_background(self, drive: Drive) -> None:
@@ -304,7 +307,7 @@ def live(
     world.host += 1
     runtime = _SimRuntime(case, world, life, choices, pace, checked=checked, told=told)
     try:
-        with use_runtime(runtime):
+        with use_runtime(runtime), threads_started(runtime.sim_clock) as runtime.started:
             if job is None:
                 life.job = runtime.execute(
                     flow, case.entry, case.params, slot=case.slot, job_id=case.job_id

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextlib import contextmanager
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -27,7 +28,7 @@ from routilux.instants import from_ns
 from routilux.step import run_step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from datetime import datetime
 
     from pytest_routilux.choices import Choices
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from routilux.exchange import Effect
     from routilux.policy import ErrorHandler
 
-__all__ = ["OUTCOMES", "SimClock", "SimDriver", "running"]
+__all__ = ["OUTCOMES", "SimClock", "SimDriver", "running", "threads_started"]
 
 OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """What is not the simulated host's end, but the test's: it passes through."""
@@ -95,6 +96,27 @@ class SimClock(Clock):
     def runs_here(self) -> bool:
         """Return whether the calling thread is the one of the simulation."""
         return threading.get_ident() == self._thread
+
+
+@contextmanager
+def threads_started(clock: SimClock) -> Iterator[list[threading.Thread]]:
+    """Yield a list of the threads that handlers start, and those threads, until the block ends.
+
+    Others come and go beside a simulation: a test may have a server, with a thread for each call.
+    """
+    started: list[threading.Thread] = []
+    real = threading.Thread.start
+
+    def start(thread: threading.Thread) -> None:
+        if clock.runs_here() or threading.current_thread() in started:
+            started.append(thread)
+        real(thread)
+
+    threading.Thread.start = start  # type: ignore[method-assign, assignment]
+    try:
+        yield started
+    finally:
+        threading.Thread.start = real  # type: ignore[method-assign]
 
 
 # --- steps ----------------------------------------------------------------------------------------
@@ -171,6 +193,7 @@ class SimDriver:
         faults: Sequence[Fault],
         pace: Pace,
         job_id: str,
+        started: list[threading.Thread],
     ) -> None:
         self._clock = clock
         self._world = world
@@ -184,7 +207,7 @@ class SimDriver:
         self._broke = False
         self._asleep: list[tuple[int, Key, int, _Flight]] = []
         self._numbers = 0
-        self._threads = threading.active_count()
+        self._started = started
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Take a step."""
@@ -321,8 +344,7 @@ class SimDriver:
         except BaseException as error:
             return error
         finally:
-            threads = threading.active_count()
-            if threads > self._threads:
-                name = threading.enumerate()[-1].name
-                self._life.threads.append((step.task.routine_id, name))
-            self._threads = threads
+            if self._started:
+                outlive = [thread.name for thread in self._started if thread.is_alive()]
+                self._life.threads += [(step.task.routine_id, name) for name in outlive]
+                self._started.clear()

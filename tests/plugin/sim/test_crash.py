@@ -179,6 +179,14 @@ def test_a_host_that_dies_in_its_recovery_is_counted(run: Undisturbed) -> None:
     assert "CRASH, right after it went on" in notes
 
 
+def test_a_second_crash_that_does_not_come_is_said_not_to_be_executed(
+    run: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert crashed(run, "start.recovery").executed
+    monkeypatch.delattr("pytest_routilux.crash._DiesAfter.after_write")
+    assert not crashed(run, "start.recovery").executed
+
+
 def test_the_world_of_the_undisturbed_run_is_left_as_it_was(run: Undisturbed) -> None:
     before = (list(run.world.commits), list(run.world.calls), len(run.world.log))
     for point in crash_points(run):

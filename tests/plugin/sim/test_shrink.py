@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from time import perf_counter
+from time import process_time
 
 import pytest
 
@@ -33,10 +33,10 @@ def test_a_double_charge_shrinks_to_one_crash_in_well_under_a_second() -> None:
     case = case_of(bugs.Charge, Slow("orders", 1), Slow("charge", 0.5, [1]), ClockJump(3600))
     examination = examine(case, START, CHECKS)
 
-    begun = perf_counter()
+    begun = process_time()
     cause = shrink(examination, case, START, CHECKS)
 
-    assert perf_counter() - begun < 0.5
+    assert process_time() - begun < 0.5
     assert cause.point is not None
     assert ("0.0@a1.effect1", ()) == (cause.point.name, cause.faults)
     assert "1 crash + 3 faults" == cause.text

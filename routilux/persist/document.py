@@ -5,14 +5,14 @@ Laws:
 - It is captured between two commits; steps in flight are pending in it.
 - A crash while it is written leaves the old file or the new one: written beside the target,
   flushed, renamed over it, the folder flushed.
-- The digest covers every byte before its own member. It tells damage, not attack.
+- The digest covers every byte before its own member. It tells damage, not attack: for a file that
+  was in other hands there is a signature, checked before anything is parsed.
 - Nothing but `SavedStateError` escapes from reading what a file holds; a file that can't be
   opened is the system's own `OSError`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -29,12 +29,12 @@ from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersi
 from routilux.flow import Flow
 from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
+from routilux.persist.seal import keyed, sealed, unsealed
 
 __all__ = ["FORMAT", "SavedState"]
 
 FORMAT: Final = "routilux/1"
 _HEAD: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"')
-_DIGEST: Final = re.compile(rb',\n"digest": "sha256:([0-9a-f]{64})"\}\n?\Z')
 _FIELDS: codec.Fields = {
     "format": str,
     "flow": dict,
@@ -99,8 +99,22 @@ class SavedState:
         summary = ExecutionMonitor.summary_of(own) if monitor is None else monitor.summary()
         return cls(flow, own, now, summary, _texts(flow, own))
 
-    def to_bytes(self) -> bytes:
-        """Return the document's text, with its digest."""
+    def to_bytes(self, *, key: bytes | None = None) -> bytes:
+        """Return the document's text, with its digest, and signed if there is a `key`; see `write`.
+
+        >>> from routilux import Flow, JobState
+        >>> flow, key = Flow("empty"), b"sixteen bytes or more"
+        >>> text = SavedState.capture(flow, JobState("job-1")).to_bytes(key=key)
+        >>> SavedState.from_bytes(text, key=key).job.job_id
+        'job-1'
+        >>> SavedState.from_bytes(text, key=b"the key of others").job.job_id
+        Traceback (most recent call last):
+        routilux.errors.CorruptStateError: $.signature: is not that of this key: the file was...
+        """
+        try:
+            mac = keyed(key)
+        finally:
+            del key
         flow, job = self._captured or _texts(self.flow, self.job)
         counts = {
             "saved_at": self.saved_at_ns / SECOND,
@@ -117,12 +131,20 @@ class SavedState:
         }
         # One line a member, so that the head and the counts can be read at a glance.
         lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
-        body = ("{" + ",\n".join(lines)).encode()
-        return body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+        return sealed(("{" + ",\n".join(lines)).encode(), mac)
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the document to a file, in one piece or not at all (mode 0600)."""
-        data = self.to_bytes()
+    def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
+        """Write the document to a file, in one piece or not at all (mode 0600).
+
+        With a `key`, of at least 16 bytes, it is signed by HMAC-SHA256, for a file that passes
+        through other hands; whoever reads it with that key gets what was written or an error. It
+        is not encrypted. Raises `UnserializableError` for what has no saved form, `OSError` where
+        the file can't be written, `TypeError` and `ValueError` for what is no key.
+        """
+        try:
+            data = self.to_bytes(key=key)
+        finally:
+            del key
         target = Path(path)
         handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
         try:
@@ -137,36 +159,39 @@ class SavedState:
         _flush_folder(target.parent)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Self:
+    def read(
+        cls, path: str | os.PathLike[str], *, verify: bool = True, key: bytes | None = None
+    ) -> Self:
         """Read a document from a file.
 
         The routine classes of the flow must have been imported. `verify=False` leaves out the
-        digest, for a file that was edited by hand. Raises `OSError` where there is no file, and
-        `SavedStateError` for what is damaged, of another program or of a newer version.
+        digest, for a file that was edited by hand. With a `key` only a file is read that was
+        written with it and not changed in any byte, whatever `verify` says; without one a signed
+        file is read like any other. Raises `OSError` where there is no file, `SavedStateError` for
+        what is damaged, of another program, of a newer version or not signed with the key, and
+        `TypeError` and `ValueError` for what is no key.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes(), verify=verify)
+            return cls.from_bytes(Path(path).read_bytes(), verify=verify, key=key)
         except SavedStateError as error:
             raise type(error)(error.path, f"{error.reason} (in {os.fspath(path)})") from None
+        finally:
+            del key
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, verify: bool = True) -> Self:
+    def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
         """Read a document from its text; see `read`."""
+        try:
+            mac = keyed(key)
+        finally:
+            del key
         if not data.strip():
             raise CorruptStateError("$", "the file is empty; the state was never written to it")
-        digest = _DIGEST.search(data)
-        if digest is None:
-            if verify:
-                _refuse_without_digest(data)
-        else:
-            body = data[: digest.start()]
-            if verify and hashlib.sha256(body).hexdigest().encode() != digest[1]:
-                raise CorruptStateError(
-                    "$.digest",
-                    "the file was changed after it was written: its digest is another one;"
-                    " read(path, verify=False) reads it all the same",
-                )
-            data = body + b"}"
+        text = unsealed(data, mac, verify=verify)
+        if text is not None:
+            data = text
+        elif verify:
+            _refuse_without_digest(data)
         newer = _HEAD.match(data)
         if newer is not None:
             _check_format(newer[1].decode())  # before anything that only a newer version knows
@@ -177,7 +202,7 @@ class SavedState:
         if not isinstance(document, dict) or "format" not in document:
             raise CorruptStateError("$.format", "is missing: this was not written by routilux")
         _check_format(document["format"])
-        f = codec.check_fields(document, "$", _FIELDS, {"digest": str})
+        f = codec.check_fields(document, "$", _FIELDS, {"digest": str, "signature": str})
         job = JobState.load(f["job_state"], "$.job_state")
         flow = Flow.load(f["flow"], "$.flow", job.shape)
         saved_at_ns = _saved_at(f["saved_at_iso"], f["saved_at"])

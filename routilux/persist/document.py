@@ -7,6 +7,7 @@ Laws:
   flushed, renamed over it, the folder flushed.
 - The digest covers every byte before its own member. It tells damage, not attack: for a file that
   was in other hands there is a signature, checked before anything is parsed.
+- A document of any earlier version is read, upgraded; a newer one is refused.
 - Nothing but `SavedStateError` escapes from reading what a file holds; a file that can't be
   opened is the system's own `OSError`.
 """
@@ -15,26 +16,24 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Never, Self, cast
 
 from routilux import codec
 from routilux.clock import SystemClock
 from routilux.core.records import history_length, in_range
 from routilux.core.state import JobState
-from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
+from routilux.errors import CorruptStateError, SavedStateError
 from routilux.flow import Flow
 from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
 from routilux.persist.seal import keyed, sealed, unsealed
+from routilux.persist.upgrades import FORMAT, loaded
 
 __all__ = ["FORMAT", "SavedState"]
 
-FORMAT: Final = "routilux/1"
-_HEAD: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"')
 _FIELDS: codec.Fields = {
     "format": str,
     "flow": dict,
@@ -174,7 +173,9 @@ class SavedState:
         try:
             return cls.from_bytes(Path(path).read_bytes(), verify=verify, key=key)
         except SavedStateError as error:
-            raise type(error)(error.path, f"{error.reason} (in {os.fspath(path)})") from None
+            said, *listed = error.reason.split("\n")
+            told = "\n".join([f"{said} (in {os.fspath(path)})", *listed])
+            raise type(error)(error.path, told) from None
         finally:
             del key
 
@@ -192,16 +193,10 @@ class SavedState:
             data = text
         elif verify:
             _refuse_without_digest(data)
-        newer = _HEAD.match(data)
-        if newer is not None:
-            _check_format(newer[1].decode())  # before anything that only a newer version knows
-        return cls._load(codec.loads(data))
+        return cls._load(loaded(data))
 
     @classmethod
     def _load(cls, document: object) -> Self:
-        if not isinstance(document, dict) or "format" not in document:
-            raise CorruptStateError("$.format", "is missing: this was not written by routilux")
-        _check_format(document["format"])
         f = codec.check_fields(document, "$", _FIELDS, {"digest": str, "signature": str})
         job = JobState.load(f["job_state"], "$.job_state")
         flow = Flow.load(f["flow"], "$.flow", job.shape)
@@ -280,28 +275,11 @@ def _spent(job: JobState, routine_id: str) -> int:
     return job.retry_count(routine_id) if routine_id in job.routine_states else 0
 
 
-def _refuse_without_digest(data: bytes) -> None:
-    # Tell the reason as well as it can be told: newer, cut off, another program's, or edited.
-    head = _HEAD.match(data)
-    if head is not None:
-        _check_format(head[1].decode())
-    document = codec.loads(data)
-    if isinstance(document, dict) and "format" in document:
-        _check_format(document["format"])
-        raise CorruptStateError(
-            "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
-        )
-    raise CorruptStateError("$.format", "is missing: this was not written by routilux")
-
-
-def _check_format(found: object) -> None:
-    if found == FORMAT:
-        return
-    if isinstance(found, str) and re.fullmatch(r"routilux/\d{1,9}", found):
-        raise UnsupportedVersionError(
-            "$.format", f"is {found!r}; this version reads {FORMAT!r}: install a newer routilux"
-        )
-    raise CorruptStateError("$.format", f"is {found!r}: this was not written by routilux")
+def _refuse_without_digest(data: bytes) -> Never:
+    loaded(data)  # tells what is cut off, newer or another program's
+    raise CorruptStateError(
+        "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
+    )
 
 
 def _flush_folder(folder: Path) -> None:

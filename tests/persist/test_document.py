@@ -585,13 +585,19 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], type[SavedStateError], str, str
         lambda text: seal({"format": "routilux/2", "state": {"$type": "of the future"}}),
         UnsupportedVersionError,
         "$.format",
-        "is 'routilux/2'; this version reads 'routilux/1': install a newer routilux",
+        (
+            "is 'routilux/2', of a newer routilux; this one reads up to 'routilux/1': install a"
+            " newer one here, or go on with the job where it was saved"
+        ),
     ),
     "a newer version without our digest": (
         lambda text: b'{"format": "routilux/12", "state": {"$type": "of the future"}}',
         UnsupportedVersionError,
         "$.format",
-        "is 'routilux/12'; this version reads 'routilux/1': install a newer routilux",
+        (
+            "is 'routilux/12', of a newer routilux; this one reads up to 'routilux/1': install a"
+            " newer one here, or go on with the job where it was saved"
+        ),
     ),
     "edited": (
         lambda text: edited(text, b'"retry_count": 2', b'"retry_count": 3'),
@@ -1139,7 +1145,10 @@ def test_a_pending_task_without_its_slot_can_not_go_on_even_on_a_changed_flow(re
         other.resume(job, allow_changed_flow=True)
     assert (
         "$.job_state.pending_tasks",
-        "task 0.0 of job job-1 waits for process.input, which flow 'other' does not have",
+        (
+            "of job job-1, task 0.0 waits for process.input; flow 'other' does not have that: give"
+            " it the slot, or resume the job on the flow of its time"
+        ),
     ) == (caught.value.path, caught.value.reason)
     assert before == job.serialize()
 

@@ -3,8 +3,7 @@
 Laws:
 - A document is a copy, not a lock: any number of hosts may go on from it.
 - It is captured between two commits; steps in flight are pending in it.
-- A crash while it is written leaves the old file or the new one: written beside the target,
-  flushed, renamed over it, the folder flushed.
+- A crash while it is written leaves the old file or the new one; see `atomic`.
 - The digest covers every byte before its own member. It tells damage, not attack: for a file that
   was in other hands there is a signature, checked before anything is parsed.
 - A document of any earlier version is read, upgraded; a newer one is refused.
@@ -16,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Never, Self, cast
@@ -29,6 +27,7 @@ from routilux.errors import CorruptStateError, SavedStateError
 from routilux.flow import Flow
 from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
+from routilux.persist.atomic import write_whole
 from routilux.persist.seal import keyed, sealed, unsealed
 from routilux.persist.upgrades import FORMAT, loaded
 
@@ -144,18 +143,7 @@ class SavedState:
             data = self.to_bytes(key=key)
         finally:
             del key
-        target = Path(path)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink()
-            raise
-        _flush_folder(target.parent)
+        write_whole(path, data)
 
     @classmethod
     def read(
@@ -280,14 +268,3 @@ def _refuse_without_digest(data: bytes) -> Never:
     raise CorruptStateError(
         "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
     )
-
-
-def _flush_folder(folder: Path) -> None:
-    # Without this the rename itself may be lost with the power. Windows can't flush a folder.
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -401,43 +400,6 @@ def test_a_file_is_written_for_its_owner_alone_and_read_back_equal(tmp_path, ret
     assert [path] == list(tmp_path.iterdir())
 
 
-def test_the_file_is_flushed_before_it_is_renamed_and_the_folder_after(
-    tmp_path, retried, monkeypatch
-):
-    calls = []
-    fsync, replace = os.fsync, Path.replace
-
-    def note_fsync(handle: int) -> None:
-        calls.append("flush folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "flush file")
-        fsync(handle)
-
-    def note_replace(self: Path, target: Path) -> Path:
-        calls.append(f"rename to {target.name}")
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(Path, "replace", note_replace)
-    SavedState.from_bytes(retried).write(tmp_path / "job.json")
-    assert ["flush file", "rename to job.json", "flush folder"] == calls
-
-
-@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.replace", "os.fdopen"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
-    where, tmp_path, retried, small, monkeypatch
-):
-    path = tmp_path / "job.json"
-    path.write_bytes(small)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(where, full)
-    with pytest.raises(OSError, match="No space left on device"):
-        SavedState.from_bytes(retried).write(path)
-    monkeypatch.undo()
-    assert (small, [path]) == (path.read_bytes(), list(tmp_path.iterdir()))
-
-
 def test_a_folder_in_the_way_or_no_folder_at_all_is_the_systems_own_error(tmp_path, retried):
     saved = SavedState.from_bytes(retried)
     (tmp_path / "taken").mkdir()
@@ -509,19 +471,6 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_
     ] == told
     cured = f"import shop; {read} print(s.job.outputs[0].data, s.flow.routines['charge'].currency)"
     assert "{'paid': '5 CHF'} CHF\n" == python(tmp_path, cured)
-
-
-@pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])
-def test_a_process_that_dies_while_it_writes_leaves_the_old_file(moment, tmp_path):
-    (tmp_path / "shop.py").write_text(SHOP)
-    code = (
-        "import os, pathlib, shop; from routilux import SavedState; f = shop.flow();"
-        "save = lambda n: SavedState.capture(f, f.execute('charge', {'cents': n})).write('j.json');"
-        f"save(5); {moment} = lambda *_: os._exit(9); save(6)"
-    )
-    assert "exit 9" == python(tmp_path, code)
-    read = "import shop; from routilux import SavedState; s = SavedState.read('j.json');"
-    assert "{'paid': '5 CHF'}\n" == python(tmp_path, f"{read} print(s.job.outputs[0].data)")
 
 
 # --- files that are refused ---------------------------------------------------------------------

@@ -33,6 +33,7 @@ __all__ = [
     "MAX_DIGITS",
     "MAX_NODES",
     "Fields",
+    "bounded",
     "check_fields",
     "decode",
     "dumps",
@@ -254,7 +255,7 @@ def dumps(data: object) -> str:
     >>> dumps(encode({"n": [1, 2.0]}))
     '{"n":[1,2.0]}'
     """
-    return _bounded(_text(data))
+    return bounded(_text(data))
 
 
 def dumps_object(members: Mapping[str, object]) -> str:
@@ -276,7 +277,7 @@ def dumps_object(members: Mapping[str, object]) -> str:
         pieces.append(f"{_text(name)}:[{','.join(_batches(value))}]")
         plain = {}
     pieces += [_text(plain)[1:-1]] if plain else []
-    return _bounded(f"{{{','.join(pieces)}}}")
+    return bounded(f"{{{','.join(pieces)}}}")
 
 
 def _batches(entries: Iterator[object]) -> Iterator[str]:
@@ -295,7 +296,14 @@ def _text(data: object) -> str:
     return text
 
 
-def _bounded(text: str) -> str:
+def bounded(text: str) -> str:
+    """Return a JSON text that can be loaded again.
+
+    Raises `UnserializableError` for more than `MAX_BYTES` or `MAX_NODES`.
+
+    >>> bounded('{"n":1}')
+    '{"n":1}'
+    """
     size = len(text) if text.isascii() else len(text.encode())
     if size > MAX_BYTES:
         raise UnserializableError("$", f"takes {size:,} bytes; at most {MAX_BYTES:,} can be loaded")

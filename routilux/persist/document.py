@@ -17,7 +17,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Never, Self, cast
+from typing import Final, Never, Self, cast
 
 from routilux import codec
 from routilux.clock import SystemClock
@@ -28,11 +28,12 @@ from routilux.flow import Flow
 from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
 from routilux.persist.atomic import write_whole
-from routilux.persist.seal import keyed, sealed, unsealed
+from routilux.persist.seal import SEAL, keyed, sealed, unsealed
 from routilux.persist.upgrades import FORMAT, loaded
 
 __all__ = ["FORMAT", "SavedState"]
 
+_PIECE: Final = 1 << 20
 _FIELDS: codec.Fields = {
     "format": str,
     "flow": dict,
@@ -129,7 +130,8 @@ class SavedState:
         }
         # One line a member, so that the head and the counts can be read at a glance.
         lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
-        return sealed(("{" + ",\n".join(lines)).encode(), mac)
+        text = codec.bounded("{" + ",\n".join(lines) + "}")
+        return sealed(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
         """Write the document to a file, in one piece or not at all (mode 0600).
@@ -159,7 +161,7 @@ class SavedState:
         `TypeError` and `ValueError` for what is no key.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes(), verify=verify, key=key)
+            return cls.from_bytes(_content(path), verify=verify, key=key)
         except SavedStateError as error:
             said, *listed = error.reason.split("\n")
             told = "\n".join([f"{said} (in {os.fspath(path)})", *listed])
@@ -174,6 +176,8 @@ class SavedState:
             mac = keyed(key)
         finally:
             del key
+        if len(data) > codec.MAX_BYTES + SEAL:
+            raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
         if not data.strip():
             raise CorruptStateError("$", "the file is empty; the state was never written to it")
         text = unsealed(data, mac, verify=verify)
@@ -205,6 +209,17 @@ class SavedState:
             in_range(count, f"$.monitor_summary.{name}")
         mirror_retries(flow, job)
         return cls(flow, job, saved_at_ns, summary)
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    # No more than can be a document: a path may lead to a device, which never ends.
+    left = codec.MAX_BYTES + SEAL
+    pieces: list[bytes] = []
+    with Path(path).open("rb") as file:
+        while left >= 0 and (piece := file.read(_PIECE)):
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
 
 
 def mirror_retries(flow: Flow, job: JobState) -> None:

@@ -18,9 +18,10 @@ from typing import Final
 from routilux.errors import CorruptStateError
 from routilux.tags import type_name
 
-__all__ = ["MIN_KEY", "keyed", "sealed", "unsealed"]
+__all__ = ["MIN_KEY", "SEAL", "keyed", "sealed", "unsealed"]
 
 MIN_KEY: Final = 16  # bytes; what HMAC-SHA256 can't be tried through with
+SEAL: Final = 200  # bytes, more than digest and signature take
 
 _SIGNATURE: Final = b',\n"signature": "hmac-sha256:%s"}\n'
 _SIGNATURE_HEAD: Final = _SIGNATURE.partition(b"hmac")[0]

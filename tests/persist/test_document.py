@@ -35,11 +35,13 @@ from routilux import (
     SavedState,
     SavedStateError,
     UnknownRoutineError,
+    UnserializableError,
     UnsupportedVersionError,
 )
 from routilux.values import first_difference
 from tests.persist.orders import (
     GOLDEN,
+    KEY,
     START,
     Audit,
     Captures,
@@ -582,6 +584,31 @@ def test_a_file_that_is_no_sound_document_is_refused_by_place_reason_and_file(
     assert before == path.read_bytes()
 
 
+def test_a_file_that_never_ends_is_refused_without_being_read_to_its_end(monkeypatch):
+    monkeypatch.setattr("routilux.codec.MAX_BYTES", 2_000_000)
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.read("/dev/zero")
+    assert ("$", "is longer than 2,000,000 bytes; no job is (in /dev/zero)") == (
+        caught.value.path,
+        caught.value.reason,
+    )
+
+
+def test_no_more_is_written_than_can_be_read(monkeypatch):
+    saved = at_retry(pipeline(9), 2)
+    size = len(saved.to_bytes(key=KEY))
+    body = len(saved.to_bytes().partition(b',\n"digest"')[0]) + 1
+    for module in ("bounds", "codec"):
+        monkeypatch.setattr(f"routilux.{module}.MAX_BYTES", body)
+    read = SavedState.from_bytes(saved.to_bytes(key=KEY), key=KEY)
+    assert (size, saved.job) == (len(read.to_bytes(key=KEY)), read.job)
+    monkeypatch.setattr("routilux.codec.MAX_BYTES", body - 1)
+    with pytest.raises(
+        UnserializableError, match=f"takes {body:,} bytes; at most {body - 1:,} can"
+    ):
+        saved.to_bytes()
+
+
 def test_an_edited_file_is_read_without_its_digest_if_it_makes_sense(tmp_path, retried):
     path = tmp_path / "job.json"
     path.write_bytes(retried.replace(b'"request_id":"r-1"', b'"request_id":"r-2"'))
@@ -900,6 +927,42 @@ def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(case,
         assert re.fullmatch(
             re.escape(expected).replace(r"\*", ".*").replace(r"2.*.*53", r"2\*\*53"), told
         ), told
+
+
+def test_what_the_data_holds_without_end_is_not_told_without_end(retried):
+    endless = "x" * 1_000_000
+    for change, place, start, end in (
+        (
+            put("flow", "execution_strategy", to=endless),
+            "$.flow",
+            "execution_strategy is 'xxx",
+            "t'",
+        ),
+        (put(J, "status", to=endless), "$.job_state.status", "'xxx", " JobStatus"),
+        (put(endless, to=1), f"$.{endless}", "is a field that is not known here", " here"),
+    ):
+        document = json.loads(retried)
+        change(document)
+        with pytest.raises(CorruptStateError) as caught:
+            SavedState.from_bytes(seal(document))
+        told = caught.value
+        assert told.path == place if len(place) < 500 else len(told.path) <= 500
+        assert place[:300] == told.path[:300]
+        assert told.reason.startswith(start)
+        assert told.reason.endswith(end)
+        assert (told.path, told.reason) == told.args
+        assert len(str(told)) < 4_600
+
+
+def test_an_attempt_of_no_number_is_refused_where_its_task_is_no_longer_known(shortened):
+    document = json.loads(shortened)
+    document[J]["commits"][0]["attempt"] = 0
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.from_bytes(seal(document))
+    assert ("$.job_state.commits[0].attempt", "0 is no number from 1 to 2**53") == (
+        caught.value.path,
+        caught.value.reason,
+    )
 
 
 def test_the_cases_above_start_from_a_document_that_is_read(retried):

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -36,6 +37,7 @@ MB: Final = 1024 * 1024
 # Of the processor and of memory, for each mutant, each of its bytes and each value that they hold.
 SECONDS: Final = (1.0, 0.05 / MB, 4e-6)
 MEMORY: Final = (64 * MB, 8, 200)
+_TOLD: Final = ("saved_at", "saved_at_iso", "retry_count", "execution_history_count")
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 
@@ -80,6 +82,9 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
         assert isinstance(mutant, Document)
         if mutant.seal == "stale":
             assert mutant.text.rstrip(b"\n") == mutant.original.rstrip(b"\n"), "damage was accepted"
+        said, written = json.loads(mutant.text), json.loads(found.to_bytes())
+        for name in _TOLD:
+            assert written[name] == said[name], f"{name} was not what the job has"
         _check_document(found)
     elif isinstance(found, JobState):
         _check_job(found)

@@ -10,6 +10,7 @@ import re
 import stat
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -586,8 +587,13 @@ def test_a_file_that_is_no_sound_document_is_refused_by_place_reason_and_file(
 
 def test_a_file_that_never_ends_is_refused_without_being_read_to_its_end(monkeypatch):
     monkeypatch.setattr("routilux.codec.MAX_BYTES", 2_000_000)
-    with pytest.raises(CorruptStateError) as caught:
-        SavedState.read("/dev/zero")
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptStateError) as caught:
+            SavedState.read("/dev/zero")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
     assert ("$", "is longer than 2,000,000 bytes; no job is (in /dev/zero)") == (
         caught.value.path,
         caught.value.reason,

@@ -8,6 +8,7 @@ it had. Rows of a journal have no digest at all.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -135,6 +136,11 @@ def paths_of(text: bytes) -> list[Path]:
     return list(_paths(json.loads(text)))
 
 
+@cache
+def shallow_paths_of(text: bytes) -> list[Path]:
+    return [path for path in paths_of(text) if len(path) <= 2]
+
+
 def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
     if path:
         yield path
@@ -154,6 +160,7 @@ class _Twice(dict[str, Any]):
         return [*pairs, *pairs[:1]]
 
 
+_RAW: Final = re.compile(f'"{_MARK}' + r'((?:[^"\\]|\\.)*+)"')
 _raw = st.one_of(
     st.integers(1, 300).map(lambda n: "[" * n + "]" * n),
     st.integers(1, 300).map(lambda n: '{"a":' * n + "1" + "}" * n),
@@ -197,7 +204,7 @@ def changed(draw: st.DrawFn, text: bytes, most: int = 3) -> tuple[str, tuple[str
     for _ in range(draw(st.integers(1, most))):
         # Few members stand at the top, and most of what they say is said twice.
         op, shallow = draw(st.sampled_from(_OPS)), draw(st.integers(0, 2)) == 2
-        path = draw(st.sampled_from([p for p in paths if len(p) <= 2] if shallow else paths))
+        path = draw(st.sampled_from(shallow_paths_of(text) if shallow else paths))
         try:
             holder = data
             for step in path[:-1]:
@@ -252,22 +259,8 @@ def _written(data: Any) -> str:
         for name, value in data.items()
         if name != "digest"
     ]
-    pieces = ("{" + ",\n".join(lines) + "}").split(f'"{_MARK}')
-    for i, piece in enumerate(pieces[1:], 1):
-        quoted, end, rest = _split_string(piece)
-        pieces[i] = json.loads(f'"{quoted}"') + rest if end else f'"{piece}'
-    return "".join(pieces)
-
-
-def _split_string(text: str) -> tuple[str, bool, str]:
-    at = 0
-    while at < len(text):
-        if text[at] == "\\":
-            at += 1
-        elif text[at] == '"':
-            return text[:at], True, text[at + 1 :]
-        at += 1
-    return text, False, ""
+    text = "{" + ",\n".join(lines) + "}"
+    return _RAW.sub(lambda found: json.loads(f'"{found[1]}"'), text)
 
 
 # --- changes of bytes -----------------------------------------------------------------------------

@@ -33,6 +33,7 @@ __all__ = [
     "MAX_DIGITS",
     "MAX_NODES",
     "Fields",
+    "bounded",
     "check_fields",
     "decode",
     "dumps",
@@ -254,7 +255,7 @@ def dumps(data: object) -> str:
     >>> dumps(encode({"n": [1, 2.0]}))
     '{"n":[1,2.0]}'
     """
-    return _bounded(_text(data))
+    return bounded(_text(data))
 
 
 def dumps_object(members: Mapping[str, object]) -> str:
@@ -276,7 +277,7 @@ def dumps_object(members: Mapping[str, object]) -> str:
         pieces.append(f"{_text(name)}:[{','.join(_batches(value))}]")
         plain = {}
     pieces += [_text(plain)[1:-1]] if plain else []
-    return _bounded(f"{{{','.join(pieces)}}}")
+    return bounded(f"{{{','.join(pieces)}}}")
 
 
 def _batches(entries: Iterator[object]) -> Iterator[str]:
@@ -295,7 +296,14 @@ def _text(data: object) -> str:
     return text
 
 
-def _bounded(text: str) -> str:
+def bounded(text: str) -> str:
+    """Return a JSON text that can be loaded again.
+
+    Raises `UnserializableError` for more than `MAX_BYTES` or `MAX_NODES`.
+
+    >>> bounded('{"n":1}')
+    '{"n":1}'
+    """
     size = len(text) if text.isascii() else len(text.encode())
     if size > MAX_BYTES:
         raise UnserializableError("$", f"takes {size:,} bytes; at most {MAX_BYTES:,} can be loaded")
@@ -307,8 +315,10 @@ def _bounded(text: str) -> str:
 # --- reading --------------------------------------------------------------------------------------
 
 
-def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
+def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) -> Any:
     """Return the value that a JSON text holds, its tagged values decoded.
+
+    Without `untag` they stay the JSON objects that they are in the text, for `decode` to decode.
 
     Raises `CorruptStateError` with the path for all that `dumps(encode(…))` does not write: bytes
     that are not UTF-8, JSON that is cut off or of another dialect (NaN, numbers out of range, a
@@ -329,7 +339,7 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
         raise CorruptStateError("$", f"has more than {MAX_NODES:,} values")
     if bounds.depth(outline) <= MAX_DEPTH and not bounds.is_doubtful(data):
         try:
-            return _read(chars, bounds.members(outline))
+            return _read(chars, bounds.members(outline), _untag if untag else _as_it_stands)
         except (_RefusalError, ValueError, RecursionError):
             pass
     try:
@@ -340,7 +350,7 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES) -> Any:
         raise CorruptStateError(
             "$", f"is nested deeper than {MAX_DEPTH} levels or the stack has room for"
         ) from None
-    return decode(parsed)
+    return _decoded(parsed, "$", _untag if untag else _as_it_stands)
 
 
 def decode(data: object, path: str = "$") -> Any:
@@ -351,8 +361,12 @@ def decode(data: object, path: str = "$") -> Any:
     >>> decode({"$type": "date", "value": "2026-01-03"})
     datetime.date(2026, 1, 3)
     """
+    return _decoded(data, path, _untag)
+
+
+def _decoded(data: object, path: str, tagged: _Tagged) -> object:
     try:
-        return _decode(data, 0)
+        return _decode(data, 0, tagged)
     except _RefusalError as refusal:
         raise CorruptStateError(refusal.path(path), refusal.reason) from None
     except RecursionError:
@@ -385,7 +399,14 @@ def _untag(members: dict[str, object]) -> object:
         raise _RefusalError(str(error)) from None
 
 
-def _read(text: str, members: int) -> object:
+def _as_it_stands(members: dict[str, object]) -> object:
+    return members
+
+
+_Tagged = Callable[[dict[str, object]], object]
+
+
+def _read(text: str, members: int, tagged: _Tagged = _untag) -> object:
     """Return what a text holds, which has so many members; of a key that stands twice one is lost.
 
     Counting costs half of what it costs to look for such keys in each object.
@@ -393,12 +414,12 @@ def _read(text: str, members: int) -> object:
     lengths: list[int] = []
     count = lengths.append
 
-    def untag(found: dict[str, object]) -> object:
+    def counted(found: dict[str, object]) -> object:
         count(len(found))
-        return _untag(found) if _TAG in found else found
+        return tagged(found) if _TAG in found else found
 
     value = json.JSONDecoder(
-        object_hook=untag, parse_float=_read_float, parse_constant=_refuse_constant
+        object_hook=counted, parse_float=_read_float, parse_constant=_refuse_constant
     ).decode(text)
     if sum(lengths) != members:
         raise _RefusalError("holds a key twice")
@@ -453,7 +474,7 @@ _CAREFUL: Final = json.JSONDecoder(
 )
 
 
-def _decode(data: Any, depth: int) -> object:
+def _decode(data: Any, depth: int, tagged: _Tagged) -> object:
     kind = type(data)
     if kind is str:
         return _encode_str(data, depth)
@@ -464,30 +485,30 @@ def _decode(data: Any, depth: int) -> object:
     if kind is float and data - data == 0.0:
         return data
     if kind is list:
-        return _decode_list(data, depth)
+        return _decode_list(data, depth, tagged)
     if kind is dict:
-        return _decode_object(data.items(), depth)
+        return _decode_object(data.items(), depth, tagged)
     if kind is _Pairs:
-        return _decode_object(data, depth)
+        return _decode_object(data, depth, tagged)
     raise _RefusalError(
         data.reason if kind is _Unusable else f"is of type {type_name(kind)}, which JSON has not"
     )
 
 
-def _decode_list(data: list[object], depth: int) -> list[object]:
+def _decode_list(data: list[object], depth: int, tagged: _Tagged) -> list[object]:
     if depth >= MAX_DEPTH:
         raise _RefusalError(f"is nested deeper than {MAX_DEPTH} levels")
     decoded: list[object] = []
     try:
         for item in data:
-            decoded.append(_decode(item, depth + 1))  # noqa: PERF401  # the length is the index
+            decoded.append(_decode(item, depth + 1, tagged))  # noqa: PERF401  # the length is the index
     except _RefusalError as refusal:
         refusal.steps.append((data, f"[{len(decoded)}]"))
         raise
     return decoded
 
 
-def _decode_object(pairs: Any, depth: int) -> object:
+def _decode_object(pairs: Any, depth: int, tagged: _Tagged) -> object:
     if depth >= MAX_DEPTH:
         raise _RefusalError(f"is nested deeper than {MAX_DEPTH} levels")
     members: dict[str, object] = {}
@@ -499,8 +520,8 @@ def _decode_object(pairs: Any, depth: int) -> object:
             _encode_str(key, depth)
             if key in members:
                 raise _RefusalError("stands twice; one of the two has to go")
-            members[key] = _decode(item, depth + 1)
+            members[key] = _decode(item, depth + 1, tagged)
     except _RefusalError as refusal:
         refusal.steps.append((pairs, member(key)))
         raise
-    return _untag(members) if _TAG in members else members
+    return tagged(members) if _TAG in members else members

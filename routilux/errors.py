@@ -73,19 +73,28 @@ class SavedStateError(RoutiluxError):
     """Saved data can't be written or read.
 
     `path` is the place: a JSON path such as `$.job_state.commits[2]`, or a file's path where the
-    file itself is the trouble. `reason` says what is wrong there and what to do.
+    file itself is the trouble. `reason` says what is wrong there and what to do. Of what the data
+    itself holds without end, the middle is left out.
 
     >>> SavedStateError("$.flow", "is missing").path
     '$.flow'
     """
 
     def __init__(self, path: str, reason: str) -> None:
-        super().__init__(path, reason)
-        self.path = path
-        self.reason = reason
+        self.path = _shortened(path, 500)
+        self.reason = _shortened(reason, 4_000)
+        super().__init__(self.path, self.reason)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+def _shortened(text: str, most: int) -> str:
+    if len(text) <= most:
+        return text
+    left_out = f"… {len(text):,} characters …"
+    end = most // 4  # where a reason says what to do
+    return f"{text[: most - end - len(left_out)]}{left_out}{text[-end:]}"
 
 
 class CorruptStateError(SavedStateError):

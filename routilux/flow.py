@@ -25,6 +25,7 @@ from routilux.errors import (
 )
 from routilux.policy import ErrorHandler
 from routilux.routine import Routine, checked_handler, find_class
+from routilux.shape import mismatch
 from routilux.tags import said
 
 if TYPE_CHECKING:
@@ -449,19 +450,23 @@ class Flow:
         flow.set_error_handler(_loaded_handler(data["error_handler"], f"{path}.error_handler"))
         for index, entry in enumerate(cast(list[object], data["routines"])):
             flow._load_routine(entry, f"{path}.routines[{index}]")
+        misfit: tuple[str, str] | None = None
         for index, entry in enumerate(cast(list[object], data["connections"])):
             place = f"{path}.connections[{index}]"
             edge = codec.check_fields(entry, place, _CONNECTION_FIELDS, {})
             try:
                 flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
             except FlowDefinitionError as error:
-                raise FlowMismatchError(place, f"{error}; {_CHANGED}") from None
-        if flow.fingerprint != data["fingerprint"]:
-            changes = shape_changes(shape, flow.shape) if shape else ""
-            told = f" ({changes})" if changes else ""
-            raise FlowMismatchError(
+                misfit = misfit or (place, str(error))  # the others stand, to tell all changes
+        if misfit is None and flow.fingerprint != data["fingerprint"]:
+            misfit = (
                 f"{path}.fingerprint",
-                f"the routines' slots and events are not those that were saved{told}; {_CHANGED}",
+                "the routines' slots and events are not those that were saved",
+            )
+        if misfit is not None:
+            place, said = misfit
+            raise FlowMismatchError(
+                place, mismatch(said, _CHANGED, shape or flow.shape, flow.shape)
             )
         return flow
 
@@ -533,17 +538,6 @@ def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
             " {event field: handler parameter} of names"
         )
     return dict(mapping)
-
-
-def shape_changes(before: Sequence[str], after: Sequence[str]) -> str:
-    """Return what differs between two shapes: `- slot a.old; + slot a.new`.
-
-    >>> shape_changes(["slot a.x"], ["slot a.y"])
-    '- slot a.x; + slot a.y'
-    """
-    gone = [f"- {line}" for line in before if line not in after]
-    new = [f"+ {line}" for line in after if line not in before]
-    return "; ".join(gone + new)
 
 
 def _saved_handler(handler: ErrorHandler | None, path: str) -> object:

@@ -37,10 +37,10 @@ from routilux.errors import (
     RoutiluxError,
 )
 from routilux.exchange import copied_payload
-from routilux.flow import shape_changes
 from routilux.instants import to_ns
 from routilux.persist.document import SavedState
 from routilux.persist.store import Journal
+from routilux.shape import homeless, mismatch
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -509,18 +509,24 @@ def _check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
     if not allow_changed and job.shape != plan.shape:
         raise FlowMismatchError(
             "$.job_state.shape",
-            f"job {job.job_id} was started on another flow than {plan.flow_id!r} is now"
-            f" ({shape_changes(job.shape, plan.shape)}); resume it on the flow of its time, or"
-            " with allow_changed_flow=True",
+            mismatch(
+                f"job {job.job_id} was started on another flow than {plan.flow_id!r} is now",
+                "resume it on the flow of its time, or with allow_changed_flow=True",
+                job.shape,
+                plan.shape,
+            ),
         )
+    lost: dict[str, list[str]] = {}
     for task in job.pending_tasks:
         routine = plan.routines.get(task.routine_id)
         if routine is None or task.slot not in routine.slots:
-            raise FlowMismatchError(
-                "$.job_state.pending_tasks",
-                f"task {task.task_id} of job {job.job_id} waits for {task.routine_id}.{task.slot},"
-                f" which flow {plan.flow_id!r} does not have",
-            )
+            lost.setdefault(f"{task.routine_id}.{task.slot}", []).append(task.task_id)
+    if lost:
+        raise FlowMismatchError(
+            "$.job_state.pending_tasks",
+            f"of job {job.job_id}, {homeless(lost)}; flow {plan.flow_id!r} does not have that:"
+            " give it the slot, or resume the job on the flow of its time",
+        )
 
 
 _lock = threading.Lock()

@@ -129,6 +129,15 @@ def test_the_careful_way_reads_the_same_value_as_the_fast_one(value: object) -> 
     )
 
 
+@given(VALUES, st.sampled_from(["", "\\ud83d\\ude00"]))
+def test_tags_can_be_left_as_they_stand_and_decoded_later(value: object, doubtful: str) -> None:
+    text = f'[{dumps(encode(value))},"{doubtful}"]'
+
+    data = loads(text, untag=False)
+    assert json.dumps(data) == json.dumps(json.loads(text))
+    assert first_difference(loads(text), decode(data)) is None
+
+
 @given(VALUES)
 def test_a_value_is_written_as_plain_json_that_shares_nothing_with_it(value: object) -> None:
     data = encode(value)

@@ -197,7 +197,7 @@ class Commit:
             status,
             f.get("task_id"),
             f.get("routine_id"),
-            in_range(f["attempt"], ".attempt") if "attempt" in f else 0,
+            in_range(f["attempt"], ".attempt", least=1) if "attempt" in f else 0,
             instant(f["started_ns"], ".started_ns") if "started_ns" in f else None,
             in_range(f["worker"], ".worker") if "worker" in f else 0,
             emissions,

@@ -3,38 +3,37 @@
 Laws:
 - A document is a copy, not a lock: any number of hosts may go on from it.
 - It is captured between two commits; steps in flight are pending in it.
-- A crash while it is written leaves the old file or the new one: written beside the target,
-  flushed, renamed over it, the folder flushed.
-- The digest covers every byte before its own member. It tells damage, not attack.
+- A crash while it is written leaves the old file or the new one; see `atomic`.
+- The digest covers every byte before its own member. It tells damage, not attack: for a file that
+  was in other hands there is a signature, checked before anything is parsed.
+- A document of any earlier version is read, upgraded; a newer one is refused.
 - Nothing but `SavedStateError` escapes from reading what a file holds; a file that can't be
   opened is the system's own `OSError`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self, cast
+from typing import Final, Never, Self, cast
 
 from routilux import codec
 from routilux.clock import SystemClock
 from routilux.core.records import history_length, in_range
 from routilux.core.state import JobState
-from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
+from routilux.errors import CorruptStateError, SavedStateError
 from routilux.flow import Flow
 from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
+from routilux.persist.atomic import write_whole
+from routilux.persist.seal import SEAL, keyed, sealed, unsealed
+from routilux.persist.upgrades import FORMAT, loaded
 
 __all__ = ["FORMAT", "SavedState"]
 
-FORMAT: Final = "routilux/1"
-_HEAD: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"')
-_DIGEST: Final = re.compile(rb',\n"digest": "sha256:([0-9a-f]{64})"\}\n?\Z')
+_PIECE: Final = 1 << 20
 _FIELDS: codec.Fields = {
     "format": str,
     "flow": dict,
@@ -99,8 +98,22 @@ class SavedState:
         summary = ExecutionMonitor.summary_of(own) if monitor is None else monitor.summary()
         return cls(flow, own, now, summary, _texts(flow, own))
 
-    def to_bytes(self) -> bytes:
-        """Return the document's text, with its digest."""
+    def to_bytes(self, *, key: bytes | None = None) -> bytes:
+        """Return the document's text, with its digest, and signed if there is a `key`; see `write`.
+
+        >>> from routilux import Flow, JobState
+        >>> flow, key = Flow("empty"), b"sixteen bytes or more"
+        >>> text = SavedState.capture(flow, JobState("job-1")).to_bytes(key=key)
+        >>> SavedState.from_bytes(text, key=key).job.job_id
+        'job-1'
+        >>> SavedState.from_bytes(text, key=b"the key of others").job.job_id
+        Traceback (most recent call last):
+        routilux.errors.CorruptStateError: $.signature: is not that of this key: the file was...
+        """
+        try:
+            mac = keyed(key)
+        finally:
+            del key
         flow, job = self._captured or _texts(self.flow, self.job)
         counts = {
             "saved_at": self.saved_at_ns / SECOND,
@@ -117,67 +130,66 @@ class SavedState:
         }
         # One line a member, so that the head and the counts can be read at a glance.
         lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
-        body = ("{" + ",\n".join(lines)).encode()
-        return body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+        text = codec.bounded("{" + ",\n".join(lines) + "}")
+        return sealed(text.removesuffix("}").encode(), mac)
 
-    def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the document to a file, in one piece or not at all (mode 0600)."""
-        data = self.to_bytes()
-        target = Path(path)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
+    def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
+        """Write the document to a file, in one piece or not at all (mode 0600).
+
+        With a `key`, of at least 16 bytes, it is signed by HMAC-SHA256, for a file that passes
+        through other hands; whoever reads it with that key gets what was written or an error. It
+        is not encrypted. Raises `UnserializableError` for what has no saved form, `OSError` where
+        the file can't be written, `TypeError` and `ValueError` for what is no key.
+        """
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink()
-            raise
-        _flush_folder(target.parent)
+            data = self.to_bytes(key=key)
+        finally:
+            del key
+        write_whole(path, data)
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Self:
+    def read(
+        cls, path: str | os.PathLike[str], *, verify: bool = True, key: bytes | None = None
+    ) -> Self:
         """Read a document from a file.
 
         The routine classes of the flow must have been imported. `verify=False` leaves out the
-        digest, for a file that was edited by hand. Raises `OSError` where there is no file, and
-        `SavedStateError` for what is damaged, of another program or of a newer version.
+        digest, for a file that was edited by hand. With a `key` only a file is read that was
+        written with it and not changed in any byte, whatever `verify` says; without one a signed
+        file is read like any other. Raises `OSError` where there is no file, `SavedStateError` for
+        what is damaged, of another program, of a newer version or not signed with the key, and
+        `TypeError` and `ValueError` for what is no key.
         """
         try:
-            return cls.from_bytes(Path(path).read_bytes(), verify=verify)
+            return cls.from_bytes(_content(path), verify=verify, key=key)
         except SavedStateError as error:
-            raise type(error)(error.path, f"{error.reason} (in {os.fspath(path)})") from None
+            said, *listed = error.reason.split("\n")
+            told = "\n".join([f"{said} (in {os.fspath(path)})", *listed])
+            raise type(error)(error.path, told) from None
+        finally:
+            del key
 
     @classmethod
-    def from_bytes(cls, data: bytes, *, verify: bool = True) -> Self:
+    def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
         """Read a document from its text; see `read`."""
+        try:
+            mac = keyed(key)
+        finally:
+            del key
+        if len(data) > codec.MAX_BYTES + SEAL:
+            raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
         if not data.strip():
             raise CorruptStateError("$", "the file is empty; the state was never written to it")
-        digest = _DIGEST.search(data)
-        if digest is None:
-            if verify:
-                _refuse_without_digest(data)
-        else:
-            body = data[: digest.start()]
-            if verify and hashlib.sha256(body).hexdigest().encode() != digest[1]:
-                raise CorruptStateError(
-                    "$.digest",
-                    "the file was changed after it was written: its digest is another one;"
-                    " read(path, verify=False) reads it all the same",
-                )
-            data = body + b"}"
-        newer = _HEAD.match(data)
-        if newer is not None:
-            _check_format(newer[1].decode())  # before anything that only a newer version knows
-        return cls._load(codec.loads(data))
+        text = unsealed(data, mac, verify=verify)
+        if text is not None:
+            data = text
+        elif verify:
+            _refuse_without_digest(data)
+        return cls._load(loaded(data))
 
     @classmethod
     def _load(cls, document: object) -> Self:
-        if not isinstance(document, dict) or "format" not in document:
-            raise CorruptStateError("$.format", "is missing: this was not written by routilux")
-        _check_format(document["format"])
-        f = codec.check_fields(document, "$", _FIELDS, {"digest": str})
+        f = codec.check_fields(document, "$", _FIELDS, {"digest": str, "signature": str})
         job = JobState.load(f["job_state"], "$.job_state")
         flow = Flow.load(f["flow"], "$.flow", job.shape)
         saved_at_ns = _saved_at(f["saved_at_iso"], f["saved_at"])
@@ -197,6 +209,17 @@ class SavedState:
             in_range(count, f"$.monitor_summary.{name}")
         mirror_retries(flow, job)
         return cls(flow, job, saved_at_ns, summary)
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    # No more than can be a document: a path may lead to a device, which never ends.
+    left = codec.MAX_BYTES + SEAL
+    pieces: list[bytes] = []
+    with Path(path).open("rb") as file:
+        while left >= 0 and (piece := file.read(_PIECE)):
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
 
 
 def mirror_retries(flow: Flow, job: JobState) -> None:
@@ -255,36 +278,8 @@ def _spent(job: JobState, routine_id: str) -> int:
     return job.retry_count(routine_id) if routine_id in job.routine_states else 0
 
 
-def _refuse_without_digest(data: bytes) -> None:
-    # Tell the reason as well as it can be told: newer, cut off, another program's, or edited.
-    head = _HEAD.match(data)
-    if head is not None:
-        _check_format(head[1].decode())
-    document = codec.loads(data)
-    if isinstance(document, dict) and "format" in document:
-        _check_format(document["format"])
-        raise CorruptStateError(
-            "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
-        )
-    raise CorruptStateError("$.format", "is missing: this was not written by routilux")
-
-
-def _check_format(found: object) -> None:
-    if found == FORMAT:
-        return
-    if isinstance(found, str) and re.fullmatch(r"routilux/\d{1,9}", found):
-        raise UnsupportedVersionError(
-            "$.format", f"is {found!r}; this version reads {FORMAT!r}: install a newer routilux"
-        )
-    raise CorruptStateError("$.format", f"is {found!r}: this was not written by routilux")
-
-
-def _flush_folder(folder: Path) -> None:
-    # Without this the rename itself may be lost with the power. Windows can't flush a folder.
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _refuse_without_digest(data: bytes) -> Never:
+    loaded(data)  # tells what is cut off, newer or another program's
+    raise CorruptStateError(
+        "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
+    )

@@ -10,10 +10,10 @@ import re
 import stat
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -23,7 +23,6 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from routilux import (
-    Commit,
     CorruptStateError,
     ErrorHandler,
     ExecutionMonitor,
@@ -37,116 +36,25 @@ from routilux import (
     SavedState,
     SavedStateError,
     UnknownRoutineError,
+    UnserializableError,
     UnsupportedVersionError,
 )
 from routilux.values import first_difference
+from tests.persist.orders import (
+    GOLDEN,
+    KEY,
+    START,
+    Audit,
+    Captures,
+    Fetch,
+    at_retry,
+    pipeline,
+    run,
+    seal,
+)
 
-START = "2026-01-03T12:59:03+00:00"
-GOLDEN = Path(__file__).parent.parent / "golden" / "routilux-1.json"
+FIRST = GOLDEN / "routilux-1.json"
 ROOT = Path(__file__).parents[2]
-
-
-class Fetch(Routine):
-    routine_name = "document/fetch"
-
-    def __init__(self, items: tuple[str, ...] = ("tea", "cup"), *, took: float = 0.8) -> None:
-        super().__init__()
-        self.items, self.took = items, took
-        self.define_slot("trigger", handler=self.fetch)
-        self.define_event("output", ["data", "metadata"])
-
-    def fetch(self, request_id: str) -> None:
-        self.ctx.sleep(self.took)
-        data = {"items": self.items, "price": Decimal("1.50"), "day": date(2026, 1, 3)}
-        self.emit("output", data=data, metadata={"request_id": request_id, "ids": {1, 2}})
-
-
-class Process(Routine):
-    routine_name = "document/process"
-
-    def __init__(self, failures: int = 2) -> None:
-        super().__init__()
-        self.failures = failures
-        self.define_slot("input", handler=self.process)
-        self.define_event("output", ["total", "seen"])
-
-    def process(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
-        self.ctx.sleep(0.5)
-        receipt = self.ctx.once("reserve", str, len(data["items"]))
-        if self.ctx.attempt <= self.failures:
-            raise ValueError(f"attempt {self.ctx.attempt} of {metadata['request_id']}")
-        self.ctx.state["receipt"] = receipt
-        self.ctx.shared["day"] = data["day"]
-        self.emit("output", total=data["price"] * 2, seen=float("nan"))
-
-
-class Audit(Routine):
-    routine_name = "document/audit"
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("input", handler=self.audit)
-
-    def audit(self, metadata: dict[str, Any]) -> None:
-        raise LookupError("no auditor")
-
-
-def pipeline(failures: int = 2, *, audit: bool = False, **options: Any) -> Flow:
-    flow = Flow("orders", **options)
-    flow.add_routine(Fetch(("tea", "cup", "pot")), "fetch")
-    flow.add_routine(Process(failures), "process")
-    flow.connect("fetch", "output", "process", "input")
-    flow.routines["process"].set_error_handler(
-        ErrorHandler(
-            "retry",
-            max_retries=4,
-            retry_delay=0.3,
-            retry_backoff=1.5,
-            retryable_exceptions=(ValueError,),
-        )
-    )
-    if audit:
-        flow.add_routine(Audit(), "audit")
-        flow.set_error_handler(ErrorHandler("skip"))
-        flow.connect("fetch", "output", "audit", "input")
-    return flow
-
-
-class Captures:
-    """Captures a job after each commit, as an observer may."""
-
-    def __init__(self, flow: Flow, monitor: ExecutionMonitor | None = None) -> None:
-        self.flow, self.monitor = flow, monitor
-        self.commits: list[Commit] = []
-        self.taken: list[SavedState] = []
-
-    def on_commit(self, job: JobState, commit: Commit) -> None:
-        self.commits.append(commit)
-        self.taken.append(SavedState.capture(self.flow, job, self.monitor))
-
-
-def run(flow: Flow, **options: Any) -> tuple[JobState, Captures]:
-    captures = Captures(flow)
-    with Runtime(clock=FakeClock(START), observers=[captures], **options) as runtime:
-        job = flow.execute("fetch", {"request_id": "r-1"}, job_id="job-1", runtime=runtime)
-    assert [] == runtime.observer_failures
-    return job, captures
-
-
-def at_retry(flow: Flow, number: int) -> SavedState:
-    _, captures = run(flow)
-    return next(saved for saved in captures.taken if saved.retry_count == number)
-
-
-def seal(members: dict[str, Any]) -> bytes:
-    """Write a document as it is written, with a digest that is right."""
-    lines = [
-        f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
-        for name, value in members.items()
-        if name != "digest"
-    ]
-    body = ("{" + ",\n".join(lines)).encode()
-    return body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
 
 
 @pytest.fixture(scope="module")
@@ -444,8 +352,8 @@ def test_any_flow_and_job_come_back_equal_and_are_written_again_byte_by_byte(flo
 
 
 def test_the_document_that_the_first_version_wrote_is_read_and_written_again_byte_by_byte():
-    saved = SavedState.read(GOLDEN)
-    assert GOLDEN.read_bytes() == saved.to_bytes()
+    saved = SavedState.read(FIRST)
+    assert FIRST.read_bytes() == saved.to_bytes()
     job = saved.job
     assert ("job-1", JobStatus.RUNNING, 2, 6) == (
         job.job_id,
@@ -471,7 +379,7 @@ def test_the_document_that_the_first_version_wrote_is_read_and_written_again_byt
 
 
 def test_a_job_of_the_golden_file_goes_on_where_it_was():
-    saved = SavedState.read(GOLDEN)
+    saved = SavedState.read(FIRST)
     clock = FakeClock("2026-01-03T12:59:05.100000+00:00")
     job = saved.flow.resume(saved.job, runtime=Runtime(clock=clock))
     assert (JobStatus.COMPLETED, 3) == (job.status, job.routine_states["process"].attempts)
@@ -493,43 +401,6 @@ def test_a_file_is_written_for_its_owner_alone_and_read_back_equal(tmp_path, ret
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
     assert saved.job == SavedState.read(str(path)).job
     assert [path] == list(tmp_path.iterdir())
-
-
-def test_the_file_is_flushed_before_it_is_renamed_and_the_folder_after(
-    tmp_path, retried, monkeypatch
-):
-    calls = []
-    fsync, replace = os.fsync, Path.replace
-
-    def note_fsync(handle: int) -> None:
-        calls.append("flush folder" if stat.S_ISDIR(os.fstat(handle).st_mode) else "flush file")
-        fsync(handle)
-
-    def note_replace(self: Path, target: Path) -> Path:
-        calls.append(f"rename to {target.name}")
-        return replace(self, target)
-
-    monkeypatch.setattr(os, "fsync", note_fsync)
-    monkeypatch.setattr(Path, "replace", note_replace)
-    SavedState.from_bytes(retried).write(tmp_path / "job.json")
-    assert ["flush file", "rename to job.json", "flush folder"] == calls
-
-
-@pytest.mark.parametrize("where", ["os.fsync", "pathlib.Path.replace", "os.fdopen"])
-def test_a_full_disk_leaves_the_old_file_and_nothing_beside_it(
-    where, tmp_path, retried, small, monkeypatch
-):
-    path = tmp_path / "job.json"
-    path.write_bytes(small)
-
-    def full(*_: object, **__: object) -> None:
-        raise OSError(ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(where, full)
-    with pytest.raises(OSError, match="No space left on device"):
-        SavedState.from_bytes(retried).write(path)
-    monkeypatch.undo()
-    assert (small, [path]) == (path.read_bytes(), list(tmp_path.iterdir()))
 
 
 def test_a_folder_in_the_way_or_no_folder_at_all_is_the_systems_own_error(tmp_path, retried):
@@ -605,19 +476,6 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_
     assert "{'paid': '5 CHF'} CHF\n" == python(tmp_path, cured)
 
 
-@pytest.mark.parametrize("moment", ["os.fsync", "pathlib.Path.replace"])
-def test_a_process_that_dies_while_it_writes_leaves_the_old_file(moment, tmp_path):
-    (tmp_path / "shop.py").write_text(SHOP)
-    code = (
-        "import os, pathlib, shop; from routilux import SavedState; f = shop.flow();"
-        "save = lambda n: SavedState.capture(f, f.execute('charge', {'cents': n})).write('j.json');"
-        f"save(5); {moment} = lambda *_: os._exit(9); save(6)"
-    )
-    assert "exit 9" == python(tmp_path, code)
-    read = "import shop; from routilux import SavedState; s = SavedState.read('j.json');"
-    assert "{'paid': '5 CHF'}\n" == python(tmp_path, f"{read} print(s.job.outputs[0].data)")
-
-
 # --- files that are refused ---------------------------------------------------------------------
 
 
@@ -679,13 +537,19 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], type[SavedStateError], str, str
         lambda text: seal({"format": "routilux/2", "state": {"$type": "of the future"}}),
         UnsupportedVersionError,
         "$.format",
-        "is 'routilux/2'; this version reads 'routilux/1': install a newer routilux",
+        (
+            "is 'routilux/2', of a newer routilux; this one reads up to 'routilux/1': install a"
+            " newer one here, or go on with the job where it was saved"
+        ),
     ),
     "a newer version without our digest": (
         lambda text: b'{"format": "routilux/12", "state": {"$type": "of the future"}}',
         UnsupportedVersionError,
         "$.format",
-        "is 'routilux/12'; this version reads 'routilux/1': install a newer routilux",
+        (
+            "is 'routilux/12', of a newer routilux; this one reads up to 'routilux/1': install a"
+            " newer one here, or go on with the job where it was saved"
+        ),
     ),
     "edited": (
         lambda text: edited(text, b'"retry_count": 2', b'"retry_count": 3'),
@@ -719,6 +583,36 @@ def test_a_file_that_is_no_sound_document_is_refused_by_place_reason_and_file(
     pattern = re.escape(f"{reason} (in {path})").replace(r"\*", ".*")
     assert re.fullmatch(pattern, caught.value.reason), caught.value.reason
     assert before == path.read_bytes()
+
+
+def test_a_file_that_never_ends_is_refused_without_being_read_to_its_end(monkeypatch):
+    monkeypatch.setattr("routilux.codec.MAX_BYTES", 2_000_000)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CorruptStateError) as caught:
+            SavedState.read("/dev/zero")
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+    assert ("$", "is longer than 2,000,000 bytes; no job is (in /dev/zero)") == (
+        caught.value.path,
+        caught.value.reason,
+    )
+
+
+def test_no_more_is_written_than_can_be_read(monkeypatch):
+    saved = at_retry(pipeline(9), 2)
+    size = len(saved.to_bytes(key=KEY))
+    body = len(saved.to_bytes().partition(b',\n"digest"')[0]) + 1
+    for module in ("bounds", "codec"):
+        monkeypatch.setattr(f"routilux.{module}.MAX_BYTES", body)
+    read = SavedState.from_bytes(saved.to_bytes(key=KEY), key=KEY)
+    assert (size, saved.job) == (len(read.to_bytes(key=KEY)), read.job)
+    monkeypatch.setattr("routilux.codec.MAX_BYTES", body - 1)
+    with pytest.raises(
+        UnserializableError, match=f"takes {body:,} bytes; at most {body - 1:,} can"
+    ):
+        saved.to_bytes()
 
 
 def test_an_edited_file_is_read_without_its_digest_if_it_makes_sense(tmp_path, retried):
@@ -1041,6 +935,42 @@ def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(case,
         ), told
 
 
+def test_what_the_data_holds_without_end_is_not_told_without_end(retried):
+    endless = "x" * 1_000_000
+    for change, place, start, end in (
+        (
+            put("flow", "execution_strategy", to=endless),
+            "$.flow",
+            "execution_strategy is 'xxx",
+            "t'",
+        ),
+        (put(J, "status", to=endless), "$.job_state.status", "'xxx", " JobStatus"),
+        (put(endless, to=1), f"$.{endless}", "is a field that is not known here", " here"),
+    ):
+        document = json.loads(retried)
+        change(document)
+        with pytest.raises(CorruptStateError) as caught:
+            SavedState.from_bytes(seal(document))
+        told = caught.value
+        assert told.path == place if len(place) < 500 else len(told.path) <= 500
+        assert place[:300] == told.path[:300]
+        assert told.reason.startswith(start)
+        assert told.reason.endswith(end)
+        assert (told.path, told.reason) == told.args
+        assert len(str(told)) < 4_600
+
+
+def test_an_attempt_of_no_number_is_refused_where_its_task_is_no_longer_known(shortened):
+    document = json.loads(shortened)
+    document[J]["commits"][0]["attempt"] = 0
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.from_bytes(seal(document))
+    assert ("$.job_state.commits[0].attempt", "0 is no number from 1 to 2**53") == (
+        caught.value.path,
+        caught.value.reason,
+    )
+
+
 def test_the_cases_above_start_from_a_document_that_is_read(retried):
     assert retried == seal(json.loads(retried))
     assert loads_or_refuses(retried)
@@ -1067,7 +997,7 @@ def test_the_cases_above_start_from_a_document_that_is_read(retried):
     ],
 )
 def test_a_task_is_dropped_in_one_of_two_ways(change, place, reason):
-    document = json.loads(GOLDEN.read_bytes())
+    document = json.loads(FIRST.read_bytes())
     change(document)
     with pytest.raises(CorruptStateError) as caught:
         SavedState.from_bytes(seal(document))
@@ -1233,7 +1163,10 @@ def test_a_pending_task_without_its_slot_can_not_go_on_even_on_a_changed_flow(re
         other.resume(job, allow_changed_flow=True)
     assert (
         "$.job_state.pending_tasks",
-        "task 0.0 of job job-1 waits for process.input, which flow 'other' does not have",
+        (
+            "of job job-1, task 0.0 waits for process.input; flow 'other' does not have that: give"
+            " it the slot, or resume the job on the flow of its time"
+        ),
     ) == (caught.value.path, caught.value.reason)
     assert before == job.serialize()
 

@@ -1,0 +1,114 @@
+"""What has changed between two shapes of a flow, told so that a person can read it.
+
+Laws:
+- Lines that tell of one part of the graph stand beside each other, what it was before what it is.
+- A routine that is gone or new is one line, which counts what went or came with it.
+- However much has changed, a message stays short enough to be read.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
+from itertools import islice
+from typing import Final
+
+__all__ = ["homeless", "mismatch", "shape_changes"]
+
+_INLINE: Final = 3  # changes that fit into a sentence
+_LISTED: Final = 20
+_NAMED: Final = 5  # of a kind, in a sentence
+_WIDTH: Final = 120
+
+
+def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
+    """Return what differs between two shapes, a line for each change.
+
+    >>> shape_changes(["slot a.x", "slot b.x"], ["slot a.y", "slot b.x"])
+    ['- slot a.x', '+ slot a.y']
+    >>> shape_changes(["routine a: shop:Tea", "slot a.x", "slot a.y", "event a.out(n)"], [])
+    ['- routine a: shop:Tea, with 1 event and 2 slots']
+    """
+    old, new = set(before), set(after)
+    gone = _summed(old - new, _routines(old) - _routines(new))
+    come = _summed(new - old, _routines(new) - _routines(old))
+    told = [(line, "-") for line in gone] + [(line, "+") for line in come]
+    return [f"{sign} {line}" for line, sign in sorted(told, key=_order)]
+
+
+def mismatch(said: str, cure: str, before: Sequence[str], after: Sequence[str]) -> str:
+    """Return a message: what is wrong, what has changed, and the cure; many changes as a list.
+
+    >>> mismatch("it is another flow", "go back", ["slot a.x"], ["slot a.y"])
+    'it is another flow (- slot a.x; + slot a.y); go back'
+    """
+    changes = [
+        line if len(line) <= _WIDTH else f"{line[:_WIDTH]}…"
+        for line in shape_changes(before, after)
+    ]
+    if not changes:
+        return f"{said}; {cure}"
+    if len(changes) <= _INLINE:
+        return f"{said} ({'; '.join(changes)}); {cure}"
+    listed = changes[:_LISTED]
+    if len(changes) > _LISTED:
+        listed.append(f"… and {len(changes) - _LISTED:,} more")
+    return "\n  ".join([f"{said} ({len(changes):,} changes, listed below); {cure}", *listed])
+
+
+def homeless(tasks: Mapping[str, Sequence[str]]) -> str:
+    """Return which tasks wait for which slots; `tasks` is {slot: ids of tasks}.
+
+    >>> homeless({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
+    'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'
+    """
+    told: list[str] = []
+    for slot, ids in islice(tasks.items(), _NAMED):
+        more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
+        who = f"{', '.join(ids[:_NAMED])}{more}"
+        told.append(f"tasks {who} wait for {slot}" if ids[1:] else f"task {who} waits for {slot}")
+    if len(tasks) > _NAMED:
+        told.append(f"others for {len(tasks) - _NAMED:,} more slots")
+    return ", ".join(told)
+
+
+def _order(change: tuple[str, str]) -> tuple[bool, str, bool, str]:
+    line, sign = change
+    if line.startswith("routine "):
+        return False, line.rpartition(": ")[0], sign == "+", line
+    return True, line.partition("(")[0], sign == "+", line
+
+
+def _routines(lines: Set[str]) -> set[str]:
+    return {_owners(line)[0] for line in lines if line.startswith("routine ")}
+
+
+def _owners(line: str) -> list[str]:
+    """Return the ids of the routines that a line is about; ids may hold anything."""
+    kind, _, rest = line.partition(" ")
+    if kind == "routine":
+        return [rest.rpartition(": ")[0]]
+    ends = rest.partition(" (")[0].split(" -> ") if kind == "connection" else [rest]
+    return [end.partition("(")[0].rpartition(".")[0] for end in ends]
+
+
+def _summed(lines: Set[str], whole: Set[str]) -> list[str]:
+    """Return the lines; those that went or came with a whole routine are counted in its own."""
+    told: list[str] = []
+    heads: dict[str, str] = {}
+    parts: dict[str, Counter[str]] = {routine_id: Counter() for routine_id in whole}
+    for line in lines:
+        kind = line.partition(" ")[0]
+        owner = next((owner for owner in _owners(line) if owner in whole), None)
+        if owner is None:
+            told.append(line)
+        elif kind == "routine":
+            heads[owner] = line
+        else:
+            parts[owner][kind] += 1
+    return told + [f"{line}{_with(parts[owner])}" for owner, line in heads.items()]
+
+
+def _with(parts: Counter[str]) -> str:
+    counts = [f"{n:,} {kind}{'s' if n > 1 else ''}" for kind, n in sorted(parts.items())]
+    return f", with {' and '.join(counts)}" if counts else ""

@@ -1,0 +1,174 @@
+"""What is demanded of everything that reads saved data, whatever the data is.
+
+- Nothing but `SavedStateError` escapes, with a place, a reason, and no more text than is read.
+- What is accepted is what was written, or consistent in itself: written again it reads the same,
+  what it says twice agrees, and the engine goes on with it without breaking a rule of its own.
+- It costs time and memory in proportion to its size.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from routilux import (
+    ExecutionMonitor,
+    FakeClock,
+    IllegalTransitionError,
+    JobState,
+    JobStatus,
+    MemoryStore,
+    RoutiluxError,
+    Runtime,
+    SavedState,
+    SavedStateError,
+)
+from routilux.instants import from_ns
+from tests.fuzz.mutants import Document, Rows, rows_of
+from tests.persist.orders import KEY
+
+LONGEST_TEXT: Final = 4_600  # characters of an error
+MB: Final = 1024 * 1024
+# Of the processor and of memory, for each mutant, each of its bytes and each value that they hold.
+SECONDS: Final = (1.0, 0.05 / MB, 4e-6)
+MEMORY: Final = (64 * MB, 8, 200)
+_TOLD: Final = ("saved_at", "saved_at_iso", "retry_count", "execution_history_count")
+_STATUS: Final = Path("/proc/self/status")
+_CLEAR: Final = Path("/proc/self/clear_refs")
+
+
+@dataclass(slots=True)
+class Tally:
+    """What became of the mutants, and the most that one has cost."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    places: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    memory: int = 0
+
+
+def judge(mutant: Document | Rows, tally: Tally) -> None:
+    """Read a mutant; raises `AssertionError` for whatever breaks a demand."""
+    before = _peak(reset=True)
+    begun = time.thread_time()
+    try:
+        found = _read(mutant)
+        refusal = None
+    except SavedStateError as error:
+        found, refusal = None, error.with_traceback(None)
+    seconds = time.thread_time() - begun
+    memory = max(_peak() - before, 0)
+    tally.seconds, tally.memory = max(tally.seconds, seconds), max(tally.memory, memory)
+    kind = "row" if isinstance(mutant, Rows) else mutant.seal
+    tally.counts[kind] += 1
+    if refusal is None:
+        tally.counts[f"{kind}: {'accepted' if mutant.is_changed else 'unchanged'}"] += 1
+    cost = (1, mutant.size, mutant.values)
+    assert seconds <= _sum(SECONDS, cost), f"it took {seconds:.2f} s for {mutant.size:,} bytes"
+    assert memory <= _sum(MEMORY, cost), f"it took {memory / MB:.0f} MB for {mutant.size:,} bytes"
+    if refusal is not None:
+        tally.places[type(refusal).__name__] += 1
+        assert refusal.path.startswith("$"), f"the refusal names no place: {refusal!r}"
+        assert refusal.reason, "the refusal names no reason"
+        length = len(str(refusal))
+        assert length <= LONGEST_TEXT, f"the refusal is {length:,} characters long"
+        return
+    if isinstance(found, SavedState):
+        assert isinstance(mutant, Document)
+        if mutant.seal == "stale":
+            assert mutant.text.rstrip(b"\n") == mutant.original.rstrip(b"\n"), "damage was accepted"
+        said, written = json.loads(mutant.text), json.loads(found.to_bytes())
+        for name in _TOLD:
+            assert written[name] == said[name], f"{name} was not what the job has"
+        _check_document(found)
+    elif isinstance(found, JobState):
+        _check_job(found)
+        assert found == _load(rows_of(found), found.job_id)
+
+
+def _sum(prices: tuple[float, ...], amounts: tuple[int, ...]) -> float:
+    return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
+
+
+def _read(mutant: Document | Rows) -> SavedState | JobState:
+    if isinstance(mutant, Rows):
+        return _load(mutant.rows, "job-1")
+    return SavedState.from_bytes(
+        mutant.text,
+        verify=mutant.seal != "unverified",
+        key=KEY if mutant.seal == "signed" else None,
+    )
+
+
+class _Given(MemoryStore):
+    """A store whose rows are what they are."""
+
+    def __init__(self, rows: Sequence[bytes]) -> None:
+        super().__init__()
+        self.given = list(rows)
+
+    def rows(self, job_id: str) -> list[bytes]:
+        return self.given
+
+
+def _load(rows: Sequence[bytes], job_id: str) -> JobState:
+    return Runtime(store=_Given(rows)).load(job_id)
+
+
+def _check_document(saved: SavedState) -> None:
+    text = saved.to_bytes()
+    again = SavedState.from_bytes(text)
+    assert again.job == saved.job, "written again it is another job"
+    assert again.to_bytes() == text, "written again it is another text"
+    assert again.flow.fingerprint == saved.flow.fingerprint
+    assert (again.saved_at_ns, again.monitor_summary) == (saved.saved_at_ns, saved.monitor_summary)
+    assert saved.retry_count == saved.job.retry_count()
+    _check_job(saved.job)
+    _check_it_goes_on(saved)
+
+
+def _check_job(job: JobState) -> None:
+    commits = job.commits
+    assert [c.seq for c in commits] == list(range(job.seq - len(commits) + 1, job.seq + 1))
+    assert [c.at_ns for c in commits] == sorted(c.at_ns for c in commits), "time runs back"
+    pending = job.pending_tasks
+    assert len({task.task_id for task in pending}) == len(pending)
+    for task in pending:
+        assert task.routine_id in job.routine_states
+        assert 1 <= task.seq <= job.seq
+        assert 0 <= task.retries < task.attempt
+        assert isinstance(task.due_at.year, int)
+    assert not (job.status is JobStatus.COMPLETED and pending)
+    if len(commits) == job.seq:
+        assert job.at(job.seq) == job, "it is not what its commits make"
+        assert (job.status is JobStatus.FAILED) <= (job.error is not None)
+    ExecutionMonitor.of(job)
+    assert isinstance(repr(job.execution_history), str)
+
+
+def _check_it_goes_on(saved: SavedState) -> None:
+    try:
+        clock = FakeClock(from_ns(saved.job.updated_ns))
+        runtime = Runtime(clock=clock, max_steps=12)
+        ended = saved.flow.resume(saved.job, runtime=runtime, retry_failed=True)
+    except IllegalTransitionError:
+        raise
+    except (RoutiluxError, OverflowError, ValueError):
+        return  # it was refused, or lies beyond the end of the calendar
+    assert ended.seq > saved.job.seq
+    _check_job(ended)
+
+
+def _peak(*, reset: bool = False) -> int:
+    """Return the most memory that the process has had since the last reset, in bytes."""
+    if reset:
+        _CLEAR.write_text("5")
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("the system does not tell the memory of a process")

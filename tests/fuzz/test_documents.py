@@ -1,0 +1,121 @@
+"""A smaller run of what `python -m tests.fuzz.documents` does, and what it has found."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+
+from tests.fuzz.judge import MB, Tally, judge
+from tests.fuzz.mutants import (
+    ENDLESS,
+    documents,
+    endless,
+    journals,
+    tampered_documents,
+    tampered_rows,
+)
+
+ROOT = Path(__file__).parents[2]
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+pytestmark = pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="only Linux tells the memory of a moment"
+)
+
+
+def test_a_tampered_document_is_refused_with_its_place_or_is_consistent():
+    tally = Tally()
+
+    @settings(max_examples=500, suppress_health_check=SLOW)
+    @given(tampered_documents())
+    def judged(mutant):
+        judge(mutant, tally)
+
+    judged()
+    anew = tally.counts["anew"] + tally.counts["signed"]
+    every = anew + tally.counts["stale"] + tally.counts["unverified"]
+    assert anew >= 0.3 * every, "too few reach the validation"
+    accepted = sum(n for name, n in tally.counts.items() if name.endswith("accepted"))
+    assert 0 < accepted < 0.5 * every
+    assert tally.places["CorruptStateError"] > every / 2
+    assert 0 == tally.counts["stale: accepted"]
+
+
+def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent():
+    tally = Tally()
+
+    @settings(max_examples=250, suppress_health_check=SLOW)
+    @given(tampered_rows())
+    def judged(mutant):
+        judge(mutant, tally)
+
+    judged()
+    assert 0 < tally.counts["row: accepted"] < tally.counts["row"] / 2
+
+
+def test_what_has_not_been_tampered_with_is_read():
+    assert 6 == len(documents())
+    assert 5 == len(journals())
+    assert {"retry", "failed", "dropped", "resumed", "effect", "done", "start"} <= {
+        kind for kind in KINDS if any(kind.encode() in row for rows in journals() for row in rows)
+    }
+
+
+KINDS = ("start", "done", "retry", "failed", "dropped", "effect", "resumed")
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_data_without_end_costs_no_more_than_its_share(what):
+    judge(endless(what, MB), Tally())
+
+
+def test_the_script_repeats_itself_by_its_seed():
+    command = [sys.executable, "-m", "tests.fuzz.documents"]
+    told = [
+        subprocess.run(
+            [*command, "--count", "60", "--huge", "0", "--seed", "5"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        ).stdout.splitlines()[1:7]
+        for _ in range(2)
+    ]
+    assert told[0] == told[1]
+    assert told[0][-1].startswith("60 mutants, ")
+
+
+# --- the judge itself -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("place", "does", "said"),
+    [
+        ("routilux.core.state.check_unfolded", lambda *_: 1 / 0, "division by zero"),
+        ("routilux.core.state.JobState._check", lambda *_: None, "is not what its commits make"),
+    ],
+)
+def test_the_judge_lets_no_fault_of_the_engine_pass(place, does, said, monkeypatch):
+    monkeypatch.setattr(place, does)
+
+    @settings(max_examples=400, suppress_health_check=SLOW, phases=[Phase.generate])
+    @given(tampered_documents())
+    def judged(mutant):
+        judge(mutant, Tally())
+
+    with pytest.raises(Exception, match=said) as caught:
+        judged()
+    assert str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"), [("MEMORY", "it took .* MB"), ("SECONDS", "it took .* s")]
+)
+def test_the_judge_measures_time_and_memory(what, said, monkeypatch):
+    monkeypatch.setattr(f"tests.fuzz.judge.{what}", (0, 0, 0))
+    with pytest.raises(AssertionError, match=said):
+        judge(endless("a string", 4 * MB), Tally())

@@ -14,6 +14,9 @@
 {'text': 'hello world'}
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from routilux.clock import Clock, FakeClock, Signal, SystemClock, Wait, Worker
 from routilux.codec import register_type
 from routilux.context import Context
@@ -48,6 +51,9 @@ from routilux.persist.store import JobStore, MemoryStore
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
 from routilux.runtime import Run, Runtime, use_runtime
+
+if TYPE_CHECKING:
+    from routilux.persist.sqlite import SqliteStore
 
 __version__ = "0.1.0"
 
@@ -98,6 +104,7 @@ __all__ = [
     "SavedStateError",
     "Signal",
     "Slot",
+    "SqliteStore",
     "StateChange",
     "StepInput",
     "StepLimitError",
@@ -112,3 +119,12 @@ __all__ = [
     "register_type",
     "use_runtime",
 ]
+
+_LATE = {"SqliteStore": "routilux.persist.sqlite"}
+"""What is imported when it is asked for: it brings a database with it."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)

@@ -12,6 +12,8 @@ Laws:
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections import deque
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -25,6 +27,7 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.exchange import ErrorInfo, StepInput, StepOutcome
+from routilux.persist.store import SNAPSHOT_EVERY
 from routilux.step import timed_out
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drive", "Loop"]
 
+_log = logging.getLogger("routilux")
 _RUNNING = JobStatus.RUNNING
 _ordinals = count(1)
 _timer_numbers = count()
@@ -54,6 +58,7 @@ class Drive:
     __slots__ = (
         "_journal",
         "_open",
+        "_snapshot_at",
         "error",
         "limit",
         "loop",
@@ -82,6 +87,8 @@ class Drive:
         self.limit: int | None = None  # when its steps are looked at for their timeouts
         self._open: dict[int, Context] = {}
         self._journal = runtime.journal
+        stored = runtime.store is not None
+        self._snapshot_at = machine.job.seq + SNAPSHOT_EVERY if stored else sys.maxsize
         machine.job.clock_ns = clock.now_ns
 
     # --- the host of its steps ------------------------------------------------------------------
@@ -138,6 +145,8 @@ class Drive:
             job_id = self.machine.job.job_id
             self._journal.write(job_id, commit, self.runtime.owner, claims=claims)
         self.machine.accept(commit)
+        if commit.seq >= self._snapshot_at:
+            self._keep_snapshot()
         if commit.delay_ns:
             self.runtime.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
         elif claims:
@@ -147,6 +156,17 @@ class Drive:
                     self.runtime.clock.asked(f"retry of {task.routine_id}", left)
         if self.runtime.observers:
             self.runtime.tell(self.machine.job, commit)
+
+    def _keep_snapshot(self) -> None:
+        job = self.machine.job
+        self._snapshot_at = job.seq + SNAPSHOT_EVERY
+        if self._journal is None:
+            return
+        try:
+            self._snapshot_at = self._journal.keep(job)
+        except Exception as error:
+            # Every commit is in the store: loading the job takes longer, and that is all.
+            _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)
 
     def end(self, step: StepInput, outcome: StepOutcome, now: int) -> None:
         """Commit what the end of a step changes; a late or doubled outcome changes nothing."""

@@ -60,6 +60,7 @@ from routilux import (
     SavedStateError,
     Signal,
     Slot,
+    SqliteStore,
     StateChange,
     StepInput,
     StepLimitError,
@@ -209,6 +210,7 @@ class Watch:
 watch: Observer = Watch()
 monitor = ExecutionMonitor()
 store: JobStore = MemoryStore()
+durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())
 clock: Clock = FakeClock("2026-01-03T12:59:03+00:00", autojump=False)
 runtime = Runtime(
     clock=clock,

@@ -17,7 +17,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from routilux.clock import Clock, FakeClock, Signal, SystemClock, Wait, Worker
+from routilux.clock import Clock, FakeClock, Signal, SystemClock, Wait
 from routilux.codec import register_type
 from routilux.context import Context
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
@@ -51,6 +51,7 @@ from routilux.persist.store import JobStore, MemoryStore
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
 from routilux.runtime import Run, Runtime, use_runtime
+from routilux.worker import Worker
 
 if TYPE_CHECKING:
     from routilux.persist.sqlite import SqliteStore

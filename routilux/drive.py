@@ -31,6 +31,8 @@ from routilux.persist.store import SNAPSHOT_EVERY
 from routilux.step import timed_out
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from routilux.clock import Key
     from routilux.context import Context
     from routilux.core.machine import Machine, Request
@@ -60,10 +62,12 @@ class Drive:
         "_open",
         "_snapshot_at",
         "error",
+        "leaving",
         "limit",
         "loop",
         "machine",
         "offset",
+        "on_rest",
         "ordinal",
         "plan",
         "ready",
@@ -81,6 +85,8 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.rested = clock.signal()
         self.error: BaseException | None = None
+        self.leaving = False
+        self.on_rest: Callable[[Drive], object] | None = None  # called under the runtime's lock
         self.loop: Loop | None = None
         self.ready = False
         self.timer: int | None = None  # when a task of it is looked for
@@ -218,6 +224,13 @@ class Drive:
             if self.loop is not None:
                 self.loop.look(self)
 
+    def leave(self) -> None:
+        """Start no more steps, and rest as soon as those in flight have committed."""
+        with self.runtime.lock:
+            self.leaving = True
+            if self.loop is not None:
+                self.loop.look(self)
+
     def snapshot(self) -> JobState:
         """Return a copy of the job as of its last commit."""
         with self.runtime.lock:
@@ -283,6 +296,10 @@ class Loop:
 
     def _begin(self, drive: Drive, now: int) -> None:
         machine = drive.machine
+        if drive.leaving:
+            if not machine.in_flight:
+                self.drop(drive)
+            return
         now += drive.offset
         if now <= machine.job.updated_ns:
             now = machine.job.updated_ns  # also where equal: a history keeps one number, not two
@@ -339,6 +356,8 @@ class Loop:
         self.drives.discard(drive)
         drive.loop = None
         drive.rested.set()
+        if drive.on_rest is not None:
+            drive.on_rest(drive)
         if len(self._timers) > 2 * len(self.drives) + _FEW:
             # The timers of jobs that are over must not keep them.
             self._timers = [timer for timer in self._timers if timer[2].loop is self]

@@ -272,6 +272,25 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
     ) -> JobState:
         """Go on with a job in this thread and return it when it rests; see `Flow.resume`."""
+        drive = self.resumed(
+            flow,
+            job,
+            retry_failed=retry_failed,
+            allow_changed_flow=allow_changed_flow,
+            execution_strategy=execution_strategy,
+        )
+        return self._drive_here(drive)
+
+    def resumed(
+        self,
+        flow: Flow,
+        job: JobState,
+        *,
+        retry_failed: bool = False,
+        allow_changed_flow: bool = False,
+        execution_strategy: ExecutionStrategy | None = None,
+    ) -> Drive:
+        """Commit that a job goes on, here and nowhere else; whoever asked has to drive it."""
         plan = flow.plan(execution_strategy)
         _check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
@@ -284,7 +303,7 @@ class Runtime:
                 ),
                 claims=True,
             )
-        return self._drive_here(drive)
+        return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
         """Return a job of the store as of its last commit, with its commits since a snapshot.

@@ -75,6 +75,7 @@ from routilux import (
     register_type,
     use_runtime,
 )
+from routilux.clock import Worker as ClockWorker
 
 # --- the user's own types -----------------------------------------------------------------------
 
@@ -221,6 +222,9 @@ runtime = Runtime(
     max_recoveries=None,
     history_limit=100,
 )
+worker = Worker(durable, [flow], runtime=runtime, lease=timedelta(seconds=30))
+worker.run(until_idle=True)
+worker.stop()
 job = assert_type(flow.execute("Fetch", {"request_id": "r"}, slot="trigger"), JobState)
 run = assert_type(flow.start("Fetch", job_id="j", runtime=runtime), Run)
 assert_type(run.wait(timeout=timedelta(seconds=5)), JobState)
@@ -309,7 +313,7 @@ assert_type(fake.now(), datetime)
 assert_type(fake.waits, tuple[Wait, ...])
 assert_type(SystemClock().now_ns(), int)
 assert_type(clock.signal(), Signal)
-assert_type(clock.worker("mine"), Worker)
+assert_type(clock.worker("mine"), ClockWorker)
 
 # --- steps as values ----------------------------------------------------------------------------
 

@@ -93,8 +93,9 @@ class Drive:
         self.limit: int | None = None  # when its steps are looked at for their timeouts
         self._open: dict[int, Context] = {}
         self._journal = runtime.journal
-        stored = runtime.store is not None
-        self._snapshot_at = machine.job.seq + SNAPSHOT_EVERY if stored else sys.maxsize
+        self._snapshot_at = sys.maxsize
+        if runtime.store is not None:  # a job that was loaded keeps the commits since its snapshot
+            self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
         machine.job.clock_ns = clock.now_ns
 
     # --- the host of its steps ------------------------------------------------------------------

@@ -54,6 +54,7 @@ from routilux.runtime import Run, Runtime, use_runtime
 from routilux.worker import Worker
 
 if TYPE_CHECKING:
+    from routilux.persist.postgres import PostgresStore
     from routilux.persist.sqlite import SqliteStore
 
 __version__ = "0.1.0"
@@ -93,6 +94,7 @@ __all__ = [
     "Output",
     "PendingTask",
     "PoisonJobError",
+    "PostgresStore",
     "Retry",
     "RetryAfter",
     "RoutiluxError",
@@ -121,7 +123,10 @@ __all__ = [
     "use_runtime",
 ]
 
-_LATE = {"SqliteStore": "routilux.persist.sqlite"}
+_LATE = {
+    "PostgresStore": "routilux.persist.postgres",
+    "SqliteStore": "routilux.persist.sqlite",
+}
 """What is imported when it is asked for: it brings a database with it."""
 
 

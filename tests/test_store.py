@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routilux import (
@@ -17,6 +17,7 @@ from routilux import (
     FakeClock,
     JobStore,
     LeaseLostError,
+    MemoryStore,
     NotResumableError,
 )
 from tests.drivers.workshop import PATIENCE
@@ -31,8 +32,9 @@ def clock() -> FakeClock:
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> JobStore:
-    return STORES[request.param](tmp_path, clock)
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[JobStore]:
+    with STORES[request.param](tmp_path, clock) as made:
+        yield made
 
 
 def filled(store: JobStore, count: int, *, queued: bool = False) -> JobStore:
@@ -371,14 +373,14 @@ def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
 
 
 @pytest.mark.parametrize("make", STORES.values(), ids=STORES)
+@settings(max_examples=50)  # each makes a database
 @given(calls=_calls)
 def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
     make: Make, calls: list[tuple[Any, ...]]
 ) -> None:
     clock = FakeClock()
-    model = STORES["memory"](Path(), clock)
-    with tempfile.TemporaryDirectory() as folder:
-        store = make(Path(folder), clock)
+    model = MemoryStore(clock)
+    with tempfile.TemporaryDirectory() as folder, make(Path(folder), clock) as store:
         owner = None  # of the last row that was added
         for call in calls:
             before = store.rows("j")
@@ -396,6 +398,3 @@ def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
             elif call[0] == "acquire":
                 owner = call[1] if model.renew(call[1], SECOND) else owner
                 store.renew(call[1], SECOND)
-        close = getattr(store, "close", None)
-        if close is not None:
-            close()

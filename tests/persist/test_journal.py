@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -24,8 +24,9 @@ from tests.persist.stores import STORES
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> JobStore:
-    return STORES[request.param](tmp_path, FakeClock())
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    with STORES[request.param](tmp_path, FakeClock()) as made:
+        yield made
 
 
 def counter(last: int, *, prints: bool = False, dies_at: int | None = None) -> Flow:

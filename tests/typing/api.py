@@ -48,6 +48,7 @@ from routilux import (
     Output,
     PendingTask,
     PoisonJobError,
+    PostgresStore,
     Retry,
     RetryAfter,
     RoutiluxError,
@@ -212,6 +213,7 @@ watch: Observer = Watch()
 monitor = ExecutionMonitor()
 store: JobStore = MemoryStore()
 durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())
+hosted: JobStore = PostgresStore("postgresql://user@host/database")
 clock: Clock = FakeClock("2026-01-03T12:59:03+00:00", autojump=False)
 runtime = Runtime(
     clock=clock,

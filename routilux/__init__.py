@@ -14,7 +14,10 @@
 {'text': 'hello world'}
 """
 
-from routilux.clock import Clock, FakeClock, Signal, SystemClock, Wait, Worker
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from routilux.clock import Clock, FakeClock, Signal, SystemClock, Wait
 from routilux.codec import register_type
 from routilux.context import Context
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
@@ -48,6 +51,11 @@ from routilux.persist.store import JobStore, MemoryStore
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
 from routilux.runtime import Run, Runtime, use_runtime
+from routilux.worker import Worker
+
+if TYPE_CHECKING:
+    from routilux.persist.postgres import PostgresStore
+    from routilux.persist.sqlite import SqliteStore
 
 __version__ = "0.1.0"
 
@@ -86,6 +94,7 @@ __all__ = [
     "Output",
     "PendingTask",
     "PoisonJobError",
+    "PostgresStore",
     "Retry",
     "RetryAfter",
     "RoutiluxError",
@@ -98,6 +107,7 @@ __all__ = [
     "SavedStateError",
     "Signal",
     "Slot",
+    "SqliteStore",
     "StateChange",
     "StepInput",
     "StepLimitError",
@@ -112,3 +122,15 @@ __all__ = [
     "register_type",
     "use_runtime",
 ]
+
+_LATE = {
+    "PostgresStore": "routilux.persist.postgres",
+    "SqliteStore": "routilux.persist.sqlite",
+}
+"""What is imported when it is asked for: it brings a database with it."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_LATE[name]), name)

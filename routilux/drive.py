@@ -12,6 +12,8 @@ Laws:
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections import deque
 from heapq import heapify, heappop, heappush
 from itertools import count
@@ -25,9 +27,12 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.exchange import ErrorInfo, StepInput, StepOutcome
+from routilux.persist.store import SNAPSHOT_EVERY
 from routilux.step import timed_out
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from routilux.clock import Key
     from routilux.context import Context
     from routilux.core.machine import Machine, Request
@@ -39,6 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drive", "Loop"]
 
+_log = logging.getLogger("routilux")
 _RUNNING = JobStatus.RUNNING
 _ordinals = count(1)
 _timer_numbers = count()
@@ -54,11 +60,14 @@ class Drive:
     __slots__ = (
         "_journal",
         "_open",
+        "_snapshot_at",
         "error",
+        "leaving",
         "limit",
         "loop",
         "machine",
         "offset",
+        "on_rest",
         "ordinal",
         "plan",
         "ready",
@@ -76,12 +85,17 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.rested = clock.signal()
         self.error: BaseException | None = None
+        self.leaving = False
+        self.on_rest: Callable[[Drive], object] | None = None  # called under the runtime's lock
         self.loop: Loop | None = None
         self.ready = False
         self.timer: int | None = None  # when a task of it is looked for
         self.limit: int | None = None  # when its steps are looked at for their timeouts
         self._open: dict[int, Context] = {}
         self._journal = runtime.journal
+        self._snapshot_at = sys.maxsize
+        if runtime.store is not None:  # a job that was loaded keeps the commits since its snapshot
+            self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
         machine.job.clock_ns = clock.now_ns
 
     # --- the host of its steps ------------------------------------------------------------------
@@ -138,6 +152,8 @@ class Drive:
             job_id = self.machine.job.job_id
             self._journal.write(job_id, commit, self.runtime.owner, claims=claims)
         self.machine.accept(commit)
+        if commit.seq >= self._snapshot_at:
+            self._keep_snapshot()
         if commit.delay_ns:
             self.runtime.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
         elif claims:
@@ -147,6 +163,17 @@ class Drive:
                     self.runtime.clock.asked(f"retry of {task.routine_id}", left)
         if self.runtime.observers:
             self.runtime.tell(self.machine.job, commit)
+
+    def _keep_snapshot(self) -> None:
+        job = self.machine.job
+        self._snapshot_at = job.seq + SNAPSHOT_EVERY
+        if self._journal is None:
+            return
+        try:
+            self._snapshot_at = self._journal.keep(job)
+        except Exception as error:
+            # Every commit is in the store: loading the job takes longer, and that is all.
+            _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)
 
     def end(self, step: StepInput, outcome: StepOutcome, now: int) -> None:
         """Commit what the end of a step changes; a late or doubled outcome changes nothing."""
@@ -195,6 +222,13 @@ class Drive:
                 )
             now = max(self.now_ns(), self.machine.job.updated_ns)
             self.commit(self.machine.request(kind, now, reason))
+            if self.loop is not None:
+                self.loop.look(self)
+
+    def leave(self) -> None:
+        """Start no more steps, and rest as soon as those in flight have committed."""
+        with self.runtime.lock:
+            self.leaving = True
             if self.loop is not None:
                 self.loop.look(self)
 
@@ -263,6 +297,10 @@ class Loop:
 
     def _begin(self, drive: Drive, now: int) -> None:
         machine = drive.machine
+        if drive.leaving:
+            if not machine.in_flight:
+                self.drop(drive)
+            return
         now += drive.offset
         if now <= machine.job.updated_ns:
             now = machine.job.updated_ns  # also where equal: a history keeps one number, not two
@@ -319,6 +357,8 @@ class Loop:
         self.drives.discard(drive)
         drive.loop = None
         drive.rested.set()
+        if drive.on_rest is not None:
+            drive.on_rest(drive)
         if len(self._timers) > 2 * len(self.drives) + _FEW:
             # The timers of jobs that are over must not keep them.
             self._timers = [timer for timer in self._timers if timer[2].loop is self]

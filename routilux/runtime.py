@@ -21,11 +21,8 @@ from functools import cached_property
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self
 
-from routilux import codec
 from routilux.clock import Clock, SystemClock
-from routilux.core.checks import follow
 from routilux.core.machine import Machine
-from routilux.core.records import Commit
 from routilux.core.state import JobState
 from routilux.drive import Drive, Loop
 from routilux.drivers.inline import InlineDriver
@@ -49,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from routilux.clock import Worker
+    from routilux.core.records import Commit
     from routilux.drivers import Driver
     from routilux.exchange import StepInput
     from routilux.flow import ExecutionStrategy, Flow, Plan
@@ -274,6 +272,25 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
     ) -> JobState:
         """Go on with a job in this thread and return it when it rests; see `Flow.resume`."""
+        drive = self.resumed(
+            flow,
+            job,
+            retry_failed=retry_failed,
+            allow_changed_flow=allow_changed_flow,
+            execution_strategy=execution_strategy,
+        )
+        return self._drive_here(drive)
+
+    def resumed(
+        self,
+        flow: Flow,
+        job: JobState,
+        *,
+        retry_failed: bool = False,
+        allow_changed_flow: bool = False,
+        execution_strategy: ExecutionStrategy | None = None,
+    ) -> Drive:
+        """Commit that a job goes on, here and nowhere else; whoever asked has to drive it."""
         plan = flow.plan(execution_strategy)
         _check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
@@ -286,20 +303,20 @@ class Runtime:
                 ),
                 claims=True,
             )
-        return self._drive_here(drive)
+        return drive
 
-    def load(self, job_id: str) -> JobState:
-        """Return a job of the store as of its last commit.
+    def load(self, job_id: str, *, history: bool = False) -> JobState:
+        """Return a job of the store as of its last commit, with its commits since a snapshot.
 
-        Raises `KeyError` where the store does not hold it, `SavedStateError` for damaged rows.
+        With `history` it has every commit, whatever the runtime's `history_limit`. Raises
+        `KeyError` where the store does not hold it, `SavedStateError` for damaged rows.
         """
-        rows = self.store.rows(job_id) if self.store is not None else []
-        if not rows:
+        job = None
+        if self.journal is not None:
+            limit = None if history else self.history_limit
+            job = self.journal.read(job_id, history=history, history_limit=limit)
+        if job is None:
             raise KeyError(f"the runtime's store holds no job {job_id!r}")
-        job = JobState(job_id)
-        for number, row in enumerate(rows, 1):
-            path = f"$.{job_id}[{number}]"
-            follow(job, Commit.load(codec.loads(row), path), path)
         return job
 
     def close(self) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.benchmarks import durability as d
 from tests.benchmarks import measurements as m
 from tests.benchmarks import simulations as s
 from tests.benchmarks.race import Bound, Figure, exponent, table
@@ -28,10 +29,12 @@ TINY = {
     "all_crash_points": (lambda: s.all_crash_points(1, ["pipeline, 4 retries"]), 1),
     "shrinking": (lambda: s.shrinking(rounds=1), 1),
     "seeds_repeat": (lambda: s.seeds_repeat(20), 1),
+    "durable_steps": (lambda: d.durable_steps(5, rounds=2), 1),
+    "loading": (lambda: d.loading([(5, 20), (300, 20)], 3, rounds=2), 3),
 }
 
 
-@pytest.mark.parametrize("name", [*m.__all__, *s.__all__])
+@pytest.mark.parametrize("name", [*m.__all__, *s.__all__, *d.__all__])
 def test_a_benchmark_runs_and_says_something(name: str) -> None:
     make: Callable[[], Measurement]
     make, lines = TINY[name]

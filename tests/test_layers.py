@@ -31,6 +31,7 @@ LAYERS: Final = (
     {"drivers"},
     {"drive"},
     {"runtime"},
+    {"worker"},
     {""},  # the public face of the package
 )
 """The parts of the engine, the lowest first; parts of one layer may know each other."""
@@ -38,6 +39,9 @@ LAYERS: Final = (
 RANK: Final = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 UPWARDS: Final = {("routilux.flow", "routilux.runtime")}
 """The imports that may point upwards, inside a function: `Flow.execute` and its twins."""
+
+EXTRAS: Final = {("routilux.persist.postgres", "psycopg")}
+"""What an extra brings, and who imports it, inside a function: when it is asked for."""
 
 PURE: Final = "the core has no time, no threads, no randomness, no I/O"
 TIMELESS: Final = "the core is given the time and has no clock"
@@ -122,7 +126,8 @@ def _reason(edge: Import) -> str | None:
     if top == "":
         return "imports are absolute"
     if top != "routilux":
-        if top not in sys.stdlib_module_names and top != "__future__":
+        extra = edge.inner and (edge.importer, top) in EXTRAS
+        if top not in sys.stdlib_module_names and top != "__future__" and not extra:
             return STANDARD
         if edge.typing:
             return None

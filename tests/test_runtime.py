@@ -152,11 +152,18 @@ class Refuses(MemoryStore):
         super().__init__()
         self.n, self.for_ever, self.writes = n, for_ever, 0
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str) -> None:
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        self._count()
+        super().create(job_id, row, owner, flow_id=flow_id, queued=queued)
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        self._count()
+        super().append(job_id, seq, row, owner, rests=rests)
+
+    def _count(self) -> None:
         self.writes += 1
         if self.writes == self.n or (self.for_ever and self.writes > self.n):
             raise OSError(f"disk full at write {self.writes}")
-        super().append(job_id, seq, row, owner)
 
 
 def storied(workers: int | None) -> Flow:
@@ -352,7 +359,7 @@ def test_a_damaged_row_is_refused_by_its_place() -> None:
     store = MemoryStore()
     runtime = Runtime(clock=FakeClock(), store=store)
     storied(None).execute("source", job_id="j", runtime=runtime)
-    rows = store._rows["j"]
+    rows = store._jobs["j"].rows
     rows[2], rows[3] = rows[3], rows[2]
     with pytest.raises(CorruptStateError, match=r"\$\.j\[3\]"):
         runtime.load("j")

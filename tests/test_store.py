@@ -1,35 +1,57 @@
-"""The contract of a job store, which every store keeps; here that of the one in memory."""
+"""The contract of a job store, which every store keeps."""
 
 from __future__ import annotations
 
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routilux import (
     DuplicateJobError,
+    FakeClock,
     JobStore,
     LeaseLostError,
     MemoryStore,
     NotResumableError,
 )
 from tests.drivers.workshop import PATIENCE
+from tests.persist.stores import STORES, Make
 
-STORES: dict[str, Callable[[], JobStore]] = {"memory": MemoryStore}
+SECOND = 10**9
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
 
 
 @pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest) -> JobStore:
-    return STORES[request.param]()
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[JobStore]:
+    with STORES[request.param](tmp_path, clock) as made:
+        yield made
 
 
-def filled(store: JobStore, count: int, owner: str = "a") -> JobStore:
-    for seq in range(1, count + 1):
-        store.append("j", seq, b"row %d" % seq, owner)
+def filled(store: JobStore, count: int, *, queued: bool = False) -> JobStore:
+    """A job `j` of flow `f` with `count` rows of owner `a`."""
+    store.create("j", b"row 1", "a", flow_id="f", queued=queued)
+    for seq in range(2, count + 1):
+        store.append("j", seq, b"row %d" % seq, "a", rests=False)
     return store
+
+
+def queued(store: JobStore, *job_ids: str, flow_id: str = "f") -> JobStore:
+    for job_id in job_ids:
+        store.create(job_id, b"row 1", "a", flow_id=flow_id, queued=True)
+    return store
+
+
+# --- rows -----------------------------------------------------------------------------------------
 
 
 def test_rows_come_back_in_order_and_are_a_copy(store: JobStore) -> None:
@@ -37,27 +59,43 @@ def test_rows_come_back_in_order_and_are_a_copy(store: JobStore) -> None:
     assert [b"row 1", b"row 2", b"row 3"] == rows
     rows.clear()
     assert 3 == len(store.rows("j"))
+    assert [b"row 3"] == store.rows("j", 2)
+    assert [] == store.rows("j", 3)
 
 
-def test_a_job_that_is_not_there_has_no_rows_and_is_not_listed(store: JobStore) -> None:
+def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store: JobStore) -> None:
     assert [] == store.rows("nobody")
     assert [] == store.job_ids()
-    store.append("b", 1, b"", "x")
-    store.append("a", 1, b"", "x")
+    assert None is store.snapshot("nobody")
+    assert None is store.acquire("x", ["f"], SECOND)
+    assert None is store.free_in(["f"])
+    assert [] == store.renew("x", SECOND)
+    store.release("nobody", "x", 0)
+    store.keep_snapshot("nobody", 1, b"")
+    queued(store, "b", "a")
     assert ["a", "b"] == store.job_ids()
 
 
+@pytest.mark.parametrize("row", [b"", bytes(range(256)), b"x" * 1_000_000])
+def test_a_row_is_any_bytes(store: JobStore, row: bytes) -> None:
+    filled(store, 1).append("j", 2, row, "a", rests=False)
+    store.keep_snapshot("j", 2, row)
+    assert [row] == store.rows("j", 1)
+    assert (2, row) == store.snapshot("j")
+
+
 def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store: JobStore) -> None:
-    filled(store, 3)
-    for seq in (1, 2, 3):
-        store.append("j", seq, b"row %d" % seq, "a")
+    filled(store, 1)
+    store.create("j", b"row 1", "a", flow_id="f", queued=False)
+    for seq in (2, 3, 2, 3):
+        store.append("j", seq, b"row %d" % seq, "a", rests=False)
     assert 3 == len(store.rows("j"))
 
 
 def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> None:
     filled(store, 3)
     with pytest.raises(LeaseLostError, match="has 3 commits in the store"):
-        store.append("j", 2, b"another", "a")
+        store.append("j", 2, b"another", "a", rests=True)
     assert [b"row 1", b"row 2", b"row 3"] == store.rows("j")
 
 
@@ -65,102 +103,298 @@ def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> No
 def test_a_row_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
     filled(store, 1)
     with pytest.raises(LeaseLostError):
-        store.append("j", seq, b"x", "a")
+        store.append("j", seq, b"x", "a", rests=False)
     with pytest.raises(LeaseLostError):
-        store.append("new", 2, b"x", "a")
+        store.claim("j", seq, b"x", "a", rests=False)
+    with pytest.raises(LeaseLostError, match="holds no job 'new'"):
+        store.append("new", 2, b"x", "a", rests=False)
     assert [b"row 1"] == store.rows("j")
     assert ["j"] == store.job_ids()
 
 
-@pytest.mark.parametrize(("row", "owner"), [(b"other", "a"), (b"row 1", "b"), (b"other", "b")])
+@pytest.mark.parametrize(("row", "owner"), [(b"other", "a"), (b"row 1", "b"), (b"row 1", "a")])
 def test_a_second_job_of_the_same_id_is_refused(store: JobStore, row: bytes, owner: str) -> None:
     filled(store, 2)
     with pytest.raises(DuplicateJobError, match="holds a job 'j' already"):
-        store.append("j", 1, row, owner)
+        store.create("j", row, owner, flow_id="f", queued=True)
     assert [b"row 1", b"row 2"] == store.rows("j")
+    assert None is store.free_in(["f"])
+
+
+# --- owners ---------------------------------------------------------------------------------------
 
 
 def test_after_a_claim_only_its_owner_can_write(store: JobStore) -> None:
     filled(store, 2)
-    store.claim("j", 3, b"resumed by b", "b")
-    with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
-        store.append("j", 4, b"row 4", "a")
+    store.claim("j", 3, b"resumed by b", "b", rests=False)
+    with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 4 of 'a' was refused"):
+        store.append("j", 4, b"row 4", "a", rests=False)
     with pytest.raises(LeaseLostError):
-        store.append("j", 3, b"resumed by b", "a")  # not even what is there already
-    store.append("j", 4, b"of b", "b")
+        store.append("j", 3, b"resumed by b", "a", rests=False)  # not even what is there already
+    store.append("j", 4, b"of b", "b", rests=False)
     assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
+
+
+def test_a_row_of_the_owner_before_is_not_this_owners_own(store: JobStore) -> None:
+    filled(store, 2).claim("j", 3, b"resumed", "b", rests=False)
+    with pytest.raises(LeaseLostError):
+        store.append("j", 2, b"row 2", "b", rests=False)
 
 
 def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStore) -> None:
     filled(store, 2)
-    store.claim("j", 3, b"resumed", "b")
-    store.claim("j", 3, b"resumed", "b")  # its answer may have been lost
-    with pytest.raises(LeaseLostError, match="claimed by 'b' meanwhile"):
-        store.claim("j", 3, b"resumed", "c")
+    store.claim("j", 3, b"resumed", "b", rests=False)
+    store.claim("j", 3, b"resumed", "b", rests=False)  # its answer may have been lost
+    with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
+        store.claim("j", 3, b"resumed", "c", rests=False)
     with pytest.raises(LeaseLostError):
-        store.claim("j", 3, b"resumed otherwise", "b")
-    store.append("j", 4, b"of b", "b")
+        store.claim("j", 3, b"resumed otherwise", "b", rests=False)
+    store.append("j", 4, b"of b", "b", rests=False)
+
+
+def test_a_claim_that_is_refused_changes_no_owner(store: JobStore) -> None:
+    filled(store, 2)
+    with pytest.raises(LeaseLostError):
+        store.claim("j", 5, b"x", "b", rests=False)
+    store.append("j", 3, b"row 3", "a", rests=False)
 
 
 def test_a_job_that_is_not_there_can_not_be_claimed(store: JobStore) -> None:
     with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
-        store.claim("nobody", 1, b"x", "a")
+        store.claim("nobody", 1, b"x", "a", rests=False)
     assert [] == store.job_ids()
 
 
-def test_of_many_that_claim_at_once_exactly_one_succeeds(store: JobStore) -> None:
-    filled(store, 1)
-    gate = threading.Barrier(8)
-    won: list[str] = []
-    lost: list[str] = []
+def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
+    """What `count` hosts, all at once, get from a call: its result, or LeaseLostError."""
+    gate = threading.Barrier(count)
+    got: dict[str, Any] = {}
 
-    def claim(owner: str) -> None:
+    def run(owner: str) -> None:
         gate.wait(PATIENCE)
         try:
-            store.claim("j", 2, b"resumed", owner)
+            got[owner] = call(owner)
         except LeaseLostError:
-            lost.append(owner)
-        else:
-            won.append(owner)
+            got[owner] = LeaseLostError
 
-    threads = [threading.Thread(target=claim, args=(f"host {i}",)) for i in range(8)]
+    threads = [threading.Thread(target=run, args=(f"host {i}",)) for i in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert (1, 7) == (len(won), len(lost))
-    store.append("j", 3, b"x", won[0])
+    return got
 
 
+def test_of_many_that_claim_at_once_exactly_one_succeeds(store: JobStore) -> None:
+    filled(store, 1)
+    got = at_once(8, lambda owner: store.claim("j", 2, b"resumed", owner, rests=False))
+    [winner] = [owner for owner, result in got.items() if result is None]
+    assert 7 == list(got.values()).count(LeaseLostError)
+    store.append("j", 3, b"x", winner, rests=False)
+
+
+def test_of_many_that_acquire_at_once_each_gets_another_job(store: JobStore) -> None:
+    queued(store, *(f"job {i}" for i in range(6)))
+    got = at_once(8, lambda owner: store.acquire(owner, ["f"], SECOND))
+    assert [f"job {i}" for i in range(6)] == sorted(filter(None, got.values()))
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_first(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "z")
+    clock.advance(1)
+    queued(store, "y", "x")
+    assert 0 == store.free_in(["f"])
+    assert ["z", "y", "x", None] == [store.acquire("b", ["f"], SECOND) for _ in range(4)]
+
+
+def test_a_host_is_given_only_jobs_of_its_own_flows(store: JobStore) -> None:
+    queued(store, "j", flow_id="other")
+    assert None is store.acquire("b", ["f", "g"], SECOND)
+    assert None is store.acquire("b", [], SECOND)
+    assert None is store.free_in(["f"])
+    assert "j" == store.acquire("b", ["f", "other"], SECOND)
+
+
+def test_a_job_that_is_held_without_a_lease_is_never_free(
+    store: JobStore, clock: FakeClock
+) -> None:
+    filled(store, 2)
+    clock.advance(10**6)
+    assert None is store.acquire("b", ["f"], SECOND)
+    assert None is store.free_in(["f"])
+    assert [] == store.renew("a", SECOND)
+
+
+def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(
+    store: JobStore, clock: FakeClock
+) -> None:
+    filled(store, 2, queued=False)
+    store.claim("j", 3, b"held", "a", rests=False)
+    queued(store, "k")
+    assert "k" == store.acquire("b", ["f"], 3 * SECOND)
+    store.claim("k", 2, b"resumed", "b", rests=False)
+    clock.advance(2.999)
+    assert None is store.acquire("c", ["f"], SECOND)
+    assert 1_000_000 == store.free_in(["f"])
+    with pytest.raises(LeaseLostError, match="belongs to 'b'"):
+        store.claim("k", 3, b"resumed", "c", rests=False)
+    clock.advance(0.001)
+    assert 0 == store.free_in(["f"])
+    store.append("k", 3, b"late, but nobody has taken it", "b", rests=False)
+    assert "k" == store.acquire("c", ["f"], SECOND)
+    with pytest.raises(LeaseLostError, match="belongs to 'c'"):
+        store.append("k", 4, b"too late", "b", rests=False)
+    store.claim("k", 4, b"resumed", "c", rests=False)
+    assert SECOND == store.free_in(["f"])
+
+
+def test_a_lease_can_be_renewed_as_long_as_nobody_has_taken_the_job(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j", "k", "l")
+    assert ["j", "k"] == [store.acquire("b", ["f"], SECOND) for _ in range(2)]
+    clock.advance(2)
+    assert "l" == store.acquire("c", ["f"], SECOND)
+    assert "j" == store.acquire("c", ["f"], SECOND)
+    assert ["k"] == store.renew("b", 5 * SECOND)
+    assert ["j", "l"] == sorted(store.renew("c", 3 * SECOND))
+    assert 3 * SECOND == store.free_in(["f"])
+
+
+def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j")
+    store.acquire("b", ["f"], SECOND)
+    clock.advance(1)
+    store.claim("j", 2, b"resumed", "c", rests=False)
+    assert None is store.free_in(["f"])
+    assert [] == store.renew("b", SECOND)
+
+
+def test_a_job_that_rests_is_never_free_and_holds_no_lease(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j", "k")
+    for job_id in ("j", "k"):
+        store.acquire("b", ["f"], SECOND)
+        store.claim(job_id, 2, b"resumed", "b", rests=job_id == "k")
+    assert ["j"] == store.renew("b", SECOND)
+    store.append("j", 3, b"paused", "b", rests=True)
+    store.append("j", 4, b"a step that was in flight", "b", rests=True)
+    assert [] == store.renew("b", SECOND)
+    clock.advance(10)
+    assert None is store.acquire("c", ["f"], SECOND)
+    store.release("j", "b", 0)
+    assert None is store.free_in(["f"])
+    store.claim("j", 5, b"resumed by name", "c", rests=False)
+
+
+def test_a_job_that_was_given_back_is_free_when_its_time_comes(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j")
+    store.acquire("b", ["f"], SECOND)
+    store.release("j", "c", 0)  # who does not own it gives nothing back
+    assert SECOND == store.free_in(["f"])
+    store.release("j", "b", 60 * SECOND)
+    assert 60 * SECOND == store.free_in(["f"])
+    assert [] == store.renew("b", SECOND)
+    with pytest.raises(LeaseLostError, match="free to be taken by any host"):
+        store.append("j", 2, b"x", "b", rests=False)
+    clock.advance(59)
+    assert None is store.acquire("c", ["f"], SECOND)
+    store.claim("j", 2, b"by name, before its time", "c", rests=False)
+    store.append("j", 3, b"x", "c", rests=False)
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+
+def test_the_latest_snapshot_is_kept_whoever_writes_it_and_whenever(store: JobStore) -> None:
+    filled(store, 5)
+    assert None is store.snapshot("j")
+    store.keep_snapshot("j", 3, b"three")
+    store.keep_snapshot("j", 2, b"two, late")
+    assert (3, b"three") == store.snapshot("j")
+    store.keep_snapshot("j", 6, b"of a commit that is not there")
+    assert (3, b"three") == store.snapshot("j")
+    store.keep_snapshot("j", 5, b"five")
+    assert (5, b"five") == store.snapshot("j")
+    assert 5 == len(store.rows("j"))
+
+
+# --- any order ------------------------------------------------------------------------------------
+
+_owners = st.sampled_from("abc")
+_rows = st.binary(max_size=1)
 _calls = st.lists(
-    st.tuples(
-        st.sampled_from(["append", "claim"]),
-        st.integers(1, 5),
-        st.binary(max_size=1),
-        st.sampled_from("abc"),
+    st.one_of(
+        st.tuples(st.just("create"), _rows, _owners, st.booleans()),
+        st.tuples(
+            st.sampled_from(["append", "claim"]),
+            st.integers(1, 5),
+            _rows,
+            _owners,
+            st.booleans(),
+        ),
+        st.tuples(st.just("acquire"), _owners),
+        st.tuples(st.just("release"), _owners, st.integers(0, 2)),
+        st.tuples(st.just("renew"), _owners),
+        st.tuples(st.just("advance"), st.integers(0, 2)),
     ),
     max_size=30,
 )
 
 
+def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
+    try:
+        match call:
+            case ("create", row, owner, queued):
+                store.create("j", row, owner, flow_id="f", queued=queued)
+            case ("append" | "claim" as name, seq, row, owner, rests):
+                getattr(store, name)("j", seq, row, owner, rests=rests)
+            case ("acquire", owner):
+                return store.acquire(owner, ["f"], SECOND)
+            case ("release", owner, seconds):
+                store.release("j", owner, seconds * SECOND)
+            case ("renew", owner):
+                return store.renew(owner, SECOND)
+            case ("advance", seconds):
+                clock.advance(seconds)
+    except (LeaseLostError, DuplicateJobError, NotResumableError) as error:
+        return type(error), str(error)
+    return None
+
+
 @pytest.mark.parametrize("make", STORES.values(), ids=STORES)
+@settings(max_examples=50)  # each makes a database
 @given(calls=_calls)
-def test_rows_are_only_ever_added_and_each_by_the_owner_of_its_time(
-    make: Callable[[], JobStore], calls: list[tuple[str, int, bytes, str]]
+def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
+    make: Make, calls: list[tuple[Any, ...]]
 ) -> None:
-    store = make()
-    owner = None
-    for name, seq, row, who in calls:
-        before = store.rows("j")
-        try:
-            getattr(store, name)("j", seq, row, who)
-        except (LeaseLostError, DuplicateJobError, NotResumableError):
-            assert before == store.rows("j")
-            continue
-        after = store.rows("j")
-        assert before == after[: len(before)]
-        assert row == after[seq - 1]
-        assert len(after) - len(before) in (0, 1)
-        if name == "append":
-            assert owner in (None, who), "another than the owner has written"
-        owner = who
+    clock = FakeClock()
+    model = MemoryStore(clock)
+    with tempfile.TemporaryDirectory() as folder, make(Path(folder), clock) as store:
+        owner = None  # of the last row that was added
+        for call in calls:
+            before = store.rows("j")
+            ticking = call[0] == "advance"
+            assert _called(model, clock, call) == (None if ticking else _called(store, clock, call))
+            after = store.rows("j")
+            assert before == after[: len(before)]
+            assert len(after) - len(before) in (0, 1)
+            assert model.rows("j") == after
+            assert model.free_in(["f"]) == store.free_in(["f"])
+            if len(after) > len(before):
+                if call[0] == "append":
+                    assert owner == call[3], "another than the owner has written"
+                owner = call[2] if call[0] == "create" else call[3]
+            elif call[0] == "acquire":
+                owner = call[1] if model.renew(call[1], SECOND) else owner
+                store.renew(call[1], SECOND)

@@ -211,9 +211,13 @@ class JobState:
             for name, value in self._members().items()
         }
 
-    def dumps(self) -> str:
-        """Return the JSON text of `serialize`; raises `UnserializableError` as it does."""
-        return codec.dumps_object(self._members())
+    def dumps(self, *, history: bool = True) -> str:
+        """Return the JSON text of `serialize`; raises `UnserializableError` as it does.
+
+        Without `history` it has no commits, like a job that no longer keeps any.
+        """
+        members = self._members()
+        return codec.dumps_object(members if history else {**members, "commits": []})
 
     def _members(self) -> dict[str, object]:
         return {

@@ -4,48 +4,132 @@ Laws:
 - A store sees bytes and knows nothing of what is in them; the journal encodes what goes there.
 - One row a commit, keyed by (job id, sequence number). The key is the fence: a row that another
   owner has written is `LeaseLostError`; writing the same row again is accepted and does nothing.
-- When `append` returns, the row is kept as safely as this store can.
+- When a write returns, the row is kept as safely as this store can.
+- Beside its rows a job has two plain facts: its owner, and the instant from which it is free, that
+  is, any host may take it. It is never free while it rests, nor while it is held without a lease.
+- Only the store's own time counts. Whoever asks says how long, never when, so that the clocks of
+  hosts need not agree.
+- A snapshot saves reading the rows before it, and changes nothing else.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from routilux import codec
-from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
+from routilux.clock import SystemClock
+from routilux.core.checks import follow
+from routilux.core.records import Commit, JobStatus
+from routilux.core.state import JobState
+from routilux.errors import (
+    CorruptStateError,
+    DuplicateJobError,
+    LeaseLostError,
+    NotResumableError,
+    SavedStateError,
+)
 
 if TYPE_CHECKING:
-    from routilux.core.records import Commit
+    from collections.abc import Collection
 
-__all__ = ["JobStore", "Journal", "MemoryStore"]
+    from routilux.clock import Clock
+
+__all__ = ["SNAPSHOT_EVERY", "JobStore", "Journal", "MemoryStore", "refusal"]
+
+SNAPSHOT_EVERY: Final = 256
+"""The fewest commits between two snapshots of a job."""
+
+_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
+_ROWS_WORTH: Final = 256  # about as many bytes of a snapshot take as long to read as one row
 
 
 class JobStore(Protocol):
-    """Keeps the commits of jobs; safe to use from several threads."""
+    """Keeps the commits of jobs; safe to use from several threads, and whatever shares it.
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str) -> None:
-        """Keep the row of commit `seq`; `seq` 1 creates the job.
+    All that a method changes is changed at once, or nothing is. `owner` is a text, not empty, that
+    no other host uses. Lengths of time are nanoseconds.
+    """
 
-        Raises `DuplicateJobError` where the job exists already, and `LeaseLostError` where
-        `owner` does not own it or another row stands there.
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        """Keep the row of commit 1. A `queued` job is free and has no owner, else `owner` holds it.
+
+        The very same call again does nothing, as long as it is the only row. Raises
+        `DuplicateJobError` where the job exists.
         """
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        """Keep the row of commit `seq`; where the job `rests` after it, it is no longer free.
+
+        A row that stands there already, of the owner, is accepted. Raises `LeaseLostError` where
+        `owner` does not own the job, another row stands there, or the one before is missing.
+        """
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job, and keep the row of the commit that resumes it.
 
-        Raises `LeaseLostError` where another row stands at `seq`: somebody was faster.
+        Who acquired the job keeps the lease; anybody else holds it without one, until it rests or
+        is claimed again. A row that stands there already, of the owner, is accepted. Raises
+        `LeaseLostError` where another owner has a lease that has not ended, or somebody was
+        faster, so that another row stands at `seq`; `NotResumableError` where there is no job.
         """
 
-    def rows(self, job_id: str) -> list[bytes]:
-        """Return all rows of a job in order; an empty list for a job that is not there."""
+    def rows(self, job_id: str, after: int = 0) -> list[bytes]:
+        """Return the rows of a job that follow commit `after`, in order; none without the job."""
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs, sorted."""
 
+    def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
+        """Keep what the job was after commit `seq`, in place of an earlier snapshot.
+
+        It needs no fence: commits never change, so neither does what they come to.
+        """
+
+    def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
+        """Return the number of a commit and the job as of it; None where there is no snapshot."""
+
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+        """Give `owner` a lease on the job of these flows that has been free longest.
+
+        Returns its id; None where none is free. The owner before it can write no more. Until the
+        lease ends the job is not free.
+        """
+
+    def renew(self, owner: str, lease_ns: int) -> list[str]:
+        """Make all leases of `owner` end so much later than now; return the ids of their jobs."""
+
+    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+        """Give back a job that was acquired, to be free after so long; else do nothing."""
+
+    def free_in(self, flow_ids: Collection[str]) -> int | None:
+        """Return in how many nanoseconds the next job of these flows will be free.
+
+        It is 0 where one is; None where no time frees any: all of them rest, or are held.
+        """
+
+
+def refusal(
+    job_id: str, seq: int, owner: str, *, count: int, held_by: str, claims: bool = False
+) -> Exception:
+    """Return the error by which a store refuses a row; `count` is how many rows the job has."""
+    if not count:
+        if claims:
+            return NotResumableError(
+                f"the store holds no job {job_id!r}; only a job that it holds can be claimed"
+            )
+        return LeaseLostError(f"the store holds no job {job_id!r} to add commit {seq} to")
+    if owner != held_by:
+        whose = f"belongs to {held_by!r}" if held_by else "is free to be taken by any host"
+        return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
+    return LeaseLostError(
+        f"job {job_id!r} has {count} commits in the store, so this can't be commit"
+        f" {seq}: another host has gone on with it"
+    )
+
 
 class Journal:
-    """Writes the commits of jobs to a store; when `write` returns, a commit is durable."""
+    """Writes the commits of jobs to a store, and reads jobs back."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -53,75 +137,214 @@ class Journal:
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         """Write a commit; one that `claims` makes `owner` the one owner of the job.
 
-        Raises `UnserializableError` with nothing written, and what the store raises.
+        When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
+        and what the store raises.
         """
         row = codec.dumps(commit.serialize()).encode()
-        keep = self._store.claim if claims else self._store.append
-        keep(job_id, commit.seq, row, owner)
+        rests = commit.status not in _LIVE
+        if claims:
+            self._store.claim(job_id, commit.seq, row, owner, rests=rests)
+        elif commit.seq > 1:
+            self._store.append(job_id, commit.seq, row, owner, rests=rests)
+        else:
+            flow_id = cast("dict[str, str]", commit.detail)["flow_id"]
+            queued = commit.status is JobStatus.PENDING
+            self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
+
+    def keep(self, job: JobState) -> int:
+        """Write a snapshot of a job; return the commit after which the next one pays."""
+        data = job.dumps(history=False).encode()
+        self._store.keep_snapshot(job.job_id, job.seq, data)
+        # A large job is saved seldom, so that all its snapshots cost no more than its rows.
+        return job.seq + max(SNAPSHOT_EVERY, len(data) // _ROWS_WORTH)
+
+    def read(
+        self, job_id: str, *, history: bool, history_limit: int | None = None
+    ) -> JobState | None:
+        """Return a job as of its last commit; None where the store does not hold it.
+
+        With `history` it has all its commits, else those since the last snapshot, within the
+        limit. Raises `SavedStateError` for what is damaged.
+        """
+        kept = None if history else self._store.snapshot(job_id)
+        job = JobState(job_id) if kept is None else _snapshot(job_id, *kept)
+        rows = self._store.rows(job_id, job.seq)
+        if not job.seq and not rows:
+            return None
+        job.history_limit = history_limit
+        for number, row in enumerate(rows, job.seq + 1):
+            path = f"$.{job_id}[{number}]"
+            follow(job, Commit.load(_loaded(row, path), path), path)
+        return job
+
+
+def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
+    place = f"$.{job_id}.snapshot"
+    try:
+        job = JobState.load(_loaded(data, place), place)
+        if (job.job_id, job.seq) != (job_id, seq):
+            whose = f"commit {job.seq} of job {job.job_id!r}"
+            raise CorruptStateError(place, f"is of {whose}, but stands at commit {seq}")
+    except SavedStateError as error:
+        cure = f"load({job_id!r}, history=True) does without the snapshot"
+        raise type(error)(error.path, f"{error.reason}; {cure}") from None
+    return job
+
+
+def _loaded(data: bytes, place: str) -> object:
+    try:
+        return codec.loads(data)
+    except SavedStateError as error:
+        raise type(error)(place + error.path.removeprefix("$"), error.reason) from None
+
+
+class _Kept:
+    __slots__ = ("flow_id", "free_at", "owner", "rows", "snapshot", "writers")
+
+    def __init__(self, flow_id: str, owner: str, free_at: int | None) -> None:
+        self.flow_id = flow_id
+        self.owner = owner
+        self.free_at = free_at
+        self.rows: list[bytes] = []
+        self.writers: list[str] = []
+        self.snapshot: tuple[int, bytes] | None = None
 
 
 class MemoryStore:
     """A store that lives as long as the process; for tests.
 
+    `clock` is the store's time, by default the system's.
+
     >>> store = MemoryStore()
-    >>> store.append("job-1", 1, b"{}", "host-a")
-    >>> store.rows("job-1")
-    [b'{}']
+    >>> store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
+    >>> store.acquire("host-b", ["orders"], lease_ns=10**9)
+    'job-1'
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._now = (clock if clock is not None else SystemClock()).now_ns
         self._lock = threading.Lock()
-        self._rows: dict[str, list[bytes]] = {}
-        self._owners: dict[str, str] = {}
+        self._jobs: dict[str, _Kept] = {}
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str) -> None:
-        """Keep the row of commit `seq`; see `JobStore.append`."""
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        """Keep the row of commit 1; see `JobStore.create`."""
         with self._lock:
-            rows = self._rows.get(job_id, [])
-            if seq == 1 and rows and (rows[0] != row or self._owners[job_id] != owner):
+            job = self._jobs.get(job_id)
+            if job is not None:
+                if (job.rows, job.writers) == ([row], [owner]):
+                    return
                 raise DuplicateJobError(
                     f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
                 )
-            if rows and self._owners[job_id] != owner:
-                raise LeaseLostError(
-                    f"job {job_id!r} belongs to {self._owners[job_id]!r} now; commit {seq} of"
-                    f" {owner!r} was refused"
-                )
-            self._put(job_id, rows, seq, row)
-            self._owners[job_id] = owner
+            free_at = self._now() if queued else None
+            job = self._jobs[job_id] = _Kept(flow_id, "" if queued else owner, free_at)
+            job.rows.append(row)
+            job.writers.append(owner)
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        """Keep the row of commit `seq`; see `JobStore.append`."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None or job.owner != owner or not self._put(job, seq, row, owner):
+                raise self._refusal(job_id, seq, owner)
+            if rests:
+                job.free_at = None
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""
         with self._lock:
-            rows = self._rows.get(job_id)
-            if rows is None:
-                raise NotResumableError(
-                    f"the store holds no job {job_id!r}; only a job that it holds can be claimed"
-                )
-            if seq <= len(rows) and self._owners[job_id] != owner:
-                raise LeaseLostError(
-                    f"job {job_id!r} was claimed by {self._owners[job_id]!r} meanwhile; commit"
-                    f" {seq} of {owner!r} was refused"
-                )
-            self._put(job_id, rows, seq, row)
-            self._owners[job_id] = owner
+            job = self._jobs.get(job_id)
+            leased = (
+                job is not None
+                and job.owner not in ("", owner)
+                and job.free_at is not None
+                and job.free_at > self._now()
+            )
+            if job is None or leased or not self._put(job, seq, row, owner):
+                raise self._refusal(job_id, seq, owner, claims=True)
+            if rests or job.owner != owner:
+                job.free_at = None
+            job.owner = owner
 
-    def rows(self, job_id: str) -> list[bytes]:
-        """Return all rows of a job in order."""
+    def rows(self, job_id: str, after: int = 0) -> list[bytes]:
+        """Return the rows of a job in order; see `JobStore.rows`."""
         with self._lock:
-            return self._rows.get(job_id, []).copy()
+            job = self._jobs.get(job_id)
+            return [] if job is None else job.rows[after:]
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs, sorted."""
         with self._lock:
-            return sorted(self._rows)
+            return sorted(self._jobs)
 
-    def _put(self, job_id: str, rows: list[bytes], seq: int, row: bytes) -> None:
-        if 1 <= seq <= len(rows) and rows[seq - 1] == row:
-            return
-        if seq != len(rows) + 1:
-            raise LeaseLostError(
-                f"job {job_id!r} has {len(rows)} commits in the store, so this can't be commit"
-                f" {seq}: another host has gone on with it"
-            )
-        self._rows.setdefault(job_id, rows).append(row)
+    def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
+        """Keep what the job was after commit `seq`; see `JobStore.keep_snapshot`."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is not None and (job.snapshot or (0,))[0] < seq <= len(job.rows):
+                job.snapshot = seq, data
+
+    def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
+        """Return the latest snapshot; see `JobStore.snapshot`."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            return None if job is None else job.snapshot
+
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+        """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
+        with self._lock:
+            now = self._now()
+            free = self._free(flow_ids)
+            job_id = min(free, key=free.__getitem__, default=None)
+            if job_id is None or free[job_id] > now:
+                return None
+            job = self._jobs[job_id]
+            job.owner, job.free_at = owner, now + lease_ns
+            return job_id
+
+    def renew(self, owner: str, lease_ns: int) -> list[str]:
+        """Make all leases of `owner` end later; see `JobStore.renew`."""
+        with self._lock:
+            until = self._now() + lease_ns
+            leased = [
+                job_id
+                for job_id, job in self._jobs.items()
+                if job.owner == owner and job.free_at is not None
+            ]
+            for job_id in leased:
+                self._jobs[job_id].free_at = until
+            return leased
+
+    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+        """Give back a job that was acquired; see `JobStore.release`."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is not None and job.owner == owner and job.free_at is not None:
+                job.owner, job.free_at = "", self._now() + after_ns
+
+    def free_in(self, flow_ids: Collection[str]) -> int | None:
+        """Return when the next job will be free; see `JobStore.free_in`."""
+        with self._lock:
+            soonest = min(self._free(flow_ids).values(), default=None)
+            return None if soonest is None else max(0, soonest - self._now())
+
+    def _free(self, flow_ids: Collection[str]) -> dict[str, int]:
+        return {
+            job_id: job.free_at
+            for job_id, job in self._jobs.items()
+            if job.free_at is not None and job.flow_id in flow_ids
+        }
+
+    def _put(self, job: _Kept, seq: int, row: bytes, owner: str) -> bool:
+        count = len(job.rows)
+        if seq == count + 1:
+            job.rows.append(row)
+            job.writers.append(owner)
+            return True
+        stands = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
+        return stands and job.owner == owner
+
+    def _refusal(self, job_id: str, seq: int, owner: str, *, claims: bool = False) -> Exception:
+        job = self._jobs.get(job_id)
+        count, held_by = (0, "") if job is None else (len(job.rows), job.owner)
+        return refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.benchmarks import durability as d
 from tests.benchmarks import measurements as m
 from tests.benchmarks import simulations as s
 
@@ -72,3 +73,11 @@ def test_a_double_charge_is_shrunk_within_a_second(measure: Measure) -> None:
 
 def test_ten_thousand_seeds_repeat_to_the_byte(measure: Measure) -> None:
     measure(s.seeds_repeat(10_000))
+
+
+def test_a_durable_step_costs_little_more_than_its_row_on_the_disk(measure: Measure) -> None:
+    measure(d.durable_steps(300, rounds=20))
+
+
+def test_a_long_job_is_loaded_at_once_however_many_others_there_are(measure: Measure) -> None:
+    measure(d.loading([(1_000, 20), (100_000, 1_000)], finished=2_000, rounds=10))

@@ -48,6 +48,7 @@ from routilux import (
     Output,
     PendingTask,
     PoisonJobError,
+    PostgresStore,
     Retry,
     RetryAfter,
     RoutiluxError,
@@ -60,6 +61,7 @@ from routilux import (
     SavedStateError,
     Signal,
     Slot,
+    SqliteStore,
     StateChange,
     StepInput,
     StepLimitError,
@@ -74,6 +76,7 @@ from routilux import (
     register_type,
     use_runtime,
 )
+from routilux.clock import Worker as ClockWorker
 
 # --- the user's own types -----------------------------------------------------------------------
 
@@ -209,6 +212,8 @@ class Watch:
 watch: Observer = Watch()
 monitor = ExecutionMonitor()
 store: JobStore = MemoryStore()
+durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())
+hosted: JobStore = PostgresStore("postgresql://user@host/database")
 clock: Clock = FakeClock("2026-01-03T12:59:03+00:00", autojump=False)
 runtime = Runtime(
     clock=clock,
@@ -219,6 +224,9 @@ runtime = Runtime(
     max_recoveries=None,
     history_limit=100,
 )
+worker = Worker(durable, [flow], runtime=runtime, lease=timedelta(seconds=30))
+worker.run(until_idle=True)
+worker.stop()
 job = assert_type(flow.execute("Fetch", {"request_id": "r"}, slot="trigger"), JobState)
 run = assert_type(flow.start("Fetch", job_id="j", runtime=runtime), Run)
 assert_type(run.wait(timeout=timedelta(seconds=5)), JobState)
@@ -310,7 +318,7 @@ assert_type(fake.now(), datetime)
 assert_type(fake.waits, tuple[Wait, ...])
 assert_type(SystemClock().now_ns(), int)
 assert_type(clock.signal(), Signal)
-assert_type(clock.worker("mine"), Worker)
+assert_type(clock.worker("mine"), ClockWorker)
 
 # --- steps as values ----------------------------------------------------------------------------
 

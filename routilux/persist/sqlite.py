@@ -1,0 +1,354 @@
+"""`SqliteStore`: one file that many processes and threads share; the store that needs nothing else.
+
+Laws:
+- When a write returns, it is on the disk: a write-ahead log, flushed at every commit.
+- A write is one transaction, and one statement where nothing but a row is added.
+- The time is the machine's, which all who share the file have in common.
+- A connection belongs to the process that opened it; after a fork the child opens its own.
+- What goes wrong names the file. Its surroundings are `OSError`, its content is `SavedStateError`.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Self, cast
+
+from routilux.clock import SystemClock
+from routilux.errors import CorruptStateError, DuplicateJobError, UnsupportedVersionError
+from routilux.persist.store import refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from routilux.clock import Clock
+
+__all__ = ["SqliteStore"]
+
+_APPLICATION: Final = 0x726F7574  # "rout"
+_VERSION: Final = 1
+_PATIENCE: Final = 60.0
+_SCHEMA: Final = f"""
+BEGIN IMMEDIATE;
+CREATE TABLE IF NOT EXISTS jobs (
+    job INTEGER PRIMARY KEY,
+    job_id TEXT NOT NULL UNIQUE,
+    flow_id TEXT NOT NULL,
+    owner TEXT NOT NULL,     -- '' for nobody
+    free_at INTEGER          -- UTC nanoseconds; NULL for never
+);
+CREATE INDEX IF NOT EXISTS free ON jobs (free_at, flow_id) WHERE free_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
+CREATE TABLE IF NOT EXISTS commits (
+    job INTEGER NOT NULL REFERENCES jobs,
+    seq INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    row BLOB NOT NULL,
+    PRIMARY KEY (job, seq)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS snapshots (
+    job INTEGER PRIMARY KEY REFERENCES jobs,
+    seq INTEGER NOT NULL,
+    data BLOB NOT NULL
+);
+PRAGMA application_id = {_APPLICATION};
+PRAGMA user_version = {_VERSION};
+COMMIT;
+"""
+# Adds a row where the one before it stands, whoever owns the job.
+_FOLLOW: Final = """
+INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs
+WHERE job_id = ?1 AND EXISTS (SELECT 1 FROM commits WHERE commits.job = jobs.job AND seq = ?2 - 1)
+"""
+# And where the owner is the owner: the whole fence in one statement.
+_ADD: Final = f"{_FOLLOW} AND owner = ?3 ON CONFLICT DO NOTHING"
+# Connections of the process before a fork: SQLite forbids even to close them in the child.
+_inherited: Final[list[sqlite3.Connection | None]] = []
+_CURES: Final = {
+    "SQLITE_BUSY": "another process has kept it locked; is one stopped, or open in an editor?",
+    "SQLITE_CANTOPEN": "the folder must exist and be writable; the store makes only the file",
+    "SQLITE_FULL": "the disk is full; make room, then resume the jobs: no commit is half written",
+    "SQLITE_READONLY": "it must be writable for this user, with its folder",
+    "SQLITE_IOERR": "the disk failed; the jobs stand as of their last commits",
+}
+
+
+class SqliteStore:
+    """A store in a file, which is made if it is not there; for many processes of one machine.
+
+    The file must be on a disk of this machine, not on a network share. `clock` is the store's
+    time, by default the system's. Raises `OSError` where the file can't be used, and
+    `SavedStateError` where it is damaged, of another program or of a newer version.
+
+    >>> import tempfile, pathlib
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with SqliteStore(pathlib.Path(folder, "jobs.db")) as store:
+    ...         store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
+    ...         store.acquire("host-b", ["orders"], lease_ns=10**9)
+    'job-1'
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+        self.path = Path(path)
+        self._now = (clock if clock is not None else SystemClock()).now_ns
+        self._lock = threading.Lock()
+        self._connection: sqlite3.Connection | None = None
+        self._process = 0
+        with self._using():
+            pass
+
+    def close(self) -> None:
+        """Close the file; it is opened again if the store is used again."""
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+            self._connection = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # --- writing --------------------------------------------------------------------------------
+
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        """Keep the row of commit 1; see `JobStore.create`."""
+        with self._writing() as db:
+            added = db.execute(
+                "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, ?, ?)"
+                " ON CONFLICT DO NOTHING",
+                (job_id, flow_id, "" if queued else owner, self._now() if queued else None),
+            )
+            if added.rowcount:
+                db.execute("INSERT INTO commits VALUES (?, 1, ?, ?)", (added.lastrowid, owner, row))
+            elif self._count(db, job_id) > 1 or not self._stands(db, job_id, 1, row, owner):
+                raise DuplicateJobError(
+                    f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
+                )
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        """Keep the row of commit `seq`; see `JobStore.append`."""
+        if not rests:
+            with self._using() as db:
+                self._add(db, _ADD, job_id, seq, row, owner)
+            return
+        with self._writing() as db:
+            self._add(db, _ADD, job_id, seq, row, owner)
+            db.execute("UPDATE jobs SET free_at = NULL WHERE job_id = ?", (job_id,))
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        """Make `owner` the one owner of a job; see `JobStore.claim`."""
+        with self._writing() as db:
+            held_by, free_at = self._held(db, job_id)
+            if held_by not in ("", owner) and free_at is not None and free_at > self._now():
+                raise self._refusal(db, job_id, seq, owner, claims=True)
+            self._add(db, f"{_FOLLOW} ON CONFLICT DO NOTHING", job_id, seq, row, owner, claims=True)
+            if rests or held_by != owner:
+                free_at = None
+            db.execute(
+                "UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?", (owner, free_at, job_id)
+            )
+
+    def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
+        """Keep what the job was after commit `seq`; see `JobStore.keep_snapshot`."""
+        with self._using() as db:
+            db.execute(
+                "INSERT INTO snapshots SELECT job, ?2, ?3 FROM jobs JOIN commits USING (job)"
+                " WHERE job_id = ?1 AND seq = ?2"
+                " ON CONFLICT (job) DO UPDATE SET seq = excluded.seq, data = excluded.data"
+                " WHERE excluded.seq > snapshots.seq",
+                (job_id, seq, data),
+            )
+
+    # --- reading --------------------------------------------------------------------------------
+
+    def rows(self, job_id: str, after: int = 0) -> list[bytes]:
+        """Return the rows of a job in order; see `JobStore.rows`."""
+        with self._using() as db:
+            found = db.execute(
+                "SELECT row FROM commits"
+                " WHERE job = (SELECT job FROM jobs WHERE job_id = ?) AND seq > ? ORDER BY seq",
+                (job_id, after),
+            ).fetchall()
+        return [row for (row,) in found]
+
+    def job_ids(self) -> list[str]:
+        """Return the ids of all jobs, sorted."""
+        with self._using() as db:
+            found = db.execute("SELECT job_id FROM jobs ORDER BY job_id").fetchall()
+        return [job_id for (job_id,) in found]
+
+    def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
+        """Return the latest snapshot; see `JobStore.snapshot`."""
+        with self._using() as db:
+            found = db.execute(
+                "SELECT seq, data FROM snapshots JOIN jobs USING (job) WHERE job_id = ?", (job_id,)
+            ).fetchone()
+        return cast("tuple[int, bytes] | None", found)
+
+    # --- leases ---------------------------------------------------------------------------------
+
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+        """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
+        if self.free_in(flow_ids) != 0:
+            return None  # without a lock, which an idle host need not take
+        with self._writing() as db:
+            now = self._now()
+            found = db.execute(
+                "SELECT job, job_id FROM jobs WHERE free_at <= ?"
+                f" AND flow_id IN ({_marks(flow_ids)}) ORDER BY free_at, job LIMIT 1",
+                (now, *flow_ids),
+            ).fetchone()
+            if found is None:
+                return None
+            job, job_id = found
+            db.execute(
+                "UPDATE jobs SET owner = ?, free_at = ? WHERE job = ?", (owner, now + lease_ns, job)
+            )
+        return cast(str, job_id)
+
+    def renew(self, owner: str, lease_ns: int) -> list[str]:
+        """Make all leases of `owner` end later; see `JobStore.renew`."""
+        with self._writing() as db:
+            mine = "owner = ? AND free_at IS NOT NULL"
+            found = db.execute(f"SELECT job_id FROM jobs WHERE {mine}", (owner,)).fetchall()
+            if found:
+                until = self._now() + lease_ns
+                db.execute(f"UPDATE jobs SET free_at = ? WHERE {mine}", (until, owner))
+        return [job_id for (job_id,) in found]
+
+    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+        """Give back a job that was acquired; see `JobStore.release`."""
+        with self._using() as db:
+            db.execute(
+                "UPDATE jobs SET owner = '', free_at = ?"
+                " WHERE job_id = ? AND owner = ? AND free_at IS NOT NULL",
+                (self._now() + after_ns, job_id, owner),
+            )
+
+    def free_in(self, flow_ids: Collection[str]) -> int | None:
+        """Return when the next job will be free; see `JobStore.free_in`."""
+        with self._using() as db:
+            found = db.execute(
+                "SELECT free_at FROM jobs WHERE free_at IS NOT NULL"
+                f" AND flow_id IN ({_marks(flow_ids)}) ORDER BY free_at LIMIT 1",
+                tuple(flow_ids),
+            ).fetchone()
+        return None if found is None else max(0, found[0] - self._now())
+
+    # --- how ------------------------------------------------------------------------------------
+
+    def _add(
+        self,
+        db: sqlite3.Connection,
+        statement: str,
+        job_id: str,
+        seq: int,
+        row: bytes,
+        owner: str,
+        *,
+        claims: bool = False,
+    ) -> None:
+        if db.execute(statement, (job_id, seq, owner, row)).rowcount:
+            return
+        held_by, _ = self._held(db, job_id)
+        if held_by != owner or not self._stands(db, job_id, seq, row, owner):
+            raise self._refusal(db, job_id, seq, owner, claims=claims)
+
+    def _stands(
+        self, db: sqlite3.Connection, job_id: str, seq: int, row: bytes, owner: str
+    ) -> bool:
+        found = db.execute(
+            "SELECT commits.owner, row FROM commits JOIN jobs USING (job)"
+            " WHERE job_id = ? AND seq = ?",
+            (job_id, seq),
+        ).fetchone()
+        return bool(found == (owner, row))
+
+    def _count(self, db: sqlite3.Connection, job_id: str) -> int:
+        (count,) = db.execute(
+            "SELECT count(*) FROM commits JOIN jobs USING (job) WHERE job_id = ?", (job_id,)
+        ).fetchone()
+        return cast(int, count)
+
+    def _held(self, db: sqlite3.Connection, job_id: str) -> tuple[str, int | None]:
+        found = db.execute("SELECT owner, free_at FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
+        return ("", None) if found is None else found
+
+    def _refusal(
+        self, db: sqlite3.Connection, job_id: str, seq: int, owner: str, *, claims: bool
+    ) -> Exception:
+        count = self._count(db, job_id)
+        held_by, _ = self._held(db, job_id)
+        return refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._using() as db:
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # some errors have ended the transaction already
+                    db.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _using(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            try:
+                if self._connection is None or self._process != os.getpid():
+                    _inherited.append(self._connection)
+                    self._connection = self._opened()
+                    self._process = os.getpid()
+                yield self._connection
+            except sqlite3.Error as error:
+                raise self._named(error) from error
+
+    def _opened(self) -> sqlite3.Connection:
+        db = sqlite3.connect(
+            self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+        )
+        try:
+            db.execute("BEGIN")  # all three of one moment: another process may be making it
+            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            (application,) = db.execute("PRAGMA application_id").fetchone()
+            (version,) = db.execute("PRAGMA user_version").fetchone()
+            db.execute("COMMIT")
+            if application != _APPLICATION and (application or tables):
+                raise CorruptStateError(
+                    str(self.path), "is a database of another program; choose another file"
+                )
+            if version > _VERSION:
+                raise UnsupportedVersionError(
+                    str(self.path),
+                    f"has version {version}; this one reads {_VERSION}: install a newer routilux",
+                )
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            if version < _VERSION:
+                db.executescript(_SCHEMA)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _named(self, error: sqlite3.Error) -> Exception:
+        name = getattr(error, "sqlite_errorname", "")
+        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA")):
+            return CorruptStateError(
+                str(self.path), f"is no sound database ({error}); restore it from a copy"
+            )
+        for start, cure in _CURES.items():
+            if name.startswith(start):
+                return OSError(f"the store {self.path}: {error}; {cure}")
+        return error
+
+
+def _marks(values: Collection[str]) -> str:
+    return ", ".join("?" * len(values))

@@ -1,0 +1,241 @@
+"""`Worker`: takes jobs from a store under a lease and drives them; any number of hosts may run one.
+
+Laws:
+- A job is driven by the one host that has acquired it. While its handlers run, the lease is
+  renewed; a host that stands still loses it, and with it the right to commit.
+- A worker that ends gives back what it holds; one that is killed leaves it to its leases.
+- It waits for what will happen: a job that rests, the next job that is free, the next renewal. Only
+  what other processes do, which nobody tells it, is looked for every `POLL` seconds.
+- What can't be resumed is told and put aside, and holds up nothing else.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections import deque
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from routilux.clock import SystemClock
+from routilux.core.records import JobStatus
+from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
+from routilux.instants import SECOND, to_ns
+from routilux.runtime import Runtime
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from datetime import timedelta
+
+    from routilux.drive import Drive
+    from routilux.flow import Flow
+    from routilux.persist.store import JobStore
+
+__all__ = ["POLL", "Worker"]
+
+_log = logging.getLogger("routilux")
+POLL: Final = 0.1
+"""How many seconds pass at most before a worker sees what another process has put into a store."""
+_AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
+_RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
+
+
+class Worker:
+    """Drives the jobs of some flows that stand in a store, until it is told to stop.
+
+    It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
+    is in seconds: how long others wait before they take over from a host that has died. `runtime`
+    is what jobs run with; its store is `store`. A job that can't be resumed is logged.
+
+    >>> from routilux import MemoryStore, Flow, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...     def hello(self):
+    ...         self.ctx.state["said"] = "hello"
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> store = MemoryStore()
+    >>> job_id = Runtime(store=store).submit(flow, "hello")
+    >>> Worker(store, [flow]).run(until_idle=True)
+    >>> Runtime(store=store).load(job_id).status.value
+    'completed'
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        flows: Iterable[Flow],
+        *,
+        runtime: Runtime | None = None,
+        lease: float | timedelta = 30.0,
+    ) -> None:
+        self._store = store
+        self._flows: dict[str, Flow] = {}
+        for flow in flows:
+            if self._flows.setdefault(flow.flow_id, flow) is not flow:
+                raise FlowDefinitionError(
+                    f"two flows are called {flow.flow_id!r}; a job names its flow by that"
+                )
+        if not self._flows:
+            raise FlowDefinitionError("a worker needs the flows whose jobs it is to drive")
+        self._lease_ns = to_ns(lease)
+        if self._lease_ns <= 0:
+            raise FlowDefinitionError(f"lease is {lease!r}; it is some seconds, more than 0")
+        self._runtime = Runtime(store=store) if runtime is None else runtime
+        if self._runtime.store is not store:
+            raise FlowDefinitionError(
+                "the worker's runtime writes to another store than the worker takes its jobs from;"
+                " make it with Runtime(store=...) of the same store"
+            )
+        self._clock = self._runtime.clock
+        self._signal = self._clock.signal()
+        self._stopping = False
+        self._drives: dict[str, Drive] = {}
+        self._active: set[Drive] = set()  # at least those that have something to run
+        self._rested: deque[Drive] = deque()
+        self._renew_at = 0
+
+    def stop(self) -> None:
+        """Make `run` end as soon as the steps in flight have committed; from any thread."""
+        self._stopping = True
+        self._signal.set()
+
+    def run(self, *, until_idle: bool = False) -> None:
+        """Take and drive jobs until `stop`, or SIGTERM where this is the main thread.
+
+        Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
+        ends when no job of its flows has anything left to do, here or on other hosts, and a job
+        that can't be resumed is raised. Raises what the store raises.
+        """
+        party = self._clock.worker("a worker", result=True)
+        party.start()
+        try:
+            with self._told_by_signal():
+                try:
+                    self._run(until_idle)
+                finally:
+                    self._leave()
+        finally:
+            party.stop()
+
+    def _run(self, until_idle: bool) -> None:
+        while True:
+            self._look_after()
+            if self._stopping:
+                return
+            room = self._has_room()
+            if room and self._take(until_idle):
+                continue
+            free_in = self._store.free_in(self._flows)
+            if until_idle and free_in is None and not self._drives:
+                return
+            self._wait(free_in if room else None)
+
+    def _leave(self) -> None:
+        for drive in self._drives.values():
+            drive.leave()
+        while self._drives:
+            self._look_after()
+            if self._drives:
+                self._wait(None)
+
+    def _look_after(self) -> None:
+        self._signal.clear()
+        while self._rested:
+            self._let_go(self._rested.popleft())
+        if self._drives and self._renew_at <= self._clock.monotonic_ns():
+            self._renew()
+
+    def _wait(self, free_in: int | None) -> None:
+        now = self._clock.monotonic_ns()
+        renewal = self._lease_ns // _RENEWALS
+        until = self._renew_at if self._drives else now + renewal
+        if free_in is not None:
+            until = min(until, now + free_in)
+        if isinstance(self._clock, SystemClock):  # no other process lives by another clock
+            until = min(until, now + int(POLL * SECOND))
+        self._clock.wait(self._signal, until, who="a worker")
+
+    def _has_room(self) -> bool:
+        if len(self._active) >= _AT_ONCE:
+            with self._runtime.lock:
+                self._active = {
+                    drive
+                    for drive in self._active
+                    if drive.loop is not None and (drive.ready or drive.machine.in_flight)
+                }
+        return len(self._active) < _AT_ONCE
+
+    # --- one job --------------------------------------------------------------------------------
+
+    def _take(self, raises: bool) -> bool:
+        runtime, store = self._runtime, self._store
+        if not self._drives:
+            self._renew_at = self._clock.monotonic_ns() + self._lease_ns // _RENEWALS
+        job_id = store.acquire(runtime.owner, self._flows, self._lease_ns)
+        if job_id is None:
+            return False
+        try:
+            job = runtime.load(job_id)
+            drive = runtime.resumed(self._flows[job.flow_id], job)
+        except LeaseLostError as error:
+            _log.info("%s", error)
+        except RoutiluxError as error:
+            _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
+            store.release(job_id, runtime.owner, self._lease_ns)
+            if raises:
+                raise
+        else:
+            drive.on_rest = self._note_rest
+            self._drives[job_id] = drive
+            self._active.add(drive)
+            runtime._drive_in_background(drive)
+        return True
+
+    def _note_rest(self, drive: Drive) -> None:
+        self._rested.append(drive)
+        self._signal.set()
+
+    def _let_go(self, drive: Drive) -> None:
+        job, error = drive.machine.job, drive.error
+        del self._drives[job.job_id]
+        self._active.discard(drive)
+        if isinstance(error, LeaseLostError):
+            _log.info("%s", error)
+        elif error is not None:
+            _log.error("job %s broke off here, and is given back", job.job_id, exc_info=error)
+            self._store.release(job.job_id, self._runtime.owner, 0)
+        elif job.status is JobStatus.RUNNING:
+            due = drive.machine.due()
+            wait = 0 if due is None else max(0, due - drive.now_ns())
+            self._store.release(job.job_id, self._runtime.owner, wait)
+
+    def _renew(self) -> None:
+        # The next one is reckoned from before this one: the store's lease is not shorter.
+        self._renew_at = self._clock.monotonic_ns() + self._lease_ns // _RENEWALS
+        held = set(self._store.renew(self._runtime.owner, self._lease_ns))
+        for job_id, drive in self._drives.items():
+            with self._runtime.lock:
+                running = drive.machine.job.status is JobStatus.RUNNING
+                if job_id not in held and drive.loop is not None and running:
+                    gone = f"job {job_id!r} was taken over by another host while this one stood"
+                    drive.loop.fail(drive, LeaseLostError(f"{gone} still for too long"))
+
+    @contextmanager
+    def _told_by_signal(self) -> Iterator[None]:
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def told(*_: object) -> None:
+            # Not stop(): the main thread may hold the signal's lock just now.
+            self._stopping = True
+
+        before = signal.signal(signal.SIGTERM, told)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,168 @@
+"""Jobs in a store: what is loaded is what was driven, with snapshots and without."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from routilux import (
+    CorruptStateError,
+    FakeClock,
+    Flow,
+    JobState,
+    JobStatus,
+    JobStore,
+    MemoryStore,
+    Routine,
+    Runtime,
+)
+from routilux.persist.store import SNAPSHOT_EVERY
+from tests.drivers.workshop import chain
+from tests.persist.stores import STORES
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+    with STORES[request.param](tmp_path, FakeClock()) as made:
+        yield made
+
+
+def counter(last: int, *, prints: bool = False, dies_at: int | None = None) -> Flow:
+    """One routine that sends itself the numbers up to `last`; a step each."""
+
+    def counts(self: Routine, n: int = 1) -> None:
+        if n == dies_at:
+            raise KeyboardInterrupt
+        self.ctx.state["n"] = n
+        if prints:
+            self.emit("printed", n=n)
+        if n < last:
+            self.emit("out", n=n + 1)
+
+    flow = chain(a=counts)
+    flow.routines["a"].define_event("printed", ["n"])
+    flow.connect("a", "out", "a", "trigger")
+    return flow
+
+
+def driven(store: JobStore, flow: Flow, **options: int) -> JobState:
+    with Runtime(clock=FakeClock(), store=store, **options) as runtime:  # type: ignore[arg-type]
+        return flow.execute("a", job_id="j", runtime=runtime)
+
+
+def without_history(job: JobState) -> dict[str, object]:
+    return {**job.serialize(), "commits": []}
+
+
+STEPS = [10, SNAPSHOT_EVERY - 2, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 3 * SNAPSHOT_EVERY + 7]
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(
+    store: JobStore, steps: int
+) -> None:
+    job = driven(store, counter(steps))
+    runtime = Runtime(clock=FakeClock(), store=store)
+    loaded = runtime.load("j")
+    assert steps + 1 == loaded.seq
+    assert without_history(job) == without_history(loaded)
+    assert len(loaded.commits) < SNAPSHOT_EVERY
+    assert list(job.commits[job.seq - len(loaded.commits) :]) == list(loaded.commits)
+    assert job == runtime.load("j", history=True)
+
+
+@pytest.mark.parametrize("dies_at", [5, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 600])
+def test_a_job_that_was_cut_off_goes_on_the_same_with_a_snapshot_and_without(
+    store: JobStore, dies_at: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        driven(store, counter(700, dies_at=dies_at))
+    host = Runtime(clock=FakeClock("2026-02-01"), store=store)
+    twins = [MemoryStore(), MemoryStore()]
+    ends = []
+    for twin, history in zip(twins, (True, False), strict=True):
+        for row in store.rows("j"):
+            seq = len(twin.rows("j")) + 1
+            if seq == 1:
+                twin.create("j", row, "x", flow_id="tale", queued=False)
+            else:
+                twin.append("j", seq, row, "x", rests=False)
+        other = Runtime(clock=FakeClock("2026-02-01"), store=twin)
+        counter(700).resume(host.load("j", history=history), runtime=other)
+        ends.append(other.load("j", history=True))
+    assert JobStatus.COMPLETED is ends[0].status
+    assert ends[0] == ends[1]
+
+
+def test_a_job_with_a_history_limit_keeps_few_commits_and_the_store_all(store: JobStore) -> None:
+    most = 0
+
+    class Looks:
+        def on_commit(self, job: JobState, commit: object) -> None:
+            nonlocal most
+            most = max(most, len(job.commits))
+
+    with Runtime(clock=FakeClock(), store=store, history_limit=10, observers=[Looks()]) as runtime:
+        job = counter(1000).execute("a", job_id="j", runtime=runtime)
+        assert 10 <= len(job.commits) <= most < 20
+        assert 10 <= len(runtime.load("j").commits) < 20
+        whole = runtime.load("j", history=True)
+    assert (1001, 1000) == (len(whole.commits), len(whole.execution_history))
+    assert without_history(job) == without_history(whole)
+
+
+def test_the_snapshots_of_a_job_that_grows_cost_no_more_than_its_rows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = []
+
+    class Counts(MemoryStore):
+        def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
+            written.append(len(data))
+            super().keep_snapshot(job_id, seq, data)
+
+    store = Counts()
+    driven(store, counter(4000, prints=True))
+    assert 2 < len(written) < 4000 / SNAPSHOT_EVERY
+    assert sum(written) < 2 * sum(map(len, store.rows("j")))
+
+
+def test_a_snapshot_that_can_not_be_written_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Full(MemoryStore):
+        def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
+            raise OSError("disk full")
+
+    store = Full()
+    job = driven(store, counter(300))
+    assert JobStatus.COMPLETED is job.status
+    assert job == Runtime(store=store).load("j")
+    assert [f"no snapshot of job j at commit {SNAPSHOT_EVERY}: disk full"] == caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-5], "is cut off"),
+        (lambda data: data.replace(b'"job_id":"j"', b'"job_id":"k"'), "is of commit 256 of job"),
+        (lambda data: data.replace(b'"seq":256', b'"seq":257', 1), "is of commit 257 of job 'j'"),
+        (lambda data: data.replace(b'"running"', b'"walking"', 1), "not a valid JobStatus"),
+    ],
+)
+def test_a_damaged_snapshot_is_named_and_the_rows_still_tell_everything(
+    damage: Callable[[bytes], bytes], message: str
+) -> None:
+    store = MemoryStore()
+    job = driven(store, counter(300))
+    seq, data = store.snapshot("j") or (0, b"")
+    assert damage(data) != data
+    store._jobs["j"].snapshot = seq, damage(data)
+    runtime = Runtime(store=store)
+    with pytest.raises(CorruptStateError, match=message) as told:
+        runtime.load("j")
+    assert told.value.path.startswith("$.j.snapshot")
+    assert "load('j', history=True) does without the snapshot" in told.value.reason
+    assert job == runtime.load("j", history=True)

@@ -1,0 +1,217 @@
+"""What the store in a file promises beyond the contract: processes, crashes, and its errors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from routilux import CorruptStateError, SqliteStore, UnsupportedVersionError
+from tests.drivers.workshop import PATIENCE
+
+ROOT = Path(__file__).parents[2]
+SECOND = 10**9
+
+
+def process(program: str, *arguments: object) -> subprocess.Popen[str]:
+    """A fresh interpreter that runs a program; `sys.argv[1:]` are the arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def line_of(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> SqliteStore:
+    return SqliteStore(tmp_path / "jobs.db")
+
+
+def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None:
+    with store._using() as db:
+        assert ("wal",) == db.execute("PRAGMA journal_mode").fetchone()
+        assert (2,) == db.execute("PRAGMA synchronous").fetchone()  # FULL: the log is flushed
+
+
+APPENDS = """
+import sys
+from routilux import SqliteStore
+store = SqliteStore(sys.argv[1])
+store.create("j", b"row 1", "a", flow_id="f", queued=False)
+for seq in range(2, 10**9):
+    store.append("j", seq, b"row %d" % seq, "a", rests=False)
+    print(seq, flush=True)
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 2, 10])
+def test_what_was_accepted_before_a_kill_is_there_after_it(tmp_path: Path, lines: int) -> None:
+    with process(APPENDS, tmp_path / "jobs.db") as child:
+        for _ in range(lines):
+            line_of(child)
+        child.kill()
+        assert child.stdout is not None
+        accepted = lines + 1 + len(child.stdout.read().split("\n")[:-1])
+    rows = SqliteStore(tmp_path / "jobs.db").rows("j")
+    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
+    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
+
+
+OPENS = """
+import sys
+sys.stdin.readline()
+from routilux import SqliteStore
+store = SqliteStore(sys.argv[1])
+for number in range(20):
+    store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", queued=True)
+taken = 0
+while store.acquire(sys.argv[2], ["f"], 10**12):
+    taken += 1
+print(taken)
+"""
+
+
+def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> None:
+    children = [process(OPENS, tmp_path / "jobs.db", number) for number in range(5)]
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+    taken = [int(child.communicate(timeout=PATIENCE)[0]) for child in children]
+    assert 100 == sum(taken)
+    assert 100 == len(SqliteStore(tmp_path / "jobs.db").job_ids())
+
+
+def test_threads_share_one_store(store: SqliteStore) -> None:
+    def appends(name: str) -> None:
+        store.create(name, b"1", name, flow_id="f", queued=False)
+        for seq in range(2, 20):
+            store.append(name, seq, b"%d" % seq, name, rests=False)
+
+    threads = [threading.Thread(target=appends, args=(f"job {i}",)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    for name in store.job_ids():
+        assert [b"%d" % seq for seq in range(1, 20)] == store.rows(name)
+
+
+def test_a_forked_child_uses_a_connection_of_its_own(store: SqliteStore) -> None:
+    store.create("j", b"1", "a", flow_id="f", queued=False)
+    child = os.fork()
+    if child == 0:
+        try:
+            store.append("j", 2, b"2", "a", rests=False)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert 0 == os.waitstatus_to_exitcode(status)
+    store.append("j", 3, b"3", "a", rests=False)
+    assert [b"1", b"2", b"3"] == store.rows("j")
+
+
+def test_a_store_that_was_closed_is_opened_again_when_it_is_used(store: SqliteStore) -> None:
+    with store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+    assert ["j"] == store.job_ids()
+    store.close()
+    store.close()
+
+
+# --- what can be wrong with the file --------------------------------------------------------------
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"nowhere/jobs\.db: unable to open.*the folder must exist"):
+        SqliteStore(tmp_path / "nowhere" / "jobs.db")
+
+
+def test_a_file_of_another_kind_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    path.write_text("a letter to a friend" * 100)
+    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no sound database .*restore it"):
+        SqliteStore(path)
+    assert "a letter to a friend" * 100 == path.read_text()
+
+
+def test_a_database_of_another_program_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    other = sqlite3.connect(path)
+    other.execute("CREATE TABLE letters (text)")
+    other.commit()
+    other.close()
+    before = path.read_bytes()
+    with pytest.raises(CorruptStateError, match="of another program; choose another file"):
+        SqliteStore(path)
+    assert before == path.read_bytes()
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, store: SqliteStore) -> None:
+    with store._using() as db:
+        db.execute("PRAGMA user_version = 2")
+    store.close()
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+        SqliteStore(store.path)
+
+
+def test_a_damaged_file_is_named_when_it_is_read(store: SqliteStore) -> None:
+    store.create("j", b"x" * 100_000, "a", flow_id="f", queued=False)
+    store.close()
+    data = bytearray(store.path.read_bytes())
+    data[4096:] = b"\xff" * len(data[4096:])
+    store.path.write_bytes(data)
+    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no sound database"):
+        store.rows("j")
+
+
+def test_a_file_that_another_process_keeps_locked_is_named(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routilux.persist.sqlite._PATIENCE", 0.01)
+    told = pytest.raises(OSError, match="database is locked; another process has kept it")
+    with SqliteStore(store.path) as other, store._writing(), told:
+        other.create("j", b"", "a", flow_id="f", queued=False)
+    store.create("j", b"", "a", flow_id="f", queued=False)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(store: SqliteStore) -> None:
+    store.create("j", b"1", "a", flow_id="f", queued=False)
+    with store._using() as db:
+        db.execute("PRAGMA max_page_count = 1")  # as many as there are: no more can be added
+    with pytest.raises(OSError, match="the disk is full; make room, then resume the jobs"):
+        store.append("j", 2, b"x" * 100_000, "a", rests=False)
+    assert [b"1"] == store.rows("j")
+    with store._using() as db:
+        db.execute("PRAGMA max_page_count = 1000000")
+    store.append("j", 2, b"2", "a", rests=True)
+
+
+def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path) -> None:
+    program = (
+        "import os, signal, sys; from routilux import SqliteStore;"
+        "store = SqliteStore(sys.argv[1]);"
+        "context = store._writing(); db = context.__enter__();"
+        "db.execute(\"INSERT INTO jobs VALUES (1, 'j', 'f', '', 0)\");"
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    with process(program, tmp_path / "jobs.db") as child:
+        assert -signal.SIGKILL == child.wait(PATIENCE)
+    store = SqliteStore(tmp_path / "jobs.db")
+    assert [] == store.job_ids()
+    store.create("j", b"1", "a", flow_id="f", queued=True)
+    assert "j" == store.acquire("b", ["f"], SECOND)

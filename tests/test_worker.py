@@ -1,0 +1,340 @@
+"""A worker takes jobs from a store, keeps its lease, and loses it where it stands still."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    FlowDefinitionError,
+    FlowMismatchError,
+    JobState,
+    JobStatus,
+    LeaseLostError,
+    MemoryStore,
+    Routine,
+    Runtime,
+    SqliteStore,
+    Worker,
+)
+from tests.drivers.workshop import PATIENCE, Works, chain, rest
+from tests.test_runtime import Refuses
+
+SECOND = 10**9
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> MemoryStore:
+    return MemoryStore(clock)
+
+
+@pytest.fixture
+def runtime(clock: FakeClock, store: MemoryStore) -> Iterator[Runtime]:
+    with Runtime(clock=clock, store=store) as made:
+        yield made
+
+
+def worker(runtime: Runtime, *flows: Flow, lease: float = 30.0) -> Worker:
+    assert runtime.store is not None
+    return Worker(runtime.store, flows, runtime=runtime, lease=lease)
+
+
+def statuses(runtime: Runtime, job_ids: list[str]) -> set[str]:
+    return {runtime.load(job_id).status.value for job_id in job_ids}
+
+
+def retrying(attempts: int, delay: float = 60.0) -> Flow:
+    """A flow whose only routine succeeds at its n-th attempt."""
+
+    def tries(self: Routine) -> None:
+        if self.ctx.attempt < attempts:
+            raise ValueError("not yet")
+
+    handler = ErrorHandler("retry", max_retries=attempts, retry_delay=delay, retry_backoff=1.0)
+    return chain(a=Works(tries, handler))
+
+
+# --- which jobs -----------------------------------------------------------------------------------
+
+
+def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(
+    runtime: Runtime,
+) -> None:
+    flow = retrying(3)
+    job_ids = [runtime.submit(flow, "a") for _ in range(50)]
+    worker(runtime, flow).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, job_ids)
+    job = runtime.load(job_ids[0])
+    assert ["start", "resumed", "retry", "retry", "done"] == [c.kind for c in job.commits]
+    assert [60 * SECOND] * 2 == [c.delay_ns for c in job.commits if c.delay_ns]
+
+
+def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(
+    runtime: Runtime,
+) -> None:
+    mine, other = chain(a=rest), chain(a=rest)
+    other.flow_id = "other"
+    ids = [runtime.submit(mine, "a"), runtime.submit(other, "a")]
+    broken = chain(a=exits)
+    with pytest.raises(SystemExit):
+        broken.execute("a", job_id="held", runtime=runtime)
+    worker(runtime, mine).run(until_idle=True)
+    assert ["completed", "pending", "running"] == [
+        runtime.load(job_id).status.value for job_id in [*ids, "held"]
+    ]
+
+
+def exits(self: Routine) -> None:
+    raise SystemExit
+
+
+def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = chain(a=rest)
+    job_id = runtime.submit(flow, "a")
+    assert job_id == store.acquire("dead host", ["tale"], 20 * SECOND)
+    began = clock.now_ns()
+    worker(runtime, flow).run(until_idle=True)
+    job = runtime.load(job_id)
+    assert JobStatus.COMPLETED is job.status
+    assert began + 20 * SECOND == job.commits[1].at_ns
+
+
+def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_it(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=100)
+    job_id = runtime.submit(flow, "a")
+    first = Worker(store, [flow], runtime=Runtime(clock=clock, store=store), lease=10)
+    assert first._take(False)
+    clock.advance(1)  # it has failed once, and its host is never heard of again
+    assert ["start", "resumed", "retry"] == [c.kind for c in runtime.load(job_id).commits]
+    with first._runtime.lock:
+        for drive in first._drives.values():
+            assert drive.loop is not None
+            drive.loop.fail(drive, SystemExit())
+    worker(runtime, flow).run(until_idle=True)
+    job = runtime.load(job_id)
+    retry, resumed, done = job.commits[2:]
+    assert ("resumed", "done") == (resumed.kind, done.kind)
+    assert retry.due_ns == done.started_ns
+    assert 0 == job.recoveries
+
+
+def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_task(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = chain(a=exits)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    job = runtime.load(job_id)
+    assert JobStatus.FAILED is job.status
+    assert job.error is not None
+    assert "recovered 3 times without progress" in job.error.message
+    assert "a (task 0, attempt 1)" in job.error.message
+    assert [f"job {job_id} broke off here, and is given back"] * 4 == caplog.messages
+
+
+def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
+    runtime: Runtime, store: MemoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    old, new = chain(a=rest), chain(a=rest, b=rest)
+    job_id = runtime.submit(old, "a")
+    good = runtime.submit(new, "a")
+    host = worker(runtime, new, lease=30)
+
+    class Stops:
+        def on_commit(self, job: JobState, commit: object) -> None:
+            if job.status is JobStatus.COMPLETED:
+                host.stop()
+
+    runtime.observers = (Stops(),)
+    host.run()
+    assert ["pending", "completed"] == [runtime.load(i).status.value for i in (job_id, good)]
+    assert f"job {job_id} can't be resumed here, and is put aside" in caplog.text
+    assert (store.free_in(["tale"]) or 0) > 29 * SECOND
+    worker(runtime, old).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, [job_id])
+
+
+def test_a_worker_that_is_to_run_until_idle_raises_what_it_can_not_resume(runtime: Runtime) -> None:
+    runtime.submit(chain(a=rest), "a")
+    with pytest.raises(FlowMismatchError, match="was started on another flow"):
+        worker(runtime, chain(a=rest, b=rest)).run(until_idle=True)
+
+
+# --- the lease ------------------------------------------------------------------------------------
+
+
+def test_the_lease_is_renewed_while_a_handler_runs(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    seen: list[str | None] = []
+
+    def works_long(self: Routine) -> None:
+        for _ in range(10):
+            self.ctx.sleep(9)
+            seen.append(store.acquire("thief", ["tale"], SECOND))
+
+    flow = chain(a=works_long)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow, lease=10).run(until_idle=True)
+    assert [None] * 10 == seen
+    assert {"completed"} == statuses(runtime, [job_id])
+
+
+def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ran: list[str] = []
+
+    def stolen(self: Routine) -> None:
+        ran.append(self.ctx.job_id)
+        if len(ran) == 1:
+            # As if this host had stood still until its lease was over, and another came.
+            store._jobs[self.ctx.job_id].free_at = 0
+            assert self.ctx.job_id == store.acquire("b", ["tale"], SECOND)
+
+    flow = chain(a=stolen)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    assert [job_id] * 2 == ran  # the other host did nothing, so it was taken over in turn
+    assert ["start", "resumed", "resumed", "done"] == [c.kind for c in runtime.load(job_id).commits]
+    assert "belongs to 'b' now; commit 3 of" in caplog.text
+
+
+def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    ran: list[int] = []
+
+    def fails(self: Routine) -> None:
+        ran.append(self.ctx.attempt)
+        raise ValueError
+
+    flow = chain(a=Works(fails, ErrorHandler("retry", max_retries=9, retry_delay=3600.0)))
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, lease=30)
+    assert host._take(False)
+    clock.advance(0)
+    drive = host._drives[job_id]
+    clock.advance(31)  # nobody renewed it
+    assert job_id == store.acquire("b", ["tale"], 10**6 * SECOND)
+    host._look_after()
+    host._look_after()
+    assert isinstance(drive.error, LeaseLostError)
+    assert "was taken over by another host" in str(drive.error)
+    assert {} == host._drives
+    clock.advance(7200)
+    assert [1] == ran
+
+
+# --- how it ends ----------------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
+    runtime: Runtime, store: MemoryStore
+) -> None:
+    def first(self: Routine) -> None:
+        host.stop()
+        self.ctx.sleep(5)
+        self.emit("out", n=1)
+
+    flow, waits = chain(a=first, b=rest), retrying(2, delay=600)
+    waits.flow_id = "waits"
+    waiting = runtime.submit(waits, "a")
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, waits)
+    host.run()
+    job = runtime.load(job_id)
+    assert ["start", "resumed", "done"] == [c.kind for c in job.commits]
+    assert JobStatus.RUNNING is job.status
+    assert 0 == store.free_in([flow.flow_id])
+    assert 595 * SECOND == store.free_in(["waits"])
+    assert "retry" == runtime.load(waiting).commits[-1].kind
+    worker(runtime, flow, waits).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, [job_id, waiting])
+
+
+def test_what_the_store_raises_ends_the_worker(clock: FakeClock) -> None:
+    class Breaks(Refuses):
+        def release(self, job_id: str, owner: str, after_ns: int) -> None:
+            raise OSError("disk full")
+
+    store = Breaks(2)
+    runtime = Runtime(clock=clock, store=store)
+    flow = chain(a=rest)
+    runtime.submit(flow, "a")
+    with pytest.raises(OSError, match="disk full"):
+        worker(runtime, flow).run()
+
+
+def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path: Path) -> None:
+    def told(self: Routine) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.emit("out", n=1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
+        flow = chain(a=told, b=rest)
+        job_id = runtime.submit(flow, "a")
+        worker(runtime, flow).run()
+        assert runtime.load(job_id).seq >= 3
+    assert before is signal.getsignal(signal.SIGTERM)
+
+
+def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
+    ran: list[str] = []
+    met = threading.Barrier(2)
+
+    def meets(self: Routine, meet: bool = False) -> None:
+        ran.append(self.ctx.job_id)
+        if meet:
+            met.wait(PATIENCE)  # both workers have one of these two in their hands
+
+    flow = chain(a=meets)
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        runtimes = [Runtime(store=store) for _ in range(2)]
+        job_ids = [runtimes[0].submit(flow, "a", {"meet": n < 2}) for n in range(40)]
+        threads = [
+            threading.Thread(target=worker(runtime, flow).run, kwargs={"until_idle": True})
+            for runtime in runtimes
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert sorted(job_ids) == sorted(ran)
+        assert {"completed"} == statuses(runtimes[0], job_ids)
+        for runtime in runtimes:
+            runtime.close()
+
+
+# --- what it is made with -------------------------------------------------------------------------
+
+
+def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
+    flow = chain(a=rest)
+    for arguments, message in (
+        ({"flows": []}, "needs the flows whose jobs"),
+        ({"flows": [flow, chain(a=rest)]}, "two flows are called 'tale'"),
+        ({"flows": [flow], "lease": 0}, "lease is 0; it is some seconds"),
+        ({"flows": [flow], "runtime": Runtime()}, "writes to another store"),
+    ):
+        with pytest.raises(FlowDefinitionError, match=message):
+            Worker(store, **arguments)  # type: ignore[arg-type]

@@ -112,8 +112,8 @@ class _Given(MemoryStore):
         super().__init__()
         self.given = list(rows)
 
-    def rows(self, job_id: str) -> list[bytes]:
-        return self.given
+    def rows(self, job_id: str, after: int = 0) -> list[bytes]:
+        return self.given[after:]
 
 
 def _load(rows: Sequence[bytes], job_id: str) -> JobState:

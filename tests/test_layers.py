@@ -31,7 +31,7 @@ LAYERS: Final = (
     {"drivers"},
     {"drive"},
     {"runtime"},
-    {"worker"},
+    {"worker", "console"},
     {""},  # the public face of the package
 )
 """The parts of the engine, the lowest first; parts of one layer may know each other."""

@@ -32,6 +32,8 @@ LAYERS: Final = (
     {"drive"},
     {"runtime"},
     {"worker", "console"},
+    {"cli"},
+    {"__main__"},
     {""},  # the public face of the package
 )
 """The parts of the engine, the lowest first; parts of one layer may know each other."""

@@ -30,7 +30,7 @@ from routilux.flow import Flow
 from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
 
-__all__ = ["FORMAT", "SavedState"]
+__all__ = ["FORMAT", "SavedState", "write_file"]
 
 FORMAT: Final = "routilux/1"
 _HEAD: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"')
@@ -122,19 +122,7 @@ class SavedState:
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the document to a file, in one piece or not at all (mode 0600)."""
-        data = self.to_bytes()
-        target = Path(path)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink()
-            raise
-        _flush_folder(target.parent)
+        write_file(Path(path), self.to_bytes())
 
     @classmethod
     def read(cls, path: str | os.PathLike[str], *, verify: bool = True) -> Self:
@@ -197,6 +185,21 @@ class SavedState:
             in_range(count, f"$.monitor_summary.{name}")
         mirror_retries(flow, job)
         return cls(flow, job, saved_at_ns, summary)
+
+
+def write_file(target: Path, data: bytes) -> None:
+    """Write a file in one piece or not at all (mode 0600)."""
+    handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(target)
+    except BaseException:
+        Path(name).unlink()
+        raise
+    _flush_folder(target.parent)
 
 
 def mirror_retries(flow: Flow, job: JobState) -> None:

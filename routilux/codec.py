@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import islice
 from types import NoneType
 from typing import Any, Final
@@ -25,7 +27,7 @@ from routilux import bounds
 from routilux.bounds import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.errors import CorruptStateError, UnserializableError
 from routilux.fields import Fields, check_fields, member
-from routilux.tags import form_of, form_tagged, register_type, said, type_name
+from routilux.tags import foreign, form_of, form_tagged, register_type, said, type_name
 
 __all__ = [
     "MAX_BYTES",
@@ -39,11 +41,13 @@ __all__ = [
     "dumps",
     "dumps_object",
     "encode",
+    "foreign_types",
     "loads",
     "register_type",
 ]
 
 _TAG: Final = "$type"
+_takes_foreign: Final = ContextVar("takes_foreign", default=False)
 _VALUE_DEPTH: Final = MAX_DEPTH - 20  # so that a value at the bound fits into a document
 _TOO_BIG: Final = 10**MAX_DIGITS
 _SMALL: Final = 1 << 62
@@ -373,6 +377,23 @@ def _decoded(data: object, path: str, tagged: _Tagged) -> object:
         raise CorruptStateError(path, "the call stack has no room left to load it") from None
 
 
+@contextmanager
+def foreign_types() -> Iterator[None]:
+    """Read values of types that nobody registered here: for who looks at data and runs nothing.
+
+    They are written again as they were read.
+
+    >>> with foreign_types():
+    ...     loads('{"$type":"shop.types:Money","value":{"amount":5}}')
+    Money({'amount': 5})
+    """
+    before = _takes_foreign.set(True)
+    try:
+        yield
+    finally:
+        _takes_foreign.reset(before)
+
+
 def _describe(error: json.JSONDecodeError) -> str:
     if not error.doc.strip():
         return "is empty"
@@ -388,6 +409,8 @@ def _untag(members: dict[str, object]) -> object:
     if len(members) != 2 or "value" not in members or type(tag) is not str:
         raise _RefusalError('is not a tagged value, which has a "$type" of text and a "value" only')
     form = form_tagged(tag)
+    if form is None and _takes_foreign.get():
+        form = foreign(tag)
     if form is None:
         raise _RefusalError(
             f"has the unknown $type {tag!r}; import the module that registers it (register_type)"

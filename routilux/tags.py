@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from enum import Enum, Flag
+from operator import attrgetter
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import NoneType
 from typing import Any, Final, TypeVar, overload
@@ -27,7 +28,7 @@ from zoneinfo import ZoneInfo
 from routilux.errors import FlowDefinitionError
 from routilux.values import same_value
 
-__all__ = ["Form", "form_of", "form_tagged", "register_type", "said", "type_name"]
+__all__ = ["Form", "foreign", "form_of", "form_tagged", "register_type", "said", "type_name"]
 
 _T = TypeVar("_T")
 
@@ -215,6 +216,45 @@ _by_kind: dict[type, Form] = {form.kind: form for form in _FORMS}
 
 form_of: Final = _by_kind.get
 form_tagged: Final = _by_tag.get
+
+
+# --- types of other programs ----------------------------------------------------------------------
+
+
+class Foreign:
+    """A value of a type that this program does not know: it can be shown, compared and saved."""
+
+    __slots__ = ("data",)
+    tag = ""
+
+    def __init__(self, data: object) -> None:
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and same_value(self.data, other.data)
+
+    def __hash__(self) -> int:
+        return hash(repr(self.data))
+
+    def __repr__(self) -> str:
+        return f"{self.tag.rpartition(':')[2].rpartition('.')[2]}({self.data!r})"
+
+
+_foreign: dict[str, Form] = {}
+
+
+def foreign(tag: str) -> Form:
+    """Return the form of values of a type that nobody registered: what is saved of them.
+
+    >>> foreign("shop.types:Money").read({"amount": 5})
+    Money({'amount': 5})
+    """
+    form = _foreign.get(tag)
+    if form is None:
+        kind = type("Foreign", (Foreign,), {"tag": tag, "__slots__": ()})
+        form = Form(tag, kind, attrgetter("data"), kind, strict=False)
+        _foreign[tag] = _by_kind[kind] = form
+    return form
 
 
 # --- the user's own types -------------------------------------------------------------------------

@@ -468,6 +468,23 @@ def tagged(tag: str, value: str) -> str:
     return f'{{"n":[{{"$type":"{tag}","value":{value}}}]}}'
 
 
+def test_who_only_looks_reads_types_that_nobody_registered_and_writes_them_as_they_were() -> None:
+    text = (
+        '{"a":[{"$type":"shop:Order","value":{"id":7,"at":{"$type":"date","value":"2026-01-03"}}}]}'
+    )
+    with codec.foreign_types():
+        value = loads(text)
+        assert [value["a"][0]] == loads(text)["a"]
+        assert value["a"][0] != loads(text.replace("7", "8"))["a"][0]
+        assert value["a"][0] != loads(text.replace("Order", "Parcel"))["a"][0]
+        held = loads('{"$type":"set","value":[{"$type":"shop:Kind","value":"A"}]}')
+    assert "Order({'id': 7, 'at': datetime.date(2026, 1, 3)})" == str(value["a"][0])
+    assert text == dumps(encode(value))
+    assert "{Kind('A')}" == str(held)
+    with pytest.raises(CorruptStateError, match="unknown \\$type 'shop:Order'"):
+        loads(text)
+
+
 @pytest.mark.parametrize(
     ("text", "path", "reason"),
     [

@@ -31,7 +31,9 @@ LAYERS: Final = (
     {"drivers"},
     {"drive"},
     {"runtime"},
-    {"worker"},
+    {"worker", "console"},
+    {"cli"},
+    {"__main__"},
     {""},  # the public face of the package
 )
 """The parts of the engine, the lowest first; parts of one layer may know each other."""

@@ -329,6 +329,47 @@ def test_the_latest_snapshot_is_kept_whoever_writes_it_and_whenever(store: JobSt
     assert 5 == len(store.rows("j"))
 
 
+# --- an operator ----------------------------------------------------------------------------------
+
+
+def test_an_operator_overrules_the_lease_of_an_owner_who_can_write_no_more(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j")
+    store.acquire("a", ["f"], SECOND)
+    store.overrule("j", 2, b"the end", "operator", free=False)
+    with pytest.raises(LeaseLostError, match="belongs to 'operator' now; commit 3 of 'a' was"):
+        store.append("j", 3, b"row 3", "a", rests=False)
+    with pytest.raises(LeaseLostError):
+        store.append("j", 2, b"row 2", "a", rests=False)
+    assert [] == store.renew("a", SECOND)
+    clock.advance(2)
+    assert None is store.free_in(["f"])
+    assert [b"row 1", b"the end"] == store.rows("j")
+
+
+def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: JobStore) -> None:
+    filled(store, 1).append("j", 2, b"row 2", "a", rests=True)
+    assert None is store.free_in(["f"])
+    store.overrule("j", 3, b"again", "operator", free=True)
+    assert 0 == store.free_in(["f"])
+    assert "j" == store.acquire("b", ["f"], SECOND)
+    store.overrule("j", 3, b"again", "operator", free=True)  # the answer was lost, and is no news
+    store.append("j", 4, b"row 4", "b", rests=False)
+    assert 4 == len(store.rows("j"))
+
+
+def test_an_operator_who_is_too_late_changes_nothing(store: JobStore) -> None:
+    filled(store, 2)
+    for seq, row in ((1, b"row 1"), (2, b"row 2"), (2, b"late"), (4, b"early")):
+        with pytest.raises(LeaseLostError, match=f"has 2 commits in the store.*commit {seq}"):
+            store.overrule("j", seq, row, "operator", free=True)
+    with pytest.raises(NotResumableError, match="the store holds no job 'nobody'"):
+        store.overrule("nobody", 2, b"row", "operator", free=True)
+    store.append("j", 3, b"row 3", "a", rests=False)
+    assert None is store.free_in(["f"])
+
+
 # --- any order ------------------------------------------------------------------------------------
 
 _owners = st.sampled_from("abc")
@@ -343,6 +384,7 @@ _calls = st.lists(
             _owners,
             st.booleans(),
         ),
+        st.tuples(st.just("overrule"), st.integers(1, 5), _rows, _owners, st.booleans()),
         st.tuples(st.just("acquire"), _owners),
         st.tuples(st.just("release"), _owners, st.integers(0, 2)),
         st.tuples(st.just("renew"), _owners),
@@ -359,6 +401,8 @@ def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
                 store.create("j", row, owner, flow_id="f", queued=queued)
             case ("append" | "claim" as name, seq, row, owner, rests):
                 getattr(store, name)("j", seq, row, owner, rests=rests)
+            case ("overrule", seq, row, owner, free):
+                store.overrule("j", seq, row, owner, free=free)
             case ("acquire", owner):
                 return store.acquire(owner, ["f"], SECOND)
             case ("release", owner, seconds):

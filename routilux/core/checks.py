@@ -35,7 +35,7 @@ _COMPLETED = JobStatus.COMPLETED
 _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
     CommitKind.START: (JobStatus.PENDING, JobStatus.RUNNING),
     CommitKind.FAILED: (JobStatus.FAILED,),
-    CommitKind.RESUMED: (JobStatus.RUNNING, JobStatus.COMPLETED),
+    CommitKind.RESUMED: (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED),
     CommitKind.PAUSED: (JobStatus.PAUSED,),
     CommitKind.CANCELLED: (JobStatus.CANCELLED,),
 }

@@ -12,11 +12,12 @@ Laws:
 from __future__ import annotations
 
 import hashlib
-from itertools import count, takewhile
-from typing import TYPE_CHECKING, Final, Literal
+from itertools import count
+from typing import TYPE_CHECKING, Final
 
 from routilux.core.parts import PendingTask, RoutineStatus
 from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.requests import Request, child_id, request, told_of
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
@@ -25,16 +26,15 @@ from routilux.policy import ErrorStrategy
 from routilux.values import is_flat
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from routilux.exchange import Effect
     from routilux.flow import Plan
     from routilux.policy import ErrorHandler
 
-__all__ = ["MOST_CONFLICTS", "Machine", "child_id"]
+__all__ = ["MOST_CONFLICTS", "Machine", "Request", "child_id"]
 
 MOST_CONFLICTS: Final = 3
-_LONGEST_ID: Final = 64
 _numbers = count(1)
 
 _DONE = CommitKind.DONE
@@ -45,20 +45,6 @@ _RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
 _RETRIES = ErrorStrategy.RETRY
-
-Request = Literal["pause", "cancel"]
-
-
-def child_id(parent: str, number: int) -> str:
-    """Return the id of a task's n-th child; a long lineage is shortened to its digest.
-
-    >>> child_id("0.1", 2)
-    '0.1.2'
-    """
-    name = f"{parent}.{number}"
-    if len(name) <= _LONGEST_ID:
-        return name
-    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
 
 
 class Machine:
@@ -398,20 +384,7 @@ class Machine:
 
         Raises `NotResumableError` where the job's status does not allow it.
         """
-        job = self.job
-        if job.is_final or (kind == "pause" and job.status is not _RUNNING):
-            raise NotResumableError(
-                f"job {job.job_id} is {job.status.value}; it can't be {_PAST[kind]} any more"
-            )
-        detail = None if reason is None else {"reason": reason}
-        pause = kind == "pause"
-        return Commit(
-            job.seq + 1,
-            CommitKind.PAUSED if pause else CommitKind.CANCELLED,
-            now,
-            JobStatus.PAUSED if pause else JobStatus.CANCELLED,
-            detail=detail,
-        )
+        return request(self.job, kind, now, reason)
 
     def resume(self, now: int, *, retry_failed: bool, max_recoveries: int | None) -> Commit:
         """Return the commit by which a job goes on that was loaded, paused, cut off or has failed.
@@ -444,23 +417,17 @@ class Machine:
             recoveries += 1
             if max_recoveries is not None and recoveries > max_recoveries:
                 return self._poisoned(ready, recoveries - 1, now)
-        # What told of a failure is withdrawn with it: the task may succeed now.
-        told = [child for t in failed for child in self._children(t.task_id)]
+        told = told_of(job, failed)
         status = _RUNNING if len(tasks) > len(told) else _COMPLETED
         detail: dict[str, object] = {
             "recoveries": 0 if fresh else recoveries,
             "retry_failed": fresh,
-            "withdrawn": sorted(told),
+            "withdrawn": told,
         }
         if job.shape != self.plan.shape:
             detail["shape"] = list(self.plan.shape)
             detail["routines"] = list(self.plan.routines)
         return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
-
-    def _children(self, parent: str) -> list[str]:
-        # By their ids: the commit that created them may no longer be kept.
-        every = (child_id(parent, number) for number in count())
-        return list(takewhile(self.job._pending.__contains__, every))
 
     def _poisoned(self, ready: Sequence[PendingTask], recoveries: int, now: int) -> Commit:
         who = ", ".join(f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
@@ -500,9 +467,6 @@ class Machine:
                 self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
         for pending in ready:
             self._schedule.add(pending)
-
-
-_PAST: Final[Mapping[str, str]] = {"pause": "paused", "cancel": "cancelled"}
 
 
 def _failed_by(step: StepInput, error: Exception) -> StepOutcome:

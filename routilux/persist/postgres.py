@@ -16,7 +16,7 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from routilux.errors import DuplicateJobError, UnsupportedVersionError
+from routilux.errors import CorruptStateError, DuplicateJobError, UnsupportedVersionError
 from routilux.persist.store import refusal
 
 if TYPE_CHECKING:
@@ -74,11 +74,13 @@ class PostgresStore:
     """A store in a PostgreSQL database, for many hosts; needs `pip install routilux[postgres]`.
 
     `dsn` is a connection string such as `postgresql://user@host/database`; the tables, whose names
-    begin with `routilux_`, are made where they are not there. Raises `OSError` where the server
-    can't be reached.
+    begin with `routilux_`, are made where they are not there. With `read_only` they must be there,
+    and nothing is written. Raises `OSError` where the server can't be reached, `SavedStateError`
+    where the tables are of a newer version, or can't be made.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, read_only: bool = False) -> None:
+        self._read_only = read_only
         self._psycopg = _driver()
         self._dsn = dsn
         self._lock = threading.Lock()
@@ -148,6 +150,22 @@ class PostgresStore:
                 "UPDATE routilux_jobs SET owner = %s, free_at = %s WHERE job_id = %s",
                 (owner, free_at, job_id),
             )
+
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
+        """Keep the row of an operator's commit; see `JobStore.overrule`."""
+        added = {"job_id": job_id, "seq": seq, "row": row, "owner": operator}
+        with self._writing() as db:
+            self._held(db, job_id, "FOR UPDATE")
+            if db.execute(_CLAIM, added).rowcount:
+                db.execute(
+                    "UPDATE routilux_jobs SET owner = %s,"
+                    f" free_at = CASE WHEN %s THEN {self._now()} END WHERE job_id = %s",
+                    ("" if free else operator, free, job_id),
+                )
+                return
+            count = self._count(db, job_id)
+            if count != seq or not self._stands(db, job_id, seq, row, operator):
+                raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
         """Keep what the job was after commit `seq`; see `JobStore.keep_snapshot`."""
@@ -294,12 +312,22 @@ class PostgresStore:
                 ) from error
 
     def _opened(self) -> Any:
-        db = self._psycopg.connect(self._dsn, autocommit=True)
+        try:
+            db = self._psycopg.connect(self._dsn, autocommit=True)
+        except self._psycopg.ProgrammingError:  # its message repeats the string, password and all
+            raise OSError(
+                "the connection string can't be read; write postgresql://user@host/database"
+            ) from None
         try:
             with db.transaction():
-                db.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
+                if not self._read_only:
+                    db.execute("SELECT pg_advisory_xact_lock(%s)", (_MAKING,))
                 (there,) = db.execute("SELECT to_regclass('routilux_version')").fetchone()
                 if there is None:
+                    if self._read_only:
+                        raise CorruptStateError(
+                            self._name(), "holds no store: its tables were never made"
+                        )
                     db.execute(_SCHEMA)
                     db.execute("INSERT INTO routilux_version VALUES (%s)", (_VERSION,))
                 (version,) = db.execute("SELECT max(version) FROM routilux_version").fetchone()
@@ -309,6 +337,8 @@ class PostgresStore:
                     f"has version {version}; this one reads {_VERSION}: install a newer routilux",
                 )
             db.execute("SET synchronous_commit = on")
+            if self._read_only:
+                db.execute("SET default_transaction_read_only = on")
         except BaseException:
             db.close()
             raise

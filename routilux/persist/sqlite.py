@@ -5,6 +5,7 @@ Laws:
 - A write is one transaction, and one statement where nothing but a row is added.
 - The time is the machine's, which all who share the file have in common.
 - A connection belongs to the process that opened it; after a fork the child opens its own.
+- One that only reads leaves no trace: it makes no file, changes none and brings none up to date.
 - What goes wrong names the file. Its surroundings are `OSError`, its content is `SavedStateError`.
 """
 
@@ -31,6 +32,7 @@ __all__ = ["SqliteStore"]
 _APPLICATION: Final = 0x726F7574  # "rout"
 _VERSION: Final = 1
 _PATIENCE: Final = 60.0
+_READERS_PATIENCE: Final = 5.0  # hardly ever needed: a writer keeps no reader waiting
 _SCHEMA: Final = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS jobs (
@@ -80,8 +82,9 @@ class SqliteStore:
     """A store in a file, which is made if it is not there; for many processes of one machine.
 
     The file must be on a disk of this machine, not on a network share. `clock` is the store's
-    time, by default the system's. Raises `OSError` where the file can't be used, and
-    `SavedStateError` where it is damaged, of another program or of a newer version.
+    time, by default the system's. With `read_only` the file must be there, and nothing is written.
+    Raises `OSError` where the file can't be used, and `SavedStateError` where it is damaged, of
+    another program or of a newer version.
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -91,8 +94,16 @@ class SqliteStore:
     'job-1'
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Clock | None = None,
+        read_only: bool = False,
+    ) -> None:
         self.path = Path(path)
+        self._read_only = read_only
+        self._unlocked = False
         self._now = (clock if clock is not None else SystemClock()).now_ns
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
@@ -106,6 +117,14 @@ class SqliteStore:
             if self._connection is not None and self._process == os.getpid():
                 self._connection.close()
             self._connection = None
+
+    @property
+    def overtaken(self) -> bool:
+        """Whether somebody began to write while the file was read without locks.
+
+        What was read may then be half old, half new; close it and read again.
+        """
+        return self._unlocked and self._has_log()
 
     def __enter__(self) -> Self:
         return self
@@ -152,6 +171,22 @@ class SqliteStore:
             db.execute(
                 "UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?", (owner, free_at, job_id)
             )
+
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
+        """Keep the row of an operator's commit; see `JobStore.overrule`."""
+        with self._writing() as db:
+            added = db.execute(
+                f"{_FOLLOW} ON CONFLICT DO NOTHING", (job_id, seq, operator, row)
+            ).rowcount
+            if added:
+                db.execute(
+                    "UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?",
+                    ("" if free else operator, self._now() if free else None, job_id),
+                )
+                return
+            count = self._count(db, job_id)
+            if count != seq or not self._stands(db, job_id, seq, row, operator):
+                raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
         """Keep what the job was after commit `seq`; see `JobStore.keep_snapshot`."""
@@ -311,9 +346,7 @@ class SqliteStore:
                 raise self._named(error) from error
 
     def _opened(self) -> sqlite3.Connection:
-        db = sqlite3.connect(
-            self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-        )
+        db = self._connected()
         try:
             db.execute("BEGIN")  # all three of one moment: another process may be making it
             (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
@@ -329,6 +362,12 @@ class SqliteStore:
                     str(self.path),
                     f"has version {version}; this one reads {_VERSION}: install a newer routilux",
                 )
+            if self._read_only:
+                if not tables:
+                    raise CorruptStateError(
+                        str(self.path), "is empty: no store was ever written to it"
+                    )
+                return db
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             if version < _VERSION:
@@ -337,6 +376,25 @@ class SqliteStore:
             db.close()
             raise
         return db
+
+    def _connected(self) -> sqlite3.Connection:
+        if not self._read_only:
+            return sqlite3.connect(
+                self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+            )
+        # Where there is no log nobody writes, and to read with locks would make one and leave it.
+        self._unlocked = not self._has_log()
+        how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
+        return sqlite3.connect(
+            f"{self.path.absolute().as_uri()}?{how}",
+            uri=True,
+            timeout=_READERS_PATIENCE,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+
+    def _has_log(self) -> bool:
+        return self.path.with_name(f"{self.path.name}-wal").exists()
 
     def _named(self, error: sqlite3.Error) -> Exception:
         name = getattr(error, "sqlite_errorname", "")

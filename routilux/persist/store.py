@@ -74,6 +74,14 @@ class JobStore(Protocol):
         faster, so that another row stands at `seq`; `NotResumableError` where there is no job.
         """
 
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
+        """Keep the row of a commit that an operator makes, whoever owns the job or has a lease.
+
+        The owner before it can write no more. Afterwards the job is `free`, or rests. The very
+        same call again does nothing, as long as its row is the last. Raises `LeaseLostError` where
+        somebody was faster, `NotResumableError` where there is no job.
+        """
+
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
         """Return the rows of a job that follow commit `after`, in order; none without the job."""
 
@@ -151,6 +159,11 @@ class Journal:
             queued = commit.status is JobStatus.PENDING
             self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
 
+    def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
+        """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
+        row = codec.dumps(commit.serialize()).encode()
+        self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
+
     def keep(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit after which the next one pays."""
         data = job.dumps(history=False).encode()
@@ -191,7 +204,9 @@ def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
     return job
 
 
-def _loaded(data: bytes, place: str) -> object:
+def _loaded(data: object, place: str) -> object:
+    if not isinstance(data, bytes):
+        raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
     try:
         return codec.loads(data)
     except SavedStateError as error:
@@ -265,6 +280,20 @@ class MemoryStore:
             if rests or job.owner != owner:
                 job.free_at = None
             job.owner = owner
+
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
+        """Keep the row of an operator's commit; see `JobStore.overrule`."""
+        with self._lock:
+            job = self._jobs.get(job_id)
+            if job is None or not 1 < seq == len(job.rows) + 1:
+                last = None if job is None else (len(job.rows), job.rows[-1], job.writers[-1])
+                if last == (seq, row, operator):
+                    return
+                count = 0 if last is None else last[0]
+                raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
+            job.rows.append(row)
+            job.writers.append(operator)
+            job.owner, job.free_at = ("", self._now()) if free else (operator, None)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
         """Return the rows of a job in order; see `JobStore.rows`."""

@@ -6,6 +6,7 @@ import pytest
 
 from routilux.core.machine import MOST_CONFLICTS, child_id
 from routilux.core.records import CommitKind, JobStatus
+from routilux.core.requests import requeue
 from routilux.core.state import JobState
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
 from routilux.exchange import StepInput
@@ -542,6 +543,25 @@ def test_what_told_of_a_failure_is_withdrawn_when_the_task_is_tried_again(
     assert [(t.task_id, t.routine_id) for t in tale.run("out", task_id="0.0").tasks] == [
         ("0.0.0", "e")
     ]
+
+
+def test_a_failed_job_that_is_put_back_without_its_flow_goes_on_where_the_flow_is() -> None:
+    tale = told(ErrorHandler())
+    failing, other = tale.begin("0.0"), tale.begin("0.1")
+    tale.end(failing, broken(failing))
+    tale.end(other, done(other, "out"))
+    commit = requeue(tale.job, tale.now)
+    assert commit.detail == {"recoveries": 0, "retry_failed": True, "withdrawn": ["0.0.0"]}
+    tale.accept(commit)
+    assert (tale.job.status, tale.startable()) == (JobStatus.PENDING, [])
+    tale.crash()
+    with pytest.raises(NotResumableError, match="is pending; only a job that failed"):
+        requeue(tale.job, tale.now)
+    resumed = tale.resume()
+    assert resumed.detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
+    assert tale.pending() == ["0.0", "0.1.0"]
+    tale.run(task_id="0.0")
+    assert tale.run(task_id="0.1.0").status is JobStatus.COMPLETED
 
 
 # --- outcomes that are late, and steps that are lost ----------------------------------------------

@@ -133,6 +133,70 @@ def test_a_store_that_was_closed_is_opened_again_when_it_is_used(store: SqliteSt
     store.close()
 
 
+# --- reading alone --------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """What stands in a folder, and when it was written last."""
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def test_a_reader_leaves_no_trace(store: SqliteStore) -> None:
+    store.create("j", b"row 1", "a", flow_id="f", queued=True)
+    store.close()
+    before = files(store.path.parent)
+    with SqliteStore(store.path, read_only=True) as reader:
+        assert [b"row 1"] == reader.rows("j")
+        assert before == files(store.path.parent)
+        assert not reader.overtaken
+    assert ["jobs.db"] == list(before) == list(files(store.path.parent))
+
+
+def test_a_reader_sees_what_a_process_that_was_killed_left_in_the_log(tmp_path: Path) -> None:
+    with process(APPENDS, tmp_path / "jobs.db") as child:
+        line_of(child)
+        child.kill()
+    log = (tmp_path / "jobs.db-wal").read_bytes()
+    with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
+        assert [b"row 1", b"row 2"] == reader.rows("j")[:2]
+    assert log == (tmp_path / "jobs.db-wal").read_bytes()
+
+
+def test_a_reader_sees_what_others_write_meanwhile(store: SqliteStore) -> None:
+    with SqliteStore(store.path, read_only=True) as reader:
+        store.create("j", b"row 1", "a", flow_id="f", queued=True)
+        assert [b"row 1"] == reader.rows("j")
+        assert not reader.overtaken
+
+
+def test_a_reader_notices_who_begins_to_write_while_it_reads_without_locks(
+    store: SqliteStore,
+) -> None:
+    store.close()
+    with SqliteStore(store.path, read_only=True) as reader:
+        store.create("j", b"row 1", "a", flow_id="f", queued=True)
+        assert reader.overtaken
+        reader.close()
+        assert [b"row 1"] == reader.rows("j")
+        assert not reader.overtaken
+
+
+def test_a_reader_writes_nothing(store: SqliteStore) -> None:
+    store.create("j", b"row 1", "a", flow_id="f", queued=True)
+    refused = pytest.raises(OSError, match="attempt to write a readonly database")
+    with SqliteStore(store.path, read_only=True) as reader, refused:
+        reader.append("j", 2, b"row 2", "a", rests=False)
+
+
+def test_a_reader_makes_no_store_of_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "jobs.db").touch()
+    with pytest.raises(CorruptStateError, match=r"jobs\.db: is empty: no store was ever written"):
+        SqliteStore(tmp_path / "jobs.db", read_only=True)
+    with pytest.raises(OSError, match=r"other\.db: unable to open"):
+        SqliteStore(tmp_path / "other.db", read_only=True)
+    assert [("jobs.db", b"")] == [(name, data) for name, (data, _) in files(tmp_path).items()]
+
+
 # --- what can be wrong with the file --------------------------------------------------------------
 
 

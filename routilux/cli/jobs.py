@@ -1,0 +1,183 @@
+"""`routilux jobs`: a table of the jobs in a store, the newest first.
+
+Laws:
+- A job that can't be read hides no other: it is named at the end, and the command fails.
+- Ids are never cut, since they are what the other commands ask for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Final
+
+from routilux.cli import times
+from routilux.cli.page import cells, plain
+from routilux.console import STATUS_STYLES
+from routilux.core.records import JobStatus
+from routilux.errors import SavedStateError
+from routilux.persist.store import Journal
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from routilux.cli.page import Page
+    from routilux.core.state import JobState
+    from routilux.persist.store import JobStore
+
+__all__ = ["JobRow", "Listing", "due_ns", "listing", "show_jobs"]
+
+_HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC")
+_FLOW, _AGE, _COMMITS = 1, 3, 4
+_SEPARATOR: Final = ", "  # between how long it is until then, and when that is
+_SHORTEST_FLOW: Final = 8
+_WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class JobRow:
+    """What the table tells of one job; the names are those of the JSON."""
+
+    job_id: str
+    flow_id: str
+    status: str
+    started_ns: int
+    updated_ns: int
+    commits: int
+    retries: int
+    due_ns: int | None
+    error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """The jobs that were asked for, and those that can't be read, with the reason."""
+
+    jobs: list[JobRow]
+    damaged: dict[str, str]
+    flows: list[str]
+
+    def data(self, limit: int | None) -> dict[str, object]:
+        """Return it as it stands in the JSON."""
+        return {
+            "counts": _counts(self.jobs),
+            "jobs": [asdict(job) for job in self.jobs[:limit]],
+            "damaged": [{"job_id": name, "reason": why} for name, why in self.damaged.items()],
+        }
+
+
+def due_ns(job: JobState) -> int | None:
+    """Return when the job goes on by itself; None where it rests."""
+    if job.status not in _WAITING:
+        return None
+    return min((task.due_ns for task in job.pending_tasks if not task.failed), default=None)
+
+
+def listing(store: JobStore, status: str | None, flow: str | None) -> Listing:
+    """Read the jobs of a store, of one status and one flow where these are given."""
+    journal = Journal(store)
+    jobs: list[JobRow] = []
+    damaged: dict[str, str] = {}
+    flows: set[str] = set()
+    for job_id in store.job_ids():
+        try:
+            job = journal.read(job_id, history=False)
+        except SavedStateError as error:
+            damaged[job_id] = str(error)
+            continue
+        if job is None:
+            damaged[job_id] = "has no commits"
+            continue
+        flows.add(job.flow_id)
+        if status in (None, job.status.value) and flow in (None, job.flow_id):
+            jobs.append(_row(job))
+    jobs.sort(key=lambda job: (-job.started_ns, job.job_id))
+    return Listing(jobs, damaged, sorted(flows))
+
+
+def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: int) -> None:
+    """Write the table, and a line that counts."""
+    shown = found.jobs[:limit]
+    if shown:
+        _table(page, shown, now)
+        page.line()
+    counts = ", ".join(f"{count:,} {status}" for status, count in _counts(found.jobs).items())
+    count = len(found.jobs)
+    some = count < total - len(found.damaged)
+    what = f"{count:,} of {_jobs(total)}" if some else _jobs(count)
+    more = f"; the {len(shown):,} newest are shown" if len(shown) < count else ""
+    flows = f"; flows: {', '.join(found.flows)}" if some and not count else ""
+    page.line(what, f": {counts}" if counts else "", more, flows)
+
+
+def _row(job: JobState) -> JobRow:
+    return JobRow(
+        job.job_id,
+        job.flow_id,
+        job.status.value,
+        job.started_ns,
+        job.updated_ns,
+        job.seq,
+        job.retry_count(),
+        due_ns(job),
+        None if job.error is None else str(job.error),
+    )
+
+
+def _counts(jobs: Sequence[JobRow]) -> Mapping[str, int]:
+    found = Counter(job.status for job in jobs)
+    return {status.value: found[status.value] for status in JobStatus if found[status.value]}
+
+
+def _jobs(count: int) -> str:
+    return f"{count:,} job" if count == 1 else f"{count:,} jobs"
+
+
+def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
+    rows = [_HEAD, *(_texts(job, now) for job in jobs)]
+    fits = page.width is None or _width(rows) <= page.width
+    if not fits:
+        rows = [(*row[:-1], row[-1].partition(_SEPARATOR)[0]) for row in rows]
+        fits = _width(rows) <= (page.width or 0)
+    if not fits:
+        rows = [row[:_COMMITS] + row[_COMMITS + 1 :] for row in rows]
+        over = max(_width(rows) - (page.width or 0), 0)
+        longest = max(max(cells(row[_FLOW]) for row in rows) - over, _SHORTEST_FLOW)
+        rows = [(row[0], _cut(row[_FLOW], longest), *row[2:]) for row in rows]
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    for number, row in enumerate(rows):
+        padded = [
+            f"{' ' * (width - cells(text))}{text}"
+            if _AGE <= place < len(row) - 1
+            else f"{text}{' ' * (width - cells(text))}"
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        before, status, after = "  ".join(padded[:2]), padded[2], "  ".join(padded[3:]).rstrip()
+        if number:
+            page.row(f"{before}  ", (status, STATUS_STYLES.get(row[2], "")), f"  {after}")
+        else:
+            page.row((f"{before}  {status}  {after}", "bold"))
+
+
+def _texts(job: JobRow, now: int) -> tuple[str, ...]:
+    wait = "–"
+    if job.due_ns is not None:
+        wait = f"{times.due(job.due_ns, now)}{_SEPARATOR}{times.at(job.due_ns, now)}"
+    return (
+        plain(job.job_id),
+        plain(job.flow_id),
+        job.status,
+        times.length(now - job.started_ns),
+        f"{job.commits:,}",
+        str(job.retries),
+        wait,
+    )
+
+
+def _width(rows: Sequence[tuple[str, ...]]) -> int:
+    columns = list(zip(*rows, strict=True))
+    return sum(max(map(cells, column)) for column in columns) + 2 * (len(columns) - 1)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if cells(text) <= longest else f"{text[: longest - 1]}…"

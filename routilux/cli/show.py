@@ -1,0 +1,105 @@
+"""`routilux show`: the story of one job, what is left of it, and what it came to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from routilux.cli import times
+from routilux.console import STATUS_STYLES, shortened, story, told
+from routilux.core.records import JobStatus
+from routilux.instants import from_ns, seconds_text
+from routilux.monitor import ExecutionMonitor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeVar
+
+    from routilux.cli.page import Page
+    from routilux.console import Part
+    from routilux.core.parts import DroppedTask, Output, PendingTask
+    from routilux.core.state import JobState
+
+    _T = TypeVar("_T")
+
+__all__ = ["show_job"]
+
+_MOST: Final = 20  # of what is pending, put out or dropped; the JSON has all
+_LONGEST_ERROR: Final = 100
+_WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
+
+
+def show_job(page: Page, job: JobState, now: int) -> None:
+    """Write what a job did, with all its commits, and where it stands."""
+    page.line("job ", (job.job_id, "bold"), " of flow ", (job.flow_id, "bold"))
+    page.line(
+        f"started {from_ns(job.started_ns):%Y-%m-%d %H:%M:%S} UTC,"
+        f" {times.ago(job.started_ns, now)}; last commit {times.ago(job.updated_ns, now)}"
+    )
+    page.line()
+    monitor = ExecutionMonitor.of(job)
+    page.lines(list(story(monitor, job.job_id, job.commits, job.started_ns, thorough=True)))
+    _section(page, "pending", job.pending_tasks, lambda task: _pending(job, task, now))
+    _section(page, "outputs", job.outputs, _output)
+    _section(page, "dropped", job.dropped, _dropped)
+    page.line()
+    status = job.status.value
+    retries = job.retry_count()
+    length = seconds_text(job.updated_ns - job.started_ns, 4)
+    page.line(
+        "status ",
+        (status, STATUS_STYLES.get(status, "bold")),
+        f" · {retries} {'retry' if retries == 1 else 'retries'}"
+        f" · {job.seq:,} {'commit' if job.seq == 1 else 'commits'}"
+        f" · {length} s from the first commit to the last",
+    )
+
+
+def _section(
+    page: Page, name: str, entries: Sequence[_T], parts: Callable[[_T], tuple[Part, ...]]
+) -> None:
+    if not entries:
+        return
+    page.line()
+    page.line((name, "bold"))
+    for entry in entries[:_MOST]:
+        page.line("  ", *parts(entry), indent=4)
+    if len(entries) > _MOST:
+        page.line((f"  … and {len(entries) - _MOST:,} more; --json has all", "dim"))
+
+
+def _pending(job: JobState, task: PendingTask, now: int) -> tuple[Part, ...]:
+    name = f"{task.routine_id}.{task.slot}"
+    if task.failed:
+        error = job.routine_states[task.routine_id].error or job.error
+        return (
+            name,
+            (f" failed at attempt {task.attempt - 1}: ", "red"),
+            shortened(str(error), _LONGEST_ERROR),
+            (f" · task {task.task_id}", "dim"),
+        )
+    wait = ""
+    if job.status in _WAITING:
+        wait = f", due {times.due(task.due_ns, now)} ({times.at(task.due_ns, now)} UTC)"
+    return (
+        f"{name} attempt {task.attempt}",
+        (wait, "yellow"),
+        f": {_held(task.payload)}",
+        (f" · task {task.task_id}", "dim"),
+    )
+
+
+def _output(output: Output) -> tuple[Part, ...]:
+    return (f"{output.routine_id}.{output.event}", "cyan"), f": {_held(output.data)}"
+
+
+def _dropped(task: DroppedTask) -> tuple[Part, ...]:
+    return (
+        f"{task.routine_id}.{task.slot}",
+        (f" {task.outcome} at attempt {task.attempt}: ", "yellow"),
+        shortened(str(task.error), _LONGEST_ERROR),
+        (f" · task {task.task_id}, {_held(task.payload)}", "dim"),
+    )
+
+
+def _held(payload: Mapping[str, object]) -> str:
+    return ", ".join(f"{name}={told(value)[0]}" for name, value in payload.items()) or "empty"

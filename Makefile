@@ -31,10 +31,11 @@ wheel: $(STAMP)
 	$(PYTHON) -m venv "$$clean/venv"; python="$$clean/venv/bin/python"; cd "$$clean"; \
 	$$python -m pip install --disable-pip-version-check --quiet --no-index "$$wheel"; \
 	$$python -W error -c "$$WHEEL_CHECK"; \
+	"$$clean/venv/bin/routilux" --help > /dev/null; \
 	$$python -m pip install --disable-pip-version-check --quiet "$$wheel[pytest]"; \
 	$$python -m pytest --fixtures | grep -q '^flow_clock ' \
 		|| { echo 'pytest --fixtures does not show flow_clock' >&2; exit 1; }; \
-	echo "wheel: $$(basename "$$wheel") installs alone, imports, and registers its plugin"
+	echo "wheel: $$(basename "$$wheel") installs alone, imports, brings its command and its plugin"
 
 # Runs in an environment that holds the wheel and nothing else.
 define WHEEL_CHECK
@@ -43,7 +44,10 @@ import pytest_routilux, routilux
 requires = metadata.requires("routilux") or []
 assert all("extra ==" in line for line in requires), f"runtime dependencies: {requires}"
 files = [str(path) for path in metadata.files("routilux")]
-tops = {path.split("/")[0] for path in files} - {"routilux", "pytest_routilux"}
+script = [path for path in files if path.startswith("../") and path.endswith("/routilux")]
+assert len(script) == 1, f"the command routilux is missing or stands twice: {script}"
+tops = {path.split("/")[0] for path in files if path not in script}
+tops -= {"routilux", "pytest_routilux"}
 assert all(top.endswith(".dist-info") for top in tops), f"not meant for the wheel: {tops}"
 assert {"routilux/py.typed", "pytest_routilux/py.typed"} <= set(files), "py.typed is missing"
 assert any(path.endswith("LICENSE") for path in files), "the licence is missing"

@@ -228,7 +228,7 @@ class _SimRuntime(Runtime):
         self._choices = choices
         self._pace = pace
         self.started: list[Thread] = []  # by handlers
-        self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]
+        self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
         if case.always is not None:
             self.observers = (self,)
         if told:

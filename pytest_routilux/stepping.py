@@ -112,11 +112,11 @@ def threads_started(clock: SimClock) -> Iterator[list[threading.Thread]]:
             started.append(thread)
         real(thread)
 
-    threading.Thread.start = start  # type: ignore[method-assign, assignment]
+    threading.Thread.start = start  # type: ignore[method-assign, assignment]  # undone below
     try:
         yield started
     finally:
-        threading.Thread.start = real  # type: ignore[method-assign]
+        threading.Thread.start = real  # type: ignore[method-assign]  # as it was
 
 
 # --- steps ----------------------------------------------------------------------------------------

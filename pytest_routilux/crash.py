@@ -12,11 +12,12 @@ Laws:
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import Fault
+from pytest_routilux.files import Files
 from pytest_routilux.lives import Case, HostCrash, Life
 from pytest_routilux.oracle import Finding
 from pytest_routilux.simulation import live
@@ -83,13 +84,17 @@ class CrashPoint:
 
 @dataclass(slots=True)
 class Undisturbed:
-    """The run that nothing disturbs, and what the store would give back at each of its commits."""
+    """The run that nothing disturbs, and what the store would give back at each of its commits.
+
+    `lost` is what a real store does not give back as it should, by the number of commits.
+    """
 
     case: Case
     world: World
     life: Life
     durable: list[Commit]
     states: list[JobState]
+    lost: dict[int, Finding] = field(default_factory=dict)
 
     @property
     def job(self) -> JobState:
@@ -118,7 +123,7 @@ def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = Fal
 
     Raises what refuses the start: an entry or params that the flow does not take.
     """
-    world = World(start_ns)
+    world = _new_world(case, start_ns)
     lives = _until_it_rests(case, world, None, choices=choices, checked=True, told=told)
     if not world.commits and isinstance(lives[-1].error, FlowDefinitionError | UnserializableError):
         raise lives[-1].error
@@ -143,7 +148,22 @@ def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = Fal
         merged.steps[:0] = life.steps
         merged.errors = {**life.errors, **merged.errors}
         merged.asked = {**life.asked, **merged.asked}
-    return Undisturbed(case, world, merged, durable, states)
+    if world.files is None:
+        return Undisturbed(case, world, merged, durable, states)
+    if merged.error is None:
+        merged.lost = None  # it is told where a host dies after that commit
+    lost: dict[int, Finding] = {}
+    for number in range(len(states)):
+        given = world.files.cut(number).given_back(case.job_id, world)
+        if isinstance(given, Finding):
+            lost[number] = given
+        elif given is not None:
+            states[number] = given
+    return Undisturbed(case, world, merged, durable, states, lost)
+
+
+def _new_world(case: Case, start_ns: int) -> World:
+    return World(start_ns, files=None if case.store is None else Files(case.store))
 
 
 def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Disturbed:
@@ -152,7 +172,7 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
     if point.kind in _REFUSALS:
         # The host meets the failing store alive, so it is run from the beginning.
         fault = _FailsAt(point.commits + 1, durable=point.kind == "store does not answer")
-        world = World(run.world.log[0][0])
+        world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
         lives = _until_it_rests(failing, world, None, told=told)
         return Disturbed(point, world, lives, executed=fault.struck == 1)
@@ -160,6 +180,9 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
     world.commits = run.durable[: point.commits]
     world.noted(point.at_ns, "CRASH")
     world.now_ns = point.resume_ns
+    if point.commits in run.lost:
+        life = Life(run.life.flow, lost=run.lost[point.commits])
+        return Disturbed(point, world, [life], executed=True)
     job = run.states[point.commits] if point.commits else None
     executed = True
     if point.kind == "in a recovery" and job is not None:
@@ -215,16 +238,24 @@ def _die_again(case: Case, world: World, job: JobState) -> tuple[JobState, bool]
     for fault in case.faults:
         fault.begin(len(world.commits))
     for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
-        live(replace(case, faults=(dies, *case.faults)), world, job)
+        life = live(replace(case, faults=(dies, *case.faults)), world, job)
+        job = _stored(case, world, job, life) or job
         if dies.struck:
             break
     world.noted(world.now_ns, "CRASH, right after it went on")
-    return _stored(world, job), dies.struck == 1
+    return job, dies.struck == 1
 
 
-def _stored(world: World, job: JobState) -> JobState:
-    """Return what the store gives back, on top of a job that it gave back before."""
-    job = job.copy()
+def _stored(case: Case, world: World, job: JobState | None, life: Life) -> JobState | None:
+    """Return what the store gives back when a host is dead, which had `job` from it."""
+    if world.files is not None:
+        given = world.files.given_back(case.job_id, world)
+        if not isinstance(given, Finding):
+            return given
+        life.lost = life.lost or given
+    if not world.commits:
+        return None
+    job = JobState(case.job_id) if job is None else job.copy()
     for commit in world.commits[job.seq :]:
         job.fold(commit)
     return job
@@ -250,11 +281,14 @@ def _until_it_rests(
             break
         life = live(case, world, job, choices=choices, checked=checked, told=told, flow=flow)
         lives.append(life)
-        if life.error is None or isinstance(life.error, RoutiluxError):
+        over = life.error is None or isinstance(life.error, RoutiluxError)
+        if over and world.files is None:
+            break
+        job = _stored(case, world, job, life)
+        if over or life.lost is not None:
             break
         flow = None
         world.noted(world.now_ns, f"the host ends: {type(life.error).__name__}: {life.error}")
-        job = _stored(world, job or JobState(case.job_id)) if world.commits else None
     return lives
 
 

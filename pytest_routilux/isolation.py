@@ -14,7 +14,7 @@ Laws:
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.apart import (
@@ -75,7 +75,8 @@ class Hosts:
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
     ) -> None:
-        self._case = case
+        # What they are to find stands in their memory, so that there is no need of files.
+        self._case = case = replace(case, store=None)
         self._start_ns = start_ns
         self._coverage = coverage
         self._zygote = Zygote(case) if isolated and can_fork() else None

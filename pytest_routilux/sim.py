@@ -29,6 +29,7 @@ from pytest_routilux.examine import (
     reference,
 )
 from pytest_routilux.explain import explain_cause, not_compared
+from pytest_routilux.files import checked_store
 from pytest_routilux.lives import Case
 from pytest_routilux.plugin import REPORTS, SIMULATIONS, report_look
 from pytest_routilux.repro import Repro, Stale, command
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.crash import CrashPoint
     from pytest_routilux.faults import Fault
+    from pytest_routilux.files import Opens
     from pytest_routilux.oracle import Finding
     from routilux import JobState
 
@@ -121,6 +123,7 @@ class FlowSim:
         always: Callable[[JobState], object] | None = None,
         view: Callable[[Outcome], object] | None = None,
         isolated: bool = True,
+        store: Opens | None = None,
     ) -> Coverage:
         """Let a host die at every point of a job, and prove that others bring it to the same end.
 
@@ -129,10 +132,12 @@ class FlowSim:
         what is compared with the undisturbed run, in place of all that a user can see. A sample of
         the hosts lives in forks of this process, so that progress in module globals is found;
         `isolated=False` leaves that out, for flows that hold a connection which a fork would spoil.
+        `store` opens a real store in the file at a path, such as `SqliteStore`: then each host has
+        nothing but the files, as they stood when the one before it died, and opens them anew.
         Returns what was tried; fails the test with the smallest cause of what it finds first.
         """
         __tracebackhide__ = True
-        case = _case(build, entry, params, slot, faults, always)
+        case = _case(build, entry, params, slot, faults, always, store)
         checks = Checks(invariant, view, isolated)
         again = None if self._repro is None else self._again(case, checks, self._repro)
         if isinstance(again, Stale):
@@ -263,6 +268,7 @@ def _case(
     slot: str,
     faults: Sequence[Fault],
     always: Callable[[JobState], object] | None = None,
+    store: Opens | None = None,
 ) -> Case:
     flow = build()
     if not isinstance(flow, Flow):
@@ -271,7 +277,8 @@ def _case(
         fault.used = True
         fault.struck = 0  # what it hit in another simulation proves nothing of this one
         fault.check(flow)
-    return Case(build, entry, params, slot, faults=tuple(faults), always=always)
+    opens = None if store is None else checked_store(store)
+    return Case(build, entry, params, slot, faults=tuple(faults), always=always, store=opens)
 
 
 def _refuse_idle(faults: Sequence[Fault]) -> None:

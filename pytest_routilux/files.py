@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pytest_routilux.world import World
     from routilux import Commit, JobState
 
-__all__ = ["Files", "Opens", "checked_store", "store_name"]
+__all__ = ["Files", "Folder", "Image", "Opens", "checked_store", "store_name"]
 
 Opens: TypeAlias = Callable[[Path], JobStore]
 """Opens a store in the file at a path, which may be there already; such as `SqliteStore`."""
@@ -59,7 +59,7 @@ class Files:
         self.rows: list[bytes] = []
         self._owner = ""
         self._doubtful: tuple[Commit, bytes] | None = None
-        self._folder = _Folder()
+        self._folder = Folder()
         self._store: JobStore | None = None
 
     def cut(self, commits: int) -> Files:
@@ -159,7 +159,7 @@ class Files:
     @contextmanager
     def _copied(self) -> Iterator[JobStore]:
         with TemporaryDirectory(prefix="flow_sim-", dir=_WHERE) as name:
-            self._folder = folder = _Folder(Path(name))
+            self._folder = folder = Folder(Path(name))
             folder.fill(self._now)
             store = self._opens(Path(name, "jobs.db"))
             try:
@@ -171,7 +171,7 @@ class Files:
                 folder.close()
 
 
-class _Folder:
+class Folder:
     """A folder whose files are looked at while somebody has them open."""
 
     def __init__(self, path: Path | None = None) -> None:

@@ -150,8 +150,6 @@ def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = Fal
         merged.asked = {**life.asked, **merged.asked}
     if world.files is None:
         return Undisturbed(case, world, merged, durable, states)
-    if merged.error is None:
-        merged.lost = None  # it is told where a host dies after that commit
     lost: dict[int, Finding] = {}
     for number in range(len(states)):
         given = world.files.cut(number).given_back(case.job_id, world)
@@ -252,7 +250,7 @@ def _stored(case: Case, world: World, job: JobState | None, life: Life) -> JobSt
         given = world.files.given_back(case.job_id, world)
         if not isinstance(given, Finding):
             return given
-        life.lost = life.lost or given
+        life.lost = given
     if not world.commits:
         return None
     job = JobState(case.job_id) if job is None else job.copy()

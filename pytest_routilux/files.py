@@ -21,7 +21,15 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pytest_routilux.oracle import Finding
-from routilux import FlowDefinitionError, JobStatus, JobStore, RoutiluxError, codec
+from routilux import (
+    DuplicateJobError,
+    FlowDefinitionError,
+    JobStatus,
+    JobStore,
+    LeaseLostError,
+    RoutiluxError,
+    codec,
+)
 from routilux.persist.store import Journal
 
 if TYPE_CHECKING:
@@ -47,26 +55,28 @@ _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
 class Files:
-    """The files of a store, as they are now and as they were after each commit.
+    """The files of a store, as they are `now` and as they were `after` each commit, from 0.
 
-    `rows` are those that the store has acknowledged.
+    `rows` are those that the store has acknowledged; `doubtful` is a commit whose write was begun,
+    with its row.
     """
 
     def __init__(self, opens: Opens) -> None:
         self._opens = opens
-        self._now: Image = {}
-        self._after: list[Image] = []
+        self.now: Image = {}
+        self.after: list[Image] = []
         self.rows: list[bytes] = []
         self._owner = ""
-        self._doubtful: tuple[Commit, bytes] | None = None
+        self._wrong: Finding | None = None
+        self.doubtful: tuple[Commit, bytes] | None = None
         self._folder = Folder()
         self._store: JobStore | None = None
 
     def cut(self, commits: int) -> Files:
         """Return the files as they stood after so many commits."""
         files = Files(self._opens)
-        files._after = self._after[: commits + 1]
-        files._now = files._after[-1]
+        files.after = self.after[: commits + 1]
+        files.now = files.after[-1]
         files.rows = self.rows[:commits]
         files._owner = self._owner
         return files
@@ -78,89 +88,88 @@ class Files:
         """Let a host have the store open; what it leaves at the end is what the next one finds."""
         with self._copied() as store:
             self._store = store
-            if not self._after:
-                self._after.append(self._folder.image({}))
+            if not self.after:
+                self.after.append(self._folder.image({}))
             try:
                 yield
             finally:
-                self._now = self._folder.image(self._now)
+                self.now = self._folder.image(self.now)
                 self._store = None
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> Finding | None:
-        """Write a commit as the host does that has the store open; raises what the store raises.
-
-        Returns what is wrong if the store still takes a row of the host before.
-        """
+    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+        """Write a commit as the host does that has the store open; raises what the store raises."""
         store = self._store
         assert store is not None
         row = codec.dumps(commit.serialize()).encode()
-        self._doubtful = commit, row
-        Journal(store).write(job_id, commit, owner, claims=claims)
-        self._doubtful = None
+        self.doubtful = commit, row
+        try:
+            Journal(store).write(job_id, commit, owner, claims=claims)
+        except (DuplicateJobError, LeaseLostError) as error:
+            what = f"it refuses the only host that is alive: {error}"
+            self._wrong = Finding("store-refuses", what, "store.owner", at_ns=commit.at_ns)
+            raise
+        self.doubtful = None
         self.rows.append(row)
-        self._now = self._folder.image(self._now)
-        self._after.append(self._now)
+        self.now = self._folder.image(self.now)
+        self.after.append(self.now)
         before, self._owner = self._owner, owner
-        if not claims or before == owner:
-            return None
-        with suppress(Exception):
-            store.append(job_id, commit.seq, self.rows[-2], before, rests=False)
-            what = (
-                f"the store takes commit {commit.seq} of a host that was believed dead and writes"
-                " on, although another one has claimed the job with that commit"
-            )
-            return Finding("store-fence", what, "store.fence", at_ns=commit.at_ns)
-        return None
+        if claims and before != owner:
+            with suppress(Exception):
+                # The host before is not dead, only slow, and writes what it would have written.
+                store.append(job_id, commit.seq, self.rows[-2], before, rests=False)
+                what = f"it takes commit {commit.seq} of a host that has lost the job to another"
+                self._wrong = Finding("store-fence", what, "store.fence", at_ns=commit.at_ns)
 
     # --- what it left ---------------------------------------------------------------------------
 
     def given_back(self, job_id: str, world: World) -> JobState | Finding | None:
         """Open the files anew and return the job in them, None where there is none.
 
-        A commit whose write raised is in the world if it is in the files. Where the store gives
-        back anything else than what it has acknowledged, what is wrong is returned.
+        A commit whose write raised is in the world if it is in the files. Where the store does not
+        keep to its laws, what is wrong is returned.
         """
+        if self._wrong is not None:
+            return self._wrong
         try:
             with self._copied() as store:
                 rows = store.rows(job_id)
-                if self._doubtful is not None and rows == [*self.rows, self._doubtful[1]]:
-                    world.committed(self._doubtful[0])
+                if self.doubtful is not None and rows == [*self.rows, self.doubtful[1]]:
+                    world.committed(self.doubtful[0])
                     self.rows.append(rows[-1])
-                    self._after.append(self._now)
-                self._doubtful = None
-                wrong = self._difference(rows, world)
-                if wrong is None and not rows and store.job_ids():
-                    wrong = f"holds job {job_id!r} without a commit: its first write is half there"
-                if wrong is not None:
-                    return Finding("store-lost", f"the store {wrong}", "store.rows")
+                    self.after.append(self.now)
+                self.doubtful = None
+                if rows != self.rows:
+                    return self._difference(rows, world)
+                if not rows and store.job_ids():
+                    what = f"job {job_id!r} is there without a commit: half of its first write"
+                    return Finding("store-lost", what, "store.rows")
                 job = Journal(store).read(job_id, history=True)
                 if job is None or job.status in _LIVE or store.free_in([job.flow_id]) is None:
                     return job
         except (OSError, RoutiluxError) as error:
-            what = f"the store can't be read after the crash: {type(error).__name__}: {error}"
+            what = f"what is left can't be read: {type(error).__name__}: {error}"
             return Finding("store-unreadable", what, "store.read")
-        what = f"the job rests, it is {job.status.value}; the store gives it to any host that asks"
+        what = f"the job is {job.status.value}, and whoever asks for work gets it"
         return Finding("store-frees", what, "store.free")
 
-    def _difference(self, rows: list[bytes], world: World) -> str | None:
-        if rows == self.rows:
-            return None
-        for number, (kept, row) in enumerate(zip_longest(self.rows, rows), 1):
-            if kept is None:
-                return f"gives back {len(rows)} commits, and has acknowledged {len(self.rows)}"
-            if row is None:
-                commit = world.commits[number - 1]
-                which = f"commit {number} ({commit.kind} of {commit.routine_id or 'the job'})"
-                return f"acknowledged {which} and does not have it after the crash"
+    def _difference(self, rows: list[bytes], world: World) -> Finding:
+        for number, (kept, row) in enumerate(zip(self.rows, rows, strict=False), 1):
             if kept != row:
-                return f"gives back other bytes for commit {number} than were written"
-        raise AssertionError
+                what = f"commit {number} comes back with other bytes than were written"
+                return Finding("store-changes", what, "store.rows")
+        if len(rows) > len(self.rows):
+            what = f"{len(rows)} commits come back, of which {len(self.rows)} were acknowledged"
+        else:
+            commit = world.commits[len(rows)]
+            which = f"commit {commit.seq} ({commit.kind} of {commit.routine_id or 'the job'})"
+            what = f"{which} was acknowledged, and is not in the files"
+        return Finding("store-lost", what, "store.rows")
 
     @contextmanager
     def _copied(self) -> Iterator[JobStore]:
         with TemporaryDirectory(prefix="flow_sim-", dir=_WHERE) as name:
             self._folder = folder = Folder(Path(name))
-            folder.fill(self._now)
+            folder.fill(self.now)
             store = self._opens(Path(name, "jobs.db"))
             try:
                 yield store

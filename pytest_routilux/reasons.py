@@ -363,6 +363,17 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
             "then a crash leaves what was there before it, or all of it",
         ),
     ),
+    "store-changes": (
+        "a store keeps bytes, and knows nothing of what is in them: it does not keep to JobStore",
+        ("give back from rows() what create, append and claim were given, byte for byte",),
+    ),
+    "store-refuses": (
+        (
+            "each host before this one is dead, and this one has started or claimed the job: nobody"
+            " else can own it. It is the store that does not keep to JobStore, not the flow"
+        ),
+        ("in claim, make who claims the owner, in the transaction that keeps the row",),
+    ),
     "store-fence": (
         (
             "the other host was not dead, only slow. What it still writes takes the place of what"

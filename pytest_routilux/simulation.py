@@ -96,8 +96,7 @@ class _WorldJournal:
         if self._faults:
             _tell_all([fault.before_write for fault in self._faults], commit)
         if world.files is not None:
-            found = world.files.write(job_id, commit, owner, claims=claims)
-            host.life.lost = host.life.lost or found
+            world.files.write(job_id, commit, owner, claims=claims)
         world.committed(commit)
         if self._faults:
             _tell_all([fault.after_write for fault in self._faults], commit)

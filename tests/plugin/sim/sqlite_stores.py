@@ -32,6 +32,7 @@ class Stepped(SqliteStore):
 
     def __init__(self, path: Path) -> None:
         self._seq = 0
+        self._owner = ""
         self._statement = ""
         self._folder = Folder(path.parent)
         super().__init__(path)
@@ -61,16 +62,14 @@ class Stepped(SqliteStore):
         self._seq = 0
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        self._seq = seq
-        try:
-            super().append(job_id, seq, row, owner, rests=rests)
-        finally:
-            self._seq = 0
+        self._seq = seq if self._owner in ("", owner) else 0  # not of a host that has lost the job
+        super().append(job_id, seq, row, owner, rests=rests)
+        self._seq = 0
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         self._seq = seq
         super().claim(job_id, seq, row, owner, rests=rests)
-        self._seq = 0
+        self._seq, self._owner = 0, owner
 
     def close(self) -> None:
         super().close()
@@ -176,6 +175,18 @@ class CommitsLate(SqliteStore):
             db.execute(PUT, (job_id, seq, owner, row))
 
 
+class CommitsAtRest(SqliteStore):
+    """Keeps a job in one transaction, which ends when the job rests."""
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        with self._using() as db:
+            if not db.in_transaction:
+                db.execute("BEGIN IMMEDIATE")
+            db.execute(PUT, (job_id, seq, owner, row))
+            if rests:
+                db.execute("COMMIT")
+
+
 class HalfCreates(Stepped):
     """Makes the job in one transaction, and keeps its first row in another."""
 
@@ -200,7 +211,7 @@ class HalfClaims(Stepped):
             db.execute(PUT, (job_id, seq, owner, row))
         with self._writing() as db:
             db.execute("UPDATE jobs SET owner = ? WHERE job_id = ?", (owner, job_id))
-        self._seq = 0
+        self._seq, self._owner = 0, owner
 
 
 class NoFence(SqliteStore):

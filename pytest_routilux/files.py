@@ -13,6 +13,7 @@ Laws:
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
@@ -49,7 +50,7 @@ Image: TypeAlias = dict[str, tuple[bytes, ...]]
 _PIECE: Final = 4096
 _MEMORY: Final = Path("/dev/shm")
 # Hosts die here, not machines; so no flush has to reach a disk.
-_WHERE: Final = _MEMORY if _MEMORY.is_dir() else None
+_WHERE: Final = _MEMORY if os.access(_MEMORY, os.W_OK) else None
 _LIVE: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 

@@ -407,12 +407,51 @@ def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester)
     result.stdout.fnmatch_lines(
         [
             "*hosts in other processes: not tried, the test does without",
-            "*undisturbed the job ends by OSError: no line",
+            "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.output.order",
             "*the same again",
             "*another hash seed (the order of sets): not tried, *",
         ]
     )
+
+
+FAILS = """
+    class Down(Charge):
+        def charge(self, order):
+            raise OSError("no line")
+
+    def down():
+        flow = Flow("down")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Down(), "charge")
+        flow.connect("orders", "output", "charge", "input")
+        return flow
+
+    def test_fails(flow_sim):
+        flow_sim.crash_everywhere(down, "orders", {{{{"id": 7}}}}{meant})
+"""
+
+
+@pytest.mark.parametrize("option", ["-v", "-s", "-q"])
+def test_a_job_that_fails_undisturbed_is_told_and_not_with_q(
+    option: str, pytester: pytest.Pytester
+) -> None:
+    shop(pytester, FAILS.format(meant=""))
+    result = run_inside(pytester, option)
+    result.assert_outcomes(passed=1)
+    told = "test_shop.py::test_fails: the undisturbed job failed: OSError: no line"
+    if option == "-q":
+        result.stdout.no_fnmatch_line("*undisturbed*")
+    else:
+        result.stdout.fnmatch_lines(["*flow simulations*", told, "where that is meant: inv*"])
+
+
+def test_a_job_that_is_meant_to_fail_is_not_told(pytester: pytest.Pytester) -> None:
+    meant = ', invariant=lambda outcome: outcome.job.status == "failed"'
+    shop(pytester, FAILS.format(meant=meant))
+    result = run_inside(pytester)
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*undisturbed*")
 
 
 def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> None:

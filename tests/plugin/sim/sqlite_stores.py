@@ -186,6 +186,13 @@ class CommitsAtRest(SqliteStore):
             if rests:
                 db.execute("COMMIT")
 
+    def close(self) -> None:
+        """Commit what it has, which a host that dies does not come to."""
+        with self._using() as db:
+            if db.in_transaction:
+                db.execute("COMMIT")
+        super().close()
+
 
 class HalfCreates(Stepped):
     """Makes the job in one transaction, and keeps its first row in another."""

@@ -12,7 +12,7 @@ from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import crash_points, recover, undisturbed
 from pytest_routilux.examine import Checks, examine
 from pytest_routilux.faults import StoreFails
-from pytest_routilux.files import Folder
+from pytest_routilux.files import Files, Folder
 from pytest_routilux.lives import Case
 from pytest_routilux.oracle import Finding
 from routilux import FakeClock, SqliteStore
@@ -32,6 +32,7 @@ START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
 WORKED = Case(worked, "first", {"data": "x"}, faults=(StoreFails(4),))  # so that a host claims
 """Start, effect, retry, resumed, done; effect, retry, done."""
+ALONE_WORKED = replace(WORKED, faults=())
 
 
 def saved(world: World) -> list[object]:
@@ -201,6 +202,17 @@ def test_images_share_what_has_not_changed(tmp_path: Path) -> None:
     folder.close()
 
 
+def test_nothing_is_committed_and_nothing_closed_for_a_host_that_dies() -> None:
+    run = undisturbed(ALONE_WORKED, START, FIFO)
+    files = Files(stores.CommitsAtRest)
+    with files.opened():
+        for commit in run.world.commits[:3]:
+            files.write("job", commit, "host 1", claims=False)
+    left = files.given_back("job", run.world)
+    assert isinstance(left, Finding)
+    assert "commit 2 (effect of first) was acknowledged, and is not in the files" == left.what
+
+
 # --- stores that lie ------------------------------------------------------------------------------
 
 
@@ -242,7 +254,6 @@ LIES: dict[str, tuple[Opens, str, str | None, str]] = {
         "commit 2 comes back with other bytes than were written",
     ),
 }
-ALONE_WORKED = replace(WORKED, faults=())
 
 
 @pytest.mark.parametrize("lie", LIES)

@@ -7,10 +7,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pytest_routilux.files import Folder, Image
-from routilux import SqliteStore
+from routilux import Append, LeaseLostError, SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
 LEASE = 10**10
@@ -70,6 +70,12 @@ class Stepped(SqliteStore):
         self._seq = seq
         super().claim(job_id, seq, row, owner, rests=rests)
         self._seq, self._owner = 0, owner
+
+    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        self._seq = appends[0].seq
+        refusals = super().append_all(appends)
+        self._seq = 0
+        return refusals
 
     def close(self) -> None:
         super().close()
@@ -157,6 +163,15 @@ class Leased(SqliteStore):
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         self.acquire(owner, self._flow_ids, LEASE)
         super().claim(job_id, seq, row, owner, rests=rests)
+
+
+class Grouped(SqliteStore):
+    """No bug: each commit is written as several jobs are that end together."""
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        [refusal] = self.append_all([Append(job_id, seq, row, owner, rests)])
+        if refusal is not None:
+            raise refusal
 
 
 class ForgetsRests(Leased):

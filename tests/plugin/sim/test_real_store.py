@@ -21,7 +21,7 @@ from routilux.values import first_difference
 from showcase.flows import data_pipeline, fan_out_and_in
 from showcase.test_fan_out import ALBUM, pictures
 from tests.plugin.sim import bugs, test_planted_flows
-from tests.plugin.sim.sqlite_stores import Leased, failing
+from tests.plugin.sim.sqlite_stores import Grouped, Leased, failing
 from tests.plugin.sim.test_crash import build as payment
 from tests.plugin.sim.test_laws import flow_of
 from tests.plugin.sim.test_store_files import ALONE_WORKED, LIES
@@ -248,9 +248,10 @@ def test_every_crash_comes_to_the_same_on_a_real_store_as_on_memory(name: str) -
     assert [] == disagreements(CASES[name])
 
 
+@pytest.mark.parametrize("opens", [Leased, Grouped])
 @pytest.mark.parametrize("name", ["once, an effect and a wait", "a store that fails by itself"])
-def test_so_it_does_where_each_host_has_the_job_under_a_lease(name: str) -> None:
-    assert [] == disagreements(CASES[name], Leased)
+def test_so_it_does_under_a_lease_and_by_writes_of_several_jobs(name: str, opens: Opens) -> None:
+    assert [] == disagreements(CASES[name], opens)
 
 
 @pytest.mark.parametrize("name", ["fan-out, fan-in and shared data", "timeouts", "skip"])

@@ -15,7 +15,7 @@ from pytest_routilux.faults import StoreFails
 from pytest_routilux.files import Files, Folder
 from pytest_routilux.lives import Case
 from pytest_routilux.oracle import Finding
-from routilux import FakeClock, SqliteStore
+from routilux import Append, FakeClock, SqliteStore
 from tests.drivers.workshop import PATIENCE
 from tests.persist.test_sqlite import line_of, process
 from tests.plugin.sim import sqlite_stores as stores
@@ -85,9 +85,9 @@ def test_between_the_statements_of_a_write_the_files_show_the_job_before_it() ->
     statements = [[what for number, what, _ in seen if number == seq] for seq in (1, 4, 5, 8)]
     assert [
         ["BEGIN IMMEDIATE", "INSERT INTO", "INSERT INTO", "COMMIT"],
-        ["BEGIN IMMEDIATE", "SELECT owner,", "INSERT INTO", "UPDATE jobs", "COMMIT"],
-        ["INSERT INTO"],
-        ["BEGIN IMMEDIATE", "INSERT INTO", "UPDATE jobs", "COMMIT"],
+        ["BEGIN IMMEDIATE", "SELECT owner,", "INSERT OR", "UPDATE jobs", "COMMIT"],
+        ["INSERT OR"],
+        ["BEGIN IMMEDIATE", "INSERT OR", "UPDATE jobs", "COMMIT"],
     ] == statements
 
 
@@ -107,9 +107,29 @@ def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing() ->
         shown.setdefault(seq, []).append(whole)
     for looks in shown.values():
         assert sorted(looks) == looks  # nothing, until it is all
-        assert 10 < looks.count(False)
+        assert 3 <= looks.count(False)
     assert [*range(1, 9)] == [*shown]
     assert any(any(looks) for looks in shown.values())  # after COMMIT, before it was acknowledged
+
+
+def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(
+    tmp_path: Path,
+) -> None:
+    opens = stepped(3)
+    appends = [Append(name, 2, b"row 2", "a", name == "b") for name in "abc"]
+    with opens(tmp_path / "jobs.db") as store:
+        for name in "abc":
+            SqliteStore.create(store, name, b"row 1", "a", flow_id="f", queued=False)
+        assert [None, None, None] == store.append_all(appends)
+    shown = []
+    for number, (_, _, image) in enumerate(opens.seen):
+        folder = tmp_path / str(number)
+        Folder(folder).fill(image)
+        with SqliteStore(folder / "jobs.db") as left:
+            shown.append([len(left.rows(name)) for name in "abc"])
+    assert sorted(shown) == shown
+    assert {(1, 1, 1), (2, 2, 2)} == set(map(tuple, shown))
+    assert 10 < shown.count([1, 1, 1])
 
 
 def test_a_log_that_is_cut_anywhere_within_a_write_shows_the_job_before_it() -> None:

@@ -15,7 +15,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.faults import StoreFails
 from pytest_routilux.files import store_name
 from pytest_routilux.isolation import Hosts
@@ -29,6 +29,7 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
+from pytest_routilux.points import crash_points
 from pytest_routilux.promises import error_name, raised_by_engine
 from pytest_routilux.variations import variations, vary
 from routilux import JobState, PoisonJobError, SavedState, SavedStateError, StepTimeoutError
@@ -37,9 +38,10 @@ from routilux.values import first_difference, same_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
+    from pytest_routilux.crash import Disturbed, Undisturbed
     from pytest_routilux.lives import Case, Life
     from pytest_routilux.oracle import Mask, Trie, View
+    from pytest_routilux.points import CrashPoint
     from pytest_routilux.world import Call, World
     from routilux import Commit
 

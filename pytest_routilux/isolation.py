@@ -27,7 +27,7 @@ from pytest_routilux.apart import (
     value_there,
     varied_there,
 )
-from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
+from pytest_routilux.crash import Disturbed, Undisturbed
 from pytest_routilux.forks import Reply, Zygote, can_fork
 from pytest_routilux.hidden import HiddenChange
 from pytest_routilux.lives import Life
@@ -39,6 +39,7 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
+from pytest_routilux.points import CrashPoint
 from pytest_routilux.variations import Variation, variations
 from pytest_routilux.world import Note, World
 from routilux import Commit, codec

@@ -45,10 +45,10 @@ from routilux.instants import instant_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.faults import Fault
     from pytest_routilux.files import Opens
     from pytest_routilux.oracle import Finding
+    from pytest_routilux.points import CrashPoint
     from routilux import JobState
 
 __all__ = ["START", "FlowSim"]

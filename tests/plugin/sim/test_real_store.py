@@ -12,10 +12,11 @@ import pytest
 
 from pytest_routilux import simulation
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.examine import Checks, Coverage, examine, judge, reference
 from pytest_routilux.faults import ClockJump, Raises, Slow, StoreFails
 from pytest_routilux.lives import Case
+from pytest_routilux.points import crash_points
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
 from routilux.values import first_difference
 from showcase.flows import data_pipeline, fan_out_and_in

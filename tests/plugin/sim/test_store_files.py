@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.examine import Checks, examine
 from pytest_routilux.faults import StoreFails
 from pytest_routilux.files import Files, Folder
 from pytest_routilux.lives import Case
 from pytest_routilux.oracle import Finding
+from pytest_routilux.points import crash_points
 from routilux import Append, FakeClock, SqliteStore
 from tests.drivers.workshop import PATIENCE
 from tests.persist.test_sqlite import line_of, process

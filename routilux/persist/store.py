@@ -7,6 +7,7 @@ Laws:
 - When a write returns, the row is kept as safely as this store can.
 - Beside its rows a job has two plain facts: its owner, and the instant from which it is free, that
   is, any host may take it. It is never free while it rests, nor while it is held without a lease.
+  Who takes it learns whether whoever had it before gave it back: only then was that a clean stop.
 - Only the store's own time counts. Whoever asks says how long, never when, so that the clocks of
   hosts need not agree.
 - A snapshot saves reading the rows before it, and changes nothing else.
@@ -29,6 +30,7 @@ from routilux.errors import (
     NotResumableError,
     SavedStateError,
 )
+from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -47,8 +49,8 @@ _ROWS_WORTH: Final = 256  # about as many bytes of a snapshot take as long to re
 class JobStore(Protocol):
     """Keeps the commits of jobs; safe to use from several threads, and whatever shares it.
 
-    All that a method changes is changed at once, or nothing is. `owner` is a text, not empty, that
-    no other host uses. Lengths of time are nanoseconds.
+    All that a method changes is changed at once, or nothing is. `owner` is a text that no other
+    host uses, and none of those that stand for nobody. Lengths of time are nanoseconds.
     """
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
@@ -97,18 +99,24 @@ class JobStore(Protocol):
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
         """Return the number of a commit and the job as of it; None where there is no snapshot."""
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on the job of these flows that has been free longest.
 
-        Returns its id; None where none is free. The owner before it can write no more. Until the
-        lease ends the job is not free.
+        Returns which one, and whether it was given back; None where none is free. The owner before
+        it can write no more. Until the lease ends the job is not free.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end so much later than now; return the ids of their jobs."""
 
-    def release(self, job_id: str, owner: str, after_ns: int) -> None:
-        """Give back a job that was acquired, to be free after so long; else do nothing."""
+    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
+        """Give back a job that was acquired, to be free after so long; else do nothing.
+
+        Without `clean` it is let fall: whoever takes it next learns of an unclean stop.
+        """
+
+    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
+        """Return who has each job, or that one alone; what is not there is not among them."""
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return in how many nanoseconds the next job of these flows will be free.
@@ -128,7 +136,8 @@ def refusal(
             )
         return LeaseLostError(f"the store holds no job {job_id!r} to add commit {seq} to")
     if owner != held_by:
-        whose = f"belongs to {held_by!r}" if held_by else "is free to be taken by any host"
+        free = held_by in NOBODY
+        whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(
         f"job {job_id!r} has {count} commits in the store, so this can't be commit"
@@ -233,7 +242,7 @@ class MemoryStore:
     >>> store = MemoryStore()
     >>> store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
     >>> store.acquire("host-b", ["orders"], lease_ns=10**9)
-    'job-1'
+    Acquired(job_id='job-1', clean=True)
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -252,7 +261,7 @@ class MemoryStore:
                     f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
                 )
             free_at = self._now() if queued else None
-            job = self._jobs[job_id] = _Kept(flow_id, "" if queued else owner, free_at)
+            job = self._jobs[job_id] = _Kept(flow_id, FREE if queued else owner, free_at)
             job.rows.append(row)
             job.writers.append(owner)
 
@@ -271,7 +280,7 @@ class MemoryStore:
             job = self._jobs.get(job_id)
             leased = (
                 job is not None
-                and job.owner not in ("", owner)
+                and job.owner not in (*NOBODY, owner)
                 and job.free_at is not None
                 and job.free_at > self._now()
             )
@@ -293,7 +302,7 @@ class MemoryStore:
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
             job.rows.append(row)
             job.writers.append(operator)
-            job.owner, job.free_at = ("", self._now()) if free else (operator, None)
+            job.owner, job.free_at = (FREE, self._now()) if free else (operator, None)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
         """Return the rows of a job in order; see `JobStore.rows`."""
@@ -319,7 +328,7 @@ class MemoryStore:
             job = self._jobs.get(job_id)
             return None if job is None else job.snapshot
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
         with self._lock:
             now = self._now()
@@ -328,8 +337,9 @@ class MemoryStore:
             if job_id is None or free[job_id] > now:
                 return None
             job = self._jobs[job_id]
+            clean = job.owner == FREE
             job.owner, job.free_at = owner, now + lease_ns
-            return job_id
+            return Acquired(job_id, clean)
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end later; see `JobStore.renew`."""
@@ -344,12 +354,23 @@ class MemoryStore:
                 self._jobs[job_id].free_at = until
             return leased
 
-    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """Give back a job that was acquired; see `JobStore.release`."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is not None and job.owner == owner and job.free_at is not None:
-                job.owner, job.free_at = "", self._now() + after_ns
+                job.owner = FREE if clean else FALLEN
+                job.free_at = self._now() + after_ns
+
+    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
+        """Return who has each job; see `JobStore.holders`."""
+        with self._lock:
+            now = self._now()
+            return {
+                name: Hold.of(job.owner, job.free_at, now=now)
+                for name, job in self._jobs.items()
+                if job_id in (None, name)
+            }
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return when the next job will be free; see `JobStore.free_in`."""

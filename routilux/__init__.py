@@ -48,7 +48,7 @@ from routilux.flow import Connection, Flow
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
 from routilux.persist.document import SavedState
 from routilux.persist.leases import Acquired, Hold
-from routilux.persist.store import JobStore, MemoryStore
+from routilux.persist.store import Append, JobStore, MemoryStore
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
 from routilux.runtime import Run, Runtime, use_runtime
@@ -62,6 +62,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Acquired",
+    "Append",
     "Clock",
     "ClockStalledError",
     "Commit",

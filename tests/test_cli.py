@@ -806,7 +806,7 @@ _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
             r"\$\.failed\[2\]: is of type int",
         ),
         (f"DELETE FROM commits {_FAILED_ROWS} AND seq = 2", r"\$\.failed\[2\]: .*can't follow"),
-        (f"DELETE FROM commits {_FAILED_ROWS}", "has no commits"),
+        (f"DELETE FROM commits {_FAILED_ROWS}", r"\$\.failed: has no commits"),
     ],
 )
 def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
@@ -823,6 +823,24 @@ def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
     assert "4 jobs: 1 pending, 1 running, 1 paused, 1 completed" == out.splitlines()[-1]
     assert 1 == main(["jobs", str(store), "--json"], clock=NOW)
     assert ["failed"] == [job["job_id"] for job in json.loads(capsys.readouterr().out)["damaged"]]
+
+
+def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_damaged(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _sql(
+        "UPDATE commits SET row = CAST(replace(row, 'routilux/1', 'routilux/7') AS BLOB)"
+        f" {_FAILED_ROWS} AND seq = 1"
+    )(store)
+    message = (
+        "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', of a newer"
+        " routilux; this one reads up to 'routilux/1': install a newer one here, or go on with the"
+        " job where it was saved"
+    )
+    for what in ("show", "retry", "cancel"):
+        assert message == refused(capsys, what, store, "failed")
+    assert 1 == main(["jobs", str(store)], clock=NOW)
+    assert f"routilux: {message}\n" == capsys.readouterr().err
 
 
 # --- a store in PostgreSQL ------------------------------------------------------------------------

@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from routilux import codec
-from routilux.cli.jobs import held, held_data, listing, show_jobs
+from routilux.cli.jobs import held, held_data, listing, no_commits, show_jobs
 from routilux.cli.page import Page, plain
 from routilux.cli.show import show_job
 from routilux.clock import SystemClock
 from routilux.core.records import JobStatus
-from routilux.errors import RoutiluxError, SavedStateError
+from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionError
 from routilux.persist import operator
 from routilux.persist.atomic import write_whole
 from routilux.persist.opening import changed, looked, shown
@@ -94,8 +94,8 @@ def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
     else:
         show_jobs(page, found, total, options.limit, now)
     page.flush()
-    for job_id, reason in found.damaged.items():
-        _complain(_damaged(options.shown, job_id, reason))
+    for job_id, error in found.damaged.items():
+        _complain(_damaged(options.shown, job_id, error))
     return 1 if found.damaged else 0
 
 
@@ -156,9 +156,9 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     try:
         job = Journal(store).read(job_id, history=True)
     except SavedStateError as error:
-        raise _RefusedError(_damaged(options.shown, job_id, str(error))) from None
+        raise _RefusedError(_damaged(options.shown, job_id, error)) from None
     if job is None:
-        raise _RefusedError(_damaged(options.shown, job_id, "has no commits"))
+        raise _RefusedError(_damaged(options.shown, job_id, no_commits(job_id)))
     return job
 
 
@@ -205,8 +205,10 @@ def _not_there(store: str, job_id: str, known: list[str]) -> str:
     return f"no job {job_id} is in {store}; {cure}"
 
 
-def _damaged(store: str, job_id: str, reason: str) -> str:
-    return f"job {job_id} in {store} is damaged: {reason}; restore the store from a copy"
+def _damaged(store: str, job_id: str, error: SavedStateError) -> str:
+    if isinstance(error, UnsupportedVersionError):
+        return f"job {job_id} in {store} can't be read: {error}"
+    return f"job {job_id} in {store} is damaged: {error}; restore the store from a copy"
 
 
 def _line_of(error: Exception) -> str:

@@ -15,7 +15,7 @@ from routilux.cli import times
 from routilux.cli.page import cells, plain
 from routilux.console import STATUS_STYLES
 from routilux.core.records import JobStatus
-from routilux.errors import SavedStateError
+from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist.store import Journal
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from routilux.persist.leases import Hold
     from routilux.persist.store import JobStore
 
-__all__ = ["JobRow", "Listing", "due_ns", "held", "held_data", "listing", "show_jobs"]
+__all__ = ["JobRow", "Listing", "due_ns", "held", "held_data", "listing", "no_commits", "show_jobs"]
 
 _HEAD: Final = ("job", "flow", "status", "held by", "age", "commits", "retries", "next due, UTC")
 _FLOW, _STATUS = 1, 2
@@ -63,7 +63,7 @@ class Listing:
     """The jobs that were asked for, and those that can't be read, with the reason."""
 
     jobs: list[JobRow]
-    damaged: dict[str, str]
+    damaged: dict[str, SavedStateError]
     flows: list[str]
 
     def data(self, limit: int | None) -> dict[str, object]:
@@ -71,8 +71,13 @@ class Listing:
         return {
             "counts": _counts(self.jobs),
             "jobs": [job.data() for job in self.jobs[:limit]],
-            "damaged": [{"job_id": name, "reason": why} for name, why in self.damaged.items()],
+            "damaged": [{"job_id": name, "reason": str(why)} for name, why in self.damaged.items()],
         }
+
+
+def no_commits(job_id: str) -> CorruptStateError:
+    """Return the error of a job that a store lists, and of which it holds nothing."""
+    return CorruptStateError(f"$.{job_id}", "has no commits")
 
 
 def held(job: JobState, hold: Hold) -> Hold | None:
@@ -96,16 +101,16 @@ def listing(store: JobStore, status: str | None, flow: str | None) -> Listing:
     """Read the jobs of a store, of one status and one flow where these are given."""
     journal = Journal(store)
     jobs: list[JobRow] = []
-    damaged: dict[str, str] = {}
+    damaged: dict[str, SavedStateError] = {}
     flows: set[str] = set()
     for job_id, hold in sorted(store.holders().items()):
         try:
             job = journal.read(job_id, history=False)
         except SavedStateError as error:
-            damaged[job_id] = str(error)
+            damaged[job_id] = error
             continue
         if job is None:
-            damaged[job_id] = "has no commits"
+            damaged[job_id] = no_commits(job_id)
             continue
         flows.add(job.flow_id)
         if status in (None, job.status.value) and flow in (None, job.flow_id):

@@ -31,8 +31,10 @@ from routilux.errors import (
     LeaseLostError,
     NotResumableError,
     SavedStateError,
+    UnsupportedVersionError,
 )
 from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
+from routilux.persist.upgrades import FIRST, FORMAT, ROWS, SNAPSHOTS, loaded_part
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -177,8 +179,8 @@ class Journal:
         When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
         and what the store raises.
         """
-        row = codec.dumps(commit.serialize()).encode()
         rests = commit.status not in _LIVE
+        row = _row(commit, begins=claims or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, rests=rests)
         elif commit.seq > 1:
@@ -190,7 +192,7 @@ class Journal:
 
     def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
-        row = codec.dumps(commit.serialize()).encode()
+        row = _row(commit, begins=False)
         return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
@@ -199,12 +201,13 @@ class Journal:
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
-        row = codec.dumps(commit.serialize()).encode()
+        row = _row(commit, begins=True)
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
 
     def keep(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit after which the next one pays."""
-        data = job.dumps(history=False).encode()
+        members = job.dumps(history=False)[1:]
+        data = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}').encode()
         self._store.keep_snapshot(job.job_id, job.seq, data)
         # A large job is saved seldom, so that all its snapshots cost no more than its rows.
         return job.seq + max(SNAPSHOT_EVERY, len(data) // _ROWS_WORTH)
@@ -218,37 +221,38 @@ class Journal:
         limit. Raises `SavedStateError` for what is damaged.
         """
         kept = None if history else self._store.snapshot(job_id)
-        job = JobState(job_id) if kept is None else _snapshot(job_id, *kept)
+        job, version = (JobState(job_id), FIRST) if kept is None else _snapshot(job_id, *kept)
         rows = self._store.rows(job_id, job.seq)
         if not job.seq and not rows:
             return None
         job.history_limit = history_limit
         for number, row in enumerate(rows, job.seq + 1):
             path = f"$.{job_id}[{number}]"
-            follow(job, Commit.load(_loaded(row, path), path), path)
+            data, version = loaded_part(row, path, version, ROWS)
+            follow(job, Commit.load(data, path), path)
         return job
 
 
-def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
+def _row(commit: Commit, *, begins: bool) -> bytes:
+    # Whoever begins to write says in which version; see `upgrades`.
+    data = commit.serialize()
+    return codec.dumps({"format": FORMAT, **data} if begins else data).encode()
+
+
+def _snapshot(job_id: str, seq: int, data: bytes) -> tuple[JobState, int]:
     place = f"$.{job_id}.snapshot"
     try:
-        job = JobState.load(_loaded(data, place), place)
+        loaded, version = loaded_part(data, place, FIRST, SNAPSHOTS)
+        job = JobState.load(loaded, place)
         if (job.job_id, job.seq) != (job_id, seq):
             whose = f"commit {job.seq} of job {job.job_id!r}"
             raise CorruptStateError(place, f"is of {whose}, but stands at commit {seq}")
+    except UnsupportedVersionError:
+        raise  # the rows are of the same version
     except SavedStateError as error:
         cure = f"load({job_id!r}, history=True) does without the snapshot"
         raise type(error)(error.path, f"{error.reason}; {cure}") from None
-    return job
-
-
-def _loaded(data: object, place: str) -> object:
-    if not isinstance(data, bytes):
-        raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
-    try:
-        return codec.loads(data)
-    except SavedStateError as error:
-        raise type(error)(place + error.path.removeprefix("$"), error.reason) from None
+    return job, version
 
 
 class _Kept:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
 from pytest_routilux.oracle import Finding
 from routilux import (
@@ -29,7 +29,6 @@ from routilux import (
     JobStore,
     LeaseLostError,
     RoutiluxError,
-    codec,
 )
 from routilux.persist.store import Journal
 
@@ -58,7 +57,7 @@ _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 class Files:
     """The files of a store, as they are `now` and as they were `after` each commit, from 0.
 
-    `rows` are those that the store has acknowledged; `doubtful` is a commit whose write was begun,
+    `rows` are those that the store has acknowledged; `doubtful` is a commit whose write raised,
     with its row.
     """
 
@@ -101,16 +100,16 @@ class Files:
         """Write a commit as the host does that has the store open; raises what the store raises."""
         store = self._store
         assert store is not None
-        row = codec.dumps(commit.serialize()).encode()
-        self.doubtful = commit, row
+        watched = _Watched(store)
         try:
-            Journal(store).write(job_id, commit, owner, claims=claims)
-        except (DuplicateJobError, LeaseLostError) as error:
-            what = f"it refuses the only host that is alive: {error}"
-            self._wrong = Finding("store-refuses", what, "store.owner", at_ns=commit.at_ns)
+            Journal(cast("JobStore", watched)).write(job_id, commit, owner, claims=claims)
+        except BaseException as error:
+            self.doubtful = commit, watched.row
+            if isinstance(error, DuplicateJobError | LeaseLostError):
+                what = f"it refuses the only host that is alive: {error}"
+                self._wrong = Finding("store-refuses", what, "store.owner", at_ns=commit.at_ns)
             raise
-        self.doubtful = None
-        self.rows.append(row)
+        self.rows.append(watched.row)
         self.now = self._folder.image(self.now)
         self.after.append(self.now)
         before, self._owner = self._owner, owner
@@ -179,6 +178,26 @@ class Files:
                 if close is not None:
                     close()
                 folder.close()
+
+
+class _Watched:
+    """A store that is only written to; `row` is the last one that it was given."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self.row = b""
+
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        self.row = row
+        self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        self.row = row
+        self._store.append(job_id, seq, row, owner, rests=rests)
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        self.row = row
+        self._store.claim(job_id, seq, row, owner, rests=rests)
 
 
 class Folder:

@@ -164,8 +164,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="MODE",
         default=None,
         help="when reports of flow_report and the summary of jobs are shown: auto (reports on"
-        " failure and with -v, the summary unless -q), always or never; default: the"
-        " configuration's routilux_report, or auto",
+        " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
+        " --junitxml too; default: routilux_report of the configuration, or auto",
     )
     parser.addini(
         "routilux_report",
@@ -181,7 +181,7 @@ def _mode(config: pytest.Config) -> str:
         told = "the option routilux_report = {!r} of the configuration"
         try:
             given = config.getini("routilux_report")
-        except TypeError as error:  # how pytest refuses a value of another type in its own tables
+        except (TypeError, pytest.UsageError) as error:  # pytest before 9.2, and since
             raise pytest.UsageError(f"{error}; {_allowed()}") from None
     if given not in MODES:
         raise pytest.UsageError(f"{told.format(given)} is no mode; {_allowed()}")
@@ -247,10 +247,10 @@ def pytest_runtest_makereport(
     told = item.stash.get(TOLD, None)
     if told is None:
         return (yield)
-    if call.when == "teardown":
-        told.end(item)
-    report = yield
     mode = item.config.stash[_MODE]
+    if call.when == "teardown":
+        told.end(item, properties=mode != "never")
+    report = yield
     asked = mode == "always" or (mode == "auto" and item.config.getoption("verbose", 0) > 0)
     told.give(report, passing=asked, failing=mode != "never")
     return report

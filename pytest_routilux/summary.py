@@ -81,7 +81,7 @@ class Summary:
         terminal = self._terminal
         assert terminal is not None
         if self._later:
-            terminal.section("flow reports")
+            terminal.write_sep("=", "flow reports")
             for nodeid, text in self._later:
                 terminal.write_sep("_", nodeid)
                 terminal.write_line(text)
@@ -90,17 +90,18 @@ class Summary:
             verbose = -2
         repro = self._config.getoption("routilux_repro")
         if repro is not None:
-            terminal.section("reproducer")
+            terminal.write_sep("=", "reproducer")
             stale = f"{repro}: stale, no simulation of these tests has taken it"
             for line in self.reproduced or [stale]:
                 terminal.write_line(line)
         elif self._simulations and verbose > 0:
-            terminal.section("flow simulations")
+            terminal.write_sep("=", "flow simulations")
             for line in self._table():
                 terminal.write_line(line)
         if self._facts and verbose >= 0:
-            terminal.ensure_newline()
-            terminal.write_line("")
+            if terminal.currentfspath is None:
+                terminal.write_line("")
+            terminal.ensure_newline()  # below the line of a test this makes the blank one, too
             for line in figures(self._facts, report_look(self._config)[0]):
                 terminal.write_line(line)
 

@@ -81,13 +81,13 @@ class Told:
         for name in ("planned", "executed"):
             self._tried[name] += sum(simulation[name].values())
 
-    def end(self, item: pytest.Item) -> None:
-        """Take the run as ended: its last report, made next, has the facts as properties."""
+    def end(self, item: pytest.Item, *, properties: bool) -> None:
+        """Take the run as ended; its last report, made next, has the facts as properties."""
         del item.stash[TOLD]
         del item.config.stash[OPEN]
         # Those of an earlier run of the same test are its own.
         kept = [(name, value) for name, value in item.user_properties if name not in _PROPERTIES]
-        item.user_properties[:] = [*kept, *_properties(self.facts())]
+        item.user_properties[:] = kept + (_properties(self.facts()) if properties else [])
 
     def give(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
         """Let a report take along what there is, for the process that prints.

@@ -19,11 +19,12 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from rich.cells import cell_len
 
+from tests.plugin.inner import PLUGIN
+
 if TYPE_CHECKING:
     from pathlib import Path
 
 ESCAPE: Final = "\x1b["
-PLUGIN: Final = ("-p", "pytest_routilux.plugin", "-p", "no:cacheprovider")
 
 TWO_TESTS: Final = """
     def test_one(flow_report):
@@ -40,16 +41,6 @@ FAILING: Final = """
 
 
 # --- where they are shown -----------------------------------------------------------------------
-
-
-@pytest.fixture
-def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    # The plugin by its module, whether the package is installed here or not.
-    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-    monkeypatch.setenv("COLUMNS", "100")
-    for name in ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "PYTEST_ADDOPTS"):
-        monkeypatch.delenv(name, raising=False)
-    return pytester
 
 
 def test_verbose_shows_the_report_of_a_passing_test_below_its_line(inner: pytest.Pytester) -> None:

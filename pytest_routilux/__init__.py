@@ -55,12 +55,13 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    # The plugin is loaded by every pytest of the environment; nothing heavy before it is used.
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker takes the imports above, and tells a misspelt name
 
-    found: object = getattr(import_module(home), name)
-    return found
+    def __getattr__(name: str) -> object:
+        # The plugin is loaded by every pytest of the environment; nothing heavy before it is used.
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(home), name)

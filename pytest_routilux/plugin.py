@@ -229,8 +229,7 @@ def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     colour = terminal is not None and config.get_terminal_writer().hasmarkup
     config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Printer(config), "routilux-reports")
+    config.pluginmanager.register(_Printer(config), "routilux-reports")
 
 
 @pytest.hookimpl(optionalhook=True)

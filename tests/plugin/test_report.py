@@ -52,6 +52,27 @@ def test_verbose_shows_the_report_of_a_passing_test_below_its_line(inner: pytest
     assert out.str().count("of one") == out.str().count("of two") == 1
 
 
+def test_what_a_fixture_adds_comes_with_what_the_test_adds(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.fixture
+        def around(flow_report):
+            flow_report.add("before")
+            yield
+            flow_report.add("after")
+
+        def test_one(around, flow_report):
+            flow_report.add("within")
+        """
+    )
+    lines = inner.runpytest_inprocess(*PLUGIN, "-v").outlines
+    at = lines.index("  before")
+    assert lines[at - 1].startswith("test_it.py::test_one PASSED")
+    assert ["  before", "  within", "  after"] == lines[at : at + 3]
+
+
 @pytest.mark.parametrize("verbosity", [(), ("-q",), ("-v", "-q"), ("-rA",)])
 def test_a_passing_test_keeps_its_report_to_itself_unless_asked(
     inner: pytest.Pytester, verbosity: tuple[str, ...]

@@ -23,7 +23,7 @@ XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
 PAY: Final = """
     import os, signal
     import pytest
-    from routilux import ErrorHandler, Flow, Routine, Runtime, use_runtime
+    from routilux import ErrorHandler, ExecutionMonitor, Flow, Routine, Runtime, use_runtime
 
     class Pay(Routine):
         def __init__(self, failures):
@@ -187,6 +187,14 @@ def test_fixtures_that_the_project_overrides_are_counted_as_far_as_they_tell(
         def test_it(self, flow_runtime):
             pay(1).execute("pay")
 
+    class TestOwnMonitorThatKeeps:
+        @pytest.fixture
+        def flow_monitor(self):
+            return ExecutionMonitor()
+
+        def test_it(self, flow_runtime):
+            pay(2).execute("pay")
+
     class TestOwnMonitor:
         @pytest.fixture
         def flow_monitor(self):
@@ -199,9 +207,9 @@ def test_fixtures_that_the_project_overrides_are_counted_as_far_as_they_tell(
     """
     )
     result = inner.runpytest_inprocess(*PLUGIN)
-    result.assert_outcomes(passed=2)
+    result.assert_outcomes(passed=3)
     assert_golden(
-        "routilux: 1 job, 3 commits, 1 retry, 1.8 s of virtual time in ⏱ s", result.outlines
+        "routilux: 2 jobs, 7 commits, 3 retries, 4.05 s of virtual time in ⏱ s", result.outlines
     )
 
 

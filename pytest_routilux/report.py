@@ -32,7 +32,8 @@ __all__ = ["FlowReport", "Verification"]
 class FlowReport:
     """Collects what a test shows; each method adds a part, under a title of its own if it has one.
 
-    A source is a job or a monitor. Nothing is shown by default or with -q, unless the test fails.
+    A source is a job or a monitor. Nothing is shown by default or with -q, unless the test fails;
+    `--routilux-report=always` shows all, `never` nothing.
     """
 
     def __init__(self, node: pytest.Item, config: pytest.Config) -> None:

@@ -51,6 +51,7 @@ class Told:
         self._monitors: list[Observer] = []
         self._simulated: list[JobState] = []
         self._tried: Counter[str] = Counter()
+        self._facts: dict[str, int] = {}  # at its end
 
     def refuse_two_clocks(self, name: str) -> None:
         """Fail the test if it has the other clock already."""
@@ -87,7 +88,8 @@ class Told:
         del item.config.stash[OPEN]
         # Those of an earlier run of the same test are its own.
         kept = [(name, value) for name, value in item.user_properties if name not in _PROPERTIES]
-        item.user_properties[:] = kept + (_properties(self.facts()) if properties else [])
+        self._facts = self.facts()
+        item.user_properties[:] = kept + (_properties(self._facts) if properties else [])
 
     def give(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
         """Let a report take along what there is, for the process that prints.
@@ -102,8 +104,8 @@ class Told:
         if self.parts and wanted:
             taken["flow_report"] = "\n".join(self.parts)
             self.parts.clear()
-        if report.when == "teardown" and (facts := self.facts()):
-            taken["flow_facts"] = facts
+        if self._facts:
+            taken["flow_facts"] = self._facts
 
     def facts(self) -> dict[str, int]:
         """Return the counts by name, lengths of time in nanoseconds; empty if all are zero."""

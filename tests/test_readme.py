@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.inner import run_inside
+from tests.plugin.inner import assert_golden, run_inside
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +54,8 @@ def test_the_report_is_what_the_showcase_prints() -> None:
 
     assert 0 == done.returncode, done.stdout
     assert [] == [line for line in excerpt.splitlines() if line and line not in printed]
+    [line] = re.findall(r"`(routilux: .*) in \d\.\d\d s`", README)
+    assert_golden(f"{line} in ⏱ s", printed)
 
 
 def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pytester) -> None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.attached import FlowFaults
     from pytest_routilux.examine import Coverage, Outcome
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.faults import FlowFaults
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
@@ -32,7 +32,7 @@ __all__ = [
 _HOMES = {
     "Coverage": "pytest_routilux.examine",
     "FlowFactory": "pytest_routilux.factory",
-    "FlowFaults": "pytest_routilux.faults",
+    "FlowFaults": "pytest_routilux.attached",
     "FlowHosts": "pytest_routilux.hosts",
     "FlowMonitor": "pytest_routilux.assertions",
     "FlowReport": "pytest_routilux.report",

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.attached import FlowFaults
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.faults import FlowFaults
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
@@ -116,18 +116,19 @@ def flow_hosts(tmp_path: Path) -> Iterator[FlowHosts]:
 
 
 @pytest.fixture
-def flow_faults() -> Iterator[FlowFaults]:
+def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
     """Makes faults: raises(routine, exc, attempts=[1, 2]), slow(routine, seconds), …"""
-    from pytest_routilux.faults import FlowFaults
+    from pytest_routilux.attached import FlowFaults
 
     faults = FlowFaults()
+    if "flow_runtime" in request.fixturenames:
+        faults.on(request.getfixturevalue("flow_runtime"))
+    failed = request.session.testsfailed
     yield faults
-    if faults.unused:
-        pytest.fail(
-            f"{', '.join(map(repr, faults.unused))}: made, and given to no simulation; pass it on"
-            " as faults=[...]",
-            pytrace=False,
-        )
+    faults.close()
+    trouble = faults.trouble(after_failure=request.session.testsfailed > failed)
+    if trouble:
+        pytest.fail("\n".join(trouble), pytrace=False)
 
 
 @pytest.fixture

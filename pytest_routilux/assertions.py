@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_routilux.failures import failure, listed, seconds
+from pytest_routilux.failures import error_text, failure, listed, seconds
 from pytest_routilux.watched import (
     Seen,
     check_connected,
@@ -380,7 +380,7 @@ class FlowMonitor(ExecutionMonitor):
             ]
             raise failure(
                 f"job {seen.job_id}: expected {wanted}, is {last.status.value}"
-                + (f": {seen.job.error}" if seen.job.error is not None else ""),
+                + (f": {error_text(seen.job.error)}" if seen.job.error is not None else ""),
                 lines,
                 seen,
                 last,

@@ -9,6 +9,7 @@ Laws:
 from __future__ import annotations
 
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -149,6 +150,21 @@ def flow_report(request: pytest.FixtureRequest) -> FlowReport:
     from pytest_routilux.report import FlowReport
 
     return FlowReport(request.node, request.config)
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def pytest_assertrepr_compare(
+    config: pytest.Config, op: str, left: object, right: object
+) -> list[str] | None:
+    """Say what differs between jobs, flows and error handlers, where an assert compares them."""
+    if "routilux" not in sys.modules:
+        return None
+    from pytest_routilux.comparison import explain
+
+    verbosity = config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS)
+    return explain(op, left, right, whole=verbosity > 1)
 
 
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----

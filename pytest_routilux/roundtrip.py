@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from pytest_routilux.factory import PlainFunction
+from pytest_routilux.views import view
 from routilux import (
     ErrorHandler,
     Flow,
     JobState,
-    Routine,
     SavedState,
-    UnserializableError,
     codec,
 )
 from routilux.tags import form_tagged
@@ -36,23 +35,6 @@ _T = TypeVar("_T")
 Via = Literal["memory", "file", "process"]
 
 _KINDS: Final = {"flow": Flow, "job": JobState, "handler": ErrorHandler, "state": SavedState}
-_JOB_PARTS: Final = (
-    "job_id",
-    "flow_id",
-    "status",
-    "seq",
-    "started_ns",
-    "updated_ns",
-    "recoveries",
-    "shape",
-    "routine_states",
-    "shared_data",
-    "pending_tasks",
-    "outputs",
-    "dropped",
-    "error",
-    "commits",
-)
 
 
 class SerializeRoundtrip:
@@ -89,7 +71,7 @@ class SerializeRoundtrip:
         elif via != "memory":
             raise ValueError(f"via={via!r}; choose 'memory', 'file' or 'process'")
         found = restored(kind, data)
-        difference = first_difference(_view(obj), _view(found))
+        difference = first_difference(view(obj), view(found))
         if difference is not None:
             raise AssertionError(f"{difference} (saved and loaded via {via})")
         return cast(_T, found)
@@ -131,53 +113,6 @@ def restored(kind: str, data: bytes) -> object:
         return codec.loads(data)
     loaders: dict[str, Any] = {"flow": Flow, "job": JobState, "handler": ErrorHandler}
     return loaders[kind].deserialize(json.loads(data))
-
-
-# --- what is compared ---------------------------------------------------------------------------
-
-
-def _view(obj: object) -> object:
-    """Return what makes up an object, as plain data whose paths a user can follow."""
-    if isinstance(obj, Flow):
-        return {
-            "flow_id": obj.flow_id,
-            "execution_strategy": obj.execution_strategy,
-            "max_workers": obj.max_workers,
-            "error_handler": _view(obj.error_handler),
-            "routines": {name: _routine_view(routine) for name, routine in obj.routines.items()},
-            "connections": {str(c): dict(c.param_mapping) for c in obj.connections},
-            "shape": obj.shape,
-        }
-    if isinstance(obj, JobState):
-        return {name: getattr(obj, name) for name in _JOB_PARTS}
-    if isinstance(obj, ErrorHandler):
-        return obj.serialize()
-    if isinstance(obj, SavedState):
-        return {
-            "flow": _view(obj.flow),
-            "job": _view(obj.job),
-            "saved_at_ns": obj.saved_at_ns,
-            "monitor_summary": obj.monitor_summary,
-        }
-    return obj
-
-
-def _routine_view(routine: Routine) -> dict[str, object]:
-    return {
-        **{name: value for name, value in vars(routine).items() if _is_configuration(name, value)},
-        "arguments": routine.arguments,
-        "error_handler": _view(routine.error_handler),
-    }
-
-
-def _is_configuration(name: str, value: object) -> bool:
-    if name.startswith("_"):
-        return False
-    try:
-        codec.encode(value)
-    except UnserializableError:
-        return False
-    return True
 
 
 # --- which modules the other process needs ------------------------------------------------------

@@ -165,16 +165,20 @@ class Difference:
     actual: object
     what: Literal["type", "value", "missing", "added"]
 
-    def __str__(self) -> str:
-        if self.what == "missing":
-            return f"{self.path}: {_shown(self.expected)} is missing"
-        if self.what == "added":
-            return f"{self.path}: {_shown(self.actual)} was added"
+    @property
+    def sides(self) -> tuple[str, str]:
+        """How the expected and the actual value read, with their types where those differ."""
         if self.what == "type":
-            return f"{self.path}: {_typed(self.expected)} became {_typed(self.actual)}"
+            return _typed(self.expected), _typed(self.actual)
         expected, actual = _shown(self.expected), _shown(self.actual)
-        if expected == actual:
-            return f"{self.path}: {expected} became another {actual}"
+        return expected, f"another {actual}" if expected == actual else actual
+
+    def __str__(self) -> str:
+        expected, actual = self.sides
+        if self.what == "missing":
+            return f"{self.path}: {expected} is missing"
+        if self.what == "added":
+            return f"{self.path}: {actual} was added"
         return f"{self.path}: {expected} became {actual}"
 
 

@@ -304,16 +304,16 @@ def test_a_fault_that_never_strikes_fails_the_test(pytester: pytest.Pytester) ->
     result.assert_outcomes(passed=4, errors=3)
     for line in (
         (
-            "raises('charge', OSError, attempts=[2]) never struck: no such attempt or write was made;"
-            " a fault that does not happen proves nothing"
+            "raises('charge', OSError, attempts=[2]) never struck: no such attempt or write was"
+            " made; a fault that does not happen proves nothing"
         ),
         (
             "raises('chrage', OSError) names no routine of the flows that ran; known: 'order',"
             " 'charge'; did you mean 'charge'?"
         ),
         (
-            "raises('charge', OSError): made, and met no job; use flow_runtime in the test too, call"
-            " flow_faults.on(runtime), or give it to a simulation as faults=[...]"
+            "raises('charge', OSError): made, and met no job; use flow_runtime in the test too,"
+            " call flow_faults.on(runtime), or give it to a simulation as faults=[...]"
         ),
     ):
         assert line in result.outlines

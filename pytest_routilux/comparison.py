@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.failures import cut
+from pytest_routilux.failures import cut, looked_at
 from pytest_routilux.histories import divergence
 from pytest_routilux.paths import Path, flow_paths, handler_paths, job_paths
 from routilux import ErrorHandler, Flow, JobState
@@ -74,7 +74,7 @@ def _differ(left: object, right: object, whole: bool, few: int) -> list[str]:
         return [
             *_shown(job_paths(left, right), whole, few),
             *parted.first,
-            f"look at  {parted.look}",
+            *looked_at(parted.look),
             *([""] if parted.around else []),
             *parted.around,
         ]

@@ -7,6 +7,7 @@ Laws:
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
 from routilux import CommitKind, ErrorInfo
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from pytest_routilux.watched import Seen
     from routilux import Commit
 
-__all__ = ["cut", "error_text", "failure", "happened", "listed", "seconds"]
+__all__ = ["cut", "error_text", "failure", "happened", "listed", "looked_at", "seconds"]
 
 _AROUND: Final = 3  # commits shown before and after the one that is marked
 _LONGEST_LIST: Final = 8
@@ -57,15 +58,20 @@ def failure(
     if several:
         parts.append(f"  job {seen.job_id}")
     parts += _timeline(seen.commits, commit)
-    parts += ["", f"look at  {look}"]
+    parts += ["", *looked_at(look)]
     return AssertionError("\n".join(parts))
+
+
+def looked_at(look: str) -> list[str]:
+    """Return the lines that say what to look at."""
+    return wrap(look, _WIDEST, initial_indent="look at  ", subsequent_indent=" " * 9)
 
 
 def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
     at = next(i for i, commit in enumerate(commits) if commit is marked)
     start = commits[0].at_ns
     shown = commits[max(0, at - _AROUND) : at + _AROUND + 1]
-    rows = [("t, s", "commit", "what happened")]
+    rows = [("t, s", "", "what happened")]
     rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", happened(c)) for c in shown]
     widest = [max(len(row[column]) for row in rows) for column in (0, 1)]
     marks = [" ", *(">" if commit is marked else " " for commit in shown)]
@@ -86,7 +92,7 @@ def happened(commit: Commit) -> str:
     told = "" if commit.error is None else error_text(commit.error)
     text = f"{commit.routine_id} attempt {commit.attempt} "
     if kind is CommitKind.RETRY:
-        text += f"fails, next in {seconds(commit.delay_ns or 0)} s: {told}"
+        text += f"fails, waits {seconds(commit.delay_ns or 0)} s: {told}"
     elif kind is CommitKind.DROPPED:
         text += f"fails, dropped as {(commit.detail or {})['as']}: {told}"
     elif kind is CommitKind.FAILED:

@@ -72,7 +72,7 @@ def _at(commit: Commit, job: JobState) -> str:
 def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
     before = _BEFORE if not whole else _MANY
     after = _AFTER if not whole else _MANY
-    rows = [("", "t, s", "commit", "what happened")]
+    rows = [("", "t, s", "", "what happened")]
     rows += [_row("both", c, left) for c in left.commits[max(0, at - before) : at]]
     for side, job in (("left", left), ("right", right)):
         rows += [_row(side, commit, job) for commit in job.commits[at : at + after]]

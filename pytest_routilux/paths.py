@@ -91,7 +91,9 @@ def flow_paths(left: Flow, right: Flow) -> Iterator[Path]:
         yield from _policy(f'routines["{name}"].error_handler', *handlers)
     for name in common:
         ours, theirs = (_attributes(flow.routines[name]) for flow in (left, right))
-        yield from _each(f'routines["{name}"]', ours, theirs)
+        for attribute in _names(ours, theirs):
+            place = f'routines["{name}"].{attribute}'
+            yield from _one(place, *_both(ours, theirs, attribute))
 
 
 def handler_paths(left: ErrorHandler, right: ErrorHandler, place: str = "") -> Iterator[Path]:

@@ -27,6 +27,7 @@ from routilux import (
     Runtime,
     SavedState,
     SavedStateError,
+    UnserializableError,
     codec,
 )
 
@@ -138,7 +139,20 @@ def _roundtrip(folder: Path, request: Request) -> None:
     from pytest_routilux.roundtrip import restored, saved
 
     kind = request["kind"]
-    (folder / "end.json").write_bytes(saved(restored(kind, Path(request["document"]).read_bytes())))
+    try:
+        found = restored(kind, Path(request["document"]).read_bytes())
+    except SavedStateError as error:
+        known = ", ".join(request["imports"]) or "nothing"
+        raise _TroubleError(
+            f"a fresh interpreter can't load it: {error}; it imported {known}; define and register"
+            " each class at the top level of a module, and pass modules that are not among these"
+            " as imports=[...]"
+        ) from None
+    try:
+        data = saved(found)
+    except UnserializableError as error:
+        raise _TroubleError(f"what was loaded can't be saved again: {error}") from None
+    (folder / "end.json").write_bytes(data)
     _write_report(folder, {})
 
 

@@ -79,7 +79,8 @@ def view(obj: object) -> object:
 
 def _routine_view(routine: Routine) -> dict[str, object]:
     return {
-        **{name: value for name, value in vars(routine).items() if _is_configuration(name, value)},
+        # Sorted: when each was set is no part of what they are.
+        **{n: v for n, v in sorted(vars(routine).items()) if _is_configuration(n, v)},
         "arguments": routine.arguments,
         "error_handler": view(routine.error_handler),
     }

@@ -108,11 +108,14 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 
 
 @pytest.fixture
-def flow_hosts(tmp_path: Path) -> Iterator[FlowHosts]:
+def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
     """Starts, kills and resumes jobs in fresh interpreters, as other hosts would."""
     from pytest_routilux.hosts import FlowHosts
 
-    with FlowHosts(tmp_path) as hosts:
+    def tell(name: str, said: str) -> None:
+        request.node.add_report_section("call", f"output of {name}", said)
+
+    with FlowHosts(tmp_path, tell=tell) as hosts:
         yield hosts
 
 

@@ -51,6 +51,10 @@ class InlineDriver:
         handler = plan.handlers[routine_id]
         return driven, step, driven.run_step(step, routine, slot, handler, driven)
 
+    def others(self, than: Ended) -> list[Ended]:
+        """Return none: it runs one step at a time."""
+        return []
+
     def poke(self) -> None:
         """Make `next` return at once; from any thread."""
         self._poked.set()

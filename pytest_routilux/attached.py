@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults import (
@@ -26,16 +27,17 @@ from pytest_routilux.faults import (
     affected,
     tell_all,
 )
-from routilux import FlowDefinitionError, codec
+from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.store import Journal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Sequence
     from datetime import timedelta
 
-    from routilux import Commit, ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
+    from routilux import ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
     from routilux.drivers import Driven
     from routilux.exchange import StepOutcome
+    from routilux.persist.store import Append
     from routilux.step import RunStep
 
 __all__ = ["FlowFaults"]
@@ -189,7 +191,24 @@ class _FailingJournal(Journal):
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         codec.dumps(commit.serialize())  # what can't be saved is no write, and is not counted
+        with self._failing(commit):
+            super().write(job_id, commit, owner, claims=claims)
+
+    def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
+        # One at a time, so that each of them counts, and one that fails holds up no other.
+        refusals: list[Exception | None] = []
+        for added in appends:
+            try:
+                with self._failing(Commit.load(codec.loads(added.row), "$")):
+                    [refusal] = super().append_all([added])
+            except Exception as error:
+                refusal = error
+            refusals.append(refusal)
+        return refusals
+
+    @contextmanager
+    def _failing(self, commit: Commit) -> Iterator[None]:
         live = self._faults.live
         tell_all([fault.before_write for fault in live], commit)
-        super().write(job_id, commit, owner, claims=claims)
+        yield
         tell_all([fault.after_write for fault in live], commit)

@@ -167,6 +167,24 @@ def test_what_can_not_be_saved_is_no_write(flow_faults: FlowFaults) -> None:
         shop().execute("order", runtime=runtime)
 
 
+@pytest.mark.parametrize(("durable", "kept"), [(False, 1), (True, 2)])
+def test_a_write_of_several_jobs_fails_for_one_of_them(
+    flow_faults: FlowFaults, durable: bool, kept: int
+) -> None:
+    store = MemoryStore()
+    runtime = flow_faults.on(Runtime(store=store))
+    first, second, *_ = shop().execute("order", runtime=Runtime(clock=FakeClock())).commits
+    flow_faults.store_fails(3 + 2, durable=durable)
+    journal = runtime.journal
+    assert journal is not None
+    for job_id in "abc":
+        journal.write(job_id, first, runtime.owner, claims=False)
+    rows = [journal.appending(job_id, second, runtime.owner) for job_id in "abc"]
+    refusals = journal.append_all(rows)
+    assert [None, "OSError", None] == [r and type(r).__name__ for r in refusals]
+    assert [2, kept, 2] == [len(store.rows(job_id)) for job_id in "abc"]
+
+
 def test_real_threads_on_the_systems_clock_meet_them_too(flow_faults: FlowFaults) -> None:
     with ThreadPoolExecutor(2) as executor:
         runtime = flow_faults.on(Runtime(executor=executor))

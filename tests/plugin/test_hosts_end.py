@@ -115,6 +115,7 @@ INNER = f"""
 """
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="tells the end of a process")
 @pytest.mark.parametrize(
     ("test", "end", "status"),
     [

@@ -30,16 +30,23 @@ _LONGEST_ID: Final = 16
 _LOOKED_AT: Final = 1000  # members of a container that are looked at
 
 
-def explain(
-    op: str, left: object, right: object, *, whole: bool, few: int = _FEW
-) -> list[str] | None:
+def explain(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
     """Return the lines that explain a comparison; None where it is nothing of ours.
 
-    The first line is the comparison itself. `whole` asks for all that differs, else it is told in
-    about so `few` lines.
+    The first line is the comparison itself. `whole` asks for all that differs.
     """
     if op not in ("==", "!="):
         return None
+    try:
+        return _explained(op, left, right, whole)
+    except Exception as error:
+        # As pytest does with its own: a test fails by what it asserts, not by how that is told.
+        return [f"{_named(left)} {op} {_named(right)}", f"(not explained, by {error!r})"]
+
+
+def _explained(
+    op: str, left: object, right: object, whole: bool, few: int = _FEW
+) -> list[str] | None:
     if isinstance(left, JobState | Flow | ErrorHandler):
         if type(left) is type(right):
             lines = _alike(left, right) if op == "!=" else _differ(left, right, whole, few)
@@ -110,7 +117,7 @@ def _members(left: object, right: object, whole: bool) -> list[str] | None:
                 continue
             kind = type(left).__name__
             head = f"{kind} of {len(left)} == {kind} of {len(right)}"  # type: ignore[arg-type]  # both are containers
-            pair = explain("==", ours, theirs, whole=whole, few=_FEW - 1) or []
+            pair = _explained("==", ours, theirs, whole, _FEW - 1) or []
             return [cut(f"{head}, which differ first at {place}:"), *pair]
         if ours is not theirs:
             return None  # what is not ours is pytest's to explain

@@ -149,6 +149,11 @@ class FlowHosts:
         host_a = flow_hosts.start("shop.flows:build", "orders", save_at=At(), kill_at=At(seq=4))
         host_b = flow_hosts.resume(host_a.document, imports=["shop.flows"])
         assert host_b.job.status == "completed"
+
+    or, where every commit is to be on the disk before it counts:
+
+        host_a = flow_hosts.start(build, "orders", job_id="A7", store=path, kill_at=At(seq=4))
+        host_b = flow_hosts.resume(store=path, job_id="A7", build=build)
     """
 
     def __init__(

@@ -269,6 +269,16 @@ def test_jobs_without_history_differ_by_paths_alone() -> None:
     assert "look at  what was changed beside the commits: those are alike, or not" in lines
 
 
+def test_a_comparison_that_can_not_be_made_hides_no_failure() -> None:
+    broken = shop()
+    broken.execution_strategy = "parallel"
+    assert [
+        "flow shop == flow shop",
+        ("(not explained, by FlowDefinitionError(\"execution_strategy is 'parallel'; choose"
+        " 'sequential' or 'concurrent'\"))"),
+    ] == lines_of("==", broken, shop())
+
+
 def test_what_is_not_ours_is_pytests_own_beside_ours_too() -> None:
     assert explain("==", [kept(1), 7], [kept(1), 8], whole=False) is None
     assert explain("==", [7, kept(1)], [8, kept(2)], whole=False) is None

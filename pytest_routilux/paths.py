@@ -8,7 +8,7 @@ Laws:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from inspect import signature
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,7 @@ from routilux.values import Difference, first_difference
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from routilux import Flow, JobState, Routine
+    from routilux import Flow, JobState, PendingTask, Routine
 
 __all__ = ["Path", "flow_paths", "handler_paths", "job_paths"]
 
@@ -54,7 +54,7 @@ def job_paths(left: JobState, right: JobState) -> Iterator[Path]:
     yield from _each("shared_data", left.shared_data, right.shared_data)
     yield from _rows("outputs", left.outputs, right.outputs)
     yield from _rows("dropped", left.dropped, right.dropped)
-    yield from _rows("pending_tasks", left.pending_tasks, right.pending_tasks)
+    yield from _rows("pending_tasks", _pending(left), _pending(right))
     yield from _one("job_id", left.job_id, right.job_id)
     yield from _one("seq", left.seq, right.seq)
     yield from _one("recoveries", left.recoveries, right.recoveries)
@@ -64,6 +64,19 @@ def job_paths(left: JobState, right: JobState) -> Iterator[Path]:
     if took[0] != took[1]:
         yield Path("lasted", f"{seconds(took[0])} s", f"{seconds(took[1])} s")
     yield from _graph(left.shape, right.shape)
+
+
+def _pending(job: JobState) -> list[PendingTask]:
+    """Return the pending tasks, with instants that count from the start of the job."""
+    start = job.started_ns
+    return [
+        replace(
+            task,
+            due_ns=task.due_ns - start,
+            first_started_ns=task.first_started_ns and task.first_started_ns - start,
+        )
+        for task in job.pending_tasks
+    ]
 
 
 def _routine_paths(place: str, left: object, right: object) -> Iterator[Path]:

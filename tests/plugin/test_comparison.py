@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from decimal import Decimal
+from itertools import product
 from typing import Any
 
 import pytest
 
 from pytest_routilux.comparison import explain
+from pytest_routilux.histories import divergence
 from pytest_routilux.paths import flow_paths, handler_paths, job_paths
 from routilux import ErrorHandler, FakeClock, Flow, JobState, Routine, Runtime
 from tests.plugin.golden import compare, sections
@@ -209,6 +211,26 @@ def test_values_differ_in_type_and_in_what_eq_does_not_see(
     ] == found
 
 
+def ran(failures: int, orders: int, start: str, job_id: str) -> JobState:
+    runtime = Runtime(clock=FakeClock(start))
+    return shop(failures, orders).execute("fetch", job_id=job_id, runtime=runtime)
+
+
+def test_something_is_told_exactly_where_jobs_differ() -> None:
+    jobs = [
+        ran(*options)
+        for options in product((0, 2, 5), (1, 2), ("2026-01-01", "2026-01-02"), ("A7", "A8"))
+    ]
+    jobs += [jobs[0].at(seq) for seq in range(jobs[0].seq)]
+    for job, other in product(jobs, jobs):
+        paths = list(job_paths(job, other))
+        parted = divergence(job, other, whole=False).first
+        assert bool(paths or parted) == (job != other)
+        moved = {path.place for path in paths} <= {"started", "job_id"}
+        assert moved == (not parted)  # the histories are alike, but for when and for whom
+        assert 25 >= len(explain("==", job, other, whole=False) or ())
+
+
 def test_the_same_nan_is_no_difference() -> None:
     assert [] == list(job_paths(kept(float("nan")), kept(float("nan"))))
 
@@ -274,8 +296,10 @@ def test_a_comparison_that_can_not_be_made_hides_no_failure() -> None:
     broken.execution_strategy = "parallel"
     assert [
         "flow shop == flow shop",
-        ("(not explained, by FlowDefinitionError(\"execution_strategy is 'parallel'; choose"
-        " 'sequential' or 'concurrent'\"))"),
+        (
+            "(not explained, by FlowDefinitionError(\"execution_strategy is 'parallel'; choose"
+            " 'sequential' or 'concurrent'\"))"
+        ),
     ] == lines_of("==", broken, shop())
 
 

@@ -222,6 +222,8 @@ def test_a_host_on_a_store_goes_on_at_the_instant_of_its_last_commit(
     )
     b = flow_hosts.resume(store=store, job_id=a.job_id, build=shop, build_args={"tries": 3})
     assert "2030-01-01T00:00:01.550000+00:00" == b.job.outputs[0].data["at"].isoformat()
+    rest, _ = b.waits  # the first delay begins anew on the clock of the host, at its own instant
+    assert (0.8, 0.3) == ((rest.at_ns - a.job.started_ns) / SECOND, rest.length_ns / SECOND)
 
 
 @pytest.mark.parametrize(

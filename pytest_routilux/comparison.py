@@ -10,7 +10,6 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -20,7 +19,7 @@ from pytest_routilux.paths import Path, flow_paths, handler_paths, job_paths
 from routilux import ErrorHandler, Flow, JobState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
 __all__ = ["explain"]
 
@@ -111,26 +110,21 @@ def _shown(paths: Iterable[Path], whole: bool, few: int) -> list[str]:
 
 def _members(left: object, right: object, whole: bool) -> list[str] | None:
     """Explain the first pair of members that differs, if it is one of ours."""
-    for place, ours, theirs in _pairs(left, right):
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
+        sizes = len(left), len(right)
+        pairs = ((f"[{i}]", *pair) for i, pair in enumerate(zip(left, right, strict=False)))
+    elif isinstance(left, dict) and isinstance(right, dict):
+        sizes = len(left), len(right)
+        pairs = ((f"[{key!r}]", left[key], right[key]) for key in left if key in right)
+    else:
+        return None
+    for place, ours, theirs in islice(pairs, _LOOKED_AT):
         if isinstance(ours, JobState | Flow | ErrorHandler) and type(ours) is type(theirs):
             if ours == theirs:
                 continue
             kind = type(left).__name__
-            head = f"{kind} of {len(left)} == {kind} of {len(right)}"  # type: ignore[arg-type]  # both are containers
-            pair = _explained("==", ours, theirs, whole, _FEW - 1) or []
-            return [cut(f"{head}, which differ first at {place}:"), *pair]
+            head = f"{kind} of {sizes[0]} == {kind} of {sizes[1]}, which differ first at {place}:"
+            return [cut(head), *(_explained("==", ours, theirs, whole, _FEW - 1) or [])]
         if ours is not theirs:
             return None  # what is not ours is pytest's to explain
     return None
-
-
-def _pairs(left: object, right: object) -> Iterator[tuple[str, object, object]]:
-    if type(left) in (list, tuple):
-        pairs: Sequence[object] = left  # type: ignore[assignment]  # one or the other
-        both = zip(pairs, right, strict=False)  # type: ignore[call-overload]  # of the same type
-        for index, (ours, theirs) in enumerate(islice(both, _LOOKED_AT)):
-            yield f"[{index}]", ours, theirs
-    elif type(left) is dict and isinstance(right, Mapping):
-        for key, ours in islice(left.items(), _LOOKED_AT):
-            if key in right:
-                yield f"[{key!r}]", ours, right[key]

@@ -22,7 +22,7 @@ from routilux.values import Difference, first_difference
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from routilux import Flow, JobState, PendingTask, Routine
+    from routilux import Flow, JobState, PendingTask, Routine, RoutineState
 
 __all__ = ["Path", "flow_paths", "handler_paths", "job_paths"]
 
@@ -48,9 +48,8 @@ def job_paths(left: JobState, right: JobState) -> Iterator[Path]:
     yield from _words("status", left.status, right.status)
     yield from _words("error", left.error, right.error)
     for name in _names(left.routine_states, right.routine_states):
-        yield from _routine_paths(
-            f'routine_states["{name}"]', *_both(left.routine_states, right.routine_states, name)
-        )
+        ours, theirs = left.routine_states.get(name), right.routine_states.get(name)
+        yield from _routine_paths(f'routine_states["{name}"]', ours, theirs)
     yield from _each("shared_data", left.shared_data, right.shared_data)
     yield from _rows("outputs", left.outputs, right.outputs)
     yield from _rows("dropped", left.dropped, right.dropped)
@@ -79,15 +78,17 @@ def _pending(job: JobState) -> list[PendingTask]:
     ]
 
 
-def _routine_paths(place: str, left: object, right: object) -> Iterator[Path]:
-    if left is _ABSENT or right is _ABSENT:
-        yield from _one(place, left, right)
+def _routine_paths(
+    place: str, left: RoutineState | None, right: RoutineState | None
+) -> Iterator[Path]:
+    if left is None or right is None:
+        yield from _one(place, _ABSENT if left is None else left, right or _ABSENT)
         return
-    yield from _words(f"{place}.status", left.status, right.status)  # type: ignore[attr-defined]  # a RoutineState
+    yield from _words(f"{place}.status", left.status, right.status)
     for name in ("attempts", "retry_count"):
         yield from _one(f"{place}.{name}", getattr(left, name), getattr(right, name))
-    yield from _each(f"{place}.state", left.state, right.state)  # type: ignore[attr-defined]  # too
-    yield from _words(f"{place}.error", left.error, right.error)  # type: ignore[attr-defined]  # too
+    yield from _each(f"{place}.state", left.state, right.state)
+    yield from _words(f"{place}.error", left.error, right.error)
     for name in ("completed", "skipped", "error_continued", "failed"):
         yield from _one(f"{place}.{name}", getattr(left, name), getattr(right, name))
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.attached import FlowFaults
     from pytest_routilux.effects import Effect
     from pytest_routilux.examine import Coverage, Outcome
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.faults import Fault, FlowFaults
+    from pytest_routilux.faults import Fault
     from pytest_routilux.hosts import At, FlowHosts, HostError, HostResult
     from pytest_routilux.report import FlowReport, Verification
     from pytest_routilux.roundtrip import SerializeRoundtrip
@@ -42,7 +43,7 @@ _HOMES = {
     "Effect": "pytest_routilux.effects",
     "Fault": "pytest_routilux.faults",
     "FlowFactory": "pytest_routilux.factory",
-    "FlowFaults": "pytest_routilux.faults",
+    "FlowFaults": "pytest_routilux.attached",
     "FlowHosts": "pytest_routilux.hosts",
     "FlowMonitor": "pytest_routilux.assertions",
     "FlowReport": "pytest_routilux.report",

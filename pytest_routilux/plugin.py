@@ -9,6 +9,7 @@ Laws:
 from __future__ import annotations
 
 import shutil
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.attached import FlowFaults
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.faults import FlowFaults
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
@@ -101,27 +102,31 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 
 
 @pytest.fixture
-def flow_hosts(tmp_path: Path) -> Iterator[FlowHosts]:
+def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
     """Starts, kills and resumes jobs in fresh interpreters, as other hosts would."""
     from pytest_routilux.hosts import FlowHosts
 
-    with FlowHosts(tmp_path) as hosts:
+    def tell(name: str, said: str) -> None:
+        request.node.add_report_section("call", f"output of {name}", said)
+
+    with FlowHosts(tmp_path, tell=tell) as hosts:
         yield hosts
 
 
 @pytest.fixture
-def flow_faults() -> Iterator[FlowFaults]:
+def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
     """Makes faults: raises(routine, exc, attempts=[1, 2]), slow(routine, seconds), …"""
-    from pytest_routilux.faults import FlowFaults
+    from pytest_routilux.attached import FlowFaults
 
     faults = FlowFaults()
+    if "flow_runtime" in request.fixturenames:
+        faults.on(request.getfixturevalue("flow_runtime"))
+    failed = request.session.testsfailed
     yield faults
-    if faults.unused:
-        pytest.fail(
-            f"{', '.join(map(repr, faults.unused))}: made, and given to no simulation; pass it on"
-            " as faults=[...]",
-            pytrace=False,
-        )
+    faults.close()
+    trouble = faults.trouble(after_failure=request.session.testsfailed > failed)
+    if trouble:
+        pytest.fail("\n".join(trouble), pytrace=False)
 
 
 @pytest.fixture
@@ -143,6 +148,21 @@ def flow_report(request: pytest.FixtureRequest) -> FlowReport:
     from pytest_routilux.report import FlowReport
 
     return FlowReport(request.node, request.config)
+
+
+# --- comparisons ----------------------------------------------------------------------------------
+
+
+def pytest_assertrepr_compare(
+    config: pytest.Config, op: str, left: object, right: object
+) -> list[str] | None:
+    """Say what differs between jobs, flows and error handlers, where an assert compares them."""
+    if "routilux" not in sys.modules:
+        return None
+    from pytest_routilux.comparison import explain
+
+    verbosity = config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS)
+    return explain(op, left, right, whole=verbosity > 1)
 
 
 # --- options ------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from pytest_routilux.examine import (
     reference,
 )
 from pytest_routilux.explain import explain_cause, not_compared
+from pytest_routilux.faults import NEVER_STRUCK
 from pytest_routilux.files import checked_store
 from pytest_routilux.lives import Case
 from pytest_routilux.plugin import report_look
@@ -278,6 +279,7 @@ def _case(
     always: Callable[[JobState], object] | None = None,
     store: Opens | None = None,
 ) -> Case:
+    __tracebackhide__ = True
     flow = build()
     if not isinstance(flow, Flow):
         raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow")
@@ -293,8 +295,7 @@ def _refuse_idle(faults: Sequence[Fault]) -> None:
     idle = [fault for fault in faults if not fault.struck]
     if idle:
         pytest.fail(
-            f"{', '.join(map(repr, idle))} never struck: no such attempt or write was made; a fault"
-            " that does not happen proves nothing",
+            NEVER_STRUCK.format(", ".join(map(repr, idle))),
             pytrace=False,
         )
 

@@ -195,7 +195,7 @@ class Journal:
         row = _row(commit, begins=False)
         return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
         """Append rows of several jobs by one write; see `JobStore.append_all`."""
         return self._store.append_all(appends)
 

@@ -292,11 +292,16 @@ def test_a_fault_of_a_misspelt_routine_is_refused(pytester: pytest.Pytester) -> 
     result = run_inside(pytester)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*slow('chrage', 1) names no routine of flow 'shop'; it has 'orders', 'charge'*"]
+        [
+            (
+                "*slow('chrage', 1) names no routine of flow 'shop'; known: 'orders', 'charge';"
+                " did you mean 'charge'?"
+            )
+        ]
     )
 
 
-def test_a_fault_that_no_simulation_was_given_is_an_error(pytester: pytest.Pytester) -> None:
+def test_a_fault_that_met_no_job_is_an_error(pytester: pytest.Pytester) -> None:
     shop(
         pytester,
         """
@@ -307,7 +312,7 @@ def test_a_fault_that_no_simulation_was_given_is_an_error(pytester: pytest.Pytes
     )
     result = run_inside(pytester)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["store_fails(2, durable=True): made, and given to no simulation*"])
+    result.stdout.fnmatch_lines(["store_fails(2, durable=True): made, and met no job; *"])
 
 
 def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(

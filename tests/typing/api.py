@@ -15,6 +15,7 @@ from uuid import UUID
 import routilux
 from routilux import (
     Acquired,
+    Append,
     Clock,
     ClockStalledError,
     Commit,
@@ -214,6 +215,10 @@ class Watch:
 watch: Observer = Watch()
 monitor = ExecutionMonitor()
 store: JobStore = MemoryStore()
+assert_type(
+    store.append_all([Append("job-1", 2, b"{}", "host-a", rests=False)]),
+    list[LeaseLostError | None],
+)
 durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())
 hosted: JobStore = PostgresStore("postgresql://user@host/database")
 acquired = store.acquire("host-a", ["orders"], 30 * 10**9)

@@ -206,6 +206,15 @@ def test_a_row_that_is_none_is_told_by_its_job_and_number(
     assert told.value.path.startswith(f"$.{job_id}[{number}]")
 
 
+def test_a_damaged_row_after_a_snapshot_is_told_by_its_number_in_the_job() -> None:
+    store = MemoryStore()
+    driven(store, counter(300))
+    store._jobs["j"].rows[289] = b"no JSON"
+    with pytest.raises(CorruptStateError) as told:
+        Runtime(store=store).load("j")
+    assert "$.j[290]" == told.value.path
+
+
 def test_rows_that_make_sense_only_together_are_refused() -> None:
     store = MemoryStore()
     driven(store, counter(10))

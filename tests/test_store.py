@@ -168,8 +168,8 @@ def test_a_row_that_is_refused_holds_up_no_other_and_is_told_in_its_place(store:
 
 def test_each_of_several_rows_says_whether_its_job_rests(store: JobStore) -> None:
     queued(store, "j", "k")
-    assert "j" == acquire(store, "b", ["f"], SECOND)
-    assert "k" == acquire(store, "b", ["f"], SECOND)
+    assert Acquired("j", clean=True) == store.acquire("b", ["f"], SECOND)
+    assert Acquired("k", clean=True) == store.acquire("b", ["f"], SECOND)
     store.append_all([Append("j", 2, b"2", "b", True), Append("k", 2, b"2", "b", False)])
     assert ["k"] == store.renew("b", SECOND)
 

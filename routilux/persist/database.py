@@ -42,7 +42,7 @@ CREATE TABLE routilux_jobs (
     lease bigint                       -- which call of acquire has given it
 );
 CREATE INDEX routilux_free ON routilux_jobs (free_at, job, flow_id) WHERE free_at IS NOT NULL;
-CREATE INDEX routilux_leased ON routilux_jobs (owner) WHERE free_at IS NOT NULL;
+CREATE INDEX routilux_leased ON routilux_jobs (owner, job_id) WHERE free_at IS NOT NULL;
 CREATE TABLE routilux_commits (
     job bigint NOT NULL REFERENCES routilux_jobs,
     seq bigint NOT NULL,
@@ -56,11 +56,16 @@ CREATE TABLE routilux_snapshots (
     data bytea NOT NULL
 );
 """
-# Who waits for a lock goes on with what the one before has left; stricter, that were an error.
+# Who waits for a lock goes on with what the one before has left; stricter, that were an error. And
+# every statement is planned once, by the indexes, however few jobs the server has counted by then.
 _SETTINGS: Final = """
-SELECT set_config('default_transaction_isolation', 'read committed', false),
-    set_config('synchronous_commit', coalesce(
-        nullif(current_setting('synchronous_commit'), 'off'), 'on'), false)
+SELECT set_config(name, setting, false) FROM (VALUES
+    ('default_transaction_isolation', 'read committed'),
+    ('synchronous_commit',
+        coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')),
+    ('plan_cache_mode', 'force_generic_plan'),
+    ('enable_seqscan', 'off')
+) AS settings (name, setting)
 """
 _BACKEND: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
 _END: Final = """

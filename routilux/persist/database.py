@@ -41,7 +41,7 @@ CREATE TABLE routilux_jobs (
     free_at bigint,                    -- UTC nanoseconds; NULL for never
     lease bigint                       -- which call of acquire has given it
 );
-CREATE INDEX routilux_free ON routilux_jobs (free_at, job, flow_id) WHERE free_at IS NOT NULL;
+CREATE INDEX routilux_free ON routilux_jobs (flow_id, free_at, job) WHERE free_at IS NOT NULL;
 CREATE INDEX routilux_leased ON routilux_jobs (owner, job_id) WHERE free_at IS NOT NULL;
 CREATE TABLE routilux_commits (
     job bigint NOT NULL REFERENCES routilux_jobs,

@@ -100,14 +100,22 @@ _STANDING: Final = f"""
 SELECT owner, (SELECT count(*) FROM routilux_commits AS found WHERE found.job = jobs.job), {_STANDS}
 FROM routilux_jobs AS jobs WHERE job_id = %(job_id)s
 """
+# Of each flow the one that has been free longest; so the jobs of other flows cost nothing.
+_FIRSTS: Final = """
+unnest(%(flow_ids)s::text[]) AS asked (flow_id), LATERAL (
+    SELECT job, free_at FROM routilux_jobs AS jobs
+    WHERE jobs.flow_id = asked.flow_id AND {} ORDER BY free_at, job LIMIT 1 {}
+) AS firsts
+"""
+_FREE: Final = _FIRSTS.format(
+    f"free_at <= {_NOW} AND NOT EXISTS (SELECT FROM given)", "FOR NO KEY UPDATE SKIP LOCKED"
+)
 _ACQUIRE: Final = f"""
 WITH given AS (
     SELECT job_id FROM routilux_jobs
     WHERE owner = %(owner)s AND free_at IS NOT NULL AND lease = %(lease)s
 ), free AS (
-    SELECT job FROM routilux_jobs
-    WHERE free_at <= {_NOW} AND flow_id = ANY(%(flow_ids)s) AND NOT EXISTS (SELECT FROM given)
-    ORDER BY free_at, job LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
+    SELECT job FROM {_FREE} ORDER BY free_at, job LIMIT 1
 ), taken AS (
     UPDATE routilux_jobs
     SET owner = %(owner)s, free_at = {_NOW} + %(lease_ns)s, lease = %(lease)s
@@ -122,6 +130,10 @@ WITH mine AS (
 )
 UPDATE routilux_jobs SET free_at = {_NOW} + %(lease_ns)s
 WHERE job = ANY(ARRAY(SELECT job FROM mine)) RETURNING job_id
+"""
+_FREE_IN: Final = f"""
+SELECT greatest(0, min(free_at) - {_NOW}) FROM {_FIRSTS.format("free_at IS NOT NULL", "")}
+HAVING min(free_at) IS NOT NULL
 """
 _OF_JOB: Final = "job = (SELECT job FROM routilux_jobs WHERE job_id = %(job_id)s)"
 _KEEP: Final = f"""
@@ -279,11 +291,7 @@ class PostgresStore:
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return when the next job will be free; see `JobStore.free_in`."""
-        found = self._do(
-            f"SELECT greatest(0, free_at - {_NOW}) FROM routilux_jobs"
-            " WHERE free_at IS NOT NULL AND flow_id = ANY(%(flow_ids)s) ORDER BY free_at LIMIT 1",
-            flow_ids=list(flow_ids),
-        ).rows
+        found = self._do(_FREE_IN, flow_ids=list(flow_ids)).rows
         return found[0][0] if found else None
 
     # --- how ------------------------------------------------------------------------------------

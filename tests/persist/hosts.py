@@ -11,9 +11,8 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from tests.drivers.workshop import PATIENCE
-
 __all__ = [
+    "PATIENCE",
     "Call",
     "end_backends",
     "go",
@@ -25,6 +24,7 @@ __all__ = [
 ]
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 120.0  # seconds that a busy machine may take
 
 
 def process(program: str, *arguments: object) -> subprocess.Popen[str]:
@@ -90,14 +90,24 @@ def rest_of(child: subprocess.Popen[str]) -> str:
     return str(Call(child.stdout.read).result())
 
 
-def until_one_waits(admin: Any) -> int:
-    """The backend of this server that waits for a lock, as soon as there is one."""
+def locked(dsn: str, how: str = "SELECT FROM routilux_jobs FOR UPDATE") -> Any:
+    """A transaction that keeps the jobs locked until its block ends."""
+    import psycopg
+
+    db = psycopg.connect(dsn)
+    db.execute(how)
+    return db
+
+
+def until_one_waits(admin: Any, *, of: int = 1) -> int:
+    """A backend of this server that waits for a lock, as soon as there are so many."""
     ends = monotonic() + PATIENCE
     while monotonic() < ends:
         found = admin.execute("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-        for (pid,) in found:
-            return int(pid)
-    raise AssertionError("nobody waits for a lock")
+        waiting = found.fetchall()
+        if len(waiting) >= of:
+            return int(waiting[0][0])
+    raise AssertionError(f"there are not {of} that wait for a lock")
 
 
 def end_backends(admin: Any) -> int:

@@ -21,10 +21,23 @@ from typing import Any, Final, Self
 
 import pytest
 
-__all__ = ["GUARDED", "Server", "available", "fresh_dsn", "need", "running", "stop", "with_option"]
+__all__ = [
+    "GUARDED",
+    "MISSING",
+    "Server",
+    "available",
+    "fresh_dsn",
+    "need",
+    "running",
+    "stop",
+    "with_option",
+]
 
 GUARDED: Final = "guarded"
 """The one user who is asked for a password; whoever needs it makes it."""
+
+MISSING: Final = "no PostgreSQL"
+"""How the reason begins for which a test is left out."""
 
 _PLACES: Final = "/usr/lib/postgresql/*/bin"
 _PATIENCE: Final = 60.0
@@ -164,9 +177,9 @@ def with_option(dsn: str, option: str) -> str:
 def available() -> str | None:
     """Return why there can be no server; None where there can."""
     if importlib.util.find_spec("psycopg") is None:
-        return "no PostgreSQL: psycopg is not installed: pip install 'routilux[postgres]'"
+        return f"{MISSING}: psycopg is not installed: pip install 'routilux[postgres]'"
     if not list(Path("/").glob(f"{_PLACES[1:]}/initdb")):
-        return f"no PostgreSQL: there is no server in {_PLACES}: apt-get install postgresql"
+        return f"{MISSING}: there is no server in {_PLACES}: apt-get install postgresql"
     return None
 
 

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -29,8 +29,17 @@ from routilux import (
 )
 from routilux.persist import database
 from routilux.persist import postgres as statements
-from tests.drivers.workshop import PATIENCE, chain
-from tests.persist.hosts import Call, go, line_of, processes, rest_of, until_one_waits
+from tests.drivers.workshop import chain
+from tests.persist.hosts import (
+    PATIENCE,
+    Call,
+    go,
+    line_of,
+    locked,
+    processes,
+    rest_of,
+    until_one_waits,
+)
 from tests.persist.postgres_server import Server, with_option
 
 SECOND = 10**9
@@ -140,6 +149,28 @@ def test_an_append_that_waited_while_another_host_took_the_job_is_refused(
     assert isinstance(refused, LeaseLostError)
     assert "job 'j' belongs to 'b' now; commit 2 of 'a' was refused" == str(refused)
     assert [b"1"] == postgres.rows("j")
+
+
+@pytest.mark.parametrize("other", ["append_all", "renew"])
+def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each_other(
+    dsn: str, admin: Any, other: str
+) -> None:
+    rows = {job_id: Append(job_id, 2, b"2", "a", False) for job_id in "jk"}
+    with PostgresStore(dsn) as one, PostgresStore(dsn) as two:
+        for job_id in "kj":  # by number they stand in the other order
+            one.create(job_id, b"1", "a", flow_id="f", queued=True)
+            one.acquire("a", ["f"], 60 * SECOND)
+        with locked(dsn, "SELECT FROM routilux_jobs WHERE job_id = 'k' FOR UPDATE"):
+            first = Call(one.append_all, [rows["k"], rows["j"]])
+            until_one_waits(admin)
+            if other == "renew":
+                second = Call(two.renew, "a", 60 * SECOND)
+            else:
+                second = Call(two.append_all, [rows["j"], rows["k"]])
+            until_one_waits(admin, of=2)
+        assert [None, None] == first.result()
+        found = second.result()
+        assert [None, None] == found or ["j", "k"] == sorted(cast("list[str]", found))
 
 
 def test_whatever_hosts_do_at_once_each_row_has_one_writer_who_owned_the_job(dsn: str) -> None:

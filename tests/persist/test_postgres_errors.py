@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,7 @@ from routilux import (
     UnserializableError,
     UnsupportedVersionError,
 )
-from tests.drivers.workshop import PATIENCE
-from tests.persist.hosts import line_of, processes
+from tests.persist.hosts import PATIENCE, Call, line_of, locked, processes, until_one_waits
 from tests.persist.postgres_server import GUARDED, Server, with_option
 
 SECOND = 10**9
@@ -163,16 +164,17 @@ def test_a_server_that_only_reads_is_told(postgres: PostgresStore, dsn: str) -> 
             store.create("j", b"1", "a", flow_id="f", queued=True)
 
 
-def test_a_statement_that_takes_too_long_for_the_server_is_told_and_can_be_made_again(
+def test_a_statement_that_is_cut_off_on_the_server_is_told_and_can_be_made_again(
     postgres: PostgresStore, dsn: str, admin: Any
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
-    with PostgresStore(with_option(dsn, "statement_timeout=50ms")) as hasty:
-        with admin.transaction():
-            admin.execute("SELECT FROM routilux_jobs FOR UPDATE")
-            with pytest.raises(OSError, match="statement timeout; the server's statement_timeout"):
-                hasty.append("j", 2, b"2", "a", rests=False)
-        hasty.append("j", 2, b"2", "a", rests=False)
+    with locked(dsn):
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        admin.execute("SELECT pg_cancel_backend(%s)", (until_one_waits(admin),))
+        error = append.result()
+    assert isinstance(error, OSError)
+    assert "canceling statement due to user request; the server's statement_timeout" in str(error)
+    postgres.append("j", 2, b"2", "a", rests=False)
     assert [b"1", b"2"] == postgres.rows("j")
 
 
@@ -285,3 +287,25 @@ def test_the_server_of_tests_that_were_killed_ends_and_leaves_nothing(
         ends = time.monotonic() + PATIENCE
         while folder.exists():
             assert time.monotonic() < ends, "the server is still there"
+
+
+WITHOUT = """
+import sys, pytest
+from tests.persist import postgres_server
+postgres_server._PLACES = "/nowhere/*/bin"
+pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
+"""
+
+
+def test_what_is_left_out_where_there_is_no_server_is_one_line_with_its_cure() -> None:
+    tests = ["tests/test_store.py", "tests/persist/test_postgres.py"]
+    with processes(WITHOUT, [*tests, "-k", "not_there or at_once or time"]) as [child]:
+        told = child.communicate(timeout=PATIENCE)[0].splitlines()
+    skipped = [line for line in told if line.startswith("SKIPPED")]
+    assert 1 == len(skipped), told
+    assert re.fullmatch(
+        r"SKIPPED \[\d+\] tests/persist/postgres_server.py: no PostgreSQL: there is no server in"
+        r" /nowhere/\*/bin: apt-get install postgresql",
+        skipped[0],
+    )
+    assert re.search(r"\d+ passed, \d+ skipped", told[-1])

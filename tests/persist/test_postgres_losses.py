@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 
 from routilux import DuplicateJobError, LeaseLostError, PostgresStore
-from tests.persist.hosts import Call, end_backends, line_of, processes, until_one_waits
+from tests.persist.hosts import (
+    PATIENCE,
+    Call,
+    end_backends,
+    line_of,
+    locked,
+    processes,
+    until_one_waits,
+)
 from tests.persist.losses import Losses
 from tests.persist.postgres_server import Server
 
@@ -55,15 +63,6 @@ def test_a_backend_that_is_ended_a_second_time_is_told(
     assert isinstance(error, OSError)
     assert "terminating connection" in str(error)
     postgres.append("j", 2, b"2", "a", rests=False)
-
-
-def locked(dsn: str, how: str = "SELECT FROM routilux_jobs FOR UPDATE") -> Any:
-    """A transaction that keeps the jobs locked until its block ends."""
-    import psycopg
-
-    db = psycopg.connect(dsn)
-    db.execute(how)
-    return db
 
 
 def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
@@ -346,7 +345,7 @@ def test_a_host_that_stands_still_locks_nobody_out(postgres: PostgresStore, dsn:
         claim = Call(claims, postgres)
         assert None is claim.result()
         child.send_signal(signal.SIGCONT)
-        assert 0 != child.wait(20)
+        assert 0 != child.wait(PATIENCE)
     assert b"claimed" == postgres.rows("j")[-1]
 
 

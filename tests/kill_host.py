@@ -190,10 +190,12 @@ def live(order: Mapping[str, Any]) -> None:
     logging.getLogger("routilux").addHandler(told)
     logging.getLogger("routilux").setLevel(logging.INFO)
     store = KillingStore(order["store"], order.get("kill_at", 0))
-    runtime = Runtime(store=store, observers=[told], max_recoveries=None)
+    runtime = Runtime(store=store, observers=[told], max_recoveries=order.get("most"))
     flow = story(order["effects"], asks=order.get("asks", False))
     for job_id in order.get("submit", ()):
         runtime.submit(flow, "first", job_id=job_id)
+    if "execute" in order:
+        runtime.execute(flow, "first", job_id=order["execute"])
     tell("ready", os.getpid())
     hear()
     tell("runs")  # a kill before this might leave half a line to whoever reads next

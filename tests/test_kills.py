@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import select
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 
 from routilux import CommitKind, JobState, JobStatus, Runtime, SqliteStore, Worker
+from routilux.cli import main
 from tests.kill_host import DELAYS_NS, digest, story
 
 ROOT = Path(__file__).parents[1]
@@ -265,3 +267,46 @@ def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(tmp_path
         Worker(store, [flow], runtime=runtime).run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
         assert time_ns() - began < 10 * 10**9, "the job was not given back, but left to its lease"
+
+
+# --- which stops count, and what a killed process leaves ------------------------------------------
+
+
+def test_workers_that_are_killed_again_and_again_poison_their_job(tmp_path: Path) -> None:
+    with hosts(tmp_path, 1) as (host,), SqliteStore(tmp_path / "jobs.db") as store:
+        runtime = Runtime(store=store)
+        job_id = runtime.submit(story(host.effects, asks=True), "first")
+        for _ in range(3):
+            handle = host.begin(asks=True, most=2)
+            host.until("begun")
+            kill(handle)
+            assert ["end", -signal.SIGKILL] == host.until("end")
+        host.begin(asks=True, most=2)
+        assert ["end", 0] == host.until("end")
+        job = runtime.load(job_id, history=True)
+    assert ["start", "resumed", "resumed", "resumed", "failed"] == [c.kind for c in job.commits]
+    assert "recovered 2 times without progress" in str(job.error)
+
+
+def test_a_job_of_a_killed_execute_is_taken_over_by_an_operator_and_done_by_a_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "jobs.db")
+    with hosts(tmp_path, 2) as (first, second):
+        first.order({"store": path, "effects": first.effects, "asks": True, "execute": "j"})
+        pid = first.until("begun")[1]
+        os.kill(pid, signal.SIGKILL)
+        assert ["end", -signal.SIGKILL] == first.until("end")
+        assert 1 == main(["retry", path, "j"])
+        told = capsys.readouterr().err
+        assert re.search(rf"j is running, held by \S+:{pid}:\w+ without a lease; if that", told)
+        assert 0 == main(["retry", path, "j", "--take-over"])
+        second.begin(asks=True)
+        second.until("begun")
+        second.order("go on")
+        assert ["end", 0] == second.until("end")
+    with SqliteStore(path) as store:
+        job = Runtime(store=store).load("j", history=True)
+    assert JobStatus.COMPLETED is job.status
+    assert ["start", "resumed", "resumed", "done"] == [c.kind for c in job.commits][:4]
+    assert [1, 1] == [(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"]

@@ -37,7 +37,7 @@ CREATE TABLE routilux_jobs (
     job bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     job_id text COLLATE "C" NOT NULL UNIQUE,
     flow_id text COLLATE "C" NOT NULL,
-    owner text COLLATE "C" NOT NULL,   -- '' for nobody
+    owner text COLLATE "C" NOT NULL,   -- '' or '?' for nobody
     free_at bigint,                    -- UTC nanoseconds; NULL for never
     lease bigint                       -- which call of acquire has given it
 );

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 from routilux.errors import DuplicateJobError, LeaseLostError, UnserializableError
 from routilux.persist.database import Answer, Database
+from routilux.persist.leases import FALLEN, FREE, Acquired, Hold
 from routilux.persist.store import Append, refusal
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _NOW: Final = (
 _CREATE: Final = f"""
 WITH made AS (
     INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at) VALUES (
-        %(job_id)s, %(flow_id)s, CASE WHEN %(queued)s THEN '' ELSE %(owner)s END,
+        %(job_id)s, %(flow_id)s, CASE WHEN %(queued)s THEN '{FREE}' ELSE %(owner)s END,
         CASE WHEN %(queued)s THEN {_NOW} END)
     ON CONFLICT DO NOTHING RETURNING job
 )
@@ -75,14 +76,16 @@ WITH held AS (
 )
 SELECT job_id FROM held JOIN added USING (job)
 """
-_UNLEASED: Final = f"(owner IN ('', %(owner)s) OR free_at IS NULL OR free_at <= {_NOW})"
+_UNLEASED: Final = f"""
+(owner IN ('{FREE}', '{FALLEN}', %(owner)s) OR free_at IS NULL OR free_at <= {_NOW})
+"""
 _CLAIM: Final = f"""{_HELD.format(_UNLEASED)}, added AS ({_ADD})
 UPDATE routilux_jobs SET owner = %(owner)s,
     free_at = CASE WHEN %(rests)s OR owner <> %(owner)s THEN NULL ELSE free_at END
 WHERE job = (SELECT job FROM added) RETURNING job
 """
 _OVERRULE: Final = f"""{_HELD.format("true")}, added AS ({_ADD})
-UPDATE routilux_jobs SET owner = CASE WHEN %(free)s THEN '' ELSE %(owner)s END,
+UPDATE routilux_jobs SET owner = CASE WHEN %(free)s THEN '{FREE}' ELSE %(owner)s END,
     free_at = CASE WHEN %(free)s THEN {_NOW} END
 WHERE job = (SELECT job FROM added) RETURNING job
 """
@@ -110,18 +113,19 @@ unnest(%(flow_ids)s::text[]) AS asked (flow_id), LATERAL (
 _FREE: Final = _FIRSTS.format(
     f"free_at <= {_NOW} AND NOT EXISTS (SELECT FROM given)", "FOR NO KEY UPDATE SKIP LOCKED"
 )
+# The lease is kept by the number that the call has drawn; below 0 where the stop was not clean.
 _ACQUIRE: Final = f"""
 WITH given AS (
-    SELECT job_id FROM routilux_jobs
-    WHERE owner = %(owner)s AND free_at IS NOT NULL AND lease = %(lease)s
+    SELECT job_id, lease FROM routilux_jobs
+    WHERE owner = %(owner)s AND free_at IS NOT NULL AND abs(lease) = %(lease)s
 ), free AS (
     SELECT job FROM {_FREE} ORDER BY free_at, job LIMIT 1
 ), taken AS (
-    UPDATE routilux_jobs
-    SET owner = %(owner)s, free_at = {_NOW} + %(lease_ns)s, lease = %(lease)s
-    WHERE job = (SELECT job FROM free) RETURNING job_id
+    UPDATE routilux_jobs SET owner = %(owner)s, free_at = {_NOW} + %(lease_ns)s,
+        lease = CASE WHEN owner = '{FREE}' THEN %(lease)s ELSE -%(lease)s END
+    WHERE job = (SELECT job FROM free) RETURNING job_id, lease
 )
-SELECT job_id FROM given UNION ALL SELECT job_id FROM taken
+SELECT job_id, lease > 0 FROM given UNION ALL SELECT job_id, lease > 0 FROM taken
 """
 _RENEW: Final = f"""
 WITH mine AS (
@@ -265,29 +269,42 @@ class PostgresStore:
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
-        lease = randbits(63)
         given = self._do(
-            _ACQUIRE, owner=owner, flow_ids=list(flow_ids), lease_ns=lease_ns, lease=lease
+            _ACQUIRE,
+            owner=owner,
+            flow_ids=list(flow_ids),
+            lease_ns=lease_ns,
+            lease=randbits(62) + 1,
         ).rows
-        return given[0][0] if given else None
+        return Acquired(given[0][0], given[0][1]) if given else None
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end later; see `JobStore.renew`."""
         renewed = self._do(_RENEW, owner=owner, lease_ns=lease_ns).rows
         return [job_id for (job_id,) in renewed]
 
-    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """Give back a job that was acquired; see `JobStore.release`."""
         self._do(
-            f"UPDATE routilux_jobs SET owner = '', free_at = {_NOW} + %(after_ns)s"
+            f"UPDATE routilux_jobs SET owner = %(nobody)s, free_at = {_NOW} + %(after_ns)s"
             " WHERE job_id = %(job_id)s AND owner = %(owner)s AND free_at IS NOT NULL"
             " RETURNING job",
             job_id=job_id,
             owner=owner,
             after_ns=after_ns,
+            nobody=FREE if clean else FALLEN,
         )
+
+    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
+        """Return who has each job; see `JobStore.holders`."""
+        found = self._do(
+            f"SELECT job_id, owner, free_at, {_NOW} FROM routilux_jobs"
+            f" WHERE {'true' if job_id is None else 'job_id = %(job_id)s'}",
+            job_id=job_id,
+        ).rows
+        return {name: Hold.of(owner, free_at, now=now) for name, owner, free_at, now in found}
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return when the next job will be free; see `JobStore.free_in`."""

@@ -41,6 +41,7 @@ from tests.persist.hosts import (
     until_one_waits,
 )
 from tests.persist.postgres_server import Server, with_option
+from tests.persist.stores import acquire
 
 SECOND = 10**9
 
@@ -103,8 +104,8 @@ from routilux import PostgresStore
 store = PostgresStore(sys.argv[1])
 for number in range(10):
     store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", queued=True)
-while job_id := store.acquire(sys.argv[2], ["f"], 10**12):
-    print(job_id)
+while acquired := store.acquire(sys.argv[2], ["f"], 10**12):
+    print(acquired.job_id)
 print("renewed", *sorted(store.renew(sys.argv[2], 10**12)))
 store.close()
 """
@@ -210,9 +211,9 @@ def test_the_time_is_the_servers(postgres: PostgresStore, admin: Any) -> None:
     after = admin.execute(at).fetchone()[0]
     (free_at,) = admin.execute("SELECT free_at FROM routilux_jobs").fetchone()
     assert before * SECOND <= free_at <= after * SECOND
-    assert "j" == postgres.acquire("b", ["f"], 1)
-    assert "j" == postgres.acquire("c", ["f"], 60 * SECOND)  # that lease is over, this one is not
-    assert None is postgres.acquire("d", ["f"], 1)
+    assert "j" == acquire(postgres, "b", ["f"], 1)
+    assert "j" == acquire(postgres, "c", ["f"], 60 * SECOND)  # that lease is over, this one is not
+    assert None is acquire(postgres, "d", ["f"], 1)
 
 
 # --- looking for a job that is free ---------------------------------------------------------------
@@ -226,9 +227,9 @@ def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(
             store.create(job_id, b"1", "a", flow_id="f", queued=True)
         with admin.transaction():
             admin.execute("SELECT FROM routilux_jobs WHERE job_id = 'j' FOR UPDATE")
-            assert "k" == store.acquire("b", ["f"], SECOND)
-            assert None is store.acquire("b", ["f"], SECOND)
-        assert "j" == store.acquire("b", ["f"], SECOND)
+            assert "k" == acquire(store, "b", ["f"], SECOND)
+            assert None is acquire(store, "b", ["f"], SECOND)
+        assert "j" == acquire(store, "b", ["f"], SECOND)
 
 
 LOOK = {"owner": "b", "flow_ids": ["f"], "lease_ns": SECOND, "lease": 1, "now": None}
@@ -272,6 +273,7 @@ CALLS: dict[str, Callable[[PostgresStore], object]] = {
     "snapshot": lambda store: store.snapshot("j"),
     "acquire": lambda store: store.acquire("a", ["f"], SECOND),
     "renew": lambda store: store.renew("a", SECOND),
+    "holders": lambda store: store.holders("j"),
     "release": lambda store: store.release("j", "a", 0),
     "free_in": lambda store: store.free_in(["f"]),
 }

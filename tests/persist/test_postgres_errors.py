@@ -22,6 +22,7 @@ from routilux import (
 )
 from tests.persist.hosts import PATIENCE, Call, line_of, locked, processes, until_one_waits
 from tests.persist.postgres_server import GUARDED, Server, with_option
+from tests.persist.stores import acquire
 
 SECOND = 10**9
 
@@ -143,6 +144,7 @@ def test_a_user_who_may_only_read_can_look_into_a_store(
         assert [b"1"] == store.rows("j")
         assert None is store.snapshot("j")
         assert 0 == store.free_in(["f"])
+        assert ["j"] == list(store.holders())
 
 
 def test_one_that_only_reads_makes_no_tables_and_writes_nothing(dsn: str, admin: Any) -> None:
@@ -249,7 +251,7 @@ def test_an_id_of_any_other_characters_is_kept(postgres: PostgresStore) -> None:
     for name in names:
         postgres.create(name, b"1", name, flow_id=name, queued=True)
     assert sorted(names) == postgres.job_ids()
-    taken = [postgres.acquire(name or "b", [name], SECOND) for name in names]
+    taken = [acquire(postgres, name or "b", [name], SECOND) for name in names]
     assert names == taken
 
 
@@ -276,7 +278,7 @@ def test_the_server_of_tests_that_were_killed_ends_and_leaves_nothing(
     server: Server, how: signal.Signals
 ) -> None:
     program = (
-        "from tests.persist.postgres_server import Server, with_option;"
+        "from tests.persist.postgres_server import Server;"
         "server = Server(); print(server.folder, flush=True); input()"
     )
     with processes(program, []) as [child]:

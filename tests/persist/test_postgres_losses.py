@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from routilux import DuplicateJobError, LeaseLostError, PostgresStore
+from routilux.persist.leases import Acquired
 from tests.persist.hosts import (
     PATIENCE,
     Call,
@@ -22,6 +23,7 @@ from tests.persist.hosts import (
 )
 from tests.persist.losses import Losses
 from tests.persist.postgres_server import Server
+from tests.persist.stores import acquire
 
 SECOND = 10**9
 
@@ -70,7 +72,7 @@ def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=True)
     server.restart()
-    assert "j" == postgres.acquire("b", ["f"], 60 * SECOND)
+    assert "j" == acquire(postgres, "b", ["f"], 60 * SECOND)
     postgres.claim("j", 2, b"2", "b", rests=False)
     server.restart()
     assert ["j"] == postgres.renew("b", SECOND)
@@ -117,7 +119,7 @@ def test_a_create_whose_connection_is_lost_makes_one_job(
     far.create("j", b"1", "a", flow_id="f", queued=queued)
     assert 1 == losses.count
     assert [b"1"] == far.rows("j")
-    assert ("j" if queued else None) == far.acquire("b", ["f"], SECOND)
+    assert ("j" if queued else None) == acquire(far, "b", ["f"], SECOND)
     with pytest.raises(DuplicateJobError):
         far.create("j", b"another", "a", flow_id="f", queued=queued)
 
@@ -164,7 +166,7 @@ def test_an_operator_whose_connection_is_lost_overrules_once(
     far.overrule("j", 2, b"2", "operator", free=free)
     assert 1 == losses.count
     assert [b"1", b"2"] == far.rows("j")
-    assert ("j" if free else None) == far.acquire("b", ["f"], SECOND)
+    assert ("j" if free else None) == acquire(far, "b", ["f"], SECOND)
 
 
 @LOST
@@ -174,10 +176,23 @@ def test_an_acquire_whose_connection_is_lost_gives_one_job_and_holds_no_other(
     for job_id in "jkl":
         far.create(job_id, b"1", "a", flow_id="f", queued=True)
     losses.next(lost)
-    assert "j" == far.acquire("b", ["f"], 60 * SECOND)
+    assert "j" == acquire(far, "b", ["f"], 60 * SECOND)
     assert 1 == losses.count
     assert ["j"] == far.renew("b", 60 * SECOND)
-    assert "k" == far.acquire("b", ["f"], 60 * SECOND)
+    assert "k" == acquire(far, "b", ["f"], 60 * SECOND)
+
+
+@LOST
+@pytest.mark.parametrize("clean", [True, False])
+def test_an_acquire_whose_connection_is_lost_tells_whether_the_job_was_given_back(
+    far: PostgresStore, losses: Losses, lost: str, clean: bool
+) -> None:
+    far.create("j", b"1", "a", flow_id="f", queued=True)
+    far.acquire("a", ["f"], 60 * SECOND)
+    far.release("j", "a", 0, clean=clean)
+    losses.next(lost)
+    assert Acquired("j", clean) == far.acquire("b", ["f"], 60 * SECOND)
+    assert 1 == losses.count
 
 
 def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_other(
@@ -186,12 +201,12 @@ def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_
     for job_id in "jkl":
         far.create(job_id, b"1", "a", flow_id="f", queued=True)
     with locked(dsn, "LOCK TABLE routilux_jobs"):
-        acquire = Call(far.acquire, "b", ["f"], 60 * SECOND)
+        asked = Call(acquire, far, "b", ["f"], 60 * SECOND)
         first = until_one_waits(admin)
         losses.leave()
         while first == until_one_waits(admin):
-            assert acquire.is_alive(), "it was not sent again"
-    assert "j" == acquire.result()
+            assert asked.is_alive(), "it was not sent again"
+    assert "j" == asked.result()
     assert ["j"] == far.renew("b", 60 * SECOND), "the first is still at work, for nobody"
 
 

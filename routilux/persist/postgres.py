@@ -16,10 +16,10 @@ from __future__ import annotations
 from secrets import randbits
 from typing import TYPE_CHECKING, Final, Self
 
-from routilux.errors import DuplicateJobError, LeaseLostError, UnserializableError
+from routilux.errors import LeaseLostError, UnserializableError
 from routilux.persist.database import Answer, Database
 from routilux.persist.leases import FALLEN, FREE, Acquired, Hold
-from routilux.persist.store import Append, refusal
+from routilux.persist.store import Append, duplicate, refusal, refusals
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -185,9 +185,7 @@ class PostgresStore:
         _, count, stands = self._standing(job_id, 1, row, owner)
         # Where the answer was lost, another host may have gone on with what this call has made.
         if not stands or (count > 1 and not mended):
-            raise DuplicateJobError(
-                f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
-            )
+            raise duplicate(job_id)
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Keep the row of commit `seq`; see `JobStore.append`."""
@@ -212,16 +210,10 @@ class PostgresStore:
             rests=[append.rests for append in asked],
         ).rows
         kept = {job_id for (job_id,) in added}
-        refusals: list[LeaseLostError | None] = []
-        for append in appends:
-            try:
-                if append.job_id not in kept:
-                    self._repeat(append)
-            except LeaseLostError as error:
-                refusals.append(error)
-            else:
-                refusals.append(None)
-        return refusals
+        return refusals(
+            appends,
+            lambda append: None if append.job_id in kept else self._repeat(append),
+        )
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""

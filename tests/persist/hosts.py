@@ -99,15 +99,17 @@ def locked(dsn: str, how: str = "SELECT FROM routilux_jobs FOR UPDATE") -> Any:
     return db
 
 
-def until_one_waits(admin: Any, *, of: int = 1) -> int:
-    """A backend of this server that waits for a lock, as soon as there are so many."""
+def until_one_waits(admin: Any, *, beside: int = 0) -> int:
+    """The backend of this server that waits for a lock beside that one, as soon as there is one."""
     ends = monotonic() + PATIENCE
     while monotonic() < ends:
-        found = admin.execute("SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-        waiting = found.fetchall()
-        if len(waiting) >= of:
-            return int(waiting[0][0])
-    raise AssertionError(f"there are not {of} that wait for a lock")
+        found = admin.execute(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid <> %s",
+            (beside,),
+        )
+        for (pid,) in found:
+            return int(pid)
+    raise AssertionError("nobody waits for a lock")
 
 
 def end_backends(admin: Any) -> int:

@@ -163,12 +163,12 @@ def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each
             one.acquire("a", ["f"], 60 * SECOND)
         with locked(dsn, "SELECT FROM routilux_jobs WHERE job_id = 'k' FOR UPDATE"):
             first = Call(one.append_all, [rows["k"], rows["j"]])
-            until_one_waits(admin)
+            begun = until_one_waits(admin)
             if other == "renew":
                 second = Call(two.renew, "a", 60 * SECOND)
             else:
                 second = Call(two.append_all, [rows["j"], rows["k"]])
-            until_one_waits(admin, of=2)
+            until_one_waits(admin, beside=begun)
         assert [None, None] == first.result()
         found = second.result()
         assert [None, None] == found or ["j", "k"] == sorted(cast("list[str]", found))

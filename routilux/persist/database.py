@@ -96,7 +96,7 @@ _UNREACHED: Final = (
     " answers again"
 )
 _DAMAGE: Final = ("XX", "42P01", "42703")  # an internal error; a table or column that is gone
-# Connections of the process before a fork: to close them in the child would end the parent's.
+# Connections of the process before a fork, which are not the child's to end.
 _inherited: Final[list[LifoQueue[_Link | None]]] = []
 
 

@@ -287,8 +287,16 @@ def test_an_append_after_which_others_went_on_before_its_host_heard_of_it_is_the
 # --- in the caller --------------------------------------------------------------------------------
 
 
+class TooLong(Exception):
+    """What a program raises that has set itself an alarm; the driver knows nothing of it."""
+
+
 def ends(*_: object) -> None:
     raise SystemExit
+
+
+def alarms(*_: object) -> None:
+    raise TooLong
 
 
 @pytest.mark.parametrize(
@@ -296,6 +304,7 @@ def ends(*_: object) -> None:
     [
         (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
         (signal.SIGUSR1, ends, SystemExit),
+        (signal.SIGALRM, alarms, TooLong),
     ],
 )
 def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(

@@ -154,15 +154,16 @@ def test_an_append_that_waited_while_another_host_took_the_job_is_refused(
 
 
 @pytest.mark.parametrize("other", ["append_all", "renew"])
+@pytest.mark.parametrize("held_up", ["j", "k"])
 def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each_other(
-    dsn: str, admin: Any, other: str
+    dsn: str, admin: Any, held_up: str, other: str
 ) -> None:
     rows = {job_id: Append(job_id, 2, b"2", "a", False) for job_id in "jk"}
     with PostgresStore(dsn) as one, PostgresStore(dsn) as two:
         for job_id in "kj":  # by number they stand in the other order
             one.create(job_id, b"1", "a", flow_id="f", queued=True)
             one.acquire("a", ["f"], 60 * SECOND)
-        with locked(dsn, "SELECT FROM routilux_jobs WHERE job_id = 'k' FOR UPDATE"):
+        with locked(dsn, f"SELECT FROM routilux_jobs WHERE job_id = '{held_up}' FOR UPDATE"):
             first = Call(one.append_all, [rows["k"], rows["j"]])
             begun = until_one_waits(admin)
             if other == "renew":

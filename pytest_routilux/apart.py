@@ -28,8 +28,8 @@ from routilux import Commit, JobState, codec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.lives import Case
+    from pytest_routilux.points import CrashPoint
     from pytest_routilux.stepping import SimClock
     from routilux import Slot, StepInput
 

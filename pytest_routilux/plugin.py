@@ -9,7 +9,7 @@ Laws:
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -252,10 +252,24 @@ class _Printer:
             told = [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
             for line in told or [f"{repro}: stale, no simulation of these tests has taken it"]:
                 write(line)
-        elif self._simulations and config.option.verbose > 0:
+            return
+        lines = []
+        fails = False
+        for nodeid, simulation in self._simulations:
+            if config.option.verbose > 0:
+                lines.append(_line_of(nodeid, simulation))
+            if simulation["ends"] is not None and config.option.verbose >= 0:
+                lines.append(f"{nodeid}: the undisturbed job failed: {simulation['ends']}")
+                fails = True
+        if fails:
+            lines.append(_MEANT)
+        if lines:
             terminalreporter.section("flow simulations")
-            for nodeid, simulation in self._simulations:
-                write(_line_of(nodeid, simulation))
+            for line in lines:
+                write(line)
+
+
+_MEANT: Final = 'where that is meant: invariant=lambda outcome: outcome.job.status == "failed"'
 
 
 def _line_of(nodeid: str, simulation: dict[str, Any]) -> str:

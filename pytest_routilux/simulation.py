@@ -10,6 +10,7 @@ Laws:
 from __future__ import annotations
 
 import marshal
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.choices import FIFO
@@ -94,6 +95,8 @@ class _WorldJournal:
             _refuse_unsaved(commit)
         if self._faults:
             _tell_all([fault.before_write for fault in self._faults], commit)
+        if world.files is not None:
+            world.files.write(job_id, commit, owner, claims=claims)
         world.committed(commit)
         if self._faults:
             _tell_all([fault.after_write for fault in self._faults], commit)
@@ -307,7 +310,11 @@ def live(
     world.host += 1
     runtime = _SimRuntime(case, world, life, choices, pace, checked=checked, told=told)
     try:
-        with use_runtime(runtime), threads_started(runtime.sim_clock) as runtime.started:
+        with (
+            nullcontext() if world.files is None else world.files.opened(),
+            use_runtime(runtime),
+            threads_started(runtime.sim_clock) as runtime.started,
+        ):
             if job is None:
                 life.job = runtime.execute(
                     flow, case.entry, case.params, slot=case.slot, job_id=case.job_id

@@ -38,11 +38,20 @@ from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
 from routilux.persist.upgrades import FIRST, FORMAT, SNAPSHOTS, loaded_part
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from routilux.clock import Clock
 
-__all__ = ["SNAPSHOT_EVERY", "Append", "JobStore", "Journal", "MemoryStore", "refusal"]
+__all__ = [
+    "SNAPSHOT_EVERY",
+    "Append",
+    "JobStore",
+    "Journal",
+    "MemoryStore",
+    "duplicate",
+    "refusal",
+    "refusals",
+]
 
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
@@ -168,6 +177,28 @@ def refusal(
     )
 
 
+def duplicate(job_id: str) -> DuplicateJobError:
+    """Return the error by which a store refuses to create a job that it holds."""
+    return DuplicateJobError(
+        f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
+    )
+
+
+def refusals(
+    appends: Iterable[Append], append: Callable[[Append], None]
+) -> list[LeaseLostError | None]:
+    """Try each append; return None for it, or by what it was refused."""
+    told: list[LeaseLostError | None] = []
+    for added in appends:
+        try:
+            append(added)
+        except LeaseLostError as error:
+            told.append(error)
+        else:
+            told.append(None)
+    return told
+
+
 class Journal:
     """Writes the commits of jobs to a store, and reads jobs back."""
 
@@ -283,9 +314,7 @@ class MemoryStore:
             if job is not None:
                 if (job.rows, job.writers) == ([row], [owner]):
                     return
-                raise DuplicateJobError(
-                    f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
-                )
+                raise duplicate(job_id)
             free_at = self._now() if queued else None
             job = self._jobs[job_id] = _Kept(flow_id, FREE if queued else owner, free_at)
             job.rows.append(row)
@@ -302,15 +331,12 @@ class MemoryStore:
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
         """Do several appends, of a job each; see `JobStore.append_all`."""
-        refusals: list[LeaseLostError | None] = []
-        for added in appends:
-            try:
-                self.append(added.job_id, added.seq, added.row, added.owner, rests=added.rests)
-            except LeaseLostError as error:
-                refusals.append(error)
-            else:
-                refusals.append(None)
-        return refusals
+        return refusals(
+            appends,
+            lambda added: self.append(
+                added.job_id, added.seq, added.row, added.owner, rests=added.rests
+            ),
+        )
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""

@@ -19,7 +19,7 @@ from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from routilux.core.records import JobStatus
+from routilux.core.records import CommitKind, JobStatus
 from routilux.errors import (
     NoActiveStepError,
     NotResumableError,
@@ -46,6 +46,7 @@ __all__ = ["Drive", "Loop"]
 
 _log = logging.getLogger("routilux")
 _RUNNING = JobStatus.RUNNING
+_RESUMED = CommitKind.RESUMED
 _ordinals = count(1)
 _timer_numbers = count()
 
@@ -147,7 +148,7 @@ class Drive:
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
     def commit(self, commit: Commit, *, claims: bool = False) -> None:
-        """Write a commit, fold it in, and tell the observers; the first one of a resume claims."""
+        """Write a commit, fold it in, and tell the observers; one that `claims` takes the job."""
         if self._journal is not None:
             job_id = self.machine.job.job_id
             self._journal.write(job_id, commit, self.runtime.owner, claims=claims)
@@ -156,7 +157,7 @@ class Drive:
             self._keep_snapshot()
         if commit.delay_ns:
             self.runtime.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
-        elif claims:
+        elif commit.kind is _RESUMED:
             for task in self.machine.job.pending_tasks:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns

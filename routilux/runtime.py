@@ -289,8 +289,13 @@ class Runtime:
         retry_failed: bool = False,
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
+        acquired: bool = False,
     ) -> Drive:
-        """Commit that a job goes on, here and nowhere else; whoever asked has to drive it."""
+        """Commit that a job goes on, here and nowhere else; whoever asked has to drive it.
+
+        One that was `acquired` goes on under its lease alone: claimed, it would be held without
+        one where the lease was lost meanwhile, and nobody could take it from a host that died.
+        """
         plan = flow.plan(execution_strategy)
         _check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
@@ -301,7 +306,7 @@ class Runtime:
                 drive.machine.resume(
                     drive.now_ns(), retry_failed=retry_failed, max_recoveries=self.max_recoveries
                 ),
-                claims=True,
+                claims=not acquired,
             )
         return drive
 

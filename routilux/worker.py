@@ -179,6 +179,8 @@ class Worker:
         job_id = store.acquire(runtime.owner, self._flows, self._lease_ns)
         if job_id is None:
             return False
+        if job_id in self._drives:  # a lease of its own that ended unseen; this is a new one
+            return True
         try:
             job = runtime.load(job_id)
             if job.status not in _LIVE:  # no job that rests is free, so somebody was faster
@@ -189,6 +191,7 @@ class Worker:
             drive = runtime.resumed(self._flows[job.flow_id], job, acquired=True)
         except LeaseLostError as error:
             _log.info("%s", error)
+            store.release(job_id, runtime.owner, 0)
         except RoutiluxError as error:
             _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
             store.release(job_id, runtime.owner, self._lease_ns)
@@ -209,10 +212,12 @@ class Worker:
         job, error = drive.machine.job, drive.error
         del self._drives[job.job_id]
         self._active.discard(drive)
-        if isinstance(error, LeaseLostError):
-            _log.info("%s", error)
-        elif error is not None:
-            _log.error("job %s broke off here, and is given back", job.job_id, exc_info=error)
+        if error is not None:
+            if isinstance(error, LeaseLostError):
+                _log.info("%s", error)
+            else:
+                _log.error("job %s broke off here, and is given back", job.job_id, exc_info=error)
+            # Also one that was lost: since then it may have been acquired again.
             self._store.release(job.job_id, self._runtime.owner, 0)
         elif job.status is JobStatus.RUNNING:
             due = drive.machine.due()

@@ -305,6 +305,31 @@ def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     assert [1] == ran
 
 
+@pytest.mark.parametrize("another", [False, True])
+def test_a_host_that_acquires_its_own_job_again_drives_it_once(
+    another: bool, runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=100)
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, lease=10)
+    assert host._take(False)
+    clock.advance(11)  # nobody renewed it
+    if another:
+        with Runtime(clock=clock, store=store) as other:
+            assert job_id == store.acquire(other.owner, ["tale"], 10 * SECOND)
+            other.resumed(flow, other.load(job_id), acquired=True)
+    clock.advance(84)
+    assert host._take(False)
+    assert [job_id] == list(host._drives)
+    clock.advance(6)  # the retry was due after 100
+    host._look_after()
+    assert {} == host._drives
+    assert (0 if another else None) == store.free_in(["tale"])
+    host.run(until_idle=True)
+    ran = [commit.kind for commit in runtime.load(job_id).commits]
+    assert ["start", "resumed", "retry", *["resumed"] * 2 * another, "done"] == ran
+
+
 # --- how it ends ----------------------------------------------------------------------------------
 
 

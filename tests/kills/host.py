@@ -37,7 +37,6 @@ from routilux import (
     NotResumableError,
     RoutiluxError,
     Runtime,
-    SystemClock,
     Worker,
     codec,
 )
@@ -85,22 +84,21 @@ class _Tells(logging.Handler):
         tell("log", record.getMessage())
 
 
-class _Clock(SystemClock):
-    """The system's clock, whose waits are places."""
+def _watch_waits(clock: Any, places: Places, worker: Worker) -> None:
+    """Make the waits of the system's clock places."""
+    wait = clock.wait
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
-        self.serves: Worker | None = None
-
-    def wait(self, signal: Any, until: int | None, key: Any = (), who: str = "") -> bool:
+    def waits(signal: Any, until: int | None, key: Any = (), who: str = "") -> Any:
         if who.endswith("(next retry)"):
             place = BACKOFF
-        elif who == "a worker" and self.serves is not None and not self.serves._drives:
+        elif who == "a worker" and not worker._drives:
             place = IDLE
         else:
-            return super().wait(signal, until, key, who)
-        with self._places.at(place):
-            return super().wait(signal, until, key, who)
+            return wait(signal, until, key, who)
+        with places.at(place):
+            return wait(signal, until, key, who)
+
+    clock.wait = waits
 
 
 def live(order: Mapping[str, Any], places: Places) -> None:
@@ -113,8 +111,7 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     store: Any = opened(order["store"], places)
     if "plant" in order:
         PLANTS[order["plant"]](store)
-    clock = _Clock(places)
-    runtime = Runtime(store=store, observers=[told], max_recoveries=None, clock=clock)
+    runtime = Runtime(store=store, observers=[told], max_recoveries=None)
     flow = asking(order["effects"]) if order.get("asks") else story(order["effects"])
     around.listens = _asks
     for job_id in order.get("submit", ()):
@@ -131,8 +128,9 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     if order.get("lingers"):
         around.lingers = _until_renewed(store)
     told.sigterm = order.get("sigterm", 0)
-    clock.serves = Worker(store, [flow], runtime=runtime, lease=lease)
-    clock.serves.run(until_idle=True)
+    worker = Worker(store, [flow], runtime=runtime, lease=lease)
+    _watch_waits(runtime.clock, places, worker)
+    worker.run(until_idle=True)
     for job_id in order.get("late", ()):
         try:
             store.append(job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, rests=False)
@@ -178,8 +176,8 @@ def _until_renewed(store: Any) -> Any:
 
 def serve() -> None:
     """Live one life after the other, each as a process of its own."""
-    routilux.drive.SNAPSHOT_EVERY = 4  # type: ignore[misc]  # so that short jobs have snapshots
-    routilux.persist.store.SNAPSHOT_EVERY = 4  # type: ignore[misc]  # the same
+    for module in (routilux.drive, routilux.persist.store):
+        vars(module)["SNAPSHOT_EVERY"] = 4  # so that short jobs have snapshots too
     places = Places()
     while True:
         order = hear()
@@ -193,5 +191,8 @@ def serve() -> None:
                 sys.excepthook(*sys.exc_info())
             finally:
                 os._exit(1)
-        _, status = os.waitpid(child, 0)
+        _, status = os.waitpid(child, os.WUNTRACED)
+        while os.WIFSTOPPED(status):
+            tell("stopped", child)
+            _, status = os.waitpid(child, os.WUNTRACED)
         tell("end", os.waitstatus_to_exitcode(status), places.last())

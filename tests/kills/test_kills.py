@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from time import time_ns
@@ -25,7 +25,7 @@ STILL = 0.3
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Fresh]:
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Fresh:
     """Returns where a store is that nobody has used."""
     numbers = count()
     if request.param == "postgres":
@@ -74,6 +74,7 @@ def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_re
         lazy = first.begin(**about, late=[job_id])
         first.until("begun")
         signal.pidfd_send_signal(lazy, signal.SIGSTOP)
+        first.until("stopped")
         stopped = time_ns()
         second.begin(**about)
         second.until("begun")

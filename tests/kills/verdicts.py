@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,7 @@ def _of_job(job: JobState) -> Iterator[str]:
         yield f"{who} has commits that are earlier than those before"
 
 
-def _retries(who: str, commits: tuple[Commit, ...] | list[Commit]) -> Iterator[str]:
+def _retries(who: str, commits: Sequence[Commit]) -> Iterator[str]:
     retries = [c for c in commits if c.kind is CommitKind.RETRY]
     if DELAYS_NS != (delays := tuple(c.delay_ns for c in retries)):
         yield f"{who} waited {delays} ns before its retries, not {DELAYS_NS}"

@@ -215,6 +215,10 @@ class SimDriver:
         if step.job_id == self._job_id:  # else of a job that a handler executes
             self._life.steps.append((len(self._world.commits), step))
 
+    def others(self, than: Ended) -> list[Ended]:
+        """Return none: which step ends first is chosen one by one."""
+        return []
+
     def poke(self) -> None:
         """Do nothing: `next` never waits."""
 

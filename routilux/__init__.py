@@ -47,7 +47,7 @@ from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome
 from routilux.flow import Connection, Flow
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
 from routilux.persist.document import SavedState
-from routilux.persist.store import JobStore, MemoryStore
+from routilux.persist.store import Append, JobStore, MemoryStore
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
 from routilux.runtime import Run, Runtime, use_runtime
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Append",
     "Clock",
     "ClockStalledError",
     "Commit",

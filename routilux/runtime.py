@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final, Self
 from routilux.clock import Clock, SystemClock
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.drive import Drive, Loop
+from routilux.drive import Drive
 from routilux.drivers.inline import InlineDriver
 from routilux.drivers.pool import PoolDriver
 from routilux.errors import (
@@ -35,6 +35,7 @@ from routilux.errors import (
 )
 from routilux.exchange import copied_payload
 from routilux.instants import to_ns
+from routilux.loop import Loop
 from routilux.persist.document import SavedState
 from routilux.persist.store import Journal
 from routilux.shape import homeless, mismatch

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routilux import (
+    Append,
     DuplicateJobError,
     FakeClock,
     JobStore,
@@ -119,6 +120,55 @@ def test_a_second_job_of_the_same_id_is_refused(store: JobStore, row: bytes, own
         store.create("j", row, owner, flow_id="f", queued=True)
     assert [b"row 1", b"row 2"] == store.rows("j")
     assert None is store.free_in(["f"])
+
+
+# --- rows of several jobs by one write ------------------------------------------------------------
+
+
+def several(store: JobStore) -> JobStore:
+    """Jobs `j`, `k` and `l` of flow `f`, of owner `a`, with a row each."""
+    for job_id in "jkl":
+        store.create(job_id, b"row 1", "a", flow_id="f", queued=False)
+    return store
+
+
+def test_rows_of_several_jobs_are_kept_by_one_write(store: JobStore) -> None:
+    several(store)
+    added = [Append(job_id, 2, job_id.encode(), "a", False) for job_id in "ljk"]
+    assert [None] * 3 == store.append_all(added)
+    assert [None] * 3 == store.append_all(added)  # the answer was lost, and it is done again
+    assert [[b"row 1", b"j"], [b"row 1", b"k"], [b"row 1", b"l"]] == [
+        store.rows(job_id) for job_id in "jkl"
+    ]
+    assert [] == store.append_all([])
+
+
+def test_a_row_that_is_refused_holds_up_no_other_and_is_told_in_its_place(store: JobStore) -> None:
+    several(store)
+    refusals = store.append_all(
+        [
+            Append("j", 3, b"x", "a", False),
+            Append("k", 2, b"k", "a", False),
+            Append("new", 2, b"x", "a", False),
+            Append("l", 2, b"x", "b", False),
+        ]
+    )
+    assert [True, False, True, True] == [isinstance(r, LeaseLostError) for r in refusals]
+    assert [1, 2, 0, 1] == [len(store.rows(job_id)) for job_id in ("j", "k", "new", "l")]
+    reasons = ["'j' has 1 commits", "None", "holds no job 'new'", "'l' belongs to 'a' now"]
+    assert [] == [
+        (told, reason)
+        for told, reason in zip(map(str, refusals), reasons, strict=True)
+        if reason not in told
+    ]
+
+
+def test_each_of_several_rows_says_whether_its_job_rests(store: JobStore) -> None:
+    queued(store, "j", "k")
+    assert "j" == store.acquire("b", ["f"], SECOND)
+    assert "k" == store.acquire("b", ["f"], SECOND)
+    store.append_all([Append("j", 2, b"2", "b", True), Append("k", 2, b"2", "b", False)])
+    assert ["k"] == store.renew("b", SECOND)
 
 
 # --- owners ---------------------------------------------------------------------------------------

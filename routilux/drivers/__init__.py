@@ -48,5 +48,8 @@ class Driver(Protocol):
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Return a step that is over; None if the instant `until` (monotonic) or a poke came."""
 
+    def others(self, than: Ended) -> list[Ended]:
+        """Return steps of other jobs that are over too, one of each, without waiting for any."""
+
     def poke(self) -> None:
         """Make `next` return at once; from any thread."""

@@ -52,6 +52,10 @@ class InlineDriver:
         slot = routine._slots[task.slot]
         return driven, step, run_step(step, routine, slot, plan.handlers[routine_id], driven)
 
+    def others(self, than: Ended) -> list[Ended]:
+        """Return none: it runs one step at a time."""
+        return []
+
     def poke(self) -> None:
         """Make `next` return at once; from any thread."""
         self._poked.set()

@@ -133,6 +133,16 @@ class PoolDriver:
         self._takes(-1)
         return self._ended.popleft()
 
+    def others(self, than: Ended) -> list[Ended]:
+        """Return steps of other jobs that are over too, one of each, without waiting for any."""
+        found: list[Ended] = []
+        ended, drives = self._ended, {than[0]}
+        while ended and ended[0][0] not in drives:
+            drives.add(ended[0][0])
+            found.append(ended.popleft())
+        self._takes(-len(found))
+        return found
+
     def _takes(self, steps: int) -> None:
         self._flying += steps
         self.room = self._flying < self.size

@@ -16,11 +16,16 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
-from routilux.errors import CorruptStateError, DuplicateJobError, UnsupportedVersionError
-from routilux.persist.store import refusal
+from routilux.errors import (
+    CorruptStateError,
+    DuplicateJobError,
+    LeaseLostError,
+    UnsupportedVersionError,
+)
+from routilux.persist.store import Append, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
 __all__ = ["PostgresStore"]
 
@@ -124,14 +129,30 @@ class PostgresStore:
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Keep the row of commit `seq`; see `JobStore.append`."""
-        added = {"job_id": job_id, "seq": seq, "row": row, "owner": owner}
         with self._writing() if rests else self._using() as db:
-            if not db.execute(_ADD, added).rowcount:
-                held_by, _, _ = self._held(db, job_id)
-                if held_by != owner or not self._stands(db, job_id, seq, row, owner):
-                    raise self._refusal(db, job_id, seq, owner)
-            if rests:
-                db.execute("UPDATE routilux_jobs SET free_at = NULL WHERE job_id = %s", (job_id,))
+            self._append(db, Append(job_id, seq, row, owner, rests))
+
+    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        """Do several appends, of a job each; see `JobStore.append_all`."""
+        refusals: dict[str, LeaseLostError] = {}
+        with self._writing() as db:
+            # In one order on all hosts, so that none waits for a lock of one that waits for it.
+            for added in sorted(appends, key=lambda added: added.job_id):
+                try:
+                    self._append(db, added)
+                except LeaseLostError as error:
+                    refusals[added.job_id] = error
+        return [refusals.get(added.job_id) for added in appends]
+
+    def _append(self, db: Any, added: Append) -> None:
+        job_id, seq, row, owner = added.job_id, added.seq, added.row, added.owner
+        values = {"job_id": job_id, "seq": seq, "row": row, "owner": owner}
+        if not db.execute(_ADD, values).rowcount:
+            held_by, _, _ = self._held(db, job_id)
+            if held_by != owner or not self._stands(db, job_id, seq, row, owner):
+                raise self._refusal(db, job_id, seq, owner)
+        if added.rests:
+            db.execute("UPDATE routilux_jobs SET free_at = NULL WHERE job_id = %s", (job_id,))
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""

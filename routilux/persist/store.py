@@ -4,7 +4,8 @@ Laws:
 - A store sees bytes and knows nothing of what is in them; the journal encodes what goes there.
 - One row a commit, keyed by (job id, sequence number). The key is the fence: a row that another
   owner has written is `LeaseLostError`; writing the same row again is accepted and does nothing.
-- When a write returns, the row is kept as safely as this store can.
+- When a write returns, the row is kept as safely as this store can. Rows of several jobs may share
+  one write, since what makes a row safe costs more than the row.
 - Beside its rows a job has two plain facts: its owner, and the instant from which it is free, that
   is, any host may take it. It is never free while it rests, nor while it is held without a lease.
 - Only the store's own time counts. Whoever asks says how long, never when, so that the clocks of
@@ -15,6 +16,7 @@ Laws:
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from routilux import codec
@@ -31,17 +33,28 @@ from routilux.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from routilux.clock import Clock
 
-__all__ = ["SNAPSHOT_EVERY", "JobStore", "Journal", "MemoryStore", "refusal"]
+__all__ = ["SNAPSHOT_EVERY", "Append", "JobStore", "Journal", "MemoryStore", "refusal"]
 
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
 
 _LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _ROWS_WORTH: Final = 256  # about as many bytes of a snapshot take as long to read as one row
+
+
+@dataclass(slots=True)
+class Append:
+    """A row that is to be kept; the arguments of `JobStore.append`."""
+
+    job_id: str
+    seq: int
+    row: bytes
+    owner: str
+    rests: bool
 
 
 class JobStore(Protocol):
@@ -63,6 +76,13 @@ class JobStore(Protocol):
 
         A row that stands there already, of the owner, is accepted. Raises `LeaseLostError` where
         `owner` does not own the job, another row stands there, or the one before is missing.
+        """
+
+    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        """Do several appends, of a job each, by one write.
+
+        Returns for each None where its row is kept, or the error that `append` would raise; a row
+        that is refused holds up no other. What it raises itself leaves all or none of them kept.
         """
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
@@ -158,6 +178,15 @@ class Journal:
             flow_id = cast("dict[str, str]", commit.detail)["flow_id"]
             queued = commit.status is JobStatus.PENDING
             self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
+
+    def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
+        """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
+        row = codec.dumps(commit.serialize()).encode()
+        return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
+
+    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        """Append rows of several jobs by one write; see `JobStore.append_all`."""
+        return self._store.append_all(appends)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
@@ -264,6 +293,18 @@ class MemoryStore:
                 raise self._refusal(job_id, seq, owner)
             if rests:
                 job.free_at = None
+
+    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        """Do several appends, of a job each; see `JobStore.append_all`."""
+        refusals: list[LeaseLostError | None] = []
+        for added in appends:
+            try:
+                self.append(added.job_id, added.seq, added.row, added.owner, rests=added.rests)
+            except LeaseLostError as error:
+                refusals.append(error)
+            else:
+                refusals.append(None)
+        return refusals
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""

@@ -25,6 +25,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from hashlib import sha256
+from itertools import count
 from typing import Any, Final
 
 import routilux.drive
@@ -161,17 +162,26 @@ def _asks() -> None:
 
 
 def _until_renewed(store: Any) -> Any:
-    """Return what waits for a word, which every renewal of a lease is."""
+    """Return what waits for a word, which every renewal of a lease is for all who wait."""
     ear, mouth = os.pipe()
     renew = store.renew
+    waiting = count()
+    told = 0
 
     def renews(owner: str, lease_ns: int) -> Any:
+        nonlocal told
         held = renew(owner, lease_ns)
-        os.write(mouth, b".")
+        begun = next(waiting)  # which counts this call too
+        os.write(mouth, b"." * (begun - told))
+        told = begun + 1
         return held
 
+    def lingers() -> None:
+        next(waiting)
+        os.read(ear, 1)
+
     store.renew = renews
-    return lambda: os.read(ear, 1)
+    return lingers
 
 
 def serve() -> None:

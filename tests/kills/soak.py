@@ -155,8 +155,8 @@ class Soak:
         store, effects = self.fresh(), str(self.folder / "rehearsal")
         lives: list[dict[str, Any]] = [
             {"submit": ["r1"], "left": True},
-            {"submit": ["r2", "r3"], "lingers": True},
-            {"submit": ["r4", "r5"], "lingers": True, "sigterm": 1},
+            {"submit": ["r2", "r3", "r4", "r5"], "lingers": True},
+            {"submit": ["r6", "r7"], "lingers": True, "sigterm": 1},
             {"resume": "all"},
         ]
         for take in range(_TAKES):  # some places are passed by chance, though seldom missed
@@ -284,14 +284,16 @@ class _Round:
             within = 0 if exact else 1 + chance.randrange(_WITHIN_NS)
             nth = 1 + chance.randrange(max(1, self._soak.places[aim] // 3))
             order["aim"] = [aim, nth, within]
-            order["lingers"] = "renew" in aim
+            order["lingers"] = "renew" in aim or "append_all" in aim
             order["left"] = aim == IDLE
         if "release" in aim or chance.random() < 0.05:
             order["sigterm"] = 1 + chance.randrange(8)
             order["lingers"] = True  # so that it is stopped before it has done all
         resumes = "claim" in aim or chance.random() < _RESUMES
-        if len(self._open) < _FEW or "create" in aim or resumes:
-            order["submit"] = [f"{life}-0", f"{life}-1"]
+        if len(self._open) < _FEW or "create" in aim or "append_all" in aim or resumes:
+            # As many as it takes for some to end while the first of them is committed.
+            jobs = 4 if "append_all" in aim else 2
+            order["submit"] = [f"{life}-{job}" for job in range(jobs)]
         if resumes:
             begun = sorted(self._open)
             order["resume"] = [*chance.sample(begun, min(2, len(begun))), *order["submit"]]

@@ -18,7 +18,16 @@ from tests.kills.places import Places
 
 __all__ = ["WRITES", "opened", "plain"]
 
-WRITES: Final = ("create", "append", "claim", "keep_snapshot", "acquire", "renew", "release")
+WRITES: Final = (
+    "create",
+    "append",
+    "append_all",
+    "claim",
+    "keep_snapshot",
+    "acquire",
+    "renew",
+    "release",
+)
 _STATEMENT: Final = re.compile(r"\s*(\w+)")
 _TABLE: Final = re.compile(r"\b(?:INTO|UPDATE|FROM)\s+(?:routilux_)?(\w+)\b(?!\()")
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 import routilux
 from routilux import (
+    Append,
     Clock,
     ClockStalledError,
     Commit,
@@ -212,6 +213,10 @@ class Watch:
 watch: Observer = Watch()
 monitor = ExecutionMonitor()
 store: JobStore = MemoryStore()
+assert_type(
+    store.append_all([Append("job-1", 2, b"{}", "host-a", rests=False)]),
+    list[LeaseLostError | None],
+)
 durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())
 hosted: JobStore = PostgresStore("postgresql://user@host/database")
 clock: Clock = FakeClock("2026-01-03T12:59:03+00:00", autojump=False)

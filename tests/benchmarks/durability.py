@@ -59,12 +59,9 @@ def _file() -> Path:
     return Path(folder.name, "jobs.db")
 
 
-def durable_steps(steps: int, rounds: int) -> Measurement:
-    """Compare the steps of a job, each on the disk before the next, with the rows alone."""
-    flow, store = counter(steps), SqliteStore(_file())
-    runtime = Runtime(store=store)
+def bare_rows(rows: Sequence[bytes], owner: str) -> Callable[[], None]:
+    """Return what adds the rows by the bare `sqlite3` module, each as safe as a commit of ours."""
     numbers = count()
-    rows = store.rows(flow.execute("counts", runtime=runtime).job_id)
     bare = sqlite3.connect(_file(), isolation_level=None)
     bare.execute("PRAGMA journal_mode = WAL")
     bare.execute("PRAGMA synchronous = FULL")
@@ -76,7 +73,17 @@ def durable_steps(steps: int, rounds: int) -> Measurement:
     def insert() -> None:
         job = next(numbers)
         for seq, row in enumerate(rows, 1):
-            bare.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", (job, seq, runtime.owner, row))
+            bare.execute("INSERT INTO commits VALUES (?, ?, ?, ?)", (job, seq, owner, row))
+
+    return insert
+
+
+def durable_steps(steps: int, rounds: int) -> Measurement:
+    """Compare the steps of a job, each on the disk before the next, with the rows alone."""
+    flow, store = counter(steps), SqliteStore(_file())
+    runtime = Runtime(store=store)
+    rows = store.rows(flow.execute("counts", runtime=runtime).job_id)
+    insert = bare_rows(rows, runtime.owner)
 
     def execute() -> None:
         job = flow.execute("counts", runtime=runtime)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.benchmarks import crowds as c
 from tests.benchmarks import durability as d
 from tests.benchmarks import measurements as m
 from tests.benchmarks import simulations as s
@@ -81,3 +82,19 @@ def test_a_durable_step_costs_little_more_than_its_row_on_the_disk(measure: Meas
 
 def test_a_long_job_is_loaded_at_once_however_many_others_there_are(measure: Measure) -> None:
     measure(d.loading([(1_000, 20), (100_000, 1_000)], finished=2_000, rounds=10))
+
+
+def test_jobs_that_run_at_once_share_what_the_disk_costs(measure: Measure) -> None:
+    measure(c.group_commit(16, 100, rounds=10))
+
+
+def test_more_workers_finish_more_jobs(measure: Measure) -> None:
+    measure(c.workers((1, 2, 4), jobs=1_000, rounds=3))
+
+
+def test_ten_thousand_jobs_wait_and_each_wakes_in_time(measure: Measure) -> None:
+    measure(c.waiting_jobs(10_000, pace=0.001, lead=15))
+
+
+def test_a_job_of_many_steps_takes_no_more_memory_than_one_of_few(measure: Measure) -> None:
+    measure(c.long_history(100_000))

@@ -8,7 +8,8 @@ line, to its standard output. A worker is a fork of it, so that a life costs mil
     resume           ids of jobs that are then resumed in this process, lease or not; or all of them
     aim              where the worker is killed: a place, the how manieth time, and up to how long
                      after it; or `timer`, when it is killed wherever it is. Both in nanoseconds
-    stops_at         the place at which it stands still, in place of being killed
+    stops_at         the place at which it stands still, in place of being killed; where it asks,
+                     from then on
     lingers          handlers last until a lease was renewed
     sigterm          the how manieth commit of the worker is followed by a SIGTERM
     asks             the flow is the one that asks; `held`: the worker waits for a word to begin
@@ -24,6 +25,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from functools import partial
 from hashlib import sha256
 from itertools import count
 from typing import Any, Final
@@ -114,7 +116,7 @@ def live(order: Mapping[str, Any], places: Places) -> None:
         PLANTS[order["plant"]](store)
     runtime = Runtime(store=store, observers=[told], max_recoveries=None)
     flow = asking(order["effects"]) if order.get("asks") else story(order["effects"])
-    around.listens = _asks
+    around.listens = partial(_asks, order, places)
     for job_id in order.get("submit", ()):
         runtime.submit(flow, "first", job_id=job_id)
     lease = order.get("lease", LEASE)
@@ -150,14 +152,16 @@ def _resume(runtime: Runtime, flow: Flow, job_id: str) -> None:
 def _aim(order: Mapping[str, Any], places: Places) -> None:
     if "aim" in order:
         places.aim(*order["aim"])
-    elif "stops_at" in order:
+    elif "stops_at" in order and not order.get("asks"):
         places.aim(order["stops_at"], 1, stops=True)
     if not order.get("held"):
         kill_in(order.get("timer", LONGEST_LIFE_NS))
 
 
-def _asks() -> None:
+def _asks(order: Mapping[str, Any], places: Places) -> None:
     tell("begun")
+    if "stops_at" in order:
+        places.aim(order["stops_at"], 1, stops=True)
     hear()
 
 

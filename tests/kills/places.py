@@ -59,13 +59,14 @@ class Places:
     # --- in the process itself --------------------------------------------------------------------
 
     def aim(self, place: str, nth: int, within_ns: int = 0, *, stops: bool = False) -> None:
-        """Be killed when `place` is entered for the n-th time, or up to so long after it.
+        """Be killed when `place` is entered for the n-th time from now, or up to so long after it.
 
         `stops` makes it a SIGSTOP.
         """
-        self._aim = place, nth
-        self._within_ns = within_ns
-        self._signal = signal.SIGSTOP if stops else signal.SIGKILL
+        with self._lock:
+            self._aim = place, self.passed[place] + nth
+            self._within_ns = within_ns
+            self._signal = signal.SIGSTOP if stops else signal.SIGKILL
 
     def enter(self, place: str) -> None:
         """Be at a place from now on."""

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from routilux import JobStatus, Runtime, Worker
+from tests.kills.__main__ import main
 from tests.kills.soak import ROOT, Soak, hosts
 from tests.kills.stores import plain
 from tests.kills.story import asking
@@ -57,6 +58,40 @@ def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken() -> No
     assert "\nappend: INSERT commits " in told.stdout
     assert " kills in " in told.stdout
     assert told.stdout.endswith("every retry as it was due\n")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "asked", "said", "code"),
+    [
+        ("tests.kills.soak.broken", "--count=5", "a fault\n1 broken; what is left is in ", 1),
+        ("", "--minutes=0", "the time was too short", 2),
+        ("", "--count=1", "too seldom: {'before create': ", 2),
+        ("tests.persist.postgres_server.available", "--store=postgres", "a fault", 2),
+    ],
+)
+def test_the_script_does_not_end_well_where_something_is_broken_or_left_out(
+    trouble: str,
+    asked: str,
+    said: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if trouble:
+        monkeypatch.setattr(trouble, lambda *_: ["a fault"] if "soak" in trouble else "a fault")
+    monkeypatch.setattr(sys, "argv", ["kills", f"--folder={tmp_path}", asked])
+    assert code == main()
+    assert said in capsys.readouterr().out
+    assert (code == 1) is bool(list(tmp_path.iterdir())), "what is broken stays, and else nothing"
+
+
+def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
+    soak = Soak([], str, tmp_path)
+    soak.places.update(["before renew", "renew: UPDATE jobs", "in a handler"])
+    missing = soak.missing()
+    assert {"after renew", "before release", "a statement of append_all"} <= set(missing)
+    assert not {"before renew", "a statement of renew", "in a handler"} & set(missing)
 
 
 # --- a host that stands still ---------------------------------------------------------------------

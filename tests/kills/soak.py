@@ -35,6 +35,7 @@ __all__ = ["Host", "Soak", "hosts", "kill"]
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = 120  # seconds that a busy machine may take to say a word
 _AT_RANDOM: Final = 0.15  # of all kills: wherever the process is
+_ANY: Final = 0.1  # of those that are aimed: not at a place that was struck least
 _WITHIN: Final = 0.2  # of those that are aimed: some time after the place was entered
 _RESUMES: Final = 0.1  # of all lives: one that resumes jobs without a lease
 _WITHIN_NS: Final = 400_000
@@ -173,7 +174,7 @@ class Soak:
     def round(self, count: int, fewest: int = 0) -> None:
         """Live until `count` more were killed, or the time is over; then look at what is left.
 
-        It goes on for as many again where not every place was struck `fewest` times.
+        It goes on for twice as many where not every place was struck `fewest` times.
         """
         self.rounds += 1
         store, effects = self.fresh(), self.folder / f"effects-{self.rounds}"
@@ -270,7 +271,7 @@ class _Round:
     def _is_over(self) -> bool:
         kills = self._soak.kills() - self._begun
         return kills >= self._count and (
-            kills >= 2 * self._count or not self._soak.rare(self._fewest)
+            kills >= 3 * self._count or not self._soak.rare(self._fewest)
         )
 
     def _chosen(self, chance: random.Random, life: str) -> dict[str, Any]:
@@ -300,10 +301,12 @@ class _Round:
         return order
 
     def _aim(self, chance: random.Random) -> str:
-        """Return one of the places that were struck least."""
-        at = self._soak.struck["at"]
-        fewest = min(at[place] for place in self._soak.places)
-        return chance.choice([p for p in self._soak.places if at[p] <= fewest + 1])
+        """Return one of the places that were struck least; sometimes any, lest it is out of reach."""
+        at, places = self._soak.struck["at"], list(self._soak.places)
+        if chance.random() < _ANY:
+            return chance.choice(places)
+        fewest = min(at[place] for place in places)
+        return chance.choice([place for place in places if at[place] == fewest])
 
     def _follow(self, told: list[list[Any]]) -> None:
         for said in told:

@@ -47,6 +47,7 @@ from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome
 from routilux.flow import Connection, Flow
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
 from routilux.persist.document import SavedState
+from routilux.persist.leases import Acquired, Hold
 from routilux.persist.store import Append, JobStore, MemoryStore
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Acquired",
     "Append",
     "Clock",
     "ClockStalledError",
@@ -82,6 +84,7 @@ __all__ = [
     "FlowDefinitionError",
     "FlowMismatchError",
     "HistoryRecord",
+    "Hold",
     "IllegalTransitionError",
     "JobFailedError",
     "JobState",

@@ -178,7 +178,10 @@ class _Story:
         return self._line("📌", commit, *parts)
 
     def _resumed(self, commit: Commit) -> Line:
-        parts: list[Part] = [("resumed", "bold"), f", job {commit.status.value}"]
+        what = "resumed"
+        if commit.status is JobStatus.PENDING and not (commit.detail or {}).get("retry_failed"):
+            what = "taken over"
+        parts: list[Part] = [(what, "bold"), f", job {commit.status.value}"]
         if self._thorough:
             detail = commit.detail or {}
             facts = [f"after {seconds_text(commit.at_ns - self._before)} s"]

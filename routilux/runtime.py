@@ -30,6 +30,7 @@ from routilux.drivers.pool import PoolDriver
 from routilux.errors import (
     FlowDefinitionError,
     FlowMismatchError,
+    LeaseLostError,
     NotResumableError,
     RoutiluxError,
 )
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from routilux.exchange import StepInput
     from routilux.flow import ExecutionStrategy, Flow, Plan
     from routilux.monitor import Observer
+    from routilux.persist.leases import Acquired
     from routilux.persist.store import JobStore
 
 __all__ = ["ObserverFailure", "Run", "Runtime", "default_runtime", "use_runtime"]
@@ -120,9 +122,13 @@ class Run:
         """End the job for good; steps in flight still commit. Raises `NotResumableError`."""
         self._drive.request("cancel", reason)
 
-    def checkpoint(self, path: str | Path) -> None:
+    def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
         """Write the job, as of its last commit, to a file; see `SavedState.write`."""
-        SavedState.capture(self._flow, self._drive.snapshot()).write(path)
+        try:
+            saved = SavedState.capture(self._flow, self._drive.snapshot())
+            saved.write(path, key=key)
+        finally:
+            del key
 
 
 class Runtime:
@@ -179,12 +185,16 @@ class Runtime:
         self._teller: int | None = None  # the thread that tells the observers
         self._spare: list[PoolDriver] = []
         self._background: Loop | None = None
+        self.taking = threading.Lock()  # held while the leases of this owner change
+        self.taken: set[str] = set()  # the jobs that workers have under a lease, as this owner
         self._closed = False  # then no thread is kept for later
 
     @cached_property
     def owner(self) -> str:
-        """What tells this runtime from all others, to a store."""
-        return f"{os.getpid()}-{token_hex(16)}"
+        """What tells this runtime from all others, to a store; and people, where it is."""
+        import platform  # slow at import, for those only who have a store anyway
+
+        return f"{platform.node()}:{os.getpid()}:{token_hex(8)}"
 
     # --- running --------------------------------------------------------------------------------
 
@@ -290,13 +300,17 @@ class Runtime:
         retry_failed: bool = False,
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
-        acquired: bool = False,
+        acquired: Acquired | None = None,
     ) -> Drive:
         """Commit that a job goes on, here and nowhere else; whoever asked has to drive it.
 
         One that was `acquired` goes on under its lease alone: claimed, it would be held without
         one where the lease was lost meanwhile, and nobody could take it from a host that died.
         """
+        if acquired is None:
+            clean = self._was_given_back(job.job_id)
+        else:
+            clean = acquired.clean
         plan = flow.plan(execution_strategy)
         _check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
@@ -305,9 +319,13 @@ class Runtime:
         with self.lock:
             drive.commit(
                 drive.machine.resume(
-                    drive.now_ns(), retry_failed=retry_failed, max_recoveries=self.max_recoveries
+                    drive.now_ns(),
+                    retry_failed=retry_failed,
+                    max_recoveries=self.max_recoveries,
+                    clean=clean,
                 ),
-                claims=not acquired,
+                claims=acquired is None,
+                acquired=acquired is not None,
             )
         return drive
 
@@ -362,6 +380,16 @@ class Runtime:
         with self.lock:
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
         return drive
+
+    def _was_given_back(self, job_id: str) -> bool:
+        hold = None if self.store is None else self.store.holders(job_id).get(job_id)
+        if hold is None:
+            return False
+        if hold.is_leased and hold.owner != self.owner:
+            raise LeaseLostError(
+                f"job {job_id!r} is {hold}; until then nobody else can go on with it"
+            )
+        return hold.clean
 
     def refuse_observer(self, what: str) -> None:
         """Raise where an observer waits for a job: all jobs wait for the observer."""

@@ -3,7 +3,8 @@
 Laws:
 - A job is driven by the one host that has acquired it. While its handlers run, the lease is
   renewed; a host that stands still loses it, and with it the right to commit.
-- A worker that ends gives back what it holds; one that is killed leaves it to its leases.
+- A worker that ends gives back what it holds; one that is killed leaves it to its leases. What it
+  has a lease on but does not drive, since the answer of the store was lost, it gives back too.
 - It waits for what will happen: a job that rests, the next job that is free, the next renewal. Only
   what other processes do, which nobody tells it, is looked for every `POLL` seconds.
 - What can't be resumed is told and put aside, and holds up nothing else.
@@ -176,11 +177,15 @@ class Worker:
         runtime, store = self._runtime, self._store
         if not self._drives:
             self._renew_at = self._clock.monotonic_ns() + self._lease_ns // _RENEWALS
-        job_id = store.acquire(runtime.owner, self._flows, self._lease_ns)
-        if job_id is None:
-            return False
-        if job_id in self._drives:  # a lease of its own that ended unseen; this is a new one
-            return True
+        with runtime.taking:
+            acquired = store.acquire(runtime.owner, self._flows, self._lease_ns)
+            if acquired is None:
+                return False
+            job_id = acquired.job_id
+            runtime.taken.add(job_id)
+        if job_id in self._drives:
+            self._lose(self._drives[job_id])
+        drive = None
         try:
             job = runtime.load(job_id)
             if job.status not in _LIVE:  # no job that rests is free, so somebody was faster
@@ -188,13 +193,12 @@ class Worker:
                     f"job {job_id!r} is {job.status.value} now: another host has gone on with it"
                     " while this one stood still for too long"
                 )
-            drive = runtime.resumed(self._flows[job.flow_id], job, acquired=True)
+            drive = runtime.resumed(self._flows[job.flow_id], job, acquired=acquired)
         except LeaseLostError as error:
             _log.info("%s", error)
-            store.release(job_id, runtime.owner, 0)
         except RoutiluxError as error:
             _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
-            store.release(job_id, runtime.owner, self._lease_ns)
+            store.release(job_id, runtime.owner, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise
         else:
@@ -202,6 +206,9 @@ class Worker:
             self._drives[job_id] = drive
             self._active.add(drive)
             runtime._drive_in_background(drive)
+        finally:
+            if drive is None:
+                runtime.taken.discard(job_id)
         return True
 
     def _note_rest(self, drive: Drive) -> None:
@@ -210,30 +217,44 @@ class Worker:
 
     def _let_go(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
-        del self._drives[job.job_id]
+        lost = isinstance(error, LeaseLostError)
+        if lost:
+            _log.info("%s", error)
+        elif error is not None:
+            _log.error("job %s broke off here, and is given back", job.job_id, exc_info=error)
         self._active.discard(drive)
-        if error is not None:
-            if isinstance(error, LeaseLostError):
-                _log.info("%s", error)
-            else:
-                _log.error("job %s broke off here, and is given back", job.job_id, exc_info=error)
-            # Also one that was lost: since then it may have been acquired again.
-            self._store.release(job.job_id, self._runtime.owner, 0)
-        elif job.status is JobStatus.RUNNING:
-            due = drive.machine.due()
-            wait = 0 if due is None else max(0, due - drive.now_ns())
-            self._store.release(job.job_id, self._runtime.owner, wait)
+        if self._drives.get(job.job_id) is not drive:
+            return  # it was taken anew meanwhile
+        del self._drives[job.job_id]
+        runtime, store = self._runtime, self._store
+        with runtime.taking:
+            runtime.taken.discard(job.job_id)
+            if error is None and job.status is JobStatus.RUNNING:
+                due = drive.machine.due()
+                wait = 0 if due is None else max(0, due - drive.now_ns())
+                store.release(job.job_id, runtime.owner, wait)
+            elif error is not None and not lost:
+                store.release(job.job_id, runtime.owner, 0, clean=False)
 
     def _renew(self) -> None:
         # The next one is reckoned from before this one: the store's lease is not shorter.
         self._renew_at = self._clock.monotonic_ns() + self._lease_ns // _RENEWALS
-        held = set(self._store.renew(self._runtime.owner, self._lease_ns))
-        for job_id, drive in self._drives.items():
-            with self._runtime.lock:
-                running = drive.machine.job.status is JobStatus.RUNNING
-                if job_id not in held and drive.loop is not None and running:
-                    gone = f"job {job_id!r} was taken over by another host while this one stood"
-                    drive.loop.fail(drive, LeaseLostError(f"{gone} still for too long"))
+        runtime, store = self._runtime, self._store
+        with runtime.taking:
+            held = set(store.renew(runtime.owner, self._lease_ns))
+            for job_id in sorted(held - runtime.taken):
+                _log.info("job %s is given back: its lease is held here, and unknown", job_id)
+                store.release(job_id, runtime.owner, 0)
+        for job_id in self._drives.keys() - held:
+            self._lose(self._drives[job_id])
+
+    def _lose(self, drive: Drive) -> None:
+        with self._runtime.lock:
+            job = drive.machine.job
+            if drive.loop is not None and job.status is JobStatus.RUNNING:
+                whom = "an operator, or another host while this one stood still for too long"
+                lost = LeaseLostError(f"job {job.job_id!r} was taken over by {whom}")
+                drive.loop.fail(drive, lost)
 
     @contextmanager
     def _told_by_signal(self) -> Iterator[None]:

@@ -39,6 +39,7 @@ from routilux.persist import operator
 from routilux.persist.opening import looked
 from tests.drivers.workshop import PATIENCE, chain
 from tests.persist import postgres_server
+from tests.persist.stores import acquire
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -134,6 +135,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "charge", {"order": "A2"}, job_id="failed", runtime=host(3000)
         )
         waits = host(3510, autojump=False)
+        waits.owner = "web-1:4711:9f86d081884c7d65"
         payment(delay=100).start("charge", {"order": "A3"}, job_id="waits", runtime=waits)
         waits.clock.advance(0.12)  # type: ignore[attr-defined]
         waits.close()
@@ -180,12 +182,12 @@ def command(
 # --- jobs -----------------------------------------------------------------------------------------
 
 JOBS = """\
-job     flow     status        age  commits  retries  next due, UTC
-queued  payment  pending      10 s        1        0  10 s ago, 12:59:50
-paused  payment  paused       20 s        3        1  –
-waits   payment  running      90 s        2        1  in 11 s, 13:00:10
-failed  payment  failed     10 min        3        1  –
-done    payment  completed  60 min        7        2  –
+job     flow     status     held by                  age  commits  retries  next due, UTC
+queued  payment  pending    nobody                  10 s        1        0  10 s ago, 12:59:50
+paused  payment  paused     –                       20 s        3        1  –
+waits   payment  running    web-1:4711, no lease    90 s        2        1  in 11 s, 13:00:10
+failed  payment  failed     –                     10 min        3        1  –
+done    payment  completed  –                     60 min        7        2  –
 
 5 jobs: 1 pending, 1 running, 1 paused, 1 completed, 1 failed
 """
@@ -311,6 +313,7 @@ status failed · 1 retry · 3 commits · 0.7400 s from the first commit to the l
 WAITS = """\
 job waits of flow payment
 started 2026-01-01 12:58:30 UTC, 90 s ago; last commit 89 s ago
+held by web-1:4711:9f86d081884c7d65 without a lease
 
 🚀 [ 0.000s] charge.trigger
                order  A3
@@ -394,12 +397,95 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
     assert "resumed, job pending · after 599.260 s · a fresh budget for what failed" in page
 
 
+def leased(store: Path, seconds: int) -> None:
+    with SqliteStore(store, clock=NOW) as jobs:
+        assert "queued" == acquire(jobs, "web-2:7:cafe", ["payment"], seconds * SECOND)
+
+
+def test_who_has_a_job_under_a_lease_is_told_with_its_end(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leased(store, 25)
+    assert "  web-2:7, lease for 25 s  " in told(capsys, "jobs", store)
+    assert "\nheld by web-2:7:cafe, whose lease ends in 25.0 s\n" in told(
+        capsys, "show", store, "queued"
+    )
+    held = json.loads(told(capsys, "show", store, "queued", "--json"))["held"]
+    assert {"owner": "web-2:7:cafe", "free_in_ns": 25 * SECOND} == held
+    assert (
+        "job queued is pending, held by web-2:7:cafe, whose lease ends in 25.0 s; a worker takes it"
+        " up if that process does not renew it; --take-over does not wait"
+    ) == refused(capsys, "retry", store, "queued")
+
+
+def test_who_had_a_job_under_a_lease_that_has_ended_is_told(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leased(store, 0)
+    assert "  web-2:7, lease over  " in told(capsys, "jobs", store)
+    assert (
+        "job queued is pending, left by web-2:7:cafe, whose lease has ended; it needs nothing but a"
+        " worker of flow payment that runs"
+    ) == refused(capsys, "retry", store, "queued")
+
+
+def test_a_job_is_taken_over_from_a_process_that_died_and_a_worker_goes_on_with_it(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = "job waits is taken over; a worker of flow payment can take it up (commit 3)\n"
+    assert line == told(capsys, "retry", store, "waits", "--take-over")
+    assert "\nheld by nobody, and free to be taken now\n" in told(capsys, "show", store, "waits")
+    with SqliteStore(store, clock=NOW) as jobs:
+        operator.cancel(jobs, "queued", NOW.now_ns())
+        host = Runtime(clock=after(3601), store=jobs)
+        Worker(jobs, [payment()], runtime=host).run(until_idle=True)
+        job = host.load("waits", history=True)
+    assert JobStatus.COMPLETED is job.status
+    assert [1, 2, 3] == [
+        c.attempt for c in job.commits if c.routine_id == "charge" and not c.effect
+    ]
+    page = told(capsys, "show", store, "waits")
+    assert "⏩ [ 90.000s] taken over, job pending · after 89.880 s\n" in page
+
+
+@pytest.mark.parametrize("lease", [None, 3600])
+def test_a_process_that_is_alive_after_all_can_commit_no_more_to_a_job_that_was_taken_over(
+    store: Path, capsys: pytest.CaptureFixture[str], lease: int | None
+) -> None:
+    with SqliteStore(store, clock=NOW) as jobs:
+        host = Runtime(clock=NOW, store=jobs)
+        if lease:
+            jobs.acquire(host.owner, ["payment"], lease * SECOND)
+        drive = host.resumed(payment(), host.load("queued"))
+        told(capsys, "retry", store, "queued", "--take-over")
+        with pytest.raises(LeaseLostError, match="'queued' is free to be taken by any host now"):
+            drive.request("pause")
+        job = host.load("queued")
+    assert (JobStatus.PENDING, 1) == (job.status, job.recoveries)
+
+
+def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with SqliteStore(store, clock=NOW) as jobs:
+        statuses = []
+        for _ in range(4):
+            host = Runtime(clock=NOW, store=jobs, max_recoveries=2)
+            host.resumed(payment(), host.load("queued"))  # it dies at once
+            statuses.append(host.load("queued").status.value)
+            if statuses[-1] == "running":
+                told(capsys, "retry", store, "queued", "--take-over")
+        job = host.load("queued", history=True)
+    assert ["running"] * 3 + ["failed"] == statuses
+    assert "recovered 2 times without progress" in str(job.error)
+
+
 def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(
     store: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=NOW, store=jobs)
-        assert "queued" == jobs.acquire(host.owner, ["payment"], 10 * SECOND)
+        assert "queued" == acquire(jobs, host.owner, ["payment"], 10 * SECOND)
         drive = host.resumed(payment(), host.load("queued"))
         line = "job queued is cancelled (commit 3)\n"
         assert line == told(capsys, "cancel", store, "queued", "--reason", "by phone")
@@ -441,11 +527,18 @@ def test_a_host_that_is_always_faster_is_told() -> None:
         operator.cancel(store, "k", 0)
 
 
+HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
+GONE = "if that process is gone for good, --take-over leaves the job to a worker"
+FREE = "held by nobody, and free to be taken now"
+NEEDS = "it needs nothing but a worker of flow payment that runs"
+
+
 @pytest.mark.parametrize(
     ("what", "job_id", "message"),
     [
         ("retry", "done", "job done is completed; only a job that failed gets a fresh budget"),
-        ("retry", "waits", "job waits is running; only a job that failed gets a fresh budget"),
+        ("retry", "waits", f"job waits is running, {HELD}; {GONE}"),
+        ("retry", "queued", f"job queued is pending, {FREE}; {NEEDS}"),
         ("cancel", "done", "job done is completed; it can't be cancelled any more"),
     ],
 )
@@ -513,6 +606,7 @@ def test_every_command_gives_json_of_one_shape(
         "retries": 1,
         "due_ns": NOW.now_ns() + 10 * SECOND + 120_000_000,
         "error": None,
+        "held": {"owner": "web-1:4711:9f86d081884c7d65", "free_in_ns": None},
     }
     assert ["queued", "paused", "waits"] == [job["job_id"] for job in found["jobs"]]
     assert waits == found["jobs"][2]
@@ -523,7 +617,8 @@ def test_every_command_gives_json_of_one_shape(
     with SqliteStore(store) as jobs:
         job = Runtime(store=jobs).load("done", history=True)
     shown = data("show", "done")
-    assert ["job"] == list(shown)
+    assert ["job", "held"] == list(shown)
+    assert None is shown["held"]
     assert job == JobState.deserialize(shown["job"])
     assert {"job_id": "failed", "status": "pending", "seq": 4} == data("retry", "failed")
     assert {"job_id": "failed", "status": "cancelled", "seq": 5} == data("cancel", "failed")
@@ -660,7 +755,7 @@ def test_who_is_overtaken_by_a_writer_reads_again(store: Path) -> None:
             reads.append(len(jobs.job_ids()))
             return reads[-1]
 
-        assert 6 == looked(str(store), look)
+        assert 6 == looked(str(store), look, NOW)
     assert [5, 6] == reads
 
 
@@ -676,7 +771,7 @@ def test_what_fails_because_of_a_writer_is_read_again(store: Path) -> None:
                 raise CorruptStateError("jobs.db", "is no sound database")
             return jobs.job_ids()
 
-        assert "new" in looked(str(store), look)
+        assert "new" in looked(str(store), look, NOW)
 
 
 @pytest.mark.parametrize(
@@ -711,7 +806,7 @@ _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
             r"\$\.failed\[2\]: is of type int",
         ),
         (f"DELETE FROM commits {_FAILED_ROWS} AND seq = 2", r"\$\.failed\[2\]: .*can't follow"),
-        (f"DELETE FROM commits {_FAILED_ROWS}", "has no commits"),
+        (f"DELETE FROM commits {_FAILED_ROWS}", r"\$\.failed: has no commits"),
     ],
 )
 def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
@@ -728,6 +823,24 @@ def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
     assert "4 jobs: 1 pending, 1 running, 1 paused, 1 completed" == out.splitlines()[-1]
     assert 1 == main(["jobs", str(store), "--json"], clock=NOW)
     assert ["failed"] == [job["job_id"] for job in json.loads(capsys.readouterr().out)["damaged"]]
+
+
+def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_damaged(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _sql(
+        "UPDATE commits SET row = CAST(replace(row, 'routilux/1', 'routilux/7') AS BLOB)"
+        f" {_FAILED_ROWS} AND seq = 1"
+    )(store)
+    message = (
+        "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', of a newer"
+        " routilux; this one reads up to 'routilux/1': install a newer one here, or go on with the"
+        " job where it was saved"
+    )
+    for what in ("show", "retry", "cancel"):
+        assert message == refused(capsys, what, store, "failed")
+    assert 1 == main(["jobs", str(store)], clock=NOW)
+    assert f"routilux: {message}\n" == capsys.readouterr().err
 
 
 # --- a store in PostgreSQL ------------------------------------------------------------------------
@@ -933,7 +1046,7 @@ def test_the_run_in_the_readme_is_a_real_one(
 ) -> None:
     (block,) = re.findall(r"^```console\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
     runs = re.findall(r"^\$ python -m routilux (.*)\n((?:[^$].*\n|\n)+)", block, re.M)
-    assert 3 == len(runs)
+    assert 4 == len(runs)
     for line, shown in runs:
         assert shown == told(capsys, *line.split())
 

@@ -20,7 +20,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=("outlives", "crash", "functions", "durable"))
+@pytest.mark.parametrize(
+    "code", blocks("python"), ids=("outlives", "crash", "functions", "durable")
+)
 def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from routilux import (
     Commit,
+    CorruptStateError,
     ErrorHandler,
     FakeClock,
     Flow,
@@ -343,6 +345,28 @@ def test_a_checkpoint_while_it_runs_is_the_job_between_two_commits_and_goes_on_f
     waiting = saved.job.pending_tasks[0]
     if waiting.delay_ns is not None and waiting.due_ns > run._drive.offset + after * SECOND:
         assert whole.updated_ns == done.updated_ns
+
+
+def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path: Path) -> None:
+    clock, key = FakeClock(autojump=False), b"sixteen bytes or more"
+    path = tmp_path / "job.json"
+    with no_thread_remains(), Runtime(clock=clock) as runtime:
+        run = shaky_flow("sequential").start("a", {"n": 1}, runtime=runtime)
+        clock.advance(1)
+        run.checkpoint(path, key=key)
+        assert run.job == SavedState.read(path, key=key).job
+        with pytest.raises(CorruptStateError, match="is not that of this key"):
+            SavedState.read(path, key=key[::-1])
+        before = path.read_bytes()
+        with pytest.raises(ValueError, match="at least 16") as told:
+            run.checkpoint(path, key=b"hush-hush")
+        assert before == path.read_bytes()
+        shown = traceback.TracebackException.from_exception(told.value, capture_locals=True)
+        ours = [frame for frame in shown.stack if "routilux" in frame.filename]
+        assert "checkpoint" in {frame.name for frame in ours}
+        assert not any("hush" in local for f in ours for local in (f.locals or {}).values())
+        clock.advance(1000)
+        run.wait()
 
 
 def test_a_checkpoint_can_be_taken_by_an_observer(tmp_path: Path) -> None:

@@ -13,16 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routilux import (
+    Acquired,
     Append,
     DuplicateJobError,
     FakeClock,
+    Hold,
     JobStore,
     LeaseLostError,
     MemoryStore,
     NotResumableError,
 )
 from tests.drivers.workshop import PATIENCE
-from tests.persist.stores import STORES, Make
+from tests.persist.stores import STORES, Make, acquire
 
 SECOND = 10**9
 
@@ -71,6 +73,7 @@ def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store: JobStore) 
     assert None is store.acquire("x", ["f"], SECOND)
     assert None is store.free_in(["f"])
     assert [] == store.renew("x", SECOND)
+    assert {} == store.holders() == store.holders("nobody")
     store.release("nobody", "x", 0)
     store.keep_snapshot("nobody", 1, b"")
     queued(store, "b", "a")
@@ -165,8 +168,8 @@ def test_a_row_that_is_refused_holds_up_no_other_and_is_told_in_its_place(store:
 
 def test_each_of_several_rows_says_whether_its_job_rests(store: JobStore) -> None:
     queued(store, "j", "k")
-    assert "j" == store.acquire("b", ["f"], SECOND)
-    assert "k" == store.acquire("b", ["f"], SECOND)
+    assert Acquired("j", clean=True) == store.acquire("b", ["f"], SECOND)
+    assert Acquired("k", clean=True) == store.acquire("b", ["f"], SECOND)
     store.append_all([Append("j", 2, b"2", "b", True), Append("k", 2, b"2", "b", False)])
     assert ["k"] == store.renew("b", SECOND)
 
@@ -245,7 +248,7 @@ def test_of_many_that_claim_at_once_exactly_one_succeeds(store: JobStore) -> Non
 
 def test_of_many_that_acquire_at_once_each_gets_another_job(store: JobStore) -> None:
     queued(store, *(f"job {i}" for i in range(6)))
-    got = at_once(8, lambda owner: store.acquire(owner, ["f"], SECOND))
+    got = at_once(8, lambda owner: acquire(store, owner, ["f"], SECOND))
     assert [f"job {i}" for i in range(6)] == sorted(filter(None, got.values()))
 
 
@@ -259,7 +262,7 @@ def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_firs
     clock.advance(1)
     queued(store, "y", "x")
     assert 0 == store.free_in(["f"])
-    assert ["z", "y", "x", None] == [store.acquire("b", ["f"], SECOND) for _ in range(4)]
+    assert ["z", "y", "x", None] == [acquire(store, "b", ["f"], SECOND) for _ in range(4)]
 
 
 def test_a_host_is_given_only_jobs_of_its_own_flows(store: JobStore) -> None:
@@ -267,7 +270,7 @@ def test_a_host_is_given_only_jobs_of_its_own_flows(store: JobStore) -> None:
     assert None is store.acquire("b", ["f", "g"], SECOND)
     assert None is store.acquire("b", [], SECOND)
     assert None is store.free_in(["f"])
-    assert "j" == store.acquire("b", ["f", "other"], SECOND)
+    assert Acquired("j", clean=True) == store.acquire("b", ["f", "other"], SECOND)
 
 
 def test_a_job_that_is_held_without_a_lease_is_never_free(
@@ -286,7 +289,7 @@ def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(
     filled(store, 2, queued=False)
     store.claim("j", 3, b"held", "a", rests=False)
     queued(store, "k")
-    assert "k" == store.acquire("b", ["f"], 3 * SECOND)
+    assert "k" == acquire(store, "b", ["f"], 3 * SECOND)
     store.claim("k", 2, b"resumed", "b", rests=False)
     clock.advance(2.999)
     assert None is store.acquire("c", ["f"], SECOND)
@@ -296,7 +299,7 @@ def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(
     clock.advance(0.001)
     assert 0 == store.free_in(["f"])
     store.append("k", 3, b"late, but nobody has taken it", "b", rests=False)
-    assert "k" == store.acquire("c", ["f"], SECOND)
+    assert "k" == acquire(store, "c", ["f"], SECOND)
     with pytest.raises(LeaseLostError, match="belongs to 'c'"):
         store.append("k", 4, b"too late", "b", rests=False)
     store.claim("k", 4, b"resumed", "c", rests=False)
@@ -307,10 +310,10 @@ def test_a_lease_can_be_renewed_as_long_as_nobody_has_taken_the_job(
     store: JobStore, clock: FakeClock
 ) -> None:
     queued(store, "j", "k", "l")
-    assert ["j", "k"] == [store.acquire("b", ["f"], SECOND) for _ in range(2)]
+    assert ["j", "k"] == [acquire(store, "b", ["f"], SECOND) for _ in range(2)]
     clock.advance(2)
-    assert "l" == store.acquire("c", ["f"], SECOND)
-    assert "j" == store.acquire("c", ["f"], SECOND)
+    assert "l" == acquire(store, "c", ["f"], SECOND)
+    assert "j" == acquire(store, "c", ["f"], SECOND)
     assert ["k"] == store.renew("b", 5 * SECOND)
     assert ["j", "l"] == sorted(store.renew("c", 3 * SECOND))
     assert 3 * SECOND == store.free_in(["f"])
@@ -363,6 +366,64 @@ def test_a_job_that_was_given_back_is_free_when_its_time_comes(
     store.append("j", 3, b"x", "c", rests=False)
 
 
+def test_who_takes_a_job_learns_whether_it_was_given_back(
+    store: JobStore, clock: FakeClock
+) -> None:
+    def take(owner: str) -> bool:
+        acquired = store.acquire(owner, ["f"], SECOND)
+        assert acquired is not None
+        assert "j" == acquired.job_id
+        return acquired.clean
+
+    queued(store, "j")
+    assert take("a"), "it was queued, and nobody has had it"
+    store.release("j", "a", 0)
+    assert take("b"), "it was given back"
+    clock.advance(1)
+    assert not take("c"), "its lease has ended with an owner"
+    store.release("j", "c", 0, clean=False)
+    assert not take("d"), "it was let fall"
+    store.release("j", "d", 0)
+    assert take("e"), "it was given back by the last one who had it"
+    store.overrule("j", 2, b"row 2", "operator", free=True)
+    assert take("f"), "an operator has set it free"
+
+
+def test_a_job_that_was_let_fall_is_nobodys_until_somebody_takes_it(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j")
+    store.acquire("a", ["f"], SECOND)
+    store.release("j", "a", 60 * SECOND, clean=False)
+    assert [] == store.renew("a", SECOND)
+    with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
+        store.append("j", 2, b"x", "a", rests=False)
+    clock.advance(59)
+    assert None is store.acquire("b", ["f"], SECOND)
+    store.claim("j", 2, b"by name, before its time", "c", rests=False)
+
+
+def test_a_store_tells_who_has_each_job_and_until_when(store: JobStore, clock: FakeClock) -> None:
+    queued(store, "queued", "leased", "over", "back", "fallen")
+    for _ in range(5):
+        store.acquire("a", ["f"], 3 * SECOND)
+    store.release("queued", "a", 0)
+    store.release("back", "a", 9 * SECOND)
+    store.release("fallen", "a", 0, clean=False)
+    store.create("held", b"row 1", "b", flow_id="f", queued=False)
+    clock.advance(1)
+    assert {
+        "queued": Hold(None, 0, clean=True),
+        "leased": Hold("a", 2 * SECOND, clean=False),
+        "over": Hold("a", 2 * SECOND, clean=False),
+        "back": Hold(None, 8 * SECOND, clean=True),
+        "fallen": Hold(None, 0, clean=False),
+        "held": Hold("b", None, clean=False),
+    } == store.holders()
+    clock.advance(2)
+    assert {"over": Hold("a", 0, clean=False)} == store.holders("over")
+
+
 # --- snapshots ------------------------------------------------------------------------------------
 
 
@@ -403,7 +464,7 @@ def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: Job
     assert None is store.free_in(["f"])
     store.overrule("j", 3, b"again", "operator", free=True)
     assert 0 == store.free_in(["f"])
-    assert "j" == store.acquire("b", ["f"], SECOND)
+    assert "j" == acquire(store, "b", ["f"], SECOND)
     store.overrule("j", 3, b"again", "operator", free=True)  # the answer was lost, and is no news
     store.append("j", 4, b"row 4", "b", rests=False)
     assert 4 == len(store.rows("j"))
@@ -436,7 +497,7 @@ _calls = st.lists(
         ),
         st.tuples(st.just("overrule"), st.integers(1, 5), _rows, _owners, st.booleans()),
         st.tuples(st.just("acquire"), _owners),
-        st.tuples(st.just("release"), _owners, st.integers(0, 2)),
+        st.tuples(st.just("release"), _owners, st.integers(0, 2), st.booleans()),
         st.tuples(st.just("renew"), _owners),
         st.tuples(st.just("advance"), st.integers(0, 2)),
     ),
@@ -455,8 +516,8 @@ def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
                 store.overrule("j", seq, row, owner, free=free)
             case ("acquire", owner):
                 return store.acquire(owner, ["f"], SECOND)
-            case ("release", owner, seconds):
-                store.release("j", owner, seconds * SECOND)
+            case ("release", owner, seconds, clean):
+                store.release("j", owner, seconds * SECOND, clean=clean)
             case ("renew", owner):
                 return store.renew(owner, SECOND)
             case ("advance", seconds):
@@ -485,6 +546,7 @@ def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
             assert len(after) - len(before) in (0, 1)
             assert model.rows("j") == after
             assert model.free_in(["f"]) == store.free_in(["f"])
+            assert model.holders() == store.holders()
             if len(after) > len(before):
                 if call[0] == "append":
                     assert owner == call[3], "another than the owner has written"

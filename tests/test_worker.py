@@ -7,10 +7,12 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from routilux import (
+    Acquired,
     ErrorHandler,
     FakeClock,
     Flow,
@@ -25,7 +27,9 @@ from routilux import (
     SqliteStore,
     Worker,
 )
+from routilux.persist import operator
 from tests.drivers.workshop import PATIENCE, Works, chain, rest
+from tests.persist.stores import acquire
 from tests.test_runtime import Refuses
 
 SECOND = 10**9
@@ -106,7 +110,7 @@ def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(
 ) -> None:
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
-    assert job_id == store.acquire("dead host", ["tale"], 20 * SECOND)
+    assert job_id == acquire(store, "dead host", ["tale"], 20 * SECOND)
     began = clock.now_ns()
     worker(runtime, flow).run(until_idle=True)
     job = runtime.load(job_id)
@@ -149,6 +153,96 @@ def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_tas
     assert [f"job {job_id} broke off here, and is given back"] * 4 == caplog.messages
 
 
+# --- which stops count ----------------------------------------------------------------------------
+
+
+def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(
+    clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    hosts: list[Worker] = []
+
+    def is_stopped(self: Routine) -> None:
+        self.ctx.sleep(1)  # the other jobs are taken, and find no thread that is free
+        hosts[-1].stop()
+        self.ctx.sleep(5)
+
+    flow = chain(a=is_stopped)
+    submitter = Runtime(clock=clock, store=store)
+    job_ids = [submitter.submit(flow, "a", job_id=f"job {n}") for n in range(10)]
+    for _ in job_ids:
+        with Runtime(clock=clock, store=store, max_recoveries=2) as runtime:
+            hosts.append(worker(runtime, flow))
+            hosts[-1].run()
+    for number, job_id in enumerate(job_ids, 1):
+        job = submitter.load(job_id)
+        assert ["start", *["resumed"] * number, "done"] == [c.kind for c in job.commits]
+        assert {0} == {(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"}
+
+
+def test_a_host_that_dies_again_and_again_poisons_its_job(
+    clock: FakeClock, store: MemoryStore
+) -> None:
+    flow = chain(a=rest)
+    job_id = Runtime(clock=clock, store=store).submit(flow, "a")
+    jobs = []
+    for _ in range(4):
+        host = Runtime(clock=clock, store=store, max_recoveries=2)
+        acquired = store.acquire(host.owner, ["tale"], 5 * SECOND)
+        assert acquired is not None
+        host.resumed(flow, host.load(job_id), acquired=acquired)
+        jobs.append(host.load(job_id))
+        clock.advance(5)  # it does nothing, and never renews its lease
+    assert [0, 1, 2, 2] == [job.recoveries for job in jobs]
+    assert ["running"] * 3 + ["failed"] == [job.status for job in jobs]
+    assert "recovered 2 times without progress" in str(jobs[-1].error)
+
+
+@pytest.mark.parametrize("given_back", [True, False])
+def test_a_job_that_is_resumed_by_name_counts_only_an_unclean_stop(
+    given_back: bool, runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = chain(a=rest)
+    job_id = runtime.submit(flow, "a")
+    host = Runtime(clock=clock, store=store)
+    store.acquire(host.owner, ["tale"], 5 * SECOND)
+    host.resumed(flow, host.load(job_id))
+    if given_back:
+        store.release(job_id, host.owner, 0)
+    else:
+        clock.advance(5)
+    job = flow.resume(runtime.load(job_id), runtime=runtime)
+    assert JobStatus.COMPLETED is job.status
+    assert [0, int(not given_back)] == [
+        (c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"
+    ]
+
+
+def test_a_job_under_a_lease_can_not_be_resumed_by_name_and_its_holder_is_told(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = chain(a=rest)
+    job_id = runtime.submit(flow, "a")
+    store.acquire("web-1:7:cafe", ["tale"], 5 * SECOND)
+    message = f"job '{job_id}' is held by web-1:7:cafe, whose lease ends in 5.0 s; until then"
+    with pytest.raises(LeaseLostError, match=message):
+        flow.resume(runtime.load(job_id), runtime=runtime)
+
+
+def test_a_job_that_is_put_aside_keeps_how_it_was_left(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    old, new = chain(a=rest), chain(a=rest, b=rest)
+    job_id = runtime.submit(old, "a")
+    for dies in (False, True):
+        if dies:
+            store.acquire("dead host", ["tale"], SECOND)
+            clock.advance(1)
+        worker(runtime, new, lease=30)._take(False)
+        clock.advance(30)
+        assert dies is not store.holders(job_id)[job_id].clean
+
+
 def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
     runtime: Runtime, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -188,7 +282,7 @@ def test_the_lease_is_renewed_while_a_handler_runs(
     def works_long(self: Routine) -> None:
         for _ in range(10):
             self.ctx.sleep(9)
-            seen.append(store.acquire("thief", ["tale"], SECOND))
+            seen.append(acquire(store, "thief", ["tale"], SECOND))
 
     flow = chain(a=works_long)
     job_id = runtime.submit(flow, "a")
@@ -208,7 +302,7 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
         if len(ran) == 1:
             # As if this host had stood still until its lease was over, and another came.
             store._jobs[self.ctx.job_id].free_at = 0
-            assert self.ctx.job_id == store.acquire("b", ["tale"], SECOND)
+            assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
 
     flow = chain(a=stolen)
     job_id = runtime.submit(flow, "a")
@@ -231,14 +325,16 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
     host = worker(runtime, flow, lease=10)
     acquire = store.acquire
 
-    def acquires_and_stands_still(owner: str, flow_ids: list[str], lease_ns: int) -> str | None:
+    def acquires_and_stands_still(
+        owner: str, flow_ids: list[str], lease_ns: int
+    ) -> Acquired | None:
         got = acquire(owner, flow_ids, lease_ns)
         store.acquire = acquire  # type: ignore[method-assign]
         clock.advance(11)
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
-                assert job_id == acquire(other.owner, flow_ids, lease_ns)
-                drive = other.resumed(flow, other.load(job_id))
+                mine = acquire(other.owner, flow_ids, lease_ns)
+                drive = other.resumed(flow, other.load(job_id), acquired=mine)
                 drive.request("pause")
             else:
                 worker(other, flow, lease=10).run(until_idle=True)
@@ -264,11 +360,13 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without
     job_id = runtime.submit(flow, "a")
     acquire = store.acquire
 
-    def acquires_and_stands_still(owner: str, flow_ids: list[str], lease_ns: int) -> str | None:
+    def acquires_and_stands_still(
+        owner: str, flow_ids: list[str], lease_ns: int
+    ) -> Acquired | None:
         got = acquire(owner, flow_ids, lease_ns)
         store.acquire = acquire  # type: ignore[method-assign]
         clock.advance(11)
-        assert job_id == acquire("b, who dies", flow_ids, lease_ns)
+        assert acquire("b, who dies", flow_ids, lease_ns) is not None
         clock.advance(11)
         return got
 
@@ -295,39 +393,119 @@ def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     clock.advance(0)
     drive = host._drives[job_id]
     clock.advance(31)  # nobody renewed it
-    assert job_id == store.acquire("b", ["tale"], 10**6 * SECOND)
+    assert job_id == acquire(store, "b", ["tale"], 10**6 * SECOND)
     host._look_after()
     host._look_after()
     assert isinstance(drive.error, LeaseLostError)
-    assert "was taken over by another host" in str(drive.error)
+    assert "was taken over by an operator, or another host" in str(drive.error)
     assert {} == host._drives
     clock.advance(7200)
     assert [1] == ran
 
 
-@pytest.mark.parametrize("another", [False, True])
 def test_a_host_that_acquires_its_own_job_again_drives_it_once(
-    another: bool, runtime: Runtime, store: MemoryStore, clock: FakeClock
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
     flow = retrying(2, delay=100)
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
     assert host._take(False)
     clock.advance(11)  # nobody renewed it
-    if another:
-        with Runtime(clock=clock, store=store) as other:
-            assert job_id == store.acquire(other.owner, ["tale"], 10 * SECOND)
-            other.resumed(flow, other.load(job_id), acquired=True)
-    clock.advance(84)
     assert host._take(False)
-    assert [job_id] == list(host._drives)
-    clock.advance(6)  # the retry was due after 100
-    host._look_after()
-    assert {} == host._drives
-    assert (0 if another else None) == store.free_in(["tale"])
     host.run(until_idle=True)
     ran = [commit.kind for commit in runtime.load(job_id).commits]
-    assert ["start", "resumed", "retry", *["resumed"] * 2 * another, "done"] == ran
+    assert ["start", "resumed", "retry", "resumed", "done"] == ran
+
+
+def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ran: list[str] = []
+
+    def works(self: Routine) -> None:
+        ran.append("begins")
+        self.ctx.sleep(20)
+        ran.append("ends")
+
+    flow = chain(a=works)
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow)
+    assert host._take(False)
+    clock.advance(10)
+    operator.retry(store, job_id, clock.now_ns(), take_over=True)
+    assert host._take(False)
+    host.run(until_idle=True)
+    job = runtime.load(job_id)
+    assert ["begins", "begins", "ends"] == ran
+    assert ["start", "resumed", "resumed", "resumed", "done"] == [c.kind for c in job.commits]
+    assert [0, 1, 1] == [(c.detail or {})["recoveries"] for c in job.commits[1:4]]
+    whom = "an operator, or another host while this one stood still for too long"
+    assert [f"job '{job_id}' was taken over by {whom}"] == caplog.messages
+    assert set() == runtime.taken
+
+
+class Forgets(MemoryStore):
+    """A store whose answer to the n-th acquisition is lost."""
+
+    def __init__(self, clock: FakeClock, n: int) -> None:
+        super().__init__(clock)
+        self.left = n
+
+    def acquire(self, *asked: Any) -> Acquired | None:
+        acquired = super().acquire(*asked)
+        self.left -= acquired is not None
+        if acquired is not None and self.left == 0:
+            raise OSError("the connection broke")
+        return acquired
+
+
+def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    store = Forgets(clock, 2)
+
+    def works_long(self: Routine) -> None:
+        self.ctx.sleep(10_000)
+
+    long, short = chain(a=works_long), chain(a=rest)
+    short.flow_id = "short"
+    with Runtime(clock=clock, store=store) as runtime:
+        job_ids = [runtime.submit(long, "a"), runtime.submit(short, "a")]
+        began = clock.now_ns()
+        host = worker(runtime, long, short, lease=30)
+        assert host._take(False)
+        with pytest.raises(OSError, match="the connection broke"):
+            host._take(False)
+        host.run(until_idle=True)
+        jobs = [runtime.load(job_id) for job_id in job_ids]
+    assert ["completed"] * 2 == [job.status for job in jobs]
+    assert began + 10 * SECOND == jobs[1].updated_ns, "it was given back at the first renewal"
+    assert 0 == jobs[1].recoveries
+    assert [
+        f"job {job_ids[1]} is given back: its lease is held here, and unknown"
+    ] == caplog.messages
+
+
+def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    def works_long(self: Routine) -> None:
+        self.ctx.sleep(1000)
+
+    flows = [chain(a=works_long), chain(a=works_long)]
+    flows[1].flow_id = "other"
+    job_ids = [runtime.submit(flow, "a") for flow in flows]
+    hosts = [worker(runtime, flow) for flow in flows]
+    assert [True, True] == [host._take(False) for host in hosts]
+    hosts[0]._renew()
+    assert [runtime.owner] * 2 == [store.holders(i)[i].owner for i in job_ids]
+    for host in hosts:
+        host.run(until_idle=True)
+    assert [["start", "resumed", "done"]] * 2 == [
+        [c.kind for c in runtime.load(job_id).commits] for job_id in job_ids
+    ]
 
 
 # --- how it ends ----------------------------------------------------------------------------------
@@ -359,7 +537,7 @@ def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
 
 def test_what_the_store_raises_ends_the_worker(clock: FakeClock) -> None:
     class Breaks(Refuses):
-        def release(self, job_id: str, owner: str, after_ns: int) -> None:
+        def release(self, *rest: object, **clean: bool) -> None:
             raise OSError("disk full")
 
     store = Breaks(2)

@@ -7,10 +7,13 @@ Laws:
 - `--json` is one object on stdout, {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}:
   instants are UTC nanoseconds; members may be added, but keep their meaning. Besides it holds
   jobs            "counts" by status, "jobs" (job_id, flow_id, status, started_ns, updated_ns,
-                  commits, retries, due_ns or null, error or null), "damaged" (job_id, reason)
-  show            "job": what `JobState.deserialize` reads, with all commits
+                  commits, retries, due_ns or null, error or null, held or null), "damaged"
+                  (job_id, reason)
+  show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
   retry, cancel   "job_id", "status", "seq" of the commit that did it
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
+  "held" is null where a job rests, else "owner" (null: nobody) and "free_in_ns": how long, by the
+  store's clock, until any host may take it (null: for ever, it is held without a lease).
 """
 
 from __future__ import annotations
@@ -25,12 +28,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from routilux import codec
-from routilux.cli.jobs import listing, show_jobs
+from routilux.cli.jobs import held, held_data, listing, no_commits, show_jobs
 from routilux.cli.page import Page, plain
 from routilux.cli.show import show_job
 from routilux.clock import SystemClock
 from routilux.core.records import JobStatus
-from routilux.errors import RoutiluxError, SavedStateError
+from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionError
 from routilux.persist import operator
 from routilux.persist.atomic import write_whole
 from routilux.persist.opening import changed, looked, shown
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
 
     from routilux.clock import Clock
     from routilux.core.state import JobState
+    from routilux.persist.leases import Hold
     from routilux.persist.store import JobStore
 
 __all__ = ["main"]
@@ -83,31 +87,41 @@ def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
     total, found = looked(
         options.store,
         lambda store: (len(store.job_ids()), listing(store, options.status, options.flow)),
+        options.clock,
     )
     if options.json:
         _write_json(page, options, now, found.data(options.limit))
     else:
         show_jobs(page, found, total, options.limit, now)
     page.flush()
-    for job_id, reason in found.damaged.items():
-        _complain(_damaged(options.shown, job_id, reason))
+    for job_id, error in found.damaged.items():
+        _complain(_damaged(options.shown, job_id, error))
     return 1 if found.damaged else 0
 
 
 def _show(options: argparse.Namespace, page: Page, now: int) -> int:
-    job = looked(options.store, lambda store: _read(store, options))
+    def look(store: JobStore) -> tuple[JobState, Hold | None]:
+        job = _read(store, options)
+        return job, held(job, store.holders(job.job_id)[job.job_id])
+
+    job, hold = looked(options.store, look, options.clock)
     if options.json:
-        _write_json(page, options, now, {"job": job.serialize()})
+        _write_json(page, options, now, {"job": job.serialize(), "held": held_data(hold)})
     else:
-        show_job(page, job, now)
+        show_job(page, job, hold, now)
     return 0
 
 
 def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
-    job = _change(options, lambda store: operator.retry(store, options.job, now))
+    job = _change(
+        options,
+        lambda store: operator.retry(store, options.job, now, take_over=options.take_over),
+    )
+    fresh = (job.commits[-1].detail or {})["retry_failed"]
     left = "is completed: nothing was left to do"
     if job.status is JobStatus.PENDING:
-        left = f"has a fresh budget; a worker of flow {job.flow_id} can take it up"
+        done = "has a fresh budget" if fresh else "is taken over"
+        left = f"{done}; a worker of flow {job.flow_id} can take it up"
     return _tell_change(options, page, now, job, left)
 
 
@@ -118,7 +132,7 @@ def _cancel(options: argparse.Namespace, page: Page, now: int) -> int:
 
 def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     file = Path(options.file)
-    job = looked(options.store, lambda store: _read(store, options))
+    job = looked(options.store, lambda store: _read(store, options), options.clock)
     if file.is_dir() or not file.parent.is_dir():
         what = "is a folder" if file.is_dir() else "would stand in a folder that is not there"
         raise _RefusedError(f"{file} {what}; name a file in a folder that is there")
@@ -142,14 +156,16 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     try:
         job = Journal(store).read(job_id, history=True)
     except SavedStateError as error:
-        raise _RefusedError(_damaged(options.shown, job_id, str(error))) from None
+        raise _RefusedError(_damaged(options.shown, job_id, error)) from None
     if job is None:
-        raise _RefusedError(_damaged(options.shown, job_id, "has no commits"))
+        raise _RefusedError(_damaged(options.shown, job_id, no_commits(job_id)))
     return job
 
 
 def _change(options: argparse.Namespace, change: Callable[[JobStore], JobState]) -> JobState:
-    looked(options.store, lambda store: _read(store, options))  # what is unsound is not written to
+    looked(
+        options.store, lambda store: _read(store, options), options.clock
+    )  # what is unsound is not written to
     return changed(options.store, change, options.clock)
 
 
@@ -189,8 +205,10 @@ def _not_there(store: str, job_id: str, known: list[str]) -> str:
     return f"no job {job_id} is in {store}; {cure}"
 
 
-def _damaged(store: str, job_id: str, reason: str) -> str:
-    return f"job {job_id} in {store} is damaged: {reason}; restore the store from a copy"
+def _damaged(store: str, job_id: str, error: SavedStateError) -> str:
+    if isinstance(error, UnsupportedVersionError):
+        return f"job {job_id} in {store} can't be read: {error}"
+    return f"job {job_id} in {store} is damaged: {error}; restore the store from a copy"
 
 
 def _line_of(error: Exception) -> str:
@@ -231,15 +249,20 @@ def _parser() -> argparse.ArgumentParser:
     jobs.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
     jobs.add_argument("--limit", metavar="N", type=_count, help="at most so many")
     _of_job(_command(commands, "show", _show, "tell what a job did, and what it waits for"))
-    _of_job(
-        _command(
-            commands,
-            "retry",
-            _retry,
-            "give a failed job a fresh retry budget",
-            "The job then waits for a worker of its flow. The worker takes it up within moments;"
-            " where none runs, nothing happens before one does.",
-        )
+    retry = _command(
+        commands,
+        "retry",
+        _retry,
+        "give a failed job a fresh retry budget",
+        "The job then waits for a worker of its flow. The worker takes it up within moments;"
+        " where none runs, nothing happens before one does.",
+    )
+    _of_job(retry)
+    retry.add_argument(
+        "--take-over",
+        action="store_true",
+        help="also a job that a process holds which is gone for good; if it is not, it can commit"
+        " no more",
     )
     cancel = _command(
         commands,

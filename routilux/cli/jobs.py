@@ -8,14 +8,14 @@ Laws:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
 from routilux.cli import times
 from routilux.cli.page import cells, plain
 from routilux.console import STATUS_STYLES
 from routilux.core.records import JobStatus
-from routilux.errors import SavedStateError
+from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist.store import Journal
 
 if TYPE_CHECKING:
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from routilux.cli.page import Page
     from routilux.core.state import JobState
+    from routilux.persist.leases import Hold
     from routilux.persist.store import JobStore
 
-__all__ = ["JobRow", "Listing", "due_ns", "listing", "show_jobs"]
+__all__ = ["JobRow", "Listing", "due_ns", "held", "held_data", "listing", "no_commits", "show_jobs"]
 
-_HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC")
-_FLOW, _AGE, _COMMITS = 1, 3, 4
+_HEAD: Final = ("job", "flow", "status", "held by", "age", "commits", "retries", "next due, UTC")
+_FLOW, _STATUS = 1, 2
+_NUMBERS: Final = ("age", "commits", "retries")  # stand at the right of their columns
+_SPARED: Final = ("held by", "commits")  # where it is narrow, the first one first
 _SEPARATOR: Final = ", "  # between how long it is until then, and when that is
 _SHORTEST_FLOW: Final = 8
 _WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
@@ -47,6 +50,12 @@ class JobRow:
     retries: int
     due_ns: int | None
     error: str | None
+    held: Hold | None
+
+    def data(self) -> dict[str, object]:
+        """Return it as it stands in the JSON."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**plain, "held": held_data(self.held)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +63,31 @@ class Listing:
     """The jobs that were asked for, and those that can't be read, with the reason."""
 
     jobs: list[JobRow]
-    damaged: dict[str, str]
+    damaged: dict[str, SavedStateError]
     flows: list[str]
 
     def data(self, limit: int | None) -> dict[str, object]:
         """Return it as it stands in the JSON."""
         return {
             "counts": _counts(self.jobs),
-            "jobs": [asdict(job) for job in self.jobs[:limit]],
-            "damaged": [{"job_id": name, "reason": why} for name, why in self.damaged.items()],
+            "jobs": [job.data() for job in self.jobs[:limit]],
+            "damaged": [{"job_id": name, "reason": str(why)} for name, why in self.damaged.items()],
         }
+
+
+def no_commits(job_id: str) -> CorruptStateError:
+    """Return the error of a job that a store lists, and of which it holds nothing."""
+    return CorruptStateError(f"$.{job_id}", "has no commits")
+
+
+def held(job: JobState, hold: Hold) -> Hold | None:
+    """Return who has a job; None where it rests, so that it does not matter."""
+    return hold if job.status in _WAITING else None
+
+
+def held_data(hold: Hold | None) -> dict[str, object] | None:
+    """Return who has a job as it stands in the JSON."""
+    return None if hold is None else {"owner": hold.owner, "free_in_ns": hold.free_in_ns}
 
 
 def due_ns(job: JobState) -> int | None:
@@ -77,20 +101,20 @@ def listing(store: JobStore, status: str | None, flow: str | None) -> Listing:
     """Read the jobs of a store, of one status and one flow where these are given."""
     journal = Journal(store)
     jobs: list[JobRow] = []
-    damaged: dict[str, str] = {}
+    damaged: dict[str, SavedStateError] = {}
     flows: set[str] = set()
-    for job_id in store.job_ids():
+    for job_id, hold in sorted(store.holders().items()):
         try:
             job = journal.read(job_id, history=False)
         except SavedStateError as error:
-            damaged[job_id] = str(error)
+            damaged[job_id] = error
             continue
         if job is None:
-            damaged[job_id] = "has no commits"
+            damaged[job_id] = no_commits(job_id)
             continue
         flows.add(job.flow_id)
         if status in (None, job.status.value) and flow in (None, job.flow_id):
-            jobs.append(_row(job))
+            jobs.append(_row(job, hold))
     jobs.sort(key=lambda job: (-job.started_ns, job.job_id))
     return Listing(jobs, damaged, sorted(flows))
 
@@ -110,7 +134,7 @@ def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: in
     page.line(what, f": {counts}" if counts else "", more, flows)
 
 
-def _row(job: JobState) -> JobRow:
+def _row(job: JobState, hold: Hold) -> JobRow:
     return JobRow(
         job.job_id,
         job.flow_id,
@@ -121,6 +145,7 @@ def _row(job: JobState) -> JobRow:
         job.retry_count(),
         due_ns(job),
         None if job.error is None else str(job.error),
+        held(job, hold),
     )
 
 
@@ -135,26 +160,29 @@ def _jobs(count: int) -> str:
 
 def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
     rows = [_HEAD, *(_texts(job, now) for job in jobs)]
-    fits = page.width is None or _width(rows) <= page.width
-    if not fits:
+    width = _width(rows) if page.width is None else page.width
+    if _width(rows) > width:
         rows = [(*row[:-1], row[-1].partition(_SEPARATOR)[0]) for row in rows]
-        fits = _width(rows) <= (page.width or 0)
-    if not fits:
-        rows = [row[:_COMMITS] + row[_COMMITS + 1 :] for row in rows]
-        over = max(_width(rows) - (page.width or 0), 0)
+    for name in _SPARED:
+        if _width(rows) > width:
+            place = rows[0].index(name)
+            rows = [row[:place] + row[place + 1 :] for row in rows]
+    over = _width(rows) - width
+    if over > 0:
         longest = max(max(cells(row[_FLOW]) for row in rows) - over, _SHORTEST_FLOW)
         rows = [(row[0], _cut(row[_FLOW], longest), *row[2:]) for row in rows]
     widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
     for number, row in enumerate(rows):
         padded = [
             f"{' ' * (width - cells(text))}{text}"
-            if _AGE <= place < len(row) - 1
+            if rows[0][place] in _NUMBERS
             else f"{text}{' ' * (width - cells(text))}"
             for place, (text, width) in enumerate(zip(row, widths, strict=True))
         ]
-        before, status, after = "  ".join(padded[:2]), padded[2], "  ".join(padded[3:]).rstrip()
+        before, after = "  ".join(padded[:_STATUS]), "  ".join(padded[_STATUS + 1 :]).rstrip()
+        status = padded[_STATUS]
         if number:
-            page.row(f"{before}  ", (status, STATUS_STYLES.get(row[2], "")), f"  {after}")
+            page.row(f"{before}  ", (status, STATUS_STYLES.get(row[_STATUS], "")), f"  {after}")
         else:
             page.row((f"{before}  {status}  {after}", "bold"))
 
@@ -167,11 +195,25 @@ def _texts(job: JobRow, now: int) -> tuple[str, ...]:
         plain(job.job_id),
         plain(job.flow_id),
         job.status,
+        plain(_holder(job.held)),
         times.length(now - job.started_ns),
         f"{job.commits:,}",
         str(job.retries),
         wait,
     )
+
+
+def _holder(hold: Hold | None) -> str:
+    if hold is None:
+        return "–"
+    if hold.owner is None:
+        return "nobody"
+    where = hold.owner.rpartition(":")[0] or hold.owner  # without what only tells runtimes apart
+    if hold.free_in_ns is None:
+        return f"{where}, no lease"
+    if not hold.free_in_ns:
+        return f"{where}, lease over"
+    return f"{where}, lease for {times.length(hold.free_in_ns)}"
 
 
 def _width(rows: Sequence[tuple[str, ...]]) -> int:

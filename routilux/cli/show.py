@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from routilux.console import Part
     from routilux.core.parts import DroppedTask, Output, PendingTask
     from routilux.core.state import JobState
+    from routilux.persist.leases import Hold
 
     _T = TypeVar("_T")
 
@@ -28,13 +29,15 @@ _LONGEST_ERROR: Final = 100
 _WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
-def show_job(page: Page, job: JobState, now: int) -> None:
+def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
     """Write what a job did, with all its commits, and where it stands."""
     page.line("job ", (job.job_id, "bold"), " of flow ", (job.flow_id, "bold"))
     page.line(
         f"started {from_ns(job.started_ns):%Y-%m-%d %H:%M:%S} UTC,"
         f" {times.ago(job.started_ns, now)}; last commit {times.ago(job.updated_ns, now)}"
     )
+    if hold is not None:
+        page.line(str(hold))
     page.line()
     monitor = ExecutionMonitor.of(job)
     page.lines(list(story(monitor, job.job_id, job.commits, job.started_ns, thorough=True)))

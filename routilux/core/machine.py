@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.core.parts import PendingTask, RoutineStatus
 from routilux.core.records import Commit, CommitKind, JobStatus
-from routilux.core.requests import Request, child_id, request, told_of
+from routilux.core.requests import Request, child_id, ready_tasks, request, told_of
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
@@ -386,10 +386,13 @@ class Machine:
         """
         return request(self.job, kind, now, reason)
 
-    def resume(self, now: int, *, retry_failed: bool, max_recoveries: int | None) -> Commit:
+    def resume(
+        self, now: int, *, retry_failed: bool, max_recoveries: int | None, clean: bool = False
+    ) -> Commit:
         """Return the commit by which a job goes on that was loaded, paused, cut off or has failed.
 
-        After too many recoveries without progress it is the commit that fails the job. Raises
+        `clean` says that whoever drove it last gave it back: that is no recovery. After too many
+        recoveries without progress it is the commit that fails the job. Raises
         `NotResumableError` where the job's status does not allow it, or steps are in flight.
         """
         job = self.job
@@ -412,9 +415,9 @@ class Machine:
                 " with a fresh retry budget"
             )
         recoveries = job.recoveries
-        ready = [t for t in tasks if t.due_ns <= now or not t.delay_ns]
-        if job.status is _RUNNING and ready:
-            recoveries += 1
+        ready = ready_tasks(job, now)
+        if ready and (job.status is JobStatus.PENDING or (job.status is _RUNNING and not clean)):
+            recoveries += job.status is _RUNNING  # where it is pending, its operator has counted
             if max_recoveries is not None and recoveries > max_recoveries:
                 return self._poisoned(ready, recoveries - 1, now)
         told = told_of(job, failed)

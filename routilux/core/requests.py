@@ -1,9 +1,10 @@
-"""What a job's state alone decides, without its flow: a pause, a cancellation, a fresh budget.
+"""What a job's state alone decides, without its flow: a pause, a cancellation, a new start.
 
 Laws:
 - They are pure, like all of the machine: a commit that the store refuses changes nothing.
-- Who has no flow can't drive a job. So a retry from outside leaves it `pending`, to be taken up by
-  whoever has the flow.
+- Who has no flow can't drive a job. So what is to go on, is left `pending` from outside, to be
+  taken up by whoever has the flow.
+- To take a job from a host that died is a recovery; it counts as if the next host had seen it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
 
-__all__ = ["Request", "child_id", "request", "requeue", "told_of"]
+__all__ = ["Request", "child_id", "ready_tasks", "request", "requeue", "taken", "told_of"]
 
 Request = Literal["pause", "cancel"]
 
@@ -75,6 +76,33 @@ def requeue(job: JobState, now: int) -> Commit:
     status = JobStatus.PENDING if len(tasks) > len(told) else JobStatus.COMPLETED
     detail: dict[str, object] = {"recoveries": 0, "retry_failed": True, "withdrawn": told}
     return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
+
+
+def taken(job: JobState, now: int) -> Commit:
+    """Return the commit that takes a job from whoever drives it, and leaves it to be taken up.
+
+    Raises `NotResumableError` where nothing of it goes on by itself.
+    """
+    if job.status not in (JobStatus.PENDING, JobStatus.RUNNING):
+        raise NotResumableError(
+            f"job {job.job_id} is {job.status.value}; only a job that goes on by itself can be"
+            " taken from whoever drives it"
+        )
+    counts = job.status is JobStatus.RUNNING and bool(ready_tasks(job, now))
+    detail: dict[str, object] = {
+        "recoveries": job.recoveries + counts,
+        "retry_failed": False,
+        "withdrawn": [],
+    }
+    return Commit(job.seq + 1, CommitKind.RESUMED, now, JobStatus.PENDING, detail=detail)
+
+
+def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
+    """Return the tasks that a resume at this time finds ready to run; the others wait for a retry.
+
+    What is due in the future without a delay is so by a clock that was ahead.
+    """
+    return [task for task in job.pending_tasks if task.due_ns <= now or not task.delay_ns]
 
 
 def told_of(job: JobState, failed: Iterable[PendingTask]) -> list[str]:

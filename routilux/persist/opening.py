@@ -31,18 +31,18 @@ _DSN: Final = ("postgresql://", "postgres://")
 _PASSWORD: Final = re.compile(r"(?<=://)([^/@]*):[^/@]*@|([?&]password=)[^&]*")
 
 
-def looked(name: str, look: Callable[[JobStore], _T]) -> _T:
+def looked(name: str, look: Callable[[JobStore], _T], clock: Clock) -> _T:
     """Return what `look` finds in a store that is there; it may be called more than once.
 
-    `name` is the path of a SQLite file, or postgresql://user@host/database. Raises `OSError` and
-    `SavedStateError` as the store does.
+    `name` is the path of a SQLite file, or postgresql://user@host/database; `clock` is the time of
+    a store that has none of its own. Raises `OSError` and `SavedStateError` as the store does.
     """
     if name.startswith(_DSN):
         with _postgres(name, read_only=True) as there:
             return look(there)
     path = _path(name)
     while True:
-        with SqliteStore(path, read_only=True) as store:
+        with SqliteStore(path, clock=clock, read_only=True) as store:
             try:
                 found = look(store)
             except Exception:
@@ -54,11 +54,10 @@ def looked(name: str, look: Callable[[JobStore], _T]) -> _T:
 
 
 def changed(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Return what `change` gives back, which may write to a store that is there; see `looked`.
-
-    `clock` is the time of a store that has none of its own.
-    """
-    looked(name, lambda store: None)  # refuses what is no store before anything is written to it
+    """Return what `change` gives back, which may write to a store that is there; see `looked`."""
+    looked(
+        name, lambda store: None, clock
+    )  # refuses what is no store before anything is written to it
     if name.startswith(_DSN):
         with _postgres(name) as there:
             return change(there)

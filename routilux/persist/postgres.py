@@ -22,6 +22,7 @@ from routilux.errors import (
     LeaseLostError,
     UnsupportedVersionError,
 )
+from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
 from routilux.persist.store import Append, refusal
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ CREATE TABLE IF NOT EXISTS routilux_jobs (
     job bigint PRIMARY KEY GENERATED ALWAYS AS IDENTITY,
     job_id text COLLATE "C" NOT NULL UNIQUE,
     flow_id text NOT NULL,
-    owner text NOT NULL,     -- '' for nobody
+    owner text NOT NULL,     -- '' or '?' for nobody
     free_at bigint           -- UTC nanoseconds; NULL for never
 );
 CREATE INDEX IF NOT EXISTS routilux_free
@@ -116,7 +117,7 @@ class PostgresStore:
                 "INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at)"
                 f" VALUES (%s, %s, %s, CASE WHEN %s THEN {self._now()} END)"
                 " ON CONFLICT DO NOTHING RETURNING job",
-                (job_id, flow_id, "" if queued else owner, queued),
+                (job_id, flow_id, FREE if queued else owner, queued),
             ).fetchone()
             if made is not None:
                 db.execute(
@@ -159,7 +160,7 @@ class PostgresStore:
         added = {"job_id": job_id, "seq": seq, "row": row, "owner": owner}
         with self._writing() as db:
             held_by, free_at, leased = self._held(db, job_id, "FOR UPDATE")
-            if leased and held_by not in ("", owner):
+            if leased and held_by not in (*NOBODY, owner):
                 raise self._refusal(db, job_id, seq, owner, claims=True)
             if not db.execute(_CLAIM, added).rowcount and not (
                 held_by == owner and self._stands(db, job_id, seq, row, owner)
@@ -181,7 +182,7 @@ class PostgresStore:
                 db.execute(
                     "UPDATE routilux_jobs SET owner = %s,"
                     f" free_at = CASE WHEN %s THEN {self._now()} END WHERE job_id = %s",
-                    ("" if free else operator, free, job_id),
+                    (FREE if free else operator, free, job_id),
                 )
                 return
             count = self._count(db, job_id)
@@ -232,17 +233,18 @@ class PostgresStore:
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
         with self._using() as db:
             found = db.execute(
-                f"UPDATE routilux_jobs SET owner = %s, free_at = {self._now()} + %s WHERE job ="
-                f" (SELECT job FROM routilux_jobs WHERE free_at <= {self._now()}"
+                "WITH free AS MATERIALIZED"
+                f" (SELECT job, owner FROM routilux_jobs WHERE free_at <= {self._now()}"
                 " AND flow_id = ANY(%s) ORDER BY free_at, job LIMIT 1 FOR UPDATE SKIP LOCKED)"
-                " RETURNING job_id",
-                (owner, lease_ns, list(flow_ids)),
+                f" UPDATE routilux_jobs j SET owner = %s, free_at = {self._now()} + %s"
+                " FROM free WHERE j.job = free.job RETURNING job_id, free.owner",
+                (list(flow_ids), owner, lease_ns),
             ).fetchone()
-        return None if found is None else cast(str, found[0])
+        return None if found is None else Acquired(found[0], found[1] == FREE)
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end later; see `JobStore.renew`."""
@@ -254,14 +256,24 @@ class PostgresStore:
             ).fetchall()
         return [job_id for (job_id,) in found]
 
-    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """Give back a job that was acquired; see `JobStore.release`."""
         with self._using() as db:
             db.execute(
-                f"UPDATE routilux_jobs SET owner = '', free_at = {self._now()} + %s"
+                f"UPDATE routilux_jobs SET owner = %s, free_at = {self._now()} + %s"
                 " WHERE job_id = %s AND owner = %s AND free_at IS NOT NULL",
-                (after_ns, job_id, owner),
+                (FREE if clean else FALLEN, after_ns, job_id, owner),
             )
+
+    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
+        """Return who has each job; see `JobStore.holders`."""
+        with self._using() as db:
+            found = db.execute(
+                f"SELECT job_id, owner, free_at, {self._now()} FROM routilux_jobs"
+                " WHERE %(job_id)s::text IS NULL OR job_id = %(job_id)s",
+                {"job_id": job_id},
+            ).fetchall()
+        return {name: Hold.of(owner, free_at, now=now) for name, owner, free_at, now in found}
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return when the next job will be free; see `JobStore.free_in`."""

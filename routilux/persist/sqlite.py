@@ -25,6 +25,7 @@ from routilux.errors import (
     LeaseLostError,
     UnsupportedVersionError,
 )
+from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
 from routilux.persist.store import refusal
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY,
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
-    owner TEXT NOT NULL,     -- '' for nobody
+    owner TEXT NOT NULL,     -- '' or '?' for nobody
     free_at INTEGER          -- UTC nanoseconds; NULL for never
 );
 CREATE INDEX IF NOT EXISTS free ON jobs (free_at, flow_id) WHERE free_at IS NOT NULL;
@@ -102,7 +103,7 @@ class SqliteStore:
     ...     with SqliteStore(pathlib.Path(folder, "jobs.db")) as store:
     ...         store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
     ...         store.acquire("host-b", ["orders"], lease_ns=10**9)
-    'job-1'
+    Acquired(job_id='job-1', clean=True)
     """
 
     def __init__(
@@ -151,7 +152,7 @@ class SqliteStore:
             added = db.execute(
                 "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT DO NOTHING",
-                (job_id, flow_id, "" if queued else owner, self._now() if queued else None),
+                (job_id, flow_id, FREE if queued else owner, self._now() if queued else None),
             )
             if added.rowcount:
                 db.execute("INSERT INTO commits VALUES (?, 1, ?, ?)", (added.lastrowid, owner, row))
@@ -193,7 +194,7 @@ class SqliteStore:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""
         with self._writing() as db:
             held_by, free_at = self._held(db, job_id)
-            if held_by not in ("", owner) and free_at is not None and free_at > self._now():
+            if held_by not in (*NOBODY, owner) and free_at is not None and free_at > self._now():
                 raise self._refusal(db, job_id, seq, owner, claims=True)
             self._add(db, _FOLLOW, (job_id, seq, owner, row), claims=True)
             if rests or held_by != owner:
@@ -208,7 +209,7 @@ class SqliteStore:
             if db.execute(_FOLLOW, (job_id, seq, operator, row)).rowcount:
                 db.execute(
                     "UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?",
-                    ("" if free else operator, self._now() if free else None, job_id),
+                    (FREE if free else operator, self._now() if free else None, job_id),
                 )
                 return
             count = self._count(db, job_id)
@@ -254,24 +255,24 @@ class SqliteStore:
 
     # --- leases ---------------------------------------------------------------------------------
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
         if self.free_in(flow_ids) != 0:
             return None  # without a lock, which an idle host need not take
         with self._writing() as db:
             now = self._now()
             found = db.execute(
-                "SELECT job, job_id FROM jobs WHERE free_at <= ?"
+                "SELECT job, job_id, owner FROM jobs WHERE free_at <= ?"
                 f" AND flow_id IN ({_marks(flow_ids)}) ORDER BY free_at, job LIMIT 1",
                 (now, *flow_ids),
             ).fetchone()
             if found is None:
                 return None
-            job, job_id = found
+            job, job_id, before = found
             db.execute(
                 "UPDATE jobs SET owner = ?, free_at = ? WHERE job = ?", (owner, now + lease_ns, job)
             )
-        return cast(str, job_id)
+        return Acquired(job_id, before == FREE)
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end later; see `JobStore.renew`."""
@@ -283,14 +284,23 @@ class SqliteStore:
                 db.execute(f"UPDATE jobs SET free_at = ? WHERE {mine}", (until, owner))
         return [job_id for (job_id,) in found]
 
-    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """Give back a job that was acquired; see `JobStore.release`."""
         with self._using() as db:
             db.execute(
-                "UPDATE jobs SET owner = '', free_at = ?"
+                "UPDATE jobs SET owner = ?, free_at = ?"
                 " WHERE job_id = ? AND owner = ? AND free_at IS NOT NULL",
-                (self._now() + after_ns, job_id, owner),
+                (FREE if clean else FALLEN, self._now() + after_ns, job_id, owner),
             )
+
+    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
+        """Return who has each job; see `JobStore.holders`."""
+        with self._using() as db:
+            found = db.execute(
+                "SELECT job_id, owner, free_at FROM jobs WHERE ?1 IS NULL OR job_id = ?1", (job_id,)
+            ).fetchall()
+        now = self._now()
+        return {name: Hold.of(owner, free_at, now=now) for name, owner, free_at in found}
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return when the next job will be free; see `JobStore.free_in`."""

@@ -8,6 +8,7 @@ Laws:
   one write, since what makes a row safe costs more than the row.
 - Beside its rows a job has two plain facts: its owner, and the instant from which it is free, that
   is, any host may take it. It is never free while it rests, nor while it is held without a lease.
+  Who takes it learns whether whoever had it before gave it back: only then was that a clean stop.
 - Only the store's own time counts. Whoever asks says how long, never when, so that the clocks of
   hosts need not agree.
 - A snapshot saves reading the rows before it, and changes nothing else.
@@ -30,7 +31,10 @@ from routilux.errors import (
     LeaseLostError,
     NotResumableError,
     SavedStateError,
+    UnsupportedVersionError,
 )
+from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
+from routilux.persist.upgrades import FIRST, FORMAT, ROWS, SNAPSHOTS, loaded_part
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -60,8 +64,8 @@ class Append:
 class JobStore(Protocol):
     """Keeps the commits of jobs; safe to use from several threads, and whatever shares it.
 
-    All that a method changes is changed at once, or nothing is. `owner` is a text, not empty, that
-    no other host uses. Lengths of time are nanoseconds.
+    All that a method changes is changed at once, or nothing is. `owner` is a text that no other
+    host uses, and none of those that stand for nobody. Lengths of time are nanoseconds.
     """
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
@@ -117,18 +121,24 @@ class JobStore(Protocol):
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
         """Return the number of a commit and the job as of it; None where there is no snapshot."""
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on the job of these flows that has been free longest.
 
-        Returns its id; None where none is free. The owner before it can write no more. Until the
-        lease ends the job is not free.
+        Returns which one, and whether it was given back; None where none is free. The owner before
+        it can write no more. Until the lease ends the job is not free.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end so much later than now; return the ids of their jobs."""
 
-    def release(self, job_id: str, owner: str, after_ns: int) -> None:
-        """Give back a job that was acquired, to be free after so long; else do nothing."""
+    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
+        """Give back a job that was acquired, to be free after so long; else do nothing.
+
+        Without `clean` it is let fall: whoever takes it next learns of an unclean stop.
+        """
+
+    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
+        """Return who has each job, or that one alone; what is not there is not among them."""
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return in how many nanoseconds the next job of these flows will be free.
@@ -148,7 +158,8 @@ def refusal(
             )
         return LeaseLostError(f"the store holds no job {job_id!r} to add commit {seq} to")
     if owner != held_by:
-        whose = f"belongs to {held_by!r}" if held_by else "is free to be taken by any host"
+        free = held_by in NOBODY
+        whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(
         f"job {job_id!r} has {count} commits in the store, so this can't be commit"
@@ -162,14 +173,18 @@ class Journal:
     def __init__(self, store: JobStore) -> None:
         self._store = store
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
         """Write a commit; one that `claims` makes `owner` the one owner of the job.
+
+        With `acquired` it is the first one of an owner that has a lease on the job.
 
         When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
         and what the store raises.
         """
-        row = codec.dumps(commit.serialize()).encode()
         rests = commit.status not in _LIVE
+        row = _row(commit, begins=claims or acquired or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, rests=rests)
         elif commit.seq > 1:
@@ -181,7 +196,7 @@ class Journal:
 
     def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
-        row = codec.dumps(commit.serialize()).encode()
+        row = _row(commit, begins=False)
         return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
@@ -190,12 +205,13 @@ class Journal:
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
-        row = codec.dumps(commit.serialize()).encode()
+        row = _row(commit, begins=True)
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
 
     def keep(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit after which the next one pays."""
-        data = job.dumps(history=False).encode()
+        members = job.dumps(history=False)[1:]
+        data = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}').encode()
         self._store.keep_snapshot(job.job_id, job.seq, data)
         # A large job is saved seldom, so that all its snapshots cost no more than its rows.
         return job.seq + max(SNAPSHOT_EVERY, len(data) // _ROWS_WORTH)
@@ -209,37 +225,38 @@ class Journal:
         limit. Raises `SavedStateError` for what is damaged.
         """
         kept = None if history else self._store.snapshot(job_id)
-        job = JobState(job_id) if kept is None else _snapshot(job_id, *kept)
+        job, version = (JobState(job_id), FIRST) if kept is None else _snapshot(job_id, *kept)
         rows = self._store.rows(job_id, job.seq)
         if not job.seq and not rows:
             return None
         job.history_limit = history_limit
         for number, row in enumerate(rows, job.seq + 1):
             path = f"$.{job_id}[{number}]"
-            follow(job, Commit.load(_loaded(row, path), path), path)
+            data, version = loaded_part(row, path, version, ROWS)
+            follow(job, Commit.load(data, path), path)
         return job
 
 
-def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
+def _row(commit: Commit, *, begins: bool) -> bytes:
+    # Whoever begins to write says in which version; see `upgrades`.
+    data = commit.serialize()
+    return codec.dumps({"format": FORMAT, **data} if begins else data).encode()
+
+
+def _snapshot(job_id: str, seq: int, data: bytes) -> tuple[JobState, int]:
     place = f"$.{job_id}.snapshot"
     try:
-        job = JobState.load(_loaded(data, place), place)
+        loaded, version = loaded_part(data, place, FIRST, SNAPSHOTS)
+        job = JobState.load(loaded, place)
         if (job.job_id, job.seq) != (job_id, seq):
             whose = f"commit {job.seq} of job {job.job_id!r}"
             raise CorruptStateError(place, f"is of {whose}, but stands at commit {seq}")
+    except UnsupportedVersionError:
+        raise  # the rows are of the same version
     except SavedStateError as error:
         cure = f"load({job_id!r}, history=True) does without the snapshot"
         raise type(error)(error.path, f"{error.reason}; {cure}") from None
-    return job
-
-
-def _loaded(data: object, place: str) -> object:
-    if not isinstance(data, bytes):
-        raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
-    try:
-        return codec.loads(data)
-    except SavedStateError as error:
-        raise type(error)(place + error.path.removeprefix("$"), error.reason) from None
+    return job, version
 
 
 class _Kept:
@@ -262,7 +279,7 @@ class MemoryStore:
     >>> store = MemoryStore()
     >>> store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
     >>> store.acquire("host-b", ["orders"], lease_ns=10**9)
-    'job-1'
+    Acquired(job_id='job-1', clean=True)
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
@@ -281,7 +298,7 @@ class MemoryStore:
                     f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
                 )
             free_at = self._now() if queued else None
-            job = self._jobs[job_id] = _Kept(flow_id, "" if queued else owner, free_at)
+            job = self._jobs[job_id] = _Kept(flow_id, FREE if queued else owner, free_at)
             job.rows.append(row)
             job.writers.append(owner)
 
@@ -312,7 +329,7 @@ class MemoryStore:
             job = self._jobs.get(job_id)
             leased = (
                 job is not None
-                and job.owner not in ("", owner)
+                and job.owner not in (*NOBODY, owner)
                 and job.free_at is not None
                 and job.free_at > self._now()
             )
@@ -334,7 +351,7 @@ class MemoryStore:
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
             job.rows.append(row)
             job.writers.append(operator)
-            job.owner, job.free_at = ("", self._now()) if free else (operator, None)
+            job.owner, job.free_at = (FREE, self._now()) if free else (operator, None)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
         """Return the rows of a job in order; see `JobStore.rows`."""
@@ -360,7 +377,7 @@ class MemoryStore:
             job = self._jobs.get(job_id)
             return None if job is None else job.snapshot
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
         with self._lock:
             now = self._now()
@@ -369,8 +386,9 @@ class MemoryStore:
             if job_id is None or free[job_id] > now:
                 return None
             job = self._jobs[job_id]
+            clean = job.owner == FREE
             job.owner, job.free_at = owner, now + lease_ns
-            return job_id
+            return Acquired(job_id, clean)
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end later; see `JobStore.renew`."""
@@ -385,12 +403,23 @@ class MemoryStore:
                 self._jobs[job_id].free_at = until
             return leased
 
-    def release(self, job_id: str, owner: str, after_ns: int) -> None:
+    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """Give back a job that was acquired; see `JobStore.release`."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is not None and job.owner == owner and job.free_at is not None:
-                job.owner, job.free_at = "", self._now() + after_ns
+                job.owner = FREE if clean else FALLEN
+                job.free_at = self._now() + after_ns
+
+    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
+        """Return who has each job; see `JobStore.holders`."""
+        with self._lock:
+            now = self._now()
+            return {
+                name: Hold.of(job.owner, job.free_at, now=now)
+                for name, job in self._jobs.items()
+                if job_id in (None, name)
+            }
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return when the next job will be free; see `JobStore.free_in`."""

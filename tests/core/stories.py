@@ -203,9 +203,13 @@ class Tale:
         assert commit is not None
         return self.accept(commit)
 
-    def resume(self, *, retry_failed: bool = False, most: int | None = 3) -> Commit:
+    def resume(
+        self, *, retry_failed: bool = False, most: int | None = 3, clean: bool = False
+    ) -> Commit:
         return self.accept(
-            self.machine.resume(self.now, retry_failed=retry_failed, max_recoveries=most)
+            self.machine.resume(
+                self.now, retry_failed=retry_failed, max_recoveries=most, clean=clean
+            )
         )
 
     def request(self, kind: str) -> Commit:

@@ -6,7 +6,7 @@ import pytest
 
 from routilux.core.machine import MOST_CONFLICTS, child_id
 from routilux.core.records import CommitKind, JobStatus
-from routilux.core.requests import requeue
+from routilux.core.requests import requeue, taken
 from routilux.core.state import JobState
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
 from routilux.exchange import StepInput
@@ -634,6 +634,44 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned() -> Non
     tale.resume(retry_failed=True)
     assert tale.job.recoveries == 0
     assert tale.startable() == ["0.0", "0.1", "0.2"]
+
+
+def test_a_job_that_was_given_back_costs_no_recovery_and_forgets_none() -> None:
+    tale = Tale(alone())
+    for counted in (1, 2):
+        tale.crash()
+        tale.resume()
+        for _ in range(10):
+            tale.crash()
+            tale.resume(most=2, clean=True)
+            assert (tale.job.status, tale.job.recoveries) == (JobStatus.RUNNING, counted)
+    tale.crash()
+    assert tale.resume(most=2).status is JobStatus.FAILED
+
+
+def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resumed() -> None:
+    tale = Tale(alone())
+    for number in (1, 2, 3):
+        commit = tale.accept(taken(tale.job, tale.now))
+        assert commit.detail == {"recoveries": number, "retry_failed": False, "withdrawn": []}
+        assert (tale.job.status, tale.startable()) == (JobStatus.PENDING, [])
+        tale.crash()
+        resumed = tale.resume(most=2)
+        assert resumed.status is (JobStatus.RUNNING if number < 3 else JobStatus.FAILED)
+    assert "recovered 2 times without progress" in str(tale.job.error)
+    with pytest.raises(NotResumableError, match="is failed; only a job that goes on by itself"):
+        taken(tale.job, tale.now)
+
+
+def test_a_job_that_waits_is_taken_over_for_nothing_and_one_that_is_pending_too() -> None:
+    tale = Tale(alone(retrying(retry_delay=3600)))
+    tale.fail()
+    for _ in range(2):
+        tale.accept(taken(tale.job, tale.now))
+        assert (tale.job.status, tale.job.recoveries) == (JobStatus.PENDING, 0)
+    tale.crash()
+    tale.resume(most=0)
+    assert tale.machine.due() == 3600 * SECOND
 
 
 @pytest.mark.parametrize("progress", ["done", "retry", "effect"])

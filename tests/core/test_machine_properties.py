@@ -27,6 +27,7 @@ from hypothesis.stateful import (
 from routilux.core.machine import MOST_CONFLICTS, Machine
 from routilux.core.parts import PendingTask
 from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.requests import taken
 from routilux.core.state import JobState
 from routilux.errors import NotResumableError
 from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
@@ -491,26 +492,33 @@ class JobUnderWay(RuleBasedStateMachine):
             return
         self.go_on(retry_failed)
 
-    def go_on(self, retry_failed: bool) -> None:
+    def go_on(self, retry_failed: bool, how: str = "died") -> None:
         job = self.job
         was = job.status
+        if how == "taken over" and was is JobStatus.RUNNING:
+            self.accept(self.pure(lambda: taken(job, self.now)))
+            assert job.status is JobStatus.PENDING
         waits = {task.task_id: task.due_ns for task in job.pending_tasks}
         told = {t for t in waits if "." in t and self.known[t.rpartition(".")[0]].failed}
         left = len(waits) - len(told)
         ready = [t for t in job.pending_tasks if t.due_ns <= self.now]
         commit = self.pure(
             lambda: self.machine.resume(
-                self.now, retry_failed=retry_failed, max_recoveries=MOST_RECOVERIES
+                self.now,
+                retry_failed=retry_failed,
+                max_recoveries=MOST_RECOVERIES,
+                clean=how == "given back",
             )
         )
         self.accept(commit)
-        if was is JobStatus.RUNNING and ready:
+        if was is JobStatus.RUNNING and ready and how != "given back":
             self.recoveries += 1
             if self.recoveries > MOST_RECOVERIES:
                 assert job.status is JobStatus.FAILED
                 assert job.error is not None
                 assert job.error.type == "routilux.errors.PoisonJobError"
-                self.recoveries = MOST_RECOVERIES
+                if how == "died":
+                    self.recoveries = MOST_RECOVERIES
                 return
         if was is JobStatus.FAILED:
             self.recoveries = 0
@@ -531,11 +539,14 @@ class JobUnderWay(RuleBasedStateMachine):
     @precondition(lambda self: self.job.commits[-1].kind is not CommitKind.RESUMED)
     @rule(
         way=st.sampled_from(sorted(RESTORED_BY)),
+        how=st.sampled_from(["died", "died", "given back", "taken over"]),
         idle=lengths,
         retry_failed=st.booleans(),
         times=st.sampled_from([1, 1, 1, 2, 5]),
     )
-    def crash_and_restore(self, way: str, idle: int, retry_failed: bool, times: int) -> None:
+    def crash_and_restore(
+        self, way: str, how: str, idle: int, retry_failed: bool, times: int
+    ) -> None:
         for _ in range(times):
             restored = RESTORED_BY[way](self.job)
             assert restored == self.job
@@ -549,7 +560,8 @@ class JobUnderWay(RuleBasedStateMachine):
             if self.job.status not in FINAL and (
                 retry_failed or self.job.status is not JobStatus.FAILED
             ):
-                self.go_on(retry_failed)
+                self.seen[how] += 1
+                self.go_on(retry_failed, how)
 
     # --- what always holds ----------------------------------------------------------------------
 
@@ -623,7 +635,9 @@ class JobUnderWay(RuleBasedStateMachine):
         assert self.final in (None, status), "a final status has changed"
         if status in FINAL:
             self.final = status
-        assert self.job.recoveries == self.recoveries <= MOST_RECOVERIES
+        # A takeover that was one too many stands in the job that it has failed.
+        most = MOST_RECOVERIES + (status is JobStatus.FAILED)
+        assert self.job.recoveries == self.recoveries <= most
 
     def teardown(self) -> None:
         for seq, snapshot in enumerate(getattr(self, "snapshots", ())):
@@ -641,3 +655,5 @@ def test_nothing_is_lost_doubled_or_forgotten_whatever_happens() -> None:
     missed = [kind.value for kind in CommitKind if f"{kind} -> " not in seen]
     assert not missed, f"no example came to a commit of these kinds: {missed}"
     assert JobUnderWay.seen["steps lost"], "no example lost a step in a crash"
+    unseen = {"died", "given back", "taken over"} - set(JobUnderWay.seen)
+    assert not unseen, f"no example went on after its host had {unseen}"

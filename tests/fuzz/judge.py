@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -38,6 +39,8 @@ MB: Final = 1024 * 1024
 SECONDS: Final = (1.0, 0.05 / MB, 4e-6)
 MEMORY: Final = (64 * MB, 8, 200)
 _TOLD: Final = ("saved_at", "saved_at_iso", "retry_count", "execution_history_count")
+_MEMBER: Final = re.compile(r"\$")
+_ROW: Final = re.compile(r"\$\.job-1\[[1-9]\d*\]")
 _STATUS: Final = Path("/proc/self/status")
 _CLEAR: Final = Path("/proc/self/clear_refs")
 
@@ -73,7 +76,8 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
     assert memory <= _sum(MEMORY, cost), f"it took {memory / MB:.0f} MB for {mutant.size:,} bytes"
     if refusal is not None:
         tally.places[type(refusal).__name__] += 1
-        assert refusal.path.startswith("$"), f"the refusal names no place: {refusal!r}"
+        place = _ROW if isinstance(mutant, Rows) else _MEMBER
+        assert place.match(refusal.path), f"the refusal names no place: {refusal!r}"
         assert refusal.reason, "the refusal names no reason"
         length = len(str(refusal))
         assert length <= LONGEST_TEXT, f"the refusal is {length:,} characters long"

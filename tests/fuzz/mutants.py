@@ -16,8 +16,9 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from routilux import FakeClock, JobState, Runtime, SavedState, codec
+from routilux import CommitKind, FakeClock, JobState, MemoryStore, Runtime, SavedState
 from routilux.persist import seal
+from routilux.persist.store import Journal
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]
@@ -128,7 +129,12 @@ def journals() -> list[tuple[bytes, ...]]:
 
 
 def rows_of(job: JobState) -> tuple[bytes, ...]:
-    return tuple(codec.dumps(commit.serialize()).encode() for commit in job.commits)
+    """The rows of a store to which a job's commits are written; whoever resumes it claims it."""
+    store = MemoryStore()
+    journal = Journal(store)
+    for commit in job.commits:
+        journal.write(job.job_id, commit, "a", claims=commit.kind is CommitKind.RESUMED)
+    return tuple(store.rows(job.job_id))
 
 
 @cache

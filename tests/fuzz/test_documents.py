@@ -118,4 +118,5 @@ def test_the_judge_lets_no_fault_of_the_engine_pass(place, does, said, monkeypat
 def test_the_judge_measures_time_and_memory(what, said, monkeypatch):
     monkeypatch.setattr(f"tests.fuzz.judge.{what}", (0, 0, 0))
     with pytest.raises(AssertionError, match=said):
-        judge(endless("a string", 4 * MB), Tally())
+        # More than the allocator may have kept of what other tests have freed.
+        judge(endless("a string", 40 * MB), Tally())

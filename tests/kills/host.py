@@ -12,6 +12,8 @@ line, to its standard output. A worker is a fork of it, so that a life costs mil
                      from then on
     lingers          handlers last until a lease was renewed
     sigterm          the how manieth commit of the worker is followed by a SIGTERM
+    execute          id of a job that is executed then, without a worker
+    most             how many recoveries without progress a job may have; any number without it
     asks             the flow is the one that asks; `held`: the worker waits for a word to begin
     left             a job that somebody has acquired and left, for half a lease
     plant            a fault of `plants`
@@ -114,7 +116,7 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     store: Any = opened(order["store"], places)
     if "plant" in order:
         PLANTS[order["plant"]](store)
-    runtime = Runtime(store=store, observers=[told], max_recoveries=None)
+    runtime = Runtime(store=store, observers=[told], max_recoveries=order.get("most"))
     flow = asking(order["effects"]) if order.get("asks") else story(order["effects"])
     around.listens = partial(_asks, order, places)
     for job_id in order.get("submit", ()):
@@ -126,6 +128,8 @@ def live(order: Mapping[str, Any], places: Places) -> None:
         tell("ready", os.getpid())
         hear()
         tell("runs")  # a kill before this might leave half a line to whoever reads next
+    if "execute" in order:
+        runtime.execute(flow, "first", job_id=order["execute"])
     for job_id in store.job_ids() if order.get("resume") == "all" else order.get("resume", ()):
         _resume(runtime, flow, job_id)
     if order.get("lingers"):
@@ -159,7 +163,7 @@ def _aim(order: Mapping[str, Any], places: Places) -> None:
 
 
 def _asks(order: Mapping[str, Any], places: Places) -> None:
-    tell("begun")
+    tell("begun", os.getpid())
     if "stops_at" in order:
         places.aim(order["stops_at"], 1, stops=True)
     hear()

@@ -19,15 +19,15 @@ def _loses(store: Any) -> None:
     acquire = store.acquire
 
     def acquires(*arguments: Any) -> Any:
-        job_id = acquire(*arguments)
-        if job_id is not None:
+        acquired = acquire(*arguments)
+        if acquired is not None:
             with store._using() as db:
                 db.execute(
                     "DELETE FROM commits WHERE seq > 1 AND (job, seq) = (SELECT job, max(seq)"
                     " FROM commits JOIN jobs USING (job) WHERE job_id = ?)",
-                    (job_id,),
+                    (acquired.job_id,),
                 )
-        return job_id
+        return acquired
 
     store.acquire = acquires
 

@@ -35,7 +35,6 @@ __all__ = ["Host", "Soak", "hosts", "kill"]
 ROOT: Final = Path(__file__).parents[2]
 PATIENCE: Final = 120  # seconds that a busy machine may take to say a word
 _AT_RANDOM: Final = 0.15  # of all kills: wherever the process is
-_ANY: Final = 0.1  # of those that are aimed: not at a place that was struck least
 _WITHIN: Final = 0.2  # of those that are aimed: some time after the place was entered
 _RESUMES: Final = 0.1  # of all lives: one that resumes jobs without a lease
 _WITHIN_NS: Final = 400_000
@@ -141,6 +140,7 @@ class Soak:
     struck: dict[str, Counter[str]] = field(
         default_factory=lambda: {"at": Counter(), "after": Counter()}
     )
+    aimed: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
     lives: int = 0
     jobs: int = 0
@@ -301,12 +301,13 @@ class _Round:
         return order
 
     def _aim(self, chance: random.Random) -> str:
-        """Return one of the places that were struck least; sometimes any, lest it is out of reach."""
-        at, places = self._soak.struck["at"], list(self._soak.places)
-        if chance.random() < _ANY:
-            return chance.choice(places)
-        fewest = min(at[place] for place in places)
-        return chance.choice([place for place in places if at[place] == fewest])
+        """Return one of the places that were struck least; one that is missed often comes later."""
+        at, aimed = self._soak.struck["at"], self._soak.aimed
+        scores = {place: 8 * at[place] + aimed[place] for place in self._soak.places}
+        least = min(scores.values())
+        place = chance.choice([place for place, score in scores.items() if score == least])
+        aimed[place] += 1
+        return place
 
     def _follow(self, told: list[list[Any]]) -> None:
         for said in told:

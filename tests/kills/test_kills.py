@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from routilux import JobStatus, Runtime, Worker
+from routilux import JobStatus, Runtime, Worker, cli
 from tests.kills.__main__ import main
-from tests.kills.soak import ROOT, Soak, hosts
+from tests.kills.soak import ROOT, Soak, hosts, kill
 from tests.kills.stores import plain
 from tests.kills.story import asking
 from tests.persist import postgres_server
@@ -156,3 +158,51 @@ def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(
         assert 0 == store.free_in([flow.flow_id]) or len(ran) > 3, "it was not given back"
         Worker(store, [flow], runtime=runtime).run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
+
+
+# --- which stops count, and what a killed process leaves ------------------------------------------
+
+
+def test_workers_that_are_killed_again_and_again_poison_their_job(
+    fresh: Fresh, tmp_path: Path
+) -> None:
+    where, effects = fresh(), str(tmp_path / "effects")
+    about: dict[str, Any] = {"store": where, "effects": effects, "asks": True, "most": 2}
+    with hosts(1) as (host,), plain(where) as store:
+        runtime = Runtime(store=store)
+        job_id = runtime.submit(asking(effects), "first")
+        for _ in range(3):
+            handle = host.begin(**about)
+            host.until("begun")
+            kill(handle)
+            assert -signal.SIGKILL == host.until("end")[1]
+        host.begin(**about)
+        assert 0 == host.until("end")[1]
+        job = runtime.load(job_id, history=True)
+    assert ["start", "resumed", "resumed", "resumed", "failed"] == [c.kind for c in job.commits]
+    assert "recovered 2 times without progress" in str(job.error)
+
+
+def test_a_job_of_a_killed_execute_is_taken_over_by_an_operator_and_done_by_a_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, effects = str(tmp_path / "jobs.db"), str(tmp_path / "effects")
+    about: dict[str, Any] = {"store": path, "effects": effects, "asks": True}
+    with hosts(2) as (first, second):
+        first.order({**about, "execute": "j"})
+        pid = first.until("begun")[1]
+        os.kill(pid, signal.SIGKILL)
+        assert -signal.SIGKILL == first.until("end")[1]
+        assert 1 == cli.main(["retry", path, "j"])
+        told = capsys.readouterr().err
+        assert re.search(rf"j is running, held by \S+:{pid}:\w+ without a lease; if that", told)
+        assert 0 == cli.main(["retry", path, "j", "--take-over"])
+        second.begin(**about)
+        second.until("begun")
+        second.order("go on")
+        assert 0 == second.until("end")[1]
+    with plain(path) as store:
+        job = Runtime(store=store).load("j", history=True)
+    assert JobStatus.COMPLETED is job.status
+    assert ["start", "resumed", "resumed", "done"] == [c.kind for c in job.commits][:4]
+    assert [1, 1] == [(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"]

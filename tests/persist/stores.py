@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ from typing import Final
 from routilux import Clock, JobStore, MemoryStore, PostgresStore, SqliteStore
 from tests.persist import postgres_server
 
-__all__ = ["STORES", "Make"]
+__all__ = ["STORES", "Make", "acquire"]
 
 Make = Callable[[Path, Clock], AbstractContextManager[JobStore]]
 
@@ -45,3 +45,9 @@ def _postgres(folder: Path, clock: Clock) -> Iterator[JobStore]:
 
 
 STORES: Final[dict[str, Make]] = {"memory": _memory, "sqlite": _sqlite, "postgres": _postgres}
+
+
+def acquire(store: JobStore, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
+    """The id of the job that a host was given, if it was given one."""
+    acquired = store.acquire(owner, flow_ids, lease_ns)
+    return None if acquired is None else acquired.job_id

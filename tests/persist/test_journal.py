@@ -17,6 +17,7 @@ from routilux import (
     MemoryStore,
     Routine,
     Runtime,
+    SavedStateError,
 )
 from routilux.persist.store import SNAPSHOT_EVERY
 from tests.drivers.workshop import chain
@@ -166,3 +167,39 @@ def test_a_damaged_snapshot_is_named_and_the_rows_still_tell_everything(
     assert told.value.path.startswith("$.j.snapshot")
     assert "load('j', history=True) does without the snapshot" in told.value.reason
     assert job == runtime.load("j", history=True)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"", "is empty"),
+        (b"  ", "is empty"),
+        (b"{", "is cut off"),
+        (b'{"seq":17', "is cut off"),
+        (b"no JSON at all", "is not JSON"),
+        (b"{}{}", "is not JSON"),
+        (b"\xff\xfe", "is not UTF-8"),
+        (b"\x00" * 40, "is not JSON"),
+        (b"null", "is of type NoneType, not an object"),
+        (b"[]", "is of type list, not an object"),
+        (b"17", "is of type int, not an object"),
+        (b"NaN", "is NaN, which JSON does not have"),
+        (b"[" * 200, "is nested deeper|is cut off"),
+        (b"9" * 5000, "is an integer of 5,000 characters"),
+        (b'{"$type":"of another program","value":1}', "has the unknown"),
+        (b'{"format":"routilux/1"}', "is missing"),
+        (b'{"format":{}}', "was not written by routilux"),
+    ],
+)
+@pytest.mark.parametrize("number", [1, 17, 300])
+@pytest.mark.parametrize("job_id", ["j", "job-id", "a [strange] $.id"])
+def test_a_row_that_is_none_is_told_by_its_job_and_number(
+    row: bytes, reason: str, number: int, job_id: str
+) -> None:
+    store = MemoryStore()
+    with Runtime(clock=FakeClock(), store=store) as runtime:
+        counter(300).execute("a", job_id=job_id, runtime=runtime)
+    store._jobs[job_id].rows[number - 1] = row
+    with pytest.raises(SavedStateError, match=reason) as told:
+        runtime.load(job_id, history=True)
+    assert told.value.path.startswith(f"$.{job_id}[{number}]")

@@ -21,6 +21,7 @@ from routilux import (
 )
 from tests.drivers.workshop import PATIENCE, chain
 from tests.persist import postgres_server
+from tests.persist.stores import acquire
 
 SECOND = 10**9
 
@@ -101,7 +102,7 @@ def test_many_hosts_that_acquire_at_once_get_a_job_each(stores: list[PostgresSto
     for number in range(10):
         for job in range(4):
             stores[0].create(f"{number}.{job}", b"1", "a", flow_id="f", queued=True)
-        got = at_once(stores, lambda store, owner: store.acquire(owner, ["f"], 60 * SECOND))
+        got = at_once(stores, lambda store, owner: acquire(store, owner, ["f"], 60 * SECOND))
         assert {f"{number}.{job}" for job in range(4)} == set(got)
 
 
@@ -162,7 +163,7 @@ def test_workers_on_many_hosts_share_the_jobs_and_each_is_done_once(
 def test_the_time_is_the_servers(store: PostgresStore) -> None:
     store.create("j", b"1", "a", flow_id="f", queued=True)
     assert 0 == store.free_in(["f"])
-    assert "j" == store.acquire("b", ["f"], 60 * SECOND)
+    assert "j" == acquire(store, "b", ["f"], 60 * SECOND)
     assert 59 * SECOND < (store.free_in(["f"]) or 0) <= 60 * SECOND
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from routilux import CorruptStateError, SqliteStore, UnsupportedVersionError
 from tests.drivers.workshop import PATIENCE
+from tests.persist.stores import acquire
 
 ROOT = Path(__file__).parents[2]
 SECOND = 10**9
@@ -278,4 +279,4 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
     store = SqliteStore(tmp_path / "jobs.db")
     assert [] == store.job_ids()
     store.create("j", b"1", "a", flow_id="f", queued=True)
-    assert "j" == store.acquire("b", ["f"], SECOND)
+    assert "j" == acquire(store, "b", ["f"], SECOND)

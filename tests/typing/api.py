@@ -14,6 +14,7 @@ from uuid import UUID
 
 import routilux
 from routilux import (
+    Acquired,
     Append,
     Clock,
     ClockStalledError,
@@ -36,6 +37,7 @@ from routilux import (
     FlowDefinitionError,
     FlowMismatchError,
     HistoryRecord,
+    Hold,
     IllegalTransitionError,
     JobFailedError,
     JobState,
@@ -219,6 +221,14 @@ assert_type(
 )
 durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())
 hosted: JobStore = PostgresStore("postgresql://user@host/database")
+acquired = store.acquire("host-a", ["orders"], 30 * 10**9)
+assert_type(acquired, Acquired | None)
+store.release("job-1", "host-a", 0, clean=False)
+assert_type(store.holders(), dict[str, Hold])
+hold = store.holders("job-1")["job-1"]
+assert_type(hold.owner, str | None)
+assert_type(hold.free_in_ns, int | None)
+assert_type(hold.clean, bool)
 clock: Clock = FakeClock("2026-01-03T12:59:03+00:00", autojump=False)
 runtime = Runtime(
     clock=clock,
@@ -240,7 +250,7 @@ assert_type(run.job, JobState)
 run.pause()
 run.cancel("enough")
 run.checkpoint("job.json")
-run.checkpoint(Path("job.json"))
+run.checkpoint(Path("job.json"), key=b"sixteen bytes or more")
 assert_type(
     flow.resume(
         job,

@@ -19,12 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["BACKOFF", "BETWEEN", "EFFECT", "HANDLER", "IDLE", "Places"]
+__all__ = ["BACKOFF", "BETWEEN", "EFFECT", "HANDLER", "IDLE", "OPENING", "Places"]
 
 IDLE: Final = "idle: nothing to drive"
 BACKOFF: Final = "in a backoff wait"
 HANDLER: Final = "in a handler"
 EFFECT: Final = "in an effect, before its record"
+OPENING: Final = "opening a connection"
 BETWEEN: Final = "between these"
 
 _RANKS: Final = (IDLE, BACKOFF, HANDLER, EFFECT)  # below all writes, these below all statements

@@ -4,6 +4,7 @@ Laws:
 - A place is named after what runs, `before claim`, `claim: UPDATE jobs`, `after claim`, so nothing
   here knows how a store does its writes.
 - A statement that goes to a server has two: before it is sent, and `…, sent`, before its answer.
+- What is asked of a new connection belongs to no write: it is chance which of them opens it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Callable, Generator
 from typing import Any, Final, Self
 
 from routilux import JobStore, PostgresStore, SqliteStore
-from tests.kills.places import Places
+from tests.kills.places import OPENING, Places
 
 __all__ = ["WRITES", "opened", "plain"]
 
@@ -29,7 +30,8 @@ WRITES: Final = (
     "release",
 )
 _STATEMENT: Final = re.compile(r"\s*(\w+)")
-_TABLE: Final = re.compile(r"\b(?:INTO|UPDATE|FROM)\s+(?:routilux_)?(\w+)\b(?!\()")
+_TABLE: Final = re.compile(r"\b(?:INTO|UPDATE|FROM)\s+(?:routilux_)?(jobs|commits|snapshots)\b")
+_FRAMES: Final = ("BEGIN", "COMMIT", "ROLLBACK")
 
 
 def plain(where: str) -> SqliteStore | PostgresStore:
@@ -75,11 +77,14 @@ class _Watch:
     def statement(self, text: str) -> str:
         """Be in a statement, and return its name; "" for one that is no part of a write."""
         write = getattr(self._mine, "write", "")
-        if not write:
-            return ""
         begins = _STATEMENT.match(text)
         verb = begins[1] if begins else "?"
         table = _TABLE.search(text)
+        if table is None and verb not in _FRAMES:
+            with self._places.at(OPENING):
+                return ""
+        if not write:
+            return ""
         name = f"{write}: {verb} {table[1]}" if table else f"{write}: {verb}"
         self._places.enter(name)
         return name

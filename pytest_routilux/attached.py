@@ -189,10 +189,12 @@ class _FailingJournal(Journal):
         super().__init__(store)
         self._faults = faults
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
         codec.dumps(commit.serialize())  # what can't be saved is no write, and is not counted
         with self._failing(commit):
-            super().write(job_id, commit, owner, claims=claims)
+            super().write(job_id, commit, owner, claims=claims, acquired=acquired)
 
     def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
         # One at a time, so that each of them counts, and one that fails holds up no other.

@@ -73,7 +73,9 @@ class _WorldJournal:
         self._wrote: dict[str | None, int] = {}  # a routine -> the last one with its state
         self._shared = 0  # the last one with shared data
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
         host, world = self._host, self._world
         if job_id != host.case.job_id:
             return  # a job that a handler executes; it lives in the process alone

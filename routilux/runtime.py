@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from routilux.exchange import StepInput
     from routilux.flow import ExecutionStrategy, Flow, Plan
     from routilux.monitor import Observer
+    from routilux.persist.leases import Acquired
     from routilux.persist.store import JobStore
     from routilux.step import RunStep
 
@@ -302,14 +303,17 @@ class Runtime:
         retry_failed: bool = False,
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
-        clean: bool | None = None,
+        acquired: Acquired | None = None,
     ) -> Drive:
         """Commit that a job goes on, here and nowhere else; whoever asked has to drive it.
 
-        `clean` is what the store told of whoever had it before; by default it is asked.
+        One that was `acquired` goes on under its lease alone: claimed, it would be held without
+        one where the lease was lost meanwhile, and nobody could take it from a host that died.
         """
-        if clean is None:
+        if acquired is None:
             clean = self._was_given_back(job.job_id)
+        else:
+            clean = acquired.clean
         plan = flow.plan(execution_strategy)
         _check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
@@ -323,7 +327,8 @@ class Runtime:
                     max_recoveries=self.max_recoveries,
                     clean=clean,
                 ),
-                claims=True,
+                claims=acquired is None,
+                acquired=acquired is not None,
             )
         return drive
 

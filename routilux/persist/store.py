@@ -205,14 +205,18 @@ class Journal:
     def __init__(self, store: JobStore) -> None:
         self._store = store
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
         """Write a commit; one that `claims` makes `owner` the one owner of the job.
+
+        With `acquired` it is the first one of an owner that has a lease on the job.
 
         When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
         and what the store raises.
         """
         rests = commit.status not in _LIVE
-        row = rows.written(commit, begins=claims or commit.seq == 1)
+        row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, rests=rests)
         elif commit.seq > 1:

@@ -1,6 +1,8 @@
 """A pytest plugin that proves that flows survive: virtual time, saving, other hosts, reports.
 
 The fixtures are there once the package is installed; the types below are for annotations.
+
+PYTEST_DONT_REWRITE: no assertion of ours gains by it; see `_leave_as_they_are` of the plugin.
 """
 
 from __future__ import annotations

@@ -3,11 +3,14 @@
 Laws:
 - A clock owns the time, and every reading asks it; nothing is moved when it moves. In a handler of
   a simulation that is the clock of its host, else the one of the block.
-- `time()`, `localtime()`, `datetime.now()` and their kin all see a freeze_time inside the test as
-  long as it lasts. `monotonic()` and `perf_counter()` don't: a wall clock that is set moves no
-  timer.
-- `time.sleep` in a step is the step's `ctx.sleep`. Elsewhere it is real: in a test's body, and in
-  threads that a handler starts by itself.
+- `time()`, `localtime()`, `ctime()`, `datetime.now()` and their kin tell the clock's wall time,
+  `monotonic()` and `perf_counter()` its progress: a wall clock that is set moves no timer. Real are
+  `process_time()` and `thread_time()`, which count work, and `clock_gettime()`, which asks for a
+  clock of the system by name.
+- `time.sleep` in a step is the step's `ctx.sleep`, or fails the test, or stays real, as
+  `routilux_sleep` says. Elsewhere it is real: in a test's body, and in threads that a handler
+  starts by itself.
+- Nobody else freezes the time meanwhile.
 - Who calls decides, not who is on the stack: the timers of threads, queues, processes and event
   loops, of pytest and its companions, stay real in every thread, also while a handler is running.
 - What `datetime.now()` returns is an ordinary `datetime`, so it is copied, saved, pickled and
@@ -32,23 +35,28 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from operator import index
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeAlias
 
 import freezegun
 import pytest
 from freezegun import api
 
+from pytest_routilux.rivals import refuse_around, refused_inside
+from pytest_routilux.untold import all_told, note
 from routilux import FakeClock
 from routilux.clock import _sleep as _real_sleep
 from routilux.context import active
+from routilux.drive import _sleeper
 from routilux.instants import SECOND, from_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from types import FrameType
 
     from pytest_routilux.stepping import running
+    from routilux import Context
 
-__all__ = ["frozen_clock", "frozen_simulation"]
+__all__ = ["Sleeping", "frozen_clock", "frozen_simulation"]
 
 # Their timers measure or bound what really happens. (Those of threading are out of reach already:
 # a module of the standard library keeps the functions that it has imported by name.)
@@ -74,9 +82,13 @@ _REAL_CALLERS: Final = frozenset(
         "xdist",
     }
 )
+# freezegun leaves these alone, so what stands in `time` is the real one.
+_real_asctime, _real_ctime = time.asctime, time.ctime
 _UNTOUCHED: Final = _REAL_CALLERS | sys.stdlib_module_names
-_EPOCH: Final = api.real_datetime(1970, 1, 1)
-_MICROSECOND: Final = dt.timedelta(microseconds=1)
+
+
+Sleeping: TypeAlias = Literal["virtual", "error", "real"]
+"""What `time.sleep` does in a step: let virtual time pass, fail the test, or sleep."""
 
 
 class _Clock(Protocol):
@@ -103,7 +115,7 @@ class _Standing:
 
 _block: _Clock | None = None
 _simulation: type[running] | None = None
-_place: object = None  # what freezegun holds for us: the last one unless a freeze_time is inside
+_sleeping: Sleeping = "virtual"
 
 
 # --- what callers get -----------------------------------------------------------------------------
@@ -120,14 +132,9 @@ def _reads_real(caller: str) -> bool:
 
 
 def _wall() -> int:
-    try:
-        if api.freeze_factories[-1] is _place and (clock := _clock()) is not None:
-            return clock.now_ns() // 1000
-        now = api.get_current_time()
-    except IndexError:  # a thread that outlives the block may read after its end
-        return api.real_time_ns() // 1000
-    microseconds: int = (now - _EPOCH) // _MICROSECOND
-    return microseconds
+    clock = _clock()  # None: a thread that outlives the block reads after its end
+    now: int = api.real_time_ns() if clock is None else clock.now_ns()
+    return now // 1000
 
 
 def _wall_seconds() -> float:
@@ -146,13 +153,30 @@ def _monotonic() -> float:
 def _sleep(seconds: Any, /) -> None:
     context, clock = active.get(), _clock()
     # A handler's thread has the turn; one that it started, even with its context, has none.
-    if context is None or clock is None or not clock.runs_here():
+    if context is None or clock is None or not clock.runs_here() or _sleeping == "real":
         _real_sleep(seconds)
         return
+    if _sleeping == "error":
+        _refuse_sleep(context, seconds, sys._getframe(2))
     length = float(seconds) if isinstance(seconds, float) else int(index(seconds))
     if length < 0:
         raise ValueError("sleep length must be non-negative")
     context.sleep(length)
+
+
+def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoReturn:
+    from pytest_routilux.places import outwards, place_of, users_frame
+
+    where, frame = place_of(caller), users_frame(outwards(caller))
+    if frame is not None and frame is not caller:
+        where += f" (for {place_of(frame)})"
+    error = pytest.fail.Exception(
+        f"{_sleeper(context._open_step())} called time.sleep({seconds!r}) at {where}, which"
+        f" routilux_sleep = error forbids: use self.ctx.sleep({seconds!r})",
+        pytrace=False,
+    )
+    note(error)
+    raise error
 
 
 def _localtime(seconds: float | None = None, /) -> time.struct_time:
@@ -165,6 +189,14 @@ def _gmtime(seconds: float | None = None, /) -> time.struct_time:
 
 def _strftime(form: str, moment: Any = None, /) -> str:
     return api.real_strftime(form, _localtime() if moment is None else moment)
+
+
+def _asctime(moment: Any = None, /) -> str:
+    return _real_asctime(_localtime() if moment is None else moment)
+
+
+def _ctime(seconds: float | None = None, /) -> str:
+    return _real_asctime(_localtime(seconds))
 
 
 def _stand_in(real: Callable[..., Any], virtual: Callable[..., Any]) -> Callable[..., Any]:
@@ -255,6 +287,8 @@ def _reduced(moment: Any) -> tuple[Any, ...]:
 
 
 _FUNCTIONS: Final = {
+    "asctime": _stand_in(_real_asctime, _asctime),
+    "ctime": _stand_in(_real_ctime, _ctime),
     "gmtime": _stand_in(api.real_gmtime, _gmtime),
     "localtime": _stand_in(api.real_localtime, _localtime),
     "monotonic": _stand_in(api.real_monotonic, _monotonic),
@@ -282,73 +316,67 @@ _FAKE_OF: Final[dict[int, object]] = {
 
 
 @contextmanager
-def frozen_clock() -> Iterator[FakeClock]:
+def frozen_clock(sleeping: Sleeping = "virtual") -> Iterator[FakeClock]:
     """Yield a fake clock that `time` and `datetime` follow until the block ends, in all threads.
 
-    Fails the test where freezegun is active already: then that freeze would own the time.
+    Fails the test where something else freezes the time, around it or inside it.
     """
-    if api.freeze_factories and not isinstance(_block, _Standing):
-        _refuse("flow_clock")
+    if not isinstance(_block, _Standing):
+        refuse_around("flow_clock")
     clock = FakeClock()
-    with _owned_by(clock):
+    with _owned_by(clock, "flow_clock", sleeping):
         yield clock
 
 
 @contextmanager
-def frozen_simulation(start_ns: int) -> Iterator[None]:
+def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator[None]:
     """Let `time` and `datetime` follow the simulated handler that runs, until the block ends.
 
     Where none runs they show `start_ns`, or the clock of a `frozen_clock()` around this.
-    Fails the test where another freeze is active already.
+    Fails the test where something else freezes the time, around it or inside it.
     """
     global _simulation
     from pytest_routilux.stepping import running
 
-    if api.freeze_factories and _block is None:
-        _refuse("flow_sim")
+    if _block is None:
+        refuse_around("flow_sim")
     outer, _simulation = _simulation, running
     try:
-        with _owned_by(_Standing(start_ns) if _block is None else _block):
+        with _owned_by(_Standing(start_ns) if _block is None else _block, "flow_sim", sleeping):
             yield
     finally:
         _simulation = outer
 
 
-def _refuse(fixture: str) -> None:
-    pytest.fail(
-        f"{fixture} needs to own the time, but a freeze_time() or another {fixture} is active"
-        " around it: drop that one, or start it inside the test",
-        pytrace=False,
-    )
-
-
 @contextmanager
-def _owned_by(clock: _Clock) -> Iterator[None]:
-    global _block
-    outer = _block
+def _owned_by(clock: _Clock, fixture: str, sleeping: Sleeping) -> Iterator[None]:
+    global _block, _sleeping
+    outer = _block, _sleeping
     with ExitStack() as undo:
-        if outer is None:
+        undo.enter_context(all_told())
+        if _block is None:
             _put_in_place(undo, clock)
-        _block = clock
+            undo.enter_context(refused_inside(fixture))
+        _block, _sleeping = clock, sleeping
         try:
             yield
         finally:
-            _block = outer
+            _block, _sleeping = outer
 
 
 def _put_in_place(undo: ExitStack, clock: _Clock) -> None:
-    global _place
     undo.callback(_restore_zone, os.environ.get("TZ"))
     _set_zone("UTC")
     undo.callback(_drop_clock_of_python_2, hasattr(time, "clock"))
     loaded = frozenset(sys.modules)
     frozen = freezegun.freeze_time(from_ns(clock.now_ns()), ignore=[""])
-    _place = frozen.start()
+    frozen.start()
     undo.callback(frozen.stop)
     for kind in (api.real_date, api.real_datetime):
         copyreg.dispatch_table[kind] = _reduced
     undo.callback(_replace, _REAL_OF, loaded)
-    undo.callback(setattr, time, "sleep", time.sleep)
+    for name in ("asctime", "ctime", "sleep"):
+        undo.callback(setattr, time, name, getattr(time, name))
     for name, function in _FUNCTIONS.items():
         setattr(time, name, function)
     for name, kind in _CLASSES.items():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pytest_routilux.assertions import FlowMonitor
     from pytest_routilux.attached import FlowFaults
     from pytest_routilux.factory import FlowFactory
+    from pytest_routilux.freeze import Sleeping
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
@@ -35,21 +36,24 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
     _told(request).refuse_two_clocks("flow_clock")
     from pytest_routilux.freeze import frozen_clock
+    from pytest_routilux.watchdog import watched
 
-    with frozen_clock() as clock:
+    with frozen_clock(_sleeping(request.config)) as clock, watched(clock, request.config):
         _told(request).clock(clock)
         yield clock
 
 
 @pytest.fixture
-def flow_clock_bare(request: pytest.FixtureRequest) -> FakeClock:
+def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
     _told(request).refuse_two_clocks("flow_clock_bare")
+    from pytest_routilux.watchdog import watched
     from routilux import FakeClock
 
     clock = FakeClock()
     _told(request).clock(clock)
-    return clock
+    with watched(clock, request.config):
+        yield clock
 
 
 @pytest.fixture
@@ -135,9 +139,10 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     _told(request)  # its time begins
     from pytest_routilux.freeze import frozen_simulation
     from pytest_routilux.sim import START, FlowSim
+    from pytest_routilux.watchdog import watched
 
     sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
-    with frozen_simulation(START):
+    with frozen_simulation(START, _sleeping(request.config)), watched(None, request.config):
         yield sim
     sim.close()
 
@@ -170,8 +175,9 @@ def pytest_assertrepr_compare(
 MODES: Final = ("auto", "always", "never")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add what can be said on the command line and in the configuration file."""
+    _leave_as_they_are(pluginmanager)
     group = parser.getgroup("routilux", "flows of routilux")
     group.addoption(
         "--routilux-repro",
@@ -193,16 +199,60 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type="string",
         default="auto",
     )
+    parser.addini(
+        "routilux_sleep",
+        "time.sleep() in a handler: virtual lets the flow's time pass, error fails the test, real"
+        " really sleeps",
+        type="string",
+        default="virtual",
+    )
+    parser.addini(
+        "routilux_blocked_after",
+        "real seconds after which a handler that waits in real time fails the test; 0 never does",
+        type="string",
+        default="5",
+    )
+
+
+def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
+    # pytest marks all that the plugin's distribution holds, the engine too, to be read, rewritten
+    # and compiled by itself: no assertion gains by it, and where no bytecode can be written every
+    # run pays anew.
+    marked: set[str] = getattr(pluginmanager.rewrite_hook, "_must_rewrite", set())
+    marked -= {"routilux", "pytest_routilux"}
+
+
+def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
+    try:
+        return config.getini(name)
+    except (TypeError, pytest.UsageError) as error:  # pytest before 9.2, and since
+        raise pytest.UsageError(f"{error}; {allowed}") from None
+
+
+def _sleeping(config: pytest.Config) -> Sleeping:
+    value: Sleeping = _setting(config, "routilux_sleep", "it is virtual, error or real")
+    if value not in ("virtual", "error", "real"):
+        raise pytest.UsageError(f"routilux_sleep is virtual, error or real, not {value!r}")
+    return value
+
+
+def blocked_after(config: pytest.Config) -> float:
+    """Return the setting `routilux_blocked_after`, in seconds."""
+    value = _setting(config, "routilux_blocked_after", "write the seconds as a string")
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise pytest.UsageError(f"routilux_blocked_after is a number of seconds, not {value!r}")
+    return seconds
 
 
 def _mode(config: pytest.Config) -> str:
     given, told = config.getoption("routilux_report"), "--routilux-report={!r}"
     if given is None:
         told = "the option routilux_report = {!r} of the configuration"
-        try:
-            given = config.getini("routilux_report")
-        except (TypeError, pytest.UsageError) as error:  # pytest before 9.2, and since
-            raise pytest.UsageError(f"{error}; {_allowed()}") from None
+        given = _setting(config, "routilux_report", _allowed())
     if given not in MODES:
         raise pytest.UsageError(f"{told.format(given)} is no mode; {_allowed()}")
     mode: str = given
@@ -236,6 +286,8 @@ def report_look(config: pytest.Config) -> tuple[int, bool]:
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_MODE] = _mode(config)
+    _sleeping(config)
+    blocked_after(config)
     repro = config.getoption("routilux_repro")
     if repro is not None:
         from pytest_routilux.repro import Repro

@@ -12,6 +12,8 @@
 >>> _ = flow.add_routine(Hello(), "hello")
 >>> flow.execute("hello", {"name": "world"}).outputs[0].data
 {'text': 'hello world'}
+
+PYTEST_DONT_REWRITE: pytest is not to read and compile it anew, nor to warn that it can't.
 """
 
 from importlib import import_module

@@ -208,6 +208,7 @@ class _Party(Worker):
         "clock",
         "gate",
         "key",
+        "lost",
         "outside",
         "result",
         "stalled",
@@ -226,6 +227,7 @@ class _Party(Worker):
         self.outside = outside
         self.thread = threading.get_ident()
         self.stalled: str | None = None
+        self.lost: BaseException | None = None  # why its turn was taken away
         self.ticket = 0  # of the wait it is in; 0: it waits for nothing
         self.before: _Party | None = None
         self.gate = threading.Lock()
@@ -243,6 +245,32 @@ class _Party(Worker):
 
     def stop(self) -> None:
         self.clock._leave(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Whose turn it is on a fake clock: who, in which thread, at which monotonic instant.
+
+    `computed_ns` is how long that thread has computed so far; None where the system does not tell.
+    """
+
+    party: _Party
+    thread: int
+    at_ns: int
+    computed_ns: int | None
+
+    @property
+    def who(self) -> str:
+        """The step, the job or the loop that may run."""
+        return self.party.who
+
+
+def computed_ns(thread: int) -> int | None:
+    """Return the CPU time of a living thread (nanoseconds); None where the system does not tell."""
+    try:
+        return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
+    except (AttributeError, OSError):
+        return None
 
 
 class _FakeSignal(Signal):
@@ -297,6 +325,7 @@ class FakeClock(Clock):
         self._tickets = count(1)
         self._results = 0  # parties and outsiders that wait for a result: the time may jump
         self._moving = False  # somebody moves the time by hand
+        self._refusal: BaseException | None = None  # why whoever moves it can't go on
         self._here = threading.local()
         self._owner = threading.get_ident()
         self._waits: list[tuple[str, int, int]] = []
@@ -343,6 +372,8 @@ class FakeClock(Clock):
                 while True:
                     while self._current is not None or self._ready:
                         self._rested.wait()
+                    if self._refusal is not None:
+                        raise self._refusal
                     entry = self._first_sleeper()
                     if entry is None or entry[0] > target:
                         break
@@ -351,7 +382,8 @@ class FakeClock(Clock):
                 self._mono = target
             finally:
                 self._moving = False
-            self._turn()
+                self._refusal = None
+                self._turn()
 
     def move_to(self, instant: datetime | str) -> None:
         """Let time pass until the wall clock shows `instant`; it must not be past."""
@@ -368,6 +400,33 @@ class FakeClock(Clock):
         step = signed_ns(seconds)
         with self._lock:
             self._wall += step
+
+    # --- whose turn it is -----------------------------------------------------------------------
+
+    def turn(self) -> Turn | None:
+        """Return whose turn it is; None where all wait or nobody is there. From any thread."""
+        with self._lock:  # which keeps the thread alive
+            party = self._current
+            if party is None:
+                return None
+            return Turn(party, party.thread, self._mono, computed_ns(party.thread))
+
+    def revoke(self, turn: Turn, error: BaseException) -> bool:
+        """Take the turn from a thread that will not end it; return whether it still had it.
+
+        Others go on. Whoever moves the time by hand gets `error`; that thread, when it comes back,
+        `ClockStalledError` with the same text. Whoever calls this fails its job first.
+        """
+        with self._lock:
+            if self._current is not turn.party:
+                return False
+            for party in turn.party.line():
+                party.lost = error
+            self._current = None
+            if self._moving:
+                self._refusal = error
+            self._turn()
+        return True
 
     # --- waiting on it --------------------------------------------------------------------------
 
@@ -387,6 +446,8 @@ class FakeClock(Clock):
         if signal is not None and not isinstance(signal, _FakeSignal):
             raise TypeError(f"a {type(signal).__name__} is another clock's signal")
         party = self._party()
+        if party is not None and party.lost is not None:
+            raise ClockStalledError(str(party.lost))
         ticket = 0
         try:
             with self._lock:
@@ -456,7 +517,9 @@ class FakeClock(Clock):
         with self._lock:
             if party.result:
                 self._results -= 1
-            self._current = self._here.party = party.before
+            self._here.party = before = party.before
+            if party.lost is None:
+                self._current = None if before is None or before.lost is not None else before
             self._turn()
 
     def _wakes_first(self, until: int, order: Key) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pytest_routilux import FlowMonitor
 from routilux import FakeClock, Flow, Routine, Runtime
 from routilux.runtime import default_runtime
-from tests.plugin.inner import run_inside
+from tests.plugin.inner import ROOT, run_inside
 
 NAP = """
     import datetime, time
@@ -119,36 +121,6 @@ def test_two_clocks_in_one_test_are_refused(pytester: pytest.Pytester) -> None:
     assert 3 == result.stdout.lines.count(line)
 
 
-def test_a_freeze_of_the_users_own_around_it_is_refused_and_harmless(
-    pytester: pytest.Pytester,
-) -> None:
-    pytester.makepyfile(
-        NAP
-        + """
-    import freezegun
-
-    @pytest.fixture
-    def summer():
-        with freezegun.freeze_time("2030-07-01"):
-            yield
-
-    def test_around(summer, flow_clock):
-        pass
-
-    def test_inside(flow_runtime, summer):
-        job = nap().execute("nap")
-        assert job.outputs[0].data["at"].year == 2030
-
-    def test_after(flow_runtime):
-        job = nap().execute("nap")
-        assert job.outputs[0].data["at"] == datetime.datetime(2026, 1, 1, 0, 0, 1, 500000)
-    """
-    )
-    result = run_inside(pytester)
-    result.assert_outcomes(errors=1, passed=2)
-    result.stdout.fnmatch_lines(["flow_clock needs to own the time, but a freeze_time() *"])
-
-
 def test_what_an_observer_raises_fails_the_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         NAP
@@ -204,6 +176,58 @@ def test_nothing_is_imported_that_no_fixture_needs(pytester: pytest.Pytester) ->
         """
     )
     run_inside(pytester).assert_outcomes(passed=3)
+
+
+def test_a_suite_that_uses_nothing_has_two_modules_more(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytester.makepyfile("def test_nothing(): pass")
+    pytester.makeconftest(
+        """
+        import sys
+
+        def pytest_unconfigure(config):
+            print(*sys.modules)
+        """
+    )
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    without = pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider")
+    loaded, before = (
+        set(result.outlines[-1].split()) for result in (run_inside(pytester), without)
+    )
+    assert {"pytest_routilux", "pytest_routilux.plugin"} == loaded - before
+
+
+def test_the_engine_is_not_rewritten_whatever_pytest_has_marked(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As it does for every package of a distribution with a plugin.
+    pytester.makepyfile(
+        marks="""
+        def pytest_addoption(parser, pluginmanager):
+            pluginmanager.rewrite_hook.mark_rewrite("routilux", "pytest_routilux", "foreign")
+        """,
+        foreign="",
+        test_it="""
+        import foreign
+        import routilux.core.machine
+        import pytest_routilux.assertions
+
+        def rewritten(module):
+            return "rewrite" in type(module.__spec__.loader).__module__
+
+        def test_it(flow_runtime):
+            assert rewritten(foreign)
+            assert not rewritten(routilux)
+            assert not rewritten(routilux.core.machine)
+            assert not rewritten(pytest_routilux.assertions)
+        """,
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{pytester.path}")
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    pytester.runpytest_subprocess(
+        "-W", "error", "-p", "marks", "-p", "pytest_routilux.plugin"
+    ).assert_outcomes(passed=1)
 
 
 def test_the_bare_clock_leaves_time_as_it_is(flow_clock_bare: FakeClock) -> None:

@@ -8,10 +8,12 @@ import contextvars
 import copy
 import datetime as dt
 import json
+import logging
 import multiprocessing
 import os
 import pickle
 import queue
+import socket
 import subprocess
 import sys
 import threading
@@ -142,6 +144,8 @@ def every_reading(ctx: Any) -> dict[str, object]:
         "time.localtime": time.strftime("%FT%T", time.localtime()),
         "time.gmtime": time.strftime("%FT%T", time.gmtime()),
         "time.strftime": time.strftime("%FT%T"),
+        "time.ctime": time.ctime(),
+        "time.asctime": time.asctime(),
     }
 
 
@@ -166,7 +170,26 @@ def test_all_that_a_handler_reads_agrees_to_the_microsecond(flow_clock, strategy
         "time.localtime": "2026-01-01T23:59:59",
         "time.gmtime": "2026-01-01T23:59:59",
         "time.strftime": "2026-01-01T23:59:59",
+        "time.ctime": "Thu Jan  1 23:59:59 2026",
+        "time.asctime": "Thu Jan  1 23:59:59 2026",
     } == result_of(run(flow_clock, every_reading, strategy))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_log_record_is_of_virtual_time(flow_clock, strategy, caplog) -> None:
+    def work(ctx: Any) -> None:
+        ctx.sleep(7)
+        logging.getLogger("shop").warning("no stock")
+
+    result_of(run(flow_clock, work, strategy))
+    assert [1767225607.0] == [record.created for record in caplog.records]
+
+
+def test_work_is_counted_for_real(flow_clock) -> None:
+    flow_clock.advance(10**6)
+    assert 0 < time.process_time() < 10**5
+    assert time.thread_time() < 10**5
+    assert time.clock_gettime(time.CLOCK_REALTIME) > 1767225600 + 10**6
 
 
 def test_the_day_changes_with_the_clock(flow_clock) -> None:
@@ -362,6 +385,32 @@ def wait_for_late_queue() -> None:
         late.Queue().get(timeout=0.01)
 
 
+def wait_for_socket() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        left.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            left.recv(1)
+
+
+def wait_for_loop() -> None:
+    async def wait() -> float:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await loop.create_future()
+        return loop.time() - begun
+
+    assert 0.01 <= asyncio.run(wait()) < 100
+
+
+def wait_for_condition() -> None:
+    condition = threading.Condition()
+    with condition:
+        assert not condition.wait_for(lambda: False, timeout=0.01)
+
+
 def wait_for_pipe() -> None:
     end, _ = multiprocessing.Pipe()
     assert not end.poll(0.01)
@@ -372,6 +421,9 @@ REAL_TIMERS = [
     wait_for_pipe,
     wait_for_queue,
     wait_for_event,
+    wait_for_condition,
+    wait_for_socket,
+    wait_for_loop,
     wait_for_future,
     wait_for_process,
 ]
@@ -559,20 +611,32 @@ def test_a_freeze_around_it_is_refused() -> None:
     ):
         pass
     assert (
-        "flow_clock needs to own the time, but a freeze_time() or another flow_clock is active"
-        " around it: drop that one, or start it inside the test"
+        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both want to own the time of"
+        " this test: drop one of them; flow_clock.move_to(...) sets its time"
     ) == str(caught.value)
     with frozen_clock():
         pass
 
 
-def test_a_freeze_inside_it_is_seen_by_all_who_ask_for_the_wall_time(flow_clock) -> None:
+def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock) -> None:
     flow_clock.advance(1)
+    freeze = freezegun.freeze_time("2030-01-01")
+    with pytest.raises(pytest.fail.Exception, match="flow_clock and freeze_time") as caught:
+        freeze.start()
+    assert "test_a_freeze_inside_it_is_refused_and_changes_nothing both want" in str(caught.value)
+    assert START + timedelta(seconds=1) == datetime.now(UTC)
+
+
+def test_a_freeze_after_it_is_the_users_own_again() -> None:
+    with frozen_clock():
+        pass
     with freezegun.freeze_time("2030-01-01"):
         assert datetime(2030, 1, 1) == datetime.now()
-        assert datetime(2030, 1, 1).timestamp() == time.time() == time.time_ns() / 10**9
-        assert 1.0 == time.monotonic()
-    assert START + timedelta(seconds=1) == datetime.now(UTC)
+
+
+def test_a_frozen_clock_inside_of_another_is_refused_by_its_name(flow_clock) -> None:
+    with pytest.raises(pytest.fail.Exception, match="flow_clock and the flow_clock of a test"):
+        frozen_clock().__enter__()
 
 
 def test_a_sleep_that_a_test_replaces_stays_replaced(monkeypatch) -> None:

@@ -12,6 +12,7 @@ from tests.benchmarks import durability as d
 from tests.benchmarks import measurements as m
 from tests.benchmarks import servers
 from tests.benchmarks import simulations as s
+from tests.benchmarks import startup as u
 from tests.benchmarks.race import Bound, Figure, exponent, table
 
 if TYPE_CHECKING:
@@ -38,11 +39,14 @@ TINY = {
     "waiting_jobs": (lambda: c.waiting_jobs(3, 0.001, 5, FakeClock()), 2),
     "long_history": (lambda: c.long_history(300), 2),
     "hosted_steps": (lambda: servers.hosted_steps(5, jobs=2, rounds=2), 2),
+    "start_up": (lambda: u.start_up(rounds=1), 1),
     "loading": (lambda: d.loading([(5, 20), (300, 20)], 3, rounds=2), 3),
 }
 
 
-@pytest.mark.parametrize("name", [*m.__all__, *s.__all__, *d.__all__, *c.__all__, *servers.__all__])
+@pytest.mark.parametrize(
+    "name", [*m.__all__, *s.__all__, *d.__all__, *c.__all__, *servers.__all__, *u.__all__]
+)
 def test_a_benchmark_runs_and_says_something(name: str) -> None:
     make: Callable[[], Measurement]
     make, lines = TINY[name]

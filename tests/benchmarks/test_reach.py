@@ -11,6 +11,7 @@ from tests.benchmarks import durability as d
 from tests.benchmarks import measurements as m
 from tests.benchmarks import servers
 from tests.benchmarks import simulations as s
+from tests.benchmarks import startup as u
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -103,3 +104,7 @@ def test_a_job_of_many_steps_takes_no_more_memory_than_one_of_few(measure: Measu
 
 def test_a_durable_step_costs_little_more_than_its_row_on_a_server(measure: Measure) -> None:
     measure(servers.hosted_steps(300, jobs=16, rounds=10))
+
+
+def test_a_suite_without_flows_starts_as_fast_as_without_the_plugin(measure: Measure) -> None:
+    measure(u.start_up(rounds=20))

@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: showcase test bench lint wheel clean FORCE
+.PHONY: showcase test bench lint wheel downstream clean FORCE
 
 showcase: $(STAMP)
 	$(PYTEST) showcase/ -v
@@ -37,6 +37,12 @@ wheel: $(STAMP)
 	$$python -m pytest --fixtures | grep -q '^flow_clock ' \
 		|| { echo 'pytest --fixtures does not show flow_clock' >&2; exit 1; }; \
 	echo "wheel: $$(basename "$$wheel") installs alone, imports, brings its command and its plugin"
+
+# A foreign project with the wheel, in a clean environment of each Python that this machine has.
+downstream: $(STAMP)
+	@set -e; built=$$(mktemp -d); trap 'rm -rf "$$built"' EXIT; \
+	$(BIN)/python -m build --wheel --outdir "$$built" . > "$$built/log" || { cat "$$built/log" >&2; exit 1; }; \
+	$(BIN)/python tests/downstream/run.py "$$built"/*.whl
 
 # Runs in an environment that holds the wheel and nothing else.
 define WHEEL_CHECK

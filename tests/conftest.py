@@ -8,6 +8,9 @@ import pytest
 
 from tests.persist import postgres_server
 
+# A project of its own: `make downstream` runs it where it belongs, in an environment of its own.
+collect_ignore = ["downstream"]
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _servers() -> Iterator[None]:

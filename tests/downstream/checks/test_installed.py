@@ -1,0 +1,24 @@
+"""What the wheel brings into an environment, as a pytest there sees it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def test_nothing_of_it_is_imported_where_nothing_is_used():
+    ours = {name for name in sys.modules if name.partition(".")[0] in BROUGHT}
+    assert ours == {"pytest_routilux", "pytest_routilux.plugin"}
+
+
+BROUGHT = {"routilux", "pytest_routilux", "freezegun", "rich", "asyncio", "sqlite3"}
+
+
+def test_the_engine_is_that_of_the_wheel_and_is_not_rewritten():
+    import pytest_routilux.assertions
+    import routilux.core.machine
+
+    for module in (routilux, routilux.core.machine, pytest_routilux.assertions):
+        assert Path(module.__file__).is_relative_to(sys.prefix)
+        loader = type(module.__spec__.loader)
+        assert loader.__module__ == "_frozen_importlib_external", loader

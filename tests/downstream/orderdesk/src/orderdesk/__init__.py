@@ -1,0 +1,1 @@
+"""Takes orders, charges them and packs them: a small project that uses routilux."""

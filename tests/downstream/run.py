@@ -1,0 +1,145 @@
+"""Runs a foreign project's tests with the wheel, in a clean environment of each Python there is.
+
+    python tests/downstream/run.py dist/routilux-….whl
+
+Laws:
+- Nothing of this repository is importable there but what the wheel brings.
+- The project's tests pass in every way of running them; its bugs fail in the words that they
+  should, and a reproducer that was printed can be pasted.
+- A Python that is not on this machine is skipped, and said to be; with none at all this fails.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).parent
+VERSIONS = ("3.11", "3.12", "3.13")
+COMPANIONS = ("pytest-xdist", "pytest-random-order")
+PASSED = 14
+WAYS = {
+    "plain": [],
+    "on two processes": ["-n", "2"],
+    "in random order": ["-p", "random_order", "--random-order"],
+    "strict": ["-W", "error", "--strict-markers", "--strict-config"],
+}
+BUGS = [
+    r"EFFECT REPEATED: gateway\.charge\('A7', 19\.9\) ran 2x, undisturbed run 1x",
+    r"fix    gateway\.charge\(\.\.\., key=self\.ctx\.key\(\"charge\"\)\)",
+    r"^E .*\b1\.75\b",
+    r"^E .*\b2\.15\b",
+    r"charge \(task 0\.0, attempt 1\) of job \w+ is blocked: for 0\.2 s of real time",
+    r"  at .*test_bugs\.py:\d+: answered\.wait\(\)",
+    r"  in threading\.Event\.wait\(\), which waits in real time",
+    r"3 failed in ",
+]
+
+
+class Missed(Exception):
+    """Something was not as it should be."""
+
+
+def interpreter(version: str) -> str | None:
+    """Return the path of a Python of this version that works, wherever it is usual to be."""
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
+    found = [
+        sys.executable if sys.version.startswith(f"{version}.") else None,
+        *(str(path) for path in sorted(pyenv.glob(f"{version}.*/bin/python"), reverse=True)),
+        shutil.which(f"python{version}"),
+    ]
+    ask = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
+    for path in filter(None, found):
+        told = subprocess.run([path, "-c", ask], capture_output=True, text=True, check=False)
+        if told.stdout.strip() == version:
+            return path
+    return None
+
+
+def run(*command: str | Path, cwd: Path, expect: int = 0) -> str:
+    """Run a command and return what it prints."""
+    environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=cwd,
+        env={**environment, "COLUMNS": "100", "PYTHONIOENCODING": "utf-8"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        check=False,
+    )
+    if done.returncode != expect:
+        shown = shlex.join(map(str, command))
+        raise Missed(f"{shown}\nended with {done.returncode}, not {expect}:\n{done.stdout}")
+    return done.stdout
+
+
+UNWANTED = {"PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"}
+
+
+def check(version: str, path: str, wheel: Path, folder: Path) -> list[str]:
+    """Install the wheel for one Python and run everything; return what was done, a line each."""
+    run(path, "-m", "venv", folder / "env", cwd=folder)
+    python = folder / "env" / "bin" / "python"
+    install = ("-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-compile")
+    run(python, *install, f"{wheel}[pytest]", *COMPANIONS, cwd=folder)
+    shutil.copytree(HERE / "orderdesk", folder / "orderdesk")
+    shutil.copytree(HERE / "checks", folder / "checks")
+    pytest = (python, "-m", "pytest", "-p", "no:cacheprovider")
+    done = []
+    for way, options in WAYS.items():
+        told = run(*pytest, *options, cwd=folder / "orderdesk")
+        if f" {PASSED} passed" not in f" {told}":
+            raise Missed(f"{version} {way}: not {PASSED} passed:\n{told}")
+        done.append(f"{way}: {PASSED} passed")
+    run(*pytest, cwd=folder / "checks")
+    bugs = run(
+        *pytest,
+        *("bugs", "-o", "routilux_blocked_after=0.2"),
+        cwd=folder / "orderdesk",
+        expect=1,
+    )
+    for pattern in BUGS:
+        if not re.search(pattern, bugs, re.MULTILINE):
+            raise Missed(f"{version}: the bugs' output has no {pattern}:\n{bugs}")
+    [repro] = re.findall(r"^repro  (pytest .*)$", bugs.replace("\\\n", ""), re.MULTILINE)
+    again = run(*pytest, *shlex.split(repro)[1:], cwd=folder / "orderdesk", expect=1)
+    if "fails" not in again.partition("reproducer")[2]:
+        raise Missed(f"{version}: {repro} does not say that it fails:\n{again}")
+    return [*done, "3 bugs are told, and one is reproduced by its line"]
+
+
+def main(wheel: Path) -> int:
+    """Check with each Python there is; return how many failed, or 1 without any."""
+    found = {version: interpreter(version) for version in VERSIONS}
+    with tempfile.TemporaryDirectory() as folder:
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            runs = {}
+            for version, path in found.items():
+                if path is not None:
+                    own = Path(folder, version)
+                    own.mkdir()
+                    runs[version] = threads.submit(check, version, path, wheel, own)
+        failed = 0
+        for version in VERSIONS:
+            if version not in runs:
+                print(f"python {version}: skipped, there is none on this machine")
+                continue
+            try:
+                lines = runs[version].result()
+            except Missed as missed:
+                failed += 1
+                lines = [str(missed)]
+            print(f"python {version}:", *lines, sep="\n  ")
+    return failed if runs else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]).resolve()))

@@ -20,8 +20,12 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
+def whole_tests() -> list[str]:
+    return [code for code in blocks("python") if not code.startswith("# ")]
+
+
 @pytest.mark.parametrize(
-    "code", blocks("python"), ids=("outlives", "crash", "functions", "outage", "durable")
+    "code", whole_tests(), ids=("outlives", "crash", "functions", "outage", "durable")
 )
 def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)
@@ -59,7 +63,7 @@ def test_the_report_is_what_the_showcase_prints() -> None:
 
 
 def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pytester) -> None:
-    _, excerpt, *_ = blocks("text")
+    [excerpt] = [block for block in blocks("text") if "EFFECT REPEATED" in block]
     [code] = [block for block in blocks("python") if "crash_everywhere" in block]
     bare = code.replace(', key=self.ctx.key("charge")', "")
     assert bare != code
@@ -74,7 +78,7 @@ def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pyte
 
 def test_the_message_is_what_the_test_says_of_the_wrong_policy(pytester: pytest.Pytester) -> None:
     [excerpt] = [block for block in blocks("text") if "look at" in block]
-    [code] = [block for block in blocks("python") if "flow_faults" in block]
+    [code] = [block for block in whole_tests() if "flow_faults" in block]
     assert 1 == code.count("retry_backoff=1.5")
     pytester.makepyfile(test_outage=code.replace("retry_backoff=1.5", "retry_backoff=2.0"))
 
@@ -88,6 +92,18 @@ def test_the_message_is_what_the_test_says_of_the_wrong_policy(pytester: pytest.
 
 def _untimed(line: str) -> str:
     return re.sub(r"\d+\.\d\d s;", "… s;", line).rstrip()
+
+
+def test_the_files_of_its_chapter_fail_as_it_shows(pytester: pytest.Pytester) -> None:
+    files = [code for code in blocks("python") if code.startswith("# ")]
+    [excerpt] = [block for block in blocks("text") if "test_orders.py:" in block]
+    for code in files:
+        Path(pytester.path, code.split()[1]).write_text(code, encoding="utf-8")
+
+    result = run_inside(pytester)
+
+    result.assert_outcomes(failed=1)
+    assert [] == [line for line in excerpt.splitlines() if line and line not in result.outlines]
 
 
 def test_every_fixture_of_the_plugin_is_in_the_table_and_no_other() -> None:

@@ -30,14 +30,16 @@ from pytest_routilux.examine import (
     reference,
 )
 from pytest_routilux.explain import explain_cause, not_compared
+from pytest_routilux.faults import NEVER_STRUCK
 from pytest_routilux.files import checked_store
 from pytest_routilux.lives import Case
-from pytest_routilux.plugin import REPORTS, SIMULATIONS, report_look
+from pytest_routilux.plugin import report_look
 from pytest_routilux.repro import Repro, Stale, command
 from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import live
 from pytest_routilux.story import short_error
 from pytest_routilux.swallowed import swallowed_crash
+from pytest_routilux.told import told_of
 from pytest_routilux.world import World
 from routilux import Flow, FlowDefinitionError
 from routilux.instants import instant_ns
@@ -112,6 +114,7 @@ class FlowSim:
             raise life.error
         _refuse_idle(faults)
         assert life.job is not None
+        told_of(self._node).simulated(life.job)
         return Outcome(life.job, world.calls)
 
     def crash_everywhere(
@@ -227,8 +230,7 @@ class FlowSim:
         coverage = result.coverage
         failed = bool(result.failures) or result.reference.finding is not None
         verdict = "fails" if failed else "fixed"
-        stash = self._node.stash
-        stash.setdefault(SIMULATIONS, []).append(
+        told_of(self._node).simulation(
             {
                 "planned": dict(coverage.planned),
                 "executed": dict(coverage.executed),
@@ -246,7 +248,7 @@ class FlowSim:
         width, _ = report_look(self._node.config)
         lines = [line for text in more for line in wrap(text, width - 5)]
         told = "\n".join([head, *(f"     {line}".replace(_TIED, " ") for line in lines)])
-        self._node.stash.setdefault(REPORTS, []).append(told)
+        told_of(self._node).parts.append(told)
 
     def _judge(self, case: Case, checks: Checks, result: Examination) -> None:
         __tracebackhide__ = True
@@ -277,6 +279,7 @@ def _case(
     always: Callable[[JobState], object] | None = None,
     store: Opens | None = None,
 ) -> Case:
+    __tracebackhide__ = True
     flow = build()
     if not isinstance(flow, Flow):
         raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow")
@@ -292,8 +295,7 @@ def _refuse_idle(faults: Sequence[Fault]) -> None:
     idle = [fault for fault in faults if not fault.struck]
     if idle:
         pytest.fail(
-            f"{', '.join(map(repr, idle))} never struck: no such attempt or write was made; a fault"
-            " that does not happen proves nothing",
+            NEVER_STRUCK.format(", ".join(map(repr, idle))),
             pytrace=False,
         )
 

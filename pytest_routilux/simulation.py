@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.choices import FIFO
+from pytest_routilux.faults import tell_all
 from pytest_routilux.lives import STEADY, Life
 from pytest_routilux.oracle import Finding
 from pytest_routilux.stepping import OUTCOMES, SimClock, SimDriver, threads_started
@@ -36,7 +37,7 @@ from routilux.instants import SECOND
 from routilux.values import first_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from threading import Thread
 
     from pytest_routilux.choices import Choices
@@ -72,7 +73,9 @@ class _WorldJournal:
         self._wrote: dict[str | None, int] = {}  # a routine -> the last one with its state
         self._shared = 0  # the last one with shared data
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
         host, world = self._host, self._world
         if job_id != host.case.job_id:
             return  # a job that a handler executes; it lives in the process alone
@@ -94,12 +97,12 @@ class _WorldJournal:
         else:
             _refuse_unsaved(commit)
         if self._faults:
-            _tell_all([fault.before_write for fault in self._faults], commit)
+            tell_all([fault.before_write for fault in self._faults], commit)
         if world.files is not None:
             world.files.write(job_id, commit, owner, claims=claims)
         world.committed(commit)
         if self._faults:
-            _tell_all([fault.after_write for fault in self._faults], commit)
+            tell_all([fault.after_write for fault in self._faults], commit)
 
     def _read_back(self, commit: Commit) -> None:
         data = codec.dumps(commit.serialize())
@@ -147,18 +150,6 @@ class _WorldJournal:
             f"{targets and f' (it went to {targets})'}: {difference or text}"
         )
         self._host.broken("payload-changed", what, culprit or commit)
-
-
-def _tell_all(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
-    """Let every fault hear of a write, since they count; then raise what the first one raised."""
-    raised: BaseException | None = None
-    for fault in faults:
-        try:
-            fault(commit)
-        except BaseException as error:
-            raised = raised or error
-    if raised is not None:
-        raise raised
 
 
 def _refuse_unsaved(commit: Commit) -> None:

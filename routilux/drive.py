@@ -15,7 +15,6 @@ import sys
 from itertools import count
 from typing import TYPE_CHECKING
 
-from routilux.core.records import JobStatus
 from routilux.errors import (
     NoActiveStepError,
     NotResumableError,
@@ -40,9 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Drive"]
 
 _log = logging.getLogger("routilux")
-_RUNNING = JobStatus.RUNNING
 _ordinals = count(1)
-_timer_numbers = count()
 
 
 class Drive:
@@ -67,6 +64,7 @@ class Drive:
         "plan",
         "ready",
         "rested",
+        "run_step",
         "runtime",
         "timer",
     )
@@ -76,6 +74,7 @@ class Drive:
         self.runtime = runtime
         self.machine = machine
         self.plan = machine.plan
+        self.run_step = runtime.run_step
         self.ordinal = next(_ordinals)
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.rested = clock.signal()
@@ -141,13 +140,17 @@ class Drive:
 
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
-    def commit(self, commit: Commit, *, claims: bool = False) -> None:
-        """Write a commit, fold it in, and tell the observers; the first one of a resume claims."""
+    def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
+        """Write a commit, fold it in, and tell the observers.
+
+        The first one of a resume claims the job, or goes on with one that was acquired.
+        """
         if self._journal is not None:
             job_id = self.machine.job.job_id
-            self._journal.write(job_id, commit, self.runtime.owner, claims=claims)
+            owner = self.runtime.owner
+            self._journal.write(job_id, commit, owner, claims=claims, acquired=acquired)
         self.believe(commit)
-        if claims:
+        if claims or acquired:
             for task in self.machine.job.pending_tasks:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns

@@ -40,6 +40,7 @@ from routilux.loop import Loop
 from routilux.persist.document import SavedState
 from routilux.persist.store import Journal
 from routilux.shape import homeless, mismatch
+from routilux.step import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -53,7 +54,9 @@ if TYPE_CHECKING:
     from routilux.exchange import StepInput
     from routilux.flow import ExecutionStrategy, Flow, Plan
     from routilux.monitor import Observer
+    from routilux.persist.leases import Acquired
     from routilux.persist.store import JobStore
+    from routilux.step import RunStep
 
 __all__ = ["ObserverFailure", "Run", "Runtime", "default_runtime", "use_runtime"]
 
@@ -179,7 +182,8 @@ class Runtime:
         self.history_limit = history_limit
         self.lock = threading.RLock()
         self.observer_failures: list[ObserverFailure] = []
-        self._executor = executor
+        self.executor = executor
+        self.run_step: RunStep = run_step  # of jobs that begin from now on
         self._notices: deque[tuple[JobState, Commit]] = deque()
         self._teller: int | None = None  # the thread that tells the observers
         self._spare: list[PoolDriver] = []
@@ -299,14 +303,17 @@ class Runtime:
         retry_failed: bool = False,
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
-        clean: bool | None = None,
+        acquired: Acquired | None = None,
     ) -> Drive:
         """Commit that a job goes on, here and nowhere else; whoever asked has to drive it.
 
-        `clean` is what the store told of whoever had it before; by default it is asked.
+        One that was `acquired` goes on under its lease alone: claimed, it would be held without
+        one where the lease was lost meanwhile, and nobody could take it from a host that died.
         """
-        if clean is None:
+        if acquired is None:
             clean = self._was_given_back(job.job_id)
+        else:
+            clean = acquired.clean
         plan = flow.plan(execution_strategy)
         _check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
@@ -320,7 +327,8 @@ class Runtime:
                     max_recoveries=self.max_recoveries,
                     clean=clean,
                 ),
-                claims=True,
+                claims=acquired is None,
+                acquired=acquired is not None,
             )
         return drive
 
@@ -448,17 +456,17 @@ class Runtime:
             self._give_pool(pool)
 
     def _take_driver(self, plan: Plan) -> Driver:
-        if plan.width > 1 or self._executor is not None:
+        if plan.width > 1 or self.executor is not None:
             return self._take_pool(plan.width)
         return InlineDriver(self.clock)
 
     def _take_pool(self, size: int) -> PoolDriver:
         with self.lock:
             for pool in self._spare:
-                if self._executor is not None or pool.size == size:
+                if self.executor is not None or pool.size == size:
                     self._spare.remove(pool)
                     return pool
-        return PoolDriver(self.clock, size, self._executor)
+        return PoolDriver(self.clock, size, self.executor)
 
     def _give_pool(self, pool: PoolDriver) -> None:
         with self.lock:

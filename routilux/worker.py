@@ -39,6 +39,7 @@ _log = logging.getLogger("routilux")
 POLL: Final = 0.1
 """How many seconds pass at most before a worker sees what another process has put into a store."""
 _AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
+_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
 
 
@@ -187,7 +188,12 @@ class Worker:
         drive = None
         try:
             job = runtime.load(job_id)
-            drive = runtime.resumed(self._flows[job.flow_id], job, clean=acquired.clean)
+            if job.status not in _LIVE:  # no job that rests is free, so somebody was faster
+                raise LeaseLostError(
+                    f"job {job_id!r} is {job.status.value} now: another host has gone on with it"
+                    " while this one stood still for too long"
+                )
+            drive = runtime.resumed(self._flows[job.flow_id], job, acquired=acquired)
         except LeaseLostError as error:
             _log.info("%s", error)
         except RoutiluxError as error:

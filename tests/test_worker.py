@@ -190,7 +190,7 @@ def test_a_host_that_dies_again_and_again_poisons_its_job(
         host = Runtime(clock=clock, store=store, max_recoveries=2)
         acquired = store.acquire(host.owner, ["tale"], 5 * SECOND)
         assert acquired is not None
-        host.resumed(flow, host.load(job_id), clean=acquired.clean)
+        host.resumed(flow, host.load(job_id), acquired=acquired)
         jobs.append(host.load(job_id))
         clock.advance(5)  # it does nothing, and never renews its lease
     assert [0, 1, 2, 2] == [job.recoveries for job in jobs]
@@ -312,6 +312,71 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
     assert "belongs to 'b' now; commit 3 of" in caplog.text
 
 
+@pytest.mark.parametrize("status", ["completed", "failed", "paused"])
+def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_left_it(
+    status: str, runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    def ends(self: Routine) -> None:
+        if status == "failed":
+            raise ValueError
+
+    flow = chain(a=ends)
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, lease=10)
+    acquire = store.acquire
+
+    def acquires_and_stands_still(
+        owner: str, flow_ids: list[str], lease_ns: int
+    ) -> Acquired | None:
+        got = acquire(owner, flow_ids, lease_ns)
+        store.acquire = acquire  # type: ignore[method-assign]
+        clock.advance(11)
+        with Runtime(clock=clock, store=store) as other:
+            if status == "paused":
+                mine = acquire(other.owner, flow_ids, lease_ns)
+                drive = other.resumed(flow, other.load(job_id), acquired=mine)
+                drive.request("pause")
+            else:
+                worker(other, flow, lease=10).run(until_idle=True)
+        return got
+
+    store.acquire = acquires_and_stands_still  # type: ignore[method-assign]
+    host.run(until_idle=True)
+    job = runtime.load(job_id)
+    assert status == job.status.value
+    assert 3 == job.seq, "who had stood still went on with it"
+
+
+def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without_a_lease(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    leases: list[int | None] = []
+
+    def looks(self: Routine) -> None:
+        leases.append(store._jobs[self.ctx.job_id].free_at)
+
+    flow = chain(a=looks)
+    job_id = runtime.submit(flow, "a")
+    acquire = store.acquire
+
+    def acquires_and_stands_still(
+        owner: str, flow_ids: list[str], lease_ns: int
+    ) -> Acquired | None:
+        got = acquire(owner, flow_ids, lease_ns)
+        store.acquire = acquire  # type: ignore[method-assign]
+        clock.advance(11)
+        assert acquire("b, who dies", flow_ids, lease_ns) is not None
+        clock.advance(11)
+        return got
+
+    store.acquire = acquires_and_stands_still  # type: ignore[method-assign]
+    worker(runtime, flow, lease=10).run(until_idle=True)
+    assert [clock.now_ns() + 10 * SECOND] == leases
+    assert f"job {job_id!r} belongs to 'b, who dies' now; commit 2 of" in caplog.text
+    assert {"completed"} == statuses(runtime, [job_id])
+
+
 def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
@@ -336,6 +401,20 @@ def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     assert {} == host._drives
     clock.advance(7200)
     assert [1] == ran
+
+
+def test_a_host_that_acquires_its_own_job_again_drives_it_once(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=100)
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, lease=10)
+    assert host._take(False)
+    clock.advance(11)  # nobody renewed it
+    assert host._take(False)
+    host.run(until_idle=True)
+    ran = [commit.kind for commit in runtime.load(job_id).commits]
+    assert ["start", "resumed", "retry", "resumed", "done"] == ran
 
 
 def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(

@@ -33,8 +33,9 @@ from routilux.errors import (
     SavedStateError,
     UnsupportedVersionError,
 )
+from routilux.persist import rows
 from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
-from routilux.persist.upgrades import FIRST, FORMAT, ROWS, SNAPSHOTS, loaded_part
+from routilux.persist.upgrades import FIRST, FORMAT, SNAPSHOTS, loaded_part
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -204,14 +205,18 @@ class Journal:
     def __init__(self, store: JobStore) -> None:
         self._store = store
 
-    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
         """Write a commit; one that `claims` makes `owner` the one owner of the job.
+
+        With `acquired` it is the first one of an owner that has a lease on the job.
 
         When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
         and what the store raises.
         """
         rests = commit.status not in _LIVE
-        row = _row(commit, begins=claims or commit.seq == 1)
+        row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, rests=rests)
         elif commit.seq > 1:
@@ -223,16 +228,16 @@ class Journal:
 
     def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
-        row = _row(commit, begins=False)
+        row = rows.written(commit, begins=False)
         return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
         """Append rows of several jobs by one write; see `JobStore.append_all`."""
         return self._store.append_all(appends)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
-        row = _row(commit, begins=True)
+        row = rows.written(commit, begins=True)
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
 
     def keep(self, job: JobState) -> int:
@@ -253,21 +258,13 @@ class Journal:
         """
         kept = None if history else self._store.snapshot(job_id)
         job, version = (JobState(job_id), FIRST) if kept is None else _snapshot(job_id, *kept)
-        rows = self._store.rows(job_id, job.seq)
-        if not job.seq and not rows:
+        since = self._store.rows(job_id, job.seq)
+        if not job.seq and not since:
             return None
         job.history_limit = history_limit
-        for number, row in enumerate(rows, job.seq + 1):
-            path = f"$.{job_id}[{number}]"
-            data, version = loaded_part(row, path, version, ROWS)
-            follow(job, Commit.load(data, path), path)
+        for place, data in rows.read(since, job_id, job.seq, version):
+            follow(job, Commit.load(data, place), place)
         return job
-
-
-def _row(commit: Commit, *, begins: bool) -> bytes:
-    # Whoever begins to write says in which version; see `upgrades`.
-    data = commit.serialize()
-    return codec.dumps({"format": FORMAT, **data} if begins else data).encode()
 
 
 def _snapshot(job_id: str, seq: int, data: bytes) -> tuple[JobState, int]:

@@ -638,7 +638,9 @@ def _(patch: Patch) -> None:
     "commit 3 (retry of charge) was folded into the job before it was written",
 )
 def _(patch: Patch) -> None:
-    def commit(self: Drive, commit: Commit, *, claims: bool = False) -> None:
+    def commit(
+        self: Drive, commit: Commit, *, claims: bool = False, acquired: bool = False
+    ) -> None:
         def write() -> None:
             self._journal.write(self.machine.job.job_id, commit, "", claims=claims)  # type: ignore[union-attr]
 

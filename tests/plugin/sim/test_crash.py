@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pytest_routilux.attached import FlowFaults
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import Undisturbed, recover, undisturbed
 from pytest_routilux.effects import Effect
-from pytest_routilux.faults import FlowFaults
 from pytest_routilux.lives import Case
 from pytest_routilux.points import crash_points
 from pytest_routilux.world import Note

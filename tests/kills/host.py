@@ -1,0 +1,216 @@
+"""A host that can be killed: a process that forks one worker after the other and says what happens.
+
+It reads orders, one JSON a line, from its standard input, and writes what happens, one JSON list a
+line, to its standard output. A worker is a fork of it, so that a life costs milliseconds.
+
+    store, effects   where jobs are kept, and where the effects are noted
+    submit           ids of the jobs that are submitted first
+    resume           ids of jobs that are then resumed in this process, lease or not; or all of them
+    aim              where the worker is killed: a place, the how manieth time, and up to how long
+                     after it; or `timer`, when it is killed wherever it is. Both in nanoseconds
+    stops_at         the place at which it stands still, in place of being killed; where it asks,
+                     from then on
+    lingers          handlers last until a lease was renewed
+    sigterm          the how manieth commit of the worker is followed by a SIGTERM
+    execute          id of a job that is executed then, without a worker
+    most             how many recoveries without progress a job may have; any number without it
+    asks             the flow is the one that asks; `held`: the worker waits for a word to begin
+    left             a job that somebody has acquired and left, for half a lease
+    plant            a fault of `plants`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from functools import partial
+from hashlib import sha256
+from itertools import count
+from typing import Any, Final
+
+import routilux.drive
+import routilux.persist.store
+from routilux import (
+    Commit,
+    Flow,
+    JobState,
+    LeaseLostError,
+    NotResumableError,
+    RoutiluxError,
+    Runtime,
+    Worker,
+    codec,
+)
+from tests.kills.places import BACKOFF, IDLE, Places, kill_in
+from tests.kills.plants import PLANTS
+from tests.kills.stores import opened
+from tests.kills.story import around, asking, story
+
+__all__ = ["LEASE", "LONGEST_LIFE_NS", "digest"]
+
+LEASE: Final = 0.1
+LONGEST_LIFE_NS: Final = 60 * 10**9
+
+
+def tell(*what: object) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")  # one write, so that threads don't mix
+
+
+def hear() -> Any:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            os._exit(0)  # whoever gave orders is gone
+        line += byte
+    return json.loads(line)
+
+
+def digest(commit: Commit) -> str:
+    return sha256(codec.dumps(commit.serialize()).encode()).hexdigest()[:16]
+
+
+class _Tells(logging.Handler):
+    """Says of each commit that it is durable, and what is logged."""
+
+    sigterm = 0  # after so many commits
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        tell("commit", job.job_id, commit.seq, digest(commit), commit.kind, job.status)
+        self.sigterm -= 1
+        if not self.sigterm:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tell("log", record.getMessage())
+
+
+def _watch_waits(clock: Any, places: Places, worker: Worker) -> None:
+    """Make the waits of the system's clock places."""
+    wait = clock.wait
+
+    def waits(signal: Any, until: int | None, key: Any = (), who: str = "") -> Any:
+        if who.endswith("(next retry)"):
+            place = BACKOFF
+        elif who == "a worker" and not worker._drives:
+            place = IDLE
+        else:
+            return wait(signal, until, key, who)
+        with places.at(place):
+            return wait(signal, until, key, who)
+
+    clock.wait = waits
+
+
+def live(order: Mapping[str, Any], places: Places) -> None:
+    """Be a worker until all is done, or the worker is killed."""
+    around.places = places
+    _aim(order, places)
+    told = _Tells()
+    logging.getLogger("routilux").addHandler(told)
+    logging.getLogger("routilux").setLevel(logging.INFO)
+    store: Any = opened(order["store"], places)
+    if "plant" in order:
+        PLANTS[order["plant"]](store)
+    runtime = Runtime(store=store, observers=[told], max_recoveries=order.get("most"))
+    flow = asking(order["effects"]) if order.get("asks") else story(order["effects"])
+    around.listens = partial(_asks, order, places)
+    for job_id in order.get("submit", ()):
+        runtime.submit(flow, "first", job_id=job_id)
+    lease = order.get("lease", LEASE)
+    if order.get("left"):
+        store.acquire("a host that died", [flow.flow_id], int(lease * 10**9 / 2))
+    if order.get("held"):
+        tell("ready", os.getpid())
+        hear()
+        tell("runs")  # a kill before this might leave half a line to whoever reads next
+    if "execute" in order:
+        runtime.execute(flow, "first", job_id=order["execute"])
+    for job_id in store.job_ids() if order.get("resume") == "all" else order.get("resume", ()):
+        _resume(runtime, flow, job_id)
+    if order.get("lingers"):
+        around.lingers = _until_renewed(store)
+    told.sigterm = order.get("sigterm", 0)
+    worker = Worker(store, [flow], runtime=runtime, lease=lease)
+    _watch_waits(runtime.clock, places, worker)
+    worker.run(until_idle=True)
+    for job_id in order.get("late", ()):
+        try:
+            store.append(job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, rests=False)
+        except RoutiluxError as error:
+            tell("refused", type(error).__name__, str(error))
+    tell("passed", places.passed)
+
+
+def _resume(runtime: Runtime, flow: Flow, job_id: str) -> None:
+    try:
+        runtime.resume(flow, runtime.load(job_id))
+    except (LeaseLostError, NotResumableError, KeyError) as error:
+        tell("not resumed", job_id, str(error))  # it is somebody's, is over, or was never there
+
+
+def _aim(order: Mapping[str, Any], places: Places) -> None:
+    if "aim" in order:
+        places.aim(*order["aim"])
+    elif "stops_at" in order and not order.get("asks"):
+        places.aim(order["stops_at"], 1, stops=True)
+    if not order.get("held"):
+        kill_in(order.get("timer", LONGEST_LIFE_NS))
+
+
+def _asks(order: Mapping[str, Any], places: Places) -> None:
+    tell("begun", os.getpid())
+    if "stops_at" in order:
+        places.aim(order["stops_at"], 1, stops=True)
+    hear()
+
+
+def _until_renewed(store: Any) -> Any:
+    """Return what waits for a word, which every renewal of a lease is for all who wait."""
+    ear, mouth = os.pipe()
+    renew = store.renew
+    waiting = count()
+    told = 0
+
+    def renews(owner: str, lease_ns: int) -> Any:
+        nonlocal told
+        held = renew(owner, lease_ns)
+        begun = next(waiting)  # which counts this call too
+        os.write(mouth, b"." * (begun - told))
+        told = begun + 1
+        return held
+
+    def lingers() -> None:
+        next(waiting)
+        os.read(ear, 1)
+
+    store.renew = renews
+    return lingers
+
+
+def serve() -> None:
+    """Live one life after the other, each as a process of its own."""
+    for module in (routilux.drive, routilux.persist.store):
+        vars(module)["SNAPSHOT_EVERY"] = 4  # so that short jobs have snapshots too
+    places = Places()
+    while True:
+        order = hear()
+        places.clear()
+        child = os.fork()
+        if not child:
+            try:
+                live(order, places)
+                os._exit(0)
+            except BaseException:
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, os.WUNTRACED)
+        while os.WIFSTOPPED(status):
+            tell("stopped", child)
+            _, status = os.waitpid(child, os.WUNTRACED)
+        tell("end", os.waitstatus_to_exitcode(status), places.last())

@@ -1,0 +1,135 @@
+"""Where a process is: each of its threads writes its place to memory that outlives the process.
+
+Laws:
+- A kill is a SIGKILL: one that the process sends itself at a place, or one that a timer of the
+  kernel sends it at any instruction.
+- Whoever made the memory reads from it afterwards where the process was. A place ranks above those
+  around it; of several threads the one whose place ranks highest counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+__all__ = ["BACKOFF", "BETWEEN", "EFFECT", "HANDLER", "IDLE", "OPENING", "Places"]
+
+IDLE: Final = "idle: nothing to drive"
+BACKOFF: Final = "in a backoff wait"
+HANDLER: Final = "in a handler"
+EFFECT: Final = "in an effect, before its record"
+OPENING: Final = "opening a connection"
+BETWEEN: Final = "between these"
+
+_RANKS: Final = (IDLE, BACKOFF, HANDLER, EFFECT)  # below all writes, these below all statements
+_WRITE, _STATEMENT, _KILLED = range(len(_RANKS), len(_RANKS) + 3)
+_WIDTH: Final = 64
+_THREADS: Final = 64
+
+
+class Places:
+    """The places of one process at a time, which is a fork of the one that made this."""
+
+    def __init__(self) -> None:
+        self._board = mmap.mmap(-1, _WIDTH * _THREADS)
+        self._lock = threading.Lock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Begin anew, before a fork."""
+        self._board[:] = bytes(len(self._board))
+        self._mine = threading.local()
+        self._slots = 1  # the first is for the place of a kill
+        self._aim: tuple[str, int] | None = None
+        self._within_ns = 0
+        self._signal = signal.SIGKILL
+        self.passed: Counter[str] = Counter()
+
+    def last(self) -> str:
+        """Return where the process was when it ended."""
+        entries = (self._board[i : i + _WIDTH] for i in range(0, len(self._board), _WIDTH))
+        return max(entries).rstrip(b"\0")[1:].decode() or BETWEEN
+
+    # --- in the process itself --------------------------------------------------------------------
+
+    def aim(self, place: str, nth: int, within_ns: int = 0, *, stops: bool = False) -> None:
+        """Be killed when `place` is entered for the n-th time from now, or up to so long after it.
+
+        `stops` makes it a SIGSTOP.
+        """
+        with self._lock:
+            self._aim = place, self.passed[place] + nth
+            self._within_ns = within_ns
+            self._signal = signal.SIGSTOP if stops else signal.SIGKILL
+
+    def enter(self, place: str) -> None:
+        """Be at a place from now on."""
+        self._write(self._slot(), place)
+        with self._lock:
+            self.passed[place] += 1
+            here = self._aim == (place, self.passed[place])
+        if here and self._within_ns:
+            kill_in(self._within_ns)
+        elif here:
+            if self._signal is signal.SIGKILL:
+                self._write(0, place, _KILLED)
+            os.kill(os.getpid(), self._signal)
+
+    @contextmanager
+    def at(self, place: str) -> Iterator[None]:
+        """Be at a place for a while, and then where one was before."""
+        slot = self._slot()
+        before = self._board[slot : slot + _WIDTH]
+        self.enter(place)
+        try:
+            yield
+        finally:
+            self._board[slot : slot + _WIDTH] = before
+
+    def _slot(self) -> int:
+        slot: int | None = getattr(self._mine, "slot", None)
+        if slot is None:
+            with self._lock:
+                slot = self._mine.slot = self._slots * _WIDTH
+                self._slots += 1
+        return slot
+
+    def _write(self, slot: int, place: str, rank: int | None = None) -> None:
+        if rank is None:
+            rank = _rank(place)
+        # The rank is a digit, so that the highest entry is the greatest text.
+        self._board[slot : slot + _WIDTH] = f"{rank}{place}".encode().ljust(_WIDTH, b"\0")
+
+
+def _rank(place: str) -> int:
+    if place in _RANKS:
+        return _RANKS.index(place)
+    return _WRITE if place.startswith(("before ", "after ")) else _STATEMENT
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("how", ctypes.c_int),
+        ("rest", ctypes.c_char * 48),
+    )
+
+
+def kill_in(length_ns: int) -> None:
+    """Have the kernel kill this process after so long, whatever it does then."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    timer = ctypes.c_void_p()
+    event = _Event(None, signal.SIGKILL, 0, b"")
+    first = (ctypes.c_long * 4)(0, 0, *divmod(max(1, length_ns), 10**9))
+    if libc.timer_create(1, ctypes.byref(event), ctypes.byref(timer)) or libc.timer_settime(
+        timer, 0, first, None
+    ):
+        raise OSError(ctypes.get_errno(), "no timer that kills")

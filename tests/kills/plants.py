@@ -1,0 +1,81 @@
+"""Faults on purpose: a worker is given one by name.
+
+Each breaks the store, or what the engine reads from it, of that worker alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from routilux import JobState, codec
+from routilux.persist.store import Journal
+
+__all__ = ["PLANTS"]
+
+
+def _loses(store: Any) -> None:
+    """The store gives a job away without its last commit."""
+    acquire = store.acquire
+
+    def acquires(*arguments: Any) -> Any:
+        acquired = acquire(*arguments)
+        if acquired is not None:
+            with store._using() as db:
+                db.execute(
+                    "DELETE FROM commits WHERE seq > 1 AND (job, seq) = (SELECT job, max(seq)"
+                    " FROM commits JOIN jobs USING (job) WHERE job_id = ?)",
+                    (acquired.job_id,),
+                )
+        return acquired
+
+    store.acquire = acquires
+
+
+def _keeps_twice(store: Any) -> None:
+    """The store keeps what a step has done once more, as the next commit."""
+    append = store.append
+
+    def appends(job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        append(job_id, seq, row, owner, rests=rests)
+        data: Any = codec.loads(row)
+        if data["kind"] == "done":
+            again = codec.dumps({**data, "seq": seq + 1}).encode()
+            append(job_id, seq + 1, again, owner, rests=rests)
+
+    store.append = appends
+
+
+def _read(change: Callable[[JobState], None]) -> Callable[[Any], None]:
+    """The engine reads a job, and then it is changed."""
+
+    def plant(store: Any) -> None:
+        read = Journal.read
+
+        def reads(self: Journal, job_id: str, **how: Any) -> Any:
+            job = read(self, job_id, **how)
+            if job is not None:
+                change(job)
+            return job
+
+        Journal.read = reads  # type: ignore[method-assign]  # in a process that ends soon
+
+    return plant
+
+
+def _forgets_effects(job: JobState) -> None:
+    for task in job._pending.values():
+        task.effects = None
+
+
+def _resets_retries(job: JobState) -> None:
+    for task in job._pending.values():
+        task.retries = 0
+
+
+PLANTS: Final[dict[str, Callable[[Any], None]]] = {
+    "loses a commit": _loses,
+    "keeps a commit twice": _keeps_twice,
+    "forgets effects": _read(_forgets_effects),
+    "resets retries": _read(_resets_retries),
+}

@@ -1,0 +1,208 @@
+"""A smaller run of what `python -m tests.kills` does, on every store that processes share."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from time import time_ns
+from typing import Any
+
+import pytest
+
+from routilux import JobStatus, Runtime, Worker, cli
+from tests.kills.__main__ import main
+from tests.kills.soak import ROOT, Soak, hosts, kill
+from tests.kills.stores import plain
+from tests.kills.story import asking
+from tests.persist import postgres_server
+
+Fresh = Callable[[], str]
+KILLS = {"sqlite": 100, "postgres": 60}  # and as many more as it takes to strike every place
+STILL = 0.3
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Fresh:
+    """Returns where a store is that nobody has used."""
+    numbers = count()
+    if request.param == "postgres":
+        postgres_server.need()
+        return lambda: f"postgres:{postgres_server.fresh_dsn()}"
+    return lambda: str(tmp_path / f"jobs-{next(numbers)}.db")
+
+
+def test_no_kill_loses_a_commit_or_repeats_what_was_done(
+    fresh: Fresh, tmp_path: Path, record_property: Any, request: pytest.FixtureRequest
+) -> None:
+    kills = KILLS[request.node.callspec.params["fresh"]]
+    with hosts(2) as pair:
+        soak = Soak(pair, fresh, tmp_path)
+        soak.rehearse()
+        assert [] == soak.missing(), "the rehearsal never came to these places"
+        soak.round(kills, fewest=1)
+    record_property("kills", {when: dict(where) for when, where in soak.struck.items()})
+    assert [] == soak.broken
+    assert kills <= soak.kills()
+    assert {} == soak.rare(1), "no kill struck there"
+    assert soak.struck["after"].total() >= 5, "too few struck at random"
+
+
+def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken() -> None:
+    command = [sys.executable, "-m", "tests.kills", "--count", "20", "--fewest", "0"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert 0 == told.returncode, told.stdout + told.stderr
+    assert "\nappend: INSERT commits " in told.stdout
+    assert " kills in " in told.stdout
+    assert told.stdout.endswith("every retry as it was due\n")
+
+
+@pytest.mark.parametrize(
+    ("trouble", "asked", "said", "code"),
+    [
+        ("tests.kills.soak.broken", "--count=5", "a fault\n1 broken; what is left is in ", 1),
+        ("", "--minutes=0", "the time was too short", 2),
+        ("", "--count=1", "too seldom: {'before create': ", 2),
+        ("tests.persist.postgres_server.available", "--store=postgres", "a fault", 2),
+    ],
+)
+def test_the_script_does_not_end_well_where_something_is_broken_or_left_out(
+    trouble: str,
+    asked: str,
+    said: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    if trouble:
+        monkeypatch.setattr(trouble, lambda *_: ["a fault"] if "soak" in trouble else "a fault")
+    monkeypatch.setattr(sys, "argv", ["kills", f"--folder={tmp_path}", asked])
+    assert code == main()
+    assert said in capsys.readouterr().out
+    assert (code == 1) is bool(list(tmp_path.iterdir())), "what is broken stays, and else nothing"
+
+
+def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
+    soak = Soak([], str, tmp_path)
+    soak.places.update(["before renew", "renew: UPDATE jobs", "in a handler"])
+    missing = soak.missing()
+    assert {"after renew", "before release", "a statement of append_all"} <= set(missing)
+    assert not {"before renew", "a statement of renew", "in a handler"} & set(missing)
+
+
+# --- a host that stands still ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wakes", ["first", "last", "never"])
+def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_refused(
+    fresh: Fresh, tmp_path: Path, wakes: str, record_property: Any
+) -> None:
+    where, effects = fresh(), str(tmp_path / "effects")
+    about: dict[str, Any] = {"store": where, "effects": effects, "asks": True, "lease": STILL}
+    with hosts(2) as (first, second), plain(where) as store:
+        runtime = Runtime(store=store)
+        job_id = runtime.submit(asking(effects), "first")
+        # Not in the middle of a write, which would keep a file locked.
+        lazy = first.begin(**about, late=[job_id], stops_at="after renew")
+        first.until("begun")
+        first.until("stopped")
+        stopped = time_ns()
+        second.begin(**about)
+        second.until("begun")
+        if wakes == "first":
+            first.order("go on")
+            signal.pidfd_send_signal(lazy, signal.SIGCONT)
+            assert job_id in first.until("log")[1]  # it has heard that it is no longer the owner
+        second.order("go on")
+        assert 0 == second.until("end")[1]
+        if wakes == "last":
+            first.order("go on")
+            signal.pidfd_send_signal(lazy, signal.SIGCONT)
+        if wakes != "never":
+            assert 0 == first.until("end")[1]
+            [refused] = [said for said in first.told if said[0] == "refused"]
+            assert "LeaseLostError" == refused[1]
+            assert any(said[0] == "log" and job_id in said[1] for said in first.told)
+            assert "done" not in [said[4] for said in first.told if said[0] == "commit"]
+        job = runtime.load(job_id, history=True)
+    assert ["start", "resumed", "resumed", "done", "effect", "done"] == [
+        c.kind for c in job.commits
+    ]
+    assert {"sent": 1} == job.shared_data
+    # How soon is said and not asserted: lease + 1 s on a machine that has time for it.
+    record_property("taken over after, s", (job.commits[2].at_ns - stopped) / 10**9)
+    assert 1 == len(Path(effects).read_text().splitlines())
+
+
+def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(
+    fresh: Fresh, tmp_path: Path
+) -> None:
+    where, effects = fresh(), str(tmp_path / "effects")
+    with hosts(1) as (host,), plain(where) as store:
+        runtime = Runtime(store=store)
+        flow = asking(effects)
+        job_id = runtime.submit(flow, "first")
+        handle = host.begin(store=where, effects=effects, asks=True, lease=30)
+        host.until("begun")
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        host.order("go on")
+        assert 0 == host.until("end")[1]
+        ran = [commit.kind for commit in runtime.load(job_id, history=True).commits]
+        assert ["start", "resumed", "done"] == ran[:3]
+        assert 0 == store.free_in([flow.flow_id]) or len(ran) > 3, "it was not given back"
+        Worker(store, [flow], runtime=runtime).run(until_idle=True)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+
+
+# --- which stops count, and what a killed process leaves ------------------------------------------
+
+
+def test_workers_that_are_killed_again_and_again_poison_their_job(
+    fresh: Fresh, tmp_path: Path
+) -> None:
+    where, effects = fresh(), str(tmp_path / "effects")
+    about: dict[str, Any] = {"store": where, "effects": effects, "asks": True, "most": 2}
+    with hosts(1) as (host,), plain(where) as store:
+        runtime = Runtime(store=store)
+        job_id = runtime.submit(asking(effects), "first")
+        for _ in range(3):
+            handle = host.begin(**about)
+            host.until("begun")
+            kill(handle)
+            assert -signal.SIGKILL == host.until("end")[1]
+        host.begin(**about)
+        assert 0 == host.until("end")[1]
+        job = runtime.load(job_id, history=True)
+    assert ["start", "resumed", "resumed", "resumed", "failed"] == [c.kind for c in job.commits]
+    assert "recovered 2 times without progress" in str(job.error)
+
+
+def test_a_job_of_a_killed_execute_is_taken_over_by_an_operator_and_done_by_a_worker(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, effects = str(tmp_path / "jobs.db"), str(tmp_path / "effects")
+    about: dict[str, Any] = {"store": path, "effects": effects, "asks": True}
+    with hosts(2) as (first, second):
+        first.order({**about, "execute": "j"})
+        pid = first.until("begun")[1]
+        os.kill(pid, signal.SIGKILL)
+        assert -signal.SIGKILL == first.until("end")[1]
+        assert 1 == cli.main(["retry", path, "j"])
+        told = capsys.readouterr().err
+        assert re.search(rf"j is running, held by \S+:{pid}:\w+ without a lease; if that", told)
+        assert 0 == cli.main(["retry", path, "j", "--take-over"])
+        second.begin(**about)
+        second.until("begun")
+        second.order("go on")
+        assert 0 == second.until("end")[1]
+    with plain(path) as store:
+        job = Runtime(store=store).load("j", history=True)
+    assert JobStatus.COMPLETED is job.status
+    assert ["start", "resumed", "resumed", "done"] == [c.kind for c in job.commits][:4]
+    assert [1, 1] == [(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"]

@@ -1,0 +1,159 @@
+"""Each verdict of the soak can fail: by faults of a store or the engine, and by forged evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routilux import CommitKind, JobState, JobStatus
+from tests.kills.plants import PLANTS
+from tests.kills.soak import hosts
+from tests.kills.verdicts import Evidence, broken, evidence
+
+# How a process without the fault is killed, how one with it goes on, and what is said in the end.
+# Without a lease, of which a busy machine may lose one, it is known what has been committed.
+EXECUTED = {"execute": "j", "aim": ["before append", 3, 0]}
+FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "loses a commit": (
+        {"submit": ["j"], "aim": ["before append", 5, 0]},
+        {},
+        "of job j was acknowledged, and another stands there",
+    ),
+    "keeps a commit twice": (
+        {"submit": ["j"], "aim": ["before append", 1, 0]},
+        {},
+        "attempt 3 of task 0 of 'first' is not the next one",
+    ),
+    "forgets effects": (
+        EXECUTED,
+        {"resume": ["j"]},
+        "the effect j/0/charge was done again after it was recorded",
+    ),
+    "resets retries": (
+        EXECUTED,
+        {"resume": ["j"]},
+        "waited (2000000, 2000000) ns before its retries, not",
+    ),
+}
+
+
+def lives(folder: Path, *orders: dict[str, Any]) -> Evidence:
+    """Return what is left of some lives, one after the other."""
+    folder.mkdir(exist_ok=True)
+    where, effects = str(folder / "jobs.db"), folder / "effects"
+    with hosts(1) as (host,):
+        for order in orders:
+            host.live(store=where, effects=str(effects), **order)
+        return evidence(where, effects, host.told)
+
+
+@pytest.mark.parametrize("plant", PLANTS)
+def test_a_fault_of_a_store_or_of_the_engine_is_told(plant: str, tmp_path: Path) -> None:
+    killed, goes_on, said = FAULTS[plant]
+    assert [] == broken(lives(tmp_path / "sound", killed, goes_on))
+    lines = broken(lives(tmp_path / "faulty", killed, {"plant": plant, **goes_on}, {}))
+    assert [line for line in lines if said in line], lines
+
+
+# --- forged evidence ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[tuple[str, int, str]]]:
+    """Where one job is that nobody has disturbed, and the commits that were told of it."""
+    folder = tmp_path_factory.mktemp("sound")
+    return folder, lives(folder, {"submit": ["j"]}).told
+
+
+@pytest.fixture
+def found(left: tuple[Path, set[tuple[str, int, str]]]) -> Evidence:
+    folder, told = left
+    read = evidence(str(folder / "jobs.db"), folder / "effects", [])
+    read.told = set(told)
+    assert [] == broken(read)
+    return read
+
+
+Forge = Callable[[Evidence, JobState], object]
+
+
+def _changed(kind: CommitKind, **values: Any) -> Forge:
+    def forge(found: Evidence, job: JobState) -> None:
+        at = next(i for i, commit in enumerate(job.commits) if commit.kind is kind)
+        job._commits[at] = replace(job.commits[at], **values)
+
+    return forge
+
+
+def _again(kind: CommitKind) -> Forge:
+    """A commit that is applied once more, after all others."""
+
+    def forge(found: Evidence, job: JobState) -> None:
+        commit = next(commit for commit in job.commits if commit.kind is kind)
+        job._commits.append(replace(commit, seq=job.seq + 1, at_ns=job.updated_ns))
+
+    return forge
+
+
+def _early(found: Evidence, job: JobState) -> None:
+    first, second = (i for i, c in enumerate(job.commits) if c.kind is CommitKind.RETRY)
+    due = job.commits[first].due_ns or 0
+    job._commits[second] = replace(job.commits[second], started_ns=due - 7)
+
+
+def _without(kind: CommitKind) -> Forge:
+    def forge(found: Evidence, job: JobState) -> None:
+        job._commits.remove(next(commit for commit in job.commits if commit.kind is kind))
+
+    return forge
+
+
+FORGED: dict[str, Forge] = {
+    "commit 3 of job j was acknowledged, and is lost": _without(CommitKind.EFFECT),
+    "commit 2 of job j was acknowledged, and another stands there": _changed(
+        CommitKind.RESUMED, at_ns=1
+    ),
+    "attempt 3 of task 0 was applied 1 times too often": _again(CommitKind.DONE),
+    "attempt 1 of task 0 was applied 1 times too often": _again(CommitKind.RETRY),
+    "attempt 3 of task 0 was never applied": _without(CommitKind.DONE),
+    "job j has shared {'sent': 3}": lambda found, job: job.shared_data.update(sent=3),
+    "job j is paused": lambda found, job: setattr(job, "status", JobStatus.PAUSED),
+    "job j counts 4 attempts and 2 retries": lambda found, job: setattr(
+        job.routine_states["first"], "attempts", 4
+    ),
+    "ns before its retries, not (2000000, 4000000)": _changed(CommitKind.RETRY, delay_ns=1),
+    "retry after attempt 1 is not due when its delay is over": _changed(CommitKind.RETRY, due_ns=1),
+    "attempt 2 began 7 ns before it was due": _early,
+    "job j has commits that are earlier than those before": _changed(CommitKind.EFFECT, at_ns=1),
+    "job j is another when it is read from its snapshot": lambda found, job: setattr(
+        found.from_snapshots["j"], "recoveries", 9
+    ),
+    "only 0 of 1 jobs were read from a snapshot": lambda found, job: found.from_snapshots.update(
+        j=job.copy()
+    ),
+    "job j recorded the effects": _again(CommitKind.EFFECT),
+    "the effect j/0/charge is recorded, and was never done": lambda found, job: found.effects.pop(
+        0
+    ),
+    "the effect j/0/charge was done again after it was recorded": lambda found, job: (
+        found.effects.append(("j/0/charge", "another", 3))
+    ),
+}
+
+
+@pytest.mark.parametrize("said", FORGED)
+def test_what_does_not_hold_is_told(said: str, found: Evidence) -> None:
+    FORGED[said](found, found.jobs["j"])
+    lines = broken(found)
+    assert [line for line in lines if said in line], lines
+
+
+def test_an_effect_of_a_step_that_began_before_the_record_is_nobodys_fault(
+    found: Evidence,
+) -> None:
+    found.effects.append(("j/0/charge", "of who stood still", 2))
+    assert [] == broken(found)

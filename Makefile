@@ -12,9 +12,10 @@ PYTEST := $(BIN)/python -m pytest
 showcase: $(STAMP)
 	$(PYTEST) showcase/ -v
 
+# The tests come last, so that what they left out, and why, is the end of what is said.
 test: $(STAMP)
-	$(PYTEST) tests --ignore tests/benchmarks -n 2
 	$(PYTEST) --doctest-modules routilux
+	$(PYTEST) tests --ignore tests/benchmarks -n 2
 
 bench: $(STAMP)
 	$(PYTEST) tests/benchmarks -p no:xdist --benchmark-quiet

@@ -9,45 +9,60 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.attached import FlowFaults
+    from pytest_routilux.effects import Effect
     from pytest_routilux.examine import Coverage, Outcome
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.faults import FlowFaults
-    from pytest_routilux.hosts import FlowHosts
-    from pytest_routilux.report import FlowReport
+    from pytest_routilux.faults import Fault
+    from pytest_routilux.hosts import At, FlowHosts, HostError, HostResult
+    from pytest_routilux.report import FlowReport, Verification
     from pytest_routilux.roundtrip import SerializeRoundtrip
     from pytest_routilux.sim import FlowSim
 
 __all__ = [
+    "At",
     "Coverage",
+    "Effect",
+    "Fault",
     "FlowFactory",
     "FlowFaults",
     "FlowHosts",
     "FlowMonitor",
     "FlowReport",
     "FlowSim",
+    "HostError",
+    "HostResult",
     "Outcome",
     "SerializeRoundtrip",
+    "Verification",
 ]
 
 _HOMES = {
+    "At": "pytest_routilux.hosts",
     "Coverage": "pytest_routilux.examine",
+    "Effect": "pytest_routilux.effects",
+    "Fault": "pytest_routilux.faults",
     "FlowFactory": "pytest_routilux.factory",
-    "FlowFaults": "pytest_routilux.faults",
+    "FlowFaults": "pytest_routilux.attached",
     "FlowHosts": "pytest_routilux.hosts",
     "FlowMonitor": "pytest_routilux.assertions",
     "FlowReport": "pytest_routilux.report",
     "FlowSim": "pytest_routilux.sim",
+    "HostError": "pytest_routilux.hosts",
+    "HostResult": "pytest_routilux.hosts",
     "Outcome": "pytest_routilux.examine",
     "SerializeRoundtrip": "pytest_routilux.roundtrip",
+    "Verification": "pytest_routilux.report",
 }
 
 
-def __getattr__(name: str) -> object:
-    # The plugin is loaded by every pytest of the environment; nothing heavy before it is used.
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # a type checker takes the imports above, and tells a misspelt name
 
-    found: object = getattr(import_module(home), name)
-    return found
+    def __getattr__(name: str) -> object:
+        # The plugin is loaded by every pytest of the environment; nothing heavy before it is used.
+        home = _HOMES.get(name)
+        if home is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(home), name)

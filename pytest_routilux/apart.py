@@ -28,10 +28,9 @@ from routilux import Commit, JobState, codec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.lives import Case
-    from pytest_routilux.stepping import SimClock
-    from routilux import Slot, StepInput
+    from pytest_routilux.points import CrashPoint
+    from routilux import Clock, Slot, StepInput
 
     Tell = Callable[[object], None]
 
@@ -104,7 +103,7 @@ class _Tells(Fault):
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
 
-    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
         task = step.task
         note = Note(f"attempt {step.attempt} starts", task.task_id, task.routine_id, step.attempt)
         self._tell((clock.now_ns(), 1, note))

@@ -14,9 +14,11 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from pytest_routilux.failures import failure, listed, seconds
+from pytest_routilux.emitted import Emitted, mismatch
+from pytest_routilux.failures import cut, error_text, failure, listed
+from pytest_routilux.waits import first_wrong, retries_told, wait_told
 from pytest_routilux.watched import (
     Seen,
     check_connected,
@@ -40,18 +42,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import timedelta
 
-    from routilux import Commit, Emission, Retry, StepInput
+    from routilux import Commit, Retry, StepInput
 
 __all__ = ["FlowMonitor"]
 
 _TASK_ENDS = frozenset({CommitKind.DONE, CommitKind.FAILED, CommitKind.DROPPED})
-
-
-class _Emitted(NamedTuple):
-    seen: Seen
-    commit: Commit
-    emission: Emission
-    difference: str | None
 
 
 class FlowMonitor(ExecutionMonitor):
@@ -121,7 +116,7 @@ class FlowMonitor(ExecutionMonitor):
         if event is not None:
             check_event(jobs, routine, event)
         emitted = [
-            _Emitted(seen, commit, emission, _difference(data or {}, emission.payload))
+            Emitted(seen, commit, emission, mismatch(data or {}, emission.payload))
             for seen in jobs
             for commit in seen.commits
             if commit.routine_id == routine
@@ -134,16 +129,16 @@ class FlowMonitor(ExecutionMonitor):
         what = f"{routine}.{event}" if event is not None else f"any event of {routine}"
         wanted = "at least once" if times is None else f"{times}x"
         if len(matching) > (times or 0):
-            culprit: _Emitted | None = matching[times or 0]
+            culprit: Emitted | None = matching[times or 0]
         else:
             culprit = next((one for one in emitted if one.difference is not None), None)
         if culprit is not None and culprit.difference is not None:
-            problem = f"{culprit.difference} (with this data expected {wanted},"
-            problem += f" emitted {len(matching)}x)"
+            problem = f"{culprit.difference}\n"
+            problem += f"(with this data expected {wanted}, emitted {len(matching)}x)"
         else:
             problem = f"expected {wanted}, emitted {len(matching)}x"
         lines = [
-            (one is culprit, f"emission {number}", _told(one))
+            (one is culprit, f"emission {number}", one.told())
             for number, one in enumerate(emitted, 1)
         ]
         seen, commit = (culprit.seen, culprit.commit) if culprit else last_word(jobs, routine)
@@ -250,7 +245,7 @@ class FlowMonitor(ExecutionMonitor):
         if not tasks and times != 0:
             seen, commit = last_word(jobs, routine)
             raise failure(
-                f"{routine}: expected {_retries(times)}, made none",
+                f"{routine}: expected {retries_told(times)}, made none",
                 [],
                 seen,
                 commit,
@@ -261,19 +256,19 @@ class FlowMonitor(ExecutionMonitor):
             )
         for (job_id, task_id), retries in tasks.items():
             whose = f"{routine} (task {task_id})" if len(tasks) > 1 else routine
-            problem, at = _retry_problem(whose, retries, times, wanted)
-            if problem is None:
+            wrong = first_wrong(whose, retries, times, wanted)
+            if wrong is None:
                 continue
             seen = self._jobs[job_id]
             raise failure(
-                problem,
+                wrong.problem,
                 [
-                    (number == at, f"retry {number + 1}", _wait_told(retries, wanted, number))
+                    (number == wrong.at, f"retry {number + 1}", wait_told(retries, wanted, number))
                     for number in range(max(len(retries), times or 0))
                 ],
                 seen,
-                seen.attempt(task_id, retries[min(at, len(retries) - 1)].attempt),
-                f"max_retries, retry_delay and retry_backoff of {routine}'s ErrorHandler",
+                seen.attempt(task_id, retries[min(wrong.at, len(retries) - 1)].attempt),
+                wrong.look.format(routine),
                 several=len(jobs) > 1,
             )
 
@@ -380,7 +375,7 @@ class FlowMonitor(ExecutionMonitor):
             ]
             raise failure(
                 f"job {seen.job_id}: expected {wanted}, is {last.status.value}"
-                + (f": {seen.job.error}" if seen.job.error is not None else ""),
+                + (f": {cut(error_text(seen.job.error))}" if seen.job.error is not None else ""),
                 lines,
                 seen,
                 last,
@@ -399,63 +394,6 @@ class FlowMonitor(ExecutionMonitor):
             return [seen for seen in self._jobs.values() if seen.commits]
         job_id = job.job_id if isinstance(job, JobState) else job
         return [self._jobs[known(job_id, self._jobs, "job that was watched")]]
-
-
-# --- differences ----------------------------------------------------------------------------------
-
-
-def _difference(expected: object, actual: object, path: str = "data") -> str | None:
-    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
-        for key, value in expected.items():
-            place = f"{path}[{key!r}]"
-            if key not in actual:
-                return f"{place}: expected {value!r}, is missing"
-            found = _difference(value, actual[key], place)
-            if found is not None:
-                return found
-        return None
-    return None if expected == actual else f"{path}: expected {expected!r}, is {actual!r}"
-
-
-def _told(one: _Emitted) -> str:
-    start = one.seen.commits[0].at_ns
-    data = ", ".join(f"{name}={value!r}" for name, value in one.emission.payload.items())
-    return f"at {seconds(one.commit.at_ns - start)} s  {one.emission.event}({data})"
-
-
-def _retries(times: int | None) -> str:
-    if times is None:
-        return "a retry"
-    return "1 retry" if times == 1 else f"{times} retries"
-
-
-def _retry_problem(
-    whose: str, retries: Sequence[Retry], times: int | None, wanted: Sequence[int] | None
-) -> tuple[str | None, int]:
-    for at, (retry, delay) in enumerate(zip(retries, wanted or (), strict=False)):
-        waited = retry.delay_ns if retry.actual_ns is None else retry.actual_ns
-        if retry.delay_ns != delay or waited != delay:
-            problem = f"retry {at + 1} of {whose}: expected {seconds(delay)} s"
-            if retry.actual_ns is None:
-                return f"{problem}, planned {seconds(retry.delay_ns)} s", at
-            planned = "" if waited == retry.delay_ns else f", planned {seconds(retry.delay_ns)} s"
-            return f"{problem}, waited {seconds(waited)} s{planned}", at
-    if times is not None and len(retries) != times:
-        return f"{whose}: expected {_retries(times)}, made {len(retries)}", min(times, len(retries))
-    return None, 0
-
-
-def _wait_told(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) -> str:
-    parts = []
-    if wanted is not None:
-        parts.append(f"expected {seconds(wanted[at])} s" if at < len(wanted) else "not expected")
-    if at >= len(retries):
-        return ", ".join([*parts, "was not made"])
-    retry = retries[at]
-    parts.append(f"planned {seconds(retry.delay_ns)} s")
-    actual = retry.actual_ns
-    parts.append("still waits" if actual is None else f"waited {seconds(actual)} s")
-    return ", ".join(parts)
 
 
 def _without_repeats(names: list[str]) -> list[str]:

@@ -15,8 +15,9 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.faults import StoreFails
+from pytest_routilux.files import store_name
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.laws import broken_law
 from pytest_routilux.oracle import (
@@ -28,6 +29,7 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
+from pytest_routilux.points import crash_points
 from pytest_routilux.promises import error_name, raised_by_engine
 from pytest_routilux.variations import variations, vary
 from routilux import JobState, PoisonJobError, SavedState, SavedStateError, StepTimeoutError
@@ -36,9 +38,10 @@ from routilux.values import first_difference, same_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
+    from pytest_routilux.crash import Disturbed, Undisturbed
     from pytest_routilux.lives import Case, Life
     from pytest_routilux.oracle import Mask, Trie, View
+    from pytest_routilux.points import CrashPoint
     from pytest_routilux.world import Call, World
     from routilux import Commit
 
@@ -120,6 +123,8 @@ def examine(case: Case, start_ns: int, checks: Checks, choose: Choose | None = N
     """Run a case undisturbed and with each of its crash points, or with those chosen of them."""
     begun = perf_counter()
     coverage = Coverage()
+    if case.store is not None:
+        coverage.notes.append(f"each host opens the files anew: store={store_name(case.store)}")
     with Hosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
         result = _examine(case, start_ns, checks, coverage, choose, hosts)
     coverage.seconds = perf_counter() - begun
@@ -205,6 +210,9 @@ def reference(
 def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
     """Return what is wrong with a disturbed run, the most telling thing first."""
     run, world = known.run, disturbed.world
+    for life in disturbed.lives:
+        if life.lost is not None:
+            return life.lost
     finding = compare_effects(run.world, world, known.trie)
     if finding is not None:
         return finding
@@ -241,7 +249,8 @@ def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
 
 def trouble(run: Undisturbed) -> Finding | None:
     """Return what is wrong with an undisturbed run by itself: no crash proves anything of it."""
-    return _broken(run, run.world, [run.life]) or _mistake(run) or _given_up(run)
+    broken = run.life.lost or _broken(run, run.world, [run.life])
+    return broken or _mistake(run) or _given_up(run)
 
 
 def _mistake(run: Undisturbed) -> Finding | None:

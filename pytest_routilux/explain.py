@@ -28,10 +28,11 @@ from routilux.values import same_value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.crash import CrashPoint, Disturbed
+    from pytest_routilux.crash import Disturbed
     from pytest_routilux.examine import Examination, Reference
     from pytest_routilux.lives import Case
     from pytest_routilux.oracle import Finding
+    from pytest_routilux.points import CrashPoint
     from pytest_routilux.shrink import Cause
     from pytest_routilux.world import World
 

@@ -7,9 +7,10 @@ Laws:
 
 from __future__ import annotations
 
+from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
-from routilux import CommitKind
+from routilux import CommitKind, ErrorInfo
 from routilux.instants import seconds_text
 
 if TYPE_CHECKING:
@@ -18,11 +19,11 @@ if TYPE_CHECKING:
     from pytest_routilux.watched import Seen
     from routilux import Commit
 
-__all__ = ["failure", "listed", "seconds"]
+__all__ = ["cut", "error_text", "failure", "happened", "listed", "looked_at", "seconds"]
 
 _AROUND: Final = 3  # commits shown before and after the one that is marked
 _LONGEST_LIST: Final = 8
-_WIDEST: Final = 98
+_WIDEST: Final = 72  # with the margin of pytest a line of 80
 _REQUESTS: Final = {
     CommitKind.RESUMED: "resumed",
     CommitKind.PAUSED: "paused",
@@ -49,7 +50,7 @@ def failure(
     shown = lines[first : first + _LONGEST_LIST]
     width = max((len(name) for _, name, _ in shown), default=0)
     for i, (_, name, text) in enumerate(shown, first):
-        parts.append(_cut(f"{'>' if i == marked else ' '} {name:<{width}}  {text}"))
+        parts.append(cut(f"{'>' if i == marked else ' '} {name:<{width}}  {text}"))
     if len(lines) > len(shown):
         parts.append(f"  … {len(lines) - len(shown)} more")
     if lines:
@@ -57,38 +58,45 @@ def failure(
     if several:
         parts.append(f"  job {seen.job_id}")
     parts += _timeline(seen.commits, commit)
-    parts += ["", f"look at  {look}"]
+    parts += ["", *looked_at(look)]
     return AssertionError("\n".join(parts))
+
+
+def looked_at(look: str) -> list[str]:
+    """Return the lines that say what to look at."""
+    return wrap(look, _WIDEST, initial_indent="look at  ", subsequent_indent=" " * 9)
 
 
 def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
     at = next(i for i, commit in enumerate(commits) if commit is marked)
     start = commits[0].at_ns
     shown = commits[max(0, at - _AROUND) : at + _AROUND + 1]
-    rows = [("t, s", "commit", "what happened")]
-    rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", _happened(c)) for c in shown]
+    rows = [("t, s", "", "what happened")]
+    rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", happened(c)) for c in shown]
     widest = [max(len(row[column]) for row in rows) for column in (0, 1)]
     marks = [" ", *(">" if commit is marked else " " for commit in shown)]
     return [
-        _cut(f"{mark} {time:>{widest[0]}}  {number:<{widest[1]}}  {text}")
+        cut(f"{mark} {time:>{widest[0]}}  {number:<{widest[1]}}  {text}")
         for mark, (time, number, text) in zip(marks, rows, strict=True)
     ]
 
 
-def _happened(commit: Commit) -> str:
+def happened(commit: Commit) -> str:
+    """Return in words what a commit tells."""
     kind = commit.kind
     if kind is CommitKind.START:
         root = commit.tasks[0]
         return f"the job starts with {root.routine_id}.{root.slot}"
     if commit.routine_id is None:
         return f"the job is {_REQUESTS.get(kind, kind.value)}"
+    told = "" if commit.error is None else error_text(commit.error)
     text = f"{commit.routine_id} attempt {commit.attempt} "
     if kind is CommitKind.RETRY:
-        text += f"fails, next in {seconds(commit.delay_ns or 0)} s: {commit.error}"
+        text += f"fails, waits {seconds(commit.delay_ns or 0)} s: {told}"
     elif kind is CommitKind.DROPPED:
-        text += f"fails, dropped as {(commit.detail or {})['as']}: {commit.error}"
+        text += f"fails, dropped as {(commit.detail or {})['as']}: {told}"
     elif kind is CommitKind.FAILED:
-        text += f"fails for good: {commit.error}"
+        text += f"fails for good: {told}"
     elif kind is CommitKind.CONFLICT:
         text += "conflicts, runs again"
     elif kind is CommitKind.EFFECT:
@@ -99,6 +107,16 @@ def _happened(commit: Commit) -> str:
         targets = [task.routine_id for task in commit.tasks if task.emission == number]
         text += f", {emission.event} -> {', '.join(targets) or 'out'}"
     return text
+
+
+def error_text(error: ErrorInfo) -> str:
+    """Return an error by the name of its class alone, without its module.
+
+    >>> error_text(ErrorInfo("shop.errors.GatewayDown", "try 2"))
+    'GatewayDown: try 2'
+    """
+    name = error.type.rpartition(".")[2]
+    return f"{name}: {error.message}" if error.message else name
 
 
 def seconds(length: int) -> str:
@@ -116,6 +134,7 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + rest
 
 
-def _cut(line: str) -> str:
+def cut(line: str) -> str:
+    """Return a text as one line that fits on a screen."""
     line = " ".join(line.splitlines())
     return line if len(line) <= _WIDEST else f"{line[: _WIDEST - 1]}…"

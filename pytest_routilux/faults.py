@@ -8,19 +8,36 @@ Laws:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from routilux import FlowDefinitionError, Slot
-from routilux.instants import SECOND, to_ns
+from pytest_routilux.watched import nearest
+from routilux import FlowDefinitionError, Slot, SystemClock
+from routilux.context import active
+from routilux.instants import SECOND, signed_ns, to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import timedelta
+    from collections.abc import Callable, Iterable, Sequence
 
-    from pytest_routilux.stepping import SimClock
-    from routilux import Commit, Flow, StepInput
+    from routilux import Clock, Commit, Flow, Runtime, StepInput
 
-__all__ = ["ClockJump", "Fault", "FlowFaults", "Raises", "Slow", "StoreFails"]
+__all__ = [
+    "NEVER_STRUCK",
+    "ClockJump",
+    "Fault",
+    "OfRoutine",
+    "Raises",
+    "Slow",
+    "StoreFails",
+    "affected",
+    "tell_all",
+]
+
+
+NEVER_STRUCK: Final = (
+    "{} never struck: no such attempt or write was made; a fault that does not happen proves"
+    " nothing"
+)
 
 
 class Fault:
@@ -38,8 +55,12 @@ class Fault:
     def check(self, flow: Flow) -> None:
         """Raise `FlowDefinitionError` where it names something that the flow does not have."""
 
-    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
-        """Return the slot whose handler runs for a step, after the time that the fault takes."""
+    def unfit(self, runtime: Runtime) -> str | None:
+        """Return why it can't strike on a runtime, and what to do; None where it can."""
+        return None
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        """Return the slot whose handler runs for a step: the same, or one that does the fault."""
         return slot
 
     def before_write(self, commit: Commit) -> None:
@@ -49,7 +70,9 @@ class Fault:
         """Raise where the store fails to acknowledge a commit, which is durable all the same."""
 
 
-class _OfRoutine(Fault):
+class OfRoutine(Fault):
+    """A fault of one routine, in these attempts or in all."""
+
     def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
         self.routine = routine
         self.attempts = None if attempts is None else frozenset(attempts)
@@ -61,11 +84,15 @@ class _OfRoutine(Fault):
             )
 
     def check(self, flow: Flow) -> None:
+        __tracebackhide__ = True
         if self.routine not in flow.routines:
-            raise FlowDefinitionError(
-                f"{self!r} names no routine of flow {flow.flow_id!r}; it has"
-                f" {', '.join(map(repr, flow.routines)) or 'none'}"
-            )
+            raise FlowDefinitionError(self.misnamed(f"flow {flow.flow_id!r}", list(flow.routines)))
+
+    def misnamed(self, where: str, routines: Sequence[str]) -> str:
+        """Say that it names no routine of those that there are."""
+        known = ", ".join(map(repr, routines)) or "none"
+        hint = nearest(self.routine, routines)
+        return f"{self!r} names no routine of {where}; known: {known}{hint}"
 
     def _hits(self, step: StepInput) -> bool:
         if step.task.routine_id != self.routine:
@@ -79,7 +106,7 @@ class _OfRoutine(Fault):
         return "" if self.attempts is None else f", attempts={sorted(self.attempts)}"
 
 
-class Raises(_OfRoutine):
+class Raises(OfRoutine):
     """Raises in place of the handler of a routine, in these attempts or in all."""
 
     def __init__(
@@ -104,7 +131,7 @@ class Raises(_OfRoutine):
                 ) from None
         self.error = error
 
-    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
         if not self._hits(step):
             return slot
         return Slot(slot.name, self._raise, slot.binding)
@@ -123,7 +150,7 @@ class Raises(_OfRoutine):
         return f"raises({self.routine!r}, {shown}{self._when()})"
 
 
-class Slow(_OfRoutine):
+class Slow(OfRoutine):
     """Lets the handler of a routine begin its work so many seconds late."""
 
     def __init__(
@@ -131,39 +158,62 @@ class Slow(_OfRoutine):
     ) -> None:
         super().__init__(routine, attempts)
         self.length = to_ns(seconds)
+        self._seconds = seconds
 
-    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
-        if self._hits(step):
-            clock.mono += self.length
-        return slot
+    def unfit(self, runtime: Runtime) -> str | None:
+        if isinstance(runtime.clock, SystemClock):
+            return "would take its time for real; give the runtime a FakeClock, as flow_runtime has"
+        return None
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        if not self._hits(step):
+            return slot
+
+        def late(**payload: object) -> object:
+            context = active.get()
+            assert context is not None
+            context.sleep(self._seconds)
+            return slot.handler(**payload)
+
+        return Slot(slot.name, late, slot.binding)
 
     def __repr__(self) -> str:
         return f"slow({self.routine!r}, {self.length / SECOND:g}{self._when()})"
+
+
+class _Settable(Protocol):
+    def jump(self, seconds: float) -> None: ...
 
 
 class ClockJump(Fault):
     """Sets the wall clock by so many seconds, also back, when the first step of a host begins."""
 
     def __init__(self, seconds: float) -> None:
-        self.jump = to_ns(seconds) if seconds >= 0 else -to_ns(-seconds)
-        if not self.jump:
+        self.seconds = seconds
+        if not signed_ns(seconds):
             raise FlowDefinitionError(
                 "clock_jump(0) does nothing; give seconds, also negative ones"
             )
-        self._clock: SimClock | None = None
+        self._set: set[Clock] = set()
 
     def begin(self, writes: int) -> None:
-        self._clock = None
+        self._set.clear()
 
-    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
-        if clock is not self._clock:  # each host has its own
-            self._clock = clock
-            clock.wall += self.jump
+    def unfit(self, runtime: Runtime) -> str | None:
+        clock = runtime.clock
+        if hasattr(clock, "jump"):
+            return None
+        return f"can't set a {type(clock).__name__}; give the runtime a FakeClock"
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        if clock not in self._set:  # each host has its own
+            self._set.add(clock)
+            cast(_Settable, clock).jump(self.seconds)
             self.struck += 1
         return slot
 
     def __repr__(self) -> str:
-        return f"clock_jump({self.jump / SECOND:g})"
+        return f"clock_jump({self.seconds:g})"
 
 
 class StoreFails(Fault):
@@ -182,6 +232,14 @@ class StoreFails(Fault):
     def begin(self, writes: int) -> None:
         self._writes = writes
 
+    def unfit(self, runtime: Runtime) -> str | None:
+        if runtime.store is None:
+            return (
+                "needs a store, and this runtime has none:"
+                " flow_faults.on(Runtime(clock=flow_clock, store=MemoryStore()))"
+            )
+        return None
+
     def before_write(self, commit: Commit) -> None:
         self._writes += 1
         if self._writes == self.write and not self.durable:
@@ -197,49 +255,20 @@ class StoreFails(Fault):
         return f"store_fails({self.write}{', durable=True' * self.durable})"
 
 
-class FlowFaults:
-    """Makes faults, to be given to a simulation as `faults=[...]`; the fixture `flow_faults`.
+def affected(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
+    """Return the slot whose handler runs for a step, after all faults have had their say."""
+    for fault in faults:
+        slot = fault.affect(step, slot, clock)
+    return slot
 
-    `attempts` are counted from 1, and are all where they are left out. Raises
-    `FlowDefinitionError` for what can't be a fault.
 
-        flow_sim.crash_everywhere(build, "orders", faults=[flow_faults.raises("charge", OSError)])
-    """
-
-    def __init__(self) -> None:
-        self._made: list[Fault] = []
-
-    def raises(
-        self,
-        routine: str,
-        error: Exception | type[Exception],
-        attempts: Iterable[int] | None = None,
-    ) -> Fault:
-        """Return a fault that raises an error in place of a routine's handler."""
-        return self._make(Raises(routine, error, attempts))
-
-    def slow(
-        self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
-    ) -> Fault:
-        """Return a fault that lets a routine's handler begin its work so much later."""
-        return self._make(Slow(routine, seconds, attempts))
-
-    def clock_jump(self, seconds: float) -> Fault:
-        """Return a fault that sets the wall clock of each host, once its first step has begun."""
-        return self._make(ClockJump(seconds))
-
-    def store_fails(self, write: int, *, durable: bool = False) -> Fault:
-        """Return a fault that fails a write of the store, counted from 1.
-
-        With `durable` the commit is kept all the same, only its acknowledgement is lost.
-        """
-        return self._make(StoreFails(write, durable=durable))
-
-    def _make(self, fault: Fault) -> Fault:
-        self._made.append(fault)
-        return fault
-
-    @property
-    def unused(self) -> list[Fault]:
-        """The faults that no simulation was given."""
-        return [fault for fault in self._made if not fault.used]
+def tell_all(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
+    """Let every fault hear of a write, since they count; then raise what the first one raised."""
+    raised: BaseException | None = None
+    for fault in faults:
+        try:
+            fault(commit)
+        except BaseException as error:
+            raised = raised or error
+    if raised is not None:
+        raise raised

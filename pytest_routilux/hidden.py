@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pytest_routilux.lives import Case
-    from pytest_routilux.stepping import SimClock
-    from routilux import StepInput
+    from routilux import Clock, StepInput
 
 __all__ = ["HiddenChange", "Places", "globals_of", "hidden_state", "is_users", "users_modules"]
 
@@ -83,7 +82,8 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
     Globals are those of the routines' modules, or `everywhere`: of all modules of the user.
     """
     watch = _Watch(everywhere=everywhere)
-    undisturbed(replace(case, faults=(*case.faults, watch)), start_ns, FIFO)
+    # First, so that it is the handler itself that it looks at.
+    undisturbed(replace(case, faults=(watch, *case.faults)), start_ns, FIFO)
     return watch.found
 
 
@@ -98,7 +98,7 @@ class _Watch(Fault):
         self._everywhere = everywhere
         self._known: set[tuple[str, str]] = set()
 
-    def affect(self, step: StepInput, slot: Slot, clock: SimClock) -> Slot:
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
         handler = slot.handler
         routine = getattr(handler, "__self__", None)
         if not isinstance(routine, Routine):

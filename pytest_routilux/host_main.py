@@ -1,4 +1,4 @@
-"""What runs in a fresh interpreter: `python -m pytest_routilux.host_main FOLDER`.
+"""What runs in a fresh interpreter: `python -m pytest_routilux.host_main FOLDER LIFELINE`.
 
 Laws:
 - It has nothing in common with the process that started it but files: it reads `request.json` in
@@ -20,13 +20,17 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_routilux.processes import die_with_parent
 from routilux import (
+    ExecutionMonitor,
     FakeClock,
     Flow,
     FlowDefinitionError,
     Runtime,
     SavedState,
     SavedStateError,
+    SqliteStore,
+    UnserializableError,
     codec,
 )
 
@@ -56,11 +60,15 @@ class _Host:
         self._commits: list[str] = []
         self._saved: list[int] = []
         self._seen: object = None
+        self._job_id = ""
         self.clock = FakeClock(start)
-        self.runtime = Runtime(clock=self.clock, observers=[self])
+        path = request["store"]
+        store = None if path is None else SqliteStore(path)
+        self.runtime = Runtime(clock=self.clock, store=store, observers=[self])
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
         """Save, then kill, if this is the commit to do so."""
+        self._job_id = job.job_id
         self._missed = [point for point in self._missed if not _is_at(point, commit)]
         self._commits.append(
             f"{commit.seq} {commit.kind} {commit.routine_id or ''} {commit.attempt or ''}".rstrip()
@@ -89,6 +97,7 @@ class _Host:
         _write_report(
             self._folder,
             {
+                "job_id": self._job_id,
                 "killed_at": killed_at,
                 "saved": self._saved,
                 "missed": self._missed,
@@ -114,14 +123,12 @@ def _start(folder: Path, request: Request) -> None:
 
 
 def _resume(folder: Path, request: Request) -> None:
-    try:
-        state = SavedState.read(request["document"])
-    except SavedStateError as error:
-        raise _TroubleError(
-            f"the document can't be read on the host: {error}; modules that it needs are passed"
-            f" as imports=[...], and here that was {list(request['imports'])}"
-        ) from None
-    flow = state.flow if request["build"] is None else _built(request)
+    if request["store"] is not None:
+        state = _stored(request)
+        flow = state.flow
+    else:
+        state = _read(request)
+        flow = state.flow if request["build"] is None else _built(request)
     host = _Host(folder, request, flow, request["clock_start"] or _iso(state))
     host.look(request["look"], state)
     host.end(
@@ -134,11 +141,46 @@ def _resume(folder: Path, request: Request) -> None:
     )
 
 
+def _read(request: Request) -> SavedState:
+    try:
+        return SavedState.read(request["document"])
+    except SavedStateError as error:
+        raise _TroubleError(
+            f"the document can't be read on the host: {error}; modules that it needs are passed"
+            f" as imports=[...], and here that was {list(request['imports'])}"
+        ) from None
+
+
+def _stored(request: Request) -> SavedState:
+    with SqliteStore(request["store"]) as store:
+        try:
+            job = Runtime(store=store).load(request["job_id"], history=True)
+        except KeyError:
+            known = ", ".join(map(repr, store.job_ids())) or "none"
+            raise _TroubleError(
+                f"the store {request['store']} holds no job {request['job_id']!r}; known: {known}"
+            ) from None
+    return SavedState(_built(request), job, job.updated_ns, ExecutionMonitor.summary_of(job))
+
+
 def _roundtrip(folder: Path, request: Request) -> None:
     from pytest_routilux.roundtrip import restored, saved
 
     kind = request["kind"]
-    (folder / "end.json").write_bytes(saved(restored(kind, Path(request["document"]).read_bytes())))
+    try:
+        found = restored(kind, Path(request["document"]).read_bytes())
+    except SavedStateError as error:
+        known = ", ".join(request["imports"]) or "nothing"
+        raise _TroubleError(
+            f"a fresh interpreter can't load it: {error}; it imported {known}; define and register"
+            " each class at the top level of a module, and pass modules that are not among these"
+            " as imports=[...]"
+        ) from None
+    try:
+        data = saved(found)
+    except UnserializableError as error:
+        raise _TroubleError(f"what was loaded can't be saved again: {error}") from None
+    (folder / "end.json").write_bytes(data)
     _write_report(folder, {})
 
 
@@ -234,4 +276,5 @@ def _write_report(folder: Path, report: Mapping[str, object]) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
     sys.exit(main(Path(sys.argv[1])))

@@ -6,7 +6,8 @@ Laws:
 - Its time is virtual. It ends by itself, or by SIGKILL at the commit that the test names.
 - A point that was never reached, a host that died of itself, a module or a document that is not
   there: each is a `HostError` that shows what the host said.
-- No host outlives the `with` block, or `timeout` seconds of real time.
+- No host outlives the `with` block, `timeout` seconds of real time, or the process that started it.
+- What a host said is shown where it failed, and where the test fails later; its last lines.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,7 +26,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
-from routilux import CommitKind, ExecutionMonitor, JobState, SavedState, Wait, codec
+from pytest_routilux.processes import Child, shown
+from routilux import (
+    CommitKind,
+    ExecutionMonitor,
+    JobState,
+    Runtime,
+    SavedState,
+    SqliteStore,
+    Wait,
+    codec,
+)
 
 if TYPE_CHECKING:
     from routilux.flow import ExecutionStrategy
@@ -85,6 +95,8 @@ class HostResult:
     seen: Any
     output: str
     modules: tuple[str, ...]
+    store: Path | None
+    job_id: str
 
     @property
     def document(self) -> Path:
@@ -100,9 +112,12 @@ class HostResult:
 
     @cached_property
     def job(self) -> JobState:
-        """The job as it stands in the last document."""
+        """The job as it stands in the store, or else in the last document."""
         for name in self.modules:
             importlib.import_module(name)
+        if self.store is not None:
+            with SqliteStore(self.store) as store:
+                return Runtime(store=store).load(self.job_id, history=True)
         return SavedState.read(self.document).job
 
     @cached_property
@@ -134,22 +149,36 @@ class FlowHosts:
         host_a = flow_hosts.start("shop.flows:build", "orders", save_at=At(), kill_at=At(seq=4))
         host_b = flow_hosts.resume(host_a.document, imports=["shop.flows"])
         assert host_b.job.status == "completed"
+
+    or, where every commit is to be on the disk before it counts:
+
+        host_a = flow_hosts.start(build, "orders", job_id="A7", store=path, kill_at=At(seq=4))
+        host_b = flow_hosts.resume(store=path, job_id="A7", build=build)
     """
 
-    def __init__(self, folder: Path, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        timeout: float = 60.0,
+        tell: Callable[[str, str], object] = lambda name, said: None,
+    ) -> None:
         self._folder = folder
         self._timeout = timeout
+        self._tell = tell
         self._lock = threading.Lock()
         self._count = 0
-        self._running: set[subprocess.Popen[bytes]] = set()
+        self._running: list[Child] = []
+        self._over = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            for process in self._running:
-                _kill(process)
+            self._over = True
+            for child in self._running:
+                child.kill()
 
     def start(
         self,
@@ -162,12 +191,14 @@ class FlowHosts:
         build_args: Mapping[str, object] | None = None,
         imports: Iterable[str | ModuleType] = (),
         clock_start: datetime | str = "2026-01-01",
+        store: str | os.PathLike[str] | None = None,
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
         """Run a new job on a new host until it rests, or the host is killed.
 
-        `clock_start` is what the host's wall clock shows at the beginning (naive means UTC).
+        `clock_start` is what the host's wall clock shows at the beginning (naive means UTC). With
+        `store`, the path of a `SqliteStore`, every commit is written to it before it counts.
         """
         name = _name_of(build)
         request = {
@@ -179,13 +210,16 @@ class FlowHosts:
             "slot": slot,
             "job_id": job_id,
             "clock_start": _iso(clock_start),
+            "store": _store(store),
         }
         return self._run(request, [*imports, _module_of(name)], save_at, kill_at)
 
     def resume(
         self,
-        document: str | os.PathLike[str],
+        document: str | os.PathLike[str] | None = None,
         *,
+        store: str | os.PathLike[str] | None = None,
+        job_id: str | None = None,
         imports: Iterable[str | ModuleType] = (),
         clock_start: datetime | str | None = None,
         execution_strategy: ExecutionStrategy | None = None,
@@ -198,12 +232,18 @@ class FlowHosts:
     ) -> HostResult:
         """Go on with a saved job on a new host until it rests, or the host is killed.
 
-        The flow is the saved one unless `build` makes it. The wall clock starts when the document
-        was saved unless `clock_start` says otherwise. `look` is a function that the host calls
+        The job is that of the `document`, or the one with this `job_id` in the `store`, which needs
+        `build`: a store keeps no flows. Otherwise the flow is the saved one unless `build` makes
+        it. The wall clock starts when the job was saved, or at its last commit in the store, unless
+        `clock_start` says otherwise. `look` is a function that the host calls
         with the `SavedState` before it goes on; what it returns is `seen` in the result.
         """
-        path = Path(document).resolve()
-        if not path.is_file():
+        if (document is None) == (store is None):
+            raise HostError("resume() takes a document, or a store with job_id= and build=")
+        if store is not None and (job_id is None or build is None):
+            raise HostError("a job of a store is resumed with job_id= and build=, its flow")
+        path = None if document is None else Path(document).resolve()
+        if path is not None and not path.is_file():
             raise HostError(
                 f"there is no document {path}; a host writes one with save_at=At(...), a test with"
                 " run.checkpoint(path) or SavedState.capture(flow, job).write(path)"
@@ -211,7 +251,9 @@ class FlowHosts:
         named = [None if function is None else _name_of(function) for function in (build, look)]
         request = {
             "task": "resume",
-            "document": str(path),
+            "document": None if path is None else str(path),
+            "store": _store(store),
+            "job_id": job_id,
             "build": named[0],
             "build_args": codec.encode(dict(build_args or {}), "$.build_args"),
             "look": named[1],
@@ -253,6 +295,8 @@ class FlowHosts:
             seen=codec.decode(report["seen"], "$.seen"),
             output=host.output,
             modules=tuple(names),
+            store=None if request["store"] is None else Path(str(request["store"])),
+            job_id=report["job_id"],
         )
 
     def launch(
@@ -269,43 +313,40 @@ class FlowHosts:
         folder.mkdir(parents=True)
         files = {name: getattr(sys.modules.get(name), "__file__", None) for name in imports}
         (folder / "request.json").write_text(json.dumps({**request, "imports": files}))
-        process = subprocess.Popen(
-            [sys.executable, "-u", "-P", "-m", "pytest_routilux.host_main", str(folder)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=folder,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(_paths()), **(environ or {})},
-            start_new_session=True,
-        )
-        name = f"host {number} (pid {process.pid})"
-        with self._lock:
-            self._running.add(process)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_paths()), **(environ or {})}
+        child = Child("pytest_routilux.host_main", [str(folder)], folder, environment)
+        name = f"host {number} (pid {child.pid})"
         try:
-            output = process.communicate(timeout=self._timeout)[0].decode(errors="replace")
-        except subprocess.TimeoutExpired:
-            _kill(process)
-            output = process.communicate()[0].decode(errors="replace")
+            with self._lock:
+                self._running.append(child)
+                over = self._over
+            ended = not over and child.ends_within(self._timeout)
+        finally:
+            child.kill()
+            child.close()
+            with self._lock:
+                self._running.remove(child)
+        output = child.output()
+        if over:
+            raise HostError(f"{name} was killed: the test that started it was over")
+        if not ended:
             raise HostError(
                 f"{name} did not end within {self._timeout:g} s and was killed{_said(output)}"
-            ) from None
-        finally:
-            _kill(process)
-            with self._lock:
-                self._running.discard(process)
-        return Launched(name, process.pid, folder, _report(process, name, folder, output), output)
+            )
+        report = _report(child, name, folder, output)
+        if output.strip():
+            self._tell(name, shown(output))
+        return Launched(name, child.pid, folder, report, output)
 
 
-def _report(
-    process: subprocess.Popen[bytes], name: str, folder: Path, output: str
-) -> Mapping[str, Any]:
+def _report(child: Child, name: str, folder: Path, output: str) -> Mapping[str, Any]:
     path = folder / "report.json"
     report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     if "trouble" in report:
         raise HostError(f"{name}: {report['trouble']}{_said(output)}")
     killed = report.get("killed_at") is not None
-    if report.get("pid") != process.pid or process.returncode != (-signal.SIGKILL if killed else 0):
-        raise HostError(f"{name} died of itself: {_end_of(process.returncode)}{_said(output)}")
+    if report.get("pid") != child.pid or child.status != (-signal.SIGKILL if killed else 0):
+        raise HostError(f"{name} died of itself: {_end_of(child.status)}{_said(output)}")
     return report
 
 
@@ -316,16 +357,7 @@ def _end_of(status: int) -> str:
 
 
 def _said(output: str) -> str:
-    if not output.strip():
-        return "; it said nothing"
-    return "; it said" + "".join(f"\n  | {line}" for line in output.splitlines())
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    # Only while it is not reaped is the number certainly its own; the group has its number.
-    if process.returncode is None:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    return f"; it said\n{shown(output)}" if output.strip() else "; it said nothing"
 
 
 def _paths() -> list[str]:
@@ -350,6 +382,10 @@ def _name_of(function: Named) -> str:
 
 def _module_of(name: str) -> str:
     return name.partition(":")[0]
+
+
+def _store(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else str(Path(path).resolve())
 
 
 def _iso(instant: datetime | str) -> str:

@@ -14,7 +14,7 @@ Laws:
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.apart import (
@@ -27,7 +27,7 @@ from pytest_routilux.apart import (
     value_there,
     varied_there,
 )
-from pytest_routilux.crash import CrashPoint, Disturbed, Undisturbed
+from pytest_routilux.crash import Disturbed, Undisturbed
 from pytest_routilux.forks import Reply, Zygote, can_fork
 from pytest_routilux.hidden import HiddenChange
 from pytest_routilux.lives import Life
@@ -39,6 +39,7 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
+from pytest_routilux.points import CrashPoint
 from pytest_routilux.variations import Variation, variations
 from pytest_routilux.world import Note, World
 from routilux import Commit, codec
@@ -75,7 +76,8 @@ class Hosts:
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
     ) -> None:
-        self._case = case
+        # What they are to find stands in their memory, so that there is no need of files.
+        self._case = case = replace(case, store=None)
         self._start_ns = start_ns
         self._coverage = coverage
         self._zygote = Zygote(case) if isolated and can_fork() else None

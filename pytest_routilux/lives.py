@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from pytest_routilux.faults import Fault
+    from pytest_routilux.files import Opens
     from pytest_routilux.oracle import Finding
     from routilux import Flow, JobState, StepInput
 
@@ -22,7 +23,10 @@ __all__ = ["STEADY", "Case", "HostCrash", "Life", "Pace"]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated: how a flow is built, and how its job starts; `faults` are always there."""
+    """What is simulated: how a flow is built, and how its job starts; `faults` are always there.
+
+    Where `store` opens one, what is durable is what it keeps in its files.
+    """
 
     build: Callable[[], Flow]
     entry: str
@@ -31,6 +35,7 @@ class Case:
     job_id: str = "job"
     faults: Sequence[Fault] = ()
     always: Callable[[JobState], object] | None = None
+    store: Opens | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Life:
     the number of commits that were durable then; `errors` the classes of what they raised, by
     (task id, attempt), and `asked` the delays (ns) of those that asked for one; `threads` are those
     that outlived a step, with its routine. `exact`: durations and delays are no lower bounds.
+    `lost` is what a real store did not keep to.
     """
 
     flow: Flow
@@ -71,3 +77,4 @@ class Life:
     asked: dict[tuple[str, int], int] = field(default_factory=dict)
     threads: list[tuple[str, str]] = field(default_factory=list)
     exact: bool = True
+    lost: Finding | None = None

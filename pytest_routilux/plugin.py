@@ -9,7 +9,8 @@ Laws:
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
@@ -18,54 +19,47 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.attached import FlowFaults
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.faults import FlowFaults
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
     from pytest_routilux.sim import FlowSim
+    from pytest_routilux.summary import Summary
+    from pytest_routilux.told import Told
     from routilux import FakeClock, Runtime
 
 
 @pytest.fixture
 def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
-    _refuse_two_clocks(request)
+    _told(request).refuse_two_clocks("flow_clock")
     from pytest_routilux.freeze import frozen_clock
 
     with frozen_clock() as clock:
+        _told(request).clock(clock)
         yield clock
 
 
 @pytest.fixture
 def flow_clock_bare(request: pytest.FixtureRequest) -> FakeClock:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
-    _refuse_two_clocks(request)
+    _told(request).refuse_two_clocks("flow_clock_bare")
     from routilux import FakeClock
 
-    return FakeClock()
-
-
-_CLOCK = pytest.StashKey[str]()
-
-
-def _refuse_two_clocks(request: pytest.FixtureRequest) -> None:
-    name = request.fixturename
-    assert name is not None
-    if request.node.stash.setdefault(_CLOCK, name) != name:
-        pytest.fail(
-            "this test uses flow_clock and flow_clock_bare, which are two clocks with a time each;"
-            " keep flow_clock if user code asks time or datetime, else flow_clock_bare",
-            pytrace=False,
-        )
+    clock = FakeClock()
+    _told(request).clock(clock)
+    return clock
 
 
 @pytest.fixture
-def flow_monitor() -> FlowMonitor:
+def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
     """Everything that the jobs of `flow_runtime` did, with assertions about it."""
     from pytest_routilux.assertions import FlowMonitor
 
-    return FlowMonitor()
+    monitor = FlowMonitor()
+    _told(request).watch(monitor)
+    return monitor
 
 
 @pytest.fixture
@@ -73,6 +67,7 @@ def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> I
     """A runtime on the fake clock, watched by `flow_monitor`; the default of code under test."""
     from routilux import Runtime, use_runtime
 
+    _told(request).watch(flow_monitor)
     name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
     with (
         Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor]) as runtime,
@@ -107,32 +102,37 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 
 
 @pytest.fixture
-def flow_hosts(tmp_path: Path) -> Iterator[FlowHosts]:
+def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
     """Starts, kills and resumes jobs in fresh interpreters, as other hosts would."""
     from pytest_routilux.hosts import FlowHosts
 
-    with FlowHosts(tmp_path) as hosts:
+    def tell(name: str, said: str) -> None:
+        request.node.add_report_section("call", f"output of {name}", said)
+
+    with FlowHosts(tmp_path, tell=tell) as hosts:
         yield hosts
 
 
 @pytest.fixture
-def flow_faults() -> Iterator[FlowFaults]:
+def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
     """Makes faults: raises(routine, exc, attempts=[1, 2]), slow(routine, seconds), …"""
-    from pytest_routilux.faults import FlowFaults
+    from pytest_routilux.attached import FlowFaults
 
     faults = FlowFaults()
+    if "flow_runtime" in request.fixturenames:
+        faults.on(request.getfixturevalue("flow_runtime"))
+    failed = request.session.testsfailed
     yield faults
-    if faults.unused:
-        pytest.fail(
-            f"{', '.join(map(repr, faults.unused))}: made, and given to no simulation; pass it on"
-            " as faults=[...]",
-            pytrace=False,
-        )
+    faults.close()
+    trouble = faults.trouble(after_failure=request.session.testsfailed > failed)
+    if trouble:
+        pytest.fail("\n".join(trouble), pytrace=False)
 
 
 @pytest.fixture
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     """Simulates jobs: lets a host die at every point, and proves that the flow survives."""
+    _told(request)  # its time begins
     from pytest_routilux.freeze import frozen_simulation
     from pytest_routilux.sim import START, FlowSim
 
@@ -150,20 +150,28 @@ def flow_report(request: pytest.FixtureRequest) -> FlowReport:
     return FlowReport(request.node, request.config)
 
 
-# --- reports: rendered where the test runs, printed once by the process that has the terminal ----
-
-REPORTS = pytest.StashKey[list[str]]()
-SIMULATIONS = pytest.StashKey[list[dict[str, Any]]]()
-_LOOK = pytest.StashKey[tuple[int, bool]]()
+# --- comparisons ----------------------------------------------------------------------------------
 
 
-def report_look(config: pytest.Config) -> tuple[int, bool]:
-    """Return the width and whether colours are wanted, by the terminal that shows the reports."""
-    return config.stash[_LOOK]
+def pytest_assertrepr_compare(
+    config: pytest.Config, op: str, left: object, right: object
+) -> list[str] | None:
+    """Say what differs between jobs, flows and error handlers, where an assert compares them."""
+    if "routilux" not in sys.modules:
+        return None
+    from pytest_routilux.comparison import explain
+
+    verbosity = config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS)
+    return explain(op, left, right, whole=verbosity > 1)
+
+
+# --- options ------------------------------------------------------------------------------------
+
+MODES: Final = ("auto", "always", "never")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add what can be said on the command line."""
+    """Add what can be said on the command line and in the configuration file."""
     group = parser.getgroup("routilux", "flows of routilux")
     group.addoption(
         "--routilux-repro",
@@ -171,10 +179,63 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default=None,
         help="run flow_sim with this reproducer alone: it fails, is fixed, or is stale",
     )
+    group.addoption(
+        "--routilux-report",
+        metavar="MODE",
+        default=None,
+        help="when reports of flow_report and the summary of jobs are shown: auto (reports on"
+        " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
+        " --junitxml too; default: routilux_report of the configuration, or auto",
+    )
+    parser.addini(
+        "routilux_report",
+        "when reports of flow_report and the summary of jobs are shown: auto, always or never",
+        type="string",
+        default="auto",
+    )
+
+
+def _mode(config: pytest.Config) -> str:
+    given, told = config.getoption("routilux_report"), "--routilux-report={!r}"
+    if given is None:
+        told = "the option routilux_report = {!r} of the configuration"
+        try:
+            given = config.getini("routilux_report")
+        except (TypeError, pytest.UsageError) as error:  # pytest before 9.2, and since
+            raise pytest.UsageError(f"{error}; {_allowed()}") from None
+    if given not in MODES:
+        raise pytest.UsageError(f"{told.format(given)} is no mode; {_allowed()}")
+    mode: str = given
+    return mode
+
+
+def _allowed() -> str:
+    return f"allowed are {', '.join(MODES[:-1])} and {MODES[-1]}"
+
+
+# --- reports: rendered where the test runs, printed once by the process that has the terminal ----
+
+TOLD: Final = pytest.StashKey["Told"]()
+OPEN: Final = pytest.StashKey["Told"]()  # of the test whose last report is to come
+BROUGHT: Final = ("flow_report", "flow_simulations", "flow_facts")  # attributes of a report
+_LOOK: Final = pytest.StashKey[tuple[int, bool]]()
+_MODE: Final = pytest.StashKey[str]()
+
+
+def _told(request: pytest.FixtureRequest) -> Told:
+    from pytest_routilux.told import told_of
+
+    return told_of(request.node)
+
+
+def report_look(config: pytest.Config) -> tuple[int, bool]:
+    """Return the width and whether colours are wanted, by the terminal that shows the reports."""
+    return config.stash[_LOOK]
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_MODE] = _mode(config)
     repro = config.getoption("routilux_repro")
     if repro is not None:
         from pytest_routilux.repro import Repro
@@ -188,8 +249,7 @@ def pytest_configure(config: pytest.Config) -> None:
     terminal = config.pluginmanager.get_plugin("terminalreporter")
     colour = terminal is not None and config.get_terminal_writer().hasmarkup
     config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
-    if not hasattr(config, "workerinput"):
-        config.pluginmanager.register(_Printer(terminal), "routilux-reports")
+    config.pluginmanager.register(_Printer(config), "routilux-reports")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -200,68 +260,55 @@ def pytest_configure_node(node: Any) -> None:  # xdist has no types
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(
-    item: pytest.Item,
+    item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Put the test's report into the failure, or into what travels to the printing process."""
+    """Give what the test tells to its report, which travels to the printing process."""
+    told = item.stash.get(TOLD, None)
+    if told is None:
+        return (yield)
+    mode = item.config.stash[_MODE]
+    if call.when == "teardown":
+        told.end(item, properties=mode != "never")
     report = yield
-    simulations = item.stash.get(SIMULATIONS, None)
-    if simulations:
-        vars(report)["flow_simulations"] = simulations  # xdist sends every attribute of a report
-        del item.stash[SIMULATIONS]
-    parts = item.stash.get(REPORTS, None)
-    text = "\n".join(parts or ())
-    if text and report.failed:
-        report.sections.append(("Flow report", text))
-        del item.stash[REPORTS]  # a failing teardown need not repeat it
-    elif text and report.when != "setup" and item.config.getoption("verbose", 0) > 0:
-        vars(report)["flow_report"] = text
-        del item.stash[REPORTS]
+    asked = mode == "always" or (mode == "auto" and item.config.getoption("verbose", 0) > 0)
+    told.give(report, passing=asked, failing=mode != "never")
     return report
 
 
 class _Printer:
-    """Prints the reports of tests that passed below their lines, and sums up the simulations."""
+    """Shows what reports bring with them, in the one process that has the terminal."""
 
-    def __init__(self, terminal: pytest.TerminalReporter | None) -> None:
-        self._terminal = terminal
-        self._simulations: list[tuple[str, dict[str, Any]]] = []
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+        self._summary: Summary | None = None
 
-    @pytest.hookimpl(trylast=True)
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        text = getattr(report, "flow_report", None)
-        if text is not None and self._terminal is not None:
-            self._terminal.write_line(text)  # which first ends the line of the test
-        told = getattr(report, "flow_simulations", ())
-        self._simulations += [(report.nodeid, simulation) for simulation in told]
+    def _made(self) -> Summary:
+        if self._summary is None:
+            from pytest_routilux.summary import Summary
+
+            self._summary = Summary(self._config, self._config.stash[_MODE])
+        return self._summary
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
+        brought = not vars(report).keys().isdisjoint(BROUGHT)
+        if brought:
+            self._made().before(report)
+        yield
+        if brought:
+            self._made().after(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         # A reproducer that no test has taken is stale, whatever the tests say that were run.
-        repro = session.config.getoption("routilux_repro")
-        taken = any(simulation["repro"] for _, simulation in self._simulations)
-        if repro is not None and not taken and not session.exitstatus:
+        if self._config.getoption("routilux_repro") is None or session.exitstatus:
+            return
+        if not self._made().reproduced:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
-    def pytest_terminal_summary(
-        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
-    ) -> None:
-        write = terminalreporter.write_line
-        repro = config.getoption("routilux_repro")
-        if repro is not None:
-            terminalreporter.section("reproducer")
-            told = [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
-            for line in told or [f"{repro}: stale, no simulation of these tests has taken it"]:
-                write(line)
-        elif self._simulations and config.option.verbose > 0:
-            terminalreporter.section("flow simulations")
-            for nodeid, simulation in self._simulations:
-                write(_line_of(nodeid, simulation))
-
-
-def _line_of(nodeid: str, simulation: dict[str, Any]) -> str:
-    planned, executed = (sum(simulation[name].values()) for name in ("planned", "executed"))
-    rate = simulation["runs"] / max(simulation["seconds"], 1e-9)
-    return (
-        f"{nodeid}: {executed} of {planned} crash points, {simulation['word']},"
-        f" {simulation['runs']} runs in {simulation['seconds']:.2f} s ({rate:,.0f}/s)"
-    )
+    def pytest_terminal_summary(self) -> None:
+        broken_off = self._config.stash.get(OPEN, None)
+        if broken_off is not None:
+            self._made().count(broken_off.facts())
+        if self._config.getoption("routilux_repro") is not None or self._summary is not None:
+            self._made().show()

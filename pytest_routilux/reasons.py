@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pytest_routilux.crash import CrashPoint, Disturbed
+    from pytest_routilux.crash import Disturbed
     from pytest_routilux.examine import Reference
     from pytest_routilux.hidden import HiddenChange
     from pytest_routilux.oracle import Finding
+    from pytest_routilux.points import CrashPoint
 
 __all__ = ["Asked", "Reason", "reason_of"]
 
@@ -353,6 +354,44 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
         "{routine}{hint} loops, or waits for what does not come: its real time is up",
         ("self.ctx.sleep(...) to wait; ErrorHandler(..., timeout=seconds) bounds an attempt",),
     ),
+    "store-lost": (
+        (
+            "the next host opened the store's files as they stood when this one died, and has"
+            " nothing else. It is the store that does not keep to JobStore, not the flow"
+        ),
+        (
+            "end the transaction before a write returns, and do all of a write in one:",
+            "then a crash leaves what was there before it, or all of it",
+        ),
+    ),
+    "store-changes": (
+        "a store keeps bytes, and knows nothing of what is in them: it does not keep to JobStore",
+        ("give back from rows() what create, append and claim were given, byte for byte",),
+    ),
+    "store-refuses": (
+        (
+            "each host before this one is dead, and this one has started or claimed the job: nobody"
+            " else can own it. It is the store that does not keep to JobStore, not the flow"
+        ),
+        ("in claim, make who claims the owner, in the transaction that keeps the row",),
+    ),
+    "store-fence": (
+        (
+            "the other host was not dead, only slow. What it still writes takes the place of what"
+            " the owner of the job writes: the store does not keep to JobStore"
+        ),
+        (
+            "in append, compare the owner and insert the row in one transaction;",
+            "where another row stands, or another owner has the job, raise LeaseLostError",
+        ),
+    ),
+    "store-frees": (
+        (
+            "a worker that asks for work gets a job that is over, and takes it up again: the store"
+            " does not keep to JobStore"
+        ),
+        ("in the transaction of a write with rests=True, make the job free for nobody",),
+    ),
     "payload-changed": (
         (
             "what was sent stays as it was: handlers get copies. A change gets through where a copy"
@@ -369,6 +408,7 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
 }
 _PLAIN["unreadable"] = _PLAIN["changed-by-saving"]
+_PLAIN["store-unreadable"] = _PLAIN["store-lost"]
 
 
 def _plain(asked: Asked) -> Reason:

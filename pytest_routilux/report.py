@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Self
 
-from pytest_routilux.plugin import REPORTS, report_look
+from pytest_routilux.plugin import report_look
+from pytest_routilux.told import told_of
 
 if TYPE_CHECKING:
     import os
@@ -31,11 +32,12 @@ __all__ = ["FlowReport", "Verification"]
 class FlowReport:
     """Collects what a test shows; each method adds a part, under a title of its own if it has one.
 
-    A source is a job or a monitor. Nothing is shown by default or with -q, unless the test fails.
+    A source is a job or a monitor. Nothing is shown by default or with -q, unless the test fails;
+    `--routilux-report=always` shows all, `never` nothing.
     """
 
     def __init__(self, node: pytest.Item, config: pytest.Config) -> None:
-        self._parts = node.stash.setdefault(REPORTS, [])
+        self._parts = told_of(node).parts
         self._width, self._colour = report_look(config)
 
     def add(self, *renderables: RenderableType, title: str | None = None) -> None:

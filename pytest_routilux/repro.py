@@ -20,12 +20,13 @@ from urllib.parse import quote_from_bytes
 import pytest
 
 from pytest_routilux.cells import cut_middle, plain, width
+from pytest_routilux.files import store_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.lives import Case
+    from pytest_routilux.points import CrashPoint
     from routilux import Flow
 
 __all__ = ["Repro", "Stale", "command", "digest_of"]
@@ -143,7 +144,8 @@ class Repro:
 def digest_of(case: Case, flow: Flow) -> str:
     """Return what a reproducer is made for, as 4 hex digits."""
     faults = [re.sub(" at 0x[0-9a-fA-F]+", "", repr(fault)) for fault in case.faults]
-    made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults])
+    store = [] if case.store is None else [f"store={store_name(case.store)}"]
+    made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults, *store])
     return hashlib.sha256(made_for.encode("utf-8", "backslashreplace")).hexdigest()[:4]
 
 

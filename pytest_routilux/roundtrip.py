@@ -1,7 +1,8 @@
 """Saving and loading in one call: `serialize_roundtrip(flow, via="process")`.
 
 Laws:
-- What comes back is equal in value and in type, or the first path that differs is shown.
+- What comes back is equal in value and in type, with dicts in the same order, or the first path
+  that differs is shown.
 - A flow is compared by what loading builds: options, handlers, connections, each routine's class
   and arguments, and its public attributes of plain data. So what was set after the constructor,
   which no saved flow holds, is found.
@@ -11,48 +12,33 @@ Laws:
 from __future__ import annotations
 
 import json
+from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from pytest_routilux.factory import PlainFunction
+from pytest_routilux.views import view
 from routilux import (
     ErrorHandler,
     Flow,
     JobState,
-    Routine,
     SavedState,
-    UnserializableError,
     codec,
 )
 from routilux.tags import form_tagged
-from routilux.values import first_difference
+from routilux.values import first_difference, same_value, step_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = ["SerializeRoundtrip", "kind_of", "restored", "saved"]
 
 _T = TypeVar("_T")
 Via = Literal["memory", "file", "process"]
 
+_FEW: Final = 8  # keys that are shown
 _KINDS: Final = {"flow": Flow, "job": JobState, "handler": ErrorHandler, "state": SavedState}
-_JOB_PARTS: Final = (
-    "job_id",
-    "flow_id",
-    "status",
-    "seq",
-    "started_ns",
-    "updated_ns",
-    "recoveries",
-    "shape",
-    "routine_states",
-    "shared_data",
-    "pending_tasks",
-    "outputs",
-    "dropped",
-    "error",
-    "commits",
-)
 
 
 class SerializeRoundtrip:
@@ -60,10 +46,12 @@ class SerializeRoundtrip:
 
     Takes flows, jobs, error handlers, `SavedState`, and any value that a payload may hold.
     `via="memory"` goes through bytes, "file" through a file, "process" through a file to a fresh
-    interpreter, which loads the object, saves it again and sends it back.
+    interpreter, which loads the object, saves it again and sends it back. It has imported the
+    modules that define the object's classes or register their saved forms; `imports` are more of
+    them, or their names.
 
-    Raises `AssertionError` naming the first path that came back different, and
-    `UnserializableError` for what can't be saved.
+    Raises `AssertionError` naming the first path that came back different, `UnserializableError`
+    for what can't be saved, and `HostError` for what the fresh interpreter does not know.
 
     >>> SerializeRoundtrip(Path("unused"))({"at": (1, 2.5)})
     {'at': (1, 2.5)}
@@ -73,7 +61,9 @@ class SerializeRoundtrip:
         self._folder = folder
         self._count = 0
 
-    def __call__(self, obj: _T, via: Via = "memory") -> _T:
+    def __call__(
+        self, obj: _T, via: Via = "memory", *, imports: Iterable[str | ModuleType] = ()
+    ) -> _T:
         """Return the restored object; see the class."""
         kind = kind_of(obj)
         data = saved(obj)
@@ -85,11 +75,12 @@ class SerializeRoundtrip:
                 path.write_bytes(data)
             data = path.read_bytes()
         elif via == "process":
-            data = self._through_a_process(kind, data, obj)
+            data = self._through_a_process(kind, data, obj, imports)
         elif via != "memory":
             raise ValueError(f"via={via!r}; choose 'memory', 'file' or 'process'")
         found = restored(kind, data)
-        difference = first_difference(_view(obj), _view(found))
+        was, became = view(obj), view(found)
+        difference = first_difference(was, became) or first_reordered(was, became, "$")
         if difference is not None:
             raise AssertionError(f"{difference} (saved and loaded via {via})")
         return cast(_T, found)
@@ -98,14 +89,17 @@ class SerializeRoundtrip:
         self._count += 1
         return self._folder / f"roundtrip-{self._count}-{kind}.json"
 
-    def _through_a_process(self, kind: str, data: bytes, obj: object) -> bytes:
+    def _through_a_process(
+        self, kind: str, data: bytes, obj: object, imports: Iterable[str | ModuleType]
+    ) -> bytes:
         from pytest_routilux.hosts import FlowHosts
 
         path = self._next_path(kind)
         path.write_bytes(data)
         request = {"task": "roundtrip", "kind": kind, "document": str(path.resolve())}
         with FlowHosts(path.with_suffix("")) as hosts:
-            host = hosts.launch(request, sorted(_modules(obj)))
+            named = [name.__name__ if isinstance(name, ModuleType) else name for name in imports]
+            host = hosts.launch(request, [*named, *sorted(_modules(obj) - {*named})])
             return (host.folder / "end.json").read_bytes()
 
 
@@ -133,51 +127,25 @@ def restored(kind: str, data: bytes) -> object:
     return loaders[kind].deserialize(json.loads(data))
 
 
-# --- what is compared ---------------------------------------------------------------------------
-
-
-def _view(obj: object) -> object:
-    """Return what makes up an object, as plain data whose paths a user can follow."""
-    if isinstance(obj, Flow):
-        return {
-            "flow_id": obj.flow_id,
-            "execution_strategy": obj.execution_strategy,
-            "max_workers": obj.max_workers,
-            "error_handler": _view(obj.error_handler),
-            "routines": {name: _routine_view(routine) for name, routine in obj.routines.items()},
-            "connections": {str(c): dict(c.param_mapping) for c in obj.connections},
-            "shape": obj.shape,
-        }
-    if isinstance(obj, JobState):
-        return {name: getattr(obj, name) for name in _JOB_PARTS}
-    if isinstance(obj, ErrorHandler):
-        return obj.serialize()
-    if isinstance(obj, SavedState):
-        return {
-            "flow": _view(obj.flow),
-            "job": _view(obj.job),
-            "saved_at_ns": obj.saved_at_ns,
-            "monitor_summary": obj.monitor_summary,
-        }
-    return obj
-
-
-def _routine_view(routine: Routine) -> dict[str, object]:
-    return {
-        **{name: value for name, value in vars(routine).items() if _is_configuration(name, value)},
-        "arguments": routine.arguments,
-        "error_handler": _view(routine.error_handler),
-    }
-
-
-def _is_configuration(name: str, value: object) -> bool:
-    if name.startswith("_"):
-        return False
-    try:
-        codec.encode(value)
-    except UnserializableError:
-        return False
-    return True
+def first_reordered(was: object, became: object, path: str) -> str | None:
+    """Return the first dict, of two equal values, whose keys came back in another order."""
+    if isinstance(was, dict) and isinstance(became, dict):
+        keys = list(was), list(became)
+        if any(not same_value(a, b) for a, b in zip(*keys, strict=True)):
+            first, second = (", ".join(map(repr, order[:_FEW])) for order in keys)
+            return f"{path}: its keys in the order {first} came back as {second}"
+        pairs = (
+            (path + step_of(key), was[key], became[twin]) for key, twin in zip(*keys, strict=True)
+        )
+    elif isinstance(was, list | tuple) and isinstance(became, list | tuple):
+        both = zip(was, became, strict=True)
+        pairs = ((f"{path}[{i}]", a, b) for i, (a, b) in enumerate(both))
+    elif is_dataclass(was) and not isinstance(was, type):
+        names = [field.name for field in fields(was)]
+        pairs = ((f"{path}.{n}", getattr(was, n, None), getattr(became, n, None)) for n in names)
+    else:
+        return None
+    return next(filter(None, (first_reordered(a, b, place) for place, a, b in pairs)), None)
 
 
 # --- which modules the other process needs ------------------------------------------------------
@@ -208,6 +176,7 @@ def _tagged_modules(data: object) -> Iterator[str]:
         form = form_tagged(data.get("$type", ""))
         if form is not None:
             yield form.kind.__module__
+            yield getattr(form.write, "__module__", form.kind.__module__)  # which registers it
             if form.kind is PlainFunction:
                 yield data["value"].partition(":")[0]
         for item in data.values():

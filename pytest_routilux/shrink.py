@@ -11,16 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.crash import crash_points, recover
+from pytest_routilux.crash import recover
 from pytest_routilux.examine import Coverage, Examination, examine, judge, reference
+from pytest_routilux.points import crash_points
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.examine import Checks, Reference
     from pytest_routilux.lives import Case
     from pytest_routilux.oracle import Finding
+    from pytest_routilux.points import CrashPoint
 
 __all__ = ["Cause", "shrink", "simplicity"]
 

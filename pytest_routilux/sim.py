@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
+from pytest_routilux.cells import cut
 from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
@@ -29,12 +30,16 @@ from pytest_routilux.examine import (
     reference,
 )
 from pytest_routilux.explain import explain_cause, not_compared
+from pytest_routilux.faults import NEVER_STRUCK
+from pytest_routilux.files import checked_store
 from pytest_routilux.lives import Case
-from pytest_routilux.plugin import REPORTS, SIMULATIONS, report_look
+from pytest_routilux.plugin import report_look
 from pytest_routilux.repro import Repro, Stale, command
 from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import live
+from pytest_routilux.story import short_error
 from pytest_routilux.swallowed import swallowed_crash
+from pytest_routilux.told import told_of
 from pytest_routilux.world import World
 from routilux import Flow, FlowDefinitionError
 from routilux.instants import instant_ns
@@ -42,9 +47,10 @@ from routilux.instants import instant_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.crash import CrashPoint
     from pytest_routilux.faults import Fault
+    from pytest_routilux.files import Opens
     from pytest_routilux.oracle import Finding
+    from pytest_routilux.points import CrashPoint
     from routilux import JobState
 
 __all__ = ["START", "FlowSim"]
@@ -52,6 +58,7 @@ __all__ = ["START", "FlowSim"]
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
 START: Final = instant_ns("2026-01-01")
 """What the wall clock shows when a simulated job starts (UTC nanoseconds)."""
+_LONGEST_ERROR: Final = 70
 _TIED: Final = "\u00a0"  # a blank at which no line ends
 
 
@@ -107,6 +114,7 @@ class FlowSim:
             raise life.error
         _refuse_idle(faults)
         assert life.job is not None
+        told_of(self._node).simulated(life.job)
         return Outcome(life.job, world.calls)
 
     def crash_everywhere(
@@ -121,18 +129,22 @@ class FlowSim:
         always: Callable[[JobState], object] | None = None,
         view: Callable[[Outcome], object] | None = None,
         isolated: bool = True,
+        store: Opens | None = None,
     ) -> Coverage:
         """Let a host die at every point of a job, and prove that others bring it to the same end.
 
+        That end may be a failure. The terminal says so where none of the following is given.
         `invariant` must hold of every outcome and `always` of the job after every commit: where
         they don't, they fail an assertion, or return something false that is not None. `view` gives
         what is compared with the undisturbed run, in place of all that a user can see. A sample of
         the hosts lives in forks of this process, so that progress in module globals is found;
         `isolated=False` leaves that out, for flows that hold a connection which a fork would spoil.
+        `store` opens a real store in the file at a path, such as `SqliteStore`: then each host has
+        nothing but the files, as they stood when the one before it died, and opens them anew.
         Returns what was tried; fails the test with the smallest cause of what it finds first.
         """
         __tracebackhide__ = True
-        case = _case(build, entry, params, slot, faults, always)
+        case = _case(build, entry, params, slot, faults, always, store)
         checks = Checks(invariant, view, isolated)
         again = None if self._repro is None else self._again(case, checks, self._repro)
         if isinstance(again, Stale):
@@ -141,7 +153,8 @@ class FlowSim:
             again = None
         case, result = again or (case, examine(case, START, checks))
         self._taken = self._taken or again is not None
-        self._tell(result, self._repro if again else None)
+        asked = (invariant, always, view) != (None, None, None)
+        self._tell(result, self._repro if again else None, asked=asked)
         self._judge(case, checks, result)
         if again is None and (finding := swallowed_crash(case, START, isolated=isolated)):
             self._fail(case, checks, finding)
@@ -212,12 +225,12 @@ class FlowSim:
         result = examine(applied, START, checks, choose)
         return stale[0] if stale else (applied, result)
 
-    def _tell(self, result: Examination, repro: Repro | None) -> None:
+    def _tell(self, result: Examination, repro: Repro | None, *, asked: bool) -> None:
+        ends = _end(result)
         coverage = result.coverage
         failed = bool(result.failures) or result.reference.finding is not None
         verdict = "fails" if failed else "fixed"
-        stash = self._node.stash
-        stash.setdefault(SIMULATIONS, []).append(
+        told_of(self._node).simulation(
             {
                 "planned": dict(coverage.planned),
                 "executed": dict(coverage.executed),
@@ -225,6 +238,7 @@ class FlowSim:
                 "runs": coverage.runs,
                 "seconds": coverage.seconds,
                 "repro": None if repro is None else f"{repro}: {verdict}",
+                "ends": None if asked or failed else ends,
             }
         )
         if not failed:
@@ -234,7 +248,7 @@ class FlowSim:
         width, _ = report_look(self._node.config)
         lines = [line for text in more for line in wrap(text, width - 5)]
         told = "\n".join([head, *(f"     {line}".replace(_TIED, " ") for line in lines)])
-        self._node.stash.setdefault(REPORTS, []).append(told)
+        told_of(self._node).parts.append(told)
 
     def _judge(self, case: Case, checks: Checks, result: Examination) -> None:
         __tracebackhide__ = True
@@ -263,7 +277,9 @@ def _case(
     slot: str,
     faults: Sequence[Fault],
     always: Callable[[JobState], object] | None = None,
+    store: Opens | None = None,
 ) -> Case:
+    __tracebackhide__ = True
     flow = build()
     if not isinstance(flow, Flow):
         raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow")
@@ -271,15 +287,15 @@ def _case(
         fault.used = True
         fault.struck = 0  # what it hit in another simulation proves nothing of this one
         fault.check(flow)
-    return Case(build, entry, params, slot, faults=tuple(faults), always=always)
+    opens = None if store is None else checked_store(store)
+    return Case(build, entry, params, slot, faults=tuple(faults), always=always, store=opens)
 
 
 def _refuse_idle(faults: Sequence[Fault]) -> None:
     idle = [fault for fault in faults if not fault.struck]
     if idle:
         pytest.fail(
-            f"{', '.join(map(repr, idle))} never struck: no such attempt or write was made; a fault"
-            " that does not happen proves nothing",
+            NEVER_STRUCK.format(", ".join(map(repr, idle))),
             pytrace=False,
         )
 
@@ -293,6 +309,14 @@ def _told(result: Examination) -> tuple[str, list[str]]:
         f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)"
     )
     counts = [f"{count} {kind}".replace(" ", _TIED) for kind, count in coverage.executed.items()]
-    error = known.run.job.error
-    ends = [] if error is None else [f"undisturbed the job ends by {error.type}: {error.message}"]
+    end = _end(result)
+    ends = [] if end is None else [f"the undisturbed job failed: {end}"]
     return head, [" · ".join(counts), *coverage.notes, *ends, *not_compared(known)]
+
+
+def _end(result: Examination) -> str | None:
+    """Return by what error the undisturbed job failed, if it did."""
+    error = result.reference.run.job.error
+    if error is None:
+        return None
+    return cut(f"{short_error(error.type)}: {' '.join(error.message.split())}", _LONGEST_ERROR)

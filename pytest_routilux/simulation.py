@@ -10,9 +10,11 @@ Laws:
 from __future__ import annotations
 
 import marshal
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.choices import FIFO
+from pytest_routilux.faults import tell_all
 from pytest_routilux.lives import STEADY, Life
 from pytest_routilux.oracle import Finding
 from pytest_routilux.stepping import OUTCOMES, SimClock, SimDriver, threads_started
@@ -35,7 +37,7 @@ from routilux.instants import SECOND
 from routilux.values import first_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from threading import Thread
 
     from pytest_routilux.choices import Choices
@@ -95,10 +97,12 @@ class _WorldJournal:
         else:
             _refuse_unsaved(commit)
         if self._faults:
-            _tell_all([fault.before_write for fault in self._faults], commit)
+            tell_all([fault.before_write for fault in self._faults], commit)
+        if world.files is not None:
+            world.files.write(job_id, commit, owner, claims=claims)
         world.committed(commit)
         if self._faults:
-            _tell_all([fault.after_write for fault in self._faults], commit)
+            tell_all([fault.after_write for fault in self._faults], commit)
 
     def _read_back(self, commit: Commit) -> None:
         data = codec.dumps(commit.serialize())
@@ -146,18 +150,6 @@ class _WorldJournal:
             f"{targets and f' (it went to {targets})'}: {difference or text}"
         )
         self._host.broken("payload-changed", what, culprit or commit)
-
-
-def _tell_all(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
-    """Let every fault hear of a write, since they count; then raise what the first one raised."""
-    raised: BaseException | None = None
-    for fault in faults:
-        try:
-            fault(commit)
-        except BaseException as error:
-            raised = raised or error
-    if raised is not None:
-        raise raised
 
 
 def _refuse_unsaved(commit: Commit) -> None:
@@ -309,7 +301,11 @@ def live(
     world.host += 1
     runtime = _SimRuntime(case, world, life, choices, pace, checked=checked, told=told)
     try:
-        with use_runtime(runtime), threads_started(runtime.sim_clock) as runtime.started:
+        with (
+            nullcontext() if world.files is None else world.files.opened(),
+            use_runtime(runtime),
+            threads_started(runtime.sim_clock) as runtime.started,
+        ):
             if job is None:
                 life.job = runtime.execute(
                     flow, case.entry, case.params, slot=case.slot, job_id=case.job_id

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any, Final, final
 import pytest
 
 from pytest_routilux.choices import FIFO
+from pytest_routilux.faults import affected
 from pytest_routilux.world import Call, World
 from routilux import Clock, ClockStalledError, NoActiveStepError, Signal, StepInput, StepOutcome
-from routilux.instants import from_ns
+from routilux.instants import from_ns, signed_ns
 from routilux.step import run_step
 
 if TYPE_CHECKING:
@@ -80,6 +81,10 @@ class SimClock(Clock):
     def now(self) -> datetime:
         """Return the wall clock's time as an aware UTC datetime."""
         return from_ns(self.now_ns())
+
+    def jump(self, seconds: float) -> None:
+        """Set the wall clock by `seconds`, which may be negative; no time passes."""
+        self.wall += signed_ns(seconds)
 
     def signal(self) -> Signal:
         return _SimSignal()
@@ -322,8 +327,7 @@ class SimDriver:
         routine = plan.routines[task.routine_id]
         slot = plan.slot(task.routine_id, task.slot)
         begun = clock.mono
-        for fault in self._faults:
-            slot = fault.affect(step, slot, clock)
+        slot = affected(self._faults, step, slot, clock)
         outer = running.flight, running.clock
         running.flight, running.clock = flight, clock
         try:

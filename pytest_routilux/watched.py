@@ -19,7 +19,16 @@ if TYPE_CHECKING:
 
     from routilux import Commit, JobState
 
-__all__ = ["Seen", "check_connected", "check_event", "knowing", "known", "last_word", "why_silent"]
+__all__ = [
+    "Seen",
+    "check_connected",
+    "check_event",
+    "knowing",
+    "known",
+    "last_word",
+    "nearest",
+    "why_silent",
+]
 
 
 @dataclass(slots=True)
@@ -91,11 +100,16 @@ def known(name: str, names: Iterable[str], what: str) -> str:
     known = list(dict.fromkeys(names))
     if name in known:
         return name
-    close = get_close_matches(name, known, 1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
     raise FlowDefinitionError(
-        f"{name!r} is no {what}; known: {', '.join(map(repr, known)) or 'none'}{hint}"
+        f"{name!r} is no {what}; known: {', '.join(map(repr, known)) or 'none'}"
+        f"{nearest(name, known)}"
     )
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return the end of a message about a name: which one was perhaps meant."""
+    close = get_close_matches(name, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def knowing(jobs: Sequence[Seen], *routines: str) -> list[Seen]:

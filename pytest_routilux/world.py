@@ -17,6 +17,7 @@ from routilux import Commit
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from pytest_routilux.files import Files
     from routilux import StepInput
 
 __all__ = ["Call", "Entry", "Note", "World"]
@@ -58,13 +59,17 @@ Entry: TypeAlias = "tuple[int, int, Commit | Call | Note]"
 
 @dataclass(slots=True)
 class World:
-    """What there is outside of all hosts; `host` counts them, `now_ns` is the last instant."""
+    """What there is outside of all hosts; `host` counts them, `now_ns` is the last instant.
+
+    `files` are those of a real store, where there is one.
+    """
 
     now_ns: int
     commits: list[Commit] = field(default_factory=list)
     calls: list[Call] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
     host: int = 0
+    files: Files | None = None
 
     def committed(self, commit: Commit) -> None:
         """Add a commit that the store has."""
@@ -86,7 +91,8 @@ class World:
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
         """Return the world as it stood with so many commits and effects, and no host alive."""
-        world = World(at_ns, self.commits[:commits], self.calls[:calls], host=self.host)
+        files = None if self.files is None else self.files.cut(commits)
+        world = World(at_ns, self.commits[:commits], self.calls[:calls], [], self.host, files)
         for entry in self.log:
             if isinstance(entry[2], Commit):
                 commits -= 1

@@ -24,7 +24,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Final, final
 
 from routilux.errors import ClockStalledError
-from routilux.instants import SECOND, from_ns, instant_ns, to_ns
+from routilux.instants import SECOND, from_ns, instant_ns, signed_ns, to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -365,7 +365,7 @@ class FakeClock(Clock):
 
     def jump(self, seconds: float) -> None:
         """Set the wall clock by `seconds`, which may be negative; no time passes, no wait ends."""
-        step = to_ns(seconds) if seconds >= 0 else -to_ns(-seconds)
+        step = signed_ns(seconds)
         with self._lock:
             self._wall += step
 

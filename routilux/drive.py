@@ -64,6 +64,7 @@ class Drive:
         "plan",
         "ready",
         "rested",
+        "run_step",
         "runtime",
         "timer",
     )
@@ -73,6 +74,7 @@ class Drive:
         self.runtime = runtime
         self.machine = machine
         self.plan = machine.plan
+        self.run_step = runtime.run_step
         self.ordinal = next(_ordinals)
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.rested = clock.signal()

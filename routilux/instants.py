@@ -12,7 +12,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from typing import Final
 
-__all__ = ["SECOND", "from_ns", "instant_ns", "seconds_text", "to_ns"]
+__all__ = ["SECOND", "from_ns", "instant_ns", "seconds_text", "signed_ns", "to_ns"]
 
 SECOND: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,6 +38,15 @@ def to_ns(value: float | timedelta) -> int:
     if length < 0:
         raise ValueError(f"a length of time can't be negative: {value!r}")
     return length
+
+
+def signed_ns(seconds: float) -> int:
+    """Return seconds, which may be negative, in integer nanoseconds; else as `to_ns`.
+
+    >>> signed_ns(-0.3)
+    -300000000
+    """
+    return to_ns(seconds) if seconds >= 0 else -to_ns(-seconds)
 
 
 def from_ns(instant: int) -> datetime:

@@ -40,6 +40,7 @@ from routilux.loop import Loop
 from routilux.persist.document import SavedState
 from routilux.persist.store import Journal
 from routilux.shape import homeless, mismatch
+from routilux.step import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from routilux.monitor import Observer
     from routilux.persist.leases import Acquired
     from routilux.persist.store import JobStore
+    from routilux.step import RunStep
 
 __all__ = ["ObserverFailure", "Run", "Runtime", "default_runtime", "use_runtime"]
 
@@ -180,7 +182,8 @@ class Runtime:
         self.history_limit = history_limit
         self.lock = threading.RLock()
         self.observer_failures: list[ObserverFailure] = []
-        self._executor = executor
+        self.executor = executor
+        self.run_step: RunStep = run_step  # of jobs that begin from now on
         self._notices: deque[tuple[JobState, Commit]] = deque()
         self._teller: int | None = None  # the thread that tells the observers
         self._spare: list[PoolDriver] = []
@@ -453,17 +456,17 @@ class Runtime:
             self._give_pool(pool)
 
     def _take_driver(self, plan: Plan) -> Driver:
-        if plan.width > 1 or self._executor is not None:
+        if plan.width > 1 or self.executor is not None:
             return self._take_pool(plan.width)
         return InlineDriver(self.clock)
 
     def _take_pool(self, size: int) -> PoolDriver:
         with self.lock:
             for pool in self._spare:
-                if self._executor is not None or pool.size == size:
+                if self.executor is not None or pool.size == size:
                     self._spare.remove(pool)
                     return pool
-        return PoolDriver(self.clock, size, self._executor)
+        return PoolDriver(self.clock, size, self.executor)
 
     def _give_pool(self, pool: PoolDriver) -> None:
         with self.lock:

@@ -6,8 +6,9 @@ Laws:
   `1.0` are three values, `-0.0` is not `0.0`, `Decimal("1.0")` is not `Decimal("1.00")`, NaN is the
   same as NaN. The order of a dict is no part of its value.
 - Sameness and the first difference are one piece of code, so they can't disagree.
-- A dataclass is its compared fields. Another class that defines `__eq__` is believed; one that does
-  not is its state as `copy` and `pickle` see it.
+- A dataclass is its compared fields. Another class that defines `__eq__` is believed, unless that
+  takes anything for its equal, or not even itself; one that is not believed, or defines none, is
+  its state as `copy` and `pickle` see it.
 - A value that contains itself is copied and compared like any other.
 """
 
@@ -26,7 +27,15 @@ from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-__all__ = ["SCALARS", "Difference", "copy_value", "first_difference", "is_flat", "same_value"]
+__all__ = [
+    "SCALARS",
+    "Difference",
+    "copy_value",
+    "first_difference",
+    "is_flat",
+    "same_value",
+    "step_of",
+]
 
 _T = TypeVar("_T")
 _Pairs = set[tuple[int, int]]
@@ -165,16 +174,20 @@ class Difference:
     actual: object
     what: Literal["type", "value", "missing", "added"]
 
-    def __str__(self) -> str:
-        if self.what == "missing":
-            return f"{self.path}: {_shown(self.expected)} is missing"
-        if self.what == "added":
-            return f"{self.path}: {_shown(self.actual)} was added"
+    @property
+    def sides(self) -> tuple[str, str]:
+        """How the expected and the actual value read, with their types where those differ."""
         if self.what == "type":
-            return f"{self.path}: {_typed(self.expected)} became {_typed(self.actual)}"
+            return _typed(self.expected), _typed(self.actual)
         expected, actual = _shown(self.expected), _shown(self.actual)
-        if expected == actual:
-            return f"{self.path}: {expected} became another {actual}"
+        return expected, f"another {actual}" if expected == actual else actual
+
+    def __str__(self) -> str:
+        expected, actual = self.sides
+        if self.what == "missing":
+            return f"{self.path}: {expected} is missing"
+        if self.what == "added":
+            return f"{self.path}: {actual} was added"
         return f"{self.path}: {expected} became {actual}"
 
 
@@ -263,20 +276,20 @@ def _compare_dicts(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | N
         for key, item in a.items():
             found = _compare(item, b[key], level, open_pairs)
             if found is not None:
-                found.steps.append(_step(key))
+                found.steps.append(step_of(key))
                 return found
         return None
     partners, added = _partners(a, b, level, open_pairs)
     for key, item in a.items():
         partner = partners.get(id(key), _ABSENT)
         if partner is _ABSENT:
-            return _Found("missing", item, None, _step(key))
+            return _Found("missing", item, None, step_of(key))
         found = _compare(item, b[partner], level, open_pairs)
         if found is not None:
-            found.steps.append(_step(key))
+            found.steps.append(step_of(key))
             return found
     for key in added:
-        return _Found("added", None, b[key], _step(key))
+        return _Found("added", None, b[key], step_of(key))
     return None
 
 
@@ -328,7 +341,8 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found |
             if found is None and hasattr(a, "__dict__"):
                 found = _compare_dicts(vars(a), vars(b), level, open_pairs)
             return found
-    if type(a).__eq__ is not _IDENTITY:
+    believed = type(a).__eq__ is not _IDENTITY and _tells(a)
+    if believed:
         try:
             if a == b:
                 return None
@@ -339,9 +353,17 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found |
     except Exception:
         return _Found("value", a, b)
     found = _compare_dicts(state_a, state_b, level, open_pairs)
-    if found is None and type(a).__eq__ is not _IDENTITY:
+    if found is None and believed:
         return _Found("value", a, b)
     return found
+
+
+def _tells(value: object) -> bool:
+    """Return whether the `__eq__` of a class knows it from another: neither always yes nor no."""
+    try:
+        return bool(value == value) and not bool(value == _ABSENT)
+    except Exception:
+        return False
 
 
 _CONTAINERS: Final = (
@@ -375,7 +397,8 @@ def _state(value: object) -> dict[str, object]:
     return found
 
 
-def _step(key: object) -> str:
+def step_of(key: object) -> str:
+    """Return the step of a path that leads to the value of a key: `.name`, or `[1]`."""
     if type(key) is str and key.isidentifier():
         return f".{key}"
     return f"[{_shown(key)}]"

@@ -53,7 +53,10 @@ def test_the_data_pipeline_survives(
     failures: int, strategy: ExecutionStrategy, flow_sim: FlowSim
 ) -> None:
     coverage = flow_sim.crash_everywhere(
-        lambda: data_pipeline(failures, strategy), "data_fetch", {"request_id": "req-1"}
+        lambda: data_pipeline(failures, strategy),
+        "data_fetch",
+        {"request_id": "req-1"},
+        invariant=lambda outcome: outcome.job.status == ("completed", "failed")[failures > 4],
     )
     assert "complete" == coverage.word
     assert 5 * min(failures, 4) == coverage.executed["in a wait"]
@@ -131,10 +134,16 @@ def test_fan_out_and_fan_in_survives(max_workers: int, flow_sim: FlowSim) -> Non
     assert "complete" == coverage.word
 
 
+GIVE_UP: Final = ("STOP", "RETRY once")
+
+
 @pytest.mark.parametrize("name", HANDLERS)
 def test_every_strategy_survives(name: str, flow_sim: FlowSim) -> None:
     coverage = flow_sim.crash_everywhere(
-        lambda: word_count(HANDLERS[name]), "read", {"records": RECORDS}
+        lambda: word_count(HANDLERS[name]),
+        "read",
+        {"records": RECORDS},
+        invariant=lambda outcome: (outcome.job.status == "failed") is (name in GIVE_UP),
     )
     assert "complete" == coverage.word
 

@@ -10,6 +10,7 @@ from routilux import FakeClock
 from tests.benchmarks import crowds as c
 from tests.benchmarks import durability as d
 from tests.benchmarks import measurements as m
+from tests.benchmarks import servers
 from tests.benchmarks import simulations as s
 from tests.benchmarks.race import Bound, Figure, exponent, table
 
@@ -36,11 +37,12 @@ TINY = {
     "workers": (lambda: c.workers((1, 2), jobs=3, rounds=1), 2),
     "waiting_jobs": (lambda: c.waiting_jobs(3, 0.001, 5, FakeClock()), 2),
     "long_history": (lambda: c.long_history(300), 2),
+    "hosted_steps": (lambda: servers.hosted_steps(5, jobs=2, rounds=2), 2),
     "loading": (lambda: d.loading([(5, 20), (300, 20)], 3, rounds=2), 3),
 }
 
 
-@pytest.mark.parametrize("name", [*m.__all__, *s.__all__, *d.__all__, *c.__all__])
+@pytest.mark.parametrize("name", [*m.__all__, *s.__all__, *d.__all__, *c.__all__, *servers.__all__])
 def test_a_benchmark_runs_and_says_something(name: str) -> None:
     make: Callable[[], Measurement]
     make, lines = TINY[name]

@@ -527,6 +527,7 @@ def test_a_host_that_is_always_faster_is_told() -> None:
         operator.cancel(store, "k", 0)
 
 
+ONLY = "only a job that failed gets a fresh budget"
 HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
 GONE = "if that process is gone for good, --take-over leaves the job to a worker"
 FREE = "held by nobody, and free to be taken now"
@@ -539,6 +540,11 @@ NEEDS = "it needs nothing but a worker of flow payment that runs"
         ("retry", "done", "job done is completed; only a job that failed gets a fresh budget"),
         ("retry", "waits", f"job waits is running, {HELD}; {GONE}"),
         ("retry", "queued", f"job queued is pending, {FREE}; {NEEDS}"),
+        (
+            "retry",
+            "paused",
+            f"job paused is paused; {ONLY}; where its flow is, resume(job) goes on with it",
+        ),
         ("cancel", "done", "job done is completed; it can't be cancelled any more"),
     ],
 )

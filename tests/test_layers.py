@@ -42,7 +42,7 @@ RANK: Final = {part: rank for rank, layer in enumerate(LAYERS) for part in layer
 UPWARDS: Final = {("routilux.flow", "routilux.runtime")}
 """The imports that may point upwards, inside a function: `Flow.execute` and its twins."""
 
-EXTRAS: Final = {("routilux.persist.postgres", "psycopg")}
+EXTRAS: Final = {("routilux.persist.database", "psycopg")}
 """What an extra brings, and who imports it, inside a function: when it is asked for."""
 
 PURE: Final = "the core has no time, no threads, no randomness, no I/O"

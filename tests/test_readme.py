@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plugin.inner import run_inside
+from tests.plugin.inner import assert_golden, run_inside
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -21,7 +21,7 @@ def blocks(language: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "code", blocks("python"), ids=("outlives", "crash", "functions", "durable")
+    "code", blocks("python"), ids=("outlives", "crash", "functions", "outage", "durable")
 )
 def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)
@@ -32,7 +32,7 @@ def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> Non
 
 
 def test_the_report_is_what_the_showcase_prints() -> None:
-    excerpt, _ = blocks("text")
+    excerpt, *_ = blocks("text")
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider"),
@@ -54,10 +54,12 @@ def test_the_report_is_what_the_showcase_prints() -> None:
 
     assert 0 == done.returncode, done.stdout
     assert [] == [line for line in excerpt.splitlines() if line and line not in printed]
+    [line] = re.findall(r"`(routilux: .*) in \d\.\d\d s`", README)
+    assert_golden(f"{line} in ⏱ s", printed)
 
 
 def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pytester) -> None:
-    _, excerpt = blocks("text")
+    _, excerpt, *_ = blocks("text")
     [code] = [block for block in blocks("python") if "crash_everywhere" in block]
     bare = code.replace(', key=self.ctx.key("charge")', "")
     assert bare != code
@@ -68,6 +70,20 @@ def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pyte
     result.assert_outcomes(failed=1)
     printed = [_untimed(line) for line in result.stdout.lines]
     assert [] == [line for line in excerpt.splitlines() if line and _untimed(line) not in printed]
+
+
+def test_the_message_is_what_the_test_says_of_the_wrong_policy(pytester: pytest.Pytester) -> None:
+    [excerpt] = [block for block in blocks("text") if "look at" in block]
+    [code] = [block for block in blocks("python") if "flow_faults" in block]
+    assert 1 == code.count("retry_backoff=1.5")
+    pytester.makepyfile(test_outage=code.replace("retry_backoff=1.5", "retry_backoff=2.0"))
+
+    result = run_inside(pytester)
+
+    result.assert_outcomes(failed=1)
+    marked = [line.removeprefix("E").strip() for line in result.outlines if line[:1] == "E"]
+    said = "\n".join(marked).removeprefix("AssertionError: ")
+    assert [line.strip() for line in excerpt.splitlines()] == said.splitlines()
 
 
 def _untimed(line: str) -> str:

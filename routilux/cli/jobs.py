@@ -159,19 +159,25 @@ def _jobs(count: int) -> str:
 
 
 def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
-    rows = [_HEAD, *(_texts(job, now) for job in jobs)]
-    width = _width(rows) if page.width is None else page.width
-    if _width(rows) > width:
-        rows = [(*row[:-1], row[-1].partition(_SEPARATOR)[0]) for row in rows]
+    columns = [
+        list(column) for column in zip(_HEAD, *(_texts(job, now) for job in jobs), strict=True)
+    ]
+    widths = list(map(_width, columns))
+
+    def over() -> int:
+        return 0 if page.width is None else sum(widths) + 2 * (len(widths) - 1) - page.width
+
+    if over() > 0:
+        columns[-1] = [text.partition(_SEPARATOR)[0] for text in columns[-1]]
+        widths[-1] = _width(columns[-1])
     for name in _SPARED:
-        if _width(rows) > width:
-            place = rows[0].index(name)
-            rows = [row[:place] + row[place + 1 :] for row in rows]
-    over = _width(rows) - width
-    if over > 0:
-        longest = max(max(cells(row[_FLOW]) for row in rows) - over, _SHORTEST_FLOW)
-        rows = [(row[0], _cut(row[_FLOW], longest), *row[2:]) for row in rows]
-    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+        if over() > 0:
+            place = next(place for place, column in enumerate(columns) if column[0] == name)
+            del columns[place], widths[place]
+    if over() > 0:
+        widths[_FLOW] = max(widths[_FLOW] - over(), _SHORTEST_FLOW)
+        columns[_FLOW] = [_cut(text, widths[_FLOW]) for text in columns[_FLOW]]
+    rows = list(zip(*columns, strict=True))
     for number, row in enumerate(rows):
         padded = [
             f"{' ' * (width - cells(text))}{text}"
@@ -216,9 +222,9 @@ def _holder(hold: Hold | None) -> str:
     return f"{where}, lease for {times.length(hold.free_in_ns)}"
 
 
-def _width(rows: Sequence[tuple[str, ...]]) -> int:
-    columns = list(zip(*rows, strict=True))
-    return sum(max(map(cells, column)) for column in columns) + 2 * (len(columns) - 1)
+def _width(column: Sequence[str]) -> int:
+    plain_ones = all(map(str.isascii, column))
+    return max(map(len if plain_ones else cells, column))
 
 
 def _cut(text: str, longest: int) -> str:

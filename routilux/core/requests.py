@@ -68,9 +68,10 @@ def requeue(job: JobState, now: int) -> Commit:
     Raises `NotResumableError` where the job has not failed.
     """
     if job.status is not JobStatus.FAILED:
-        raise NotResumableError(
-            f"job {job.job_id} is {job.status.value}; only a job that failed gets a fresh budget"
-        )
+        paused = job.status is JobStatus.PAUSED
+        cure = "; where its flow is, resume(job) goes on with it" if paused else ""
+        only = "only a job that failed gets a fresh budget"
+        raise NotResumableError(f"job {job.job_id} is {job.status.value}; {only}{cure}")
     tasks = job.pending_tasks
     told = told_of(job, (task for task in tasks if task.failed))
     status = JobStatus.PENDING if len(tasks) > len(told) else JobStatus.COMPLETED

@@ -16,15 +16,20 @@ if TYPE_CHECKING:
     from routilux.clock import Key
     from routilux.exchange import StepInput, StepOutcome
     from routilux.flow import Plan
+    from routilux.step import RunStep
 
 __all__ = ["Driven", "Driver", "Ended"]
 
 
 class Driven(Host, Protocol):
-    """A job as a driver sees it: the host of its steps, its plan, its place among the jobs."""
+    """A job as a driver sees it: the host of its steps, its plan, its place among the jobs.
+
+    `run_step` runs each attempt; what it raises breaks the job off.
+    """
 
     plan: Plan
     ordinal: int
+    run_step: RunStep
 
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from routilux.step import run_step
-
 if TYPE_CHECKING:
     from routilux.clock import Clock, Key
     from routilux.drivers import Driven, Ended
@@ -50,7 +48,8 @@ class InlineDriver:
         routine_id = task.routine_id
         routine = plan.routines[routine_id]
         slot = routine._slots[task.slot]
-        return driven, step, run_step(step, routine, slot, plan.handlers[routine_id], driven)
+        handler = plan.handlers[routine_id]
+        return driven, step, driven.run_step(step, routine, slot, handler, driven)
 
     def others(self, than: Ended) -> list[Ended]:
         """Return none: it runs one step at a time."""

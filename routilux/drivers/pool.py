@@ -20,7 +20,7 @@ from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
 
-from routilux.step import run_remote, run_step
+from routilux.step import run_remote
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -163,7 +163,9 @@ class PoolDriver:
             routine = plan.routines[task.routine_id]
             handler = plan.handlers[task.routine_id]
             slot = plan.slot(task.routine_id, task.slot)
-            outcome: StepOutcome | BaseException = run_step(step, routine, slot, handler, driven)
+            outcome: StepOutcome | BaseException = driven.run_step(
+                step, routine, slot, handler, driven
+            )
         except BaseException as error:
             outcome = error
         self._end(driven, step, outcome)

@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Final, Self, cast
 from routilux.clock import SystemClock
 from routilux.errors import (
     CorruptStateError,
-    DuplicateJobError,
     LeaseLostError,
     UnsupportedVersionError,
 )
 from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
-from routilux.persist.store import refusal
+from routilux.persist.store import duplicate, refusal, refusals
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -157,9 +156,7 @@ class SqliteStore:
             if added.rowcount:
                 db.execute("INSERT INTO commits VALUES (?, 1, ?, ?)", (added.lastrowid, owner, row))
             elif self._count(db, job_id) > 1 or not self._stands(db, job_id, 1, row, owner):
-                raise DuplicateJobError(
-                    f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
-                )
+                raise duplicate(job_id)
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Keep the row of commit `seq`; see `JobStore.append`."""
@@ -178,17 +175,13 @@ class SqliteStore:
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
         """Do several appends, of a job each; see `JobStore.append_all`."""
-        refusals: list[LeaseLostError | None] = []
         with self._writing() as db:
-            for added in appends:
-                row = added.job_id, added.seq, added.owner, added.row
-                try:
-                    self._append(db, row, rests=added.rests)
-                except LeaseLostError as error:
-                    refusals.append(error)
-                else:
-                    refusals.append(None)
-        return refusals
+            return refusals(
+                appends,
+                lambda added: self._append(
+                    db, (added.job_id, added.seq, added.owner, added.row), rests=added.rests
+                ),
+            )
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""

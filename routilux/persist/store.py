@@ -33,15 +33,25 @@ from routilux.errors import (
     SavedStateError,
     UnsupportedVersionError,
 )
+from routilux.persist import rows
 from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
-from routilux.persist.upgrades import FIRST, FORMAT, ROWS, SNAPSHOTS, loaded_part
+from routilux.persist.upgrades import FIRST, FORMAT, SNAPSHOTS, loaded_part
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from routilux.clock import Clock
 
-__all__ = ["SNAPSHOT_EVERY", "Append", "JobStore", "Journal", "MemoryStore", "refusal"]
+__all__ = [
+    "SNAPSHOT_EVERY",
+    "Append",
+    "JobStore",
+    "Journal",
+    "MemoryStore",
+    "duplicate",
+    "refusal",
+    "refusals",
+]
 
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
@@ -167,6 +177,28 @@ def refusal(
     )
 
 
+def duplicate(job_id: str) -> DuplicateJobError:
+    """Return the error by which a store refuses to create a job that it holds."""
+    return DuplicateJobError(
+        f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
+    )
+
+
+def refusals(
+    appends: Iterable[Append], append: Callable[[Append], None]
+) -> list[LeaseLostError | None]:
+    """Try each append; return None for it, or by what it was refused."""
+    told: list[LeaseLostError | None] = []
+    for added in appends:
+        try:
+            append(added)
+        except LeaseLostError as error:
+            told.append(error)
+        else:
+            told.append(None)
+    return told
+
+
 class Journal:
     """Writes the commits of jobs to a store, and reads jobs back."""
 
@@ -184,7 +216,7 @@ class Journal:
         and what the store raises.
         """
         rests = commit.status not in _LIVE
-        row = _row(commit, begins=claims or acquired or commit.seq == 1)
+        row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, rests=rests)
         elif commit.seq > 1:
@@ -196,16 +228,16 @@ class Journal:
 
     def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
-        row = _row(commit, begins=False)
+        row = rows.written(commit, begins=False)
         return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
         """Append rows of several jobs by one write; see `JobStore.append_all`."""
         return self._store.append_all(appends)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
-        row = _row(commit, begins=True)
+        row = rows.written(commit, begins=True)
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
 
     def keep(self, job: JobState) -> int:
@@ -226,21 +258,13 @@ class Journal:
         """
         kept = None if history else self._store.snapshot(job_id)
         job, version = (JobState(job_id), FIRST) if kept is None else _snapshot(job_id, *kept)
-        rows = self._store.rows(job_id, job.seq)
-        if not job.seq and not rows:
+        since = self._store.rows(job_id, job.seq)
+        if not job.seq and not since:
             return None
         job.history_limit = history_limit
-        for number, row in enumerate(rows, job.seq + 1):
-            path = f"$.{job_id}[{number}]"
-            data, version = loaded_part(row, path, version, ROWS)
-            follow(job, Commit.load(data, path), path)
+        for place, data in rows.read(since, job_id, job.seq, version):
+            follow(job, Commit.load(data, place), place)
         return job
-
-
-def _row(commit: Commit, *, begins: bool) -> bytes:
-    # Whoever begins to write says in which version; see `upgrades`.
-    data = commit.serialize()
-    return codec.dumps({"format": FORMAT, **data} if begins else data).encode()
 
 
 def _snapshot(job_id: str, seq: int, data: bytes) -> tuple[JobState, int]:
@@ -294,9 +318,7 @@ class MemoryStore:
             if job is not None:
                 if (job.rows, job.writers) == ([row], [owner]):
                     return
-                raise DuplicateJobError(
-                    f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
-                )
+                raise duplicate(job_id)
             free_at = self._now() if queued else None
             job = self._jobs[job_id] = _Kept(flow_id, FREE if queued else owner, free_at)
             job.rows.append(row)
@@ -313,15 +335,12 @@ class MemoryStore:
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
         """Do several appends, of a job each; see `JobStore.append_all`."""
-        refusals: list[LeaseLostError | None] = []
-        for added in appends:
-            try:
-                self.append(added.job_id, added.seq, added.row, added.owner, rests=added.rests)
-            except LeaseLostError as error:
-                refusals.append(error)
-            else:
-                refusals.append(None)
-        return refusals
+        return refusals(
+            appends,
+            lambda added: self.append(
+                added.job_id, added.seq, added.row, added.owner, rests=added.rests
+            ),
+        )
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""

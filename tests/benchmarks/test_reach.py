@@ -9,6 +9,7 @@ import pytest
 from tests.benchmarks import crowds as c
 from tests.benchmarks import durability as d
 from tests.benchmarks import measurements as m
+from tests.benchmarks import servers
 from tests.benchmarks import simulations as s
 
 if TYPE_CHECKING:
@@ -98,3 +99,7 @@ def test_ten_thousand_jobs_wait_and_each_wakes_in_time(measure: Measure) -> None
 
 def test_a_job_of_many_steps_takes_no_more_memory_than_one_of_few(measure: Measure) -> None:
     measure(c.long_history(100_000))
+
+
+def test_a_durable_step_costs_little_more_than_its_row_on_a_server(measure: Measure) -> None:
+    measure(servers.hosted_steps(300, jobs=16, rounds=10))

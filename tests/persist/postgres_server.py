@@ -1,7 +1,8 @@
 """A PostgreSQL server for the tests, started when the first of them asks for it.
 
 It runs from Debian's packages in a temporary folder, listens on a socket in it and nowhere else,
-and ends with the tests.
+and ends with its folder when the process that started it has ended, however that came about: a
+shell holds a pipe to it.
 """
 
 from __future__ import annotations
@@ -14,92 +15,172 @@ import subprocess
 import tempfile
 import threading
 from collections import deque
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import IO, Final
+from typing import Any, Final, Self
 
 import pytest
 
-__all__ = ["fresh_dsn", "stop"]
+__all__ = [
+    "GUARDED",
+    "MISSING",
+    "Server",
+    "available",
+    "fresh_dsn",
+    "need",
+    "running",
+    "stop",
+    "with_option",
+]
+
+GUARDED: Final = "guarded"
+"""The one user who is asked for a password; whoever needs it makes it."""
+
+MISSING: Final = "no PostgreSQL"
+"""How the reason begins for which a test is left out."""
 
 _PLACES: Final = "/usr/lib/postgresql/*/bin"
+_PATIENCE: Final = 60.0
+_QUOTE: Final = "'"
 _numbers = count(1)
+# A line names the signal that ends the server; the end of the pipe ends all.
+_KEEPER: Final = """
+folder=$1; shift
+"$@" & exec 2>&-
+if read -r how; then kill -"$how" $!; wait; else kill -QUIT $!; wait; rm -rf "$folder"; fi
+"""
 
 
 class Server:
-    """One server; it refuses to run as root, so its processes are those of somebody harmless."""
+    """One server; it refuses to run as root, so its processes are those of somebody harmless.
 
-    def __init__(self, programs: Path) -> None:
+    One that `flushes` has on the disk what it accepts, as in production. The others need not: what
+    tests see does not depend on it, and no power is cut.
+    """
+
+    def __init__(self, *, flushes: bool = False) -> None:
+        programs = max(Path("/").glob(f"{_PLACES[1:]}/initdb"), key=_version).parent
         self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
-        self._user: dict[str, str | int | list[int]] = {}
+        self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             shutil.chown(self.folder, "nobody")
-            self._user = {"user": "nobody", "extra_groups": []}
+            self._user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         data = self.folder / "data"
-        self._run(programs / "initdb", "-D", data, "-A", "trust", "-U", "test", "--no-sync")
-        self._process = subprocess.Popen(  # type: ignore[call-overload]
-            # fsync=off: what the tests see does not depend on it, and no power is cut here.
-            [programs / "postgres", "-D", data, "-k", self.folder, "-h", "", "-F"],
-            stdin=subprocess.DEVNULL,
+        flush = [] if flushes else ["-F"]
+        self._command = [programs / "postgres", "-D", data, "-k", self.folder, "-h", "", *flush]
+        self._keeper: subprocess.Popen[str] | None = None
+        try:
+            subprocess.run(
+                [programs / "initdb", "-D", data, "-A", "trust", "-U", "test", "--no-sync"],
+                check=True,
+                capture_output=True,
+                cwd=self.folder,
+                **self._user,
+            )
+            access = data / "pg_hba.conf"
+            access.write_text(f"local all {GUARDED} scram-sha-256\n{access.read_text()}")
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def dsn(self) -> str:
+        """Return how to connect to a schema of its own."""
+        import psycopg
+
+        name = f"test_{next(_numbers)}"
+        dsn = f"host={self.folder} user=test dbname=postgres"
+        with psycopg.connect(dsn, autocommit=True) as db:
+            db.execute(f"CREATE SCHEMA {name}")
+        return f"{dsn} options={_QUOTE}-c search_path={name}{_QUOTE}"
+
+    def start(self) -> None:
+        """Start it, and return when it takes connections."""
+        self._keeper = subprocess.Popen(
+            ["sh", "-c", _KEEPER, "sh", self.folder, *self._command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
+            env={**os.environ, "LC_ALL": "C"},
+            start_new_session=True,  # a Ctrl-C is for the tests, which then end it
             **self._user,
         )
+        assert self._keeper.stderr is not None
         told: deque[str] = deque(maxlen=20)
-        for line in self._process.stderr:
+        for line in self._keeper.stderr:
             told.append(line)
             if "ready to accept connections" in line:
                 break
         else:
             raise RuntimeError(f"the server did not start:\n{''.join(told)}")
-        threading.Thread(target=_drain, args=(self._process.stderr,), daemon=True).start()
+        threading.Thread(target=_drain, args=(self._keeper.stderr,), daemon=True).start()
 
-    def _run(self, *command: object) -> None:
-        subprocess.run(  # type: ignore[call-overload]
-            [*map(str, command)], check=True, capture_output=True, cwd=self.folder, **self._user
-        )
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """End it without waiting for its clients, or by SIGQUIT as a crash does; the data stay."""
+        self._end(how.name.removeprefix("SIG") + "\n")
+
+    def restart(self, how: signal.Signals = signal.SIGINT) -> None:
+        self.stop(how)
+        self.start()
 
     def close(self) -> None:
-        self._process.send_signal(signal.SIGINT)  # without waiting for its clients
-        self._process.wait(30)
-        self._process.stderr.close()
-        shutil.rmtree(self.folder)
+        """End it and remove its folder."""
+        self._end("")
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self, line: str) -> None:
+        if self._keeper is not None:
+            assert self._keeper.stdin is not None
+            with self._keeper.stdin as told:
+                told.write(line)
+            self._keeper.wait(_PATIENCE)
+            self._keeper = None
 
 
-def _drain(pipe: IO[str]) -> None:
-    with suppress(ValueError):  # it is closed with the server
+def _drain(pipe: Any) -> None:
+    with pipe:
         deque(pipe, maxlen=0)
+
+
+def _version(program: Path) -> float:
+    return float(program.parts[-3])
 
 
 _running: list[Server] = []
 
 
-def fresh_dsn() -> str:
-    """Return how to connect to a schema of its own; skips the test where there is no server."""
-    import psycopg
-
+def running() -> Server:
+    """Return the server that the tests of this process share."""
     if not _running:
-        _running.append(Server(_programs()))
-    name = f"test_{next(_numbers)}"
-    dsn = f"host={_running[0].folder} user=test dbname=postgres"
-    with psycopg.connect(dsn, autocommit=True) as db:
-        db.execute(f"CREATE SCHEMA {name}")
-    return f"{dsn} options='-c search_path={name}'"
+        _running.append(Server())
+    return _running[0]
+
+
+def fresh_dsn() -> str:
+    """Return how to connect to a schema of its own in the shared server."""
+    return running().dsn()
+
+
+def with_option(dsn: str, option: str) -> str:
+    """Return how to connect with one more setting of the server's."""
+    return f"{dsn.removesuffix(_QUOTE)} -c {option}{_QUOTE}"
 
 
 def available() -> str | None:
     """Return why there can be no server; None where there can."""
     if importlib.util.find_spec("psycopg") is None:
-        return "psycopg is not installed: pip install 'routilux[postgres]'"
+        return f"{MISSING}: psycopg is not installed: pip install 'routilux[postgres]'"
     if not list(Path("/").glob(f"{_PLACES[1:]}/initdb")):
-        return f"no PostgreSQL server in {_PLACES}: apt-get install postgresql"
+        return f"{MISSING}: there is no server in {_PLACES}: apt-get install postgresql"
     return None
-
-
-def _programs() -> Path:
-    return max(Path("/").glob(f"{_PLACES[1:]}/initdb"), key=lambda path: path.parts[-3]).parent
 
 
 def need() -> None:

@@ -26,21 +26,10 @@ def _sqlite(folder: Path, clock: Clock) -> Iterator[JobStore]:
         yield store
 
 
-class _TimedStore(PostgresStore):
-    """A store whose server's time is told by a clock of the test."""
-
-    def __init__(self, dsn: str, clock: Clock) -> None:
-        self._clock = clock
-        super().__init__(dsn)
-
-    def _now(self) -> str:
-        return f"{self._clock.now_ns()}::bigint"
-
-
 @contextmanager
 def _postgres(folder: Path, clock: Clock) -> Iterator[JobStore]:
     postgres_server.need()
-    with _TimedStore(postgres_server.fresh_dsn(), clock) as store:
+    with PostgresStore(postgres_server.fresh_dsn(), clock=clock) as store:
         yield store
 
 

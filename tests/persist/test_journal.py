@@ -18,6 +18,7 @@ from routilux import (
     Routine,
     Runtime,
     SavedStateError,
+    codec,
 )
 from routilux.persist.store import SNAPSHOT_EVERY
 from tests.drivers.workshop import chain
@@ -203,3 +204,47 @@ def test_a_row_that_is_none_is_told_by_its_job_and_number(
     with pytest.raises(SavedStateError, match=reason) as told:
         runtime.load(job_id, history=True)
     assert told.value.path.startswith(f"$.{job_id}[{number}]")
+
+
+def test_a_damaged_row_after_a_snapshot_is_told_by_its_number_in_the_job() -> None:
+    store = MemoryStore()
+    driven(store, counter(300))
+    store._jobs["j"].rows[289] = b"no JSON"
+    with pytest.raises(CorruptStateError) as told:
+        Runtime(store=store).load("j")
+    assert "$.j[290]" == told.value.path
+
+
+def test_rows_that_make_sense_only_together_are_refused() -> None:
+    store = MemoryStore()
+    driven(store, counter(10))
+    rows = store._jobs["j"].rows
+    head, tail = rows[4].split(b",", 1)
+    rows[2:5] = [rows[2] + b"," + rows[3], head, tail]
+    assert 11 == len(rows)
+    with pytest.raises(CorruptStateError, match="is not JSON: Extra data") as told:
+        Runtime(store=store).load("j")
+    assert "$.j[3]" == told.value.path
+
+
+def test_many_rows_are_read_at_once_and_a_damaged_one_costs_no_more_than_its_neighbours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+
+    def counted(text: bytes, **options: bool) -> object:
+        calls.append(text)
+        return loads(text, **options)
+
+    loads = codec.loads
+    monkeypatch.setattr("routilux.codec.loads", counted)
+    store = MemoryStore()
+    job = driven(store, counter(199))
+    runtime = Runtime(store=store)
+    assert job == runtime.load("j")
+    assert 4 == len(calls)
+    store._jobs["j"].rows[70] = b"no JSON"
+    calls.clear()
+    with pytest.raises(CorruptStateError, match=r"^\$\.j\[71\]: is not JSON"):
+        runtime.load("j")
+    assert 1 + 7 == len(calls)

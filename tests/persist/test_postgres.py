@@ -1,220 +1,494 @@
-"""What the store in PostgreSQL promises beyond the contract: many connections, and its errors."""
+"""What the store in PostgreSQL promises beyond the contract: many hosts, one database."""
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import re
+import signal
 import sys
 import threading
+import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from routilux import (
+    Append,
+    FakeClock,
     LeaseLostError,
     PostgresStore,
+    RoutiluxError,
     Routine,
     Runtime,
-    UnsupportedVersionError,
     Worker,
 )
-from tests.drivers.workshop import PATIENCE, chain
-from tests.persist import postgres_server
+from routilux.persist import database
+from routilux.persist import postgres as statements
+from tests.drivers.workshop import chain
+from tests.persist.hosts import (
+    PATIENCE,
+    Call,
+    go,
+    line_of,
+    locked,
+    processes,
+    rest_of,
+    until_one_waits,
+)
+from tests.persist.postgres_server import Server, with_option
 from tests.persist.stores import acquire
 
 SECOND = 10**9
 
 
-@pytest.fixture
-def dsn() -> str:
-    postgres_server.need()
-    return postgres_server.fresh_dsn()
+# --- durable --------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def stores(dsn: str) -> Iterator[list[PostgresStore]]:
-    """Four hosts, each with a connection of its own."""
-    made = [PostgresStore(dsn) for _ in range(4)]
-    yield made
-    for store in made:
-        store.close()
+def setting(store: PostgresStore, name: str) -> str:
+    return str(store._do(f"SHOW {name}").rows[0][0])
 
 
-@pytest.fixture
-def store(stores: list[PostgresStore]) -> PostgresStore:
-    return stores[0]
+def test_a_commit_is_flushed_also_where_the_server_would_not_wait_for_that(dsn: str) -> None:
+    with PostgresStore(with_option(dsn, "synchronous_commit=off")) as store:
+        assert "on" == setting(store, "synchronous_commit")
 
 
-def at_once(stores: list[PostgresStore], call: Callable[[PostgresStore, str], Any]) -> list[Any]:
-    """What the hosts get from a call that all make at once: its result, or LeaseLostError."""
-    gate = threading.Barrier(len(stores))
-    got: list[Any] = []
+@pytest.mark.parametrize("chosen", ["local", "remote_write", "remote_apply"])
+def test_how_many_servers_a_commit_waits_for_is_left_to_whoever_runs_them(
+    dsn: str, chosen: str
+) -> None:
+    with PostgresStore(with_option(dsn, f"synchronous_commit={chosen}")) as store:
+        assert chosen == setting(store, "synchronous_commit")
 
-    def run(store: PostgresStore, owner: str) -> None:
+
+def test_a_default_isolation_that_is_stricter_makes_no_difference(dsn: str) -> None:
+    strict = with_option(dsn, "default_transaction_isolation=serializable")
+    with PostgresStore(strict) as store:
+        assert "read committed" == setting(store, "transaction_isolation")
+
+
+def test_what_was_accepted_is_there_after_a_crash_of_the_server(
+    postgres: PostgresStore, server: Server
+) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    for seq in range(2, 10):
+        postgres.append("j", seq, b"%d" % seq, "a", rests=False)
+    server.restart(signal.SIGQUIT)
+    postgres.append("j", 10, b"10", "a", rests=False)
+    assert [b"%d" % seq for seq in range(1, 11)] == postgres.rows("j")
+
+
+# --- many hosts -----------------------------------------------------------------------------------
+
+
+def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server: Server) -> None:
+    def opens(dsn: str, gate: threading.Barrier) -> None:
         gate.wait(PATIENCE)
-        try:
-            got.append(call(store, owner))
-        except LeaseLostError:
-            got.append(LeaseLostError)
+        PostgresStore(dsn).close()
 
-    threads = [
-        threading.Thread(target=run, args=(store, f"host {i}")) for i, store in enumerate(stores)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    return got
+    for _ in range(5):
+        dsn, gate = server.dsn(), threading.Barrier(8)
+        calls = [Call(opens, dsn, gate) for _ in range(8)]
+        assert [None] * 8 == [call.result() for call in calls]
 
 
-def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(dsn: str) -> None:
-    gate = threading.Barrier(6)
-    made: list[PostgresStore] = []
+SHARES = """
+import sys
+sys.stdin.readline()
+from routilux import PostgresStore
+store = PostgresStore(sys.argv[1])
+for number in range(10):
+    store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", queued=True)
+while acquired := store.acquire(sys.argv[2], ["f"], 10**12):
+    print(acquired.job_id)
+print("renewed", *sorted(store.renew(sys.argv[2], 10**12)))
+store.close()
+"""
 
-    def make() -> None:
+
+def test_processes_that_start_at_once_make_the_tables_once_and_get_different_jobs(dsn: str) -> None:
+    with processes(SHARES, *([dsn, number] for number in range(4))) as children:
+        go(children)
+        told = [rest_of(child).splitlines() for child in children]
+    taken = [lines[:-1] for lines in told]
+    names = [f"{host}-{number}" for host in range(4) for number in range(10)]
+    assert names == sorted(job_id for job_ids in taken for job_id in job_ids)
+    assert [" ".join(["renewed", *sorted(mine)]) for mine in taken] == [lines[-1] for lines in told]
+
+
+def test_of_many_hosts_that_claim_at_once_exactly_one_succeeds(dsn: str) -> None:
+    stores = [PostgresStore(dsn) for _ in range(4)]
+
+    def claim(store: PostgresStore, owner: str, job_id: str, gate: threading.Barrier) -> None:
         gate.wait(PATIENCE)
-        made.append(PostgresStore(dsn))
+        store.claim(job_id, 2, b"2", owner, rests=False)
 
-    threads = [threading.Thread(target=make) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert 6 == len(made)
-    for store in made:
-        store.close()
-
-
-def test_of_many_hosts_that_claim_at_once_exactly_one_succeeds(stores: list[PostgresStore]) -> None:
     for number in range(10):
-        job_id = f"job {number}"
+        job_id, gate = f"job {number}", threading.Barrier(4)
         stores[0].create(job_id, b"1", "a", flow_id="f", queued=False)
-        got = at_once(stores, partial(_claim, job_id))
-        assert (1, 3) == (got.count(None), got.count(LeaseLostError))
+        calls = [Call(claim, store, f"host {i}", job_id, gate) for i, store in enumerate(stores)]
+        got = Counter(type(call.result()) for call in calls)
+        assert {type(None): 1, LeaseLostError: 3} == got
+    for store in stores:
+        store.close()
 
 
-def _claim(job_id: str, store: PostgresStore, owner: str) -> None:
-    store.claim(job_id, 2, b"2", owner, rests=False)
-
-
-def test_many_hosts_that_acquire_at_once_get_a_job_each(stores: list[PostgresStore]) -> None:
-    for number in range(10):
-        for job in range(4):
-            stores[0].create(f"{number}.{job}", b"1", "a", flow_id="f", queued=True)
-        got = at_once(stores, lambda store, owner: acquire(store, owner, ["f"], 60 * SECOND))
-        assert {f"{number}.{job}" for job in range(4)} == set(got)
-
-
-def test_an_append_waits_for_a_host_that_is_about_to_take_the_job_and_is_then_refused(
-    stores: list[PostgresStore],
+def test_an_append_that_waited_while_another_host_took_the_job_is_refused(
+    postgres: PostgresStore, admin: Any
 ) -> None:
-    old, new = stores[:2]
-    old.create("j", b"1", "old", flow_id="f", queued=False)
-    refused: list[LeaseLostError] = []
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    with admin.transaction():
+        admin.execute("UPDATE routilux_jobs SET owner = 'b'")
+        late = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        until_one_waits(admin)
+    refused = late.result()
+    assert isinstance(refused, LeaseLostError)
+    assert "job 'j' belongs to 'b' now; commit 2 of 'a' was refused" == str(refused)
+    assert [b"1"] == postgres.rows("j")
 
-    def append() -> None:
-        try:
-            old.append("j", 2, b"late", "old", rests=False)
-        except LeaseLostError as error:
-            refused.append(error)
 
-    thread = threading.Thread(target=append)
-    with new._writing() as db:
-        db.execute("UPDATE routilux_jobs SET owner = 'new'")
-        thread.start()
-        waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-        while not db.execute(waits).fetchone()[0]:
-            assert thread.is_alive(), "it did not wait for the lock"
-    thread.join(PATIENCE)
-    assert ["job 'j' belongs to 'new' now; commit 2 of 'old' was refused"] == list(
-        map(str, refused)
+@pytest.mark.parametrize("other", ["append_all", "renew"])
+@pytest.mark.parametrize("held_up", ["j", "k"])
+def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each_other(
+    dsn: str, admin: Any, held_up: str, other: str
+) -> None:
+    rows = {job_id: Append(job_id, 2, b"2", "a", False) for job_id in "jk"}
+    with PostgresStore(dsn) as one, PostgresStore(dsn) as two:
+        for job_id in "kj":  # by number they stand in the other order
+            one.create(job_id, b"1", "a", flow_id="f", queued=True)
+            one.acquire("a", ["f"], 60 * SECOND)
+        with locked(dsn, f"SELECT FROM routilux_jobs WHERE job_id = '{held_up}' FOR UPDATE"):
+            first = Call(one.append_all, [rows["k"], rows["j"]])
+            begun = until_one_waits(admin)
+            if other == "renew":
+                second = Call(two.renew, "a", 60 * SECOND)
+            else:
+                second = Call(two.append_all, [rows["j"], rows["k"]])
+            until_one_waits(admin, beside=begun)
+        assert [None, None] == first.result()
+        found = second.result()
+        assert [None, None] == found or ["j", "k"] == sorted(cast("list[str]", found))
+
+
+def test_whatever_hosts_do_at_once_each_row_has_one_writer_who_owned_the_job(dsn: str) -> None:
+    """Four hosts claim, append to, release and acquire one job, each as fast as it can."""
+    accepted: list[tuple[int, str]] = []
+
+    def host(owner: str) -> None:
+        chance = random.Random(owner)
+        with PostgresStore(dsn) as store:
+            for _ in range(60):
+                seq = len(store.rows("j")) + 1
+                row = f"{owner} {seq}".encode()
+                rests = chance.random() < 0.3
+                store.acquire(owner, ["f"], SECOND // 1000)
+                try:
+                    if chance.random() < 0.5:
+                        store.claim("j", seq, row, owner, rests=rests)
+                    else:
+                        store.append("j", seq, row, owner, rests=rests)
+                    accepted.append((seq, owner))
+                except LeaseLostError:
+                    store.release("j", owner, 0)
+
+    with PostgresStore(dsn) as store:
+        store.create("j", b"1", "a", flow_id="f", queued=True)
+        calls = [Call(host, owner) for owner in "bcde"]
+        assert [None] * 4 == [call.result() for call in calls]
+        rows = store.rows("j")
+    assert [f"{owner} {seq}".encode() for seq, owner in sorted(accepted)] == rows[1:]
+    assert len(rows) > 20
+
+
+def test_the_time_is_the_servers(postgres: PostgresStore, admin: Any) -> None:
+    at = "SELECT extract(epoch FROM clock_timestamp())"
+    before = admin.execute(at).fetchone()[0]
+    postgres.create("j", b"1", "a", flow_id="f", queued=True)
+    after = admin.execute(at).fetchone()[0]
+    (free_at,) = admin.execute("SELECT free_at FROM routilux_jobs").fetchone()
+    assert before * SECOND <= free_at <= after * SECOND
+    assert "j" == acquire(postgres, "b", ["f"], 1)
+    assert "j" == acquire(postgres, "c", ["f"], 60 * SECOND)  # that lease is over, this one is not
+    assert None is acquire(postgres, "d", ["f"], 1)
+
+
+# --- looking for a job that is free ---------------------------------------------------------------
+
+
+def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(
+    dsn: str, admin: Any
+) -> None:
+    with PostgresStore(with_option(dsn, "lock_timeout=5s")) as store:
+        for job_id in "jk":
+            store.create(job_id, b"1", "a", flow_id="f", queued=True)
+        with admin.transaction():
+            admin.execute("SELECT FROM routilux_jobs WHERE job_id = 'j' FOR UPDATE")
+            assert "k" == acquire(store, "b", ["f"], SECOND)
+            assert None is acquire(store, "b", ["f"], SECOND)
+        assert "j" == acquire(store, "b", ["f"], SECOND)
+
+
+LOOK = {"owner": "b", "flow_ids": ["f"], "lease_ns": SECOND, "lease": 1, "now": None}
+
+
+def test_a_look_where_nothing_is_free_locks_no_row_and_writes_nothing(
+    postgres: PostgresStore, admin: Any
+) -> None:
+    postgres.create("held", b"1", "a", flow_id="f", queued=False)
+    postgres.create("leased", b"1", "a", flow_id="f", queued=True)
+    postgres.acquire("a", ["f"], 60 * SECOND)
+    assert (0, False) == touched(admin)
+    postgres.create("free", b"1", "a", flow_id="f", queued=True)
+    assert (1, True) == touched(admin)
+
+
+def touched(admin: Any) -> tuple[int, bool]:
+    """How many jobs a look finds, and whether it has locked or written anything."""
+    with admin.transaction():
+        found = admin.execute(statements._ACQUIRE, LOOK).fetchall()
+        (number,) = admin.execute("SELECT pg_current_xact_id_if_assigned()").fetchone()
+    return len(found), number is not None
+
+
+CROWD = """
+INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at)
+SELECT 'rests ' || n, 'f', 'a', NULL FROM generate_series(1, 2000) n UNION ALL
+SELECT 'leased ' || n, 'f', 'h', 4e18 + n FROM generate_series(1, 500) n UNION ALL
+SELECT 'of others ' || n, 'g', '', n FROM generate_series(1, 500) n UNION ALL
+SELECT 'free ' || n, 'f', '', 1000 + n FROM generate_series(1, 3) n
+"""
+ROW = (2, b"2", "a")
+CALLS: dict[str, Callable[[PostgresStore], object]] = {
+    "append": lambda store: store.append("j", *ROW, rests=False),
+    "append_all": lambda store: store.append_all([Append("j", *ROW, True)]),
+    "claim": lambda store: store.claim("j", *ROW, rests=False),
+    "overrule": lambda store: store.overrule("j", *ROW, free=True),
+    "create": lambda store: store.create("k", b"1", "a", flow_id="f", queued=True),
+    "keep_snapshot": lambda store: store.keep_snapshot("j", 1, b"1"),
+    "rows": lambda store: store.rows("j"),
+    "snapshot": lambda store: store.snapshot("j"),
+    "acquire": lambda store: store.acquire("a", ["f"], SECOND),
+    "renew": lambda store: store.renew("a", SECOND),
+    "holders": lambda store: store.holders("j"),
+    "release": lambda store: store.release("j", "a", 0),
+    "free_in": lambda store: store.free_in(["f"]),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_jobs_are_found_by_an_index_also_where_there_were_few_when_that_was_planned(
+    postgres: PostgresStore, admin: Any, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    sent: list[tuple[str, dict[str, object]]] = []
+
+    def do(*asked: Any) -> database.Answer:
+        sent.append(asked)
+        return database.Answer([], mended=False)
+
+    with monkeypatch.context() as patch, suppress(RoutiluxError):
+        patch.setattr(postgres._database, "do", do)
+        CALLS[call](postgres)
+    assert sent
+    admin.execute("ANALYZE")
+    admin.execute(database._SETTINGS)
+    before = [plan_of(admin, *asked) for asked in sent]
+    assert len(sent) == len(before)
+    admin.execute(CROWD)
+    admin.execute(
+        "INSERT INTO routilux_commits SELECT job, 1, 'a', '' FROM routilux_jobs"
+        " ON CONFLICT DO NOTHING"
     )
-    assert [b"1"] == new.rows("j")
+    for asked in sent:
+        plan = plan_of(admin, *asked)
+        nodes, seen = list(nodes_of(plan)), json.dumps(plan, indent=1)
+        assert [] == [node for node in nodes if node["Node Type"] == "Seq Scan"], seen
+        in_vain = sum(node.get("Rows Removed by Filter", 0) for node in nodes)
+        assert in_vain < 10, f"{in_vain} rows are looked at in vain: {seen}"
+        pages = plan["Shared Hit Blocks"] + plan["Shared Read Blocks"]
+        assert pages < 80, f"{pages} pages are read to find a job among 3,000: {seen}"
 
 
-def test_workers_on_many_hosts_share_the_jobs_and_each_is_done_once(
-    stores: list[PostgresStore],
+def nodes_of(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for part in plan.get("Plans", ()):
+        yield from nodes_of(part)
+
+
+TYPES = {str: "text", bytes: "bytea", bool: "bool", int: "bigint", type(None): "bigint"}
+
+
+def type_of(value: object) -> str:
+    return f"{TYPES[type(value[0])]}[]" if isinstance(value, list) else TYPES[type(value)]
+
+
+def plan_of(admin: Any, statement: str, values: dict[str, object]) -> dict[str, Any]:
+    """How the server does a statement, prepared where it was not, whose effect is taken back."""
+    from psycopg import sql
+
+    numbers: dict[str, int] = {}
+    numbered = re.sub(
+        r"%\((\w+)\)[sb]",
+        lambda found: f"${numbers.setdefault(found[1], len(numbers) + 1)}",
+        statement,
+    )
+    name = f"planned_{zlib.crc32(statement.encode())}"
+    known = admin.execute("SELECT FROM pg_prepared_statements WHERE name = %s", (name,))
+    if not known.fetchall():
+        types = ", ".join(type_of(values[each]) for each in numbers)
+        admin.execute(f"PREPARE {name} ({types}) AS {numbered}")
+    literals = ", ".join(sql.Literal(values[each]).as_string(admin) for each in numbers)
+    with admin.transaction(force_rollback=True):
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {name} ({literals})"
+        ((plan,),) = admin.execute(explain).fetchall()
+    return dict(plan[0]["Plan"])
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+HOSTS = 3
+JOBS = 60  # more than all but one of the hosts can have in hand
+
+
+def test_workers_share_the_load_and_each_job_is_driven_exactly_once(
+    postgres: PostgresStore,
 ) -> None:
-    ran: list[str] = []
+    """No host ends a job until all have begun one."""
+    begun = threading.Event()
+    driven: list[tuple[str, str]] = []
+    with Runtime(store=postgres) as runtime:
+        job_ids = [runtime.submit(chain(a=lambda self: None), "a") for _ in range(JOBS)]
 
-    def notes(self: Routine) -> None:
-        ran.append(self.ctx.job_id)
+    def host(name: str) -> None:
+        def drives(self: Routine) -> None:
+            driven.append((name, self.ctx.job_id))
+            if HOSTS == len({host for host, _ in driven}):
+                begun.set()
+            assert begun.wait(PATIENCE), "not every host got a job of its own"
 
-    flow = chain(a=notes)
-    runtimes = [Runtime(store=store) for store in stores]
-    job_ids = [runtimes[0].submit(flow, "a") for _ in range(20)]
-    threads = [
-        threading.Thread(
-            target=Worker(store, [flow], runtime=runtime).run, kwargs={"until_idle": True}
-        )
-        for store, runtime in zip(stores, runtimes, strict=True)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert sorted(job_ids) == sorted(ran)
-    assert {"completed"} == {runtimes[0].load(job_id).status.value for job_id in job_ids}
-    for runtime in runtimes:
-        runtime.close()
+        with Runtime(store=postgres) as runtime:
+            Worker(postgres, [chain(a=drives)], runtime=runtime).run(until_idle=True)
 
-
-def test_the_time_is_the_servers(store: PostgresStore) -> None:
-    store.create("j", b"1", "a", flow_id="f", queued=True)
-    assert 0 == store.free_in(["f"])
-    assert "j" == acquire(store, "b", ["f"], 60 * SECOND)
-    assert 59 * SECOND < (store.free_in(["f"]) or 0) <= 60 * SECOND
+    calls = [Call(host, f"host {number}") for number in range(HOSTS)]
+    assert [None] * HOSTS == [call.result() for call in calls]
+    assert sorted(job_ids) == sorted(job_id for _, job_id in driven)
+    assert {f"host {number}" for number in range(HOSTS)} == {host for host, _ in driven}
+    assert {("start", "resumed", "done")} == stories(postgres)
 
 
-def test_a_forked_child_uses_a_connection_of_its_own(store: PostgresStore) -> None:
-    store.create("j", b"1", "a", flow_id="f", queued=False)
+def stories(store: PostgresStore) -> set[tuple[str, ...]]:
+    with Runtime(store=store) as runtime:
+        jobs = [runtime.load(job_id, history=True) for job_id in store.job_ids()]
+    return {tuple(commit.kind.value for commit in job.commits) for job in jobs}
+
+
+DRIVES = """
+import sys, threading
+from routilux import PostgresStore, Worker
+from tests.drivers.workshop import chain
+first, begun = threading.Lock(), threading.Event()
+def drives(self):
+    print(self.ctx.job_id, flush=True)
+    if first.acquire(blocking=False):
+        sys.stdin.readline()
+        begun.set()
+    begun.wait()
+with PostgresStore(sys.argv[1]) as store:
+    Worker(store, [chain(a=drives)]).run(until_idle=True)
+"""
+
+
+def test_processes_share_the_load_and_each_job_is_driven_exactly_once(
+    postgres: PostgresStore, dsn: str
+) -> None:
+    with Runtime(store=postgres) as runtime:
+        job_ids = [runtime.submit(chain(a=lambda self: None), "a") for _ in range(JOBS)]
+    with processes(DRIVES, *[[dsn]] * HOSTS) as children:
+        first = [line_of(child) for child in children]
+        assert HOSTS == len({*first} & {*job_ids}), "not every process got a job of its own"
+        go(children)
+        told = [rest_of(child).split() for child in children]
+    assert sorted(job_ids) == sorted([*first, *(job_id for lines in told for job_id in lines)])
+    assert {("start", "resumed", "done")} == stories(postgres)
+
+
+# --- threads and forks ----------------------------------------------------------------------------
+
+
+def test_many_threads_share_one_store(postgres: PostgresStore) -> None:
+    def appends(name: str) -> None:
+        postgres.create(name, b"1", name, flow_id="f", queued=False)
+        for seq in range(2, 10):
+            postgres.append(name, seq, b"%d" % seq, name, rests=False)
+
+    calls = [Call(appends, f"job {number:02}") for number in range(32)]
+    assert [None] * 32 == [call.result() for call in calls]
+    assert [f"job {number:02}" for number in range(32)] == postgres.job_ids()
+    for name in postgres.job_ids():
+        assert [b"%d" % seq for seq in range(1, 10)] == postgres.rows(name)
+
+
+def test_threads_that_ask_at_once_have_a_few_connections_between_them(
+    postgres: PostgresStore,
+) -> None:
+    gate = threading.Barrier(8)
+
+    def asks() -> int:
+        gate.wait(PATIENCE)
+        return backend_of(postgres)
+
+    for _ in range(10):
+        calls = [Call(asks) for _ in range(8)]
+        assert [int] * 8 == [type(call.result()) for call in calls]
+    (count,) = postgres._do(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'routilux'"
+    ).rows[0]
+    assert count <= 8
+
+
+def backend_of(store: PostgresStore) -> int:
+    return int(store._do("SELECT pg_backend_pid()").rows[0][0])
+
+
+def test_a_forked_child_uses_connections_of_its_own(postgres: PostgresStore) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    backend = backend_of(postgres)
     child = os.fork()
     if child == 0:
+        # Python tells so of a connection that is dropped while it is open.
+        sys.unraisablehook = lambda _: os._exit(2)
         try:
-            store.append("j", 2, b"2", "a", rests=False)
+            postgres.append("j", 2, b"2", "a", rests=False)
+            assert backend != backend_of(postgres)
+            postgres.close()
             os._exit(0)
         finally:
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert 0 == os.waitstatus_to_exitcode(status)
-    store.append("j", 3, b"3", "a", rests=False)
-    assert [b"1", b"2", b"3"] == store.rows("j")
+    postgres.append("j", 3, b"3", "a", rests=False)
+    assert backend == backend_of(postgres)
+    assert [b"1", b"2", b"3"] == postgres.rows("j")
 
 
-# --- what can be wrong ----------------------------------------------------------------------------
+def test_a_store_that_was_closed_is_opened_again_when_it_is_used(postgres: PostgresStore) -> None:
+    with postgres:
+        postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    assert ["j"] == postgres.job_ids()
+    postgres.close()
+    postgres.close()
 
 
-def test_a_server_that_is_not_there_is_named_without_the_password() -> None:
-    pytest.importorskip("psycopg")
-    with pytest.raises(OSError, match=r"the store host=/nowhere dbname=d: .*No such file") as told:
-        PostgresStore("host=/nowhere dbname=d password=secret")
-    assert "secret" not in str(told.value)
-
-
-def test_a_connection_that_broke_is_told_and_the_next_use_opens_another(
-    stores: list[PostgresStore],
-) -> None:
-    store, other = stores[:2]
-    store.create("j", b"1", "a", flow_id="f", queued=False)
-    with store._using() as db:
-        (process,) = db.execute("SELECT pg_backend_pid()").fetchone()
-    with other._using() as db:
-        db.execute("SELECT pg_terminate_backend(%s, 10000)", (process,))
-    with pytest.raises(OSError, match=r"terminating connection.*what was committed before"):
-        store.append("j", 2, b"2", "a", rests=False)
-    store.append("j", 2, b"2", "a", rests=False)
-    assert [b"1", b"2"] == store.rows("j")
-
-
-def test_tables_of_a_newer_version_are_refused(dsn: str, store: PostgresStore) -> None:
-    with store._using() as db:
-        db.execute("INSERT INTO routilux_version VALUES (2)")
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
-        PostgresStore(dsn)
-
-
-def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ImportError, match=r"pip install 'routilux\[postgres\]'"):
-        PostgresStore("host=/nowhere")
+def test_a_clock_that_is_given_is_the_stores_time(dsn: str) -> None:
+    clock = FakeClock()
+    with PostgresStore(dsn, clock=clock) as store:
+        store.create("j", b"1", "a", flow_id="f", queued=True)
+        store.acquire("b", ["f"], 60 * SECOND)
+        clock.advance(60)
+        assert 0 == store.free_in(["f"])

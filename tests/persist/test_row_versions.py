@@ -160,7 +160,9 @@ def version_three(monkeypatch: pytest.MonkeyPatch) -> tuple[Steps, Steps]:
     rows: Steps = {1: second_row, 2: third_row}
     snapshots: Steps = {1: second_snapshot, 2: third_snapshot}
     monkeypatch.setattr(upgrades, "VERSION", 3)
-    monkeypatch.setattr("routilux.persist.store.ROWS", rows)
+    monkeypatch.setattr("routilux.persist.rows.VERSION", 3)
+    monkeypatch.setattr("routilux.persist.rows.ROWS", rows)
+    monkeypatch.setattr("routilux.persist.rows.FORMAT", "routilux/3")
     monkeypatch.setattr("routilux.persist.store.SNAPSHOTS", snapshots)
     monkeypatch.setattr("routilux.persist.store.FORMAT", "routilux/3")
     return rows, snapshots

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -14,26 +12,10 @@ import pytest
 
 from routilux import CorruptStateError, SqliteStore, UnsupportedVersionError
 from tests.drivers.workshop import PATIENCE
+from tests.persist.hosts import line_of, process
 from tests.persist.stores import acquire
 
-ROOT = Path(__file__).parents[2]
 SECOND = 10**9
-
-
-def process(program: str, *arguments: object) -> subprocess.Popen[str]:
-    """A fresh interpreter that runs a program; `sys.argv[1:]` are the arguments."""
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *map(str, arguments)],
-        cwd=ROOT,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def line_of(child: subprocess.Popen[str]) -> str:
-    assert child.stdout is not None
-    return child.stdout.readline().strip()
 
 
 @pytest.fixture

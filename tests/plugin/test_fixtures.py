@@ -220,6 +220,11 @@ def test_each_fixture_says_in_one_line_what_it_gives(pytester: pytest.Pytester) 
         for line, below in zip(result.outlines, result.outlines[1:], strict=False)
         if line.startswith(("flow_", "serialize_roundtrip"))
     }
+    assert 10 == len(lines)
+    for line in lines.values():
+        assert line[0].isupper()
+        assert line.endswith((".", "…", "..."))
+        assert len(line) <= 90
     assert {
         "flow_clock": (
             "A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-import select
 import sys
-import threading
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pytest_routilux import FlowHosts
 from pytest_routilux.hosts import At, HostError
-from routilux import FakeClock, Flow, Routine, Runtime, SavedState
+from routilux import FakeClock, Runtime, SavedState
 from tests.plugin import shop as shop_module
 from tests.plugin.shop import Money, breaking, doubts, facts, shop
 
@@ -25,14 +24,6 @@ SECOND = 10**9
 
 def lengths(waits) -> list[float]:
     return [wait.length_ns / SECOND for wait in waits]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def calls_of(path: Path) -> list[tuple[int, int]]:
@@ -194,6 +185,72 @@ def test_a_module_that_only_its_file_leads_to_is_imported_from_it(
     assert "completed" == host.job.status
 
 
+# --- a store ------------------------------------------------------------------------------------
+
+
+def test_a_job_goes_on_from_a_real_store_at_the_commit_where_its_host_was_killed(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    calls, store = tmp_path / "calls", tmp_path / "jobs.db"
+    args = {"tries": 99, "calls": str(calls)}
+    a = flow_hosts.start(
+        shop, "order", PRICE, build_args=args, job_id="A7", store=store, kill_at=RETRY_2
+    )
+    assert (4, {}, None) == (a.killed_at, a.saved, a.end)
+    assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
+
+    b = flow_hosts.resume(store=store, job_id="A7", build=shop, build_args=args, look=facts)
+    assert 2 == b.seen["retries"]
+    assert ("failed", 4) == (b.job.status, b.job.retry_count())
+    assert [(a.pid, 1), (a.pid, 2), (b.pid, 3), (b.pid, 4), (b.pid, 5)] == calls_of(calls)
+    assert [300, 450, 675, 1012.5] == [retry.actual_ns / 10**6 for retry in b.monitor.retries]
+    assert b.job == SavedState.read(b.document).job
+
+
+def test_a_host_on_a_store_goes_on_at_the_instant_of_its_last_commit(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    store = tmp_path / "jobs.db"
+    a = flow_hosts.start(
+        shop,
+        "order",
+        PRICE,
+        build_args={"tries": 3},
+        store=store,
+        clock_start="2030-01-01",
+        kill_at=At(kind="retry", attempt=1),
+    )
+    b = flow_hosts.resume(store=store, job_id=a.job_id, build=shop, build_args={"tries": 3})
+    assert "2030-01-01T00:00:01.550000+00:00" == b.job.outputs[0].data["at"].isoformat()
+    rest, _ = b.waits  # the first delay begins anew on the clock of the host, at its own instant
+    assert (0.8, 0.3) == ((rest.at_ns - a.job.started_ns) / SECOND, rest.length_ns / SECOND)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({}, r"^resume\(\) takes a document, or a store with job_id= and build=$"),
+        ({"document": "a", "store": "b"}, r"^resume\(\) takes a document, or a store"),
+        ({"store": "b", "build": shop}, "job of a store is resumed with job_id= and build=, its"),
+        ({"store": "b", "job_id": "A7"}, "job of a store is resumed with job_id= and build=, its"),
+    ],
+)
+def test_a_job_is_resumed_from_one_place(
+    flow_hosts: FlowHosts, where: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(HostError, match=says):
+        flow_hosts.resume(**where)
+
+
+def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    store = tmp_path / "jobs.db"
+    flow_hosts.start(shop, "order", PRICE, job_id="A7", store=store)
+    with pytest.raises(HostError, match=r"jobs\.db holds no job 'A8'; known: 'A7'"):
+        flow_hosts.resume(store=store, job_id="A8", build=shop)
+
+
 # --- what can go wrong ----------------------------------------------------------------------------
 
 
@@ -285,105 +342,3 @@ def test_a_function_without_a_name_for_others_is_refused(flow_hosts: FlowHosts) 
         flow_hosts.start(lambda: shop(), "order")
     with pytest.raises(HostError, match=r"'shop' names no function; write 'package\.module:func"):
         flow_hosts.start("shop", "order")
-
-
-# --- nothing is left behind -----------------------------------------------------------------------
-
-
-def test_a_host_that_hangs_is_killed_and_told(tmp_path: Path) -> None:
-    with (
-        FlowHosts(tmp_path, timeout=0.3) as hosts,
-        pytest.raises(HostError, match=r"did not end within 0\.3 s and was killed") as error,
-    ):
-        hosts.start(breaking, "break", build_args={"how": "hang"})
-    assert not is_alive(pid_in(error.value))
-
-
-def test_no_host_outlives_the_block(tmp_path: Path) -> None:
-    errors: list[HostError] = []
-    fifo, end = fifo_in(tmp_path)
-
-    def start(hosts: FlowHosts) -> None:
-        with pytest.raises(HostError) as error:
-            hosts.start(meet, "meet", build_args={"fifo": str(fifo)})
-        errors.append(error.value)
-
-    with FlowHosts(tmp_path) as hosts:
-        thread = threading.Thread(target=start, args=[hosts])
-        thread.start()
-        pid = int(read(end))  # the host is in its handler, which never ends
-        assert is_alive(pid)
-    os.close(end)
-    thread.join()
-    assert not is_alive(pid)
-    assert "died of itself: killed by SIGKILL" in str(errors[0])
-
-
-def test_a_killed_host_takes_its_own_children_along(flow_hosts: FlowHosts, tmp_path: Path) -> None:
-    fifo, end = fifo_in(tmp_path)
-    host = flow_hosts.start(parent, "parent", build_args={"fifo": str(fifo)}, kill_at=At(seq=2))
-    child = int(read(end))
-    assert b"" == read(end)  # nobody holds the other end of the fifo any more: it is gone
-    os.close(end)
-    assert 2 == host.killed_at
-    assert child not in (host.pid, os.getpid())
-
-
-class Meet(Routine):
-    """Says who it is, and waits for ever."""
-
-    def __init__(self, fifo: str) -> None:
-        super().__init__()
-        self.fifo = fifo
-        self.define_slot("trigger", handler=self.meet)
-
-    def meet(self) -> None:
-        Path(self.fifo).write_text(str(os.getpid()))
-        os.read(os.pipe()[0], 1)
-
-
-def meet(fifo: str) -> Flow:
-    flow = Flow("meet")
-    flow.add_routine(Meet(fifo), "meet")
-    return flow
-
-
-class Parent(Routine):
-    """Has a child that would live for ever, and holds a fifo open."""
-
-    def __init__(self, fifo: str) -> None:
-        super().__init__()
-        self.fifo = fifo
-        self.define_slot("trigger", handler=self.bear)
-
-    def bear(self) -> None:
-        end = os.open(self.fifo, os.O_WRONLY)
-        if (child := os.fork()) == 0:
-            os.read(os.pipe()[0], 1)
-        os.write(end, str(child).encode())
-        os.close(end)
-
-
-def parent(fifo: str) -> Flow:
-    flow = Flow("parent")
-    flow.add_routine(Parent(fifo), "parent")
-    return flow
-
-
-def fifo_in(folder: Path) -> tuple[Path, int]:
-    path = folder / "fifo"
-    os.mkfifo(path)
-    return path, os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-
-
-def read(end: int) -> bytes:
-    poll = select.poll()
-    poll.register(end, select.POLLIN)
-    assert poll.poll(30_000), "nothing came through the fifo within 30 s"
-    return os.read(end, 100)
-
-
-def pid_in(error: HostError) -> int:
-    found = re.search(r"\(pid (\d+)\)", str(error))
-    assert found is not None
-    return int(found[1])

@@ -398,6 +398,44 @@ def _(patch: Patch) -> None:
     after(patch, Machine, "_failure", fail)
 
 
+def _continues() -> Flow:
+    flow = shop(fails=(9,))()
+    flow.routines["charge"].set_error_handler(ErrorHandler("continue"))
+    return flow
+
+
+@bug(
+    "what is to be dropped is tried again",
+    "retried-unasked",
+    "charge (task 0.0) is tried again after",
+    "GatewayDown at attempt 1, but its strategy is CONTINUE",
+    build=_continues,
+)
+def _(patch: Patch) -> None:
+    def again(commit: Commit, self: Machine, flown: Any, outcome: Any, kind: Any, now: int) -> Any:
+        if commit.kind is CommitKind.DROPPED and flown.attempt == 1:
+            commit.kind, commit.status = CommitKind.RETRY, self.job.status
+            commit.emissions, commit.tasks, commit.detail = (), (), None
+            commit.delay_ns, commit.due_ns = 300_000_000, now + 300_000_000
+        return commit
+
+    after(patch, Machine, "_failure", again)
+
+
+@bug(
+    "an attempt that a crash cut off is counted",
+    "attempt-skipped",
+    "attempt 2 of orders (task 0) begins, but attempt 1 is the next",
+    routine="orders",
+)
+def _(patch: Patch) -> None:
+    def count_it(_: None, self: JobState, commit: Commit) -> None:
+        for task in self._pending.values():
+            task.attempt += 1
+
+    after(patch, JobState, "_fold_resumed", count_it)
+
+
 # Timers.
 
 

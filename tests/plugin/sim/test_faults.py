@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pytest_routilux.attached import FlowFaults
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
-from pytest_routilux.faults import FlowFaults
 from pytest_routilux.lives import Case, Life
 from pytest_routilux.simulation import live
 from pytest_routilux.world import World
@@ -123,4 +123,4 @@ def test_a_fault_reads_as_it_was_made() -> None:
     assert "slow('a', 0.5)" == repr(faults.slow("a", 0.5))
     assert "clock_jump(-60)" == repr(faults.clock_jump(-60))
     assert "store_fails(2, durable=True)" == repr(faults.store_fails(2, durable=True))
-    assert 5 == len(faults.unused)
+    assert 5 == len(faults.live)

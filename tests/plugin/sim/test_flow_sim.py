@@ -77,7 +77,9 @@ def test_a_flow_that_survives_passes_and_says_with_v_how_much_was_tried(
             "     * before a write · * store refuses · *",
             "     *around an effect*",
             "*flow simulations*",
-            "test_shop.py::test_survives: * of * crash points, complete, * runs in * s (*/s)",
+            "crash points  * runs  seconds  test",
+            "* of *, complete * test_shop.py::test_survives",
+            "routilux: * crash points in * s",
         ]
     )
 
@@ -90,7 +92,7 @@ def test_a_flow_that_does_not_is_told_why_in_25_lines_of_100_columns(
     result.assert_outcomes(failed=1)
     text = result.stdout.str()
     start = text.index("EFFECT REPEATED")
-    failure = text[start : text.index("\n===", start)].splitlines()
+    failure = text[start : text.index("\n\nroutilux: ", start)].splitlines()
     assert len(failure) <= 25
     assert max(map(len, failure)) <= 100
     result.stdout.fnmatch_lines(
@@ -290,11 +292,16 @@ def test_a_fault_of_a_misspelt_routine_is_refused(pytester: pytest.Pytester) -> 
     result = run_inside(pytester)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
-        ["*slow('chrage', 1) names no routine of flow 'shop'; it has 'orders', 'charge'*"]
+        [
+            (
+                "*slow('chrage', 1) names no routine of flow 'shop'; known: 'orders', 'charge';"
+                " did you mean 'charge'?"
+            )
+        ]
     )
 
 
-def test_a_fault_that_no_simulation_was_given_is_an_error(pytester: pytest.Pytester) -> None:
+def test_a_fault_that_met_no_job_is_an_error(pytester: pytest.Pytester) -> None:
     shop(
         pytester,
         """
@@ -305,7 +312,7 @@ def test_a_fault_that_no_simulation_was_given_is_an_error(pytester: pytest.Pytes
     )
     result = run_inside(pytester)
     result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["store_fails(2, durable=True): made, and given to no simulation*"])
+    result.stdout.fnmatch_lines(["store_fails(2, durable=True): made, and met no job; *"])
 
 
 def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
@@ -407,12 +414,51 @@ def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester)
     result.stdout.fnmatch_lines(
         [
             "*hosts in other processes: not tried, the test does without",
-            "*undisturbed the job ends by OSError: no line",
+            "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.output.order",
             "*the same again",
             "*another hash seed (the order of sets): not tried, *",
         ]
     )
+
+
+FAILS = """
+    class Down(Charge):
+        def charge(self, order):
+            raise OSError("no line")
+
+    def down():
+        flow = Flow("down")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Down(), "charge")
+        flow.connect("orders", "output", "charge", "input")
+        return flow
+
+    def test_fails(flow_sim):
+        flow_sim.crash_everywhere(down, "orders", {{{{"id": 7}}}}{meant})
+"""
+
+
+@pytest.mark.parametrize("option", ["-v", "-s", "-q"])
+def test_a_job_that_fails_undisturbed_is_told_and_not_with_q(
+    option: str, pytester: pytest.Pytester
+) -> None:
+    shop(pytester, FAILS.format(meant=""))
+    result = run_inside(pytester, option)
+    result.assert_outcomes(passed=1)
+    told = "test_shop.py::test_fails: the undisturbed job failed: OSError: no line"
+    if option == "-q":
+        result.stdout.no_fnmatch_line("*undisturbed*")
+    else:
+        result.stdout.fnmatch_lines(["*flow simulations*", told, "where that is meant: inv*"])
+
+
+def test_a_job_that_is_meant_to_fail_is_not_told(pytester: pytest.Pytester) -> None:
+    meant = ', invariant=lambda outcome: outcome.job.status == "failed"'
+    shop(pytester, FAILS.format(meant=meant))
+    result = run_inside(pytester)
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("*undisturbed*")
 
 
 def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> None:
@@ -477,6 +523,81 @@ def test_what_a_handler_does_after_its_host_died_has_not_happened(
     result = run_inside(pytester)
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["EFFECT REPEATED: gateway.charge('A7') ran 2x*", "*effect1"])
+
+
+# --- on a real store ------------------------------------------------------------------------------
+
+ON_SQLITE = """
+    from routilux import MemoryStore, SqliteStore
+
+    class Late(SqliteStore):
+        def append(self, job_id, seq, row, owner, *, rests):
+            with self._using() as db:
+                if not db.in_transaction:
+                    db.execute("BEGIN IMMEDIATE")
+                db.execute(
+                    "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1",
+                    (job_id, seq, owner, row),
+                )
+                if rests:
+                    db.execute("COMMIT")
+
+    def opens_elsewhere(path):
+        return SqliteStore("elsewhere.db")
+
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(build, entry="orders", params={{{{"id": 7}}}}{store})
+"""
+
+
+def test_a_flow_survives_on_a_real_store_and_v_tells_which(pytester: pytest.Pytester) -> None:
+    shop(pytester, ON_SQLITE.format(store=", store=SqliteStore"), keyed=True)
+    result = run_inside(pytester, "-v")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(["*each host opens the files anew: store=SqliteStore"])
+
+
+@pytest.mark.parametrize("lacks", [", store=SqliteStore", ""])
+def test_a_reproducer_made_on_a_store_is_stale_without_it(
+    lacks: str, pytester: pytest.Pytester
+) -> None:
+    shop(pytester, ON_SQLITE.format(store=", store=Late"), keyed=True)
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
+            "why*",
+            "fix*",
+        ]
+    )
+    repro = repro_of(result)
+    run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
+    shop(pytester, ON_SQLITE.format(store=lacks), keyed=True)
+    again = run_inside(pytester, f"--routilux-repro={repro}")
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *"])
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give what opens "),
+        ("7", "store=7 can't be called; give what opens a store in the file at a path*"),
+        ("MemoryStore", "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')*"),
+        ("lambda path: MemoryStore()", "store=*lambda* makes no file at the path that it is given"),
+        ("opens_elsewhere", "store=*opens_elsewhere* makes no file at the path that it is given"),
+        ("open", "store=<built-in function open> opens no file (FileNotFoundError: *"),
+        ("str", "store=<class 'str'> opens '*jobs.db', which has no create(); give what opens*"),
+    ],
+)
+def test_what_opens_no_store_in_a_file_is_refused(
+    store: str, says: str, pytester: pytest.Pytester
+) -> None:
+    shop(pytester, ON_SQLITE.format(store=f", store={store}"), keyed=True)
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"*FlowDefinitionError: {glob(says)}*"])
 
 
 # --- the other ways to run ------------------------------------------------------------------------

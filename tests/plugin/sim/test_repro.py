@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_routilux.cells import width
-from pytest_routilux.crash import CrashPoint, crash_points
 from pytest_routilux.examine import Checks, Coverage, reference
 from pytest_routilux.faults import Raises, Slow
 from pytest_routilux.lives import Case
+from pytest_routilux.points import CrashPoint, crash_points
 from pytest_routilux.repro import Repro, Stale, broken_over_lines, command, digest_of
 from routilux import Flow, Routine
 from routilux.instants import instant_ns

@@ -13,10 +13,11 @@ import freezegun
 import pytest
 
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import crash_points, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.faults import ClockJump
 from pytest_routilux.freeze import frozen_clock, frozen_simulation
 from pytest_routilux.lives import Case
+from pytest_routilux.points import crash_points
 from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import ErrorHandler, Flow, JobState, Routine

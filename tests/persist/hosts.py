@@ -1,0 +1,121 @@
+"""What the tests of many hosts share: processes, calls in threads, and who waits for whom."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+__all__ = [
+    "PATIENCE",
+    "Call",
+    "end_backends",
+    "go",
+    "line_of",
+    "process",
+    "processes",
+    "rest_of",
+    "until_one_waits",
+]
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120.0  # seconds that a busy machine may take
+
+
+def process(program: str, *arguments: object) -> subprocess.Popen[str]:
+    """A fresh interpreter that runs a program; `sys.argv[1:]` are the arguments."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@contextmanager
+def processes(program: str, *arguments: list[object]) -> Iterator[list[subprocess.Popen[str]]]:
+    """Interpreters that run a program, one for each list of arguments; they end with the block."""
+    children = [process(program, *each) for each in arguments]
+    try:
+        yield children
+    finally:
+        for child in children:
+            child.kill()
+            child.communicate()
+
+
+def line_of(child: subprocess.Popen[str]) -> str:
+    assert child.stdout is not None
+    return child.stdout.readline().strip()
+
+
+def go(children: list[subprocess.Popen[str]]) -> None:
+    """Write the line for which they wait."""
+    for child in children:
+        assert child.stdin is not None
+        child.stdin.write("go\n")
+        child.stdin.flush()
+
+
+class Call(threading.Thread):
+    """A call in a thread of its own; `result` waits for what it returns, or raises."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        super().__init__()
+        self._function, self._arguments = function, arguments
+        self._got: object = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._got = self._function(*self._arguments)
+        except Exception as error:
+            self._got = error
+
+    def result(self) -> object:
+        self.join(PATIENCE)
+        assert not self.is_alive(), "the call does not return"
+        return self._got
+
+
+def rest_of(child: subprocess.Popen[str]) -> str:
+    """What a process still says until it ends."""
+    assert child.stdout is not None
+    return str(Call(child.stdout.read).result())
+
+
+def locked(dsn: str, how: str = "SELECT FROM routilux_jobs FOR UPDATE") -> Any:
+    """A transaction that keeps the jobs locked until its block ends."""
+    import psycopg
+
+    db = psycopg.connect(dsn)
+    db.execute(how)
+    return db
+
+
+def until_one_waits(admin: Any, *, beside: int = 0) -> int:
+    """The backend of this server that waits for a lock beside that one, as soon as there is one."""
+    ends = monotonic() + PATIENCE
+    while monotonic() < ends:
+        found = admin.execute(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid <> %s",
+            (beside,),
+        )
+        for (pid,) in found:
+            return int(pid)
+    raise AssertionError("nobody waits for a lock")
+
+
+def end_backends(admin: Any) -> int:
+    """End the connections of all stores, and return how many there were, when they are gone."""
+    ended = admin.execute(
+        "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+        " WHERE application_name = 'routilux'"
+    ).fetchall()
+    return len(ended)

@@ -1,0 +1,79 @@
+"""A network that loses a connection when it is told to: between a client and a local server."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+__all__ = ["Losses"]
+
+
+class Losses:
+    """Passes everything on between `port` and the server's socket, until something is to be lost.
+
+    `count` says how often that has happened.
+    """
+
+    def __init__(self, server: Path) -> None:
+        self._server = server
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.count = 0
+        self._lost = ""
+        self._open: list[tuple[socket.socket, socket.socket]] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for ends in self._open:
+            for end in ends:
+                end.close()
+
+    def next(self, lost: str) -> None:
+        """Lose the next "question", which the server never sees, or "answer", which it has sent."""
+        self._lost = lost
+
+    def leave(self) -> None:
+        """Leave the clients at once, and let the server believe that they are still there."""
+        for client, _ in self._open:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)
+                self.count += 1
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket(socket.AF_UNIX)
+                server.connect(str(self._server))
+                self._open.append((client, server))
+                for source, target, what in (
+                    (client, server, "question"),
+                    (server, client, "answer"),
+                ):
+                    threading.Thread(
+                        target=self._pass_on, args=(source, target, what), daemon=True
+                    ).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, what: str) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                if self._lost == what:
+                    self._lost = ""
+                    self.count += 1
+                    break
+                target.sendall(data)
+            else:
+                if what == "question":
+                    return  # the server is not told that the client has left
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)

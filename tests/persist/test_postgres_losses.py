@@ -1,0 +1,381 @@
+"""A connection to PostgreSQL is lost: what was asked is done once, and its caller hears of it."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+
+from routilux import DuplicateJobError, LeaseLostError, PostgresStore
+from routilux.persist.leases import Acquired
+from tests.persist.hosts import (
+    PATIENCE,
+    Call,
+    end_backends,
+    line_of,
+    locked,
+    processes,
+    until_one_waits,
+)
+from tests.persist.losses import Losses
+from tests.persist.postgres_server import Server
+from tests.persist.stores import acquire
+
+SECOND = 10**9
+
+
+# --- on the server --------------------------------------------------------------------------------
+
+
+def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(
+    postgres: PostgresStore, admin: Any
+) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    for seq in range(2, 5):
+        assert 1 <= end_backends(admin)
+        postgres.append("j", seq, b"%d" % seq, "a", rests=False)
+    assert [b"1", b"2", b"3", b"4"] == postgres.rows("j")
+
+
+def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(
+    postgres: PostgresStore, admin: Any, dsn: str
+) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    with locked(dsn):
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        admin.execute("SELECT pg_terminate_backend(%s, 10000)", (until_one_waits(admin),))
+        until_one_waits(admin)  # it has been sent again
+    assert None is append.result()
+    assert [b"1", b"2"] == postgres.rows("j")
+
+
+def test_a_backend_that_is_ended_a_second_time_is_told(
+    postgres: PostgresStore, admin: Any, dsn: str
+) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    with locked(dsn):
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        for _ in range(2):
+            admin.execute("SELECT pg_terminate_backend(%s, 10000)", (until_one_waits(admin),))
+        error = append.result()
+    assert isinstance(error, OSError)
+    assert "terminating connection" in str(error)
+    postgres.append("j", 2, b"2", "a", rests=False)
+
+
+def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
+    postgres: PostgresStore, server: Server
+) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=True)
+    server.restart()
+    assert "j" == acquire(postgres, "b", ["f"], 60 * SECOND)
+    postgres.claim("j", 2, b"2", "b", rests=False)
+    server.restart()
+    assert ["j"] == postgres.renew("b", SECOND)
+
+
+def test_a_server_that_is_down_is_told_with_its_name_and_a_cure(
+    postgres: PostgresStore, server: Server
+) -> None:
+    server.stop()
+    try:
+        with pytest.raises(OSError, match=rf"the store host={server.folder} .*; does the server"):
+            postgres.job_ids()
+    finally:
+        server.start()
+    assert [] == postgres.job_ids()
+
+
+# --- on the way -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def losses(server: Server) -> Iterator[Losses]:
+    with Losses(server.folder / ".s.PGSQL.5432") as losses:
+        yield losses
+
+
+@pytest.fixture
+def far(dsn: str, server: Server, losses: Losses) -> Iterator[PostgresStore]:
+    """A store behind a network that loses connections."""
+    there = f"host=127.0.0.1 port={losses.port}"
+    with PostgresStore(dsn.replace(f"host={server.folder}", there)) as store:
+        yield store
+
+
+LOST = pytest.mark.parametrize("lost", ["question", "answer"])
+
+
+@LOST
+@pytest.mark.parametrize("queued", [True, False])
+def test_a_create_whose_connection_is_lost_makes_one_job(
+    far: PostgresStore, losses: Losses, lost: str, queued: bool
+) -> None:
+    losses.next(lost)
+    far.create("j", b"1", "a", flow_id="f", queued=queued)
+    assert 1 == losses.count
+    assert [b"1"] == far.rows("j")
+    assert ("j" if queued else None) == acquire(far, "b", ["f"], SECOND)
+    with pytest.raises(DuplicateJobError):
+        far.create("j", b"another", "a", flow_id="f", queued=queued)
+
+
+@LOST
+@pytest.mark.parametrize("rests", [True, False])
+def test_an_append_whose_connection_is_lost_is_there_once(
+    far: PostgresStore, losses: Losses, lost: str, rests: bool
+) -> None:
+    far.create("j", b"1", "a", flow_id="f", queued=True)
+    far.acquire("a", ["f"], 60 * SECOND)
+    losses.next(lost)
+    far.append("j", 2, b"2", "a", rests=rests)
+    assert 1 == losses.count
+    far.append("j", 3, b"3", "a", rests=rests)
+    assert [b"1", b"2", b"3"] == far.rows("j")
+    assert ([] if rests else ["j"]) == far.renew("a", SECOND)
+
+
+@LOST
+@pytest.mark.parametrize("acquired", [True, False])
+def test_a_claim_whose_connection_is_lost_makes_one_owner(
+    far: PostgresStore, losses: Losses, lost: str, acquired: bool
+) -> None:
+    far.create("j", b"1", "a", flow_id="f", queued=True)
+    if acquired:
+        far.acquire("b", ["f"], 60 * SECOND)
+    losses.next(lost)
+    far.claim("j", 2, b"2", "b", rests=False)
+    assert 1 == losses.count
+    assert [b"1", b"2"] == far.rows("j")
+    assert (["j"] if acquired else []) == far.renew("b", SECOND)
+    with pytest.raises(LeaseLostError):
+        far.append("j", 3, b"3", "a", rests=False)
+
+
+@LOST
+@pytest.mark.parametrize("free", [True, False])
+def test_an_operator_whose_connection_is_lost_overrules_once(
+    far: PostgresStore, losses: Losses, lost: str, free: bool
+) -> None:
+    far.create("j", b"1", "a", flow_id="f", queued=False)
+    losses.next(lost)
+    far.overrule("j", 2, b"2", "operator", free=free)
+    assert 1 == losses.count
+    assert [b"1", b"2"] == far.rows("j")
+    assert ("j" if free else None) == acquire(far, "b", ["f"], SECOND)
+
+
+@LOST
+def test_an_acquire_whose_connection_is_lost_gives_one_job_and_holds_no_other(
+    far: PostgresStore, losses: Losses, lost: str
+) -> None:
+    for job_id in "jkl":
+        far.create(job_id, b"1", "a", flow_id="f", queued=True)
+    losses.next(lost)
+    assert "j" == acquire(far, "b", ["f"], 60 * SECOND)
+    assert 1 == losses.count
+    assert ["j"] == far.renew("b", 60 * SECOND)
+    assert "k" == acquire(far, "b", ["f"], 60 * SECOND)
+
+
+@LOST
+@pytest.mark.parametrize("clean", [True, False])
+def test_an_acquire_whose_connection_is_lost_tells_whether_the_job_was_given_back(
+    far: PostgresStore, losses: Losses, lost: str, clean: bool
+) -> None:
+    far.create("j", b"1", "a", flow_id="f", queued=True)
+    far.acquire("a", ["f"], 60 * SECOND)
+    far.release("j", "a", 0, clean=clean)
+    losses.next(lost)
+    assert Acquired("j", clean) == far.acquire("b", ["f"], 60 * SECOND)
+    assert 1 == losses.count
+
+
+def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_other(
+    far: PostgresStore, losses: Losses, admin: Any, dsn: str
+) -> None:
+    for job_id in "jkl":
+        far.create(job_id, b"1", "a", flow_id="f", queued=True)
+    with locked(dsn, "LOCK TABLE routilux_jobs"):
+        asked = Call(acquire, far, "b", ["f"], 60 * SECOND)
+        first = until_one_waits(admin)
+        losses.leave()
+        until_one_waits(admin, beside=first)  # it has been sent again
+    assert "j" == asked.result()
+    assert ["j"] == far.renew("b", 60 * SECOND), "the first is still at work, for nobody"
+
+
+@LOST
+def test_what_else_loses_its_connection_is_done_all_the_same(
+    far: PostgresStore, losses: Losses, lost: str
+) -> None:
+    far.create("j", b"1", "a", flow_id="f", queued=True)
+    far.acquire("b", ["f"], 60 * SECOND)
+    losses.next(lost)
+    assert ["j"] == far.renew("b", 50 * SECOND)
+    losses.next(lost)
+    far.keep_snapshot("j", 1, b"one")
+    losses.next(lost)
+    assert (1, b"one") == far.snapshot("j")
+    losses.next(lost)
+    assert [b"1"] == far.rows("j")
+    losses.next(lost)
+    far.release("j", "b", 0)
+    losses.next(lost)
+    assert 0 == far.free_in(["f"])
+    assert 6 == losses.count
+
+
+@pytest.fixture
+def overtaken(
+    far: PostgresStore, losses: Losses, admin: Any, monkeypatch: pytest.MonkeyPatch
+) -> PostgresStore:
+    """The next answer of the store is lost; before it asks again, host `b` goes on with the job."""
+    opened = far._database._opened
+
+    def late(lost: Any) -> Any:
+        admin.execute("UPDATE routilux_jobs SET owner = 'b'")
+        admin.execute(
+            "INSERT INTO routilux_commits SELECT job, max(seq) + 1, 'b', 'of b'"
+            " FROM routilux_commits GROUP BY job"
+        )
+        return opened(lost)
+
+    def next_is_lost(lost: str) -> None:
+        monkeypatch.setattr(far._database, "_opened", late)
+        losses._lost = lost
+
+    monkeypatch.setattr(losses, "next", next_is_lost)
+    return far
+
+
+def test_a_job_with_which_others_went_on_before_its_maker_heard_of_it_is_no_duplicate(
+    overtaken: PostgresStore, losses: Losses
+) -> None:
+    losses.next("answer")
+    overtaken.create("j", b"1", "a", flow_id="f", queued=True)
+    assert [b"1", b"of b"] == overtaken.rows("j")
+    with pytest.raises(DuplicateJobError):
+        overtaken.create("j", b"1", "a", flow_id="f", queued=True)
+
+
+def test_a_job_with_which_others_went_on_before_its_operator_heard_of_it_was_overruled(
+    overtaken: PostgresStore, losses: Losses
+) -> None:
+    overtaken.create("j", b"1", "a", flow_id="f", queued=True)
+    losses.next("answer")
+    overtaken.overrule("j", 2, b"2", "operator", free=True)
+    assert [b"1", b"2", b"of b"] == overtaken.rows("j")
+    with pytest.raises(LeaseLostError, match="has 3 commits"):
+        overtaken.overrule("j", 2, b"2", "operator", free=True)
+
+
+def test_an_append_after_which_others_went_on_before_its_host_heard_of_it_is_the_end_of_its_lease(
+    overtaken: PostgresStore, losses: Losses
+) -> None:
+    overtaken.create("j", b"1", "a", flow_id="f", queued=False)
+    losses.next("answer")
+    with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
+        overtaken.append("j", 2, b"2", "a", rests=False)
+    assert [b"1", b"2", b"of b"] == overtaken.rows("j")
+
+
+# --- in the caller --------------------------------------------------------------------------------
+
+
+class TooLong(Exception):
+    """What a program raises that has set itself an alarm; the driver knows nothing of it."""
+
+
+def ends(*_: object) -> None:
+    raise SystemExit
+
+
+def alarms(*_: object) -> None:
+    raise TooLong
+
+
+@pytest.mark.parametrize(
+    ("number", "handler", "raised"),
+    [
+        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
+        (signal.SIGUSR1, ends, SystemExit),
+        (signal.SIGALRM, alarms, TooLong),
+    ],
+)
+def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(
+    postgres: PostgresStore,
+    admin: Any,
+    dsn: str,
+    number: int,
+    handler: Any,
+    raised: type[BaseException],
+) -> None:
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    main = threading.get_ident()
+
+    def interrupt() -> None:
+        until_one_waits(admin)
+        signal.pthread_kill(main, number)
+
+    before = signal.signal(number, handler)
+    try:
+        with locked(dsn):
+            call = Call(interrupt)
+            with pytest.raises(raised):
+                postgres.append("j", 2, b"2", "a", rests=False)
+            assert None is call.result()
+    finally:
+        signal.signal(number, before)
+    postgres.append("j", 2, b"2", "a", rests=False)
+    assert [b"1", b"2"] == postgres.rows("j")
+
+
+APPENDS = """
+import sys
+from routilux import PostgresStore
+store = PostgresStore(sys.argv[1])
+store.create("j", b"row 1", "a", flow_id="f", queued=False)
+for seq in range(2, 10**9):
+    store.append("j", seq, b"row %d" % seq, "a", rests=False)
+    print(seq, flush=True)
+"""
+
+
+@pytest.mark.parametrize("lines", [1, 10])
+def test_what_was_accepted_before_a_host_was_killed_is_there_after_it(
+    postgres: PostgresStore, dsn: str, lines: int
+) -> None:
+    with processes(APPENDS, [dsn]) as [child]:
+        for _ in range(lines):
+            line_of(child)
+        child.kill()
+        assert child.stdout is not None
+        accepted = lines + 1 + len(child.stdout.read().split("\n")[:-1])
+    rows = postgres.rows("j")
+    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
+    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
+
+
+def test_a_host_that_stands_still_locks_nobody_out(postgres: PostgresStore, dsn: str) -> None:
+    with processes(APPENDS, [dsn]) as [child]:
+        line_of(child)
+        child.send_signal(signal.SIGSTOP)
+        claim = Call(claims, postgres)
+        assert None is claim.result()
+        child.send_signal(signal.SIGCONT)
+        assert 0 != child.wait(PATIENCE)
+    assert b"claimed" == postgres.rows("j")[-1]
+
+
+def claims(store: PostgresStore) -> None:
+    while True:
+        try:
+            store.claim("j", len(store.rows("j")) + 1, b"claimed", "b", rests=False)
+        except LeaseLostError:  # the last append was still under way
+            continue
+        return

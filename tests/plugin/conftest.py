@@ -1,0 +1,21 @@
+"""What the tests of the plugin share: an inner pytest that has the plugin and nothing unasked."""
+
+from __future__ import annotations
+
+import pytest
+import rich.console
+import rich.table
+
+# An inner pytest in this process drops what it has imported: rich must be there before, whole.
+assert rich.console
+assert rich.table
+
+
+@pytest.fixture
+def inner(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A test bed of 100 columns; the plugin is given by its module, installed or not."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    for name in ("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "PYTEST_ADDOPTS"):
+        monkeypatch.delenv(name, raising=False)
+    return pytester

@@ -1,0 +1,259 @@
+"""Stores in a file that are looked into, that fail when they are told to, or that have one bug."""
+
+from __future__ import annotations
+
+import sqlite3
+from itertools import count
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pytest_routilux.files import Folder, Image
+from routilux import Append, LeaseLostError, SqliteStore
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+
+LEASE = 10**10
+PUT = "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1"
+
+
+# --- looked into ----------------------------------------------------------------------------------
+
+
+class Stepped(SqliteStore):
+    """Notes what stands in the files before each statement of a write, or each few instructions.
+
+    `seen` are (the commit that is written, the statement, the files).
+    """
+
+    seen: ClassVar[list[tuple[int, str, Image]]]
+    every: ClassVar[int] = 0
+    """How many instructions of SQLite's machine there are between two looks; 0 for none."""
+
+    def __init__(self, path: Path) -> None:
+        self._seq = 0
+        self._owner = ""
+        self._statement = ""
+        self._folder = Folder(path.parent)
+        super().__init__(path)
+
+    def _connected(self) -> sqlite3.Connection:
+        db = super()._connected()
+        db.set_trace_callback(self._before)
+        if self.every:
+            db.set_progress_handler(self._within, self.every)
+        return db
+
+    def _before(self, statement: str) -> None:
+        self._statement = " ".join(statement.split()[:2])
+        self._look()
+
+    def _within(self) -> None:
+        self._statement += "."
+        self._look()
+
+    def _look(self) -> None:
+        if self._seq:
+            self.seen.append((self._seq, self._statement, self._folder.image({})))
+
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        self._seq = 1
+        super().create(job_id, row, owner, flow_id=flow_id, queued=queued)
+        self._seq = 0
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        self._seq = seq if self._owner in ("", owner) else 0  # not of a host that has lost the job
+        super().append(job_id, seq, row, owner, rests=rests)
+        self._seq = 0
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        self._seq = seq
+        super().claim(job_id, seq, row, owner, rests=rests)
+        self._seq, self._owner = 0, owner
+
+    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        self._seq = appends[0].seq
+        refusals = super().append_all(appends)
+        self._seq = 0
+        return refusals
+
+    def close(self) -> None:
+        super().close()
+        self._folder.close()
+
+
+# --- failing when told ----------------------------------------------------------------------------
+
+
+class Failing(SqliteStore):
+    """Fails the write of one commit, once; see `failing`."""
+
+    seq: ClassVar[int]
+    how: ClassVar[str]
+    struck: ClassVar[int]
+
+    def create(self, job_id: str, row: bytes, owner: str, **told: Any) -> None:
+        self._write(1, lambda: SqliteStore.create(self, job_id, row, owner, **told))
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, **told: Any) -> None:
+        self._write(seq, lambda: SqliteStore.append(self, job_id, seq, row, owner, **told))
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, **told: Any) -> None:
+        self._write(seq, lambda: SqliteStore.claim(self, job_id, seq, row, owner, **told))
+
+    def _write(self, seq: int, write: Any) -> None:
+        if seq != self.seq or type(self).struck:
+            write()
+            return
+        type(self).struck += 1
+        if self.how == "refuses":
+            raise OSError("the disk is gone")
+        if self.how == "does not answer":
+            write()
+            raise OSError("the disk is gone, after it was written")
+        if self.how == "is full":
+            with self._using() as db:
+                db.execute("PRAGMA max_page_count = 1")  # as many as there are
+            write()
+        else:
+            with self._using() as db:
+                db.execute("PRAGMA busy_timeout = 0")
+            other = sqlite3.connect(self.path, isolation_level=None)
+            try:
+                other.execute("BEGIN IMMEDIATE")
+                write()
+            finally:
+                other.close()
+
+
+def failing(seq: int, how: str) -> type[Failing]:
+    """Return a store that fails the write of commit `seq`, the first time.
+
+    It `refuses`, `does not answer`, `is full` or `is locked`.
+    """
+    return type("Failing", (Failing,), {"seq": seq, "how": how, "struck": 0})
+
+
+# --- with one bug ---------------------------------------------------------------------------------
+
+
+class _Later:
+    """A clock that every host reads after all leases of the one before have ended."""
+
+    _hosts = count(1)
+
+    def __init__(self) -> None:
+        self._now = next(self._hosts) * 2 * LEASE
+
+    def now_ns(self) -> int:
+        return self._now
+
+
+class Leased(SqliteStore):
+    """No bug: each host has the job under a lease, as a worker has."""
+
+    def __init__(self, path: Path) -> None:
+        self._flow_ids: Collection[str] = ["work"]
+        super().__init__(path, clock=_Later())  # type: ignore[arg-type]  # all that it asks for
+
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        super().create(job_id, row, owner, flow_id=flow_id, queued=True)
+        self.acquire(owner, [flow_id], LEASE)
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        self.acquire(owner, self._flow_ids, LEASE)
+        super().claim(job_id, seq, row, owner, rests=rests)
+
+
+class Grouped(SqliteStore):
+    """No bug: each commit is written as several jobs are that end together."""
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        [refusal] = self.append_all([Append(job_id, seq, row, owner, rests)])
+        if refusal is not None:
+            raise refusal
+
+
+class ForgetsRests(Leased):
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        super().append(job_id, seq, row, owner, rests=False)
+
+
+class CommitsLate(SqliteStore):
+    """Acknowledges a row whose COMMIT comes with the next one."""
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        with self._using() as db:
+            if db.in_transaction:
+                db.execute("COMMIT")
+            db.execute("BEGIN IMMEDIATE")
+            db.execute(PUT, (job_id, seq, owner, row))
+
+
+class CommitsAtRest(SqliteStore):
+    """Keeps a job in one transaction, which ends when the job rests."""
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        with self._using() as db:
+            if not db.in_transaction:
+                db.execute("BEGIN IMMEDIATE")
+            db.execute(PUT, (job_id, seq, owner, row))
+            if rests:
+                db.execute("COMMIT")
+
+    def close(self) -> None:
+        """Commit what it has, which a host that dies does not come to."""
+        with self._using() as db:
+            if db.in_transaction:
+                db.execute("COMMIT")
+        super().close()
+
+
+class HalfCreates(Stepped):
+    """Makes the job in one transaction, and keeps its first row in another."""
+
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
+        self._seq = 1
+        with self._writing() as db:
+            db.execute(
+                "INSERT INTO jobs (job_id, flow_id, owner) VALUES (?, ?, ?)",
+                (job_id, flow_id, owner),
+            )
+        with self._writing() as db:
+            db.execute(PUT, (job_id, 1, owner, row))
+        self._seq = 0
+
+
+class HalfClaims(Stepped):
+    """Keeps the row of a claim in one transaction, and the owner in another."""
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        self._seq = seq
+        with self._writing() as db:
+            db.execute(PUT, (job_id, seq, owner, row))
+        with self._writing() as db:
+            db.execute("UPDATE jobs SET owner = ? WHERE job_id = ?", (owner, job_id))
+        self._seq, self._owner = 0, owner
+
+
+class NoFence(SqliteStore):
+    """Lets whoever comes last write over what stands there."""
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        with self._writing() as db:
+            db.execute(PUT.replace("INSERT", "INSERT OR REPLACE"), (job_id, seq, owner, row))
+
+
+class ForgetsOwner(SqliteStore):
+    """Keeps the row of a claim, and not who claims."""
+
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        with self._writing() as db:
+            db.execute(PUT, (job_id, seq, owner, row))
+
+
+class Tidies(SqliteStore):
+    """Keeps a row otherwise than it was given."""
+
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        super().append(job_id, seq, row + b"\n", owner, rests=rests)

@@ -1,0 +1,378 @@
+"""What the simulation tries on memory it tries on a real store too, and comes to the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_routilux import simulation
+from pytest_routilux.choices import FIFO
+from pytest_routilux.crash import recover, undisturbed
+from pytest_routilux.examine import Checks, Coverage, examine, judge, reference
+from pytest_routilux.faults import ClockJump, Raises, Slow, StoreFails
+from pytest_routilux.lives import Case
+from pytest_routilux.points import crash_points
+from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
+from routilux.persist.upgrades import FORMAT
+from routilux.values import first_difference
+from showcase.flows import data_pipeline, fan_out_and_in
+from showcase.test_fan_out import ALBUM, pictures
+from tests.plugin.sim import bugs, test_planted_flows
+from tests.plugin.sim.sqlite_stores import Grouped, Leased, failing
+from tests.plugin.sim.test_crash import build as payment
+from tests.plugin.sim.test_laws import flow_of
+from tests.plugin.sim.test_store_files import ALONE_WORKED, LIES
+
+if TYPE_CHECKING:
+    from pytest_routilux.crash import Disturbed
+    from pytest_routilux.examine import Reference
+    from pytest_routilux.files import Opens
+    from pytest_routilux.world import World
+
+START = FakeClock().now_ns()
+ALONE = Checks(isolated=False)
+
+
+# --- flows ----------------------------------------------------------------------------------------
+
+
+class Dawdles(Routine):
+    """Takes too long, the first two times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.work)
+
+    def work(self) -> None:
+        self.ctx.sleep(5 if self.ctx.attempt < 3 else 1)
+
+
+class Kills(Routine):
+    """Ends every host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.work)
+
+    def work(self) -> None:
+        raise SystemExit(3)
+
+
+class Splits(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.work)
+        self.define_event("output", ["n"])
+
+    def work(self) -> None:
+        for n in range(3):
+            self.emit("output", n=n)
+
+
+class Fails(Routine):
+    """Fails for good at the second of three, and tells who waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.work)
+        self.define_event("output", ["n"])
+        self.define_event("error", ["task_id"])
+
+    def work(self, n: int) -> None:
+        self.ctx.sleep(0.1)
+        if n == 1:
+            raise ConnectionError("no line")
+        self.emit("output", n=n)
+
+
+class Joins(Routine):
+    """Waits for three, by whichever way they come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("done", handler=self.done)
+        self.define_slot("failed", handler=self.failed)
+        self.define_event("output", ["seen"])
+
+    def done(self, n: int) -> None:
+        self._count(n)
+
+    def failed(self, task_id: str) -> None:
+        self._count(task_id)
+
+    def _count(self, what: object) -> None:
+        seen: Any = self.ctx.state.setdefault("seen", [])
+        seen.append(what)
+        if len(seen) == 3:
+            self.emit("output", seen=seen)
+
+
+def alone(routine: Routine, **options: Any) -> Flow:
+    flow = Flow("alone")
+    flow.add_routine(routine, "work")
+    flow.set_error_handler(ErrorHandler("retry", max_retries=3, retry_delay=0.5, **options))
+    return flow
+
+
+def join() -> Flow:
+    flow = Flow("join", execution_strategy="concurrent", max_workers=2)
+    flow.add_routine(Splits(), "split")
+    flow.add_routine(Fails(), "work")
+    flow.add_routine(Joins(), "join")
+    flow.connect("split", "output", "work", "trigger")
+    flow.connect("work", "output", "join", "done")
+    flow.connect("work", "error", "join", "failed")
+    flow.set_error_handler(ErrorHandler("retry", max_retries=1, on_exhausted="continue"))
+    return flow
+
+
+def chain(strategy: Any) -> Callable[[], Flow]:
+    """Three tasks, of which the second fails at once, and nobody listens to that."""
+
+    def build() -> Flow:
+        flow = Flow("chain")
+        flow.add_routine(Splits(), "split")
+        flow.add_routine(Fails(), "work")
+        flow.connect("split", "output", "work", "trigger")
+        flow.set_error_handler(ErrorHandler(strategy))
+        return flow
+
+    return build
+
+
+REQUEST = {"request_id": "r-1"}
+CASES: dict[str, Case] = {
+    "a chain with retries": Case(lambda: data_pipeline(4), "data_fetch", REQUEST),
+    "a chain that fails for good": Case(lambda: data_pipeline(5), "data_fetch", REQUEST),
+    "a chain on many workers": Case(lambda: data_pipeline(2, "concurrent"), "data_fetch", REQUEST),
+    "fan-out, fan-in and shared data": Case(
+        lambda: fan_out_and_in(3), "split", pictures(ALBUM[:3])
+    ),
+    "a join that a failure ends": Case(join, "split"),
+    "once, an effect and a wait": Case(payment(), "pay", {"order": "A7"}),
+    "once with a deadline": Case(payment(60), "pay", {"order": "A7"}),
+    "continue": Case(chain("continue"), "split"),
+    "skip": Case(chain("skip"), "split"),
+    "stop": Case(chain("stop"), "split"),
+    "timeouts": Case(lambda: alone(Dawdles(), timeout=2), "work"),
+    "poisoned by its store": Case(
+        lambda: data_pipeline(0),
+        "data_fetch",
+        REQUEST,
+        faults=tuple(StoreFails(write) for write in (2, 4, 6, 8)),
+    ),
+    "an outage and a jump of the clock": Case(
+        lambda: data_pipeline(0),
+        "data_fetch",
+        REQUEST,
+        faults=(
+            Raises("data_storage", ConnectionError("no line"), attempts=[1]),
+            Slow("data_fetch", 2),
+            ClockJump(-3600),
+        ),
+    ),
+    "a store that fails by itself": Case(
+        lambda: data_pipeline(2),
+        "data_fetch",
+        REQUEST,
+        faults=(StoreFails(3), StoreFails(5, durable=True)),
+    ),
+}
+
+
+# --- agreement ------------------------------------------------------------------------------------
+
+
+def rows_of(world: World) -> list[str]:
+    """The commits as they are saved: those in the files, where there are files.
+
+    Without the version, which is only told by who begins to write to a store.
+    """
+    if world.files is not None:
+        version = f'"format":{codec.dumps(FORMAT)},'
+        return [row.decode().replace(version, "", 1) for row in world.files.rows]
+    return [codec.dumps(commit.serialize()) for commit in world.commits]
+
+
+def told(known: Reference, after: Disturbed) -> dict[str, object]:
+    """All that came of a crash, but what differs between any two runs."""
+    finding = known.finding or judge(known, after, ALONE)
+    job = after.life.job
+    return {
+        "executed": after.executed,
+        "commits": rows_of(after.world),
+        "calls": [(c.effect, c.number, c.arguments, c.key, c.at_ns) for c in after.world.calls],
+        "hosts end by": [f"{type(life.error).__name__}: {life.error}" for life in after.lives],
+        "job": None if job is None else codec.dumps(job.serialize()),
+        "verdict": None if finding is None else (*finding.signature, finding.what, finding.rows),
+    }
+
+
+def known_of(case: Case) -> Reference:
+    return reference(case, START, ALONE, Coverage())
+
+
+def disagreements(case: Case, opens: Opens = SqliteStore, sample: int | None = None) -> list[str]:
+    """Where crashes on a store come to something else than on memory, a line each."""
+    memory, store = known_of(case), known_of(replace(case, store=opens))
+    first, second = memory.run, store.run
+    difference = first_difference(rows_of(first.world), rows_of(second.world))
+    if difference is not None:
+        return [f"undisturbed, memory against the store: commits differ, {difference}"]
+    if memory.finding != store.finding:
+        return [f"undisturbed: found {memory.finding} on memory, {store.finding} on the store"]
+    points = crash_points(first)
+    if points != crash_points(second):
+        return ["not the same crash points"]
+    found = [
+        f"commit {number}: the store gives back another job: {difference}"
+        for number, (a, b) in enumerate(zip(first.states, second.states, strict=True))
+        if (difference := first_difference(a.serialize(), b.serialize())) is not None
+    ]
+    if sample is not None and len(points) > sample:
+        points = Random(sample).sample(points, sample)
+    for point in points:
+        on_memory = told(memory, recover(first, point))
+        on_store = told(store, recover(second, point))
+        if not on_store["executed"]:
+            found.append(f"{point.name}: the crash did not come")
+        found += [
+            f"{point.name}: {name} on memory {was!r}, on the store {on_store[name]!r}"
+            for name, was in on_memory.items()
+            if was != on_store[name]
+        ]
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_crash_comes_to_the_same_on_a_real_store_as_on_memory(name: str) -> None:
+    assert [] == disagreements(CASES[name])
+
+
+@pytest.mark.parametrize("opens", [Leased, Grouped])
+@pytest.mark.parametrize("name", ["once, an effect and a wait", "a store that fails by itself"])
+def test_so_it_does_under_a_lease_and_by_writes_of_several_jobs(name: str, opens: Opens) -> None:
+    assert [] == disagreements(CASES[name], opens)
+
+
+@pytest.mark.parametrize("name", ["fan-out, fan-in and shared data", "timeouts", "skip"])
+def test_every_planned_crash_is_executed_on_both(name: str) -> None:
+    memory = examine(CASES[name], START, ALONE).coverage
+    store = examine(replace(CASES[name], store=SqliteStore), START, ALONE).coverage
+    assert memory.planned == memory.executed == store.planned == store.executed
+    assert 5 < store.executed.total()
+
+
+def test_a_job_that_is_poisoned_by_its_handler_is_so_on_both() -> None:
+    """No crash is tried of it, since it does not survive by itself; here they are all the same."""
+    poisoned = Case(lambda: alone(Kills()), "work")
+    assert [] == disagreements(poisoned)
+    finding = known_of(poisoned).finding
+    assert finding is not None
+    assert "stuck" == finding.kind
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_crashes_of_flows_drawn_at_random_come_to_the_same(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulation, "_MOST_STEPS", 60)
+    assert [] == disagreements(Case(lambda: flow_of(seed), "r0", {"n": 3}), sample=12)
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_store_that_lies_does_not_agree(lie: str) -> None:
+    opens, _, _, says = LIES[lie]
+    assert says in "\n".join(disagreements(ALONE_WORKED, opens))
+
+
+SHOP = {"order": "A7", "amount": 19.9}
+BUGS: dict[str, Case] = {
+    routine.__name__: Case(partial(bugs.shop, routine, bugs.ThreeOrders), "orders", SHOP)
+    for routine in (bugs.Charge, *bugs.Charge.__subclasses__())
+    if routine is not bugs.Ending  # which has no bug
+} | {
+    f"planted: {name}": Case(planted.buggy, "orders", {"order": "A7"}, faults=planted.faults)
+    for name, planted in test_planted_flows.PLANTED.items()
+}
+BUGS["SecondThoughts"] = replace(
+    BUGS["SecondThoughts"], faults=(Raises("charge", bugs.GatewayDown, [1]),)
+)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_bug_of_a_flow_is_found_at_the_same_crashes(name: str) -> None:
+    def found(store: Opens | None) -> list[tuple[object, ...]]:
+        result = examine(replace(BUGS[name], store=store), START, ALONE)
+        assert result.coverage.planned == result.coverage.executed
+        first = result.reference.finding
+        return [
+            ("undisturbed", first and first.signature),
+            *((point.name, finding.signature) for point, finding in result.failures),
+        ]
+
+    assert [("undisturbed", None)] != found(None) == found(SqliteStore)
+
+
+# --- the store's own failures ---------------------------------------------------------------------
+
+
+class Bulky(Routine):
+    """Emits more than a page of a database holds, also where it failed before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.work)
+        self.define_event("output", ["data"])
+
+    def work(self, data: str) -> None:
+        self.ctx.sleep(1)
+        if self.ctx.attempt == 1:
+            raise ConnectionError("no line " + 9_000 * ".")
+        self.emit("output", data=data)
+
+
+def bulky() -> Flow:
+    flow = Flow("bulky")
+    flow.add_routine(Bulky(), "first")
+    flow.add_routine(Bulky(), "second")
+    flow.connect("first", "output", "second", "trigger")
+    flow.set_error_handler(ErrorHandler("retry", retry_delay=0.5))
+    return flow
+
+
+BULKY = Case(bulky, "first", {"data": 9_000 * "x"})
+
+
+def refused_on_memory(seq: int, kind: str) -> Disturbed:
+    run = undisturbed(BULKY, START, FIFO)
+    [point] = [p for p in crash_points(run) if p.kind == kind and p.commits == seq - 1]
+    return recover(run, point)
+
+
+@pytest.mark.parametrize("seq", range(1, 6))
+@pytest.mark.parametrize(
+    ("how", "kind", "says"),
+    [
+        ("refuses", "store refuses", "the disk is gone"),
+        ("does not answer", "store does not answer", "after it was written"),
+        ("is full", "store refuses", "no commit is half written"),
+        ("is locked", "store refuses", "another process has kept it locked"),
+    ],
+)
+def test_a_real_store_that_fails_leaves_what_a_simulated_one_does(
+    how: str, kind: str, says: str, seq: int
+) -> None:
+    opens = failing(seq, how)
+    run = undisturbed(replace(BULKY, store=opens), START, FIFO)
+    assert 1 == opens.struck
+    ends = [note.text for _, _, note in run.world.log if hasattr(note, "text")]
+    assert [True] == [says in text for text in ends if text.startswith("the host ends: OSError")]
+    assert rows_of(refused_on_memory(seq, kind).world) == rows_of(run.world)
+    assert {} == run.lost
+    assert run.life.lost is None

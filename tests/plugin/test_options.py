@@ -1,0 +1,349 @@
+"""What can be said on the command line and in configuration files, and what is refused, and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import pytest
+
+from tests.plugin.inner import PLUGIN, ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TELLS: Final = """
+    def test_tells(flow_report, flow_clock_bare):
+        flow_report.add("marker")
+        flow_clock_bare.advance(1)
+"""
+ALLOWED: Final = "allowed are auto, always and never"
+NATIVE: Final = pytest.mark.skipif(
+    pytest.version_tuple < (9,), reason="pytest has native tables since 9.0"
+)
+
+
+def counts(result: pytest.RunResult) -> tuple[int, int]:
+    """Return how often the report and the summary are shown."""
+    return result.outlines.count("  marker"), result.stdout.str().count("routilux: 1 s of virtual")
+
+
+# --- modes ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        ((), (0, 1)),
+        (("--routilux-report=auto",), (0, 1)),
+        (("-v",), (1, 1)),
+        (("-q",), (0, 0)),
+        (("--routilux-report=always",), (1, 1)),
+        (("--routilux-report", "always", "-qq"), (1, 1)),
+        (("--routilux-report=always", "-v"), (1, 1)),
+        (("--routilux-report=never",), (0, 0)),
+        (("--routilux-report=never", "-vv"), (0, 0)),
+    ],
+)
+def test_each_mode_shows_what_it_says(
+    inner: pytest.Pytester, args: tuple[str, ...], shown: tuple[int, int]
+) -> None:
+    inner.makepyfile(TELLS)
+    assert shown == counts(inner.runpytest_inprocess(*PLUGIN, *args))
+
+
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        ((), 1),
+        (("-q",), 1),
+        (("-qq",), 1),
+        (("--tb=short",), 1),
+        (("--tb=line",), 1),
+        (("--tb=no",), 0),
+        (("--tb=no", "--routilux-report=always"), 1),
+        (("--show-capture=no",), 1),
+        (("--show-capture=stdout", "-v"), 1),
+        (("--show-capture=log", "--tb=no"), 0),
+        (("--routilux-report=always",), 1),
+        (("--routilux-report=never",), 0),
+        (("--routilux-report=never", "-v"), 0),
+    ],
+)
+def test_a_failure_has_its_report_once_in_whatever_look(
+    inner: pytest.Pytester, args: tuple[str, ...], shown: int
+) -> None:
+    inner.makepyfile(f"{TELLS}        assert False")
+    result = inner.runpytest_inprocess(*PLUGIN, *args)
+    assert pytest.ExitCode.TESTS_FAILED == result.ret
+    assert shown == result.outlines.count("  marker")
+
+
+@pytest.mark.parametrize(
+    ("args", "passed", "failed"),
+    [
+        (("--routilux-report=always",), (1, 1), (1, 1)),
+        (("--routilux-report=never", "-v"), (0, 0), (0, 0)),
+        (("--show-capture=no",), (0, 1), (1, 1)),
+    ],
+)
+def test_with_workers_it_is_the_same(
+    inner: pytest.Pytester, args: tuple[str, ...], passed: tuple[int, int], failed: tuple[int, int]
+) -> None:
+    for ending, shown in (("", passed), ("        assert False", failed)):
+        inner.makepyfile(TELLS + ending)
+        result = inner.runpytest_inprocess(*PLUGIN, *args, "-p", "xdist.plugin", "-n", "1")
+        assert shown == counts(result)
+
+
+def test_always_without_verbose_shows_the_reports_at_the_end_under_their_tests(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        test_two="""
+        def test_one(flow_report): flow_report.add("first")
+        def test_two(flow_report): flow_report.add("second")
+        def test_three(): pass
+        """
+    )
+    lines = inner.runpytest_inprocess(*PLUGIN, "--routilux-report=always").outlines
+    at = next(at for at, line in enumerate(lines) if "= flow reports =" in line)
+    assert [
+        f"{' test_two.py::test_one ':_^100}",
+        "  first",
+        f"{' test_two.py::test_two ':_^100}",
+        "  second",
+    ] == lines[at + 1 : at + 5]
+
+
+@pytest.mark.parametrize("verbose", [(), ("-v",)])
+def test_a_failing_subtest_has_the_report_as_it_stood_then(
+    inner: pytest.Pytester, verbose: tuple[str, ...]
+) -> None:
+    if not hasattr(pytest, "Subtests"):
+        pytest.skip("pytest has subtests since 9.0")
+    inner.makepyfile(
+        """
+        def test_steps(subtests, flow_report):
+            for n in (1, 2, 3):
+                with subtests.test(n=n):
+                    flow_report.add(f"step {n}")
+                    assert n != 2
+        """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN, *verbose)
+    assert 1 == result.outlines.count("  step 2")
+    result.stdout.fnmatch_lines(["*test_steps (n=2)*", "E *assert 2 != 2", "*- Flow report -*"])
+
+
+# --- configuration files --------------------------------------------------------------------------
+
+
+def written(folder: Path, form: str, value: str) -> None:
+    """Write a configuration file with the option in one of pytest's forms."""
+    name, text = {
+        "ini": ("pytest.ini", "[pytest]\nroutilux_report = {}\n"),
+        "tox": ("tox.ini", "[pytest]\nroutilux_report = {}\n"),
+        "cfg": ("setup.cfg", "[tool:pytest]\nroutilux_report = {}\n"),
+        "pyproject": ("pyproject.toml", '[tool.pytest.ini_options]\nroutilux_report = "{}"\n'),
+        "native": ("pyproject.toml", '[tool.pytest]\nroutilux_report = "{}"\n'),
+        "toml": ("pytest.toml", '[pytest]\nroutilux_report = "{}"\n'),
+    }[form]
+    (folder / name).write_text(text.format(value), encoding="utf-8")
+
+
+FORMS: Final = [
+    "ini",
+    "tox",
+    "cfg",
+    "pyproject",
+    pytest.param("native", marks=NATIVE),
+    pytest.param("toml", marks=NATIVE),
+]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
+    inner: pytest.Pytester, form: str
+) -> None:
+    inner.makepyfile(TELLS)
+    written(inner.path, form, "always")
+    assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN))
+    assert (0, 1) == counts(inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto"))
+    assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, "-o", "routilux_report=never"))
+
+
+def test_workers_take_the_mode_of_the_configuration(inner: pytest.Pytester) -> None:
+    inner.makepyfile(TELLS)
+    written(inner.path, "ini", "always")
+    workers = ("-p", "xdist.plugin", "-n", "1")
+    assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN, *workers))
+    never = ("-o", "routilux_report=never")
+    assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, *workers, *never))
+
+
+def refused(result: pytest.RunResult) -> str:
+    """Return what pytest says of a call that it refuses, in one line and without a traceback."""
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    [line] = [line for line in result.errlines if line]
+    assert "INTERNALERROR" not in result.stdout.str()
+    return line
+
+
+@pytest.mark.parametrize("value", ["sometimes", "Always", ""])
+def test_another_mode_on_the_command_line_is_refused(inner: pytest.Pytester, value: str) -> None:
+    result = inner.runpytest_inprocess(*PLUGIN, f"--routilux-report={value}")
+    assert f"ERROR: --routilux-report={value!r} is no mode; {ALLOWED}" == refused(result)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_another_mode_in_the_configuration_is_refused(inner: pytest.Pytester, form: str) -> None:
+    written(inner.path, form, "sometimes")
+    line = (
+        "ERROR: the option routilux_report = 'sometimes' of the configuration is no mode;"
+        f" {ALLOWED}"
+    )
+    assert line == refused(inner.runpytest_inprocess(*PLUGIN))
+
+
+def test_without_a_terminal_a_refusal_is_told_all_the_same(inner: pytest.Pytester) -> None:
+    result = inner.runpytest_inprocess(*PLUGIN, "-p", "no:terminal", "--routilux-report=x")
+    assert f"ERROR: --routilux-report='x' is no mode; {ALLOWED}" == refused(result)
+
+
+@NATIVE
+def test_a_value_of_another_type_in_a_native_table_is_refused(inner: pytest.Pytester) -> None:
+    inner.makepyprojecttoml("[tool.pytest]\nroutilux_report = true\n")
+    line = refused(inner.runpytest_inprocess(*PLUGIN))
+    assert "config option 'routilux_report' expects a string, got bool: True" in line
+    assert line.endswith(f"; {ALLOWED}")
+
+
+def test_a_mode_of_the_command_line_spares_the_one_of_the_configuration(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(TELLS)
+    written(inner.path, "ini", "sometimes")
+    inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
+
+
+def test_the_help_tells_of_both_options_and_of_the_configuration(inner: pytest.Pytester) -> None:
+    result = inner.runpytest_inprocess(*PLUGIN, "--help")
+    result.stdout.fnmatch_lines(
+        ["flows of routilux:", "*--routilux-repro=R1.…*", "*--routilux-report=MODE*"]
+    )
+    result.stdout.fnmatch_lines(["*routilux_report (string):*"])
+
+
+# --- strictness -----------------------------------------------------------------------------------
+
+WHOLE: Final = """
+    import pytest
+    from routilux import Flow, Routine
+
+    class Nap(Routine):
+        def __init__(self):
+            super().__init__()
+            self.define_slot("trigger", handler=self.nap)
+
+        def nap(self):
+            self.ctx.sleep(1.5)
+
+    def nap():
+        flow = Flow("nap")
+        flow.add_routine(Nap(), "nap")
+        return flow
+
+    def test_runs(flow_runtime, flow_monitor, flow_report):
+        flow_report.timeline(nap().execute("nap"))
+
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(nap, "nap")
+
+    def test_travels(serialize_roundtrip, flow_factory, flow_hosts):
+        assert serialize_roundtrip({"n": 1}) == {"n": 1}
+"""
+
+
+@pytest.mark.parametrize(
+    "strict",
+    [
+        "[pytest]\naddopts = --strict-config --strict-markers\nfilterwarnings = error\n",
+        pytest.param("[pytest]\nstrict = true\nfilterwarnings = error\n", marks=NATIVE),
+    ],
+)
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "2")])
+def test_the_strictest_project_sees_no_warning_and_no_error(
+    inner: pytest.Pytester, strict: str, workers: tuple[str, ...]
+) -> None:
+    inner.makeini(f"{strict}routilux_report = always\n")
+    inner.makepyfile(WHOLE)
+    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error", "-v", *workers)
+    result.assert_outcomes(passed=3)
+    assert [] == result.errlines
+
+
+@NATIVE
+def test_a_strict_native_table_is_enough(inner: pytest.Pytester) -> None:
+    inner.makepyprojecttoml(
+        '[tool.pytest]\nstrict = true\nfilterwarnings = ["error"]\nroutilux_report = "auto"\n'
+    )
+    inner.makepyfile(WHOLE)
+    inner.runpytest_subprocess(*PLUGIN).assert_outcomes(passed=3)
+
+
+# --- without the plugin ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def installed(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """A test bed where the plugin is found by its entry point, as after an installation."""
+    facts = inner.mkdir("site") / "routilux-0.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: routilux\nVersion: 0.0\n")
+    (facts / "entry_points.txt").write_text("[pytest11]\nroutilux = pytest_routilux.plugin\n")
+    monkeypatch.delenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD")
+    monkeypatch.setenv("PYTHONPATH", f"{facts.parent}:{ROOT}")
+    return inner
+
+
+def test_the_plugin_is_there_once_it_is_installed(installed: pytest.Pytester) -> None:
+    installed.makepyfile(WHOLE)
+    installed.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
+
+
+def test_a_project_can_do_without_it(installed: pytest.Pytester) -> None:
+    installed.makepyfile(
+        """
+        def test_plain(pytestconfig):
+            names = [name for name, _ in pytestconfig.pluginmanager.list_name_plugin()]
+            assert "routilux-reports" not in names
+            assert not [n for n in dir(pytestconfig.option) if n.startswith("routilux")]
+
+        def test_wants_it(flow_clock): pass
+        """
+    )
+    result = installed.runpytest_subprocess("-p", "no:routilux", "-v", "-W", "error")
+    result.assert_outcomes(passed=1, errors=1)
+    result.stdout.fnmatch_lines(["E *fixture 'flow_clock' not found"])
+    assert [] == result.errlines
+
+    plain = installed.runpytest_subprocess("-p", "no:routilux", "--fixtures", "--markers")
+    assert "flow_" not in plain.stdout.str()
+    for option in ("--routilux-report=auto", "--routilux-repro=R1.9f3c.fifo"):
+        unknown = installed.runpytest_subprocess("-p", "no:routilux", option)
+        assert pytest.ExitCode.USAGE_ERROR == unknown.ret
+        unknown.stderr.fnmatch_lines([f"*unrecognized arguments: {option}"])
+
+
+def test_its_types_can_be_imported_without_it(installed: pytest.Pytester) -> None:
+    installed.makepyfile(
+        """
+        import pytest_routilux
+
+        def test_types():
+            for name in pytest_routilux.__all__:
+                assert getattr(pytest_routilux, name).__name__ == name
+        """
+    )
+    result = installed.runpytest_subprocess("-p", "no:routilux", "-W", "error")
+    result.assert_outcomes(passed=1)

@@ -315,6 +315,10 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Give what the test tells to its report, which travels to the printing process."""
+    if call.excinfo is not None and "routilux" in sys.modules:
+        from pytest_routilux.tracebacks import hide_ours
+
+        hide_ours(call.excinfo)
     told = item.stash.get(TOLD, None)
     if told is None:
         return (yield)

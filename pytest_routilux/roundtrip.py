@@ -65,6 +65,7 @@ class SerializeRoundtrip:
         self, obj: _T, via: Via = "memory", *, imports: Iterable[str | ModuleType] = ()
     ) -> _T:
         """Return the restored object; see the class."""
+        __tracebackhide__ = True
         kind = kind_of(obj)
         data = saved(obj)
         if via == "file":

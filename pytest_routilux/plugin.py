@@ -173,6 +173,7 @@ def pytest_assertrepr_compare(
 # --- options ------------------------------------------------------------------------------------
 
 MODES: Final = ("auto", "always", "never")
+_NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # which is all there was
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
@@ -209,8 +210,8 @@ def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginMa
     parser.addini(
         "routilux_blocked_after",
         "real seconds after which a handler that waits in real time fails the test; 0 never does",
-        type="string",
-        default="5",
+        type=_NUMBER,
+        default=5.0,
     )
 
 
@@ -225,7 +226,7 @@ def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
 def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
     try:
         return config.getini(name)
-    except (TypeError, pytest.UsageError) as error:  # pytest before 9.2, and since
+    except (TypeError, ValueError, pytest.UsageError) as error:  # pytest before 9.2, and since
         raise pytest.UsageError(f"{error}; {allowed}") from None
 
 
@@ -238,13 +239,14 @@ def _sleeping(config: pytest.Config) -> Sleeping:
 
 def blocked_after(config: pytest.Config) -> float:
     """Return the setting `routilux_blocked_after`, in seconds."""
-    value = _setting(config, "routilux_blocked_after", "write the seconds as a string")
+    allowed = "routilux_blocked_after is a number of seconds"
+    value = _setting(config, "routilux_blocked_after", allowed)
     try:
         seconds = float(value)
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
-        raise pytest.UsageError(f"routilux_blocked_after is a number of seconds, not {value!r}")
+        raise pytest.UsageError(f"{allowed}, not {value!r}")
     return seconds
 
 

@@ -226,12 +226,18 @@ def test_a_mode_of_the_command_line_spares_the_one_of_the_configuration(
     inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
 
 
-def test_the_help_tells_of_both_options_and_of_the_configuration(inner: pytest.Pytester) -> None:
+def test_the_help_tells_of_both_options_and_of_all_settings(inner: pytest.Pytester) -> None:
     result = inner.runpytest_inprocess(*PLUGIN, "--help")
     result.stdout.fnmatch_lines(
         ["flows of routilux:", "*--routilux-repro=R1.…*", "*--routilux-report=MODE*"]
     )
-    result.stdout.fnmatch_lines(["*routilux_report (string):*"])
+    result.stdout.fnmatch_lines(
+        [
+            "*routilux_report (string):*",
+            "*routilux_sleep (string):*",
+            "*routilux_blocked_after (float):*",
+        ]
+    )
 
 
 # --- strictness -----------------------------------------------------------------------------------

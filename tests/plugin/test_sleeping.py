@@ -168,18 +168,48 @@ def test_real_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_setting_that_is_none_is_refused_before_any_test(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): pass")
     for setting, reason in (
-        ("routilux_sleep=fake", "routilux_sleep is virtual, error or real, not 'fake'"),
-        (
-            "routilux_blocked_after=soon",
-            "routilux_blocked_after is a number of seconds, not 'soon'",
-        ),
-        ("routilux_blocked_after=-1", "routilux_blocked_after is a number of seconds, not '-1'"),
-        ("routilux_blocked_after=inf", "routilux_blocked_after is a number of seconds, not 'inf'"),
-        ("routilux_blocked_after=nan", "routilux_blocked_after is a number of seconds, not 'nan'"),
+        ("sleep=fake", "routilux_sleep is virtual, error or real, not 'fake'"),
+        ("blocked_after=soon", "'soon'; routilux_blocked_after is a number of seconds"),
+        ("blocked_after=-1", "routilux_blocked_after is a number of seconds, not -1.0"),
+        ("blocked_after=inf", "routilux_blocked_after is a number of seconds, not inf"),
+        ("blocked_after=nan", "routilux_blocked_after is a number of seconds, not nan"),
     ):
-        result = run_inside(pytester, "-o", setting)
+        result = run_inside(pytester, "-o", f"routilux_{setting}")
         assert pytest.ExitCode.USAGE_ERROR == result.ret
-        assert f"ERROR: {reason}" in result.errlines
+        [line] = [line for line in result.errlines if line]
+        assert line.startswith("ERROR: ")
+        assert line.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("table", "value", "trouble"),
+    [
+        ("[tool.pytest]", "3", ""),
+        ("[tool.pytest]", "0.25", ""),
+        ("[tool.pytest.ini_options]", "3", ""),
+        ("[tool.pytest.ini_options]", '"0.25"', ""),
+        ("[tool.pytest]", '"3"', "expects a float, got str: '3'; routilux_blocked_after is a num"),
+        ("[tool.pytest]", "true", "expects a float, got bool: True; routilux_blocked_after is a"),
+    ],
+)
+@pytest.mark.skipif(pytest.version_tuple < (9,), reason="pytest has native tables since 9.0")
+def test_seconds_are_a_number_in_a_native_table(
+    pytester: pytest.Pytester, table: str, value: str, trouble: str
+) -> None:
+    pytester.makepyprojecttoml(f"{table}\nroutilux_blocked_after = {value}\n")
+    number = value.strip('"')
+    pytester.makepyfile(
+        f"""
+        def test_it(pytestconfig, flow_clock):
+            assert {number} == pytestconfig.getini("routilux_blocked_after")
+        """
+    )
+    result = run_inside(pytester)
+    if trouble:
+        assert pytest.ExitCode.USAGE_ERROR == result.ret
+        result.stderr.fnmatch_lines([f"ERROR: *'routilux_blocked_after' {trouble}*"])
+    else:
+        result.assert_outcomes(passed=1)
 
 
 # --- freezes of the user's own --------------------------------------------------------------------

@@ -22,6 +22,8 @@ _OURS: Final = frozenset({"routilux", "pytest_routilux"})
 
 def hide_ours(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
     """Let pytest ask, for each frame of ours in a traceback, whether it is to be shown."""
+    if not _says_all(excinfo):
+        return
     for entry in excinfo.traceback:
         names = entry.frame.f_globals
         if str(names.get("__name__")).partition(".")[0] in _OURS:

@@ -21,7 +21,7 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.exchange import ErrorInfo, StepInput, StepOutcome
-from routilux.persist.store import SNAPSHOT_EVERY
+from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.step import timed_out
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.exchange import Effect
     from routilux.loop import Loop
-    from routilux.persist.store import Append, Journal
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
     from routilux.runtime import Runtime
 
 __all__ = ["Drive"]

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from routilux.drive import Drive
     from routilux.drivers import Driver, Ended
     from routilux.exchange import StepInput
-    from routilux.persist.store import Append, Journal
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
     from routilux.runtime import Runtime
 
 __all__ = ["Loop"]

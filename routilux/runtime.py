@@ -38,7 +38,7 @@ from routilux.exchange import copied_payload
 from routilux.instants import to_ns
 from routilux.loop import Loop
 from routilux.persist.document import SavedState
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 from routilux.shape import homeless, mismatch
 from routilux.step import run_step
 

@@ -79,7 +79,7 @@ INSERT OR IGNORE INTO commits VALUES ((
 _FOLLOW: Final = _FENCED.format("")  # whoever owns the job
 _ADD: Final = _FENCED.format(" AND owner = ?3")  # the whole fence in one statement
 # Connections of the process before a fork: SQLite forbids even to close them in the child.
-_inherited: Final[list[sqlite3.Connection | None]] = []
+_inherited: Final[list[sqlite3.Connection]] = []
 _CURES: Final = {
     "SQLITE_BUSY": "another process has kept it locked; is one stopped, or open in an editor?",
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store makes only the file",
@@ -125,9 +125,10 @@ class SqliteStore:
     def close(self) -> None:
         """Close the file; it is opened again if the store is used again."""
         with self._lock:
-            if self._connection is not None and self._process == os.getpid():
+            self._disown()
+            if self._connection is not None:
                 self._connection.close()
-            self._connection = None
+                self._connection = None
 
     @property
     def overtaken(self) -> bool:
@@ -371,10 +372,15 @@ class SqliteStore:
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None or self._process != os.getpid():
-            _inherited.append(self._connection)
+            self._disown()
             self._connection = self._opened()
             self._process = os.getpid()
         return self._connection
+
+    def _disown(self) -> None:
+        if self._connection is not None and self._process != os.getpid():
+            _inherited.append(self._connection)
+            self._connection = None
 
     def _opened(self) -> sqlite3.Connection:
         db = self._connected()

@@ -61,6 +61,7 @@ class Drive:
         "machine",
         "offset",
         "on_rest",
+        "on_wait",
         "ordinal",
         "plan",
         "ready",
@@ -81,7 +82,9 @@ class Drive:
         self.rested = clock.signal()
         self.error: BaseException | None = None
         self.leaving = False
-        self.on_rest: Callable[[Drive], object] | None = None  # called under the runtime's lock
+        # Called under the runtime's lock: it rests, or nothing of it runs before an instant comes.
+        self.on_rest: Callable[[Drive], object] | None = None
+        self.on_wait: Callable[[Drive], object] | None = None
         self.loop: Loop | None = None
         self.ready = False
         self.timer: int | None = None  # when a task of it is looked for

@@ -113,6 +113,8 @@ class Loop:
         task = machine.first(now)
         if task is None:
             self._watch(drive)
+            if drive.on_wait is not None and not machine.in_flight:
+                drive.on_wait(drive)
             return
         runtime = self._runtime
         if runtime.max_steps is not None and self._over(drive, runtime.max_steps):

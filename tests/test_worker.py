@@ -86,6 +86,17 @@ def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left
     assert [60 * SECOND] * 2 == [c.delay_ns for c in job.commits if c.delay_ns]
 
 
+def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
+    runtime: Runtime, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=1000)
+    began = clock.now_ns()
+    job_ids = [runtime.submit(flow, "a") for _ in range(100)]
+    worker(runtime, flow).run(until_idle=True)
+    first = [next(c for c in runtime.load(i).commits if c.kind == "retry") for i in job_ids]
+    assert {began} == {commit.started_ns for commit in first}, "some waited for a renewal"
+
+
 def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(
     runtime: Runtime,
 ) -> None:
@@ -442,7 +453,7 @@ def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
     assert [0, 1, 1] == [(c.detail or {})["recoveries"] for c in job.commits[1:4]]
     whom = "an operator, or another host while this one stood still for too long"
     assert [f"job '{job_id}' was taken over by {whom}"] == caplog.messages
-    assert set() == runtime.taken
+    assert {} == runtime.taken
 
 
 class Forgets(MemoryStore):

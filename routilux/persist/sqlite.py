@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     owner TEXT NOT NULL,     -- '' or '?' for nobody
     free_at INTEGER          -- UTC nanoseconds; NULL for never
 );
-CREATE INDEX IF NOT EXISTS free ON jobs (free_at, flow_id) WHERE free_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS free ON jobs (flow_id, free_at) WHERE free_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
 CREATE TABLE IF NOT EXISTS commits (
     job INTEGER NOT NULL REFERENCES jobs,
@@ -256,9 +256,9 @@ class SqliteStore:
         with self._writing() as db:
             now = self._now()
             found = db.execute(
-                "SELECT job, job_id, owner FROM jobs WHERE free_at <= ?"
-                f" AND flow_id IN ({_marks(flow_ids)}) ORDER BY free_at, job LIMIT 1",
-                (now, *flow_ids),
+                f"SELECT job, job_id, owner FROM jobs WHERE job IN ({_firsts('job', flow_ids)})"
+                " AND free_at <= ? ORDER BY free_at, job LIMIT 1",
+                (*flow_ids, now),
             ).fetchone()
             if found is None:
                 return None
@@ -300,11 +300,9 @@ class SqliteStore:
         """Return when the next job will be free; see `JobStore.free_in`."""
         with self._using() as db:
             found = db.execute(
-                "SELECT free_at FROM jobs WHERE free_at IS NOT NULL"
-                f" AND flow_id IN ({_marks(flow_ids)}) ORDER BY free_at LIMIT 1",
-                tuple(flow_ids),
+                f"SELECT min(free_at) FROM ({_firsts('free_at', flow_ids)})", tuple(flow_ids)
             ).fetchone()
-        return None if found is None else max(0, found[0] - self._now())
+        return None if found[0] is None else max(0, found[0] - self._now())
 
     # --- how ------------------------------------------------------------------------------------
 
@@ -458,5 +456,10 @@ def _write_ahead(db: sqlite3.Connection) -> None:
         db.execute("COMMIT")
 
 
-def _marks(values: Collection[str]) -> str:
-    return ", ".join("?" * len(values))
+def _firsts(column: str, flow_ids: Collection[str]) -> str:
+    """Select the job of each flow that is free first; so the jobs of other flows cost nothing."""
+    asked = "".join(", (?)" for _ in flow_ids)
+    return (
+        f"SELECT (SELECT {column} FROM jobs WHERE flow_id = column1 AND free_at IS NOT NULL"
+        f" ORDER BY free_at, job LIMIT 1) AS {column} FROM (VALUES (NULL){asked})"
+    )

@@ -165,6 +165,36 @@ def files_open(path: Path) -> Counter[str]:
     return Counter({name: times for name, times in found.items() if name.startswith(str(path))})
 
 
+def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
+    store: SqliteStore,
+) -> None:
+    def instructions() -> int:
+        count = 0
+
+        def counts() -> int:
+            nonlocal count
+            count += 1
+            return 0
+
+        with store._using() as db:
+            db.set_progress_handler(counts, 1)
+        assert None is acquire(store, "b", ["f", "g"], SECOND)
+        assert SECOND < (store.free_in(["f", "g"]) or 0)
+        with store._using() as db:
+            db.set_progress_handler(None, 1)
+        return count
+
+    store.create("leased", b"1", "a", flow_id="f", queued=True)
+    store.acquire("a", ["f"], 10**6 * SECOND)
+    alone = instructions()
+    with store._using() as db:
+        db.executemany(
+            "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, '', 1)",
+            [(f"{flow}-{n}", flow) for flow in ("a", "h") for n in range(1000)],
+        )
+    assert 0 < instructions() <= alone + 10
+
+
 def test_a_store_that_was_closed_is_opened_again_when_it_is_used(store: SqliteStore) -> None:
     with store:
         store.create("j", b"1", "a", flow_id="f", queued=False)

@@ -7,7 +7,8 @@ Laws:
   has a lease on but does not drive, since the answer of the store was lost, it gives back too.
 - It waits for what will happen: a job that rests, the next job that is free, the next renewal. Only
   what other processes do, which nobody tells it, is looked for every `POLL` seconds.
-- What can't be resumed is told and put aside, and holds up nothing else.
+- What can't be resumed is put aside for the length of a lease, in which another worker may take it,
+  and holds up nothing else. Why is told once, and again where the reason has changed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Worker:
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long others wait before they take over from a host that has died. `runtime`
-    is what jobs run with; its store is `store`. A job that can't be resumed is logged.
+    is what jobs run with; its store is `store`. A job that can't be resumed is logged, once, and
+    tried again after each `lease`.
 
     >>> from routilux import MemoryStore, Flow, Routine
     >>> class Hello(Routine):
@@ -99,6 +101,7 @@ class Worker:
         self._active: set[Drive] = set()  # those that had something to run when last looked at
         self._rested: deque[Drive] = deque()
         self._renew_at = 0
+        self._put_aside: dict[str, str] = {}  # job id -> why, as it was told
 
     def stop(self) -> None:
         """Make `run` end as soon as the steps in flight have committed; from any thread."""
@@ -198,11 +201,14 @@ class Worker:
         except LeaseLostError as error:
             _log.info("%s", error)
         except RoutiluxError as error:
-            _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
+            if self._put_aside.get(job_id) != str(error):
+                _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
+            self._put_aside[job_id] = str(error)
             store.release(job_id, runtime.owner, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise
         else:
+            self._put_aside.pop(job_id, None)
             drive.on_rest, drive.on_wait = self._note_rest, self._note_wait
             self._drives[job_id] = drive
             self._active.add(drive)

@@ -276,6 +276,26 @@ def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
     assert {"completed"} == statuses(runtime, [job_id])
 
 
+def test_why_a_job_is_put_aside_is_told_once_however_often_it_is_tried(
+    runtime: Runtime,
+    store: MemoryStore,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job_id = runtime.submit(chain(a=rest), "a")
+    host = worker(runtime, chain(a=rest, b=rest), lease=30)
+    for _ in range(5):
+        assert host._take(False), "it was not tried again"
+        assert not host._take(False), "it was not put aside"
+        clock.advance(30)
+    assert 1 == len(caplog.messages)
+    store._jobs[job_id].rows[0] = b"{"
+    assert host._take(False)
+    assert 2 == len(caplog.messages)
+    assert "was started on another flow" in caplog.messages[0]
+    assert f"$.{job_id}[1]" in caplog.messages[1]
+
+
 def test_a_worker_that_is_to_run_until_idle_raises_what_it_can_not_resume(runtime: Runtime) -> None:
     runtime.submit(chain(a=rest), "a")
     with pytest.raises(FlowMismatchError, match="was started on another flow"):
@@ -386,6 +406,29 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without
     assert [clock.now_ns() + 10 * SECOND] == leases
     assert f"job {job_id!r} belongs to 'b, who dies' now; commit 2 of" in caplog.text
     assert {"completed"} == statuses(runtime, [job_id])
+
+
+def test_a_host_that_lost_its_lease_records_no_effect_either(
+    runtime: Runtime, store: MemoryStore
+) -> None:
+    done: list[str] = []
+
+    def affects(self: Routine) -> None:
+        if not done:
+            # As if this host had stood still until its lease was over, and another came.
+            store._jobs[self.ctx.job_id].free_at = 0
+            assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
+            with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
+                self.ctx.once("charge", done.append, "late")
+        else:
+            self.ctx.once("charge", done.append, "again")
+
+    flow = chain(a=affects)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    kinds = [commit.kind for commit in runtime.load(job_id).commits]
+    assert ["start", "resumed", "resumed", "effect", "done"] == kinds
+    assert ["late", "again"] == done, "what is not recorded is done by whoever has the job"
 
 
 def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(

@@ -438,15 +438,21 @@ class Runtime:
             loop = self._background
             if loop is None:
                 pool = self._take_pool(_BACKGROUND_WORKERS)
-                loop = self._background = Loop(self, pool)
+                loop = Loop(self, pool)
                 loop.add(drive)
                 worker = self.clock.worker("the loop of background jobs")
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._run_background,
                     args=(loop, pool, worker),
                     name="routilux-loop",
                     daemon=True,
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system has no thread left
+                    loop.fail(drive, error)
+                    raise
+                self._background = loop
             else:
                 loop.add(drive)
                 loop.look(drive)

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 __all__ = ["watched"]
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
-_BUSY: Final = 0.01  # a thread that computes for so much of the time is not blocked
+_BUSY: Final = 0.05  # a thread that computes for so much of the time is not blocked
 _LOOKS: Final = 4  # within the time that a step may be blocked
 _PATIENCE: Final = 1.0  # seconds, for a lock that may never come
 _URGENT: Final = getattr(signal, "SIGURG", None)  # which does nothing where nobody handles it

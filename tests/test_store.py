@@ -194,6 +194,16 @@ def test_a_row_of_the_owner_before_is_not_this_owners_own(store: JobStore) -> No
         store.append("j", 2, b"row 2", "b", rests=False)
 
 
+def test_who_was_the_owner_can_not_even_write_its_own_row_again(store: JobStore) -> None:
+    filled(store, 2).claim("j", 3, b"resumed", "b", rests=False)
+    with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 2 of 'a' was refused"):
+        store.append("j", 2, b"row 2", "a", rests=True)
+    assert [True] == [
+        isinstance(refused, LeaseLostError)
+        for refused in store.append_all([Append("j", 2, b"row 2", "a", True)])
+    ]
+
+
 def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStore) -> None:
     filled(store, 2)
     store.claim("j", 3, b"resumed", "b", rests=False)

@@ -399,7 +399,7 @@ class SqliteStore:
                         str(self.path), "is empty: no store was ever written to it"
                     )
                 return db
-            db.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(db)
             db.execute("PRAGMA synchronous = FULL")
             if version < _VERSION:
                 db.executescript(_SCHEMA)
@@ -437,6 +437,19 @@ class SqliteStore:
             if name.startswith(start):
                 return OSError(f"the store {self.path}: {error}; {cure}")
         return error
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorname != "SQLITE_BUSY":
+                raise
+        # It did not wait for another process that is just making the file; this does.
+        db.execute("BEGIN EXCLUSIVE")
+        db.execute("COMMIT")
 
 
 def _marks(values: Collection[str]) -> str:

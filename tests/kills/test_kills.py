@@ -140,6 +140,32 @@ def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_re
     assert 1 == len(Path(effects).read_text().splitlines())
 
 
+@pytest.mark.parametrize("write", ["append", "append_all", "claim"])
+def test_a_host_that_stands_still_in_the_middle_of_a_write_locks_nobody_out(
+    write: str, tmp_path: Path
+) -> None:
+    # On a server; where the store is a file, who stands still in a write keeps it locked.
+    postgres_server.need()
+    effects = str(tmp_path / "effects")
+    order = {"lingers": True, "submit": list("abcd"), "resume": "a" if write == "claim" else ""}
+    with hosts(2) as (first, second):
+        where = f"postgres:{postgres_server.fresh_dsn()}"
+        assert 0 == first.live(store=where, effects=effects, **order)[0]
+        places = [p for p in first.told[-2][1] if p.startswith(f"{write}: ")]
+        assert places
+        for place in places:
+            about = {"store": f"postgres:{postgres_server.fresh_dsn()}", "effects": effects}
+            first.order({**about, **order, "stops_at": place})
+            process = first.until("stopped")[1]
+            status, _ = second.live(**about, resume="all")
+            assert 0 == status, f"nobody could go on while a host stood still in {place}"
+            os.kill(process, signal.SIGCONT)
+            assert 0 == first.until("end")[1]
+            with plain(about["store"]) as store:
+                runtime = Runtime(store=store)
+                assert {"completed"} == {runtime.load(j).status for j in store.job_ids()}, place
+
+
 def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(
     fresh: Fresh, tmp_path: Path
 ) -> None:

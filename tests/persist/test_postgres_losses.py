@@ -200,7 +200,12 @@ def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_
 ) -> None:
     for job_id in "jkl":
         far.create(job_id, b"1", "a", flow_id="f", queued=True)
-    with locked(dsn, "LOCK TABLE routilux_jobs"):
+    admin.execute(
+        "CREATE FUNCTION waits() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NULL; END'"
+    )
+    admin.execute("CREATE TRIGGER w AFTER UPDATE ON routilux_jobs EXECUTE FUNCTION waits()")
+    with locked(dsn, "SELECT pg_advisory_xact_lock(1)"):
         asked = Call(acquire, far, "b", ["f"], 60 * SECOND)
         first = until_one_waits(admin)
         losses.leave()

@@ -78,6 +78,30 @@ def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> N
     assert 100 == len(SqliteStore(tmp_path / "jobs.db").job_ids())
 
 
+def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    asked: list[str] = []
+
+    class Watched(SqliteStore):
+        def _connected(self) -> sqlite3.Connection:
+            db = super()._connected()
+            db.set_trace_callback(self._traced)
+            return db
+
+        def _traced(self, statement: str) -> None:
+            asked.append(statement)
+            if statement == "BEGIN EXCLUSIVE":  # which waits, unlike the one before
+                other.execute("COMMIT")
+
+    other.execute("BEGIN IMMEDIATE")
+    with Watched(path) as store:
+        store.create("j", b"1", "a", flow_id="f", queued=True)
+        assert [b"1"] == store.rows("j")
+    other.close()
+    assert 2 == asked.count("PRAGMA journal_mode = WAL")
+
+
 def test_threads_share_one_store(store: SqliteStore) -> None:
     def appends(name: str) -> None:
         store.create(name, b"1", name, flow_id="f", queued=False)

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from routilux import StepInput
-    from routilux.clock import Turn
     from routilux.context import Host
+    from routilux.fake_clock import Turn
 
 __all__ = ["watched"]
 

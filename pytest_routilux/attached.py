@@ -28,7 +28,7 @@ from pytest_routilux.faults import (
     tell_all,
 )
 from routilux import Commit, FlowDefinitionError, codec
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

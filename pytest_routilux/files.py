@@ -30,7 +30,7 @@ from routilux import (
     LeaseLostError,
     RoutiluxError,
 )
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

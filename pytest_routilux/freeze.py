@@ -51,6 +51,7 @@ from routilux.instants import SECOND, from_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from datetime import datetime
     from types import FrameType
 
     from pytest_routilux.stepping import running
@@ -316,14 +317,16 @@ _FAKE_OF: Final[dict[int, object]] = {
 
 
 @contextmanager
-def frozen_clock(sleeping: Sleeping = "virtual") -> Iterator[FakeClock]:
+def frozen_clock(
+    sleeping: Sleeping = "virtual", *, start: datetime | str = "2026-01-01"
+) -> Iterator[FakeClock]:
     """Yield a fake clock that `time` and `datetime` follow until the block ends, in all threads.
 
     Fails the test where something else freezes the time, around it or inside it.
     """
     if not isinstance(_block, _Standing):
         refuse_around("flow_clock")
-    clock = FakeClock()
+    clock = FakeClock(start)
     with _owned_by(clock, "flow_clock", sleeping):
         yield clock
 

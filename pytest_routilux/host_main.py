@@ -3,8 +3,9 @@
 Laws:
 - It has nothing in common with the process that started it but files: it reads `request.json` in
   its folder, and says what it did in `report.json`, written in one piece.
-- Time is virtual; a kill is a real SIGKILL of the whole process group, from inside a commit's
-  observer, so that nothing of the host runs after that commit.
+- Time is virtual, for user code too.
+- A kill is a real SIGKILL of the whole process group, from inside a commit's observer, so that
+  nothing of the host runs after that commit.
 - A trouble that is the request's (a module that can't be imported) is told in the report; any
   other ends the process with a traceback.
 """
@@ -20,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_routilux.freeze import frozen_clock, frozen_simulation
 from pytest_routilux.processes import die_with_parent
 from routilux import (
     ExecutionMonitor,
@@ -51,7 +53,7 @@ class _TroubleError(Exception):
 class _Host:
     """An observer that saves and kills where the request says so, and reports."""
 
-    def __init__(self, folder: Path, request: Request, flow: Flow, start: str) -> None:
+    def __init__(self, folder: Path, request: Request, flow: Flow, clock: FakeClock) -> None:
         self._folder = folder
         self._flow = flow
         self._save_at: list[Mapping[str, object]] = request["save_at"]
@@ -61,7 +63,7 @@ class _Host:
         self._saved: list[int] = []
         self._seen: object = None
         self._job_id = ""
-        self.clock = FakeClock(start)
+        self.clock = clock
         path = request["store"]
         store = None if path is None else SqliteStore(path)
         self.runtime = Runtime(clock=self.clock, store=store, observers=[self])
@@ -110,16 +112,17 @@ class _Host:
 
 def _start(folder: Path, request: Request) -> None:
     flow = _built(request)
-    host = _Host(folder, request, flow, request["clock_start"])
-    host.end(
-        host.runtime.execute(
-            flow,
-            request["entry"],
-            codec.decode(request["params"], "$.params"),
-            slot=request["slot"],
-            job_id=request["job_id"],
+    with frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
+        host = _Host(folder, request, flow, clock)
+        host.end(
+            host.runtime.execute(
+                flow,
+                request["entry"],
+                codec.decode(request["params"], "$.params"),
+                slot=request["slot"],
+                job_id=request["job_id"],
+            )
         )
-    )
 
 
 def _resume(folder: Path, request: Request) -> None:
@@ -129,16 +132,18 @@ def _resume(folder: Path, request: Request) -> None:
     else:
         state = _read(request)
         flow = state.flow if request["build"] is None else _built(request)
-    host = _Host(folder, request, flow, request["clock_start"] or _iso(state))
-    host.look(request["look"], state)
-    host.end(
-        host.runtime.resume(
-            flow,
-            state.job,
-            retry_failed=request["retry_failed"],
-            execution_strategy=request["execution_strategy"],
+    start = request["clock_start"] or _iso(state)
+    with frozen_clock(request["sleeping"], start=start) as clock:
+        host = _Host(folder, request, flow, clock)
+        host.look(request["look"], state)
+        host.end(
+            host.runtime.resume(
+                flow,
+                state.job,
+                retry_failed=request["retry_failed"],
+                execution_strategy=request["execution_strategy"],
+            )
         )
-    )
 
 
 def _read(request: Request) -> SavedState:
@@ -187,7 +192,6 @@ def _roundtrip(folder: Path, request: Request) -> None:
 def _simulate(folder: Path, request: Request) -> None:
     from pytest_routilux.choices import FIFO
     from pytest_routilux.crash import undisturbed
-    from pytest_routilux.freeze import frozen_simulation
     from pytest_routilux.lives import Case
 
     start_ns = request["start_ns"]

@@ -39,6 +39,7 @@ from routilux import (
 )
 
 if TYPE_CHECKING:
+    from pytest_routilux.freeze import Sleeping
     from routilux.flow import ExecutionStrategy
 
 __all__ = ["At", "FlowHosts", "HostError", "HostResult", "Launched"]
@@ -145,6 +146,7 @@ class FlowHosts:
     this process does. `imports` are modules, or their names, that define what a document needs.
     `save_at` and `kill_at` name commits: at each of the first the host saves the job, at the
     second it saves what is to be saved there and gets SIGKILL. `timeout` is in real seconds.
+    A host's `time` and `datetime` follow its virtual clock; `sleeping` is `routilux_sleep`.
 
         host_a = flow_hosts.start("shop.flows:build", "orders", save_at=At(), kill_at=At(seq=4))
         host_b = flow_hosts.resume(host_a.document, imports=["shop.flows"])
@@ -161,10 +163,12 @@ class FlowHosts:
         folder: Path,
         *,
         timeout: float = 60.0,
+        sleeping: Sleeping = "virtual",
         tell: Callable[[str, str], object] = lambda name, said: None,
     ) -> None:
         self._folder = folder
         self._timeout = timeout
+        self._sleeping = sleeping
         self._tell = tell
         self._lock = threading.Lock()
         self._count = 0
@@ -272,6 +276,7 @@ class FlowHosts:
         kill_at: At | None,
     ) -> HostResult:
         points = [save_at] if isinstance(save_at, At) else list(save_at)
+        request["sleeping"] = self._sleeping
         request["save_at"] = [point.fields() for point in points]
         request["kill_at"] = None if kill_at is None else kill_at.fields()
         names = [name.__name__ if isinstance(name, ModuleType) else name for name in imports]

@@ -113,7 +113,7 @@ def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowH
     def tell(name: str, said: str) -> None:
         request.node.add_report_section("call", f"output of {name}", said)
 
-    with FlowHosts(tmp_path, tell=tell) as hosts:
+    with FlowHosts(tmp_path, sleeping=_sleeping(request.config), tell=tell) as hosts:
         yield hosts
 
 

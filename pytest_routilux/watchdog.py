@@ -15,6 +15,7 @@ Laws:
 from __future__ import annotations
 
 import _thread
+import gc
 import os
 import signal
 import sys
@@ -37,13 +38,13 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from routilux import StepInput
-    from routilux.clock import Turn
     from routilux.context import Host
+    from routilux.fake_clock import Turn
 
 __all__ = ["watched"]
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
-_BUSY: Final = 0.01  # a thread that computes for so much of the time is not blocked
+_BUSY: Final = 0.05  # a thread that computes for so much of the time is not blocked
 _LOOKS: Final = 4  # within the time that a step may be blocked
 _PATIENCE: Final = 1.0  # seconds, for a lock that may never come
 _URGENT: Final = getattr(signal, "SIGURG", None)  # which does nothing where nobody handles it
@@ -131,7 +132,7 @@ class _Watch:
             if turn is None:
                 return None
             thread = turn.thread
-        frame = sys._current_frames().get(thread)
+        frame = _frame_of(thread)
         if frame is None or _is_debugged(frame):
             return None
         steps = _steps_of(frame)
@@ -184,6 +185,17 @@ def _same(marks: tuple[object, ...], others: tuple[object, ...]) -> bool:
     )
 
 
+def _frame_of(thread: int) -> FrameType | None:
+    # Before 3.12 a collection within this call can wait for ever for a lock that the call holds.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
+
+
 def _main() -> int:
     return threading.main_thread().ident or 0
 
@@ -205,7 +217,7 @@ def _is_debugged(frame: FrameType) -> bool:
 
 
 def _waits_on_a_clock(thread: int) -> bool:
-    return any(frame.f_code in _WAITS for frame in outwards(sys._current_frames().get(thread)))
+    return any(frame.f_code in _WAITS for frame in outwards(_frame_of(thread)))
 
 
 def _failed(host: Host, error: BaseException) -> bool:

@@ -19,7 +19,7 @@ PYTEST_DONT_REWRITE: pytest is not to read and compile it anew, nor to warn that
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from routilux.clock import Clock, FakeClock, Signal, SystemClock, Wait
+from routilux.clock import Clock, Signal, SystemClock
 from routilux.codec import register_type
 from routilux.context import Context
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
@@ -46,6 +46,7 @@ from routilux.errors import (
     UnsupportedVersionError,
 )
 from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome
+from routilux.fake_clock import FakeClock, Wait
 from routilux.flow import Connection, Flow
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
 from routilux.persist.document import SavedState

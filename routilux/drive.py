@@ -21,7 +21,7 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.exchange import ErrorInfo, StepInput, StepOutcome
-from routilux.persist.store import SNAPSHOT_EVERY
+from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.step import timed_out
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.exchange import Effect
     from routilux.loop import Loop
-    from routilux.persist.store import Append, Journal
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
     from routilux.runtime import Runtime
 
 __all__ = ["Drive"]
@@ -60,6 +61,7 @@ class Drive:
         "machine",
         "offset",
         "on_rest",
+        "on_wait",
         "ordinal",
         "plan",
         "ready",
@@ -80,7 +82,9 @@ class Drive:
         self.rested = clock.signal()
         self.error: BaseException | None = None
         self.leaving = False
-        self.on_rest: Callable[[Drive], object] | None = None  # called under the runtime's lock
+        # Called under the runtime's lock: it rests, or nothing of it runs before an instant comes.
+        self.on_rest: Callable[[Drive], object] | None = None
+        self.on_wait: Callable[[Drive], object] | None = None
         self.loop: Loop | None = None
         self.ready = False
         self.timer: int | None = None  # when a task of it is looked for

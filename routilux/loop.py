@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from routilux.drive import Drive
     from routilux.drivers import Driver, Ended
     from routilux.exchange import StepInput
-    from routilux.persist.store import Append, Journal
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
     from routilux.runtime import Runtime
 
 __all__ = ["Loop"]
@@ -112,6 +113,8 @@ class Loop:
         task = machine.first(now)
         if task is None:
             self._watch(drive)
+            if drive.on_wait is not None and not machine.in_flight:
+                drive.on_wait(drive)
             return
         runtime = self._runtime
         if runtime.max_steps is not None and self._over(drive, runtime.max_steps):

@@ -5,12 +5,14 @@ Laws:
   which is there only while there are jobs. It is the same loop.
 - Jobs never see each other: what breaks one is kept by it and told to whoever waits for it.
 - An observer can't break a job: what it raises is logged once and counted.
+- A forked child is another host: it has a name of its own, and none of the threads and jobs.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self
+from weakref import WeakSet
 
 from routilux.clock import Clock, SystemClock
 from routilux.core.machine import Machine
@@ -38,12 +41,12 @@ from routilux.exchange import copied_payload
 from routilux.instants import to_ns
 from routilux.loop import Loop
 from routilux.persist.document import SavedState
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 from routilux.shape import homeless, mismatch
 from routilux.step import run_step
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Executor
     from datetime import timedelta
     from pathlib import Path
@@ -180,17 +183,24 @@ class Runtime:
         self.max_steps = max_steps
         self.max_recoveries = max_recoveries
         self.history_limit = history_limit
-        self.lock = threading.RLock()
         self.observer_failures: list[ObserverFailure] = []
         self.executor = executor
         self.run_step: RunStep = run_step  # of jobs that begin from now on
         self._notices: deque[tuple[JobState, Commit]] = deque()
+        self._closed = False  # then no thread is kept for later
+        self._begin()
+        _all.add(self)
+
+    def _begin(self) -> None:
+        """Have what belongs to one process alone."""
+        self.lock = threading.RLock()
         self._teller: int | None = None  # the thread that tells the observers
         self._spare: list[PoolDriver] = []
         self._background: Loop | None = None
         self.taking = threading.Lock()  # held while the leases of this owner change
-        self.taken: set[str] = set()  # the jobs that workers have under a lease, as this owner
-        self._closed = False  # then no thread is kept for later
+        # What workers have under a lease, as this owner, each with how they are told of its loss.
+        self.taken: dict[str, Callable[[str], None]] = {}
+        vars(self).pop("owner", None)
 
     @cached_property
     def owner(self) -> str:
@@ -388,7 +398,7 @@ class Runtime:
         hold = None if self.store is None else self.store.holders(job_id).get(job_id)
         if hold is None:
             return False
-        if hold.is_leased and hold.owner != self.owner:
+        if hold.is_leased and (hold.owner != self.owner or job_id in self.taken):
             raise LeaseLostError(
                 f"job {job_id!r} is {hold}; until then nobody else can go on with it"
             )
@@ -428,15 +438,21 @@ class Runtime:
             loop = self._background
             if loop is None:
                 pool = self._take_pool(_BACKGROUND_WORKERS)
-                loop = self._background = Loop(self, pool)
+                loop = Loop(self, pool)
                 loop.add(drive)
                 worker = self.clock.worker("the loop of background jobs")
-                threading.Thread(
+                thread = threading.Thread(
                     target=self._run_background,
                     args=(loop, pool, worker),
                     name="routilux-loop",
                     daemon=True,
-                ).start()
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system has no thread left
+                    loop.fail(drive, error)
+                    raise
+                self._background = loop
             else:
                 loop.add(drive)
                 loop.look(drive)
@@ -583,6 +599,14 @@ def _check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
         )
 
 
+def _begin_all() -> None:
+    for runtime in _all:
+        runtime._begin()
+
+
+_all: Final[WeakSet[Runtime]] = WeakSet()
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_begin_all)
 _lock = threading.Lock()
 _in_use: list[Runtime] = []
 _default: list[Runtime] = []

@@ -7,7 +7,8 @@ Laws:
   has a lease on but does not drive, since the answer of the store was lost, it gives back too.
 - It waits for what will happen: a job that rests, the next job that is free, the next renewal. Only
   what other processes do, which nobody tells it, is looked for every `POLL` seconds.
-- What can't be resumed is told and put aside, and holds up nothing else.
+- What can't be resumed is put aside for the length of a lease, in which another worker may take it,
+  and holds up nothing else. Why is told once, and again where the reason has changed.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class Worker:
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long others wait before they take over from a host that has died. `runtime`
-    is what jobs run with; its store is `store`. A job that can't be resumed is logged.
+    is what jobs run with; its store is `store`. A job that can't be resumed is logged, once, and
+    tried again after each `lease`.
 
     >>> from routilux import MemoryStore, Flow, Routine
     >>> class Hello(Routine):
@@ -96,9 +98,10 @@ class Worker:
         self._signal = self._clock.signal()
         self._stopping = False
         self._drives: dict[str, Drive] = {}
-        self._active: set[Drive] = set()  # at least those that have something to run
+        self._active: set[Drive] = set()  # those that had something to run when last looked at
         self._rested: deque[Drive] = deque()
         self._renew_at = 0
+        self._put_aside: dict[str, str] = {}  # job id -> why, as it was told
 
     def stop(self) -> None:
         """Make `run` end as soon as the steps in flight have committed; from any thread."""
@@ -182,9 +185,10 @@ class Worker:
             if acquired is None:
                 return False
             job_id = acquired.job_id
-            runtime.taken.add(job_id)
-        if job_id in self._drives:
-            self._lose(self._drives[job_id])
+            told = runtime.taken.get(job_id)
+            runtime.taken[job_id] = self._lose
+        if told is not None:  # it was lost here, or at another worker of this owner
+            told(job_id)
         drive = None
         try:
             job = runtime.load(job_id)
@@ -197,23 +201,31 @@ class Worker:
         except LeaseLostError as error:
             _log.info("%s", error)
         except RoutiluxError as error:
-            _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
+            if self._put_aside.get(job_id) != str(error):
+                _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
+            self._put_aside[job_id] = str(error)
             store.release(job_id, runtime.owner, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise
         else:
-            drive.on_rest = self._note_rest
+            self._put_aside.pop(job_id, None)
+            drive.on_rest, drive.on_wait = self._note_rest, self._note_wait
             self._drives[job_id] = drive
             self._active.add(drive)
             runtime._drive_in_background(drive)
         finally:
             if drive is None:
-                runtime.taken.discard(job_id)
+                with runtime.taking:
+                    self._forget(job_id)
         return True
 
     def _note_rest(self, drive: Drive) -> None:
         self._rested.append(drive)
         self._signal.set()
+
+    def _note_wait(self, drive: Drive) -> None:
+        if len(self._active) >= _AT_ONCE:
+            self._signal.set()  # there may be room for another one
 
     def _let_go(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
@@ -228,7 +240,8 @@ class Worker:
         del self._drives[job.job_id]
         runtime, store = self._runtime, self._store
         with runtime.taking:
-            runtime.taken.discard(job.job_id)
+            if not self._forget(job.job_id):
+                return  # another worker of this owner has it
             if error is None and job.status is JobStatus.RUNNING:
                 due = drive.machine.due()
                 wait = 0 if due is None else max(0, due - drive.now_ns())
@@ -236,24 +249,35 @@ class Worker:
             elif error is not None and not lost:
                 store.release(job.job_id, runtime.owner, 0, clean=False)
 
+    def _forget(self, job_id: str) -> bool:
+        """Hold a job no longer (under `taking`); False if somebody else has taken it since."""
+        taken = self._runtime.taken
+        mine = taken.get(job_id) == self._lose
+        if mine:
+            del taken[job_id]
+        return mine
+
     def _renew(self) -> None:
         # The next one is reckoned from before this one: the store's lease is not shorter.
         self._renew_at = self._clock.monotonic_ns() + self._lease_ns // _RENEWALS
         runtime, store = self._runtime, self._store
         with runtime.taking:
             held = set(store.renew(runtime.owner, self._lease_ns))
-            for job_id in sorted(held - runtime.taken):
+            for job_id in sorted(held - runtime.taken.keys()):
                 _log.info("job %s is given back: its lease is held here, and unknown", job_id)
                 store.release(job_id, runtime.owner, 0)
         for job_id in self._drives.keys() - held:
-            self._lose(self._drives[job_id])
+            self._lose(job_id)
 
-    def _lose(self, drive: Drive) -> None:
+    def _lose(self, job_id: str) -> None:
+        """Drive a job no longer that is not held any more; from any thread."""
+        drive = self._drives.get(job_id)
+        if drive is None:
+            return
         with self._runtime.lock:
-            job = drive.machine.job
-            if drive.loop is not None and job.status is JobStatus.RUNNING:
+            if drive.loop is not None and drive.machine.job.status is JobStatus.RUNNING:
                 whom = "an operator, or another host while this one stood still for too long"
-                lost = LeaseLostError(f"job {job.job_id!r} was taken over by {whom}")
+                lost = LeaseLostError(f"job {job_id!r} was taken over by {whom}")
                 drive.loop.fail(drive, lost)
 
     @contextmanager

@@ -7,6 +7,7 @@ import logging
 import threading
 import weakref
 from contextlib import suppress
+from itertools import count
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from routilux import (
     Run,
     Runtime,
     StepInput,
+    Worker,
     use_runtime,
 )
 from routilux.runtime import default_runtime
@@ -511,6 +513,47 @@ def test_after_close_no_thread_remains_and_the_runtime_still_works() -> None:
         assert [JobStatus.COMPLETED] * 3 == [run.wait().status for run in runs]
         again = fan(send, workers=3, a=rest).execute("source", runtime=runtime)
         assert JobStatus.COMPLETED is again.status
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["for the loop", "for a step"])
+def test_where_no_thread_can_be_made_a_job_breaks_and_the_next_one_runs(
+    nth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+    numbers = count(1)
+
+    def starts(self: threading.Thread) -> None:
+        if next(numbers) == nth:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", starts)
+    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    with Runtime() as runtime:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+        for _ in range(3):
+            job = chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+            assert JobStatus.COMPLETED is job.status
+
+
+def test_a_worker_that_gets_no_thread_gives_its_job_back_and_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+
+    def starts(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Runtime(store=store) as runtime:
+        job_id = runtime.submit(chain(a=rest), "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", starts)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                Worker(store, [chain(a=rest)], runtime=runtime).run()
+        assert 0 == store.free_in(["tale"])
+        Worker(store, [chain(a=rest)], runtime=runtime).run(until_idle=True)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
 
 
 def test_threads_are_used_again_while_the_runtime_is_open() -> None:

@@ -86,6 +86,17 @@ def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left
     assert [60 * SECOND] * 2 == [c.delay_ns for c in job.commits if c.delay_ns]
 
 
+def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
+    runtime: Runtime, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=1000)
+    began = clock.now_ns()
+    job_ids = [runtime.submit(flow, "a") for _ in range(100)]
+    worker(runtime, flow).run(until_idle=True)
+    first = [next(c for c in runtime.load(i).commits if c.kind == "retry") for i in job_ids]
+    assert {began} == {commit.started_ns for commit in first}, "some waited for a renewal"
+
+
 def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(
     runtime: Runtime,
 ) -> None:
@@ -265,6 +276,26 @@ def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
     assert {"completed"} == statuses(runtime, [job_id])
 
 
+def test_why_a_job_is_put_aside_is_told_once_however_often_it_is_tried(
+    runtime: Runtime,
+    store: MemoryStore,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    job_id = runtime.submit(chain(a=rest), "a")
+    host = worker(runtime, chain(a=rest, b=rest), lease=30)
+    for _ in range(5):
+        assert host._take(False), "it was not tried again"
+        assert not host._take(False), "it was not put aside"
+        clock.advance(30)
+    assert 1 == len(caplog.messages)
+    store._jobs[job_id].rows[0] = b"{"
+    assert host._take(False)
+    assert 2 == len(caplog.messages)
+    assert "was started on another flow" in caplog.messages[0]
+    assert f"$.{job_id}[1]" in caplog.messages[1]
+
+
 def test_a_worker_that_is_to_run_until_idle_raises_what_it_can_not_resume(runtime: Runtime) -> None:
     runtime.submit(chain(a=rest), "a")
     with pytest.raises(FlowMismatchError, match="was started on another flow"):
@@ -377,6 +408,29 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without
     assert {"completed"} == statuses(runtime, [job_id])
 
 
+def test_a_host_that_lost_its_lease_records_no_effect_either(
+    runtime: Runtime, store: MemoryStore
+) -> None:
+    done: list[str] = []
+
+    def affects(self: Routine) -> None:
+        if not done:
+            # As if this host had stood still until its lease was over, and another came.
+            store._jobs[self.ctx.job_id].free_at = 0
+            assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
+            with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
+                self.ctx.once("charge", done.append, "late")
+        else:
+            self.ctx.once("charge", done.append, "again")
+
+    flow = chain(a=affects)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    kinds = [commit.kind for commit in runtime.load(job_id).commits]
+    assert ["start", "resumed", "resumed", "effect", "done"] == kinds
+    assert ["late", "again"] == done, "what is not recorded is done by whoever has the job"
+
+
 def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
@@ -442,7 +496,7 @@ def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
     assert [0, 1, 1] == [(c.detail or {})["recoveries"] for c in job.commits[1:4]]
     whom = "an operator, or another host while this one stood still for too long"
     assert [f"job '{job_id}' was taken over by {whom}"] == caplog.messages
-    assert set() == runtime.taken
+    assert {} == runtime.taken
 
 
 class Forgets(MemoryStore):

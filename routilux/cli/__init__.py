@@ -36,8 +36,8 @@ from routilux.core.records import JobStatus
 from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionError
 from routilux.persist import operator
 from routilux.persist.atomic import write_whole
+from routilux.persist.journal import Journal
 from routilux.persist.opening import changed, looked, shown
-from routilux.persist.store import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -16,7 +16,7 @@ from routilux.cli.page import cells, plain
 from routilux.console import STATUS_STYLES
 from routilux.core.records import JobStatus
 from routilux.errors import CorruptStateError, SavedStateError
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

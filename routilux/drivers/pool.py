@@ -45,15 +45,15 @@ class _Threads:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def submit(self, work: Callable[[], None]) -> None:
-        self._work.put(work)
         if self._made < self._size and not self._idle.acquire(blocking=False):
-            self._made += 1
             threading.Thread(
                 target=_serve,
                 args=(self._work, self._idle),
-                name=f"routilux-{self._made}",
+                name=f"routilux-{self._made + 1}",
                 daemon=True,
             ).start()
+            self._made += 1  # not before: the system may have no thread left
+        self._work.put(work)
 
     def close(self) -> None:
         for _ in range(self._made):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from routilux.core.records import JobStatus
 from routilux.core.requests import request, requeue, taken
 from routilux.errors import LeaseLostError, NotResumableError
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     owner TEXT NOT NULL,     -- '' or '?' for nobody
     free_at INTEGER          -- UTC nanoseconds; NULL for never
 );
-CREATE INDEX IF NOT EXISTS free ON jobs (free_at, flow_id) WHERE free_at IS NOT NULL;
+CREATE INDEX IF NOT EXISTS free ON jobs (flow_id, free_at) WHERE free_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
 CREATE TABLE IF NOT EXISTS commits (
     job INTEGER NOT NULL REFERENCES jobs,
@@ -79,7 +79,7 @@ INSERT OR IGNORE INTO commits VALUES ((
 _FOLLOW: Final = _FENCED.format("")  # whoever owns the job
 _ADD: Final = _FENCED.format(" AND owner = ?3")  # the whole fence in one statement
 # Connections of the process before a fork: SQLite forbids even to close them in the child.
-_inherited: Final[list[sqlite3.Connection | None]] = []
+_inherited: Final[list[sqlite3.Connection]] = []
 _CURES: Final = {
     "SQLITE_BUSY": "another process has kept it locked; is one stopped, or open in an editor?",
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store makes only the file",
@@ -125,9 +125,10 @@ class SqliteStore:
     def close(self) -> None:
         """Close the file; it is opened again if the store is used again."""
         with self._lock:
-            if self._connection is not None and self._process == os.getpid():
+            self._disown()
+            if self._connection is not None:
                 self._connection.close()
-            self._connection = None
+                self._connection = None
 
     @property
     def overtaken(self) -> bool:
@@ -255,9 +256,9 @@ class SqliteStore:
         with self._writing() as db:
             now = self._now()
             found = db.execute(
-                "SELECT job, job_id, owner FROM jobs WHERE free_at <= ?"
-                f" AND flow_id IN ({_marks(flow_ids)}) ORDER BY free_at, job LIMIT 1",
-                (now, *flow_ids),
+                f"SELECT job, job_id, owner FROM jobs WHERE job IN ({_firsts('job', flow_ids)})"
+                " AND free_at <= ? ORDER BY free_at, job LIMIT 1",
+                (*flow_ids, now),
             ).fetchone()
             if found is None:
                 return None
@@ -299,11 +300,9 @@ class SqliteStore:
         """Return when the next job will be free; see `JobStore.free_in`."""
         with self._using() as db:
             found = db.execute(
-                "SELECT free_at FROM jobs WHERE free_at IS NOT NULL"
-                f" AND flow_id IN ({_marks(flow_ids)}) ORDER BY free_at LIMIT 1",
-                tuple(flow_ids),
+                f"SELECT min(free_at) FROM ({_firsts('free_at', flow_ids)})", tuple(flow_ids)
             ).fetchone()
-        return None if found is None else max(0, found[0] - self._now())
+        return None if found[0] is None else max(0, found[0] - self._now())
 
     # --- how ------------------------------------------------------------------------------------
 
@@ -371,10 +370,15 @@ class SqliteStore:
 
     def _db(self) -> sqlite3.Connection:
         if self._connection is None or self._process != os.getpid():
-            _inherited.append(self._connection)
+            self._disown()
             self._connection = self._opened()
             self._process = os.getpid()
         return self._connection
+
+    def _disown(self) -> None:
+        if self._connection is not None and self._process != os.getpid():
+            _inherited.append(self._connection)
+            self._connection = None
 
     def _opened(self) -> sqlite3.Connection:
         db = self._connected()
@@ -452,5 +456,10 @@ def _write_ahead(db: sqlite3.Connection) -> None:
         db.execute("COMMIT")
 
 
-def _marks(values: Collection[str]) -> str:
-    return ", ".join("?" * len(values))
+def _firsts(column: str, flow_ids: Collection[str]) -> str:
+    """Select the job of each flow that is free first; so the jobs of other flows cost nothing."""
+    asked = "".join(", (?)" for _ in flow_ids)
+    return (
+        f"SELECT (SELECT {column} FROM jobs WHERE flow_id = column1 AND free_at IS NOT NULL"
+        f" ORDER BY free_at, job LIMIT 1) AS {column} FROM (VALUES (NULL){asked})"
+    )

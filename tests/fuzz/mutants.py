@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from routilux import CommitKind, FakeClock, JobState, MemoryStore, Runtime, SavedState
 from routilux.persist import seal
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]

@@ -33,7 +33,7 @@ from itertools import count
 from typing import Any, Final
 
 import routilux.drive
-import routilux.persist.store
+import routilux.persist.journal
 from routilux import (
     Commit,
     Flow,
@@ -194,7 +194,7 @@ def _until_renewed(store: Any) -> Any:
 
 def serve() -> None:
     """Live one life after the other, each as a process of its own."""
-    for module in (routilux.drive, routilux.persist.store):
+    for module in (routilux.drive, routilux.persist.journal):
         vars(module)["SNAPSHOT_EVERY"] = 4  # so that short jobs have snapshots too
     places = Places()
     while True:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from routilux import JobState, codec
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 
 __all__ = ["PLANTS"]
 

@@ -20,7 +20,7 @@ from routilux import (
     SavedStateError,
     codec,
 )
-from routilux.persist.store import SNAPSHOT_EVERY
+from routilux.persist.journal import SNAPSHOT_EVERY
 from tests.drivers.workshop import chain
 from tests.persist.stores import STORES
 

@@ -26,7 +26,7 @@ from routilux import (
     UnsupportedVersionError,
 )
 from routilux.persist import operator, upgrades
-from routilux.persist.store import Journal
+from routilux.persist.journal import Journal
 from tests.persist.orders import GOLDEN, START, pipeline
 from tests.persist.test_upgrades import everywhere, to_numbers, to_text
 
@@ -163,8 +163,8 @@ def version_three(monkeypatch: pytest.MonkeyPatch) -> tuple[Steps, Steps]:
     monkeypatch.setattr("routilux.persist.rows.VERSION", 3)
     monkeypatch.setattr("routilux.persist.rows.ROWS", rows)
     monkeypatch.setattr("routilux.persist.rows.FORMAT", "routilux/3")
-    monkeypatch.setattr("routilux.persist.store.SNAPSHOTS", snapshots)
-    monkeypatch.setattr("routilux.persist.store.FORMAT", "routilux/3")
+    monkeypatch.setattr("routilux.persist.journal.SNAPSHOTS", snapshots)
+    monkeypatch.setattr("routilux.persist.journal.FORMAT", "routilux/3")
     return rows, snapshots
 
 

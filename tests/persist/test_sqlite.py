@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sqlite3
 import threading
+from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -130,6 +133,66 @@ def test_a_forked_child_uses_a_connection_of_its_own(store: SqliteStore) -> None
     assert 0 == os.waitstatus_to_exitcode(status)
     store.append("j", 3, b"3", "a", rests=False)
     assert [b"1", b"2", b"3"] == store.rows("j")
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
+def test_a_forked_child_never_closes_the_connection_of_its_parent(
+    used: bool, store: SqliteStore
+) -> None:
+    store.create("j", b"1", "a", flow_id="f", queued=False)
+    open_before = files_open(store.path)
+    assert open_before[str(store.path)]
+    child = os.fork()
+    if child == 0:
+        try:
+            if used:
+                store.append("j", 2, b"2", "a", rests=False)
+            store.close()
+            gc.collect()  # a connection and its statements hold each other
+            os._exit(0 if open_before <= files_open(store.path) else 2)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert 0 == os.waitstatus_to_exitcode(status), "2 tells that it was closed"
+
+
+def files_open(path: Path) -> Counter[str]:
+    """How often this process has each of the files of a store open."""
+    found: Counter[str] = Counter()
+    for number in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that by which the folder was listed
+            found[str(number.readlink())] += 1
+    return Counter({name: times for name, times in found.items() if name.startswith(str(path))})
+
+
+def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
+    store: SqliteStore,
+) -> None:
+    def instructions() -> int:
+        count = 0
+
+        def counts() -> int:
+            nonlocal count
+            count += 1
+            return 0
+
+        with store._using() as db:
+            db.set_progress_handler(counts, 1)
+        assert None is acquire(store, "b", ["f", "g"], SECOND)
+        assert SECOND < (store.free_in(["f", "g"]) or 0)
+        with store._using() as db:
+            db.set_progress_handler(None, 1)
+        return count
+
+    store.create("leased", b"1", "a", flow_id="f", queued=True)
+    store.acquire("a", ["f"], 10**6 * SECOND)
+    alone = instructions()
+    with store._using() as db:
+        db.executemany(
+            "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, '', 1)",
+            [(f"{flow}-{n}", flow) for flow in ("a", "h") for n in range(1000)],
+        )
+    assert 0 < instructions() <= alone + 10
 
 
 def test_a_store_that_was_closed_is_opened_again_when_it_is_used(store: SqliteStore) -> None:

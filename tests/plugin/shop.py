@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
+from time import sleep, time
 from typing import Any
 
 from routilux import ErrorHandler, Flow, Routine, SavedState, register_type
@@ -106,6 +108,26 @@ class Break(Routine):
         if self.how == "hang":
             os.read(os.pipe()[0], 1)
         raise KeyboardInterrupt(self.how)
+
+
+class Nap(Routine):
+    """Asks the time before and after a nap, by functions that know of no flow."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.nap)
+        self.define_event("output", ["times"])
+
+    def nap(self) -> None:
+        before = datetime.now(), time()
+        sleep(3600)
+        self.emit("output", times=[*before, datetime.now(), time(), self.ctx.now()])
+
+
+def napping() -> Flow:
+    flow = Flow("napping")
+    flow.add_routine(Nap(), "nap")
+    return flow
 
 
 def shop(

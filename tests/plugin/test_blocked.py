@@ -48,7 +48,7 @@ SHOP = """
         threading.Event().wait()
 
     def polled():
-        while not threading.Event().wait(0.001):
+        while not threading.Event().wait(0.01):
             pass
 
     def queued():
@@ -93,7 +93,7 @@ def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(
     told = [result.outlines[i + 1 : i + 3] for i in heads]
     for line, call in (
         ("shop.py:26: threading.Event().wait()", "threading.Event.wait()"),
-        ("shop.py:29: while not threading.Event().wait(0.001):", "threading.Event.wait()"),
+        ("shop.py:29: while not threading.Event().wait(0.01):", "threading.Event.wait()"),
         ("shop.py:33: queue.Queue().get(timeout=10**6)", "queue.Queue.get()"),
         ("shop.py:23: await asyncio.sleep(10**6)", "asyncio.sleep()"),
     ):

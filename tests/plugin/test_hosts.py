@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pytest_routilux import FlowHosts
 from pytest_routilux.hosts import At, HostError
 from routilux import FakeClock, Runtime, SavedState
 from tests.plugin import shop as shop_module
-from tests.plugin.shop import Money, breaking, doubts, facts, shop
+from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
 
 PRICE = {"price": Decimal("19.90")}
 RETRY_2 = At(kind="retry", routine_id="charge", attempt=2)
@@ -50,6 +51,27 @@ def test_a_build_function_can_be_named(flow_hosts: FlowHosts) -> None:
 def test_the_clock_of_a_host_starts_where_the_test_says(flow_hosts: FlowHosts) -> None:
     host = flow_hosts.start(shop, "order", PRICE, clock_start="2030-02-03T04:05:06")
     assert "2030-02-03T04:05:06.800000+00:00" == host.job.outputs[0].data["at"].isoformat()
+
+
+def test_user_code_on_a_host_finds_the_time_of_its_clock(flow_hosts: FlowHosts) -> None:
+    host = flow_hosts.start(napping, "nap", clock_start="2030-02-03T04:05:06")
+    [output] = host.job.outputs
+    naive = datetime(2030, 2, 3, 4, 5, 6)
+    instant = naive.replace(tzinfo=UTC)
+    hour = timedelta(hours=1)
+    assert [
+        *(naive, instant.timestamp()),
+        *(naive + hour, (instant + hour).timestamp(), instant + hour),
+    ] == output.data["times"]
+    assert [3600.0] == lengths(host.waits)
+
+
+def test_a_nap_on_a_host_fails_the_test_where_naps_are_errors(tmp_path: Path) -> None:
+    with (
+        FlowHosts(tmp_path, sleeping="error") as hosts,
+        pytest.raises(HostError, match=r"called time\.sleep\(3600\) at .*shop\.py"),
+    ):
+        hosts.start(napping, "nap")
 
 
 def test_a_job_goes_on_where_the_killed_host_had_saved_it(

@@ -1,0 +1,118 @@
+"""`Journal`: what a job commits, as the bytes that a store keeps, and back.
+
+Laws:
+- A commit is a row; of the rows of a job those say their version by which somebody begins to write.
+- A job that is read from its rows is as it was after the last of them, each checked against those
+  before it.
+- A snapshot saves reading the rows before it, and changes nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from routilux import codec
+from routilux.core.checks import follow
+from routilux.core.records import Commit, JobStatus
+from routilux.core.state import JobState
+from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
+from routilux.persist import rows
+from routilux.persist.store import Append
+from routilux.persist.upgrades import FIRST, FORMAT, SNAPSHOTS, loaded_part
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from routilux.persist.store import JobStore
+
+__all__ = ["SNAPSHOT_EVERY", "Journal"]
+
+SNAPSHOT_EVERY: Final = 256
+"""The fewest commits between two snapshots of a job."""
+
+_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
+_ROWS_WORTH: Final = 256  # about as many bytes of a snapshot take as long to read as one row
+
+
+class Journal:
+    """Writes the commits of jobs to a store, and reads jobs back."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
+        """Write a commit; one that `claims` makes `owner` the one owner of the job.
+
+        With `acquired` it is the first one of an owner that has a lease on the job.
+
+        When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
+        and what the store raises.
+        """
+        rests = commit.status not in _LIVE
+        row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
+        if claims:
+            self._store.claim(job_id, commit.seq, row, owner, rests=rests)
+        elif commit.seq > 1:
+            self._store.append(job_id, commit.seq, row, owner, rests=rests)
+        else:
+            flow_id = cast("dict[str, str]", commit.detail)["flow_id"]
+            queued = commit.status is JobStatus.PENDING
+            self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
+
+    def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
+        """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
+        row = rows.written(commit, begins=False)
+        return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
+
+    def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
+        """Append rows of several jobs by one write; see `JobStore.append_all`."""
+        return self._store.append_all(appends)
+
+    def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
+        """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
+        row = rows.written(commit, begins=True)
+        self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
+
+    def keep(self, job: JobState) -> int:
+        """Write a snapshot of a job; return the commit after which the next one pays."""
+        members = job.dumps(history=False)[1:]
+        data = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}').encode()
+        self._store.keep_snapshot(job.job_id, job.seq, data)
+        # A large job is saved seldom, so that all its snapshots cost no more than its rows.
+        return job.seq + max(SNAPSHOT_EVERY, len(data) // _ROWS_WORTH)
+
+    def read(
+        self, job_id: str, *, history: bool, history_limit: int | None = None
+    ) -> JobState | None:
+        """Return a job as of its last commit; None where the store does not hold it.
+
+        With `history` it has all its commits, else those since the last snapshot, within the
+        limit. Raises `SavedStateError` for what is damaged.
+        """
+        kept = None if history else self._store.snapshot(job_id)
+        job, version = (JobState(job_id), FIRST) if kept is None else _snapshot(job_id, *kept)
+        since = self._store.rows(job_id, job.seq)
+        if not job.seq and not since:
+            return None
+        job.history_limit = history_limit
+        for place, data in rows.read(since, job_id, job.seq, version):
+            follow(job, Commit.load(data, place), place)
+        return job
+
+
+def _snapshot(job_id: str, seq: int, data: bytes) -> tuple[JobState, int]:
+    place = f"$.{job_id}.snapshot"
+    try:
+        loaded, version = loaded_part(data, place, FIRST, SNAPSHOTS)
+        job = JobState.load(loaded, place)
+        if (job.job_id, job.seq) != (job_id, seq):
+            whose = f"commit {job.seq} of job {job.job_id!r}"
+            raise CorruptStateError(place, f"is of {whose}, but stands at commit {seq}")
+    except UnsupportedVersionError:
+        raise  # the rows are of the same version
+    except SavedStateError as error:
+        cure = f"load({job_id!r}, history=True) does without the snapshot"
+        raise type(error)(error.path, f"{error.reason}; {cure}") from None
+    return job, version

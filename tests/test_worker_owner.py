@@ -1,0 +1,184 @@
+"""Who owns a job where several workers, or a process and its forked children, share a runtime."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from routilux import (
+    FakeClock,
+    JobStatus,
+    LeaseLostError,
+    MemoryStore,
+    Routine,
+    Runtime,
+    SqliteStore,
+    Worker,
+)
+from routilux.persist import operator
+from tests.drivers.workshop import PATIENCE, chain, rest
+
+# From Python 3.12 on it tells so, and what it warns of is what is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def store(clock: FakeClock) -> MemoryStore:
+    return MemoryStore(clock)
+
+
+@pytest.fixture
+def runtime(clock: FakeClock, store: MemoryStore) -> Iterator[Runtime]:
+    with Runtime(clock=clock, store=store) as made:
+        yield made
+
+
+def kinds(runtime: Runtime, job_id: str) -> list[str]:
+    return [commit.kind.value for commit in runtime.load(job_id).commits]
+
+
+# --- workers of one runtime -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["an operator", "time"])
+def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
+    by: str,
+    runtime: Runtime,
+    store: MemoryStore,
+    clock: FakeClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    ran: list[str] = []
+
+    def works(self: Routine) -> None:
+        ran.append("begins")
+        self.ctx.sleep(25)
+        ran.append("ends")
+
+    flow = chain(a=works)
+    job_id = runtime.submit(flow, "a")
+    first, second = (Worker(store, [flow], runtime=runtime, lease=20) for _ in range(2))
+    assert first._take(False)
+    if by == "time":
+        clock.advance(21)  # nobody renewed it
+    else:
+        clock.advance(10)
+        operator.retry(store, job_id, clock.now_ns(), take_over=True)
+    assert second._take(False)
+    first._look_after()
+    clock.advance(10)  # the next renewal is due
+    second._look_after()
+    assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back meanwhile"
+    second.run(until_idle=True)
+    assert ["begins", "begins", "ends"] == ran
+    resumed = ["resumed"] * (2 if by == "time" else 3)
+    assert ["start", *resumed, "done"] == kinds(runtime, job_id)
+    whom = "an operator, or another host while this one stood still for too long"
+    assert [f"job '{job_id}' was taken over by {whom}"] == caplog.messages
+    assert {} == runtime.taken
+
+
+def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtime(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    ran: list[str] = []
+
+    def works(self: Routine) -> None:
+        ran.append(self.ctx.job_id)
+        self.ctx.sleep(25)
+
+    flow = chain(a=works)
+    job_id = runtime.submit(flow, "a")
+    host = Worker(store, [flow], runtime=runtime, lease=30)
+    assert host._take(False)
+    clock.advance(10)
+    with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20.0"):
+        flow.resume(runtime.load(job_id), runtime=runtime)
+    host.run(until_idle=True)
+    assert [job_id] == ran
+    assert ["start", "resumed", "done"] == kinds(runtime, job_id)
+
+
+# --- forked children ------------------------------------------------------------------------------
+
+
+def in_a_child(does: Callable[[], None]) -> None:
+    """Do it in a forked child; fails where that hangs or raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))
+            does()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    ended = os.waitstatus_to_exitcode(status)
+    assert -signal.SIGALRM != ended, "the child hangs"
+    assert 0 == ended
+
+
+def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(
+    tmp_path: Path,
+) -> None:
+    flow = chain(a=rest)
+    with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
+        flow.start("a", runtime=runtime).wait(PATIENCE)
+        parent = runtime.owner
+        job_id = runtime.submit(flow, "a")
+
+        def works() -> None:
+            Worker(store, [flow], runtime=runtime).run(until_idle=True)
+            assert parent != runtime.owner
+            assert f":{os.getpid()}:" in runtime.owner
+
+        in_a_child(works)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+        assert parent == runtime.owner
+
+
+def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_then(
+    tmp_path: Path,
+) -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def waits(self: Routine) -> None:
+        begun.set()
+        over.wait(PATIENCE)
+
+    long, short = chain(a=waits), chain(a=rest)
+    with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
+        run = long.start("a", runtime=runtime)
+        assert begun.wait(PATIENCE)
+        holding = threading.Event()
+
+        def holds() -> None:
+            with runtime.lock, runtime.taking:
+                holding.set()
+                over.wait(PATIENCE)
+
+        thread = threading.Thread(target=holds)
+        thread.start()
+        assert holding.wait(PATIENCE)
+
+        def works() -> None:
+            short.start("a", job_id="mine", runtime=runtime).wait(PATIENCE)
+
+        try:
+            in_a_child(works)
+        finally:
+            over.set()
+            thread.join(PATIENCE)
+        assert JobStatus.COMPLETED is run.wait(PATIENCE).status
+        assert JobStatus.COMPLETED is runtime.load("mine").status

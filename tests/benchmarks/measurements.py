@@ -8,6 +8,7 @@ Laws:
 
 from __future__ import annotations
 
+import gc
 import json
 from statistics import median
 from time import perf_counter_ns
@@ -264,15 +265,28 @@ def throughput(events: int, length: int, rounds: int) -> Measurement:
 def growth_with_events(sizes: Sequence[int], rounds: int) -> Measurement:
     """Fit how the cost grows with the number of events that are under way at once."""
     flow, runtime = chain(3), Runtime()
-    race = Race({str(n): _bind(through_chain, flow, runtime, n, 3) for n in sizes})
+    race = Race({str(n): _apart(_bind(through_chain, flow, runtime, n, 3)) for n in sizes})
     return Measurement(race, rounds, lambda best: [_growth("growth with events", best)])
 
 
 def growth_with_history(sizes: Sequence[int], rounds: int) -> Measurement:
     """Fit how the cost grows with the length of a job's history, with one task at a time."""
     flow, runtime = countdown(), Runtime()
-    race = Race({str(n): _bind(count_down, flow, runtime, n) for n in sizes})
+    race = Race({str(n): _apart(_bind(count_down, flow, runtime, n)) for n in sizes})
     return Measurement(race, rounds, lambda best: [_growth("growth with history", best)])
+
+
+def _apart(contestant: Callable[[], object]) -> Callable[[], object]:
+    """Keep the collector from what the process holds besides: it is walked for long jobs only."""
+
+    def run() -> None:
+        gc.freeze()
+        try:
+            contestant()
+        finally:
+            gc.unfreeze()
+
+    return run
 
 
 def _growth(what: str, best: dict[str, int]) -> Figure:

@@ -46,7 +46,7 @@ __all__ = ["watched"]
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
 _BUSY: Final = 0.05  # a thread that computes for so much of the time is not blocked
 _LOOKS: Final = 4  # within the time that a step may be blocked
-_PATIENCE: Final = 1.0  # seconds, for a lock that may never come
+_PATIENCE: Final = 1.0  # seconds, for a lock or an answer that may never come
 _URGENT: Final = getattr(signal, "SIGURG", None)  # which does nothing where nobody handles it
 _RUN_STEP: Final = run_step.__code__
 _WAITS: Final = {FakeClock.wait.__code__, FakeClock._advance.__code__}
@@ -94,6 +94,7 @@ class _Watch:
         self._computed: int | None = None
         self._told = False
         self._sent = ""
+        self._sent_at = 0
 
     def look(self) -> None:
         """Tell of whoever is blocked, once."""
@@ -106,9 +107,11 @@ class _Watch:
         elif self._computes(sight.computed, now):
             self._begin(now, sight)
         elif self._sent:
-            if _pending is not None and _pending[0] is self._sent:
+            if _pending is None or _pending[0] is not self._sent:
+                self._sent = ""
+            elif now - self._sent_at > _PATIENCE * 1e9:
                 self._write(self._sent)  # it does not hear the signal
-            self._sent = ""
+                self._sent = ""
         elif not self._told and self._looks >= _LOOKS:
             # Counted, not measured: a whole process that stood still has not been looked at.
             self._told = True
@@ -150,7 +153,7 @@ class _Watch:
         steps = _steps_of(sight.frame)
         text = report(sight.frame, steps[0][0] if steps else who, self._after)
         if steps and sight.thread == _main() and _interrupt(text, steps[0][0]):
-            self._sent = text
+            self._sent, self._sent_at = text, _now()
             return
         if steps and sight.turn is not None and self._clock is not None:
             error = pytest.fail.Exception(text, pytrace=False)
@@ -297,7 +300,7 @@ class _Watchdog:
 
     def remove(self, watch: _Watch) -> None:
         """Look at it no longer."""
-        with self._lock:
+        with self._lock, suppress(ValueError):  # which broke, and was left
             self._watches.remove(watch)
 
     def end(self) -> None:
@@ -319,7 +322,12 @@ class _Watchdog:
                     self._gone.release()
                     return
             for watch in watches:
-                watch.look()
+                try:
+                    watch.look()
+                except Exception as error:  # the others are looked at all the same
+                    note(RuntimeError(f"looking for blocked steps failed, our bug: {error!r}"))
+                    with self._lock, suppress(ValueError):
+                        self._watches.remove(watch)
 
 
 _dog: Final = _Watchdog()

@@ -1,4 +1,4 @@
-"""What the tests of the engine share: the end of what they have started, and what is left out."""
+"""What all tests share: the end of what they have started, what is left out, and their test bed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,21 @@ collect_ignore = ["downstream"]
 def _servers() -> Iterator[None]:
     yield
     postgres_server.stop()
+
+
+# What makes a pytest print more, less or otherwise than it does where none of them is set.
+_TASTES = (
+    *("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "COLUMNS", "LINES"),
+    *("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),
+)
+
+
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """pytest's test bed, which prints the same whoever runs the suite: a person or a CI."""
+    for name in _TASTES:
+        monkeypatch.delenv(name, raising=False)
+    return pytester
 
 
 @pytest.hookimpl(wrapper=True)

@@ -210,6 +210,64 @@ def test_what_nobody_can_be_told_is_written_to_the_terminal(
     assert [HEAD] == [line[: len(HEAD)] for line in result.errlines if line.startswith(HEAD)]
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGURG"), reason="this system has no such signal")
+def test_a_thread_that_does_not_hear_is_told_of_once(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        """
+        import signal, threading
+        from pytest_routilux import watchdog
+        from shop import shop
+
+        def test_is_deaf(flow_runtime, monkeypatch):
+            come = threading.Event()
+            write = watchdog._Watch._write
+
+            def write_and_go_on(watch, text):
+                write(watch, text)
+                come.set()
+
+            def wait():
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+                come.wait()
+
+            monkeypatch.setattr(watchdog._Watch, "_write", write_and_go_on)
+            try:
+                shop(wait).execute("charge", job_id="j").raise_for_status()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
+        """
+    )
+    result = run_inside(shop, "-o", "routilux_blocked_after=0.05")
+    result.assert_outcomes(passed=1)
+    assert [HEAD] == [line[: len(HEAD)] for line in result.errlines if line.startswith(HEAD)]
+
+
+def test_a_look_that_fails_fails_the_test_and_not_the_others(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        """
+        from pytest_routilux import watchdog
+        from shop import event, shop
+
+        def test_breaks(flow_runtime, monkeypatch):
+            def broken(watch):
+                raise LookupError("no eyes")
+
+            monkeypatch.setattr(watchdog._Watch, "look", broken)
+            while watchdog._dog._watches:
+                pass
+
+        def test_is_blocked(flow_runtime):
+            shop(event).execute("charge", job_id="j")
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(passed=1, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["looking for blocked steps failed, our bug: LookupError('no eyes')"]
+    )
+    assert [HEAD] == [line[: len(HEAD)] for line in result.outlines if line.startswith(HEAD)]
+
+
 def test_a_step_that_computes_or_goes_on_is_not_blocked(shop: pytest.Pytester) -> None:
     shop.makepyfile(
         """

@@ -85,8 +85,6 @@ def told(pytester: pytest.Pytester, *args: str, ci: bool = False) -> dict[str, s
     """Return what pytest says of each of the inner tests, by its name."""
     pytester.makepyfile(test_inner=INNER)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("CI", "BUILD_NUMBER"):
-            patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "80")
         if ci:
             patch.setenv("CI", "true")

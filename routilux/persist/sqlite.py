@@ -6,6 +6,8 @@ Laws:
 - The time is the machine's, which all who share the file have in common.
 - A connection belongs to the process that opened it; after a fork the child opens its own.
 - One that only reads leaves no trace: it makes no file, changes none and brings none up to date.
+- Whoever writes keeps the others waiting; they look again as often as a write takes, and give up
+  after a minute.
 - What goes wrong names the file. Its surroundings are `OSError`, its content is `SavedStateError`.
 """
 
@@ -16,7 +18,7 @@ import sqlite3
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from routilux.clock import SystemClock
 from routilux.errors import (
@@ -24,6 +26,7 @@ from routilux.errors import (
     LeaseLostError,
     UnsupportedVersionError,
 )
+from routilux.instants import SECOND
 from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
 from routilux.persist.store import duplicate, refusal, refusals
 
@@ -39,10 +42,11 @@ __all__ = ["SqliteStore"]
 
 _APPLICATION: Final = 0x726F7574  # "rout"
 _VERSION: Final = 1
-_PATIENCE: Final = 60.0
-_READERS_PATIENCE: Final = 5.0  # hardly ever needed: a writer keeps no reader waiting
+_PATIENCE: Final = 60 * SECOND
+_READERS_PATIENCE: Final = 5 * SECOND  # hardly ever needed: a writer keeps no reader waiting
+_FIRST_NAP: Final = 100_000  # nanoseconds; each is half as long again as the one before
+_LONGEST_NAP: Final = 5_000_000
 _SCHEMA: Final = f"""
-BEGIN IMMEDIATE;
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY,
     job_id TEXT NOT NULL UNIQUE,
@@ -66,7 +70,6 @@ CREATE TABLE IF NOT EXISTS snapshots (
 );
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
-COMMIT;
 """
 # Adds a row where the one before it stands; else there is no job for it, and so no row. One row of
 # values costs less than a SELECT, which may bring many and gets a journal of its own.
@@ -403,30 +406,25 @@ class SqliteStore:
                         str(self.path), "is empty: no store was ever written to it"
                     )
                 return db
-            _write_ahead(db)
+            db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
             if version < _VERSION:
-                db.executescript(_SCHEMA)
+                db.execute("BEGIN IMMEDIATE")
+                for statement in _SCHEMA.split(";\n"):
+                    db.execute(statement)
+                db.execute("COMMIT")
         except BaseException:
             db.close()
             raise
         return db
 
-    def _connected(self) -> sqlite3.Connection:
+    def _connected(self) -> _Connection:
         if not self._read_only:
-            return sqlite3.connect(
-                self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
-            )
+            return _Connection.to(self.path, _PATIENCE)
         # Where there is no log nobody writes, and to read with locks would make one and leave it.
         self._unlocked = not self._has_log()
         how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
-        return sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?{how}",
-            uri=True,
-            timeout=_READERS_PATIENCE,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        return _Connection.to(f"{self.path.absolute().as_uri()}?{how}", _READERS_PATIENCE, uri=True)
 
     def _has_log(self) -> bool:
         return self.path.with_name(f"{self.path.name}-wal").exists()
@@ -443,17 +441,45 @@ class SqliteStore:
         return error
 
 
-def _write_ahead(db: sqlite3.Connection) -> None:
-    while True:
+class _Connection(sqlite3.Connection):
+    """A connection whose statements wait for whoever writes.
+
+    SQLite's own naps are of 1 to 100 ms. A write takes a tenth of one, and who has just written
+    comes back at once; so of two workers one would nap while the other works.
+    """
+
+    patience_ns = 0
+
+    @classmethod
+    def to(cls, path: Path | str, patience_ns: int, *, uri: bool = False) -> Self:
+        """Open a file."""
+        db = sqlite3.connect(
+            path, 0, isolation_level=None, check_same_thread=False, factory=cls, uri=uri
+        )
+        db.patience_ns = patience_ns
+        return db
+
+    def execute(self, statement: str, values: Any = (), /) -> sqlite3.Cursor:
+        """Do a statement, as soon as nobody else keeps it from being done."""
         try:
-            db.execute("PRAGMA journal_mode = WAL")
-            return
+            return super().execute(statement, values)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorname != "SQLITE_BUSY":
+            if not _is_busy(error):
                 raise
-        # It did not wait for another process that is just making the file; this does.
-        db.execute("BEGIN EXCLUSIVE")
-        db.execute("COMMIT")
+        clock = SystemClock()
+        begun, nap = clock.monotonic_ns(), _FIRST_NAP
+        while True:
+            clock.wait(None, clock.monotonic_ns() + nap)
+            nap = min(nap + nap // 2, _LONGEST_NAP)
+            try:
+                return super().execute(statement, values)
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error) or clock.monotonic_ns() - begun > self.patience_ns:
+                    raise
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
 
 
 def _firsts(column: str, flow_ids: Collection[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from routilux import CorruptStateError, SqliteStore, UnsupportedVersionError
+from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
 from tests.drivers.workshop import PATIENCE
 from tests.persist.hosts import line_of, process
 from tests.persist.stores import acquire
@@ -94,7 +94,7 @@ def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(tmp_p
 
         def _traced(self, statement: str) -> None:
             asked.append(statement)
-            if statement == "BEGIN EXCLUSIVE":  # which waits, unlike the one before
+            if asked.count("PRAGMA journal_mode = WAL") == 2 and other.in_transaction:
                 other.execute("COMMIT")
 
     other.execute("BEGIN IMMEDIATE")
@@ -103,6 +103,27 @@ def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(tmp_p
         assert [b"1"] == store.rows("j")
     other.close()
     assert 2 == asked.count("PRAGMA journal_mode = WAL")
+
+
+def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[int] = []
+    with SqliteStore(store.path) as other:
+        context = store._writing()
+        context.__enter__()
+
+        def nap(clock: SystemClock, signal: None, until: int) -> None:
+            naps.append(until - clock.monotonic_ns())
+            if len(naps) == 12:
+                context.__exit__(None, None, None)
+
+        monkeypatch.setattr(SystemClock, "wait", nap)
+        other.create("j", b"1", "a", flow_id="f", queued=False)
+    assert 12 == len(naps)
+    assert 100_000 >= naps[0]
+    assert 5_000_000 >= max(naps)
+    assert [b"1"] == store.rows("j")
 
 
 def test_threads_share_one_store(store: SqliteStore) -> None:
@@ -316,7 +337,7 @@ def test_a_damaged_file_is_named_when_it_is_read(store: SqliteStore) -> None:
 def test_a_file_that_another_process_keeps_locked_is_named(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite._PATIENCE", 0.01)
+    monkeypatch.setattr("routilux.persist.sqlite._PATIENCE", 10_000_000)
     told = pytest.raises(OSError, match="database is locked; another process has kept it")
     with SqliteStore(store.path) as other, store._writing(), told:
         other.create("j", b"", "a", flow_id="f", queued=False)

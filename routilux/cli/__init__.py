@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
     options.clock = SystemClock() if clock is None else clock
     now = options.clock.now_ns()
     try:
+        if sys.stdout is None:
+            raise _RefusedError("stdout is closed, so nothing can be told; open it")
         with codec.foreign_types():
             page = Page(sys.stdout)
             status: int = options.run(options, page, now)
@@ -219,7 +221,8 @@ def _line_of(error: Exception) -> str:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"routilux: {plain(text)}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"routilux: {plain(text)}\n")
 
 
 def _let_go_of_stdout() -> None:

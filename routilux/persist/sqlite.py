@@ -4,7 +4,8 @@ Laws:
 - When a write returns, it is on the disk: a write-ahead log, flushed at every commit.
 - A write is one transaction, and one statement where nothing but a row is added.
 - The time is the machine's, which all who share the file have in common.
-- A connection belongs to the process that opened it; after a fork the child opens its own.
+- A connection belongs to the process that opened it; after a fork the child opens its own. And to
+  the file that it opened: where another one, or none, has its name, nothing is written to it.
 - One that only reads leaves no trace: it makes no file, changes none and brings none up to date.
 - What goes wrong names the file. Its surroundings are `OSError`, its content is `SavedStateError`.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import sys
 import threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, cast
+from weakref import WeakSet
 
 from routilux.clock import SystemClock
 from routilux.errors import (
@@ -113,12 +116,17 @@ class SqliteStore:
         read_only: bool = False,
     ) -> None:
         self.path = Path(path)
+        if str(self.path) == ":memory:":
+            raise OSError("the store :memory: is no file and lasts no longer; use MemoryStore()")
+        self._place = self.path.absolute()  # wherever the process goes to
         self._read_only = read_only
         self._unlocked = False
         self._now = (clock if clock is not None else SystemClock()).now_ns
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None
         self._process = 0
+        self._file: tuple[int, int] | None = None
+        _all.add(self)
         with self._using():
             pass
 
@@ -372,7 +380,12 @@ class SqliteStore:
         if self._connection is None or self._process != os.getpid():
             self._disown()
             self._connection = self._opened()
-            self._process = os.getpid()
+            self._process, self._file = os.getpid(), _file_at(self._place)
+        elif _file_at(self._place) != self._file:
+            raise OSError(
+                f"the store {self.path}: its file was removed or replaced while it was open; put it"
+                " back, or begin anew with what is there"
+            )
         return self._connection
 
     def _disown(self) -> None:
@@ -415,13 +428,13 @@ class SqliteStore:
     def _connected(self) -> sqlite3.Connection:
         if not self._read_only:
             return sqlite3.connect(
-                self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
+                self._place, timeout=_PATIENCE, isolation_level=None, check_same_thread=False
             )
         # Where there is no log nobody writes, and to read with locks would make one and leave it.
         self._unlocked = not self._has_log()
         how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
         return sqlite3.connect(
-            f"{self.path.absolute().as_uri()}?{how}",
+            f"{self._place.as_uri()}?{how}",
             uri=True,
             timeout=_READERS_PATIENCE,
             isolation_level=None,
@@ -429,11 +442,12 @@ class SqliteStore:
         )
 
     def _has_log(self) -> bool:
-        return self.path.with_name(f"{self.path.name}-wal").exists()
+        return self._place.with_name(f"{self._place.name}-wal").exists()
 
     def _named(self, error: sqlite3.Error) -> Exception:
         name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA")):
+        # Where what is asked is sound, the last one tells of a schema that is not.
+        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
             return CorruptStateError(
                 str(self.path), f"is no sound database ({error}); restore it from a copy"
             )
@@ -441,6 +455,24 @@ class SqliteStore:
             if name.startswith(start):
                 return OSError(f"the store {self.path}: {error}; {cure}")
         return error
+
+
+def _file_at(place: Path) -> tuple[int, int] | None:
+    try:
+        found = place.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _unlock_all() -> None:
+    for store in _all:  # a thread that the child does not have may have held it
+        store._lock = threading.Lock()
+
+
+_all: Final[WeakSet[SqliteStore]] = WeakSet()
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_unlock_all)
 
 
 def _write_ahead(db: sqlite3.Connection) -> None:

@@ -143,7 +143,8 @@ class Runtime:
     counts. `executor` runs the steps instead of our own threads. `observers` hear of every commit.
     `max_steps` fails a job that makes more attempts. `max_recoveries` fails a job that was resumed
     so often without progress; None never does. `history_limit` bounds the commits that a job
-    keeps in memory: at least that many, at most twice.
+    keeps in memory: at least that many, at most twice; one that was loaded begins with those since
+    its snapshot.
 
     >>> Runtime(max_steps=1000).max_steps
     1000

@@ -1,9 +1,10 @@
-"""A store that fails for a while: a worker bears it as long as a lease lasts, and nothing is lost."""
+"""A store fails for a while: a worker bears it as long as a lease lasts, and nothing is lost."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -189,8 +190,50 @@ def test_a_job_whose_commits_alone_can_not_be_kept_is_tried_now_and_then_and_nev
         job_id = runtime.submit(flow, "a")
         Worker(store, [flow], runtime=runtime, lease=LEASE).run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
-    waits = {after - before for before, after in zip(ran, ran[1:], strict=False)}
+    waits = {after - before for before, after in pairwise(ran)}
     assert {10 * SECOND} == waits, "a third of a lease lies between two tries"
+
+
+def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends() -> None:
+    clock = FakeClock()
+    store = Fails(clock, 10**9, 1.0)
+    acquire = store.acquire
+
+    def acquires(*asked: Any) -> Any:
+        store.acquire = acquire  # type: ignore[method-assign]
+        got = acquire(*asked)
+        store.n = store.calls + 1
+        return got
+
+    store.acquire = acquires  # type: ignore[method-assign]
+    flow = chain(a=rest)
+    with Runtime(clock=clock, store=store) as runtime:
+        job_id = runtime.submit(flow, "a")
+        began = clock.now_ns()
+        Worker(store, [flow], runtime=runtime, lease=LEASE).run(until_idle=True)
+        job = runtime.load(job_id)
+    assert store.failures
+    assert JobStatus.COMPLETED is job.status
+    assert job.updated_ns < began + 3 * SECOND
+
+
+def test_what_is_owed_to_a_store_is_not_given_back_once_the_worker_has_taken_it_anew() -> None:
+    clock = FakeClock()
+    store = Fails(clock, 10**9, 10.0)
+    flow = chain(a=rest)
+    with Runtime(clock=clock, store=store) as runtime:
+        job_id = runtime.submit(flow, "a")
+        host = Worker(store, [flow], runtime=runtime, lease=5)
+        rows, release = store.rows, store.release
+        store.rows = store.release = _raises  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="it is down"):
+            host._take(False)
+        store.rows, store.release = rows, release  # type: ignore[method-assign]
+        clock.advance(6)  # the lease that it could not give back is over
+        assert host._take(False)
+        assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back"
+        host.run(until_idle=True)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
 
 
 def test_what_is_owed_to_a_store_is_not_given_back_once_another_worker_has_the_job() -> None:

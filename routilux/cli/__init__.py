@@ -38,6 +38,7 @@ from routilux.persist import operator
 from routilux.persist.atomic import write_whole
 from routilux.persist.journal import Journal
 from routilux.persist.opening import changed, looked, shown
+from routilux.persist.upgrades import FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -140,7 +141,7 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
         raise _RefusedError(f"{file} {what}; name a file in a folder that is there")
     if file.exists() and Path(options.store).exists() and file.samefile(options.store):
         raise _RefusedError(f"{file} is the store itself; name another file")
-    data = f"{job.dumps()}\n".encode()
+    data = f'{{"format":{codec.dumps(FORMAT)},"job_state":{job.dumps()}}}\n'.encode()
     write_whole(file, data)
     if options.json:
         facts = {"file": str(file), "bytes": len(data)}
@@ -283,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         _export,
         "write a job to a file that another host can read",
         "A store does not hold flows, so the file holds the job alone, with all its commits. Where"
-        " the flow is at hand: job = JobState.deserialize(json.load(open(FILE))), then"
+        " the flow is at hand: job = JobState.deserialize(json.load(open(FILE))['job_state']), then"
         " flow.resume(job). The file is a copy and locks nothing.",
     )
     _of_job(export)

@@ -349,3 +349,95 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
     assert [] == store.job_ids()
     store.create("j", b"1", "a", flow_id="f", queued=True)
     assert "j" == acquire(store, "b", ["f"], SECOND)
+
+
+# --- the file and the process ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["removed", "replaced"])
+def test_nothing_is_written_to_a_file_that_has_lost_its_name(by: str, tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+        with SqliteStore(tmp_path / "other.db"):
+            pass
+        if by == "removed":
+            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
+        else:
+            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
+            (tmp_path / "other.db").rename(tmp_path / "jobs.db")
+        for write in (
+            lambda: store.append("j", 2, b"2", "a", rests=False),
+            lambda: store.append("j", 2, b"2", "a", rests=True),
+            lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
+            lambda: store.job_ids(),
+        ):
+            with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
+                write()
+        (tmp_path / "kept.db").replace(tmp_path / "jobs.db")
+        store.append("j", 2, b"2", "a", rests=False)
+        assert [b"1", b"2"] == store.rows("j")
+
+
+def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with SqliteStore("jobs.db") as store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+        store.close()
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert ["j"] == store.job_ids()
+        with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
+            assert ["j"] == reader.job_ids()
+    assert [] == list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_store_that_would_not_last_is_refused() -> None:
+    with pytest.raises(OSError, match=r":memory: is no file and lasts no longer; use MemoryStore"):
+        SqliteStore(":memory:")
+
+
+def test_a_damaged_schema_is_damage(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "jobs.db"):
+        pass
+    data = (tmp_path / "jobs.db").read_bytes()
+    assert b"job_id TEXT NOT NULL UNIQUE" in data
+    (tmp_path / "jobs.db").write_bytes(data.replace(b"job_id TEXT NOT", b"kob_id TEXT NOT"))
+    with (
+        pytest.raises(CorruptStateError, match="is no sound database"),
+        SqliteStore(tmp_path / "jobs.db") as store,
+    ):
+        store.job_ids()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
+    store: SqliteStore,
+) -> None:
+    store.create("j", b"1", "a", flow_id="f", queued=False)
+    holding, over = threading.Event(), threading.Event()
+
+    def holds() -> None:
+        with store._using():
+            holding.set()
+            over.wait(PATIENCE)
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    assert holding.wait(PATIENCE)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))
+            store.append("j", 2, b"2", "a", rests=False)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    try:
+        _, status = os.waitpid(child, 0)
+    finally:
+        over.set()
+        thread.join(PATIENCE)
+    assert 0 == os.waitstatus_to_exitcode(status), "the child hangs, or raised"
+    assert [b"1", b"2"] == store.rows("j")

@@ -177,6 +177,9 @@ class _StepHost:
             until = min(until, step.started_ns + step.timeout_ns - self._driven.offset)
         self._clock.mono = max(self._clock.mono, until)
 
+    def check(self, step: StepInput) -> None:
+        """Do nothing: a host that dies runs no step any more."""
+
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self._flight.events.append((self._clock.mono, (name, effect)))
 

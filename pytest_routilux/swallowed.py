@@ -105,6 +105,9 @@ class _TrapHost:
         self._trap.step_on("ctx.sleep")
         self._clock.mono += length
 
+    def check(self, step: StepInput) -> None:
+        """Do nothing: the step has the job."""
+
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self._trap.step_on(f"ctx.once({name!r})")
 

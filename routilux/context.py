@@ -45,6 +45,9 @@ class Host(Protocol):
     def sleep(self, step: StepInput, length: int) -> None:
         """Wait, at the longest until the attempt's timeout."""
 
+    def check(self, step: StepInput) -> None:
+        """Raise where nothing that the step does can be recorded any more, as far as is known."""
+
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         """Make the result of an effect last; raises if it can't."""
 
@@ -208,8 +211,12 @@ class Context:
 
     @property
     def idempotency_key(self) -> str:
-        """Job id and task id: tells an external service that a call is a repetition."""
+        """Job id and task id: tells an external service that a call is a repetition.
+
+        Raises `LeaseLostError` where it is known that another host has the job now.
+        """
         step = self._open_step()
+        self._host.check(step)
         return f"{step.job_id}/{step.task.task_id}"
 
     def key(self, name: str) -> str:
@@ -256,6 +263,7 @@ class Context:
         """Run an external effect and record its result; later attempts get the recorded result.
 
         The result is committed before the handler goes on. What `fn` raises is not recorded.
+        Where it is known that another host has the job now, `fn` is not run: `LeaseLostError`.
         Raises `FlowDefinitionError` for a name used twice in an attempt, or for other arguments
         than those recorded, and `UnserializableError` for what can't be saved.
         """
@@ -279,6 +287,7 @@ class Context:
                     " than it has now; take them from the payload, not from the attempt"
                 )
             return cast(_T, copy_value(recorded.result))
+        self._host.check(step)
         result = fn(*args, **kwargs)
         self._open_step()
         codec.encode(result, f"{place}.result")

@@ -16,6 +16,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 from routilux.errors import (
+    LeaseLostError,
     NoActiveStepError,
     NotResumableError,
     UnserializableError,
@@ -55,6 +56,7 @@ class Drive:
         "_open",
         "_snapshot_at",
         "error",
+        "leased_until",
         "leaving",
         "limit",
         "loop",
@@ -81,6 +83,7 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.rested = clock.signal()
         self.error: BaseException | None = None
+        self.leased_until: int | None = None  # by the clock's monotonic time; others may come then
         self.leaving = False
         # Called under the runtime's lock: it rests, or nothing of it runs before an instant comes.
         self.on_rest: Callable[[Drive], object] | None = None
@@ -114,12 +117,36 @@ class Drive:
             # It rests with this step in flight: it broke, and nobody waits for the step.
             raise _given_up(step)
 
+    def check(self, step: StepInput) -> None:
+        """Raise where it is known, or found, that nothing of the step can be recorded any more."""
+        until = self.leased_until
+        if self.error is None and until is not None and until <= self.runtime.clock.monotonic_ns():
+            self._check_owner()
+        if isinstance(self.error, LeaseLostError):
+            raise LeaseLostError(str(self.error))
+        if self.error is not None:
+            raise _given_up(step)
+
+    def _check_owner(self) -> None:
+        # This host stood still, or could not renew its lease: others may have the job by now.
+        job_id, store = self.machine.job.job_id, self.runtime.store
+        error: Exception
+        try:
+            hold = None if store is None else store.holders(job_id).get(job_id)
+            if hold is None or hold.owner == self.runtime.owner:
+                return
+            error = LeaseLostError(f"job {job_id!r} is {hold} now; what it does here is refused")
+        except OSError as broken:
+            error = broken
+        with self.runtime.lock:
+            if self.loop is not None:
+                self.loop.fail(self, error)
+
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         """Commit the result of an effect, from the step's own thread."""
         with self.runtime.lock:
-            commit = None
-            if self.error is None:
-                commit = self.machine.effect(step, name, effect, self.now_ns())
+            self.check(step)
+            commit = self.machine.effect(step, name, effect, self.now_ns())
             if commit is None:
                 raise _given_up(step)
             try:

@@ -55,6 +55,7 @@ class Loop:
     def add(self, drive: Drive) -> None:
         """Take a job (under the runtime's lock); a loop that runs already has to `look` at it."""
         self.drives.add(drive)
+        self._runtime.driven[drive.machine.job.job_id] = drive
         drive.loop = self
         self._mark(drive)
 
@@ -208,6 +209,9 @@ class Loop:
     def drop(self, drive: Drive) -> None:
         """Be done with a job: it rests, or can't go on."""
         self.drives.discard(drive)
+        job_id, driven = drive.machine.job.job_id, self._runtime.driven
+        if driven.get(job_id) is drive:
+            del driven[job_id]
         drive.loop = None
         drive.rested.set()
         if drive.on_rest is not None:

@@ -143,7 +143,8 @@ class Runtime:
     counts. `executor` runs the steps instead of our own threads. `observers` hear of every commit.
     `max_steps` fails a job that makes more attempts. `max_recoveries` fails a job that was resumed
     so often without progress; None never does. `history_limit` bounds the commits that a job
-    keeps in memory: at least that many, at most twice.
+    keeps in memory: at least that many, at most twice; one that was loaded begins with those since
+    its snapshot.
 
     >>> Runtime(max_steps=1000).max_steps
     1000
@@ -197,6 +198,7 @@ class Runtime:
         self._teller: int | None = None  # the thread that tells the observers
         self._spare: list[PoolDriver] = []
         self._background: Loop | None = None
+        self.driven: dict[str, Drive] = {}  # what goes on here, by job id; under the lock
         self.taking = threading.Lock()  # held while the leases of this owner change
         # What workers have under a lease, as this owner, each with how they are told of its loss.
         self.taken: dict[str, Callable[[str], None]] = {}
@@ -330,6 +332,7 @@ class Runtime:
         own.history_limit = self.history_limit
         drive = self._drive_of(plan, own)
         with self.lock:
+            self._check_rests(job.job_id)
             drive.commit(
                 drive.machine.resume(
                     drive.now_ns(),
@@ -385,7 +388,7 @@ class Runtime:
         payload = _checked_params(plan, entry, slot, params)
         if job_id is None:
             job_id = token_hex(16)
-        elif not isinstance(job_id, str) or not job_id:
+        elif not isinstance(job_id, str) or not job_id or not _is_text(job_id):
             raise FlowDefinitionError(f"a job's id is a text, not {job_id!r}")
         job = JobState(job_id)
         job.history_limit = self.history_limit
@@ -403,6 +406,20 @@ class Runtime:
                 f"job {job_id!r} is {hold}; until then nobody else can go on with it"
             )
         return hold.clean
+
+    def _check_rests(self, job_id: str) -> None:
+        drive = self.driven.get(job_id)
+        if drive is None:
+            return
+        machine = drive.machine
+        flying = ", ".join(
+            f"{step.task.routine_id} ({step.task.task_id})" for step in machine.flights
+        )
+        what = f"still has steps in flight, at {flying}" if flying else "goes on already"
+        raise NotResumableError(
+            f"job {job_id} is {machine.job.status.value} in this runtime, and {what};"
+            " wait() for its run, then resume what that returns"
+        )
 
     def refuse_observer(self, what: str) -> None:
         """Raise where an observer waits for a job: all jobs wait for the observer."""
@@ -573,6 +590,10 @@ def _checked_params(
             f" {' and '.join(trouble)}"
         )
     return copied_payload(given, f"params for {entry}.{slot}")
+
+
+def _is_text(text: str) -> bool:
+    return text.isascii() or not any("\ud800" <= char <= "\udfff" for char in text)
 
 
 def _check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:

@@ -9,6 +9,8 @@ Laws:
   what other processes do, which nobody tells it, is looked for every `POLL` seconds.
 - What can't be resumed is put aside for the length of a lease, in which another worker may take it,
   and holds up nothing else. Why is told once, and again where the reason has changed.
+- A store that can't be used is waited for as long as a lease lasts: so long no other host can have
+  taken over. A job whose commit it did not keep is given back, to be run again from the one before.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from routilux.clock import SystemClock
 from routilux.core.records import JobStatus
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
 from routilux.instants import SECOND, to_ns
+from routilux.outage import Outage
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ POLL: Final = 0.1
 _AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
 _LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
+_LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
 class Worker:
@@ -85,9 +89,7 @@ class Worker:
                 )
         if not self._flows:
             raise FlowDefinitionError("a worker needs the flows whose jobs it is to drive")
-        self._lease_ns = to_ns(lease)
-        if self._lease_ns <= 0:
-            raise FlowDefinitionError(f"lease is {lease!r}; it is some seconds, more than 0")
+        self._lease_ns = _checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
             raise FlowDefinitionError(
@@ -102,6 +104,9 @@ class Worker:
         self._rested: deque[Drive] = deque()
         self._renew_at = 0
         self._put_aside: dict[str, str] = {}  # job id -> why, as it was told
+        # Jobs that are to be given back: when they are to be free, and whether the stop was clean.
+        self._owed: dict[str, tuple[int, bool]] = {}
+        self._outage = Outage(self._clock, self._lease_ns)
 
     def stop(self) -> None:
         """Make `run` end as soon as the steps in flight have committed; from any thread."""
@@ -113,7 +118,8 @@ class Worker:
 
         Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
         ends when no job of its flows has anything left to do, here or on other hosts, and a job
-        that can't be resumed is raised. Raises what the store raises.
+        that can't be resumed is raised. Raises what the store raises; an `OSError` only where it
+        has lasted as long as a lease.
         """
         party = self._clock.worker("a worker", result=True)
         party.start()
@@ -127,30 +133,47 @@ class Worker:
             party.stop()
 
     def _run(self, until_idle: bool) -> None:
-        while True:
-            self._look_after()
-            if self._stopping:
-                return
-            room = self._has_room()
-            if room and self._take(until_idle):
-                continue
-            free_in = self._store.free_in(self._flows)
-            if until_idle and free_in is None and not self._drives:
-                return
-            self._wait(free_in if room else None)
+        goes_on = True
+        while goes_on:
+            try:
+                goes_on = self._turn(until_idle)
+            except OSError as error:
+                self._bear(error)
+            else:
+                self._outage.end()
+
+    def _turn(self, until_idle: bool) -> bool:
+        self._look_after()
+        if self._stopping:
+            return False
+        room = self._has_room()
+        if room and self._take(until_idle):
+            return True
+        free_in = self._store.free_in(self._flows)
+        if until_idle and free_in is None and not self._drives:
+            return False
+        self._wait(free_in if room else None)
+        return True
 
     def _leave(self) -> None:
         for drive in self._drives.values():
             drive.leave()
-        while self._drives:
-            self._look_after()
-            if self._drives:
-                self._wait(None)
+        while self._drives or self._owed:
+            try:
+                self._look_after()
+                if self._drives:
+                    self._wait(None)
+            except OSError as error:
+                self._bear(error)
+
+    def _bear(self, error: OSError) -> None:
+        self._clock.wait(self._signal, self._outage.bear(error), who="a worker")
 
     def _look_after(self) -> None:
         self._signal.clear()
         while self._rested:
             self._let_go(self._rested.popleft())
+        self._give_back()
         if self._drives and self._renew_at <= self._clock.monotonic_ns():
             self._renew()
 
@@ -178,8 +201,9 @@ class Worker:
 
     def _take(self, raises: bool) -> bool:
         runtime, store = self._runtime, self._store
+        now = self._clock.monotonic_ns()
         if not self._drives:
-            self._renew_at = self._clock.monotonic_ns() + self._lease_ns // _RENEWALS
+            self._renew_at = now + self._lease_ns // _RENEWALS
         with runtime.taking:
             acquired = store.acquire(runtime.owner, self._flows, self._lease_ns)
             if acquired is None:
@@ -187,6 +211,7 @@ class Worker:
             job_id = acquired.job_id
             told = runtime.taken.get(job_id)
             runtime.taken[job_id] = self._lose
+        self._owed.pop(job_id, None)  # its lease was over meanwhile
         if told is not None:  # it was lost here, or at another worker of this owner
             told(job_id)
         drive = None
@@ -204,19 +229,24 @@ class Worker:
             if self._put_aside.get(job_id) != str(error):
                 _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
             self._put_aside[job_id] = str(error)
-            store.release(job_id, runtime.owner, self._lease_ns, clean=acquired.clean)
+            self._owe(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise
+        except OSError:
+            self._owe(job_id, 0, clean=acquired.clean)
+            raise
         else:
             self._put_aside.pop(job_id, None)
             drive.on_rest, drive.on_wait = self._note_rest, self._note_wait
+            drive.leased_until = now + self._lease_ns
             self._drives[job_id] = drive
             self._active.add(drive)
             runtime._drive_in_background(drive)
         finally:
-            if drive is None:
+            if drive is None and job_id not in self._owed:
                 with runtime.taking:
                     self._forget(job_id)
+        self._give_back()
         return True
 
     def _note_rest(self, drive: Drive) -> None:
@@ -229,45 +259,63 @@ class Worker:
 
     def _let_go(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
-        lost = isinstance(error, LeaseLostError)
-        if lost:
+        if isinstance(error, LeaseLostError):
             _log.info("%s", error)
+        elif isinstance(error, OSError):
+            _log.warning("job %s broke off here, and is given back: %s", job.job_id, error)
         elif error is not None:
             _log.error("job %s broke off here, and is given back", job.job_id, exc_info=error)
         self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
             return  # it was taken anew meanwhile
         del self._drives[job.job_id]
-        runtime, store = self._runtime, self._store
-        with runtime.taking:
-            if not self._forget(job.job_id):
-                return  # another worker of this owner has it
-            if error is None and job.status is JobStatus.RUNNING:
-                due = drive.machine.due()
-                wait = 0 if due is None else max(0, due - drive.now_ns())
-                store.release(job.job_id, runtime.owner, wait)
-            elif error is not None and not lost:
-                store.release(job.job_id, runtime.owner, 0, clean=False)
+        if error is None and job.status is JobStatus.RUNNING:
+            due = drive.machine.due()
+            self._owe(job.job_id, 0 if due is None else max(0, due - drive.now_ns()), clean=True)
+        elif isinstance(error, OSError):
+            # Not the job's fault. Where only this one can't be kept, it does not come at once.
+            self._owe(job.job_id, self._lease_ns // _RENEWALS, clean=True)
+        elif error is not None and not isinstance(error, LeaseLostError):
+            self._owe(job.job_id, 0, clean=False)
+        else:
+            with self._runtime.taking:
+                self._forget(job.job_id)
 
-    def _forget(self, job_id: str) -> bool:
-        """Hold a job no longer (under `taking`); False if somebody else has taken it since."""
+    def _owe(self, job_id: str, after_ns: int, *, clean: bool) -> None:
+        self._owed[job_id] = self._clock.monotonic_ns() + after_ns, clean
+
+    def _give_back(self) -> None:
+        runtime = self._runtime
+        for job_id, (free_at, clean) in list(self._owed.items()):
+            with runtime.taking:
+                if runtime.taken.get(job_id) == self._lose:  # else another worker has taken it
+                    wait = max(0, free_at - self._clock.monotonic_ns())
+                    self._store.release(job_id, runtime.owner, wait, clean=clean)
+                    self._forget(job_id)
+            del self._owed[job_id]
+
+    def _forget(self, job_id: str) -> None:
+        """Hold a job no longer (under `taking`), unless somebody else has taken it since."""
         taken = self._runtime.taken
-        mine = taken.get(job_id) == self._lose
-        if mine:
+        if taken.get(job_id) == self._lose:
             del taken[job_id]
-        return mine
 
     def _renew(self) -> None:
         # The next one is reckoned from before this one: the store's lease is not shorter.
-        self._renew_at = self._clock.monotonic_ns() + self._lease_ns // _RENEWALS
+        now = self._clock.monotonic_ns()
         runtime, store = self._runtime, self._store
         with runtime.taking:
             held = set(store.renew(runtime.owner, self._lease_ns))
             for job_id in sorted(held - runtime.taken.keys()):
                 _log.info("job %s is given back: its lease is held here, and unknown", job_id)
-                store.release(job_id, runtime.owner, 0)
-        for job_id in self._drives.keys() - held:
-            self._lose(job_id)
+                # Nobody knows any more how it was left. As if the lease had run out: unclean.
+                store.release(job_id, runtime.owner, 0, clean=False)
+        self._renew_at = now + self._lease_ns // _RENEWALS
+        for job_id, drive in self._drives.items():
+            if job_id in held:
+                drive.leased_until = now + self._lease_ns
+            else:
+                self._lose(job_id)
 
     def _lose(self, job_id: str) -> None:
         """Drive a job no longer that is not held any more; from any thread."""
@@ -295,3 +343,15 @@ class Worker:
             yield
         finally:
             signal.signal(signal.SIGTERM, before)
+
+
+def _checked_lease(lease: float | timedelta) -> int:
+    try:
+        length = to_ns(lease)
+    except ValueError:
+        length = 0
+    if not 0 < length <= _LONGEST_LEASE:
+        raise FlowDefinitionError(
+            f"lease is {lease!r}; it is some seconds, more than 0 and at most a year"
+        )
+    return length

@@ -474,6 +474,10 @@ WRONG_STARTS: dict[str, tuple[dict[str, Any], str]] = {
         "params for sink.rest is a mapping of the handler's parameters by name, not {1: 'A7'}",
     ),
     "an empty job id": ({"entry": "source", "job_id": ""}, "a job's id is a text, not ''"),
+    "a job id with half of a surrogate pair": (
+        {"entry": "source", "job_id": "\udcff"},
+        "a job's id is a text, not '\\udcff'",
+    ),
     "a job id that is no text": ({"entry": "source", "job_id": 7}, "a job's id is a text, not 7"),
 }
 

@@ -563,7 +563,10 @@ def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(
     line = told(capsys, "export", store, "waits", "job.json")
     size = Path("job.json").stat().st_size
     assert f"job waits as of commit 2 is in job.json, {size:,} bytes\n" == line
-    job = JobState.deserialize(json.loads(Path("job.json").read_text()))
+    document = json.loads(Path("job.json").read_text())
+    assert ["format", "job_state"] == list(document)
+    assert "routilux/1" == document["format"]
+    job = JobState.deserialize(document["job_state"])
     with SqliteStore(store) as jobs:
         assert job == Runtime(store=jobs).load("waits", history=True)
     done = payment().resume(job, runtime=Runtime(clock=after(3700)))
@@ -729,7 +732,7 @@ def test_reading_leaves_no_trace(
 def test_a_store_that_another_process_keeps_for_itself_is_named(
     store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite._READERS_PATIENCE", 0)
+    monkeypatch.setattr("routilux.persist.sqlite_file._READERS_PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("UPDATE jobs SET owner = owner")
@@ -742,7 +745,7 @@ def test_a_store_that_another_process_keeps_for_itself_is_named(
 def test_a_write_waits_for_no_lock_for_ever(
     store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite._PATIENCE", 0)
+    monkeypatch.setattr("routilux.persist.sqlite_file._PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert JOBS == told(capsys, "jobs", store)
@@ -1034,6 +1037,36 @@ def test_a_full_disk_is_told(store: Path) -> None:
             stderr=subprocess.PIPE,
         )
     assert (1, "routilux: No space left on device\n") == (done.returncode, done.stderr)
+
+
+def test_an_output_that_is_closed_is_told(store: Path) -> None:
+    shell = 'exec "$0" -m routilux show "$1" done >&-'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, str(store)],
+        cwd=store.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "routilux: stdout is closed, so nothing can be told; open it\n" == done.stderr
+
+
+def test_what_can_not_be_told_still_ends_with_its_status(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert 1 == main(["show", str(store), "nobody"])
+
+
+@pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
+def test_a_connection_string_that_is_no_url_is_told_so_without_its_password(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = refused(capsys, "jobs", name)
+    assert "a PostgreSQL database is named by its URL: postgresql://user@host/database" == told
 
 
 def test_an_interrupt_ends_it_quietly(

@@ -22,7 +22,7 @@ ROOT: Final = Path(__file__).parents[1]
 LAYERS: Final = (
     {"errors"},
     {"instants", "values", "tags", "bounds", "fields", "codec", "clock", "fake_clock", "shape"}
-    | {"backoff", "options", "policy", "exchange"},
+    | {"backoff", "options", "policy", "exchange", "outage"},
     {"context"},
     {"routine"},
     {"flow"},

@@ -25,6 +25,7 @@ from routilux import (
     FlowMismatchError,
     JobState,
     JobStatus,
+    MemoryStore,
     NotResumableError,
     Routine,
     Run,
@@ -157,6 +158,41 @@ def test_what_is_over_can_be_neither_paused_nor_cancelled_nor_resumed() -> None:
         with pytest.raises(NotResumableError, match="job j is completed, which is final"):
             flow.resume(job, runtime=runtime)
         assert job == run.job
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durable: bool) -> None:
+    began, let_go = threading.Event(), threading.Event()
+
+    def holds(self: Routine) -> None:
+        if self.ctx.attempt == 1 and not began.is_set():
+            began.set()
+            assert let_go.wait(PATIENCE)
+        self.emit("out", n=1)
+
+    told: list[int] = []
+
+    class Notes:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            told.append(commit.seq)
+
+    flow = chain(a=holds, b=rest)
+    store = MemoryStore() if durable else None
+    with Runtime(store=store, observers=[Notes()]) as runtime:
+        run = flow.start("a", job_id="j", runtime=runtime)
+        assert began.wait(PATIENCE)
+        run.pause()
+        message = (
+            r"job j is paused in this runtime, and still has steps in flight, at a \(0\); wait"
+        )
+        with pytest.raises(NotResumableError, match=message):
+            flow.resume(run.job, runtime=runtime)
+        let_go.set()
+        job = flow.resume(run.wait(PATIENCE), runtime=runtime)
+        assert {} == runtime.driven
+    assert JobStatus.COMPLETED is job.status
+    assert ["start", "paused", "done", "resumed", "done"] == kinds(job)
+    assert [1, 2, 3, 4, 5] == told
 
 
 def test_a_paused_job_can_be_cancelled_and_not_paused_twice() -> None:

@@ -42,6 +42,9 @@ class Desk:
     def sleep(self, step: StepInput, length: int) -> None:
         self.now += length
 
+    def check(self, step: StepInput) -> None:
+        pass
+
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self.recorded[name] = effect
 

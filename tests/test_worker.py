@@ -542,6 +542,25 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
     ] == caplog.messages
 
 
+def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: FakeClock) -> None:
+    store = Forgets(clock, 2)
+
+    def works_long(self: Routine) -> None:
+        self.ctx.sleep(100)
+
+    flows = chain(a=works_long), chain(a=rest)
+    flows[1].flow_id = "died"
+    with Runtime(clock=clock, store=store) as runtime:
+        runtime.submit(flows[0], "a")
+        host = worker(runtime, *flows, lease=30)
+        assert host._take(False)
+        job_id = runtime.submit(flows[1], "a")
+        with pytest.raises(OSError, match="the connection broke"):
+            host._take(False)
+        host._renew()
+        assert not store.holders(job_id)[job_id].clean, "nobody knows that it was left in order"
+
+
 def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
@@ -652,6 +671,10 @@ def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
         ({"flows": []}, "needs the flows whose jobs"),
         ({"flows": [flow, chain(a=rest)]}, "two flows are called 'tale'"),
         ({"flows": [flow], "lease": 0}, "lease is 0; it is some seconds"),
+        ({"flows": [flow], "lease": -1}, "lease is -1; it is some seconds, more than 0"),
+        ({"flows": [flow], "lease": float("inf")}, "lease is inf; it is some seconds"),
+        ({"flows": [flow], "lease": 1e10}, "lease is 10000000000.0; .* and at most a year"),
+        ({"flows": [flow], "lease": None}, "lease is None; it is some seconds"),
         ({"flows": [flow], "runtime": Runtime()}, "writes to another store"),
     ):
         with pytest.raises(FlowDefinitionError, match=message):

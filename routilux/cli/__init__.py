@@ -38,6 +38,7 @@ from routilux.persist import operator
 from routilux.persist.atomic import write_whole
 from routilux.persist.journal import Journal
 from routilux.persist.opening import changed, looked, shown
+from routilux.persist.upgrades import FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,6 +66,8 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
     options.clock = SystemClock() if clock is None else clock
     now = options.clock.now_ns()
     try:
+        if sys.stdout is None:
+            raise _RefusedError("stdout is closed, so nothing can be told; open it")
         with codec.foreign_types():
             page = Page(sys.stdout)
             status: int = options.run(options, page, now)
@@ -138,7 +141,7 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
         raise _RefusedError(f"{file} {what}; name a file in a folder that is there")
     if file.exists() and Path(options.store).exists() and file.samefile(options.store):
         raise _RefusedError(f"{file} is the store itself; name another file")
-    data = f"{job.dumps()}\n".encode()
+    data = f'{{"format":{codec.dumps(FORMAT)},"job_state":{job.dumps()}}}\n'.encode()
     write_whole(file, data)
     if options.json:
         facts = {"file": str(file), "bytes": len(data)}
@@ -219,7 +222,8 @@ def _line_of(error: Exception) -> str:
 
 
 def _complain(text: str) -> None:
-    sys.stderr.write(f"routilux: {plain(text)}\n")
+    if sys.stderr is not None:
+        sys.stderr.write(f"routilux: {plain(text)}\n")
 
 
 def _let_go_of_stdout() -> None:
@@ -280,7 +284,7 @@ def _parser() -> argparse.ArgumentParser:
         _export,
         "write a job to a file that another host can read",
         "A store does not hold flows, so the file holds the job alone, with all its commits. Where"
-        " the flow is at hand: job = JobState.deserialize(json.load(open(FILE))), then"
+        " the flow is at hand: job = JobState.deserialize(json.load(open(FILE))['job_state']), then"
         " flow.resume(job). The file is a copy and locks nothing.",
     )
     _of_job(export)

@@ -28,6 +28,7 @@ __all__ = ["changed", "looked", "shown"]
 
 _T = TypeVar("_T")
 _DSN: Final = ("postgresql://", "postgres://")
+_WORDS: Final = re.compile(r"\s*(host|hostaddr|dbname|user|password|service|port)\s*=")
 _PASSWORD: Final = re.compile(r"(?<=://)([^/@]*):[^/@]*@|([?&]password=)[^&]*")
 
 
@@ -87,6 +88,8 @@ def _postgres(dsn: str, *, read_only: bool = False) -> Iterator[JobStore]:
 
 
 def _path(name: str) -> Path:
+    if _WORDS.match(name) and not Path(name).exists():
+        raise OSError("a PostgreSQL database is named by its URL: postgresql://user@host/database")
     path = Path(name)
     if path.is_dir():
         raise OSError(f"{name} is a folder; a store is one file in it")

@@ -4,34 +4,23 @@ Laws:
 - When a write returns, it is on the disk: a write-ahead log, flushed at every commit.
 - A write is one transaction, and one statement where nothing but a row is added.
 - The time is the machine's, which all who share the file have in common.
-- A connection belongs to the process that opened it; after a fork the child opens its own.
-- One that only reads leaves no trace: it makes no file, changes none and brings none up to date.
-- Whoever writes keeps the others waiting; they look again as often as a write takes, and give up
-  after a minute.
-- What goes wrong names the file. Its surroundings are `OSError`, its content is `SavedStateError`.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
-from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 from routilux.clock import SystemClock
-from routilux.errors import (
-    CorruptStateError,
-    LeaseLostError,
-    UnsupportedVersionError,
-)
-from routilux.instants import SECOND
+from routilux.errors import LeaseLostError
 from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
+from routilux.persist.sqlite_file import SqliteFile
 from routilux.persist.store import duplicate, refusal, refusals
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    import os
+    from collections.abc import Collection, Sequence
 
     from routilux.clock import Clock
     from routilux.persist.store import Append
@@ -40,37 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SqliteStore"]
 
-_APPLICATION: Final = 0x726F7574  # "rout"
-_VERSION: Final = 1
-_PATIENCE: Final = 60 * SECOND
-_READERS_PATIENCE: Final = 5 * SECOND  # hardly ever needed: a writer keeps no reader waiting
-_FIRST_NAP: Final = 100_000  # nanoseconds; each is half as long again as the one before
-_LONGEST_NAP: Final = 5_000_000
-_SCHEMA: Final = f"""
-CREATE TABLE IF NOT EXISTS jobs (
-    job INTEGER PRIMARY KEY,
-    job_id TEXT NOT NULL UNIQUE,
-    flow_id TEXT NOT NULL,
-    owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER          -- UTC nanoseconds; NULL for never
-);
-CREATE INDEX IF NOT EXISTS free ON jobs (flow_id, free_at) WHERE free_at IS NOT NULL;
-CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
-CREATE TABLE IF NOT EXISTS commits (
-    job INTEGER NOT NULL REFERENCES jobs,
-    seq INTEGER NOT NULL,
-    owner TEXT NOT NULL,
-    row BLOB NOT NULL,
-    PRIMARY KEY (job, seq)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS snapshots (
-    job INTEGER PRIMARY KEY REFERENCES jobs,
-    seq INTEGER NOT NULL,
-    data BLOB NOT NULL
-);
-PRAGMA application_id = {_APPLICATION};
-PRAGMA user_version = {_VERSION};
-"""
 # Adds a row where the one before it stands; else there is no job for it, and so no row. One row of
 # values costs less than a SELECT, which may bring many and gets a journal of its own.
 _FENCED: Final = """
@@ -81,15 +39,6 @@ INSERT OR IGNORE INTO commits VALUES ((
 """
 _FOLLOW: Final = _FENCED.format("")  # whoever owns the job
 _ADD: Final = _FENCED.format(" AND owner = ?3")  # the whole fence in one statement
-# Connections of the process before a fork: SQLite forbids even to close them in the child.
-_inherited: Final[list[sqlite3.Connection]] = []
-_CURES: Final = {
-    "SQLITE_BUSY": "another process has kept it locked; is one stopped, or open in an editor?",
-    "SQLITE_CANTOPEN": "the folder must exist and be writable; the store makes only the file",
-    "SQLITE_FULL": "the disk is full; make room, then resume the jobs: no commit is half written",
-    "SQLITE_READONLY": "it must be writable for this user, with its folder",
-    "SQLITE_IOERR": "the disk failed; the jobs stand as of their last commits",
-}
 
 
 class SqliteStore:
@@ -116,22 +65,12 @@ class SqliteStore:
         read_only: bool = False,
     ) -> None:
         self.path = Path(path)
-        self._read_only = read_only
-        self._unlocked = False
+        self._file = SqliteFile(self.path, read_only=read_only)
         self._now = (clock if clock is not None else SystemClock()).now_ns
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._process = 0
-        with self._using():
-            pass
 
     def close(self) -> None:
         """Close the file; it is opened again if the store is used again."""
-        with self._lock:
-            self._disown()
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+        self._file.close()
 
     @property
     def overtaken(self) -> bool:
@@ -139,7 +78,7 @@ class SqliteStore:
 
         What was read may then be half old, half new; close it and read again.
         """
-        return self._unlocked and self._has_log()
+        return self._file.overtaken
 
     def __enter__(self) -> Self:
         return self
@@ -151,7 +90,7 @@ class SqliteStore:
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
         """Keep the row of commit 1; see `JobStore.create`."""
-        with self._writing() as db:
+        with self._file.writing() as db:
             added = db.execute(
                 "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, ?, ?)"
                 " ON CONFLICT DO NOTHING",
@@ -168,18 +107,19 @@ class SqliteStore:
         if not rests:
             # Plain, because most commits come this way: a context manager costs 20 us here, where
             # the cache has grown cold while the disk was waited for.
-            with self._lock:
+            file = self._file
+            with file.lock:
                 try:
-                    if self._db().execute(_ADD, added).rowcount:
+                    if file.connection().execute(_ADD, added).rowcount:
                         return
                 except sqlite3.Error as error:
-                    raise self._named(error) from error
-        with self._writing() as db:
+                    raise file.named(error) from error
+        with self._file.writing() as db:
             self._append(db, added, rests=rests)
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
         """Do several appends, of a job each; see `JobStore.append_all`."""
-        with self._writing() as db:
+        with self._file.writing() as db:
             return refusals(
                 appends,
                 lambda added: self._append(
@@ -189,7 +129,7 @@ class SqliteStore:
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""
-        with self._writing() as db:
+        with self._file.writing() as db:
             held_by, free_at = self._held(db, job_id)
             if held_by not in (*NOBODY, owner) and free_at is not None and free_at > self._now():
                 raise self._refusal(db, job_id, seq, owner, claims=True)
@@ -202,7 +142,7 @@ class SqliteStore:
 
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
         """Keep the row of an operator's commit; see `JobStore.overrule`."""
-        with self._writing() as db:
+        with self._file.writing() as db:
             if db.execute(_FOLLOW, (job_id, seq, operator, row)).rowcount:
                 db.execute(
                     "UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?",
@@ -215,7 +155,7 @@ class SqliteStore:
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
         """Keep what the job was after commit `seq`; see `JobStore.keep_snapshot`."""
-        with self._using() as db:
+        with self._file.using() as db:
             db.execute(
                 "INSERT INTO snapshots SELECT job, ?2, ?3 FROM jobs JOIN commits USING (job)"
                 " WHERE job_id = ?1 AND seq = ?2"
@@ -228,7 +168,7 @@ class SqliteStore:
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
         """Return the rows of a job in order; see `JobStore.rows`."""
-        with self._using() as db:
+        with self._file.using() as db:
             found = db.execute(
                 "SELECT row FROM commits"
                 " WHERE job = (SELECT job FROM jobs WHERE job_id = ?) AND seq > ? ORDER BY seq",
@@ -238,13 +178,13 @@ class SqliteStore:
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs, sorted."""
-        with self._using() as db:
+        with self._file.using() as db:
             found = db.execute("SELECT job_id FROM jobs ORDER BY job_id").fetchall()
         return [job_id for (job_id,) in found]
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
         """Return the latest snapshot; see `JobStore.snapshot`."""
-        with self._using() as db:
+        with self._file.using() as db:
             found = db.execute(
                 "SELECT seq, data FROM snapshots JOIN jobs USING (job) WHERE job_id = ?", (job_id,)
             ).fetchone()
@@ -256,7 +196,7 @@ class SqliteStore:
         """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
         if self.free_in(flow_ids) != 0:
             return None  # without a lock, which an idle host need not take
-        with self._writing() as db:
+        with self._file.writing() as db:
             now = self._now()
             found = db.execute(
                 f"SELECT job, job_id, owner FROM jobs WHERE job IN ({_firsts('job', flow_ids)})"
@@ -273,7 +213,7 @@ class SqliteStore:
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
         """Make all leases of `owner` end later; see `JobStore.renew`."""
-        with self._writing() as db:
+        with self._file.writing() as db:
             mine = "owner = ? AND free_at IS NOT NULL"
             found = db.execute(f"SELECT job_id FROM jobs WHERE {mine}", (owner,)).fetchall()
             if found:
@@ -283,7 +223,7 @@ class SqliteStore:
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """Give back a job that was acquired; see `JobStore.release`."""
-        with self._using() as db:
+        with self._file.using() as db:
             db.execute(
                 "UPDATE jobs SET owner = ?, free_at = ?"
                 " WHERE job_id = ? AND owner = ? AND free_at IS NOT NULL",
@@ -292,7 +232,7 @@ class SqliteStore:
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
         """Return who has each job; see `JobStore.holders`."""
-        with self._using() as db:
+        with self._file.using() as db:
             found = db.execute(
                 "SELECT job_id, owner, free_at FROM jobs WHERE ?1 IS NULL OR job_id = ?1", (job_id,)
             ).fetchall()
@@ -301,7 +241,7 @@ class SqliteStore:
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return when the next job will be free; see `JobStore.free_in`."""
-        with self._using() as db:
+        with self._file.using() as db:
             found = db.execute(
                 f"SELECT min(free_at) FROM ({_firsts('free_at', flow_ids)})", tuple(flow_ids)
             ).fetchone()
@@ -350,136 +290,6 @@ class SqliteStore:
         count = self._count(db, job_id)
         held_by, _ = self._held(db, job_id)
         return refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._using() as db:
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # some errors have ended the transaction already
-                    db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _using(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            try:
-                yield self._db()
-            except sqlite3.Error as error:
-                raise self._named(error) from error
-
-    def _db(self) -> sqlite3.Connection:
-        if self._connection is None or self._process != os.getpid():
-            self._disown()
-            self._connection = self._opened()
-            self._process = os.getpid()
-        return self._connection
-
-    def _disown(self) -> None:
-        if self._connection is not None and self._process != os.getpid():
-            _inherited.append(self._connection)
-            self._connection = None
-
-    def _opened(self) -> sqlite3.Connection:
-        db = self._connected()
-        try:
-            db.execute("BEGIN")  # all three of one moment: another process may be making it
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            (application,) = db.execute("PRAGMA application_id").fetchone()
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            db.execute("COMMIT")
-            if application != _APPLICATION and (application or tables):
-                raise CorruptStateError(
-                    str(self.path), "is a database of another program; choose another file"
-                )
-            if version > _VERSION:
-                raise UnsupportedVersionError(
-                    str(self.path),
-                    f"has version {version}; this one reads {_VERSION}: install a newer routilux",
-                )
-            if self._read_only:
-                if not tables:
-                    raise CorruptStateError(
-                        str(self.path), "is empty: no store was ever written to it"
-                    )
-                return db
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            if version < _VERSION:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute("COMMIT")
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _connected(self) -> _Connection:
-        if not self._read_only:
-            return _Connection.to(self.path, _PATIENCE)
-        # Where there is no log nobody writes, and to read with locks would make one and leave it.
-        self._unlocked = not self._has_log()
-        how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
-        return _Connection.to(f"{self.path.absolute().as_uri()}?{how}", _READERS_PATIENCE, uri=True)
-
-    def _has_log(self) -> bool:
-        return self.path.with_name(f"{self.path.name}-wal").exists()
-
-    def _named(self, error: sqlite3.Error) -> Exception:
-        name = getattr(error, "sqlite_errorname", "")
-        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA")):
-            return CorruptStateError(
-                str(self.path), f"is no sound database ({error}); restore it from a copy"
-            )
-        for start, cure in _CURES.items():
-            if name.startswith(start):
-                return OSError(f"the store {self.path}: {error}; {cure}")
-        return error
-
-
-class _Connection(sqlite3.Connection):
-    """A connection whose statements wait for whoever writes.
-
-    SQLite's own naps are of 1 to 100 ms. A write takes a tenth of one, and who has just written
-    comes back at once; so of two workers one would nap while the other works.
-    """
-
-    patience_ns = 0
-
-    @classmethod
-    def to(cls, path: Path | str, patience_ns: int, *, uri: bool = False) -> Self:
-        """Open a file."""
-        db = sqlite3.connect(
-            path, 0, isolation_level=None, check_same_thread=False, factory=cls, uri=uri
-        )
-        db.patience_ns = patience_ns
-        return db
-
-    def execute(self, statement: str, values: Any = (), /) -> sqlite3.Cursor:
-        """Do a statement, as soon as nobody else keeps it from being done."""
-        try:
-            return super().execute(statement, values)
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error):
-                raise
-        clock = SystemClock()
-        begun, nap = clock.monotonic_ns(), _FIRST_NAP
-        while True:
-            clock.wait(None, clock.monotonic_ns() + nap)
-            nap = min(nap + nap // 2, _LONGEST_NAP)
-            try:
-                return super().execute(statement, values)
-            except sqlite3.OperationalError as error:
-                if not _is_busy(error) or clock.monotonic_ns() - begun > self.patience_ns:
-                    raise
-
-
-def _is_busy(error: sqlite3.OperationalError) -> bool:
-    return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
 
 
 def _firsts(column: str, flow_ids: Collection[str]) -> str:

@@ -46,7 +46,9 @@ class JobStore(Protocol):
     """Keeps the commits of jobs; safe to use from several threads, and whatever shares it.
 
     All that a method changes is changed at once, or nothing is. `owner` is a text that no other
-    host uses, and none of those that stand for nobody. Lengths of time are nanoseconds.
+    host uses, and none of those that stand for nobody. Lengths of time are nanoseconds. A method
+    raises `OSError` where the store can't be used just now, whether it has done what was asked or
+    not: whoever asked may do the very same again.
     """
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
@@ -67,7 +69,7 @@ class JobStore(Protocol):
         """Do several appends, of a job each, by one write.
 
         Returns for each None where its row is kept, or the error that `append` would raise; a row
-        that is refused holds up no other. What it raises itself leaves all or none of them kept.
+        that is refused holds up no other. Where it raises, any of them may be kept.
         """
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:

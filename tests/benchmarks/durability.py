@@ -111,10 +111,10 @@ def durable_steps(steps: int, rounds: int) -> Measurement:
 @contextmanager
 def _hurried(store: SqliteStore) -> Iterator[None]:
     # What is prepared may be lost with the power.
-    with store._using() as db:
+    with store._file.using() as db:
         db.execute("PRAGMA synchronous = OFF")
     yield
-    with store._using() as db:
+    with store._file.using() as db:
         db.execute("PRAGMA synchronous = FULL")
 
 

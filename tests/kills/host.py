@@ -15,6 +15,7 @@ line, to its standard output. A worker is a fork of it, so that a life costs mil
     execute          id of a job that is executed then, without a worker
     most             how many recoveries without progress a job may have; any number without it
     asks             the flow is the one that asks; `held`: the worker waits for a word to begin
+    take_over        ids of jobs that an operator takes from whoever has them
     left             a job that somebody has acquired and left, for half a lease
     plant            a fault of `plants`
 """
@@ -44,6 +45,7 @@ from routilux import (
     Runtime,
     Worker,
 )
+from routilux.persist import operator
 from tests.kills.places import BACKOFF, IDLE, Places, kill_in
 from tests.kills.plants import PLANTS
 from tests.kills.stores import opened
@@ -123,6 +125,8 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     lease = order.get("lease", LEASE)
     if order.get("left"):
         store.acquire("a host that died", [flow.flow_id], int(lease * 10**9 / 2))
+    for job_id in order.get("take_over", ()):
+        _take_over(store, job_id, runtime.clock.now_ns())
     if order.get("held"):
         tell("ready", os.getpid())
         hear()
@@ -150,6 +154,13 @@ def _resume(runtime: Runtime, flow: Flow, job_id: str) -> None:
         runtime.resume(flow, runtime.load(job_id))
     except (LeaseLostError, NotResumableError, KeyError) as error:
         tell("not resumed", job_id, str(error))  # it is somebody's, is over, or was never there
+
+
+def _take_over(store: Any, job_id: str, now_ns: int) -> None:
+    try:
+        operator.retry(store, job_id, now_ns, take_over=True)
+    except (LeaseLostError, NotResumableError, KeyError) as error:
+        tell("not taken over", job_id, str(error))  # nobody has it, or as for a resume
 
 
 def _aim(order: Mapping[str, Any], places: Places) -> None:

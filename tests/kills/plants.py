@@ -21,7 +21,7 @@ def _loses(store: Any) -> None:
     def acquires(*arguments: Any) -> Any:
         acquired = acquire(*arguments)
         if acquired is not None:
-            with store._using() as db:
+            with store._file.using() as db:
                 db.execute(
                     "DELETE FROM commits WHERE seq > 1 AND (job, seq) = (SELECT job, max(seq)"
                     " FROM commits JOIN jobs USING (job) WHERE job_id = ?)",

@@ -37,6 +37,7 @@ PATIENCE: Final = 120  # seconds that a busy machine may take to say a word
 _AT_RANDOM: Final = 0.15  # of all kills: wherever the process is
 _WITHIN: Final = 0.2  # of those that are aimed: some time after the place was entered
 _RESUMES: Final = 0.1  # of all lives: one that resumes jobs without a lease
+_TAKES_OVER: Final = 0.1  # of all lives: one that takes jobs from those who have them
 _WITHIN_NS: Final = 400_000
 _LIFE_NS: Final = 80_000_000
 _TAKES: Final = 5
@@ -156,6 +157,7 @@ class Soak:
         store, effects = self.fresh(), str(self.folder / "rehearsal")
         lives: list[dict[str, Any]] = [
             {"submit": ["r1"], "left": True},
+            {"submit": ["r8"], "left": True, "take_over": True},
             {"submit": ["r2", "r3", "r4", "r5"], "lingers": True},
             {"submit": ["r6", "r7"], "lingers": True, "sigterm": 1},
             {"resume": "all"},
@@ -163,6 +165,8 @@ class Soak:
         for take in range(_TAKES):  # some places are passed by chance, though seldom missed
             for order in lives:
                 order["submit"] = [f"{take}-{job_id}" for job_id in order.get("submit", ())]
+                if order.get("take_over"):
+                    order["take_over"] = order["submit"]
                 status, place = host.live(store=store, effects=effects, **order)
                 assert status == 0, f"the rehearsal ended with {status}, {place}"
                 self.places.update(host.told[-2][1])
@@ -298,6 +302,9 @@ class _Round:
         if resumes:
             begun = sorted(self._open)
             order["resume"] = [*chance.sample(begun, min(2, len(begun))), *order["submit"]]
+        if "overrule" in aim or (aim != IDLE and chance.random() < _TAKES_OVER):
+            order["left"] = True  # so that there is one to be taken, whatever the other host has
+            order["take_over"] = [*sorted(self._open), *order.get("submit", ())]
         return order
 
     def _aim(self, chance: random.Random) -> str:

@@ -24,6 +24,7 @@ WRITES: Final = (
     "append",
     "append_all",
     "claim",
+    "overrule",
     "keep_snapshot",
     "acquire",
     "renew",

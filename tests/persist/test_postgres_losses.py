@@ -10,8 +10,17 @@ from typing import Any
 
 import pytest
 
-from routilux import DuplicateJobError, LeaseLostError, PostgresStore
+from routilux import (
+    DuplicateJobError,
+    JobStatus,
+    LeaseLostError,
+    PostgresStore,
+    Routine,
+    Runtime,
+    Worker,
+)
 from routilux.persist.leases import Acquired
+from tests.drivers.workshop import chain, rest
 from tests.persist.hosts import (
     PATIENCE,
     Call,
@@ -88,6 +97,34 @@ def test_a_server_that_is_down_is_told_with_its_name_and_a_cure(
     finally:
         server.start()
     assert [] == postgres.job_ids()
+
+
+def test_a_worker_goes_on_when_a_server_that_was_down_answers_again(
+    dsn: str, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routilux.worker._RENEWALS", 1000)  # what broke off comes soon again
+    done: list[str] = []
+    starting = threading.Thread(target=server.start)
+
+    def falls(self: Routine) -> None:
+        if not done:
+            server.stop(signal.SIGQUIT)
+            starting.start()
+        done.append(self.ctx.job_id)
+        self.emit("out", n=1)
+
+    flow = chain(a=falls, b=rest)
+    with PostgresStore(dsn) as store, Runtime(store=store) as runtime:
+        job_ids = [runtime.submit(flow, "a") for _ in range(5)]
+        try:
+            Worker(store, [flow], runtime=runtime, lease=PATIENCE).run(until_idle=True)
+        finally:
+            starting.join(PATIENCE)
+        jobs = [runtime.load(job_id, history=True) for job_id in job_ids]
+    for job in jobs:
+        assert JobStatus.COMPLETED is job.status
+        assert 2 == sum(commit.kind.value == "done" for commit in job.commits)
+        assert 0 == job.recoveries
 
 
 # --- on the way -----------------------------------------------------------------------------------

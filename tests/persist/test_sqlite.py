@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
+from routilux.persist.sqlite_file import SqliteFile
 from tests.drivers.workshop import PATIENCE
 from tests.persist.hosts import line_of, process
 from tests.persist.stores import acquire
@@ -27,7 +28,7 @@ def store(tmp_path: Path) -> SqliteStore:
 
 
 def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None:
-    with store._using() as db:
+    with store._file.using() as db:
         assert ("wal",) == db.execute("PRAGMA journal_mode").fetchone()
         assert (2,) == db.execute("PRAGMA synchronous").fetchone()  # FULL: the log is flushed
 
@@ -81,24 +82,27 @@ def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> N
     assert 100 == len(SqliteStore(tmp_path / "jobs.db").job_ids())
 
 
-def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(tmp_path: Path) -> None:
+def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "jobs.db"
     other = sqlite3.connect(path, isolation_level=None)
     asked: list[str] = []
+    connected = SqliteFile._connected
 
-    class Watched(SqliteStore):
-        def _connected(self) -> sqlite3.Connection:
-            db = super()._connected()
-            db.set_trace_callback(self._traced)
-            return db
+    def watched(file: SqliteFile) -> sqlite3.Connection:
+        db = connected(file)
+        db.set_trace_callback(traced)
+        return db
 
-        def _traced(self, statement: str) -> None:
-            asked.append(statement)
-            if asked.count("PRAGMA journal_mode = WAL") == 2 and other.in_transaction:
-                other.execute("COMMIT")
+    def traced(statement: str) -> None:
+        asked.append(statement)
+        if asked.count("PRAGMA journal_mode = WAL") == 2 and other.in_transaction:
+            other.execute("COMMIT")
 
+    monkeypatch.setattr(SqliteFile, "_connected", watched)
     other.execute("BEGIN IMMEDIATE")
-    with Watched(path) as store:
+    with SqliteStore(path) as store:
         store.create("j", b"1", "a", flow_id="f", queued=True)
         assert [b"1"] == store.rows("j")
     other.close()
@@ -110,7 +114,7 @@ def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(
 ) -> None:
     naps: list[int] = []
     with SqliteStore(store.path) as other:
-        context = store._writing()
+        context = store._file.writing()
         context.__enter__()
 
         def nap(clock: SystemClock, signal: None, until: int) -> None:
@@ -197,18 +201,18 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
             count += 1
             return 0
 
-        with store._using() as db:
+        with store._file.using() as db:
             db.set_progress_handler(counts, 1)
         assert None is acquire(store, "b", ["f", "g"], SECOND)
         assert SECOND < (store.free_in(["f", "g"]) or 0)
-        with store._using() as db:
+        with store._file.using() as db:
             db.set_progress_handler(None, 1)
         return count
 
     store.create("leased", b"1", "a", flow_id="f", queued=True)
     store.acquire("a", ["f"], 10**6 * SECOND)
     alone = instructions()
-    with store._using() as db:
+    with store._file.using() as db:
         db.executemany(
             "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, '', 1)",
             [(f"{flow}-{n}", flow) for flow in ("a", "h") for n in range(1000)],
@@ -317,7 +321,7 @@ def test_a_database_of_another_program_is_refused_and_left_as_it_was(tmp_path: P
 
 
 def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, store: SqliteStore) -> None:
-    with store._using() as db:
+    with store._file.using() as db:
         db.execute("PRAGMA user_version = 2")
     store.close()
     with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
@@ -337,21 +341,21 @@ def test_a_damaged_file_is_named_when_it_is_read(store: SqliteStore) -> None:
 def test_a_file_that_another_process_keeps_locked_is_named(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite._PATIENCE", 10_000_000)
+    monkeypatch.setattr("routilux.persist.sqlite_file._PATIENCE", 10_000_000)
     told = pytest.raises(OSError, match="database is locked; another process has kept it")
-    with SqliteStore(store.path) as other, store._writing(), told:
+    with SqliteStore(store.path) as other, store._file.writing(), told:
         other.create("j", b"", "a", flow_id="f", queued=False)
     store.create("j", b"", "a", flow_id="f", queued=False)
 
 
 def test_a_full_disk_is_named_and_leaves_what_was_there(store: SqliteStore) -> None:
     store.create("j", b"1", "a", flow_id="f", queued=False)
-    with store._using() as db:
+    with store._file.using() as db:
         db.execute("PRAGMA max_page_count = 1")  # as many as there are: no more can be added
     with pytest.raises(OSError, match="the disk is full; make room, then resume the jobs"):
         store.append("j", 2, b"x" * 100_000, "a", rests=False)
     assert [b"1"] == store.rows("j")
-    with store._using() as db:
+    with store._file.using() as db:
         db.execute("PRAGMA max_page_count = 1000000")
     store.append("j", 2, b"2", "a", rests=True)
 
@@ -360,7 +364,7 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
     program = (
         "import os, signal, sys; from routilux import SqliteStore;"
         "store = SqliteStore(sys.argv[1]);"
-        "context = store._writing(); db = context.__enter__();"
+        "context = store._file.writing(); db = context.__enter__();"
         "db.execute(\"INSERT INTO jobs VALUES (1, 'j', 'f', '', 0)\");"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -370,3 +374,95 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
     assert [] == store.job_ids()
     store.create("j", b"1", "a", flow_id="f", queued=True)
     assert "j" == acquire(store, "b", ["f"], SECOND)
+
+
+# --- the file and the process ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["removed", "replaced"])
+def test_nothing_is_written_to_a_file_that_has_lost_its_name(by: str, tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+        with SqliteStore(tmp_path / "other.db"):
+            pass
+        if by == "removed":
+            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
+        else:
+            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
+            (tmp_path / "other.db").rename(tmp_path / "jobs.db")
+        for write in (
+            lambda: store.append("j", 2, b"2", "a", rests=False),
+            lambda: store.append("j", 2, b"2", "a", rests=True),
+            lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
+            lambda: store.job_ids(),
+        ):
+            with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
+                write()
+        (tmp_path / "kept.db").replace(tmp_path / "jobs.db")
+        store.append("j", 2, b"2", "a", rests=False)
+        assert [b"1", b"2"] == store.rows("j")
+
+
+def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with SqliteStore("jobs.db") as store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+        store.close()
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert ["j"] == store.job_ids()
+        with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
+            assert ["j"] == reader.job_ids()
+    assert [] == list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_store_that_would_not_last_is_refused() -> None:
+    with pytest.raises(OSError, match=r":memory: is no file and lasts no longer; use MemoryStore"):
+        SqliteStore(":memory:")
+
+
+def test_a_damaged_schema_is_damage(tmp_path: Path) -> None:
+    with SqliteStore(tmp_path / "jobs.db"):
+        pass
+    data = (tmp_path / "jobs.db").read_bytes()
+    assert b"job_id TEXT NOT NULL UNIQUE" in data
+    (tmp_path / "jobs.db").write_bytes(data.replace(b"job_id TEXT NOT", b"kob_id TEXT NOT"))
+    with (
+        pytest.raises(CorruptStateError, match="is no sound database"),
+        SqliteStore(tmp_path / "jobs.db") as store,
+    ):
+        store.job_ids()
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
+    store: SqliteStore,
+) -> None:
+    store.create("j", b"1", "a", flow_id="f", queued=False)
+    holding, over = threading.Event(), threading.Event()
+
+    def holds() -> None:
+        with store._file.using():
+            holding.set()
+            over.wait(PATIENCE)
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    assert holding.wait(PATIENCE)
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))
+            store.append("j", 2, b"2", "a", rests=False)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    try:
+        _, status = os.waitpid(child, 0)
+    finally:
+        over.set()
+        thread.join(PATIENCE)
+    assert 0 == os.waitstatus_to_exitcode(status), "the child hangs, or raised"
+    assert [b"1", b"2"] == store.rows("j")

@@ -36,13 +36,10 @@ class Stepped(SqliteStore):
         self._statement = ""
         self._folder = Folder(path.parent)
         super().__init__(path)
-
-    def _connected(self) -> sqlite3.Connection:
-        db = super()._connected()
-        db.set_trace_callback(self._before)
-        if self.every:
-            db.set_progress_handler(self._within, self.every)
-        return db
+        with self._file.using() as db:
+            db.set_trace_callback(self._before)
+            if self.every:
+                db.set_progress_handler(self._within, self.every)
 
     def _before(self, statement: str) -> None:
         self._statement = " ".join(statement.split()[:2])
@@ -112,11 +109,11 @@ class Failing(SqliteStore):
             write()
             raise OSError("the disk is gone, after it was written")
         if self.how == "is full":
-            with self._using() as db:
+            with self._file.using() as db:
                 db.execute("PRAGMA max_page_count = 1")  # as many as there are
             write()
         else:
-            with self._using() as db:
+            with self._file.using() as db:
                 db.execute("PRAGMA busy_timeout = 0")
             other = sqlite3.connect(self.path, isolation_level=None)
             try:
@@ -183,7 +180,7 @@ class CommitsLate(SqliteStore):
     """Acknowledges a row whose COMMIT comes with the next one."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        with self._using() as db:
+        with self._file.using() as db:
             if db.in_transaction:
                 db.execute("COMMIT")
             db.execute("BEGIN IMMEDIATE")
@@ -194,7 +191,7 @@ class CommitsAtRest(SqliteStore):
     """Keeps a job in one transaction, which ends when the job rests."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        with self._using() as db:
+        with self._file.using() as db:
             if not db.in_transaction:
                 db.execute("BEGIN IMMEDIATE")
             db.execute(PUT, (job_id, seq, owner, row))
@@ -203,7 +200,7 @@ class CommitsAtRest(SqliteStore):
 
     def close(self) -> None:
         """Commit what it has, which a host that dies does not come to."""
-        with self._using() as db:
+        with self._file.using() as db:
             if db.in_transaction:
                 db.execute("COMMIT")
         super().close()
@@ -214,12 +211,12 @@ class HalfCreates(Stepped):
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
         self._seq = 1
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute(
                 "INSERT INTO jobs (job_id, flow_id, owner) VALUES (?, ?, ?)",
                 (job_id, flow_id, owner),
             )
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute(PUT, (job_id, 1, owner, row))
         self._seq = 0
 
@@ -229,9 +226,9 @@ class HalfClaims(Stepped):
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         self._seq = seq
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute(PUT, (job_id, seq, owner, row))
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute("UPDATE jobs SET owner = ? WHERE job_id = ?", (owner, job_id))
         self._seq, self._owner = 0, owner
 
@@ -240,7 +237,7 @@ class NoFence(SqliteStore):
     """Lets whoever comes last write over what stands there."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute(PUT.replace("INSERT", "INSERT OR REPLACE"), (job_id, seq, owner, row))
 
 
@@ -248,7 +245,7 @@ class ForgetsOwner(SqliteStore):
     """Keeps the row of a claim, and not who claims."""
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        with self._writing() as db:
+        with self._file.writing() as db:
             db.execute(PUT, (job_id, seq, owner, row))
 
 

@@ -532,7 +532,7 @@ ON_SQLITE = """
 
     class Late(SqliteStore):
         def append(self, job_id, seq, row, owner, *, rests):
-            with self._using() as db:
+            with self._file.using() as db:
                 if not db.in_transaction:
                     db.execute("BEGIN IMMEDIATE")
                 db.execute(

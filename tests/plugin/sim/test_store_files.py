@@ -166,7 +166,7 @@ store = SqliteStore(sys.argv[1])
 store.create("j", b"row 1", "a", flow_id="f", queued=False)
 for seq in range(2, 40):
     store.append("j", seq, b"row %d" % seq * 300, "a", rests=False)
-with store._writing() as db:
+with store._file.writing() as db:
     db.execute("UPDATE jobs SET owner = 'b'")
     print("holds", flush=True)
     sys.stdin.readline()
@@ -200,7 +200,7 @@ def test_to_look_at_a_file_takes_no_lock_from_the_store(tmp_path: Path) -> None:
     )
     with SqliteStore(tmp_path / "jobs.db") as store:
         store.create("j", b"row 1", "a", flow_id="f", queued=False)
-        with store._writing():
+        with store._file.writing():
             for _ in range(3):
                 folder.image({})
             with process(tries, tmp_path / "jobs.db") as child:

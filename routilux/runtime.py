@@ -15,7 +15,6 @@ import os
 import sys
 import threading
 from collections import deque
-from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakSet
 
+from routilux.admission import check_same_flow, checked_params
 from routilux.clock import Clock, SystemClock
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
@@ -32,21 +32,18 @@ from routilux.drivers.inline import InlineDriver
 from routilux.drivers.pool import PoolDriver
 from routilux.errors import (
     FlowDefinitionError,
-    FlowMismatchError,
     LeaseLostError,
     NotResumableError,
     RoutiluxError,
 )
-from routilux.exchange import copied_payload
 from routilux.instants import to_ns
 from routilux.loop import Loop
 from routilux.persist.document import SavedState
 from routilux.persist.journal import Journal
-from routilux.shape import homeless, mismatch
 from routilux.step import run_step
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from datetime import timedelta
     from pathlib import Path
@@ -325,7 +322,7 @@ class Runtime:
         else:
             clean = acquired.clean
         plan = flow.plan(execution_strategy)
-        _check_same_flow(plan, job, allow_changed=allow_changed_flow)
+        check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
         own.history_limit = self.history_limit
         drive = self._drive_of(plan, own)
@@ -382,7 +379,7 @@ class Runtime:
         queued: bool = False,
     ) -> Drive:
         plan = flow.plan()
-        payload = _checked_params(plan, entry, slot, params)
+        payload = checked_params(plan, entry, slot, params)
         if job_id is None:
             job_id = token_hex(16)
         elif not isinstance(job_id, str) or not job_id:
@@ -537,66 +534,6 @@ def _hand_over(run: Run, done: Future[JobState]) -> None:
         done.set_result(run.wait())
     except BaseException as error:
         done.set_exception(error)
-
-
-def _checked_params(
-    plan: Plan, entry: str, slot: str, params: Mapping[str, object] | None
-) -> dict[str, object]:
-    if not isinstance(entry, str) or entry not in plan.routines:
-        raise FlowDefinitionError(
-            f"flow {plan.flow_id!r} has no routine {entry!r} to start with; it has"
-            f" {', '.join(map(repr, plan.routines)) or 'none'}"
-        )
-    slots = plan.routines[entry].slots
-    if not isinstance(slot, str) or slot not in slots:
-        raise FlowDefinitionError(
-            f"routine {entry!r} has no slot {slot!r} to start with; it has"
-            f" {', '.join(map(repr, slots)) or 'none'}"
-        )
-    if params is not None and (
-        not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
-    ):
-        raise FlowDefinitionError(
-            f"params for {entry}.{slot} is a mapping of the handler's parameters by name,"
-            f" not {params!r}"
-        )
-    given = dict(params or {})
-    binding = slots[slot].binding
-    missing = sorted(binding.required - given.keys())
-    unknown = [] if binding.takes_rest else sorted(map(repr, given.keys() - binding.names))
-    if missing or unknown:
-        takes = ", ".join(map(repr, sorted(binding.names))) or "nothing"
-        trouble = [f"misses {', '.join(map(repr, missing))}"] if missing else []
-        trouble += [f"has {', '.join(unknown)}, which it does not take"] if unknown else []
-        raise FlowDefinitionError(
-            f"params for {entry}.{slot}: the handler takes {takes}; what was given"
-            f" {' and '.join(trouble)}"
-        )
-    return copied_payload(given, f"params for {entry}.{slot}")
-
-
-def _check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
-    if not allow_changed and job.shape != plan.shape:
-        raise FlowMismatchError(
-            "$.job_state.shape",
-            mismatch(
-                f"job {job.job_id} was started on another flow than {plan.flow_id!r} is now",
-                "resume it on the flow of its time, or with allow_changed_flow=True",
-                job.shape,
-                plan.shape,
-            ),
-        )
-    lost: dict[str, list[str]] = {}
-    for task in job.pending_tasks:
-        routine = plan.routines.get(task.routine_id)
-        if routine is None or task.slot not in routine.slots:
-            lost.setdefault(f"{task.routine_id}.{task.slot}", []).append(task.task_id)
-    if lost:
-        raise FlowMismatchError(
-            "$.job_state.pending_tasks",
-            f"of job {job.job_id}, {homeless(lost)}; flow {plan.flow_id!r} does not have that:"
-            " give it the slot, or resume the job on the flow of its time",
-        )
 
 
 def _begin_all() -> None:

@@ -29,7 +29,7 @@ LAYERS: Final = (
     {"core"},
     {"step", "monitor", "persist"},
     {"drivers"},
-    {"drive", "loop"},
+    {"admission", "drive", "loop"},
     {"runtime"},
     {"worker", "console"},
     {"cli"},

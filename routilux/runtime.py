@@ -1,8 +1,7 @@
 """What flows run with: `Runtime`, and `Run`, the handle of a job in the background.
 
 Laws:
-- `execute` drives a job in the caller's thread; all background jobs share one loop in one thread,
-  which is there only while there are jobs. It is the same loop.
+- `execute` drives a job in the caller's thread, `start` in the background; it is the same loop.
 - Jobs never see each other: what breaks one is kept by it and told to whoever waits for it.
 - An observer can't break a job: what it raises is logged once and counted.
 - A forked child is another host: it has a name of its own, and none of the threads and jobs.
@@ -27,9 +26,8 @@ from routilux.admission import check_same_flow, checked_params
 from routilux.clock import Clock, SystemClock
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
+from routilux.crew import Crew
 from routilux.drive import Drive
-from routilux.drivers.inline import InlineDriver
-from routilux.drivers.pool import PoolDriver
 from routilux.errors import (
     FlowDefinitionError,
     LeaseLostError,
@@ -37,7 +35,6 @@ from routilux.errors import (
     RoutiluxError,
 )
 from routilux.instants import to_ns
-from routilux.loop import Loop
 from routilux.persist.document import SavedState
 from routilux.persist.journal import Journal
 from routilux.step import run_step
@@ -48,9 +45,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
-    from routilux.clock import Worker
     from routilux.core.records import Commit
-    from routilux.drivers import Driver
     from routilux.exchange import StepInput
     from routilux.flow import ExecutionStrategy, Flow, Plan
     from routilux.monitor import Observer
@@ -61,7 +56,6 @@ if TYPE_CHECKING:
 __all__ = ["ObserverFailure", "Run", "Runtime", "default_runtime", "use_runtime"]
 
 _log = logging.getLogger("routilux")
-_BACKGROUND_WORKERS: Final = 32
 
 
 @dataclass(slots=True)
@@ -184,7 +178,7 @@ class Runtime:
         self.executor = executor
         self.run_step: RunStep = run_step  # of jobs that begin from now on
         self._notices: deque[tuple[JobState, Commit]] = deque()
-        self._closed = False  # then no thread is kept for later
+        self.crew = Crew(self.clock, executor)
         self._begin()
         _all.add(self)
 
@@ -192,8 +186,7 @@ class Runtime:
         """Have what belongs to one process alone."""
         self.lock = threading.RLock()
         self._teller: int | None = None  # the thread that tells the observers
-        self._spare: list[PoolDriver] = []
-        self._background: Loop | None = None
+        self.crew.begin(self.lock)
         self.taking = threading.Lock()  # held while the leases of this owner change
         # What workers have under a lease, as this owner, each with how they are told of its loss.
         self.taken: dict[str, Callable[[str], None]] = {}
@@ -219,7 +212,7 @@ class Runtime:
     ) -> JobState:
         """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
         self.refuse_observer("execute a job")
-        return self._drive_here(self._new(flow, entry, params, slot, job_id))
+        return self.crew.drive(self._new(flow, entry, params, slot, job_id))
 
     async def aexecute(
         self,
@@ -260,7 +253,7 @@ class Runtime:
     ) -> Run:
         """Run a new job in the background and return its handle; see `Flow.start`."""
         drive = self._new(flow, entry, params, slot, job_id)
-        self._drive_in_background(drive)
+        self.crew.drive_in_background(drive)
         return Run(flow, drive)
 
     def submit(
@@ -300,7 +293,7 @@ class Runtime:
             allow_changed_flow=allow_changed_flow,
             execution_strategy=execution_strategy,
         )
-        return self._drive_here(drive)
+        return self.crew.drive(drive)
 
     def resumed(
         self,
@@ -325,7 +318,7 @@ class Runtime:
         check_same_flow(plan, job, allow_changed=allow_changed_flow)
         own = job.copy()
         own.history_limit = self.history_limit
-        drive = self._drive_of(plan, own)
+        drive = self.drive_of(plan, own)
         with self.lock:
             drive.commit(
                 drive.machine.resume(
@@ -355,10 +348,7 @@ class Runtime:
 
     def close(self) -> None:
         """Let the runtime's own threads end; steps in flight run to their end."""
-        with self.lock:
-            self._closed = True
-            while self._spare:
-                self._spare.pop().close()
+        self.crew.close()
 
     def __enter__(self) -> Self:
         return self
@@ -386,7 +376,7 @@ class Runtime:
             raise FlowDefinitionError(f"a job's id is a text, not {job_id!r}")
         job = JobState(job_id)
         job.history_limit = self.history_limit
-        drive = self._drive_of(plan, job)
+        drive = self.drive_of(plan, job)
         with self.lock:
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
         return drive
@@ -409,84 +399,9 @@ class Runtime:
                 " use start() and look at the job later"
             )
 
-    def _drive_of(self, plan: Plan, job: JobState) -> Drive:
+    def drive_of(self, plan: Plan, job: JobState) -> Drive:
+        """Return a job of this runtime that can be driven."""
         return Drive(self, Machine(plan, job))
-
-    def _drive_here(self, drive: Drive) -> JobState:
-        driver = self._take_driver(drive.plan)
-        who = f"job {drive.machine.job.job_id}"
-        worker = self.clock.worker(who, (drive.ordinal,), result=True)
-        worker.start()
-        try:
-            loop = Loop(self, driver)
-            with self.lock:
-                loop.add(drive)
-            loop.run()
-        finally:
-            worker.stop()
-            if isinstance(driver, PoolDriver):
-                self._give_pool(driver)
-        if drive.error is not None:
-            raise drive.error
-        return drive.machine.job
-
-    def _drive_in_background(self, drive: Drive) -> None:
-        with self.lock:
-            loop = self._background
-            if loop is None:
-                pool = self._take_pool(_BACKGROUND_WORKERS)
-                loop = Loop(self, pool)
-                loop.add(drive)
-                worker = self.clock.worker("the loop of background jobs")
-                thread = threading.Thread(
-                    target=self._run_background,
-                    args=(loop, pool, worker),
-                    name="routilux-loop",
-                    daemon=True,
-                )
-                try:
-                    thread.start()
-                except RuntimeError as error:  # the system has no thread left
-                    loop.fail(drive, error)
-                    raise
-                self._background = loop
-            else:
-                loop.add(drive)
-                loop.look(drive)
-
-    def _run_background(self, loop: Loop, pool: PoolDriver, worker: Worker) -> None:
-        worker.start()
-        try:
-            while True:
-                loop.run()
-                with self.lock:
-                    # A job that was added since keeps the loop; else a later one gets a new loop.
-                    if not loop.drives:
-                        self._background = None
-                        break
-        finally:
-            worker.stop()
-            self._give_pool(pool)
-
-    def _take_driver(self, plan: Plan) -> Driver:
-        if plan.width > 1 or self.executor is not None:
-            return self._take_pool(plan.width)
-        return InlineDriver(self.clock)
-
-    def _take_pool(self, size: int) -> PoolDriver:
-        with self.lock:
-            for pool in self._spare:
-                if self.executor is not None or pool.size == size:
-                    self._spare.remove(pool)
-                    return pool
-        return PoolDriver(self.clock, size, self.executor)
-
-    def _give_pool(self, pool: PoolDriver) -> None:
-        with self.lock:
-            if pool.idle and not self._closed:
-                self._spare.append(pool)
-            else:
-                pool.close()
 
     # --- observers (under the lock) -------------------------------------------------------------
 

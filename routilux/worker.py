@@ -212,7 +212,7 @@ class Worker:
             drive.on_rest, drive.on_wait = self._note_rest, self._note_wait
             self._drives[job_id] = drive
             self._active.add(drive)
-            runtime._drive_in_background(drive)
+            runtime.crew.drive_in_background(drive)
         finally:
             if drive is None:
                 with runtime.taking:

@@ -29,7 +29,7 @@ LAYERS: Final = (
     {"core"},
     {"step", "monitor", "persist"},
     {"drivers"},
-    {"admission", "drive", "loop"},
+    {"admission", "crew", "drive", "loop"},
     {"runtime"},
     {"worker", "console"},
     {"cli"},

@@ -170,7 +170,7 @@ def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_tas
 def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(
     clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
     hosts: list[Worker] = []
 
     def is_stopped(self: Routine) -> None:

@@ -226,10 +226,8 @@ class _SimRuntime(Runtime):
         self._pace = pace
         self.started: list[Thread] = []  # by handlers
         self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
-        if case.always is not None:
-            self.observers = (self,)
-        if told:
-            self.step_observers = (self,)
+        self.audience.observers = () if case.always is None else (self,)
+        self.audience.of_steps = (self,) if told else ()
 
     def broken(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id

@@ -171,8 +171,9 @@ class Drive:
 
     def tell(self, commit: Commit) -> None:
         """Tell the observers of a commit that is folded in."""
-        if self.runtime.observers:
-            self.runtime.tell(self.machine.job, commit)
+        audience = self.runtime.audience
+        if audience.observers:
+            audience.tell(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
         job = self.machine.job

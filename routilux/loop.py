@@ -121,8 +121,8 @@ class Loop:
             self._mark(drive)
             return
         step = machine.begin(task, now)
-        if runtime.step_observers:
-            runtime.tell_step(machine.job, step)
+        if runtime.audience.of_steps:
+            runtime.audience.tell_step(machine.job, step)
         if step.timeout_ns is not None:
             self._watch_limit(drive, step, step.timeout_ns)
         self._driver.start(drive, step)

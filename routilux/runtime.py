@@ -3,26 +3,23 @@
 Laws:
 - `execute` drives a job in the caller's thread, `start` in the background; it is the same loop.
 - Jobs never see each other: what breaks one is kept by it and told to whoever waits for it.
-- An observer can't break a job: what it raises is logged once and counted.
 - A forked child is another host: it has a name of its own, and none of the threads and jobs.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
-from collections import deque
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import cached_property
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakSet
 
 from routilux.admission import check_same_flow, checked_params
+from routilux.audience import Audience
 from routilux.clock import Clock, SystemClock
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
@@ -45,26 +42,14 @@ if TYPE_CHECKING:
     from datetime import timedelta
     from pathlib import Path
 
-    from routilux.core.records import Commit
-    from routilux.exchange import StepInput
+    from routilux.audience import ObserverFailure
     from routilux.flow import ExecutionStrategy, Flow, Plan
     from routilux.monitor import Observer
     from routilux.persist.leases import Acquired
     from routilux.persist.store import JobStore
     from routilux.step import RunStep
 
-__all__ = ["ObserverFailure", "Run", "Runtime", "default_runtime", "use_runtime"]
-
-_log = logging.getLogger("routilux")
-
-
-@dataclass(slots=True)
-class ObserverFailure:
-    """What an observer raised first, and how often it raised."""
-
-    observer: object
-    error: Exception
-    count: int = 1
+__all__ = ["Run", "Runtime", "default_runtime", "use_runtime"]
 
 
 class Run:
@@ -100,7 +85,7 @@ class Run:
         interrupt of its handler).
         """
         drive = self._drive
-        drive.runtime.refuse_observer("wait for a job")
+        drive.runtime.audience.refuse("wait for a job")
         clock = drive.runtime.clock
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
@@ -169,15 +154,12 @@ class Runtime:
             )
         self.store = store
         self.journal = None if store is None else Journal(store)
-        self.observers = tuple(observers)
-        self.step_observers = tuple(o for o in self.observers if hasattr(o, "on_step"))
+        self.audience = Audience(observers)
         self.max_steps = max_steps
         self.max_recoveries = max_recoveries
         self.history_limit = history_limit
-        self.observer_failures: list[ObserverFailure] = []
         self.executor = executor
         self.run_step: RunStep = run_step  # of jobs that begin from now on
-        self._notices: deque[tuple[JobState, Commit]] = deque()
         self.crew = Crew(self.clock, executor)
         self._begin()
         _all.add(self)
@@ -185,7 +167,7 @@ class Runtime:
     def _begin(self) -> None:
         """Have what belongs to one process alone."""
         self.lock = threading.RLock()
-        self._teller: int | None = None  # the thread that tells the observers
+        self.audience.begin()
         self.crew.begin(self.lock)
         self.taking = threading.Lock()  # held while the leases of this owner change
         # What workers have under a lease, as this owner, each with how they are told of its loss.
@@ -211,7 +193,7 @@ class Runtime:
         job_id: str | None = None,
     ) -> JobState:
         """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
-        self.refuse_observer("execute a job")
+        self.audience.refuse("execute a job")
         return self.crew.drive(self._new(flow, entry, params, slot, job_id))
 
     async def aexecute(
@@ -350,6 +332,16 @@ class Runtime:
         """Let the runtime's own threads end; steps in flight run to their end."""
         self.crew.close()
 
+    @property
+    def observers(self) -> tuple[Observer, ...]:
+        """Those who hear of every commit."""
+        return self.audience.observers
+
+    @property
+    def observer_failures(self) -> list[ObserverFailure]:
+        """What observers raised, one entry for each that did."""
+        return self.audience.failures
+
     def __enter__(self) -> Self:
         return self
 
@@ -391,57 +383,9 @@ class Runtime:
             )
         return hold.clean
 
-    def refuse_observer(self, what: str) -> None:
-        """Raise where an observer waits for a job: all jobs wait for the observer."""
-        if self._teller == threading.get_ident():
-            raise RoutiluxError(
-                f"an observer can't {what}, since no job goes on before the observer returns;"
-                " use start() and look at the job later"
-            )
-
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
         """Return a job of this runtime that can be driven."""
         return Drive(self, Machine(plan, job))
-
-    # --- observers (under the lock) -------------------------------------------------------------
-
-    def tell(self, job: JobState, commit: Commit) -> None:
-        """Tell the observers of a commit, after those that came before it."""
-        self._notices.append((job, commit))
-        if self._teller is not None:
-            return  # an observer has caused this commit; it is told when the others were
-        self._teller = threading.get_ident()
-        try:
-            while self._notices:
-                noticed, news = self._notices.popleft()
-                for observer in self.observers:
-                    try:
-                        observer.on_commit(noticed, news)
-                    except Exception as error:
-                        self._failed(observer, error)
-        finally:
-            self._teller = None
-
-    def tell_step(self, job: JobState, step: StepInput) -> None:
-        """Tell the observers that want it of a step that starts."""
-        for observer in self.step_observers:
-            try:
-                observer.on_step(job, step)
-            except Exception as error:
-                self._failed(observer, error)
-
-    def _failed(self, observer: object, error: Exception) -> None:
-        for failure in self.observer_failures:
-            if failure.observer is observer:
-                failure.count += 1
-                return
-        self.observer_failures.append(ObserverFailure(observer, error))
-        _log.error(
-            "observer %r raised %s; the job goes on, later errors of it are only counted",
-            observer,
-            type(error).__name__,
-            exc_info=error,
-        )
 
 
 def _hand_over(run: Run, done: Future[JobState]) -> None:

@@ -29,7 +29,7 @@ LAYERS: Final = (
     {"core"},
     {"step", "monitor", "persist"},
     {"drivers"},
-    {"admission", "crew", "drive", "loop"},
+    {"admission", "audience", "crew", "drive", "loop"},
     {"runtime"},
     {"worker", "console"},
     {"cli"},

@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 
     from routilux.core.state import JobState
     from routilux.routine import Slot
-    from routilux.runtime import Run, Runtime
+    from routilux.run import Run
+    from routilux.runtime import Runtime
 
 __all__ = ["Connection", "ExecutionStrategy", "Flow", "Plan", "Route"]
 

@@ -1,4 +1,4 @@
-"""What flows run with: `Runtime`, and `Run`, the handle of a job in the background.
+"""`Runtime`: what flows run with, and which one serves code that names none.
 
 Laws:
 - `execute` drives a job in the caller's thread, `start` in the background; it is the same loop.
@@ -31,16 +31,13 @@ from routilux.errors import (
     NotResumableError,
     RoutiluxError,
 )
-from routilux.instants import to_ns
-from routilux.persist.document import SavedState
 from routilux.persist.journal import Journal
+from routilux.run import Run
 from routilux.step import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Executor
-    from datetime import timedelta
-    from pathlib import Path
 
     from routilux.audience import ObserverFailure
     from routilux.flow import ExecutionStrategy, Flow, Plan
@@ -49,67 +46,7 @@ if TYPE_CHECKING:
     from routilux.persist.store import JobStore
     from routilux.step import RunStep
 
-__all__ = ["Run", "Runtime", "default_runtime", "use_runtime"]
-
-
-class Run:
-    """A job in the background, made by `start`.
-
-    >>> from routilux import Flow, Routine
-    >>> class Hello(Routine):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.define_slot("trigger", handler=self.hello)
-    ...     def hello(self):
-    ...         self.ctx.state["said"] = "hello"
-    >>> flow = Flow("greeting")
-    >>> _ = flow.add_routine(Hello(), "hello")
-    >>> run = flow.start("hello")
-    >>> run.wait(timeout=5).status.value
-    'completed'
-    """
-
-    def __init__(self, flow: Flow, drive: Drive) -> None:
-        self._flow = flow
-        self._drive = drive
-
-    @property
-    def job(self) -> JobState:
-        """A copy of the job as of its last commit."""
-        return self._drive.snapshot()
-
-    def wait(self, timeout: float | timedelta | None = None) -> JobState:
-        """Wait until the job rests, and return it; `timeout` is in seconds of the runtime's clock.
-
-        Raises `TimeoutError`, and whatever ended the job from outside (a broken store, an
-        interrupt of its handler).
-        """
-        drive = self._drive
-        drive.runtime.audience.refuse("wait for a job")
-        clock = drive.runtime.clock
-        until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
-        job = drive.machine.job
-        if not clock.wait(drive.rested, until, who=f"whoever waits for job {job.job_id}"):
-            raise TimeoutError(f"job {job.job_id} is {job.status.value} after {timeout} s")
-        if drive.error is not None:
-            raise drive.error
-        return drive.snapshot()
-
-    def pause(self) -> None:
-        """Start no more steps; those in flight still commit. Raises `NotResumableError`."""
-        self._drive.request("pause")
-
-    def cancel(self, reason: str | None = None) -> None:
-        """End the job for good; steps in flight still commit. Raises `NotResumableError`."""
-        self._drive.request("cancel", reason)
-
-    def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
-        """Write the job, as of its last commit, to a file; see `SavedState.write`."""
-        try:
-            saved = SavedState.capture(self._flow, self._drive.snapshot())
-            saved.write(path, key=key)
-        finally:
-            del key
+__all__ = ["Runtime", "default_runtime", "use_runtime"]
 
 
 class Runtime:

@@ -29,7 +29,7 @@ LAYERS: Final = (
     {"core"},
     {"step", "monitor", "persist"},
     {"drivers"},
-    {"admission", "audience", "crew", "drive", "loop"},
+    {"admission", "audience", "crew", "drive", "loop", "run"},
     {"runtime"},
     {"worker", "console"},
     {"cli"},

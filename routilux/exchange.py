@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from routilux import tags
+from routilux.copying import copy_value
 from routilux.errors import UnserializableError
-from routilux.values import copy_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from routilux.context import Context, active
+from routilux.copying import copy_value
 from routilux.errors import FlowDefinitionError, NoActiveStepError
 from routilux.exchange import Emission, copied_payload
 from routilux.policy import ErrorHandler
-from routilux.values import SCALARS, copy_value
+from routilux.values import SCALARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

@@ -21,7 +21,18 @@ ROOT: Final = Path(__file__).parents[1]
 
 LAYERS: Final = (
     {"errors"},
-    {"instants", "values", "tags", "bounds", "fields", "codec", "clock", "fake_clock", "shape"}
+    {
+        "instants",
+        "values",
+        "copying",
+        "tags",
+        "bounds",
+        "fields",
+        "codec",
+        "clock",
+        "fake_clock",
+        "shape",
+    }
     | {"backoff", "options", "policy", "exchange"},
     {"context"},
     {"routine"},

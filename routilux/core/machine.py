@@ -15,6 +15,7 @@ import hashlib
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
+from routilux.copying import is_flat
 from routilux.core.parts import PendingTask, RoutineStatus
 from routilux.core.records import Commit, CommitKind, JobStatus
 from routilux.core.requests import Request, child_id, ready_tasks, request, told_of
@@ -23,7 +24,6 @@ from routilux.core.state import JobState
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
 from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome, Task
 from routilux.policy import ErrorStrategy
-from routilux.values import is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

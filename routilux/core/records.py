@@ -13,11 +13,11 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux import codec
+from routilux.copying import is_flat
 from routilux.errors import CorruptStateError
 from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
 from routilux.fields import check_fields, fits
 from routilux.instants import from_ns
-from routilux.values import is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

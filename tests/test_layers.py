@@ -21,19 +21,8 @@ ROOT: Final = Path(__file__).parents[1]
 
 LAYERS: Final = (
     {"errors"},
-    {
-        "instants",
-        "values",
-        "copying",
-        "tags",
-        "bounds",
-        "fields",
-        "codec",
-        "clock",
-        "fake_clock",
-        "shape",
-    }
-    | {"backoff", "options", "policy", "exchange"},
+    {"instants", "values", "copying", "bounds", "fields", "tags", "codec"}
+    | {"clock", "fake_clock", "shape", "backoff", "options", "policy", "exchange"},
     {"context"},
     {"routine"},
     {"flow"},

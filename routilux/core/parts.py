@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
 from routilux.copying import is_flat
-from routilux.core.records import (
+from routilux.core.forms import (
     duration,
     effect_data,
     error_data,

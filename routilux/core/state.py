@@ -15,18 +15,14 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux import codec
 from routilux.core.checks import check_unfolded, follow
+from routilux.core.forms import error_data, in_range, instant, load_error, payload
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.records import (
     Commit,
     CommitKind,
     HistoryRecord,
     JobStatus,
-    error_data,
     history_of,
-    in_range,
-    instant,
-    load_error,
-    payload,
 )
 from routilux.errors import CorruptStateError, IllegalTransitionError, JobFailedError
 from routilux.values import same_value

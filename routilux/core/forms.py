@@ -31,6 +31,7 @@ __all__ = [
     "load_task",
     "load_writes",
     "payload",
+    "texts",
     "writes_data",
 ]
 
@@ -79,6 +80,13 @@ def payload(value: object, path: str) -> dict[str, object]:
         key = next(key for key in data if type(key) is not str)
         raise CorruptStateError(path, f"the key {key!r} of a payload is no text")
     return data
+
+
+def texts(value: object, path: str) -> list[str]:
+    """Return a list of texts that was read."""
+    if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
+        raise CorruptStateError(path, "is no list of texts")
+    return value
 
 
 def error_data(error: ErrorInfo) -> dict[str, object]:

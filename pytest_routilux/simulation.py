@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from pytest_routilux.world import World
     from routilux import Flow
     from routilux.drivers import Driver
-    from routilux.flow import Plan
+    from routilux.plan import Plan
 
 __all__ = ["live"]
 

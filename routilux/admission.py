@@ -17,7 +17,7 @@ from routilux.shape import homeless, mismatch
 
 if TYPE_CHECKING:
     from routilux.core.state import JobState
-    from routilux.flow import Plan
+    from routilux.plan import Plan
 
 __all__ = ["check_same_flow", "checked_params"]
 

@@ -40,10 +40,11 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from routilux.audience import ObserverFailure
-    from routilux.flow import ExecutionStrategy, Flow, Plan
+    from routilux.flow import ExecutionStrategy, Flow
     from routilux.monitor import Observer
     from routilux.persist.leases import Acquired
     from routilux.persist.store import JobStore
+    from routilux.plan import Plan
     from routilux.step import RunStep
 
 __all__ = ["Runtime", "default_runtime", "use_runtime"]

@@ -21,11 +21,11 @@ ROOT: Final = Path(__file__).parents[1]
 
 LAYERS: Final = (
     {"errors"},
-    {"instants", "values", "copying", "bounds", "fields", "tags", "codec"}
+    {"instants", "values", "copying", "bounds", "fields", "tags", "encoding", "decoding", "codec"}
     | {"clock", "fake_clock", "shape", "backoff", "options", "policy", "exchange"},
     {"context"},
     {"routine"},
-    {"flow"},
+    {"plan", "saved_flow", "flow"},
     {"core"},
     {"step", "monitor", "persist"},
     {"drivers"},

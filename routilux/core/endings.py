@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
     from routilux.exchange import StepInput
-    from routilux.flow import Plan
+    from routilux.plan import Plan
     from routilux.policy import ErrorHandler
 
 __all__ = ["ending"]

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.exchange import Effect
-    from routilux.flow import Plan
+    from routilux.plan import Plan
 
 __all__ = ["MOST_CONFLICTS", "Machine", "Request"]
 

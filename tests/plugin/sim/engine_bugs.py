@@ -22,8 +22,8 @@ from routilux import (
     JobStatus,
     RetryAfter,
     Routine,
-    codec,
     context,
+    encoding,
     policy,
     routine,
     step,
@@ -780,13 +780,13 @@ def _(patch: Patch) -> None:
     routine="orders",
 )
 def _(patch: Patch) -> None:
-    original = codec._encode_dict
+    original = encoding._encode_dict
 
     def encode(value: dict[Any, Any], depth: int) -> Any:
         named = {k if type(k) is str else str(k): item for k, item in value.items()}
         return original(named, depth)
 
-    patch.setitem(codec._ENCODERS, dict, encode)  # type: ignore[arg-type]
+    patch.setitem(encoding._ENCODERS, dict, encode)  # type: ignore[arg-type]
 
 
 @bug(

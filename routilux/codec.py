@@ -8,7 +8,7 @@ Laws:
 
 from routilux.bounds import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.decoding import decode, foreign_types, loads
-from routilux.encoding import bounded, dumps, dumps_object, encode
+from routilux.encoding import bounded, dumps, dumps_object, encode, quoted, saved
 from routilux.fields import Fields, check_fields
 from routilux.tags import register_type
 
@@ -26,5 +26,7 @@ __all__ = [
     "encode",
     "foreign_types",
     "loads",
+    "quoted",
     "register_type",
+    "saved",
 ]

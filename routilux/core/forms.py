@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux import codec
+from routilux.codec import quoted
 from routilux.copying import is_flat
 from routilux.errors import CorruptStateError
 from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
@@ -32,7 +33,7 @@ __all__ = [
     "load_writes",
     "payload",
     "texts",
-    "writes_data",
+    "writes_text",
 ]
 
 _EARLIEST: Final = -62_135_596_800 * 10**9
@@ -124,12 +125,10 @@ def load_effect(data: object, path: str) -> Effect:
     return Effect(cast(str, f["arguments"]), f["result"])
 
 
-def writes_data(writes: Writes, path: str) -> dict[str, object]:
-    """Return what a step wrote as JSON-able data."""
-    return {
-        "values": codec.encode(writes.values, f"{path}.values"),
-        "removed": list(writes.removed),
-    }
+def writes_text(writes: Writes, path: str) -> str:
+    """Return what a step wrote as JSON text."""
+    removed = ",".join(map(quoted, writes.removed))
+    return f'{{"values":{codec.saved(writes.values, f"{path}.values")},"removed":[{removed}]}}'
 
 
 def load_writes(data: object, path: str) -> Writes:

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux import codec
+from routilux.codec import quoted
 from routilux.core.forms import (
     duration,
     effect_data,
@@ -23,7 +24,7 @@ from routilux.core.forms import (
     load_error,
     load_task,
     load_writes,
-    writes_data,
+    writes_text,
 )
 from routilux.errors import CorruptStateError
 from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
@@ -108,60 +109,64 @@ class Commit:
         """When the attempt ended, or the request was granted."""
         return from_ns(self.at_ns)
 
-    def serialize(self, path: str = "$") -> dict[str, object]:
-        """Return the commit as JSON-able data; `path` is where errors say that it stands."""
-        data: dict[str, object] = {
-            "seq": self.seq,
-            "kind": self.kind._value_,  # what `value` looks up, at a fifth of the cost
-            "at_ns": self.at_ns,
-            "status": self.status._value_,
-        }
-        if self.task_id is not None:
-            data["task_id"] = self.task_id
-        if self.routine_id is not None:
-            data["routine_id"] = self.routine_id
-        if self.attempt:
-            data["attempt"] = self.attempt
-        if self.started_ns is not None:
-            data["started_ns"] = self.started_ns
-        if self.worker:
-            data["worker"] = self.worker
-        if self.emissions:
-            data["emissions"] = [
-                {
-                    "event": e.event,
-                    "payload": codec.encode(e.payload, f"{path}.emissions[{i}].payload"),
-                }
-                for i, e in enumerate(self.emissions)
-            ]
-        if self.tasks:
-            data["tasks"] = [self._task_data(task, path, i) for i, task in enumerate(self.tasks)]
-        if self.state is not None:
-            data["state"] = writes_data(self.state, f"{path}.state")
-        if self.shared is not None:
-            data["shared"] = writes_data(self.shared, f"{path}.shared")
-        if self.error is not None:
-            data["error"] = error_data(self.error)
-        if self.delay_ns is not None:
-            data["delay_ns"] = self.delay_ns
-        if self.due_ns is not None:
-            data["due_ns"] = self.due_ns
-        if self.detail is not None:
-            data["detail"] = codec.encode(self.detail, f"{path}.detail")
-        if self.effect is not None:
-            data["effect"] = effect_data(self.effect, f"{path}.effect")
-        return data
+    def dumps(self, path: str = "$") -> str:
+        """Return the commit as JSON text; `path` is where errors say that it stands.
 
-    def _task_data(self, task: Task, path: str, position: int) -> dict[str, object]:
-        data: dict[str, object] = {
-            "task_id": task.task_id,
-            "routine_id": task.routine_id,
-            "slot": task.slot,
-            "emission": task.emission,
-        }
-        if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
-            data["payload"] = codec.encode(task.payload, f"{path}.tasks[{position}].payload")
-        return data
+        Raises `UnserializableError` with the path of what has no saved form.
+        """
+        # Put together as text: as data that is then encoded it takes twice as long.
+        text = (
+            f'{{"seq":{self.seq},"kind":"{self.kind._value_}","at_ns":{self.at_ns}'
+            f',"status":"{self.status._value_}"'  # what `value` looks up, at a fifth of the cost
+        )
+        if self.task_id is not None:
+            text += f',"task_id":{quoted(self.task_id)}'
+        if self.routine_id is not None:
+            text += f',"routine_id":{quoted(self.routine_id)}'
+        if self.attempt:
+            text += f',"attempt":{self.attempt}'
+        if self.started_ns is not None:
+            text += f',"started_ns":{self.started_ns}'
+        if self.worker:
+            text += f',"worker":{self.worker}'
+        if self.emissions:
+            text += f',"emissions":[{",".join(self._emission_texts(path))}]'
+        if self.tasks:
+            text += f',"tasks":[{",".join(self._task_texts(path))}]'
+        if self.state is not None:
+            text += f',"state":{writes_text(self.state, f"{path}.state")}'
+        if self.shared is not None:
+            text += f',"shared":{writes_text(self.shared, f"{path}.shared")}'
+        if self.error is not None:
+            text += f',"error":{codec.dumps(error_data(self.error))}'
+        if self.delay_ns is not None:
+            text += f',"delay_ns":{self.delay_ns}'
+        if self.due_ns is not None:
+            text += f',"due_ns":{self.due_ns}'
+        if self.detail is not None:
+            text += f',"detail":{codec.saved(self.detail, f"{path}.detail")}'
+        if self.effect is not None:
+            text += f',"effect":{codec.dumps(effect_data(self.effect, f"{path}.effect"))}'
+        return codec.bounded(f"{text}}}", path)
+
+    def _emission_texts(self, path: str) -> list[str]:
+        return [
+            f'{{"event":{quoted(emission.event)},"payload":'
+            f"{codec.saved(emission.payload, f'{path}.emissions[{i}].payload')}}}"
+            for i, emission in enumerate(self.emissions)
+        ]
+
+    def _task_texts(self, path: str) -> list[str]:
+        texts = []
+        for i, task in enumerate(self.tasks):
+            text = (
+                f'{{"task_id":{quoted(task.task_id)},"routine_id":{quoted(task.routine_id)}'
+                f',"slot":{quoted(task.slot)},"emission":{task.emission}'
+            )
+            if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
+                text += f',"payload":{codec.saved(task.payload, f"{path}.tasks[{i}].payload")}'
+            texts.append(f"{text}}}")
+        return texts
 
     @classmethod
     def load(cls, data: object, path: str) -> Commit:

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["load", "members"]
 
 
-def members(job: JobState) -> dict[str, object]:
-    """Return the members of a job's saved form; an iterator stands for an array of its entries."""
+def members(job: JobState, *, history: bool) -> dict[str, object]:
+    """Return the members of a job's saved form, without its commits where there is no `history`.
+
+    An iterator is an array, and yields the texts of its entries.
+    """
+    commits = enumerate(job._commits) if history else ()
     return {
         "job_id": job.job_id,
         "flow_id": job.flow_id,
@@ -41,11 +45,11 @@ def members(job: JobState) -> dict[str, object]:
             for routine_id, state in job.routine_states.items()
         },
         "shared_data": codec.encode(job.shared_data, "$.shared_data"),
-        "pending_tasks": _serialized("$.pending_tasks", job.pending_tasks),
-        "outputs": _serialized("$.outputs", job.outputs),
-        "dropped": _serialized("$.dropped", job.dropped),
+        "pending_tasks": _saved("$.pending_tasks", job.pending_tasks),
+        "outputs": _saved("$.outputs", job.outputs),
+        "dropped": _saved("$.dropped", job.dropped),
         "error": None if job.error is None else error_data(job.error),
-        "commits": _serialized("$.commits", job._commits),
+        "commits": (commit.dumps(f"$.commits[{i}]") for i, commit in commits),
     }
 
 
@@ -110,10 +114,8 @@ def _check(job: JobState, folded: JobState, path: str) -> None:
         raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")
 
 
-def _serialized(
-    path: str, parts: Sequence[PendingTask | Output | DroppedTask | Commit]
-) -> Iterator[dict[str, object]]:
-    return (part.serialize(f"{path}[{i}]") for i, part in enumerate(parts))
+def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> Iterator[str]:
+    return (codec.dumps(part.serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
 
 
 _JOB_FIELDS: Final[codec.Fields] = {

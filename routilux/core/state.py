@@ -9,7 +9,6 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
@@ -205,18 +204,15 @@ class JobState:
 
         Raises `UnserializableError` with the path of a value that has no saved form.
         """
-        return {
-            name: list(value) if isinstance(value, Iterator) else value
-            for name, value in members(self).items()
-        }
+        data: dict[str, object] = codec.loads(self.dumps(), untag=False)
+        return data
 
     def dumps(self, *, history: bool = True) -> str:
-        """Return the JSON text of `serialize`; raises `UnserializableError` as it does.
+        """Return the job as JSON text; raises `UnserializableError` as `serialize` does.
 
         Without `history` it has no commits, like a job that no longer keeps any.
         """
-        saved = members(self)
-        return codec.dumps_object(saved if history else {**saved, "commits": []})
+        return codec.dumps_object(members(self, history=history))
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:

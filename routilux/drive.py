@@ -110,7 +110,7 @@ class Drive:
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns)
         key = (self.ordinal, *step.order)
-        if clock.wait(self.rested, until - self.offset, key, _sleeper(step)):
+        if clock.wait(self.rested, until - self.offset, key, step.who):
             # It rests with this step in flight: it broke, and nobody waits for the step.
             raise _given_up(step)
 
@@ -272,7 +272,3 @@ def _given_up(step: StepInput) -> NoActiveStepError:
         f"attempt {step.attempt} of {step.task.routine_id} was given up, so nothing that it does"
         " can be recorded any more"
     )
-
-
-def _sleeper(step: StepInput) -> str:
-    return f"{step.task.routine_id} (task {step.task.task_id}, attempt {step.attempt})"

@@ -194,6 +194,11 @@ class StepInput:
     order: tuple[int, int]
     final: bool
 
+    @property
+    def who(self) -> str:
+        """How messages name it: its routine, task and attempt."""
+        return f"{self.task.routine_id} (task {self.task.task_id}, attempt {self.attempt})"
+
 
 @dataclass(slots=True)
 class Writes:

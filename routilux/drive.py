@@ -159,7 +159,8 @@ class Drive:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
                     self.runtime.clock.asked(f"retry of {task.routine_id}", left)
-        self.tell(commit)
+        if self.runtime.audience.observers:
+            self.tell(commit)
 
     def believe(self, commit: Commit) -> None:
         """Fold in a commit that is written."""
@@ -171,9 +172,7 @@ class Drive:
 
     def tell(self, commit: Commit) -> None:
         """Tell the observers of a commit that is folded in."""
-        audience = self.runtime.audience
-        if audience.observers:
-            audience.tell(self.machine.job, commit)
+        self.runtime.audience.tell(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
         job = self.machine.job

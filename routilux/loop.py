@@ -194,8 +194,9 @@ class Loop:
             else:
                 believed.append((drive, commit))
         # Not before all are folded in: an observer may ask something of any of these jobs.
-        for drive, commit in believed:
-            drive.tell(commit)
+        if self._runtime.audience.observers:
+            for drive, commit in believed:
+                drive.tell(commit)
         for drive, _, _ in ended:
             self._mark(drive)
 

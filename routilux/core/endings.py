@@ -72,12 +72,11 @@ def ending(plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now
 def _fan_out(plan: Plan, parent: Task, emissions: tuple[Emission, ...]) -> tuple[Task, ...]:
     tasks: list[Task] = []
     parent_id = parent.task_id
-    routes = plan.routes
     index = -1
     for emission in emissions:
         index += 1
         payload = emission.payload
-        for route in routes.get((parent.routine_id, emission.event), ()):
+        for route in plan.routes.get((parent.routine_id, emission.event), ()):
             if len(payload) < route.fields and not route.required.issubset(payload):
                 missing = ", ".join(sorted(repr(n) for n in route.required - set(payload)))
                 raise FlowDefinitionError(

@@ -178,12 +178,11 @@ class Machine:
 
     def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
         """Return what the end of a step changes; None if its outcome is late or doubled."""
-        task = step.task
-        flying = self._flights.get(task.task_id)
+        flying = self._flights.get(step.task.task_id)
         if flying is None or flying.number != outcome.number:
             return None
-        job = self.job
         if self._shared_seq > step.seq and self._changed(step, outcome.shared_reads):
+            job, task = self.job, step.task
             return Commit(
                 job.seq + 1,
                 _CONFLICT,
@@ -195,7 +194,7 @@ class Machine:
                 step.started_ns,
                 step.worker,
             )
-        return ending(self.plan, job, step, outcome, now)
+        return ending(self.plan, self.job, step, outcome, now)
 
     def _changed(self, step: StepInput, reads: frozenset[str] | None) -> bool:
         if reads is None:

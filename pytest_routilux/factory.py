@@ -22,8 +22,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
 from routilux import Emission, Flow, FlowDefinitionError, Routine, Slot, register_type
+from routilux.copying import copy_value, is_flat
 from routilux.routine import Binding
-from routilux.values import copy_value, is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -44,9 +44,8 @@ from freezegun import api
 from pytest_routilux.rivals import refuse_around, refused_inside
 from pytest_routilux.untold import all_told, note
 from routilux import FakeClock
-from routilux.clock import _sleep as _real_sleep
+from routilux.clock import real_sleep
 from routilux.context import active
-from routilux.drive import _sleeper
 from routilux.instants import SECOND, from_ns
 
 if TYPE_CHECKING:
@@ -155,7 +154,7 @@ def _sleep(seconds: Any, /) -> None:
     context, clock = active.get(), _clock()
     # A handler's thread has the turn; one that it started, even with its context, has none.
     if context is None or clock is None or not clock.runs_here() or _sleeping == "real":
-        _real_sleep(seconds)
+        real_sleep(seconds)
         return
     if _sleeping == "error":
         _refuse_sleep(context, seconds, sys._getframe(2))
@@ -171,8 +170,10 @@ def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoRet
     where, frame = place_of(caller), users_frame(outwards(caller))
     if frame is not None and frame is not caller:
         where += f" (for {place_of(frame)})"
+    if context.step is None:
+        context.over()
     error = pytest.fail.Exception(
-        f"{_sleeper(context._open_step())} called time.sleep({seconds!r}) at {where}, which"
+        f"{context.step.who} called time.sleep({seconds!r}) at {where}, which"
         f" routilux_sleep = error forbids: use self.ctx.sleep({seconds!r})",
         pytrace=False,
     )
@@ -296,7 +297,7 @@ _FUNCTIONS: Final = {
     "monotonic_ns": _stand_in(api.real_monotonic_ns, _monotonic_ns),
     "perf_counter": _stand_in(api.real_perf_counter, _monotonic),
     "perf_counter_ns": _stand_in(api.real_perf_counter_ns, _monotonic_ns),
-    "sleep": _stand_in(_real_sleep, _sleep),
+    "sleep": _stand_in(real_sleep, _sleep),
     "strftime": _stand_in(api.real_strftime, _strftime),
     "time": _stand_in(api.real_time, _wall_seconds),
     "time_ns": _stand_in(api.real_time_ns, lambda: _wall() * 1000),

@@ -32,6 +32,7 @@ from routilux import (
     use_runtime,
 )
 from routilux.core.machine import MOST_CONFLICTS, Machine
+from routilux.crew import Crew
 from routilux.drive import Drive
 from routilux.instants import SECOND
 from routilux.values import first_difference
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from pytest_routilux.world import World
     from routilux import Flow
     from routilux.drivers import Driver
-    from routilux.flow import Plan
+    from routilux.plan import Plan
 
 __all__ = ["live"]
 
@@ -215,6 +216,8 @@ class _SimRuntime(Runtime):
         # Each machine was switched on at another time.
         clock = SimClock(world.now_ns, mono=world.host * _UPTIME)
         super().__init__(clock=clock, max_steps=_MOST_STEPS)
+        self.crew = _SimCrew(clock, None)
+        self.crew.begin(self.lock)
         self.sim_clock = clock
         self.case = case
         self.world = world
@@ -223,10 +226,8 @@ class _SimRuntime(Runtime):
         self._pace = pace
         self.started: list[Thread] = []  # by handlers
         self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
-        if case.always is not None:
-            self.observers = (self,)
-        if told:
-            self.step_observers = (self,)
+        self.audience.observers = () if case.always is None else (self,)
+        self.audience.of_steps = (self,) if told else ()
 
     def broken(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id
@@ -251,7 +252,7 @@ class _SimRuntime(Runtime):
         if held is not None and not held:
             self.broken("always", f"always() does not hold after commit {commit.seq}", commit)
 
-    def _drive_of(self, plan: Plan, job: JobState) -> Drive:
+    def drive_of(self, plan: Plan, job: JobState) -> Drive:
         if job.job_id == self.case.job_id:
             self.life.job = job
         if self._choices is FIFO:
@@ -260,7 +261,8 @@ class _SimRuntime(Runtime):
         machine.choices = self._choices
         return Drive(self, machine)
 
-    def _take_driver(self, plan: Plan) -> Driver:
+    def driver(self) -> Driver:
+        """Return what runs the steps of one job."""
         return SimDriver(
             self.sim_clock,
             self.world,
@@ -272,7 +274,16 @@ class _SimRuntime(Runtime):
             self.started,
         )
 
-    def _drive_in_background(self, drive: Drive) -> None:
+
+class _SimCrew(Crew):
+    """Drives the jobs of a simulated host, all of them in the one thread of the simulation."""
+
+    def driver_for(self, drive: Drive) -> Driver:
+        runtime = drive.runtime
+        assert isinstance(runtime, _SimRuntime)
+        return runtime.driver()
+
+    def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
             "a simulation runs in one thread, so that it repeats: use execute() where the handler"
             " uses start() or aexecute()"

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from routilux import FakeClock, Run, Runtime
+from routilux import FakeClock, Run
+from routilux.crew import Crew
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,7 +22,7 @@ __all__ = ["all_told", "note"]
 
 _noted: Final[list[BaseException]] = []
 # Whoever waits for a job is in one of these, or in a method of flow_sim.
-_WAITS: Final = {f.__code__ for f in (Runtime._drive_here, Run.wait, FakeClock._advance)}
+_WAITS: Final = {f.__code__ for f in (Crew.drive, Run.wait, FakeClock._advance)}
 _SIMULATION: Final = "pytest_routilux.sim"
 
 

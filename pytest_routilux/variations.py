@@ -13,7 +13,7 @@ from routilux.instants import SECOND
 
 if TYPE_CHECKING:
     from pytest_routilux.lives import Case, Life
-    from routilux.flow import Plan
+    from routilux.plan import Plan
 
 __all__ = ["OTHER_START", "Variation", "variations", "vary"]
 

@@ -54,7 +54,8 @@ from routilux.persist.leases import Acquired, Hold
 from routilux.persist.store import Append, JobStore, MemoryStore
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
-from routilux.runtime import Run, Runtime, use_runtime
+from routilux.run import Run
+from routilux.runtime import Runtime, use_runtime
 from routilux.worker import Worker
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from typing import Final, final
 
 from routilux.instants import SECOND
 
-__all__ = ["Clock", "Key", "Signal", "SystemClock", "Worker", "computed_ns"]
+__all__ = ["Clock", "Key", "Signal", "SystemClock", "Worker", "computed_ns", "real_sleep"]
 
 _LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # what the system takes; 292 years on most
 
 # The real functions, whatever is patched later.
 _time_ns = time.time_ns
 _monotonic_ns = time.monotonic_ns
-_sleep = time.sleep
+real_sleep = time.sleep
 
 Key = tuple[float, ...]
 
@@ -154,7 +154,7 @@ class SystemClock(Clock):
             if until is None:
                 raise ValueError("a wait needs a signal or an instant, else it never ends")
             while (left := until - _monotonic_ns()) > 0:
-                _sleep(min(left / SECOND, _LONGEST_WAIT))
+                real_sleep(min(left / SECOND, _LONGEST_WAIT))
             return False
         if not isinstance(signal, _SystemSignal):
             raise TypeError(f"a {type(signal).__name__} is another clock's signal")

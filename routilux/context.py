@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec, Protocol, TypeVar,
 from uuid import UUID
 
 from routilux import codec
+from routilux.copying import copy_value
 from routilux.errors import FlowDefinitionError, NoActiveStepError, StepTimeoutError
 from routilux.exchange import Effect, Emission, StepInput, Writes, copied_payload
 from routilux.instants import SECOND, from_ns, to_ns
-from routilux.values import copy_value, same_value
+from routilux.values import same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -113,7 +113,7 @@ class Drive:
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns)
         key = (self.ordinal, *step.order)
-        if clock.wait(self.rested, until - self.offset, key, _sleeper(step)):
+        if clock.wait(self.rested, until - self.offset, key, step.who):
             # It rests with this step in flight: it broke, and nobody waits for the step.
             raise _given_up(step)
 
@@ -186,7 +186,8 @@ class Drive:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
                     self.runtime.clock.asked(f"retry of {task.routine_id}", left)
-        self.tell(commit)
+        if self.runtime.audience.observers:
+            self.tell(commit)
 
     def believe(self, commit: Commit) -> None:
         """Fold in a commit that is written."""
@@ -198,8 +199,7 @@ class Drive:
 
     def tell(self, commit: Commit) -> None:
         """Tell the observers of a commit that is folded in."""
-        if self.runtime.observers:
-            self.runtime.tell(self.machine.job, commit)
+        self.runtime.audience.tell(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
         job = self.machine.job
@@ -298,7 +298,3 @@ def _given_up(step: StepInput) -> NoActiveStepError:
         f"attempt {step.attempt} of {step.task.routine_id} was given up, so nothing that it does"
         " can be recorded any more"
     )
-
-
-def _sleeper(step: StepInput) -> str:
-    return f"{step.task.routine_id} (task {step.task.task_id}, attempt {step.attempt})"

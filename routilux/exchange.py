@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from routilux import tags
+from routilux.copying import copy_value
 from routilux.errors import UnserializableError
-from routilux.values import copy_value
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -193,6 +193,11 @@ class StepInput:
     worker: int
     order: tuple[int, int]
     final: bool
+
+    @property
+    def who(self) -> str:
+        """How messages name it: its routine, task and attempt."""
+        return f"{self.task.routine_id} (task {self.task.task_id}, attempt {self.attempt})"
 
 
 @dataclass(slots=True)

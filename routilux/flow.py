@@ -1,11 +1,10 @@
-"""A flow: the graph of routines, and the plan that the engine follows.
+"""A flow: the graph of routines, as its author builds and runs it.
 
 Laws:
 - A flow says what is to be done and is not changed by running; any number of jobs share it.
 - Everything is checked when it is said: an unknown end, a field that nobody emits, a connection
   that stands already is refused at once and leaves the flow as it was.
-- `shape` is the graph in words; `fingerprint` is its digest. Arguments, policies and the strategy
-  are not part of it: they may change while jobs are under way.
+- What a job follows is a plan, made when it begins; `fingerprint` is the digest of its shape.
 """
 
 from __future__ import annotations
@@ -17,25 +16,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, cast
 
 from routilux import codec
-from routilux.errors import (
-    CorruptStateError,
-    FlowDefinitionError,
-    FlowMismatchError,
-    UnknownRoutineError,
-)
+from routilux.errors import FlowDefinitionError
+from routilux.plan import Graph, Plan, graph_of
 from routilux.policy import ErrorHandler
-from routilux.routine import Routine, checked_handler, find_class
-from routilux.shape import mismatch
-from routilux.tags import said
+from routilux.routine import Routine, checked_handler
+from routilux.saved_flow import flow_data, load_flow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.core.state import JobState
-    from routilux.routine import Slot
-    from routilux.runtime import Run, Runtime
+    from routilux.run import Run
+    from routilux.runtime import Runtime
 
-__all__ = ["Connection", "ExecutionStrategy", "Flow", "Plan", "Route"]
+__all__ = ["Connection", "ExecutionStrategy", "Flow"]
 
 ExecutionStrategy = Literal["sequential", "concurrent"]
 _STRATEGIES: Final = ("sequential", "concurrent")
@@ -63,34 +57,6 @@ class Connection:
         return f"{self.source}.{self.event} -> {self.target}.{self.slot}"
 
 
-@dataclass(slots=True)
-class Route:
-    """A connection as the engine follows it."""
-
-    target: str
-    slot: str
-    mapping: dict[str, str] | None
-    fields: int  # of the event; a payload that has them all has what the handler needs
-    required: frozenset[str]  # event fields without which the handler can't be called
-
-
-@dataclass(slots=True)
-class Plan:
-    """A flow as the engine reads it; it stays as it is when the flow is changed later."""
-
-    flow_id: str
-    shape: tuple[str, ...]
-    routines: dict[str, Routine]
-    routes: dict[tuple[str, str], tuple[Route, ...]]
-    width: int
-    handlers: dict[str, ErrorHandler]  # who decides when a routine fails
-
-    def slot(self, routine_id: str, slot: str) -> Slot:
-        """Return a slot, which must exist."""
-        return self.routines[routine_id]._slots[slot]
-
-
-_Graph = tuple[tuple[str, ...], dict[tuple[str, str], tuple[Route, ...]]]
 _STOP: Final = ErrorHandler()
 
 
@@ -127,7 +93,7 @@ class Flow:
         self._routines: dict[str, Routine] = {}
         self._connections: list[Connection] = []
         self._error_handler: ErrorHandler | None = None
-        self._graph: _Graph | None = None  # made when first asked for
+        self._graph: Graph | None = None  # made when first asked for
         self._declared = 0  # slots and events that were there when it was made
 
     # --- building it ----------------------------------------------------------------------------
@@ -262,7 +228,7 @@ class Flow:
         # A routine may have been given slots and events after it was added.
         declared = sum(len(r._slots) + len(r._events) for r in self._routines.values())
         if self._graph is None or self._declared != declared:
-            self._graph, self._declared = self._make_graph(), declared
+            self._graph, self._declared = graph_of(self._routines, self._connections), declared
         shape, routes = self._graph
         rest = self._error_handler or _STOP
         return Plan(
@@ -273,28 +239,6 @@ class Flow:
             self.max_workers if strategy == "concurrent" else 1,
             {name: routine._error_handler or rest for name, routine in self._routines.items()},
         )
-
-    def _make_graph(self) -> _Graph:
-        lines = []
-        for routine_id, routine in self._routines.items():
-            lines.append(f"routine {routine_id}: {routine.saved_name()}")
-            lines += [f"slot {routine_id}.{slot}" for slot in routine.slots]
-            for event in routine.events.values():
-                lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
-        lines += [f"connection {c}{_renamed(c.param_mapping)}" for c in self._connections]
-        routes: dict[tuple[str, str], tuple[Route, ...]] = {}
-        for c in self._connections:
-            back = {parameter: field for field, parameter in c.param_mapping.items()}
-            required = self._routines[c.target].slots[c.slot].binding.required
-            route = Route(
-                c.target,
-                c.slot,
-                dict(c.param_mapping) or None,
-                len(self._routines[c.source].events[c.event].fields),
-                frozenset(back.get(name, name) for name in required),
-            )
-            routes[c.source, c.event] = (*routes.get((c.source, c.event), ()), route)
-        return tuple(sorted(lines)), routes
 
     def to_mermaid(self) -> str:
         """Return the graph as a Mermaid flowchart.
@@ -389,39 +333,7 @@ class Flow:
 
         Raises `UnserializableError` for constructor arguments that have no saved form.
         """
-        return {
-            "flow_id": self.flow_id,
-            "execution_strategy": self.execution_strategy,
-            "max_workers": self.max_workers,
-            "error_handler": _saved_handler(self._error_handler, "$.flow.error_handler"),
-            "routines": [
-                {
-                    "id": routine_id,
-                    "routine": routine.saved_name(),
-                    "args": codec.encode(
-                        list(routine.arguments[0]), f"$.flow.routines[{index}].args"
-                    ),
-                    "kwargs": codec.encode(
-                        routine.arguments[1], f"$.flow.routines[{index}].kwargs"
-                    ),
-                    "error_handler": _saved_handler(
-                        routine.error_handler, f"$.flow.routines[{index}].error_handler"
-                    ),
-                }
-                for index, (routine_id, routine) in enumerate(self._routines.items())
-            ],
-            "connections": [
-                {
-                    "source": c.source,
-                    "event": c.event,
-                    "target": c.target,
-                    "slot": c.slot,
-                    "param_mapping": dict(c.param_mapping),
-                }
-                for c in self._connections
-            ],
-            "fingerprint": self.fingerprint,
-        }
+        return flow_data(self)
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> Flow:
@@ -438,93 +350,7 @@ class Flow:
 
         `shape` is what a job knows of it, to say what has changed since.
         """
-        data = codec.check_fields(document, path, _FLOW_FIELDS, {})
-        try:
-            flow = cls(
-                cast(str, data["flow_id"]),
-                execution_strategy=cast(ExecutionStrategy, data["execution_strategy"]),
-                max_workers=cast(int, data["max_workers"]),
-            )
-        except FlowDefinitionError as error:
-            raise CorruptStateError(path, str(error)) from None
-        flow.set_error_handler(_loaded_handler(data["error_handler"], f"{path}.error_handler"))
-        for index, entry in enumerate(cast(list[object], data["routines"])):
-            flow._load_routine(entry, f"{path}.routines[{index}]")
-        misfit: tuple[str, str] | None = None
-        for index, entry in enumerate(cast(list[object], data["connections"])):
-            place = f"{path}.connections[{index}]"
-            edge = codec.check_fields(entry, place, _CONNECTION_FIELDS, {})
-            try:
-                flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
-            except FlowDefinitionError as error:
-                misfit = misfit or (place, str(error))  # the others stand, to tell all changes
-        if misfit is None and flow.fingerprint != data["fingerprint"]:
-            misfit = (
-                f"{path}.fingerprint",
-                "the routines' slots and events are not those that were saved",
-            )
-        if misfit is not None:
-            place, said = misfit
-            raise FlowMismatchError(
-                place, mismatch(said, _CHANGED, shape or flow.shape, flow.shape)
-            )
-        return flow
-
-    def _load_routine(self, entry: object, place: str) -> None:
-        data = codec.check_fields(entry, place, _ROUTINE_FIELDS, {})
-        name = cast(str, data["routine"])
-        found = find_class(name)
-        if found is None:
-            raise UnknownRoutineError(
-                f"{place}.routine",
-                f"no routine class {name!r} is defined in this program; import the module that"
-                " defines it before loading (a class of another program's __main__ or one made"
-                " inside a function needs a routine_name)",
-            )
-        args = cast(list[object], data["args"])
-        kwargs = cast(dict[str, object], data["kwargs"])
-        handler = _loaded_handler(data["error_handler"], f"{place}.error_handler")
-        try:
-            routine = found(*args, **kwargs)
-        except Exception as error:
-            raise CorruptStateError(
-                place, f"{name} can't be built from its saved arguments: {said(error)}"
-            ) from error
-        try:
-            self.add_routine(routine, cast(str, data["id"]))
-            routine.set_error_handler(handler)
-        except FlowDefinitionError as error:
-            raise CorruptStateError(place, str(error)) from None
-
-
-_CHANGED: Final = (
-    "go on with the classes as they were, or read the job alone by"
-    " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
-    " with allow_changed_flow=True"
-)
-_FLOW_FIELDS: codec.Fields = {
-    "flow_id": str,
-    "execution_strategy": str,
-    "max_workers": int,
-    "error_handler": (dict, type(None)),
-    "routines": list,
-    "connections": list,
-    "fingerprint": str,
-}
-_ROUTINE_FIELDS: codec.Fields = {
-    "id": str,
-    "routine": str,
-    "args": list,
-    "kwargs": dict,
-    "error_handler": (dict, type(None)),
-}
-_CONNECTION_FIELDS: codec.Fields = {
-    "source": str,
-    "event": str,
-    "target": str,
-    "slot": str,
-    "param_mapping": dict,
-}
+        return load_flow(cls, document, path, shape)
 
 
 def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
@@ -540,25 +366,12 @@ def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
     return dict(mapping)
 
 
-def _saved_handler(handler: ErrorHandler | None, path: str) -> object:
-    return None if handler is None else handler.serialize(path)
-
-
-def _loaded_handler(data: object, path: str) -> ErrorHandler | None:
-    return None if data is None else ErrorHandler.deserialize(data, path)
-
-
 def _runtime(runtime: Runtime | None) -> Runtime:
     if runtime is not None:
         return runtime
     from routilux.runtime import default_runtime
 
     return default_runtime()
-
-
-def _renamed(mapping: Mapping[str, str]) -> str:
-    pairs = ", ".join(f"{field} as {parameter}" for field, parameter in sorted(mapping.items()))
-    return f" ({pairs})" if pairs else ""
 
 
 def _names(names: object) -> str:

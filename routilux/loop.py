@@ -122,8 +122,8 @@ class Loop:
             self._mark(drive)
             return
         step = machine.begin(task, now)
-        if runtime.step_observers:
-            runtime.tell_step(machine.job, step)
+        if runtime.audience.of_steps:
+            runtime.audience.tell_step(machine.job, step)
         if step.timeout_ns is not None:
             self._watch_limit(drive, step, step.timeout_ns)
         self._driver.start(drive, step)
@@ -195,8 +195,9 @@ class Loop:
             else:
                 believed.append((drive, commit))
         # Not before all are folded in: an observer may ask something of any of these jobs.
-        for drive, commit in believed:
-            drive.tell(commit)
+        if self._runtime.audience.observers:
+            for drive, commit in believed:
+                drive.tell(commit)
         for drive, _, _ in ended:
             self._mark(drive)
 

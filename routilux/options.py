@@ -1,4 +1,4 @@
-"""The options of an error handler, each checked where it is given.
+"""The options of an error handler, each checked where it is given and where it is loaded.
 
 Laws:
 - Each check gives back the effective value, or refuses it with the option, the value and the cure.
@@ -15,7 +15,7 @@ from types import MappingProxyType, ModuleType
 from typing import Any, Final, TypeVar, cast
 
 from routilux.backoff import nanoseconds, plain_number
-from routilux.errors import FlowDefinitionError
+from routilux.errors import CorruptStateError, FlowDefinitionError
 
 __all__ = [
     "CHECKS",
@@ -26,12 +26,15 @@ __all__ = [
     "class_name",
     "default",
     "find_class",
+    "loaded",
     "refusal",
     "shown",
 ]
 
 
 _MOST_RETRIES: Final = 1 << 53
+_CLASS_OPTIONS: Final = ("retryable_exceptions", "non_retryable_exceptions")
+_STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")
 
 
 class ErrorStrategy(Enum):
@@ -205,10 +208,11 @@ def default(value: _T) -> _T:
     return cast("_T", Default(value))
 
 
-# --- saved names of exception classes -----------------------------------------------------------
+# --- saved forms --------------------------------------------------------------------------------
 
 
 def class_name(cls: type) -> str:
+    """Return the name by which saved forms know a class: `module:qualname`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -230,3 +234,31 @@ def find_class(name: str) -> type[Exception] | None:
         namespace = type.__getattribute__(cast("type", found), "__dict__")
     cls = cast("type", found)
     return cls if issubclass(cls, Exception) else None
+
+
+def loaded(name: str, value: object, path: str) -> Any:
+    """One option of a saved form, checked by the same rule as an argument."""
+    place = f"{path}.{name}"
+    if name in _CLASS_OPTIONS:
+        if not isinstance(value, list):
+            raise CorruptStateError(place, f"is a list of exception classes, not {shown(value)}")
+        return tuple(_loaded_class(item, f"{place}[{i}]") for i, item in enumerate(value))
+    if name in _STRATEGY_OPTIONS and not isinstance(value, str):
+        raise CorruptStateError(place, f"is the name of a strategy, not {shown(value)}")
+    try:
+        return CHECKS[name](name, value)
+    except FlowDefinitionError as refused:
+        raise CorruptStateError(place, str(refused)) from None
+
+
+def _loaded_class(name: object, place: str) -> type[Exception]:
+    if not isinstance(name, str):
+        raise CorruptStateError(place, f"is the name of an exception class, not {shown(name)}")
+    cls = find_class(name)
+    if cls is None:
+        raise CorruptStateError(
+            place,
+            f"{name!r} is no exception class of an imported module; "
+            "import the module that defines it before loading",
+        )
+    return cls

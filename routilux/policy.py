@@ -29,6 +29,7 @@ from routilux.options import (
     class_name,
     default,
     find_class,
+    loaded,
     refusal,
     shown,
 )
@@ -37,8 +38,6 @@ __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 
 _DRAW: Final = 1 << 53
 _CACHED: Final = 1024
-_CLASS_OPTIONS: Final = ("retryable_exceptions", "non_retryable_exceptions")
-_STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")
 _NEVER_RETRIED: Final = (
     FlowDefinitionError,
     IllegalTransitionError,
@@ -319,7 +318,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             raise CorruptStateError(path, f"an error handler is an object, not {shown(data)}")
         if "strategy" not in data:
             raise CorruptStateError(f"{path}.strategy", "is missing")
-        options: dict[str, Any] = {"strategy": _loaded("strategy", data["strategy"], path)}
+        options: dict[str, Any] = {"strategy": loaded("strategy", data["strategy"], path)}
         expected = _saved_options(options["strategy"])
         for name in data:
             if name not in expected and name != "retry_count":
@@ -331,7 +330,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             if name not in data:
                 raise CorruptStateError(f"{path}.{name}", "is missing")
         for name in expected:
-            options[name] = _loaded(name, data[name], path)
+            options[name] = loaded(name, data[name], path)
         retry_count = data["retry_count"]
         if type(retry_count) is not int or retry_count < 0:
             raise CorruptStateError(
@@ -377,34 +376,6 @@ def _restore(options: dict[str, Any], retry_count: int) -> ErrorHandler:
     handler = ErrorHandler(**options)
     handler.retry_count = retry_count
     return handler
-
-
-def _loaded(name: str, value: object, path: str) -> Any:
-    """One option of a saved form, checked by the same rule as an argument."""
-    place = f"{path}.{name}"
-    if name in _CLASS_OPTIONS:
-        if not isinstance(value, list):
-            raise CorruptStateError(place, f"is a list of exception classes, not {shown(value)}")
-        return tuple(_loaded_class(item, f"{place}[{i}]") for i, item in enumerate(value))
-    if name in _STRATEGY_OPTIONS and not isinstance(value, str):
-        raise CorruptStateError(place, f"is the name of a strategy, not {shown(value)}")
-    try:
-        return CHECKS[name](name, value)
-    except FlowDefinitionError as refused:
-        raise CorruptStateError(place, str(refused)) from None
-
-
-def _loaded_class(name: object, place: str) -> type[Exception]:
-    if not isinstance(name, str):
-        raise CorruptStateError(place, f"is the name of an exception class, not {shown(name)}")
-    cls = find_class(name)
-    if cls is None:
-        raise CorruptStateError(
-            place,
-            f"{name!r} is no exception class of an imported module; "
-            "import the module that defines it before loading",
-        )
-    return cls
 
 
 _PLAIN: Final = ErrorHandler()

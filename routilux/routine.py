@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, ClassVar, Final, Self, cast
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from routilux.context import Context, active
+from routilux.copying import copy_value
 from routilux.errors import FlowDefinitionError, NoActiveStepError
 from routilux.exchange import Emission, copied_payload
+from routilux.options import class_name
 from routilux.policy import ErrorHandler
-from routilux.values import SCALARS, copy_value
+from routilux.values import SCALARS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -139,9 +141,10 @@ class Routine:
                 " place of the class"
             )
         taken = _classes.get(name)
-        if taken is not None and _place(taken) != _place(cls):
+        place = class_name(cls)
+        if taken is not None and class_name(taken) != place:
             raise FlowDefinitionError(
-                f"routine_name {name!r} of {_place(cls)} belongs to {_place(taken)} already;"
+                f"routine_name {name!r} of {place} belongs to {class_name(taken)} already;"
                 " give each class its own"
             )
         _classes[name] = cls
@@ -166,7 +169,7 @@ class Routine:
     def saved_name(cls) -> str:
         """Return the name by which saved flows know this class."""
         own: str | None = cls.__dict__.get("routine_name")
-        return own if own is not None else _place(cls)
+        return own if own is not None else class_name(cls)
 
     # --- declaring ------------------------------------------------------------------------------
 
@@ -357,10 +360,6 @@ def _own(value: object) -> object:
         return copy_value(value)
     except Exception:
         return value
-
-
-def _place(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _name(handler: Callable[..., object]) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from routilux.clock import SystemClock
 from routilux.context import Context, active
+from routilux.copying import copy_value
 from routilux.errors import (
     ClockStalledError,
     FlowDefinitionError,
@@ -24,7 +25,6 @@ from routilux.errors import (
 from routilux.exchange import Effect, ErrorInfo, StepInput, StepOutcome, traceback_of
 from routilux.instants import SECOND
 from routilux.policy import ErrorHandler, RetryAfter
-from routilux.values import copy_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

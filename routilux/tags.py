@@ -26,6 +26,7 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from routilux.errors import FlowDefinitionError
+from routilux.options import class_name
 from routilux.values import same_value
 
 __all__ = ["Form", "foreign", "form_of", "form_tagged", "register_type", "said", "type_name"]
@@ -313,14 +314,10 @@ def register_type(
     def register(cls: type[_T]) -> type[_T]:
         if not isinstance(cls, type):
             raise FlowDefinitionError(f"register_type takes a class, not {cls!r}")
-        _add(_own_form(cls, _identity(cls) if name is None else name, encode, decode))
+        _add(_own_form(cls, class_name(cls) if name is None else name, encode, decode))
         return cls
 
     return register if cls is None else register(cls)
-
-
-def _identity(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def _own_form(
@@ -385,13 +382,13 @@ def _add(form: Form) -> None:
         raise FlowDefinitionError(f"a type's name must be printable text, not {form.tag!r}")
     if form.tag in _RESERVED:
         raise FlowDefinitionError(f"the name {form.tag!r} belongs to a built-in type")
-    identity = _identity(form.kind)
+    identity = class_name(form.kind)
     taken = _by_tag.get(form.tag)
-    if taken is not None and _identity(taken.kind) != identity:
+    if taken is not None and class_name(taken.kind) != identity:
         raise FlowDefinitionError(
             f"the name {form.tag!r} is taken by {type_name(taken.kind)}; give another name"
         )
-    replaced = [old for old in _by_kind.values() if _identity(old.kind) == identity]
+    replaced = [old for old in _by_kind.values() if class_name(old.kind) == identity]
     for old in replaced:
         del _by_tag[old.tag], _by_kind[old.kind]
     _by_tag[form.tag] = _by_kind[form.kind] = form

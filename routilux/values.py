@@ -1,7 +1,6 @@
-"""Plain values: how they are copied and how they are compared.
+"""Whether two values are the same, and where they differ first.
 
 Laws:
-- A copy shares nothing mutable with its original, and is the same value.
 - Two values are the same if they are equal and of the same type, all the way down: `1`, `True` and
   `1.0` are three values, `-0.0` is not `0.0`, `Decimal("1.0")` is not `Decimal("1.00")`, NaN is the
   same as NaN. The order of a dict is no part of its value.
@@ -9,35 +8,31 @@ Laws:
 - A dataclass is its compared fields. Another class that defines `__eq__` is believed, unless that
   takes anything for its equal, or not even itself; one that is not believed, or defines none, is
   its state as `copy` and `pickle` see it.
-- A value that contains itself is copied and compared like any other.
+- A value that contains itself is compared like any other.
 """
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
 from math import copysign, isnan
 from operator import eq
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import NoneType
-from typing import Any, Final, Literal, TypeVar, cast
+from typing import Any, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 __all__ = [
     "SCALARS",
     "Difference",
-    "copy_value",
     "first_difference",
-    "is_flat",
     "same_value",
     "step_of",
 ]
 
-_T = TypeVar("_T")
 _Pairs = set[tuple[int, int]]
 _ABSENT: Final = object()
 _TEXT: Final = frozenset({str})
@@ -99,63 +94,6 @@ _SAME: Final[dict[type, Callable[[Any, Any], bool]]] = {
 
 SCALARS: Final[frozenset[type]] = frozenset(_SAME)
 """The types whose exact instances can't be changed, so that a copy may share them."""
-
-
-def is_flat(payload: Mapping[str, object]) -> bool:
-    """Return whether every value is an exact scalar, so that a shallow copy is a private one.
-
-    >>> is_flat({"n": 1, "text": "abc"}), is_flat({"items": [1]})
-    (True, False)
-    """
-    return SCALARS.issuperset(map(type, payload.values()))
-
-
-# --- copying --------------------------------------------------------------------------------------
-
-
-class _TooDeepError(Exception):
-    """The value is nested beyond `_LEVELS`, or contains itself."""
-
-
-def copy_value(value: _T) -> _T:
-    """Return a private copy: a typed walk over the built-in containers, `copy.deepcopy` elsewhere.
-
-    An object that stands twice in the value is copied twice. Raises what `copy.deepcopy` raises
-    for an object that can't be copied.
-
-    >>> order = {"items": [1, 2]}
-    >>> private = copy_value(order)
-    >>> private["items"].append(3)
-    >>> order
-    {'items': [1, 2]}
-    """
-    if type(value) in SCALARS:
-        return value
-    try:
-        return cast(_T, _copy(value, _LEVELS))
-    except _TooDeepError:
-        return copy.deepcopy(value)
-
-
-def _copy(value: Any, levels: int) -> Any:
-    if not levels:
-        raise _TooDeepError
-    levels -= 1
-    kind = type(value)
-    if kind is dict:
-        return {
-            key if type(key) in SCALARS else _copy(key, levels): (
-                item if type(item) in SCALARS else _copy(item, levels)
-            )
-            for key, item in value.items()
-        }
-    if kind is list or kind is tuple or kind is set or kind is frozenset:
-        items = [item if type(item) in SCALARS else _copy(item, levels) for item in value]
-        return items if kind is list else kind(items)
-    return value if kind in SCALARS else copy.deepcopy(value)
-
-
-# --- comparing ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,8 +175,6 @@ def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
     kind = type(a)
     if kind is not type(b):
         return _Found("type", a, b)
-    if a is b:
-        return None
     rule = _SAME.get(kind)
     if rule is not None:
         return None if rule(a, b) else _Found("value", a, b)

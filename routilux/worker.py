@@ -241,7 +241,7 @@ class Worker:
             drive.leased_until = now + self._lease_ns
             self._drives[job_id] = drive
             self._active.add(drive)
-            runtime._drive_in_background(drive)
+            runtime.crew.drive_in_background(drive)
         finally:
             if drive is None and job_id not in self._owed:
                 with runtime.taking:

@@ -543,7 +543,7 @@ def test_a_wait_longer_than_the_system_takes_is_waited_for_in_parts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[float] = []
-    monkeypatch.setattr("routilux.clock._sleep", asked.append)
+    monkeypatch.setattr("routilux.clock.real_sleep", asked.append)
     passed = iter([0, 9 * 10**18, 10**20])
     monkeypatch.setattr("routilux.clock._monotonic_ns", lambda: next(passed))
     clock = SystemClock()

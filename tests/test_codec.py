@@ -24,8 +24,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routilux import bounds, codec, tags
+from routilux import bounds, codec, decoding, encoding, tags
 from routilux.codec import check_fields, decode, dumps, encode, loads, register_type
+from routilux.encoding import VALUE_DEPTH
 from routilux.errors import (
     CorruptStateError,
     FlowDefinitionError,
@@ -122,11 +123,9 @@ def test_a_value_comes_back_equal_and_of_the_same_type(value: object) -> None:
 def test_the_careful_way_reads_the_same_value_as_the_fast_one(value: object) -> None:
     text = dumps(encode(value))
 
-    careful = decode(codec._CAREFUL.decode(text))
-    assert (
-        first_difference(careful, codec._read(text, bounds.members(bounds.outline(text.encode()))))
-        is None
-    )
+    careful = decode(decoding._CAREFUL.decode(text))
+    fast = decoding._read(text, bounds.members(bounds.outline(text.encode())))
+    assert first_difference(careful, fast) is None
 
 
 @given(VALUES, st.sampled_from(["", "\\ud83d\\ude00"]))
@@ -342,11 +341,11 @@ def nested(depth: int) -> list[Any]:
 
 
 def test_a_value_at_the_bound_of_depth_is_saved_and_one_beyond_it_is_refused() -> None:
-    deepest = nested(codec._VALUE_DEPTH)
+    deepest = nested(VALUE_DEPTH)
     document = {"job": {"tasks": [{"payload": encode(deepest)}]}}
 
     assert loads(dumps(document))["job"]["tasks"][0]["payload"] == deepest
-    for too_deep in (nested(codec._VALUE_DEPTH + 1), [(x := nested(60), x), nested(5000)]):
+    for too_deep in (nested(VALUE_DEPTH + 1), [(x := nested(60), x), nested(5000)]):
         with pytest.raises(UnserializableError, match="nested in more than"):
             encode(too_deep)
 
@@ -365,7 +364,7 @@ def test_a_value_at_the_bound_of_depth_is_saved_and_one_beyond_it_is_refused() -
     "value", [(), complex(nan, inf), dt.time(tzinfo=dt.timezone(dt.timedelta(0), "zero"))]
 )
 def test_every_deep_value_that_can_be_saved_can_be_loaded(value: Any, wrap: Any) -> None:
-    for _ in range(codec._VALUE_DEPTH // 4):
+    for _ in range(VALUE_DEPTH // 4):
         value = wrap(value)
     with contextlib.suppress(UnserializableError):
         while text := dumps([[[[[[[[[[[[[[[encode(value)]]]]]]]]]]]]]]]):
@@ -382,12 +381,12 @@ def test_data_that_was_not_encoded_is_refused_by_dumps(data: object) -> None:
 
 
 def test_what_could_not_be_loaded_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "MAX_BYTES", 10)
+    monkeypatch.setattr(encoding, "MAX_BYTES", 10)
     assert dumps([1, 2, 3, 4]) == "[1,2,3,4]"
     with pytest.raises(UnserializableError, match="takes 13 bytes"):
         dumps(["éé", "é"])
-    monkeypatch.setattr(codec, "MAX_BYTES", 1000)
-    monkeypatch.setattr(codec, "MAX_NODES", 4)
+    monkeypatch.setattr(encoding, "MAX_BYTES", 1000)
+    monkeypatch.setattr(encoding, "MAX_NODES", 4)
     assert dumps(["a,b,c", "[[[[", 3]) == '["a,b,c","[[[[",3]'
     with pytest.raises(UnserializableError, match="more than 4 values"):
         dumps([1, 2, 3, 4])
@@ -409,12 +408,12 @@ def test_an_iterator_in_an_object_is_written_as_the_array_of_its_entries(
 def test_an_object_is_written_within_the_bounds_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(codec, "MAX_BYTES", 500)
+    monkeypatch.setattr(encoding, "MAX_BYTES", 500)
     assert len(codec.dumps_object({"n": map(str, range(100))})) == 297
     with pytest.raises(UnserializableError, match="takes 795 bytes"):
         codec.dumps_object({"n": map(str, range(100, 297))})
-    monkeypatch.setattr(codec, "MAX_BYTES", 1000)
-    monkeypatch.setattr(codec, "MAX_NODES", 100)
+    monkeypatch.setattr(encoding, "MAX_BYTES", 1000)
+    monkeypatch.setattr(encoding, "MAX_NODES", 100)
     with pytest.raises(UnserializableError, match="more than 100 values"):
         codec.dumps_object({"n": map(str, range(100))})
     with pytest.raises(UnserializableError, match=r"\$\[1\]\.a"):
@@ -582,7 +581,7 @@ def test_too_many_bytes_are_refused_before_they_are_parsed() -> None:
 
 
 def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "MAX_NODES", 4)
+    monkeypatch.setattr(decoding, "MAX_NODES", 4)
     assert loads('["\\"],[,,,,,,","\\\\",3]') == ['"],[,,,,,,', "\\", 3]
     with pytest.raises(CorruptStateError, match="more than 4 values"):
         loads('{"a":1,"b":[2,3]}')

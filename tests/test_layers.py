@@ -21,15 +21,15 @@ ROOT: Final = Path(__file__).parents[1]
 
 LAYERS: Final = (
     {"errors"},
-    {"instants", "values", "tags", "bounds", "fields", "codec", "clock", "fake_clock", "shape"}
-    | {"backoff", "options", "policy", "exchange", "outage"},
+    {"instants", "values", "copying", "bounds", "fields", "tags", "encoding", "decoding", "codec"}
+    | {"clock", "fake_clock", "shape", "backoff", "options", "policy", "exchange", "outage"},
     {"context"},
     {"routine"},
-    {"flow"},
+    {"plan", "saved_flow", "flow"},
     {"core"},
     {"step", "monitor", "persist"},
     {"drivers"},
-    {"drive", "loop"},
+    {"admission", "audience", "crew", "drive", "loop", "run"},
     {"runtime"},
     {"worker", "console"},
     {"cli"},
@@ -42,6 +42,9 @@ RANK: Final = {part: rank for rank, layer in enumerate(LAYERS) for part in layer
 UPWARDS: Final = {("routilux.flow", "routilux.runtime")}
 """The imports that may point upwards, inside a function: `Flow.execute` and its twins."""
 
+BEHIND: Final = {"encoding": {"codec", "decoding"}, "decoding": {"codec"}}
+"""What stands behind the face of another module, and who may know it."""
+
 EXTRAS: Final = {("routilux.persist.database", "psycopg")}
 """What an extra brings, and who imports it, inside a function: when it is asked for."""
 
@@ -49,6 +52,7 @@ PURE: Final = "the core has no time, no threads, no randomness, no I/O"
 TIMELESS: Final = "the core is given the time and has no clock"
 STANDARD: Final = "the engine needs the standard library only"
 PLUGIN: Final = "the engine knows nothing of its plugin"
+FACE: Final = "codec is the one way to saved forms and back"
 IMPURE: Final = {"time", "threading", "random", "logging", "os", "asyncio"}
 
 
@@ -143,6 +147,8 @@ def _reason(edge: Import) -> str | None:
     if part_of(edge.importer) == "core" and part_of(edge.imported) == "clock":
         return TIMELESS
     other, own = part_of(edge.imported), part_of(edge.importer)
+    if other in BEHIND and own not in BEHIND[other]:
+        return FACE
     if other not in RANK or own not in RANK or RANK[other] <= RANK[own]:
         return None
     if edge.inner and (edge.importer, edge.imported) in UPWARDS:
@@ -268,6 +274,10 @@ def test_a_sound_tree_has_no_faults(tmp_path: Path) -> None:
         ("runtime.py", "if TYPE_CHECKING:\n    import rich.table", 2, "rich.table", STANDARD),
         ("runtime.py", "def f():\n    import pytest_routilux.x", 2, "pytest_routilux.x", PLUGIN),
         ("runtime.py", "from . import errors", 1, ".", "imports are absolute"),
+        ("clock.py", "from routilux.encoding import x", 1, "routilux.encoding", FACE),
+        ("codec.py", "from routilux.crew import Crew", 1, "routilux.crew", above("crew", "codec")),
+        ("run.py", "import routilux.runtime", 1, "routilux.runtime", above("runtime", "run")),
+        ("plan.py", "import routilux.core.forms", 1, "routilux.core.forms", above("core", "plan")),
     ],
 )
 def test_a_planted_fault_is_named_by_its_place_and_reason(

@@ -102,7 +102,7 @@ def test_a_job_that_waits_for_a_retry_rests_as_soon_as_it_is_paused() -> None:
 def test_a_job_that_waits_for_a_free_thread_can_be_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
     began, let_go = threading.Event(), threading.Event()
 
     def holds(self: Routine) -> None:

@@ -258,7 +258,7 @@ def test_a_refused_effect_is_told_at_once_though_its_handler_goes_on(how: str) -
 def test_a_job_that_broke_starts_nothing_more_when_a_thread_becomes_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
     ran: list[str] = []
 
     def pays(self: Routine, n: object) -> None:
@@ -528,7 +528,7 @@ def test_where_no_thread_can_be_made_a_job_breaks_and_the_next_one_runs(
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", starts)
-    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
     with Runtime() as runtime:
         with pytest.raises(RuntimeError, match="can't start new thread"):
             chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)

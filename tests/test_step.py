@@ -20,10 +20,10 @@ from routilux import (
     StepInput,
 )
 from routilux.context import active
+from routilux.copying import is_flat
 from routilux.exchange import Effect, Task
 from routilux.instants import SECOND
 from routilux.step import run_remote, run_step
-from routilux.values import is_flat
 from tests.drivers.workshop import Doubles, FailsOnce, Works, retrying
 
 START = 1_767_225_600 * SECOND

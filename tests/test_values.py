@@ -18,14 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routilux.values import (
-    SCALARS,
-    Difference,
-    copy_value,
-    first_difference,
-    is_flat,
-    same_value,
-)
+from routilux.copying import copy_value, is_flat
+from routilux.values import SCALARS, Difference, first_difference, same_value
 
 SCALAR_VALUES = (
     st.none()

@@ -27,6 +27,7 @@ from routilux import (
     SqliteStore,
     Worker,
 )
+from routilux.audience import Audience
 from routilux.persist import operator
 from tests.drivers.workshop import PATIENCE, Works, chain, rest
 from tests.persist.stores import acquire
@@ -170,7 +171,7 @@ def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_tas
 def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(
     clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.runtime._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
     hosts: list[Worker] = []
 
     def is_stopped(self: Routine) -> None:
@@ -267,7 +268,7 @@ def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
             if job.status is JobStatus.COMPLETED:
                 host.stop()
 
-    runtime.observers = (Stops(),)
+    runtime.audience = Audience([Stops()])
     host.run()
     assert ["pending", "completed"] == [runtime.load(i).status.value for i in (job_id, good)]
     assert f"job {job_id} can't be resumed here, and is put aside" in caplog.text

@@ -1,4 +1,4 @@
-"""The machine: given inputs and the time, it says what may run and what a step's end changes.
+"""The machine: given inputs and the time, it says what may run, and by which commits a job goes on.
 
 Laws:
 - It has no clock, no threads, no files, no randomness. The same calls give the same commits.
@@ -11,40 +11,36 @@ Laws:
 
 from __future__ import annotations
 
-import hashlib
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from routilux.core.parts import PendingTask, RoutineStatus
+from routilux.copying import is_flat
+from routilux.core.endings import ending
+from routilux.core.parts import PendingTask
 from routilux.core.records import Commit, CommitKind, JobStatus
-from routilux.core.requests import Request, child_id, ready_tasks, request, told_of
+from routilux.core.requests import Request, ready_tasks, request, told_of
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
-from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
-from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome, Task
-from routilux.policy import ErrorStrategy
-from routilux.values import is_flat
+from routilux.errors import IllegalTransitionError, NotResumableError
+from routilux.exchange import ErrorInfo, StepInput, StepOutcome, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.exchange import Effect
-    from routilux.flow import Plan
-    from routilux.policy import ErrorHandler
+    from routilux.plan import Plan
 
-__all__ = ["MOST_CONFLICTS", "Machine", "Request", "child_id"]
+__all__ = ["MOST_CONFLICTS", "Machine", "Request"]
 
 MOST_CONFLICTS: Final = 3
 _numbers = count(1)
 
-_DONE = CommitKind.DONE
-_RETRY = CommitKind.RETRY
+# Looking a member up at its enum costs as much as a call.
 _CONFLICT = CommitKind.CONFLICT
 _EFFECT = CommitKind.EFFECT
 _RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
-_RETRIES = ErrorStrategy.RETRY
 
 
 class Machine:
@@ -182,12 +178,11 @@ class Machine:
 
     def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
         """Return what the end of a step changes; None if its outcome is late or doubled."""
-        task = step.task
-        flying = self._flights.get(task.task_id)
+        flying = self._flights.get(step.task.task_id)
         if flying is None or flying.number != outcome.number:
             return None
-        job = self.job
         if self._shared_seq > step.seq and self._changed(step, outcome.shared_reads):
+            job, task = self.job, step.task
             return Commit(
                 job.seq + 1,
                 _CONFLICT,
@@ -199,165 +194,13 @@ class Machine:
                 step.started_ns,
                 step.worker,
             )
-        if outcome.error_type is not None:
-            return self._failure(step, outcome, outcome.error_type, now)
-        emissions = tuple(outcome.emissions)
-        tasks: tuple[Task, ...] = ()
-        if emissions:
-            try:
-                tasks = self._fan_out(task, emissions)
-            except FlowDefinitionError as error:
-                return self._failure(step, _failed_by(step, error), FlowDefinitionError, now)
-        status = job.status
-        if not tasks and status is _RUNNING and len(job._pending) == 1:
-            status = _COMPLETED
-        return Commit(
-            job.seq + 1,
-            _DONE,
-            now,
-            status,
-            task.task_id,
-            task.routine_id,
-            step.attempt,
-            step.started_ns,
-            step.worker,
-            emissions,
-            tasks,
-            outcome.state,
-            outcome.shared,
-        )
+        return ending(self.plan, self.job, step, outcome, now)
 
     def _changed(self, step: StepInput, reads: frozenset[str] | None) -> bool:
         if reads is None:
             return True
         when = self._shared_when
         return any(when.get(key, 0) > step.seq for key in reads)
-
-    def _fan_out(self, parent: Task, emissions: tuple[Emission, ...]) -> tuple[Task, ...]:
-        tasks: list[Task] = []
-        parent_id = parent.task_id
-        routes = self.plan.routes
-        index = -1
-        for emission in emissions:
-            index += 1
-            payload = emission.payload
-            for route in routes.get((parent.routine_id, emission.event), ()):
-                if len(payload) < route.fields and not route.required.issubset(payload):
-                    missing = ", ".join(sorted(repr(n) for n in route.required - set(payload)))
-                    raise FlowDefinitionError(
-                        f"{parent.routine_id} emitted {emission.event!r} without {missing}, which"
-                        f" {route.target}.{route.slot} needs"
-                    )
-                mapping = route.mapping
-                tasks.append(
-                    Task(
-                        child_id(parent_id, len(tasks)),
-                        route.target,
-                        route.slot,
-                        payload
-                        if mapping is None
-                        else {mapping.get(name, name): v for name, v in payload.items()},
-                        emission.flat,
-                        index,
-                    )
-                )
-        return tuple(tasks)
-
-    def _failure(
-        self, step: StepInput, outcome: StepOutcome, error_type: type[BaseException], now: int
-    ) -> Commit:
-        task = step.task
-        job = self.job
-        handler = self.plan.handlers[task.routine_id]
-        strategy = handler.strategy
-        if strategy is _RETRIES:
-            if not step.final and handler.is_retryable(error_type):
-                delay = self._retry_delay(handler, step, outcome, now)
-            else:
-                delay = None
-            if delay is not None:
-                return Commit(
-                    job.seq + 1,
-                    _RETRY,
-                    now,
-                    job.status,
-                    task.task_id,
-                    task.routine_id,
-                    step.attempt,
-                    step.started_ns,
-                    step.worker,
-                    (),
-                    (),
-                    None,
-                    None,
-                    outcome.error,
-                    delay,
-                    now + delay,
-                )
-            strategy = handler.on_exhausted
-        stops = strategy is ErrorStrategy.STOP
-        emissions = self._error_event(step, outcome)
-        tasks = self._fan_out(task, emissions)
-        status = job.status
-        if stops:
-            if not job.is_final:
-                status = JobStatus.FAILED
-            detail = None
-        else:
-            skipped = strategy is ErrorStrategy.SKIP
-            as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
-            detail = {"as": as_.value}
-            if status is _RUNNING and not tasks and len(job._pending) == 1:
-                status = _COMPLETED
-        return Commit(
-            job.seq + 1,
-            CommitKind.FAILED if stops else CommitKind.DROPPED,
-            now,
-            status,
-            task.task_id,
-            task.routine_id,
-            step.attempt,
-            step.started_ns,
-            step.worker,
-            emissions,
-            tasks,
-            error=outcome.error,
-            detail=detail,
-        )
-
-    def _retry_delay(
-        self, handler: ErrorHandler, step: StepInput, outcome: StepOutcome, now: int
-    ) -> int | None:
-        pending = self.job._pending[step.task.task_id]
-        delay = outcome.retry_after_ns
-        if delay is None:
-            retry = pending.retries + 1
-            delay = handler.delay_ns(retry, self._draw(step, retry) if handler.jitter else None)
-        deadline = handler.deadline_ns
-        if deadline is not None:
-            first = pending.first_started_ns
-            if now + delay > (step.started_ns if first is None else first) + deadline:
-                return None
-        return delay
-
-    def _draw(self, step: StepInput, retry: int) -> int:
-        seed = f"{step.job_id}/{step.task.task_id}/jitter/{retry}".encode()
-        return int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
-
-    def _error_event(self, step: StepInput, outcome: StepOutcome) -> tuple[Emission, ...]:
-        declared = self.plan.routines[step.task.routine_id].events.get("error")
-        if declared is None or outcome.error is None:
-            return ()
-        known = {
-            "error_type": outcome.error.type,
-            "message": outcome.error.message,
-            "task_id": step.task.task_id,
-            "slot": step.task.slot,
-            "attempt": step.attempt,
-            "payload": step.task.payload,
-        }
-        payload = {name: known[name] for name in declared.fields}
-        return (Emission("error", payload, "payload" not in payload),)
 
     def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
         """Return the commit that records an effect of a step in flight; None if it is over."""
@@ -470,7 +313,3 @@ class Machine:
                 self._shared_when.update(dict.fromkeys(shared.removed, commit.seq))
         for pending in ready:
             self._schedule.add(pending)
-
-
-def _failed_by(step: StepInput, error: Exception) -> StepOutcome:
-    return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=type(error))

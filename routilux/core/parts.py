@@ -13,7 +13,8 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.core.records import (
+from routilux.copying import is_flat
+from routilux.core.forms import (
     duration,
     effect_data,
     error_data,
@@ -26,7 +27,6 @@ from routilux.core.records import (
 from routilux.errors import CorruptStateError
 from routilux.exchange import Task
 from routilux.instants import from_ns
-from routilux.values import is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

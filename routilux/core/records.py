@@ -2,8 +2,7 @@
 
 Laws:
 - A commit is atomic and complete: everything about a job can be rebuilt from its commits.
-- Its saved form is plain JSON text with integer nanoseconds; what is left out has its default.
-- Reading one checks every field and never trusts a number's range.
+- What a commit of each kind has, and may have, is said in one table; reading one checks it.
 """
 
 from __future__ import annotations
@@ -14,23 +13,29 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux import codec
 from routilux.codec import quoted
+from routilux.core.forms import (
+    duration,
+    effect_data,
+    error_data,
+    in_range,
+    instant,
+    load_effect,
+    load_emission,
+    load_error,
+    load_task,
+    load_writes,
+    writes_text,
+)
 from routilux.errors import CorruptStateError
 from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
 from routilux.fields import check_fields, fits
 from routilux.instants import from_ns
-from routilux.values import is_flat
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
 __all__ = ["Commit", "CommitKind", "HistoryRecord", "JobStatus"]
-
-_EARLIEST: Final = -62_135_596_800 * 10**9
-_LATEST: Final = 253_402_300_799 * 10**9
-_LONGEST: Final = _LATEST - _EARLIEST
-_LARGEST_COUNT: Final = 2**53
-_TEXT: Final = frozenset({str})
 
 
 class JobStatus(StrEnum):
@@ -129,9 +134,9 @@ class Commit:
         if self.tasks:
             text += f',"tasks":[{",".join(self._task_texts(path))}]'
         if self.state is not None:
-            text += f',"state":{_writes_text(self.state, f"{path}.state")}'
+            text += f',"state":{writes_text(self.state, f"{path}.state")}'
         if self.shared is not None:
-            text += f',"shared":{_writes_text(self.shared, f"{path}.shared")}'
+            text += f',"shared":{writes_text(self.shared, f"{path}.shared")}'
         if self.error is not None:
             text += f',"error":{codec.dumps(error_data(self.error))}'
         if self.delay_ns is not None:
@@ -186,10 +191,10 @@ class Commit:
             raise CorruptStateError("", f"{name!r} is not a valid {known.__name__}")
         emissions: tuple[Emission, ...] = ()
         if "emissions" in f:
-            emissions = tuple([_load_emission(e, i) for i, e in enumerate(f["emissions"])])
+            emissions = tuple([load_emission(e, i) for i, e in enumerate(f["emissions"])])
         tasks: tuple[Task, ...] = ()
         if "tasks" in f:
-            tasks = tuple([_load_task(e, emissions, i) for i, e in enumerate(f["tasks"])])
+            tasks = tuple([load_task(e, emissions, i) for i, e in enumerate(f["tasks"])])
         if not fitting:
             _check_form(kind, f)
         if "detail" in f:
@@ -207,8 +212,8 @@ class Commit:
             in_range(f["worker"], ".worker") if "worker" in f else 0,
             emissions,
             tasks,
-            _load_writes(f["state"], ".state") if "state" in f else None,
-            _load_writes(f["shared"], ".shared") if "shared" in f else None,
+            load_writes(f["state"], ".state") if "state" in f else None,
+            load_writes(f["shared"], ".shared") if "shared" in f else None,
             load_error(f["error"], ".error") if "error" in f else None,
             duration(f["delay_ns"], ".delay_ns") if "delay_ns" in f else None,
             instant(f["due_ns"], ".due_ns") if "due_ns" in f else None,
@@ -291,7 +296,7 @@ def history_length(commit: Commit) -> int:
     return len(commit.emissions) + ends_by_error
 
 
-# --- saved forms of the parts -------------------------------------------------------------------
+# --- what a commit of each kind has -------------------------------------------------------------
 
 _COMMIT_REQUIRED: codec.Fields = {"seq": int, "kind": str, "at_ns": int, "status": str}
 _COMMIT_OPTIONAL: codec.Fields = {
@@ -335,15 +340,6 @@ _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.PAUSED: ({"reason": object}, {}),
     CommitKind.CANCELLED: ({"reason": object}, {}),
 }
-_EMISSION_FIELDS: codec.Fields = {"event": str, "payload": dict}
-_TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, "emission": int}
-_TASK_OPTIONAL: codec.Fields = {"payload": dict}
-_WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list}
-_ERROR_REQUIRED: codec.Fields = {"type": str, "message": str}
-_ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str}
-_EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
-
-
 # The same in one: what `fits` takes to be the fields of a commit of each kind.
 _WHOLE_FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
     kind.value: (
@@ -383,120 +379,3 @@ def _check_tasks(kind: CommitKind, tasks: Sequence[Task]) -> None:
                 f".tasks[{i}].emission",
                 "only the task that a job starts with delivers no emission",
             )
-
-
-def in_range(value: object, path: str, least: int = 0) -> int:
-    """Return a count that was read; refuses one below `least` or past 2**53."""
-    number = cast(int, value)
-    if not least <= number <= _LARGEST_COUNT:
-        raise CorruptStateError(path, f"{number} is no number from {least} to 2**53")
-    return number
-
-
-def instant(value: object, path: str) -> int:
-    """Return an instant in nanoseconds that was read; refuses one outside the years 1 to 9999."""
-    number = cast(int, value)
-    if not _EARLIEST <= number <= _LATEST:
-        raise CorruptStateError(path, f"{number} ns is no instant of the years 1 to 9999")
-    return number
-
-
-def duration(value: object, path: str) -> int:
-    """Return a duration in nanoseconds that was read; refuses a negative or endless one."""
-    number = cast(int, value)
-    if not 0 <= number <= _LONGEST:
-        raise CorruptStateError(path, f"{number} ns is no duration of up to 9999 years")
-    return number
-
-
-def payload(value: object, path: str) -> dict[str, object]:
-    """Return a payload that was read; its keys are strings."""
-    data = cast("dict[str, object]", value)
-    if not _TEXT.issuperset(map(type, data)):
-        key = next(key for key in data if type(key) is not str)
-        raise CorruptStateError(path, f"the key {key!r} of a payload is no text")
-    return data
-
-
-def error_data(error: ErrorInfo) -> dict[str, object]:
-    """Return an error as JSON-able data."""
-    data: dict[str, object] = {"type": error.type, "message": _plain(error.message)}
-    if error.where is not None:
-        data["where"] = _plain(error.where)
-    if error.traceback is not None:
-        data["traceback"] = _plain(error.traceback)
-    return data
-
-
-def load_error(data: object, path: str) -> ErrorInfo:
-    """Read an error; it stays data and is never made an exception again."""
-    f = check_fields(data, path, _ERROR_REQUIRED, _ERROR_OPTIONAL)
-    return ErrorInfo(
-        cast(str, f["type"]),
-        cast(str, f["message"]),
-        cast("str | None", f.get("where")),
-        cast("str | None", f.get("traceback")),
-    )
-
-
-def effect_data(effect: Effect, path: str) -> dict[str, object]:
-    """Return the result of an effect as JSON-able data."""
-    return {
-        "arguments": effect.arguments,
-        "result": codec.encode(effect.result, f"{path}.result"),
-    }
-
-
-def load_effect(data: object, path: str) -> Effect:
-    """Read the result of an effect."""
-    f = check_fields(data, path, _EFFECT_FIELDS, {})
-    return Effect(cast(str, f["arguments"]), f["result"])
-
-
-def _writes_text(writes: Writes, path: str) -> str:
-    removed = ",".join(map(quoted, writes.removed))
-    return f'{{"values":{codec.saved(writes.values, f"{path}.values")},"removed":[{removed}]}}'
-
-
-def _load_writes(data: object, path: str) -> Writes:
-    f = check_fields(data, path, _WRITES_FIELDS, {})
-    removed = cast("list[object]", f["removed"])
-    if not all(type(key) is str for key in removed):
-        raise CorruptStateError(f"{path}.removed", "a removed key is no text")
-    return Writes(payload(f["values"], f"{path}.values"), tuple(cast("list[str]", removed)))
-
-
-def _load_emission(data: object, index: int) -> Emission:
-    if type(data) is not dict or not fits(data, _EMISSION_FIELDS):
-        check_fields(data, f".emissions[{index}]", _EMISSION_FIELDS)
-    f = cast("dict[str, Any]", data)
-    values = f["payload"]
-    if not _TEXT.issuperset(map(type, values)):
-        payload(values, f".emissions[{index}].payload")
-    return Emission(f["event"], values, is_flat(values))
-
-
-def _load_task(data: object, emissions: Sequence[Emission], position: int) -> Task:
-    if type(data) is not dict or not fits(data, _TASK_REQUIRED, _TASK_OPTIONAL):
-        check_fields(data, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
-    f = cast("dict[str, Any]", data)
-    index = f["emission"]
-    if not -1 <= index < len(emissions):
-        in_range(index, f".tasks[{position}].emission", least=-1)
-        raise CorruptStateError(
-            f".tasks[{position}].emission", f"the commit has no emission {index}"
-        )
-    if "payload" in f:
-        values = payload(f["payload"], f".tasks[{position}].payload")
-        flat = is_flat(values)
-    elif index < 0:
-        raise CorruptStateError(f".tasks[{position}].payload", "is missing")
-    else:
-        delivered = emissions[index]
-        values, flat = delivered.payload, delivered.flat
-    return Task(f["task_id"], f["routine_id"], f["slot"], values, flat, index)
-
-
-def _plain(text: str) -> str:
-    # Messages come from anywhere; a lone surrogate in one must not keep a job from being saved.
-    return text.encode("utf-8", "replace").decode()

@@ -9,26 +9,21 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.core.checks import check_unfolded, follow
+from routilux.core.forms import in_range, texts
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
 from routilux.core.records import (
     Commit,
     CommitKind,
     HistoryRecord,
     JobStatus,
-    error_data,
     history_of,
-    in_range,
-    instant,
-    load_error,
-    payload,
 )
-from routilux.errors import CorruptStateError, IllegalTransitionError, JobFailedError
+from routilux.core.saved import load, members
+from routilux.errors import IllegalTransitionError, JobFailedError
 from routilux.values import same_value
 
 if TYPE_CHECKING:
@@ -49,7 +44,6 @@ _EFFECT = CommitKind.EFFECT
 _RESUMED = CommitKind.RESUMED
 
 FINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED})
-_TEXT: Final = frozenset({str})
 _STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
 
 
@@ -189,7 +183,11 @@ class JobState:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobState):
             return NotImplemented
-        return all(_same(getattr(self, name), getattr(other, name)) for name in _COMPARED)
+        return self._first_difference(other) is None
+
+    def _first_difference(self, other: JobState) -> str | None:
+        """Return the name of the first member whose value is not the same."""
+        return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
@@ -214,30 +212,7 @@ class JobState:
 
         Without `history` it has no commits, like a job that no longer keeps any.
         """
-        members = {
-            "job_id": self.job_id,
-            "flow_id": self.flow_id,
-            "status": self.status.value,
-            "seq": self.seq,
-            "started_ns": self.started_ns,
-            "updated_ns": self.updated_ns,
-            "recoveries": self.recoveries,
-            "shape": list(self.shape),
-            "routine_states": {
-                routine_id: state.serialize(f"$.routine_states[{routine_id!r}]")
-                for routine_id, state in self.routine_states.items()
-            },
-            "shared_data": codec.encode(self.shared_data, "$.shared_data"),
-            "pending_tasks": _saved("$.pending_tasks", self.pending_tasks),
-            "outputs": _saved("$.outputs", self.outputs),
-            "dropped": _saved("$.dropped", self.dropped),
-            "error": None if self.error is None else error_data(self.error),
-            "commits": [],
-        }
-        if history:
-            commits = enumerate(self._commits)
-            members["commits"] = (commit.dumps(f"$.commits[{i}]") for i, commit in commits)
-        return codec.dumps_object(members)
+        return codec.dumps_object(members(self, history=history))
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:
@@ -248,64 +223,9 @@ class JobState:
     def load(cls, data: object, path: str) -> JobState:
         """Read a job from decoded data, which it takes over; `path` is where in the document it is.
 
-        Each commit's data makes room for the commit: else the garbage collector has twice as much
-        to look at, which costs more than all the rest.
+        Raises `CorruptStateError` with the path.
         """
-        f = codec.check_fields(data, path, _JOB_FIELDS, {})
-        job = cls(cast(str, f["job_id"]))
-        job.flow_id = cast(str, f["flow_id"])
-        try:
-            job.status = JobStatus(cast(str, f["status"]))
-        except ValueError as error:
-            raise CorruptStateError(f"{path}.status", str(error)) from None
-        job.seq = in_range(f["seq"], f"{path}.seq")
-        job.started_ns = instant(f["started_ns"], f"{path}.started_ns")
-        job.updated_ns = instant(f["updated_ns"], f"{path}.updated_ns")
-        job.recoveries = in_range(f["recoveries"], f"{path}.recoveries")
-        job.shape = tuple(_texts(f["shape"], f"{path}.shape"))
-        job.routine_states = {
-            routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
-            for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
-        }
-        job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
-        for i, entry in enumerate(cast("list[object]", f["pending_tasks"])):
-            pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
-            if pending.task_id in job._pending:
-                raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "stands twice")
-            job._pending[pending.task_id] = pending
-        job.outputs = [
-            Output.load(entry, f"{path}.outputs[{i}]")
-            for i, entry in enumerate(cast("list[object]", f["outputs"]))
-        ]
-        job.dropped = [
-            DroppedTask.load(entry, f"{path}.dropped[{i}]")
-            for i, entry in enumerate(cast("list[object]", f["dropped"]))
-        ]
-        job.error = None if f["error"] is None else load_error(f["error"], f"{path}.error")
-        commits = cast("list[Any]", f["commits"])
-        for i, entry in enumerate(commits):
-            commits[i] = Commit.load(entry, f"{path}.commits[{i}]")
-        job._commits = commits
-        job._check(path)
-        return job
-
-    def _check(self, path: str) -> None:
-        # What is saved twice must agree: the state is folded anew from the commits.
-        commits = self._commits
-        if [commit.seq for commit in commits] != list(
-            range(self.seq - len(commits) + 1, self.seq + 1)
-        ):
-            raise CorruptStateError(f"{path}.commits", "their numbers don't lead up to seq")
-        if len(commits) < self.seq:
-            check_unfolded(self, path)  # a job with a history_limit
-            return
-        folded = JobState(self.job_id)
-        for i, commit in enumerate(commits):
-            follow(folded, commit, f"{path}.commits[{i}]")
-        for name in _COMPARED:
-            if not _same(getattr(folded, name), getattr(self, name)):
-                shown = name.removeprefix("_").replace("pending", "pending_tasks")
-                raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")
+        return load(cls, data, path)
 
     # --- changing it ----------------------------------------------------------------------------
 
@@ -356,8 +276,8 @@ class JobState:
         return self._create(commit)
 
     def _take_shape(self, detail: Mapping[str, object]) -> None:
-        self.shape = tuple(_texts(detail["shape"], "$.shape"))
-        for routine_id in _texts(detail["routines"], "$.routines"):
+        self.shape = tuple(texts(detail["shape"], "$.shape"))
+        for routine_id in texts(detail["routines"], "$.routines"):
             self.routine_states.setdefault(routine_id, RoutineState())
 
     def _fold_step(self, commit: Commit, task_id: str) -> Sequence[PendingTask]:
@@ -444,7 +364,7 @@ class JobState:
 
     def _fold_resumed(self, commit: Commit) -> None:
         detail = commit.detail or {}
-        withdrawn = _texts(detail["withdrawn"], "$.withdrawn")
+        withdrawn = texts(detail["withdrawn"], "$.withdrawn")
         if not self._pending.keys() >= set(withdrawn):
             raise IllegalTransitionError(f"commit {commit.seq} withdraws a task that is not there")
         recoveries = in_range(detail["recoveries"], "$.recoveries")
@@ -510,37 +430,8 @@ def _same(a: object, b: object) -> bool:
     return same_value(a, b)
 
 
-def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> Iterator[str]:
-    return (codec.dumps(part.serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
-
-
 def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:
     new = {**old, **writes.values}
     for key in writes.removed:
         new.pop(key, None)
     return new
-
-
-def _texts(value: object, path: str) -> list[str]:
-    if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
-        raise CorruptStateError(path, "is no list of texts")
-    return value
-
-
-_JOB_FIELDS: codec.Fields = {
-    "job_id": str,
-    "flow_id": str,
-    "status": str,
-    "seq": int,
-    "started_ns": int,
-    "updated_ns": int,
-    "recoveries": int,
-    "shape": list,
-    "routine_states": dict,
-    "shared_data": dict,
-    "pending_tasks": list,
-    "outputs": list,
-    "dropped": list,
-    "error": (dict, type(None)),
-    "commits": list,
-}

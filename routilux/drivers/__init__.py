@@ -15,7 +15,7 @@ from routilux.context import Host
 if TYPE_CHECKING:
     from routilux.clock import Key
     from routilux.exchange import StepInput, StepOutcome
-    from routilux.flow import Plan
+    from routilux.plan import Plan
     from routilux.step import RunStep
 
 __all__ = ["Driven", "Driver", "Ended"]

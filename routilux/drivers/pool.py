@@ -101,10 +101,7 @@ class PoolDriver:
         task = step.task
         executor = self._executor
         if executor is None or isinstance(executor, ThreadPoolExecutor):
-            worker = self._clock.worker(
-                f"{task.routine_id} (task {task.task_id}, attempt {step.attempt})",
-                (driven.ordinal, *step.order),
-            )
+            worker = self._clock.worker(step.who, (driven.ordinal, *step.order))
             work = partial(self._work, worker, driven, step)
             if executor is None:
                 self._threads.submit(work)

@@ -21,7 +21,8 @@ from typing import Final, Never, Self, cast
 
 from routilux import codec
 from routilux.clock import SystemClock
-from routilux.core.records import history_length, in_range
+from routilux.core.forms import in_range
+from routilux.core.records import history_length
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.flow import Flow

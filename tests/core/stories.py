@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from routilux import codec
+from routilux.copying import is_flat
 from routilux.core.machine import Machine
 from routilux.core.records import Commit
 from routilux.core.state import JobState
@@ -17,7 +18,6 @@ from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcom
 from routilux.flow import Flow
 from routilux.policy import ErrorHandler
 from routilux.routine import Routine
-from routilux.values import is_flat
 
 SECOND = 1_000_000_000
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from routilux.core.machine import MOST_CONFLICTS, child_id
+from routilux.core.machine import MOST_CONFLICTS
 from routilux.core.records import CommitKind, JobStatus
-from routilux.core.requests import requeue, taken
+from routilux.core.requests import child_id, requeue, taken
 from routilux.core.state import JobState
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
 from routilux.exchange import StepInput

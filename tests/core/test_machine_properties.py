@@ -635,8 +635,8 @@ class JobUnderWay(RuleBasedStateMachine):
         assert self.final in (None, status), "a final status has changed"
         if status in FINAL:
             self.final = status
-        # A takeover that was one too many stands in the job that it has failed.
-        most = MOST_RECOVERIES + (status is JobStatus.FAILED)
+        # A takeover that was one too many stands in the job that it has failed, cancelled or not.
+        most = MOST_RECOVERIES + (status in (JobStatus.FAILED, JobStatus.CANCELLED))
         assert self.job.recoveries == self.recoveries <= most
 
     def teardown(self) -> None:

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import codec
+from routilux.copying import is_flat
 from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
 from routilux.core.records import (
     Commit,
@@ -23,7 +24,7 @@ from routilux.core.records import (
 from routilux.errors import CorruptStateError, UnserializableError
 from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
 from routilux.instants import from_ns
-from routilux.values import is_flat, same_value
+from routilux.values import same_value
 
 DONE = CommitKind.DONE
 RUNNING = JobStatus.RUNNING

@@ -95,8 +95,8 @@ def test_the_script_repeats_itself_by_its_seed():
 @pytest.mark.parametrize(
     ("place", "does", "said"),
     [
-        ("routilux.core.state.check_unfolded", lambda *_: 1 / 0, "division by zero"),
-        ("routilux.core.state.JobState._check", lambda *_: None, "is not what its commits make"),
+        ("routilux.core.saved.check_unfolded", lambda *_: 1 / 0, "division by zero"),
+        ("routilux.core.saved._check", lambda *_: None, "is not what its commits make"),
     ],
 )
 def test_the_judge_lets_no_fault_of_the_engine_pass(place, does, said, monkeypatch):

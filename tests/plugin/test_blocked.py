@@ -292,9 +292,9 @@ def test_a_step_that_computes_or_goes_on_is_not_blocked(shop: pytest.Pytester) -
             def naps():
                 for _ in range(100):
                     flow_clock.advance(1)
-                    _sleep(0.001)
+                    real_sleep(0.001)
 
-            from routilux.clock import _sleep
+            from routilux.clock import real_sleep
             flow = Flow("naps")
             flow.add_routine(Charge(naps), "charge")
             flow.execute("charge").raise_for_status()

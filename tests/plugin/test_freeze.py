@@ -100,7 +100,7 @@ def in_time(work: Callable[[], Any]) -> Any:
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The lengths for which somebody would have slept for real."""
     lengths: list[float] = []
-    monkeypatch.setattr(freeze, "_real_sleep", lengths.append)
+    monkeypatch.setattr(freeze, "real_sleep", lengths.append)
     return lengths
 
 
@@ -238,7 +238,7 @@ def test_a_module_imported_during_the_test_follows_too(flow_clock, imported) -> 
 def test_a_module_imported_during_the_test_reads_real_time_after_it(imported) -> None:
     with frozen_clock():
         late = imported("late", "from datetime import datetime\nfrom time import sleep, time")
-        assert late.sleep is not freeze._real_sleep
+        assert late.sleep is not freeze.real_sleep
     assert late.sleep is time.sleep
     assert late.time is time.time
     assert late.datetime is datetime
@@ -320,7 +320,7 @@ def test_a_sleep_stops_where_the_timeout_of_the_attempt_ends(flow_clock) -> None
 def test_a_length_that_sleep_refuses_is_refused_in_the_same_words(
     flow_clock, length, error, message
 ) -> None:
-    for place in (lambda ctx: time.sleep(length), lambda ctx: freeze._real_sleep(length)):
+    for place in (lambda ctx: time.sleep(length), lambda ctx: freeze.real_sleep(length)):
         assert f"{error.__name__}: {message}" == str(run(flow_clock, place).error)
 
 

@@ -152,7 +152,7 @@ def test_real_sleeps(monkeypatch: pytest.MonkeyPatch) -> None:
     from routilux import Flow, Routine, Runtime
 
     slept: list[float] = []
-    monkeypatch.setattr(freeze, "_real_sleep", slept.append)
+    monkeypatch.setattr(freeze, "real_sleep", slept.append)
     routine = Routine()
     routine.define_slot("trigger", handler=lambda: time.sleep(3))
     flow = Flow("real")

@@ -114,7 +114,7 @@ BUG: Final = """
     def test_it(flow_runtime, monkeypatch, kind):
         def broken(*args):
             raise kind("this can not be")
-        monkeypatch.setattr(routilux.runtime, "_checked_params", broken)
+        monkeypatch.setattr(routilux.runtime, "checked_params", broken)
         shop().execute("pay", {"order": 7})
 """
 

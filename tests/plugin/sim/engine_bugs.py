@@ -22,14 +22,14 @@ from routilux import (
     JobStatus,
     RetryAfter,
     Routine,
-    codec,
     context,
+    encoding,
     policy,
     routine,
     step,
 )
 from routilux.context import active
-from routilux.core import machine
+from routilux.core import endings
 from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
 from routilux.drive import Drive
@@ -254,10 +254,10 @@ def _(patch: Patch) -> None:
     build=shop(GatewayBusy),
 )
 def _(patch: Patch) -> None:
-    def forget(delay: int, self: Any, handler: Any, step: Any, outcome: Any, now: int) -> int:
+    def forget(delay: int, pending: Any, handler: Any, *_: Any) -> int:
         return int(handler.delay_ns(1))
 
-    after(patch, Machine, "_retry_delay", forget)
+    after(patch, endings, "_retry_delay", forget)
 
 
 @bug(
@@ -376,10 +376,10 @@ def _(patch: Patch) -> None:
     build=shop(deadline=1.0),
 )
 def _(patch: Patch) -> None:
-    def endless(delay: Any, self: Machine, handler: Any, step: Any, outcome: Any, now: int) -> Any:
-        return handler.delay_ns(self.job._pending[step.task.task_id].retries + 1)
+    def endless(delay: Any, pending: Any, handler: Any, *_: Any) -> Any:
+        return handler.delay_ns(pending.retries + 1)
 
-    after(patch, Machine, "_retry_delay", endless)
+    after(patch, endings, "_retry_delay", endless)
 
 
 @bug(
@@ -395,7 +395,7 @@ def _(patch: Patch) -> None:
             commit.status = JobStatus.FAILED
         return commit
 
-    after(patch, Machine, "_failure", fail)
+    after(patch, endings, "_failure", fail)
 
 
 def _continues() -> Flow:
@@ -412,14 +412,15 @@ def _continues() -> Flow:
     build=_continues,
 )
 def _(patch: Patch) -> None:
-    def again(commit: Commit, self: Machine, flown: Any, outcome: Any, kind: Any, now: int) -> Any:
+    def again(commit: Commit, _: Any, job: JobState, flown: Any, *rest: Any) -> Any:
         if commit.kind is CommitKind.DROPPED and flown.attempt == 1:
-            commit.kind, commit.status = CommitKind.RETRY, self.job.status
+            now = rest[-1]
+            commit.kind, commit.status = CommitKind.RETRY, job.status
             commit.emissions, commit.tasks, commit.detail = (), (), None
             commit.delay_ns, commit.due_ns = 300_000_000, now + 300_000_000
         return commit
 
-    after(patch, Machine, "_failure", again)
+    after(patch, endings, "_failure", again)
 
 
 @bug(
@@ -550,10 +551,10 @@ def _leaky(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     _leaky(patch)
 
-    def deliver(commit: Commit, self: Machine, flown: Any, outcome: Any, *_: Any) -> Commit:
+    def deliver(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
         if commit.kind is CommitKind.RETRY:
             commit.emissions = tuple(outcome.emissions)
-            commit.tasks = self._fan_out(flown.task, commit.emissions)
+            commit.tasks = endings._fan_out(plan, flown.task, commit.emissions)
         return commit
 
     def create(ready: Any, self: JobState, commit: Commit, task_id: str) -> Any:
@@ -561,7 +562,7 @@ def _(patch: Patch) -> None:
             return [*ready, *self._deliver(commit)]
         return ready
 
-    after(patch, Machine, "_failure", deliver)
+    after(patch, endings, "_failure", deliver)
     after(patch, JobState, "_fold_step", create)
 
 
@@ -573,11 +574,11 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     _leaky(patch)
 
-    def keep(commit: Commit, self: Machine, flown: Any, outcome: Any, *_: Any) -> Commit:
+    def keep(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
         commit.state = outcome.state
         return commit
 
-    after(patch, Machine, "_failure", keep)
+    after(patch, endings, "_failure", keep)
 
 
 @bug(
@@ -588,12 +589,12 @@ def _(patch: Patch) -> None:
 def _(patch: Patch) -> None:
     _leaky(patch)
 
-    def keep(commit: Commit, self: Machine, flown: Any, outcome: Any, *_: Any) -> Commit:
+    def keep(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
         if outcome.state is not None:
-            self.job.routine_states[flown.task.routine_id].state = outcome.state.values
+            job.routine_states[flown.task.routine_id].state = outcome.state.values
         return commit
 
-    after(patch, Machine, "_failure", keep)
+    after(patch, endings, "_failure", keep)
 
 
 @bug(
@@ -603,7 +604,7 @@ def _(patch: Patch) -> None:
     build=shop(fails=(9,)),
 )
 def _(patch: Patch) -> None:
-    patch.setattr(Machine, "_error_event", lambda self, step, outcome: ())
+    patch.setattr(endings, "_error_event", lambda plan, step, outcome: ())
 
 
 @bug(
@@ -701,7 +702,7 @@ def _(patch: Patch) -> None:
     "creates is named 0.0; by its lineage it is 0.0.0",
 )
 def _(patch: Patch) -> None:
-    original = machine.child_id
+    original = endings.child_id
     resumed: list[int] = []
     after(patch, JobState, "_fold_resumed", lambda _, self, commit: resumed.append(0))
     after(patch, Drive, "__init__", lambda _, self, *args: resumed.clear())
@@ -709,7 +710,7 @@ def _(patch: Patch) -> None:
     def child_id(parent: str, number: int) -> str:
         return f"0.{number}" if resumed else original(parent, number)
 
-    patch.setattr(machine, "child_id", child_id)
+    patch.setattr(endings, "child_id", child_id)
 
 
 @bug(
@@ -779,13 +780,13 @@ def _(patch: Patch) -> None:
     routine="orders",
 )
 def _(patch: Patch) -> None:
-    original = codec._encode_dict
+    original = encoding._encode_dict
 
     def encode(value: dict[Any, Any], depth: int) -> Any:
         named = {k if type(k) is str else str(k): item for k, item in value.items()}
         return original(named, depth)
 
-    patch.setitem(codec._ENCODERS, dict, encode)  # type: ignore[arg-type]
+    patch.setitem(encoding._ENCODERS, dict, encode)  # type: ignore[arg-type]
 
 
 @bug(

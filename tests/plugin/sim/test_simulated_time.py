@@ -201,7 +201,7 @@ def test_it_stands_beside_a_fake_clock_whichever_comes_first() -> None:
 
 def test_a_sleep_of_a_thread_that_a_handler_starts_is_real(monkeypatch: Any) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("pytest_routilux.freeze._real_sleep", slept.append)
+    monkeypatch.setattr("pytest_routilux.freeze.real_sleep", slept.append)
 
     def starts_one(ctx: Any) -> object:
         began = time.monotonic()

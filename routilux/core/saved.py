@@ -1,0 +1,137 @@
+"""The saved form of a job, and how a job is read from it.
+
+Laws:
+- What is saved twice must agree: the state of a job that was read is folded anew from its commits.
+- A job that was read is one that the machine could have made; all else is refused with its path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from routilux import codec
+from routilux.core.checks import check_unfolded, follow
+from routilux.core.forms import error_data, in_range, instant, load_error, payload, texts
+from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState
+from routilux.core.records import Commit, JobStatus
+from routilux.errors import CorruptStateError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from routilux.core.state import JobState
+
+__all__ = ["load", "members"]
+
+
+def members(job: JobState, *, history: bool) -> dict[str, object]:
+    """Return the members of a job's saved form, without its commits where there is no `history`.
+
+    An iterator is an array, and yields the texts of its entries.
+    """
+    commits = enumerate(job._commits) if history else ()
+    return {
+        "job_id": job.job_id,
+        "flow_id": job.flow_id,
+        "status": job.status.value,
+        "seq": job.seq,
+        "started_ns": job.started_ns,
+        "updated_ns": job.updated_ns,
+        "recoveries": job.recoveries,
+        "shape": list(job.shape),
+        "routine_states": {
+            routine_id: state.serialize(f"$.routine_states[{routine_id!r}]")
+            for routine_id, state in job.routine_states.items()
+        },
+        "shared_data": codec.encode(job.shared_data, "$.shared_data"),
+        "pending_tasks": _saved("$.pending_tasks", job.pending_tasks),
+        "outputs": _saved("$.outputs", job.outputs),
+        "dropped": _saved("$.dropped", job.dropped),
+        "error": None if job.error is None else error_data(job.error),
+        "commits": (commit.dumps(f"$.commits[{i}]") for i, commit in commits),
+    }
+
+
+def load(new: Callable[[str], JobState], data: object, path: str) -> JobState:
+    """Read a job from decoded data, which it takes over; `new` makes an empty one of an id.
+
+    Each commit's data makes room for the commit: else the garbage collector has twice as much to
+    look at, which costs more than all the rest.
+    """
+    f = codec.check_fields(data, path, _JOB_FIELDS, {})
+    job = new(cast(str, f["job_id"]))
+    job.flow_id = cast(str, f["flow_id"])
+    try:
+        job.status = JobStatus(cast(str, f["status"]))
+    except ValueError as error:
+        raise CorruptStateError(f"{path}.status", str(error)) from None
+    job.seq = in_range(f["seq"], f"{path}.seq")
+    job.started_ns = instant(f["started_ns"], f"{path}.started_ns")
+    job.updated_ns = instant(f["updated_ns"], f"{path}.updated_ns")
+    job.recoveries = in_range(f["recoveries"], f"{path}.recoveries")
+    job.shape = tuple(texts(f["shape"], f"{path}.shape"))
+    job.routine_states = {
+        routine_id: RoutineState.load(entry, f"{path}.routine_states[{routine_id!r}]")
+        for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
+    }
+    job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
+    for i, entry in enumerate(cast("list[object]", f["pending_tasks"])):
+        pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
+        if pending.task_id in job._pending:
+            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "stands twice")
+        job._pending[pending.task_id] = pending
+    job.outputs = [
+        Output.load(entry, f"{path}.outputs[{i}]")
+        for i, entry in enumerate(cast("list[object]", f["outputs"]))
+    ]
+    job.dropped = [
+        DroppedTask.load(entry, f"{path}.dropped[{i}]")
+        for i, entry in enumerate(cast("list[object]", f["dropped"]))
+    ]
+    job.error = None if f["error"] is None else load_error(f["error"], f"{path}.error")
+    commits = cast("list[Any]", f["commits"])
+    for i, entry in enumerate(commits):
+        commits[i] = Commit.load(entry, f"{path}.commits[{i}]")
+    job._commits = commits
+    _check(job, new(job.job_id), path)
+    return job
+
+
+def _check(job: JobState, folded: JobState, path: str) -> None:
+    """Compare a job that was read with what its commits make of an empty one."""
+    commits = job._commits
+    if [commit.seq for commit in commits] != list(range(job.seq - len(commits) + 1, job.seq + 1)):
+        raise CorruptStateError(f"{path}.commits", "their numbers don't lead up to seq")
+    if len(commits) < job.seq:
+        check_unfolded(job, path)  # a job with a history_limit
+        return
+    for i, commit in enumerate(commits):
+        follow(folded, commit, f"{path}.commits[{i}]")
+    name = folded._first_difference(job)
+    if name is not None:
+        shown = name.removeprefix("_").replace("pending", "pending_tasks")
+        raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")
+
+
+def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> Iterator[str]:
+    return (codec.dumps(part.serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
+
+
+_JOB_FIELDS: Final[codec.Fields] = {
+    "job_id": str,
+    "flow_id": str,
+    "status": str,
+    "seq": int,
+    "started_ns": int,
+    "updated_ns": int,
+    "recoveries": int,
+    "shape": list,
+    "routine_states": dict,
+    "shared_data": dict,
+    "pending_tasks": list,
+    "outputs": list,
+    "dropped": list,
+    "error": (dict, type(None)),
+    "commits": list,
+}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from routilux import StepInput
 
-__all__ = ["report"]
+__all__ = ["report", "stack_of"]
 
 _MOST_LINES: Final = 12
 _RUN_STEP: Final = run_step.__code__
@@ -32,7 +32,7 @@ def report(frame: FrameType, who: StepInput | str, seconds: float) -> str:
     """Tell that a thread has been blocked for so many seconds, in a step or in something else."""
     if not isinstance(who, str):
         who = f"{_sleeper(who)} of job {who.job_id}"
-    stack = _stack(frame)
+    stack = stack_of(frame)
     lines = [
         f"{who} is blocked: for {seconds:g} s of real time its virtual clock has waited for it"
     ]
@@ -55,7 +55,7 @@ def report(frame: FrameType, who: StepInput | str, seconds: float) -> str:
     )
 
 
-def _stack(frame: FrameType) -> list[FrameType]:
+def stack_of(frame: FrameType) -> list[FrameType]:
     """Return the frames inside of the innermost step, and those of what it awaits; not ours."""
     inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
     inside.reverse()

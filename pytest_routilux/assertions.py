@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pytest_routilux.emitted import Emitted, mismatch
-from pytest_routilux.failures import cut, error_text, failure, listed
+from pytest_routilux.failures import cut, error_text, failure, listed, short_id
 from pytest_routilux.waits import first_wrong, retries_told, wait_told
 from pytest_routilux.watched import (
     Seen,
@@ -373,14 +373,17 @@ class FlowMonitor(ExecutionMonitor):
                 )
                 for task in seen.job.pending_tasks[:3]
             ]
+            error = seen.job.error
             raise failure(
-                f"job {seen.job_id}: expected {wanted}, is {last.status.value}"
-                + (f": {cut(error_text(seen.job.error))}" if seen.job.error is not None else ""),
+                f"job {short_id(seen.job_id)}: expected {wanted}, is {last.status.value}"
+                + (f": {cut(error_text(error))}" if error is not None else ""),
                 lines,
                 seen,
                 last,
-                "the commit marked above, which gave it this status",
-                several=False,
+                f"the {'commit marked' if error is None else 'error'} above, which gave it this"
+                " status",
+                several=len(jobs) > 1,
+                error=error,
             )
 
     def _watched(self, job: JobState | str | None) -> list[Seen]:

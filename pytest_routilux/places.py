@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
-__all__ = ["is_users", "outwards", "place_of", "users_frame", "users_modules"]
+__all__ = ["is_users", "outwards", "place_of", "seen_from_here", "users_frame", "users_modules"]
 
 _OURS: Final = frozenset({"routilux", "pytest_routilux", "pytest", "_pytest", "freezegun"})
 _LIBRARY: Final = tuple(
@@ -57,7 +57,10 @@ def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
 
 def place_of(frame: FrameType) -> str:
     """Return `file:line`, as seen from the current folder; of a file elsewhere the whole path."""
-    path = Path(frame.f_code.co_filename)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{frame.f_lineno}"
+    return seen_from_here(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+
+def seen_from_here(where: str) -> str:
+    """Return `file:line` as seen from the current folder; of a file elsewhere it stays whole."""
+    path = Path(where)  # the line is a part of its last name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else where

@@ -470,8 +470,13 @@ def test_a_line_polls_if_it_calls_a_wait_by_itself(
     users = tmp_path / "users.py"
     users.write_text(call)
     names = {
-        "__name__": "users", "come": come, "box": box, "taken": taken, "inn": inn,
-        "library": library["library"], "select": select,
+        "__name__": "users",
+        "come": come,
+        "box": box,
+        "taken": taken,
+        "inn": inn,
+        "library": library["library"],
+        "select": select,
         "forever": iter(come.is_set, True),
     }
     code = compile(call, str(users), "exec")

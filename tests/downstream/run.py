@@ -24,6 +24,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 VERSIONS = ("3.11", "3.12", "3.13")
 COMPANIONS = ("pytest-xdist", "pytest-random-order")
+# What makes Python or pytest do or print something else than where none of them is set.
+UNWANTED = {
+    *("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),
+    *("CI", "BUILD_NUMBER", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"),
+}
 PASSED = 14
 WAYS = {
     "plain": [],
@@ -79,9 +84,6 @@ def run(*command: str | Path, cwd: Path, expect: int = 0) -> str:
         shown = shlex.join(map(str, command))
         raise Missed(f"{shown}\nended with {done.returncode}, not {expect}:\n{done.stdout}")
     return done.stdout
-
-
-UNWANTED = {"PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"}
 
 
 def check(version: str, path: str, wheel: Path, folder: Path) -> list[str]:

@@ -313,9 +313,9 @@ class FlowMonitor(ExecutionMonitor):
         once: `["split", "resize", "gather"]`.
         """
         __tracebackhide__ = True
-        jobs = knowing(self._watched(job), *routines)
-        if len(routines) < 2:
+        if isinstance(routines, str) or len(routines) < 2:
             raise FlowDefinitionError(f"an order needs two routines or more, not {routines!r}")
+        jobs = knowing(self._watched(job), *routines)
         wanted = _without_repeats(list(routines))
         for seen in jobs:
             ends = [

@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.places import outwards, place_of, users_frame
-from routilux.drive import _sleeper
 from routilux.step import run_step
 
 if TYPE_CHECKING:
     from types import FrameType
-
-    from routilux import StepInput
 
 __all__ = ["report", "stack_of"]
 
@@ -28,10 +25,8 @@ _MOST_LINES: Final = 12
 _RUN_STEP: Final = run_step.__code__
 
 
-def report(frame: FrameType, who: StepInput | str, seconds: float) -> str:
-    """Tell that a thread has been blocked for so many seconds, in a step or in something else."""
-    if not isinstance(who, str):
-        who = f"{_sleeper(who)} of job {who.job_id}"
+def report(frame: FrameType, who: str, seconds: float) -> str:
+    """Tell that a thread has been blocked for so many seconds, and by whom."""
     stack = stack_of(frame)
     lines = [
         f"{who} is blocked: for {seconds:g} s of real time its virtual clock has waited for it"

@@ -31,7 +31,7 @@ from pytest_routilux.plugin import blocked_after
 from pytest_routilux.untold import all_told, note
 from routilux import FakeClock, SystemClock
 from routilux.clock import computed_ns
-from routilux.drive import Drive
+from routilux.drive import Drive, _sleeper
 from routilux.step import run_step
 
 if TYPE_CHECKING:
@@ -163,7 +163,11 @@ class _Watch:
 
         who = "a simulation" if sight.turn is None else sight.turn.who
         steps = _steps_of(sight.frame)
-        text = report(sight.frame, steps[0][0] if steps else who, self._after)
+        if steps:
+            step = steps[0][0]
+            whose = "of a simulation" if sight.turn is None else f"of job {step.job_id}"
+            who = f"{_sleeper(step)} {whose}"
+        text = report(sight.frame, who, self._after)
         if steps and sight.thread == _main() and _interrupt(text, steps[0][0]):
             self._sent, self._sent_at = text, _now()
             return

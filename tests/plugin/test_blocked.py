@@ -157,9 +157,11 @@ def test_whoever_waits_on_the_clock_is_told(shop: pytest.Pytester) -> None:
     )
     result = run_inside(shop)
     result.assert_outcomes(failed=5)
-    assert 5 == sum(line.startswith(HEAD.replace(" j ", " job ")) for line in result.outlines) + (
-        sum(line.startswith(HEAD) for line in result.outlines)
-    )
+    heads = [line for line in result.outlines if " is blocked: for 0.05 s of real time" in line]
+    of_simulation = HEAD.replace("of job j", "of a simulation")
+    assert [4, 1] == [
+        sum(line.startswith(head) for line in heads) for head in (HEAD, of_simulation)
+    ]
 
 
 def test_a_step_that_swallows_the_end_of_its_wait_fails_the_test_all_the_same(

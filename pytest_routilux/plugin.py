@@ -36,9 +36,14 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
     _told(request).refuse_two_clocks("flow_clock")
     from pytest_routilux.freeze import frozen_clock
+    from pytest_routilux.unawaited import all_awaited
     from pytest_routilux.watchdog import watched
 
-    with frozen_clock(_sleeping(request.config)) as clock, watched(clock, request.config):
+    with (
+        frozen_clock(_sleeping(request.config)) as clock,
+        watched(clock, request.config),
+        all_awaited(),
+    ):
         _told(request).clock(clock)
         yield clock
 
@@ -47,12 +52,13 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
     _told(request).refuse_two_clocks("flow_clock_bare")
+    from pytest_routilux.unawaited import all_awaited
     from pytest_routilux.watchdog import watched
     from routilux import FakeClock
 
     clock = FakeClock()
     _told(request).clock(clock)
-    with watched(clock, request.config):
+    with watched(clock, request.config), all_awaited():
         yield clock
 
 
@@ -139,10 +145,15 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     _told(request)  # its time begins
     from pytest_routilux.freeze import frozen_simulation
     from pytest_routilux.sim import START, FlowSim
+    from pytest_routilux.unawaited import all_awaited
     from pytest_routilux.watchdog import watched
 
     sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
-    with frozen_simulation(START, _sleeping(request.config)), watched(None, request.config):
+    with (
+        frozen_simulation(START, _sleeping(request.config)),
+        watched(None, request.config),
+        all_awaited(),
+    ):
         yield sim
     sim.close()
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 from pytest_routilux.places import outwards
-from pytest_routilux.plugin import blocked_after
+from pytest_routilux.settings import blocked_after
 from pytest_routilux.untold import all_told, note
 from routilux import FakeClock, SystemClock
 from routilux.clock import computed_ns

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import Undisturbed, recover, undisturbed
 from pytest_routilux.faults import Fault
-from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state, users_modules
+from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state
 from pytest_routilux.lives import Life
+from pytest_routilux.places import users_modules
 from pytest_routilux.variations import Variation, vary
 from pytest_routilux.world import Call, Note, World
 from routilux import Commit, JobState, codec

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from pytest_routilux.emitted import Emitted, mismatch
-from pytest_routilux.failures import cut, error_text, failure, listed
+from pytest_routilux.failures import cut, error_text, failure, listed, short_id
 from pytest_routilux.waits import first_wrong, retries_told, wait_told
 from pytest_routilux.watched import (
     Seen,
@@ -313,9 +313,9 @@ class FlowMonitor(ExecutionMonitor):
         once: `["split", "resize", "gather"]`.
         """
         __tracebackhide__ = True
-        jobs = knowing(self._watched(job), *routines)
-        if len(routines) < 2:
+        if isinstance(routines, str) or len(routines) < 2:
             raise FlowDefinitionError(f"an order needs two routines or more, not {routines!r}")
+        jobs = knowing(self._watched(job), *routines)
         wanted = _without_repeats(list(routines))
         for seen in jobs:
             ends = [
@@ -373,14 +373,17 @@ class FlowMonitor(ExecutionMonitor):
                 )
                 for task in seen.job.pending_tasks[:3]
             ]
+            error = seen.job.error
             raise failure(
-                f"job {seen.job_id}: expected {wanted}, is {last.status.value}"
-                + (f": {cut(error_text(seen.job.error))}" if seen.job.error is not None else ""),
+                f"job {short_id(seen.job_id)}: expected {wanted}, is {last.status.value}"
+                + (f": {cut(error_text(error))}" if error is not None else ""),
                 lines,
                 seen,
                 last,
-                "the commit marked above, which gave it this status",
-                several=False,
+                f"the {'commit marked' if error is None else 'error'} above, which gave it this"
+                " status",
+                several=len(jobs) > 1,
+                error=error,
             )
 
     def _watched(self, job: JobState | str | None) -> list[Seen]:

@@ -19,19 +19,15 @@ from routilux.step import run_step
 if TYPE_CHECKING:
     from types import FrameType
 
-    from routilux import StepInput
-
-__all__ = ["report"]
+__all__ = ["report", "stack_of"]
 
 _MOST_LINES: Final = 12
 _RUN_STEP: Final = run_step.__code__
 
 
-def report(frame: FrameType, who: StepInput | str, seconds: float) -> str:
-    """Tell that a thread has been blocked for so many seconds, in a step or in something else."""
-    if not isinstance(who, str):
-        who = f"{who.who} of job {who.job_id}"
-    stack = _stack(frame)
+def report(frame: FrameType, who: str, seconds: float) -> str:
+    """Tell that a thread has been blocked for so many seconds, and by whom."""
+    stack = stack_of(frame)
     lines = [
         f"{who} is blocked: for {seconds:g} s of real time its virtual clock has waited for it"
     ]
@@ -54,7 +50,7 @@ def report(frame: FrameType, who: StepInput | str, seconds: float) -> str:
     )
 
 
-def _stack(frame: FrameType) -> list[FrameType]:
+def stack_of(frame: FrameType) -> list[FrameType]:
     """Return the frames inside of the innermost step, and those of what it awaits; not ours."""
     inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
     inside.reverse()

@@ -13,7 +13,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.failures import cut, looked_at
+from pytest_routilux.failures import cut, looked_at, short_id
 from pytest_routilux.histories import divergence
 from pytest_routilux.paths import Path, flow_paths, handler_paths, job_paths
 from routilux import ErrorHandler, Flow, JobState
@@ -25,7 +25,6 @@ __all__ = ["explain"]
 
 _FEW: Final = 3  # lines of paths where pytest is to show what comes after them
 _MANY: Final = 100
-_LONGEST_ID: Final = 16
 _LOOKED_AT: Final = 1000  # members of a container that are looked at
 
 
@@ -61,8 +60,7 @@ def _explained(
 
 def _named(obj: object) -> str:
     if isinstance(obj, JobState):
-        job_id = obj.job_id if len(obj.job_id) <= _LONGEST_ID else f"{obj.job_id[:8]}…"
-        return f"job {job_id} of {obj.flow_id} ({obj.status.value}, #{obj.seq})"
+        return f"job {short_id(obj.job_id)} of {obj.flow_id} ({obj.status.value}, #{obj.seq})"
     if isinstance(obj, Flow):
         return f"flow {obj.flow_id}"
     return repr(obj) if isinstance(obj, str) else f"{type(obj).__name__}(…)"

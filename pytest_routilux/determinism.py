@@ -22,9 +22,10 @@ from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
 from pytest_routilux.examine import Coverage, trouble
 from pytest_routilux.fresh import importable, rows_by_seed
-from pytest_routilux.hidden import globals_of, users_modules
+from pytest_routilux.hidden import globals_of
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.oracle import Finding
+from pytest_routilux.places import users_modules
 from pytest_routilux.variations import OTHER_START
 from routilux import RoutiluxError, codec
 from routilux.values import first_difference

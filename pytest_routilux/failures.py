@@ -3,6 +3,7 @@
 Laws:
 - The first line says what is wrong, in the user's names and in exact virtual seconds.
 - A failure fits on a screen: what is long is cut, and said to be.
+- An error that ended what is told of is there in its own words, with its place.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from textwrap import wrap
 from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.places import seen_from_here
 from routilux import CommitKind, ErrorInfo
 from routilux.instants import seconds_text
 
@@ -19,10 +21,11 @@ if TYPE_CHECKING:
     from pytest_routilux.watched import Seen
     from routilux import Commit
 
-__all__ = ["cut", "error_text", "failure", "happened", "listed", "looked_at", "seconds"]
+__all__ = ["cut", "error_text", "failure", "happened", "listed", "looked_at", "seconds", "short_id"]
 
 _AROUND: Final = 3  # commits shown before and after the one that is marked
 _LONGEST_LIST: Final = 8
+_LONGEST_ID: Final = 16
 _WIDEST: Final = 72  # with the margin of pytest a line of 80
 _REQUESTS: Final = {
     CommitKind.RESUMED: "resumed",
@@ -39,10 +42,12 @@ def failure(
     look: str,
     *,
     several: bool,
+    error: ErrorInfo | None = None,
 ) -> AssertionError:
     """Return the error: the problem, what was compared, the commits around, where to look.
 
-    `lines` are (differs, name, text); of those that differ the first is marked.
+    `lines` are (differs, name, text); of those that differ the first is marked. `error` is what
+    ended the job; without it, that of the commit, if it ended a task.
     """
     parts = [problem, ""]
     marked = next((i for i, (differs, _, _) in enumerate(lines) if differs), None)
@@ -58,13 +63,31 @@ def failure(
     if several:
         parts.append(f"  job {seen.job_id}")
     parts += _timeline(seen.commits, commit)
+    if error is None and commit.kind in (CommitKind.FAILED, CommitKind.DROPPED):
+        error = commit.error
+    if error is not None:
+        parts += ["", *_in_full(error)]
     parts += ["", *looked_at(look)]
     return AssertionError("\n".join(parts))
 
 
 def looked_at(look: str) -> list[str]:
     """Return the lines that say what to look at."""
-    return wrap(look, _WIDEST, initial_indent="look at  ", subsequent_indent=" " * 9)
+    return _labelled("look at", look)
+
+
+def _labelled(label: str, text: str) -> list[str]:
+    return wrap(text, _WIDEST, initial_indent=f"{label:<7}  ", subsequent_indent=" " * 9)
+
+
+def _in_full(error: ErrorInfo) -> list[str]:
+    first, *rest = error_text(error).splitlines() or [""]
+    lines = _labelled("error", first)
+    for line in rest:
+        lines += _labelled("", line)
+    if len(lines) > _LONGEST_LIST:
+        lines[_LONGEST_LIST - 1 :] = ["         …"]
+    return lines if error.where is None else [*lines, f"raised   {seen_from_here(error.where)}"]
 
 
 def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
@@ -117,6 +140,15 @@ def error_text(error: ErrorInfo) -> str:
     """
     name = error.type.rpartition(".")[2]
     return f"{name}: {error.message}" if error.message else name
+
+
+def short_id(job_id: str) -> str:
+    """Return a job's id as a line has room for it: one that the engine has made is cut.
+
+    >>> short_id("order-A7"), short_id("6483cf7c27cffd2c2c587a4bcbae9d52")
+    ('order-A7', '6483cf7c…')
+    """
+    return job_id if len(job_id) <= _LONGEST_ID else f"{job_id[:8]}…"
 
 
 def seconds(length: int) -> str:

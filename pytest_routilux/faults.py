@@ -8,16 +8,17 @@ Laws:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from pytest_routilux.watched import nearest
 from routilux import FlowDefinitionError, Slot, SystemClock
 from routilux.context import active
+from routilux.errors import nearest
 from routilux.instants import SECOND, signed_ns, to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from routilux import Clock, Commit, Flow, Runtime, StepInput
 
@@ -75,6 +76,11 @@ class OfRoutine(Fault):
 
     def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
         self.routine = routine
+        if attempts is not None and not isinstance(attempts, Iterable):
+            raise FlowDefinitionError(
+                f"a fault of {routine!r} hits attempts={attempts!r}; give them as a list:"
+                f" attempts=[{attempts!r}]"
+            )
         self.attempts = None if attempts is None else frozenset(attempts)
         wrong = [n for n in self.attempts or () if type(n) is not int or n < 1]
         if wrong or (attempts is not None and not self.attempts):
@@ -157,7 +163,10 @@ class Slow(OfRoutine):
         self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
     ) -> None:
         super().__init__(routine, attempts)
-        self.length = to_ns(seconds)
+        try:
+            self.length = to_ns(seconds)
+        except ValueError as why:
+            raise FlowDefinitionError(f"slow({routine!r}, {seconds!r}): {why}") from None
         self._seconds = seconds
 
     def unfit(self, runtime: Runtime) -> str | None:
@@ -190,6 +199,8 @@ class ClockJump(Fault):
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise FlowDefinitionError(f"clock_jump({seconds!r}): give a number of seconds")
         if not signed_ns(seconds):
             raise FlowDefinitionError(
                 "clock_jump(0) does nothing; give seconds, also negative ones"

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import dis
 import inspect
-import os
 import sys
-import sysconfig
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -24,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.faults import Fault
+from pytest_routilux.places import users_modules
 from routilux import Routine, Slot
 from routilux.policy import ErrorHandler
 
@@ -33,19 +32,12 @@ if TYPE_CHECKING:
     from pytest_routilux.lives import Case
     from routilux import Clock, StepInput
 
-__all__ = ["HiddenChange", "Places", "globals_of", "hidden_state", "is_users", "users_modules"]
+__all__ = ["HiddenChange", "Places", "globals_of", "hidden_state"]
 
 Places = dict[tuple[str, str, str], str]
 """What stands at (scope, module, name), as a text."""
 
 _OWN: Final = frozenset({"_arguments", "_slots", "_events", "_error_handler"})
-_OURS: Final = frozenset({"routilux", "pytest_routilux", "pytest", "_pytest", "freezegun"})
-_LIBRARY: Final = tuple(
-    f"{form(place)}{os.sep}"
-    for name in ("stdlib", "platstdlib", "purelib", "platlib")
-    if (place := sysconfig.get_path(name))
-    for form in (os.path.abspath, os.path.realpath)
-)
 _LONGEST: Final = 200
 _LEVELS: Final = 4
 _NODES: Final = 200
@@ -221,25 +213,6 @@ def _length(value: Any) -> str:
 
 def _shown(digest: str) -> str:
     return digest if len(digest) <= _SHOWN else f"{digest[: _SHOWN - 1]}…"
-
-
-# --- whose code -----------------------------------------------------------------------------------
-
-
-def is_users(module: str, file: str | None) -> bool:
-    """Return whether a module is the user's: not ours, not of a library."""
-    if file is None or module.partition(".")[0] in _OURS or file.startswith("<"):
-        return False
-    return not file.startswith(_LIBRARY)
-
-
-def users_modules() -> list[ModuleType]:
-    """Return all modules that are the user's."""
-    return [
-        module
-        for name, module in list(sys.modules.items())
-        if isinstance(module, ModuleType) and is_users(name, module.__dict__.get("__file__"))
-    ]
 
 
 def _module(routine: Routine) -> list[ModuleType]:

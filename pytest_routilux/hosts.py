@@ -37,6 +37,7 @@ from routilux import (
     Wait,
     codec,
 )
+from routilux.errors import nearest
 
 if TYPE_CHECKING:
     from pytest_routilux.freeze import Sleeping
@@ -69,7 +70,12 @@ class At:
 
     def __post_init__(self) -> None:
         if self.kind is not None:
-            CommitKind(self.kind)
+            kinds = [kind.value for kind in CommitKind]
+            if self.kind not in kinds:
+                raise ValueError(
+                    f"kind={self.kind!r} is no kind of commit; known: {', '.join(kinds)}"
+                    f"{nearest(self.kind, kinds)}"
+                )
 
     def fields(self) -> dict[str, object]:
         """Return the values that were given, by name."""

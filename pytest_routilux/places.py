@@ -1,15 +1,27 @@
-"""Where code stands: the user's frame of a stack, and `file:line` as a test's output shows it."""
+"""Where code stands, and whose it is: `file:line` as a test's output shows it."""
 
 from __future__ import annotations
 
+import os
+import sys
+import sysconfig
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from types import FrameType
 
-__all__ = ["outwards", "place_of", "users_frame"]
+__all__ = ["is_users", "outwards", "place_of", "seen_from_here", "users_frame", "users_modules"]
+
+_OURS: Final = frozenset({"routilux", "pytest_routilux", "pytest", "_pytest", "freezegun"})
+_LIBRARY: Final = tuple(
+    f"{form(place)}{os.sep}"
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    if (place := sysconfig.get_path(name))
+    for form in (os.path.abspath, os.path.realpath)
+)
 
 
 def outwards(frame: FrameType | None) -> Iterator[FrameType]:
@@ -19,10 +31,24 @@ def outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
+def is_users(module: str, file: str | None) -> bool:
+    """Return whether a module is the user's: not ours, not of a library."""
+    if file is None or module.partition(".")[0] in _OURS or file.startswith("<"):
+        return False
+    return not file.startswith(_LIBRARY)
+
+
+def users_modules() -> list[ModuleType]:
+    """Return all modules that are the user's."""
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and is_users(name, module.__dict__.get("__file__"))
+    ]
+
+
 def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
     """Return the first frame that is neither ours nor a library's."""
-    from pytest_routilux.hidden import is_users  # with all that simulates: for failures only
-
     for frame in frames:
         if is_users(frame.f_globals.get("__name__", ""), frame.f_code.co_filename):
             return frame
@@ -31,7 +57,10 @@ def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
 
 def place_of(frame: FrameType) -> str:
     """Return `file:line`, as seen from the current folder; of a file elsewhere the whole path."""
-    path = Path(frame.f_code.co_filename)
-    if path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
-    return f"{path}:{frame.f_lineno}"
+    return seen_from_here(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+
+def seen_from_here(where: str) -> str:
+    """Return `file:line` as seen from the current folder; of a file elsewhere it stays whole."""
+    path = Path(where)  # the line is a part of its last name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else where

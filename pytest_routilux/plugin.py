@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from pytest_routilux.assertions import FlowMonitor
     from pytest_routilux.attached import FlowFaults
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.freeze import Sleeping
     from pytest_routilux.hosts import FlowHosts
     from pytest_routilux.report import FlowReport
     from pytest_routilux.roundtrip import SerializeRoundtrip
@@ -36,9 +35,15 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
     _told(request).refuse_two_clocks("flow_clock")
     from pytest_routilux.freeze import frozen_clock
+    from pytest_routilux.settings import sleeping
+    from pytest_routilux.unawaited import all_awaited
     from pytest_routilux.watchdog import watched
 
-    with frozen_clock(_sleeping(request.config)) as clock, watched(clock, request.config):
+    with (
+        frozen_clock(sleeping(request.config)) as clock,
+        watched(clock, request.config),
+        all_awaited(),
+    ):
         _told(request).clock(clock)
         yield clock
 
@@ -47,12 +52,13 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
     _told(request).refuse_two_clocks("flow_clock_bare")
+    from pytest_routilux.unawaited import all_awaited
     from pytest_routilux.watchdog import watched
     from routilux import FakeClock
 
     clock = FakeClock()
     _told(request).clock(clock)
-    with watched(clock, request.config):
+    with watched(clock, request.config), all_awaited():
         yield clock
 
 
@@ -109,11 +115,12 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
     """Starts, kills and resumes jobs in fresh interpreters, as other hosts would."""
     from pytest_routilux.hosts import FlowHosts
+    from pytest_routilux.settings import sleeping
 
     def tell(name: str, said: str) -> None:
         request.node.add_report_section("call", f"output of {name}", said)
 
-    with FlowHosts(tmp_path, sleeping=_sleeping(request.config), tell=tell) as hosts:
+    with FlowHosts(tmp_path, sleeping=sleeping(request.config), tell=tell) as hosts:
         yield hosts
 
 
@@ -138,11 +145,17 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     """Simulates jobs: lets a host die at every point, and proves that the flow survives."""
     _told(request)  # its time begins
     from pytest_routilux.freeze import frozen_simulation
+    from pytest_routilux.settings import sleeping
     from pytest_routilux.sim import START, FlowSim
+    from pytest_routilux.unawaited import all_awaited
     from pytest_routilux.watchdog import watched
 
     sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
-    with frozen_simulation(START, _sleeping(request.config)), watched(None, request.config):
+    with (
+        frozen_simulation(START, sleeping(request.config)),
+        watched(None, request.config),
+        all_awaited(),
+    ):
         yield sim
     sim.close()
 
@@ -172,47 +185,13 @@ def pytest_assertrepr_compare(
 
 # --- options ------------------------------------------------------------------------------------
 
-MODES: Final = ("auto", "always", "never")
-_NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # which is all there was
-
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
     """Add what can be said on the command line and in the configuration file."""
     _leave_as_they_are(pluginmanager)
-    group = parser.getgroup("routilux", "flows of routilux")
-    group.addoption(
-        "--routilux-repro",
-        metavar="R1.…",
-        default=None,
-        help="run flow_sim with this reproducer alone: it fails, is fixed, or is stale",
-    )
-    group.addoption(
-        "--routilux-report",
-        metavar="MODE",
-        default=None,
-        help="when reports of flow_report and the summary of jobs are shown: auto (reports on"
-        " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
-        " --junitxml too; default: routilux_report of the configuration, or auto",
-    )
-    parser.addini(
-        "routilux_report",
-        "when reports of flow_report and the summary of jobs are shown: auto, always or never",
-        type="string",
-        default="auto",
-    )
-    parser.addini(
-        "routilux_sleep",
-        "time.sleep() in a handler: virtual lets the flow's time pass, error fails the test, real"
-        " really sleeps",
-        type="string",
-        default="virtual",
-    )
-    parser.addini(
-        "routilux_blocked_after",
-        "real seconds after which a handler that waits in real time fails the test; 0 never does",
-        type=_NUMBER,
-        default=5.0,
-    )
+    from pytest_routilux.settings import add_options
+
+    add_options(parser)
 
 
 def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
@@ -221,48 +200,6 @@ def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
     # run pays anew.
     marked: set[str] = getattr(pluginmanager.rewrite_hook, "_must_rewrite", set())
     marked -= {"routilux", "pytest_routilux"}
-
-
-def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
-    try:
-        return config.getini(name)
-    except (TypeError, ValueError, pytest.UsageError) as error:  # pytest before 9.2, and since
-        raise pytest.UsageError(f"{error}; {allowed}") from None
-
-
-def _sleeping(config: pytest.Config) -> Sleeping:
-    value: Sleeping = _setting(config, "routilux_sleep", "it is virtual, error or real")
-    if value not in ("virtual", "error", "real"):
-        raise pytest.UsageError(f"routilux_sleep is virtual, error or real, not {value!r}")
-    return value
-
-
-def blocked_after(config: pytest.Config) -> float:
-    """Return the setting `routilux_blocked_after`, in seconds."""
-    allowed = "routilux_blocked_after is a number of seconds"
-    value = _setting(config, "routilux_blocked_after", allowed)
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise pytest.UsageError(f"{allowed}, not {value!r}")
-    return seconds
-
-
-def _mode(config: pytest.Config) -> str:
-    given, told = config.getoption("routilux_report"), "--routilux-report={!r}"
-    if given is None:
-        told = "the option routilux_report = {!r} of the configuration"
-        given = _setting(config, "routilux_report", _allowed())
-    if given not in MODES:
-        raise pytest.UsageError(f"{told.format(given)} is no mode; {_allowed()}")
-    mode: str = given
-    return mode
-
-
-def _allowed() -> str:
-    return f"allowed are {', '.join(MODES[:-1])} and {MODES[-1]}"
 
 
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
@@ -287,14 +224,10 @@ def report_look(config: pytest.Config) -> tuple[int, bool]:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[_MODE] = _mode(config)
-    _sleeping(config)
-    blocked_after(config)
-    repro = config.getoption("routilux_repro")
-    if repro is not None:
-        from pytest_routilux.repro import Repro
+    from pytest_routilux.settings import check, report_mode
 
-        Repro.parse(repro)
+    check(config)
+    config.stash[_MODE] = report_mode(config)
     # Asked now, because later pytest's capturing hides the terminal.
     from_controller = getattr(config, "workerinput", {}).get("routilux_look")
     if from_controller is not None:

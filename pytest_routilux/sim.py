@@ -30,7 +30,7 @@ from pytest_routilux.examine import (
     reference,
 )
 from pytest_routilux.explain import explain_cause, not_compared
-from pytest_routilux.faults import NEVER_STRUCK
+from pytest_routilux.faults import NEVER_STRUCK, Fault
 from pytest_routilux.files import checked_store
 from pytest_routilux.lives import Case
 from pytest_routilux.plugin import report_look
@@ -47,7 +47,6 @@ from routilux.instants import instant_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.faults import Fault
     from pytest_routilux.files import Opens
     from pytest_routilux.oracle import Finding
     from pytest_routilux.points import CrashPoint
@@ -144,6 +143,9 @@ class FlowSim:
         Returns what was tried; fails the test with the smallest cause of what it finds first.
         """
         __tracebackhide__ = True
+        for name, check in (("invariant", invariant), ("always", always), ("view", view)):
+            if check is not None and not callable(check):
+                raise FlowDefinitionError(f"{name}={check!r} can't be called; give a function")
         case = _case(build, entry, params, slot, faults, always, store)
         checks = Checks(invariant, view, isolated)
         again = None if self._repro is None else self._again(case, checks, self._repro)
@@ -280,6 +282,15 @@ def _case(
     store: Opens | None = None,
 ) -> Case:
     __tracebackhide__ = True
+    if not callable(build):
+        raise FlowDefinitionError(
+            f"build is called anew for every run: give the function, and not what it returns,"
+            f" {build!r}"
+        )
+    if isinstance(faults, Fault) or not all(isinstance(fault, Fault) for fault in faults):
+        raise FlowDefinitionError(
+            f"faults is a list of faults that flow_faults has made, not {faults!r}"
+        )
     flow = build()
     if not isinstance(flow, Flow):
         raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow")

@@ -2,8 +2,9 @@
 
 Laws:
 - Blocked is a step that for `routilux_blocked_after` real seconds has neither ended nor waited on
-  its clock, and that has not computed either, where the system tells that. Whoever stands in a
-  debugger waits for a human.
+  its clock, and that has not computed either, where the system tells that. Short waits that are
+  made again and again cost work; whoever does mostly that, and at every look stands in the wait of
+  one line, has not computed. Whoever stands in a debugger waits for a human.
 - The test fails with the report. A step in the thread of the test is broken off there, as by
   Ctrl-C; of one in another thread the job is failed, and the thread left alone: nobody can stop it.
 - What nobody waits for on the clock, and what is no step (an observer, a store), is written to the
@@ -26,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import pytest
 
 from pytest_routilux.places import outwards
-from pytest_routilux.plugin import blocked_after
+from pytest_routilux.settings import blocked_after
 from pytest_routilux.untold import all_told, note
 from routilux import FakeClock, SystemClock
 from routilux.clock import computed_ns
@@ -35,7 +36,7 @@ from routilux.step import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
+    from types import CodeType, FrameType
 
     from routilux import StepInput
     from routilux.context import Host
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
 __all__ = ["watched"]
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
-_BUSY: Final = 0.05  # a thread that computes for so much of the time is not blocked
+_BUSY: Final = 0.05  # a thread that computes for so much of the time is not blocked, but may poll
+_NO_POLL: Final = 0.25  # and one that computes for so much does not, on a busy machine too
 _LOOKS: Final = 4  # within the time that a step may be blocked
 _PATIENCE: Final = 1.0  # seconds, for a lock or an answer that may never come
 _URGENT: Final = getattr(signal, "SIGURG", None)  # which does nothing where nobody handles it
@@ -92,6 +94,7 @@ class _Watch:
         self._since = 0
         self._looks = 0
         self._computed: int | None = None
+        self._polled: tuple[CodeType, int] | None = None
         self._told = False
         self._sent = ""
         self._sent_at = 0
@@ -104,7 +107,7 @@ class _Watch:
         if sight is None or not _same(sight.marks, self._marks):
             self._marks = () if sight is None else sight.marks
             self._begin(now, sight)
-        elif self._computes(sight.computed, now):
+        elif self._works(sight, now):
             self._begin(now, sight)
         elif self._sent:
             if _pending is None or _pending[0] is not self._sent:
@@ -120,12 +123,21 @@ class _Watch:
     def _begin(self, now: int, sight: _Sight | None) -> None:
         self._since, self._looks = now, 0
         self._computed = None if sight is None else sight.computed
+        self._polled = None
         self._told, self._sent = False, ""
 
-    def _computes(self, computed: int | None, now: int) -> bool:
-        if computed is None or self._computed is None:
+    def _works(self, sight: _Sight, now: int) -> bool:
+        if sight.computed is None or self._computed is None:
             return False
-        return computed - self._computed > _BUSY * (now - self._since)
+        share = (sight.computed - self._computed) / (now - self._since)
+        if share <= _BUSY:
+            return False
+        if share >= _NO_POLL:
+            return True
+        from pytest_routilux.polls import polled_line
+
+        before, self._polled = self._polled, polled_line(sight.frame)
+        return self._polled is None or before not in (None, self._polled)
 
     def _sight(self) -> _Sight | None:
         turn = None
@@ -151,7 +163,11 @@ class _Watch:
 
         who = "a simulation" if sight.turn is None else sight.turn.who
         steps = _steps_of(sight.frame)
-        text = report(sight.frame, steps[0][0] if steps else who, self._after)
+        if steps:
+            step = steps[0][0]
+            whose = "of a simulation" if sight.turn is None else f"of job {step.job_id}"
+            who = f"{step.who} {whose}"
+        text = report(sight.frame, who, self._after)
         if steps and sight.thread == _main() and _interrupt(text, steps[0][0]):
             self._sent, self._sent_at = text, _now()
             return

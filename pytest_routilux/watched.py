@@ -8,11 +8,11 @@ Laws:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import TYPE_CHECKING
 
 from pytest_routilux.failures import listed
 from routilux import CommitKind, FlowDefinitionError
+from routilux.errors import nearest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -26,7 +26,6 @@ __all__ = [
     "knowing",
     "known",
     "last_word",
-    "nearest",
     "why_silent",
 ]
 
@@ -104,12 +103,6 @@ def known(name: str, names: Iterable[str], what: str) -> str:
         f"{name!r} is no {what}; known: {', '.join(map(repr, known)) or 'none'}"
         f"{nearest(name, known)}"
     )
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """Return the end of a message about a name: which one was perhaps meant."""
-    close = get_close_matches(name, known, 1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def knowing(jobs: Sequence[Seen], *routines: str) -> list[Seen]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from routilux.errors import FlowDefinitionError, FlowMismatchError
+from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest
 from routilux.exchange import copied_payload
 from routilux.shape import homeless, mismatch
 
@@ -38,13 +38,13 @@ def checked_params(
     if not isinstance(entry, str) or entry not in plan.routines:
         raise FlowDefinitionError(
             f"flow {plan.flow_id!r} has no routine {entry!r} to start with; it has"
-            f" {', '.join(map(repr, plan.routines)) or 'none'}"
+            f" {', '.join(map(repr, plan.routines)) or 'none'}{nearest(entry, plan.routines)}"
         )
     slots = plan.routines[entry].slots
     if not isinstance(slot, str) or slot not in slots:
         raise FlowDefinitionError(
             f"routine {entry!r} has no slot {slot!r} to start with; it has"
-            f" {', '.join(map(repr, slots)) or 'none'}"
+            f" {', '.join(map(repr, slots)) or 'none'}{nearest(slot, slots)}"
         )
     if params is not None and (
         not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
@@ -56,14 +56,15 @@ def checked_params(
     given = dict(params or {})
     binding = slots[slot].binding
     missing = sorted(binding.required - given.keys())
-    unknown = [] if binding.takes_rest else sorted(map(repr, given.keys() - binding.names))
+    unknown = [] if binding.takes_rest else sorted(given.keys() - binding.names)
     if missing or unknown:
         takes = ", ".join(map(repr, sorted(binding.names))) or "nothing"
         trouble = [f"misses {', '.join(map(repr, missing))}"] if missing else []
-        trouble += [f"has {', '.join(unknown)}, which it does not take"] if unknown else []
+        trouble += [f"has {', '.join(map(repr, unknown))}, which it does not take"] * bool(unknown)
+        meant = nearest(unknown[0], binding.names - given.keys()) if unknown else ""
         raise FlowDefinitionError(
             f"params for {entry}.{slot}: the handler takes {takes}; what was given"
-            f" {' and '.join(trouble)}"
+            f" {' and '.join(trouble)}{meant}"
         )
     return copied_payload(given, f"params for {entry}.{slot}")
 

@@ -10,6 +10,11 @@ Laws:
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 __all__ = [
     "ClockStalledError",
     "CorruptStateError",
@@ -141,3 +146,18 @@ class NoActiveStepError(RoutiluxError):
 
 class IllegalTransitionError(RoutiluxError):
     """The engine broke one of its own rules. Please report it; nothing was changed."""
+
+
+# --- what they say --------------------------------------------------------------------------------
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return the end of a message about a name that is not known: which one was perhaps meant.
+
+    >>> nearest("chrage", ["fetch", "charge"]), nearest("ship", ["fetch", "charge"])
+    ("; did you mean 'charge'?", '')
+    """
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, list(known), 1) if isinstance(name, str) else []
+    return f"; did you mean {close[0]!r}?" if close else ""

@@ -444,7 +444,10 @@ def test_two_classes_can_not_have_one_saved_name_and_the_first_one_keeps_it():
 WRONG_STARTS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown entry": (
         {"entry": "sauce"},
-        "flow 'shop' has no routine 'sauce' to start with; it has 'source', 'sink'",
+        (
+            "flow 'shop' has no routine 'sauce' to start with; it has 'source', 'sink'; did you"
+            " mean 'source'?"
+        ),
     ),
     "a routine for its id": (
         {"entry": ["source"]},
@@ -458,7 +461,7 @@ WRONG_STARTS: dict[str, tuple[dict[str, Any], str]] = {
         {"entry": "source", "params": {"ordre": "A7"}},
         (
             "params for source.trigger: the handler takes 'order'; what was given has 'ordre',"
-            " which it does not take"
+            " which it does not take; did you mean 'order'?"
         ),
     ),
     "missing field": (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,7 +61,7 @@ def monitor() -> FlowMonitor:
 def test_a_failure_reads_as_it_should(monitor: FlowMonitor, name: str) -> None:
     options, check = CASES[name]
     run(monitor, **options)
-    text = message_of(check, monitor)
+    text = re.sub(r"raised   \S*(pricing\.py):\d+", r"raised   \1", message_of(check, monitor))
     compare(GOLDEN[name], text, name)
     lines = text.splitlines()
     assert 25 >= len(lines)
@@ -133,13 +135,57 @@ def test_an_error_of_many_lines_stays_on_one_in_the_timeline(monitor: FlowMonito
     text = message_of(monitor.assert_states, {"store": "completed"})
     assert "> 1.300  #4  store attempt 1 fails for good: LockedError: a line of it …" in text
     assert 72 >= max(map(len, text.splitlines()))
-    assert 12 >= len(text.splitlines())
+    assert 21 >= len(text.splitlines())
     status = message_of(monitor.assert_status, "completed")
     assert (
         "job job: expected completed, is failed: LockedError: a line of it a line of it a line"
         in status
     )
-    assert 15 >= len(status.splitlines())
+    for message in (text, status):
+        assert 7 == message.count("\n         a line of it") + message.count(
+            "error    LockedError:"
+        )
+        assert "\n         …\nraised   " in message
+    assert 25 >= len(status.splitlines())
+
+
+class Unreachable(Store):
+    def store(self, total: int) -> None:
+        raise LockedError(
+            "the ledger at https://ledger.example.com/v1/accounts/7 does not answer; check that"
+            " LEDGER_URL is set and the VPN is up"
+        )
+
+
+@pytest.mark.parametrize("asked", ["status", "states", "not run"])
+def test_a_long_error_is_told_in_full_with_its_place(monitor: FlowMonitor, asked: str) -> None:
+    flow = shop(store=Unreachable())
+    flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+    checks: dict[str, Callable[[], None]] = {
+        "status": lambda: monitor.assert_status("completed"),
+        "states": lambda: monitor.assert_states({"store": "completed"}),
+        "not run": lambda: monitor.assert_not_run("store"),
+    }
+    line = Unreachable.store.__code__.co_firstlineno + 1
+    here = Path(__file__).relative_to(Path.cwd())
+    text = message_of(checks[asked])
+    assert (
+        "\n\n"
+        "error    LockedError: the ledger at\n"
+        "         https://ledger.example.com/v1/accounts/7 does not answer; check\n"
+        "         that LEDGER_URL is set and the VPN is up\n"
+        f"raised   {here}:{line}\n"
+    ) in text
+    assert 72 >= max(map(len, text.splitlines()[1:]))
+
+
+def test_the_first_line_of_a_status_has_room_for_what_is_wrong(monitor: FlowMonitor) -> None:
+    flow = shop(store=Unreachable())
+    job = flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+    first = message_of(monitor.assert_status, "completed").splitlines()[0]
+    assert first.startswith(
+        f"job {job.job_id[:8]}…: expected completed, is failed: LockedError: the ledger"
+    )
 
 
 # --- the goldens themselves -----------------------------------------------------------------------

@@ -6,15 +6,22 @@ seen the report; so nothing is waited for but the report itself.
 
 from __future__ import annotations
 
+import queue
+import select
 import signal
+import socket
 import sys
 import threading
+import time
+from collections import Counter
 from pathlib import Path
+from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from pytest_routilux import watchdog
+from pytest_routilux import places, polls, watchdog
+from pytest_routilux.polls import polled_line
 from routilux import FakeClock, Flow, Routine, Runtime
 from routilux.errors import ClockStalledError
 from tests.plugin.inner import run_inside
@@ -150,9 +157,11 @@ def test_whoever_waits_on_the_clock_is_told(shop: pytest.Pytester) -> None:
     )
     result = run_inside(shop)
     result.assert_outcomes(failed=5)
-    assert 5 == sum(line.startswith(HEAD.replace(" j ", " job ")) for line in result.outlines) + (
-        sum(line.startswith(HEAD) for line in result.outlines)
-    )
+    heads = [line for line in result.outlines if " is blocked: for 0.05 s of real time" in line]
+    of_simulation = HEAD.replace("of job j", "of a simulation")
+    assert [4, 1] == [
+        sum(line.startswith(head) for line in heads) for head in (HEAD, of_simulation)
+    ]
 
 
 def test_a_step_that_swallows_the_end_of_its_wait_fails_the_test_all_the_same(
@@ -301,6 +310,206 @@ def test_a_step_that_computes_or_goes_on_is_not_blocked(shop: pytest.Pytester) -
         """
     )
     run_inside(shop, "-o", "routilux_blocked_after=0.1").assert_outcomes(passed=3)
+
+
+WORK = """
+    import asyncio, queue, threading, time
+    from shop import Charge
+    from routilux import Flow
+    from routilux.clock import real_sleep
+
+    class Budget:
+        "Of CPU time: what it is spent on ends with it, so nothing here hangs."
+
+        def __init__(self, seconds):
+            self.end = time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID) + seconds
+
+        def left(self):
+            spin(0.0001)
+            return time.clock_gettime(time.CLOCK_THREAD_CPUTIME_ID) < self.end
+
+    def spin(seconds):
+        clock = time.CLOCK_THREAD_CPUTIME_ID
+        begun = time.clock_gettime(clock)
+        while time.clock_gettime(clock) < begun + seconds:
+            pass
+
+    def flow_of(handler, strategy="sequential"):
+        flow = Flow("work", execution_strategy=strategy)
+        flow.add_routine(Charge(handler), "charge")
+        return flow
+"""
+needs_cpu_time = pytest.mark.skipif(
+    not hasattr(time, "pthread_getcpuclockid"), reason="nothing tells what a thread computes"
+)
+
+
+@needs_cpu_time
+def test_a_poll_in_short_waits_is_told_though_it_costs_work(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        work=WORK,
+        test_polls="""
+        import pytest
+        from work import *
+
+        def event(budget):
+            while budget.left():
+                threading.Event().wait(0.001)
+
+        def kept(budget, sleep=real_sleep):
+            while budget.left():
+                sleep(
+                    0.001
+                )
+
+        def locked(budget):
+            lock = threading.Lock()
+            lock.acquire()
+            while budget.left() and not lock.acquire(timeout=0.001):
+                pass
+
+        def queued(budget):
+            come = queue.Queue()
+            while budget.left():
+                try:
+                    come.get(timeout=0.001)
+                except queue.Empty:
+                    pass
+
+        def looped(budget):
+            async def poll():
+                while budget.left():
+                    await asyncio.sleep(0.001)
+
+            asyncio.run(poll())
+
+        def slept(budget):
+            while budget.left():
+                time.sleep(0.001)
+
+        @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+        @pytest.mark.parametrize("poll", [event, kept, locked, queued, looped, slept])
+        def test_polls(flow_runtime, poll, strategy):
+            flow_of(lambda: poll(Budget(0.5)), strategy).execute("charge")
+
+        def test_polls_in_a_simulation(flow_sim):
+            flow_sim.run(lambda: flow_of(lambda: event(Budget(0.5))), "charge")
+
+        def test_polls_by_the_name_of_the_real_sleep(flow_clock_bare, flow_runtime):
+            flow_of(lambda: slept(Budget(0.5))).execute("charge")
+        """,
+    )
+    result = run_inside(shop, "-o", "routilux_sleep=real", "-o", "routilux_blocked_after=0.1")
+    result.assert_outcomes(failed=14)
+    told = [line for line in result.outlines if line.startswith("  at test_polls.py:")]
+    assert {
+        "6: threading.Event().wait(0.001)": 3,
+        "10: sleep(": 2,
+        "17: while budget.left() and not lock.acquire(timeout=0.001):": 2,
+        "24: come.get(timeout=0.001)": 2,
+        "31: await asyncio.sleep(0.001)": 2,
+        "37: time.sleep(0.001)": 3,
+    } == Counter(line.removeprefix("  at test_polls.py:") for line in told)
+
+
+SECOND = 1_000_000_000
+
+
+@pytest.mark.parametrize(
+    ("share", "lines", "told"),
+    [
+        (0.04, [None, None, None, None], True),  # it does not compute
+        (0.24, ["a", "a", "a", "a"], True),
+        (0.24, ["a", "a", None, "a"], False),  # it was seen at work
+        (0.24, ["a", "a", "b", "b"], False),  # it has gone on
+        (0.26, ["a", "a", "a", "a"], False),  # it mostly computes, as far as a busy machine lets it
+    ],
+)
+def test_whoever_computes_polls_if_every_look_finds_it_in_the_wait_of_one_line(
+    monkeypatch: pytest.MonkeyPatch, share: float, lines: list[str | None], told: bool
+) -> None:
+    seen: list[object] = []
+    looks = 0
+
+    def sight(_: object) -> watchdog._Sight:
+        return watchdog._Sight(1, sys._getframe(), None, (step,), int(looks * share * SECOND))
+
+    step = object()
+    monkeypatch.setattr(watchdog, "_now", lambda: looks * SECOND)
+    monkeypatch.setattr(watchdog._Watch, "_sight", sight)
+    monkeypatch.setattr(watchdog._Watch, "_tell", lambda *seeing: seen.append(seeing))
+    monkeypatch.setattr(polls, "polled_line", lambda _: lines[looks - 1])
+    config: Any = None
+    watch = watchdog._Watch(None, 4, config)
+    for _ in range(5):
+        watch.look()
+        looks += 1
+    assert told == bool(seen)
+
+
+@pytest.mark.parametrize(
+    ("call", "innermost", "is_poll"),
+    [
+        ("come.wait(60)", "wait", True),
+        ("box.get(timeout=60)", "wait", True),
+        ("taken.acquire(\n timeout=60)", "<module>", True),
+        ("select.select([inn], [], [], 60)", "<module>", True),
+        ("library(come)", "wait", False),  # a library's wait, which may bring something
+        ("inn.recv(1)", "<module>", False),
+        ("[come.is_set() for _ in forever]", "<listcomp>", False),
+    ],
+)
+def test_a_line_polls_if_it_calls_a_wait_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, innermost: str, is_poll: bool
+) -> None:
+    if innermost == "<listcomp>" and sys.version_info >= (3, 12):
+        innermost = "<module>"  # where such a list has no frame of its own
+    monkeypatch.setattr(places, "_LIBRARY", (*places._LIBRARY, str(tmp_path / "library")))
+    library = _made_of("library = lambda come: come.wait(60)", tmp_path / "library.py")
+    come, box, taken = threading.Event(), queue.Queue[int](), threading.Lock()
+    inn, out = socket.socketpair()
+    taken.acquire()
+    users = tmp_path / "users.py"
+    users.write_text(call)
+    names = {
+        "__name__": "users",
+        "come": come,
+        "box": box,
+        "taken": taken,
+        "inn": inn,
+        "library": library["library"],
+        "select": select,
+        "forever": iter(come.is_set, True),
+    }
+    code = compile(call, str(users), "exec")
+    thread = threading.Thread(target=exec, args=(code, names))
+    thread.start()
+    try:
+        found = None
+        while found is None or (found.f_code.co_name, code in _codes(found)) != (innermost, True):
+            found = watchdog._frame_of(thread.ident or 0)
+        stands = polled_line(found)
+        while is_poll and stands is None:  # it is on its way to the wait
+            stands = polled_line(watchdog._frame_of(thread.ident or 0) or found)
+    finally:
+        come.set()
+        box.put(1)
+        taken.release()
+        out.send(b"!")
+        thread.join()
+        inn.close()
+        out.close()
+    assert ((code, 1) if is_poll else None) == stands
+
+
+def _made_of(source: str, file: Path) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": file.stem}
+    exec(compile(source, str(file), "exec"), names)
+    return names
+
+
+def _codes(frame: FrameType) -> list[CodeType]:
+    return [outer.f_code for outer in places.outwards(frame)]
 
 
 def test_a_step_that_stands_in_a_debugger_is_left_alone(shop: pytest.Pytester) -> None:

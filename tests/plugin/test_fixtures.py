@@ -166,7 +166,7 @@ def test_nothing_is_imported_that_no_fixture_needs(pytester: pytest.Pytester) ->
         def test_without_fixtures():
             assert imported() == {"pytest_routilux"}
             ours = {name for name in sys.modules if name.startswith("pytest_routilux")}
-            assert ours == {"pytest_routilux", "pytest_routilux.plugin"}
+            assert ours == {"pytest_routilux", "pytest_routilux.plugin", "pytest_routilux.settings"}
 
         def test_on_the_bare_clock(flow_clock_bare, flow_runtime, flow_monitor, flow_factory):
             assert imported() == {"pytest_routilux", "routilux"}
@@ -195,7 +195,11 @@ def test_a_suite_that_uses_nothing_has_two_modules_more(
     loaded, before = (
         set(result.outlines[-1].split()) for result in (run_inside(pytester), without)
     )
-    assert {"pytest_routilux", "pytest_routilux.plugin"} == loaded - before
+    assert {
+        "pytest_routilux",
+        "pytest_routilux.plugin",
+        "pytest_routilux.settings",
+    } == loaded - before
 
 
 def test_the_engine_is_not_rewritten_whatever_pytest_has_marked(

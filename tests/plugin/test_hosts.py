@@ -293,8 +293,9 @@ def test_a_save_that_never_came_is_an_error(flow_hosts: FlowHosts) -> None:
 
 
 def test_a_kind_that_does_not_exist_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="'rety' is not a valid CommitKind"):
+    with pytest.raises(ValueError, match="kind='rety' is no kind of commit; known: ") as refused:
         At(kind="rety")
+    assert str(refused.value).endswith("; did you mean 'retry'?")
 
 
 def test_a_host_that_was_killed_before_it_saved_has_no_document(flow_hosts: FlowHosts) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def test_nothing_of_it_is_imported_where_nothing_is_used():
     ours = {name for name in sys.modules if name.partition(".")[0] in BROUGHT}
-    assert ours == {"pytest_routilux", "pytest_routilux.plugin"}
+    assert ours == {"pytest_routilux", "pytest_routilux.plugin", "pytest_routilux.settings"}
 
 
 BROUGHT = {"routilux", "pytest_routilux", "freezegun", "rich", "asyncio", "sqlite3"}

@@ -1,0 +1,114 @@
+"""What can be said on the command line and in the configuration file, and what it may be.
+
+Laws:
+- One that can't be meant so ends the session before it runs, with its name and what it may be.
+- Loaded by every pytest of the environment: nothing is imported here but pytest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+if TYPE_CHECKING:
+    from pytest_routilux.freeze import Sleeping
+
+__all__ = ["add_options", "blocked_after", "check", "report_mode", "sleeping"]
+
+_MODES: Final = ("auto", "always", "never")
+_NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # which is all there was
+
+
+def add_options(parser: pytest.Parser) -> None:
+    """Add the options and settings to those of pytest."""
+    group = parser.getgroup("routilux", "flows of routilux")
+    group.addoption(
+        "--routilux-repro",
+        metavar="R1.…",
+        default=None,
+        help="run flow_sim with this reproducer alone: it fails, is fixed, or is stale",
+    )
+    group.addoption(
+        "--routilux-report",
+        metavar="MODE",
+        default=None,
+        help="when reports of flow_report and the summary of jobs are shown: auto (reports on"
+        " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
+        " --junitxml too; default: routilux_report of the configuration, or auto",
+    )
+    parser.addini(
+        "routilux_report",
+        "when reports of flow_report and the summary of jobs are shown: auto, always or never",
+        type="string",
+        default="auto",
+    )
+    parser.addini(
+        "routilux_sleep",
+        "time.sleep() in a handler: virtual lets the flow's time pass, error fails the test, real"
+        " really sleeps",
+        type="string",
+        default="virtual",
+    )
+    parser.addini(
+        "routilux_blocked_after",
+        "real seconds after which a handler that waits in real time fails the test; 0 never does",
+        type=_NUMBER,
+        default=5.0,
+    )
+
+
+def check(config: pytest.Config) -> None:
+    """Refuse what can't be meant; raises `pytest.UsageError`, or what `Repro.parse` says."""
+    report_mode(config)
+    sleeping(config)
+    blocked_after(config)
+    repro = config.getoption("routilux_repro")
+    if repro is not None:
+        from pytest_routilux.repro import Repro
+
+        Repro.parse(repro)
+
+
+def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
+    try:
+        return config.getini(name)
+    except (TypeError, ValueError, pytest.UsageError) as error:  # pytest before 9.2, and since
+        raise pytest.UsageError(f"{error}; {allowed}") from None
+
+
+def sleeping(config: pytest.Config) -> Sleeping:
+    """Return the setting `routilux_sleep`."""
+    value: Sleeping = _setting(config, "routilux_sleep", "it is virtual, error or real")
+    if value not in ("virtual", "error", "real"):
+        raise pytest.UsageError(f"routilux_sleep is virtual, error or real, not {value!r}")
+    return value
+
+
+def blocked_after(config: pytest.Config) -> float:
+    """Return the setting `routilux_blocked_after`, in seconds."""
+    allowed = "routilux_blocked_after is a number of seconds"
+    value = _setting(config, "routilux_blocked_after", allowed)
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise pytest.UsageError(f"{allowed}, not {value!r}")
+    return seconds
+
+
+def report_mode(config: pytest.Config) -> str:
+    """Return when reports are shown: auto, always or never."""
+    given, told = config.getoption("routilux_report"), "--routilux-report={!r}"
+    if given is None:
+        told = "the option routilux_report = {!r} of the configuration"
+        given = _setting(config, "routilux_report", _allowed())
+    if given not in _MODES:
+        raise pytest.UsageError(f"{told.format(given)} is no mode; {_allowed()}")
+    mode: str = given
+    return mode
+
+
+def _allowed() -> str:
+    return f"allowed are {', '.join(_MODES[:-1])} and {_MODES[-1]}"

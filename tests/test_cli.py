@@ -36,7 +36,7 @@ from routilux import (
 )
 from routilux.cli import main
 from routilux.persist import operator
-from routilux.persist.opening import looked
+from routilux.persist.opening import looked, shown
 from tests.drivers.workshop import PATIENCE, chain
 from tests.persist import postgres_server
 from tests.persist.stores import acquire
@@ -958,7 +958,7 @@ class Terminal(io.StringIO):
 def test_colours_are_for_terminals_and_not_where_they_are_not_wanted(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def shown(**env: str) -> str:
+    def coloured(**env: str) -> str:
         with monkeypatch.context() as patch:
             terminal = Terminal()
             patch.setattr(sys, "stdout", terminal)
@@ -968,10 +968,10 @@ def test_colours_are_for_terminals_and_not_where_they_are_not_wanted(
             assert 0 == main(["show", str(store), "failed"], clock=NOW)
         return terminal.getvalue()
 
-    assert "job \x1b[31mfailed\x1b[0m" in shown().replace("\x1b[1;31m", "\x1b[31m")
-    assert FAILED == re.sub(r"\x1b\[[\d;]*m", "", shown())
-    assert FAILED == shown(NO_COLOR="1")
-    assert FAILED == shown(TERM="dumb")
+    assert "job \x1b[31mfailed\x1b[0m" in coloured().replace("\x1b[1;31m", "\x1b[31m")
+    assert FAILED == re.sub(r"\x1b\[[\d;]*m", "", coloured())
+    assert FAILED == coloured(NO_COLOR="1")
+    assert FAILED == coloured(TERM="dumb")
 
 
 def test_a_long_line_goes_on_below_itself(
@@ -1061,6 +1061,22 @@ def test_what_can_not_be_told_still_ends_with_its_status(
     assert 1 == main(["show", str(store), "nobody"])
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("postgresql://u:secret@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:sec@ret@h/d", "postgresql://u:***@h/d"),
+        ("postgres://:secret@h:5/d?a=b@c", "postgres://:***@h:5/d?a=b@c"),
+        ("postgresql://h/d?password=secret&a=b", "postgresql://h/d?password=***&a=b"),
+        ("postgresql://h/d?a=b&sslpassword=secret", "postgresql://h/d?a=b&sslpassword=***"),
+        ("postgresql://u@h:5/d", "postgresql://u@h:5/d"),
+        ("u:secret@h", "u:secret@h"),  # a path
+    ],
+)
+def test_a_name_is_shown_without_what_is_secret_in_it(name: str, told: str) -> None:
+    assert told == shown(name)
+
+
 @pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
 def test_a_connection_string_that_is_no_url_is_told_so_without_its_password(
     name: str, capsys: pytest.CaptureFixture[str]
@@ -1086,8 +1102,8 @@ def test_the_run_in_the_readme_is_a_real_one(
     (block,) = re.findall(r"^```console\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
     runs = re.findall(r"^\$ python -m routilux (.*)\n((?:[^$].*\n|\n)+)", block, re.M)
     assert 4 == len(runs)
-    for line, shown in runs:
-        assert shown == told(capsys, *line.split())
+    for line, output in runs:
+        assert output == told(capsys, *line.split())
 
 
 def test_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,7 +29,7 @@ __all__ = ["changed", "looked", "shown"]
 _T = TypeVar("_T")
 _DSN: Final = ("postgresql://", "postgres://")
 _WORDS: Final = re.compile(r"\s*(host|hostaddr|dbname|user|password|service|port)\s*=")
-_PASSWORD: Final = re.compile(r"(?<=://)([^/@]*):[^/@]*@|([?&]password=)[^&]*")
+_PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=)[^&]*")
 
 
 def looked(name: str, look: Callable[[JobStore], _T], clock: Clock) -> _T:

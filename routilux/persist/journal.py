@@ -17,6 +17,7 @@ from routilux.core.records import Commit, JobStatus
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.persist import rows
+from routilux.persist.checksums import checked, summed
 from routilux.persist.store import Append
 from routilux.persist.upgrades import FIRST, FORMAT, SNAPSHOTS, loaded_part
 
@@ -78,7 +79,8 @@ class Journal:
     def keep(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit after which the next one pays."""
         members = job.dumps(history=False)[1:]
-        data = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}').encode()
+        text = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}')
+        data = summed(text.encode())
         self._store.keep_snapshot(job.job_id, job.seq, data)
         # A large job is saved seldom, so that all its snapshots cost no more than its rows.
         return job.seq + max(SNAPSHOT_EVERY, len(data) // _ROWS_WORTH)
@@ -105,7 +107,7 @@ class Journal:
 def _snapshot(job_id: str, seq: int, data: bytes) -> tuple[JobState, int]:
     place = f"$.{job_id}.snapshot"
     try:
-        loaded, version = loaded_part(data, place, FIRST, SNAPSHOTS)
+        loaded, version = loaded_part(checked(data, place), place, FIRST, SNAPSHOTS)
         job = JobState.load(loaded, place)
         if (job.job_id, job.seq) != (job_id, seq):
             whose = f"commit {job.seq} of job {job.job_id!r}"

@@ -2,6 +2,7 @@
 
 Laws:
 - The row by which somebody begins to write says in which version; it holds for those that follow.
+- A row ends with a checksum; what was damaged is told by its number.
 - Many rows are read at once, which costs two thirds of reading one after the other. Where one of
   them is not as this version writes it, each is read by itself, and an error names its number.
 """
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux import codec
 from routilux.errors import SavedStateError
+from routilux.persist.checksums import checked, summed
 from routilux.persist.upgrades import FORMAT, ROWS, VERSION, loaded_part
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ def written(commit: Commit, *, begins: bool) -> bytes:
     text = commit.dumps()
     if begins:
         text = codec.bounded(f'{{"format":{codec.quoted(FORMAT)},{text[1:]}')
-    return text.encode()
+    return summed(text.encode())
 
 
 def read(
@@ -47,10 +49,12 @@ def read(
     [('$.job-1[8]', {'seq': 8}), ('$.job-1[9]', {'seq': 9})]
     """
     for first in range(0, len(rows), _AT_ONCE):
-        batch = rows[first : first + _AT_ONCE]
+        given = rows[first : first + _AT_ONCE]
+        start = after + first + 1
+        places = [f"$.{job_id}[{number}]" for number in range(start, start + len(given))]
+        batch = list(map(checked, given, places))
         parts = _parts(batch) if version == VERSION else None
-        for number, row in enumerate(batch):
-            place = f"$.{job_id}[{after + first + number + 1}]"
+        for number, (row, place) in enumerate(zip(batch, places, strict=True)):
             if parts is None:
                 data, version = loaded_part(row, place, version, ROWS)
             else:

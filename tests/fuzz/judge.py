@@ -92,6 +92,8 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
         _check_document(found)
     elif isinstance(found, JobState):
         _check_job(found)
+        assert isinstance(mutant, Rows)
+        assert not mutant.is_damaged, "damage was accepted"
         assert found == _load(rows_of(found), found.job_id)
 
 

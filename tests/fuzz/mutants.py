@@ -2,7 +2,7 @@
 
 A document is changed in its structure or in its bytes, and then sealed: with a digest made anew, so
 that nothing but validation stands between it and the program, or signed anew, or with the seal that
-it had. Rows of a journal have no digest at all.
+it had. So are rows of a journal, with their checksum.
 """
 
 from __future__ import annotations
@@ -16,8 +16,17 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from routilux import CommitKind, FakeClock, JobState, MemoryStore, Runtime, SavedState
+from routilux import (
+    CommitKind,
+    CorruptStateError,
+    FakeClock,
+    JobState,
+    MemoryStore,
+    Runtime,
+    SavedState,
+)
 from routilux.persist import seal
+from routilux.persist.checksums import CHECKSUM, checked, summed
 from routilux.persist.journal import Journal
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
@@ -81,9 +90,21 @@ class Rows(_Told):
     def is_changed(self) -> bool:
         return self.rows != self.original
 
+    @property
+    def is_damaged(self) -> bool:
+        return any(map(_is_damaged, self.rows))
+
     def __repr__(self) -> str:
         pair = (b"\n".join(rows) for rows in (self.original, self.rows))
         return f"<rows, {', '.join(self.what)}: {_differs(*pair)}>"
+
+
+def _is_damaged(row: bytes) -> bool:
+    try:
+        plain = checked(row, "$")
+    except CorruptStateError:
+        return True
+    return plain == row and row not in plain_rows()  # has no checksum, or one that is none
 
 
 def _differs(before: bytes, after: bytes) -> str:
@@ -126,6 +147,11 @@ def documents() -> list[bytes]:
 def journals() -> list[tuple[bytes, ...]]:
     whole = [saved.job for saved in jobs() if len(saved.job.commits) == saved.job.seq]
     return [rows_of(job) for job in whole]
+
+
+@cache
+def plain_rows() -> frozenset[bytes]:
+    return frozenset(checked(row, "$") for rows in journals() for row in rows)
 
 
 def rows_of(job: JobState) -> tuple[bytes, ...]:
@@ -338,8 +364,10 @@ def tampered_rows(draw: st.DrawFn) -> Rows:
         )
         at, to = draw(st.integers(0, len(rows) - 1)), draw(st.integers(0, len(rows) - 1))
         if op == "structure" and rows[at] in original:
-            written, what = draw(changed(rows[at], 2))
-            rows[at] = written.encode("utf-8", "surrogatepass")
+            written, what = draw(changed(checked(rows[at], "$"), 2))
+            body = written.encode("utf-8", "surrogatepass")
+            stale = draw(st.integers(0, 3)) == 0
+            rows[at] = body[:-1] + rows[at][-CHECKSUM:] if stale else summed(body)
             done += what
         elif op == "bytes":
             rows[at], what = draw(scrambled(rows[at]))

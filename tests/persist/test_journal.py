@@ -20,6 +20,7 @@ from routilux import (
     SavedStateError,
     codec,
 )
+from routilux.persist.checksums import CHECKSUM, checked, summed
 from routilux.persist.journal import SNAPSHOT_EVERY
 from tests.drivers.workshop import chain
 from tests.persist.stores import STORES
@@ -145,13 +146,19 @@ def test_a_snapshot_that_can_not_be_written_changes_nothing(
     assert [f"no snapshot of job j at commit {SNAPSHOT_EVERY}: disk full"] == caplog.messages
 
 
+def changed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+    """A change at the first place, by who makes the checksum anew."""
+    return lambda data: summed(checked(data, "$").replace(old, new, 1))
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda data: data[:-5], "is cut off"),
-        (lambda data: data.replace(b'"job_id":"j"', b'"job_id":"k"'), "is of commit 256 of job"),
-        (lambda data: data.replace(b'"seq":256', b'"seq":257', 1), "is of commit 257 of job 'j'"),
-        (lambda data: data.replace(b'"running"', b'"walking"', 1), "not a valid JobStatus"),
+        (lambda data: data.replace(b'"running"', b'"walking"', 1), "was damaged: its checksum"),
+        (changed(b'"job_id":"j"', b'"job_id":"k"'), "is of commit 256 of job"),
+        (changed(b'"seq":256', b'"seq":257'), "is of commit 257 of job 'j'"),
+        (changed(b'"running"', b'"walking"'), "not a valid JobStatus"),
     ],
 )
 def test_a_damaged_snapshot_is_named_and_the_rows_still_tell_everything(
@@ -206,6 +213,32 @@ def test_a_row_that_is_none_is_told_by_its_job_and_number(
     assert told.value.path.startswith(f"$.{job_id}[{number}]")
 
 
+def flipped(data: bytes, bit: int) -> bytes:
+    number = int.from_bytes(data) ^ 1 << bit
+    return number.to_bytes(len(data))
+
+
+def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_told() -> None:
+    store = MemoryStore()
+    driven(store, counter(260))
+    kept = store._jobs["j"]
+    assert kept.snapshot is not None
+    seq, data = kept.snapshot
+    runtime = Runtime(store=store)
+    whole = kept.rows[258]
+    for at in (*range(0, len(whole) * 8, 7), *range(len(whole) * 8 - CHECKSUM * 8, len(whole) * 8)):
+        kept.rows[258] = flipped(whole, at)
+        with pytest.raises(SavedStateError) as told:
+            runtime.load("j")
+        assert told.value.path.startswith("$.j[259]"), at
+    kept.rows[258] = whole
+    for at in range(0, len(data) * 8, 7):
+        kept.snapshot = seq, flipped(data, at)
+        with pytest.raises(SavedStateError) as told:
+            runtime.load("j")
+        assert told.value.path.startswith("$.j.snapshot"), at
+
+
 def test_a_damaged_row_after_a_snapshot_is_told_by_its_number_in_the_job() -> None:
     store = MemoryStore()
     driven(store, counter(300))
@@ -219,6 +252,7 @@ def test_rows_that_make_sense_only_together_are_refused() -> None:
     store = MemoryStore()
     driven(store, counter(10))
     rows = store._jobs["j"].rows
+    rows[:] = [checked(row, "$") for row in rows]
     head, tail = rows[4].split(b",", 1)
     rows[2:5] = [rows[2] + b"," + rows[3], head, tail]
     assert 11 == len(rows)

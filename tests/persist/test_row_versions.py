@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from routilux import (
     UnsupportedVersionError,
 )
 from routilux.persist import operator, upgrades
+from routilux.persist.checksums import checked
 from routilux.persist.journal import Journal
 from tests.persist.orders import GOLDEN, START, pipeline
 from tests.persist.test_upgrades import everywhere, to_numbers, to_text
@@ -70,8 +72,14 @@ def holding(rows: list[bytes], snapshot: tuple[int, bytes] | None = None) -> Run
     return Runtime(clock=FakeClock(START), store=store)
 
 
+def plain(file: Path) -> list[bytes]:
+    """What stands in a file, a line each, without the checksums: so it can be changed."""
+    return [checked(line, "$") for line in file.read_bytes().splitlines()]
+
+
 def bare(rows: list[bytes]) -> list[bytes]:
-    return [row.replace(FORMAT, b"") for row in rows]
+    """Rows of before they said their version and ended with a checksum."""
+    return [checked(row, "$").replace(FORMAT, b"") for row in rows]
 
 
 # --- this version ---------------------------------------------------------------------------------
@@ -86,7 +94,7 @@ def test_the_rows_and_the_snapshot_of_the_first_version_are_written_byte_by_byte
 @pytest.mark.parametrize("version", range(1, upgrades.VERSION + 1))
 def test_the_rows_and_the_snapshot_of_every_version_are_kept_and_read(version):
     rows = (GOLDEN / f"routilux-{version}-rows.jsonl").read_bytes().splitlines()
-    snapshot = (GOLDEN / f"routilux-{version}-snapshot.json").read_bytes()
+    snapshot = (GOLDEN / f"routilux-{version}-snapshot.json").read_bytes().rstrip()
     host = holding(rows, (6, snapshot))
     job, whole = host.load("job-1"), host.load("job-1", history=True)
     assert (JobStatus.COMPLETED, 6, 0) == (job.status, job.seq, len(job.commits))
@@ -123,7 +131,8 @@ def test_an_operator_says_the_version_too(change: Callable[..., JobState]):
 
 def test_rows_and_snapshots_from_before_the_versions_are_of_the_first():
     store = written()
-    host = holding(bare(store.rows("job-1")), (6, SNAPSHOT.read_bytes().replace(FORMAT, b"")))
+    [snapshot] = bare(plain(SNAPSHOT))
+    host = holding(bare(store.rows("job-1")), (6, snapshot))
     today = Runtime(store=store)
     for history in (True, False):
         assert today.load("job-1", history=history) == host.load("job-1", history=history)
@@ -176,7 +185,7 @@ def of_version_two(data: bytes, step: upgrades.Upgrade, **head: str) -> bytes:
 @pytest.mark.parametrize("says", [True, False])
 @pytest.mark.usefixtures("version_three")
 def test_a_job_that_the_first_version_began_is_upgraded_and_goes_on_in_the_version_of_today(says):
-    rows = ROWS.read_bytes().splitlines()[:3]
+    rows = plain(ROWS)[:3]
     host = holding(rows if says else bare(rows))
     job = pipeline(0).resume(host.load("job-1"), runtime=host)
     assert JobStatus.COMPLETED is job.status
@@ -188,7 +197,7 @@ def test_a_job_that_the_first_version_began_is_upgraded_and_goes_on_in_the_versi
 
 @pytest.mark.usefixtures("version_three")
 def test_each_host_of_a_job_may_have_written_in_its_own_version():
-    rows = ROWS.read_bytes().splitlines()
+    rows = plain(ROWS)
     second = [of_version_two(row, second_row) for row in rows[3:5]]
     second[0] = of_version_two(rows[3], second_row, format="routilux/2")
     third = rows[5].replace(b"{", b'{"format":"routilux/3",', 1)
@@ -199,9 +208,9 @@ def test_each_host_of_a_job_may_have_written_in_its_own_version():
 def test_only_the_steps_that_are_needed_are_made(version_three):
     rows, snapshots = version_three
     rows[1] = snapshots[1] = lambda data: pytest.fail("it was of version 2 already")
-    kept = [of_version_two(row, second_row) for row in ROWS.read_bytes().splitlines()]
+    kept = [of_version_two(row, second_row) for row in plain(ROWS)]
     kept[0] = of_version_two(kept[0], dict, format="routilux/2")
-    snapshot = of_version_two(SNAPSHOT.read_bytes(), second_snapshot, format="routilux/2")
+    snapshot = of_version_two(plain(SNAPSHOT)[0], second_snapshot, format="routilux/2")
     host = holding(kept, (6, snapshot))
     assert JobStatus.COMPLETED is host.load("job-1", history=True).status
     assert JobStatus.COMPLETED is host.load("job-1").status
@@ -209,8 +218,8 @@ def test_only_the_steps_that_are_needed_are_made(version_three):
 
 @pytest.mark.usefixtures("version_three")
 def test_the_rows_after_a_snapshot_are_of_its_version_until_one_says_another():
-    rows = ROWS.read_bytes().splitlines()
-    snapshot = json.loads(SNAPSHOT.read_bytes())
+    rows = plain(ROWS)
+    snapshot = json.loads(plain(SNAPSHOT)[0])
     whole = holding(rows).load("job-1", history=True)
     early = {**snapshot, **json.loads(whole.at(5).dumps(history=False))}
     for head, after in (
@@ -226,8 +235,8 @@ def test_the_rows_after_a_snapshot_are_of_its_version_until_one_says_another():
 def test_a_part_that_is_of_no_earlier_version_is_refused_at_its_place(version_three):
     rows, snapshots = version_three
     rows[1] = snapshots[1] = lambda data: data["no such member"]
-    kept = ROWS.read_bytes().splitlines()
-    host = holding(kept, (6, SNAPSHOT.read_bytes()))
+    kept = plain(ROWS)
+    host = holding(kept, (6, plain(SNAPSHOT)[0]))
     for history, place in ((True, "$.job-1[1]"), (False, "$.job-1.snapshot")):
         with pytest.raises(
             CorruptStateError, match="is no part of routilux/1: it can't be"
@@ -243,7 +252,7 @@ FUTURE = b'{"format":"routilux/7","seq":{"$type":"of the future"}}'
 
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_newer_row_is_refused_by_its_place_before_anything_else_of_it_is_read(number):
-    rows = ROWS.read_bytes().splitlines()
+    rows = plain(ROWS)
     rows[number - 1 :] = [FUTURE, b"rows of the future"]
     with pytest.raises(UnsupportedVersionError) as told:
         holding(rows).load("job-1")
@@ -252,7 +261,7 @@ def test_a_newer_row_is_refused_by_its_place_before_anything_else_of_it_is_read(
 
 
 def test_a_newer_snapshot_is_refused_and_so_are_the_rows_that_its_host_wrote():
-    rows = ROWS.read_bytes().splitlines()
+    rows = plain(ROWS)
     rows[3] = rows[3].replace(FORMAT, NEWER)
     host = holding(rows, (6, FUTURE))
     for history, place in ((False, "$.job-1.snapshot.format"), (True, "$.job-1[4].format")):
@@ -266,7 +275,7 @@ def test_a_newer_snapshot_is_refused_and_so_are_the_rows_that_its_host_wrote():
     "said", ["routilux/0", "routilux/01", "other/1", "", 1, None, ["routilux/1"]]
 )
 def test_what_is_no_version_is_refused_by_its_place(said):
-    rows = ROWS.read_bytes().splitlines()
+    rows = plain(ROWS)
     rows[3] = rows[3].replace(b'"routilux/1"', json.dumps(said).encode(), 1)
     with pytest.raises(SavedStateError, match="was not written by routilux") as told:
         holding(rows).load("job-1")
@@ -274,7 +283,7 @@ def test_what_is_no_version_is_refused_by_its_place(said):
 
 
 def test_a_version_that_does_not_stand_first_is_found_too():
-    rows = ROWS.read_bytes().splitlines()
+    rows = plain(ROWS)
     rows[3] = json.dumps(dict(reversed(json.loads(rows[3]).items()))).encode()
     host = holding(rows)
     assert JobStatus.COMPLETED is host.load("job-1").status

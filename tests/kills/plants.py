@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from routilux import JobState, codec
+from routilux.persist.checksums import checked, summed
 from routilux.persist.journal import Journal
 
 __all__ = ["PLANTS"]
@@ -38,10 +39,10 @@ def _keeps_twice(store: Any) -> None:
 
     def appends(job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
         append(job_id, seq, row, owner, rests=rests)
-        data: Any = codec.loads(row)
+        data: Any = codec.loads(checked(row, "$"))
         if data["kind"] == "done":
-            again = codec.dumps({**data, "seq": seq + 1}).encode()
-            append(job_id, seq + 1, again, owner, rests=rests)
+            again = codec.dumps({**data, "seq": seq + 1})
+            append(job_id, seq + 1, summed(again.encode()), owner, rests=rests)
 
     store.append = appends
 

@@ -96,13 +96,9 @@ class _Watch:
 
 class _TracedStore(SqliteStore):
     def __init__(self, path: str, watch: _Watch) -> None:
-        self._watch = watch
         super().__init__(path)
-
-    def _opened(self) -> Any:
-        db = super()._opened()
-        db.set_trace_callback(self._watch.statement)
-        return db
+        with self._file.using() as db:
+            db.set_trace_callback(watch.statement)
 
 
 def _watch_driver(watch: _Watch) -> None:

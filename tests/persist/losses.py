@@ -43,7 +43,7 @@ class Losses:
 
     def leave(self) -> None:
         """Leave the clients at once, and let the server believe that they are still there."""
-        for client, _ in self._open:
+        for client, _ in self._open.copy():  # they come back at once
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
                 self.count += 1

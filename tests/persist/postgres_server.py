@@ -40,6 +40,7 @@ MISSING: Final = "no PostgreSQL"
 """How the reason begins for which a test is left out."""
 
 _PLACES: Final = "/usr/lib/postgresql/*/bin"
+_SHORT: Final = "/tmp"  # a socket's path has 107 bytes at the most, and its user must get there
 _PATIENCE: Final = 60.0
 _QUOTE: Final = "'"
 _numbers = count(1)
@@ -60,7 +61,7 @@ class Server:
 
     def __init__(self, *, flushes: bool = False) -> None:
         programs = max(Path("/").glob(f"{_PLACES[1:]}/initdb"), key=_version).parent
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_SHORT))
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             shutil.chown(self.folder, "nobody")

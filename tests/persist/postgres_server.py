@@ -41,6 +41,7 @@ MISSING: Final = "no PostgreSQL"
 
 _PLACES: Final = "/usr/lib/postgresql/*/bin"
 _SHORT: Final = "/tmp"  # a socket's path has 107 bytes at the most, and its user must get there
+_TEXT: Final = ("-E", "UTF8", "--locale=C")  # whatever the machine's language is, or lacks
 _PATIENCE: Final = 60.0
 _QUOTE: Final = "'"
 _numbers = count(1)
@@ -72,10 +73,11 @@ class Server:
         self._keeper: subprocess.Popen[str] | None = None
         try:
             subprocess.run(
-                [programs / "initdb", "-D", data, "-A", "trust", "-U", "test", "--no-sync"],
+                [programs / "initdb", "-D", data, "-A", "trust", "-U", "test", "--no-sync", *_TEXT],
                 check=True,
                 capture_output=True,
                 cwd=self.folder,
+                env=_environment(),
                 **self._user,
             )
             access = data / "pg_hba.conf"
@@ -110,7 +112,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
-            env={**os.environ, "LC_ALL": "C"},
+            env=_environment(),
             start_new_session=True,  # a Ctrl-C is for the tests, which then end it
             **self._user,
         )
@@ -144,6 +146,10 @@ class Server:
                 told.write(line)
             self._keeper.wait(_PATIENCE)
             self._keeper = None
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C"}
 
 
 def _drain(pipe: Any) -> None:

@@ -36,11 +36,11 @@ def _plain() -> Iterator[None]:
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """pytest's test bed, which cuts long texts as it does for a person, also in a CI.
+    """pytest's test bed, which prints as it does for a person: long texts cut, colours where asked.
 
-    The suite's own pytest goes on to show them whole there.
+    In a CI the suite's own pytest goes on to show them whole.
     """
-    for name in ("CI", "BUILD_NUMBER"):
+    for name in ("CI", "BUILD_NUMBER", "PY_COLORS"):  # the last is set by the test bed itself
         monkeypatch.delenv(name, raising=False)
     return pytester
 

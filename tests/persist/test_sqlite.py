@@ -116,6 +116,7 @@ def test_threads_share_one_store(store: SqliteStore) -> None:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
+    assert [f"job {i}" for i in range(8)] == sorted(store.job_ids())
     for name in store.job_ids():
         assert [b"%d" % seq for seq in range(1, 20)] == store.rows(name)
 

@@ -31,6 +31,7 @@ def _plain() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in _TASTES:
             patch.delenv(name, raising=False)
+        patch.setenv("PYTHONUTF8", "1")
         yield
 
 

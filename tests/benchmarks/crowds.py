@@ -178,7 +178,7 @@ class Waits(Routine):
 
 def _resident() -> int:
     """Return how many bytes of memory this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * resource.getpagesize()
 
 

@@ -18,7 +18,7 @@ def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(store: Path, 
     line = told("export", store, "waits", "job.json")
     size = Path("job.json").stat().st_size
     assert f"job waits as of commit 2 is in job.json, {size:,} bytes\n" == line
-    job = JobState.deserialize(json.loads(Path("job.json").read_text()))
+    job = JobState.deserialize(json.loads(Path("job.json").read_text("utf-8")))
     with SqliteStore(store) as jobs:
         assert job == Runtime(store=jobs).load("waits", history=True)
     done = payment().resume(job, runtime=Runtime(clock=after(3700)))

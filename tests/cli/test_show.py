@@ -55,5 +55,5 @@ def test_values_of_types_that_only_the_flows_program_knows_are_shown_and_exporte
     db.close()
     assert "  order  Order({'id': 7})\n" in told("show", store, "failed")
     told("export", store, "failed", "job.json")
-    assert 2 == Path("job.json").read_text().count(order)
+    assert 2 == Path("job.json").read_text("utf-8").count(order)
     told("retry", store, "failed")

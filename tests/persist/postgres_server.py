@@ -81,7 +81,8 @@ class Server:
                 **self._user,
             )
             access = data / "pg_hba.conf"
-            access.write_text(f"local all {GUARDED} scram-sha-256\n{access.read_text()}")
+            rules = access.read_text("utf-8")
+            access.write_text(f"local all {GUARDED} scram-sha-256\n{rules}", "utf-8")
             self.start()
         except BaseException:
             self.close()

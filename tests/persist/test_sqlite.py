@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,8 +23,9 @@ SECOND = 10**9
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SqliteStore:
-    return SqliteStore(tmp_path / "jobs.db")
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        yield store
 
 
 def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None:
@@ -281,7 +283,7 @@ def test_a_file_of_another_kind_is_refused_and_left_as_it_was(tmp_path: Path) ->
     path.write_text("a letter to a friend" * 100)
     with pytest.raises(CorruptStateError, match=r"jobs\.db: is no sound database .*restore it"):
         SqliteStore(path)
-    assert "a letter to a friend" * 100 == path.read_text()
+    assert "a letter to a friend" * 100 == path.read_text("utf-8")
 
 
 def test_a_database_of_another_program_is_refused_and_left_as_it_was(tmp_path: Path) -> None:

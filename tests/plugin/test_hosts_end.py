@@ -112,7 +112,7 @@ INNER = f"""
             target=flow_hosts.start, args=[meet, "meet"], kwargs=ARGS, daemon=True
         )
         start.start()
-        Path(os.environ["GATE"]).read_text()
+        Path(os.environ["GATE"]).read_text("utf-8")
         assert not "the host has met us"
 """
 

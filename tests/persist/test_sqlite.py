@@ -80,7 +80,8 @@ def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> N
         child.stdin.flush()
     taken = [int(child.communicate(timeout=PATIENCE)[0]) for child in children]
     assert 100 == sum(taken)
-    assert 100 == len(SqliteStore(tmp_path / "jobs.db").job_ids())
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        assert 100 == len(store.job_ids())
 
 
 def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(tmp_path: Path) -> None:
@@ -348,7 +349,7 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
     )
     with process(program, tmp_path / "jobs.db") as child:
         assert -signal.SIGKILL == child.wait(PATIENCE)
-    store = SqliteStore(tmp_path / "jobs.db")
-    assert [] == store.job_ids()
-    store.create("j", b"1", "a", flow_id="f", queued=True)
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        assert [] == store.job_ids()
+        store.create("j", b"1", "a", flow_id="f", queued=True)
     assert "j" == acquire(store, "b", ["f"], SECOND)

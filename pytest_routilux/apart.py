@@ -110,7 +110,7 @@ class _Tells(Fault):
         return slot
 
     def after_write(self, commit: Commit) -> None:
-        self._tell((commit.at_ns, 1, codec.dumps(commit.serialize())))
+        self._tell((commit.at_ns, 1, commit.dumps()))
 
 
 def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
@@ -211,7 +211,7 @@ def hidden_there(case: Case, tell: Tell, start_ns: int) -> list[HiddenChange]:
 
 def _ran(world: World) -> Ran:
     told: list[Told] = [
-        (at, host, codec.dumps(what.serialize()) if isinstance(what, Commit) else what)
+        (at, host, what.dumps() if isinstance(what, Commit) else what)
         for at, host, what in world.log
     ]
     return Ran(told)

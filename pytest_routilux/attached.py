@@ -192,7 +192,7 @@ class _FailingJournal(Journal):
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
-        codec.dumps(commit.serialize())  # what can't be saved is no write, and is not counted
+        commit.dumps()  # what can't be saved is no write, and is not counted
         with self._failing(commit):
             super().write(job_id, commit, owner, claims=claims, acquired=acquired)
 

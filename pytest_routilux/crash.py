@@ -96,7 +96,7 @@ def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = Fal
     for commit in world.commits:
         path = f"$.{case.job_id}[{commit.seq}]"
         try:
-            durable.append(Commit.load(codec.loads(codec.dumps(commit.serialize())), path))
+            durable.append(Commit.load(codec.loads(commit.dumps()), path))
             follow(job, durable[-1], path)
         except SavedStateError as error:
             whose = commit.routine_id or "the job"

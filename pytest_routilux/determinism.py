@@ -276,7 +276,7 @@ def _trace(
     else:
         culprits = []
         run = undisturbed(case, start_ns, FIFO)
-    rows = [_loaded(codec.dumps(commit.serialize())) for commit in run.world.commits]
+    rows = [_loaded(commit.dumps()) for commit in run.world.commits]
     del kept
     return _Trace(rows, culprits, bool(run.world.calls))
 

@@ -201,7 +201,7 @@ def _simulate(folder: Path, request: Request) -> None:
     )
     with frozen_simulation(start_ns):
         run = undisturbed(case, start_ns, FIFO)
-    rows = [codec.dumps(commit.serialize()) for commit in run.world.commits]
+    rows = [commit.dumps() for commit in run.world.commits]
     _write_report(folder, {"rows": rows})
 
 

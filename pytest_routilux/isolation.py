@@ -42,7 +42,7 @@ from pytest_routilux.oracle import (
 from pytest_routilux.points import CrashPoint
 from pytest_routilux.variations import Variation, variations
 from pytest_routilux.world import Note, World
-from routilux import Commit, codec
+from routilux import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -207,7 +207,7 @@ class Hosts:
             kept = reply.result
             if kept is None:
                 return None
-        rows = [codec.dumps(commit.serialize()) for commit in run.durable[: point.commits]]
+        rows = [commit.dumps() for commit in run.durable[: point.commits]]
         reply = self._zygote.ask(recovered_there, self._start_ns, rows, point, kept)
         if reply.ended is not None:
             self._note(f"another process can't go on, {point.text}: {reply.ended}")

@@ -114,7 +114,7 @@ def saved(obj: object) -> bytes:
     if isinstance(obj, SavedState):
         return obj.to_bytes()
     if isinstance(obj, Flow | JobState | ErrorHandler):
-        return codec.dumps(obj.serialize()).encode()
+        return (obj.dumps() if isinstance(obj, JobState) else codec.dumps(obj.serialize())).encode()
     return codec.dumps(codec.encode(obj)).encode()
 
 

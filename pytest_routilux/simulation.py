@@ -105,7 +105,7 @@ class _WorldJournal:
             tell_all([fault.after_write for fault in self._faults], commit)
 
     def _read_back(self, commit: Commit) -> None:
-        data = codec.dumps(commit.serialize())
+        data = commit.dumps()
         where = f"commit {commit.seq} of {commit.routine_id or 'the job'}"
         try:
             difference = first_difference(commit, Commit.load(codec.loads(data), "$"))
@@ -137,7 +137,7 @@ class _WorldJournal:
         if commit is None:
             return
         try:
-            text = codec.dumps(commit.serialize())
+            text = commit.dumps()
         except UnserializableError as error:
             text = str(error)
         if text == data:

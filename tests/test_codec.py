@@ -400,7 +400,9 @@ def test_an_iterator_in_an_object_is_written_as_the_array_of_its_entries(
     entries = [encode(value) for value in values] + [{"n": n} for n in range(more)]
     for names in (("at", "é", "entries", "end"), ("entries", "at"), ("é", "entries"), ("entries",)):
         data = {name: entries if name == "entries" else [2] for name in names}
-        given = {name: iter(value) if value is entries else value for name, value in data.items()}
+        given = {
+            name: map(dumps, value) if value is entries else value for name, value in data.items()
+        }
         assert codec.dumps_object(given) == dumps(data)
 
 
@@ -408,15 +410,15 @@ def test_an_object_is_written_within_the_bounds_of_the_whole(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(codec, "MAX_BYTES", 500)
-    assert len(codec.dumps_object({"n": iter(range(100))})) == 297
+    assert len(codec.dumps_object({"n": map(str, range(100))})) == 297
     with pytest.raises(UnserializableError, match="takes 795 bytes"):
-        codec.dumps_object({"n": iter(range(100, 297))})
+        codec.dumps_object({"n": map(str, range(100, 297))})
     monkeypatch.setattr(codec, "MAX_BYTES", 1000)
     monkeypatch.setattr(codec, "MAX_NODES", 100)
     with pytest.raises(UnserializableError, match="more than 100 values"):
-        codec.dumps_object({"n": iter(range(100))})
+        codec.dumps_object({"n": map(str, range(100))})
     with pytest.raises(UnserializableError, match=r"\$\[1\]\.a"):
-        codec.dumps_object({"n": iter([1, {"a": object()}])})
+        codec.dumps_object({"n": [1, {"a": object()}]})
 
 
 TEXTS = st.lists(st.sampled_from([*'[]{},:"\\ a1', '""', '\\"', '"a,b"', '["']) | st.text()).map(

@@ -2,7 +2,7 @@
 
 Laws:
 - A commit is atomic and complete: everything about a job can be rebuilt from its commits.
-- Its saved form is plain JSON with integer nanoseconds; what is left out has its default.
+- Its saved form is plain JSON text with integer nanoseconds; what is left out has its default.
 - Reading one checks every field and never trusts a number's range.
 """
 
@@ -13,6 +13,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from routilux import codec
+from routilux.codec import quoted
 from routilux.errors import CorruptStateError
 from routilux.exchange import Effect, Emission, ErrorInfo, Task, Writes
 from routilux.fields import check_fields, fits
@@ -103,60 +104,64 @@ class Commit:
         """When the attempt ended, or the request was granted."""
         return from_ns(self.at_ns)
 
-    def serialize(self, path: str = "$") -> dict[str, object]:
-        """Return the commit as JSON-able data; `path` is where errors say that it stands."""
-        data: dict[str, object] = {
-            "seq": self.seq,
-            "kind": self.kind._value_,  # what `value` looks up, at a fifth of the cost
-            "at_ns": self.at_ns,
-            "status": self.status._value_,
-        }
-        if self.task_id is not None:
-            data["task_id"] = self.task_id
-        if self.routine_id is not None:
-            data["routine_id"] = self.routine_id
-        if self.attempt:
-            data["attempt"] = self.attempt
-        if self.started_ns is not None:
-            data["started_ns"] = self.started_ns
-        if self.worker:
-            data["worker"] = self.worker
-        if self.emissions:
-            data["emissions"] = [
-                {
-                    "event": e.event,
-                    "payload": codec.encode(e.payload, f"{path}.emissions[{i}].payload"),
-                }
-                for i, e in enumerate(self.emissions)
-            ]
-        if self.tasks:
-            data["tasks"] = [self._task_data(task, path, i) for i, task in enumerate(self.tasks)]
-        if self.state is not None:
-            data["state"] = _writes_data(self.state, f"{path}.state")
-        if self.shared is not None:
-            data["shared"] = _writes_data(self.shared, f"{path}.shared")
-        if self.error is not None:
-            data["error"] = error_data(self.error)
-        if self.delay_ns is not None:
-            data["delay_ns"] = self.delay_ns
-        if self.due_ns is not None:
-            data["due_ns"] = self.due_ns
-        if self.detail is not None:
-            data["detail"] = codec.encode(self.detail, f"{path}.detail")
-        if self.effect is not None:
-            data["effect"] = effect_data(self.effect, f"{path}.effect")
-        return data
+    def dumps(self, path: str = "$") -> str:
+        """Return the commit as JSON text; `path` is where errors say that it stands.
 
-    def _task_data(self, task: Task, path: str, position: int) -> dict[str, object]:
-        data: dict[str, object] = {
-            "task_id": task.task_id,
-            "routine_id": task.routine_id,
-            "slot": task.slot,
-            "emission": task.emission,
-        }
-        if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
-            data["payload"] = codec.encode(task.payload, f"{path}.tasks[{position}].payload")
-        return data
+        Raises `UnserializableError` with the path of what has no saved form.
+        """
+        # Put together as text: as data that is then encoded it takes twice as long.
+        text = (
+            f'{{"seq":{self.seq},"kind":"{self.kind._value_}","at_ns":{self.at_ns}'
+            f',"status":"{self.status._value_}"'  # what `value` looks up, at a fifth of the cost
+        )
+        if self.task_id is not None:
+            text += f',"task_id":{quoted(self.task_id)}'
+        if self.routine_id is not None:
+            text += f',"routine_id":{quoted(self.routine_id)}'
+        if self.attempt:
+            text += f',"attempt":{self.attempt}'
+        if self.started_ns is not None:
+            text += f',"started_ns":{self.started_ns}'
+        if self.worker:
+            text += f',"worker":{self.worker}'
+        if self.emissions:
+            text += f',"emissions":[{",".join(self._emission_texts(path))}]'
+        if self.tasks:
+            text += f',"tasks":[{",".join(self._task_texts(path))}]'
+        if self.state is not None:
+            text += f',"state":{_writes_text(self.state, f"{path}.state")}'
+        if self.shared is not None:
+            text += f',"shared":{_writes_text(self.shared, f"{path}.shared")}'
+        if self.error is not None:
+            text += f',"error":{codec.dumps(error_data(self.error))}'
+        if self.delay_ns is not None:
+            text += f',"delay_ns":{self.delay_ns}'
+        if self.due_ns is not None:
+            text += f',"due_ns":{self.due_ns}'
+        if self.detail is not None:
+            text += f',"detail":{codec.saved(self.detail, f"{path}.detail")}'
+        if self.effect is not None:
+            text += f',"effect":{codec.dumps(effect_data(self.effect, f"{path}.effect"))}'
+        return codec.bounded(f"{text}}}", path)
+
+    def _emission_texts(self, path: str) -> list[str]:
+        return [
+            f'{{"event":{quoted(emission.event)},"payload":'
+            f"{codec.saved(emission.payload, f'{path}.emissions[{i}].payload')}}}"
+            for i, emission in enumerate(self.emissions)
+        ]
+
+    def _task_texts(self, path: str) -> list[str]:
+        texts = []
+        for i, task in enumerate(self.tasks):
+            text = (
+                f'{{"task_id":{quoted(task.task_id)},"routine_id":{quoted(task.routine_id)}'
+                f',"slot":{quoted(task.slot)},"emission":{task.emission}'
+            )
+            if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
+                text += f',"payload":{codec.saved(task.payload, f"{path}.tasks[{i}].payload")}'
+            texts.append(f"{text}}}")
+        return texts
 
     @classmethod
     def load(cls, data: object, path: str) -> Commit:
@@ -448,11 +453,9 @@ def load_effect(data: object, path: str) -> Effect:
     return Effect(cast(str, f["arguments"]), f["result"])
 
 
-def _writes_data(writes: Writes, path: str) -> dict[str, object]:
-    return {
-        "values": codec.encode(writes.values, f"{path}.values"),
-        "removed": list(writes.removed),
-    }
+def _writes_text(writes: Writes, path: str) -> str:
+    removed = ",".join(map(quoted, writes.removed))
+    return f'{{"values":{codec.saved(writes.values, f"{path}.values")},"removed":[{removed}]}}'
 
 
 def _load_writes(data: object, path: str) -> Writes:

@@ -206,21 +206,15 @@ class JobState:
 
         Raises `UnserializableError` with the path of a value that has no saved form.
         """
-        return {
-            name: list(value) if isinstance(value, Iterator) else value
-            for name, value in self._members().items()
-        }
+        data: dict[str, object] = codec.loads(self.dumps(), untag=False)
+        return data
 
     def dumps(self, *, history: bool = True) -> str:
-        """Return the JSON text of `serialize`; raises `UnserializableError` as it does.
+        """Return the job as JSON text; raises `UnserializableError` as `serialize` does.
 
         Without `history` it has no commits, like a job that no longer keeps any.
         """
-        members = self._members()
-        return codec.dumps_object(members if history else {**members, "commits": []})
-
-    def _members(self) -> dict[str, object]:
-        return {
+        members = {
             "job_id": self.job_id,
             "flow_id": self.flow_id,
             "status": self.status.value,
@@ -234,12 +228,16 @@ class JobState:
                 for routine_id, state in self.routine_states.items()
             },
             "shared_data": codec.encode(self.shared_data, "$.shared_data"),
-            "pending_tasks": _serialized("$.pending_tasks", self.pending_tasks),
-            "outputs": _serialized("$.outputs", self.outputs),
-            "dropped": _serialized("$.dropped", self.dropped),
+            "pending_tasks": _saved("$.pending_tasks", self.pending_tasks),
+            "outputs": _saved("$.outputs", self.outputs),
+            "dropped": _saved("$.dropped", self.dropped),
             "error": None if self.error is None else error_data(self.error),
-            "commits": _serialized("$.commits", self._commits),
+            "commits": [],
         }
+        if history:
+            commits = enumerate(self._commits)
+            members["commits"] = (commit.dumps(f"$.commits[{i}]") for i, commit in commits)
+        return codec.dumps_object(members)
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:
@@ -512,10 +510,8 @@ def _same(a: object, b: object) -> bool:
     return same_value(a, b)
 
 
-def _serialized(
-    path: str, parts: Sequence[PendingTask | Output | DroppedTask | Commit]
-) -> Iterator[dict[str, object]]:
-    return (part.serialize(f"{path}[{i}]") for i, part in enumerate(parts))
+def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> Iterator[str]:
+    return (codec.dumps(part.serialize(f"{path}[{i}]")) for i, part in enumerate(parts))
 
 
 def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:

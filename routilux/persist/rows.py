@@ -30,8 +30,10 @@ def written(commit: Commit, *, begins: bool) -> bytes:
 
     Raises `UnserializableError` with the path of what has no saved form.
     """
-    data = commit.serialize()
-    return codec.dumps({"format": FORMAT, **data} if begins else data).encode()
+    text = commit.dumps()
+    if begins:
+        text = codec.bounded(f'{{"format":{codec.quoted(FORMAT)},{text[1:]}')
+    return text.encode()
 
 
 def read(

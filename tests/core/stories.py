@@ -126,7 +126,7 @@ def by_folding(job: JobState) -> JobState:
     """As a store gives it back: each commit through its own text, folded one after the other."""
     restored = JobState(job.job_id)
     for commit in job.commits:
-        row = codec.loads(codec.dumps(commit.serialize()))
+        row = codec.loads(commit.dumps())
         restored.fold(Commit.load(row, f"$.row[{commit.seq}]"))
     return restored
 

@@ -34,7 +34,7 @@ def step_end(kind: CommitKind = DONE, **more: Any) -> Commit:
 
 
 def reread(commit: Commit) -> Commit:
-    return Commit.load(codec.loads(codec.dumps(commit.serialize())), "$")
+    return Commit.load(codec.loads(commit.dumps()), "$")
 
 
 # --- commits --------------------------------------------------------------------------------------
@@ -93,15 +93,14 @@ def commits(draw: st.DrawFn) -> Commit:
 def test_a_commit_comes_back_as_it_was(commit: Commit) -> None:
     again = reread(commit)
     assert same_value(again, commit)
-    assert json.dumps(again.serialize()) == json.dumps(commit.serialize())
+    assert again.dumps() == commit.dumps()
 
 
 def test_a_payload_that_went_to_many_is_saved_once_and_shared_again_when_read() -> None:
     payload: dict[str, object] = {"items": [1, 2]}
     tasks = [Task(f"0.{i}", "b", "trigger", payload, False, 0) for i in range(3)]
     commit = step_end(emissions=(Emission("out", payload, False),), tasks=tuple(tasks))
-    data = commit.serialize()
-    assert json.dumps(data).count("items") == 1
+    assert commit.dumps().count("items") == 1
     again = reread(commit)
     assert all(task.payload is again.emissions[0].payload for task in again.tasks)
     assert not any(task.flat for task in again.tasks)
@@ -109,7 +108,28 @@ def test_a_payload_that_went_to_many_is_saved_once_and_shared_again_when_read() 
 
 def test_what_a_commit_does_not_have_takes_no_room() -> None:
     pause = Commit(7, CommitKind.PAUSED, 5, JobStatus.PAUSED)
-    assert pause.serialize() == {"seq": 7, "kind": "paused", "at_ns": 5, "status": "paused"}
+    assert pause.dumps() == '{"seq":7,"kind":"paused","at_ns":5,"status":"paused"}'
+
+
+AWKWARD = 'a "b" \\ \n \x00 \u2028 é 😀'
+
+
+def test_names_may_hold_whatever_a_text_can() -> None:
+    named = replace(
+        step_end(),
+        task_id=AWKWARD,
+        routine_id=AWKWARD,
+        emissions=(Emission(AWKWARD, {AWKWARD: AWKWARD}, True),),
+        tasks=(Task(AWKWARD, AWKWARD, AWKWARD, {}, True, 0),),
+        state=Writes({AWKWARD: 1}, (AWKWARD,)),
+    )
+    assert same_value(reread(named), named)
+
+
+def test_a_name_that_no_file_can_hold_is_refused_with_its_place() -> None:
+    with pytest.raises(UnserializableError, match="lone surrogate at 2") as refusal:
+        step_end(emissions=(Emission("a \udcff", {}, True),)).dumps("$.commits[6]")
+    assert refusal.value.path == "$.commits[6].emissions[0].event"
 
 
 def test_the_times_of_a_commit_are_aware_instants() -> None:
@@ -134,7 +154,7 @@ def test_a_value_without_a_saved_form_is_named_by_its_place_in_the_commit() -> N
         "effect.result": {"effect": Effect("", object())},
     }.items():
         with pytest.raises(UnserializableError) as refusal:
-            step_end(**more).serialize("$.commits[6]")
+            step_end(**more).dumps("$.commits[6]")
         assert refusal.value.path == f"$.commits[6].{name}"
 
 
@@ -163,7 +183,7 @@ def test_a_value_without_a_saved_form_is_named_by_its_place_in_the_commit() -> N
     ],
 )
 def test_what_no_commit_says_is_refused_by_its_path(change: dict[str, Any], path: str) -> None:
-    data = step_end().serialize()
+    data = json.loads(step_end().dumps())
     Commit.load(data, "$")
     with pytest.raises(CorruptStateError) as refusal:
         Commit.load({**data, **change}, "$")
@@ -173,7 +193,7 @@ def test_what_no_commit_says_is_refused_by_its_path(change: dict[str, Any], path
 @pytest.mark.parametrize("index", [-1, 1])
 def test_a_task_delivers_an_emission_of_its_own_commit(index: int) -> None:
     task = {"task_id": "0.0", "routine_id": "b", "slot": "trigger", "emission": index}
-    data = {**step_end(emissions=(Emission("out", {}, True),)).serialize(), "tasks": [task]}
+    data = {**json.loads(step_end(emissions=(Emission("out", {}, True),)).dumps()), "tasks": [task]}
     with pytest.raises(CorruptStateError):
         Commit.load(data, "$")
     task["emission"] = 0

@@ -14,7 +14,6 @@ from functools import partial
 from typing import Any
 
 from routilux import Clock, ErrorHandler, Flow, JobState, Routine, Signal
-from routilux.codec import dumps
 
 SECOND = 1_000_000_000
 PATIENCE = 20.0  # seconds of real time after which a test that would hang fails instead
@@ -95,7 +94,7 @@ def fails(times: int, error: type[Exception] = ValueError) -> Body:
 
 def commits_of(job: JobState) -> str:
     """The commits of a job as text, to be compared byte by byte."""
-    return dumps([commit.serialize() for commit in job.commits])
+    return "\n".join(commit.dumps() for commit in job.commits)
 
 
 def kinds(job: JobState) -> list[str]:

@@ -43,7 +43,6 @@ from routilux import (
     RoutiluxError,
     Runtime,
     Worker,
-    codec,
 )
 from tests.kills.places import BACKOFF, IDLE, Places, kill_in
 from tests.kills.plants import PLANTS
@@ -71,7 +70,7 @@ def hear() -> Any:
 
 
 def digest(commit: Commit) -> str:
-    return sha256(codec.dumps(commit.serialize()).encode()).hexdigest()[:16]
+    return sha256(commit.dumps().encode()).hexdigest()[:16]
 
 
 class _Tells(logging.Handler):

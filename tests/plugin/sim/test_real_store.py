@@ -196,7 +196,7 @@ def rows_of(world: World) -> list[str]:
     if world.files is not None:
         version = f'"format":{codec.dumps(FORMAT)},'
         return [row.decode().replace(version, "", 1) for row in world.files.rows]
-    return [codec.dumps(commit.serialize()) for commit in world.commits]
+    return [commit.dumps() for commit in world.commits]
 
 
 def told(known: Reference, after: Disturbed) -> dict[str, object]:

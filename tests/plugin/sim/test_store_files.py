@@ -36,8 +36,8 @@ WORKED = Case(worked, "first", {"data": "x"}, faults=(StoreFails(4),))  # so tha
 ALONE_WORKED = replace(WORKED, faults=())
 
 
-def saved(world: World) -> list[object]:
-    return [commit.serialize() for commit in world.commits]
+def saved(world: World) -> list[str]:
+    return [commit.dumps() for commit in world.commits]
 
 
 def died_before(run: Undisturbed, seq: int) -> Disturbed:

@@ -352,4 +352,4 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
     with SqliteStore(tmp_path / "jobs.db") as store:
         assert [] == store.job_ids()
         store.create("j", b"1", "a", flow_id="f", queued=True)
-    assert "j" == acquire(store, "b", ["f"], SECOND)
+        assert "j" == acquire(store, "b", ["f"], SECOND)

@@ -54,7 +54,7 @@ class TaxService:
         return {thread for caller, _, thread in self._read()["calls"] if caller == pid}
 
     def _read(self) -> dict[str, Any]:
-        return cast("dict[str, Any]", json.loads(self._file.read_text()))
+        return cast("dict[str, Any]", json.loads(self._file.read_text("utf-8")))
 
 
 class TaxedProcessRoutine(DataProcessRoutine):

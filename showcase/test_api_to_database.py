@@ -127,7 +127,7 @@ class World:
 
     @property
     def messages(self) -> list[str]:
-        return self.outbox.read_text().splitlines() if self.outbox.exists() else []
+        return self.outbox.read_text("utf-8").splitlines() if self.outbox.exists() else []
 
 
 def waits(job: JobState, routine_id: str) -> tuple[int, ...]:

@@ -18,17 +18,30 @@ def _servers() -> Iterator[None]:
     postgres_server.stop()
 
 
-# What makes a pytest print more, less or otherwise than it does where none of them is set.
+# What makes a program print in colours, in other widths or otherwise than where none is set.
 _TASTES = (
-    *("CI", "BUILD_NUMBER", "PYTEST_ADDOPTS", "COLUMNS", "LINES"),
-    *("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),
+    *("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLUMNS", "LINES"),
+    *("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),
 )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _plain() -> Iterator[None]:
+    """What the tests start prints the same whoever runs the suite."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in _TASTES:
+            patch.delenv(name, raising=False)
+        patch.setenv("PYTHONUTF8", "1")
+        yield
 
 
 @pytest.fixture
 def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
-    """pytest's test bed, which prints the same whoever runs the suite: a person or a CI."""
-    for name in _TASTES:
+    """pytest's test bed, which prints as it does for a person: long texts cut, colours where asked.
+
+    In a CI the suite's own pytest goes on to show them whole.
+    """
+    for name in ("CI", "BUILD_NUMBER", "PY_COLORS"):  # the last is set by the test bed itself
         monkeypatch.delenv(name, raising=False)
     return pytester
 

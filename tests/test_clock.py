@@ -170,6 +170,28 @@ def test_sleepers_wake_one_at_a_time_by_instant_and_then_by_order_of_creation(
     assert max(lengths) == ended_at(job)
 
 
+@pytest.mark.parametrize("names", [("sleeper", "retry"), ("retry", "sleeper")])
+def test_a_sleeper_and_a_retry_of_the_same_instant_go_on_in_the_order_of_their_tasks(
+    names: tuple[str, str],
+) -> None:
+    went_on: list[str] = []
+
+    def sleeper(self: Routine, n: object) -> None:
+        self.ctx.sleep(1)
+        went_on.append("sleeper")
+
+    def retry(self: Routine, n: object) -> None:
+        if self.ctx.attempt == 1:
+            raise ValueError
+        went_on.append("retry")
+
+    bodies = {"sleeper": sleeper, "retry": Works(retry, retrying(retry_delay=1))}
+    flow = fan(send, workers=2, **{name: bodies[name] for name in names})
+    job = flow.execute("source", runtime=Runtime(clock=FakeClock()))
+    assert 1 == ended_at(job)
+    assert [*names] == went_on
+
+
 @pytest.mark.parametrize(("workers", "took"), [(2, 1), (1, 2)])
 def test_two_sleeps_of_a_second_take_a_second_on_two_workers_and_two_on_one(
     workers: int, took: int

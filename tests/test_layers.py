@@ -78,7 +78,7 @@ def imports_of(root: Path, package: str) -> list[Import]:
     found: list[Import] = []
     for name, path in modules(root, package):
         place = path.relative_to(root)
-        for node, typing, inner in _imports(ast.parse(path.read_text()), False, False):
+        for node, typing, inner in _imports(ast.parse(path.read_text("utf-8")), False, False):
             found += [
                 Import(name, imported, f"{place}:{node.lineno}", typing, inner)
                 for imported in _imported(node, known)
@@ -233,7 +233,7 @@ def plant(root: Path, **changed: str) -> Path:
     for name, text in {**SOUND, **changed}.items():
         path = root / "routilux" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, "utf-8")
     return root
 
 

@@ -114,7 +114,7 @@ def test_every_fixture_of_the_plugin_is_in_the_table_and_no_other() -> None:
 
 
 def test_its_commands_are_targets_of_the_makefile() -> None:
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
 
     assert {"make showcase", "make test"} == set(blocks("sh")[0].split("\n")) - {""}
     assert set(re.findall(r"make (\w+)`", README)) | {"showcase", "test"} <= targets

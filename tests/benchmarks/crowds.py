@@ -31,7 +31,7 @@ from routilux import (
     SystemClock,
 )
 from routilux.instants import SECOND
-from tests.benchmarks.durability import _file, _hurried, bare_rows, counter
+from tests.benchmarks.durability import _file, _hurried, _store, bare_rows, counter
 from tests.benchmarks.measurements import _time
 from tests.benchmarks.race import Bound, Figure, Measurement, Race
 
@@ -46,7 +46,7 @@ __all__ = ["group_commit", "long_history", "waiting_jobs", "workers"]
 def group_commit(jobs: int, steps: int, rounds: int) -> Measurement:
     """Compare the steps of jobs that run at once, on one host, with the same rows one by one."""
     flow = counter(steps)
-    store = SqliteStore(_file())
+    store = _store()
     runtime = Runtime(store=store)
     rows = store.rows(flow.execute("counts", runtime=runtime).job_id)
     insert = bare_rows(rows, runtime.owner)
@@ -178,7 +178,7 @@ class Waits(Routine):
 
 def _resident() -> int:
     """Return how many bytes of memory this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * resource.getpagesize()
 
 
@@ -215,7 +215,7 @@ def waiting_jobs(jobs: int, pace: float, lead: float, clock: Clock | None = None
                 waited.append(len(self.due))
                 late.append((commit.started_ns or 0) - self.due[job.job_id])
 
-    store = SqliteStore(_file())
+    store = _store()
     runtime = Runtime(clock=clock, store=store, observers=[Watch()])
 
     def wait() -> None:
@@ -263,7 +263,7 @@ def long_history(steps: int) -> Measurement:
                 gc.collect()
                 held[commit.seq // tenth] = _resident()
 
-    store = SqliteStore(_file())
+    store = _store()
     runtime = Runtime(store=store, history_limit=100, observers=[Watch()])
     flow = counter(steps)
     sizes: list[float] = []

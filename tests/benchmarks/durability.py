@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["durable_steps", "loading"]
 
-_folders: list[TemporaryDirectory[str]] = []
+_kept: list[object] = []  # until the program ends
 
 
 class Counts(Routine):
@@ -55,14 +55,21 @@ def counter(last: int) -> Flow:
 
 def _file() -> Path:
     folder: TemporaryDirectory[str] = TemporaryDirectory()
-    _folders.append(folder)  # until the program ends
+    _kept.append(folder)
     return Path(folder.name, "jobs.db")
+
+
+def _store(path: Path | None = None) -> SqliteStore:
+    store = SqliteStore(path or _file())
+    _kept.append(store)
+    return store
 
 
 def bare_rows(rows: Sequence[bytes], owner: str) -> Callable[[], None]:
     """Return what adds the rows by the bare `sqlite3` module, each as safe as a commit of ours."""
     numbers = count()
     bare = sqlite3.connect(_file(), isolation_level=None)
+    _kept.append(bare)
     bare.execute("PRAGMA journal_mode = WAL")
     bare.execute("PRAGMA synchronous = FULL")
     bare.execute(
@@ -80,7 +87,7 @@ def bare_rows(rows: Sequence[bytes], owner: str) -> Callable[[], None]:
 
 def durable_steps(steps: int, rounds: int) -> Measurement:
     """Compare the steps of a job, each on the disk before the next, with the rows alone."""
-    flow, store = counter(steps), SqliteStore(_file())
+    flow, store = counter(steps), _store()
     runtime = Runtime(store=store)
     rows = store.rows(flow.execute("counts", runtime=runtime).job_id)
     insert = bare_rows(rows, runtime.owner)
@@ -120,13 +127,13 @@ def _hurried(store: SqliteStore) -> Iterator[None]:
 
 def loading(sizes: Sequence[tuple[int, float]], finished: int, rounds: int) -> Measurement:
     """Load jobs of so many steps, within so many ms; alone, and among so many finished jobs."""
-    alone = SqliteStore(_file())
+    alone = _store()
     with _hurried(alone):
         runtime = Runtime(store=alone, history_limit=10)
         for steps, _ in sizes:
             counter(steps).execute("counts", job_id=f"{steps}", runtime=runtime)
     alone.close()
-    crowded = SqliteStore(shutil.copy(alone.path, _file()))
+    crowded = _store(shutil.copy(alone.path, _file()))
     with _hurried(crowded):
         runtime = Runtime(store=crowded)
         for _ in range(finished):

@@ -176,6 +176,7 @@ def test_a_value_without_a_saved_form_is_named_by_its_place_in_the_commit() -> N
         ({"attempt": -1}, "$.attempt"),
         ({"error": {"type": "E"}}, "$.error"),
         ({"emissions": [{"event": "out"}]}, "$.emissions[0].payload"),
+        ({"emissions": [{"event": "out", "payload": {1: 2}}]}, "$.emissions[0].payload"),
         ({"state": {"values": {}, "removed": [7]}}, "$.state.removed"),
         ({"state": {"values": {1: 2}, "removed": []}}, "$.state.values"),
         ({"delay_ns": -1}, "$.delay_ns"),

@@ -174,7 +174,7 @@ def _peak(*, reset: bool = False) -> int:
     """Return the most memory that the process has had since the last reset, in bytes."""
     if reset:
         _CLEAR.write_text("5")
-    for line in _STATUS.read_text().splitlines():
+    for line in _STATUS.read_text("utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("the system does not tell the memory of a process")

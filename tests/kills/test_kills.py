@@ -137,7 +137,7 @@ def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_re
     assert {"sent": 1} == job.shared_data
     # How soon is said and not asserted: lease + 1 s on a machine that has time for it.
     record_property("taken over after, s", (job.commits[2].at_ns - stopped) / 10**9)
-    assert 1 == len(Path(effects).read_text().splitlines())
+    assert 1 == len(Path(effects).read_text("utf-8").splitlines())
 
 
 @pytest.mark.parametrize("write", ["append", "append_all", "claim"])

@@ -39,7 +39,7 @@ class Evidence:
 
 def evidence(where: str, effects: Path, told: list[list[Any]]) -> Evidence:
     """Gather it from a store, a file of effects, and what the hosts have said."""
-    lines = effects.read_text().splitlines() if effects.exists() else []
+    lines = effects.read_text("utf-8").splitlines() if effects.exists() else []
     found = Evidence(
         {(said[1], said[2], said[3]) for said in told if said[0] == "commit"},
         [(key, token, int(seq)) for key, token, seq in (line.split(" ") for line in lines)],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -40,6 +41,14 @@ class Losses:
     def next(self, lost: str) -> None:
         """Lose the next "question", which the server never sees, or "answer", which it has sent."""
         self._lost = lost
+
+    @contextmanager
+    def once(self, lost: str) -> Iterator[None]:
+        """Lose the next one of these within the block; the block fails where there was none."""
+        before = self.count
+        self.next(lost)
+        yield
+        assert before + 1 == self.count, f"no {lost} came to be lost"
 
     def leave(self) -> None:
         """Leave the clients at once, and let the server believe that they are still there."""

@@ -40,6 +40,8 @@ MISSING: Final = "no PostgreSQL"
 """How the reason begins for which a test is left out."""
 
 _PLACES: Final = "/usr/lib/postgresql/*/bin"
+_SHORT: Final = "/tmp"  # a socket's path has 107 bytes at the most, and its user must get there
+_TEXT: Final = ("-E", "UTF8", "--locale=C")  # whatever the machine's language is, or lacks
 _PATIENCE: Final = 60.0
 _QUOTE: Final = "'"
 _numbers = count(1)
@@ -60,7 +62,7 @@ class Server:
 
     def __init__(self, *, flushes: bool = False) -> None:
         programs = max(Path("/").glob(f"{_PLACES[1:]}/initdb"), key=_version).parent
-        self.folder = Path(tempfile.mkdtemp(prefix="pg-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="pg-", dir=_SHORT))
         self._user: dict[str, Any] = {}
         if os.geteuid() == 0:
             shutil.chown(self.folder, "nobody")
@@ -71,14 +73,16 @@ class Server:
         self._keeper: subprocess.Popen[str] | None = None
         try:
             subprocess.run(
-                [programs / "initdb", "-D", data, "-A", "trust", "-U", "test", "--no-sync"],
+                [programs / "initdb", "-D", data, "-A", "trust", "-U", "test", "--no-sync", *_TEXT],
                 check=True,
                 capture_output=True,
                 cwd=self.folder,
+                env=_environment(),
                 **self._user,
             )
             access = data / "pg_hba.conf"
-            access.write_text(f"local all {GUARDED} scram-sha-256\n{access.read_text()}")
+            rules = access.read_text("utf-8")
+            access.write_text(f"local all {GUARDED} scram-sha-256\n{rules}", "utf-8")
             self.start()
         except BaseException:
             self.close()
@@ -109,7 +113,7 @@ class Server:
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
-            env={**os.environ, "LC_ALL": "C"},
+            env=_environment(),
             start_new_session=True,  # a Ctrl-C is for the tests, which then end it
             **self._user,
         )
@@ -143,6 +147,10 @@ class Server:
                 told.write(line)
             self._keeper.wait(_PATIENCE)
             self._keeper = None
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C"}
 
 
 def _drain(pipe: Any) -> None:

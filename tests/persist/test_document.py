@@ -456,7 +456,7 @@ def python(folder: Path, code: str) -> str:
 
 
 def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_path):
-    (tmp_path / "shop.py").write_text(SHOP)
+    (tmp_path / "shop.py").write_text(SHOP, "utf-8")
     write = "import shop; from routilux import SavedState; f = shop.flow();"
     assert "" == python(
         tmp_path, write + "SavedState.capture(f, f.execute('charge', {'cents': 5})).write('j.json')"

@@ -152,9 +152,8 @@ LOST = pytest.mark.parametrize("lost", ["question", "answer"])
 def test_a_create_whose_connection_is_lost_makes_one_job(
     far: PostgresStore, losses: Losses, lost: str, queued: bool
 ) -> None:
-    losses.next(lost)
-    far.create("j", b"1", "a", flow_id="f", queued=queued)
-    assert 1 == losses.count
+    with losses.once(lost):
+        far.create("j", b"1", "a", flow_id="f", queued=queued)
     assert [b"1"] == far.rows("j")
     assert ("j" if queued else None) == acquire(far, "b", ["f"], SECOND)
     with pytest.raises(DuplicateJobError):
@@ -168,9 +167,8 @@ def test_an_append_whose_connection_is_lost_is_there_once(
 ) -> None:
     far.create("j", b"1", "a", flow_id="f", queued=True)
     far.acquire("a", ["f"], 60 * SECOND)
-    losses.next(lost)
-    far.append("j", 2, b"2", "a", rests=rests)
-    assert 1 == losses.count
+    with losses.once(lost):
+        far.append("j", 2, b"2", "a", rests=rests)
     far.append("j", 3, b"3", "a", rests=rests)
     assert [b"1", b"2", b"3"] == far.rows("j")
     assert ([] if rests else ["j"]) == far.renew("a", SECOND)
@@ -184,9 +182,8 @@ def test_a_claim_whose_connection_is_lost_makes_one_owner(
     far.create("j", b"1", "a", flow_id="f", queued=True)
     if acquired:
         far.acquire("b", ["f"], 60 * SECOND)
-    losses.next(lost)
-    far.claim("j", 2, b"2", "b", rests=False)
-    assert 1 == losses.count
+    with losses.once(lost):
+        far.claim("j", 2, b"2", "b", rests=False)
     assert [b"1", b"2"] == far.rows("j")
     assert (["j"] if acquired else []) == far.renew("b", SECOND)
     with pytest.raises(LeaseLostError):
@@ -199,9 +196,8 @@ def test_an_operator_whose_connection_is_lost_overrules_once(
     far: PostgresStore, losses: Losses, lost: str, free: bool
 ) -> None:
     far.create("j", b"1", "a", flow_id="f", queued=False)
-    losses.next(lost)
-    far.overrule("j", 2, b"2", "operator", free=free)
-    assert 1 == losses.count
+    with losses.once(lost):
+        far.overrule("j", 2, b"2", "operator", free=free)
     assert [b"1", b"2"] == far.rows("j")
     assert ("j" if free else None) == acquire(far, "b", ["f"], SECOND)
 
@@ -212,9 +208,8 @@ def test_an_acquire_whose_connection_is_lost_gives_one_job_and_holds_no_other(
 ) -> None:
     for job_id in "jkl":
         far.create(job_id, b"1", "a", flow_id="f", queued=True)
-    losses.next(lost)
-    assert "j" == acquire(far, "b", ["f"], 60 * SECOND)
-    assert 1 == losses.count
+    with losses.once(lost):
+        assert "j" == acquire(far, "b", ["f"], 60 * SECOND)
     assert ["j"] == far.renew("b", 60 * SECOND)
     assert "k" == acquire(far, "b", ["f"], 60 * SECOND)
 
@@ -227,9 +222,8 @@ def test_an_acquire_whose_connection_is_lost_tells_whether_the_job_was_given_bac
     far.create("j", b"1", "a", flow_id="f", queued=True)
     far.acquire("a", ["f"], 60 * SECOND)
     far.release("j", "a", 0, clean=clean)
-    losses.next(lost)
-    assert Acquired("j", clean) == far.acquire("b", ["f"], 60 * SECOND)
-    assert 1 == losses.count
+    with losses.once(lost):
+        assert Acquired("j", clean) == far.acquire("b", ["f"], 60 * SECOND)
 
 
 def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_other(
@@ -257,19 +251,18 @@ def test_what_else_loses_its_connection_is_done_all_the_same(
 ) -> None:
     far.create("j", b"1", "a", flow_id="f", queued=True)
     far.acquire("b", ["f"], 60 * SECOND)
-    losses.next(lost)
-    assert ["j"] == far.renew("b", 50 * SECOND)
-    losses.next(lost)
-    far.keep_snapshot("j", 1, b"one")
-    losses.next(lost)
-    assert (1, b"one") == far.snapshot("j")
-    losses.next(lost)
-    assert [b"1"] == far.rows("j")
-    losses.next(lost)
-    far.release("j", "b", 0)
-    losses.next(lost)
-    assert 0 == far.free_in(["f"])
-    assert 6 == losses.count
+    with losses.once(lost):
+        assert ["j"] == far.renew("b", 50 * SECOND)
+    with losses.once(lost):
+        far.keep_snapshot("j", 1, b"one")
+    with losses.once(lost):
+        assert (1, b"one") == far.snapshot("j")
+    with losses.once(lost):
+        assert [b"1"] == far.rows("j")
+    with losses.once(lost):
+        far.release("j", "b", 0)
+    with losses.once(lost):
+        assert 0 == far.free_in(["f"])
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -23,8 +24,9 @@ SECOND = 10**9
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> SqliteStore:
-    return SqliteStore(tmp_path / "jobs.db")
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        yield store
 
 
 def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None:
@@ -79,7 +81,8 @@ def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> N
         child.stdin.flush()
     taken = [int(child.communicate(timeout=PATIENCE)[0]) for child in children]
     assert 100 == sum(taken)
-    assert 100 == len(SqliteStore(tmp_path / "jobs.db").job_ids())
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        assert 100 == len(store.job_ids())
 
 
 def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(
@@ -141,6 +144,7 @@ def test_threads_share_one_store(store: SqliteStore) -> None:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
+    assert [f"job {i}" for i in range(8)] == sorted(store.job_ids())
     for name in store.job_ids():
         assert [b"%d" % seq for seq in range(1, 20)] == store.rows(name)
 
@@ -305,7 +309,7 @@ def test_a_file_of_another_kind_is_refused_and_left_as_it_was(tmp_path: Path) ->
     path.write_text("a letter to a friend" * 100)
     with pytest.raises(CorruptStateError, match=r"jobs\.db: is no sound database .*restore it"):
         SqliteStore(path)
-    assert "a letter to a friend" * 100 == path.read_text()
+    assert "a letter to a friend" * 100 == path.read_text("utf-8")
 
 
 def test_a_database_of_another_program_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
@@ -370,10 +374,10 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
     )
     with process(program, tmp_path / "jobs.db") as child:
         assert -signal.SIGKILL == child.wait(PATIENCE)
-    store = SqliteStore(tmp_path / "jobs.db")
-    assert [] == store.job_ids()
-    store.create("j", b"1", "a", flow_id="f", queued=True)
-    assert "j" == acquire(store, "b", ["f"], SECOND)
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        assert [] == store.job_ids()
+        store.create("j", b"1", "a", flow_id="f", queued=True)
+        assert "j" == acquire(store, "b", ["f"], SECOND)
 
 
 # --- the file and the process ---------------------------------------------------------------------

@@ -17,7 +17,7 @@ def sections(file: str) -> dict[str, str]:
     """Return the texts of a file by name."""
     found: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in (FOLDER / file).read_text().splitlines():
+    for line in (FOLDER / file).read_text("utf-8").splitlines():
         if line.startswith("[") and line.endswith("]"):
             lines = found.setdefault(line[1:-1], [])
         else:

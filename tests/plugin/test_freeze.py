@@ -113,7 +113,7 @@ def imported(
     names: list[str] = []
 
     def import_it(name: str, text: str) -> ModuleType:
-        (tmp_path / f"{name}.py").write_text(text)
+        (tmp_path / f"{name}.py").write_text(text, "utf-8")
         names.append(name)
         return __import__(name)
 
@@ -486,7 +486,7 @@ def test_durations_and_timestamps_of_pytest_stay_real(pytester: pytest.Pytester)
     assert abs(datetime.fromisoformat(suite.attrib["timestamp"]) - before) < timedelta(hours=1)
     assert 0 < float(suite.attrib["time"]) < 100
     assert 0 < float(suite[0].attrib["time"]) < 100
-    [benchmark] = json.loads((pytester.path / "bench.json").read_text())["benchmarks"]
+    [benchmark] = json.loads((pytester.path / "bench.json").read_text("utf-8"))["benchmarks"]
     assert 0 < benchmark["stats"]["min"] < 0.1
 
 
@@ -572,7 +572,7 @@ def test_everything_is_as_before_when_it_ends(error) -> None:
     except (ValueError, KeyboardInterrupt):
         pass
     after = names_of_time()
-    assert [] == [name for name in before.keys() | after.keys() if before[name] is not after[name]]
+    assert before == after
     assert zone == os.environ.get("TZ")
     assert clock is not None
     clock.advance(1)  # moves nothing but itself

@@ -28,7 +28,7 @@ def lengths(waits) -> list[float]:
 
 
 def calls_of(path: Path) -> list[tuple[int, int]]:
-    lines = [line.split() for line in path.read_text().splitlines()]
+    lines = [line.split() for line in path.read_text("utf-8").splitlines()]
     return [(int(pid), int(attempt)) for pid, attempt, *_ in lines]
 
 
@@ -121,7 +121,7 @@ def test_work_that_no_document_holds_is_done_again_with_the_same_key(
     b = flow_hosts.resume(a.document, imports=[shop_module])
     assert "completed" == b.job.status
     assert [(a.pid, 1), (a.pid, 2), (b.pid, 1), (b.pid, 2), (b.pid, 3)] == calls_of(calls)
-    assert 1 == len({line.split()[2] for line in calls.read_text().splitlines()})
+    assert 1 == len({line.split()[2] for line in calls.read_text("utf-8").splitlines()})
 
 
 def test_a_second_kill_leaves_what_the_second_host_saved(flow_hosts: FlowHosts) -> None:
@@ -164,7 +164,7 @@ def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
     )
     b = flow_hosts.resume(a.document, imports=[shop_module], execution_strategy=strategy)
     assert "completed" == b.job.status
-    assert calls.read_text().split()[-1].startswith(thread)
+    assert calls.read_text("utf-8").split()[-1].startswith(thread)
 
 
 def test_a_failed_job_gets_a_fresh_budget_on_a_changed_flow(flow_hosts: FlowHosts) -> None:

@@ -96,9 +96,11 @@ def test_the_timeout_of_a_host_is_real_where_time_is_not(
 # --- the test run itself ends ---------------------------------------------------------------------
 
 INNER = f"""
-    import os, threading
+    import os, signal, threading
     from pathlib import Path
     from tests.plugin.{Path(__file__).stem} import meet
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
 
     ARGS = {{"build_args": {{"fifo": os.environ["OUTER"]}}}}
 
@@ -110,7 +112,7 @@ INNER = f"""
             target=flow_hosts.start, args=[meet, "meet"], kwargs=ARGS, daemon=True
         )
         start.start()
-        Path(os.environ["GATE"]).read_text()
+        Path(os.environ["GATE"]).read_text("utf-8")
         assert not "the host has met us"
 """
 
@@ -146,15 +148,19 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
         ],
         stdin=subprocess.DEVNULL,
     )
-    host = os.pidfd_open(int(read(reads)))
-    if end is None:
-        gate.write_text("go on")
-    else:
-        run.send_signal(end)
-    poll = select.poll()
-    poll.register(host, select.POLLIN)
-    assert poll.poll(PATIENCE), "the host lives on"
-    out, _ = run.communicate()
+    try:
+        host = os.pidfd_open(int(read(reads)))
+        if end is None:
+            gate.write_text("go on")
+        else:
+            run.send_signal(end)
+        poll = select.poll()
+        poll.register(host, select.POLLIN)
+        assert poll.poll(PATIENCE), "the host lives on"
+        out, _ = run.communicate()
+    finally:
+        run.kill()
+        run.communicate()
     assert status == run.returncode, out.decode()
     os.close(host)
     os.close(reads)

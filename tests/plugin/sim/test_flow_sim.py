@@ -2,66 +2,10 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from tests.plugin.inner import run_inside
-
-SHOP = """
-    import pytest
-    from routilux import ErrorHandler, Flow, Routine
-
-    KEYED = {keyed}
-
-    class Orders(Routine):
-        def __init__(self):
-            super().__init__()
-            self.define_slot("trigger", handler=self.order)
-            self.define_event("output", ["order"])
-
-        def order(self, id):
-            self.emit("output", order=f"A{{id}}")
-
-    class Charge(Routine):
-        gateway = None
-
-        def __init__(self):
-            super().__init__()
-            self.define_slot("input", handler=self.charge)
-            self.define_event("output", ["receipt"])
-
-        def charge(self, order):
-            self.ctx.sleep(0.36)
-            key = self.ctx.key("charge") if KEYED else None
-            self.emit("output", receipt=Charge.gateway(order, key=key))
-
-    def build():
-        flow = Flow("shop")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Charge(), "charge")
-        flow.connect("orders", "output", "charge", "input")
-        flow.set_error_handler(ErrorHandler("retry", max_retries=2, retry_delay=0.5))
-        return flow
-
-    @pytest.fixture(autouse=True)
-    def gateway(flow_sim, monkeypatch):
-        monkeypatch.setattr(Charge, "gateway", flow_sim.effect("gateway.charge", key="key"))
-"""
-SURVIVES = """
-    def test_survives(flow_sim):
-        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
-"""
-
-
-def shop(pytester: pytest.Pytester, tests: str = SURVIVES, *, keyed: bool = False) -> None:
-    pytester.makepyfile(test_shop=(SHOP + tests).format(keyed=keyed))
-
-
-def repro_of(result: pytest.RunResult) -> str:
-    found = re.search(r"--routilux-repro=(\S+)", result.stdout.str())
-    assert found is not None
-    return found[1]
+from tests.plugin.sim.shop_project import ON_SQLITE, glob, shop, tried
 
 
 def test_a_flow_that_survives_passes_and_says_with_v_how_much_was_tried(
@@ -107,163 +51,8 @@ def test_a_flow_that_does_not_is_told_why_in_25_lines_of_100_columns(
     )
 
 
-# --- reproducers ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
-def test_a_reproducer_fails_again_in_another_process(
-    workers: tuple[str, ...], pytester: pytest.Pytester
-) -> None:
-    shop(pytester)
-    repro = repro_of(run_inside(pytester))
-    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
-    again.assert_outcomes(failed=1)
-    again.stdout.fnmatch_lines(
-        [
-            "EFFECT REPEATED: gateway.charge('A7') ran 2x*",
-            f"test_shop.py::test_survives: {glob(repro)}: fails",
-        ]
-    )
-    assert repro == repro_of(again)
-
-
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
-def test_a_reproducer_of_a_bug_that_is_mended_is_fixed(
-    workers: tuple[str, ...], pytester: pytest.Pytester
-) -> None:
-    shop(pytester)
-    repro = repro_of(run_inside(pytester))
-    shop(pytester, keyed=True)
-    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
-    again.assert_outcomes(passed=1)
-    again.stdout.fnmatch_lines([f"test_shop.py::test_survives: {glob(repro)}: fixed"])
-
-
-def test_a_reproducer_of_another_flow_is_stale_and_an_error(pytester: pytest.Pytester) -> None:
-    shop(pytester)
-    repro = repro_of(run_inside(pytester))
-    changed = SURVIVES.replace("flow_sim)", "flow_sim, monkeypatch)").replace(
-        "crash_everywhere(build", "crash_everywhere(lambda: longer(build())"
-    )
-    longer = """
-    def longer(flow):
-        flow.add_routine(Orders(), "more")
-        return flow
-"""
-    shop(pytester, longer + changed, keyed=True)
-    again = run_inside(pytester, f"--routilux-repro={repro}")
-    again.assert_outcomes(passed=1, errors=1)
-    again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *another flow*"])
-
-
-def test_a_reproducer_whose_point_is_gone_is_stale_and_an_error(pytester: pytest.Pytester) -> None:
-    shop(pytester)
-    repro = repro_of(run_inside(pytester))
-    gone = repro.replace("effect1", "effect2")
-    again = run_inside(pytester, f"--routilux-repro={gone}")
-    again.assert_outcomes(failed=1, errors=1)
-    again.stdout.fnmatch_lines(
-        ["*STALE: * has no crash point 0.0@a1.effect2*", "EFFECT REPEATED: *"]
-    )
-
-
-def test_a_reproducer_finds_its_simulation_behind_one_that_it_does_not_fit(
-    pytester: pytest.Pytester,
-) -> None:
-    shop(
-        pytester,
-        """
-    class Silent(Charge):
-        def charge(self, order):
-            self.emit("output", receipt=order)
-
-    def silent():
-        flow = Flow("silent")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Silent(), "charge")
-        flow.connect("orders", "output", "charge", "input")
-        return flow
-
-    def test_survive(flow_sim):
-        coverage = flow_sim.crash_everywhere(silent, entry="orders", params={{"id": 7}})
-        assert 0 < coverage.executed["by document"]
-        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
-""",
-    )
-    repro = repro_of(run_inside(pytester))
-    again = run_inside(pytester, f"--routilux-repro={repro}")
-    again.assert_outcomes(failed=1)
-    again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
-
-
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
-def test_a_reproducer_finds_its_simulation_in_the_end_of_a_fixture(
-    workers: tuple[str, ...], pytester: pytest.Pytester
-) -> None:
-    shop(
-        pytester,
-        """
-    @pytest.fixture
-    def afterwards(flow_sim):
-        yield
-        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
-
-    def test_survive(afterwards):
-        pass
-""",
-    )
-    repro = repro_of(run_inside(pytester))
-    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
-    again.assert_outcomes(passed=1, errors=1)
-    again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
-
-
-def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(
-    pytester: pytest.Pytester,
-) -> None:
-    shop(pytester)
-    digest = repro_of(run_inside(pytester)).split(".")[1]
-    shop(pytester, keyed=True)
-    again = run_inside(pytester, f"--routilux-repro=R1.{digest}.s7")
-    again.assert_outcomes(passed=1, errors=1)
-    again.stdout.fnmatch_lines(["*STALE: *s7 reaches nothing any more: crash_everywhere does all*"])
-
-
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
-def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(
-    workers: tuple[str, ...], pytester: pytest.Pytester
-) -> None:
-    pytester.makepyfile("def test_nothing(): assert True")
-    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", *workers)
-    assert pytest.ExitCode.TESTS_FAILED == result.ret
-    result.stdout.fnmatch_lines(["R1.9f3c.0.0@a1.effect1: stale, no simulation of these tests*"])
-
-
-def test_it_is_an_error_without_a_terminal_too_and_a_pass_is_a_pass(
-    pytester: pytest.Pytester,
-) -> None:
-    shop(pytester, keyed=True)
-    assert pytest.ExitCode.OK == run_inside(pytester, "-p", "no:terminal").ret
-    (pytester.path / "test_shop.py").unlink()
-    pytester.makepyfile("def test_nothing(): assert True")
-    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", "-p", "no:terminal")
-    assert pytest.ExitCode.TESTS_FAILED == result.ret
-
-
-def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(
-    pytester: pytest.Pytester,
-) -> None:
-    shop(pytester)
-    result = run_inside(pytester, "--routilux-repro=R2.9f3c.0")
-    assert pytest.ExitCode.USAGE_ERROR == result.ret
-    result.stderr.fnmatch_lines(["*--routilux-repro='R2.9f3c.0': it begins with 'R2'*R1.<4 hex*"])
-
-
-# --- a crash or a fault that does not happen is no pass -------------------------------------------
-
-
 def test_a_fault_that_never_strikes_is_an_error(pytester: pytest.Pytester) -> None:
-    shop(
+    tried(
         pytester,
         """
     def test_survives(flow_sim, flow_faults):
@@ -272,15 +61,13 @@ def test_a_fault_that_never_strikes_is_an_error(pytester: pytest.Pytester) -> No
             faults=[flow_faults.raises("charge", OSError, attempts=[9])],
         )
 """,
-        keyed=True,
+        ["raises('charge', OSError, attempts=[[]9[]]) never struck*"],
+        failed=1,
     )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["raises('charge', OSError, attempts=[[]9[]]) never struck*"])
 
 
 def test_a_fault_of_a_misspelt_routine_is_refused(pytester: pytest.Pytester) -> None:
-    shop(
+    tried(
         pytester,
         """
     def test_survives(flow_sim, flow_faults):
@@ -288,37 +75,36 @@ def test_a_fault_of_a_misspelt_routine_is_refused(pytester: pytest.Pytester) -> 
             build, entry="orders", params={{"id": 7}}, faults=[flow_faults.slow("chrage", 1)]
         )
 """,
-    )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
         [
             (
                 "*slow('chrage', 1) names no routine of flow 'shop'; known: 'orders', 'charge';"
                 " did you mean 'charge'?"
             )
-        ]
+        ],
+        keyed=False,
+        failed=1,
     )
 
 
 def test_a_fault_that_met_no_job_is_an_error(pytester: pytest.Pytester) -> None:
-    shop(
+    tried(
         pytester,
         """
     def test_forgets(flow_sim, flow_faults):
         flow_faults.store_fails(2, durable=True)
         flow_sim.run(build, "orders", {{"id": 7}})
 """,
+        ["store_fails(2, durable=True): made, and met no job; *"],
+        keyed=False,
+        passed=1,
+        errors=1,
     )
-    result = run_inside(pytester)
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(["store_fails(2, durable=True): made, and met no job; *"])
 
 
 def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
     pytester: pytest.Pytester,
 ) -> None:
-    shop(
+    tried(
         pytester,
         """
     def test_survives(flow_sim, flow_faults):
@@ -332,24 +118,22 @@ def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
         other.add_routine(Charge(), "charge")
         return other
 """,
-        keyed=True,
+        ["raises('charge', OSError) never struck*"],
+        failed=1,
     )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["raises('charge', OSError) never struck*"])
 
 
 def test_a_build_that_gives_no_flow_is_refused(pytester: pytest.Pytester) -> None:
-    shop(
+    tried(
         pytester,
         """
     def test_survives(flow_sim):
         flow_sim.crash_everywhere(lambda: None, "orders")
 """,
+        ["*FlowDefinitionError: build() returned None, which is no Flow*"],
+        keyed=False,
+        failed=1,
     )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*FlowDefinitionError: build() returned None, which is no Flow*"])
 
 
 @pytest.mark.parametrize(
@@ -363,21 +147,19 @@ def test_a_build_that_gives_no_flow_is_refused(pytester: pytest.Pytester) -> Non
 def test_a_check_that_can_not_say_yes_is_no_pass(
     check: str, says: str, pytester: pytest.Pytester
 ) -> None:
-    shop(
+    tried(
         pytester,
         f"""
     def test_survives(flow_sim):
         flow_sim.crash_everywhere(build, entry="orders", params={{{{"id": 7}}}}, {check})
 """,
-        keyed=True,
+        [f"*{says}*"],
+        failed=1,
     )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"*{says}*"])
 
 
 def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester) -> None:
-    shop(
+    tried(
         pytester,
         """
     class Late(Orders):
@@ -408,17 +190,16 @@ def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester)
         flow_sim.crash_everywhere(stamp, "orders", {{"id": 7}})
         flow_sim.check_determinism(lambda: stamp(), "orders", {{"id": 7}})
 """,
-    )
-    result = run_inside(pytester, "-v")
-    result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(
         [
             "*hosts in other processes: not tried, the test does without",
             "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.output.order",
             "*the same again",
             "*another hash seed (the order of sets): not tried, *",
-        ]
+        ],
+        "-v",
+        keyed=False,
+        passed=2,
     )
 
 
@@ -475,7 +256,7 @@ def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> No
 
 
 def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pytester) -> None:
-    shop(
+    tried(
         pytester,
         """
     def test_survives(flow_sim, monkeypatch):
@@ -487,18 +268,16 @@ def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pyte
         monkeypatch.setattr(crash._FailsAt, "before_write", softened)
         flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
 """,
-        keyed=True,
+        ["*cut at * of *: planned *, executed *; a crash that did not*"],
+        failed=1,
     )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*cut at * of *: planned *, executed *; a crash that did not*"])
 
 
 def test_what_a_handler_does_after_its_host_died_has_not_happened(
     pytester: pytest.Pytester,
 ) -> None:
     # The handler cleans up in `finally` and would make up for the crash, if it saw it.
-    shop(
+    tried(
         pytester,
         """
     class Tidy(Charge):
@@ -519,88 +298,10 @@ def test_what_a_handler_does_after_its_host_died_has_not_happened(
     def test_survives(flow_sim):
         flow_sim.crash_everywhere(tidy, entry="orders", params={{"id": 7}})
 """,
+        ["EFFECT REPEATED: gateway.charge('A7') ran 2x*", "*effect1"],
+        keyed=False,
+        failed=1,
     )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["EFFECT REPEATED: gateway.charge('A7') ran 2x*", "*effect1"])
-
-
-# --- on a real store ------------------------------------------------------------------------------
-
-ON_SQLITE = """
-    from routilux import MemoryStore, SqliteStore
-
-    class Late(SqliteStore):
-        def append(self, job_id, seq, row, owner, *, rests):
-            with self._file.using() as db:
-                if not db.in_transaction:
-                    db.execute("BEGIN IMMEDIATE")
-                db.execute(
-                    "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1",
-                    (job_id, seq, owner, row),
-                )
-                if rests:
-                    db.execute("COMMIT")
-
-    def opens_elsewhere(path):
-        return SqliteStore("elsewhere.db")
-
-    def test_survives(flow_sim):
-        flow_sim.crash_everywhere(build, entry="orders", params={{{{"id": 7}}}}{store})
-"""
-
-
-def test_a_flow_survives_on_a_real_store_and_v_tells_which(pytester: pytest.Pytester) -> None:
-    shop(pytester, ON_SQLITE.format(store=", store=SqliteStore"), keyed=True)
-    result = run_inside(pytester, "-v")
-    result.assert_outcomes(passed=1)
-    result.stdout.fnmatch_lines(["*each host opens the files anew: store=SqliteStore"])
-
-
-@pytest.mark.parametrize("lacks", [", store=SqliteStore", ""])
-def test_a_reproducer_made_on_a_store_is_stale_without_it(
-    lacks: str, pytester: pytest.Pytester
-) -> None:
-    shop(pytester, ON_SQLITE.format(store=", store=Late"), keyed=True)
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(
-        [
-            "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
-            "why*",
-            "fix*",
-        ]
-    )
-    repro = repro_of(result)
-    run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
-    shop(pytester, ON_SQLITE.format(store=lacks), keyed=True)
-    again = run_inside(pytester, f"--routilux-repro={repro}")
-    again.assert_outcomes(passed=1, errors=1)
-    again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *"])
-
-
-@pytest.mark.parametrize(
-    ("store", "says"),
-    [
-        ("SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give what opens "),
-        ("7", "store=7 can't be called; give what opens a store in the file at a path*"),
-        ("MemoryStore", "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')*"),
-        ("lambda path: MemoryStore()", "store=*lambda* makes no file at the path that it is given"),
-        ("opens_elsewhere", "store=*opens_elsewhere* makes no file at the path that it is given"),
-        ("open", "store=<built-in function open> opens no file (FileNotFoundError: *"),
-        ("str", "store=<class 'str'> opens '*jobs.db', which has no create(); give what opens*"),
-    ],
-)
-def test_what_opens_no_store_in_a_file_is_refused(
-    store: str, says: str, pytester: pytest.Pytester
-) -> None:
-    shop(pytester, ON_SQLITE.format(store=f", store={store}"), keyed=True)
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"*FlowDefinitionError: {glob(says)}*"])
-
-
-# --- the other ways to run ------------------------------------------------------------------------
 
 
 def test_a_run_gives_the_job_and_the_effects(pytester: pytest.Pytester) -> None:
@@ -635,6 +336,34 @@ def test_a_suite_that_simulates_nothing_has_no_summary_of_it(pytester: pytest.Py
     result.stdout.no_fnmatch_line("*flow simulations*")
 
 
-def glob(text: str) -> str:
-    """Return a pattern that matches just this text."""
-    return text.replace("[", "[[]")
+def test_a_flow_survives_on_a_real_store_and_v_tells_which(pytester: pytest.Pytester) -> None:
+    tried(
+        pytester,
+        ON_SQLITE.format(store=", store=SqliteStore"),
+        ["*each host opens the files anew: store=SqliteStore"],
+        "-v",
+        passed=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("store", "says"),
+    [
+        ("SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give what opens "),
+        ("7", "store=7 can't be called; give what opens a store in the file at a path*"),
+        ("MemoryStore", "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')*"),
+        ("lambda path: MemoryStore()", "store=*lambda* makes no file at the path that it is given"),
+        ("opens_elsewhere", "store=*opens_elsewhere* makes no file at the path that it is given"),
+        ("open", "store=<built-in function open> opens no file (FileNotFoundError: *"),
+        ("str", "store=<class 'str'> opens '*jobs.db', which has no create(); give what opens*"),
+    ],
+)
+def test_what_opens_no_store_in_a_file_is_refused(
+    store: str, says: str, pytester: pytest.Pytester
+) -> None:
+    tried(
+        pytester,
+        ON_SQLITE.format(store=f", store={store}"),
+        [f"*FlowDefinitionError: {glob(says)}*"],
+        failed=1,
+    )

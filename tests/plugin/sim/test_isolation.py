@@ -390,7 +390,7 @@ def is_gone(pid: int) -> bool:
     # The process may be dead and not yet waited for by whoever it belongs to now.
     for _ in range(1000):
         try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            if Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
                 return True
         except FileNotFoundError:
             return True

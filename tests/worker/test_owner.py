@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,32 +22,10 @@ from routilux import (
 )
 from routilux.persist import operator
 from tests.drivers.workshop import PATIENCE, chain, rest
+from tests.worker.jobs import TAKEN_OVER, story, working
 
 # From Python 3.12 on it tells so, and what it warns of is what is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def store(clock: FakeClock) -> MemoryStore:
-    return MemoryStore(clock)
-
-
-@pytest.fixture
-def runtime(clock: FakeClock, store: MemoryStore) -> Iterator[Runtime]:
-    with Runtime(clock=clock, store=store) as made:
-        yield made
-
-
-def kinds(runtime: Runtime, job_id: str) -> list[str]:
-    return [commit.kind.value for commit in runtime.load(job_id).commits]
-
-
-# --- workers of one runtime -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["an operator", "time"])
@@ -60,13 +38,7 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
 ) -> None:
     caplog.set_level("INFO")
     ran: list[str] = []
-
-    def works(self: Routine) -> None:
-        ran.append("begins")
-        self.ctx.sleep(25)
-        ran.append("ends")
-
-    flow = chain(a=works)
+    flow = chain(a=working(25, ran))
     job_id = runtime.submit(flow, "a")
     first, second = (Worker(store, [flow], runtime=runtime, lease=20) for _ in range(2))
     assert first._take(False)
@@ -83,9 +55,8 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
     second.run(until_idle=True)
     assert ["begins", "begins", "ends"] == ran
     resumed = ["resumed"] * (2 if by == "time" else 3)
-    assert ["start", *resumed, "done"] == kinds(runtime, job_id)
-    whom = "an operator, or another host while this one stood still for too long"
-    assert [f"job '{job_id}' was taken over by {whom}"] == caplog.messages
+    assert ["start", *resumed, "done"] == story(runtime, job_id)
+    assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
     assert {} == runtime.taken
 
 
@@ -107,10 +78,7 @@ def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtim
         flow.resume(runtime.load(job_id), runtime=runtime)
     host.run(until_idle=True)
     assert [job_id] == ran
-    assert ["start", "resumed", "done"] == kinds(runtime, job_id)
-
-
-# --- forked children ------------------------------------------------------------------------------
+    assert ["start", "resumed", "done"] == story(runtime, job_id)
 
 
 def in_a_child(does: Callable[[], None]) -> None:

@@ -1,0 +1,69 @@
+"""A store to look into, and the command line as the tests call it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from routilux import Runtime, SqliteStore
+from routilux.cli import main
+from tests.cli.payments import NOW, after, payment
+from tests.cli.program import Told
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The path of a store with one job of every kind, which is what the commands are about."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.chdir(tmp_path)
+    path = Path("jobs.db")
+    with SqliteStore(path, clock=NOW) as store:
+
+        def host(at: float, **options: bool) -> Runtime:
+            return Runtime(clock=after(at, **options), store=store)
+
+        payment().execute("charge", {"order": "A1"}, job_id="done", runtime=host(0))
+        payment(9, retries=1).execute(
+            "charge", {"order": "A2"}, job_id="failed", runtime=host(3000)
+        )
+        waits = host(3510, autojump=False)
+        waits.owner = "web-1:4711:9f86d081884c7d65"
+        payment(delay=100).start("charge", {"order": "A3"}, job_id="waits", runtime=waits)
+        waits.clock.advance(0.12)  # type: ignore[attr-defined]
+        waits.close()
+        host(3590).submit(payment(), "charge", {"order": "A4"}, job_id="queued")
+        slow = host(3580, autojump=False)
+        run = payment().start("charge", {"order": "A5"}, job_id="paused", runtime=slow)
+        slow.clock.advance(0.12)  # type: ignore[attr-defined]
+        run.pause()
+        slow.close()
+    return path
+
+
+@pytest.fixture
+def told(capsys: pytest.CaptureFixture[str]) -> Told:
+    """What a command writes; on stdout where it succeeds, else on stderr, as one line."""
+
+    def called(*arguments: object, status: int = 0) -> str:
+        assert status == main([str(argument) for argument in arguments], clock=NOW)
+        out, err = capsys.readouterr()
+        assert ("" == err) is (status == 0)
+        assert "Traceback" not in err
+        return out if status == 0 else err
+
+    return called
+
+
+@pytest.fixture
+def refused(told: Told) -> Told:
+    """Why a command is refused, in one line."""
+
+    def called(*arguments: object, status: int = 1) -> str:
+        err = told(*arguments, status=status)
+        assert err.startswith("routilux: ")
+        assert 1 == err.count("\n")
+        return err.removeprefix("routilux: ").rstrip("\n")
+
+    return called

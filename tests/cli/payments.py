@@ -1,0 +1,84 @@
+"""The flow that the tests of the command line are about, and the time at which they look."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from routilux import ErrorHandler, FakeClock, Flow, Routine
+from routilux.persist.checksums import CHECKSUM
+
+START = "2026-01-01T12:00:00"
+SECOND = 10**9
+PLAIN_ROW = f"(substr(row, 1, length(row) - {CHECKSUM}) || '}}')"
+"""A row in SQL, without its checksum: so it can be changed."""
+
+# In a file of a short name, since the story tells where an error was raised.
+_shop: dict[str, Any] = {}
+exec(
+    compile(
+        "def unreachable():\n    raise ConnectionError('the gateway does not answer')\n"
+        "def homeless():\n    raise ValueError('no address')\n",
+        "shop.py",
+        "exec",
+    ),
+    _shop,
+)
+unreachable, homeless = _shop["unreachable"], _shop["homeless"]
+
+
+class Charge(Routine):
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+        self.define_slot("trigger", handler=self.charge)
+        self.define_event("output", ["receipt", "items"])
+
+    def charge(self, order: str) -> None:
+        self.ctx.sleep(0.12)
+        if self.ctx.attempt <= self.failures:
+            unreachable()
+        receipt = self.ctx.once("charge", f"{order} is {{}}".format, "paid")
+        self.ctx.state["order"] = order
+        self.ctx.shared["paid"] = True
+        self.emit("output", receipt=receipt, items=[{"id": k, "name": "pen"} for k in (1, 2, 3)])
+
+
+class Ship(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("input", handler=self.ship)
+        self.define_event("shipped", ["parcel"])
+
+    def ship(self, receipt: str) -> None:
+        self.ctx.sleep(0.8)
+        self.emit("shipped", parcel=f"parcel of what {receipt}")
+
+
+class Mail(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("input", handler=self.mail)
+        self.set_error_handler(ErrorHandler("continue"))
+
+    def mail(self, receipt: str) -> None:
+        homeless()
+
+
+def payment(failures: int = 2, *, retries: int = 4, delay: float = 0.5) -> Flow:
+    flow = Flow("payment")
+    flow.add_routine(Charge(failures), "charge")
+    flow.add_routine(Ship(), "ship")
+    flow.add_routine(Mail(), "mail")
+    flow.connect("charge", "output", "ship", "input")
+    flow.connect("charge", "output", "mail", "input")
+    flow.set_error_handler(ErrorHandler("retry", max_retries=retries, retry_delay=delay))
+    return flow
+
+
+def after(seconds: float, **options: bool) -> FakeClock:
+    clock = FakeClock(START, autojump=False)
+    clock.advance(seconds)
+    return FakeClock(clock.now(), **options)
+
+
+NOW = after(3600)

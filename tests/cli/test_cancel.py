@@ -1,0 +1,60 @@
+"""`routilux cancel`: a job ends, whoever has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routilux import JobStatus, LeaseLostError, MemoryStore, NotResumableError, Runtime, SqliteStore
+from routilux.persist import operator
+from tests.cli.payments import NOW, SECOND, payment
+from tests.cli.program import Told
+from tests.drivers.workshop import chain
+from tests.persist.stores import acquire
+
+
+def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, told: Told) -> None:
+    with SqliteStore(store, clock=NOW) as jobs:
+        host = Runtime(clock=NOW, store=jobs)
+        assert "queued" == acquire(jobs, host.owner, ["payment"], 10 * SECOND)
+        drive = host.resumed(payment(), host.load("queued"))
+        line = "job queued is cancelled (commit 3)\n"
+        assert line == told("cancel", store, "queued", "--reason", "by phone")
+        with pytest.raises(LeaseLostError, match="belongs to 'operator-"):
+            drive.request("pause")
+        job = host.load("queued")
+    assert (JobStatus.CANCELLED, {"reason": "by phone"}) == (job.status, job.commits[-1].detail)
+
+
+@pytest.mark.parametrize("at_most", [1, 19])
+def test_whoever_cancels_a_job_that_goes_on_meanwhile_looks_again(at_most: int) -> None:
+    class Busy(MemoryStore):
+        goes_on = at_most
+
+        def overrule(self, job_id: str, seq: int, row: bytes, *rest: Any, **free: bool) -> None:
+            if self.goes_on:
+                self.goes_on -= 1
+                raise LeaseLostError("another host has gone on with it")
+            super().overrule(job_id, seq, row, *rest, **free)
+
+    store = Busy()
+    Runtime(store=store).submit(chain(a=lambda self, n=0: None), "a", job_id="j")
+    assert JobStatus.CANCELLED is operator.cancel(store, "j", 0).status
+    store.goes_on = 20
+    with pytest.raises(NotResumableError, match="is cancelled"):
+        operator.cancel(store, "j", 0)
+
+
+def test_a_host_that_is_always_faster_is_told() -> None:
+    class Faster(MemoryStore):
+        def overrule(self, *rest: Any, **free: bool) -> None:
+            raise LeaseLostError("another host has gone on with it")
+
+    store = Faster()
+    Runtime(store=store).submit(chain(a=lambda self, n=0: None), "a", job_id="j")
+    with pytest.raises(LeaseLostError):
+        operator.cancel(store, "j", 0)
+    with pytest.raises(KeyError):
+        operator.cancel(store, "k", 0)

@@ -1,0 +1,84 @@
+"""The command line on a store in PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+
+from routilux import PostgresStore, Runtime
+from tests.cli.pages import FAILED
+from tests.cli.payments import after, payment
+from tests.cli.program import Told
+from tests.persist import postgres_server
+
+
+@pytest.fixture
+def dsn(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an empty database; its user needs no password, and is given one all the same."""
+    postgres_server.need()
+    known = dict(part.split("=", 1) for part in postgres_server.fresh_dsn().split(" ", 3))
+    options = quote(known["options"].strip("'"))
+    host = quote(known["host"], safe="")
+    monkeypatch.setenv("COLUMNS", "100")
+    return f"postgresql://test:secret@/postgres?host={host}&options={options}"
+
+
+def test_a_store_in_postgresql_is_looked_into_and_changed_in_the_same_way(
+    dsn: str, tmp_path: Path, told: Told, refused: Told
+) -> None:
+    with PostgresStore(dsn) as jobs:
+        host = Runtime(clock=after(0), store=jobs)
+        payment(9, retries=1).execute("charge", {"order": "A2"}, job_id="failed", runtime=host)
+    assert told("jobs", dsn).endswith("\n1 job: 1 failed\n")
+    shown = told("show", dsn, "failed").splitlines()
+    assert FAILED.splitlines()[3:] == shown[3:]
+    assert "a fresh budget" in told("retry", dsn, "failed")
+    assert "is cancelled (commit 5)" in told("cancel", dsn, "failed")
+    told("export", dsn, "failed", tmp_path / "job.json")
+    store = json.loads(told("jobs", dsn, "--json"))["store"]
+    assert store.startswith("postgresql://test:***@/postgres?host=")
+    err = refused("show", dsn, "fail")
+    assert "did you mean failed?" in err
+    assert "secret" not in err
+
+
+def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn: str, refused: Told) -> None:
+    for arguments in (("jobs",), ("cancel", "j")):
+        err = refused(arguments[0], dsn, *arguments[1:])
+        assert err.endswith("dbname=postgres: holds no store: its tables were never made"), err
+
+
+def test_a_reader_of_postgresql_writes_nothing(dsn: str) -> None:
+    with PostgresStore(dsn) as jobs, PostgresStore(dsn, read_only=True) as reader:
+        jobs.create("j", b"row", "a", flow_id="f", queued=True)
+        with pytest.raises(Exception, match="read-only transaction"):
+            reader.overrule("j", 2, b"row 2", "operator", free=False)
+        assert [b"row"] == reader.rows("j")
+
+
+@pytest.mark.parametrize(
+    ("dsn", "message"),
+    [
+        ("postgresql:///postgres?host=/no/such/folder", "the store host=/no/such/folder"),
+        ("postgresql://user:secret@[host/jobs", "the connection string can't be read"),
+    ],
+)
+def test_a_server_that_does_not_answer_is_named_without_its_password(
+    refused: Told, dsn: str, message: str
+) -> None:
+    pytest.importorskip("psycopg")
+    err = refused("jobs", dsn)
+    assert err.startswith(message), err
+    assert "secret" not in err
+
+
+def test_without_its_driver_a_store_in_postgresql_is_refused_with_the_cure(
+    refused: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    err = refused("jobs", "postgresql://user@host/jobs")
+    assert "PostgresStore needs psycopg 3: pip install 'routilux[postgres]'" == err

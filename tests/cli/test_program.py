@@ -1,0 +1,206 @@
+"""How it is called, where it writes, and how it ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import routilux.cli
+from routilux.cli import main
+from routilux.persist.opening import shown
+from tests.cli.pages import FAILED
+from tests.cli.payments import NOW
+from tests.cli.program import ROOT, Told, command
+from tests.drivers.workshop import PATIENCE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "required: COMMAND"),
+        (("jobs",), "required: STORE"),
+        (("show", "jobs.db"), "required: JOB"),
+        (("jobs", "jobs.db", "--status", "lost"), "invalid choice: 'lost'"),
+        (("jobs", "jobs.db", "--limit", "0"), "'0' is no whole number from 1"),
+        (("export", "jobs.db", "done"), "required: FILE"),
+    ],
+)
+def test_wrong_usage_is_told_with_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert 2 == end.value.code
+    assert message in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"  # type: ignore[assignment]
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_colours_are_for_terminals_and_not_where_they_are_not_wanted(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def coloured(**env: str) -> str:
+        with monkeypatch.context() as patch:
+            terminal = Terminal()
+            patch.setattr(sys, "stdout", terminal)
+            patch.setenv("TERM", "xterm")
+            for name, value in env.items():
+                patch.setenv(name, value)
+            assert 0 == main(["show", str(store), "failed"], clock=NOW)
+        return terminal.getvalue()
+
+    assert "job \x1b[31mfailed\x1b[0m" in coloured().replace("\x1b[1;31m", "\x1b[31m")
+    assert FAILED == re.sub(r"\x1b\[[\d;]*m", "", coloured())
+    assert FAILED == coloured(NO_COLOR="1")
+    assert FAILED == coloured(TERM="dumb")
+
+
+def test_a_long_line_goes_on_below_itself(
+    store: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "50")
+    lines = told("show", store, "failed").splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("💥"))
+    assert [
+        "💥 [ 0.120s] charge attempt 1 → retry 1 in 0.5000",
+        "             s: ConnectionError: the gateway does",
+        "             not answer",
+        "               at shop.py:2 · ran 0.1200 s",
+    ] == lines[at : at + 4]
+
+
+def test_a_terminal_that_lacks_letters_gets_question_marks(store: Path) -> None:
+    done = command("show", store, "done", folder=store.parent, encoding="ascii")
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "? [ 2.660s] job completed" in done.stdout
+
+
+def test_the_module_runs_as_a_program(store: Path) -> None:
+    done = command("jobs", store, folder=store.parent)
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "5 jobs: 1 pending, 1 running, 1 paused, 1 completed, 1 failed" in done.stdout
+    failed = command("show", store, "order", folder=store.parent)
+    assert (1, "") == (failed.returncode, failed.stdout)
+    assert "routilux: no job order is in jobs.db; `routilux jobs" in failed.stderr
+    strange = command("show", store, b"\xff".decode(errors="surrogateescape"), folder=store.parent)
+    assert "routilux: no job \\udcff is in jobs.db" in strange.stderr
+    assert 2 == command("look", folder=store.parent).returncode
+
+
+def test_a_reader_that_goes_away_is_no_error(store: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = command(
+        "show",
+        store,
+        "done",
+        folder=store.parent,
+        capture_output=False,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    assert (141, "") == (done.returncode, done.stderr)
+
+
+def test_a_full_disk_is_told(store: Path) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with full.open("w") as out:
+        done = command(
+            "show",
+            store,
+            "done",
+            folder=store.parent,
+            capture_output=False,
+            stdout=out,
+            stderr=subprocess.PIPE,
+        )
+    assert (1, "routilux: No space left on device\n") == (done.returncode, done.stderr)
+
+
+def test_an_output_that_is_closed_is_told(store: Path) -> None:
+    shell = 'exec "$0" -m routilux show "$1" done >&-'
+    done = subprocess.run(
+        ["sh", "-c", shell, sys.executable, str(store)],
+        cwd=store.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert (1, "") == (done.returncode, done.stdout)
+    assert "routilux: stdout is closed, so nothing can be told; open it\n" == done.stderr
+
+
+def test_what_can_not_be_told_still_ends_with_its_status(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert 1 == main(["show", str(store), "nobody"])
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("postgresql://u:secret@h/d", "postgresql://u:***@h/d"),
+        ("postgresql://u:sec@ret@h/d", "postgresql://u:***@h/d"),
+        ("postgres://:secret@h:5/d?a=b@c", "postgres://:***@h:5/d?a=b@c"),
+        ("postgresql://h/d?password=secret&a=b", "postgresql://h/d?password=***&a=b"),
+        ("postgresql://h/d?a=b&sslpassword=secret", "postgresql://h/d?a=b&sslpassword=***"),
+        ("postgresql://u@h:5/d", "postgresql://u@h:5/d"),
+        ("u:secret@h", "u:secret@h"),  # a path
+    ],
+)
+def test_a_name_is_shown_without_what_is_secret_in_it(name: str, told: str) -> None:
+    assert told == shown(name)
+
+
+@pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
+def test_a_connection_string_that_is_no_url_is_told_so_without_its_password(
+    name: str, refused: Told
+) -> None:
+    why = "a PostgreSQL database is named by its URL: postgresql://user@host/database"
+    assert why == refused("jobs", name)
+
+
+def test_an_interrupt_ends_it_quietly(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(routilux.cli, "looked", interrupted)
+    assert 130 == main(["jobs", str(store)])
+    assert ("", "") == tuple(capsys.readouterr())
+
+
+def test_the_run_in_the_readme_is_a_real_one(store: Path, told: Told) -> None:
+    (block,) = re.findall(
+        r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
+    )
+    runs = re.findall(r"^\$ python -m routilux (.*)\n((?:[^$].*\n|\n)+)", block, re.M)
+    assert 4 == len(runs)
+    for line, output in runs:
+        assert output == told(*line.split())
+
+
+def test_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("jobs", "show", "retry", "cancel", "export"):
+        with pytest.raises(SystemExit) as end:
+            main([name, "--help"])
+        assert 0 == end.value.code
+        assert f"usage: routilux {name} " in capsys.readouterr().out

@@ -1,0 +1,228 @@
+"""What is no store, no job, damaged or locked is named, and left as it was."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from routilux import CorruptStateError, JobStore, SqliteStore
+from routilux.cli import main
+from routilux.persist.opening import looked
+from tests.cli.pages import JOBS
+from tests.cli.payments import NOW, PLAIN_ROW
+from tests.cli.program import Told
+
+
+def _no_store(path: Path) -> None:
+    path.unlink()
+
+
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def _empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def _letter(path: Path) -> None:
+    path.write_text("a letter to a friend" * 100)
+
+
+def _sql(statement: str) -> Callable[[Path], None]:
+    def run(path: Path) -> None:
+        with sqlite3.connect(path) as db:
+            db.execute(statement)
+        db.close()
+
+    return run
+
+
+def _other_program(path: Path) -> None:
+    path.unlink()
+    _sql("CREATE TABLE letters (text)")(path)
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+EVERY: list[tuple[str, ...]] = [
+    ("jobs", "{store}"),
+    ("show", "{store}", "failed"),
+    ("retry", "{store}", "failed"),
+    ("cancel", "{store}", "failed"),
+    ("export", "{store}", "failed", "job.json"),
+]
+
+
+@pytest.mark.parametrize("arguments", EVERY, ids=lambda arguments: arguments[0])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_no_store, r"there is no file jobs\.db; is the path right\?"),
+        (_folder, r"jobs\.db is a folder; a store is one file in it"),
+        (_empty, r"jobs\.db: is empty: no store was ever written to it"),
+        (_letter, r"jobs\.db: is no sound database .*restore it from a copy"),
+        (_half, r"jobs\.db: is no sound database .*restore it from a copy"),
+        (_other_program, r"jobs\.db: is a database of another program; choose another file"),
+        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer routilux"),
+    ],
+)
+def test_what_is_no_store_is_refused_by_every_command_and_left_as_it_was(
+    store: Path,
+    refused: Told,
+    change: Callable[[Path], None],
+    message: str,
+    arguments: tuple[str, ...],
+) -> None:
+    change(store)
+    before = files(store.parent)
+    err = refused(*(text.format(store=store) for text in arguments))
+    assert re.fullmatch(message, err), err
+    assert before == files(store.parent)
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """What stands in a folder, and when it was written last."""
+    return {
+        path.name: (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
+        for path in folder.iterdir()
+    }
+
+
+@pytest.mark.parametrize("arguments", [("jobs",), ("show", "done"), ("show", "done", "--json")])
+def test_reading_leaves_no_trace(store: Path, told: Told, arguments: tuple[str, ...]) -> None:
+    before = files(store.parent)
+    told(arguments[0], store, *arguments[1:])
+    assert ["jobs.db"] == list(before)
+    assert before == files(store.parent)
+
+
+def test_a_store_that_another_process_keeps_for_itself_is_named(
+    store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routilux.persist.sqlite_file._READERS_PATIENCE", 0)
+    other = sqlite3.connect(store, isolation_level=None)
+    other.execute("PRAGMA locking_mode = EXCLUSIVE")
+    other.execute("UPDATE jobs SET owner = owner")
+    message = "the store jobs.db: database is locked; another process has kept it locked"
+    assert refused("jobs", store).startswith(message)
+    other.close()
+    assert JOBS == told("jobs", store)
+
+
+def test_a_write_waits_for_no_lock_for_ever(
+    store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("routilux.persist.sqlite_file._PATIENCE", 0)
+    other = sqlite3.connect(store, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    assert JOBS == told("jobs", store)
+    assert "database is locked; another process" in refused("cancel", store, "waits")
+    other.close()
+
+
+def test_who_is_overtaken_by_a_writer_reads_again(store: Path) -> None:
+    reads: list[int] = []
+    with SqliteStore(store) as writer:
+        writer.close()
+
+        def look(jobs: JobStore) -> int:
+            if not reads:
+                writer.create("new", b"row", "a", flow_id="f", queued=True)
+            reads.append(len(jobs.job_ids()))
+            return reads[-1]
+
+        assert 6 == looked(str(store), look, NOW)
+    assert [5, 6] == reads
+
+
+def test_what_fails_because_of_a_writer_is_read_again(store: Path) -> None:
+    fails = [True]
+    with SqliteStore(store) as writer:
+        writer.close()
+
+        def look(jobs: JobStore) -> list[str]:
+            if fails:
+                writer.create("new", b"row", "a", flow_id="f", queued=True)
+                fails.clear()
+                raise CorruptStateError("jobs.db", "is no sound database")
+            return jobs.job_ids()
+
+        assert "new" in looked(str(store), look, NOW)
+
+
+@pytest.mark.parametrize(
+    ("job_id", "cure"),
+    [
+        ("fail", "did you mean failed?"),
+        ("quued", "did you mean queued?"),
+        ("zzzzzz", "`routilux jobs jobs.db` lists those that are"),
+        ("", "`routilux jobs jobs.db` lists those that are"),
+    ],
+)
+@pytest.mark.parametrize("what", ["show", "cancel"])
+def test_of_a_job_that_is_not_there_the_nearest_are_named(
+    store: Path, refused: Told, what: str, job_id: str, cure: str
+) -> None:
+    assert f"no job {job_id} is in jobs.db; {cure}" == refused(what, store, job_id)
+
+
+_FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
+
+
+@pytest.mark.parametrize(
+    ("statement", "reason"),
+    [
+        (f"UPDATE commits SET row = X'7B' {_FAILED_ROWS} AND seq = 2", r"\$\.failed\[2\]: is cut"),
+        (
+            f"UPDATE commits SET row = 'text' {_FAILED_ROWS} AND seq = 2",
+            r"\$\.failed\[2\]: is of type str",
+        ),
+        (
+            f"UPDATE commits SET row = 7 {_FAILED_ROWS} AND seq = 2",
+            r"\$\.failed\[2\]: is of type int",
+        ),
+        (f"DELETE FROM commits {_FAILED_ROWS} AND seq = 2", r"\$\.failed\[2\]: .*can't follow"),
+        (f"DELETE FROM commits {_FAILED_ROWS}", r"\$\.failed: has no commits"),
+    ],
+)
+def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
+    store: Path, refused: Told, capsys: pytest.CaptureFixture[str], statement: str, reason: str
+) -> None:
+    _sql(statement)(store)
+    message = rf"job failed in jobs\.db is damaged: {reason}.*; restore the store from a copy"
+    for what in ("show", "retry", "cancel"):
+        err = refused(what, store, "failed")
+        assert re.fullmatch(message, err), err
+    assert 1 == main(["jobs", str(store)], clock=NOW)
+    out, err = capsys.readouterr()
+    assert re.fullmatch(f"routilux: {message}\n", err), err
+    assert "4 jobs: 1 pending, 1 running, 1 paused, 1 completed" == out.splitlines()[-1]
+    assert 1 == main(["jobs", str(store), "--json"], clock=NOW)
+    assert ["failed"] == [job["job_id"] for job in json.loads(capsys.readouterr().out)["damaged"]]
+
+
+def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_damaged(
+    store: Path, refused: Told, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _sql(
+        f"UPDATE commits SET row = CAST(replace({PLAIN_ROW}, 'routilux/1', 'routilux/7') AS BLOB)"
+        f" {_FAILED_ROWS} AND seq = 1"
+    )(store)
+    message = (
+        "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', of a newer"
+        " routilux; this one reads up to 'routilux/1': install a newer one here, or go on with the"
+        " job where it was saved"
+    )
+    for what in ("show", "retry", "cancel"):
+        assert message == refused(what, store, "failed")
+    assert 1 == main(["jobs", str(store)], clock=NOW)
+    assert f"routilux: {message}\n" == capsys.readouterr().err

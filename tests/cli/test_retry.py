@@ -1,0 +1,143 @@
+"""`routilux retry`: a fresh budget for what failed, and jobs that are taken over."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from routilux import Flow, JobState, JobStatus, LeaseLostError, Runtime, SqliteStore, Worker
+from routilux.persist import operator
+from tests.cli.payments import NOW, SECOND, after, payment
+from tests.cli.program import Told
+from tests.persist.stores import acquire
+
+
+def worked(store: Path, job_id: str, flow: Flow, *, at: float) -> JobState:
+    """The job, after a worker has found none but it to drive."""
+    with SqliteStore(store, clock=NOW) as jobs:
+        operator.cancel(jobs, "queued", NOW.now_ns())
+        host = Runtime(clock=after(at), store=jobs)
+        Worker(jobs, [flow], runtime=host).run(until_idle=True)
+        return host.load(job_id, history=True)
+
+
+def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
+    store: Path, told: Told
+) -> None:
+    line = "job failed has a fresh budget; a worker of flow payment can take it up (commit 4)\n"
+    assert line == told("retry", store, "failed")
+    assert "failed  payment  pending " in told("jobs", store)
+    job = worked(store, "failed", payment(3, retries=1), at=3605)
+    assert JobStatus.COMPLETED is job.status
+    assert [1, 2, 3, 4, 4] == [c.attempt for c in job.commits if c.routine_id == "charge"]
+    assert [0, 0] == [(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"]
+    page = told("show", store, "failed")
+    assert "resumed, job pending · after 599.260 s · a fresh budget for what failed" in page
+
+
+def leased(store: Path, seconds: int) -> None:
+    with SqliteStore(store, clock=NOW) as jobs:
+        assert "queued" == acquire(jobs, "web-2:7:cafe", ["payment"], seconds * SECOND)
+
+
+def test_who_has_a_job_under_a_lease_is_told_with_its_end(
+    store: Path, told: Told, refused: Told
+) -> None:
+    leased(store, 25)
+    assert "  web-2:7, lease for 25 s  " in told("jobs", store)
+    assert "\nheld by web-2:7:cafe, whose lease ends in 25.0 s\n" in told("show", store, "queued")
+    held = json.loads(told("show", store, "queued", "--json"))["held"]
+    assert {"owner": "web-2:7:cafe", "free_in_ns": 25 * SECOND} == held
+    assert (
+        "job queued is pending, held by web-2:7:cafe, whose lease ends in 25.0 s; a worker takes it"
+        " up if that process does not renew it; --take-over does not wait"
+    ) == refused("retry", store, "queued")
+
+
+def test_who_had_a_job_under_a_lease_that_has_ended_is_told(
+    store: Path, told: Told, refused: Told
+) -> None:
+    leased(store, 0)
+    assert "  web-2:7, lease over  " in told("jobs", store)
+    assert (
+        "job queued is pending, left by web-2:7:cafe, whose lease has ended; it needs nothing but a"
+        " worker of flow payment that runs"
+    ) == refused("retry", store, "queued")
+
+
+def test_a_job_is_taken_over_from_a_process_that_died_and_a_worker_goes_on_with_it(
+    store: Path, told: Told
+) -> None:
+    line = "job waits is taken over; a worker of flow payment can take it up (commit 3)\n"
+    assert line == told("retry", store, "waits", "--take-over")
+    assert "\nheld by nobody, and free to be taken now\n" in told("show", store, "waits")
+    job = worked(store, "waits", payment(), at=3601)
+    assert JobStatus.COMPLETED is job.status
+    assert [1, 2, 3] == [
+        c.attempt for c in job.commits if c.routine_id == "charge" and not c.effect
+    ]
+    page = told("show", store, "waits")
+    assert "⏩ [ 90.000s] taken over, job pending · after 89.880 s\n" in page
+
+
+@pytest.mark.parametrize("lease", [None, 3600])
+def test_a_process_that_is_alive_after_all_can_commit_no_more_to_a_job_that_was_taken_over(
+    store: Path, told: Told, lease: int | None
+) -> None:
+    with SqliteStore(store, clock=NOW) as jobs:
+        host = Runtime(clock=NOW, store=jobs)
+        if lease:
+            jobs.acquire(host.owner, ["payment"], lease * SECOND)
+        drive = host.resumed(payment(), host.load("queued"))
+        told("retry", store, "queued", "--take-over")
+        with pytest.raises(LeaseLostError, match="'queued' is free to be taken by any host now"):
+            drive.request("pause")
+        job = host.load("queued")
+    assert (JobStatus.PENDING, 1) == (job.status, job.recoveries)
+
+
+def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(
+    store: Path, told: Told
+) -> None:
+    with SqliteStore(store, clock=NOW) as jobs:
+        statuses = []
+        for _ in range(4):
+            host = Runtime(clock=NOW, store=jobs, max_recoveries=2)
+            host.resumed(payment(), host.load("queued"))  # it dies at once
+            statuses.append(host.load("queued").status.value)
+            if statuses[-1] == "running":
+                told("retry", store, "queued", "--take-over")
+        job = host.load("queued", history=True)
+    assert ["running"] * 3 + ["failed"] == statuses
+    assert "recovered 2 times without progress" in str(job.error)
+
+
+ONLY = "only a job that failed gets a fresh budget"
+HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
+GONE = "if that process is gone for good, --take-over leaves the job to a worker"
+FREE = "held by nobody, and free to be taken now"
+NEEDS = "it needs nothing but a worker of flow payment that runs"
+
+
+@pytest.mark.parametrize(
+    ("what", "job_id", "message"),
+    [
+        ("retry", "done", "job done is completed; only a job that failed gets a fresh budget"),
+        ("retry", "waits", f"job waits is running, {HELD}; {GONE}"),
+        ("retry", "queued", f"job queued is pending, {FREE}; {NEEDS}"),
+        (
+            "retry",
+            "paused",
+            f"job paused is paused; {ONLY}; where its flow is, resume(job) goes on with it",
+        ),
+        ("cancel", "done", "job done is completed; it can't be cancelled any more"),
+    ],
+)
+def test_what_can_not_be_done_to_a_job_changes_nothing(
+    store: Path, told: Told, refused: Told, what: str, job_id: str, message: str
+) -> None:
+    before = told("show", store, job_id, "--json")
+    assert message == refused(what, store, job_id)
+    assert before == told("show", store, job_id, "--json")

@@ -1,0 +1,114 @@
+"""A project that is not ours, with one flow that charges an order, and tests of its own."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.plugin.inner import run_inside
+
+SHOP = """
+    import pytest
+    from routilux import ErrorHandler, Flow, Routine
+
+    KEYED = {keyed}
+
+    class Orders(Routine):
+        def __init__(self):
+            super().__init__()
+            self.define_slot("trigger", handler=self.order)
+            self.define_event("output", ["order"])
+
+        def order(self, id):
+            self.emit("output", order=f"A{{id}}")
+
+    class Charge(Routine):
+        gateway = None
+
+        def __init__(self):
+            super().__init__()
+            self.define_slot("input", handler=self.charge)
+            self.define_event("output", ["receipt"])
+
+        def charge(self, order):
+            self.ctx.sleep(0.36)
+            key = self.ctx.key("charge") if KEYED else None
+            self.emit("output", receipt=Charge.gateway(order, key=key))
+
+    def build():
+        flow = Flow("shop")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Charge(), "charge")
+        flow.connect("orders", "output", "charge", "input")
+        flow.set_error_handler(ErrorHandler("retry", max_retries=2, retry_delay=0.5))
+        return flow
+
+    @pytest.fixture(autouse=True)
+    def gateway(flow_sim, monkeypatch):
+        monkeypatch.setattr(Charge, "gateway", flow_sim.effect("gateway.charge", key="key"))
+"""
+SURVIVES = """
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
+"""
+
+
+def shop(pytester: pytest.Pytester, tests: str = SURVIVES, *, keyed: bool = False) -> None:
+    pytester.makepyfile(test_shop=(SHOP + tests).format(keyed=keyed))
+
+
+def tried(
+    pytester: pytest.Pytester,
+    tests: str,
+    says: list[str],
+    *options: str,
+    keyed: bool = True,
+    **outcomes: int,
+) -> pytest.RunResult:
+    """Run a shop's tests, which come out so and say these lines."""
+    shop(pytester, tests, keyed=keyed)
+    result = run_inside(pytester, *options)
+    result.assert_outcomes(**outcomes)
+    result.stdout.fnmatch_lines(says)
+    return result
+
+
+def repro_of(result: pytest.RunResult) -> str:
+    found = re.search(r"--routilux-repro=(\S+)", result.stdout.str())
+    assert found is not None
+    return found[1]
+
+
+def reproducer(pytester: pytest.Pytester, tests: str = SURVIVES) -> str:
+    """The reproducer that a shop without keys is given."""
+    shop(pytester, tests)
+    return repro_of(run_inside(pytester))
+
+
+def glob(text: str) -> str:
+    """Return a pattern that matches just this text."""
+    return text.replace("[", "[[]")
+
+
+ON_SQLITE = """
+    from routilux import MemoryStore, SqliteStore
+
+    class Late(SqliteStore):
+        def append(self, job_id, seq, row, owner, *, rests):
+            with self._file.using() as db:
+                if not db.in_transaction:
+                    db.execute("BEGIN IMMEDIATE")
+                db.execute(
+                    "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1",
+                    (job_id, seq, owner, row),
+                )
+                if rests:
+                    db.execute("COMMIT")
+
+    def opens_elsewhere(path):
+        return SqliteStore("elsewhere.db")
+
+    def test_survives(flow_sim):
+        flow_sim.crash_everywhere(build, entry="orders", params={{{{"id": 7}}}}{store})
+"""

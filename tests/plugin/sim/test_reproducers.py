@@ -1,0 +1,176 @@
+"""A reproducer fails again, is fixed, or is stale, which is an error: in any process."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.plugin.inner import run_inside
+from tests.plugin.sim.shop_project import (
+    ON_SQLITE,
+    SURVIVES,
+    glob,
+    repro_of,
+    reproducer,
+    shop,
+    tried,
+)
+
+WORKERS = pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
+
+
+@WORKERS
+def test_a_reproducer_fails_again_in_another_process(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    repro = reproducer(pytester)
+    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines(
+        [
+            "EFFECT REPEATED: gateway.charge('A7') ran 2x*",
+            f"test_shop.py::test_survives: {glob(repro)}: fails",
+        ]
+    )
+    assert repro == repro_of(again)
+
+
+@WORKERS
+def test_a_reproducer_of_a_bug_that_is_mended_is_fixed(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    repro = reproducer(pytester)
+    shop(pytester, keyed=True)
+    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
+    again.assert_outcomes(passed=1)
+    again.stdout.fnmatch_lines([f"test_shop.py::test_survives: {glob(repro)}: fixed"])
+
+
+def test_a_reproducer_of_another_flow_is_stale_and_an_error(pytester: pytest.Pytester) -> None:
+    repro = reproducer(pytester)
+    changed = SURVIVES.replace("flow_sim)", "flow_sim, monkeypatch)").replace(
+        "crash_everywhere(build", "crash_everywhere(lambda: longer(build())"
+    )
+    longer = """
+    def longer(flow):
+        flow.add_routine(Orders(), "more")
+        return flow
+"""
+    shop(pytester, longer + changed, keyed=True)
+    again = run_inside(pytester, f"--routilux-repro={repro}")
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *another flow*"])
+
+
+def test_a_reproducer_whose_point_is_gone_is_stale_and_an_error(pytester: pytest.Pytester) -> None:
+    repro = reproducer(pytester)
+    gone = repro.replace("effect1", "effect2")
+    again = run_inside(pytester, f"--routilux-repro={gone}")
+    again.assert_outcomes(failed=1, errors=1)
+    again.stdout.fnmatch_lines(
+        ["*STALE: * has no crash point 0.0@a1.effect2*", "EFFECT REPEATED: *"]
+    )
+
+
+def test_a_reproducer_finds_its_simulation_behind_one_that_it_does_not_fit(
+    pytester: pytest.Pytester,
+) -> None:
+    repro = reproducer(
+        pytester,
+        """
+    class Silent(Charge):
+        def charge(self, order):
+            self.emit("output", receipt=order)
+
+    def silent():
+        flow = Flow("silent")
+        flow.add_routine(Orders(), "orders")
+        flow.add_routine(Silent(), "charge")
+        flow.connect("orders", "output", "charge", "input")
+        return flow
+
+    def test_survive(flow_sim):
+        coverage = flow_sim.crash_everywhere(silent, entry="orders", params={{"id": 7}})
+        assert 0 < coverage.executed["by document"]
+        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
+""",
+    )
+    again = run_inside(pytester, f"--routilux-repro={repro}")
+    again.assert_outcomes(failed=1)
+    again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
+
+
+@WORKERS
+def test_a_reproducer_finds_its_simulation_in_the_end_of_a_fixture(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    repro = reproducer(
+        pytester,
+        """
+    @pytest.fixture
+    def afterwards(flow_sim):
+        yield
+        flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
+
+    def test_survive(afterwards):
+        pass
+""",
+    )
+    again = run_inside(pytester, f"--routilux-repro={repro}", *workers)
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
+
+
+def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(
+    pytester: pytest.Pytester,
+) -> None:
+    digest = reproducer(pytester).split(".")[1]
+    shop(pytester, keyed=True)
+    again = run_inside(pytester, f"--routilux-repro=R1.{digest}.s7")
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines(["*STALE: *s7 reaches nothing any more: crash_everywhere does all*"])
+
+
+@WORKERS
+def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(
+    workers: tuple[str, ...], pytester: pytest.Pytester
+) -> None:
+    pytester.makepyfile("def test_nothing(): assert True")
+    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", *workers)
+    assert pytest.ExitCode.TESTS_FAILED == result.ret
+    result.stdout.fnmatch_lines(["R1.9f3c.0.0@a1.effect1: stale, no simulation of these tests*"])
+
+
+def test_it_is_an_error_without_a_terminal_too_and_a_pass_is_a_pass(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(pytester, keyed=True)
+    assert pytest.ExitCode.OK == run_inside(pytester, "-p", "no:terminal").ret
+    (pytester.path / "test_shop.py").unlink()
+    pytester.makepyfile("def test_nothing(): assert True")
+    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", "-p", "no:terminal")
+    assert pytest.ExitCode.TESTS_FAILED == result.ret
+
+
+def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(
+    pytester: pytest.Pytester,
+) -> None:
+    shop(pytester)
+    result = run_inside(pytester, "--routilux-repro=R2.9f3c.0")
+    assert pytest.ExitCode.USAGE_ERROR == result.ret
+    result.stderr.fnmatch_lines(["*--routilux-repro='R2.9f3c.0': it begins with 'R2'*R1.<4 hex*"])
+
+
+@pytest.mark.parametrize("lacks", [", store=SqliteStore", ""])
+def test_a_reproducer_made_on_a_store_is_stale_without_it(
+    lacks: str, pytester: pytest.Pytester
+) -> None:
+    says = [
+        "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
+        *("why*", "fix*"),
+    ]
+    repro = repro_of(tried(pytester, ON_SQLITE.format(store=", store=Late"), says, failed=1))
+    run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
+    shop(pytester, ON_SQLITE.format(store=lacks), keyed=True)
+    again = run_inside(pytester, f"--routilux-repro={repro}")
+    again.assert_outcomes(passed=1, errors=1)
+    again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *"])

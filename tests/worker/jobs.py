@@ -1,0 +1,62 @@
+"""What the tests of workers share: a worker, a flow that retries, and what became of jobs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from routilux import Acquired, ErrorHandler, Flow, MemoryStore, Routine, Runtime, Worker
+from tests.drivers.workshop import Body, Works, chain
+
+SECOND = 10**9
+TAKEN_OVER = (
+    "was taken over by an operator, or another host while this one stood still for too long"
+)
+
+
+def worker(runtime: Runtime, *flows: Flow, lease: float = 30.0) -> Worker:
+    assert runtime.store is not None
+    return Worker(runtime.store, flows, runtime=runtime, lease=lease)
+
+
+def statuses(runtime: Runtime, job_ids: list[str]) -> set[str]:
+    return {runtime.load(job_id).status.value for job_id in job_ids}
+
+
+def retrying(attempts: int, delay: float = 60.0) -> Flow:
+    """A flow whose only routine succeeds at its n-th attempt."""
+
+    def tries(self: Routine) -> None:
+        if self.ctx.attempt < attempts:
+            raise ValueError("not yet")
+
+    handler = ErrorHandler("retry", max_retries=attempts, retry_delay=delay, retry_backoff=1.0)
+    return chain(a=Works(tries, handler))
+
+
+def working(seconds: float, said: list[str]) -> Body:
+    """A body that says when it begins and when it ends, some seconds later."""
+
+    def works(self: Routine) -> None:
+        said.append("begins")
+        self.ctx.sleep(seconds)
+        said.append("ends")
+
+    return works
+
+
+def story(runtime: Runtime, job_id: str) -> list[str]:
+    """The kinds of the commits of a job in their order."""
+    return [commit.kind.value for commit in runtime.load(job_id).commits]
+
+
+def stands_still(store: MemoryStore, meanwhile: Callable[[], None]) -> None:
+    """Let the next host that acquires a job there stand still before it hears of it."""
+    acquire = store.acquire
+
+    def acquires(owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
+        acquired = acquire(owner, flow_ids, lease_ns)
+        store.acquire = acquire  # type: ignore[method-assign]
+        meanwhile()
+        return acquired
+
+    store.acquire = acquires  # type: ignore[method-assign]

@@ -1,0 +1,284 @@
+"""A worker keeps its lease, and loses it where it stands still."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from routilux import (
+    Acquired,
+    ErrorHandler,
+    FakeClock,
+    LeaseLostError,
+    MemoryStore,
+    Routine,
+    Runtime,
+)
+from routilux.persist import operator
+from tests.drivers.workshop import Works, chain, rest
+from tests.persist.stores import acquire
+from tests.worker.jobs import (
+    SECOND,
+    TAKEN_OVER,
+    retrying,
+    stands_still,
+    statuses,
+    story,
+    worker,
+    working,
+)
+
+
+def test_the_lease_is_renewed_while_a_handler_runs(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    seen: list[str | None] = []
+
+    def works_long(self: Routine) -> None:
+        for _ in range(10):
+            self.ctx.sleep(9)
+            seen.append(acquire(store, "thief", ["tale"], SECOND))
+
+    flow = chain(a=works_long)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow, lease=10).run(until_idle=True)
+    assert [None] * 10 == seen
+    assert {"completed"} == statuses(runtime, [job_id])
+
+
+def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ran: list[str] = []
+
+    def stolen(self: Routine) -> None:
+        ran.append(self.ctx.job_id)
+        if len(ran) == 1:
+            # As if this host had stood still until its lease was over, and another came.
+            store._jobs[self.ctx.job_id].free_at = 0
+            assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
+
+    flow = chain(a=stolen)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    assert [job_id] * 2 == ran  # the other host did nothing, so it was taken over in turn
+    assert ["start", "resumed", "resumed", "done"] == story(runtime, job_id)
+    assert "belongs to 'b' now; commit 3 of" in caplog.text
+
+
+@pytest.mark.parametrize("status", ["completed", "failed", "paused"])
+def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_left_it(
+    status: str, runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    def ends(self: Routine) -> None:
+        if status == "failed":
+            raise ValueError
+
+    flow = chain(a=ends)
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, lease=10)
+
+    def others_go_on() -> None:
+        clock.advance(11)
+        with Runtime(clock=clock, store=store) as other:
+            if status == "paused":
+                mine = store.acquire(other.owner, [flow.flow_id], 10 * SECOND)
+                drive = other.resumed(flow, other.load(job_id), acquired=mine)
+                drive.request("pause")
+            else:
+                worker(other, flow, lease=10).run(until_idle=True)
+
+    stands_still(store, others_go_on)
+    host.run(until_idle=True)
+    job = runtime.load(job_id)
+    assert status == job.status.value
+    assert 3 == job.seq, "who had stood still went on with it"
+
+
+def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without_a_lease(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    leases: list[int | None] = []
+
+    def looks(self: Routine) -> None:
+        leases.append(store._jobs[self.ctx.job_id].free_at)
+
+    flow = chain(a=looks)
+    job_id = runtime.submit(flow, "a")
+
+    def another_host_takes_it_and_dies() -> None:
+        clock.advance(11)
+        assert job_id == acquire(store, "b, who dies", [flow.flow_id], 10 * SECOND)
+        clock.advance(11)
+
+    stands_still(store, another_host_takes_it_and_dies)
+    worker(runtime, flow, lease=10).run(until_idle=True)
+    assert [clock.now_ns() + 10 * SECOND] == leases
+    assert f"job {job_id!r} belongs to 'b, who dies' now; commit 2 of" in caplog.text
+    assert {"completed"} == statuses(runtime, [job_id])
+
+
+def test_a_host_that_lost_its_lease_records_no_effect_either(
+    runtime: Runtime, store: MemoryStore
+) -> None:
+    done: list[str] = []
+
+    def affects(self: Routine) -> None:
+        if not done:
+            # As if this host had stood still until its lease was over, and another came.
+            store._jobs[self.ctx.job_id].free_at = 0
+            assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
+            with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
+                self.ctx.once("charge", done.append, "late")
+        else:
+            self.ctx.once("charge", done.append, "again")
+
+    flow = chain(a=affects)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    kinds = story(runtime, job_id)
+    assert ["start", "resumed", "resumed", "effect", "done"] == kinds
+    assert ["late", "again"] == done, "what is not recorded is done by whoever has the job"
+
+
+def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    ran: list[int] = []
+
+    def fails(self: Routine) -> None:
+        ran.append(self.ctx.attempt)
+        raise ValueError
+
+    flow = chain(a=Works(fails, ErrorHandler("retry", max_retries=9, retry_delay=3600.0)))
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, lease=30)
+    assert host._take(False)
+    clock.advance(0)
+    drive = host._drives[job_id]
+    clock.advance(31)  # nobody renewed it
+    assert job_id == acquire(store, "b", ["tale"], 10**6 * SECOND)
+    host._look_after()
+    host._look_after()
+    assert isinstance(drive.error, LeaseLostError)
+    assert "was taken over by an operator, or another host" in str(drive.error)
+    assert {} == host._drives
+    clock.advance(7200)
+    assert [1] == ran
+
+
+def test_a_host_that_acquires_its_own_job_again_drives_it_once(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=100)
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, lease=10)
+    assert host._take(False)
+    clock.advance(11)  # nobody renewed it
+    assert host._take(False)
+    host.run(until_idle=True)
+    assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, job_id)
+
+
+def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    ran: list[str] = []
+    flow = chain(a=working(20, ran))
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow)
+    assert host._take(False)
+    clock.advance(10)
+    operator.retry(store, job_id, clock.now_ns(), take_over=True)
+    assert host._take(False)
+    host.run(until_idle=True)
+    job = runtime.load(job_id)
+    assert ["begins", "begins", "ends"] == ran
+    assert ["start", "resumed", "resumed", "resumed", "done"] == [c.kind for c in job.commits]
+    assert [0, 1, 1] == [(c.detail or {})["recoveries"] for c in job.commits[1:4]]
+    assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
+    assert {} == runtime.taken
+
+
+class Forgets(MemoryStore):
+    """A store whose answer to the n-th acquisition is lost."""
+
+    def __init__(self, clock: FakeClock, n: int) -> None:
+        super().__init__(clock)
+        self.left = n
+
+    def acquire(self, *asked: Any) -> Acquired | None:
+        acquired = super().acquire(*asked)
+        self.left -= acquired is not None
+        if acquired is not None and self.left == 0:
+            raise OSError("the connection broke")
+        return acquired
+
+
+def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
+    clock: FakeClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    store = Forgets(clock, 2)
+
+    def works_long(self: Routine) -> None:
+        self.ctx.sleep(10_000)
+
+    long, short = chain(a=works_long), chain(a=rest)
+    short.flow_id = "short"
+    with Runtime(clock=clock, store=store) as runtime:
+        job_ids = [runtime.submit(long, "a"), runtime.submit(short, "a")]
+        began = clock.now_ns()
+        host = worker(runtime, long, short, lease=30)
+        assert host._take(False)
+        with pytest.raises(OSError, match="the connection broke"):
+            host._take(False)
+        host.run(until_idle=True)
+        jobs = [runtime.load(job_id) for job_id in job_ids]
+    assert ["completed"] * 2 == [job.status for job in jobs]
+    assert began + 10 * SECOND == jobs[1].updated_ns, "it was given back at the first renewal"
+    assert 0 == jobs[1].recoveries
+    assert [
+        f"job {job_ids[1]} is given back: its lease is held here, and unknown"
+    ] == caplog.messages
+
+
+def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: FakeClock) -> None:
+    store = Forgets(clock, 2)
+
+    def works_long(self: Routine) -> None:
+        self.ctx.sleep(100)
+
+    flows = chain(a=works_long), chain(a=rest)
+    flows[1].flow_id = "died"
+    with Runtime(clock=clock, store=store) as runtime:
+        runtime.submit(flows[0], "a")
+        host = worker(runtime, *flows, lease=30)
+        assert host._take(False)
+        job_id = runtime.submit(flows[1], "a")
+        with pytest.raises(OSError, match="the connection broke"):
+            host._take(False)
+        host._renew()
+        assert not store.holders(job_id)[job_id].clean, "nobody knows that it was left in order"
+
+
+def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    def works_long(self: Routine) -> None:
+        self.ctx.sleep(1000)
+
+    flows = [chain(a=works_long), chain(a=works_long)]
+    flows[1].flow_id = "other"
+    job_ids = [runtime.submit(flow, "a") for flow in flows]
+    hosts = [worker(runtime, flow) for flow in flows]
+    assert [True, True] == [host._take(False) for host in hosts]
+    hosts[0]._renew()
+    assert [runtime.owner] * 2 == [store.holders(i)[i].owner for i in job_ids]
+    for host in hosts:
+        host.run(until_idle=True)
+    assert [["start", "resumed", "done"]] * 2 == [story(runtime, job_id) for job_id in job_ids]

@@ -1,0 +1,209 @@
+"""A worker takes the jobs of its flows from a store, and ends when it is told to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from routilux import (
+    FakeClock,
+    FlowDefinitionError,
+    JobStatus,
+    MemoryStore,
+    Routine,
+    Runtime,
+    SqliteStore,
+    Worker,
+)
+from tests.drivers.workshop import PATIENCE, chain, rest
+from tests.persist.stores import acquire
+from tests.test_runtime import Refuses
+from tests.worker.jobs import SECOND, retrying, statuses, story, worker
+
+
+def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(
+    runtime: Runtime,
+) -> None:
+    flow = retrying(3)
+    job_ids = [runtime.submit(flow, "a") for _ in range(50)]
+    worker(runtime, flow).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, job_ids)
+    job = runtime.load(job_ids[0])
+    assert ["start", "resumed", "retry", "retry", "done"] == [c.kind for c in job.commits]
+    assert [60 * SECOND] * 2 == [c.delay_ns for c in job.commits if c.delay_ns]
+
+
+def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
+    runtime: Runtime, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=1000)
+    began = clock.now_ns()
+    job_ids = [runtime.submit(flow, "a") for _ in range(100)]
+    worker(runtime, flow).run(until_idle=True)
+    first = [next(c for c in runtime.load(i).commits if c.kind == "retry") for i in job_ids]
+    assert {began} == {commit.started_ns for commit in first}, "some waited for a renewal"
+
+
+def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(
+    runtime: Runtime,
+) -> None:
+    mine, other = chain(a=rest), chain(a=rest)
+    other.flow_id = "other"
+    ids = [runtime.submit(mine, "a"), runtime.submit(other, "a")]
+    broken = chain(a=exits)
+    with pytest.raises(SystemExit):
+        broken.execute("a", job_id="held", runtime=runtime)
+    worker(runtime, mine).run(until_idle=True)
+    assert ["completed", "pending", "running"] == [
+        runtime.load(job_id).status.value for job_id in [*ids, "held"]
+    ]
+
+
+def exits(self: Routine) -> None:
+    raise SystemExit
+
+
+def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = chain(a=rest)
+    job_id = runtime.submit(flow, "a")
+    assert job_id == acquire(store, "dead host", ["tale"], 20 * SECOND)
+    began = clock.now_ns()
+    worker(runtime, flow).run(until_idle=True)
+    job = runtime.load(job_id)
+    assert JobStatus.COMPLETED is job.status
+    assert began + 20 * SECOND == job.commits[1].at_ns
+
+
+def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_it(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock
+) -> None:
+    flow = retrying(2, delay=100)
+    job_id = runtime.submit(flow, "a")
+    first = Worker(store, [flow], runtime=Runtime(clock=clock, store=store), lease=10)
+    assert first._take(False)
+    clock.advance(1)  # it has failed once, and its host is never heard of again
+    assert ["start", "resumed", "retry"] == story(runtime, job_id)
+    with first._runtime.lock:
+        for drive in first._drives.values():
+            assert drive.loop is not None
+            drive.loop.fail(drive, SystemExit())
+    worker(runtime, flow).run(until_idle=True)
+    job = runtime.load(job_id)
+    retry, resumed, done = job.commits[2:]
+    assert ("resumed", "done") == (resumed.kind, done.kind)
+    assert retry.due_ns == done.started_ns
+    assert 0 == job.recoveries
+
+
+def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_task(
+    runtime: Runtime, caplog: pytest.LogCaptureFixture
+) -> None:
+    flow = chain(a=exits)
+    job_id = runtime.submit(flow, "a")
+    worker(runtime, flow).run(until_idle=True)
+    job = runtime.load(job_id)
+    assert JobStatus.FAILED is job.status
+    assert job.error is not None
+    assert "recovered 3 times without progress" in job.error.message
+    assert "a (task 0, attempt 1)" in job.error.message
+    assert [f"job {job_id} broke off here, and is given back"] * 4 == caplog.messages
+
+
+def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
+    runtime: Runtime, store: MemoryStore
+) -> None:
+    def first(self: Routine) -> None:
+        host.stop()
+        self.ctx.sleep(5)
+        self.emit("out", n=1)
+
+    flow, waits = chain(a=first, b=rest), retrying(2, delay=600)
+    waits.flow_id = "waits"
+    waiting = runtime.submit(waits, "a")
+    job_id = runtime.submit(flow, "a")
+    host = worker(runtime, flow, waits)
+    host.run()
+    job = runtime.load(job_id)
+    assert ["start", "resumed", "done"] == [c.kind for c in job.commits]
+    assert JobStatus.RUNNING is job.status
+    assert 0 == store.free_in([flow.flow_id])
+    assert 595 * SECOND == store.free_in(["waits"])
+    assert "retry" == runtime.load(waiting).commits[-1].kind
+    worker(runtime, flow, waits).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, [job_id, waiting])
+
+
+def test_what_the_store_raises_ends_the_worker(clock: FakeClock) -> None:
+    class Breaks(Refuses):
+        def release(self, *rest: object, **clean: bool) -> None:
+            raise OSError("disk full")
+
+    store = Breaks(2)
+    runtime = Runtime(clock=clock, store=store)
+    flow = chain(a=rest)
+    runtime.submit(flow, "a")
+    with pytest.raises(OSError, match="disk full"):
+        worker(runtime, flow).run()
+
+
+def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path: Path) -> None:
+    def told(self: Routine) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.emit("out", n=1)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
+        flow = chain(a=told, b=rest)
+        job_id = runtime.submit(flow, "a")
+        worker(runtime, flow).run()
+        assert runtime.load(job_id).seq >= 3
+    assert before is signal.getsignal(signal.SIGTERM)
+
+
+def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
+    ran: list[str] = []
+    met = threading.Barrier(2)
+
+    def meets(self: Routine, meet: bool = False) -> None:
+        ran.append(self.ctx.job_id)
+        if meet:
+            met.wait(PATIENCE)  # both workers have one of these two in their hands
+
+    flow = chain(a=meets)
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        runtimes = [Runtime(store=store) for _ in range(2)]
+        job_ids = [runtimes[0].submit(flow, "a", {"meet": n < 2}) for n in range(40)]
+        threads = [
+            threading.Thread(target=worker(runtime, flow).run, kwargs={"until_idle": True})
+            for runtime in runtimes
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert sorted(job_ids) == sorted(ran)
+        assert {"completed"} == statuses(runtimes[0], job_ids)
+        for runtime in runtimes:
+            runtime.close()
+
+
+def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
+    flow = chain(a=rest)
+    for arguments, message in (
+        ({"flows": []}, "needs the flows whose jobs"),
+        ({"flows": [flow, chain(a=rest)]}, "two flows are called 'tale'"),
+        ({"flows": [flow], "lease": 0}, "lease is 0; it is some seconds"),
+        ({"flows": [flow], "lease": -1}, "lease is -1; it is some seconds, more than 0"),
+        ({"flows": [flow], "lease": float("inf")}, "lease is inf; it is some seconds"),
+        ({"flows": [flow], "lease": 1e10}, "lease is 10000000000.0; .* and at most a year"),
+        ({"flows": [flow], "lease": None}, "lease is None; it is some seconds"),
+        ({"flows": [flow], "runtime": Runtime()}, "writes to another store"),
+    ):
+        with pytest.raises(FlowDefinitionError, match=message):
+            Worker(store, **arguments)  # type: ignore[arg-type]

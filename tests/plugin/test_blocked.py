@@ -290,7 +290,7 @@ def test_a_step_that_computes_or_goes_on_is_not_blocked(shop: pytest.Pytester) -
         def test_computes(flow_runtime, strategy):
             def compute():
                 begun = time.thread_time()
-                while time.thread_time() < begun + 0.3:
+                while time.thread_time() < begun + 1.2:
                     pass
 
             flow = Flow("busy", execution_strategy=strategy)
@@ -309,7 +309,8 @@ def test_a_step_that_computes_or_goes_on_is_not_blocked(shop: pytest.Pytester) -
             flow.execute("charge").raise_for_status()
         """
     )
-    run_inside(shop, "-o", "routilux_blocked_after=0.1").assert_outcomes(passed=3)
+    # For so long that a machine with much to do lets the thread have its part of it.
+    run_inside(shop, "-o", "routilux_blocked_after=0.5").assert_outcomes(passed=3)
 
 
 WORK = """

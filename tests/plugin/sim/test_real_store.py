@@ -18,6 +18,7 @@ from pytest_routilux.faults import ClockJump, Raises, Slow, StoreFails
 from pytest_routilux.lives import Case
 from pytest_routilux.points import crash_points
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
+from routilux.persist.checksums import checked
 from routilux.persist.upgrades import FORMAT
 from routilux.values import first_difference
 from showcase.flows import data_pipeline, fan_out_and_in
@@ -191,11 +192,11 @@ CASES: dict[str, Case] = {
 def rows_of(world: World) -> list[str]:
     """The commits as they are saved: those in the files, where there are files.
 
-    Without the version, which is only told by who begins to write to a store.
+    Without the version and the checksum, which only a store has.
     """
     if world.files is not None:
         version = f'"format":{codec.dumps(FORMAT)},'
-        return [row.decode().replace(version, "", 1) for row in world.files.rows]
+        return [checked(row, "$").decode().replace(version, "", 1) for row in world.files.rows]
     return [commit.dumps() for commit in world.commits]
 
 

@@ -28,6 +28,7 @@ from pytest_routilux.faults import (
     tell_all,
 )
 from routilux import Commit, FlowDefinitionError, codec
+from routilux.persist.checksums import checked
 from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
@@ -201,7 +202,7 @@ class _FailingJournal(Journal):
         refusals: list[Exception | None] = []
         for added in appends:
             try:
-                with self._failing(Commit.load(codec.loads(added.row), "$")):
+                with self._failing(Commit.load(codec.loads(checked(added.row, "$")), "$")):
                     [refusal] = super().append_all([added])
             except Exception as error:
                 refusal = error

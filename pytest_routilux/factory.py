@@ -28,8 +28,7 @@ from routilux.routine import Binding
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from routilux import ErrorHandler
-    from routilux.flow import ExecutionStrategy
+    from routilux import ErrorHandler, ExecutionStrategy
 
 __all__ = ["FlowFactory", "FunctionRoutine", "PlainFunction"]
 

@@ -96,6 +96,8 @@ class FunctionRoutine(Routine):
     `fields` are those of its event `output`; with `more` the function may return others too.
     """
 
+    routine_name = "pytest_routilux.FunctionRoutine"
+
     def __init__(self, function: PlainFunction, fields: Sequence[str], more: bool) -> None:
         super().__init__()
         self.function = function

@@ -543,7 +543,7 @@ def test_an_async_handler_under_a_running_loop_is_told_to_use_aexecute() -> None
     job = asyncio.run(blocks())
     assert JobStatus.FAILED is job.status
     assert job.error is not None
-    assert "routilux.errors.FlowDefinitionError" == job.error.type
+    assert "routilux.FlowDefinitionError" == job.error.type
     assert "use 'await flow.aexecute(...)' there" in job.error.message
     assert 0 == job.retry_count()
 

@@ -125,7 +125,7 @@ def test_a_handler_that_is_slower_than_its_timeout_is_given_up(
     handler = ErrorHandler("retry", max_retries=1, retry_delay=0.5, timeout=2)
     job = shop(handler=handler).execute("order")
     assert "completed" == job.status
-    assert "routilux.errors.StepTimeoutError" == job.commits[2].error.type
+    assert "routilux.StepTimeoutError" == job.commits[2].error.type
     assert 2.5 == (job.updated_ns - job.started_ns) / SECOND
 
 

@@ -1,4 +1,4 @@
-"""Where code stands, and whose it is: `file:line` as a test's output shows it."""
+"""Code lines as `file:line`, and whether code is the user's, ours or a library's."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Why a finding came about, and the fix as code, in terms of the flow at hand.
+"""Causes of findings, and their fixes as code, in terms of the flow that was tested.
 
-Laws:
-- What is said as a fact was seen: in the world, in the flow, or in the user's source. Where the
-  cause can't be seen, the text says what to look at.
-- The engine's own laws are the engine's bugs, and are called that.
+Invariants:
+- A cause that is stated as a fact was observed in a run or in the flow. Otherwise the text says
+  where to look.
+- A broken law of the engine is reported as a bug of routilux.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import routilux
-from pytest_routilux.evidence import calls_of, changed_by, handler_place, key_part, recorded_by
+from pytest_routilux.evidence import calls_of, changed_by, key_part, recorded_by
+from pytest_routilux.places import handler_of
 from pytest_routilux.story import short_error, where_text
 from routilux.instants import seconds_text
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Asked", "Reason", "reason_of"]
 
 _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadable")
-"""Kinds that the simulated host finds as it finds the engine's, but a flow or a test can cause."""
+"""Kinds that are found as laws of the engine are, but that a flow or a test can cause."""
 _LONGEST_VALUE: Final = 24
 _ADDRESS: Final = re.compile(r"\d{9,}")
 _TOGETHER: Final = "\N{NO-BREAK SPACE}"
@@ -40,7 +41,7 @@ _TOGETHER: Final = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Sentences, each on lines of its own: why it is so, and what to do about it."""
+    """Sentences, each on lines of its own: the cause, and what to do about it."""
 
     why: list[str]
     fix: list[str]
@@ -48,7 +49,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Asked:
-    """A finding and what is known of it; `only` are the kinds of crash that show it."""
+    """A finding and the runs that show it; `only` are the kinds of crash that show it."""
 
     finding: Finding
     known: Reference
@@ -64,16 +65,22 @@ class Asked:
 
     @cached_property
     def kept(self) -> HiddenChange | None:
-        """What a handler changes though no commit keeps it."""
+        """State that a handler changes and no commit saves."""
         return changed_by(self.known, self.known.run.world.log[0][0], self.finding.routine)
+
+    @property
+    def handler(self) -> str:
+        """Where the routine's handler is defined, as ` (file:line)`, or nothing."""
+        return self.at(handler_of(self.known.run.life.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
         """Return a place as ` (file:line)`, or nothing."""
-        return f" ({where_text(where, self.root)})" if where and where != "?" else ""
+        place = where_text(where, self.root) if where else ""
+        return f" ({place})" if place else ""
 
 
 def reason_of(asked: Asked) -> Reason:
-    """Return why a finding came about, and what to do."""
+    """Return the cause of a finding, and what to do."""
     finding = asked.finding
     if finding.path.startswith("engine") and finding.kind not in _OF_USERS:
         return _engine(asked)
@@ -201,19 +208,18 @@ def _unsaved(asked: Asked) -> Reason:
         "keep what must last in self.ctx.state or self.ctx.shared, and take time, ids and chance"
         " from self.ctx.now(), .uuid() and .random"
     )
-    place = handler_place(asked.known, asked.finding.routine)
     look = (
-        f"look at what {asked.routine}{asked.at(place)} reads besides its payload, ctx.state and"
+        f"look at what {asked.routine}{asked.handler} reads besides its payload, ctx.state and"
         " ctx.shared"
     )
     if asked.only == {"by document"}:
         why = (
-            "only a host that loads the flow from its document, and so calls no build(), does"
-            f" otherwise. What build() does besides making the flow is missing there: {look}"
+            "only a host that loads the flow from its document differs. It does not call build(),"
+            f" so anything that build() does besides making the flow is missing: {look}"
         )
         return Reason([why], [fix])
     why = (
-        f"the next host had all that the job saves, and did otherwise; {look}: module globals,"
+        f"the next host had all that the job saves, and differs; {look}: module globals,"
         " caches, files, the machine's clock"
     )
     return Reason([why], [fix])
@@ -237,22 +243,19 @@ def _view(asked: Asked) -> Reason:
 
 
 def _mistake(asked: Asked) -> Reason:
-    place = asked.at(handler_place(asked.known, asked.finding.routine))
     why = f"{asked.finding.what}. Neither a retry nor another host changes that"
-    fix = f"look at {asked.routine}{place}"
+    fix = f"look at {asked.routine}{asked.handler}"
     if asked.finding.what.endswith("(UnserializableError)"):
         fix = (
-            "plain data, or routilux.register_type for a class of one's own: what has no saved form"
-            f" can't go on elsewhere; look at {asked.routine}{place}"
+            "use plain data, or routilux.register_type for a class of your own: another host can't"
+            f" continue without a saved form; look at {asked.routine}{asked.handler}"
         )
     return Reason([why], [fix])
 
 
 def _said(asked: Asked, kept: HiddenChange) -> str:
-    """Return what a handler changes though no commit keeps it, as a sentence."""
-    place = where_text(kept.where, asked.root) if kept.where != "?" else kept.routine_id
-    if kept.routine_id != asked.finding.routine:
-        place = f"{kept.routine_id}, at {place},"
+    """Describe state that a handler changes and no commit saves."""
+    place = f"{kept.routine_id}{asked.at(kept.where)}"
     if kept.scope == "attribute":
         plain = len(kept.was) <= _LONGEST_VALUE and not _ADDRESS.search(kept.was)
         again = f": the next host begins with {kept.was} again" if plain else ""
@@ -291,7 +294,7 @@ def _joined(code: str) -> str:
     return code.replace(" ", _TOGETHER)
 
 
-# --- what needs no looking at the run -------------------------------------------------------------
+# --- causes that follow from the kind alone -------------------------------------------------------
 
 _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "invariant": (
@@ -413,11 +416,10 @@ _PLAIN["store-unreadable"] = _PLAIN["store-lost"]
 
 def _plain(asked: Asked) -> Reason:
     why, fix = _PLAIN[asked.finding.kind]
-    handler = asked.at(handler_place(asked.known, asked.finding.routine))
     names = {
         "routine": asked.routine,
-        "handler": handler,
-        "hint": asked.at(asked.finding.hint) or handler,
+        "handler": asked.handler,
+        "hint": asked.at(asked.finding.hint) or asked.handler,
         "name": asked.finding.path.partition(".")[2],
     }
     return Reason([why.format_map(names)], [line.format_map(names) for line in fix])

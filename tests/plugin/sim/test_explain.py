@@ -84,8 +84,8 @@ crash point     task 0.0 charge, attempt 2: after its handler's end, before its 
   > 0.900   h2   #7      0.0  charge  attempt 4  GatewayDown, waits 0.8, due 1.700  sim/bugs.py:80
     1.700   h2   #8      0.0  charge  attempt 5  ok, emits output
 
-why    sim/bugs.py:78 changes self.tries. That lives in the process; the job never saves it: the
-       next host begins with 0 again
+why    charge (sim/bugs.py:77) changes self.tries. That lives in the process; the job never saves
+       it: the next host begins with 0 again
 fix    use self.ctx.attempt (it was 2 at 0.300) and leave the waits to ErrorHandler(RETRY, ...);
        what must last belongs in self.ctx.state["tries"], kept when the handler returns
 tried  49 of 49 crash points x 1 schedule, complete, 0.04 s; 33 points fail, all in this way
@@ -93,7 +93,7 @@ repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.9cb1.0.0@a2.end
 """
 
 A_STATUS = """\
-STATUS DIFFERS: the job is failed, undisturbed run completed                     [status-differs]
+STATUS DIFFERS: the job is failed, undisturbed run completed                       [status-differs]
 
 smallest cause  1 crash, 0 faults, FIFO order
 crash point     task 0.0 charge, attempt 2: after its handler's end, before its commit
@@ -111,7 +111,7 @@ crash point     task 0.0 charge, attempt 2: after its handler's end, before its 
     …
   > 0.900   h2   #7      0.0  charge  attempt 4  GatewayDown, the job fails  sim/bugs.py:80
 
-why    with the crash the job ends by GatewayDown (sim/bugs.py:80); sim/bugs.py:78 changes
+why    with the crash the job ends by GatewayDown (sim/bugs.py:80); charge (sim/bugs.py:77) changes
        self.tries. That lives in the process; the job never saves it: the next host begins with 0
        again
 fix    use self.ctx.attempt (it was 2 at 0.300) and leave the waits to ErrorHandler(RETRY, ...);
@@ -121,7 +121,7 @@ repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.b67c.0.0@a2.end
 """
 
 AN_OUTPUT = """\
-SHARED DIFFERS: shared.last is 1, undisturbed run 2                                [shared-differs]
+SHARED DIFFERS: shared.last is 1, undisturbed run 2                                 [shared-differs]
 
 smallest cause  1 crash, 0 faults, FIFO order
 crash point     task 0.1 charge, attempt 1: after its handler's end, before its commit
@@ -140,8 +140,8 @@ crash point     task 0.1 charge, attempt 1: after its handler's end, before its 
     0.000   h2   #4      resumed from #3 (recovery 1 of 3); pending: 0.1
   > 0.000   h2   #5      0.1  charge  ok, emits output
 
-why    charge, at sim/bugs.py:96, changes self.last. That lives in the process; the job never saves
-       it: the next host begins with 0 again
+why    charge (sim/bugs.py:95) changes self.last. That lives in the process; the job never saves it:
+       the next host begins with 0 again
 fix    self.ctx.state["last"] in place of self.last: it is saved with the job; self.ctx.shared is
        for what several routines need
 tried  22 of 22 crash points x 1 schedule, complete, 0.04 s; 6 points fail, all in this way
@@ -149,7 +149,7 @@ repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.e4fc.0.1@a1.end
 """
 
 A_GLOBAL = """\
-EMISSIONS DIFFER: charge.output[0].receipt is 'A7/3', undisturbed run 'A7/1'    [emissions-differ]
+EMISSIONS DIFFER: charge.output[0].receipt is 'A7/3', undisturbed run 'A7/1'     [emissions-differ]
 
 smallest cause  1 crash, 0 faults, FIFO order
 crash point     the job's start: right after its commit; the next host has a document of it
@@ -166,8 +166,8 @@ crash point     the job's start: right after its commit; the next host has a doc
   > 0.000   h2   #4      0.0  charge  ok, emits output
     0.000   h2   #5      0.1  charge  ok, emits output
 
-why    sim/bugs.py:103 changes the global SEEN of tests.plugin.sim.bugs. That lives in the module:
-       jobs share it, no job saves it, and a new process has it as it was imported
+why    charge (sim/bugs.py:102) changes the global SEEN of tests.plugin.sim.bugs. That lives in the
+       module: jobs share it, no job saves it, and a new process has it as it was imported
 fix    self.ctx.state["seen"] in place of SEEN: it is saved with the job; self.ctx.shared is for
        what several routines need
 tried  22 of 22 crash points x 1 schedule, complete, 0.04 s; 7 points fail, 2 of them in this way

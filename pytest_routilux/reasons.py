@@ -133,8 +133,8 @@ def _key_unstable(asked: Asked) -> Reason:
     changed = key_part(keys, [call.attempt for call in calls])
     if changed is None:
         why = (
-            f"the key is made anew for each attempt{place}, from something that does not stay: look"
-            " at what it is put together from"
+            f"each attempt makes a new key{place} from a value that changes: look at the parts of"
+            " the key"
         )
         return Reason([why], fix)
     if "UUID" in changed:
@@ -149,15 +149,15 @@ def _key_unstable(asked: Asked) -> Reason:
 def _effect_lost(asked: Asked) -> Reason:
     effect = asked.finding.path.removeprefix("effects.")
     if asked.kept is not None:
-        why = f"{_said(asked, asked.kept)}; see whether the call of {effect} hangs on it"
+        why = f"{_said(asked, asked.kept)}; check whether the call of {effect} depends on it"
     else:
         why = (
-            f"the next host decided otherwise: look at what {asked.routine} asks before it calls"
+            f"the next host decided differently: look at what {asked.routine} reads before it calls"
             f" {effect}{asked.at(asked.finding.hint)}"
         )
     fix = (
-        "decide by the payload and by self.ctx.state, which come back as they were; not by"
-        " attributes, globals, files or the clock"
+        "decide by the payload and by self.ctx.state, which are saved; not by attributes, globals,"
+        " files or the clock"
     )
     return Reason([why], [fix])
 
@@ -189,8 +189,8 @@ def _budget(asked: Asked) -> Reason:
         [
             f"use {_joined(attempt)} and leave the waits to {handler};",
             (
-                f'what must last belongs in self.ctx.state["{_key_of(kept)}"], kept when the'
-                " handler returns"
+                f'keep the value in self.ctx.state["{_key_of(kept)}"], saved when the handler'
+                " returns"
             ),
         ],
     )
@@ -200,13 +200,13 @@ def _unsaved(asked: Asked) -> Reason:
     kept = asked.kept
     if kept is not None:
         fix = (
-            f'self.ctx.state["{_key_of(kept)}"] in place of {_short_name(kept)}: it is saved with'
-            " the job; self.ctx.shared is for what several routines need"
+            f'use self.ctx.state["{_key_of(kept)}"] instead of {_short_name(kept)}: it is saved'
+            " with the job; self.ctx.shared is for state that several routines need"
         )
         return Reason([_said(asked, kept)], [fix])
     fix = (
-        "keep what must last in self.ctx.state or self.ctx.shared, and take time, ids and chance"
-        " from self.ctx.now(), .uuid() and .random"
+        "keep state that must last in self.ctx.state or self.ctx.shared, and take times, ids and"
+        " random numbers from self.ctx.now(), .uuid() and .random"
     )
     look = (
         f"look at what {asked.routine}{asked.handler} reads besides its payload, ctx.state and"
@@ -238,7 +238,7 @@ def _status(asked: Asked) -> Reason:
 
 def _view(asked: Asked) -> Reason:
     reason = _unsaved(asked)
-    gives = "the test's view=... gives another value; nothing else is compared"
+    gives = "the test's view=... returns another value; nothing else is compared"
     return Reason([gives, *reason.why], reason.fix)
 
 
@@ -258,15 +258,13 @@ def _said(asked: Asked, kept: HiddenChange) -> str:
     place = f"{kept.routine_id}{asked.at(kept.where)}"
     if kept.scope == "attribute":
         plain = len(kept.was) <= _LONGEST_VALUE and not _ADDRESS.search(kept.was)
-        again = f": the next host begins with {kept.was} again" if plain else ""
-        return (
-            f"{place} changes {kept.name}. That lives in the process; the job never saves it{again}"
-        )
+        again = f": the next host starts with {kept.was} again" if plain else ""
+        return f"{place} changes {kept.name}. It lives in the process and is never saved{again}"
     module, _, name = kept.name.rpartition(":")
     what = "global" if kept.scope == "global" else "class attribute"
     return (
-        f"{place} changes the {what} {name} of {module}. That lives in the module: jobs share it,"
-        " no job saves it, and a new process has it as it was imported"
+        f"{place} changes the {what} {name} of {module}. It lives in the module: jobs share it,"
+        " no job saves it, and a new process starts with its imported value"
     )
 
 
@@ -279,7 +277,7 @@ def _key_of(kept: HiddenChange) -> str:
 
 
 def _began(asked: Asked) -> str:
-    """Return the attempt that the last host began with, and when, in words."""
+    """Return the attempt that the last host started with, and when, in words."""
     if asked.disturbed is None:
         return ""
     start = asked.disturbed.world.log[0][0]
@@ -298,21 +296,21 @@ def _joined(code: str) -> str:
 
 _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "invariant": (
-        "the test's invariant=... does not hold for how this run ended",
-        ("look at what it reads of outcome.job and outcome.calls: the rows and lines above",),
+        "the test's invariant=... does not hold at the end of this run",
+        ("compare what it reads of outcome.job and outcome.calls with the rows and lines above",),
     ),
     "always": (
-        "the test's always=... is asked after every commit, also of a job that is half done",
-        ("it must hold between any two steps; what holds at the end alone is for invariant=...",),
+        "the test's always=... is checked after every commit, also while the job runs",
+        ("it must hold between any two steps; a rule for the end alone belongs in invariant=...",),
     ),
     "stuck": (
-        "no host can bring the job to rest: each one that goes on ends as said above",
-        ("what raises it has to succeed, or to raise an Exception that an ErrorHandler answers",),
+        "no host can finish the job: each host that resumes it ends as shown above",
+        ("the code that raises must succeed, or raise an Exception that an ErrorHandler handles",),
     ),
     "leaked-thread": (
         (
-            "{routine}{handler} returned while a thread that it had started was alive: what that"
-            " does is in no commit, and dies with its host"
+            "{routine}{handler} returned while a thread that it had started was alive: no commit"
+            " has the work of that thread, and it dies with its host"
         ),
         (
             "join() it before the handler returns, or make it a routine of its own:",
@@ -322,21 +320,21 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "module-state": (
         (
             "{routine}{hint} changes {name}. It lives in the module: jobs share it, no job saves"
-            " it, and a new process has it as it was imported"
+            " it, and a new process starts with its imported value"
         ),
         (
             (
-                "self.ctx.state for what the routine has to remember, self.ctx.shared for what"
-                " several need; a constructor argument for configuration"
+                "use self.ctx.state for state of the routine, self.ctx.shared for state that"
+                " several routines need, a constructor argument for configuration"
             ),
         ),
     ),
     "hash-order": (
-        "a set has another order in every process, and it shows in what the job does",
-        ("sorted(...) where the set is walked, or a dict or list, which keep their order",),
+        "the order of a set differs between processes, and the job depends on it",
+        ("use sorted(...) where the set is iterated, or a dict or list, which keep their order",),
     ),
     "nondeterminism": (
-        "{routine}{hint}: the same run, from the same instant, comes out otherwise when repeated",
+        "{routine}{hint}: a second run from the same instant gives another result",
         (
             "self.ctx.random, self.ctx.uuid() and self.ctx.now() repeat on every attempt and host;",
             "random, uuid.uuid4(), os.urandom and the machine's clock do not",
@@ -344,70 +342,70 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "swallowed-crash": (
         (
-            "{routine}{hint} catches what ends its process and goes on, so an interrupt or an exit"
-            " is taken for a result"
+            "{routine}{hint} catches the exception that ends its process and returns, so an"
+            " interrupt or an exit counts as success"
         ),
-        ("except Exception: in place of a bare except or BaseException, or raise it again",),
+        ("use except Exception: instead of a bare except or BaseException, or raise it again",),
     ),
     "kills-process": (
         "{routine}{hint} ends its whole process, and every job in it, with no commit",
-        ("raise an Exception: an ErrorHandler decides what becomes of the task, not of the host",),
+        ("raise an Exception instead: an ErrorHandler decides what happens to the task",),
     ),
     "hangs": (
-        "{routine}{hint} loops, or waits for what does not come: its real time is up",
-        ("self.ctx.sleep(...) to wait; ErrorHandler(..., timeout=seconds) bounds an attempt",),
+        "{routine}{hint} loops or waits without end: it exceeded the limit of real time",
+        ("use self.ctx.sleep(...) to wait; ErrorHandler(..., timeout=seconds) limits an attempt",),
     ),
     "store-lost": (
         (
-            "the next host opened the store's files as they stood when this one died, and has"
-            " nothing else. It is the store that does not keep to JobStore, not the flow"
+            "the next host opened the store's files as this one left them when it died, and has"
+            " nothing else. The store breaks the contract of JobStore, not the flow"
         ),
         (
-            "end the transaction before a write returns, and do all of a write in one:",
-            "then a crash leaves what was there before it, or all of it",
+            "commit the transaction before a write returns, and do each write in one transaction:",
+            "then a crash leaves the whole write or none of it",
         ),
     ),
     "store-changes": (
-        "a store keeps bytes, and knows nothing of what is in them: it does not keep to JobStore",
-        ("give back from rows() what create, append and claim were given, byte for byte",),
+        "a store must keep rows as they are: this one breaks the contract of JobStore",
+        ("return from rows() the bytes that create, append and claim received, unchanged",),
     ),
     "store-refuses": (
         (
-            "each host before this one is dead, and this one has started or claimed the job: nobody"
-            " else can own it. It is the store that does not keep to JobStore, not the flow"
+            "each host before this one is dead, and this one has started or claimed the job: no"
+            " other can own it. The store breaks the contract of JobStore, not the flow"
         ),
-        ("in claim, make who claims the owner, in the transaction that keeps the row",),
+        ("in claim, set the owner in the transaction that inserts the row",),
     ),
     "store-fence": (
         (
-            "the other host was not dead, only slow. What it still writes takes the place of what"
-            " the owner of the job writes: the store does not keep to JobStore"
+            "the other host was not dead, only slow. Its late writes replace those of the job's"
+            " owner: the store breaks the contract of JobStore"
         ),
         (
             "in append, compare the owner and insert the row in one transaction;",
-            "where another row stands, or another owner has the job, raise LeaseLostError",
+            "if there is another row, or the job has another owner, raise LeaseLostError",
         ),
     ),
     "store-frees": (
         (
-            "a worker that asks for work gets a job that is over, and takes it up again: the store"
-            " does not keep to JobStore"
+            "a worker that asks for work gets a finished job and runs it again: the store breaks"
+            " the contract of JobStore"
         ),
-        ("in the transaction of a write with rests=True, make the job free for nobody",),
+        ("in the transaction of a write with rests=True, make the job unavailable to workers",),
     ),
     "payload-changed": (
         (
-            "what was sent stays as it was: handlers get copies. A change gets through where a copy"
-            " shares its inside with what it was made of, by a __deepcopy__ of its class, say"
+            "handlers get copies of a payload. A change reaches the original where the copy shares"
+            " objects with it, for example because of a __deepcopy__ of its class"
         ),
-        ("send plain data (dict, list, str, numbers); change what the handler itself has made",),
+        ("send plain data (dict, list, str, numbers); change only objects that the handler makes",),
     ),
     "changed-by-saving": (
         (
-            "what a host saves is not what the next one reads. Where a value is of a type given to"
-            " register_type, its encode and decode don't fit each other"
+            "a value differs after it is saved and loaded. If its type was given to register_type,"
+            " its encode and decode don't match"
         ),
-        ("serialize_roundtrip(value) shows the first place at which what is read back differs",),
+        ("serialize_roundtrip(value) shows the first place that differs after loading",),
     ),
 }
 _PLAIN["unreadable"] = _PLAIN["changed-by-saving"]
@@ -426,13 +424,13 @@ def _plain(asked: Asked) -> Reason:
 
 
 def _engine(asked: Asked) -> Reason:
-    where = "in a run that nothing disturbs" if asked.point is None else "in this run"
+    where = "in an undisturbed run" if asked.point is None else "in this run"
     python = ".".join(map(str, sys.version_info[:2]))
     fix = (
-        "nothing in the flow. Please report it to routilux with this text, the flow and the"
+        "none in the flow. Please report it to routilux with this text, the flow and the"
         f" versions: routilux {routilux.__version__}, Python {python}"
     )
-    why = f"a law of the engine does not hold {where}. That is a bug of routilux, not of this flow"
+    why = f"a law of the engine is broken {where}. That is a bug of routilux, not of this flow"
     return Reason([why], [fix])
 
 

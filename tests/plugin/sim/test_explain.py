@@ -84,10 +84,10 @@ crash point     task 0.0 charge, attempt 2: after its handler's end, before its 
   > 0.900   h2   #7      0.0  charge  attempt 4  GatewayDown, waits 0.8, due 1.700  sim/bugs.py:80
     1.700   h2   #8      0.0  charge  attempt 5  ok, emits output
 
-why    charge (sim/bugs.py:77) changes self.tries. That lives in the process; the job never saves
-       it: the next host begins with 0 again
+why    charge (sim/bugs.py:77) changes self.tries. It lives in the process and is never saved: the
+       next host starts with 0 again
 fix    use self.ctx.attempt (it was 2 at 0.300) and leave the waits to ErrorHandler(RETRY, ...);
-       what must last belongs in self.ctx.state["tries"], kept when the handler returns
+       keep the value in self.ctx.state["tries"], saved when the handler returns
 tried  49 of 49 crash points x 1 schedule, complete, 0.04 s; 33 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.9cb1.0.0@a2.end
 """
@@ -108,14 +108,14 @@ crash point     task 0.0 charge, attempt 2: after its handler's end, before its 
     …
     0.300   h1           0.0  charge  attempt 2 starts
   > 0.300   h1   --      CRASH  #4 is not written: nothing durable knows how the attempt ended
+    0.300   h2   #4      resumed from #3 (recovery 1 of 3); pending: 0.0 due 0.300
     …
   > 0.900   h2   #7      0.0  charge  attempt 4  GatewayDown, the job fails  sim/bugs.py:80
 
 why    with the crash the job ends by GatewayDown (sim/bugs.py:80); charge (sim/bugs.py:77) changes
-       self.tries. That lives in the process; the job never saves it: the next host begins with 0
-       again
+       self.tries. It lives in the process and is never saved: the next host starts with 0 again
 fix    use self.ctx.attempt (it was 2 at 0.300) and leave the waits to ErrorHandler(RETRY, ...);
-       what must last belongs in self.ctx.state["tries"], kept when the handler returns
+       keep the value in self.ctx.state["tries"], saved when the handler returns
 tried  49 of 49 crash points x 1 schedule, complete, 0.04 s; 33 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.b67c.0.0@a2.end
 """
@@ -140,10 +140,10 @@ crash point     task 0.1 charge, attempt 1: after its handler's end, before its 
     0.000   h2   #4      resumed from #3 (recovery 1 of 3); pending: 0.1
   > 0.000   h2   #5      0.1  charge  ok, emits output
 
-why    charge (sim/bugs.py:95) changes self.last. That lives in the process; the job never saves it:
-       the next host begins with 0 again
-fix    self.ctx.state["last"] in place of self.last: it is saved with the job; self.ctx.shared is
-       for what several routines need
+why    charge (sim/bugs.py:95) changes self.last. It lives in the process and is never saved: the
+       next host starts with 0 again
+fix    use self.ctx.state["last"] instead of self.last: it is saved with the job; self.ctx.shared is
+       for state that several routines need
 tried  22 of 22 crash points x 1 schedule, complete, 0.04 s; 6 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.e4fc.0.1@a1.end
 """
@@ -166,10 +166,10 @@ crash point     the job's start: right after its commit; the next host has a doc
   > 0.000   h2   #4      0.0  charge  ok, emits output
     0.000   h2   #5      0.1  charge  ok, emits output
 
-why    charge (sim/bugs.py:102) changes the global SEEN of tests.plugin.sim.bugs. That lives in the
-       module: jobs share it, no job saves it, and a new process has it as it was imported
-fix    self.ctx.state["seen"] in place of SEEN: it is saved with the job; self.ctx.shared is for
-       what several routines need
+why    charge (sim/bugs.py:102) changes the global SEEN of tests.plugin.sim.bugs. It lives in the
+       module: jobs share it, no job saves it, and a new process starts with its imported value
+fix    use self.ctx.state["seen"] instead of SEEN: it is saved with the job; self.ctx.shared is for
+       state that several routines need
 tried  22 of 22 crash points x 1 schedule, complete, 0.04 s; 7 points fail, 2 of them in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.66bc.start.document
 """
@@ -557,8 +557,9 @@ def test_an_effect_that_is_lost_names_the_attribute_that_it_may_hang_on() -> Non
     head = "EFFECT LOST: gateway.charge(order='A7c', amount=19.9) ran 0x, undisturbed run 1x"
     assert text.startswith(head)
     assert "changes self.served." in text
-    assert "begins with [] again; see whether the call of gateway.charge hangs on it" in " ".join(
-        text.split()
+    assert (
+        "starts with [] again; check whether the call of gateway.charge depends on it"
+        in " ".join(text.split())
     )
 
 

@@ -89,7 +89,7 @@ def line_of(work: Any, after: int = 1) -> str:
     return f"{__file__}:{work.__code__.co_firstlineno + after}"
 
 
-# --- the same decisions ---------------------------------------------------------------------------
+# --- decisions that do not repeat -----------------------------------------------------------------
 
 _kept_clock = time.time
 _ids = itertools.count(1)
@@ -136,7 +136,7 @@ def by_id(routine: Any, number: Any) -> object:
         (by_id, "id()"),
     ],
 )
-def test_what_does_not_repeat_is_named_by_its_call_and_line(work: Work, call: str) -> None:
+def test_a_call_that_does_not_repeat_is_named_with_its_line(work: Work, call: str) -> None:
     finding = checked(work)
     assert finding is not None
     assert ("nondeterminism", "r1", line_of(work)) == (
@@ -180,7 +180,7 @@ def test_a_random_shape_is_found() -> None:
         lambda r, n: len({id(object()), id(r)}) > 5,
     ],
 )
-def test_what_repeats_is_clean(work: Work) -> None:
+def test_code_that_repeats_is_clean(work: Work) -> None:
     assert checked(work) is None
 
 
@@ -234,7 +234,7 @@ def test_a_fake_service_in_the_test_is_clean() -> None:
     assert checked(charge) is None
 
 
-def test_a_handler_that_kills_its_process_is_told_here_too() -> None:
+def test_a_handler_that_kills_its_process_is_found() -> None:
     finding = checked(lambda r, n: os._exit(2))
     assert finding is not None
     assert "kills-process" == finding.kind
@@ -246,7 +246,7 @@ def test_a_fault_strikes_the_same_each_time_and_is_counted() -> None:
     assert fault.struck > 0
 
 
-def test_what_does_not_come_to_its_end_is_no_proof_that_it_does_the_same_again() -> None:
+def test_a_run_that_does_not_finish_proves_nothing() -> None:
     with pytest.raises(FlowDefinitionError, match="has no routine 'r9' to start with"):
         check_determinism(replace(chain(same), entry="r9"), START)
 
@@ -264,7 +264,7 @@ def test_what_does_not_come_to_its_end_is_no_proof_that_it_does_the_same_again()
     assert "stuck" == finding.kind
 
 
-def test_a_run_that_another_process_does_not_end_is_an_error() -> None:
+def test_a_run_that_does_not_finish_in_another_process_is_an_error() -> None:
     here = os.getpid()
 
     def only_here(routine: Any, number: Any) -> object:

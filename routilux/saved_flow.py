@@ -1,10 +1,10 @@
 """The saved form of a flow, and how a flow is built from it.
 
-Laws:
-- What is saved are names, arguments and connections; the code is that of the program which loads.
-- Routines are built by their classes, which the program has imported already, and connected by the
-  same checks as any other flow. What these refuse is refused with its path.
-- A flow that has come out otherwise than it was saved is refused, and all that has changed is told.
+Invariants:
+- The saved form holds names, arguments and connections; the code is that of the loading program.
+- Routines are built by their classes, which the program has already imported, and are connected
+  with the same checks as any other flow. A refusal names the path.
+- A flow that differs from the saved one is refused, and the error lists all differences.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["flow_data", "load_flow"]
 
 
 _CHANGED: Final = (
-    "go on with the classes as they were, or read the job alone by"
+    "use the classes as they were, or read the job alone by"
     " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
     " with allow_changed_flow=True"
 )
@@ -95,7 +95,7 @@ def flow_data(flow: Flow) -> dict[str, object]:
 
 
 def load_flow(new: type[Flow], document: object, path: str, shape: Sequence[str]) -> Flow:
-    """Build a flow from decoded data; `shape` is what a job knows of it."""
+    """Build a flow from decoded data; `shape` is the flow's shape as the job has saved it."""
     data = codec.check_fields(document, path, _FLOW_FIELDS, {})
     try:
         flow = new(
@@ -115,11 +115,11 @@ def load_flow(new: type[Flow], document: object, path: str, shape: Sequence[str]
         try:
             flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
         except FlowDefinitionError as error:
-            misfit = misfit or (place, str(error))  # the others stand, to tell all changes
+            misfit = misfit or (place, str(error))  # connect the rest, to list all differences
     if misfit is None and flow.fingerprint != data["fingerprint"]:
         misfit = (
             f"{path}.fingerprint",
-            "the routines' slots and events are not those that were saved",
+            "the routines' slots and events differ from those that were saved",
         )
     if misfit is not None:
         place, trouble = misfit

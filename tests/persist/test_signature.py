@@ -51,7 +51,7 @@ def nothing_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("it was parsed although its signature is not right")
 
     monkeypatch.setattr("routilux.codec.loads", parse)
-    monkeypatch.setattr("routilux.persist.upgrades._HEAD", None)
+    monkeypatch.setattr("routilux.persist.document.loads_versioned", parse)
 
 
 # --- what it looks like ---------------------------------------------------------------------------

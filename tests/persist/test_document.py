@@ -53,7 +53,7 @@ from tests.persist.orders import (
     seal,
 )
 
-FIRST = GOLDEN / "routilux-1.json"
+DOCUMENT = GOLDEN / "routilux-1.json"
 ROOT = Path(__file__).parents[2]
 
 
@@ -363,9 +363,9 @@ def test_any_flow_and_job_come_back_equal_and_are_written_again_byte_by_byte(flo
 # --- the golden file ----------------------------------------------------------------------------
 
 
-def test_the_document_that_the_first_version_wrote_is_read_and_written_again_byte_by_byte():
-    saved = SavedState.read(FIRST)
-    assert FIRST.read_bytes() == saved.to_bytes()
+def test_the_golden_document_is_read_and_written_again_byte_by_byte():
+    saved = SavedState.read(DOCUMENT)
+    assert DOCUMENT.read_bytes() == saved.to_bytes()
     job = saved.job
     assert ("job-1", JobStatus.RUNNING, 2, 6) == (
         job.job_id,
@@ -390,8 +390,8 @@ def test_the_document_that_the_first_version_wrote_is_read_and_written_again_byt
     assert {"request_id": "r-1", "ids": {1, 2}} == waiting.payload["metadata"]
 
 
-def test_a_job_of_the_golden_file_goes_on_where_it_was():
-    saved = SavedState.read(FIRST)
+def test_the_job_of_the_golden_document_is_resumed_where_it_was():
+    saved = SavedState.read(DOCUMENT)
     clock = FakeClock("2026-01-03T12:59:05.100000+00:00")
     job = saved.flow.resume(saved.job, runtime=Runtime(clock=clock))
     assert (JobStatus.COMPLETED, 3) == (job.status, job.routine_states["process"].attempts)
@@ -400,6 +400,7 @@ def test_a_job_of_the_golden_file_goes_on_where_it_was():
         - saved.job.commits[-1].finished_at
     )
     assert [Decimal("3.00")] == [output.data["total"] for output in job.outputs]
+    assert date(2026, 1, 3) == job.shared_data["day"]
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -999,7 +1000,7 @@ def test_the_cases_above_start_from_a_document_that_is_read(retried):
     ],
 )
 def test_a_task_is_dropped_in_one_of_two_ways(change, place, reason):
-    document = json.loads(FIRST.read_bytes())
+    document = json.loads(DOCUMENT.read_bytes())
     change(document)
     with pytest.raises(CorruptStateError) as caught:
         SavedState.from_bytes(seal(document))

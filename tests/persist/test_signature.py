@@ -287,7 +287,7 @@ def vars_of(saved: SavedState) -> list[object]:
 # --- the golden file ------------------------------------------------------------------------------
 
 
-def test_the_signed_document_of_the_first_version_is_read_and_written_again_byte_by_byte():
+def test_the_golden_signed_document_is_read_and_written_again_byte_by_byte():
     path = GOLDEN / "routilux-1-signed.json"
     saved = SavedState.read(path, key=KEY)
     assert path.read_bytes() == saved.to_bytes(key=KEY)

@@ -76,16 +76,6 @@ def changed(data: bytes, old: bytes, new: bytes) -> bytes:
 # --- the present form -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("path", "key"), [(DOCUMENT, None), (SIGNED, KEY)])
-def test_the_stored_document_is_read_written_the_same_and_its_job_is_resumed(path, key):
-    saved = SavedState.read(path, key=key)
-    assert path.read_bytes() == saved.to_bytes(key=key)
-    clock = FakeClock("2026-01-03T12:59:05.100000+00:00")
-    job = saved.flow.resume(saved.job, runtime=Runtime(clock=clock))
-    assert "completed" == job.status.value
-    assert date(2026, 1, 3) == job.shared_data["day"]
-
-
 def test_the_stored_rows_and_snapshot_are_what_is_written_today():
     store = stored()
     assert ROWS == store.rows("job-1")

@@ -62,6 +62,4 @@ def _check(found: object, place: str) -> None:
             f"is {found!r}, which a newer routilux wrote; this one reads {FORMAT!r}: install the"
             " newer one here, or resume the job where it was saved",
         )
-    raise CorruptStateError(
-        f"{place}.format", f"is {found!r}: this was not written by routilux"
-    )
+    raise CorruptStateError(f"{place}.format", f"is {found!r}: this was not written by routilux")

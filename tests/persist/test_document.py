@@ -1,4 +1,4 @@
-"""A job and its flow as one document: what is in it, that it comes back, and what is refused."""
+"""A job and its flow as one document: its members, its round trip, and what is refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def shortened() -> bytes:
 
 @pytest.fixture(scope="module")
 def small() -> bytes:
-    """The smallest job worth saving."""
+    """A job of one step."""
     flow = Flow("f")
     flow.add_routine(Fetch(took=0), "fetch")
     with Runtime(clock=FakeClock(START)) as runtime:
@@ -140,7 +140,7 @@ def test_the_flow_is_saved_by_names_and_constructor_arguments(retried):
     ] == flow["connections"]
 
 
-def test_a_monitor_of_ones_own_gives_its_own_counts():
+def test_the_counts_of_a_given_monitor_are_saved():
     flow, monitor = pipeline(0), ExecutionMonitor()
     job, _ = run(flow)
     assert {"events": 0, "data_flows": 0, "state_changes": 0} == (
@@ -188,7 +188,7 @@ def test_the_handler_of_the_flow_has_the_most_retries_of_the_routines_without_th
 
 
 @pytest.mark.parametrize("options", [{}, {"execution_strategy": "concurrent", "max_workers": 2}])
-def test_every_commit_can_be_saved_and_loaded_and_the_job_goes_on_to_the_same_end(options):
+def test_a_job_loaded_at_any_commit_resumes_to_the_same_end(options):
     whole, captures = run(pipeline(audit=True, **options))
     assert JobStatus.COMPLETED is whole.status
     for number, saved in enumerate(captures.taken, 1):
@@ -207,7 +207,7 @@ def test_every_commit_can_be_saved_and_loaded_and_the_job_goes_on_to_the_same_en
         assert loaded.job == saved.job, "resuming leaves the loaded job as it is"
 
 
-def test_a_loaded_job_can_go_on_under_another_strategy(retried):
+def test_a_loaded_job_can_be_resumed_under_another_strategy(retried):
     for strategy in ("sequential", "concurrent"):
         loaded = SavedState.from_bytes(retried)
         job = loaded.flow.resume(
@@ -220,7 +220,7 @@ def test_a_loaded_job_can_go_on_under_another_strategy(retried):
         assert datetime(2026, 1, 3, 12, 59, 8, 737_500, tzinfo=UTC) == job.commits[-1].finished_at
 
 
-def test_what_is_in_flight_is_pending_in_what_an_observer_captures():
+def test_a_step_in_flight_is_pending_in_a_state_that_an_observer_captures():
     class Nap(Routine):
         routine_name = "document/nap"
 
@@ -249,7 +249,7 @@ def test_what_is_in_flight_is_pending_in_what_an_observer_captures():
     assert job.shared_data == ended.shared_data
 
 
-def test_a_job_whose_first_commits_are_gone_is_saved_and_goes_on():
+def test_a_job_whose_first_commits_are_gone_is_saved_and_resumed():
     flow = pipeline(9)
     _, captures = run(flow, history_limit=1)
     saved = next(taken for taken in captures.taken if taken.retry_count == 3)
@@ -260,7 +260,7 @@ def test_a_job_whose_first_commits_are_gone_is_saved_and_goes_on():
     assert 5 == ended.routine_states["process"].attempts
 
 
-def test_what_was_captured_stays_what_it_was_when_flow_and_job_go_on():
+def test_a_captured_state_does_not_change_with_the_flow_and_the_job():
     flow = pipeline()
     _, captures = run(flow)
     texts = [saved.to_bytes() for saved in captures.taken]
@@ -345,7 +345,7 @@ def flows(draw: st.DrawFn) -> Flow:
 
 @settings(max_examples=60)
 @given(flow=flows(), value=values, point=st.integers(0, 10))
-def test_any_flow_and_job_come_back_equal_and_are_written_again_byte_by_byte(flow, value, point):
+def test_any_flow_and_job_are_loaded_equal_and_written_again_byte_by_byte(flow, value, point):
     captures = Captures(flow)
     with Runtime(clock=FakeClock(START), observers=[captures]) as runtime:
         flow.execute("n0", {"value": value}, runtime=runtime)
@@ -416,7 +416,7 @@ def test_a_file_is_written_for_its_owner_alone_and_read_back_equal(tmp_path, ret
     assert [path] == list(tmp_path.iterdir())
 
 
-def test_a_folder_in_the_way_or_no_folder_at_all_is_the_systems_own_error(tmp_path, retried):
+def test_writing_to_a_folder_or_into_no_folder_raises_the_systems_error(tmp_path, retried):
     saved = SavedState.from_bytes(retried)
     (tmp_path / "taken").mkdir()
     with pytest.raises(IsADirectoryError):
@@ -468,7 +468,7 @@ def python(folder: Path, code: str) -> str:
     return done.stdout + done.stderr + (f"exit {done.returncode}" if done.returncode else "")
 
 
-def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_path):
+def test_a_class_that_is_not_imported_is_named_and_importing_it_helps(tmp_path):
     (tmp_path / "shop.py").write_text(SHOP, "utf-8")
     write = "import shop; from routilux import SavedState; f = shop.flow();"
     assert "" == python(
@@ -492,7 +492,7 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_
 # --- files that are refused ---------------------------------------------------------------------
 
 
-def test_a_missing_file_is_the_systems_own_error_and_names_it(tmp_path):
+def test_a_missing_file_raises_the_systems_error_with_its_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
         SavedState.read(tmp_path / "nothing.json")
 
@@ -568,9 +568,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], type[SavedStateError], str, str
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_sound_document_is_refused_by_place_reason_and_file(
-    case, tmp_path, retried
-):
+def test_an_invalid_file_is_refused_by_place_reason_and_file(case, tmp_path, retried):
     spoil, error, place, reason = FILES[case]
     path = tmp_path / "job.json"
     path.write_bytes(spoil(retried))
@@ -613,7 +611,7 @@ def test_no_more_is_written_than_can_be_read(monkeypatch):
         saved.to_bytes()
 
 
-def test_an_edited_file_is_read_without_its_digest_if_it_makes_sense(tmp_path, retried):
+def test_an_edited_file_is_read_without_its_digest_if_it_is_valid(tmp_path, retried):
     path = tmp_path / "job.json"
     path.write_bytes(retried.replace(b'"request_id":"r-1"', b'"request_id":"r-2"'))
     with pytest.raises(CorruptStateError, match=r"^\$\.digest: "):
@@ -622,7 +620,7 @@ def test_an_edited_file_is_read_without_its_digest_if_it_makes_sense(tmp_path, r
     assert "r-2" == waiting.payload["metadata"]["request_id"]
 
 
-def test_a_document_cut_off_anywhere_is_refused_and_only_its_last_line_break_is_no_loss(small):
+def test_a_document_cut_off_anywhere_before_its_last_line_break_is_refused(small):
     for length in range(len(small) - 1):
         with pytest.raises(SavedStateError):
             SavedState.from_bytes(small[:length])
@@ -641,12 +639,12 @@ def test_a_document_with_any_one_byte_changed_is_refused(small):
 
 
 def loads_or_refuses(text: bytes) -> bool:
-    """Whether it was read; what was read can be written and read again."""
+    """Whether the text was read; then it can be written and read again."""
     try:
         loaded = SavedState.from_bytes(text, verify=False)
     except SavedStateError as error:
         if not (error.path.startswith("$") and error.reason):
-            pytest.fail(f"the refusal names no place or no reason: {error!r}")
+            pytest.fail(f"the refusal has no path or no reason: {error!r}")
         return False
     again = SavedState.from_bytes(loaded.to_bytes())
     assert again.job == loaded.job
@@ -926,7 +924,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(case, retried):
+def test_invalid_contents_are_refused_although_the_digest_is_right(case, retried):
     change, place, reason = WRONG[case]
     document = json.loads(retried)
     change(document)
@@ -938,7 +936,7 @@ def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(case,
         ), told
 
 
-def test_what_the_data_holds_without_end_is_not_told_without_end(retried):
+def test_an_error_about_huge_data_is_short(retried):
     endless = "x" * 1_000_000
     for change, place, start, end in (
         (
@@ -963,7 +961,7 @@ def test_what_the_data_holds_without_end_is_not_told_without_end(retried):
         assert len(str(told)) < 4_600
 
 
-def test_an_attempt_of_no_number_is_refused_where_its_task_is_no_longer_known(shortened):
+def test_an_invalid_attempt_is_refused_where_its_task_is_no_longer_known(shortened):
     document = json.loads(shortened)
     document[J]["commits"][0]["attempt"] = 0
     with pytest.raises(CorruptStateError) as caught:
@@ -1065,7 +1063,7 @@ json_values = st.recursive(
 
 @settings(max_examples=400)
 @given(data=st.data(), sealed=st.booleans(), whole=st.booleans())
-def test_whatever_is_done_to_a_document_it_is_read_or_refused_as_saved_state(
+def test_a_changed_document_is_read_or_refused_with_a_saved_state_error(
     data, sealed, whole, retried, shortened
 ):
     document = json.loads(retried if whole else shortened)
@@ -1094,7 +1092,7 @@ def test_whatever_is_done_to_a_document_it_is_read_or_refused_as_saved_state(
 @example(b'{"format": "routilux/1"}')
 @example(b'{"format": 1e999}')
 @example(b'{"format": "routilux/1", "format": "routilux/1"}')
-def test_any_bytes_are_refused_as_saved_state(text):
+def test_any_bytes_are_refused_with_a_saved_state_error(text):
     for verify in (True, False):
         with pytest.raises(SavedStateError):
             SavedState.from_bytes(text, verify=verify)
@@ -1104,7 +1102,7 @@ def test_any_bytes_are_refused_as_saved_state(text):
 
 
 def renamed(version: int) -> type[Routine]:
-    """One class at one place, of which a later version has other slots and events."""
+    """A class whose second version has other slots and events."""
 
     class Renamed(Routine):
         routine_name = "document/renamed"
@@ -1125,7 +1123,7 @@ def renamed(version: int) -> type[Routine]:
 CHANGES = "- event a.output(n); + event a.result(n)"
 
 
-def test_a_class_that_has_changed_since_is_a_mismatch_that_lists_the_change_and_the_cure_works():
+def test_a_changed_class_is_a_mismatch_that_lists_the_change_and_the_cure_works():
     old = Flow("changing")
     old.add_routine(renamed(1)(), "a")
     job = old.execute("a", {"n": 7}, job_id="j1")
@@ -1157,7 +1155,7 @@ def test_a_class_that_has_changed_since_is_a_mismatch_that_lists_the_change_and_
     assert done == SavedState.from_bytes(SavedState.capture(new, done).to_bytes()).job
 
 
-def test_a_pending_task_without_its_slot_can_not_go_on_even_on_a_changed_flow(retried):
+def test_a_pending_task_without_its_slot_can_not_be_resumed_even_on_a_changed_flow(retried):
     job = SavedState.from_bytes(retried).job
     before = job.serialize()
     other = Flow("other")
@@ -1185,7 +1183,7 @@ def test_a_flow_alone_names_an_unknown_class_by_its_place():
     )
 
 
-def test_uuids_and_times_of_a_job_come_back_of_the_same_type():
+def test_uuids_and_times_of_a_job_keep_their_type():
     flow = Flow()
     flow.add_routine(Node(0), "n0")
     value = {"id": UUID(int=7), "at": datetime(2026, 1, 3, tzinfo=UTC), "for": timedelta(1)}

@@ -107,7 +107,9 @@ def test_a_job_with_a_history_limit_keeps_few_commits_and_the_store_all(store: J
             nonlocal most
             most = max(most, len(job.commits))
 
-    with Runtime(clock=FakeClock(), store=store, history_limit=10, observers=[Lengths()]) as runtime:
+    with Runtime(
+        clock=FakeClock(), store=store, history_limit=10, observers=[Lengths()]
+    ) as runtime:
         job = counter(1000).execute("a", job_id="j", runtime=runtime)
         assert 10 <= len(job.commits) <= most < 20
         assert 10 <= len(runtime.load("j").commits) < 20
@@ -157,7 +159,10 @@ def changed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
         (lambda data: data[:-5], "has no checksum at its end: it is cut off"),
         (lambda data: data.replace(b'"running"', b'"walking"', 1), "was damaged: its checksum"),
         (changed(b'"job_id":"j"', b'"job_id":"k"'), "is of commit 256 of job"),
-        (changed(b'"seq":256', b'"seq":257'), "is of commit 257 of job 'j', but it was stored for commit 256"),
+        (
+            changed(b'"seq":256', b'"seq":257'),
+            "is of commit 257 of job 'j', but it was stored for commit 256",
+        ),
         (changed(b'"running"', b'"walking"'), "not a valid JobStatus"),
     ],
 )

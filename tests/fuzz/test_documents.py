@@ -96,7 +96,7 @@ def test_the_same_seed_gives_the_same_mutants():
     ("place", "does", "message"),
     [
         ("routilux.core.saved.check_unfolded", lambda *_: 1 / 0, "division by zero"),
-        ("routilux.core.saved._check", lambda *_: None, "is not what its commits make"),
+        ("routilux.core.saved._check", lambda *_: None, "differs from the fold of its commits"),
     ],
 )
 def test_the_judge_reports_every_fault_of_the_engine(place, does, message, monkeypatch):

@@ -41,7 +41,7 @@ def checked(data: object, place: str) -> bytes:
     b'{"seq":8}'
     >>> checked(summed(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
     Traceback (most recent call last):
-    routilux.errors.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
+    routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
     """
     if not isinstance(data, bytes):  # another program's store may return anything
         raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")

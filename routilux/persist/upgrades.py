@@ -32,7 +32,7 @@ def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> 
     {'flow': {}}
     >>> loads_versioned(b'{"format": "routilux/2", "flow": [}')
     Traceback (most recent call last):
-    routilux.errors.UnsupportedVersionError: $.format: is 'routilux/2', which a newer routilux...
+    routilux.UnsupportedVersionError: $.format: is 'routilux/2', which a newer routilux...
     """
     refuse_newer(data, place)
     try:

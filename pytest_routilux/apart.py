@@ -17,10 +17,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import Undisturbed, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.faults import Fault
 from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state
-from pytest_routilux.lives import Life
+from pytest_routilux.lives import Life, Undisturbed
 from pytest_routilux.places import users_modules
 from pytest_routilux.variations import Variation, vary
 from pytest_routilux.world import Call, Note, World
@@ -29,8 +29,7 @@ from routilux import Commit, JobState, codec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.lives import Case
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import Case, CrashPoint
     from routilux import Clock, Slot, StepInput
 
     Tell = Callable[[object], None]

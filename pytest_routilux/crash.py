@@ -10,17 +10,15 @@ Laws:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import Fault
 from pytest_routilux.files import Files
-from pytest_routilux.lives import Case, HostCrash, Life
-from pytest_routilux.oracle import Finding
-from pytest_routilux.points import RESTING
+from pytest_routilux.lives import RESTING, Case, Disturbed, HostCrash, Life, Undisturbed
 from pytest_routilux.simulation import live
-from pytest_routilux.world import World
+from pytest_routilux.world import Finding, World
 from routilux import (
     Commit,
     FlowDefinitionError,
@@ -35,49 +33,13 @@ from routilux.core.checks import follow
 
 if TYPE_CHECKING:
     from pytest_routilux.choices import Choices
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import CrashPoint
     from routilux import Flow
 
-__all__ = ["Disturbed", "Undisturbed", "recover", "undisturbed"]
+__all__ = ["recover", "undisturbed"]
 
 _MOST_HOSTS: Final = 12
 _REFUSALS: Final = ("store refuses", "store does not answer")
-
-
-@dataclass(slots=True)
-class Undisturbed:
-    """The run that nothing disturbs, and what the store would give back at each of its commits.
-
-    `lost` is what a real store does not give back as it should, by the number of commits.
-    """
-
-    case: Case
-    world: World
-    life: Life
-    durable: list[Commit]
-    states: list[JobState]
-    lost: dict[int, Finding] = field(default_factory=dict)
-
-    @property
-    def job(self) -> JobState:
-        """The job as it ended."""
-        assert self.life.job is not None
-        return self.life.job
-
-
-@dataclass(slots=True)
-class Disturbed:
-    """A run with a crash: its world, its hosts, and whether the crash really came."""
-
-    point: CrashPoint
-    world: World
-    lives: list[Life]
-    executed: bool
-
-    @property
-    def life(self) -> Life:
-        """The last host."""
-        return self.lives[-1]
 
 
 def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = False) -> Undisturbed:

@@ -14,14 +14,13 @@ Laws:
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from pytest_routilux.oracle import Finding
+from pytest_routilux.world import Finding
 from routilux import (
     DuplicateJobError,
     FlowDefinitionError,
@@ -36,13 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
+    from pytest_routilux.lives import Opens
     from pytest_routilux.world import World
     from routilux import Commit, JobState
 
-__all__ = ["Files", "Folder", "Image", "Opens", "checked_store", "store_name"]
+__all__ = ["Files", "Folder", "Image", "checked_store", "store_name"]
 
-Opens: TypeAlias = Callable[[Path], JobStore]
-"""Opens a store in the file at a path, which may be there already; such as `SqliteStore`."""
 Image: TypeAlias = dict[str, tuple[bytes, ...]]
 """The files of a folder by their names, in pieces that successive images share."""
 

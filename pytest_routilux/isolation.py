@@ -27,30 +27,21 @@ from pytest_routilux.apart import (
     value_there,
     varied_there,
 )
-from pytest_routilux.crash import Disturbed, Undisturbed
 from pytest_routilux.forks import Reply, Zygote, can_fork
 from pytest_routilux.hidden import HiddenChange
-from pytest_routilux.lives import Life
-from pytest_routilux.oracle import (
-    Expected,
-    Finding,
-    compare_effects,
-    trie_of,
-    varying,
-    view_of,
-)
-from pytest_routilux.points import CrashPoint
+from pytest_routilux.lives import CrashPoint, Disturbed, Life, Undisturbed
+from pytest_routilux.oracle import Expected, compare_effects, trie_of, varying, view_of
 from pytest_routilux.variations import Variation, variations
-from pytest_routilux.world import Note, World
+from pytest_routilux.world import Finding, Note, World
 from routilux import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_routilux.apart import Place, Told
-    from pytest_routilux.examine import Coverage, Reference
     from pytest_routilux.lives import Case
     from pytest_routilux.oracle import Trie, View
+    from pytest_routilux.results import Coverage, Reference
 
 __all__ = ["ENDS_PROCESS", "Hosts", "Killed"]
 

@@ -1,24 +1,54 @@
-"""What is simulated, and how the life of one simulated host ended.
+"""What is simulated, where hosts die, and how their lives ended, as plain values.
 
-Laws:
+Invariants:
 - A case is a value: any number of runs share it.
-- A life is what one host saw and did; what outlives it is in the world.
+- A life holds what one host saw and did; the world holds what outlives it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from routilux import JobStatus, JobStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_routilux.faults import Fault
-    from pytest_routilux.files import Opens
-    from pytest_routilux.oracle import Finding
-    from routilux import Flow, JobState, StepInput
+    from pytest_routilux.world import Finding, World
+    from routilux import Commit, Flow, JobState, StepInput
 
-__all__ = ["STEADY", "Case", "HostCrash", "Life", "Pace"]
+__all__ = [
+    "RESTING",
+    "STEADY",
+    "Case",
+    "CrashPoint",
+    "Disturbed",
+    "HostCrash",
+    "Kind",
+    "Life",
+    "Opens",
+    "Pace",
+    "Undisturbed",
+]
+
+Opens: TypeAlias = Callable[[Path], JobStore]
+"""Opens a store in the file at a path, which may be there already; such as `SqliteStore`."""
+Kind: TypeAlias = Literal[
+    "before a write",
+    "after a write",
+    "around an effect",
+    "in a wait",
+    "in a recovery",
+    "by document",
+    "store refuses",
+    "store does not answer",
+]
+RESTING: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+"""What a job is that no host goes on with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,3 +108,60 @@ class Life:
     threads: list[tuple[str, str]] = field(default_factory=list)
     exact: bool = True
     lost: Finding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CrashPoint:
+    """One place to die at.
+
+    `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
+    when the host dies, `resume_ns` when the next one goes on (UTC). `name` is for reproducers,
+    `text` for people.
+    """
+
+    kind: Kind
+    name: str
+    text: str
+    commits: int
+    calls: int
+    at_ns: int
+    resume_ns: int
+    task_id: str | None = None
+    routine_id: str | None = None
+    attempt: int = 0
+
+
+@dataclass(slots=True)
+class Undisturbed:
+    """The run that nothing disturbs, and what the store would give back at each of its commits.
+
+    `lost` is what a real store does not give back as it should, by the number of commits.
+    """
+
+    case: Case
+    world: World
+    life: Life
+    durable: list[Commit]
+    states: list[JobState]
+    lost: dict[int, Finding] = field(default_factory=dict)
+
+    @property
+    def job(self) -> JobState:
+        """The job as it ended."""
+        assert self.life.job is not None
+        return self.life.job
+
+
+@dataclass(slots=True)
+class Disturbed:
+    """A run with a crash: its world, its hosts, and whether the crash really came."""
+
+    point: CrashPoint
+    world: World
+    lives: list[Life]
+    executed: bool
+
+    @property
+    def life(self) -> Life:
+        """The last host."""
+        return self.lives[-1]

@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import marshal
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from pytest_routilux.world import Finding
 from routilux import CommitKind, codec
 from routilux.values import SCALARS, first_difference, same_value
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Expected",
-    "Finding",
     "Mask",
     "Trie",
     "compare_effects",
@@ -47,31 +46,6 @@ _HIDDEN: Final = "~"
 _ADDRESS: Final = re.compile(" at 0x[0-9a-fA-F]+")
 _BAGS: Final = ("tasks", "emissions", "outputs")
 """The parts of a view that are multisets, each by the routine and its slot or event."""
-
-
-@dataclass(slots=True)
-class Finding:
-    """One thing that a crash changed.
-
-    `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
-    together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
-    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
-    `call` the effect that it is about, `hint` a line of the user's code.
-    """
-
-    kind: str
-    what: str
-    path: str
-    routine: str | None = None
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-    at_ns: int | None = None
-    hint: str = ""
-    call: Call | None = None
-
-    @property
-    def signature(self) -> tuple[str, str | None, str]:
-        """What makes it this finding and no other."""
-        return self.kind, self.routine, self.path
 
 
 def view_of(job: JobState, world: World) -> View:

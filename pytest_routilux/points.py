@@ -9,54 +9,21 @@ Laws:
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.lives import RESTING, CrashPoint
 from pytest_routilux.world import Call
-from routilux import Commit, CommitKind, JobStatus
+from routilux import Commit, CommitKind
 from routilux.instants import SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_routilux.crash import Undisturbed
+    from pytest_routilux.lives import Kind, Undisturbed
 
-__all__ = ["RESTING", "CrashPoint", "crash_points"]
+__all__ = ["crash_points"]
 
-Kind = Literal[
-    "before a write",
-    "after a write",
-    "around an effect",
-    "in a wait",
-    "in a recovery",
-    "by document",
-    "store refuses",
-    "store does not answer",
-]
-RESTING: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
-"""What a job is that no host goes on with."""
 _LONG: Final = 3600 * SECOND
-
-
-@dataclass(frozen=True, slots=True)
-class CrashPoint:
-    """One place to die at.
-
-    `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
-    when the host dies, `resume_ns` when the next one goes on (UTC). `name` is for reproducers,
-    `text` for people.
-    """
-
-    kind: Kind
-    name: str
-    text: str
-    commits: int
-    calls: int
-    at_ns: int
-    resume_ns: int
-    task_id: str | None = None
-    routine_id: str | None = None
-    attempt: int = 0
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:

@@ -1,6 +1,6 @@
-"""What outlives a simulated host: the commits that its store has, and the effects outside.
+"""What outlives a simulated host: the commits in its store, and the effects outside.
 
-Laws:
+Invariants:
 - A world only grows. Its log holds everything that happened, in the order in which it happened;
   what stood there at any instant is a prefix of it, so a crash is a cut and nothing softer.
 - A commit is in the world once the store has it, whether or not the host lived to hear of it.
@@ -10,17 +10,17 @@ Laws:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from routilux import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
-    from pytest_routilux.files import Files
-    from routilux import StepInput
+    from routilux import JobState, StepInput
 
-__all__ = ["Call", "Entry", "Note", "World"]
+__all__ = ["Call", "Entry", "Finding", "Note", "StoreFiles", "World"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,47 @@ Entry: TypeAlias = "tuple[int, int, Commit | Call | Note]"
 
 
 @dataclass(slots=True)
+class Finding:
+    """One thing that a crash changed.
+
+    `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
+    together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
+    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
+    `call` the effect that it is about, `hint` a line of the user's code.
+    """
+
+    kind: str
+    what: str
+    path: str
+    routine: str | None = None
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    at_ns: int | None = None
+    hint: str = ""
+    call: Call | None = None
+
+    @property
+    def signature(self) -> tuple[str, str | None, str]:
+        """What makes it this finding and no other."""
+        return self.kind, self.routine, self.path
+
+
+class StoreFiles(Protocol):
+    """The files of a real store, as simulated hosts leave them; see `files.Files`."""
+
+    def cut(self, commits: int) -> StoreFiles:
+        """Return the files as they were after so many commits."""
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Keep the store open for the life of one host."""
+
+    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+        """Write a commit to the open store; raises what the store raises."""
+
+    def given_back(self, job_id: str, world: World) -> JobState | Finding | None:
+        """Return the job in the files, None without one, or how the store breaks its rules."""
+
+
+@dataclass(slots=True)
 class World:
     """What there is outside of all hosts; `host` counts them, `now_ns` is the last instant.
 
@@ -69,7 +110,7 @@ class World:
     calls: list[Call] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
     host: int = 0
-    files: Files | None = None
+    files: StoreFiles | None = None
 
     def committed(self, commit: Commit) -> None:
         """Add a commit that the store has."""

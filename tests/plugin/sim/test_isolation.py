@@ -21,8 +21,9 @@ import pytest
 
 from pytest_routilux import forks
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, Coverage, Examination, examine, reference
+from pytest_routilux.examine import examine, reference
 from pytest_routilux.lives import Case
+from pytest_routilux.results import Checks, Coverage, Examination
 from routilux import Commit, ErrorHandler, Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.inner import run_inside

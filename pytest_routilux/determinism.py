@@ -21,8 +21,8 @@ from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
 from pytest_routilux.examine import trouble
-from pytest_routilux.fresh import importable, rows_by_seed
 from pytest_routilux.hidden import globals_of
+from pytest_routilux.host_task import importable, rows_by_seed
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.places import users_modules
 from pytest_routilux.results import Coverage

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Reply", "Zygote", "can_fork"]
+__all__ = ["ForkServer", "Reply", "can_fork"]
 
 _TOLD: Final = "told"
 _RESULT: Final = "result"
@@ -63,7 +63,7 @@ class Reply:
     failed: bool = False
 
 
-class Zygote:
+class ForkServer:
     """A fork server: runs each work on a subject in a new child.
 
     A work is a function at the top level of a module: `work(subject, tell, *args)`, where `tell`

@@ -27,7 +27,7 @@ from pytest_routilux.apart import (
     value_there,
     varied_there,
 )
-from pytest_routilux.forks import Reply, Zygote, can_fork
+from pytest_routilux.forks import ForkServer, Reply, can_fork
 from pytest_routilux.hidden import HiddenChange
 from pytest_routilux.lives import CrashPoint, Disturbed, Life, Undisturbed
 from pytest_routilux.oracle import Expected, compare_effects, trie_of, varying, view_of
@@ -71,34 +71,34 @@ class Hosts:
         self._case = case = replace(case, store=None)
         self._start_ns = start_ns
         self._coverage = coverage
-        self._zygote = Zygote(case) if isolated and can_fork() else None
+        self._server = ForkServer(case) if isolated and can_fork() else None
         self._threads = threading.active_count() > 1
         self._changed: list[Place] = []
-        if self._zygote is None:
+        if self._server is None:
             coverage.notes.append(_NO_FORK if isolated else _NOT_WANTED)
 
     def __enter__(self) -> Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._zygote is not None:
-            self._zygote.__exit__()
+        if self._server is not None:
+            self._server.__exit__()
 
     def ask(self, work: Callable[..., object], *args: object) -> Reply:
         """Let another process do a work on the case, or this one where there is no other."""
-        if self._zygote is None:
+        if self._server is None:
             return Reply(work(self._case, lambda value: None, *args))
         self._coverage.runs += 1
-        return self._zygote.ask(work, *args)
+        return self._server.ask(work, *args)
 
     # --- the canary -----------------------------------------------------------------------------
 
     def canary(self) -> Killed | None:
         """Run the case undisturbed in another process; return what ends that process, if so."""
-        if self._zygote is None:
+        if self._server is None:
             return None
         self._coverage.runs += 1
-        reply = self._zygote.ask(undisturbed_there, self._start_ns)
+        reply = self._server.ask(undisturbed_there, self._start_ns)
         if reply.failed:
             self._note(f"the undisturbed run in another process: {reply.ended}")
             return None
@@ -112,7 +112,7 @@ class Hosts:
                 " of this process are not there, so this may be why"
             )
             return None
-        if not reply.hung and self._zygote.ask(undisturbed_there, self._start_ns).ended is None:
+        if not reply.hung and self._server.ask(undisturbed_there, self._start_ns).ended is None:
             self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
             return None
         return self._killed(reply.ended, reply.told, hung=reply.hung)
@@ -151,7 +151,7 @@ class Hosts:
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
         """Let another process go on from some of the points; return what only that one finds."""
-        if self._zygote is None or not self._changed:
+        if self._server is None or not self._changed:
             return None
         told = dict(failures)
         own: Trie | None = None
@@ -190,16 +190,16 @@ class Hosts:
         self, run: Undisturbed, point: CrashPoint, place: Place | None = None
     ) -> World | None:
         """Let another process go on, which was given what stood at a place when the host died."""
-        assert self._zygote is not None
+        assert self._server is not None
         self._coverage.runs += 1
         kept = None
         if place is not None:
-            reply = self._zygote.ask(value_there, self._start_ns, point.commits, place)
+            reply = self._server.ask(value_there, self._start_ns, point.commits, place)
             kept = reply.result
             if kept is None:
                 return None
         rows = [commit.dumps() for commit in run.durable[: point.commits]]
-        reply = self._zygote.ask(recovered_there, self._start_ns, rows, point, kept)
+        reply = self._server.ask(recovered_there, self._start_ns, rows, point, kept)
         if reply.ended is not None:
             self._note(f"another process can't go on, {point.text}: {reply.ended}")
             return None
@@ -209,12 +209,12 @@ class Hosts:
 
     def _mask(self, known: Reference) -> Trie | None:
         """Return what varies of undisturbed runs that know nothing of each other."""
-        assert self._zygote is not None
+        assert self._server is not None
         plan = known.run.life.flow.plan()
         views = []
         for variation in [*variations(plan), Variation(), Variation()]:
             self._coverage.runs += 1
-            reply = self._zygote.ask(varied_there, self._start_ns, variation)
+            reply = self._server.ask(varied_there, self._start_ns, variation)
             if reply.ended is None:
                 world = World(self._start_ns)
                 replay(world, self._case.job_id, reply.result.told)
@@ -222,11 +222,11 @@ class Hosts:
         return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
 
     def _named(self, finding: Finding, place: Place) -> Finding:
-        assert self._zygote is not None
+        assert self._server is not None
         scope, module, name = place
         kind = "module global" if scope == "global" else "class attribute"
         full = f"{module}:{name}"
-        reply = self._zygote.ask(hidden_there, self._start_ns)
+        reply = self._server.ask(hidden_there, self._start_ns)
         changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
         change = changes[0] if changes else HiddenChange("?", "global", full, "?", "?", "?")
         routine = change.routine_id if changes else finding.routine

@@ -1,8 +1,8 @@
-"""Tries every crash point of a case and judges what came of each.
+"""Tries every crash point of a case and judges each outcome.
 
-Laws:
-- A flow is first run undisturbed, in all ways that must not matter; only what stays the same then
-  is expected of a run with a crash. A false alarm is worse than a missed bug.
+Invariants:
+- A flow first runs undisturbed, with every perturbation that must not change its result. Only what
+  stays the same then is expected of a run with a crash. A false alarm is worse than a missed bug.
 - Planned points equal executed ones, or the result says that it is no proof.
 - The same case gives the same findings in the same order.
 """
@@ -101,7 +101,7 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
 def reference(
     case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: Hosts | None = None
 ) -> Reference:
-    """Run a case undisturbed in every way that must not matter, first in another process."""
+    """Run a case undisturbed with every perturbation, first in another process."""
     if hosts is None:
         with Hosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
             return reference(case, start_ns, checks, coverage, hosts)
@@ -134,7 +134,7 @@ def reference(
 
 
 def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
-    """Return what is wrong with a disturbed run, the most telling thing first."""
+    """Return what is wrong with a disturbed run, the most important finding first."""
     run, world = known.run, disturbed.world
     for life in disturbed.lives:
         if life.lost is not None:
@@ -174,7 +174,7 @@ def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
 
 
 def trouble(run: Undisturbed) -> Finding | None:
-    """Return what is wrong with an undisturbed run by itself: no crash proves anything of it."""
+    """Return what is wrong with an undisturbed run; then crashes prove nothing."""
     broken = run.life.lost or _broken(run, run.world, [run.life])
     return broken or _mistake(run) or _given_up(run)
 

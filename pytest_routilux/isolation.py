@@ -1,14 +1,14 @@
-"""Hosts in other processes: what a second host would not find there, and what kills its process.
+"""Hosts in forked processes: finds progress kept in a module, and handlers that end their process.
 
-Laws:
-- The undisturbed run comes first in a process of its own. A handler that ends it is told, and is
-  never run in the test's process.
-- Where a run changes no module global and no class attribute, nothing else is asked. Otherwise the
-  next host is, for a sample of crash points, a process that knows the durable commits alone.
-- Where that one brings the job to another end than undisturbed, the flow keeps progress in its
-  process. This is a finding only if it comes again, also when undisturbed runs in processes of
-  their own are believed about what varies, and if there is one value that, given to the new
-  process, makes the difference go away. Else it is a note.
+Invariants:
+- The undisturbed run happens first in a process of its own. A handler that ends this process is
+  reported, and never runs in the test's process.
+- If a run changes no module global and no class attribute, no other process is tried. Otherwise
+  a sample of crash points is recovered in a process that has only the durable commits.
+- If the job ends differently there than undisturbed, the flow keeps progress in its process. This
+  is a finding only if it repeats, if the difference is larger than what varies between undisturbed
+  runs in processes of their own, and if one value that is given to the new process removes the
+  difference. Otherwise it is a note.
 """
 
 from __future__ import annotations
@@ -55,19 +55,19 @@ ENDS_PROCESS: Final = ("kills-process", "hangs")
 
 @dataclass(slots=True)
 class Killed:
-    """A handler that ends its process: the finding, and the run up to there."""
+    """A handler that ended its process: the finding, and the run until then."""
 
     finding: Finding
     run: Undisturbed
 
 
 class Hosts:
-    """The hosts of one case, each in a process of its own. To be made before the case has run."""
+    """The hosts of one case, each in a process of its own; create it before the case runs."""
 
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
     ) -> None:
-        # What they are to find stands in their memory, so that there is no need of files.
+        # They report through pipes, and get the durable commits as arguments: no files are needed.
         self._case = case = replace(case, store=None)
         self._start_ns = start_ns
         self._coverage = coverage
@@ -85,7 +85,7 @@ class Hosts:
             self._server.__exit__()
 
     def ask(self, work: Callable[..., object], *args: object) -> Reply:
-        """Let another process do a work on the case, or this one where there is no other."""
+        """Run a work on the case in another process, or in this one if it can't fork."""
         if self._server is None:
             return Reply(work(self._case, lambda value: None, *args))
         self._coverage.runs += 1
@@ -94,7 +94,7 @@ class Hosts:
     # --- the canary -----------------------------------------------------------------------------
 
     def canary(self) -> Killed | None:
-        """Run the case undisturbed in another process; return what ends that process, if so."""
+        """Run the case undisturbed in another process; return how a handler ended it."""
         if self._server is None:
             return None
         self._coverage.runs += 1
@@ -150,10 +150,10 @@ class Hosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Let another process go on from some of the points; return what only that one finds."""
+        """Recover some of the points in other processes; return a finding that only they show."""
         if self._server is None or not self._changed:
             return None
-        told = dict(failures)
+        known_at = dict(failures)
         own: Trie | None = None
         for point in _sample(points, len(known.run.durable)):
             world = self._recovered(known.run, point)
@@ -164,7 +164,7 @@ class Hosts:
                 if own is None:
                     return None
             finding = _difference(known, world, own)
-            if finding is None or _is_told(finding, told.get(point)):
+            if finding is None or _is_known(finding, known_at.get(point)):
                 continue
             again = self._recovered(known.run, point)
             if again is None:
@@ -189,7 +189,7 @@ class Hosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, place: Place | None = None
     ) -> World | None:
-        """Let another process go on, which was given what stood at a place when the host died."""
+        """Recover a point in another process, which gets the value of a place at the crash."""
         assert self._server is not None
         self._coverage.runs += 1
         kept = None
@@ -208,7 +208,7 @@ class Hosts:
         return world
 
     def _mask(self, known: Reference) -> Trie | None:
-        """Return what varies of undisturbed runs that know nothing of each other."""
+        """Return what varies between undisturbed runs in processes of their own."""
         assert self._server is not None
         plan = known.run.life.flow.plan()
         views = []
@@ -251,7 +251,7 @@ def _sample(points: Sequence[CrashPoint], commits: int) -> list[CrashPoint]:
     return [able[round(i * (len(able) - 1) / (_SAMPLE - 1))] for i in range(_SAMPLE)]
 
 
-def _is_told(finding: Finding, other: Finding | None) -> bool:
+def _is_known(finding: Finding, other: Finding | None) -> bool:
     return other is not None and other.signature == finding.signature
 
 

@@ -48,14 +48,14 @@ Kind: TypeAlias = Literal[
     "store does not answer",
 ]
 RESTING: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
-"""What a job is that no host goes on with."""
+"""The statuses of a job that no host resumes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated: how a flow is built, and how its job starts; `faults` are always there.
+    """A job to simulate: how its flow is built, how it starts, and the `faults` of every run.
 
-    Where `store` opens one, what is durable is what it keeps in its files.
+    With `store`, durable is what that store keeps in its files.
     """
 
     build: Callable[[], Flow]
@@ -88,14 +88,14 @@ class HostCrash(BaseException):
 
 @dataclass(slots=True)
 class Life:
-    """How one host's life ended: the job as its memory had it, and the flow that it had built.
+    """One host's life: the job in its memory at the end, and the flow that it built.
 
-    `error` is what ended it from outside: the store's trouble, an exit of the process, a stall.
-    `broken` are laws of the engine that did not hold. `steps` are the steps that began, each with
+    `error` ended it from outside: an error of the store, an exit of the process, a stall.
+    `broken` are rules that the engine broke. `steps` are the steps that began, each with
     the number of commits that were durable then; `errors` the classes of what they raised, by
     (task id, attempt), and `asked` the delays (ns) of those that asked for one; `threads` are those
     that outlived a step, with its routine. `exact`: durations and delays are no lower bounds.
-    `lost` is what a real store did not keep to.
+    `lost` is how a real store broke its rules.
     """
 
     flow: Flow
@@ -112,10 +112,10 @@ class Life:
 
 @dataclass(frozen=True, slots=True)
 class CrashPoint:
-    """One place to die at.
+    """A point at which a host dies.
 
     `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
-    when the host dies, `resume_ns` when the next one goes on (UTC). `name` is for reproducers,
+    when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for reproducers,
     `text` for people.
     """
 
@@ -133,9 +133,9 @@ class CrashPoint:
 
 @dataclass(slots=True)
 class Undisturbed:
-    """The run that nothing disturbs, and what the store would give back at each of its commits.
+    """The run without a crash, and the job that the store returns at each of its commits.
 
-    `lost` is what a real store does not give back as it should, by the number of commits.
+    `lost` are rules that a real store broke, by the number of commits.
     """
 
     case: Case
@@ -147,7 +147,7 @@ class Undisturbed:
 
     @property
     def job(self) -> JobState:
-        """The job as it ended."""
+        """The job at the end."""
         assert self.life.job is not None
         return self.life.job
 

@@ -1,11 +1,11 @@
-"""What must be the same with a crash as without: the view of a run, and how two views differ.
+"""Compares a run with a crash to the undisturbed run: the views of both, and their differences.
 
-Laws:
-- A view holds what a user can see of a job: status, routines, shared data, outputs, and what was
-  emitted, attempted and done outside. Order counts where the user's own data has one; what the
-  engine did is a multiset, since another schedule is no fault.
-- Places where undisturbed runs differ among themselves are compared by presence alone: the start
-  instant, the length of steps and (on several workers) the order of work may show there.
+Invariants:
+- A view holds what a user can see of a job: status, routines, shared data, outputs, emissions,
+  attempts and effects. Order counts where the user's own data has one; the engine's work is a
+  multiset, since another schedule is no fault.
+- Where undisturbed runs differ among themselves, only presence is compared: the start instant,
+  the length of steps and (on several workers) the order of work may show there.
 - Nothing is reported that an undisturbed run of the same flow could show.
 """
 

@@ -1,9 +1,8 @@
-"""Where a host can die.
+"""Enumerates the crash points of a run: each place where a host can die.
 
-Laws:
+Invariants:
 - Points are enumerated from the undisturbed run, in the order of its world.
-- A point's name is in the user's terms and stays when the flow around it changes: task, attempt,
-  place.
+- A point is named by task, attempt and place. So the name stays when the flow around it changes.
 """
 
 from __future__ import annotations

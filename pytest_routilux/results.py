@@ -21,7 +21,7 @@ __all__ = ["Checks", "Coverage", "Examination", "Outcome", "Reference"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a run ended, as `invariant` and `view` get it: the job, and the effects outside."""
+    """The end of a run, as `invariant` and `view` get it: the job, and the effects outside."""
 
     job: JobState
     calls: Sequence[Call]
@@ -34,9 +34,9 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """What is asked of every outcome besides being as the undisturbed one.
+    """Checks on every outcome, in addition to the comparison with the undisturbed one.
 
-    Not `isolated`: nothing is run in forked processes, for what must not be shared with one.
+    Without `isolated`, nothing runs in forked processes: for resources that forks must not share.
     """
 
     invariant: Callable[[Outcome], object] | None = None
@@ -63,7 +63,7 @@ class Coverage:
 
 @dataclass(slots=True)
 class Reference:
-    """The undisturbed run, what it looks like, and what of that varies by itself."""
+    """The undisturbed run, its view, and the parts of the view that vary by themselves."""
 
     run: Undisturbed
     view: View
@@ -77,7 +77,7 @@ class Reference:
 
 @dataclass(slots=True)
 class Examination:
-    """What came of a case: its reference, and each point that failed with its finding.
+    """The result for a case: its reference, and each point that failed with its finding.
 
     `apart` is the run of a finding that only a host in another process shows.
     """

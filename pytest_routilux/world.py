@@ -1,10 +1,10 @@
 """What outlives a simulated host: the commits in its store, and the effects outside.
 
 Invariants:
-- A world only grows. Its log holds everything that happened, in the order in which it happened;
-  what stood there at any instant is a prefix of it, so a crash is a cut and nothing softer.
-- A commit is in the world once the store has it, whether or not the host lived to hear of it.
-- An effect is in the world when its instant has come, not when the handler's code was run.
+- A world only grows. Its log holds everything that happened, in order. The world of any instant is
+  a prefix of the log, so a crash cuts the log.
+- A commit is in the world once the store has it, even if the host died before the answer.
+- An effect enters the world at its virtual instant, not when the handler's code runs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that is neither a commit nor an effect: a step begins, a host dies or goes on."""
+    """An entry of the timeline: a step starts, a host dies, a host resumes the job."""
 
     text: str
     task_id: str | None = None
@@ -100,9 +100,9 @@ class StoreFiles(Protocol):
 
 @dataclass(slots=True)
 class World:
-    """What there is outside of all hosts; `host` counts them, `now_ns` is the last instant.
+    """The commits and effects of all hosts; `host` counts them, `now_ns` is the last instant.
 
-    `files` are those of a real store, where there is one.
+    `files` are those of a real store, if the case has one.
     """
 
     now_ns: int
@@ -131,7 +131,7 @@ class World:
         self.log.append((at_ns, self.host, note))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
-        """Return the world as it stood with so many commits and effects, and no host alive."""
+        """Return the world as it was after so many commits and effects, with no host alive."""
         files = None if self.files is None else self.files.cut(commits)
         world = World(at_ns, self.commits[:commits], self.calls[:calls], [], self.host, files)
         for entry in self.log:

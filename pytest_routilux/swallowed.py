@@ -16,7 +16,7 @@ from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.results import Coverage
-from pytest_routilux.stepping import SimClock, running
+from pytest_routilux.simulated_step import SimClock, running
 from pytest_routilux.world import Finding
 from routilux.step import run_step
 

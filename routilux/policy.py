@@ -26,13 +26,13 @@ from routilux.options import (
     Default,
     ErrorStrategy,
     RetryAfter,
-    class_name,
     default,
     find_class,
     loaded,
     refusal,
     shown,
 )
+from routilux.tags import class_name
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 
@@ -68,7 +68,7 @@ class ErrorHandler:
     >>> ErrorHandler("skip", max_retries=5)
     Traceback (most recent call last):
         ...
-    routilux.errors.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
+    routilux.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
 never retries: leave it out, or use ErrorStrategy.RETRY
     """
 

@@ -5,6 +5,7 @@ Each finding has a flow with the bug, and its twin without.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import queue
@@ -316,15 +317,18 @@ def test_an_exit_in_the_first_attempt_alone_is_no_finding() -> None:
     assert looked_at(chain(same, exits_once)).reference.finding is None
 
 
-def test_what_never_ends_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = functools.partial(forks.ForkServer, timeout=0.2)
+    monkeypatch.setattr("pytest_routilux.isolation.ForkServer", server)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_handler_that_never_ends_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def forever(routine: Any, number: Any) -> object:
         while True:
             pass
 
-    server = forks.ForkServer
-    monkeypatch.setattr(
-        "pytest_routilux.isolation.ForkServer", lambda case: server(case, timeout=0.2)
-    )
     # Threads that other tests have left to end would make it a note, and the flow run in here.
     monkeypatch.setattr("pytest_routilux.isolation.threading.active_count", lambda: 1)
     finding = looked_at(chain(same, forever)).reference.finding
@@ -332,7 +336,8 @@ def test_what_never_ends_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> 
     assert ("hangs", "r1") == (finding.kind, finding.routine)
 
 
-def test_what_never_ends_beside_other_threads_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> None:
     # The thread that would bring it to an end is not there in the other process.
     answers: queue.Queue[int] = queue.Queue()
     questions: queue.Queue[int | None] = queue.Queue()
@@ -345,10 +350,6 @@ def test_what_never_ends_beside_other_threads_is_a_note(monkeypatch: pytest.Monk
         questions.put(1)
         return answers.get()
 
-    server = forks.ForkServer
-    monkeypatch.setattr(
-        "pytest_routilux.isolation.ForkServer", lambda case: server(case, timeout=0.2)
-    )
     thread = threading.Thread(target=serve)
     thread.start()
     try:

@@ -43,7 +43,6 @@ _log = logging.getLogger("routilux")
 POLL: Final = 0.1
 """How many seconds pass at most before a worker sees what another process has put into a store."""
 _AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
-_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
 _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
@@ -217,7 +216,7 @@ class Worker:
         drive = None
         try:
             job = runtime.load(job_id)
-            if job.status not in _LIVE:  # no job that rests is free, so somebody was faster
+            if not job.status.is_live:  # no job that rests is free, so somebody was faster
                 raise LeaseLostError(
                     f"job {job_id!r} is {job.status.value} now: another host has gone on with it"
                     " while this one stood still for too long"

@@ -39,7 +39,7 @@ __all__ = ["Commit", "CommitKind", "HistoryRecord", "JobStatus"]
 
 
 class JobStatus(StrEnum):
-    """Where a job stands; `completed` and `cancelled` are final."""
+    """The status of a job."""
 
     PENDING = "pending"
     RUNNING = "running"
@@ -47,6 +47,20 @@ class JobStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no commit can follow: the job is completed or cancelled."""
+        return self in _FINAL
+
+    @property
+    def is_live(self) -> bool:
+        """Whether a host runs the job, or a worker may take it: it is pending or running."""
+        return self in _LIVE
+
+
+_FINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED})
+_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 
 
 class CommitKind(StrEnum):

@@ -84,7 +84,7 @@ def taken(job: JobState, now: int) -> Commit:
 
     Raises `NotResumableError` where nothing of it goes on by itself.
     """
-    if job.status not in (JobStatus.PENDING, JobStatus.RUNNING):
+    if not job.status.is_live:
         raise NotResumableError(
             f"job {job.job_id} is {job.status.value}; only a job that goes on by itself can be"
             " taken from whoever drives it"

@@ -31,7 +31,6 @@ __all__ = ["SNAPSHOT_EVERY", "Journal"]
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
 
-_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _ROWS_WORTH: Final = 256  # about as many bytes of a snapshot take as long to read as one row
 
 
@@ -51,7 +50,7 @@ class Journal:
         When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
         and what the store raises.
         """
-        rests = commit.status not in _LIVE
+        rests = not commit.status.is_live
         row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, rests=rests)
@@ -65,7 +64,7 @@ class Journal:
     def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
         row = rows.written(commit, begins=False)
-        return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
+        return Append(job_id, commit.seq, row, owner, not commit.status.is_live)
 
     def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
         """Append rows of several jobs by one write; see `JobStore.append_all`."""
@@ -74,7 +73,7 @@ class Journal:
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
         row = rows.written(commit, begins=True)
-        self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
+        self._store.overrule(job_id, commit.seq, row, operator, free=commit.status.is_live)
 
     def keep(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit after which the next one pays."""

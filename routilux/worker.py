@@ -269,8 +269,9 @@ class Worker:
             return  # it was taken anew meanwhile
         del self._drives[job.job_id]
         if error is None and job.status is JobStatus.RUNNING:
-            due = drive.machine.due()
-            self._owe(job.job_id, 0 if due is None else max(0, due - drive.now_ns()), clean=True)
+            task = drive.machine.next_task()
+            wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
+            self._owe(job.job_id, wait, clean=True)
         elif isinstance(error, OSError):
             # Not the job's fault. Where only this one can't be kept, it does not come at once.
             self._owe(job.job_id, self._lease_ns // _RENEWALS, clean=True)

@@ -39,7 +39,10 @@ __all__ = ["Commit", "CommitKind", "HistoryRecord", "JobStatus"]
 
 
 class JobStatus(StrEnum):
-    """The status of a job."""
+    """The status of a job.
+
+    `is_final`: no commit can follow. `is_live`: a host runs the job, or a worker may take it.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -48,19 +51,9 @@ class JobStatus(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
 
-    @property
-    def is_final(self) -> bool:
-        """Whether no commit can follow: the job is completed or cancelled."""
-        return self in _FINAL
-
-    @property
-    def is_live(self) -> bool:
-        """Whether a host runs the job, or a worker may take it: it is pending or running."""
-        return self in _LIVE
-
-
-_FINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED})
-_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
+    def __init__(self, value: str) -> None:
+        self.is_final = value in ("completed", "cancelled")
+        self.is_live = value in ("pending", "running")
 
 
 class CommitKind(StrEnum):

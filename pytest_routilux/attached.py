@@ -29,7 +29,7 @@ from pytest_routilux.faults import (
 )
 from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.checksums import checked
-from routilux.persist.journal import Journal
+from routilux.persist.journal import Journal, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from routilux import ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
     from routilux.drivers import Driven, RunStep
     from routilux.exchange import StepOutcome
-    from routilux.persist.store import Append
 
 __all__ = ["FlowFaults"]
 
@@ -198,13 +197,13 @@ class _FailingJournal(Journal):
         with self._failing(commit):
             super().write(job_id, commit, owner, claims=claims, acquired=acquired)
 
-    def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
+    def append_all(self, added: Sequence[Row]) -> Sequence[Exception | None]:
         # One at a time, so that each of them counts, and one that fails holds up no other.
         refusals: list[Exception | None] = []
-        for added in appends:
+        for row in added:
             try:
-                with self._failing(Commit.load(codec.loads(checked(added.row, "$")), "$")):
-                    [refusal] = super().append_all([added])
+                with self._failing(Commit.load(codec.loads(checked(row[2], "$")), "$")):
+                    [refusal] = super().append_all([row])
             except Exception as error:
                 refusal = error
             refusals.append(refusal)

@@ -24,7 +24,6 @@ from pytest_routilux.world import Finding
 from routilux import (
     DuplicateJobError,
     FlowDefinitionError,
-    JobStatus,
     JobStore,
     LeaseLostError,
     RoutiluxError,
@@ -48,7 +47,6 @@ _PIECE: Final = 4096
 _MEMORY: Final = Path("/dev/shm")
 # Hosts die here, not machines; so no flush has to reach a disk.
 _WHERE: Final = _MEMORY if os.access(_MEMORY, os.W_OK) else None
-_LIVE: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
@@ -142,7 +140,7 @@ class Files:
                     what = f"job {job_id!r} is there without a commit: half of its first write"
                     return Finding("store-lost", what, "store.rows")
                 job = Journal(store).read(job_id, history=True)
-                if job is None or job.status in _LIVE or store.free_in([job.flow_id]) is None:
+                if job is None or job.status.is_live or store.free_in([job.flow_id]) is None:
                     return job
         except (OSError, RoutiluxError) as error:
             what = f"what is left can't be read: {type(error).__name__}: {error}"

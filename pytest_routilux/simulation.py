@@ -32,7 +32,7 @@ from routilux import (
     codec,
     use_runtime,
 )
-from routilux.core.machine import MOST_CONFLICTS, Machine
+from routilux.core.machine import Machine
 from routilux.crew import Crew
 from routilux.drive import Drive
 from routilux.instants import SECOND
@@ -78,9 +78,25 @@ class _WorldJournal:
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
+        self._write(*self.row(job_id, commit, owner), claims=claims)
+
+    def row(self, job_id: str, commit: Commit, owner: str) -> tuple[str, Commit, str]:
+        if job_id == self._host.case.job_id:
+            if self._checked:
+                commit.dumps()
+            else:
+                _refuse_unsaved(commit)
+        return job_id, commit, owner
+
+    def append_all(self, appends: Sequence[tuple[str, Commit, str]]) -> list[None]:
+        for job_id, commit, owner in appends:
+            self._write(job_id, commit, owner, claims=False)
+        return [None] * len(appends)
+
+    def _write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         host, world = self._host, self._world
         if job_id != host.case.job_id:
-            return  # a job that a handler executes; it lives in the process alone
+            return  # a handler executes this job; no store keeps it
         whose = commit.routine_id or "the job"
         this = f"commit {commit.seq} ({commit.kind} of {whose})"
         if host.life.job is not None and host.life.job.seq >= commit.seq:
@@ -96,8 +112,6 @@ class _WorldJournal:
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
         if self._checked:
             self._read_back(commit)
-        else:
-            _refuse_unsaved(commit)
         if self._faults:
             tell_all([fault.before_write for fault in self._faults], commit)
         if world.files is not None:
@@ -189,15 +203,12 @@ class _ChoosingMachine(Machine):
 
     choices: Choices
 
-    def first(self, now: int) -> PendingTask | None:
-        first = super().first(now)
-        if first is None or first.conflicts >= MOST_CONFLICTS:
-            return first
-        options = [task for task in self._schedule.ready(now) if not self._must_wait(task)]
-        if len(options) < 2:
-            return first
-        names = [f"{task.task_id} {task.routine_id}" for task in options]
-        return options[self.choices.choose("start", names)]
+    def begin(self, pending: PendingTask, now: int) -> StepInput:
+        options = self.startable(now)
+        if len(options) > 1:
+            names = [f"{task.task_id} {task.routine_id}" for task in options]
+            pending = options[self.choices.choose("start", names)]
+        return super().begin(pending, now)
 
 
 class _SimRuntime(Runtime):

@@ -23,19 +23,18 @@ from routilux.errors import (
 )
 from routilux.exchange import ErrorInfo, StepInput, StepOutcome
 from routilux.persist.journal import SNAPSHOT_EVERY
-from routilux.step import timed_out
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from routilux.clock import Key
     from routilux.context import Context
     from routilux.core.machine import Machine, Request
     from routilux.core.records import Commit
     from routilux.core.state import JobState
     from routilux.environment import Environment
     from routilux.exchange import Effect
-    from routilux.persist.journal import Journal
-    from routilux.persist.store import Append
+    from routilux.persist.journal import Journal, Row
 
 __all__ = ["Drive"]
 
@@ -80,6 +79,7 @@ class Drive:
         "rested",
         "run_step",
         "timer",
+        "timer_key",
     )
 
     def __init__(self, environment: Environment, machine: Machine) -> None:
@@ -99,8 +99,9 @@ class Drive:
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None
         self.ready = False
-        self.timer: int | None = None  # when a task of it is looked for
-        self.limit: int | None = None  # when its steps are looked at for their timeouts
+        self.timer: int | None = None  # when its next task is due
+        self.timer_key: Key = ()  # of that task, to order it among others that are due then
+        self.limit: int | None = None  # when the first of its steps reaches its timeout
         self._open: dict[int, Context] = {}
         self._journal = environment.journal
         self._snapshot_at = sys.maxsize
@@ -195,25 +196,25 @@ class Drive:
             job_id = self.machine.job.job_id
             owner = self.environment.owner
             self._journal.write(job_id, commit, owner, claims=claims, acquired=acquired)
-        self.believe(commit)
+        self.apply(commit)
         if claims or acquired:
             for task in self.machine.job.pending_tasks:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
                     self.environment.clock.asked(f"retry of {task.routine_id}", left)
         if self.environment.audience.observers:
-            self.tell(commit)
+            self.notify(commit)
 
-    def believe(self, commit: Commit) -> None:
-        """Fold in a commit that is written."""
+    def apply(self, commit: Commit) -> None:
+        """Fold a written commit into the job."""
         self.machine.accept(commit)
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
         if commit.delay_ns:
             self.environment.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
 
-    def tell(self, commit: Commit) -> None:
-        """Tell the observers of a commit that is folded in."""
+    def notify(self, commit: Commit) -> None:
+        """Notify the observers of an applied commit."""
         self.environment.audience.tell(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
@@ -227,60 +228,51 @@ class Drive:
             # Every commit is in the store: loading the job takes longer, and that is all.
             _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)
 
-    def end(self, step: StepInput, outcome: StepOutcome, now: int) -> None:
-        """Commit what the end of a step changes; a late or doubled outcome changes nothing."""
+    # --- the ends of its steps (under the runtime's lock) ---------------------------------------
+
+    def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
+        """Return the commit that ends a step; None if its outcome is late or a duplicate.
+
+        Commits the effects first that the outcome carries.
+        """
         if outcome.effects:
             for name, effect in outcome.effects.items():
                 at = max(now, self.machine.job.updated_ns)
                 recorded = self.machine.effect(step, name, effect, at)
                 if recorded is not None:
                     self.commit(recorded)
-        commit = self._ending(step, outcome, now)
-        if commit is None:
-            return
-        try:
-            self.commit(commit)
-        except UnserializableError as error:
-            self.commit(self._unsaved(step, error, commit.at_ns))
-
-    def ending(
-        self, step: StepInput, outcome: StepOutcome, now: int, journal: Journal
-    ) -> tuple[Commit, Append] | None:
-        """Return what `end` would commit, and its row, to be written with those of other jobs."""
-        commit = self._ending(step, outcome, now)
-        if commit is None:
-            return None
-        job_id, owner = self.machine.job.job_id, self.environment.owner
-        try:
-            return commit, journal.appending(job_id, commit, owner)
-        except UnserializableError as error:
-            commit = self._unsaved(step, error, commit.at_ns)
-            return commit, journal.appending(job_id, commit, owner)
-
-    def _ending(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
         if step.timeout_ns is not None:
             self._open.pop(step.number, None)
         updated = self.machine.job.updated_ns
         # Never before the last commit: an observer may have made one since `now` was read.
         return self.machine.finish(step, outcome, now if now > updated else updated)
 
-    def _unsaved(self, step: StepInput, error: UnserializableError, now: int) -> Commit:
-        # Nothing was written: it is the handler's attempt that fails, by what it emitted.
-        info = ErrorInfo.of(error)
-        outcome = StepOutcome(step.number, [], error=info, error_type=UnserializableError)
-        commit = self.machine.finish(step, outcome, now)
-        if commit is None:
-            raise error  # it was given up meanwhile, which takes a commit: so it can't be
-        return commit
+    def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Row]:
+        """Return the commit that ends a step, and its row.
 
-    def give_up(self, now: int) -> None:
-        """End the steps whose timeout has come while their handlers still run."""
+        If the commit can't be saved, nothing is written yet: the attempt fails instead.
+        """
+        job_id, owner = self.machine.job.job_id, self.environment.owner
+        try:
+            return commit, journal.row(job_id, commit, owner)
+        except UnserializableError as error:
+            info = ErrorInfo.of(error)
+            outcome = StepOutcome(step.number, [], error=info, error_type=UnserializableError)
+            failure = self.machine.finish(step, outcome, commit.at_ns)
+            if failure is None:
+                raise
+            return failure, journal.row(job_id, failure, owner)
+
+    def overdue(self, now: int) -> Iterator[StepInput]:
+        """Yield the steps whose timeout has passed; their handlers can record nothing more."""
         for step in self.machine.flights:
             if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
                 context = self._open.pop(step.number, None)
                 if context is not None:
                     context.close()
-                self.end(step, timed_out(step), now)
+                yield step
+
+    # --- requests -------------------------------------------------------------------------------
 
     def request(self, kind: Request, reason: str | None = None) -> None:
         """Commit a pause or a cancellation, and let the loop look again."""

@@ -18,19 +18,20 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.core.records import JobStatus
 from routilux.errors import StepLimitError
-from routilux.exchange import ErrorInfo, StepOutcome
+from routilux.exchange import ErrorInfo
+from routilux.step import timed_out
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.clock import Key
+    from routilux.core.parts import PendingTask
     from routilux.core.records import Commit
     from routilux.drive import Drive
     from routilux.drivers import Driver, Ended
     from routilux.environment import Environment
     from routilux.exchange import StepInput
-    from routilux.persist.journal import Journal
-    from routilux.persist.store import Append
+    from routilux.persist.journal import Journal, Row
 
 __all__ = ["Loop"]
 
@@ -86,7 +87,7 @@ class Loop:
                     if self._journal is None:
                         self._end(ended, now)
                     else:
-                        self._end_durably(ended, now, self._journal)
+                        self._end_durably((ended, *driver.others(ended)), now, self._journal)
                 if self._timers:
                     self._ring(now)
                 while ready and driver.room:
@@ -111,9 +112,10 @@ class Loop:
         now += drive.offset
         if now <= machine.job.updated_ns:
             now = machine.job.updated_ns  # also where equal: a history keeps one number, not two
-        task = machine.first(now)
-        if task is None:
-            self._watch(drive)
+        task = machine.next_task()
+        if task is None or task.due_ns > now:
+            if task is not None:
+                self._watch(drive, task)
             if drive.on_wait is not None and not machine.in_flight:
                 drive.on_wait(drive)
             return
@@ -143,63 +145,65 @@ class Loop:
         return True
 
     def _end(self, ended: Ended, now: int) -> None:
+        """Commit the end of a step of a job without a store."""
         drive: Drive
         drive, step, outcome = ended
-        if drive.error is not None:
-            return
-        try:
-            if isinstance(outcome, BaseException):
-                raise outcome
-            drive.end(step, outcome, now + drive.offset)
-        except BaseException as error:
-            self.fail(drive, error)
+        if drive.error is None:
+            try:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                commit = drive.take_outcome(step, outcome, now + drive.offset)
+                if commit is not None:
+                    drive.commit(commit)
+            except BaseException as error:
+                self.fail(drive, error)
         self._mark(drive)
 
-    def _end_durably(self, first: Ended, now: int, journal: Journal) -> None:
-        together: list[tuple[Drive, StepInput, StepOutcome]] = []
-        for drive, step, outcome in (first, *self._driver.others(first)):
-            if isinstance(outcome, StepOutcome) and not outcome.effects and drive.error is None:
-                together.append((drive, step, outcome))
-            else:
-                self._end((drive, step, outcome), now)
-        if len(together) > 1:
-            self._end_together(together, now, journal)
-        elif together:
-            self._end(together[0], now)
-
-    def _end_together(
-        self, ended: Sequence[tuple[Drive, StepInput, StepOutcome]], now: int, journal: Journal
-    ) -> None:
-        endings: list[tuple[Drive, Commit, Append]] = []
+    def _end_durably(self, ended: Sequence[Ended], now: int, journal: Journal) -> None:
+        """Commit the ends of steps, of one job each, by one write; often it is one step."""
+        endings: list[tuple[Drive, Commit]] = []
+        rows: list[Row] = []
         for drive, step, outcome in ended:
-            try:
-                ending = drive.ending(step, outcome, now + drive.offset, journal)
-            except BaseException as error:
-                self.fail(drive, error)
+            if drive.error is not None:
                 continue
-            if ending is not None:
-                endings.append((drive, *ending))
-        refusals: Sequence[BaseException | None]
-        try:
-            refusals = journal.append_all([added for _, _, added in endings])
-        except BaseException as error:
-            refusals = [error] * len(endings)
-        believed: list[tuple[Drive, Commit]] = []
-        for (drive, commit, _), refusal in zip(endings, refusals, strict=True):
             try:
-                if refusal is not None:
-                    raise refusal
-                drive.believe(commit)
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                commit = drive.take_outcome(step, outcome, now + drive.offset)
+                if commit is not None:
+                    commit, row = drive.row(step, commit, journal)
+                    rows.append(row)
+                    endings.append((drive, commit))
             except BaseException as error:
                 self.fail(drive, error)
-            else:
-                believed.append((drive, commit))
-        # Not before all are folded in: an observer may ask something of any of these jobs.
+        if rows:
+            endings = self._written(endings, rows, journal)
+        for drive, commit in endings:
+            try:
+                drive.apply(commit)
+            except BaseException as error:
+                self.fail(drive, error)
         if self._environment.audience.observers:
-            for drive, commit in believed:
-                drive.tell(commit)
+            for drive, commit in endings:  # all are applied: an observer may use any of these jobs
+                if drive.error is None:
+                    drive.notify(commit)
         for drive, _, _ in ended:
             self._mark(drive)
+
+    def _written(
+        self, endings: list[tuple[Drive, Commit]], rows: Sequence[Row], journal: Journal
+    ) -> list[tuple[Drive, Commit]]:
+        refusals: Sequence[BaseException | None]
+        try:
+            refusals = journal.append_all(rows)
+        except BaseException as error:
+            refusals = [error] * len(rows)
+        if refusals.count(None) == len(rows):
+            return endings
+        for (drive, _), refusal in zip(endings, refusals, strict=True):
+            if refusal is not None:
+                self.fail(drive, refusal)
+        return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
         """Be done with a job that something outside of it has broken (under the lock)."""
@@ -232,13 +236,12 @@ class Loop:
             drive.ready = True
             self._ready.append(drive)
 
-    def _watch(self, drive: Drive) -> None:
-        due = drive.machine.due()
-        if due is not None:
-            due -= drive.offset
-            if drive.timer is None or due < drive.timer:
-                drive.timer = due
-                heappush(self._timers, (due, next(_timer_numbers), drive, None))
+    def _watch(self, drive: Drive, task: PendingTask) -> None:
+        due = task.due_ns - drive.offset
+        drive.timer_key = drive.ordinal, task.seq, task.position
+        if drive.timer is None or due < drive.timer:
+            drive.timer = due
+            heappush(self._timers, (due, next(_timer_numbers), drive, None))
 
     def _watch_limit(self, drive: Drive, step: StepInput, timeout: int) -> None:
         # One timer for the earliest of a job's limits: most steps are long over at theirs.
@@ -257,7 +260,7 @@ class Loop:
         job_id = drive.machine.job.job_id
         if step is not None:
             return due, (drive.ordinal, *step.order), f"job {job_id} (timeout of a step)"
-        return due, (drive.ordinal, *drive.machine.head), f"job {job_id} (next retry)"
+        return due, drive.timer_key, f"job {job_id} (next retry)"
 
     def _ring(self, now: int) -> None:
         timers = self._timers
@@ -268,18 +271,19 @@ class Loop:
             if step is not None:
                 if due == drive.limit:
                     drive.limit = None
-                    self._give_up(drive, now + drive.offset)
+                    self._end_overdue(drive, now)
             elif due == drive.timer:
                 drive.timer = None
                 self._mark(drive)
 
-    def _give_up(self, drive: Drive, now: int) -> None:
-        try:
-            drive.give_up(now)
-        except BaseException as error:
-            self.fail(drive, error)
-            return
-        for step in drive.machine.flights:
-            if step.timeout_ns is not None:
-                self._watch_limit(drive, step, step.timeout_ns)
-        self._mark(drive)
+    def _end_overdue(self, drive: Drive, now: int) -> None:
+        for step in drive.overdue(now + drive.offset):
+            ended = drive, step, timed_out(step)
+            if self._journal is None:
+                self._end(ended, now)
+            else:
+                self._end_durably((ended,), now, self._journal)
+        if drive.error is None:
+            for step in drive.machine.flights:
+                if step.timeout_ns is not None:
+                    self._watch_limit(drive, step, step.timeout_ns)

@@ -43,7 +43,6 @@ _log = logging.getLogger("routilux")
 POLL: Final = 0.1
 """How many seconds pass at most before a worker sees what another process has put into a store."""
 _AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
-_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
 _FIRST_WAIT: Final = SECOND // 20
 _LONGEST_WAIT: Final = SECOND
@@ -220,7 +219,7 @@ class Worker:
         drive = None
         try:
             job = runtime.load(job_id)
-            if job.status not in _LIVE:  # no job that rests is free, so somebody was faster
+            if not job.status.is_live:  # no job that rests is free, so somebody was faster
                 raise LeaseLostError(
                     f"job {job_id!r} is {job.status.value} now: another host has gone on with it"
                     " while this one stood still for too long"
@@ -273,8 +272,9 @@ class Worker:
             return  # it was taken anew meanwhile
         del self._drives[job.job_id]
         if error is None and job.status is JobStatus.RUNNING:
-            due = drive.machine.due()
-            self._owe(job.job_id, 0 if due is None else max(0, due - drive.now_ns()), clean=True)
+            task = drive.machine.next_task()
+            wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
+            self._owe(job.job_id, wait, clean=True)
         elif isinstance(error, OSError):
             # Not the job's fault. Where only this one can't be kept, it does not come at once.
             self._owe(job.job_id, self._lease_ns // _RENEWALS, clean=True)

@@ -33,7 +33,6 @@ _NUMBERS: Final = ("age", "commits", "retries")  # stand at the right of their c
 _SPARED: Final = ("held by", "commits")  # where it is narrow, the first one first
 _SEPARATOR: Final = ", "  # between how long it is until then, and when that is
 _SHORTEST_FLOW: Final = 8
-_WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +80,7 @@ def no_commits(job_id: str) -> CorruptStateError:
 
 def held(job: JobState, hold: Hold) -> Hold | None:
     """Return who has a job; None where it rests, so that it does not matter."""
-    return hold if job.status in _WAITING else None
+    return hold if job.status.is_live else None
 
 
 def held_data(hold: Hold | None) -> dict[str, object] | None:
@@ -91,7 +90,7 @@ def held_data(hold: Hold | None) -> dict[str, object] | None:
 
 def due_ns(job: JobState) -> int | None:
     """Return when the job goes on by itself; None where it rests."""
-    if job.status not in _WAITING:
+    if not job.status.is_live:
         return None
     return min((task.due_ns for task in job.pending_tasks if not task.failed), default=None)
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.cli import times
 from routilux.console import STATUS_STYLES, shortened, story, told
-from routilux.core.records import JobStatus
 from routilux.instants import from_ns, seconds_text
 from routilux.monitor import ExecutionMonitor
 
@@ -26,7 +25,6 @@ __all__ = ["show_job"]
 
 _MOST: Final = 20  # of what is pending, put out or dropped; the JSON has all
 _LONGEST_ERROR: Final = 100
-_WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
@@ -81,7 +79,7 @@ def _pending(job: JobState, task: PendingTask, now: int) -> tuple[Part, ...]:
             (f" · task {task.task_id}", "dim"),
         )
     wait = ""
-    if job.status in _WAITING:
+    if job.status.is_live:
         wait = f", due {times.due(task.due_ns, now)} ({times.at(task.due_ns, now)} UTC)"
     return (
         f"{name} attempt {task.attempt}",

@@ -17,9 +17,9 @@ from routilux.errors import CorruptStateError, IllegalTransitionError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from routilux.core.fold import FoldedJob
     from routilux.core.parts import DroppedTask, Output, PendingTask
     from routilux.core.records import Commit
-    from routilux.core.state import JobState
 
 __all__ = ["check_unfolded", "follow"]
 
@@ -40,10 +40,9 @@ _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
     CommitKind.CANCELLED: (JobStatus.CANCELLED,),
 }
 _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
-_FINAL: Final = (JobStatus.COMPLETED, JobStatus.CANCELLED)
 
 
-def follow(job: JobState, commit: Commit, path: str) -> None:
+def follow(job: FoldedJob, commit: Commit, path: str) -> None:
     """Fold a commit that was read; raises `CorruptStateError` at `path` if it can't follow."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
     if reason is None:
@@ -57,7 +56,7 @@ def follow(job: JobState, commit: Commit, path: str) -> None:
     raise CorruptStateError(path, f"the commit can't follow: {reason}")
 
 
-def _wrong_time(job: JobState, commit: Commit) -> str | None:
+def _wrong_time(job: FoldedJob, commit: Commit) -> str | None:
     if job.seq and commit.at_ns < job.updated_ns:
         return "it is earlier than the one before"
     if commit.started_ns is not None and commit.started_ns > commit.at_ns:
@@ -67,7 +66,7 @@ def _wrong_time(job: JobState, commit: Commit) -> str | None:
     return None
 
 
-def _wrong_task(job: JobState, commit: Commit) -> str | None:
+def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
     if commit.task_id is not None:
         pending = job._pending.get(commit.task_id)
         if (
@@ -96,11 +95,11 @@ def _wrong_task(job: JobState, commit: Commit) -> str | None:
     return None
 
 
-def _wrong_status(job: JobState, commit: Commit) -> str | None:
+def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
     kind, before, after = commit.kind, job.status, commit.status
     ends = kind in (_DONE, _DROPPED)
-    if kind in _REQUESTS or (kind is _FAILED and before not in _FINAL):
-        fits = after in _GIVEN[kind] and before not in _FINAL
+    if kind in _REQUESTS or (kind is _FAILED and not before.is_final):
+        fits = after in _GIVEN[kind] and not before.is_final
     elif kind is _START:
         fits = after in _GIVEN[kind]
     else:
@@ -113,7 +112,7 @@ def _wrong_status(job: JobState, commit: Commit) -> str | None:
     return None
 
 
-def check_unfolded(job: JobState, path: str) -> None:
+def check_unfolded(job: FoldedJob, path: str) -> None:
     """Check what a job without its first commits says of itself."""
     if job.status is JobStatus.COMPLETED and job._pending:
         raise CorruptStateError(f"{path}.pending_tasks", "a completed job has none")

@@ -1,21 +1,20 @@
-"""The commit by which a step ends: what its outcome changes, by the plan of its flow.
+"""Transitions of a job: the commit that ends a step, by the plan of its flow.
 
-Laws:
-- It is a pure function of the plan, the job, the step, its outcome and the time.
-- What was emitted is fanned out along the connections into numbered tasks, inside the one commit.
-- A failed attempt leaves nothing but its record: a retry, or the task failed or dropped. Of what
-  it emitted nothing is delivered; the engine's own event `error` is, where it is declared.
-- A job is completed by the step that leaves nothing to do.
+Invariants:
+- The commit is a pure function of the plan, the job, the step, its outcome and the time.
+- The commit of a step creates one numbered task for each emission and connection.
+- A failed attempt is retried, or its task fails or is dropped. Its emissions are not delivered; the
+  engine's own event `error` is delivered if the routine declares it.
+- The step that leaves no task to do completes the job.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from routilux.core.parts import RoutineStatus
 from routilux.core.records import Commit, CommitKind, JobStatus
-from routilux.core.requests import child_id
 from routilux.errors import FlowDefinitionError
 from routilux.exchange import Emission, ErrorInfo, StepOutcome, Task
 from routilux.policy import ErrorStrategy
@@ -27,9 +26,11 @@ if TYPE_CHECKING:
     from routilux.plan import Plan
     from routilux.policy import ErrorHandler
 
-__all__ = ["ending"]
+__all__ = ["child_id", "commit_of_outcome"]
 
-# Looking a member up at its enum costs as much as a call.
+_LONGEST_ID: Final = 64
+
+# A module global costs less than a look-up at the enum, which is as slow as a call.
 _DONE = CommitKind.DONE
 _RETRY = CommitKind.RETRY
 _RUNNING = JobStatus.RUNNING
@@ -37,8 +38,22 @@ _COMPLETED = JobStatus.COMPLETED
 _RETRIES = ErrorStrategy.RETRY
 
 
-def ending(plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now: int) -> Commit:
-    """Return the commit by which a step in flight ends that nothing conflicts with."""
+def child_id(parent: str, number: int) -> str:
+    """Return the id of a task's n-th child; a long lineage is shortened to its digest.
+
+    >>> child_id("0.1", 2)
+    '0.1.2'
+    """
+    name = f"{parent}.{number}"
+    if len(name) <= _LONGEST_ID:
+        return name
+    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
+
+
+def commit_of_outcome(
+    plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now: int
+) -> Commit:
+    """Return the commit that ends a step whose reads of shared data are still current."""
     if outcome.error_type is not None:
         return _failure(plan, job, step, outcome, outcome.error_type, now)
     task = step.task

@@ -39,7 +39,10 @@ __all__ = ["Commit", "CommitKind", "HistoryRecord", "JobStatus"]
 
 
 class JobStatus(StrEnum):
-    """Where a job stands; `completed` and `cancelled` are final."""
+    """The status of a job.
+
+    `is_final`: no commit can follow. `is_live`: a host runs the job, or a worker may take it.
+    """
 
     PENDING = "pending"
     RUNNING = "running"
@@ -47,6 +50,10 @@ class JobStatus(StrEnum):
     COMPLETED = "completed"
     FAILED = "failed"
     CANCELLED = "cancelled"
+
+    def __init__(self, value: str) -> None:
+        self.is_final = value in ("completed", "cancelled")
+        self.is_live = value in ("pending", "running")
 
 
 class CommitKind(StrEnum):

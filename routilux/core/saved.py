@@ -8,10 +8,11 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from routilux import codec
 from routilux.core.checks import check_unfolded, follow
+from routilux.core.fold import FoldedJob
 from routilux.core.forms import error_data, in_range, instant, load_error, payload, texts
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState
 from routilux.core.records import Commit, JobStatus
@@ -20,12 +21,13 @@ from routilux.errors import CorruptStateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from routilux.core.state import JobState
 
 __all__ = ["load", "members"]
 
+Job = TypeVar("Job", bound=FoldedJob)
 
-def members(job: JobState, *, history: bool) -> dict[str, object]:
+
+def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
     """Return the members of a job's saved form, without its commits where there is no `history`.
 
     An iterator is an array, and yields the texts of its entries.
@@ -53,7 +55,7 @@ def members(job: JobState, *, history: bool) -> dict[str, object]:
     }
 
 
-def load(new: Callable[[str], JobState], data: object, path: str) -> JobState:
+def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     """Read a job from decoded data, which it takes over; `new` makes an empty one of an id.
 
     Each commit's data makes room for the commit: else the garbage collector has twice as much to
@@ -94,11 +96,11 @@ def load(new: Callable[[str], JobState], data: object, path: str) -> JobState:
     for i, entry in enumerate(commits):
         commits[i] = Commit.load(entry, f"{path}.commits[{i}]")
     job._commits = commits
-    _check(job, new(job.job_id), path)
+    _check(job, path)
     return job
 
 
-def _check(job: JobState, folded: JobState, path: str) -> None:
+def _check(job: FoldedJob, path: str) -> None:
     """Compare a job that was read with what its commits make of an empty one."""
     commits = job._commits
     if [commit.seq for commit in commits] != list(range(job.seq - len(commits) + 1, job.seq + 1)):
@@ -106,9 +108,10 @@ def _check(job: JobState, folded: JobState, path: str) -> None:
     if len(commits) < job.seq:
         check_unfolded(job, path)  # a job with a history_limit
         return
+    folded = FoldedJob(job.job_id)
     for i, commit in enumerate(commits):
         follow(folded, commit, f"{path}.commits[{i}]")
-    name = folded._first_difference(job)
+    name = folded.first_difference(job)
     if name is not None:
         shown = name.removeprefix("_").replace("pending", "pending_tasks")
         raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")

@@ -14,7 +14,6 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from routilux.core.records import JobStatus
 from routilux.core.requests import request, requeue, taken
 from routilux.errors import LeaseLostError, NotResumableError
 from routilux.persist.journal import Journal
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = ["cancel", "retry"]
 
 _TRIES: Final = 20  # a host that commits all the time is overtaken by then
-_GOES_ON: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False) -> JobState:
@@ -51,7 +49,7 @@ def cancel(store: JobStore, job_id: str, now_ns: int, reason: str | None = None)
 
 
 def _retried(take_over: bool, job: JobState, hold: Hold, now: int) -> Commit:
-    if job.status not in _GOES_ON:
+    if not job.status.is_live:
         return requeue(job, now)
     if take_over and hold.owner is not None:
         return taken(job, now)

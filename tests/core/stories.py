@@ -191,9 +191,13 @@ class Tale:
         step = self.begin(task_id)
         return self.end(step, broken(step, error))
 
+    def due(self) -> int | None:
+        task = self.machine.next_task()
+        return None if task is None else task.due_ns
+
     def wait(self) -> int:
         """Let the time pass until the next due instant; return how long that was."""
-        due = self.machine.due()
+        due = self.due()
         assert due is not None, "nothing is due"
         waited, self.now = due - self.now, max(due, self.now)
         return waited

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from routilux.core.endings import child_id
 from routilux.core.machine import MOST_CONFLICTS
 from routilux.core.records import CommitKind, JobStatus
-from routilux.core.requests import child_id, requeue, taken
+from routilux.core.requests import requeue, taken
 from routilux.core.state import JobState
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
 from routilux.exchange import StepInput
@@ -63,7 +64,7 @@ def test_a_queued_job_waits_for_somebody_to_resume_it() -> None:
     tale.accept(tale.machine.start("a", "trigger", {}, 0, queued=True))
     assert tale.job.status is JobStatus.PENDING
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     tale.resume()
     assert tale.startable() == ["0"]
     assert tale.job.recoveries == 0
@@ -178,7 +179,7 @@ def test_a_sequential_flow_has_one_step_in_flight_and_a_concurrent_one_max_worke
         for _ in range(width):
             tale.begin()
         assert tale.startable() == []
-        assert tale.machine.due() is None
+        assert tale.due() is None
 
 
 def test_a_step_takes_the_lowest_place_that_is_free() -> None:
@@ -195,7 +196,7 @@ def test_a_retry_that_waits_takes_no_place_and_holds_nobody_back() -> None:
     tale.run("out")
     tale.fail(task_id="0.0")
     assert tale.startable() == ["0.1", "0.2"]
-    assert tale.machine.due() == 0
+    assert tale.due() == 0
     tale.run(task_id="0.1")
     tale.run(task_id="0.2")
     assert tale.wait() == 5 * SECOND
@@ -212,7 +213,7 @@ def test_a_task_whose_routine_is_busy_is_not_due() -> None:
         tale.begin(task_id)
     # 0.0 waits behind 0.3, 0.1 behind 0.4, 0.5 behind 0.2: time alone brings none of them.
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
 
 
 # --- conflicts (rule 4) ---------------------------------------------------------------------------
@@ -292,7 +293,7 @@ def test_a_task_that_is_to_run_alone_waits_for_the_steps_in_flight_and_starves_n
     # 0.0 is first, but not beside another step; and no instant will change that.
     assert tale.job.pending_tasks[0].task_id == "0.0"
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     tale.end(busy, done(busy))
     assert tale.startable() == ["0.0"]
 
@@ -456,7 +457,7 @@ def test_a_failure_stops_the_job_but_steps_in_flight_commit_and_their_children_s
     assert tale.end(other, done(other, "out", shared={"n": 1})).status is JobStatus.FAILED
     assert tale.machine.rests
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     assert tale.job.shared_data == {"n": 1}
     assert [(t.task_id, t.failed) for t in tale.job.pending_tasks] == [
         ("0.0", True),
@@ -671,7 +672,7 @@ def test_a_job_that_waits_is_taken_over_for_nothing_and_one_that_is_pending_too(
         assert (tale.job.status, tale.job.recoveries) == (JobStatus.PENDING, 0)
     tale.crash()
     tale.resume(most=0)
-    assert tale.machine.due() == 3600 * SECOND
+    assert tale.due() == 3600 * SECOND
 
 
 @pytest.mark.parametrize("progress", ["done", "retry", "effect"])
@@ -715,7 +716,7 @@ def test_a_restart_during_a_long_wait_costs_nothing() -> None:
         tale.crash()
         tale.resume()
         assert tale.job.recoveries == 0
-        assert tale.machine.due() == 3600 * SECOND
+        assert tale.due() == 3600 * SECOND
 
 
 def test_max_recoveries_none_never_poisons() -> None:
@@ -739,7 +740,7 @@ def test_the_rest_of_a_wait_is_honoured_and_neither_skipped_nor_stretched(
     tale.crash()
     tale.now += woken_at * SECOND
     tale.resume()
-    due = tale.machine.due()
+    due = tale.due()
     assert due is not None
     assert max(0, due - tale.now) == left * SECOND
 
@@ -766,7 +767,7 @@ def test_a_paused_job_lets_its_steps_commit_and_keeps_their_children() -> None:
     assert tale.end(step, done(step, "out")).status is JobStatus.PAUSED
     assert tale.machine.rests
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     assert tale.resume().detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
     assert tale.startable() == ["0.0"]
 
@@ -858,7 +859,7 @@ def test_every_commit_is_made_without_changing_anything() -> None:
     tale = Tale(fan(2, b=Stage("error", handler=retrying(retry_delay=1, jitter=0.5))))
     tale.run("out")
     steps = [tale.begin(), tale.begin()]
-    before, startable, due = text_of(tale.job), tale.startable(), tale.machine.due()
+    before, startable, due = text_of(tale.job), tale.startable(), tale.due()
     outcomes = [
         [done(step), broken(step), broken(step, FlowDefinitionError()), done(step, "out")]
         for step in steps
@@ -870,7 +871,7 @@ def test_every_commit_is_made_without_changing_anything() -> None:
         tale.machine.effect(step, "charge", object(), 5)  # type: ignore[arg-type]
     for kind in ("pause", "cancel"):
         tale.machine.request(kind, 5)  # type: ignore[arg-type]
-    assert (text_of(tale.job), tale.startable(), tale.machine.due()) == (before, startable, due)
+    assert (text_of(tale.job), tale.startable(), tale.due()) == (before, startable, due)
     assert tale.machine.flights == steps
 
 

@@ -47,7 +47,7 @@ def test_it_takes_one_step_at_a_time_and_runs_it_when_asked_for_the_next() -> No
     flow = chain(a=looks)
     runtime = Runtime(clock=FakeClock())
     drive = runtime._new(flow, "a", None, "trigger", "j")
-    task = drive.machine.first(drive.now_ns())
+    task = drive.machine.next_task()
     assert task is not None
     step = drive.machine.begin(task, drive.now_ns())
     driver.start(drive, step)

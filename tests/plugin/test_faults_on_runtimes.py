@@ -179,7 +179,7 @@ def test_a_write_of_several_jobs_fails_for_one_of_them(
     assert journal is not None
     for job_id in "abc":
         journal.write(job_id, first, runtime.owner, claims=False)
-    rows = [journal.appending(job_id, second, runtime.owner) for job_id in "abc"]
+    rows = [journal.row(job_id, second, runtime.owner) for job_id in "abc"]
     refusals = journal.append_all(rows)
     assert [None, "OSError", None] == [r and type(r).__name__ for r in refusals]
     assert [2, kept, 2] == [len(store.rows(job_id)) for job_id in "abc"]

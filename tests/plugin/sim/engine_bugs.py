@@ -34,6 +34,7 @@ from routilux.core.machine import Machine
 from routilux.core.schedule import Schedule
 from routilux.drive import Drive
 from routilux.exchange import StepOutcome
+from routilux.loop import Loop
 
 Patch = pytest.MonkeyPatch
 
@@ -509,11 +510,10 @@ def _(patch: Patch) -> None:
     build=shop(fails=(1, 1), workers=4, charge=Wide),
 )
 def _(patch: Patch) -> None:
-    def one_at_a_time(task: Any, self: Machine, now: int) -> Any:
+    def one_at_a_time(task: Any, self: Machine) -> Any:
         return None if task is not None and task.delay_ns and self._flights else task
 
-    after(patch, Machine, "first", one_at_a_time)
-    after(patch, Machine, "due", lambda due, self: None if self._flights else due)
+    after(patch, Machine, "next_task", one_at_a_time)
 
 
 @bug(
@@ -639,20 +639,19 @@ def _(patch: Patch) -> None:
     "commit 3 (retry of charge) was folded into the job before it was written",
 )
 def _(patch: Patch) -> None:
-    def commit(
-        self: Drive, commit: Commit, *, claims: bool = False, acquired: bool = False
-    ) -> None:
-        def write() -> None:
-            self._journal.write(self.machine.job.job_id, commit, "", claims=claims)  # type: ignore[union-attr]
-
-        if commit.kind is CommitKind.RETRY:
+    def fold(commit: Commit | None, self: Drive, *_: Any) -> Commit | None:
+        if commit is not None and commit.kind is CommitKind.RETRY:
             self.machine.accept(commit)
-            write()
-        else:
-            write()
-            self.machine.accept(commit)
+        return commit
 
-    patch.setattr(Drive, "commit", commit)
+    apply = Drive.apply
+
+    def once(self: Drive, commit: Commit) -> None:
+        if commit.seq > self.machine.job.seq:
+            apply(self, commit)
+
+    after(patch, Drive, "take_outcome", fold)
+    patch.setattr(Drive, "apply", once)
 
 
 @bug(
@@ -685,14 +684,14 @@ def _(patch: Patch) -> None:
         self._flights.setdefault(flown.task.task_id, flown)
         return original(self, flown, outcome, now)
 
-    end = Drive.end
+    end = Loop._end_durably
 
-    def twice(self: Drive, flown: Any, outcome: Any, now: int) -> None:
-        end(self, flown, outcome, now)
-        end(self, flown, outcome, now)
+    def twice(self: Loop, ended: Any, now: int, journal: Any) -> None:
+        end(self, ended, now, journal)
+        end(self, ended, now, journal)
 
     patch.setattr(Machine, "finish", finish)
-    patch.setattr(Drive, "end", twice)
+    patch.setattr(Loop, "_end_durably", twice)
 
 
 @bug(
@@ -737,17 +736,17 @@ def _(patch: Patch) -> None:
     routine="audit",
 )
 def _(patch: Patch) -> None:
-    original = Machine.first
+    original = Machine.next_task
 
-    def first(self: Machine, now: int) -> Any:
+    def next_task(self: Machine) -> Any:
         status = self.job.status
         if status is JobStatus.FAILED:
             self.job.status = JobStatus.RUNNING
-        task = original(self, now)
+        task = original(self)
         self.job.status = status
         return task
 
-    patch.setattr(Machine, "first", first)
+    patch.setattr(Machine, "next_task", next_task)
     patch.setattr(
         Machine, "rests", property(lambda self: not self._flights and not self._schedule.first())
     )

@@ -80,13 +80,13 @@ class Disturbed:
         return self.lives[-1]
 
 
-def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = False) -> Undisturbed:
+def undisturbed(case: Case, start_ns: int, choices: Choices) -> Undisturbed:
     """Run a job without a crash of ours; a host that its handlers kill is followed by another.
 
     Raises what refuses the start: an entry or params that the flow does not take.
     """
     world = _new_world(case, start_ns)
-    lives = _until_it_rests(case, world, None, choices=choices, checked=True, told=told)
+    lives = _until_it_rests(case, world, None, choices=choices, checked=True)
     if not world.commits and isinstance(lives[-1].error, FlowDefinitionError | UnserializableError):
         raise lives[-1].error
     durable: list[Commit] = []
@@ -126,7 +126,7 @@ def _new_world(case: Case, start_ns: int) -> World:
     return World(start_ns, files=None if case.store is None else Files(case.store))
 
 
-def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Disturbed:
+def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
     """Let a host die at a point of a run, and others go on until the job rests."""
     case = run.case
     if point.kind in _REFUSALS:
@@ -134,7 +134,7 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
         fault = _FailsAt(point.commits + 1, durable=point.kind == "store does not answer")
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
-        lives = _until_it_rests(failing, world, None, told=told)
+        lives = _until_it_rests(failing, world, None)
         return Disturbed(point, world, lives, executed=fault.struck == 1)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
     world.commits = run.durable[: point.commits]
@@ -152,7 +152,7 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
         saved = SavedState.capture(run.life.flow, job)
         document = SavedState.from_bytes(saved.to_bytes())
         flow, job = document.flow, document.job
-    lives = _until_it_rests(case, world, job, told=told, flow=flow)
+    lives = _until_it_rests(case, world, job, flow=flow)
     return Disturbed(point, world, lives, executed=executed)
 
 
@@ -228,7 +228,6 @@ def _until_it_rests(
     *,
     choices: Choices = FIFO,
     checked: bool = False,
-    told: bool = False,
     flow: Flow | None = None,
 ) -> list[Life]:
     """Let hosts follow each other until the job rests, or it is clear that it never will."""
@@ -239,7 +238,7 @@ def _until_it_rests(
         if job is not None and job.status in RESTING:
             lives.append(Life(case.build(), job))
             break
-        life = live(case, world, job, choices=choices, checked=checked, told=told, flow=flow)
+        life = live(case, world, job, choices=choices, checked=checked, flow=flow)
         lives.append(life)
         over = life.error is None or isinstance(life.error, RoutiluxError)
         if over and world.files is None:

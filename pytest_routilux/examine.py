@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.crash import Disturbed, Undisturbed
     from pytest_routilux.lives import Case, Life
-    from pytest_routilux.oracle import Mask, Trie, View
+    from pytest_routilux.oracle import Mask, Signature, Trie, View
     from pytest_routilux.points import CrashPoint
     from pytest_routilux.world import Call, World
     from routilux import Commit
@@ -110,13 +110,13 @@ class Reference:
 class Examination:
     """What came of a case: its reference, and each point that failed with its finding.
 
-    `apart` is the run of a finding that only a host in another process shows.
+    `disturbed` keeps, for each signature of a finding, the run of the simplest point that shows it.
     """
 
     reference: Reference
     failures: list[tuple[CrashPoint, Finding]]
     coverage: Coverage
-    apart: Disturbed | None = None
+    disturbed: dict[Signature, Disturbed] = field(default_factory=dict)
 
 
 def examine(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Examination:
@@ -141,7 +141,7 @@ def _examine(
 ) -> Examination:
     known = reference(case, start_ns, checks, coverage, hosts)
     failures: list[tuple[CrashPoint, Finding]] = []
-    apart = None
+    kept: dict[Signature, Disturbed] = {}
     if known.finding is None:
         run = known.run
         points = crash_points(run, documents=_has_saved_form(run, coverage))
@@ -156,11 +156,15 @@ def _examine(
             finding = judge(known, disturbed, checks)
             if finding is not None:
                 failures.append((point, finding))
+                best = kept.setdefault(finding.signature, disturbed)
+                if point.simplicity < best.point.simplicity:
+                    kept[finding.signature] = disturbed
         if checks.view is None and (found := hosts.compare(known, points, failures)):
             # First, since what such a flow does in one process is misleading.
             finding, apart = found
             failures.insert(0, (apart.point, finding))
-    return Examination(known, failures, coverage, apart)
+            kept[finding.signature] = apart
+    return Examination(known, failures, coverage, kept)
 
 
 def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:

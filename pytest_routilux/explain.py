@@ -9,16 +9,13 @@ Laws:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.cells import cut, cut_middle, padded, plain, width, wrapped
-from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.evidence import repeated
 from pytest_routilux.failures import seconds
-from pytest_routilux.isolation import ENDS_PROCESS
 from pytest_routilux.oracle import masked, unordered, view_of
 from pytest_routilux.reasons import Asked, reason_of
 from pytest_routilux.repro import broken_over_lines
@@ -96,22 +93,13 @@ _ROOMS: Final = (
 )
 
 
-def explain_cause(
-    cause: Cause, case: Case, start_ns: int, *, repro: str | None, root: Path | None = None
-) -> str:
-    """Return the text for the smallest cause of a failure, which is run once more to be told."""
+def explain_cause(cause: Cause, case: Case, *, repro: str | None, root: Path | None = None) -> str:
+    """Return the text for the smallest cause of a failure."""
     faults = tuple(case.faults[number - 1] for number in cause.faults)
-    known = cause.examination.reference
-    run, disturbed = known.run, None
-    if cause.finding.kind == "module-state":
-        disturbed = cause.examination.apart
-    elif cause.finding.kind not in ENDS_PROCESS:
-        run = undisturbed(replace(case, faults=faults), start_ns, FIFO, told=True)
-        disturbed = None if cause.point is None else recover(run, cause.point, told=True)
-    told = replace(cause.examination, reference=replace(known, run=run))
+    disturbed = cause.examination.disturbed.get(cause.finding.signature)
     shrunk = None if cause.text is None else f"{cause.text}, {cause.runs} runs"
     return explain(
-        told,
+        cause.examination,
         cause.point,
         cause.finding,
         disturbed,

@@ -40,6 +40,8 @@ __all__ = [
 ]
 
 View = dict[str, Any]
+Signature = tuple[str, str | None, str]
+"""What shrinking keeps of a finding: its kind, its routine and the first path that differs."""
 Mask = frozenset[tuple[str, ...]]
 """Places that vary by themselves: steps from the top of a view, `*` for any index of a list."""
 

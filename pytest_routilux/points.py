@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, get_args
 
 from pytest_routilux.world import Call
 from routilux import Commit, CommitKind, JobStatus
@@ -24,15 +24,17 @@ if TYPE_CHECKING:
 __all__ = ["RESTING", "CrashPoint", "crash_points"]
 
 Kind = Literal[
+    "around an effect",
     "before a write",
     "after a write",
-    "around an effect",
     "in a wait",
     "in a recovery",
     "by document",
     "store refuses",
     "store does not answer",
 ]
+"""The kinds of crash points, the simplest to understand first."""
+_KINDS: Final = get_args(Kind)
 RESTING: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 """What a job is that no host goes on with."""
 _LONG: Final = 3600 * SECOND
@@ -57,6 +59,11 @@ class CrashPoint:
     task_id: str | None = None
     routine_id: str | None = None
     attempt: int = 0
+
+    @property
+    def simplicity(self) -> tuple[int, int]:
+        """What crash points are sorted by to find the simplest: the kind, then the time."""
+        return _KINDS.index(self.kind), self.at_ns
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:

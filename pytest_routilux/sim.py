@@ -259,7 +259,7 @@ class FlowSim:
             return
         cause = shrink(result, case, START, checks)
         repro = Repro.of(case, known.run.life.flow, cause.point, faults=cause.faults)
-        text = explain_cause(cause, case, START, repro=command(self._node.nodeid, repro))
+        text = explain_cause(cause, case, repro=command(self._node.nodeid, repro))
         pytest.fail(text, pytrace=False)
 
     def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:
@@ -269,7 +269,7 @@ class FlowSim:
         known = replace(reference(case, START, checks, coverage), finding=finding)
         numbers = tuple(range(1, len(case.faults) + 1))
         cause = Cause(None, finding, numbers, Examination(known, [], coverage))
-        pytest.fail(explain_cause(cause, case, START, repro=None), pytrace=False)
+        pytest.fail(explain_cause(cause, case, repro=None), pytrace=False)
 
 
 def _case(

@@ -26,7 +26,6 @@ from routilux import (
     PendingTask,
     RoutiluxError,
     Runtime,
-    StepInput,
     UnserializableError,
     codec,
     use_runtime,
@@ -211,7 +210,6 @@ class _SimRuntime(Runtime):
         pace: Pace,
         *,
         checked: bool,
-        told: bool,
     ) -> None:
         # Each machine was switched on at another time.
         clock = SimClock(world.now_ns, mono=world.host * _UPTIME)
@@ -227,16 +225,11 @@ class _SimRuntime(Runtime):
         self.started: list[Thread] = []  # by handlers
         self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
         self.audience.observers = () if case.always is None else (self,)
-        self.audience.of_steps = (self,) if told else ()
 
     def broken(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id
         path = f"engine.{routine or 'job'}"
         self.life.broken.append(Finding(kind, what, path, routine, at_ns=commit.at_ns))
-
-    def on_step(self, job: JobState, step: StepInput) -> None:
-        if job.job_id == self.case.job_id:
-            self.world.noted(step.started_ns, f"attempt {step.attempt} starts", step)
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
         check = self.case.always
@@ -298,19 +291,18 @@ def live(
     choices: Choices = FIFO,
     pace: Pace = STEADY,
     checked: bool = False,
-    told: bool = False,
     flow: Flow | None = None,
 ) -> Life:
     """Let one host run the job until it rests, or the host dies; the world keeps what it did.
 
     Without `job` it starts anew, else it goes on with what a store would give back. `pace` is
-    how long steps take. `checked` reads each commit back from its saved form, `told` notes
-    for a timeline where steps begin. `flow` is used in place of one that `case.build` makes.
+    how long steps take. `checked` reads each commit back from its saved form. `flow` is used in
+    place of one that `case.build` makes.
     """
     flow = case.build() if flow is None else flow
     life = Life(flow, exact=choices is FIFO)
     world.host += 1
-    runtime = _SimRuntime(case, world, life, choices, pace, checked=checked, told=told)
+    runtime = _SimRuntime(case, world, life, choices, pace, checked=checked)
     try:
         with (
             nullcontext() if world.files is None else world.files.opened(),

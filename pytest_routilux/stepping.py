@@ -221,7 +221,10 @@ class SimDriver:
         """Take a step."""
         self._fresh.append(_Flight(driven, step))
         if step.job_id == self._job_id:  # else of a job that a handler executes
-            self._life.steps.append((len(self._world.commits), step))
+            world, task = self._world, step.task
+            self._life.steps.append((len(world.commits), step))
+            start = (task.task_id, task.routine_id, step.attempt)
+            world.log.append((step.started_ns, world.host, start))
 
     def others(self, than: Ended) -> list[Ended]:
         """Return none: which step ends first is chosen one by one."""

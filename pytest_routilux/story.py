@@ -86,9 +86,10 @@ def story(
         elif _is_crash(entries[index]):
             line = Line(at_ns, host, "--", None, _of_crash(what, before, point, world, start))
             line.marked = True
+        elif isinstance(what, tuple):
+            line = Line(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
         else:
-            who = None if what.task_id is None else (what.task_id, what.routine_id or "")
-            line = Line(at_ns, host, "", who, what.text)
+            line = Line(at_ns, host, "", None, what.text)
         line.marked = line.marked or index == different
         lines.append(line)
     return lines
@@ -107,10 +108,9 @@ def _told(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
         _, host, what = entry
         if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _BY_KIND:
             # It died with the write, before any step that the same instant would have begun.
-            while kept and isinstance(kept[-1][2], Note) and kept[-1][2].task_id is not None:
+            while kept and isinstance(kept[-1][2], tuple):
                 kept.pop()
-        begins = isinstance(what, Note) and what.task_id is not None
-        if begins and (host, what.task_id, what.attempt) in ended:
+        if isinstance(what, tuple) and (host, what[0], what[2]) in ended:
             continue
         kept.append(entry)
     return kept

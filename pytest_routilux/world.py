@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pytest_routilux.files import Files
-    from routilux import StepInput
 
-__all__ = ["Call", "Entry", "Note", "World"]
+__all__ = ["Call", "Entry", "Note", "Start", "World"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +44,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that is neither a commit nor an effect: a step begins, a host dies or goes on."""
+    """The end of a host, in words."""
 
     text: str
-    task_id: str | None = None
-    routine_id: str | None = None
-    attempt: int = 0
 
 
-Entry: TypeAlias = "tuple[int, int, Commit | Call | Note]"
+Start: TypeAlias = tuple[str, str, int]
+"""The start of a step: task id, routine id, attempt. A plain tuple costs a simulated step least."""
+Entry: TypeAlias = "tuple[int, int, Commit | Call | Start | Note]"
 """An instant (UTC nanoseconds), the number of the host, and what happened."""
 
 
@@ -81,13 +79,9 @@ class World:
         self.calls.append(call)
         self.log.append((call.at_ns, self.host, call))
 
-    def noted(self, at_ns: int, text: str, step: StepInput | None = None) -> None:
-        """Add something for the timeline."""
-        if step is None:
-            note = Note(text)
-        else:
-            note = Note(text, step.task.task_id, step.task.routine_id, step.attempt)
-        self.log.append((at_ns, self.host, note))
+    def noted(self, at_ns: int, text: str) -> None:
+        """Add the end of a host."""
+        self.log.append((at_ns, self.host, Note(text)))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
         """Return the world as it stood with so many commits and effects, and no host alive."""

@@ -273,7 +273,7 @@ def cause_of(case: Case, kind: str | None = None, checks: Checks | None = None) 
 def told(case: Case, kind: str | None = None, checks: Checks | None = None) -> str:
     cause = cause_of(case, kind, checks)
     repro = Repro.of(case, case.build(), cause.point, faults=cause.faults)
-    return explain_cause(cause, case, START, repro=command(NODE, repro), root=ROOT) + "\n"
+    return explain_cause(cause, case, repro=command(NODE, repro), root=ROOT) + "\n"
 
 
 # --- whole texts ----------------------------------------------------------------------------------
@@ -319,11 +319,11 @@ def test_a_cause_that_needs_a_fault() -> None:
 def parts(charge: type[bugs.Charge]) -> tuple[Examination, Finding, Disturbed]:
     case = case_of(charge)
     cause = cause_of(case)
-    run = undisturbed(case, START, FIFO, told=True)
+    run = undisturbed(case, START, FIFO)
     assert cause.point is not None
     known = replace(cause.examination.reference, run=run)
     examination = replace(cause.examination, reference=known)
-    return examination, cause.finding, recover(run, cause.point, told=True)
+    return examination, cause.finding, recover(run, cause.point)
 
 
 def text_of(examination: Examination, finding: Finding, disturbed: Disturbed) -> str:
@@ -510,7 +510,7 @@ def test_an_invariant_that_does_not_hold_says_what_is_the_same() -> None:
 def test_a_crash_in_a_recovery_counts_as_two() -> None:
     examination, finding, _ = parts(bugs.OwnBudget)
     point = next(p for p, _ in examination.failures if p.kind == "in a recovery")
-    disturbed = recover(examination.reference.run, point, told=True)
+    disturbed = recover(examination.reference.run, point)
 
     text = text_of(examination, finding, disturbed)
 
@@ -585,7 +585,7 @@ def test_a_crash_says_what_is_left(kind: str, says: str) -> None:
     points = crash_points(examination.reference.run)
     point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
 
-    text = text_of(examination, finding, recover(examination.reference.run, point, told=True))
+    text = text_of(examination, finding, recover(examination.reference.run, point))
 
     assert says in text
 
@@ -671,7 +671,7 @@ def test_whatever_the_names_the_payloads_and_the_paths_it_fits_on_a_screen(
         cause = shrink(examination, case, START, checks, finding)
         repro = Repro.of(case, build(), cause.point)
         node = f"{path}::{routine}[{effect}]"
-        assert_well_formed(explain_cause(cause, case, START, repro=command(node, repro), root=root))
+        assert_well_formed(explain_cause(cause, case, repro=command(node, repro), root=root))
 
 
 def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
@@ -687,7 +687,7 @@ def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
     cause = cause_of(case)
     node = command(f"テスト.py::{name}[{order}]", Repro.of(case, build(), cause.point))
 
-    text = explain_cause(cause, case, START, repro=node)
+    text = explain_cause(cause, case, repro=node)
 
     assert_well_formed(text)
     assert 100 == max(map(cells_of, text.split("\n")))

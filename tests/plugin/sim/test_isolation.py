@@ -208,15 +208,16 @@ def test_of_two_globals_that_change_the_one_that_matters_is_named() -> None:
 
 def test_the_run_of_the_other_process_is_kept_to_be_told() -> None:
     result = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1))
-    assert result.apart is not None
-    assert result.failures[0][0] is result.apart.point
-    told = [what for _, _, what in result.apart.world.log]
+    point, finding = result.failures[0]
+    apart = result.disturbed[finding.signature]
+    assert point is apart.point
+    told = [what for _, _, what in apart.world.log]
     crash = next(i for i, what in enumerate(told) if getattr(what, "text", "") == "CRASH")
-    assert result.apart.point.commits == sum(isinstance(what, Commit) for what in told[:crash])
-    assert "completed" == result.apart.world.commits[-1].status
+    assert apart.point.commits == sum(isinstance(what, Commit) for what in told[:crash])
+    assert "completed" == apart.world.commits[-1].status
     assert ["r1"] * 4 == [
         what.routine_id
-        for what in result.apart.world.commits
+        for what in apart.world.commits
         if what.kind in ("retry", "done") and what.routine_id == "r1"
     ]
 

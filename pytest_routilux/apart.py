@@ -1,6 +1,6 @@
 """What runs in a process that was forked for it, and how it is told to the test's process.
 
-Laws:
+Invariants:
 - A work gets the case as it was when the zygote was forked, and gives back plain values: commits as
   rows, calls and notes.
 - What another process told is replayed into a world as if it had happened here.

@@ -1,6 +1,6 @@
 """What is left when a host dies, and how the next host goes on.
 
-Laws:
+Invariants:
 - What is durable at a crash is a prefix of the undisturbed run's world, read back from its saved
   form, or from the files of a real store. Nothing of the dead host runs on: no `finally`, no
   `except`.
@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.cells import error_text
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import Fault
 from pytest_routilux.files import Files
@@ -247,5 +248,5 @@ def _until_it_rests(
         if over or life.lost is not None:
             break
         flow = None
-        world.noted(world.now_ns, f"the host ends: {type(life.error).__name__}: {life.error}")
+        world.noted(world.now_ns, f"the host ends: {error_text(life.error)}")
     return lives

@@ -1,6 +1,6 @@
 """What is known about why a run went otherwise: from its world, its flow and the user's source.
 
-Laws:
+Invariants:
 - It is what was seen, never what is likely: where nothing was seen there is nothing.
 - It reads, and has the undisturbed run repeated at the most.
 """

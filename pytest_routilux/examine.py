@@ -1,6 +1,6 @@
 """Tries every crash point of a case and judges what came of each.
 
-Laws:
+Invariants:
 - A flow is first run undisturbed, in all ways that must not matter; only what stays the same then
   is expected of a run with a crash. A false alarm is worse than a missed bug.
 - Planned points equal executed ones, or the result says that it is no proof.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from pytest_routilux.cells import class_name, error_text
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.faults import StoreFails
@@ -263,7 +264,7 @@ def _mistake(run: Undisturbed) -> Finding | None:
         if error is None or raised_by_engine(error.type) in (None, StepTimeoutError):
             continue
         routine = commit.routine_id
-        what = f"{routine}: {error.message} ({error.type.rpartition('.')[2]})"
+        what = f"{routine}: {error.message} ({class_name(error.type)})"
         return Finding("mistake", what, f"mistake.{routine}", routine, [], commit.at_ns)
     return None
 
@@ -290,8 +291,8 @@ def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | 
             what = f"{routine} leaves a thread behind that runs on after its step: {thread!r}"
             return Finding("leaked-thread", what, f"threads.{routine}", routine)
     if last.error is not None or last.job is None:
-        error = last.error
-        what = f"the job can't go on: {type(error).__name__}: {error}"
+        why = "it has no state" if last.error is None else error_text(last.error)
+        what = f"the job can't go on: {why}"
         return Finding("stuck", what, "stuck")
     kept, held = world.commits, last.job.commits
     if len(kept) != len(held) or not same_value(kept[-1], held[-1]):

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from pytest_routilux.cells import error_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -110,7 +112,7 @@ class Zygote:
             try:
                 value = pickle.loads(body)
             except Exception as error:
-                return Reply(ended=f"{type(error).__name__}: {error}", failed=True)
+                return Reply(ended=error_text(error), failed=True)
             if tag == _TOLD:
                 reply.told.append(value)
             elif tag == _RESULT:
@@ -215,7 +217,7 @@ def _work(subject: object, request: bytes, into: int) -> None:
         result = work(subject, lambda value: _write(into, _TOLD, pickle.dumps(value)), *args)
         _write(into, _RESULT, pickle.dumps(result))
     except BaseException as error:
-        _write(into, _FAILED, pickle.dumps(f"{type(error).__name__}: {error}"))
+        _write(into, _FAILED, pickle.dumps(error_text(error)))
 
 
 # --- processes and pipes --------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Hosts in other processes: what a second host would not find there, and what kills its process.
 
-Laws:
+Invariants:
 - The undisturbed run comes first in a process of its own. A handler that ends it is told, and is
   never run in the test's process.
 - Where a run changes no module global and no class attribute, nothing else is asked. Otherwise the

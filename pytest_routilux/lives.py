@@ -1,6 +1,6 @@
 """What is simulated, and how the life of one simulated host ended.
 
-Laws:
+Invariants:
 - A case is a value: any number of runs share it.
 - A life is what one host saw and did; what outlives it is in the world.
 """

@@ -1,6 +1,6 @@
 """Where a host can die.
 
-Laws:
+Invariants:
 - Points are enumerated from the undisturbed run, in the order of its world.
 - A point's name is in the user's terms and stays when the flow around it changes: task, attempt,
   place.

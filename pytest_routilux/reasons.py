@@ -1,6 +1,6 @@
 """Why a finding came about, and the fix as code, in terms of the flow at hand.
 
-Laws:
+Invariants:
 - What is said as a fact was seen: in the world, in the flow, or in the user's source. Where the
   cause can't be seen, the text says what to look at.
 - The engine's own laws are the engine's bugs, and are called that.
@@ -15,8 +15,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import routilux
+from pytest_routilux.cells import class_name
 from pytest_routilux.evidence import calls_of, changed_by, handler_place, key_part, recorded_by
-from pytest_routilux.story import short_error, where_text
+from pytest_routilux.story import where_text
 from routilux.instants import seconds_text
 
 if TYPE_CHECKING:
@@ -224,9 +225,7 @@ def _status(asked: Asked) -> Reason:
     job = asked.disturbed.life.job if asked.disturbed is not None else None
     if job is None or job.error is None:
         return reason
-    ends = (
-        f"with the crash the job ends by {short_error(job.error.type)}{asked.at(job.error.where)}"
-    )
+    ends = f"with the crash the job ends by {class_name(job.error.type)}{asked.at(job.error.where)}"
     return Reason([f"{ends}; {reason.why[0]}", *reason.why[1:]], reason.fix)
 
 

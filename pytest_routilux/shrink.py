@@ -1,6 +1,6 @@
 """The smallest cause of a finding: fewer faults first, then the simplest and earliest crash.
 
-Laws:
+Invariants:
 - While it shrinks, the finding's kind, its routine and the first place that differs stay the same.
 - What is given back was run: no cause is called smaller than it was seen to be.
 - The same case shrinks to the same cause, in no more runs than it is allowed.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.cells import count
 from pytest_routilux.crash import recover
 from pytest_routilux.examine import Coverage, Examination, examine, judge, reference
 from pytest_routilux.points import crash_points
@@ -95,7 +96,7 @@ def cause_text(crashes: int, faults: int) -> str:
     >>> cause_text(2, 1)
     '2 crashes + 1 fault'
     """
-    return f"{_counted(crashes, 'crash', 'es')} + {_counted(faults, 'fault', 's')}"
+    return f"{count(crashes, 'crash', 'crashes')} + {count(faults, 'fault')}"
 
 
 class _Search:
@@ -143,7 +144,3 @@ class _Search:
 
 def _crashes(point: CrashPoint | None) -> int:
     return 0 if point is None else 2 if point.kind == "in a recovery" else 1
-
-
-def _counted(number: int, noun: str, plural: str) -> str:
-    return f"{number} {noun}{plural * (number != 1)}"

@@ -1,6 +1,6 @@
 """A discrete-event run of one job on one host: the engine's own loop in virtual time.
 
-Laws:
+Invariants:
 - It is the loop of production, with a driver, a clock and a journal of its own; the machine, the
   commits and everything between them are the engine's.
 - A commit is durable once the world has it. The journal refuses what a store would refuse.

@@ -1,6 +1,6 @@
 """Runs the steps of a simulation: virtual time, one thread, what is done held back until its time.
 
-Laws:
+Invariants:
 - A handler runs to its end as soon as its step begins, against its snapshot. What it did on the way
   (effects, results of `once`, its end) is held back, each until its instant comes. So steps overlap
   as they would on threads, and what was held back when a host dies has never happened.

@@ -1,6 +1,6 @@
 """What a simulated job did, as lines of a table: time, host, commit, what happened.
 
-Laws:
+Invariants:
 - The lines are those of the world's log, in its order; times count from the job's start, in
   virtual seconds with as many digits as it takes to tell them apart.
 - The crash is marked, and so is the first thing that the undisturbed run did not do.
@@ -14,12 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.cells import cut, cut_middle, cut_start, padded, plain, width
+from pytest_routilux.cells import listed, padded, plain, shorten, shown, width
 from pytest_routilux.evidence import repeated
-from pytest_routilux.failures import seconds
 from pytest_routilux.oracle import canonical, masked
 from pytest_routilux.world import Call, Note
 from routilux import Commit, CommitKind
+from routilux.console import describe
 from routilux.instants import seconds_text
 
 if TYPE_CHECKING:
@@ -30,12 +30,13 @@ if TYPE_CHECKING:
     from pytest_routilux.points import CrashPoint
     from pytest_routilux.world import Entry, World
 
-__all__ = ["Line", "call_text", "short_error", "shown", "story", "table", "where_text"]
+__all__ = ["Line", "call_text", "story", "table", "where_text"]
 
 _HEAD: Final = ("t", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
+_LONGEST_EFFECT: Final = 24  # longer names leave room for arguments
 _MOST_TASKS: Final = 3
 _MOST_RECOVERIES: Final = 3
 _OURS: Final = Path(__file__).parent  # what a fault raises is no line of the user's
@@ -131,43 +132,17 @@ def _follow(pending: dict[str, int | None], commit: Commit) -> None:
 
 
 def _of_commit(commit: Commit, start: int, pending: dict[str, int | None]) -> str:
-    kind = commit.kind
-    detail = commit.detail or {}
-    if kind is CommitKind.START:
-        root = commit.tasks[0]
-        return f"the job starts -> {root.task_id} {root.routine_id}"
-    if kind is CommitKind.RESUMED:
-        count = detail.get("recoveries")
-        counted = f" (recovery {count} of {_MOST_RECOVERIES})" if count else ""
-        tasks = [
-            task if due is None else f"{task} due {seconds_text(due - start)}"
-            for task, due in pending.items()
-        ]
-        told = f"; pending: {_listed(tasks)}" if tasks else ""
-        return f"resumed from #{commit.seq - 1}{counted}{told}"
-    if commit.task_id is None:
-        return f"the job is {kind.value}"
-    if kind is CommitKind.EFFECT:
-        return f"once({str(detail['name'])!r}) is recorded"
-    if kind is CommitKind.CONFLICT:
-        return f"attempt {commit.attempt}  conflict: runs again, on what is there now"
-    text = "ok" if commit.error is None else short_error(commit.error.type)
-    if commit.attempt > 1 or commit.error is not None:
-        text = f"attempt {commit.attempt}  {text}"
-    if kind is CommitKind.RETRY:
-        due = seconds_text((commit.due_ns or 0) - start)
-        text += f", waits {seconds(commit.delay_ns or 0)}, due {due}"
-    elif kind is CommitKind.DROPPED:
-        text += f", dropped as {detail['as']}"
-    elif kind is CommitKind.FAILED:
-        text += ", the job fails"
-    if commit.tasks:
-        text += f" -> {_listed([task.task_id for task in commit.tasks])}"
-    delivered = {task.emission for task in commit.tasks}
-    out = [e.event for number, e in enumerate(commit.emissions) if number not in delivered]
-    if out:
-        text += f", emits {_listed(list(dict.fromkeys(out)))}"
-    return text
+    if commit.kind is not CommitKind.RESUMED:
+        return describe(commit)
+    count = (commit.detail or {}).get("recoveries")
+    counted = f" (recovery {count} of {_MOST_RECOVERIES})" if count else ""
+    tasks = [
+        shorten(task, _LONGEST_NAME, "both")
+        + ("" if due is None else f" due {seconds_text(due - start)}")
+        for task, due in pending.items()
+    ]
+    left = f"; pending: {listed(tasks, _MOST_TASKS)}" if tasks else ""
+    return f"resumed from #{commit.seq - 1}{counted}{left}"
 
 
 def _of_crash(
@@ -203,30 +178,13 @@ def _of_crash(
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_TASKS} more" if len(names) > _MOST_TASKS else ""
-    return ", ".join(cut_middle(name, _LONGEST_NAME) for name in names[:_MOST_TASKS]) + more
-
-
-def short_error(name: str) -> str:
-    """Return an exception's class without its module."""
-    return name.rpartition(".")[2]
-
-
-def shown(value: object, cells: int = 40) -> str:
-    """Return a value as Python writes it, cut where it is long."""
-    try:
-        return cut(repr(value), cells)
-    except Exception as error:
-        return f"<{type(value).__name__}, whose repr() raised {type(error).__name__}>"
-
-
 def call_text(call: Call, cells: int, *, named: bool = True) -> str:
     """Return an effect's call as it is written in code, without its key."""
     values = {name: shown(value, 24) for name, value in call.arguments.items()}
     inputs = [value if n.isdigit() else f"{plain(n)}={value}" for n, value in values.items()]
     least = width(", ".join(values.values())) + 2
-    name = cut_middle(call.effect, max(cells // 2, cells - least))
+    whole = min(width(call.effect), cells - 3, _LONGEST_EFFECT)
+    name = shorten(call.effect, max(cells // 2, cells - least, whole), "both")
     room = cells - width(name) - 2
     if not named or width(", ".join(inputs)) > room >= width(", ".join(values.values())):
         inputs = [*values.values()]
@@ -247,7 +205,7 @@ def where_text(where: str, root: Path) -> str:
         path = path.relative_to(root)
     elif len(path.parts) > 2:
         path = Path("…", *path.parts[-2:])
-    return cut_start(f"{path}{colon}{line}", _LONGEST_PLACE)
+    return shorten(f"{path}{colon}{line}", _LONGEST_PLACE, "end")
 
 
 # --- the first difference -------------------------------------------------------------------------
@@ -325,7 +283,7 @@ def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> st
         text = line.what
     elif line.call is not None:
         same = owner == line.who[0]
-        head = "  " if same else f"{padded(cut_start(line.who[0], _LONGEST_ID), ids)}  "
+        head = "  " if same else f"{padded(shorten(line.who[0], _LONGEST_ID, 'end'), ids)}  "
         head += f"effect #{line.call.number}  "
         room = cells - width(head) - width(line.where) - 6
         whole = width(call_text(line.call, room, named=False))
@@ -333,12 +291,12 @@ def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> st
         text = f"{head}{call_text(line.call, room - width(tail), named=False)} -> {tail}"
     else:
         who = (
-            padded(cut_start(line.who[0], ids), ids),
-            padded(cut_middle(line.who[1], names), names),
+            padded(shorten(line.who[0], ids, "end"), ids),
+            padded(shorten(line.who[1], names, "both"), names),
         )
         text = f"{who[0]}  {who[1]}  {line.what}"
     room = cells - width(line.where) - 2 if line.where else cells
-    return cut(text, room) + (f"  {line.where}" if line.where else "")
+    return shorten(text, room) + (f"  {line.where}" if line.where else "")
 
 
 def _times(instants: Sequence[int], start: int) -> list[str]:

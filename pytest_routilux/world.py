@@ -1,6 +1,6 @@
 """What outlives a simulated host: the commits that its store has, and the effects outside.
 
-Laws:
+Invariants:
 - A world only grows. Its log holds everything that happened, in the order in which it happened;
   what stood there at any instant is a prefix of it, so a crash is a cut and nothing softer.
 - A commit is in the world once the store has it, whether or not the host lived to hear of it.

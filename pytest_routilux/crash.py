@@ -248,5 +248,6 @@ def _until_it_rests(
         if over or life.lost is not None:
             break
         flow = None
+        assert life.error is not None
         world.noted(world.now_ns, f"the host ends: {error_text(life.error)}")
     return lives

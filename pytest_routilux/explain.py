@@ -71,7 +71,7 @@ _TITLES: Final = {
     "stuck": "JOB STUCK",
 }
 _ELSEWHERE: Final = ("module-state",)
-"""Kinds that show in another process only; told from the run in this one."""
+"""Kinds that show only in another process; the text compares it with the run in this one."""
 _OF_VIEWS: Final = (
     "status-differs",
     "state-differs",

@@ -66,9 +66,9 @@ def story(
     world: World, root: Path, *, known: Reference, finding: Finding, point: CrashPoint | None
 ) -> list[Line]:
     """Return the lines of a world, with the crash and the first difference marked."""
-    entries = _told(world.log, point)
+    entries = _shown(world.log, point)
     start = world.log[0][0] if world.log else 0
-    died = [i for i, entry in enumerate(entries) if _is_crash(entry)]
+    died = [i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)]
     different = _first_difference(world, entries, known, finding, died[0]) if died else None
     lines = []
     pending: dict[str, int | None] = {}
@@ -84,20 +84,18 @@ def story(
         elif isinstance(what, Call):
             line = Line(at_ns, host, "", (what.task_id, what.routine_id), "", call=what)
             line.where = where_text(what.where, root)
-        elif _is_crash(entries[index]):
-            line = Line(at_ns, host, "--", None, _of_crash(what, before, point, world, start))
-            line.marked = True
         elif isinstance(what, tuple):
             line = Line(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
         else:
-            line = Line(at_ns, host, "", None, what.text)
+            line = Line(at_ns, host, "--", None, _of_crash(what, before, point, world, start))
+            line.marked = True
         line.marked = line.marked or index == different
         lines.append(line)
     return lines
 
 
-def _told(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
-    """Return the entries that tell something: a start whose end follows is told by that."""
+def _shown(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
+    """Return the entries without the starts of steps whose end follows."""
     entries = list(log)
     ended = {
         (host, what.task_id, what.attempt)
@@ -115,11 +113,6 @@ def _told(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
             continue
         kept.append(entry)
     return kept
-
-
-def _is_crash(entry: Entry) -> bool:
-    what = entry[2]
-    return isinstance(what, Note) and what.text.startswith(("CRASH", _ENDS))
 
 
 def _follow(pending: dict[str, int | None], commit: Commit) -> None:
@@ -147,7 +140,7 @@ def _of_commit(commit: Commit, start: int, pending: dict[str, int | None]) -> st
 
 def _of_crash(
     note: Note,
-    before: Commit | Call | Note | None,
+    before: object,
     point: CrashPoint | None,
     world: World,
     start: int,

@@ -1,6 +1,6 @@
 """What a job did, line by line, as plain texts with the names of styles: a terminal is not needed.
 
-Laws:
+Invariants:
 - Lines are made from commits alone, so that any host tells the same story of the same job.
 - Times count from the job's start and are written from integer nanoseconds.
 - Payloads are told by what they hold (counts, first items, keys), never in full.

@@ -483,6 +483,7 @@ def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
     text = explain_cause(cause, case, 100, repro=node)
 
     assert_well_formed(text)
+    assert text.endswith(node)  # whole, so that it can be pasted
     assert 100 == max(map(cells_of, text.split("\n")[:-1]))
 
 

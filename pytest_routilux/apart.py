@@ -23,7 +23,7 @@ from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state
 from pytest_routilux.lives import Life, Undisturbed
 from pytest_routilux.places import users_modules
 from pytest_routilux.variations import Variation, vary
-from pytest_routilux.world import Call, Note, World
+from pytest_routilux.world import Call, Note, Start, World
 from routilux import Commit, JobState, codec
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _POISONED: Final = "PoisonJobError"
 
 Place = tuple[str, str, str]
 """Where a value is: `global` or `class`, the module, the name in it."""
-Told = tuple[int, int, str | Call | Note]
+Told = tuple[int, int, str | Call | Start | Note]
 """An instant, the number of the host, and what happened; a commit as its row."""
 
 
@@ -77,7 +77,7 @@ def replay(world: World, job_id: str, told: Sequence[Told]) -> None:
         if isinstance(what, str):
             path = f"$.{job_id}[{len(world.commits) + 1}]"
             world.committed(Commit.load(codec.loads(what), path))
-        elif isinstance(what, Note):
+        elif isinstance(what, tuple | Note):
             world.log.append((at, host, what))
         else:
             world.called(what)
@@ -104,8 +104,7 @@ class _Tells(Fault):
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
         task = step.task
-        note = Note(f"attempt {step.attempt} starts", task.task_id, task.routine_id, step.attempt)
-        self._tell((clock.now_ns(), 1, note))
+        self._tell((clock.now_ns(), 1, (task.task_id, task.routine_id, step.attempt)))
         return slot
 
     def after_write(self, commit: Commit) -> None:
@@ -115,7 +114,7 @@ class _Tells(Fault):
 def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
     before = globals_of(users_modules())
     case = replace(case, faults=(*case.faults, _Tells(tell)))
-    run = undisturbed(case, start_ns, FIFO, told=True)
+    run = undisturbed(case, start_ns, FIFO)
     ran = _ran(run.world)
     after = globals_of(users_modules())
     ran.changed = [place for place, held in before.items() if held != after.get(place)]
@@ -149,7 +148,7 @@ def recovered_there(
         states[-1].fold(commit)
     world = World(start_ns, host=1)
     run = Undisturbed(case, world, Life(case.build()), durable, states)
-    return _ran(recover(run, point, told=True).world)
+    return _ran(recover(run, point).world)
 
 
 def kept_at(place: Place) -> bytes | None:

@@ -16,8 +16,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from pytest_routilux.cells import count, error_text, listed, short_id, shorten
 from pytest_routilux.emitted import Emitted, mismatch
-from pytest_routilux.failures import cut, error_text, failure, listed, short_id
+from pytest_routilux.failures import WIDEST, failure
 from pytest_routilux.waits import first_wrong, retries_told, wait_told
 from pytest_routilux.watched import (
     Seen,
@@ -162,9 +163,8 @@ class FlowMonitor(ExecutionMonitor):
                 (number == 0, f"task {task}", f"attempt {attempt}")
                 for number, (task, attempt) in enumerate(tasks)
             ]
-            count = "1 attempt" if len(tasks) == 1 else f"{len(tasks)} attempts"
             raise failure(
-                f"{routine}: expected never to run, began {count}",
+                f"{routine}: expected never to run, began {count(len(tasks), 'attempt')}",
                 lines,
                 seen,
                 ends[0] if ends else seen.commits[-1],
@@ -376,7 +376,11 @@ class FlowMonitor(ExecutionMonitor):
             error = seen.job.error
             raise failure(
                 f"job {short_id(seen.job_id)}: expected {wanted}, is {last.status.value}"
-                + (f": {cut(error_text(error))}" if error is not None else ""),
+                + (
+                    f": {shorten(' '.join(error_text(error).split()), WIDEST)}"
+                    if error is not None
+                    else ""
+                ),
                 lines,
                 seen,
                 last,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, final
 
+from pytest_routilux.cells import seconds
 from pytest_routilux.ledger import MOST_CONFLICTS
-from pytest_routilux.verdicts import broken, seconds, step_text
+from pytest_routilux.verdicts import broken, step_text
 from routilux import JobStatus
 from routilux.values import first_difference, same_value
 
@@ -56,7 +57,7 @@ class Beginnings:
             broken("begun-twice", what, task, at)
         if at < ledger.at:
             what = (
-                f"time runs back: {step_text(step)} begins {seconds(ledger.at - at)} before the"
+                f"time runs back: {step_text(step)} begins {seconds(ledger.at - at)} s before the"
                 " commit that was there already"
             )
             broken("time-ran-back", what, task, at)
@@ -87,7 +88,7 @@ class Beginnings:
                 ready = room
         if at <= ready:
             return
-        late = seconds(at - ready)
+        late = f"{seconds(at - ready)} s"
         if not account.delay:
             what = (
                 f"attempt {account.attempt} of {account} begins {late} after it could, with a"
@@ -100,8 +101,8 @@ class Beginnings:
         )
         if account.since_resume == 0 and at == account.resumed + account.delay:
             what = (
-                f"retry {account.spent} of {account} waits its {seconds(account.delay)} anew after"
-                f" the resume: it begins {late} late"
+                f"retry {account.spent} of {account} waits its {seconds(account.delay)} s anew"
+                f" after the resume: it begins {late} late"
             )
             broken("timer-restarted", what, account.task, at)
         broken("retry-late", told, account.task, at)
@@ -160,13 +161,13 @@ class Beginnings:
 
 def too_early(account: Account, at: int) -> NoReturn:
     """Tell of an attempt that begins before its task may be begun."""
-    early = seconds(account.due - at)
+    early = f"{seconds(account.due - at)} s"
     if not account.delay:
         what = f"attempt {account.attempt} of {account} begins {early} before it was created"
         broken("time-ran-back", what, account.task, at)
     told = (
         f"retry {account.spent} of {account} begins {early} before it is due; its wait is"
-        f" {seconds(account.delay)}"
+        f" {seconds(account.delay)} s"
     )
     if account.since_resume is not None and not account.since_resume:
         what = f"{told}, which the host that went on did not keep"

@@ -13,7 +13,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.failures import cut, looked_at, short_id
+from pytest_routilux.cells import short_id, shorten
+from pytest_routilux.failures import WIDEST, looked_at
 from pytest_routilux.histories import divergence
 from pytest_routilux.paths import Path, flow_paths, handler_paths, job_paths
 from routilux import ErrorHandler, Flow, JobState
@@ -52,7 +53,8 @@ def _explained(
             lines = [f"a job equals jobs only; its status is job.status: {left.status.value!r}"]
         else:
             return None
-        return [cut(f"{_named(left)} {op} {_named(right)}"), *map(cut, lines)]
+        head = f"{_named(left)} {op} {_named(right)}"
+        return [shorten(line, WIDEST) for line in (head, *lines)]
     if op == "==" and type(left) is type(right):
         return _members(left, right, whole)
     return None
@@ -122,7 +124,7 @@ def _members(left: object, right: object, whole: bool) -> list[str] | None:
                 continue
             kind = type(left).__name__
             head = f"{kind} of {sizes[0]} == {kind} of {sizes[1]}, which differ first at {place}:"
-            return [cut(head), *(_explained("==", ours, theirs, whole, _FEW - 1) or [])]
+            return [shorten(head, WIDEST), *(_explained("==", ours, theirs, whole, _FEW - 1) or [])]
         if ours is not theirs:
             return None  # what is not ours is pytest's to explain
     return None

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.cells import error_text
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import Fault
 from pytest_routilux.files import Files
@@ -41,13 +42,13 @@ _MOST_HOSTS: Final = 12
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
-def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = False) -> Undisturbed:
+def undisturbed(case: Case, start_ns: int, choices: Choices) -> Undisturbed:
     """Run a job without a simulated crash; a host that its handlers kill is followed by another.
 
     Raises the error of an entry or params that the flow does not take.
     """
     world = _new_world(case, start_ns)
-    lives = _until_it_rests(case, world, None, choices=choices, checked=True, told=told)
+    lives = _until_it_rests(case, world, None, choices=choices, checked=True)
     if not world.commits and isinstance(lives[-1].error, FlowDefinitionError | UnserializableError):
         raise lives[-1].error
     durable: list[Commit] = []
@@ -87,7 +88,7 @@ def _new_world(case: Case, start_ns: int) -> World:
     return World(start_ns, files=None if case.store is None else Files(case.store))
 
 
-def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Disturbed:
+def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
     """Kill a host at a point of a run, and resume the job on others until it ends."""
     case = run.case
     if point.kind in _REFUSALS:
@@ -95,7 +96,7 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
         fault = _FailsAt(point.commits + 1, durable=point.kind == "store does not answer")
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
-        lives = _until_it_rests(failing, world, None, told=told)
+        lives = _until_it_rests(failing, world, None)
         return Disturbed(point, world, lives, executed=fault.struck == 1)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
     world.commits = run.durable[: point.commits]
@@ -113,7 +114,7 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
         saved = SavedState.capture(run.life.flow, job)
         document = SavedState.from_bytes(saved.to_bytes())
         flow, job = document.flow, document.job
-    lives = _until_it_rests(case, world, job, told=told, flow=flow)
+    lives = _until_it_rests(case, world, job, flow=flow)
     return Disturbed(point, world, lives, executed=executed)
 
 
@@ -189,7 +190,6 @@ def _until_it_rests(
     *,
     choices: Choices = FIFO,
     checked: bool = False,
-    told: bool = False,
     flow: Flow | None = None,
 ) -> list[Life]:
     """Run one host after another until the job ends, or `_MOST_HOSTS` have died."""
@@ -200,7 +200,7 @@ def _until_it_rests(
         if job is not None and job.status in RESTING:
             lives.append(Life(case.build(), job))
             break
-        life = live(case, world, job, choices=choices, checked=checked, told=told, flow=flow)
+        life = live(case, world, job, choices=choices, checked=checked, flow=flow)
         lives.append(life)
         over = life.error is None or isinstance(life.error, RoutiluxError)
         if over and world.files is None:
@@ -209,5 +209,6 @@ def _until_it_rests(
         if over or life.lost is not None:
             break
         flow = None
-        world.noted(world.now_ns, f"the host ends: {type(life.error).__name__}: {life.error}")
+        assert life.error is not None
+        world.noted(world.now_ns, f"the host ends: {error_text(life.error)}")
     return lives

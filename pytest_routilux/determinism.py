@@ -12,11 +12,11 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.apart import hidden_there, kept_at, put_back
+from pytest_routilux.cells import shown, without_addresses
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
@@ -40,9 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_determinism"]
 
-_ADDRESS: Final = re.compile(r"\b0x[0-9a-f]{6,}")
 _SEEDS: Final = (1, 2)
-_SHOWN: Final = 60
 
 
 def check_determinism(
@@ -238,7 +236,7 @@ def _finding(
         was, became = (
             ("?", "?")
             if difference is None
-            else (_short(difference.expected), _short(difference.actual))
+            else (shown(difference.expected), shown(difference.actual))
         )
     blame = "" if culprit is None else f"{culprit.routine_id} calls {culprit.call}: "
     what = f"{blame}{said}, first at {who}: {path} {was}, then {became}"
@@ -251,11 +249,6 @@ def _finding(
         row.get("at_ns"),
         "" if culprit is None else culprit.where,
     )
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
 
 
 # --- in the other process -------------------------------------------------------------------------
@@ -295,7 +288,7 @@ def _loaded(row: str) -> Row:
     error = data.get("error")
     if error is not None:
         error.pop("traceback", None)
-        error["message"] = _ADDRESS.sub("0x…", error.get("message") or "")
+        error["message"] = without_addresses(error.get("message") or "")
     return data  # type: ignore[no-any-return]  # JSON
 
 

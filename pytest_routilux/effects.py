@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_routilux.cells import without_addresses
 from pytest_routilux.simulated_step import running
 from pytest_routilux.world import Call
 from routilux import RoutiluxError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Effect"]
 
 _OURS: Final = ("pytest_routilux.", "routilux.")
-_ADDRESS: Final = re.compile(" at 0x[0-9a-fA-F]+")
 
 
 class Effect:
@@ -81,7 +80,7 @@ class Effect:
 
 
 def _digest(inputs: dict[str, object]) -> str:
-    text = _ADDRESS.sub("", repr(sorted(inputs.items())))
+    text = without_addresses(repr(sorted(inputs.items())))
     return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:6]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_routilux.failures import seconds
+from pytest_routilux.cells import seconds
 
 if TYPE_CHECKING:
     from pytest_routilux.watched import Seen

@@ -12,6 +12,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from pytest_routilux.cells import class_name, error_text
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.faults import StoreFails
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_routilux.lives import Case, CrashPoint, Disturbed, Life, Undisturbed
-    from pytest_routilux.world import World
+    from pytest_routilux.world import Signature, World
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
 
@@ -67,7 +68,7 @@ def _examine(
 ) -> Examination:
     known = reference(case, start_ns, checks, coverage, hosts)
     failures: list[tuple[CrashPoint, Finding]] = []
-    apart = None
+    kept: dict[Signature, Disturbed] = {}
     if known.finding is None:
         run = known.run
         points = crash_points(run, documents=_has_saved_form(run, coverage))
@@ -82,11 +83,15 @@ def _examine(
             finding = judge(known, disturbed, checks)
             if finding is not None:
                 failures.append((point, finding))
+                best = kept.setdefault(finding.signature, disturbed)
+                if point.simplicity < best.point.simplicity:
+                    kept[finding.signature] = disturbed
         if checks.view is None and (found := hosts.compare(known, points, failures)):
             # First, since what such a flow does in one process is misleading.
             finding, apart = found
             failures.insert(0, (apart.point, finding))
-    return Examination(known, failures, coverage, apart)
+            kept[finding.signature] = apart
+    return Examination(known, failures, coverage, kept)
 
 
 def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
@@ -185,7 +190,7 @@ def _mistake(run: Undisturbed) -> Finding | None:
         if error is None or raised_by_engine(error.type) in (None, StepTimeoutError):
             continue
         routine = commit.routine_id
-        what = f"{routine}: {error.message} ({error.type.rpartition('.')[2]})"
+        what = f"{routine}: {error.message} ({class_name(error.type)})"
         return Finding("mistake", what, f"mistake.{routine}", routine, [], commit.at_ns)
     return None
 
@@ -212,8 +217,8 @@ def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | 
             what = f"{routine} leaves a thread behind that runs on after its step: {thread!r}"
             return Finding("leaked-thread", what, f"threads.{routine}", routine)
     if last.error is not None or last.job is None:
-        error = last.error
-        what = f"the job can't go on: {type(error).__name__}: {error}"
+        why = "it has no state" if last.error is None else error_text(last.error)
+        what = f"the job can't go on: {why}"
         return Finding("stuck", what, "stuck")
     kept, held = world.commits, last.job.commits
     if len(kept) != len(held) or not same_value(kept[-1], held[-1]):

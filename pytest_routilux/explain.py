@@ -1,28 +1,33 @@
 """The text of a failure: what is wrong, the smallest cause, what differs, when, why, and the fix.
 
-Laws:
-- Its parts come in one order, in plain words and the user's names, in at most 25 lines of 100
-  cells. Where there is too much, the timeline gives way first; no part is left out.
-- Only what differs is marked `>`; what is the same is said in one line.
-- How much was tried is always said, and last comes the command that makes it happen again.
+Invariants:
+- The parts come in one order, in one layout by the width of the terminal, 80 to 100 columns.
+- The limits below keep a text at about 25 lines. The timeline takes the lines that are left.
+- Only lines that differ are marked `>`; equal parts share one line.
+- The text always says how much was tried. The command that repeats the failure comes last, and is
+  never wrapped or shortened.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.cells import cut, cut_middle, padded, plain, width, wrapped
-from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import recover, undisturbed
+from pytest_routilux.cells import (
+    class_name,
+    count,
+    listed,
+    padded,
+    plain,
+    seconds,
+    shorten,
+    width,
+    wrapped,
+)
 from pytest_routilux.evidence import repeated
-from pytest_routilux.failures import seconds
-from pytest_routilux.isolation import ENDS_PROCESS
 from pytest_routilux.oracle import masked, unordered, view_of
 from pytest_routilux.reasons import Asked, reason_of
-from pytest_routilux.repro import broken_over_lines
-from pytest_routilux.story import call_text, short_error, story, table
+from pytest_routilux.story import call_text, story, table
 from routilux.values import same_value
 
 if TYPE_CHECKING:
@@ -35,11 +40,19 @@ if TYPE_CHECKING:
 
 __all__ = ["explain", "explain_cause", "not_compared"]
 
+_COLUMNS: Final = (80, 100)
+
+# Lines, at most. With 100 columns a text takes 25, or a few more where every part is long.
 _LINES: Final = 25
-_CELLS: Final = 100
+_LEAST_TIMELINE: Final = 6
+_MOST_OF_POINT: Final = 2
+_MOST_ROWS: Final = 4
+_MOST_OF_WHY: Final = 4
+_MOST_OF_FIX: Final = 6
+_MOST_OF_TRIED: Final = 2
+
 _LABEL: Final = 7  # `why    `
 _WIDE_LABEL: Final = 16  # `smallest cause  `
-_LONGEST_NAME: Final = 46
 _LONGEST_KEY: Final = 18
 
 Row = tuple[str, str, str]
@@ -55,7 +68,7 @@ _TITLES: Final = {
     "stuck": "JOB STUCK",
 }
 _ELSEWHERE: Final = ("module-state",)
-"""Kinds that show in another process only; told from the run in this one."""
+"""Kinds that show only in another process; the text compares it with the run in this one."""
 _OF_VIEWS: Final = (
     "status-differs",
     "state-differs",
@@ -71,113 +84,84 @@ _HEADS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """How many lines a part may take at most, where the story can have `story`."""
-
-    cause: int
-    rows: int
-    why: int
-    fix: int
-    tried: int
-    repro: int
-    story: int
-
-
-_ROOMS: Final = (
-    _Room(cause=2, rows=5, why=4, fix=5, tried=2, repro=4, story=8),
-    _Room(cause=2, rows=4, why=3, fix=4, tried=2, repro=4, story=7),
-    _Room(cause=2, rows=3, why=3, fix=4, tried=1, repro=4, story=6),
-    _Room(cause=1, rows=2, why=2, fix=3, tried=1, repro=4, story=5),
-    _Room(cause=1, rows=2, why=2, fix=2, tried=1, repro=3, story=0),
-)
-
-
 def explain_cause(
-    cause: Cause, case: Case, start_ns: int, *, repro: str | None, root: Path | None = None
+    cause: Cause, case: Case, columns: int, *, repro: str | None, root: Path | None = None
 ) -> str:
-    """Return the text for the smallest cause of a failure, which is run once more to be told."""
-    faults = tuple(case.faults[number - 1] for number in cause.faults)
-    known = cause.examination.reference
-    run, disturbed = known.run, None
-    if cause.finding.kind == "module-state":
-        disturbed = cause.examination.apart
-    elif cause.finding.kind not in ENDS_PROCESS:
-        run = undisturbed(replace(case, faults=faults), start_ns, FIFO, told=True)
-        disturbed = None if cause.point is None else recover(run, cause.point, told=True)
-    told = replace(cause.examination, reference=replace(known, run=run))
-    shrunk = None if cause.text is None else f"{cause.text}, {cause.runs} runs"
+    """Return the text for the smallest cause of a failure."""
     return explain(
-        told,
-        cause.point,
+        cause.examination,
         cause.finding,
-        disturbed,
+        cause.examination.disturbed.get(cause.finding.signature),
+        columns,
         repro=repro,
-        shrunk=shrunk,
-        faults=faults,
+        shrunk=None if cause.text is None else f"{cause.text}, {count(cause.runs, 'run')}",
+        faults=[case.faults[number - 1] for number in cause.faults],
         root=root,
     )
 
 
 def explain(
     examination: Examination,
-    point: CrashPoint | None,
     finding: Finding,
     disturbed: Disturbed | None,
+    columns: int,
     *,
     repro: str | None,
     shrunk: str | None = None,
     faults: Sequence[object] = (),
     root: Path | None = None,
 ) -> str:
-    """Return the text of a failure.
+    """Return the text of a failure for a terminal of so many columns.
 
-    Without `point` and `disturbed` it shows in a run that nothing disturbs. `repro` is a command,
-    `shrunk` what the cause was before it shrank, and how many runs that took. `faults` are those
-    that it needs. Paths are shown as seen from `root`, by default the working directory.
+    Without `disturbed` the failure shows in the undisturbed run. `repro` is a command, `shrunk` the
+    cause before it shrank and how many runs that took, `faults` those that the cause needs.
+    Paths are relative to `root`, by default the working directory.
     """
+    least, most = _COLUMNS
+    columns = min(max(columns, least), most)
     root = Path.cwd() if root is None else root
     known = examination.reference
-    same = [p for p, f in examination.failures if f.signature == finding.signature]
-    only = frozenset(p.kind for p in same)
-    asked = Asked(finding, known, disturbed, point, root, only)
+    point = None if disturbed is None else disturbed.point
+    only = frozenset(p.kind for p, f in examination.failures if f.signature == finding.signature)
+    reason = reason_of(Asked(finding, known, disturbed, point, root, only))
+    above = [
+        "",
+        *_cause(point, faults, shrunk, columns),
+        *_compared(known, finding, disturbed, columns),
+        "",
+    ]
+    tried = _tried(examination, finding)
+    below = [
+        "",
+        *_labelled("why", reason.why, _MOST_OF_WHY, columns),
+        *_labelled("fix", reason.fix, _MOST_OF_FIX, columns),
+        *_labelled("tried", tried, _MOST_OF_TRIED, columns),
+    ]
+    if repro is not None:
+        below.append(f"{'repro':<{_LABEL}}{plain(repro)}")
     world = known.run.world if disturbed is None else disturbed.world
     lines = story(world, root, known=known, finding=finding, point=point)
     if finding.kind in _ELSEWHERE and disturbed is not None:
-        # What the other process did after that is in the rows alone.
+        # The rows alone say what the other process did after its first lines.
         crash = next((i for i, line in enumerate(lines) if line.marked), len(lines))
         lines = lines[: crash + 2]
-    reason = reason_of(asked)
-    for room in _ROOMS:
-        body = [
-            "",
-            *_cause(point, faults, shrunk, room.cause),
-            *_compared(known, finding, disturbed, room.rows),
-            None,
-            *_labelled("why", reason.why, room.why),
-            *_labelled("fix", reason.fix, room.fix),
-            *_labelled("tried", _tried(examination, finding), room.tried),
-            *_repro(repro, room.repro),
-        ]
-        left = _LINES - len(body)  # the head of the text, and a blank line around the story
-        if left - 2 >= min(room.story, len(lines) + 1):
-            break
-    place = body.index(None)
-    body[place : place + 1] = ["", *table(lines, left - 2, _CELLS), ""]
-    text = [str(line) for line in body]
-    text.insert(0, _headline(known, finding, disturbed, max(map(width, text))))
+    left = max(_LEAST_TIMELINE, _LINES - 1 - len(above) - len(below))
+    body = [*above, *table(lines, left, columns), *below]
+    text = [_headline(known, finding, disturbed, max(map(width, body)), columns), *body]
     return "\n".join(line.rstrip() for line in text)
 
 
 # --- what is wrong, and by what -------------------------------------------------------------------
 
 
-def _headline(known: Reference, finding: Finding, disturbed: Disturbed | None, widest: int) -> str:
+def _headline(
+    known: Reference, finding: Finding, disturbed: Disturbed | None, widest: int, columns: int
+) -> str:
     title = _TITLES.get(finding.kind, finding.kind.upper().replace("-", " "))
-    kind = f"[{cut(finding.kind, 30)}]"
-    room = _CELLS - width(kind) - width(title) - 6
-    text = f"{title}: {cut(_problem(known, finding, disturbed, room), room)}"
-    edge = max(width(text) + 4 + width(kind), min(widest, _CELLS))
+    kind = f"[{shorten(finding.kind, 30)}]"
+    room = columns - width(kind) - width(title) - 6
+    text = f"{title}: {shorten(_problem(known, finding, disturbed, room), room)}"
+    edge = max(width(text) + 4 + width(kind), min(widest, columns))
     return padded(text, edge - width(kind)) + kind
 
 
@@ -201,17 +185,17 @@ def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, ce
             return f"{finding.routine} attempted {after}x, undisturbed run {before}x"
     if finding.kind == "module-state" and finding.routine is not None:
         name = finding.path.partition(".")[2]
-        head = f"{cut_middle(finding.routine, 30)} keeps progress in "
-        return head + cut_middle(name, max(10, cells - width(head)))
+        head = f"{shorten(finding.routine, 30, 'both')} keeps progress in "
+        return head + shorten(name, max(10, cells - width(head)), "both")
     if finding.kind in _OF_VIEWS and finding.rows:
         name, before, after = finding.rows[0]
-        tail = f" is {cut(after, 20)}, undisturbed run {cut(before, 20)}"
+        tail = f" is {shorten(after, 20)}, undisturbed run {shorten(before, 20)}"
         name = (
             "the job"
             if name == "status"
             else name.removeprefix("outputs ").removeprefix("emissions ").removeprefix("tasks ")
         )
-        return cut_middle(name, cells - width(tail)) + tail
+        return shorten(name, cells - width(tail), "both") + tail
     return what
 
 
@@ -220,8 +204,9 @@ def _attempts(view: dict[str, Any], routine: str) -> object:
 
 
 def _cause(
-    point: CrashPoint | None, faults: Sequence[object], shrunk: str | None, most: int
+    point: CrashPoint | None, faults: Sequence[object], shrunk: str | None, columns: int
 ) -> list[str]:
+    room = columns - _WIDE_LABEL
     if point is None:
         happens = "0 crashes"
     elif point.kind.startswith("store"):
@@ -229,15 +214,15 @@ def _cause(
     else:
         happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
     counted = "".join(f" + {fault!r}" for fault in faults) or ", 0 faults"
-    text = cut(f"{happens}{counted}, FIFO order", _CELLS - _WIDE_LABEL)
+    text = shorten(f"{happens}{counted}, FIFO order", room)
     lines = [text]
     if shrunk:
-        tail = cut(f"(shrunk from {shrunk})", _CELLS - _WIDE_LABEL)
+        tail = shorten(f"(shrunk from {shrunk})", room)
         whole = f"{text}    {tail}"
-        lines = [whole] if width(whole) <= _CELLS - _WIDE_LABEL else [text, tail]
+        lines = [whole] if width(whole) <= room else [text, tail]
     found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     if point is not None:
-        told = wrapped(plain(point.text), _CELLS - _WIDE_LABEL, most)
+        told = wrapped(plain(point.text), room, _MOST_OF_POINT)
         found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(told)]
     return [*found, ""]
 
@@ -246,56 +231,58 @@ def _cause(
 
 
 def _compared(
-    known: Reference, finding: Finding, disturbed: Disturbed | None, most: int
+    known: Reference, finding: Finding, disturbed: Disturbed | None, columns: int
 ) -> list[str]:
+    longest_name = columns * 46 // 100
     rows = list(finding.rows)
     equal: list[str] = []
     if disturbed is not None and disturbed.life.job is not None and known.view:
         other = view_of(disturbed.life.job, disturbed.world)
         if finding.path.startswith("effects."):
-            rows = _effect_rows(known, finding, disturbed.world)
+            rows = _effect_rows(known, finding, disturbed.world, longest_name)
             more = known.expected.compare(other)
             rows += [] if more is None else more.rows
-        rows = [_told(row, known, disturbed) for row in rows]
+        rows = [_with_waits(row, known, disturbed) for row in rows]
         equal = [] if finding.kind in _ELSEWHERE else _equal(known, other)
     if not rows and not equal:
         return []
     usual = ("undisturbed", "with this crash") if disturbed is not None else ("first", "then")
     heads = _HEADS.get(finding.kind, usual)
-    left = f"{len(rows) - most + 1} more" if len(rows) > most else ""
-    if left:
-        rows = rows[: most - 1]
-    named = [cut_middle(name, _LONGEST_NAME) for name, _, _ in rows]
+    left = len(rows) - _MOST_ROWS + 1
+    if left > 1:
+        rows = rows[: _MOST_ROWS - 1]
+    named = [shorten(name, longest_name, "both") for name, _, _ in rows]
     names = max([10, *map(width, named)])
-    most_of_value = (_CELLS - names - 9) // 2
-    firsts = [cut_middle(first, most_of_value) for _, first, _ in rows]
+    most_of_value = (columns - names - 9) // 2
+    firsts = [shorten(first, most_of_value, "both") for _, first, _ in rows]
     column = max([width(heads[0]), *map(width, firsts)])
     found = [f"    {'':<{names}}  {padded(heads[0], column)}   {heads[1]}"] if rows else []
     for name, first, (_, _, second) in zip(named, firsts, rows, strict=True):
         head = f"  > {padded(name, names)}  {padded(first, column)}   "
-        found.append(head + cut_middle(second, _CELLS - width(head)))
-    if left:
-        found.append(f"  > … {left}")
+        found.append(head + shorten(second, columns - width(head), "both"))
+    if left > 1:
+        found.append(f"  > … {left} more")
     if equal:
-        found.append(cut(f"    {padded('equal', names)}  {', '.join(equal)}", _CELLS))
+        found.append(shorten(f"    {padded('equal', names)}  {', '.join(equal)}", columns))
     return found
 
 
-def _effect_rows(known: Reference, finding: Finding, world: World) -> list[Row]:
+def _effect_rows(known: Reference, finding: Finding, world: World, cells: int) -> list[Row]:
     call, was, again = repeated(known, world, finding)
     if call is None:
         return list(finding.rows)
     keys = ", ".join(
-        "none" if call.key is None else cut_middle(str(call.key), _LONGEST_KEY) for call in again
+        "none" if call.key is None else shorten(str(call.key), _LONGEST_KEY, "both")
+        for call in again
     )
     shown = f"   keys: {keys}" if again else ""
-    return [(call_text(call, _LONGEST_NAME), f"x{was}", f"x{len(again)}{shown}")]
+    return [(call_text(call, cells), f"x{was}", f"x{len(again)}{shown}")]
 
 
-def _told(row: Row, known: Reference, disturbed: Disturbed) -> Row:
+def _with_waits(row: Row, known: Reference, disturbed: Disturbed) -> Row:
     name, first, second = row
     if name == "error":
-        return name, short_error(first), short_error(second)
+        return name, class_name(first), class_name(second)
     routine, _, what = name.rpartition(" ")
     if what != "attempts":
         return row
@@ -344,11 +331,11 @@ def _routines(view: dict[str, Any], *parts: str) -> object:
 # --- why, what was tried, how to see it again -----------------------------------------------------
 
 
-def _labelled(label: str, sentences: Sequence[str], most: int) -> list[str]:
+def _labelled(label: str, sentences: Sequence[str], most: int, columns: int) -> list[str]:
     found: list[str] = []
     for sentence in sentences:
         if len(found) < most:
-            found += wrapped(" ".join(sentence.split()), _CELLS - _LABEL, most - len(found))
+            found += wrapped(" ".join(sentence.split()), columns - _LABEL, most - len(found))
     return [f"{label if i == 0 else '':<{_LABEL}}{line}" for i, line in enumerate(found)]
 
 
@@ -356,9 +343,9 @@ def _tried(examination: Examination, finding: Finding) -> list[str]:
     coverage = examination.coverage
     planned, done = coverage.planned.total(), coverage.executed.total()
     if not planned:
-        runs = f"{coverage.runs} runs" if coverage.runs != 1 else "1 run"
         text = (
-            f"{runs}, {coverage.seconds:.2f} s; no crash yet: it shows where nothing is disturbed"
+            f"{count(coverage.runs, 'run')}, {coverage.seconds:.2f} s; no crash yet: it shows where"
+            " nothing is disturbed"
         )
         return [text, *coverage.notes]
     failing = [f for _, f in examination.failures]
@@ -383,13 +370,5 @@ def not_compared(known: Reference) -> list[str]:
     )
     if not places:
         return []
-    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
-    shown = ", ".join(cut_middle(place, 24) for place in [*places][:3])
-    return [f"not compared, since it varies without a crash: {shown}{more}"]
-
-
-def _repro(command: str | None, most: int) -> list[str]:
-    if command is None:
-        return []
-    lines = broken_over_lines(command, _CELLS, most, _LABEL)
-    return [f"{'repro':<{_LABEL}}{lines[0]}", *lines[1:]]
+    shown = listed([shorten(place, 24, "both") for place in places], 3)
+    return [f"not compared, since it varies without a crash: {shown}"]

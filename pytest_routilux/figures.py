@@ -16,6 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from pytest_routilux.cells import count
 from pytest_routilux.timeline import STATUS_STYLES, monitor_of, stories
 from routilux.core.records import CommitKind
 from routilux.core.state import JobState
@@ -57,7 +58,7 @@ def status(job: JobState, max_retries: int | None) -> Text:
     return Text.assemble(
         "📊 Status: ",
         (job.status.value, style),
-        f" | Retry: {retry} | History: {_count(len(job.execution_history), 'record')}",
+        f" | Retry: {retry} | History: {count(len(job.execution_history), 'record')}",
     )
 
 
@@ -197,12 +198,12 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     table.add_row("job", f"{job.job_id} of flow {saved.flow.flow_id}, commit {job.seq}")
-    table.add_row("status", f"{job.status.value}, {_count(saved.retry_count, 'retry', 'retries')}")
+    table.add_row("status", f"{job.status.value}, {count(saved.retry_count, 'retry', 'retries')}")
     table.add_row(
         "holds",
-        f"{_count(len(job.execution_history), 'history record')}; of the monitor"
-        f" {_count(counts['events'], 'event')}, {_count(counts['data_flows'], 'data flow')},"
-        f" {_count(counts['state_changes'], 'state change')}",
+        f"{count(len(job.execution_history), 'history record')}; of the monitor"
+        f" {count(counts['events'], 'event')}, {count(counts['data_flows'], 'data flow')},"
+        f" {count(counts['state_changes'], 'state change')}",
     )
     for task in job.pending_tasks:
         left = max(task.due_ns - saved.saved_at_ns, 0)
@@ -229,13 +230,9 @@ def _routines(source: JobState | ExecutionMonitor, monitor: ExecutionMonitor) ->
     return list(known)
 
 
-def _figure(count: int, one: str, many: str = "") -> tuple[tuple[str, str], str]:
-    number, noun = _count(count, one, many).split(" ", 1)
+def _figure(many: int, noun: str, plural: str | None = None) -> tuple[tuple[str, str], str]:
+    number, noun = count(many, noun, plural).split(" ", 1)
     return (number, "bold"), f" {noun} · "
-
-
-def _count(count: int, one: str, many: str = "") -> str:
-    return f"{count} {one if count == 1 else many or f'{one}s'}"
 
 
 def _seconds(length: int) -> str:

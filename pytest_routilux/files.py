@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
+from pytest_routilux.cells import error_text
 from pytest_routilux.world import Finding
 from routilux import (
     DuplicateJobError,
@@ -143,7 +144,7 @@ class Files:
                 if job is None or job.status.is_live or store.free_in([job.flow_id]) is None:
                     return job
         except (OSError, RoutiluxError) as error:
-            what = f"what is left can't be read: {type(error).__name__}: {error}"
+            what = f"what is left can't be read: {error_text(error)}"
             return Finding("store-unreadable", what, "store.read")
         what = f"the job is {job.status.value}, and whoever asks for work gets it"
         return Finding("store-frees", what, "store.free")
@@ -259,7 +260,7 @@ def checked_store(opens: object) -> Opens:
         try:
             store = opens(Path(name, "jobs.db"))
         except Exception as error:
-            why = f"{type(error).__name__}: {error}"
+            why = error_text(error)
             raise FlowDefinitionError(f"store={opens!r} opens no file ({why}); {how}") from error
         try:
             lacks = [name for name in _NEEDED if not callable(getattr(store, name, None))]

@@ -27,6 +27,8 @@ from multiprocessing.connection import Connection, Pipe
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from pytest_routilux.cells import error_text
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -117,7 +119,7 @@ class ForkServer:
             try:
                 value = pickle.loads(body)
             except Exception as error:
-                return Reply(ended=f"{type(error).__name__}: {error}", failed=True)
+                return Reply(ended=error_text(error), failed=True)
             if kind == _TOLD:
                 reply.told.append(value)
             elif kind == _RESULT:
@@ -214,7 +216,7 @@ def _work(subject: object, request: bytes, into: int) -> None:
         work, args = pickle.loads(request)
         send(_RESULT, work(subject, lambda value: send(_TOLD, value), *args))
     except BaseException as error:
-        send(_FAILED, f"{type(error).__name__}: {error}")
+        send(_FAILED, error_text(error))
     os.write(into, _END)
 
 

@@ -33,7 +33,7 @@ from pytest_routilux.lives import CrashPoint, Disturbed, Life, Undisturbed
 from pytest_routilux.oracle import Expected, compare_effects, trie_of, varying, view_of
 from pytest_routilux.places import handler_of
 from pytest_routilux.variations import Variation, variations
-from pytest_routilux.world import Finding, Note, World
+from pytest_routilux.world import Finding, World
 from routilux import Commit
 
 if TYPE_CHECKING:
@@ -121,14 +121,11 @@ class Hosts:
     def _killed(self, how: str, told: Sequence[Told], *, hung: bool = False) -> Killed:
         world = World(self._start_ns)
         replay(world, self._case.job_id, told)
-        step = next(
-            (n for _, _, n in reversed(world.log) if isinstance(n, Note) and n.attempt),
-            Note("", None, None),
-        )
-        routine = step.routine_id
-        who = "build()"
-        if routine is not None:
-            who = f"{routine} (task {step.task_id}, attempt {step.attempt})"
+        step = next((what for _, _, what in reversed(world.log) if isinstance(what, tuple)), None)
+        routine, who = None, "build()"
+        if step is not None:
+            task_id, routine, attempt = step
+            who = f"{routine} (task {task_id}, attempt {attempt})"
         if hung:
             kind, what = "hangs", f"{who} does not come to an end: {how}"
         else:

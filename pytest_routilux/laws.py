@@ -14,6 +14,7 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.beginnings import Beginnings, same, too_early, wrong_attempt
+from pytest_routilux.cells import seconds
 from pytest_routilux.ledger import Account, Ledger
 from pytest_routilux.promises import Promise, width_of
 from pytest_routilux.verdicts import (
@@ -21,7 +22,6 @@ from pytest_routilux.verdicts import (
     Verdicts,
     broken,
     commit_text,
-    seconds,
 )
 from routilux import ClockStalledError, CommitKind, JobStatus
 from routilux.values import first_difference
@@ -106,7 +106,7 @@ class _Walk:
         ledger = self._ledger
         at, kind = commit.at_ns, commit.kind
         if at < ledger.at:
-            back = seconds(ledger.at - at)
+            back = f"{seconds(ledger.at - at)} s"
             broken("time-ran-back", f"time runs back by {back} at {commit_text(commit)}", commit)
         if kind is _DONE:
             account = self._ended(commit)
@@ -223,8 +223,8 @@ class _Walk:
         took = commit.at_ns - (commit.started_ns or 0)
         if took > policy.timeout:
             what = (
-                f"attempt {commit.attempt} of {account} took {seconds(took)} and is taken for done;"
-                f" its timeout is {seconds(policy.timeout)}"
+                f"attempt {commit.attempt} of {account} took {seconds(took)} s and is taken for"
+                f" done; its timeout is {seconds(policy.timeout)} s"
             )
             broken("timeout-ignored", what, commit)
 
@@ -329,7 +329,7 @@ class _Walk:
             due = account.due - ledger.start
             what = (
                 f"attempt {account.attempt} of {account} is never begun, though it is due"
-                f" {seconds(due)} after the start and nothing is in flight: a wake-up was lost"
+                f" {seconds(due)} s after the start and nothing is in flight: a wake-up was lost"
             )
             broken("wake-up-lost", what, account.task)
 

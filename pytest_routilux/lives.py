@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, get_args
 
 from routilux import JobStatus, JobStore
 
@@ -38,15 +38,17 @@ __all__ = [
 Opens: TypeAlias = Callable[[Path], JobStore]
 """Opens a store in the file at a path, which may be there already; such as `SqliteStore`."""
 Kind: TypeAlias = Literal[
+    "around an effect",
     "before a write",
     "after a write",
-    "around an effect",
     "in a wait",
     "in a recovery",
     "by document",
     "store refuses",
     "store does not answer",
 ]
+"""The kinds of crash points, the simplest to understand first."""
+_KINDS: Final = get_args(Kind)
 RESTING: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
 """The statuses of a job that no host resumes."""
 
@@ -129,6 +131,11 @@ class CrashPoint:
     task_id: str | None = None
     routine_id: str | None = None
     attempt: int = 0
+
+    @property
+    def simplicity(self) -> tuple[int, int]:
+        """The sort key that puts the simplest point first: the kind, then the time."""
+        return _KINDS.index(self.kind), self.at_ns
 
 
 @dataclass(slots=True)

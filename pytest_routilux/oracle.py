@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import json
 import marshal
-import re
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from pytest_routilux.cells import shown, without_addresses
 from pytest_routilux.world import Finding
 from routilux import CommitKind, codec
 from routilux.values import SCALARS, first_difference, same_value
@@ -43,7 +43,6 @@ Mask = frozenset[tuple[str, ...]]
 """Places that vary by themselves: steps from the top of a view, `*` for any index of a list."""
 
 _HIDDEN: Final = "~"
-_ADDRESS: Final = re.compile(" at 0x[0-9a-fA-F]+")
 _BAGS: Final = ("tasks", "emissions", "outputs")
 """The parts of a view that are multisets, each by the routine and its slot or event."""
 
@@ -159,7 +158,7 @@ def canonical(value: Any) -> str:
         return json.dumps(codec.encode(value), sort_keys=True)
     except Exception:
         # The repr of many a class is an address, which is another for each copy.
-        return f"{kind.__qualname__} {_ADDRESS.sub('', repr(value))} {_inside(value)}"
+        return f"{kind.__qualname__} {without_addresses(repr(value))} {_inside(value)}"
 
 
 def _inside(value: object) -> str:
@@ -248,7 +247,7 @@ class Expected:
         kind = _KINDS.get(part, "state-differs")
         if part == "tasks" or path.endswith((".attempts", ".retries")):
             kind = "attempts-differ"
-        expected, actual = _short(difference.expected), _short(difference.actual)
+        expected, actual = shown(difference.expected), shown(difference.actual)
         what = f"{path}: {expected} undisturbed, {actual} with this crash"
         return Finding(kind, what, path, routine, rows=_rows(a, b))
 
@@ -321,8 +320,8 @@ def _first_row(name: str, a: object, b: object) -> list[tuple[str, str, str]]:
     found = first_difference(a, b, name)
     if found is None:
         return []
-    was = "nothing" if found.what == "added" else _short(found.expected)
-    is_ = "nothing" if found.what == "missing" else _short(found.actual)
+    was = "nothing" if found.what == "added" else shown(found.expected)
+    is_ = "nothing" if found.what == "missing" else shown(found.actual)
     return [(found.path, was, is_)]
 
 
@@ -423,18 +422,10 @@ def _distinct(calls: Sequence[Call]) -> int:
 
 def _arguments(call: Call) -> str:
     return ", ".join(
-        _short(value) if name.isdigit() else f"{name}={_short(value)}"
+        shown(value) if name.isdigit() else f"{name}={shown(value)}"
         for name, value in call.arguments.items()
     )
 
 
 def _key(key: object) -> str:
     return "none" if key is None else str(key)
-
-
-def _short(value: object) -> str:
-    try:
-        text = repr(value)
-    except Exception as error:
-        text = f"<{type(value).__name__}, whose repr() raised {type(error).__name__}>"
-    return text if len(text) <= 60 else f"{text[:59]}…"

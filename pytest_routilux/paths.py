@@ -13,7 +13,7 @@ from enum import Enum
 from inspect import signature
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.failures import error_text, seconds
+from pytest_routilux.cells import error_text, seconds
 from pytest_routilux.views import view
 from routilux import ErrorHandler, ErrorInfo
 from routilux.instants import from_ns

@@ -20,6 +20,8 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.cells import shorten
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -116,7 +118,7 @@ def shown(output: str) -> str:
       | two
     """
     lines = output.splitlines()
-    told = [f"  | {line if len(line) <= _WIDEST else f'{line[:_WIDEST]}…'}" for line in lines]
+    told = [f"  | {shorten(line, _WIDEST)}" for line in lines]
     if len(told) > _MOST_LINES:
         told = [f"  | … {len(told) - _MOST_LINES} lines before these", *told[-_MOST_LINES:]]
     return "\n".join(told)

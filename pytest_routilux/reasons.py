@@ -15,9 +15,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import routilux
+from pytest_routilux.cells import class_name
 from pytest_routilux.evidence import calls_of, changed_by, key_part, recorded_by
 from pytest_routilux.places import handler_of
-from pytest_routilux.story import short_error, where_text
+from pytest_routilux.story import where_text
 from routilux.instants import seconds_text
 
 if TYPE_CHECKING:
@@ -229,9 +230,7 @@ def _status(asked: Asked) -> Reason:
     job = asked.disturbed.life.job if asked.disturbed is not None else None
     if job is None or job.error is None:
         return reason
-    ends = (
-        f"with the crash the job ends by {short_error(job.error.type)}{asked.at(job.error.where)}"
-    )
+    ends = f"with the crash the job ends by {class_name(job.error.type)}{asked.at(job.error.where)}"
     return Reason([f"{ends}; {reason.why[0]}", *reason.why[1:]], reason.fix)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Self
 
+from pytest_routilux.cells import count
 from pytest_routilux.settings import report_look
 from pytest_routilux.told import told_of
 
@@ -146,8 +147,7 @@ class Verification:
         __tracebackhide__ = True
         failed = [row for row in self._rows if not row[0]]
         if self._brief and not failed:
-            checks = "1 check" if len(self._rows) == 1 else f"{len(self._rows)} checks"
-            self._report.add(f"✅ {self._title}: {checks}")
+            self._report.add(f"✅ {self._title}: {count(len(self._rows), 'check')}")
         elif self._rows:
             self._add_table()
         lines = [
@@ -163,8 +163,8 @@ class Verification:
         if not self._rows:
             raise AssertionError(f"{self._title}: nothing was checked")
         if failed:
-            count = f"{len(failed)} of {len(self._rows)} checks failed"
-            raise AssertionError("\n".join([f"{self._title}: {count}", *lines]))
+            head = f"{len(failed)} of {len(self._rows)} checks failed"
+            raise AssertionError("\n".join([f"{self._title}: {head}", *lines]))
 
     def _add_table(self) -> None:
         from rich.text import Text

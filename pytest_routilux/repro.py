@@ -1,6 +1,6 @@
 """A failure as one word: `R1.<digest>.<point>[+f1[+f2]]`, or `.fifo` or `.s<seed>` for the place.
 
-Laws:
+Invariants:
 - It is one word for a shell, unquoted, whatever the names in it are: what no shell leaves alone is
   written as `%` and its bytes, and a long name ends in its digest.
 - It says what it was made for. On another flow, or where its point or fault is gone, it is stale,
@@ -19,7 +19,7 @@ from urllib.parse import quote_from_bytes
 
 import pytest
 
-from pytest_routilux.cells import cut_middle, plain, width
+from pytest_routilux.cells import shown, without_addresses
 from pytest_routilux.files import store_name
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _FORM: Final = "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]"
 _LONGEST_NAME: Final = 80
 _PLACE: Final = re.compile(r"(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+")
 _MOST_DIGITS: Final = 20
-_WORD: Final = re.compile(r"""(?:[^\s"']|"[^"]*"?|'[^']*'?)+""")
 _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
 
 
@@ -142,7 +141,7 @@ class Repro:
 
 def digest_of(case: Case, flow: Flow) -> str:
     """Return what a reproducer is made for, as 4 hex digits."""
-    faults = [re.sub(" at 0x[0-9a-fA-F]+", "", repr(fault)) for fault in case.faults]
+    faults = [without_addresses(repr(fault)) for fault in case.faults]
     store = [] if case.store is None else [f"store={store_name(case.store)}"]
     made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults, *store])
     return hashlib.sha256(made_for.encode("utf-8", "backslashreplace")).hexdigest()[:4]
@@ -156,54 +155,6 @@ def command(nodeid: str, repro: Repro) -> str:
     """
     quoted = f'"{nodeid}"' if _IN_QUOTES.fullmatch(nodeid) else shlex.quote(nodeid)
     return f"pytest {quoted} --routilux-repro={repro}"
-
-
-def broken_over_lines(text: str, cells: int, most: int, indent: int) -> list[str]:
-    r"""Return a command as lines that a shell takes for one; the first one is `indent` shorter.
-
-    It is broken between words, and a quoted word where it must be, at the left edge. Where that
-    takes more than `most` lines the longest word is cut, and is no longer to be pasted.
-
-    >>> print("\n".join(broken_over_lines('pytest "a.py::test" -k x', 24, 4, 6)))
-    pytest \
-          "a.py::test" -k x
-    """
-    words = [cut_middle(word, most * cells) for word in _WORD.findall(plain(text))]
-    while True:
-        lines = _laid(words, cells, indent)
-        longest = max(words, key=width)
-        if len(lines) <= most or width(longest) < cells // 2:
-            return lines[:most]
-        at = words.index(longest)
-        words[at] = cut_middle(longest, width(longest) - cells // 4)
-
-
-def _laid(words: Sequence[str], cells: int, indent: int) -> list[str]:
-    lines: list[str] = []
-    line, start = "", True
-    for number, word in enumerate(words):
-        last = number == len(words) - 1
-        room = cells - (indent if not lines else 0) - (0 if last else 2)  # ` \\` may follow
-        joined = f"{line} {word}" if not start else line + word
-        if width(joined) <= room:
-            line, start = joined, False
-            continue
-        if not start:
-            lines.append(f"{line} \\")
-            line = " " * indent
-        quote = ""
-        escaped = False
-        for char in word:
-            room = cells - (indent if not lines else 0) - 4  # a quote and `\\`, or ` \\`
-            if width(line + char) > room and not escaped:
-                lines.append(f"{line}{quote}\\")
-                line = quote
-            line += char
-            escaped = char == "\\" and not escaped and quote != "'"
-            if not escaped and char in "\"'" and quote in ("", char):
-                quote = char if not quote else ""
-        start = False
-    return [*lines, line]
 
 
 def _written(name: str) -> str:
@@ -229,5 +180,4 @@ def _number(digits: str) -> int | None:
 
 
 def _unreadable(text: str, what: str) -> pytest.UsageError:
-    shown = repr(text) if len(text) <= 120 else f"{text[:60]!r}…"
-    return pytest.UsageError(f"--routilux-repro={shown}: {what}; the form is {_FORM}")
+    return pytest.UsageError(f"--routilux-repro={shown(text, 120)}: {what}; the form is {_FORM}")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.lives import CrashPoint, Disturbed, Undisturbed
     from pytest_routilux.oracle import Mask, Trie, View
-    from pytest_routilux.world import Call, Finding
+    from pytest_routilux.world import Call, Finding, Signature
     from routilux import Commit, JobState
 
 __all__ = ["Checks", "Coverage", "Examination", "Outcome", "Reference"]
@@ -79,10 +79,10 @@ class Reference:
 class Examination:
     """The result for a case: its reference, and each point that failed with its finding.
 
-    `apart` is the run of a finding that only a host in another process shows.
+    `disturbed` keeps, for each signature of a finding, the run of the simplest point that shows it.
     """
 
     reference: Reference
     failures: list[tuple[CrashPoint, Finding]]
     coverage: Coverage
-    apart: Disturbed | None = None
+    disturbed: dict[Signature, Disturbed] = field(default_factory=dict)

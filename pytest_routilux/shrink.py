@@ -1,6 +1,6 @@
 """The smallest cause of a finding: fewer faults first, then the simplest and earliest crash.
 
-Laws:
+Invariants:
 - While it shrinks, the finding's kind, its routine and the first place that differs stay the same.
 - What is given back was run: no cause is called smaller than it was seen to be.
 - The same case shrinks to the same cause, in no more runs than it is allowed.
@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+from pytest_routilux.cells import count
 from pytest_routilux.crash import recover
 from pytest_routilux.examine import examine, judge, reference
 from pytest_routilux.points import crash_points
@@ -19,27 +20,15 @@ from pytest_routilux.results import Coverage, Examination
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_routilux.lives import Case, CrashPoint
+    from pytest_routilux.lives import Case, CrashPoint, Disturbed
     from pytest_routilux.results import Checks, Reference
-    from pytest_routilux.world import Finding
+    from pytest_routilux.world import Finding, Signature
 
-__all__ = ["Cause", "shrink", "simplicity"]
+__all__ = ["Cause", "shrink"]
 
-_KINDS: Final = (
-    "around an effect",
-    "before a write",
-    "after a write",
-    "in a wait",
-    "in a recovery",
-    "by document",
-    "store refuses",
-    "store does not answer",
-)
 _MOST_RUNS: Final = 2_000
 _ELSEWHERE: Final = ("module-state",)
 """Kinds that only a run in another process shows."""
-
-Signature = tuple[str, str | None, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +48,6 @@ class Cause:
     text: str | None = None
 
 
-def simplicity(point: CrashPoint) -> tuple[int, int]:
-    """Return what crash points are ordered by: how simple they are to think of, then time."""
-    return _KINDS.index(point.kind), point.at_ns
-
-
 def shrink(
     examination: Examination,
     case: Case,
@@ -80,7 +64,7 @@ def shrink(
     same = [failure for failure in examination.failures if failure[1].signature == signature]
     if known.finding is None:
         first = same[0][0]
-        found = min(same, key=lambda failure: simplicity(failure[0]))
+        found = min(same, key=lambda failure: failure[0].simplicity)
         best = Cause(*found, kept, examination)
     else:
         first = None
@@ -93,9 +77,11 @@ def shrink(
         if smaller is None:
             number = max((n for n in best.faults if n < number), default=0)
         else:
-            reference_, point, finding = smaller
-            told = replace(examination, reference=reference_)
-            best = Cause(point, finding, tuple(n for n in best.faults if n != number), told)
+            reference_, disturbed, finding = smaller
+            point = None if disturbed is None else disturbed.point
+            kept_run = {} if disturbed is None else {signature: disturbed}
+            tried = replace(examination, reference=reference_, disturbed=kept_run)
+            best = Cause(point, finding, tuple(n for n in best.faults if n != number), tried)
             number = max(best.faults, default=0)
     text = None
     if best.faults != kept or _crashes(first) != _crashes(best.point):
@@ -109,7 +95,7 @@ def cause_text(crashes: int, faults: int) -> str:
     >>> cause_text(2, 1)
     '2 crashes + 1 fault'
     """
-    return f"{_counted(crashes, 'crash', 'es')} + {_counted(faults, 'fault', 's')}"
+    return f"{count(crashes, 'crash', 'crashes')} + {count(faults, 'fault')}"
 
 
 class _Search:
@@ -125,7 +111,7 @@ class _Search:
         self._documents = documents
         self.counted = Coverage()
 
-    def tried(self, faults: Iterable[int]) -> tuple[Reference, CrashPoint | None, Finding] | None:
+    def tried(self, faults: Iterable[int]) -> tuple[Reference, Disturbed | None, Finding] | None:
         """Return where the finding is with these faults alone, by the simplest crash there is."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
         if self._signature[0] in _ELSEWHERE:
@@ -135,28 +121,25 @@ class _Search:
             same = known.finding.signature == self._signature
             return (known, None, known.finding) if same else None
         points = crash_points(known.run, documents=self._documents)
-        for point in sorted(points, key=simplicity):
+        for point in sorted(points, key=lambda point: point.simplicity):
             if self.counted.runs >= _MOST_RUNS:
                 return None
             disturbed = recover(known.run, point)
             self.counted.runs += len(disturbed.lives)
             finding = judge(known, disturbed, self._checks)
             if finding is not None and finding.signature == self._signature:
-                return known, point, finding
+                return known, disturbed, finding
         return None
 
-    def _elsewhere(self, case: Case) -> tuple[Reference, CrashPoint | None, Finding] | None:
+    def _elsewhere(self, case: Case) -> tuple[Reference, Disturbed | None, Finding] | None:
         tried = examine(case, self._start_ns, self._checks)
         self.counted.runs += tried.coverage.runs
-        same = [failure for failure in tried.failures if failure[1].signature == self._signature]
-        if not same:
+        disturbed = tried.disturbed.get(self._signature)
+        if disturbed is None:
             return None
-        return tried.reference, *min(same, key=lambda failure: simplicity(failure[0]))
+        finding = next(f for _, f in tried.failures if f.signature == self._signature)
+        return tried.reference, disturbed, finding
 
 
 def _crashes(point: CrashPoint | None) -> int:
     return 0 if point is None else 2 if point.kind == "in a recovery" else 1
-
-
-def _counted(number: int, noun: str, plural: str) -> str:
-    return f"{number} {noun}{plural * (number != 1)}"

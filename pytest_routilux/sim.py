@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from pytest_routilux.cells import cut
+from pytest_routilux.cells import error_text, shorten
 from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
@@ -31,7 +31,6 @@ from pytest_routilux.results import Checks, Coverage, Examination, Outcome
 from pytest_routilux.settings import report_look
 from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import live
-from pytest_routilux.story import short_error
 from pytest_routilux.swallowed import swallowed_crash
 from pytest_routilux.told import told_of
 from pytest_routilux.world import World
@@ -252,7 +251,9 @@ class FlowSim:
             return
         cause = shrink(result, case, START, checks)
         repro = Repro.of(case, known.run.life.flow, cause.point, faults=cause.faults)
-        text = explain_cause(cause, case, START, repro=command(self._node.nodeid, repro))
+        text = explain_cause(
+            cause, case, report_look(self._node.config)[0], repro=command(self._node.nodeid, repro)
+        )
         pytest.fail(text, pytrace=False)
 
     def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:
@@ -262,7 +263,8 @@ class FlowSim:
         known = replace(reference(case, START, checks, coverage), finding=finding)
         numbers = tuple(range(1, len(case.faults) + 1))
         cause = Cause(None, finding, numbers, Examination(known, [], coverage))
-        pytest.fail(explain_cause(cause, case, START, repro=None), pytrace=False)
+        columns = report_look(self._node.config)[0]
+        pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
 
 
 def _case(
@@ -323,4 +325,4 @@ def _end(result: Examination) -> str | None:
     error = result.reference.run.job.error
     if error is None:
         return None
-    return cut(f"{short_error(error.type)}: {' '.join(error.message.split())}", _LONGEST_ERROR)
+    return shorten(" ".join(error_text(error).split()), _LONGEST_ERROR)

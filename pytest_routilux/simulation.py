@@ -1,6 +1,6 @@
 """A discrete-event run of one job on one host: the engine's own loop in virtual time.
 
-Laws:
+Invariants:
 - It is the loop of production, with a driver, a clock and a journal of its own; the machine, the
   commits and everything between them are the engine's.
 - A commit is durable once the world has it. The journal refuses what a store would refuse.
@@ -27,7 +27,6 @@ from routilux import (
     PendingTask,
     RoutiluxError,
     Runtime,
-    StepInput,
     UnserializableError,
     codec,
     use_runtime,
@@ -46,7 +45,7 @@ if TYPE_CHECKING:
     from pytest_routilux.faults import Fault
     from pytest_routilux.lives import Case, Pace
     from pytest_routilux.world import World
-    from routilux import Flow
+    from routilux import Flow, StepInput
     from routilux.drivers import Driver
     from routilux.plan import Plan
 
@@ -223,7 +222,6 @@ class _SimRuntime(Runtime):
         pace: Pace,
         *,
         checked: bool,
-        told: bool,
     ) -> None:
         # Each machine was switched on at another time.
         clock = SimClock(world.now_ns, mono=world.host * _UPTIME)
@@ -239,16 +237,11 @@ class _SimRuntime(Runtime):
         environment = self.environment
         environment.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
         environment.audience.observers = () if case.always is None else (self,)
-        environment.audience.of_steps = (self,) if told else ()
 
     def broken(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id
         path = f"engine.{routine or 'job'}"
         self.life.broken.append(Finding(kind, what, path, routine, at_ns=commit.at_ns))
-
-    def on_step(self, job: JobState, step: StepInput) -> None:
-        if job.job_id == self.case.job_id:
-            self.world.noted(step.started_ns, f"attempt {step.attempt} starts", step)
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
         check = self.case.always
@@ -312,19 +305,18 @@ def live(
     choices: Choices = FIFO,
     pace: Pace = STEADY,
     checked: bool = False,
-    told: bool = False,
     flow: Flow | None = None,
 ) -> Life:
     """Let one host run the job until it rests, or the host dies; the world keeps what it did.
 
     Without `job` it starts anew, else it goes on with what a store would give back. `pace` is
-    how long steps take. `checked` reads each commit back from its saved form, `told` notes
-    for a timeline where steps begin. `flow` is used in place of one that `case.build` makes.
+    how long steps take. `checked` reads each commit back from its saved form. `flow` is used in
+    place of one that `case.build` makes.
     """
     flow = case.build() if flow is None else flow
     life = Life(flow, exact=choices is FIFO)
     world.host += 1
-    runtime = _SimRuntime(case, world, life, choices, pace, checked=checked, told=told)
+    runtime = _SimRuntime(case, world, life, choices, pace, checked=checked)
     try:
         with (
             nullcontext() if world.files is None else world.files.opened(),

@@ -1,6 +1,6 @@
 """Runs the steps of a simulation: virtual time, one thread, what is done held back until its time.
 
-Laws:
+Invariants:
 - A handler runs to its end as soon as its step begins, against its snapshot. What it did on the way
   (effects, results of `once`, its end) is held back, each until its instant comes. So steps overlap
   as they would on threads, and what was held back when a host dies has never happened.
@@ -141,7 +141,10 @@ class SimDriver:
         """Take a step."""
         self._fresh.append(Flight(driven, step))
         if step.job_id == self._job_id:  # else of a job that a handler executes
-            self._life.steps.append((len(self._world.commits), step))
+            world, task = self._world, step.task
+            self._life.steps.append((len(world.commits), step))
+            start = (task.task_id, task.routine_id, step.attempt)
+            world.log.append((step.started_ns, world.host, start))
 
     def others(self, than: Ended) -> list[Ended]:
         """Return none: which step ends first is chosen one by one."""

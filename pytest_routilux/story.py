@@ -1,6 +1,6 @@
 """What a simulated job did, as lines of a table: time, host, commit, what happened.
 
-Laws:
+Invariants:
 - The lines are those of the world's log, in its order; times count from the job's start, in
   virtual seconds with as many digits as it takes to tell them apart.
 - The crash is marked, and so is the first thing that the undisturbed run did not do.
@@ -14,12 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.cells import cut, cut_middle, cut_start, padded, plain, width
+from pytest_routilux.cells import listed, padded, plain, shorten, shown, width
 from pytest_routilux.evidence import repeated
-from pytest_routilux.failures import seconds
 from pytest_routilux.oracle import canonical, masked
 from pytest_routilux.world import Call, Note
 from routilux import Commit, CommitKind
+from routilux.console import describe
 from routilux.instants import seconds_text
 
 if TYPE_CHECKING:
@@ -29,12 +29,13 @@ if TYPE_CHECKING:
     from pytest_routilux.results import Reference
     from pytest_routilux.world import Entry, Finding, World
 
-__all__ = ["Line", "call_text", "short_error", "shown", "story", "table", "where_text"]
+__all__ = ["Line", "call_text", "story", "table", "where_text"]
 
 _HEAD: Final = ("t", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
+_LONGEST_EFFECT: Final = 24  # longer names leave room for arguments
 _MOST_TASKS: Final = 3
 _MOST_RECOVERIES: Final = 3
 _OURS: Final = Path(__file__).parent  # what a fault raises is no line of the user's
@@ -64,9 +65,9 @@ def story(
     world: World, root: Path, *, known: Reference, finding: Finding, point: CrashPoint | None
 ) -> list[Line]:
     """Return the lines of a world, with the crash and the first difference marked."""
-    entries = _told(world.log, point)
+    entries = _shown(world.log, point)
     start = world.log[0][0] if world.log else 0
-    died = [i for i, entry in enumerate(entries) if _is_crash(entry)]
+    died = [i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)]
     different = _first_difference(world, entries, known, finding, died[0]) if died else None
     lines = []
     pending: dict[str, int | None] = {}
@@ -82,19 +83,18 @@ def story(
         elif isinstance(what, Call):
             line = Line(at_ns, host, "", (what.task_id, what.routine_id), "", call=what)
             line.where = where_text(what.where, root)
-        elif _is_crash(entries[index]):
+        elif isinstance(what, tuple):
+            line = Line(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
+        else:
             line = Line(at_ns, host, "--", None, _of_crash(what, before, point, world, start))
             line.marked = True
-        else:
-            who = None if what.task_id is None else (what.task_id, what.routine_id or "")
-            line = Line(at_ns, host, "", who, what.text)
         line.marked = line.marked or index == different
         lines.append(line)
     return lines
 
 
-def _told(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
-    """Return the entries that tell something: a start whose end follows is told by that."""
+def _shown(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
+    """Return the entries without the starts of steps whose end follows."""
     entries = list(log)
     ended = {
         (host, what.task_id, what.attempt)
@@ -106,18 +106,12 @@ def _told(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
         _, host, what = entry
         if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _BY_KIND:
             # It died with the write, before any step that the same instant would have begun.
-            while kept and isinstance(kept[-1][2], Note) and kept[-1][2].task_id is not None:
+            while kept and isinstance(kept[-1][2], tuple):
                 kept.pop()
-        begins = isinstance(what, Note) and what.task_id is not None
-        if begins and (host, what.task_id, what.attempt) in ended:
+        if isinstance(what, tuple) and (host, what[0], what[2]) in ended:
             continue
         kept.append(entry)
     return kept
-
-
-def _is_crash(entry: Entry) -> bool:
-    what = entry[2]
-    return isinstance(what, Note) and what.text.startswith(("CRASH", _ENDS))
 
 
 def _follow(pending: dict[str, int | None], commit: Commit) -> None:
@@ -130,48 +124,22 @@ def _follow(pending: dict[str, int | None], commit: Commit) -> None:
 
 
 def _of_commit(commit: Commit, start: int, pending: dict[str, int | None]) -> str:
-    kind = commit.kind
-    detail = commit.detail or {}
-    if kind is CommitKind.START:
-        root = commit.tasks[0]
-        return f"the job starts -> {root.task_id} {root.routine_id}"
-    if kind is CommitKind.RESUMED:
-        count = detail.get("recoveries")
-        counted = f" (recovery {count} of {_MOST_RECOVERIES})" if count else ""
-        tasks = [
-            task if due is None else f"{task} due {seconds_text(due - start)}"
-            for task, due in pending.items()
-        ]
-        told = f"; pending: {_listed(tasks)}" if tasks else ""
-        return f"resumed from #{commit.seq - 1}{counted}{told}"
-    if commit.task_id is None:
-        return f"the job is {kind.value}"
-    if kind is CommitKind.EFFECT:
-        return f"once({str(detail['name'])!r}) is recorded"
-    if kind is CommitKind.CONFLICT:
-        return f"attempt {commit.attempt}  conflict: runs again, on what is there now"
-    text = "ok" if commit.error is None else short_error(commit.error.type)
-    if commit.attempt > 1 or commit.error is not None:
-        text = f"attempt {commit.attempt}  {text}"
-    if kind is CommitKind.RETRY:
-        due = seconds_text((commit.due_ns or 0) - start)
-        text += f", waits {seconds(commit.delay_ns or 0)}, due {due}"
-    elif kind is CommitKind.DROPPED:
-        text += f", dropped as {detail['as']}"
-    elif kind is CommitKind.FAILED:
-        text += ", the job fails"
-    if commit.tasks:
-        text += f" -> {_listed([task.task_id for task in commit.tasks])}"
-    delivered = {task.emission for task in commit.tasks}
-    out = [e.event for number, e in enumerate(commit.emissions) if number not in delivered]
-    if out:
-        text += f", emits {_listed(list(dict.fromkeys(out)))}"
-    return text
+    if commit.kind is not CommitKind.RESUMED:
+        return describe(commit)
+    count = (commit.detail or {}).get("recoveries")
+    counted = f" (recovery {count} of {_MOST_RECOVERIES})" if count else ""
+    tasks = [
+        shorten(task, _LONGEST_NAME, "both")
+        + ("" if due is None else f" due {seconds_text(due - start)}")
+        for task, due in pending.items()
+    ]
+    left = f"; pending: {listed(tasks, _MOST_TASKS)}" if tasks else ""
+    return f"resumed from #{commit.seq - 1}{counted}{left}"
 
 
 def _of_crash(
     note: Note,
-    before: Commit | Call | Note | None,
+    before: object,
     point: CrashPoint | None,
     world: World,
     start: int,
@@ -202,30 +170,13 @@ def _of_crash(
     )
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_TASKS} more" if len(names) > _MOST_TASKS else ""
-    return ", ".join(cut_middle(name, _LONGEST_NAME) for name in names[:_MOST_TASKS]) + more
-
-
-def short_error(name: str) -> str:
-    """Return an exception's class without its module."""
-    return name.rpartition(".")[2]
-
-
-def shown(value: object, cells: int = 40) -> str:
-    """Return a value as Python writes it, cut where it is long."""
-    try:
-        return cut(repr(value), cells)
-    except Exception as error:
-        return f"<{type(value).__name__}, whose repr() raised {type(error).__name__}>"
-
-
 def call_text(call: Call, cells: int, *, named: bool = True) -> str:
     """Return an effect's call as it is written in code, without its key."""
     values = {name: shown(value, 24) for name, value in call.arguments.items()}
     inputs = [value if n.isdigit() else f"{plain(n)}={value}" for n, value in values.items()]
     least = width(", ".join(values.values())) + 2
-    name = cut_middle(call.effect, max(cells // 2, cells - least))
+    whole = min(width(call.effect), cells - 3, _LONGEST_EFFECT)
+    name = shorten(call.effect, max(cells // 2, cells - least, whole), "both")
     room = cells - width(name) - 2
     if not named or width(", ".join(inputs)) > room >= width(", ".join(values.values())):
         inputs = [*values.values()]
@@ -246,7 +197,7 @@ def where_text(where: str, root: Path) -> str:
         path = path.relative_to(root)
     elif len(path.parts) > 2:
         path = Path("…", *path.parts[-2:])
-    return cut_start(f"{path}{colon}{line}", _LONGEST_PLACE)
+    return shorten(f"{path}{colon}{line}", _LONGEST_PLACE, "end")
 
 
 # --- the first difference -------------------------------------------------------------------------
@@ -324,7 +275,7 @@ def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> st
         text = line.what
     elif line.call is not None:
         same = owner == line.who[0]
-        head = "  " if same else f"{padded(cut_start(line.who[0], _LONGEST_ID), ids)}  "
+        head = "  " if same else f"{padded(shorten(line.who[0], _LONGEST_ID, 'end'), ids)}  "
         head += f"effect #{line.call.number}  "
         room = cells - width(head) - width(line.where) - 6
         whole = width(call_text(line.call, room, named=False))
@@ -332,12 +283,12 @@ def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> st
         text = f"{head}{call_text(line.call, room - width(tail), named=False)} -> {tail}"
     else:
         who = (
-            padded(cut_start(line.who[0], ids), ids),
-            padded(cut_middle(line.who[1], names), names),
+            padded(shorten(line.who[0], ids, "end"), ids),
+            padded(shorten(line.who[1], names, "both"), names),
         )
         text = f"{who[0]}  {who[1]}  {line.what}"
     room = cells - width(line.where) - 2 if line.where else cells
-    return cut(text, room) + (f"  {line.where}" if line.where else "")
+    return shorten(text, room) + (f"  {line.where}" if line.where else "")
 
 
 def _times(instants: Sequence[int], start: int) -> list[str]:

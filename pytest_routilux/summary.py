@@ -13,6 +13,7 @@ from collections import Counter
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
+from pytest_routilux.cells import count, shorten
 from pytest_routilux.settings import report_look
 from routilux.instants import SECOND, seconds_text
 
@@ -115,8 +116,6 @@ class Summary:
         return [*lines, _MEANT] if lines else []
 
     def _table(self) -> list[str]:
-        from pytest_routilux.cells import cut_middle
-
         if not self._simulations:
             return []
         rows = [("crash points", "runs", "seconds")]
@@ -127,7 +126,7 @@ class Summary:
             rows.append((points, f"{simulation['runs']:,}", f"{simulation['seconds']:.2f}"))
         first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
         room = max(report_look(self._config)[0] - first - second - third - 6, _SHORTEST_NAME)
-        names = ["test", *(cut_middle(nodeid, room) for nodeid, _ in self._simulations)]
+        names = ["test", *(shorten(nodeid, room, "both") for nodeid, _ in self._simulations)]
         return [
             f"{points:<{first}}  {runs:>{second}}  {seconds:>{third}}  {name}"
             for (points, runs, seconds), name in zip(rows, names, strict=True)
@@ -146,14 +145,14 @@ def figures(facts: Mapping[str, int], width: int) -> list[str]:
     told: list[str] = []
     if facts.get("jobs"):
         told += [
-            _count(facts["jobs"], "job"),
-            _count(facts["commits"], "commit"),
-            _count(facts["retries"], "retry", "retries"),
+            count(facts["jobs"], "job"),
+            count(facts["commits"], "commit"),
+            count(facts["retries"], "retry", "retries"),
         ]
     if facts.get("planned"):
         executed, planned = facts["executed"], facts["planned"]
         cut = "" if executed == planned else f"{executed:,} of "
-        told.append(f"{cut}{_count(planned, 'crash point')}")
+        told.append(f"{cut}{count(planned, 'crash point')}")
     if facts.get("virtual_ns"):
         told.append(f"{length_text(facts['virtual_ns'])} of virtual time")
     told[-1] += f" in {seconds_text(facts['real_ns'], 2)} s"
@@ -178,7 +177,3 @@ def length_text(length_ns: int) -> str:
         if count or counts:
             counts.append(f"{count:,} {unit}" if count else "")
     return " ".join(filter(None, counts[:2]))
-
-
-def _count(count: int, one: str, many: str = "") -> str:
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
+from pytest_routilux.cells import seconds
 from pytest_routilux.promises import error_name, raised_by_engine
 from pytest_routilux.world import Finding
 from routilux import CommitKind, ErrorStrategy
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from routilux import Commit, StepInput
     from routilux.exchange import Task
 
-__all__ = ["BrokenError", "Verdicts", "broken", "commit_text", "seconds", "step_text"]
+__all__ = ["BrokenError", "Verdicts", "broken", "commit_text", "step_text"]
 
 _SECOND: Final = 10**9
 _RETRY = CommitKind.RETRY
@@ -113,7 +114,7 @@ class Verdicts:
         if policy.deadline is not None and account.first is not None:
             late = (commit.due_ns or 0) - account.first - policy.deadline
             if late > 0:
-                broken("deadline-crossed", f"{again}, {seconds(late)} after its deadline", commit)
+                broken("deadline-crossed", f"{again}, {seconds(late)} s after its deadline", commit)
 
     def _delay(self, commit: Commit, account: Account, policy: Policy, asked: int | None) -> None:
         delay = commit.delay_ns or 0
@@ -121,16 +122,17 @@ class Verdicts:
         if commit.due_ns != commit.at_ns + delay:
             off = (commit.due_ns or 0) - commit.at_ns
             what = (
-                f"retry {retry} of {account} waits {seconds(delay)}, but is due in {seconds(off)}"
+                f"retry {retry} of {account} waits {seconds(delay)} s, but is due in"
+                f" {seconds(off)} s"
             )
             broken("due-wrong", what, commit)
         bounds = (asked, asked) if asked is not None else policy.bounds(retry)
         if bounds is None or bounds[0] <= delay <= bounds[1]:
             return
-        expected = seconds(bounds[0])
+        expected = f"{seconds(bounds[0])} s"
         if bounds[1] > bounds[0]:
-            expected = f"{expected} to {seconds(bounds[1])}"
-        what = f"retry {retry} of {account}: expected {expected}, waited {seconds(delay)}"
+            expected = f"{seconds(bounds[0])} to {seconds(bounds[1])} s"
+        what = f"retry {retry} of {account}: expected {expected}, waited {seconds(delay)} s"
         if asked is None:
             for number, kind, why in self._other_counts(account):
                 other = policy.bounds(number) if number != retry else None
@@ -212,10 +214,3 @@ def commit_text(commit: Commit) -> str:
         f"commit {commit.seq} ({commit.kind.value} of {commit.routine_id}, task {commit.task_id},"
         f" attempt {commit.attempt})"
     )
-
-
-def seconds(length: int) -> str:
-    """Return a length in seconds, exactly."""
-    whole, part = divmod(abs(length), _SECOND)
-    text = f"{whole}.{part:09d}".rstrip("0").rstrip(".")
-    return f"{'-' if length < 0 else ''}{text} s"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from pytest_routilux.failures import seconds
+from pytest_routilux.cells import count, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -71,6 +71,4 @@ def retries_told(times: int | None) -> str:
     >>> retries_told(None), retries_told(1), retries_told(4)
     ('a retry', '1 retry', '4 retries')
     """
-    if times is None:
-        return "a retry"
-    return "1 retry" if times == 1 else f"{times} retries"
+    return "a retry" if times is None else count(times, "retry", "retries")

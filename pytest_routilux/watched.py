@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_routilux.failures import listed
+from pytest_routilux.cells import listed
 from routilux import CommitKind, FlowDefinitionError
 from routilux.errors import nearest
 

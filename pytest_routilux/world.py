@@ -18,9 +18,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from contextlib import AbstractContextManager
 
-    from routilux import JobState, StepInput
+    from routilux import JobState
 
-__all__ = ["Call", "Entry", "Finding", "Note", "StoreFiles", "World"]
+__all__ = ["Call", "Entry", "Finding", "Note", "Signature", "Start", "StoreFiles", "World"]
+
+
+Signature: TypeAlias = tuple[str, str | None, str]
+"""What shrinking keeps of a finding: its kind, its routine and the first path that differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +49,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """An entry of the timeline: a step starts, a host dies, a host resumes the job."""
+    """The end of a host, in words."""
 
     text: str
-    task_id: str | None = None
-    routine_id: str | None = None
-    attempt: int = 0
 
 
-Entry: TypeAlias = "tuple[int, int, Commit | Call | Note]"
+Start: TypeAlias = tuple[str, str, int]
+"""The start of a step: task id, routine id, attempt. A plain tuple costs a simulated step least."""
+Entry: TypeAlias = "tuple[int, int, Commit | Call | Start | Note]"
 """An instant (UTC nanoseconds), the number of the host, and what happened."""
 
 
@@ -77,7 +80,7 @@ class Finding:
     call: Call | None = None
 
     @property
-    def signature(self) -> tuple[str, str | None, str]:
+    def signature(self) -> Signature:
         """What makes it this finding and no other."""
         return self.kind, self.routine, self.path
 
@@ -122,13 +125,9 @@ class World:
         self.calls.append(call)
         self.log.append((call.at_ns, self.host, call))
 
-    def noted(self, at_ns: int, text: str, step: StepInput | None = None) -> None:
-        """Add something for the timeline."""
-        if step is None:
-            note = Note(text)
-        else:
-            note = Note(text, step.task.task_id, step.task.routine_id, step.attempt)
-        self.log.append((at_ns, self.host, note))
+    def noted(self, at_ns: int, text: str) -> None:
+        """Add the end of a host."""
+        self.log.append((at_ns, self.host, Note(text)))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
         """Return the world as it was after so many commits and effects, with no host alive."""

@@ -1,6 +1,6 @@
 """What a job did, line by line, as plain texts with the names of styles: a terminal is not needed.
 
-Laws:
+Invariants:
 - Lines are made from commits alone, so that any host tells the same story of the same job.
 - Times count from the job's start and are written from integer nanoseconds.
 - Payloads are told by what they hold (counts, first items, keys), never in full.
@@ -10,6 +10,7 @@ Laws:
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from routilux.core.records import Commit
     from routilux.monitor import ExecutionMonitor, StateChange
 
-__all__ = ["STATUS_STYLES", "Line", "Part", "shortened", "story", "told"]
+__all__ = ["STATUS_STYLES", "Line", "Part", "describe", "shortened", "story", "told"]
 
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and the name of its style."""
@@ -32,6 +33,11 @@ _Collection: TypeAlias = list[object] | tuple[object, ...] | set[object] | froze
 
 _COLLECTIONS: Final = (list, tuple, set, frozenset)
 _FIRST_ITEMS: Final = 2
+_REQUESTS: Final = {
+    CommitKind.RESUMED: "resumed",
+    CommitKind.PAUSED: "paused",
+    CommitKind.CANCELLED: "cancelled",
+}
 _LONGEST_ERROR: Final = 400
 STATUS_STYLES: Final = {
     "completed": "green",
@@ -54,6 +60,40 @@ class Line:
     clock: str
     parts: tuple[Part, ...]
     cut: bool = False
+
+
+def describe(commit: Commit) -> str:
+    """Return one line about a commit, without its routine and its task."""
+    kind = commit.kind
+    if kind is CommitKind.START:
+        root = commit.tasks[0]
+        return f"the job starts with {root.routine_id}.{root.slot}"
+    if commit.routine_id is None:
+        return f"the job is {_REQUESTS.get(kind, kind.value)}"
+    error, detail = commit.error, commit.detail or {}
+    reason = ""
+    if error is not None:
+        name = error.type.rpartition(".")[2]
+        reason = " ".join(f"{name}: {error.message}".split()) if error.message else name
+    if kind is CommitKind.RETRY:
+        delay = seconds_text(commit.delay_ns or 0, 9).rstrip("0").rstrip(".")
+        text = f"fails, waits {delay} s: {reason}"
+    elif kind is CommitKind.DROPPED:
+        text = f"fails, dropped as {detail['as']}: {reason}"
+    elif kind is CommitKind.FAILED:
+        text = f"fails for good: {reason}"
+    elif kind is CommitKind.CONFLICT:
+        text = "conflicts, runs again"
+    elif kind is CommitKind.EFFECT:
+        text = f"records once({detail['name']!r})"
+    else:
+        text = "ok"
+    sent: Counter[str] = Counter()
+    for number, emission in enumerate(commit.emissions):
+        targets = [task.routine_id for task in commit.tasks if task.emission == number]
+        sent[f", {emission.event} -> {', '.join(targets) or 'out'}"] += 1
+    text += "".join(what if times == 1 else f"{what} x{times}" for what, times in sent.items())
+    return f"attempt {commit.attempt} {text}"
 
 
 def story(

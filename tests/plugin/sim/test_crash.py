@@ -64,7 +64,7 @@ def at(run: Undisturbed, name: str) -> CrashPoint:
 
 
 def crashed(run: Undisturbed, name: str) -> Disturbed:
-    return recover(run, at(run, name), told=True)
+    return recover(run, at(run, name))
 
 
 def test_every_place_to_die_at_has_a_name_in_the_users_terms(run: Undisturbed) -> None:

@@ -151,15 +151,14 @@ def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
     assert f"{__file__}:{Step.step.__code__.co_firstlineno}" == finding.hint
     assert "after a write" == point.kind
     # The run of the other process is kept for the report.
-    assert result.apart is not None
-    assert point is result.apart.point
-    log = [what for _, _, what in result.apart.world.log]
+    run = result.disturbed[finding.signature]
+    assert point is run.point
+    log = [what for _, _, what in run.world.log]
     crash = next(i for i, what in enumerate(log) if getattr(what, "text", "") == "CRASH")
     assert point.commits == sum(isinstance(what, Commit) for what in log[:crash])
-    assert "completed" == result.apart.world.commits[-1].status
+    assert "completed" == run.world.commits[-1].status
     assert 4 == sum(
-        what.kind in ("retry", "done") and what.routine_id == "r1"
-        for what in result.apart.world.commits
+        what.kind in ("retry", "done") and what.routine_id == "r1" for what in run.world.commits
     )
     assert [] == found(chain(same, fails_twice_by_its_attempt, retry_delay=0.1))
 

@@ -13,7 +13,7 @@ from pytest_routilux.effects import Effect
 from pytest_routilux.freeze import frozen_simulation
 from pytest_routilux.lives import Case, Life
 from pytest_routilux.simulation import live
-from pytest_routilux.world import Call, Note, World
+from pytest_routilux.world import Call, World
 from routilux import (
     Commit,
     CommitKind,
@@ -45,7 +45,7 @@ def simulated(
     choices: Choices = FIFO,
 ) -> tuple[World, Life]:
     world = World(START)
-    return world, live(Case(build, entry, params), world, choices=choices, checked=True, told=True)
+    return world, live(Case(build, entry, params), world, choices=choices, checked=True)
 
 
 def on_threads(
@@ -237,7 +237,8 @@ def test_what_handlers_do_stands_in_the_log_when_its_instant_has_come() -> None:
             (at - START) / SECOND,
             f"commit {what.kind}" if isinstance(what, Commit)
             else f"{what.task_id} effect {what.number}" if isinstance(what, Call)
-            else f"{what.task_id} {what.text}",
+            else f"{what[0]} attempt {what[2]} starts" if isinstance(what, tuple)
+            else what.text,
         )
         for at, _, what in world.log
     ]  # fmt: skip
@@ -258,7 +259,6 @@ def test_what_handlers_do_stands_in_the_log_when_its_instant_has_come() -> None:
     ]
     assert [None, None, "job/0.0/charge", "job/0.1/charge"] == [call.key for call in world.calls]
     assert all(__file__ in call.where for call in world.calls)
-    assert not any(isinstance(what, Note) for what in world.calls)
 
 
 def test_the_same_inputs_give_the_same_result_and_others_another() -> None:

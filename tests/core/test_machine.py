@@ -54,7 +54,7 @@ def test_a_job_is_its_root_task_and_completes_with_its_last_task() -> None:
 
 def test_a_job_starts_once() -> None:
     tale = Tale(alone())
-    with pytest.raises(IllegalTransitionError, match="job job was started already"):
+    with pytest.raises(IllegalTransitionError, match="job job is already started"):
         tale.machine.start("a", "trigger", {}, 0)
 
 

@@ -1,11 +1,11 @@
-"""One job that is being driven: its machine, its time, and how it commits.
+"""One running job: its machine, its time and its commits.
 
-Laws:
-- Write, then believe: a commit is folded in only after the store has accepted it, and observers
-  hear of it only then, each in the order of the commits.
-- Everything that changes a job happens under the runtime's lock; no handler runs under it.
-- A job's time is UTC when it began or was resumed, plus monotonic progress, and never before its
-  last commit. So a wall clock that is set moves no wait, and no history runs back.
+Invariants:
+- A commit is applied only after the store has accepted it. Observers are notified only then, in the
+  order of the commits.
+- A job changes only under the runtime's lock; no handler runs under it.
+- A job's time is UTC when it started or was resumed, plus monotonic progress, and never before its
+  last commit. So a wall clock that is set changes no wait, and time in the history never decreases.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class DrivingLoop(Protocol):
 
 
 class Drive:
-    """A job under way in this process: its machine, its time, and how it commits.
+    """A job that runs in this process: its machine, its time and its commits.
 
-    It is the host of the job's steps. `rested` is set when nothing is in flight and nothing will
-    start by itself; `error` is what ended it from outside: a broken store, an interrupt.
+    It is the `Host` of the job's steps. `rested` is set when no step is in flight and none will
+    start; `error` is set if something other than the flow ended the run: a
+    failing store, an interrupt.
     """
 
     __slots__ = (
@@ -92,9 +93,9 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.rested = clock.signal()
         self.error: BaseException | None = None
-        self.leased_until: int | None = None  # by the clock's monotonic time; others may come then
+        self.leased_until: int | None = None  # monotonic; then other hosts may take over
         self.leaving = False
-        # Called under the runtime's lock: it rests, or nothing of it runs before an instant comes.
+        # Called under the runtime's lock: when the job rests, and when all its tasks have to wait.
         self.on_rest: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None
@@ -105,9 +106,7 @@ class Drive:
         self._open: dict[int, Context] = {}
         self._journal = environment.journal
         self._snapshot_at = sys.maxsize
-        if (
-            environment.store is not None
-        ):  # a job that was loaded keeps the commits since its snapshot
+        if environment.store is not None:  # a loaded job has the commits since its snapshot
             self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
         machine.job.clock_ns = clock.now_ns
 
@@ -118,7 +117,7 @@ class Drive:
         return self.environment.clock.monotonic_ns() + self.offset
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait, at the longest until the attempt's timeout."""
+        """Wait, but not longer than until the attempt's timeout."""
         clock = self.environment.clock
         clock.asked(step.task.routine_id, length)
         until = self.now_ns() + length
@@ -126,11 +125,11 @@ class Drive:
             until = min(until, step.started_ns + step.timeout_ns)
         key = (self.ordinal, *step.order)
         if clock.wait(self.rested, until - self.offset, key, step.who):
-            # It rests with this step in flight: it broke, and nobody waits for the step.
+            # The job ended by an error while this step was in flight; its outcome is ignored.
             raise _given_up(step)
 
     def check(self, step: StepInput) -> None:
-        """Raise where it is known, or found, that nothing of the step can be recorded any more."""
+        """Raise if the step can record nothing more: its job was lost or ended by an error."""
         until = self.leased_until
         if (
             self.error is None
@@ -144,14 +143,14 @@ class Drive:
             raise _given_up(step)
 
     def _check_owner(self) -> None:
-        # This host stood still, or could not renew its lease: others may have the job by now.
+        # This host was suspended or could not renew its lease: another may own the job now.
         job_id, store = self.machine.job.job_id, self.environment.store
         error: Exception
         try:
             hold = None if store is None else store.holders(job_id).get(job_id)
             if hold is None or hold.owner == self.environment.owner:
                 return
-            error = LeaseLostError(f"job {job_id!r} is {hold} now; what it does here is refused")
+            error = LeaseLostError(f"job {job_id!r} is {hold} now; this host can't commit to it")
         except OSError as broken:
             error = broken
         with self.environment.lock:
@@ -170,13 +169,13 @@ class Drive:
             except UnserializableError:
                 raise
             except BaseException as error:
-                # The store's trouble is not the handler's failure.
+                # An error of the store is not a failure of the handler.
                 if self.loop is not None:
                     self.loop.fail(self, error)
                 raise
 
     def opened(self, context: Context) -> None:
-        """Remember a context whose step may have to be given up; refuses one that was already."""
+        """Remember a context whose step has a timeout; refuses a step that already timed out."""
         step = context.step
         if step is None:
             return
@@ -188,9 +187,10 @@ class Drive:
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
     def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
-        """Write a commit, fold it in, and tell the observers.
+        """Write a commit, apply it, and notify the observers.
 
-        The first one of a resume claims the job, or goes on with one that was acquired.
+        `claims` or `acquired`: it is the first commit of a resume, which claims the job, or goes on
+        under the lease of a job that was acquired.
         """
         if self._journal is not None:
             job_id = self.machine.job.job_id
@@ -225,7 +225,7 @@ class Drive:
         try:
             self._snapshot_at = self._journal.keep(job)
         except Exception as error:
-            # Every commit is in the store: loading the job takes longer, and that is all.
+            # Every commit is in the store; without the snapshot, loading takes longer.
             _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)
 
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
@@ -275,7 +275,7 @@ class Drive:
     # --- requests -------------------------------------------------------------------------------
 
     def request(self, kind: Request, reason: str | None = None) -> None:
-        """Commit a pause or a cancellation, and let the loop look again."""
+        """Commit a pause or a cancellation, and wake the loop."""
         with self.environment.lock:
             if self.error is not None:
                 raise NotResumableError(
@@ -288,7 +288,7 @@ class Drive:
                 self.loop.look(self)
 
     def leave(self) -> None:
-        """Start no more steps, and rest as soon as those in flight have committed."""
+        """Start no more steps, and end the run when the steps in flight have committed."""
         with self.environment.lock:
             self.leaving = True
             if self.loop is not None:

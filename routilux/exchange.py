@@ -1,10 +1,9 @@
-"""The values that a step exchanges with the engine: `StepInput` in, `StepOutcome` out.
+"""Values that a step exchanges with the engine: `StepInput` in, `StepOutcome` out.
 
-Laws:
-- They are values: they can be pickled, held back, dropped or delivered twice.
-- Nothing in them changes after it was made. They are not frozen, because that costs 70 % more on
-  the hottest path; nobody assigns to them all the same.
-- An error travels as data. No exception is kept, so none of its frames is.
+Invariants:
+- They are values: they can be pickled, delayed, dropped or delivered twice.
+- They never change. They are not frozen, because that costs 70 % more on the hottest path.
+- An error is kept as data, not as an exception, which would keep its frames in memory.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _type_names: dict[type[BaseException], str] = {}
 
 
 def type_name(error_type: type[BaseException]) -> str:
-    """Return how an exception class is named: `ValueError`, `shop.errors.GatewayDown`."""
+    """Return the name of an exception class: `ValueError`, `shop.errors.GatewayDown`."""
     module = error_type.__module__
     name = error_type.__qualname__
     if module != "builtins":
@@ -40,9 +39,9 @@ def type_name(error_type: type[BaseException]) -> str:
 
 @dataclass(slots=True)
 class ErrorInfo:
-    """What is kept of an exception: `type` by name, `message`, `where` (file:line), `traceback`.
+    """An exception as data: `type` by name, `message`, `where` (file:line), `traceback`.
 
-    The traceback is kept where an error ends something: at a failed or dropped task.
+    Only the error of a failed or dropped task has a traceback.
 
     >>> ErrorInfo.of(ValueError("no stock")).type
     'ValueError'
@@ -83,7 +82,7 @@ def _place(trace: TracebackType) -> str:
         trace = inner
     code, offset = trace.tb_frame.f_code, trace.tb_lasti
     last_code, last_offset, where = _last_place
-    # Attempts fail at the same place again and again; to tell its line costs four times as much.
+    # Attempts often fail at the same line; finding its number costs four times as much.
     if code is not last_code or offset != last_offset:
         where = f"{code.co_filename}:{trace.tb_lineno}"
         _last_place = code, offset, where
@@ -91,10 +90,10 @@ def _place(trace: TracebackType) -> str:
 
 
 def traceback_of(error: BaseException, skip: int = 0) -> str:
-    """Return the traceback of an exception as text, its causes first, without source lines.
+    """Return the traceback of an exception as text, its causes first.
 
-    Reading those takes 20 times as long, in the middle of a step. `skip` leaves out the outermost
-    frames, which are the engine's own.
+    It has no source lines, which take 20 times as long to read. `skip` is the number of outermost
+    frames to leave out: those of the engine.
     """
     parts: list[str] = []
     seen: BaseException | None = error
@@ -116,7 +115,7 @@ def traceback_of(error: BaseException, skip: int = 0) -> str:
 
 
 def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, object]:
-    """Return a private copy of a payload; `place` is where errors say that it stands.
+    """Return a private copy of a payload; errors name `place`.
 
     Raises `UnserializableError` for a value that can't be copied.
 
@@ -130,8 +129,8 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
         except Exception as error:
             raise UnserializableError(
                 f"{place}.{name}",
-                f"{tags.type_name(type(value))} can't be copied ({tags.said(error)}), and whoever"
-                " reads it gets a copy; keep plain data there",
+                f"{tags.type_name(type(value))} can't be copied ({tags.said(error)}), and each"
+                " reader gets a copy; use plain data",
             ) from None
     return copied
 
@@ -147,7 +146,7 @@ class Emission:
 
 @dataclass(slots=True)
 class Task:
-    """A delivery to be handled: one payload for one slot of one routine.
+    """A delivery: one payload for one slot of one routine.
 
     `emission` is the index, in the commit that created the task, of the emission that it
     delivers; -1 for the task that a job starts with.
@@ -163,7 +162,7 @@ class Task:
 
 @dataclass(slots=True)
 class Effect:
-    """The recorded result of an external effect, and the digest of the arguments that it had."""
+    """The recorded result of an external effect, and the digest of its arguments."""
 
     arguments: str
     result: object
@@ -171,13 +170,13 @@ class Effect:
 
 @dataclass(slots=True)
 class StepInput:
-    """One attempt to be made: the task, and the state as it stood when the attempt began.
+    """The input of one attempt: its task, and the state at the start of the attempt.
 
-    `number` is never used again in this process. `state` and `shared` are snapshots and must not
-    be changed; `seq` is the last commit that they know. Times are in nanoseconds, by the job's
-    own clock. `timeout_ns` bounds the attempt; `worker` is the place of the job that it takes,
-    `order` where the task was created (commit, position);
-    `final` says that a failure can't be retried.
+    `number` is unique in this process. `state` and `shared` are snapshots and must not be changed;
+    `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
+    `timeout_ns` limits the attempt; `worker` is its number among the steps of the job that run at
+    the same time; `order` is the place of the task's creation (commit, position); `final` says that
+    a failure can't be retried.
     """
 
     number: int
@@ -196,13 +195,13 @@ class StepInput:
 
     @property
     def who(self) -> str:
-        """How messages name it: its routine, task and attempt."""
+        """Its routine, task and attempt, for messages."""
         return f"{self.task.routine_id} (task {self.task.task_id}, attempt {self.attempt})"
 
 
 @dataclass(slots=True)
 class Writes:
-    """What a step changed in a mapping: new values by key, and the keys that it removed."""
+    """The changes of a mapping by a step: new values by key, and removed keys."""
 
     values: dict[str, object]
     removed: tuple[str, ...] = ()
@@ -210,10 +209,10 @@ class Writes:
 
 @dataclass(slots=True)
 class StepOutcome:
-    """What an attempt came to: emissions and writes, or the error.
+    """The outcome of an attempt: emissions and writes, or the error.
 
-    `shared_reads` are the shared keys that it read; None stands for all of them. `effects` are
-    effects that could not be recorded at once, because the step ran in another process.
+    `shared_reads` are the shared keys that it read; None means all. `effects` are effects that were
+    not recorded at once, because the step ran in another process.
     """
 
     number: int

@@ -1,12 +1,12 @@
-"""The loop that drives any number of jobs, with one driver.
+"""The loop that runs any number of jobs with one driver.
 
-Laws:
-- One loop, whoever's thread it runs in: startable, begin, driver, finish, append, accept,
-  observers, again. It waits for an outcome, a due instant or a poke; it never polls.
-- What breaks one job is kept by it, and changes no other.
-- Steps of several jobs that are over at the same time are committed by one write of the store, a
-  step of each. While it takes, more of them end; so the more jobs there are, the more share it.
-- Everything that changes a job happens under the runtime's lock; no handler runs under it.
+Invariants:
+- Cycle: pick a ready task, run it, commit, apply, notify. The loop waits for an outcome, a due
+  instant or a poke; it never polls.
+- An error that ends the run of one job is kept in its `Drive`, and affects no other job.
+- One write of the store commits the steps of several jobs that end at the same time, one step of
+  each job. During the write more steps end, so the more jobs run, the more share a write.
+- A job changes only under the runtime's lock; no handler runs under it.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ if TYPE_CHECKING:
 __all__ = ["Loop"]
 
 _RUNNING = JobStatus.RUNNING
-_FEW: Final = 16  # timers that may lie about before they are swept
+_FEW: Final = 16  # timers of ended jobs that may stay before they are removed
 _NO_TIMER: Final = (None, (), "the loop")
 _timer_numbers = count()
 
 
 class Loop:
-    """Drives jobs with one driver: `execute` makes one for a job, a runtime one for all others."""
+    """Runs jobs with one driver: one loop for each `execute`, one for all background jobs."""
 
     def __init__(self, environment: Environment, driver: Driver) -> None:
         self._environment = environment
@@ -54,19 +54,19 @@ class Loop:
         self.drives: set[Drive] = set()
 
     def add(self, drive: Drive) -> None:
-        """Take a job (under the runtime's lock); a loop that runs already has to `look` at it."""
+        """Add a job, under the runtime's lock; if the loop is running, call `look` too."""
         self.drives.add(drive)
         self._environment.driven[drive.machine.job.job_id] = drive.machine
         drive.loop = self
         self._mark(drive)
 
     def look(self, drive: Drive) -> None:
-        """Look at a job again, which somebody else has changed (under the runtime's lock)."""
+        """Check a job again that another thread has changed, under the runtime's lock."""
         self._mark(drive)
         self._driver.poke()
 
     def run(self) -> None:
-        """Drive the jobs until all of them rest; what breaks one is kept in its `error`."""
+        """Run the jobs until all of them rest; an error of one job is kept in its `error`."""
         try:
             self._run()
         except BaseException as error:
@@ -82,7 +82,7 @@ class Loop:
         ended: Ended | None = None
         while True:
             with lock:
-                now = monotonic_ns()  # under the lock, so that commits are in its order
+                now = monotonic_ns()  # read under the lock, so that commits are in order
                 if ended is not None:
                     if self._journal is None:
                         self._end(ended, now)
@@ -93,7 +93,7 @@ class Loop:
                 while ready and driver.room:
                     drive = ready.popleft()
                     drive.ready = False
-                    if drive.loop is self:  # else it broke while it waited for room
+                    if drive.loop is self:  # else it failed while it waited for room
                         try:
                             self._begin(drive, now)
                         except BaseException as error:
@@ -111,7 +111,7 @@ class Loop:
             return
         now += drive.offset
         if now <= machine.job.updated_ns:
-            now = machine.job.updated_ns  # also where equal: a history keeps one number, not two
+            now = machine.job.updated_ns  # also if equal: the history keeps one int object
         task = machine.next_task()
         if task is None or task.due_ns > now:
             if task is not None:
@@ -206,13 +206,13 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Be done with a job that something outside of it has broken (under the lock)."""
+        """End the run of a job by an error that is not of its flow, under the lock."""
         drive.error = error
         self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
-        """Be done with a job: it rests, or can't go on."""
+        """Remove a job that rests or ended by an error."""
         self.drives.discard(drive)
         job_id, driven = drive.machine.job.job_id, self._environment.driven
         if driven.get(job_id) is drive.machine:
@@ -222,7 +222,7 @@ class Loop:
         if drive.on_rest is not None:
             drive.on_rest(drive)
         if len(self._timers) > 2 * len(self.drives) + _FEW:
-            # The timers of jobs that are over must not keep them.
+            # The timers of ended jobs would keep those in memory.
             self._timers = [timer for timer in self._timers if timer[2].loop is self]
             heapify(self._timers)
 
@@ -231,7 +231,7 @@ class Loop:
             return
         machine = drive.machine
         if machine.job.status is not _RUNNING and machine.rests:
-            self.drop(drive)  # at once: there may be no room for long
+            self.drop(drive)  # at once: the driver may have no room for a long time
         elif not drive.ready:
             drive.ready = True
             self._ready.append(drive)
@@ -244,7 +244,7 @@ class Loop:
             heappush(self._timers, (due, next(_timer_numbers), drive, None))
 
     def _watch_limit(self, drive: Drive, step: StepInput, timeout: int) -> None:
-        # One timer for the earliest of a job's limits: most steps are long over at theirs.
+        # One timer per job, for its earliest timeout: most steps end long before theirs.
         due = step.started_ns + timeout - drive.offset
         if drive.limit is None or due < drive.limit:
             drive.limit = due

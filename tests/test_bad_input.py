@@ -503,7 +503,7 @@ def test_params_that_can_not_be_copied_are_refused_by_name():
     with pytest.raises(
         UnserializableError,
         match=r"^params for source\.trigger\.order: _thread\.lock can't be copied"
-        r" \(TypeError: .*\), and whoever reads it gets a copy; keep plain data there$",
+        r" \(TypeError: .*\), and each reader gets a copy; use plain data$",
     ):
         shop().execute("source", {"order": threading.Lock()})
 

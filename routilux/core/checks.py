@@ -1,9 +1,9 @@
-"""Whether a commit that was read can follow: what the machine never does, a file might hold.
+"""Validates commits loaded from storage before they are replayed.
 
-Laws:
-- A job that was read is one that the machine could have made; anything else is refused, with the
-  place.
-- `JobState.fold` is on the hot path and checks only what it could not undo; the rest is here.
+Invariants:
+- Only commits that the machine could have made are replayed; others are refused with their path.
+- `FoldedJob.fold` is on the hot path and checks only what it can't undo; this module checks the
+  rest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["check_unfolded", "follow"]
 
-# Looking a member up at its enum costs as much as a call.
+# A module global costs less than a look-up at the enum, which is as slow as a call.
 _START = CommitKind.START
 _DONE = CommitKind.DONE
 _FAILED = CommitKind.FAILED
@@ -31,7 +31,7 @@ _DROPPED = CommitKind.DROPPED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
 
-# The statuses that a commit may give a job; those of other kinds leave it, or complete it.
+# The statuses that a commit may give a job; commits of other kinds keep it, or complete the job.
 _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
     CommitKind.START: (JobStatus.PENDING, JobStatus.RUNNING),
     CommitKind.FAILED: (JobStatus.FAILED,),
@@ -43,7 +43,7 @@ _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
 
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
-    """Fold a commit that was read; raises `CorruptStateError` at `path` if it can't follow."""
+    """Fold a loaded commit; raises `CorruptStateError` with `path` if it can't follow."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
     if reason is None:
         try:
@@ -113,7 +113,7 @@ def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
 
 
 def check_unfolded(job: FoldedJob, path: str) -> None:
-    """Check what a job without its first commits says of itself."""
+    """Check the state of a job whose first commits are not kept."""
     if job.status is JobStatus.COMPLETED and job._pending:
         raise CorruptStateError(f"{path}.pending_tasks", "a completed job has none")
     parts: tuple[tuple[str, Sequence[PendingTask | Output | DroppedTask]], ...] = (
@@ -131,6 +131,6 @@ def check_unfolded(job: FoldedJob, path: str) -> None:
                     f"{place}.routine_id", f"{entry.routine_id!r} is no routine of the job"
                 )
     for last in job.commits[-1:]:
-        for name, told in (("status", last.status), ("updated_ns", last.at_ns)):
-            if getattr(job, name) != told:
+        for name, expected in (("status", last.status), ("updated_ns", last.at_ns)):
+            if getattr(job, name) != expected:
                 raise CorruptStateError(f"{path}.{name}", "contradicts the last commit")

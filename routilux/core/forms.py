@@ -1,9 +1,9 @@
-"""The saved forms of what commits and the parts of a job hold: errors, effects, tasks, numbers.
+"""Saved forms of the values in commits and parts of a job: errors, effects, tasks, numbers.
 
-Laws:
-- A saved form is plain JSON with integer nanoseconds; what is left out has its default.
-- Reading one checks every field and never trusts a number's range.
-- An error that was read stays data, and is never made an exception again.
+Invariants:
+- A saved form is plain JSON with integer nanoseconds; a missing optional field has its default.
+- Reading checks every field and the range of every number.
+- An error that was read stays data; it is never turned into an exception.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
 
 
 def in_range(value: object, path: str, least: int = 0) -> int:
-    """Return a count that was read; refuses one below `least` or past 2**53."""
+    """Return a count from saved data; refuses one below `least` or above 2**53."""
     number = cast(int, value)
     if not least <= number <= _LARGEST_COUNT:
         raise CorruptStateError(path, f"{number} is no number from {least} to 2**53")
@@ -59,7 +59,7 @@ def in_range(value: object, path: str, least: int = 0) -> int:
 
 
 def instant(value: object, path: str) -> int:
-    """Return an instant in nanoseconds that was read; refuses one outside the years 1 to 9999."""
+    """Return an instant (ns) from saved data; refuses one outside the years 1 to 9999."""
     number = cast(int, value)
     if not _EARLIEST <= number <= _LATEST:
         raise CorruptStateError(path, f"{number} ns is no instant of the years 1 to 9999")
@@ -67,7 +67,7 @@ def instant(value: object, path: str) -> int:
 
 
 def duration(value: object, path: str) -> int:
-    """Return a duration in nanoseconds that was read; refuses a negative or endless one."""
+    """Return a duration (ns) from saved data; refuses one below 0 or above 9999 years."""
     number = cast(int, value)
     if not 0 <= number <= _LONGEST:
         raise CorruptStateError(path, f"{number} ns is no duration of up to 9999 years")
@@ -75,7 +75,7 @@ def duration(value: object, path: str) -> int:
 
 
 def payload(value: object, path: str) -> dict[str, object]:
-    """Return a payload that was read; its keys are strings."""
+    """Return a payload from saved data; refuses keys that are not strings."""
     data = cast("dict[str, object]", value)
     if not _TEXT.issuperset(map(type, data)):
         key = next(key for key in data if type(key) is not str)
@@ -84,7 +84,7 @@ def payload(value: object, path: str) -> dict[str, object]:
 
 
 def texts(value: object, path: str) -> list[str]:
-    """Return a list of texts that was read."""
+    """Return a list of texts from saved data."""
     if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
         raise CorruptStateError(path, "is no list of texts")
     return value
@@ -126,13 +126,13 @@ def load_effect(data: object, path: str) -> Effect:
 
 
 def writes_text(writes: Writes, path: str) -> str:
-    """Return what a step wrote as JSON text."""
+    """Return the writes of a step as JSON text."""
     removed = ",".join(map(quoted, writes.removed))
     return f'{{"values":{codec.saved(writes.values, f"{path}.values")},"removed":[{removed}]}}'
 
 
 def load_writes(data: object, path: str) -> Writes:
-    """Read what a step wrote."""
+    """Read the writes of a step."""
     f = check_fields(data, path, _WRITES_FIELDS, {})
     removed = cast("list[object]", f["removed"])
     if not all(type(key) is str for key in removed):
@@ -152,7 +152,7 @@ def load_emission(data: object, index: int) -> Emission:
 
 
 def load_task(data: object, emissions: Sequence[Emission], position: int) -> Task:
-    """Read a task of a commit, which shares the payload of the emission that it delivers."""
+    """Read a task of a commit; it shares the payload of its emission."""
     if type(data) is not dict or not fits(data, _TASK_REQUIRED, _TASK_OPTIONAL):
         check_fields(data, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
     f = cast("dict[str, Any]", data)

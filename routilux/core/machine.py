@@ -155,9 +155,7 @@ class Machine:
         A queued job is `pending` until a worker resumes it.
         """
         if self.job.seq:
-            raise IllegalTransitionError(
-                f"job {self.job.job_id} is already started; make a new Machine for a new job"
-            )
+            raise IllegalTransitionError(f"job {self.job.job_id} is already started")
         plan = self.plan
         detail = {
             "flow_id": plan.flow_id,

@@ -1,8 +1,9 @@
-"""The records of a job: what one commit changed, and what the history tells of it.
+"""Commits, the records of all changes of a job, and the history derived from them.
 
-Laws:
-- A commit is atomic and complete: everything about a job can be rebuilt from its commits.
-- What a commit of each kind has, and may have, is said in one table; reading one checks it.
+Invariants:
+- A commit is atomic and complete: the whole state of a job can be rebuilt from its commits.
+- One table lists the required and optional fields of each kind of commit; reading checks them.
+- A commit is written and read field by field, not by a table: it is on the path of each step.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class JobStatus(StrEnum):
 
 
 class CommitKind(StrEnum):
-    """What a commit is about: a step that ended, or a request that was granted."""
+    """The kind of a commit: the end of a step, or a request."""
 
     START = "start"
     DONE = "done"
@@ -71,7 +72,7 @@ class CommitKind(StrEnum):
     CANCELLED = "cancelled"
 
 
-# Looking a member up at its enum costs as much as a call.
+# A module global costs less than a look-up at the enum, which is as slow as a call.
 _START = CommitKind.START
 _RETRY = CommitKind.RETRY
 _FAILED = CommitKind.FAILED
@@ -80,11 +81,11 @@ _DROPPED = CommitKind.DROPPED
 
 @dataclass(slots=True)
 class Commit:
-    """All that one step or request changed, as one record; never changed after it was made.
+    """All changes by one step or request, as one record that is never changed.
 
     `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
     of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
-    places of the job that work at the same time, from 0. `detail` holds what only one kind has.
+    steps of the job that run at the same time, from 0. `detail` holds fields of one kind only.
     """
 
     seq: int
@@ -108,23 +109,23 @@ class Commit:
 
     @property
     def started_at(self) -> datetime | None:
-        """When the attempt began."""
+        """The start of the attempt (UTC)."""
         return None if self.started_ns is None else from_ns(self.started_ns)
 
     @property
     def finished_at(self) -> datetime:
-        """When the attempt ended, or the request was granted."""
+        """The end of the attempt, or the time of the request (UTC)."""
         return from_ns(self.at_ns)
 
     def dumps(self, path: str = "$") -> str:
-        """Return the commit as JSON text; `path` is where errors say that it stands.
+        """Return the commit as JSON text; errors name `path`.
 
-        Raises `UnserializableError` with the path of what has no saved form.
+        Raises `UnserializableError` with the path of a value that can't be saved.
         """
-        # Put together as text: as data that is then encoded it takes twice as long.
+        # Joined as text: encoding a dict takes twice as long.
         text = (
             f'{{"seq":{self.seq},"kind":"{self.kind._value_}","at_ns":{self.at_ns}'
-            f',"status":"{self.status._value_}"'  # what `value` looks up, at a fifth of the cost
+            f',"status":"{self.status._value_}"'  # `value` takes five times as long
         )
         if self.task_id is not None:
             text += f',"task_id":{quoted(self.task_id)}'
@@ -185,7 +186,7 @@ class Commit:
 
     @classmethod
     def _load(cls, data: object) -> Commit:
-        # Paths begin at the commit, so that they are made on failure only.
+        # Paths start at the commit, so that they are built on failure only.
         fitting = type(data) is dict and _fits_its_kind(data)
         if fitting:
             f = cast("dict[str, Any]", data)
@@ -231,7 +232,7 @@ class Commit:
 
 @dataclass(slots=True)
 class HistoryRecord:
-    """One thing that the flow did: a start, an emission, or a task that ended by an error.
+    """One event of the history: a start, an emission, or a task that ended by an error.
 
     `event` is `start`, the emitted event's name, `error`, `error_continued` or `skipped`;
     `at_ns` is UTC nanoseconds.
@@ -250,12 +251,12 @@ class HistoryRecord:
 
     @property
     def at(self) -> datetime:
-        """When it was committed."""
+        """The time of its commit (UTC)."""
         return from_ns(self.at_ns)
 
 
 def history_of(commit: Commit) -> list[HistoryRecord]:
-    """Return what a commit adds to the history."""
+    """Return the records that a commit adds to the history."""
     kind = commit.kind
     if kind is _RETRY:
         return []
@@ -303,7 +304,7 @@ def history_length(commit: Commit) -> int:
     return len(commit.emissions) + ends_by_error
 
 
-# --- what a commit of each kind has -------------------------------------------------------------
+# --- fields of each kind of commit --------------------------------------------------------------
 
 _COMMIT_REQUIRED: codec.Fields = {"seq": int, "kind": str, "at_ns": int, "status": str}
 _COMMIT_OPTIONAL: codec.Fields = {
@@ -324,7 +325,7 @@ _COMMIT_OPTIONAL: codec.Fields = {
 }
 _STEP: Final = frozenset({"task_id", "routine_id", "attempt", "started_ns"})
 _CREATED: Final = frozenset({"emissions", "tasks"})
-# What a commit of each kind has besides the four fields of all, and what it may have.
+# The required and optional fields of each kind, besides the four fields of all commits.
 _FORMS: Final[Mapping[CommitKind, tuple[frozenset[str], frozenset[str]]]] = {
     CommitKind.START: (frozenset({"tasks", "detail"}), frozenset()),
     CommitKind.DONE: (_STEP, _CREATED | {"worker", "state", "shared"}),
@@ -337,7 +338,7 @@ _FORMS: Final[Mapping[CommitKind, tuple[frozenset[str], frozenset[str]]]] = {
     CommitKind.PAUSED: (frozenset(), frozenset({"detail"})),
     CommitKind.CANCELLED: (frozenset(), frozenset({"detail"})),
 }
-_JOB_FAILED: Final = (frozenset({"error"}), frozenset[str]())  # without a task of its own
+_JOB_FAILED: Final = (frozenset({"error"}), frozenset[str]())  # the job as a whole
 _SHAPE: codec.Fields = {"shape": list, "routines": list}
 _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.START: ({"flow_id": str, **_SHAPE}, {}),
@@ -347,7 +348,7 @@ _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.PAUSED: ({"reason": object}, {}),
     CommitKind.CANCELLED: ({"reason": object}, {}),
 }
-# The same in one: what `fits` takes to be the fields of a commit of each kind.
+# The same with the types of the fields, for `fits`.
 _WHOLE_FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
     kind.value: (
         {**_COMMIT_REQUIRED, **{name: _COMMIT_OPTIONAL[name] for name in required}},

@@ -734,7 +734,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
     "a seq past the commits": (
         put(J, "seq", to=4),
         "$.job_state.commits",
-        "their numbers don't lead up to seq",
+        "their numbers do not end at the job's seq",
     ),
     "an instant beyond the calendar": (
         put(J, "updated_ns", to=10**30),
@@ -744,7 +744,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
     "a pending task twice": (
         twice(J, "pending_tasks"),
         "$.job_state.pending_tasks[1].task_id",
-        "stands twice",
+        "is a duplicate",
     ),
     "a pending task too few": (
         drop(J, "pending_tasks", 0),
@@ -754,7 +754,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
     "more retries than attempts": (
         put(J, "pending_tasks", 0, "retries", to=3),
         "$.job_state.pending_tasks[0].retries",
-        "were not made by the attempts before",
+        "is not less than the next attempt",
     ),
     "a failed task that waits": (
         put(J, "pending_tasks", 0, "failed", to=True),
@@ -779,7 +779,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
     "fewer attempts than ends": (
         put(J, "routine_states", "fetch", "attempts", to=0),
         "$.job_state.routine_states['fetch'].attempts",
-        "is less than what they came to",
+        "is less than the other counts add up to",
     ),
     "True for a number": (
         put(J, "recoveries", to=True),

@@ -11,26 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import FakeClock, Flow, JobState, JobStatus, Routine, Runtime
-from tests.drivers.workshop import (
+from tests.drivers.workshop import no_thread_remains
+from tests.routines import (
     PATIENCE,
     Wide,
     Works,
     chain,
     ended_at,
+    ends,
     fan,
-    no_thread_remains,
+    outputs,
     rest,
     retrying,
     send,
+    sends,
 )
-
-
-def sends(*numbers: Any) -> Works:
-    def body(self: Routine) -> None:
-        for n in numbers:
-            self.emit("out", n=n)
-
-    return Works(body)
 
 
 def sleeps_n(self: Routine, n: int) -> None:
@@ -81,8 +76,7 @@ def test_one_step_of_a_routine_at_a_time_unless_its_class_says_otherwise() -> No
 
 def test_a_routine_that_is_busy_holds_no_other_back() -> None:
     job = run(fan(sends(5, 5), workers=2, slow=sleeps_n, quick=rest))
-    ends = [(c.routine_id, (c.at_ns - job.started_ns) // 10**9) for c in job.commits[2:]]
-    assert [("quick", 0), ("quick", 0), ("slow", 5), ("slow", 10)] == ends
+    assert [("quick", 0), ("quick", 0), ("slow", 5), ("slow", 10)] == ends(job, 2)
 
 
 def test_tasks_start_in_the_order_of_their_creation() -> None:
@@ -138,7 +132,7 @@ def test_an_aggregator_fires_once_when_all_items_are_there() -> None:
     flow.add_routine(Works(collects), "join")
     flow.connect("a", "out", "join", "trigger")
     job = run(flow)
-    assert [[0, 1, 2, 3, 4, 5]] == [output.data["n"] for output in job.outputs]
+    assert [[0, 1, 2, 3, 4, 5]] == outputs(job)
     assert 6 == job.routine_states["join"].completed
 
 
@@ -191,7 +185,7 @@ def test_many_callers_share_one_runtime_and_one_flow() -> None:
     for n, job in jobs.items():
         assert JobStatus.COMPLETED is job.status
         assert {"mine": n} == job.shared_data
-        assert [True] == [output.data["n"] for output in job.outputs]
+        assert [True] == outputs(job)
 
 
 @pytest.mark.parametrize("n", [1, 200])

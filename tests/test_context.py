@@ -17,41 +17,30 @@ from routilux import (
     Context,
     FakeClock,
     Flow,
-    FlowDefinitionError,
     JobState,
     JobStatus,
-    MemoryStore,
     NoActiveStepError,
     Routine,
     Runtime,
     SavedState,
     UnserializableError,
 )
-from tests.drivers.workshop import (
+from tests.routines import (
+    MODES,
     PATIENCE,
     Wide,
     Works,
     chain,
+    error_of,
     fan,
     kinds,
+    outputs,
     rest,
     retrying,
+    run,
     send,
+    sends,
 )
-
-MODES = pytest.mark.parametrize("workers", [None, 2], ids=["sequential", "concurrent"])
-
-
-def run(flow: Flow, entry: str, *, observers: Any = (), job_id: str = "job", **n: Any) -> JobState:
-    with Runtime(clock=FakeClock(), observers=observers) as runtime:
-        return flow.execute(entry, n or None, job_id=job_id, runtime=runtime)
-
-
-def error_of(job: JobState) -> tuple[str, str]:
-    assert JobStatus.FAILED is job.status
-    assert job.error is not None
-    return job.error.type, job.error.message
-
 
 # --- state and shared data ------------------------------------------------------------------------
 
@@ -86,10 +75,10 @@ def test_a_failed_attempt_leaves_no_trace_but_its_record(workers: int | None) ->
             raise ValueError
         del self.ctx.shared["seen"]
 
-    job = run(chain(workers=workers, a=Works(careless, retrying(retry_delay=0))), "a")
+    job = run(chain(workers=workers, a=Works(careless, retrying(retry_delay=0))))
     assert {"tries": 3} == job.routine_states["a"].state
     assert {} == job.shared_data
-    assert [3] == [output.data["n"] for output in job.outputs]
+    assert [3] == outputs(job)
     assert ["start", "retry", "retry", "done"] == kinds(job)
 
 
@@ -180,7 +169,7 @@ def test_a_key_that_is_no_text_is_refused() -> None:
     def writes(self: Routine) -> None:
         self.ctx.shared[3] = 1  # type: ignore[index]
 
-    kind, message = error_of(run(chain(a=writes), "a"))
+    kind, message = error_of(run(chain(a=writes)))
     assert "TypeError" == kind
     assert "not 3" in message
 
@@ -204,7 +193,7 @@ READS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def conflicting(reads: Callable[[Any], object]) -> JobState:
+def conflicting(reads: Callable[[Any], object], error: Exception | None = None) -> JobState:
     def puts(self: Routine) -> None:
         self.ctx.shared["key"] = [0]
         self.ctx.shared["other"] = 0
@@ -217,22 +206,23 @@ def conflicting(reads: Callable[[Any], object]) -> JobState:
     def slow(self: Routine, n: object) -> None:
         reads(self.ctx.shared)
         self.ctx.sleep(1)
+        if error is not None and self.ctx.shared.get("key") == [0]:
+            raise error
 
     return run(fan(puts, workers=2, slow=slow, quick=quick), "source")
 
 
-@pytest.mark.parametrize("how", READS)
-def test_a_step_that_read_what_another_has_changed_is_run_again_and_pays_no_retry(how: str) -> None:
-    job = conflicting(READS[how])
+@pytest.mark.parametrize(
+    ("how", "error"), [*((how, None) for how in READS), ("get", KeyError("stale"))]
+)
+def test_a_step_that_read_what_another_has_changed_is_run_again_and_pays_no_retry(
+    how: str, error: Exception | None
+) -> None:
+    job = conflicting(READS[how], error)
     job.raise_for_status()
     assert ["start", "done", "done", "conflict", "done"] == kinds(job)
     again, done = job.commits[3:]
-    assert ("slow", 1, "slow", 1) == (
-        again.routine_id,
-        again.attempt,
-        done.routine_id,
-        done.attempt,
-    )
+    assert [("slow", 1)] * 2 == [(c.routine_id, c.attempt) for c in (again, done)]
     assert 0 == job.retry_count("slow")
     assert 1 == job.routine_states["slow"].attempts
 
@@ -248,40 +238,13 @@ def test_a_step_that_read_nothing_that_changed_is_not_run_again(
     assert ["start", "done", "done", "done"] == kinds(conflicting(how))
 
 
-def test_a_conflict_is_seen_before_success_or_failure_is_looked_at() -> None:
-    def fails_on_old(shared: Any) -> None:
-        if shared["key"] == [0]:
-            raise KeyError("stale")
-
-    def puts(self: Routine) -> None:
-        self.ctx.shared["key"] = [0]
-        self.emit("out", n=0)
-
-    def slow(self: Routine, n: object) -> None:
-        old = self.ctx.shared["key"]
-        self.ctx.sleep(1)
-        if old == [0]:
-            raise KeyError("stale")
-
-    def quick(self: Routine, n: object) -> None:
-        self.ctx.shared["key"] = [1]
-
-    job = run(fan(puts, workers=2, slow=slow, quick=quick), "source")
-    assert JobStatus.COMPLETED is job.status
-    assert "failed" not in kinds(job)
-
-
 def test_no_update_is_lost_however_many_write_at_once() -> None:
     def adds(self: Routine, n: int) -> None:
         total: Any = self.ctx.shared.get("total", 0)
         self.ctx.sleep(self.ctx.random.choice([0, 1, 2]))
         self.ctx.shared["total"] = total + n
 
-    def sends(self: Routine) -> None:
-        for n in range(1, 5):
-            self.emit("out", n=n)
-
-    job = run(fan(sends, workers=8, a=Wide(adds), b=Wide(adds), c=adds), "source")
+    job = run(fan(sends(1, 2, 3, 4), workers=8, a=Wide(adds), b=Wide(adds), c=adds), "source")
     job.raise_for_status()
     assert 30 == job.shared_data["total"]
     assert "conflict" in kinds(job)
@@ -329,10 +292,10 @@ def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(
     def writes(self: Routine, n: object) -> None:
         self.ctx.state["count"] = 1
 
-    job = run(chain(workers=workers, a=Wide(reads), b=Wide(writes, retrying())), "a")
+    job = run(chain(workers=workers, a=Wide(reads), b=Wide(writes, retrying())))
     kind, message = error_of(job)
     assert "default" == job.commits[1].emissions[0].payload["n"]
-    assert "routilux.errors.FlowDefinitionError" == kind
+    assert "FlowDefinitionError" == kind
     assert "ctx.state[count]" in message
     assert "use ctx.shared, or max_concurrency = 1" in message
     assert 0 == job.retry_count()
@@ -373,7 +336,7 @@ def test_a_recorded_effect_is_not_run_again_after_a_resume(tmp_path: Any) -> Non
         again = loaded.flow.resume(loaded.job, runtime=runtime)
     assert JobStatus.COMPLETED is again.status
     assert 1 == Saved.calls
-    assert ["receipt 1"] == [output.data["n"] for output in again.outputs]
+    assert ["receipt 1"] == outputs(again)
 
 
 class Saved(Routine):
@@ -409,7 +372,7 @@ class Saved(Routine):
 def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: int | None) -> None:
     told: list[str] = []
 
-    class Watcher:
+    class Teller:
         def on_commit(self, job: JobState, commit: Commit) -> None:
             told.append(commit.kind.value)
 
@@ -417,7 +380,7 @@ def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: 
         self.ctx.once("charge", told.append, "charged")
         told.append("next line")
 
-    run(chain(workers=workers, a=pays), "a", observers=[Watcher()])
+    run(chain(workers=workers, a=pays), "a", observers=[Teller()])
     assert ["start", "charged", "effect", "next line", "done"] == told
 
 
@@ -432,29 +395,38 @@ def test_what_an_effect_raises_is_not_recorded() -> None:
     def pays(self: Routine) -> None:
         self.ctx.once("charge", charge)
 
-    job = run(chain(a=Works(pays, retrying())), "a")
+    job = run(chain(a=Works(pays, retrying())))
     assert ["start", "retry", "effect", "done"] == kinds(job)
     assert 2 == len(calls)
 
 
-def test_the_same_name_twice_in_an_attempt_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("calls", "message", "commits"),
+    [
+        (
+            [("charge", int), ("charge", int)],
+            "once('charge') is called twice in one attempt of a",
+            ["start", "effect", "failed"],
+        ),
+        (
+            [("charge", abs, None)],
+            "recorded with other arguments",
+            ["start", "effect", "retry", "failed"],
+        ),
+    ],
+    ids=["twice in an attempt", "other arguments"],
+)
+def test_an_effect_that_can_not_be_the_recorded_one_is_refused(
+    calls: list[Any], message: str, commits: list[str]
+) -> None:
     def pays(self: Routine) -> None:
-        self.ctx.once("charge", int)
-        self.ctx.once("charge", int)
-
-    job = run(chain(a=Works(pays, retrying())), "a")
-    assert "once('charge') is called twice in one attempt of a" in error_of(job)[1]
-    assert 0 == job.retry_count()
-
-
-def test_other_arguments_than_recorded_are_refused() -> None:
-    def pays(self: Routine) -> None:
-        self.ctx.once("charge", abs, self.ctx.attempt)
+        for name, effect, *arguments in calls:
+            self.ctx.once(name, effect, *(self.ctx.attempt for _ in arguments))
         raise ValueError
 
-    job = run(chain(a=Works(pays, retrying())), "a")
-    assert "recorded with other arguments" in error_of(job)[1]
-    assert ["start", "effect", "retry", "failed"] == kinds(job)
+    job = run(chain(a=Works(pays, retrying())))
+    assert message in error_of(job)[1]
+    assert commits == kinds(job)
 
 
 def test_arguments_and_results_that_have_no_saved_form_are_refused_by_path() -> None:
@@ -482,7 +454,7 @@ def test_an_effect_may_be_run_by_a_thread_of_the_handler() -> None:
         thread.start()
         thread.join(PATIENCE)
 
-    job = run(chain(workers=2, a=pays), "a")
+    job = run(chain(workers=2, a=pays))
     assert ["start", "effect", "done"] == kinds(job)
 
 
@@ -509,11 +481,7 @@ def test_ids_and_chance_repeat_on_every_attempt_and_differ_between_tasks(
         if ctx.attempt < 3:
             raise ValueError
 
-    def sends(self: Routine) -> None:
-        self.emit("out", n=1)
-        self.emit("out", n=2)
-
-    flow = fan(sends, workers=workers, a=Works(draws, retrying(retry_delay=1)))
+    flow = fan(sends(1, 2), workers=workers, a=Works(draws, retrying(retry_delay=1)))
     run(flow, "source", job_id="j7")
     assert ["0.0", "0.1"] == sorted(seen)
     for task_id, attempts in seen.items():
@@ -579,31 +547,28 @@ VIEWS: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
-def test_a_context_that_outlives_its_handler_is_refused(use: str) -> None:
-    leaked: list[Context] = []
+OVER = (
+    "this step is over: its handler has returned or was given up, so nothing that it does can be"
+    " recorded any more; keep no ctx beyond the handler"
+)
+
+
+@pytest.mark.parametrize(
+    ("which", "use"),
+    [("ctx", use) for use in USES] + [(view, use) for view in ("state", "shared") for use in VIEWS],
+)
+def test_a_context_or_view_that_outlives_its_handler_is_refused(which: str, use: str) -> None:
+    leaked: dict[str, Any] = {}
 
     def leaks(self: Routine) -> None:
-        leaked.append(self.ctx)
+        leaked.update(ctx=self.ctx, state=self.ctx.state, shared=self.ctx.shared)
+        self.ctx.state["key"] = self.ctx.shared["key"] = 0
 
-    run(chain(a=leaks), "a")
-    with pytest.raises(NoActiveStepError, match="this step is over"):
-        USES[use](leaked[0])
-
-
-@pytest.mark.parametrize("use", VIEWS)
-@pytest.mark.parametrize("which", ["state", "shared"])
-def test_a_view_that_outlives_its_handler_is_refused(use: str, which: str) -> None:
-    leaked: list[Any] = []
-
-    def leaks(self: Routine) -> None:
-        view = getattr(self.ctx, which)
-        view["key"] = 0
-        leaked.append(view)
-
-    run(chain(a=leaks), "a")
-    with pytest.raises(NoActiveStepError, match="this step is over"):
-        VIEWS[use](leaked[0])
+    job = run(chain(a=leaks))
+    before = job.serialize()
+    with pytest.raises(NoActiveStepError, match=f"^{OVER}$"):
+        (USES if which == "ctx" else VIEWS)[use](leaked[which])
+    assert before == job.serialize()
 
 
 def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
@@ -624,11 +589,11 @@ def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
         threads.append(threading.Thread(target=inherited.run, args=(late, self)))
         threads[0].start()
 
-    job = run(chain(a=leaks), "a")
+    job = run(chain(a=leaks))
     returned.set()
     threads[0].join(PATIENCE)
     assert 2 == len(told)
-    assert all("this step is over" in text for text in told)
+    assert {OVER} == set(told)
     assert () == tuple(job.outputs)
 
 
@@ -638,31 +603,6 @@ def test_outside_of_a_handler_there_is_no_context_and_nothing_to_emit() -> None:
         _ = routine.ctx
     with pytest.raises(NoActiveStepError, match=r"Works.emit\('out'\) was called outside"):
         routine.emit("out", n=1)
-
-
-def test_the_event_of_another_routine_can_not_be_emitted() -> None:
-    other = Works(rest)
-
-    def meddles(self: Routine) -> None:
-        other.emit("out", n=1)
-
-    flow = fan(Works(meddles, retrying()), other=other)
-    kind, message = error_of(run(flow, "source"))
-    assert "routilux.errors.NoActiveStepError" == kind
-    assert "while a handler of another routine runs" in message
-
-
-def test_events_and_fields_that_are_not_declared_are_refused_by_name() -> None:
-    def event(self: Routine) -> None:
-        self.emit("outt", n=1)
-
-    def field(self: Routine) -> None:
-        self.emit("out", m=1)
-
-    assert "'outt'" in error_of(run(chain(a=event), "a"))[1]
-    kind, message = error_of(run(chain(a=field), "a"))
-    assert FlowDefinitionError.__name__ in kind
-    assert "'out' with 'm'" in message
 
 
 # --- payloads -------------------------------------------------------------------------------------
@@ -735,29 +675,6 @@ def test_a_payload_is_seen_as_it_was_emitted_by_each_branch_and_each_attempt(
     assert PAYLOADS[kind]() == job.commits[1].emissions[0].payload["n"]
 
 
-def test_a_payload_that_can_not_be_copied_is_refused_where_it_is_emitted() -> None:
-    def emits(self: Routine) -> None:
-        self.emit("out", n=[threading.Lock()])
-
-    kind, message = error_of(run(chain(a=Works(emits, retrying())), "a"))
-    assert UnserializableError.__name__ in kind
-    assert "Works.out.n" in message
-
-
-def test_a_payload_that_can_not_be_saved_fails_its_attempt_where_there_is_a_store() -> None:
-    def emits(self: Routine) -> None:
-        self.emit("out", n=Parcel(1))
-
-    store = MemoryStore()
-    with Runtime(clock=FakeClock(), store=store) as runtime:
-        job = chain(a=Works(emits, retrying())).execute("a", job_id="j", runtime=runtime)
-    kind, message = error_of(job)
-    assert UnserializableError.__name__ in kind
-    assert "Parcel" in message
-    assert ["start", "failed"] == kinds(job)
-    assert 2 == len(store.rows("j"))
-
-
 def test_a_handler_gets_the_fields_that_it_names() -> None:
     seen: list[object] = []
 
@@ -775,5 +692,5 @@ def test_a_handler_gets_the_fields_that_it_names() -> None:
     for name, body in (("one", one), ("every", every)):
         flow.add_routine(Works(body), name)
         flow.connect("a", "pair", name, "trigger")
-    run(flow, "a").raise_for_status()
+    run(flow).raise_for_status()
     assert [([2], "default"), {"left": 1, "right": [2]}] == seen

@@ -18,7 +18,7 @@ from routilux import (
     RoutineStatus,
     Runtime,
 )
-from tests.drivers.workshop import Works, chain, fails, fan, rest, retrying
+from tests.routines import Works, chain, fails, fan, rest, retrying
 
 MS = 1_000_000
 

@@ -25,6 +25,7 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.policy import MAX_DELAY_NS, ErrorHandler, ErrorStrategy, RetryAfter
+from tests.routines import retrying
 
 MS = 1_000_000
 SECOND = 1_000 * MS
@@ -45,10 +46,6 @@ spans = st.one_of(st.none(), st.integers(1, 10**9), st.floats(1e-6, 1e9))
 classes = st.lists(
     st.sampled_from([ValueError, OSError, GatewayError, GatewayError.Busy]), max_size=3
 ).map(tuple)
-
-
-def retrying(**options: Any) -> ErrorHandler:
-    return ErrorHandler(ErrorStrategy.RETRY, **options)
 
 
 handlers = st.one_of(

@@ -24,7 +24,8 @@ from routilux.copying import is_flat
 from routilux.exchange import Effect, Task
 from routilux.instants import SECOND
 from routilux.step import run_remote, run_step
-from tests.drivers.workshop import Doubles, FailsOnce, Works, retrying
+from tests.drivers.workshop import Doubles, FailsOnce
+from tests.routines import Works, retrying
 
 START = 1_767_225_600 * SECOND
 

@@ -23,8 +23,8 @@ from routilux import (
     MemoryStore,
     NotResumableError,
 )
-from tests.drivers.workshop import PATIENCE
 from tests.persist.stores import STORES, Make, acquire
+from tests.routines import PATIENCE
 
 SECOND = 10**9
 

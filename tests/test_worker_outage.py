@@ -20,7 +20,7 @@ from routilux import (
     Runtime,
     Worker,
 )
-from tests.drivers.workshop import Works, chain, rest
+from tests.routines import Works, chain, rest
 
 SECOND = 10**9
 LEASE = 30.0

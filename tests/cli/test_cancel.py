@@ -11,8 +11,8 @@ from routilux import JobStatus, LeaseLostError, MemoryStore, NotResumableError, 
 from routilux.persist import operator
 from tests.cli.payments import NOW, SECOND, payment
 from tests.cli.program import Told
-from tests.drivers.workshop import chain
 from tests.persist.stores import acquire
+from tests.routines import chain
 
 
 def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, told: Told) -> None:

@@ -17,7 +17,7 @@ from routilux.persist.opening import shown
 from tests.cli.pages import FAILED
 from tests.cli.payments import NOW
 from tests.cli.program import ROOT, Told, command
-from tests.drivers.workshop import PATIENCE
+from tests.routines import PATIENCE
 
 
 @pytest.mark.parametrize(

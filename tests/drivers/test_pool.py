@@ -32,20 +32,8 @@ from routilux import (
 )
 from routilux.drivers.pool import PoolDriver
 from routilux.exchange import StepOutcome
-from tests.drivers.workshop import (
-    PATIENCE,
-    Dies,
-    Doubles,
-    FailsOnce,
-    Works,
-    chain,
-    fan,
-    kinds,
-    no_thread_remains,
-    rest,
-    retrying,
-    send,
-)
+from tests.drivers.workshop import Dies, Doubles, FailsOnce, no_thread_remains
+from tests.routines import PATIENCE, Works, chain, fan, kinds, rest, retrying, send
 
 
 @pytest.fixture(scope="module")

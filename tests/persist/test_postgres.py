@@ -22,7 +22,6 @@ from routilux import (
     Runtime,
     Worker,
 )
-from tests.drivers.workshop import chain
 from tests.persist.hosts import (
     PATIENCE,
     Call,
@@ -35,6 +34,7 @@ from tests.persist.hosts import (
 )
 from tests.persist.postgres_server import Server, with_option
 from tests.persist.stores import acquire
+from tests.routines import chain
 
 SECOND = 10**9
 
@@ -251,7 +251,7 @@ def stories(store: PostgresStore) -> set[tuple[str, ...]]:
 DRIVES = """
 import sys, threading
 from routilux import PostgresStore, Worker
-from tests.drivers.workshop import chain
+from tests.routines import (chain)
 first, begun = threading.Lock(), threading.Event()
 def drives(self):
     print(self.ctx.job_id, flush=True)

@@ -20,7 +20,6 @@ from routilux import (
     Worker,
 )
 from routilux.persist.leases import Acquired
-from tests.drivers.workshop import chain, rest
 from tests.persist.hosts import (
     PATIENCE,
     Call,
@@ -33,6 +32,7 @@ from tests.persist.hosts import (
 from tests.persist.losses import Losses
 from tests.persist.postgres_server import Server
 from tests.persist.stores import acquire
+from tests.routines import chain, rest
 
 SECOND = 10**9
 

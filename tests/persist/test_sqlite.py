@@ -16,9 +16,9 @@ import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
 from routilux.persist.sqlite_file import SqliteFile
-from tests.drivers.workshop import PATIENCE
 from tests.persist.hosts import line_of, process
 from tests.persist.stores import acquire
+from tests.routines import PATIENCE
 
 SECOND = 10**9
 

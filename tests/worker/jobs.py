@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from routilux import Acquired, ErrorHandler, Flow, MemoryStore, Routine, Runtime, Worker
-from tests.drivers.workshop import Body, Works, chain
+from tests.routines import Body, Works, chain
 
 SECOND = 10**9
 TAKEN_OVER = (

@@ -16,8 +16,8 @@ from routilux import (
     Runtime,
 )
 from routilux.persist import operator
-from tests.drivers.workshop import Works, chain, rest
 from tests.persist.stores import acquire
+from tests.routines import Works, chain, rest
 from tests.worker.jobs import (
     SECOND,
     TAKEN_OVER,

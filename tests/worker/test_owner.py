@@ -21,7 +21,7 @@ from routilux import (
     Worker,
 )
 from routilux.persist import operator
-from tests.drivers.workshop import PATIENCE, chain, rest
+from tests.routines import PATIENCE, chain, rest
 from tests.worker.jobs import TAKEN_OVER, story, working
 
 # From Python 3.12 on it tells so, and what it warns of is what is tested here.

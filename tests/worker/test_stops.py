@@ -16,7 +16,7 @@ from routilux import (
     Worker,
 )
 from routilux.audience import Audience
-from tests.drivers.workshop import chain, rest
+from tests.routines import chain, rest
 from tests.worker.jobs import SECOND, statuses, worker
 
 

@@ -19,8 +19,8 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from tests.drivers.workshop import PATIENCE, chain, rest
 from tests.persist.stores import acquire
+from tests.routines import PATIENCE, chain, rest
 from tests.test_runtime import Refuses
 from tests.worker.jobs import SECOND, retrying, statuses, story, worker
 

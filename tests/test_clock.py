@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ from routilux import (
     Wait,
 )
 from routilux.clock import Signal
-from tests.drivers.workshop import HandClock, engine_threads, no_thread_remains
+from tests.drivers.workshop import HandClock, at_once, engine_threads, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -258,11 +259,7 @@ def test_several_fake_clocks_run_at_once_and_know_nothing_of_each_other() -> Non
             flow = fan(send, workers=2, a=sleeps(seconds), b=sleeps(2 * seconds))
             took[seconds] = ended_at(flow.execute("source", runtime=runtime))
 
-    hosts = [threading.Thread(target=host, args=(seconds,)) for seconds in (1, 10, 100, 1000)]
-    for thread in hosts:
-        thread.start()
-    for thread in hosts:
-        thread.join(PATIENCE)
+    at_once(*(partial(host, seconds) for seconds in (1, 10, 100, 1000)))
     assert {1: 2, 10: 20, 100: 200, 1000: 2000} == took
 
 
@@ -408,9 +405,7 @@ def test_a_step_that_swallows_the_stall_is_not_left_asleep() -> None:
 
 def test_another_thread_may_move_a_stopped_clock_on() -> None:
     made: list[FakeClock] = []
-    thread = threading.Thread(target=lambda: made.append(FakeClock(autojump=False)))
-    thread.start()
-    thread.join(PATIENCE)
+    at_once(lambda: made.append(FakeClock(autojump=False)))
     clock = made[0]
     with Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(3)).start("a", runtime=runtime)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import FakeClock, Flow, JobState, JobStatus, Routine, Runtime
-from tests.drivers.workshop import no_thread_remains
+from tests.drivers.workshop import at_once, no_thread_remains
 from tests.routines import (
     PATIENCE,
     Wide,
@@ -176,11 +177,7 @@ def test_many_callers_share_one_runtime_and_one_flow() -> None:
             jobs[n] = flow.start("a", {"n": n}, runtime=runtime).wait()
 
     with no_thread_remains(), Runtime() as runtime:
-        threads = [threading.Thread(target=caller, args=(n,)) for n in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE)
+        at_once(*(partial(caller, n) for n in range(16)))
     assert 16 == len(jobs) == len({job.job_id for job in jobs.values()})
     for n, job in jobs.items():
         assert JobStatus.COMPLETED is job.status

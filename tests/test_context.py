@@ -25,6 +25,7 @@ from routilux import (
     SavedState,
     UnserializableError,
 )
+from tests.drivers.workshop import at_once
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -450,9 +451,7 @@ def test_arguments_and_results_that_have_no_saved_form_are_refused_by_path() -> 
 def test_an_effect_may_be_run_by_a_thread_of_the_handler() -> None:
     def pays(self: Routine) -> None:
         ctx = self.ctx
-        thread = threading.Thread(target=lambda: ctx.once("charge", int, 3))
-        thread.start()
-        thread.join(PATIENCE)
+        at_once(lambda: ctx.once("charge", int, 3))
 
     job = run(chain(workers=2, a=pays))
     assert ["start", "effect", "done"] == kinds(job)
@@ -673,24 +672,3 @@ def test_a_payload_is_seen_as_it_was_emitted_by_each_branch_and_each_attempt(
     assert [True] * 5 == seen
     assert PAYLOADS[kind]() == given["n"]
     assert PAYLOADS[kind]() == job.commits[1].emissions[0].payload["n"]
-
-
-def test_a_handler_gets_the_fields_that_it_names() -> None:
-    seen: list[object] = []
-
-    def emits(self: Routine) -> None:
-        self.emit("pair", left=1, right=[2])
-
-    def one(self: Routine, right: object, extra: str = "default") -> None:
-        seen.append((right, extra))
-
-    def every(self: Routine, **fields: object) -> None:
-        seen.append(fields)
-
-    flow = Flow()
-    flow.add_routine(Works(emits, pair=["left", "right"]), "a")
-    for name, body in (("one", one), ("every", every)):
-        flow.add_routine(Works(body), name)
-        flow.connect("a", "pair", name, "trigger")
-    run(flow).raise_for_status()
-    assert [([2], "default"), {"left": 1, "right": [2]}] == seen

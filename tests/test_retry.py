@@ -264,19 +264,22 @@ def test_the_last_failure_is_kept_with_its_traceback_and_those_before_without() 
 
 
 @MODES
-def test_a_routine_tells_of_its_lost_tasks_by_its_event_named_error(workers: int | None) -> None:
+@pytest.mark.parametrize("last", ["stop", "continue", "skip"])
+def test_a_routine_reports_each_task_that_it_gives_up_by_its_event_named_error(
+    workers: int | None, last: str
+) -> None:
     told: list[dict[str, object]] = []
 
     def hears(self: Routine, **facts: object) -> None:
         told.append(facts)
 
     fields = ["error_type", "message", "task_id", "slot", "attempt", "payload"]
-    lossy = Works(fails(9), retrying(max_retries=1, on_exhausted="continue"), error=fields)
+    lossy = Works(fails(9), retrying(max_retries=1, on_exhausted=last), error=fields)
     flow = chain(workers=workers, a=lossy, b=rest)
     flow.add_routine(Works(hears), "hears")
     flow.connect("a", "error", "hears", "trigger")
     job = run(flow, n=[1])
-    assert JobStatus.COMPLETED is job.status
+    assert (JobStatus.FAILED if last == "stop" else JobStatus.COMPLETED) is job.status
     assert [
         {
             "error_type": "ValueError",
@@ -286,7 +289,7 @@ def test_a_routine_tells_of_its_lost_tasks_by_its_event_named_error(workers: int
             "attempt": 2,
             "payload": {"n": [1]},
         }
-    ] == told
+    ] == (told or [t.payload for t in job.pending_tasks if t.routine_id == "hears"])
 
 
 # --- planned and actual ---------------------------------------------------------------------------

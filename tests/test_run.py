@@ -34,7 +34,7 @@ from routilux import (
     use_runtime,
 )
 from routilux.instants import instant_ns
-from tests.drivers.workshop import no_thread_remains
+from tests.drivers.workshop import at_once, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -563,9 +563,7 @@ def test_start_gives_a_handle_and_the_default_runtime_serves_all_threads() -> No
     clock = FakeClock()
     runs: list[Run] = []
     with Runtime(clock=clock) as runtime, use_runtime(runtime):
-        thread = threading.Thread(target=lambda: runs.append(chain(a=sleeps(5)).start("a")))
-        thread.start()
-        thread.join(PATIENCE)
+        at_once(lambda: runs.append(chain(a=sleeps(5)).start("a")))
         assert JobStatus.COMPLETED is runs[0].wait().status
     assert START + timedelta(seconds=5) == clock.now()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from routilux import (
     MemoryStore,
     NotResumableError,
 )
+from tests.drivers.workshop import at_once as together
 from tests.persist.stores import STORES, Make, acquire
 from tests.routines import PATIENCE
 
@@ -240,11 +242,7 @@ def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
         except LeaseLostError:
             got[owner] = LeaseLostError
 
-    threads = [threading.Thread(target=run, args=(f"host {i}",)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
+    together(*(partial(run, f"host {i}") for i in range(count)))
     return got
 
 

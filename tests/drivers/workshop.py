@@ -7,8 +7,9 @@ imported there.
 from __future__ import annotations
 
 import os
+import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from routilux import Clock, Routine, Signal
@@ -27,6 +28,30 @@ def no_thread_remains() -> Iterator[None]:
     for thread in engine_threads() - before:
         thread.join(PATIENCE)
         assert not thread.is_alive(), f"{thread.name} still runs"
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Make each of the calls in a thread of its own, and wait for all of them."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+
+
+def in_a_child(does: Callable[[], object]) -> None:
+    """Do it in a forked child; fail where that hangs or raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))
+            does()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert -signal.SIGALRM != (ended := os.waitstatus_to_exitcode(status)), "the child hangs"
+    assert 0 == ended
 
 
 class HandClock(Clock):

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sqlite3
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
 from routilux.persist.sqlite_file import SqliteFile
+from tests.drivers.workshop import at_once, in_a_child
 from tests.persist.hosts import line_of, process
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE
@@ -139,11 +140,7 @@ def test_threads_share_one_store(store: SqliteStore) -> None:
         for seq in range(2, 20):
             store.append(name, seq, b"%d" % seq, name, rests=False)
 
-    threads = [threading.Thread(target=appends, args=(f"job {i}",)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
+    at_once(*(partial(appends, f"job {i}") for i in range(8)))
     assert [f"job {i}" for i in range(8)] == sorted(store.job_ids())
     for name in store.job_ids():
         assert [b"%d" % seq for seq in range(1, 20)] == store.rows(name)
@@ -151,15 +148,7 @@ def test_threads_share_one_store(store: SqliteStore) -> None:
 
 def test_a_forked_child_uses_a_connection_of_its_own(store: SqliteStore) -> None:
     store.create("j", b"1", "a", flow_id="f", queued=False)
-    child = os.fork()
-    if child == 0:
-        try:
-            store.append("j", 2, b"2", "a", rests=False)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert 0 == os.waitstatus_to_exitcode(status)
+    in_a_child(lambda: store.append("j", 2, b"2", "a", rests=False))
     store.append("j", 3, b"3", "a", rests=False)
     assert [b"1", b"2", b"3"] == store.rows("j")
 
@@ -171,18 +160,15 @@ def test_a_forked_child_never_closes_the_connection_of_its_parent(
     store.create("j", b"1", "a", flow_id="f", queued=False)
     open_before = files_open(store.path)
     assert open_before[str(store.path)]
-    child = os.fork()
-    if child == 0:
-        try:
-            if used:
-                store.append("j", 2, b"2", "a", rests=False)
-            store.close()
-            gc.collect()  # a connection and its statements hold each other
-            os._exit(0 if open_before <= files_open(store.path) else 2)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert 0 == os.waitstatus_to_exitcode(status), "2 tells that it was closed"
+
+    def closes() -> None:
+        if used:
+            store.append("j", 2, b"2", "a", rests=False)
+        store.close()
+        gc.collect()  # a connection and its statements hold each other
+        assert open_before <= files_open(store.path)
+
+    in_a_child(closes)
 
 
 def files_open(path: Path) -> Counter[str]:
@@ -455,18 +441,9 @@ def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
     thread = threading.Thread(target=holds)
     thread.start()
     assert holding.wait(PATIENCE)
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(PATIENCE))
-            store.append("j", 2, b"2", "a", rests=False)
-            os._exit(0)
-        finally:
-            os._exit(1)
     try:
-        _, status = os.waitpid(child, 0)
+        in_a_child(lambda: store.append("j", 2, b"2", "a", rests=False))
     finally:
         over.set()
         thread.join(PATIENCE)
-    assert 0 == os.waitstatus_to_exitcode(status), "the child hangs, or raised"
     assert [b"1", b"2"] == store.rows("j")

@@ -145,6 +145,13 @@ def run(
         return flow.execute(entry, payload or None, job_id=job_id, runtime=runtime)
 
 
+def run_by(how: str, flow: Flow, entry: str, runtime: Runtime, **params: Any) -> JobState:
+    """Run job `j` of the flow: how is "start", "background", or any other word for "execute"."""
+    if how in ("start", "background"):
+        return flow.start(entry, params or None, job_id="j", runtime=runtime).wait()
+    return flow.execute(entry, params or None, job_id="j", runtime=runtime)
+
+
 # --- what became of a job -------------------------------------------------------------------------
 
 
@@ -207,7 +214,7 @@ def error_of(job: JobState) -> tuple[str, str]:
 
 @contextmanager
 def refused_at(
-    path: str, reason: str, error: type[SavedStateError] = CorruptStateError
+    path: str, reason: str = "", error: type[SavedStateError] = CorruptStateError
 ) -> Iterator[None]:
     """Hold that what is done within is refused at that path, for a reason with that text."""
     with pytest.raises(error) as caught:

@@ -177,14 +177,6 @@ def test_a_sleeper_and_a_retry_of_the_same_instant_go_on_in_the_order_of_their_t
     assert [*names] == went_on
 
 
-@pytest.mark.parametrize(("workers", "took"), [(2, 1), (1, 2)])
-def test_two_sleeps_of_a_second_take_a_second_on_two_workers_and_two_on_one(
-    workers: int, took: int
-) -> None:
-    flow = fan(send, workers=workers, left=sleeps(1), right=sleeps(1))
-    assert took == ended_at(run(flow, "source"))
-
-
 def test_steps_that_overlap_are_seen_on_different_workers_and_real_threads() -> None:
     threads: dict[str, int] = {}
 

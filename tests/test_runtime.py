@@ -14,7 +14,6 @@ import pytest
 
 from routilux import (
     Commit,
-    CorruptStateError,
     DuplicateJobError,
     FakeClock,
     Flow,
@@ -46,6 +45,7 @@ from tests.routines import (
     kinds,
     rest,
     retrying,
+    run_by,
     send,
 )
 
@@ -101,11 +101,7 @@ def test_what_observers_raise_is_logged_once_counted_and_changes_nothing(
 
     broken, well = Broken(), Notes()
     with Runtime(clock=FakeClock(), observers=[broken, well]) as runtime:
-        flow = chain(a=send, b=rest)
-        if how == "execute":
-            job = flow.execute("a", runtime=runtime)
-        else:
-            job = flow.start("a", runtime=runtime).wait()
+        job = run_by(how, chain(a=send, b=rest), "a", runtime)
     assert JobStatus.COMPLETED is job.status
     assert ["start", "done", "done"] == [kind for _, kind in well.told] == kinds(job)
     (failure,) = runtime.observer_failures
@@ -213,7 +209,7 @@ def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the
         Runtime(clock=FakeClock(), store=store, observers=[watcher]) as runtime,
     ):
         with pytest.raises(OSError, match=f"disk full at write {n}"):
-            _run(flow, how, runtime)
+            run_by(how, flow, "source", runtime)
         assert n - 1 == len(store.rows("j"))
         assert n - 1 == len(jobs), "observers heard of a commit that was not accepted"
         if jobs:
@@ -228,12 +224,6 @@ def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the
             assert done == other.load("j")
 
 
-def _run(flow: Flow, how: str, runtime: Runtime) -> JobState:
-    if how == "background":
-        return flow.start("source", job_id="j", runtime=runtime).wait()
-    return flow.execute("source", job_id="j", runtime=runtime)
-
-
 @pytest.mark.parametrize("how", ["pool", "background"])
 def test_a_refused_effect_is_told_at_once_though_its_handler_goes_on(how: str) -> None:
     told = threading.Event()
@@ -246,7 +236,7 @@ def test_a_refused_effect_is_told_at_once_though_its_handler_goes_on(how: str) -
 
     with no_thread_remains(), Runtime(store=Refuses(2)) as runtime:
         with pytest.raises(OSError, match="disk full at write 2"):
-            _run(fan(hangs, workers=2), how, runtime)
+            run_by(how, fan(hangs, workers=2), "source", runtime)
         told.set()
     assert [True] == ends
 
@@ -347,16 +337,6 @@ def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed() 
         flow.resume(job, runtime=runtime)
 
 
-def test_a_damaged_row_is_refused_by_its_place() -> None:
-    store = MemoryStore()
-    runtime = Runtime(clock=FakeClock(), store=store)
-    storied(None).execute("source", job_id="j", runtime=runtime)
-    rows = store._jobs["j"].rows
-    rows[2], rows[3] = rows[3], rows[2]
-    with pytest.raises(CorruptStateError, match=r"\$\.j\[3\]"):
-        runtime.load("j")
-
-
 def test_a_second_job_of_the_same_id_is_refused_and_the_first_unharmed() -> None:
     store = MemoryStore()
     runtime = Runtime(clock=FakeClock(), store=store)
@@ -374,10 +354,7 @@ def test_a_second_job_of_the_same_id_is_refused_and_the_first_unharmed() -> None
 def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how: str) -> None:
     with Runtime(clock=FakeClock(), max_steps=10) as runtime:
         just = counts(10).execute("a", runtime=runtime)
-        if how == "execute":
-            over = counts(11).execute("a", job_id="j", runtime=runtime)
-        else:
-            over = counts(11).start("a", job_id="j", runtime=runtime).wait()
+        over = run_by(how, counts(11), "a", runtime)
     assert JobStatus.COMPLETED is just.status
     kind, message = error_of(over)
     assert 10 == over.routine_states["a"].attempts

@@ -86,9 +86,7 @@ def test_a_failing_routine_ends_as_its_strategy_says(
         flow.routines[failing].set_error_handler(handler)
     else:
         flow.set_error_handler(handler)
-
     job = run(flow, n=1)
-
     state = job.routine_states[failing]
     assert ends.job is job.status
     assert ends.routine is state.status

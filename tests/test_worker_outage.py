@@ -217,42 +217,25 @@ def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends()
     assert job.updated_ns < began + 3 * SECOND
 
 
-def test_what_is_owed_to_a_store_is_not_given_back_once_the_worker_has_taken_it_anew() -> None:
-    clock = FakeClock()
-    store = Fails(clock, 10**9, 10.0)
-    flow = chain(a=rest)
-    with Runtime(clock=clock, store=store) as runtime:
-        job_id = runtime.submit(flow, "a")
-        host = Worker(store, [flow], runtime=runtime, lease=5)
-        rows, release = store.rows, store.release
-        store.rows = store.release = _raises  # type: ignore[method-assign]
-        with pytest.raises(OSError, match="it is down"):
-            host._take(False)
-        store.rows, store.release = rows, release  # type: ignore[method-assign]
-        clock.advance(6)  # the lease that it could not give back is over
-        assert host._take(False)
-        assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back"
-        host.run(until_idle=True)
-        assert JobStatus.COMPLETED is runtime.load(job_id).status
-
-
-def test_what_is_owed_to_a_store_is_not_given_back_once_another_worker_has_the_job() -> None:
+@pytest.mark.parametrize("by", ["the worker", "another worker"])
+def test_what_is_owed_to_a_store_is_not_given_back_once_the_job_was_taken_anew(by: str) -> None:
     clock = FakeClock()
     store = Fails(clock, 10**9, 10.0)
     flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
         job_id = runtime.submit(flow, "a")
         first, second = (Worker(store, [flow], runtime=runtime, lease=5) for _ in range(2))
-        rows = store.rows
-        store.rows = _raises  # type: ignore[method-assign]
+        rows, release = store.rows, store.release
+        store.rows = store.release = _raises  # type: ignore[method-assign]
         with pytest.raises(OSError, match="it is down"):
             first._take(False)
-        store.rows = rows  # type: ignore[method-assign]
+        store.rows, store.release = rows, release  # type: ignore[method-assign]
         clock.advance(6)  # the lease that it could not give back is over
-        assert second._take(False)
+        host = first if by == "the worker" else second
+        assert host._take(False)
         first._look_after()
         assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back"
-        second.run(until_idle=True)
+        host.run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
 
 

@@ -23,7 +23,7 @@ from routilux import (
 from routilux.persist.checksums import CHECKSUM, checked, summed
 from routilux.persist.journal import SNAPSHOT_EVERY
 from tests.persist.stores import STORES
-from tests.routines import chain
+from tests.routines import chain, refused_at
 
 
 @pytest.fixture(params=STORES)
@@ -243,9 +243,8 @@ def test_a_damaged_row_after_a_snapshot_is_told_by_its_number_in_the_job() -> No
     store = MemoryStore()
     driven(store, counter(300))
     store._jobs["j"].rows[289] = b"no JSON"
-    with pytest.raises(CorruptStateError) as told:
+    with refused_at("$.j[290]"):
         Runtime(store=store).load("j")
-    assert "$.j[290]" == told.value.path
 
 
 def test_rows_that_make_sense_only_together_are_refused() -> None:

@@ -251,7 +251,7 @@ def stories(store: PostgresStore) -> set[tuple[str, ...]]:
 DRIVES = """
 import sys, threading
 from routilux import PostgresStore, Worker
-from tests.routines import (chain)
+from tests.routines import chain
 first, begun = threading.Lock(), threading.Event()
 def drives(self):
     print(self.ctx.job_id, flush=True)

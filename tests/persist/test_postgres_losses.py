@@ -21,9 +21,12 @@ from routilux import (
 )
 from routilux.persist.leases import Acquired
 from tests.persist.hosts import (
+    APPENDS,
     PATIENCE,
     Call,
     end_backends,
+    hold_rows,
+    kill_after,
     line_of,
     locked,
     processes,
@@ -370,30 +373,13 @@ def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(
     assert [b"1", b"2"] == postgres.rows("j")
 
 
-APPENDS = """
-import sys
-from routilux import PostgresStore
-store = PostgresStore(sys.argv[1])
-store.create("j", b"row 1", "a", flow_id="f", queued=False)
-for seq in range(2, 10**9):
-    store.append("j", seq, b"row %d" % seq, "a", rests=False)
-    print(seq, flush=True)
-"""
-
-
 @pytest.mark.parametrize("lines", [1, 10])
 def test_what_was_accepted_before_a_host_was_killed_is_there_after_it(
     postgres: PostgresStore, dsn: str, lines: int
 ) -> None:
     with processes(APPENDS, [dsn]) as [child]:
-        for _ in range(lines):
-            line_of(child)
-        child.kill()
-        assert child.stdout is not None
-        accepted = lines + 1 + len(child.stdout.read().split("\n")[:-1])
-    rows = postgres.rows("j")
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
-    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
+        accepted = kill_after(lines, child)
+    hold_rows(postgres.rows("j"), accepted)
 
 
 def test_a_host_that_stands_still_locks_nobody_out(postgres: PostgresStore, dsn: str) -> None:

@@ -17,7 +17,7 @@ import pytest
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
 from routilux.persist.sqlite_file import SqliteFile
 from tests.drivers.workshop import at_once, in_a_child
-from tests.persist.hosts import line_of, process
+from tests.persist.hosts import APPENDS, hold_rows, kill_after, line_of, process
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE
 
@@ -36,28 +36,11 @@ def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None
         assert (2,) == db.execute("PRAGMA synchronous").fetchone()  # FULL: the log is flushed
 
 
-APPENDS = """
-import sys
-from routilux import SqliteStore
-store = SqliteStore(sys.argv[1])
-store.create("j", b"row 1", "a", flow_id="f", queued=False)
-for seq in range(2, 10**9):
-    store.append("j", seq, b"row %d" % seq, "a", rests=False)
-    print(seq, flush=True)
-"""
-
-
 @pytest.mark.parametrize("lines", [1, 2, 10])
 def test_what_was_accepted_before_a_kill_is_there_after_it(tmp_path: Path, lines: int) -> None:
     with process(APPENDS, tmp_path / "jobs.db") as child:
-        for _ in range(lines):
-            line_of(child)
-        child.kill()
-        assert child.stdout is not None
-        accepted = lines + 1 + len(child.stdout.read().split("\n")[:-1])
-    rows = SqliteStore(tmp_path / "jobs.db").rows("j")
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
-    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
+        accepted = kill_after(lines, child)
+    hold_rows(SqliteStore(tmp_path / "jobs.db").rows("j"), accepted)
 
 
 OPENS = """

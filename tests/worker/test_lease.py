@@ -17,7 +17,7 @@ from routilux import (
 )
 from routilux.persist import operator
 from tests.persist.stores import acquire
-from tests.routines import Works, chain, rest
+from tests.routines import Works, chain, rest, sleeps
 from tests.worker.jobs import (
     SECOND,
     TAKEN_OVER,
@@ -225,9 +225,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
     caplog.set_level("INFO")
     store = Forgets(clock, 2)
 
-    def works_long(self: Routine) -> None:
-        self.ctx.sleep(10_000)
-
+    works_long = sleeps(10_000)
     long, short = chain(a=works_long), chain(a=rest)
     short.flow_id = "short"
     with Runtime(clock=clock, store=store) as runtime:
@@ -250,9 +248,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
 def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: FakeClock) -> None:
     store = Forgets(clock, 2)
 
-    def works_long(self: Routine) -> None:
-        self.ctx.sleep(100)
-
+    works_long = sleeps(100)
     flows = chain(a=works_long), chain(a=rest)
     flows[1].flow_id = "died"
     with Runtime(clock=clock, store=store) as runtime:
@@ -269,9 +265,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: F
 def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
-    def works_long(self: Routine) -> None:
-        self.ctx.sleep(1000)
-
+    works_long = sleeps(1000)
     flows = [chain(a=works_long), chain(a=works_long)]
     flows[1].flow_id = "other"
     job_ids = [runtime.submit(flow, "a") for flow in flows]

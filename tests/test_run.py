@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import (
-    Commit,
     CorruptStateError,
     ErrorHandler,
     FakeClock,
@@ -258,16 +257,6 @@ def test_the_rest_of_a_wait_is_honoured_and_a_skewed_clock_neither_skips_nor_str
     assert max(0, min(due - resumed.at_ns, delay)) == waited <= delay
 
 
-def test_a_job_that_is_resumed_long_after_its_due_time_runs_at_once() -> None:
-    flow = chain(a=Works(fails(1), retrying(retry_delay=60)))
-    job = Runtime(clock=FakeClock()).execute(flow, "a").at(2)
-    clock = FakeClock("2031-01-01")
-    done = flow.resume(job, runtime=Runtime(clock=clock))
-    assert JobStatus.COMPLETED is done.status
-    assert datetime(2031, 1, 1, tzinfo=UTC) == clock.now()
-    assert done.commits[-1].started_at == clock.now()
-
-
 @MODES
 def test_a_job_can_change_between_sequential_and_concurrent(workers: int | None) -> None:
     flow = fan(send, workers=workers, a=sleeps(1), b=sleeps(1))
@@ -368,24 +357,6 @@ def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path: Path) -> N
         assert not any("hush" in local for f in ours for local in (f.locals or {}).values())
         clock.advance(1000)
         run.wait()
-
-
-def test_a_checkpoint_can_be_taken_by_an_observer(tmp_path: Path) -> None:
-    class Keeper:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            SavedState.capture(flow, job).write(tmp_path / f"{commit.seq}.json")
-
-    flow = shaky_flow("sequential")
-    runtime = Runtime(clock=FakeClock(), observers=[Keeper()])
-    whole = flow.execute("a", {"n": 1}, runtime=runtime)
-    assert [] == runtime.observer_failures
-    for seq in range(1, whole.seq):
-        saved = SavedState.read(tmp_path / f"{seq}.json")
-        assert whole.at(seq) == saved.job
-        with Runtime(clock=FakeClock(datetime.fromtimestamp(saved.saved_at, UTC))) as fresh:
-            done = saved.flow.resume(saved.job, runtime=fresh)
-        assert whole.updated_ns == done.updated_ns
-        assert whole.routine_states == done.routine_states
 
 
 # --- interrupts -----------------------------------------------------------------------------------

@@ -165,8 +165,9 @@ def test_tasks_without_a_slot_are_told_by_slot_and_no_more_than_a_sentence_holds
 
 def test_a_flow_that_changed_much_is_refused_with_the_list_of_it():
     job = after_first(fan(4))
-    with refused_at("$.job_state.shape", error=FlowMismatchError):
+    with pytest.raises(FlowMismatchError) as caught:
         resumed(fan(4, slot="input"), job)
+    assert "$.job_state.shape" == caught.value.path
     said, *listed = caught.value.reason.split("\n")
     assert (
         "job j was started on another flow than 'fan' is now (16 changes, listed below); resume it"
@@ -187,8 +188,9 @@ def test_a_document_whose_classes_changed_lists_all_of_it_and_names_its_file(tmp
     path = tmp_path / "job.json"
     SavedState.capture(flow, after_first(flow)).write(path)
     monkeypatch.setattr(Stage, "later", {"slots": ["input"], "events": ["output"]})
-    with refused_at("$.flow.connections[0]", error=FlowMismatchError):
+    with pytest.raises(FlowMismatchError) as caught:
         SavedState.read(path)
+    assert "$.flow.connections[0]" == caught.value.path
     said, *listed = caught.value.reason.split("\n")
     assert said.startswith("routine 'leaf0' has no slot 'trigger'; it has 'input' (10 changes, ")
     assert said.endswith(f"with allow_changed_flow=True (in {path})")

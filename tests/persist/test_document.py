@@ -50,7 +50,6 @@ from tests.persist.orders import (
     run,
     seal,
 )
-from tests.routines import refused_at
 
 FIRST = GOLDEN / "routilux-1.json"
 ROOT = Path(__file__).parents[2]
@@ -187,6 +186,8 @@ def test_every_commit_can_be_saved_and_loaded_and_the_job_goes_on_to_the_same_en
         ended = loaded.flow.resume(loaded.job, runtime=Runtime(clock=clock))
         for name in ("status", "routine_states", "shared_data", "pending_tasks"):
             assert None is first_difference(getattr(whole, name), getattr(ended, name), name)
+        if captures.commits[number - 1].kind != "effect":  # no attempt was cut off
+            assert whole.updated_ns == ended.updated_ns
         assert None is first_difference(
             sorted((o.task_id, o.event) for o in whole.outputs),
             sorted((o.task_id, o.event) for o in ended.outputs),
@@ -205,35 +206,6 @@ def test_a_loaded_job_can_go_on_under_another_strategy(retried):
         # waits 0.45, 0.675 and 1.0125 s, and three attempts of 0.5 s
         assert (JobStatus.FAILED, 5) == (job.status, job.routine_states["process"].attempts)
         assert datetime(2026, 1, 3, 12, 59, 8, 737_500, tzinfo=UTC) == job.commits[-1].finished_at
-
-
-def test_what_is_in_flight_is_pending_in_what_an_observer_captures():
-    class Nap(Routine):
-        routine_name = "document/nap"
-
-        def __init__(self, seconds: int) -> None:
-            super().__init__()
-            self.seconds = seconds
-            self.define_slot("input", handler=self.nap)
-
-        def nap(self, data: object) -> None:
-            self.ctx.sleep(self.seconds)
-            self.ctx.shared[f"slept {self.seconds}"] = True
-
-    flow = Flow("naps", execution_strategy="concurrent", max_workers=2)
-    flow.add_routine(Fetch(took=0), "fetch")
-    for seconds in (1, 2):
-        flow.add_routine(Nap(seconds), f"nap{seconds}")
-        flow.connect("fetch", "output", f"nap{seconds}", "input")
-    job, captures = run(flow)
-    assert ["fetch", "nap1", "nap2"] == [c.routine_id for c in captures.commits[1:]]
-    loaded = SavedState.from_bytes(captures.taken[2].to_bytes())
-    assert [("nap2", 1, 0)] == [
-        (t.routine_id, t.attempt, t.retries) for t in loaded.job.pending_tasks
-    ]
-    assert {"slept 1": True} == loaded.job.shared_data
-    ended = loaded.flow.resume(loaded.job, runtime=Runtime(clock=FakeClock(START)))
-    assert job.shared_data == ended.shared_data
 
 
 def test_a_job_whose_first_commits_are_gone_is_saved_and_goes_on():
@@ -400,16 +372,6 @@ def test_a_file_is_written_for_its_owner_alone_and_read_back_equal(tmp_path, ret
     assert 0o600 == stat.S_IMODE(path.stat().st_mode)
     assert saved.job == SavedState.read(str(path)).job
     assert [path] == list(tmp_path.iterdir())
-
-
-def test_a_folder_in_the_way_or_no_folder_at_all_is_the_systems_own_error(tmp_path, retried):
-    saved = SavedState.from_bytes(retried)
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(IsADirectoryError):
-        saved.write(tmp_path / "taken")
-    with pytest.raises(FileNotFoundError):
-        saved.write(tmp_path / "nowhere" / "job.json")
-    assert [tmp_path / "taken"] == list(tmp_path.iterdir())
 
 
 def test_a_name_as_long_as_the_system_allows_can_be_written(tmp_path, retried):
@@ -923,8 +885,9 @@ def test_a_class_that_has_changed_since_is_a_mismatch_that_lists_the_change_and_
 
     new = Flow("changing")
     new.add_routine(renamed(2)(), "a")
-    with refused_at("$.flow.fingerprint", error=FlowMismatchError):
+    with pytest.raises(FlowMismatchError) as caught:
         SavedState.from_bytes(text)
+    assert "$.flow.fingerprint" == caught.value.path
     assert (
         f"the routines' slots and events are not those that were saved ({CHANGES}); go on with the"
         " classes as they were, or read the job alone by"

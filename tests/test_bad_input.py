@@ -1,4 +1,4 @@
-"""What is put together or called wrongly: one typed error with culprit, place and cure.
+"""Wrong flows, declarations and calls: each raises one typed error with its place and its cure.
 
 Each story asserts both halves: the error, and that the thing stayed as it was.
 """
@@ -434,7 +434,7 @@ def test_a_runtime_with_a_limit_that_makes_no_sense_is_refused(name, value, leas
         Runtime(**{name: value})
 
 
-def test_submitting_without_a_store_says_what_is_missing():
+def test_submitting_without_a_store_is_refused_with_the_cure():
     with refused(
         FlowDefinitionError,
         "submit() puts a job into the runtime's store, and this runtime has none;"
@@ -508,7 +508,7 @@ def test_a_wrong_emit_fails_the_attempt_at_once_and_leaves_nothing_but_its_recor
         ("ctx.shared.client", lambda r: r.ctx.shared.update(client=threading.Lock())),
     ],
 )
-def test_what_can_not_be_copied_fails_the_attempt_and_is_named(where, handler):
+def test_a_value_that_can_not_be_copied_fails_the_attempt_and_is_named(where, handler):
     job = run(chain(runs=Works(handler, retrying(max_retries=5))), "runs")
     assert "routilux.errors.UnserializableError" == job.error.type
     assert job.error.message.startswith(f"{where}: _thread.lock can't be copied (TypeError: ")

@@ -1,4 +1,4 @@
-"""Time: what stands still, what jumps, who wakes first, and what can never go on."""
+"""Clocks: virtual time that is moved or jumps, the order of wake-ups, stalled jobs, real time."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 # --- a fake clock by itself -----------------------------------------------------------------------
 
 
-def test_a_fake_clock_stands_still_until_it_is_moved() -> None:
+def test_a_fake_clock_shows_the_same_time_until_it_is_moved() -> None:
     clock = FakeClock("2026-01-01T00:00:00+00:00")
     assert START == clock.now() == clock.now()
     clock.advance(0.25)
@@ -156,7 +156,7 @@ def test_sleepers_wake_one_at_a_time_by_instant_and_then_by_order_of_creation(
 
 
 @pytest.mark.parametrize("names", [("sleeper", "retry"), ("retry", "sleeper")])
-def test_a_sleeper_and_a_retry_of_the_same_instant_go_on_in_the_order_of_their_tasks(
+def test_a_sleeper_and_a_retry_of_the_same_instant_run_in_the_order_of_their_tasks(
     names: tuple[str, str],
 ) -> None:
     went_on: list[str] = []
@@ -279,7 +279,7 @@ def test_a_handler_may_execute_a_flow_of_its_own(outer: int | None, inner: int |
 # --- it is moved by hand --------------------------------------------------------------------------
 
 
-def test_advance_returns_when_all_that_it_woke_has_come_to_rest() -> None:
+def test_advance_returns_when_every_step_that_it_woke_has_ended_or_waits() -> None:
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(1), b=sleeps(1), c=rest).start("a", runtime=runtime)
@@ -302,7 +302,7 @@ def test_advance_wakes_each_sleeper_at_its_own_instant() -> None:
         assert [("b", 2.0), ("c", 2.0), ("a", 3.0)] == ends(run.job, 2)
 
 
-def test_between_two_calls_of_a_test_time_stands_though_jobs_wait() -> None:
+def test_no_time_passes_between_two_calls_of_a_test_while_jobs_wait() -> None:
     clock = FakeClock()
     with Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(60)).start("a", runtime=runtime)
@@ -327,7 +327,7 @@ def test_advance_inside_a_handler_is_a_sleep_of_that_handler() -> None:
 
 
 @MODES
-def test_a_job_that_nobody_moves_on_says_who_waits_for_what_and_leaves_no_thread(
+def test_a_stalled_job_fails_with_a_list_of_its_waits_and_leaves_no_thread(
     workers: int | None,
 ) -> None:
     clock = FakeClock(autojump=False)
@@ -352,7 +352,7 @@ def test_a_job_that_waits_for_a_retry_with_a_stopped_clock_is_stalled_too() -> N
         flow.execute("a", runtime=Runtime(clock=FakeClock(autojump=False)))
 
 
-def test_whoever_waits_for_a_stalled_job_is_told_and_the_job_can_still_be_moved_on() -> None:
+def test_waiting_for_a_stalled_job_raises_and_the_job_can_still_run() -> None:
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(3)).start("a", job_id="j1", runtime=runtime)
@@ -446,7 +446,7 @@ class Unplugged(BaseException):
     """What no handler can be retried after."""
 
 
-def test_what_breaks_one_background_job_leaves_the_others_alone() -> None:
+def test_an_interrupt_in_one_background_job_leaves_the_others_alone() -> None:
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
         well = [chain(a=sleeps(2)).start("a", runtime=runtime) for _ in range(3)]
         broken = chain(a=fails(1, Unplugged, after=1)).start("a", runtime=runtime)
@@ -558,7 +558,9 @@ def test_a_jump_of_the_fake_wall_clock_moves_neither_a_wait_nor_a_jobs_time() ->
 
 
 @pytest.mark.parametrize("waiters", [1, 3])
-def test_a_signal_of_the_system_clock_misses_nobody_who_comes_while_it_is_set(waiters: int) -> None:
+def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_set(
+    waiters: int,
+) -> None:
     clock = SystemClock()
     for _ in range(200):
         signal = clock.signal()

@@ -1,4 +1,4 @@
-"""Values ⇄ JSON: what comes back, what is refused, and where."""
+"""The codec: values are saved as JSON and come back equal, or are refused with their path."""
 
 from __future__ import annotations
 
@@ -310,7 +310,9 @@ Pair = namedtuple("Pair", "a b")
         ),
     ],
 )
-def test_what_has_no_form_is_refused_with_its_path(value: object, path: str, reason: str) -> None:
+def test_a_value_without_a_saved_form_is_refused_with_its_path(
+    value: object, path: str, reason: str
+) -> None:
     with refused_at(path, reason, UnserializableError):
         encode(value)
 
@@ -368,7 +370,7 @@ def test_data_that_was_not_encoded_is_refused_by_dumps(data: object) -> None:
         dumps(data)
 
 
-def test_what_could_not_be_loaded_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_could_not_be_loaded_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MAX_BYTES", 10)
     assert dumps([1, 2, 3, 4]) == "[1,2,3,4]"
     with pytest.raises(UnserializableError, match="takes 13 bytes"):
@@ -414,7 +416,7 @@ TEXTS = st.lists(st.sampled_from([*'[]{},:"\\ a1', '""', '\\"', '"a,b"', '["']) 
 
 
 @given(TEXTS | VALUES.map(lambda value: dumps(encode(value))))
-def test_the_outline_is_what_stands_outside_of_strings(text: str) -> None:
+def test_the_outline_has_the_punctuation_outside_of_strings(text: str) -> None:
     outline, inside = "", False
     for mark in re.findall(r'[,:{}"]|\[|\]', re.sub(r'\\["\\]', "", text)):
         inside ^= mark == '"'
@@ -444,7 +446,7 @@ def test_an_outline_tells_the_values_the_members_and_the_depth(value: object) ->
 
 
 @given(st.integers(0, 300), st.text("0,9a"))
-def test_an_integer_of_too_many_digits_is_doubtful_wherever_it_stands(at: int, rest: str) -> None:
+def test_an_integer_of_too_many_digits_is_doubtful_at_any_place(at: int, rest: str) -> None:
     assert bounds.is_doubtful(f"[{' ' * at}{'7' * (codec.MAX_DIGITS + 1)}{rest}]".encode())
     assert not bounds.is_doubtful(b"[" + b"1234567890," * 5000 + b"1]")
 
@@ -456,7 +458,7 @@ def tagged(tag: str, value: str) -> str:
     return f'{{"n":[{{"$type":"{tag}","value":{value}}}]}}'
 
 
-def test_who_only_looks_reads_types_that_nobody_registered_and_writes_them_as_they_were() -> None:
+def test_foreign_types_are_read_and_written_unchanged_where_that_is_allowed() -> None:
     text = (
         '{"a":[{"$type":"shop:Order","value":{"id":7,"at":{"$type":"date","value":"2026-01-03"}}}]}'
     )
@@ -532,7 +534,7 @@ def test_who_only_looks_reads_types_that_nobody_registered_and_writes_them_as_th
         ("\ud800", "$", "is not UTF-8"),
     ],
 )
-def test_what_was_not_saved_by_routilux_is_refused_with_its_path(
+def test_text_that_routilux_did_not_save_is_refused_with_its_path(
     text: str | bytes, path: str, reason: str
 ) -> None:
     with refused_at(path, reason):
@@ -688,7 +690,7 @@ def test_a_type_with_functions_of_its_own_comes_back() -> None:
     assert loads(dumps(encode({"r": range(1, 5)}))) == {"r": range(1, 5)}
 
 
-def test_what_the_users_functions_raise_names_the_path() -> None:
+def test_an_error_in_a_users_encoder_or_decoder_names_the_path() -> None:
     class RudeError(Exception):
         def __str__(self) -> str:
             raise RuntimeError
@@ -816,7 +818,9 @@ def test_a_record_that_is_not_as_expected_is_refused_with_the_path(
         },
     )
 )
-def test_what_fits_at_one_look_is_what_is_checked_field_by_field(data: dict[Any, Any]) -> None:
+def test_the_quick_check_of_a_record_agrees_with_the_check_field_by_field(
+    data: dict[Any, Any],
+) -> None:
     required: dict[str, Any] = {"seq": int, "error": str}
     optional: dict[str, Any] = {"more": int, "any": list}
     fitting = (

@@ -91,7 +91,7 @@ def test_tasks_start_in_the_order_of_their_creation() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6))
-def test_a_concurrent_flow_comes_to_what_the_sequential_one_comes_to(
+def test_a_concurrent_flow_has_the_same_result_as_a_sequential_one(
     items: list[tuple[int, int]],
 ) -> None:
     def work(self: Routine, n: tuple[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""`self.ctx`: snapshots, writes, conflicts, effects, ids, and its end."""
+"""The context of a step: state, conflicts, effects, ids, randomness, and its end."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ _values = st.one_of(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=2))
 
 
 @given(st.dictionaries(_keys, _values), _operations)
-def test_shared_data_behaves_as_a_dict_and_what_is_committed_is_what_it_became(
+def test_shared_data_behaves_as_a_dict_and_its_last_value_is_committed(
     before: dict[str, Any], operations: list[tuple[str, str, Any]]
 ) -> None:
     model = {key: list(v) if isinstance(v, list) else v for key, v in before.items()}
@@ -344,7 +344,7 @@ def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: 
     assert ["start", "charged", "effect", "next line", "done"] == told
 
 
-def test_what_an_effect_raises_is_not_recorded() -> None:
+def test_an_error_in_an_effect_is_not_recorded() -> None:
     calls: list[int] = []
 
     def charge() -> None:

@@ -1,4 +1,4 @@
-"""Flows: what their shape is and is not, how they are drawn, saved and built again."""
+"""Flows: their shape and fingerprint, the drawing, the saved form."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The monitor: what it counts, and that commits are all that it needs."""
+"""The execution monitor: its counts, its waits, and how it is rebuilt from commits."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_a_fresh_budget_counts_from_one_again() -> None:
     assert ExecutionMonitor.summary_of(done) == monitor.summary()
 
 
-def test_several_jobs_are_told_apart() -> None:
+def test_a_monitor_keeps_the_events_of_several_jobs_apart() -> None:
     monitor = ExecutionMonitor()
     with Runtime(clock=FakeClock(), observers=[monitor]) as runtime:
         flow = chain(a=Works(fails(1), retrying()), b=rest)

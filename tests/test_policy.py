@@ -437,7 +437,7 @@ def test_retry_after_keeps_its_seconds_its_message_and_its_exact_delay():
 
 
 @pytest.mark.parametrize("bad", [-1, NAN, INF, "1", None, True])
-def test_retry_after_refuses_what_is_no_delay(bad):
+def test_retry_after_refuses_an_invalid_delay(bad):
     with pytest.raises(ValueError, match="is not a delay; give a finite number") as caught:
         RetryAfter(bad)
 

@@ -1,4 +1,4 @@
-"""Retry: exact delays, budgets, bounds, and what a handler that takes too long comes to."""
+"""Retries: exact delays, budgets, retryable errors, deadlines and timeouts."""
 
 from __future__ import annotations
 
@@ -469,7 +469,7 @@ def test_a_job_is_over_though_handlers_that_were_given_up_hold_every_thread() ->
     assert ["start", "done", "failed", "failed"] == kinds(jobs[0])
 
 
-def test_a_step_that_was_given_up_keeps_its_thread_and_the_other_jobs_go_on() -> None:
+def test_a_step_that_was_given_up_keeps_its_thread_and_other_jobs_run() -> None:
     clock, hangs = HandClock(), Hangs()
     stuck = chain(a=Works(hangs.body, ErrorHandler(timeout=5)))
     with no_thread_remains(), Runtime(clock=clock) as runtime:

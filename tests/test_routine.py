@@ -1,4 +1,4 @@
-"""Routines: what handlers get, what the constructor's arguments become, and who is who."""
+"""Routines: the arguments of handlers, captured constructor arguments, saved names."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_a_field_that_was_not_emitted_though_it_is_needed_fails_the_attempt_that
     assert [] == [task for task in job.pending_tasks if task.routine_id == "taker"]
 
 
-def test_slots_and_events_are_told_as_they_were_declared():
+def test_slots_and_events_can_be_read_as_they_were_declared():
     giver = Giver()
     assert {"trigger": Slot("trigger", giver.give, giver.slots["trigger"].binding)} == giver.slots
     assert {"output": Event("output", ("a", "b", "c"), frozenset("abc"))} == giver.events

@@ -1,4 +1,4 @@
-"""A job in the background, and jobs that go on: pause, cancel, save, resume, interrupts, async."""
+"""Background jobs: pause, cancel, checkpoint, resume, interrupts, async handlers."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_a_request_takes_effect_at_once_and_steps_in_flight_still_commit(
     assert 0 == job.routine_states["b"].attempts
 
 
-def test_a_job_that_waits_for_a_retry_rests_once_paused_and_can_then_only_be_cancelled() -> None:
+def test_a_job_that_waits_for_a_retry_is_paused_at_once_and_can_then_be_cancelled() -> None:
     clock = FakeClock(autojump=False)
     with Runtime(clock=clock) as runtime:
         run = chain(a=Works(fails(1), retrying(retry_delay=100))).start("a", runtime=runtime)
@@ -138,7 +138,7 @@ def test_a_step_in_flight_that_fails_after_a_cancellation_leaves_it_cancelled() 
     assert ["start", "cancelled", "failed"] == kinds(job)
 
 
-def test_what_is_over_can_be_neither_paused_nor_cancelled_nor_resumed() -> None:
+def test_a_completed_job_can_not_be_paused_cancelled_or_resumed() -> None:
     with Runtime(clock=FakeClock()) as runtime:
         flow = chain(a=rest)
         run = flow.start("a", job_id="j", runtime=runtime)
@@ -186,7 +186,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
 
 
 @MODES
-def test_a_paused_job_goes_on_where_it_was_and_the_one_that_was_passed_stays(
+def test_a_paused_job_is_resumed_where_it_was_and_the_job_that_was_passed_is_unchanged(
     workers: int | None,
 ) -> None:
     clock = FakeClock(autojump=False)
@@ -207,7 +207,7 @@ def test_a_paused_job_goes_on_where_it_was_and_the_one_that_was_passed_stays(
 
 
 @MODES
-def test_retry_failed_gives_a_fresh_budget_and_goes_on_counting_attempts(
+def test_retry_failed_gives_a_fresh_budget_and_keeps_counting_attempts(
     workers: int | None,
 ) -> None:
     flow = chain(workers=workers, a=Works(fails(5), retrying(max_retries=2, retry_delay=1)), b=rest)
@@ -311,7 +311,7 @@ def shaky_flow(strategy: Any) -> Flow:
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.0, 4.0, 11.5, 15.0, 23.0, 23.5, 30.0, 40.0])
-def test_a_checkpoint_while_it_runs_is_the_job_between_two_commits_and_goes_on_from_there(
+def test_a_checkpoint_of_a_running_job_is_taken_between_two_commits_and_can_be_resumed(
     tmp_path: Path, strategy: str, after: float
 ) -> None:
     clock = FakeClock(autojump=False)
@@ -466,7 +466,7 @@ def test_async_handlers_run_wherever_others_do(how: str) -> None:
     assert 3 == ended_at(job)
 
 
-def test_an_async_handler_under_a_running_loop_is_told_to_use_aexecute() -> None:
+def test_an_async_handler_under_a_running_loop_fails_with_the_advice_to_use_aexecute() -> None:
     async def waits(self: Routine) -> None:
         await asyncio.sleep(0)
 

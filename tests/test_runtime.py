@@ -1,4 +1,4 @@
-"""The runtime: its observers, its store, its limits, and what it leaves behind."""
+"""The runtime: observers, the store, limits, and the threads that it ends."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_observers_hear_of_every_commit_in_order_and_of_steps_that_start(
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_what_observers_raise_is_logged_once_counted_and_changes_nothing(
+def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Broken(Notes):
@@ -111,7 +111,9 @@ def test_what_observers_raise_is_logged_once_counted_and_changes_nothing(
     assert "RuntimeError; the job goes on" in record.getMessage()
 
 
-def test_an_observer_that_cancels_the_job_is_told_of_that_after_all_heard_of_the_first() -> None:
+def test_a_commit_that_an_observer_causes_is_reported_after_the_first_reached_all_observers() -> (
+    None
+):
     told: list[Any] = []
     runs: list[Run] = []
     known = threading.Event()
@@ -225,7 +227,7 @@ def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the
 
 
 @pytest.mark.parametrize("how", ["pool", "background"])
-def test_a_refused_effect_is_told_at_once_though_its_handler_goes_on(how: str) -> None:
+def test_a_refused_effect_is_raised_to_the_caller_while_its_handler_still_runs(how: str) -> None:
     told = threading.Event()
     ends: list[bool] = []
 
@@ -288,7 +290,7 @@ def test_a_job_of_which_another_host_knows_more_can_not_be_resumed() -> None:
         assert job == runtime.load("j")
 
 
-def test_a_poisoned_job_is_failed_in_the_store_too_whoever_owned_it() -> None:
+def test_a_poisoned_job_fails_in_the_store_too() -> None:
     store = MemoryStore()
 
     class Crash(BaseException):
@@ -371,7 +373,7 @@ def test_max_steps_counts_attempts_and_those_in_flight() -> None:
     assert 3 == sum(state.attempts for state in job.routine_states.values())
 
 
-def test_a_job_stopped_at_max_steps_goes_on_when_it_is_resumed_with_more() -> None:
+def test_a_job_stopped_at_max_steps_can_be_resumed_with_more() -> None:
     flow = counts(15)
     job = flow.execute("a", runtime=Runtime(clock=FakeClock(), max_steps=10))
     done = flow.resume(job, retry_failed=True, runtime=Runtime(clock=FakeClock(), max_steps=100))
@@ -494,7 +496,7 @@ def test_a_runtime_that_nobody_closed_leaves_no_thread_behind_when_it_is_gone() 
         gc.collect()
 
 
-def test_nothing_of_a_job_is_kept_by_the_runtime_once_it_rests() -> None:
+def test_a_runtime_keeps_nothing_of_a_job_that_has_ended() -> None:
     class Payload:
         pass
 

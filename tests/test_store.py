@@ -1,4 +1,4 @@
-"""The contract of a job store, which every store keeps."""
+"""The contract of a job store, on every store."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> No
 
 
 @pytest.mark.parametrize("seq", [0, -1, 3, 100])
-def test_a_row_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
+def test_a_row_with_a_number_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
     filled(store, 1)
     with pytest.raises(LeaseLostError):
         store.append("j", seq, b"x", "a", rests=False)
@@ -148,7 +148,9 @@ def test_rows_of_several_jobs_are_kept_by_one_write(store: JobStore) -> None:
     assert [] == store.append_all([])
 
 
-def test_a_row_that_is_refused_holds_up_no_other_and_is_told_in_its_place(store: JobStore) -> None:
+def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(
+    store: JobStore,
+) -> None:
     several(store)
     refusals = store.append_all(
         [
@@ -168,7 +170,7 @@ def test_a_row_that_is_refused_holds_up_no_other_and_is_told_in_its_place(store:
     ]
 
 
-def test_each_of_several_rows_says_whether_its_job_rests(store: JobStore) -> None:
+def test_each_of_several_rows_can_end_the_lease_of_its_job(store: JobStore) -> None:
     queued(store, "j", "k")
     assert Acquired("j", clean=True) == store.acquire("b", ["f"], SECOND)
     assert Acquired("k", clean=True) == store.acquire("b", ["f"], SECOND)
@@ -196,7 +198,7 @@ def test_a_row_of_the_owner_before_is_not_this_owners_own(store: JobStore) -> No
         store.append("j", 2, b"row 2", "b", rests=False)
 
 
-def test_who_was_the_owner_can_not_even_write_its_own_row_again(store: JobStore) -> None:
+def test_a_former_owner_can_not_write_its_own_row_again(store: JobStore) -> None:
     filled(store, 2).claim("j", 3, b"resumed", "b", rests=False)
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 2 of 'a' was refused"):
         store.append("j", 2, b"row 2", "a", rests=True)
@@ -338,7 +340,7 @@ def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(
     assert [] == store.renew("b", SECOND)
 
 
-def test_a_job_that_rests_is_never_free_and_holds_no_lease(
+def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(
     store: JobStore, clock: FakeClock
 ) -> None:
     queued(store, "j", "k")
@@ -374,9 +376,7 @@ def test_a_job_that_was_given_back_is_free_when_its_time_comes(
     store.append("j", 3, b"x", "c", rests=False)
 
 
-def test_who_takes_a_job_learns_whether_it_was_given_back(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_an_acquired_job_says_whether_it_was_given_back(store: JobStore, clock: FakeClock) -> None:
     def take(owner: str) -> bool:
         acquired = store.acquire(owner, ["f"], SECOND)
         assert acquired is not None
@@ -411,7 +411,9 @@ def test_a_job_that_was_let_fall_is_nobodys_until_somebody_takes_it(
     store.claim("j", 2, b"by name, before its time", "c", rests=False)
 
 
-def test_a_store_tells_who_has_each_job_and_until_when(store: JobStore, clock: FakeClock) -> None:
+def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(
+    store: JobStore, clock: FakeClock
+) -> None:
     queued(store, "queued", "leased", "over", "back", "fallen")
     for _ in range(5):
         store.acquire("a", ["f"], 3 * SECOND)
@@ -435,7 +437,7 @@ def test_a_store_tells_who_has_each_job_and_until_when(store: JobStore, clock: F
 # --- snapshots ------------------------------------------------------------------------------------
 
 
-def test_the_latest_snapshot_is_kept_whoever_writes_it_and_whenever(store: JobStore) -> None:
+def test_the_latest_snapshot_is_kept_in_any_order_of_writing(store: JobStore) -> None:
     filled(store, 5)
     assert None is store.snapshot("j")
     store.keep_snapshot("j", 3, b"three")
@@ -451,7 +453,7 @@ def test_the_latest_snapshot_is_kept_whoever_writes_it_and_whenever(store: JobSt
 # --- an operator ----------------------------------------------------------------------------------
 
 
-def test_an_operator_overrules_the_lease_of_an_owner_who_can_write_no_more(
+def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(
     store: JobStore, clock: FakeClock
 ) -> None:
     queued(store, "j")
@@ -478,7 +480,7 @@ def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: Job
     assert 4 == len(store.rows("j"))
 
 
-def test_an_operator_who_is_too_late_changes_nothing(store: JobStore) -> None:
+def test_an_operator_that_is_too_late_changes_nothing(store: JobStore) -> None:
     filled(store, 2)
     for seq, row in ((1, b"row 1"), (2, b"row 2"), (2, b"late"), (4, b"early")):
         with pytest.raises(LeaseLostError, match=f"has 2 commits in the store.*commit {seq}"):

@@ -1,4 +1,4 @@
-"""The four strategies as one table: at a routine or its flow, at the entry or downstream."""
+"""The error strategies: at a routine or its flow, at the entry or downstream."""
 
 from __future__ import annotations
 

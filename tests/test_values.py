@@ -1,4 +1,4 @@
-"""Plain values: what a copy shares, what is the same, and what a difference says."""
+"""Plain values: copies, equality, and the text of the first difference."""
 
 from __future__ import annotations
 
@@ -292,14 +292,14 @@ def test_a_value_nested_beyond_the_watched_depth_is_copied_and_compared() -> Non
     assert not same_value(deep, [private])
 
 
-def test_what_is_no_plain_value_is_copied_by_deepcopy() -> None:
+def test_other_values_are_copied_by_deepcopy() -> None:
     original = {"order": Plain([1])}
     private = copy_value(original)
     assert private["order"] is not original["order"]
     assert same_value(private, original)
 
 
-def test_what_cannot_be_copied_says_so() -> None:
+def test_a_value_that_can_not_be_copied_says_so() -> None:
     with pytest.raises(TypeError, match="lock"):
         copy_value([threading.Lock()])
 

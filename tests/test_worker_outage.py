@@ -1,4 +1,4 @@
-"""A store fails for a while: a worker bears it as long as a lease lasts, and nothing is lost."""
+"""A worker retries a store that fails for less than a lease, and loses no job."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_an_outage_shorter_than_a_lease_at_any_call_ends_no_worker_and_costs_no_
             assert Counter(done) <= Counter({job.job_id: 2 for job in jobs}), where
 
 
-def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
+def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -218,7 +218,7 @@ def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends()
 
 
 @pytest.mark.parametrize("by", ["the worker", "another worker"])
-def test_what_is_owed_to_a_store_is_not_given_back_once_the_job_was_taken_anew(by: str) -> None:
+def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by: str) -> None:
     clock = FakeClock()
     store = Fails(clock, 10**9, 10.0)
     flow = chain(a=rest)
@@ -281,7 +281,7 @@ def test_a_host_that_lost_its_job_has_no_further_effect(use: str, how: str) -> N
     assert isinstance(drive.error, LeaseLostError)
 
 
-def test_a_host_whose_lease_is_over_and_whose_job_nobody_took_may_go_on() -> None:
+def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took() -> None:
     clock = FakeClock()
     store = MemoryStore(clock)
     done: list[str] = []

@@ -42,7 +42,7 @@ def leased(store: Path, seconds: int) -> None:
         assert "queued" == acquire(jobs, "web-2:7:cafe", ["payment"], seconds * SECOND)
 
 
-def test_who_has_a_job_under_a_lease_is_told_with_its_end(
+def test_the_owner_of_a_job_is_shown_with_the_end_of_its_lease(
     store: Path, told: Told, refused: Told
 ) -> None:
     leased(store, 25)
@@ -56,7 +56,7 @@ def test_who_has_a_job_under_a_lease_is_told_with_its_end(
     ) == refused("retry", store, "queued")
 
 
-def test_who_had_a_job_under_a_lease_that_has_ended_is_told(
+def test_the_owner_of_a_job_whose_lease_has_ended_is_shown(
     store: Path, told: Told, refused: Told
 ) -> None:
     leased(store, 0)
@@ -67,7 +67,7 @@ def test_who_had_a_job_under_a_lease_that_has_ended_is_told(
     ) == refused("retry", store, "queued")
 
 
-def test_a_job_is_taken_over_from_a_process_that_died_and_a_worker_goes_on_with_it(
+def test_a_job_is_taken_over_from_a_dead_process_and_a_worker_completes_it(
     store: Path, told: Told
 ) -> None:
     line = "job waits is taken over; a worker of flow payment can take it up (commit 3)\n"
@@ -135,7 +135,7 @@ NEEDS = "it needs nothing but a worker of flow payment that runs"
         ("cancel", "done", "job done is completed; it can't be cancelled any more"),
     ],
 )
-def test_what_can_not_be_done_to_a_job_changes_nothing(
+def test_a_refused_command_changes_nothing(
     store: Path, told: Told, refused: Told, what: str, job_id: str, message: str
 ) -> None:
     before = told("show", store, job_id, "--json")

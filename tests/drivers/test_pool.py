@@ -1,4 +1,4 @@
-"""Steps on executors of the user's, and on our own threads."""
+"""Steps on the user's executors, and on the runtime's own threads."""
 
 from __future__ import annotations
 
@@ -179,7 +179,7 @@ def test_steps_overlap_on_a_users_threads() -> None:
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_an_executor_that_was_shut_down_is_told_to_the_caller(how: str) -> None:
+def test_an_executor_that_was_shut_down_raises_to_the_caller(how: str) -> None:
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     keeps = Watcher()

@@ -1,4 +1,4 @@
-"""What the tests of many hosts share: processes, calls in threads, and who waits for whom."""
+"""Processes, calls in threads and locks, shared by the tests of many hosts."""
 
 from __future__ import annotations
 

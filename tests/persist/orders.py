@@ -1,4 +1,4 @@
-"""What the tests of saved forms share: a flow of orders, captured after each of its commits."""
+"""A flow of orders, captured after each commit, shared by the tests of saved forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A job and its flow as one document: what is in it, that it comes back, and what is refused."""
+"""The saved document of a job and its flow: contents, loading, refused documents."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_handler_shared_by_routines_is_saved_with_the_retries_of_each():
 
 
 @pytest.mark.parametrize("options", [{}, {"execution_strategy": "concurrent", "max_workers": 2}])
-def test_every_commit_can_be_saved_and_loaded_and_the_job_goes_on_to_the_same_end(options):
+def test_a_job_saved_at_any_commit_can_be_resumed_to_the_same_end(options):
     whole, captures = run(pipeline(audit=True, **options))
     assert JobStatus.COMPLETED is whole.status
     for number, saved in enumerate(captures.taken, 1):
@@ -195,7 +195,7 @@ def test_every_commit_can_be_saved_and_loaded_and_the_job_goes_on_to_the_same_en
         assert loaded.job == saved.job, "resuming leaves the loaded job as it is"
 
 
-def test_a_loaded_job_can_go_on_under_another_strategy(retried):
+def test_a_loaded_job_can_be_resumed_under_another_strategy(retried):
     for strategy in ("sequential", "concurrent"):
         loaded = SavedState.from_bytes(retried)
         job = loaded.flow.resume(
@@ -208,7 +208,7 @@ def test_a_loaded_job_can_go_on_under_another_strategy(retried):
         assert datetime(2026, 1, 3, 12, 59, 8, 737_500, tzinfo=UTC) == job.commits[-1].finished_at
 
 
-def test_a_job_whose_first_commits_are_gone_is_saved_and_goes_on():
+def test_a_job_without_its_first_commits_can_be_saved_and_resumed():
     flow = pipeline(9)
     _, captures = run(flow, history_limit=1)
     saved = next(taken for taken in captures.taken if taken.retry_count == 3)
@@ -219,7 +219,7 @@ def test_a_job_whose_first_commits_are_gone_is_saved_and_goes_on():
     assert 5 == ended.routine_states["process"].attempts
 
 
-def test_what_was_captured_stays_what_it_was_when_flow_and_job_go_on():
+def test_a_captured_state_does_not_change_with_its_flow_and_job():
     flow = pipeline()
     _, captures = run(flow)
     texts = [saved.to_bytes() for saved in captures.taken]
@@ -744,7 +744,7 @@ WRONG = {
     ("base", "row"),
     [(base, row) for base, rows in WRONG.items() for row in re.split(r"\n {6}(?! )", rows.strip())],
 )
-def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(
+def test_impossible_contents_are_refused_although_the_digest_is_right(
     base, row, retried, shortened
 ):
     change, place, reason = re.split(r"\s+\| ", row.strip())
@@ -759,7 +759,7 @@ def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(
         assert re.fullmatch(pattern, told), told
 
 
-def test_what_the_data_holds_without_end_is_not_told_without_end(retried):
+def test_an_error_about_endless_data_is_short(retried):
     endless = "x" * 1_000_000
     for path, place, start, end in (
         ("flow.execution_strategy", "$.flow", "execution_strategy is 'xxx", "t'"),

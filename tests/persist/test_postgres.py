@@ -1,4 +1,4 @@
-"""What the store in PostgreSQL promises beyond the contract: many hosts, one database."""
+"""The store in PostgreSQL beyond the contract: many hosts on one database."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_commit_is_flushed_also_where_the_server_would_not_wait_for_that(dsn: 
 
 
 @pytest.mark.parametrize("chosen", ["local", "remote_write", "remote_apply"])
-def test_how_many_servers_a_commit_waits_for_is_left_to_whoever_runs_them(
+def test_the_number_of_servers_that_a_commit_waits_for_is_the_operators_choice(
     dsn: str, chosen: str
 ) -> None:
     with PostgresStore(with_option(dsn, f"synchronous_commit={chosen}")) as store:
@@ -65,7 +65,7 @@ def test_a_default_isolation_that_is_stricter_makes_no_difference(dsn: str) -> N
         assert "read committed" == setting(store, "transaction_isolation")
 
 
-def test_what_was_accepted_is_there_after_a_crash_of_the_server(
+def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(
     postgres: PostgresStore, server: Server
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
@@ -168,7 +168,7 @@ def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each
         assert [None, None] == found or ["j", "k"] == sorted(cast("list[str]", found))
 
 
-def test_whatever_hosts_do_at_once_each_row_has_one_writer_who_owned_the_job(dsn: str) -> None:
+def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn: str) -> None:
     """Four hosts claim, append to, release and acquire one job, each as fast as it can."""
     accepted: list[tuple[int, str]] = []
 

@@ -1,4 +1,4 @@
-"""Who looks for a job in PostgreSQL looks at few others, waits for nobody and leaves no trace."""
+"""Looking for a job in PostgreSQL reads few other rows, waits for no lock and writes nothing."""
 
 from __future__ import annotations
 

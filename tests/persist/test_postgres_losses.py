@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL is lost: what was asked is done once, and its caller hears of it."""
+"""Lost connections to PostgreSQL: each call takes effect once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(
     assert [b"1", b"2"] == postgres.rows("j")
 
 
-def test_a_backend_that_is_ended_a_second_time_is_told(
+def test_a_backend_that_is_ended_a_second_time_raises(
     postgres: PostgresStore, admin: Any, dsn: str
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
@@ -90,7 +90,7 @@ def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
     assert ["j"] == postgres.renew("b", SECOND)
 
 
-def test_a_server_that_is_down_is_told_with_its_name_and_a_cure(
+def test_a_server_that_is_down_is_reported_with_its_name_and_a_cure(
     postgres: PostgresStore, server: Server
 ) -> None:
     server.stop()
@@ -102,7 +102,7 @@ def test_a_server_that_is_down_is_told_with_its_name_and_a_cure(
     assert [] == postgres.job_ids()
 
 
-def test_a_worker_goes_on_when_a_server_that_was_down_answers_again(
+def test_a_worker_continues_when_a_server_that_was_down_answers_again(
     dsn: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("routilux.worker._RENEWALS", 1000)  # what broke off comes soon again
@@ -249,7 +249,7 @@ def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_
 
 
 @LOST
-def test_what_else_loses_its_connection_is_done_all_the_same(
+def test_every_other_call_is_repeated_after_its_connection_is_lost(
     far: PostgresStore, losses: Losses, lost: str
 ) -> None:
     far.create("j", b"1", "a", flow_id="f", queued=True)
@@ -374,7 +374,7 @@ def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(
 
 
 @pytest.mark.parametrize("lines", [1, 10])
-def test_what_was_accepted_before_a_host_was_killed_is_there_after_it(
+def test_rows_that_were_accepted_before_a_host_was_killed_are_there_after_it(
     postgres: PostgresStore, dsn: str, lines: int
 ) -> None:
     with processes(APPENDS, [dsn]) as [child]:
@@ -382,7 +382,7 @@ def test_what_was_accepted_before_a_host_was_killed_is_there_after_it(
     hold_rows(postgres.rows("j"), accepted)
 
 
-def test_a_host_that_stands_still_locks_nobody_out(postgres: PostgresStore, dsn: str) -> None:
+def test_a_host_that_is_stopped_locks_no_other_out(postgres: PostgresStore, dsn: str) -> None:
     with processes(APPENDS, [dsn]) as [child]:
         line_of(child)
         child.send_signal(signal.SIGSTOP)

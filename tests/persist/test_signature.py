@@ -1,4 +1,4 @@
-"""Documents that were signed: whoever has the key reads what was written, or is told why not."""
+"""Signed documents: a reader with the key gets the written state, or an error."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_anybody_can_check_it_it_is_the_hmac_sha256_of_the_bytes_before_its_own_
 # --- it is read -----------------------------------------------------------------------------------
 
 
-def test_a_signed_file_is_read_with_its_key_and_goes_on(tmp_path, saved):
+def test_a_signed_file_is_read_with_its_key_and_can_be_resumed(tmp_path, saved):
     path = tmp_path / "job.json"
     saved.write(path, key=KEY)
     loaded = SavedState.read(path, key=KEY)
@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
 @pytest.mark.usefixtures("nothing_is_parsed")
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_key_does_not_vouch_for_is_refused_by_place_reason_and_file_before_parsing(
+def test_a_file_without_a_valid_signature_is_refused_with_place_reason_and_file_before_parsing(
     case, verify, tmp_path, signed
 ):
     spoil, key, reason = REFUSED[case]
@@ -214,7 +214,7 @@ NO_KEYS: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", NO_KEYS)
-def test_what_is_no_key_is_refused_before_anything_is_read_or_written(
+def test_an_invalid_key_is_refused_before_anything_is_read_or_written(
     case, tmp_path, saved, signed
 ):
     key, error, said = NO_KEYS[case]
@@ -297,6 +297,6 @@ def test_the_signed_document_of_the_first_version_is_read_and_written_again_byte
     assert [Decimal("3.00")] == [output.data["total"] for output in ended.outputs]
 
 
-def test_what_signs_can_sign_again():
+def test_one_key_can_sign_several_documents():
     mac = seal.keyed(KEY)
     assert seal.sealed(b'{"a": 1', mac) == seal.sealed(b'{"a": 1', mac)

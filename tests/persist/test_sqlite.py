@@ -1,4 +1,4 @@
-"""What the store in a file promises beyond the contract: processes, crashes, and its errors."""
+"""The store in a file beyond the contract: processes, crashes, and errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,9 @@ def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None
 
 
 @pytest.mark.parametrize("lines", [1, 2, 10])
-def test_what_was_accepted_before_a_kill_is_there_after_it(tmp_path: Path, lines: int) -> None:
+def test_rows_that_were_accepted_before_a_kill_are_there_after_it(
+    tmp_path: Path, lines: int
+) -> None:
     with process(APPENDS, tmp_path / "jobs.db") as child:
         accepted = kill_after(lines, child)
     hold_rows(SqliteStore(tmp_path / "jobs.db").rows("j"), accepted)
@@ -69,7 +71,7 @@ def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> N
         assert 100 == len(store.job_ids())
 
 
-def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(
+def test_opening_a_file_that_another_process_is_creating_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "jobs.db"
@@ -237,7 +239,7 @@ def test_a_reader_sees_what_others_write_meanwhile(store: SqliteStore) -> None:
         assert not reader.overtaken
 
 
-def test_a_reader_notices_who_begins_to_write_while_it_reads_without_locks(
+def test_a_reader_without_locks_notices_a_writer(
     store: SqliteStore,
 ) -> None:
     store.close()

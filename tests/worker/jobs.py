@@ -1,4 +1,4 @@
-"""What the tests of workers share: a worker, a flow that retries, and what became of jobs."""
+"""A worker, a flow that retries, and readings of jobs, shared by the tests of workers."""
 
 from __future__ import annotations
 

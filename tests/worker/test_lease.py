@@ -1,4 +1,4 @@
-"""A worker keeps its lease, and loses it where it stands still."""
+"""A worker renews its lease, and loses it where it is stopped for too long."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_host_that_acquires_its_own_job_again_drives_it_once(
     assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
+def test_a_worker_can_take_a_job_again_after_an_operator_took_it(
     runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")

@@ -1,4 +1,4 @@
-"""Who owns a job where several workers, or a process and its forked children, share a runtime."""
+"""The owner of a job where several workers or forked processes share a runtime."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A worker takes the jobs of its flows from a store, and ends when it is told to."""
+"""A worker takes the jobs of its flows from a store, and ends when it is stopped."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ from routilux import (
 from routilux.errors import nearest
 
 if TYPE_CHECKING:
-    from pytest_routilux.freeze import Sleeping
-    from routilux.flow import ExecutionStrategy
+    from pytest_routilux.settings import Sleeping
+    from routilux import ExecutionStrategy
 
 __all__ = ["At", "FlowHosts", "HostError", "HostResult", "Launched"]
 

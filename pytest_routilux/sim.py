@@ -33,8 +33,8 @@ from pytest_routilux.explain import explain_cause, not_compared
 from pytest_routilux.faults import NEVER_STRUCK, Fault
 from pytest_routilux.files import checked_store
 from pytest_routilux.lives import Case
-from pytest_routilux.plugin import report_look
 from pytest_routilux.repro import Repro, Stale, command
+from pytest_routilux.settings import report_look
 from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import live
 from pytest_routilux.story import short_error

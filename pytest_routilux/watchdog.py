@@ -240,13 +240,13 @@ def _waits_on_a_clock(thread: int) -> bool:
 
 
 def _failed(host: Host, error: BaseException) -> bool:
-    if not isinstance(host, Drive) or not host.runtime.lock.acquire(timeout=_PATIENCE):
+    if not isinstance(host, Drive) or not host.environment.lock.acquire(timeout=_PATIENCE):
         return False
     try:
         if host.loop is not None:
             host.loop.fail(host, error)
     finally:
-        host.runtime.lock.release()
+        host.environment.lock.release()
     return True
 
 

@@ -60,6 +60,8 @@ class RetryAfter(Exception):  # noqa: N818 - it asks for something, as StopItera
     1500000000
     """
 
+    __module__ = "routilux"  # saved jobs name it so
+
     def __init__(self, seconds: float, message: str = "") -> None:
         number = plain_number(seconds)
         if number is None or number < 0:

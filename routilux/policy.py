@@ -68,7 +68,7 @@ class ErrorHandler:
     >>> ErrorHandler("skip", max_retries=5)
     Traceback (most recent call last):
         ...
-    routilux.errors.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
+    routilux.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
 never retries: leave it out, or use ErrorStrategy.RETRY
     """
 

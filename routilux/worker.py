@@ -96,6 +96,7 @@ class Worker:
                 "the worker's runtime writes to another store than the worker takes its jobs from;"
                 " make it with Runtime(store=...) of the same store"
             )
+        self._environment = self._runtime.environment
         self._clock = self._runtime.clock
         self._signal = self._clock.signal()
         self._stopping = False
@@ -189,7 +190,7 @@ class Worker:
 
     def _has_room(self) -> bool:
         if len(self._active) >= _AT_ONCE:
-            with self._runtime.lock:
+            with self._environment.lock:
                 self._active = {
                     drive
                     for drive in self._active
@@ -200,17 +201,17 @@ class Worker:
     # --- one job --------------------------------------------------------------------------------
 
     def _take(self, raises: bool) -> bool:
-        runtime, store = self._runtime, self._store
+        runtime, environment, store = self._runtime, self._environment, self._store
         now = self._clock.monotonic_ns()
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
-        with runtime.taking:
-            acquired = store.acquire(runtime.owner, self._flows, self._lease_ns)
+        with environment.lease_lock:
+            acquired = store.acquire(environment.owner, self._flows, self._lease_ns)
             if acquired is None:
                 return False
             job_id = acquired.job_id
-            told = runtime.taken.get(job_id)
-            runtime.taken[job_id] = self._lose
+            told = environment.leases.get(job_id)
+            environment.leases[job_id] = self._lose
         self._owed.pop(job_id, None)  # its lease was over meanwhile
         if told is not None:  # it was lost here, or at another worker of this owner
             told(job_id)
@@ -244,7 +245,7 @@ class Worker:
             runtime.crew.drive_in_background(drive)
         finally:
             if drive is None and job_id not in self._owed:
-                with runtime.taking:
+                with environment.lease_lock:
                     self._forget(job_id)
         self._give_back()
         return True
@@ -278,38 +279,38 @@ class Worker:
         elif error is not None and not isinstance(error, LeaseLostError):
             self._owe(job.job_id, 0, clean=False)
         else:
-            with self._runtime.taking:
+            with self._environment.lease_lock:
                 self._forget(job.job_id)
 
     def _owe(self, job_id: str, after_ns: int, *, clean: bool) -> None:
         self._owed[job_id] = self._clock.monotonic_ns() + after_ns, clean
 
     def _give_back(self) -> None:
-        runtime = self._runtime
+        environment = self._environment
         for job_id, (free_at, clean) in list(self._owed.items()):
-            with runtime.taking:
-                if runtime.taken.get(job_id) == self._lose:  # else another worker has taken it
+            with environment.lease_lock:
+                if environment.leases.get(job_id) == self._lose:  # else another worker has taken it
                     wait = max(0, free_at - self._clock.monotonic_ns())
-                    self._store.release(job_id, runtime.owner, wait, clean=clean)
+                    self._store.release(job_id, environment.owner, wait, clean=clean)
                     self._forget(job_id)
             del self._owed[job_id]
 
     def _forget(self, job_id: str) -> None:
         """Hold a job no longer (under `taking`), unless somebody else has taken it since."""
-        taken = self._runtime.taken
+        taken = self._environment.leases
         if taken.get(job_id) == self._lose:
             del taken[job_id]
 
     def _renew(self) -> None:
         # The next one is reckoned from before this one: the store's lease is not shorter.
         now = self._clock.monotonic_ns()
-        runtime, store = self._runtime, self._store
-        with runtime.taking:
-            held = set(store.renew(runtime.owner, self._lease_ns))
-            for job_id in sorted(held - runtime.taken.keys()):
+        environment, store = self._environment, self._store
+        with environment.lease_lock:
+            held = set(store.renew(environment.owner, self._lease_ns))
+            for job_id in sorted(held - environment.leases.keys()):
                 _log.info("job %s is given back: its lease is held here, and unknown", job_id)
                 # Nobody knows any more how it was left. As if the lease had run out: unclean.
-                store.release(job_id, runtime.owner, 0, clean=False)
+                store.release(job_id, environment.owner, 0, clean=False)
         self._renew_at = now + self._lease_ns // _RENEWALS
         for job_id, drive in self._drives.items():
             if job_id in held:
@@ -322,7 +323,7 @@ class Worker:
         drive = self._drives.get(job_id)
         if drive is None:
             return
-        with self._runtime.lock:
+        with self._environment.lock:
             if drive.loop is not None and drive.machine.job.status is JobStatus.RUNNING:
                 whom = "an operator, or another host while this one stood still for too long"
                 lost = LeaseLostError(f"job {job_id!r} was taken over by {whom}")

@@ -492,7 +492,7 @@ def test_a_wrong_emit_fails_the_attempt_at_once_and_leaves_nothing_but_its_recor
 
     job = run(chain(runs=Works(handler, retrying(max_retries=5))), "runs")
     assert JobStatus.FAILED is job.status
-    assert (f"routilux.errors.{error_type}", message) == (job.error.type, job.error.message)
+    assert (f"routilux.{error_type}", message) == (job.error.type, job.error.message)
     assert (1, [], ["start", "error"]) == (
         job.routine_states["runs"].attempts,
         job.outputs,
@@ -541,7 +541,7 @@ def test_with_a_store_an_unserialisable_value_fails_its_attempt_and_the_job_is_s
     runtime = Runtime(clock=FakeClock(), store=MemoryStore())
     job = flow.execute("runs", job_id="j1", runtime=runtime)
     assert JobStatus.FAILED is job.status
-    assert ("routilux.errors.UnserializableError", f"{path}: {FRAME}") == (
+    assert ("routilux.UnserializableError", f"{path}: {FRAME}") == (
         job.error.type,
         job.error.message,
     )

@@ -176,7 +176,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
             flow.resume(run.job, runtime=runtime)
         let_go.set()
         job = flow.resume(run.wait(PATIENCE), runtime=runtime)
-        assert {} == runtime.driven
+        assert {} == runtime.environment.driven
     assert JobStatus.COMPLETED is job.status
     assert ["start", "paused", "done", "resumed", "done"] == kinds(job)
     assert [1, 2, 3, 4, 5] == [commit.seq for commit in watcher.commits]

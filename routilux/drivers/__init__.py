@@ -8,17 +8,20 @@ Laws:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from routilux.context import Host
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from routilux.clock import Key
     from routilux.exchange import StepInput, StepOutcome
     from routilux.plan import Plan
-    from routilux.step import RunStep
+    from routilux.policy import ErrorHandler
+    from routilux.routine import Routine, Slot
 
-__all__ = ["Driven", "Driver", "Ended"]
+__all__ = ["Driven", "Driver", "Ended", "RunStep"]
 
 
 class Driven(Host, Protocol):
@@ -31,6 +34,9 @@ class Driven(Host, Protocol):
     ordinal: int
     run_step: RunStep
 
+
+RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], StepOutcome]"
+"""Runs one attempt: `run_step`, or a function that a runtime calls in its place."""
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
 """A step that is over, as the loop started it, and its outcome.

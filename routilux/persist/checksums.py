@@ -40,7 +40,7 @@ def checked(data: bytes, place: str) -> bytes:
     b'{"seq":8}'
     >>> checked(summed(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
     Traceback (most recent call last):
-    routilux.errors.CorruptStateError: $.job-1[8]: was damaged: its checksum is of other bytes
+    routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum is of other bytes
     """
     # A store of others may give back what is no bytes, which whoever reads on tells.
     if isinstance(data, bytes) and data[-CHECKSUM:].startswith(_NAME):

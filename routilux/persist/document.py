@@ -109,7 +109,7 @@ class SavedState:
         'job-1'
         >>> SavedState.from_bytes(text, key=b"the key of others").job.job_id
         Traceback (most recent call last):
-        routilux.errors.CorruptStateError: $.signature: is not that of this key: the file was...
+        routilux.CorruptStateError: $.signature: is not that of this key: the file was...
         """
         try:
             mac = keyed(key)

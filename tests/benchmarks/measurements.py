@@ -33,8 +33,7 @@ from tests.benchmarks.race import Bound, Figure, Measurement, Race, exponent
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from routilux import JobState
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy, JobState
 
 __all__ = [
     "growth_with_events",

@@ -16,7 +16,7 @@ from tests.benchmarks import startup as u
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy
     from tests.benchmarks.race import Measurement
 
     Measure = Callable[[Measurement], None]

@@ -426,7 +426,7 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_
     told = python(tmp_path, read).splitlines()[-2:]
     assert [
         (
-            "routilux.errors.UnknownRoutineError: $.flow.routines[0].routine: no routine class"
+            "routilux.UnknownRoutineError: $.flow.routines[0].routine: no routine class"
             " 'shop:Charge' is defined in this program; import the module that defines it before"
             " loading (a class of another program's __main__ or one made inside a function needs a"
             " routine_name) (in j.json)"

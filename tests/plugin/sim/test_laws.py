@@ -187,7 +187,7 @@ def test_what_can_not_be_saved_is_refused_after_a_crash_as_before() -> None:
         job = recover(run, point).life.job
         assert job is not None
         assert job.error is not None
-        assert "routilux.errors.UnserializableError" == job.error.type
+        assert "routilux.UnserializableError" == job.error.type
 
 
 def test_a_flow_that_fails_by_its_authors_mistake_is_no_flow_that_survives() -> None:
@@ -224,7 +224,7 @@ def test_a_job_that_is_given_up_since_its_handler_ends_each_host_does_not_surviv
     down = tuple(FlowFaults().store_fails(write) for write in (2, 4, 6, 8))
     asked_for = examine(Case(worked, "first", {"data": "a"}, faults=down), START, Checks())
     assert asked_for.reference.finding is None
-    assert "routilux.errors.PoisonJobError" == asked_for.reference.view["error"]
+    assert "routilux.PoisonJobError" == asked_for.reference.view["error"]
 
 
 # --- no law that can't be broken ------------------------------------------------------------------

@@ -209,7 +209,7 @@ def error_of(job: JobState) -> tuple[str, str]:
     """The type and the message of the error of a job that failed."""
     assert "failed" == job.status.value
     assert job.error is not None
-    return job.error.type.removeprefix("routilux.errors."), job.error.message
+    return job.error.type.removeprefix("routilux."), job.error.message
 
 
 @contextmanager

@@ -510,7 +510,7 @@ def test_a_wrong_emit_fails_the_attempt_at_once_and_leaves_nothing_but_its_recor
 )
 def test_a_value_that_can_not_be_copied_fails_the_attempt_and_is_named(where, handler):
     job = run(chain(runs=Works(handler, retrying(max_retries=5))), "runs")
-    assert "routilux.errors.UnserializableError" == job.error.type
+    assert "routilux.UnserializableError" == job.error.type
     assert job.error.message.startswith(f"{where}: _thread.lock can't be copied (TypeError: ")
     assert 1 == job.routine_states["runs"].attempts
 

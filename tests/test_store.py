@@ -186,26 +186,17 @@ def test_after_a_claim_only_its_owner_can_write(store: JobStore) -> None:
     store.claim("j", 3, b"resumed by b", "b", rests=False)
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 4 of 'a' was refused"):
         store.append("j", 4, b"row 4", "a", rests=False)
-    with pytest.raises(LeaseLostError):
-        store.append("j", 3, b"resumed by b", "a", rests=False)  # not even what is there already
-    store.append("j", 4, b"of b", "b", rests=False)
-    assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
-
-
-def test_a_row_of_the_owner_before_is_not_this_owners_own(store: JobStore) -> None:
-    filled(store, 2).claim("j", 3, b"resumed", "b", rests=False)
-    with pytest.raises(LeaseLostError):
-        store.append("j", 2, b"row 2", "b", rests=False)
-
-
-def test_a_former_owner_can_not_write_its_own_row_again(store: JobStore) -> None:
-    filled(store, 2).claim("j", 3, b"resumed", "b", rests=False)
+    for row in (b"resumed by b", b"row 3"):
+        with pytest.raises(LeaseLostError):
+            store.append("j", 3, row, "a", rests=False)  # not even what is there already
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 2 of 'a' was refused"):
         store.append("j", 2, b"row 2", "a", rests=True)
-    assert [True] == [
-        isinstance(refused, LeaseLostError)
-        for refused in store.append_all([Append("j", 2, b"row 2", "a", True)])
-    ]
+    [refused] = store.append_all([Append("j", 2, b"row 2", "a", True)])
+    assert isinstance(refused, LeaseLostError)
+    with pytest.raises(LeaseLostError):
+        store.append("j", 2, b"row 2", "b", rests=False)  # a row of the owner before
+    store.append("j", 4, b"of b", "b", rests=False)
+    assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
 
 
 def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStore) -> None:
@@ -219,17 +210,14 @@ def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStor
     store.append("j", 4, b"of b", "b", rests=False)
 
 
-def test_a_claim_that_is_refused_changes_no_owner(store: JobStore) -> None:
+def test_a_claim_that_is_refused_changes_nothing(store: JobStore) -> None:
+    with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
+        store.claim("nobody", 1, b"x", "a", rests=False)
+    assert [] == store.job_ids()
     filled(store, 2)
     with pytest.raises(LeaseLostError):
         store.claim("j", 5, b"x", "b", rests=False)
     store.append("j", 3, b"row 3", "a", rests=False)
-
-
-def test_a_job_that_is_not_there_can_not_be_claimed(store: JobStore) -> None:
-    with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
-        store.claim("nobody", 1, b"x", "a", rests=False)
-    assert [] == store.job_ids()
 
 
 def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
@@ -260,6 +248,18 @@ def test_of_many_that_acquire_at_once_each_gets_another_job(store: JobStore) -> 
     queued(store, *(f"job {i}" for i in range(6)))
     got = at_once(8, lambda owner: acquire(store, owner, ["f"], SECOND))
     assert [f"job {i}" for i in range(6)] == sorted(filter(None, got.values()))
+
+
+def test_threads_share_one_store(store: JobStore) -> None:
+    def appends(name: str) -> None:
+        store.create(name, b"1", name, flow_id="f", queued=False)
+        for seq in range(2, 10):
+            store.append(name, seq, b"%d" % seq, name, rests=False)
+
+    together(*(partial(appends, f"job {number:02}") for number in range(32)))
+    assert [f"job {number:02}" for number in range(32)] == store.job_ids()
+    for name in store.job_ids():
+        assert [b"%d" % seq for seq in range(1, 10)] == store.rows(name)
 
 
 # --- leases ---------------------------------------------------------------------------------------
@@ -358,17 +358,18 @@ def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(
     store.claim("j", 5, b"resumed by name", "c", rests=False)
 
 
+@pytest.mark.parametrize("clean", [True, False])
 def test_a_job_that_was_given_back_is_free_when_its_time_comes(
-    store: JobStore, clock: FakeClock
+    store: JobStore, clock: FakeClock, clean: bool
 ) -> None:
     queued(store, "j")
     store.acquire("b", ["f"], SECOND)
     store.release("j", "c", 0)  # who does not own it gives nothing back
     assert SECOND == store.free_in(["f"])
-    store.release("j", "b", 60 * SECOND)
+    store.release("j", "b", 60 * SECOND, clean=clean)
     assert 60 * SECOND == store.free_in(["f"])
     assert [] == store.renew("b", SECOND)
-    with pytest.raises(LeaseLostError, match="free to be taken by any host"):
+    with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
         store.append("j", 2, b"x", "b", rests=False)
     clock.advance(59)
     assert None is store.acquire("c", ["f"], SECOND)
@@ -395,20 +396,6 @@ def test_an_acquired_job_says_whether_it_was_given_back(store: JobStore, clock: 
     assert take("e"), "it was given back by the last one who had it"
     store.overrule("j", 2, b"row 2", "operator", free=True)
     assert take("f"), "an operator has set it free"
-
-
-def test_a_job_that_was_let_fall_is_nobodys_until_somebody_takes_it(
-    store: JobStore, clock: FakeClock
-) -> None:
-    queued(store, "j")
-    store.acquire("a", ["f"], SECOND)
-    store.release("j", "a", 60 * SECOND, clean=False)
-    assert [] == store.renew("a", SECOND)
-    with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
-        store.append("j", 2, b"x", "a", rests=False)
-    clock.advance(59)
-    assert None is store.acquire("b", ["f"], SECOND)
-    store.claim("j", 2, b"by name, before its time", "c", rests=False)
 
 
 def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(

@@ -37,34 +37,34 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
     assert "resumed, job pending · after 599.260 s · a fresh budget for what failed" in page
 
 
-def leased(store: Path, seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "listed", "shown", "refusal"),
+    [
+        (
+            25,
+            "  web-2:7, lease for 25 s  ",
+            "held by web-2:7:cafe, whose lease ends in 25.0 s",
+            "a worker takes it up if that process does not renew it; --take-over does not wait",
+        ),
+        (
+            0,
+            "  web-2:7, lease over  ",
+            "left by web-2:7:cafe, whose lease has ended",
+            "it needs nothing but a worker of flow payment that runs",
+        ),
+    ],
+    ids=["lease", "lease over"],
+)
+def test_the_owner_of_a_job_is_shown_with_the_end_of_its_lease(
+    store: Path, told: Told, refused: Told, seconds: int, listed: str, shown: str, refusal: str
+) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         assert "queued" == acquire(jobs, "web-2:7:cafe", ["payment"], seconds * SECOND)
-
-
-def test_the_owner_of_a_job_is_shown_with_the_end_of_its_lease(
-    store: Path, told: Told, refused: Told
-) -> None:
-    leased(store, 25)
-    assert "  web-2:7, lease for 25 s  " in told("jobs", store)
-    assert "\nheld by web-2:7:cafe, whose lease ends in 25.0 s\n" in told("show", store, "queued")
+    assert listed in told("jobs", store)
+    assert f"\n{shown}\n" in told("show", store, "queued")
     held = json.loads(told("show", store, "queued", "--json"))["held"]
-    assert {"owner": "web-2:7:cafe", "free_in_ns": 25 * SECOND} == held
-    assert (
-        "job queued is pending, held by web-2:7:cafe, whose lease ends in 25.0 s; a worker takes it"
-        " up if that process does not renew it; --take-over does not wait"
-    ) == refused("retry", store, "queued")
-
-
-def test_the_owner_of_a_job_whose_lease_has_ended_is_shown(
-    store: Path, told: Told, refused: Told
-) -> None:
-    leased(store, 0)
-    assert "  web-2:7, lease over  " in told("jobs", store)
-    assert (
-        "job queued is pending, left by web-2:7:cafe, whose lease has ended; it needs nothing but a"
-        " worker of flow payment that runs"
-    ) == refused("retry", store, "queued")
+    assert {"owner": "web-2:7:cafe", "free_in_ns": seconds * SECOND} == held
+    assert f"job queued is pending, {shown}; {refusal}" == refused("retry", store, "queued")
 
 
 def test_a_job_is_taken_over_from_a_dead_process_and_a_worker_completes_it(

@@ -281,19 +281,6 @@ def test_processes_share_the_load_and_each_job_is_driven_exactly_once(
 # --- threads and forks ----------------------------------------------------------------------------
 
 
-def test_many_threads_share_one_store(postgres: PostgresStore) -> None:
-    def appends(name: str) -> None:
-        postgres.create(name, b"1", name, flow_id="f", queued=False)
-        for seq in range(2, 10):
-            postgres.append(name, seq, b"%d" % seq, name, rests=False)
-
-    calls = [Call(appends, f"job {number:02}") for number in range(32)]
-    assert [None] * 32 == [call.result() for call in calls]
-    assert [f"job {number:02}" for number in range(32)] == postgres.job_ids()
-    for name in postgres.job_ids():
-        assert [b"%d" % seq for seq in range(1, 10)] == postgres.rows(name)
-
-
 def test_threads_that_ask_at_once_have_a_few_connections_between_them(
     postgres: PostgresStore,
 ) -> None:

@@ -9,14 +9,13 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
 from routilux.persist.sqlite_file import SqliteFile
-from tests.drivers.workshop import at_once, in_a_child
+from tests.drivers.workshop import in_a_child
 from tests.persist.hosts import APPENDS, hold_rows, kill_after, line_of, process
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE
@@ -117,18 +116,6 @@ def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(
     assert 100_000 >= naps[0]
     assert 5_000_000 >= max(naps)
     assert [b"1"] == store.rows("j")
-
-
-def test_threads_share_one_store(store: SqliteStore) -> None:
-    def appends(name: str) -> None:
-        store.create(name, b"1", name, flow_id="f", queued=False)
-        for seq in range(2, 20):
-            store.append(name, seq, b"%d" % seq, name, rests=False)
-
-    at_once(*(partial(appends, f"job {i}") for i in range(8)))
-    assert [f"job {i}" for i in range(8)] == sorted(store.job_ids())
-    for name in store.job_ids():
-        assert [b"%d" % seq for seq in range(1, 20)] == store.rows(name)
 
 
 def test_a_forked_child_uses_a_connection_of_its_own(store: SqliteStore) -> None:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from freezegun.api import real_date, real_datetime
 
 from pytest_routilux.places import is_users
-from pytest_routilux.stepping import running
+from pytest_routilux.simulated_step import running
 from routilux import Context
 
 if TYPE_CHECKING:

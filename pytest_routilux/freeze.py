@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from pytest_routilux.settings import Sleeping
-    from pytest_routilux.stepping import running
+    from pytest_routilux.simulated_step import running
     from routilux import Context
 
 __all__ = ["frozen_clock", "frozen_simulation"]
@@ -337,7 +337,7 @@ def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator
     Fails the test where something else freezes the time, around it or inside it.
     """
     global _simulation
-    from pytest_routilux.stepping import running
+    from pytest_routilux.simulated_step import running
 
     if _block is None:
         refuse_around("flow_sim")

@@ -217,6 +217,11 @@ def pytest_configure(config: pytest.Config) -> None:
     from pytest_routilux.settings import check, find_report_look, report_mode
 
     check(config)
+    repro = config.getoption("routilux_repro")
+    if repro is not None:
+        from pytest_routilux.repro import Repro
+
+        Repro.parse(repro)
     config.stash[_MODE] = report_mode(config)
     if find_report_look(config):
         config.pluginmanager.register(_Printer(config), "routilux-reports")

@@ -76,15 +76,10 @@ def add_options(parser: pytest.Parser) -> None:
 
 
 def check(config: pytest.Config) -> None:
-    """Refuse what can't be meant; raises `pytest.UsageError`, or what `Repro.parse` says."""
+    """Raise `pytest.UsageError` for a setting with an invalid value."""
     report_mode(config)
     sleeping(config)
     blocked_after(config)
-    repro = config.getoption("routilux_repro")
-    if repro is not None:
-        from pytest_routilux.repro import Repro
-
-        Repro.parse(repro)
 
 
 def _setting(config: pytest.Config, name: str, allowed: str) -> Any:

@@ -17,7 +17,7 @@ from pytest_routilux.crash import undisturbed
 from pytest_routilux.examine import Coverage
 from pytest_routilux.isolation import Hosts
 from pytest_routilux.oracle import Finding
-from pytest_routilux.stepping import SimClock, running
+from pytest_routilux.simulated_step import SimClock, running
 from routilux.step import run_step
 
 if TYPE_CHECKING:

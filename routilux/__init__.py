@@ -50,8 +50,8 @@ from routilux.fake_clock import FakeClock, Wait
 from routilux.flow import Flow
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
 from routilux.persist.document import SavedState
-from routilux.persist.leases import Acquired, Hold
-from routilux.persist.store import Append, JobStore, MemoryStore
+from routilux.persist.memory import MemoryStore
+from routilux.persist.store import Acquired, Append, Hold, JobStore
 from routilux.plan import Connection, ExecutionStrategy
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot

@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-from routilux.drivers.inline import InlineDriver
+from routilux.drivers import InlineDriver
 from routilux.drivers.pool import PoolDriver
 from routilux.loop import Loop
 

@@ -23,7 +23,6 @@ __all__ = [
     "Default",
     "ErrorStrategy",
     "RetryAfter",
-    "class_name",
     "default",
     "find_class",
     "loaded",
@@ -211,11 +210,6 @@ def default(value: _T) -> _T:
 
 
 # --- saved forms --------------------------------------------------------------------------------
-
-
-def class_name(cls: type) -> str:
-    """Return the name by which saved forms know a class: `module:qualname`."""
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def find_class(name: str) -> type[Exception] | None:

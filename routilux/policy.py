@@ -26,13 +26,13 @@ from routilux.options import (
     Default,
     ErrorStrategy,
     RetryAfter,
-    class_name,
     default,
     find_class,
     loaded,
     refusal,
     shown,
 )
+from routilux.tags import class_name
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 

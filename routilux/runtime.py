@@ -42,8 +42,7 @@ if TYPE_CHECKING:
     from routilux.audience import ObserverFailure
     from routilux.flow import Flow
     from routilux.monitor import Observer
-    from routilux.persist.leases import Acquired
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Acquired, JobStore
     from routilux.plan import ExecutionStrategy, Plan
 
 __all__ = ["Runtime", "default_runtime", "use_runtime"]

@@ -25,14 +25,14 @@ from typing import TYPE_CHECKING, Final
 from routilux.clock import SystemClock
 from routilux.core.records import JobStatus
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
-from routilux.instants import SECOND, to_ns
-from routilux.outage import Outage
+from routilux.instants import SECOND, seconds_text, to_ns
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import timedelta
 
+    from routilux.clock import Clock
     from routilux.drive import Drive
     from routilux.flow import Flow
     from routilux.persist.store import JobStore
@@ -45,6 +45,8 @@ POLL: Final = 0.1
 _AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
 _LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
+_FIRST_WAIT: Final = SECOND // 20
+_LONGEST_WAIT: Final = SECOND
 _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
@@ -107,7 +109,7 @@ class Worker:
         self._put_aside: dict[str, str] = {}  # job id -> why, as it was told
         # Jobs that are to be given back: when they are to be free, and whether the stop was clean.
         self._owed: dict[str, tuple[int, bool]] = {}
-        self._outage = Outage(self._clock, self._lease_ns)
+        self._outage = _Outage(self._clock, self._lease_ns)
 
     def stop(self) -> None:
         """Make `run` end as soon as the steps in flight have committed; from any thread."""
@@ -168,7 +170,7 @@ class Worker:
                 self._bear(error)
 
     def _bear(self, error: OSError) -> None:
-        self._clock.wait(self._signal, self._outage.bear(error), who="a worker")
+        self._clock.wait(self._signal, self._outage.retry_at(error), who="a worker")
 
     def _look_after(self) -> None:
         self._signal.clear()
@@ -356,3 +358,40 @@ def _checked_lease(lease: float | timedelta) -> int:
             f"lease is {lease!r}; it is some seconds, more than 0 and at most a year"
         )
     return length
+
+
+class _Outage:
+    """Retry policy for an unavailable store; lengths are in nanoseconds.
+
+    Tries come at growing distances up to `patience_ns`, and the last one at its end. The log says
+    once that the store fails and once that it works again.
+    """
+
+    def __init__(self, clock: Clock, patience_ns: int) -> None:
+        self._clock = clock
+        self._patience = patience_ns
+        self._since: int | None = None
+        self._next_wait = _FIRST_WAIT
+
+    def retry_at(self, error: OSError) -> int:
+        """Return the instant of the clock's monotonic time at which to try again.
+
+        Raises the error where the outage has lasted for too long.
+        """
+        now = self._clock.monotonic_ns()
+        if self._since is None:
+            self._since, self._next_wait = now, _FIRST_WAIT
+            length = seconds_text(self._patience, 1)
+            _log.warning("the store can't be used, and is tried again for %s s: %s", length, error)
+        until = self._since + self._patience
+        if now >= until:
+            raise error
+        wait, self._next_wait = self._next_wait, min(2 * self._next_wait, _LONGEST_WAIT)
+        return min(now + wait, until)
+
+    def end(self) -> None:
+        """Note that a call of the store succeeded."""
+        if self._since is not None:
+            length = seconds_text(self._clock.monotonic_ns() - self._since, 1)
+            _log.info("the store can be used again, after %s s", length)
+            self._since = None

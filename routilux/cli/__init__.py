@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 
     from routilux.clock import Clock
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Hold, JobStore
 
 __all__ = ["main"]
 

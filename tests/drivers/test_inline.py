@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from routilux import FakeClock, JobStatus, Routine, Runtime
-from routilux.drivers.inline import InlineDriver
+from routilux.drivers import InlineDriver
 from tests.drivers.workshop import engine_threads
 from tests.routines import Works, chain, fails, rest, retrying, send
 

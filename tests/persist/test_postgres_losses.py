@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from routilux import (
+    Acquired,
     DuplicateJobError,
     JobStatus,
     LeaseLostError,
@@ -19,7 +20,6 @@ from routilux import (
     Runtime,
     Worker,
 )
-from routilux.persist.leases import Acquired
 from tests.persist.hosts import (
     APPENDS,
     PATIENCE,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.apart import (
     Ran,
@@ -39,6 +39,7 @@ from pytest_routilux.oracle import (
     varying,
     view_of,
 )
+from pytest_routilux.places import handler_of
 from pytest_routilux.points import CrashPoint
 from pytest_routilux.variations import Variation, variations
 from pytest_routilux.world import Note, World
@@ -145,9 +146,8 @@ class Hosts:
             world.noted(world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}")
         flow = self._case.build()
         job = folded(self._case.job_id, world.commits)
-        where = "" if routine is None else _handler_of(flow, routine)
         path = f"process.{routine or 'build'}"
-        finding = Finding(kind, what, path, routine, [], world.now_ns, where)
+        finding = Finding(kind, what, path, routine, [], world.now_ns, handler_of(flow, routine))
         durable = list(world.commits)
         return Killed(finding, Undisturbed(self._case, world, Life(flow, job), durable, [job]))
 
@@ -237,7 +237,7 @@ class Hosts:
         full = f"{module}:{name}"
         reply = self._zygote.ask(hidden_there, self._start_ns)
         changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
-        change = changes[0] if changes else HiddenChange("?", "global", full, "?", "?", "?")
+        change = changes[0] if changes else HiddenChange("?", "global", full, "", "?", "?")
         routine = change.routine_id if changes else finding.routine
         what = (
             f"{routine} keeps progress in the {kind} {full}, which a host that starts anew does not"
@@ -272,11 +272,3 @@ def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:
 
 def _view(job_id: str, world: World) -> View:
     return view_of(folded(job_id, world.commits), world)
-
-
-def _handler_of(flow: Any, routine_id: str) -> str:
-    for slot in flow.routines[routine_id].slots.values():
-        code = getattr(slot.handler, "__code__", None)
-        if code is not None:
-            return f"{code.co_filename}:{code.co_firstlineno}"
-    return "?"

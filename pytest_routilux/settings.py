@@ -69,7 +69,7 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini(
         "routilux_blocked_after",
-        "real seconds after which a handler that waits in real time fails the test; 0 never does",
+        "real seconds after which a handler that waits in real time fails the test; 0: no limit",
         type=_NUMBER,
         default=5.0,
     )

@@ -377,7 +377,7 @@ def _quoted(text: str) -> str:
 # --- the saved form ------------------------------------------------------------------------------
 
 _CHANGED: Final = (
-    "go on with the classes as they were, or read the job alone by"
+    "use the classes as they were, or read the job alone by"
     " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
     " with allow_changed_flow=True"
 )
@@ -460,11 +460,11 @@ def _load_flow(new: type[Flow], document: object, path: str, shape: Sequence[str
         try:
             flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
         except FlowDefinitionError as error:
-            misfit = misfit or (place, str(error))  # the others stand, to tell all changes
+            misfit = misfit or (place, str(error))  # connect the rest, to list all differences
     if misfit is None and flow.fingerprint != data["fingerprint"]:
         misfit = (
             f"{path}.fingerprint",
-            "the routines' slots and events are not those that were saved",
+            "the routines' slots and events differ from those that were saved",
         )
     if misfit is not None:
         place, trouble = misfit

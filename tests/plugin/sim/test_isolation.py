@@ -146,8 +146,7 @@ def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
     assert "module-state" == finding.kind
     assert "r1" == finding.routine
     assert f"global.{__name__}:_tries" == finding.path
-    line = fails_twice_by_a_global.__code__.co_firstlineno + 2
-    assert f"{__file__}:{line}" == finding.hint
+    assert f"{__file__}:{Step.step.__code__.co_firstlineno}" == finding.hint
     assert "after a write" == point.kind
     assert [] == found(chain(same, fails_twice_by_its_attempt, retry_delay=0.1))
 

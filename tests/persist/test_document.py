@@ -702,11 +702,12 @@ WRONG = {
       note = 1 | same | is a field that is not known here
       drop saved_at | same | is missing
       retry_count = 3 | same | is 3, but the job *
+      flow.routines[1].error_handler.retry_count = 3 | same | is 3, but the job has 2
       execution_history_count = 3 | same | is 3, but the job has 2
       monitor_summary.events = -1 | same | -1 is no number from 0 to 2**53
-      saved_at_iso = "yesterday" | same | is no UTC instant: *
+      saved_at_iso = "yesterday" | same | is not a UTC instant: *
       saved_at_iso = "2026-01-03T13:59:05.100000+01:00" | same
-        | is no UTC instant: is written '2026-01-03T12:59:05.100000+00:00', not *
+        | is not a UTC instant: is written '2026-01-03T12:59:05.100000+00:00', not *
       saved_at = 1.0 | same | is 1.0, but saved_at_iso is *
       flow.routines[0].kwargs = {"volume": 11} | flow.routines[0]
         | document/fetch can't be built from its saved arguments: TypeError: *'volume'
@@ -722,7 +723,7 @@ WRONG = {
         | param_mapping for fetch.output is {'data': ['x']}; *
       twice flow.connections | flow.connections[1] | fetch.output -> process.input stands already; *
     """,
-    "first": """
+    "golden": """
       dropped[0].outcome = "lost" | same | 'lost' is not how a task drops
       commits[4].detail.as = "lost" | commits[4] | ~ no task is dropped as 'lost'
       dropped[0].outcome = "error_continued" | dropped | contradicts the job's commits
@@ -744,7 +745,9 @@ def test_impossible_contents_are_refused_although_the_digest_is_right(
     base, row, retried, shortened
 ):
     change, place, reason = re.split(r"\s+\| ", row.strip())
-    document = json.loads({"first": FIRST.read_bytes(), "shortened": shortened}.get(base, retried))
+    document = json.loads(
+        {"golden": DOCUMENT.read_bytes(), "shortened": shortened}.get(base, retried)
+    )
     path = spoil(document if base == "document" else document["job_state"], change)
     with pytest.raises(SavedStateError) as caught:
         SavedState.from_bytes(seal(document))

@@ -445,8 +445,7 @@ def test_an_unknown_strategy_is_refused_on_resume_and_the_job_is_unchanged():
     job = flow.execute("runs")
     before = job.serialize()
     with refused(
-        FlowDefinitionError,
-        "execution_strategy is 'parallel'; choose 'sequential' or 'concurrent'",
+        FlowDefinitionError, "execution_strategy is 'parallel'; choose 'sequential' or 'concurrent'"
     ):
         flow.resume(job, execution_strategy="parallel", retry_failed=True)
     assert before == job.serialize()

@@ -568,9 +568,7 @@ def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_s
         told: list[bool] = []
 
         def waits(
-            signal: Signal = signal,
-            together: threading.Barrier = together,
-            told: list[bool] = told,
+            signal: Signal = signal, together: threading.Barrier = together, told: list[bool] = told
         ) -> None:
             together.wait(PATIENCE)
             told.append(clock.wait(signal, clock.monotonic_ns() + PATIENCE * SECOND))

@@ -198,13 +198,7 @@ def test_the_saved_form_is_plain_json_with_everything_of_the_flow():
                 "kwargs": {},
                 "error_handler": ErrorHandler("retry").serialize(),
             },
-            {
-                "id": "sink",
-                "routine": "flow/sink",
-                "args": [],
-                "kwargs": {},
-                "error_handler": None,
-            },
+            {"id": "sink", "routine": "flow/sink", "args": [], "kwargs": {}, "error_handler": None},
         ],
         "connections": [
             {

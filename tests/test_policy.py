@@ -395,8 +395,7 @@ def test_a_subclass_of_a_retryable_exception_is_retryable_unless_taken_out():
 
 
 @pytest.mark.parametrize(
-    "mistake",
-    [FlowDefinitionError, UnserializableError, NoActiveStepError, IllegalTransitionError],
+    "mistake", [FlowDefinitionError, UnserializableError, NoActiveStepError, IllegalTransitionError]
 )
 def test_a_mistake_of_the_author_is_never_retried(mistake):
     assert not retrying(retryable_exceptions=(Exception, mistake)).is_retryable(mistake)

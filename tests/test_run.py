@@ -207,9 +207,7 @@ def test_a_paused_job_is_resumed_where_it_was_and_the_job_that_was_passed_is_unc
 
 
 @MODES
-def test_retry_failed_gives_a_fresh_budget_and_keeps_counting_attempts(
-    workers: int | None,
-) -> None:
+def test_retry_failed_gives_a_fresh_budget_and_keeps_counting_attempts(workers: int | None) -> None:
     flow = chain(workers=workers, a=Works(fails(5), retrying(max_retries=2, retry_delay=1)), b=rest)
     with Runtime(clock=FakeClock()) as runtime:
         job = flow.execute("a", job_id="j", runtime=runtime)

@@ -6,12 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from routilux import (
-    ErrorHandler,
-    JobStatus,
-    Routine,
-    RoutineStatus,
-)
+from routilux import ErrorHandler, JobStatus, Routine, RoutineStatus
 from tests.routines import (
     MODES,
     Works,
@@ -58,10 +53,7 @@ TABLE = {
     "retry": (
         retrying(retry_delay=1),
         Ends(
-            JobStatus.COMPLETED,
-            RoutineStatus.COMPLETED,
-            attempts=2,
-            after=RoutineStatus.COMPLETED,
+            JobStatus.COMPLETED, RoutineStatus.COMPLETED, attempts=2, after=RoutineStatus.COMPLETED
         ),
     ),
 }

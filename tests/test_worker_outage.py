@@ -25,15 +25,8 @@ from tests.routines import Works, chain, rest
 SECOND = 10**9
 LEASE = 30.0
 CALLS = (
-    "append",
-    "append_all",
-    "acquire",
-    "renew",
-    "release",
-    "free_in",
-    "rows",
-    "snapshot",
-    "keep_snapshot",
+    *("append", "append_all", "acquire", "renew", "release"),
+    *("free_in", "rows", "snapshot", "keep_snapshot"),
 )
 
 

@@ -43,11 +43,7 @@ def test_a_store_without_jobs_says_so(tmp_path: Path, told: Told, refused: Told)
     ],
 )
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids(
-    store: Path,
-    told: Told,
-    monkeypatch: pytest.MonkeyPatch,
-    columns: str,
-    head: str,
+    store: Path, told: Told, monkeypatch: pytest.MonkeyPatch, columns: str, head: str
 ) -> None:
     job_id = "f58be812-0654-9787-994d-a80c990fd1b7-ab"
     with SqliteStore(store, clock=NOW) as jobs:

@@ -139,9 +139,7 @@ class _Sane(Executor):
 
 
 @pytest.mark.parametrize("workers", [None, 3])
-def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(
-    workers: int | None,
-) -> None:
+def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(workers: int | None) -> None:
     told: list[str] = []
     names: set[str] = set()
 

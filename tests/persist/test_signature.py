@@ -121,11 +121,7 @@ def small() -> SavedState:
 # --- it is refused --------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
-    "no signature": (
-        lambda text: text[: text.index(b',\n"signature"')] + b"}\n",
-        KEY,
-        MISSING,
-    ),
+    "no signature": (lambda text: text[: text.index(b',\n"signature"')] + b"}\n", KEY, MISSING),
     "another key": (lambda text: text, OTHER, ANOTHER),
     "a longer key": (lambda text: text, KEY + b"s", ANOTHER),
     "another payload": (lambda text: text.replace(b'"r-1"', b'"r-2"'), KEY, ANOTHER),
@@ -134,11 +130,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
     "cut off in its signature": (lambda text: text[:-20], KEY, ANOTHER),
     "without its last line break": (lambda text: text[:-1], KEY, ANOTHER),
     "with something after it": (lambda text: text + b" ", KEY, ANOTHER),
-    "a signature that is none": (
-        lambda text: text[:-67] + b"x" * 64 + b'"}\n',
-        KEY,
-        ANOTHER,
-    ),
+    "a signature that is none": (lambda text: text[:-67] + b"x" * 64 + b'"}\n', KEY, ANOTHER),
     "another algorithm": (
         lambda text: text.replace(b'"signature": "hmac-sha256', b'"signature": "hmac-md5'),
         KEY,

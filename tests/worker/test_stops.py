@@ -130,10 +130,7 @@ def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(
 
 
 def test_the_reason_for_putting_a_job_aside_is_logged_once(
-    runtime: Runtime,
-    store: MemoryStore,
-    clock: FakeClock,
-    caplog: pytest.LogCaptureFixture,
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     job_id = runtime.submit(chain(a=rest), "a")
     host = worker(runtime, chain(a=rest, b=rest), lease=30)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -146,7 +147,10 @@ def run(
 
 
 def run_by(how: str, flow: Flow, entry: str, runtime: Runtime, **params: Any) -> JobState:
-    """Run job `j` of the flow: how is "start", "background", or any other word for "execute"."""
+    """Run job `j` of the flow by start ("background"), by aexecute, or else by execute."""
+    if how == "aexecute":
+        coroutine = flow.aexecute(entry, params or None, job_id="j", runtime=runtime)
+        return asyncio.run(coroutine)
     if how in ("start", "background"):
         return flow.start(entry, params or None, job_id="j", runtime=runtime).wait()
     return flow.execute(entry, params or None, job_id="j", runtime=runtime)

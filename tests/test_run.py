@@ -49,6 +49,7 @@ from tests.routines import (
     outputs,
     rest,
     retrying,
+    run_by,
     send,
     sleeps,
 )
@@ -453,12 +454,7 @@ def test_async_handlers_run_wherever_others_do(how: str) -> None:
 
     flow = chain(workers=2 if how == "pool" else None, a=Works(waits, retrying()), b=send)
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        if how == "background":
-            job = flow.start("a", {"n": 1}, runtime=runtime).wait()
-        elif how == "aexecute":
-            job = asyncio.run(flow.aexecute("a", {"n": 1}, runtime=runtime))
-        else:
-            job = flow.execute("a", {"n": 1}, runtime=runtime)
+        job = run_by(how, flow, "a", runtime, n=1)
     assert JobStatus.COMPLETED is job.status
     assert [2] == outputs(job)
     assert 3 == ended_at(job)

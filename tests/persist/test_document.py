@@ -83,17 +83,8 @@ def small() -> bytes:
 
 def test_the_document_has_the_keys_in_order_and_the_counts_of_retry_two(retried):
     document = json.loads(retried)
-    assert [
-        "format",
-        "flow",
-        "job_state",
-        "saved_at",
-        "saved_at_iso",
-        "retry_count",
-        "execution_history_count",
-        "monitor_summary",
-        "digest",
-    ] == list(document)
+    keys = "format flow job_state saved_at saved_at_iso retry_count execution_history_count"
+    assert [*keys.split(), "monitor_summary", "digest"] == list(document)
     assert "routilux/1" == document["format"]
     assert 2 == document["retry_count"]
     assert 2 == document["execution_history_count"]
@@ -338,26 +329,16 @@ def test_the_golden_document_is_read_and_written_again_byte_by_byte():
     saved = SavedState.read(DOCUMENT)
     assert DOCUMENT.read_bytes() == saved.to_bytes()
     job = saved.job
-    assert ("job-1", JobStatus.RUNNING, 2, 6) == (
-        job.job_id,
-        job.status,
-        saved.retry_count,
-        job.seq,
-    )
+    assert ("job-1", JobStatus.RUNNING) == (job.job_id, job.status)
+    assert (2, 6) == (saved.retry_count, job.seq)
     assert ["skipped", "completed", "pending"] == [
         job.routine_states[name].status.value for name in ("audit", "fetch", "process")
     ]
     (waiting,) = job.pending_tasks
-    assert (3, 2, timedelta(milliseconds=450)) == (
-        waiting.attempt,
-        waiting.retries,
-        waiting.delay,
-    )
-    assert {
-        "items": ("tea", "cup", "pot"),
-        "price": Decimal("1.50"),
-        "day": date(2026, 1, 3),
-    } == waiting.payload["data"]
+    assert (3, 2) == (waiting.attempt, waiting.retries)
+    assert timedelta(milliseconds=450) == waiting.delay
+    order = {"items": ("tea", "cup", "pot"), "price": Decimal("1.50"), "day": date(2026, 1, 3)}
+    assert order == waiting.payload["data"]
     assert {"request_id": "r-1", "ids": {1, 2}} == waiting.payload["metadata"]
 
 
@@ -463,47 +444,27 @@ def edited(text: bytes, old: bytes, new: bytes) -> bytes:
     return text.replace(old, new)
 
 
-FILES: dict[str, tuple[Callable[[bytes], bytes], type[SavedStateError], str, str]] = {
-    "empty": (
-        lambda text: b"",
-        CorruptStateError,
-        "$",
-        "the file is empty; the state was never written to it",
-    ),
-    "blank": (
-        lambda text: b" \n",
-        CorruptStateError,
-        "$",
-        "the file is empty; the state was never written to it",
-    ),
+EMPTY = "the file is empty; the state was never written to it"
+FOREIGN = "is missing: this was not written by routilux"
+UNCHECKED = "read(path, verify=False) reads it all the same"
+FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
+    "empty": (lambda text: b"", "$", EMPTY),
+    "blank": (lambda text: b" \n", "$", EMPTY),
     "cut off": (
         lambda text: text[: len(text) // 2],
-        CorruptStateError,
         "$",
         "is cut off: JSON ends in the middle of a value that is open at line 3, column *",
     ),
     "no JSON": (
         lambda text: b"PK\x03\x04",
-        CorruptStateError,
         "$",
         "is not JSON: Expecting value at line 1, column 1",
     ),
-    "no UTF-8": (lambda text: b'{"format": "\xff"}', CorruptStateError, "$", "is not UTF-8: *"),
-    "another program's": (
-        lambda text: b'{"version": 3, "cells": []}',
-        CorruptStateError,
-        "$.format",
-        "is missing: this was not written by routilux",
-    ),
-    "a list": (
-        lambda text: b"[1]",
-        CorruptStateError,
-        "$.format",
-        "is missing: this was not written by routilux",
-    ),
-    "a newer version without our digest": (
+    "no UTF-8": (lambda text: b'{"format": "\xff"}', "$", "is not UTF-8: *"),
+    "another program's": (lambda text: b'{"version": 3, "cells": []}', "$.format", FOREIGN),
+    "a list": (lambda text: b"[1]", "$.format", FOREIGN),
+    "a newer version": (
         lambda text: b'{"format": "routilux/12", "state": {"$type": "of the future"}}',
-        UnsupportedVersionError,
         "$.format",
         (
             "is 'routilux/12', which a newer routilux wrote; this one reads 'routilux/1': install"
@@ -512,25 +473,21 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], type[SavedStateError], str, str
     ),
     "edited": (
         lambda text: edited(text, b'"retry_count": 2', b'"retry_count": 3'),
-        CorruptStateError,
         "$.digest",
-        (
-            "the file was changed after it was written: its digest is another one;"
-            " read(path, verify=False) reads it all the same"
-        ),
+        f"the file was changed after it was written: its digest is another one; {UNCHECKED}",
     ),
     "without a digest": (
         lambda text: text[: text.index(b',\n"digest"')] + b"}\n",
-        CorruptStateError,
         "$.digest",
-        "is missing at the end; read(path, verify=False) reads it all the same",
+        f"is missing at the end; {UNCHECKED}",
     ),
 }
 
 
 @pytest.mark.parametrize("case", FILES)
 def test_an_invalid_file_is_refused_by_place_reason_and_file(case, tmp_path, retried):
-    spoil, error, place, reason = FILES[case]
+    spoil, place, reason = FILES[case]
+    error = UnsupportedVersionError if case == "a newer version" else CorruptStateError
     path = tmp_path / "job.json"
     path.write_bytes(spoil(retried))
     before = path.read_bytes()

@@ -171,11 +171,6 @@ class Watcher:
         self.jobs.append(job)
 
 
-def commits_of(job: JobState) -> str:
-    """The commits of a job as text, to be compared byte by byte."""
-    return "\n".join(commit.dumps() for commit in job.commits)
-
-
 def kinds(job: JobState) -> list[str]:
     return [commit.kind.value for commit in job.commits]
 

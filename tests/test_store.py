@@ -26,9 +26,7 @@ from routilux import (
 )
 from tests.drivers.workshop import at_once as together
 from tests.persist.stores import STORES, Make, acquire
-from tests.routines import PATIENCE
-
-SECOND = 10**9
+from tests.routines import PATIENCE, SECOND
 
 
 @pytest.fixture

@@ -20,9 +20,8 @@ from routilux import (
     Runtime,
     Worker,
 )
-from tests.routines import Works, chain, rest
+from tests.routines import SECOND, Works, chain, rest
 
-SECOND = 10**9
 LEASE = 30.0
 CALLS = (
     *("append", "append_all", "acquire", "renew", "release"),

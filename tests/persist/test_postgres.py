@@ -34,10 +34,7 @@ from tests.persist.hosts import (
 )
 from tests.persist.postgres_server import Server, with_option
 from tests.persist.stores import acquire
-from tests.routines import chain
-
-SECOND = 10**9
-
+from tests.routines import SECOND, chain
 
 # --- durable --------------------------------------------------------------------------------------
 

@@ -23,8 +23,7 @@ from routilux import (
 from tests.persist.hosts import PATIENCE, Call, line_of, locked, processes, until_one_waits
 from tests.persist.postgres_server import GUARDED, Server, with_option
 from tests.persist.stores import acquire
-
-SECOND = 10**9
+from tests.routines import SECOND
 
 
 def schema_of(admin: Any) -> str:

@@ -35,10 +35,7 @@ from tests.persist.hosts import (
 from tests.persist.losses import Losses
 from tests.persist.postgres_server import Server
 from tests.persist.stores import acquire
-from tests.routines import chain, rest
-
-SECOND = 10**9
-
+from tests.routines import SECOND, chain, rest
 
 # --- on the server --------------------------------------------------------------------------------
 

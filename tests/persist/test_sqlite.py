@@ -18,9 +18,7 @@ from routilux.persist.sqlite_file import SqliteFile
 from tests.drivers.workshop import in_a_child
 from tests.persist.hosts import APPENDS, hold_rows, kill_after, line_of, process
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE
-
-SECOND = 10**9
+from tests.routines import PATIENCE, SECOND
 
 
 @pytest.fixture

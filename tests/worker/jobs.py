@@ -7,7 +7,6 @@ from collections.abc import Callable, Collection
 from routilux import Acquired, ErrorHandler, Flow, MemoryStore, Routine, Runtime, Worker
 from tests.routines import Body, Works, chain
 
-SECOND = 10**9
 TAKEN_OVER = (
     "was taken over by an operator, or another host while this one stood still for too long"
 )

@@ -17,9 +17,8 @@ from routilux import (
 )
 from routilux.persist import operator
 from tests.persist.stores import acquire
-from tests.routines import Works, chain, rest, sleeps
+from tests.routines import SECOND, Works, chain, rest, sleeps
 from tests.worker.jobs import (
-    SECOND,
     TAKEN_OVER,
     retrying,
     stands_still,

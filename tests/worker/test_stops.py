@@ -16,8 +16,8 @@ from routilux import (
     Worker,
 )
 from routilux.audience import Audience
-from tests.routines import chain, rest
-from tests.worker.jobs import SECOND, statuses, worker
+from tests.routines import SECOND, chain, rest
+from tests.worker.jobs import statuses, worker
 
 
 def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(

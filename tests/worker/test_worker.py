@@ -22,9 +22,9 @@ from routilux import (
 )
 from tests.drivers.workshop import at_once
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE, chain, delays, kinds, rest
+from tests.routines import PATIENCE, SECOND, chain, delays, kinds, rest
 from tests.test_runtime import Refuses
-from tests.worker.jobs import SECOND, retrying, statuses, story, worker
+from tests.worker.jobs import retrying, statuses, story, worker
 
 
 def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(

@@ -20,13 +20,14 @@ from pytest_routilux.apart import hidden_there, kept_at, put_back
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
-from pytest_routilux.examine import Coverage, trouble
-from pytest_routilux.fresh import importable, rows_by_seed
+from pytest_routilux.examine import trouble
 from pytest_routilux.hidden import globals_of
+from pytest_routilux.host_task import importable, rows_by_seed
 from pytest_routilux.isolation import Hosts
-from pytest_routilux.oracle import Finding
 from pytest_routilux.places import users_modules
+from pytest_routilux.results import Coverage
 from pytest_routilux.variations import OTHER_START
+from pytest_routilux.world import Finding
 from routilux import RoutiluxError, codec
 from routilux.values import first_difference
 

@@ -21,9 +21,8 @@ from routilux.values import same_value
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_routilux.examine import Reference
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.world import World
+    from pytest_routilux.results import Reference
+    from pytest_routilux.world import Finding, World
 
 __all__ = ["calls_of", "changed_by", "key_part", "recorded_by", "repeated"]
 

@@ -24,11 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pytest_routilux.crash import Disturbed
-    from pytest_routilux.examine import Reference
     from pytest_routilux.hidden import HiddenChange
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import CrashPoint, Disturbed
+    from pytest_routilux.results import Reference
+    from pytest_routilux.world import Finding
 
 __all__ = ["Asked", "Reason", "reason_of"]
 

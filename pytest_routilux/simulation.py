@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Final
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import tell_all
 from pytest_routilux.lives import STEADY, Life
-from pytest_routilux.oracle import Finding
 from pytest_routilux.simulated_step import SimClock
 from pytest_routilux.stepping import OUTCOMES, SimDriver, threads_started
+from pytest_routilux.world import Finding
 from routilux import (
     Commit,
     CorruptStateError,

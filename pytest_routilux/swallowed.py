@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
-from pytest_routilux.examine import Coverage
 from pytest_routilux.isolation import Hosts
-from pytest_routilux.oracle import Finding
 from pytest_routilux.places import definition_of
+from pytest_routilux.results import Coverage
 from pytest_routilux.simulated_step import SimClock, running
+from pytest_routilux.world import Finding
 from routilux.step import run_step
 
 if TYPE_CHECKING:

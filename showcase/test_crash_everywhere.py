@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux import FlowFaults, FlowReport, FlowSim
     from pytest_routilux.effects import Effect
-    from pytest_routilux.examine import Outcome
+    from pytest_routilux.results import Outcome
     from routilux import ExecutionStrategy
 
 

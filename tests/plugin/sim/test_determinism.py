@@ -23,13 +23,14 @@ import pytest
 from pytest_routilux import forks
 from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, Coverage, examine
+from pytest_routilux.examine import examine
 from pytest_routilux.faults import Raises
 from pytest_routilux.freeze import frozen_simulation
 from pytest_routilux.hidden import HiddenChange, hidden_state
 from pytest_routilux.lives import Case
-from pytest_routilux.oracle import Finding
+from pytest_routilux.results import Checks, Coverage
 from pytest_routilux.swallowed import swallowed_crash
+from pytest_routilux.world import Finding
 from routilux import ErrorHandler, Flow, FlowDefinitionError, RoutiluxError, Routine
 from routilux.instants import instant_ns
 from showcase.flows import data_pipeline, fan_out_and_in, word_count

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 
 from pytest_routilux.cells import cut, cut_middle, cut_start, plain, width, wrapped
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import Disturbed, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.effects import Effect
 from pytest_routilux.evidence import key_part
-from pytest_routilux.examine import Checks, Examination, examine
+from pytest_routilux.examine import examine
 from pytest_routilux.explain import explain, explain_cause
 from pytest_routilux.faults import Fault, Raises, Slow
-from pytest_routilux.lives import Case
-from pytest_routilux.oracle import Finding
+from pytest_routilux.lives import Case, Disturbed
 from pytest_routilux.points import crash_points
 from pytest_routilux.repro import Repro, command
+from pytest_routilux.results import Checks, Examination
 from pytest_routilux.shrink import Cause, shrink
-from pytest_routilux.world import Call
+from pytest_routilux.world import Call, Finding
 from routilux import Commit, Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.sim import bugs

@@ -13,11 +13,12 @@ import pytest
 from pytest_routilux import simulation
 from pytest_routilux.attached import FlowFaults
 from pytest_routilux.choices import FIFO, Seeded
-from pytest_routilux.crash import Undisturbed, recover, undisturbed
-from pytest_routilux.examine import Checks, examine
+from pytest_routilux.crash import recover, undisturbed
+from pytest_routilux.examine import examine
 from pytest_routilux.laws import broken_law
-from pytest_routilux.lives import Case
+from pytest_routilux.lives import Case, Undisturbed
 from pytest_routilux.points import crash_points
+from pytest_routilux.results import Checks
 from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import (

@@ -1,4 +1,4 @@
-"""Time: what stands still, what jumps, who wakes first, and what can never go on."""
+"""Clocks: virtual time that is moved or jumps, the order of wake-ups, stalled jobs, real time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -24,48 +25,34 @@ from routilux import (
     Wait,
 )
 from routilux.clock import Signal
-from tests.drivers.workshop import (
+from tests.drivers.workshop import HandClock, at_once, engine_threads, no_thread_remains
+from tests.routines import (
+    MODES,
     PATIENCE,
     SECOND,
-    HandClock,
     Works,
     chain,
-    commits_of,
     ended_at,
-    engine_threads,
+    ends,
     fails,
     fan,
     kinds,
-    no_thread_remains,
+    outputs,
     rest,
     retrying,
+    run,
     send,
+    sends,
+    sleeps,
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def sleeps(*lengths: float) -> Works:
-    def body(self: Routine, n: object = 0) -> None:
-        for length in lengths:
-            self.ctx.sleep(length)
-        self.emit("out", n=n)
-
-    return Works(body)
-
-
-def sources(*numbers: object) -> Works:
-    def body(self: Routine) -> None:
-        for n in numbers:
-            self.emit("out", n=n)
-
-    return Works(body)
-
-
 # --- a fake clock by itself -----------------------------------------------------------------------
 
 
-def test_a_fake_clock_stands_still_until_it_is_moved() -> None:
+def test_a_fake_clock_shows_the_same_time_until_it_is_moved() -> None:
     clock = FakeClock("2026-01-01T00:00:00+00:00")
     assert START == clock.now() == clock.now()
     clock.advance(0.25)
@@ -114,17 +101,15 @@ def test_a_signal_of_another_clock_is_refused() -> None:
 # --- it jumps by itself ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [None, 3])
+@MODES
 def test_a_century_of_sleep_takes_no_real_time(workers: int | None) -> None:
     began = time.perf_counter()
-    job = chain(workers=workers, a=sleeps(50 * 365 * 86_400), b=sleeps(50 * 365 * 86_400)).execute(
-        "a", runtime=Runtime(clock=FakeClock())
-    )
-    assert 100 * 365 * 86_400 == ended_at(job)
+    half = sleeps(50 * 365 * 86_400)
+    assert 100 * 365 * 86_400 == ended_at(run(chain(workers=workers, a=half, b=half)))
     assert time.perf_counter() - began < 10
 
 
-@pytest.mark.parametrize("workers", [None, 2])
+@MODES
 def test_every_wait_that_was_asked_for_is_listed_exactly(workers: int | None) -> None:
     clock = FakeClock()
     flow = chain(
@@ -163,15 +148,14 @@ def test_sleepers_wake_one_at_a_time_by_instant_and_then_by_order_of_creation(
         return Works(body)
 
     sleepers = {f"s{i}": sleeper(length, i) for i, length in enumerate(lengths)}
-    with Runtime(clock=FakeClock()) as runtime:
-        job = fan(send, workers=len(lengths), **sleepers).execute("source", runtime=runtime)
+    job = run(fan(send, workers=len(lengths), **sleepers), "source")
     job.raise_for_status()
     assert sorted(range(len(lengths)), key=lambda i: (lengths[i], i)) == woken
     assert max(lengths) == ended_at(job)
 
 
 @pytest.mark.parametrize("names", [("sleeper", "retry"), ("retry", "sleeper")])
-def test_a_sleeper_and_a_retry_of_the_same_instant_go_on_in_the_order_of_their_tasks(
+def test_a_sleeper_and_a_retry_of_the_same_instant_run_in_the_order_of_their_tasks(
     names: tuple[str, str],
 ) -> None:
     went_on: list[str] = []
@@ -187,18 +171,9 @@ def test_a_sleeper_and_a_retry_of_the_same_instant_go_on_in_the_order_of_their_t
 
     bodies = {"sleeper": sleeper, "retry": Works(retry, retrying(retry_delay=1))}
     flow = fan(send, workers=2, **{name: bodies[name] for name in names})
-    job = flow.execute("source", runtime=Runtime(clock=FakeClock()))
+    job = run(flow, "source")
     assert 1 == ended_at(job)
     assert [*names] == went_on
-
-
-@pytest.mark.parametrize(("workers", "took"), [(2, 1), (1, 2)])
-def test_two_sleeps_of_a_second_take_a_second_on_two_workers_and_two_on_one(
-    workers: int, took: int
-) -> None:
-    flow = fan(send, workers=workers, left=sleeps(1), right=sleeps(1))
-    with Runtime(clock=FakeClock()) as runtime:
-        assert took == ended_at(flow.execute("source", runtime=runtime))
 
 
 def test_steps_that_overlap_are_seen_on_different_workers_and_real_threads() -> None:
@@ -213,8 +188,7 @@ def test_steps_that_overlap_are_seen_on_different_workers_and_real_threads() -> 
         return Works(body)
 
     flow = fan(send, workers=2, left=where("left"), right=where("right"))
-    with Runtime(clock=FakeClock()) as runtime:
-        job = flow.execute("source", runtime=runtime)
+    job = run(flow, "source")
     job.raise_for_status()
     left, right = job.commits[-2:]
     assert left.started_at is not None
@@ -249,20 +223,17 @@ def test_fifty_runs_of_a_concurrent_flow_give_the_same_bytes() -> None:
             raise ValueError(self.ctx.task_id)
         self.emit("out", n=n)
 
-    def run() -> str:
+    def bytes_of_a_run() -> str:
         retry = retrying(retry_delay=0.1, jitter=0.5)
-        flow = fan(
-            sources(*range(5)), workers=4, **{f"r{i}": Works(wander, retry) for i in range(3)}
-        )
-        with Runtime(clock=FakeClock()) as runtime:
-            job = flow.execute("source", job_id="always the same", runtime=runtime)
+        flow = fan(sends(*range(5)), workers=4, **{f"r{i}": Works(wander, retry) for i in range(3)})
+        job = run(flow, "source", job_id="always the same")
         assert "completed" == job.status.value
-        return commits_of(job)
+        return "\n".join(commit.dumps() for commit in job.commits)
 
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        runs = {run() for _ in range(50)}
+        runs = {bytes_of_a_run() for _ in range(50)}
     finally:
         sys.setswitchinterval(interval)
     assert 1 == len(runs)
@@ -279,11 +250,7 @@ def test_several_fake_clocks_run_at_once_and_know_nothing_of_each_other() -> Non
             flow = fan(send, workers=2, a=sleeps(seconds), b=sleeps(2 * seconds))
             took[seconds] = ended_at(flow.execute("source", runtime=runtime))
 
-    hosts = [threading.Thread(target=host, args=(seconds,)) for seconds in (1, 10, 100, 1000)]
-    for thread in hosts:
-        thread.start()
-    for thread in hosts:
-        thread.join(PATIENCE)
+    at_once(*(partial(host, seconds) for seconds in (1, 10, 100, 1000)))
     assert {1: 2, 10: 20, 100: 200, 1000: 2000} == took
 
 
@@ -311,7 +278,7 @@ def test_a_handler_may_execute_a_flow_of_its_own(outer: int | None, inner: int |
 # --- it is moved by hand --------------------------------------------------------------------------
 
 
-def test_advance_returns_when_all_that_it_woke_has_come_to_rest() -> None:
+def test_advance_returns_when_every_step_that_it_woke_has_ended_or_waits() -> None:
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(1), b=sleeps(1), c=rest).start("a", runtime=runtime)
@@ -331,13 +298,10 @@ def test_advance_wakes_each_sleeper_at_its_own_instant() -> None:
         flow = fan(send, workers=3, a=sleeps(3), b=sleeps(1, 1), c=sleeps(2))
         run = flow.start("source", runtime=runtime)
         clock.advance(10)
-        ends = [
-            (c.routine_id, (c.at_ns - run.job.started_ns) / SECOND) for c in run.job.commits[2:]
-        ]
-        assert [("b", 2.0), ("c", 2.0), ("a", 3.0)] == ends
+        assert [("b", 2.0), ("c", 2.0), ("a", 3.0)] == ends(run.job, 2)
 
 
-def test_between_two_calls_of_a_test_time_stands_though_jobs_wait() -> None:
+def test_no_time_passes_between_two_calls_of_a_test_while_jobs_wait() -> None:
     clock = FakeClock()
     with Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(60)).start("a", runtime=runtime)
@@ -354,16 +318,15 @@ def test_advance_inside_a_handler_is_a_sleep_of_that_handler() -> None:
 
     with Runtime(clock=clock) as runtime:
         job = fan(send, workers=2, moves=moves, asleep=sleeps(1)).execute("source", runtime=runtime)
-    ends = {c.routine_id: (c.at_ns - job.started_ns) / SECOND for c in job.commits[2:]}
-    assert {"asleep": 1.0, "moves": 2.0} == ends
+    assert [("asleep", 1.0), ("moves", 2.0)] == ends(job, 2)
     assert ["advance", 2 * SECOND] == [clock.waits[0].who, clock.waits[0].length_ns]
 
 
 # --- it can't go on -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [None, 2])
-def test_a_job_that_nobody_moves_on_says_who_waits_for_what_and_leaves_no_thread(
+@MODES
+def test_a_stalled_job_fails_with_a_list_of_its_waits_and_leaves_no_thread(
     workers: int | None,
 ) -> None:
     clock = FakeClock(autojump=False)
@@ -388,7 +351,7 @@ def test_a_job_that_waits_for_a_retry_with_a_stopped_clock_is_stalled_too() -> N
         flow.execute("a", runtime=Runtime(clock=FakeClock(autojump=False)))
 
 
-def test_whoever_waits_for_a_stalled_job_is_told_and_the_job_can_still_be_moved_on() -> None:
+def test_waiting_for_a_stalled_job_raises_and_the_job_can_still_run() -> None:
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(3)).start("a", job_id="j1", runtime=runtime)
@@ -433,9 +396,7 @@ def test_a_step_that_swallows_the_stall_is_not_left_asleep() -> None:
 
 def test_another_thread_may_move_a_stopped_clock_on() -> None:
     made: list[FakeClock] = []
-    thread = threading.Thread(target=lambda: made.append(FakeClock(autojump=False)))
-    thread.start()
-    thread.join(PATIENCE)
+    at_once(lambda: made.append(FakeClock(autojump=False)))
     clock = made[0]
     with Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(3)).start("a", runtime=runtime)
@@ -474,23 +435,20 @@ def test_a_thousand_waiting_jobs_share_one_loop_and_never_see_each_other() -> No
         assert JobStatus.COMPLETED is job.status
         assert 1 + i % 100 == ended_at(job)
         assert {"mine": i} == job.shared_data
-        assert [i] == [output.data["n"] for output in job.outputs]
+        assert [i] == outputs(job)
         assert START.timestamp() * SECOND == job.started_ns
     assert took < 10
     assert START + timedelta(seconds=100) == clock.now()
 
 
-def test_what_breaks_one_background_job_leaves_the_others_alone() -> None:
-    class Unplugged(BaseException):
-        pass
+class Unplugged(BaseException):
+    """What no handler can be retried after."""
 
-    def breaks(self: Routine, n: object = 0) -> None:
-        self.ctx.sleep(1)
-        raise Unplugged
 
+def test_an_interrupt_in_one_background_job_leaves_the_others_alone() -> None:
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
         well = [chain(a=sleeps(2)).start("a", runtime=runtime) for _ in range(3)]
-        broken = chain(a=breaks).start("a", runtime=runtime)
+        broken = chain(a=fails(1, Unplugged, after=1)).start("a", runtime=runtime)
         failed = chain(a=fails(1)).start("a", runtime=runtime)
         well += [chain(a=sleeps(0.5), b=sleeps(1)).start("a", runtime=runtime)]
         with pytest.raises(Unplugged):
@@ -501,17 +459,8 @@ def test_what_breaks_one_background_job_leaves_the_others_alone() -> None:
 
 
 def test_the_timeouts_of_a_job_that_broke_ring_no_more() -> None:
-    class Unplugged(BaseException):
-        pass
-
-    def breaks(self: Routine, n: object) -> None:
-        self.ctx.sleep(1)
-        raise Unplugged
-
-    def slow(self: Routine, n: object) -> None:
-        self.ctx.sleep(10)
-
-    flow = fan(send, workers=2, breaks=breaks, slow=Works(slow, ErrorHandler(timeout=5)))
+    slow = Works(sleeps(10), ErrorHandler(timeout=5))
+    flow = fan(send, workers=2, breaks=fails(1, Unplugged, after=1), slow=slow)
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
         broken = flow.start("source", runtime=runtime)
         other = chain(a=sleeps(20)).start("a", runtime=runtime)
@@ -608,7 +557,9 @@ def test_a_jump_of_the_fake_wall_clock_moves_neither_a_wait_nor_a_jobs_time() ->
 
 
 @pytest.mark.parametrize("waiters", [1, 3])
-def test_a_signal_of_the_system_clock_misses_nobody_who_comes_while_it_is_set(waiters: int) -> None:
+def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_set(
+    waiters: int,
+) -> None:
     clock = SystemClock()
     for _ in range(200):
         signal = clock.signal()
@@ -616,9 +567,7 @@ def test_a_signal_of_the_system_clock_misses_nobody_who_comes_while_it_is_set(wa
         told: list[bool] = []
 
         def waits(
-            signal: Signal = signal,
-            together: threading.Barrier = together,
-            told: list[bool] = told,
+            signal: Signal = signal, together: threading.Barrier = together, told: list[bool] = told
         ) -> None:
             together.wait(PATIENCE)
             told.append(clock.wait(signal, clock.monotonic_ns() + PATIENCE * SECOND))

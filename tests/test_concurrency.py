@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,26 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import FakeClock, Flow, JobState, JobStatus, Routine, Runtime
-from tests.drivers.workshop import (
+from tests.drivers.workshop import at_once, no_thread_remains
+from tests.routines import (
     PATIENCE,
     Wide,
     Works,
     chain,
     ended_at,
+    ends,
     fan,
-    no_thread_remains,
+    outputs,
     rest,
     retrying,
     send,
+    sends,
 )
-
-
-def sends(*numbers: Any) -> Works:
-    def body(self: Routine) -> None:
-        for n in numbers:
-            self.emit("out", n=n)
-
-    return Works(body)
 
 
 def sleeps_n(self: Routine, n: int) -> None:
@@ -81,8 +77,7 @@ def test_one_step_of_a_routine_at_a_time_unless_its_class_says_otherwise() -> No
 
 def test_a_routine_that_is_busy_holds_no_other_back() -> None:
     job = run(fan(sends(5, 5), workers=2, slow=sleeps_n, quick=rest))
-    ends = [(c.routine_id, (c.at_ns - job.started_ns) // 10**9) for c in job.commits[2:]]
-    assert [("quick", 0), ("quick", 0), ("slow", 5), ("slow", 10)] == ends
+    assert [("quick", 0), ("quick", 0), ("slow", 5), ("slow", 10)] == ends(job, 2)
 
 
 def test_tasks_start_in_the_order_of_their_creation() -> None:
@@ -96,7 +91,7 @@ def test_tasks_start_in_the_order_of_their_creation() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6))
-def test_a_concurrent_flow_comes_to_what_the_sequential_one_comes_to(
+def test_a_concurrent_flow_has_the_same_result_as_a_sequential_one(
     items: list[tuple[int, int]],
 ) -> None:
     def work(self: Routine, n: tuple[int, int]) -> None:
@@ -138,7 +133,7 @@ def test_an_aggregator_fires_once_when_all_items_are_there() -> None:
     flow.add_routine(Works(collects), "join")
     flow.connect("a", "out", "join", "trigger")
     job = run(flow)
-    assert [[0, 1, 2, 3, 4, 5]] == [output.data["n"] for output in job.outputs]
+    assert [[0, 1, 2, 3, 4, 5]] == outputs(job)
     assert 6 == job.routine_states["join"].completed
 
 
@@ -182,16 +177,12 @@ def test_many_callers_share_one_runtime_and_one_flow() -> None:
             jobs[n] = flow.start("a", {"n": n}, runtime=runtime).wait()
 
     with no_thread_remains(), Runtime() as runtime:
-        threads = [threading.Thread(target=caller, args=(n,)) for n in range(16)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE)
+        at_once(*(partial(caller, n) for n in range(16)))
     assert 16 == len(jobs) == len({job.job_id for job in jobs.values()})
     for n, job in jobs.items():
         assert JobStatus.COMPLETED is job.status
         assert {"mine": n} == job.shared_data
-        assert [True] == [output.data["n"] for output in job.outputs]
+        assert [True] == outputs(job)
 
 
 @pytest.mark.parametrize("n", [1, 200])

@@ -1,4 +1,4 @@
-"""`self.ctx`: snapshots, writes, conflicts, effects, ids, and its end."""
+"""The context of a step: state, conflicts, effects, ids, randomness, and its end."""
 
 from __future__ import annotations
 
@@ -16,42 +16,29 @@ from routilux import (
     Commit,
     Context,
     FakeClock,
-    Flow,
-    FlowDefinitionError,
     JobState,
-    JobStatus,
-    MemoryStore,
     NoActiveStepError,
     Routine,
     Runtime,
-    SavedState,
     UnserializableError,
 )
-from tests.drivers.workshop import (
+from tests.drivers.workshop import at_once
+from tests.routines import (
+    MODES,
     PATIENCE,
     Wide,
     Works,
     chain,
+    error_of,
     fan,
     kinds,
+    outputs,
     rest,
     retrying,
+    run,
     send,
+    sends,
 )
-
-MODES = pytest.mark.parametrize("workers", [None, 2], ids=["sequential", "concurrent"])
-
-
-def run(flow: Flow, entry: str, *, observers: Any = (), job_id: str = "job", **n: Any) -> JobState:
-    with Runtime(clock=FakeClock(), observers=observers) as runtime:
-        return flow.execute(entry, n or None, job_id=job_id, runtime=runtime)
-
-
-def error_of(job: JobState) -> tuple[str, str]:
-    assert JobStatus.FAILED is job.status
-    assert job.error is not None
-    return job.error.type, job.error.message
-
 
 # --- state and shared data ------------------------------------------------------------------------
 
@@ -86,10 +73,10 @@ def test_a_failed_attempt_leaves_no_trace_but_its_record(workers: int | None) ->
             raise ValueError
         del self.ctx.shared["seen"]
 
-    job = run(chain(workers=workers, a=Works(careless, retrying(retry_delay=0))), "a")
+    job = run(chain(workers=workers, a=Works(careless, retrying(retry_delay=0))))
     assert {"tries": 3} == job.routine_states["a"].state
     assert {} == job.shared_data
-    assert [3] == [output.data["n"] for output in job.outputs]
+    assert [3] == outputs(job)
     assert ["start", "retry", "retry", "done"] == kinds(job)
 
 
@@ -143,7 +130,7 @@ _values = st.one_of(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=2))
 
 
 @given(st.dictionaries(_keys, _values), _operations)
-def test_shared_data_behaves_as_a_dict_and_what_is_committed_is_what_it_became(
+def test_shared_data_behaves_as_a_dict_and_its_last_value_is_committed(
     before: dict[str, Any], operations: list[tuple[str, str, Any]]
 ) -> None:
     model = {key: list(v) if isinstance(v, list) else v for key, v in before.items()}
@@ -180,7 +167,7 @@ def test_a_key_that_is_no_text_is_refused() -> None:
     def writes(self: Routine) -> None:
         self.ctx.shared[3] = 1  # type: ignore[index]
 
-    kind, message = error_of(run(chain(a=writes), "a"))
+    kind, message = error_of(run(chain(a=writes)))
     assert "TypeError" == kind
     assert "not 3" in message
 
@@ -204,7 +191,7 @@ READS: dict[str, Callable[[Any], object]] = {
 }
 
 
-def conflicting(reads: Callable[[Any], object]) -> JobState:
+def conflicting(reads: Callable[[Any], object], error: Exception | None = None) -> JobState:
     def puts(self: Routine) -> None:
         self.ctx.shared["key"] = [0]
         self.ctx.shared["other"] = 0
@@ -217,22 +204,23 @@ def conflicting(reads: Callable[[Any], object]) -> JobState:
     def slow(self: Routine, n: object) -> None:
         reads(self.ctx.shared)
         self.ctx.sleep(1)
+        if error is not None and self.ctx.shared.get("key") == [0]:
+            raise error
 
     return run(fan(puts, workers=2, slow=slow, quick=quick), "source")
 
 
-@pytest.mark.parametrize("how", READS)
-def test_a_step_that_read_what_another_has_changed_is_run_again_and_pays_no_retry(how: str) -> None:
-    job = conflicting(READS[how])
+@pytest.mark.parametrize(
+    ("how", "error"), [*((how, None) for how in READS), ("get", KeyError("stale"))]
+)
+def test_a_step_that_read_what_another_has_changed_is_run_again_and_pays_no_retry(
+    how: str, error: Exception | None
+) -> None:
+    job = conflicting(READS[how], error)
     job.raise_for_status()
     assert ["start", "done", "done", "conflict", "done"] == kinds(job)
     again, done = job.commits[3:]
-    assert ("slow", 1, "slow", 1) == (
-        again.routine_id,
-        again.attempt,
-        done.routine_id,
-        done.attempt,
-    )
+    assert [("slow", 1)] * 2 == [(c.routine_id, c.attempt) for c in (again, done)]
     assert 0 == job.retry_count("slow")
     assert 1 == job.routine_states["slow"].attempts
 
@@ -248,40 +236,13 @@ def test_a_step_that_read_nothing_that_changed_is_not_run_again(
     assert ["start", "done", "done", "done"] == kinds(conflicting(how))
 
 
-def test_a_conflict_is_seen_before_success_or_failure_is_looked_at() -> None:
-    def fails_on_old(shared: Any) -> None:
-        if shared["key"] == [0]:
-            raise KeyError("stale")
-
-    def puts(self: Routine) -> None:
-        self.ctx.shared["key"] = [0]
-        self.emit("out", n=0)
-
-    def slow(self: Routine, n: object) -> None:
-        old = self.ctx.shared["key"]
-        self.ctx.sleep(1)
-        if old == [0]:
-            raise KeyError("stale")
-
-    def quick(self: Routine, n: object) -> None:
-        self.ctx.shared["key"] = [1]
-
-    job = run(fan(puts, workers=2, slow=slow, quick=quick), "source")
-    assert JobStatus.COMPLETED is job.status
-    assert "failed" not in kinds(job)
-
-
 def test_no_update_is_lost_however_many_write_at_once() -> None:
     def adds(self: Routine, n: int) -> None:
         total: Any = self.ctx.shared.get("total", 0)
         self.ctx.sleep(self.ctx.random.choice([0, 1, 2]))
         self.ctx.shared["total"] = total + n
 
-    def sends(self: Routine) -> None:
-        for n in range(1, 5):
-            self.emit("out", n=n)
-
-    job = run(fan(sends, workers=8, a=Wide(adds), b=Wide(adds), c=adds), "source")
+    job = run(fan(sends(1, 2, 3, 4), workers=8, a=Wide(adds), b=Wide(adds), c=adds), "source")
     job.raise_for_status()
     assert 30 == job.shared_data["total"]
     assert "conflict" in kinds(job)
@@ -329,10 +290,10 @@ def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(
     def writes(self: Routine, n: object) -> None:
         self.ctx.state["count"] = 1
 
-    job = run(chain(workers=workers, a=Wide(reads), b=Wide(writes, retrying())), "a")
+    job = run(chain(workers=workers, a=Wide(reads), b=Wide(writes, retrying())))
     kind, message = error_of(job)
     assert "default" == job.commits[1].emissions[0].payload["n"]
-    assert "routilux.FlowDefinitionError" == kind
+    assert "FlowDefinitionError" == kind
     assert "ctx.state[count]" in message
     assert "use ctx.shared, or max_concurrency = 1" in message
     assert 0 == job.retry_count()
@@ -342,7 +303,9 @@ def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(
 
 
 @MODES
-def test_a_recorded_effect_is_not_run_again_by_later_attempts(workers: int | None) -> None:
+def test_a_recorded_effect_is_not_run_again_by_later_attempts_or_after_a_resume(
+    workers: int | None,
+) -> None:
     calls: list[tuple[int, int]] = []
 
     def charge(amount: int, *, factor: int) -> list[int]:
@@ -357,59 +320,19 @@ def test_a_recorded_effect_is_not_run_again_by_later_attempts(workers: int | Non
         self.emit("out", n=receipt)
 
     flow = chain(workers=workers, a=Works(pays, retrying(retry_delay=1)))
-    job = run(flow, "a", n=21)
-    assert [(21, 2)] == calls
-    assert [42, 0] == job.outputs[0].data["n"]
-    assert ["start", "effect", "retry", "retry", "done"] == kinds(job)
-
-
-def test_a_recorded_effect_is_not_run_again_after_a_resume(tmp_path: Any) -> None:
-    job = run(Saved.flow(), "a", n=1)
-    assert 1 == Saved.calls
-    saved = SavedState.capture(Saved.flow(), job.at(3))
-    saved.write(tmp_path / "job.json")
-    loaded = SavedState.read(tmp_path / "job.json")
+    job = run(flow, n=21)
     with Runtime(clock=FakeClock()) as runtime:
-        again = loaded.flow.resume(loaded.job, runtime=runtime)
-    assert JobStatus.COMPLETED is again.status
-    assert 1 == Saved.calls
-    assert ["receipt 1"] == [output.data["n"] for output in again.outputs]
-
-
-class Saved(Routine):
-    """A routine that can be saved; it counts its effects."""
-
-    calls = 0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.go)
-        self.define_event("out", ["n"])
-        self.set_error_handler(retrying(retry_delay=1))
-
-    @classmethod
-    def flow(cls) -> Flow:
-        flow = Flow("saved")
-        flow.add_routine(cls(), "a")
-        return flow
-
-    @classmethod
-    def charge(cls) -> str:
-        cls.calls += 1
-        return f"receipt {cls.calls}"
-
-    def go(self, n: int) -> None:
-        receipt = self.ctx.once("charge", self.charge)
-        if self.ctx.attempt == 1:
-            raise ValueError
-        self.emit("out", n=receipt)
+        resumed = flow.resume(JobState.deserialize(job.at(3).serialize()), runtime=runtime)
+    assert [(21, 2)] == calls
+    assert [[42, 0]] == outputs(job) == outputs(resumed)
+    assert ["start", "effect", "retry", "retry", "done"] == kinds(job)
 
 
 @MODES
 def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: int | None) -> None:
     told: list[str] = []
 
-    class Watcher:
+    class Teller:
         def on_commit(self, job: JobState, commit: Commit) -> None:
             told.append(commit.kind.value)
 
@@ -417,11 +340,11 @@ def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: 
         self.ctx.once("charge", told.append, "charged")
         told.append("next line")
 
-    run(chain(workers=workers, a=pays), "a", observers=[Watcher()])
+    run(chain(workers=workers, a=pays), observers=[Teller()])
     assert ["start", "charged", "effect", "next line", "done"] == told
 
 
-def test_what_an_effect_raises_is_not_recorded() -> None:
+def test_an_error_in_an_effect_is_not_recorded() -> None:
     calls: list[int] = []
 
     def charge() -> None:
@@ -432,29 +355,38 @@ def test_what_an_effect_raises_is_not_recorded() -> None:
     def pays(self: Routine) -> None:
         self.ctx.once("charge", charge)
 
-    job = run(chain(a=Works(pays, retrying())), "a")
+    job = run(chain(a=Works(pays, retrying())))
     assert ["start", "retry", "effect", "done"] == kinds(job)
     assert 2 == len(calls)
 
 
-def test_the_same_name_twice_in_an_attempt_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("calls", "message", "commits"),
+    [
+        (
+            [("charge", int), ("charge", int)],
+            "once('charge') is called twice in one attempt of a",
+            ["start", "effect", "failed"],
+        ),
+        (
+            [("charge", abs, None)],
+            "recorded with other arguments",
+            ["start", "effect", "retry", "failed"],
+        ),
+    ],
+    ids=["twice in an attempt", "other arguments"],
+)
+def test_an_effect_that_can_not_be_the_recorded_one_is_refused(
+    calls: list[Any], message: str, commits: list[str]
+) -> None:
     def pays(self: Routine) -> None:
-        self.ctx.once("charge", int)
-        self.ctx.once("charge", int)
-
-    job = run(chain(a=Works(pays, retrying())), "a")
-    assert "once('charge') is called twice in one attempt of a" in error_of(job)[1]
-    assert 0 == job.retry_count()
-
-
-def test_other_arguments_than_recorded_are_refused() -> None:
-    def pays(self: Routine) -> None:
-        self.ctx.once("charge", abs, self.ctx.attempt)
+        for name, effect, *arguments in calls:
+            self.ctx.once(name, effect, *(self.ctx.attempt for _ in arguments))
         raise ValueError
 
-    job = run(chain(a=Works(pays, retrying())), "a")
-    assert "recorded with other arguments" in error_of(job)[1]
-    assert ["start", "effect", "retry", "failed"] == kinds(job)
+    job = run(chain(a=Works(pays, retrying())))
+    assert message in error_of(job)[1]
+    assert commits == kinds(job)
 
 
 def test_arguments_and_results_that_have_no_saved_form_are_refused_by_path() -> None:
@@ -467,7 +399,7 @@ def test_arguments_and_results_that_have_no_saved_form_are_refused_by_path() -> 
         self.ctx.once("lock", called.append, threading.Lock())  # type: ignore[arg-type]
 
     for body, path in ((gives, "$.once['lock'].result"), (takes, "$.once['lock'].arguments")):
-        job = run(chain(a=Works(body, retrying())), "a", n=1)
+        job = run(chain(a=Works(body, retrying())), n=1)
         kind, message = error_of(job)
         assert UnserializableError.__name__ in kind
         assert path in message
@@ -478,11 +410,9 @@ def test_arguments_and_results_that_have_no_saved_form_are_refused_by_path() -> 
 def test_an_effect_may_be_run_by_a_thread_of_the_handler() -> None:
     def pays(self: Routine) -> None:
         ctx = self.ctx
-        thread = threading.Thread(target=lambda: ctx.once("charge", int, 3))
-        thread.start()
-        thread.join(PATIENCE)
+        at_once(lambda: ctx.once("charge", int, 3))
 
-    job = run(chain(workers=2, a=pays), "a")
+    job = run(chain(workers=2, a=pays))
     assert ["start", "effect", "done"] == kinds(job)
 
 
@@ -509,11 +439,7 @@ def test_ids_and_chance_repeat_on_every_attempt_and_differ_between_tasks(
         if ctx.attempt < 3:
             raise ValueError
 
-    def sends(self: Routine) -> None:
-        self.emit("out", n=1)
-        self.emit("out", n=2)
-
-    flow = fan(sends, workers=workers, a=Works(draws, retrying(retry_delay=1)))
+    flow = fan(sends(1, 2), workers=workers, a=Works(draws, retrying(retry_delay=1)))
     run(flow, "source", job_id="j7")
     assert ["0.0", "0.1"] == sorted(seen)
     for task_id, attempts in seen.items():
@@ -533,7 +459,7 @@ def test_chance_is_the_same_on_another_host_and_another_in_another_job() -> None
         drawn.append(self.ctx.random.random())
 
     for job_id in ("one", "one", "two"):
-        run(chain(a=draws), "a", job_id=job_id)
+        run(chain(a=draws), job_id=job_id)
     assert drawn[0] == drawn[1] != drawn[2]
 
 
@@ -546,7 +472,7 @@ def test_the_context_tells_attempt_job_task_and_time() -> None:
         told.append((ctx.attempt, ctx.job_id, ctx.task_id, ctx.now().isoformat()))
         raise ValueError
 
-    run(chain(a=Works(tells, retrying(max_retries=1, retry_delay=3))), "a", job_id="j", n=1)
+    run(chain(a=Works(tells, retrying(max_retries=1, retry_delay=3))), job_id="j", n=1)
     assert [
         (1, "j", "0", "2026-01-01T00:00:02+00:00"),
         (2, "j", "0", "2026-01-01T00:00:07+00:00"),
@@ -579,31 +505,28 @@ VIEWS: dict[str, Callable[[Any], object]] = {
 }
 
 
-@pytest.mark.parametrize("use", USES)
-def test_a_context_that_outlives_its_handler_is_refused(use: str) -> None:
-    leaked: list[Context] = []
+OVER = (
+    "this step is over: its handler has returned or was given up, so nothing that it does can be"
+    " recorded any more; keep no ctx beyond the handler"
+)
+
+
+@pytest.mark.parametrize(
+    ("which", "use"),
+    [("ctx", use) for use in USES] + [(view, use) for view in ("state", "shared") for use in VIEWS],
+)
+def test_a_context_or_view_that_outlives_its_handler_is_refused(which: str, use: str) -> None:
+    leaked: dict[str, Any] = {}
 
     def leaks(self: Routine) -> None:
-        leaked.append(self.ctx)
+        leaked.update(ctx=self.ctx, state=self.ctx.state, shared=self.ctx.shared)
+        self.ctx.state["key"] = self.ctx.shared["key"] = 0
 
-    run(chain(a=leaks), "a")
-    with pytest.raises(NoActiveStepError, match="this step is over"):
-        USES[use](leaked[0])
-
-
-@pytest.mark.parametrize("use", VIEWS)
-@pytest.mark.parametrize("which", ["state", "shared"])
-def test_a_view_that_outlives_its_handler_is_refused(use: str, which: str) -> None:
-    leaked: list[Any] = []
-
-    def leaks(self: Routine) -> None:
-        view = getattr(self.ctx, which)
-        view["key"] = 0
-        leaked.append(view)
-
-    run(chain(a=leaks), "a")
-    with pytest.raises(NoActiveStepError, match="this step is over"):
-        VIEWS[use](leaked[0])
+    job = run(chain(a=leaks))
+    before = job.serialize()
+    with pytest.raises(NoActiveStepError, match=f"^{OVER}$"):
+        (USES if which == "ctx" else VIEWS)[use](leaked[which])
+    assert before == job.serialize()
 
 
 def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
@@ -624,11 +547,11 @@ def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
         threads.append(threading.Thread(target=inherited.run, args=(late, self)))
         threads[0].start()
 
-    job = run(chain(a=leaks), "a")
+    job = run(chain(a=leaks))
     returned.set()
     threads[0].join(PATIENCE)
     assert 2 == len(told)
-    assert all("this step is over" in text for text in told)
+    assert {OVER} == set(told)
     assert () == tuple(job.outputs)
 
 
@@ -638,31 +561,6 @@ def test_outside_of_a_handler_there_is_no_context_and_nothing_to_emit() -> None:
         _ = routine.ctx
     with pytest.raises(NoActiveStepError, match=r"Works.emit\('out'\) was called outside"):
         routine.emit("out", n=1)
-
-
-def test_the_event_of_another_routine_can_not_be_emitted() -> None:
-    other = Works(rest)
-
-    def meddles(self: Routine) -> None:
-        other.emit("out", n=1)
-
-    flow = fan(Works(meddles, retrying()), other=other)
-    kind, message = error_of(run(flow, "source"))
-    assert "routilux.NoActiveStepError" == kind
-    assert "while a handler of another routine runs" in message
-
-
-def test_events_and_fields_that_are_not_declared_are_refused_by_name() -> None:
-    def event(self: Routine) -> None:
-        self.emit("outt", n=1)
-
-    def field(self: Routine) -> None:
-        self.emit("out", m=1)
-
-    assert "'outt'" in error_of(run(chain(a=event), "a"))[1]
-    kind, message = error_of(run(chain(a=field), "a"))
-    assert FlowDefinitionError.__name__ in kind
-    assert "'out' with 'm'" in message
 
 
 # --- payloads -------------------------------------------------------------------------------------
@@ -733,47 +631,3 @@ def test_a_payload_is_seen_as_it_was_emitted_by_each_branch_and_each_attempt(
     assert [True] * 5 == seen
     assert PAYLOADS[kind]() == given["n"]
     assert PAYLOADS[kind]() == job.commits[1].emissions[0].payload["n"]
-
-
-def test_a_payload_that_can_not_be_copied_is_refused_where_it_is_emitted() -> None:
-    def emits(self: Routine) -> None:
-        self.emit("out", n=[threading.Lock()])
-
-    kind, message = error_of(run(chain(a=Works(emits, retrying())), "a"))
-    assert UnserializableError.__name__ in kind
-    assert "Works.out.n" in message
-
-
-def test_a_payload_that_can_not_be_saved_fails_its_attempt_where_there_is_a_store() -> None:
-    def emits(self: Routine) -> None:
-        self.emit("out", n=Parcel(1))
-
-    store = MemoryStore()
-    with Runtime(clock=FakeClock(), store=store) as runtime:
-        job = chain(a=Works(emits, retrying())).execute("a", job_id="j", runtime=runtime)
-    kind, message = error_of(job)
-    assert UnserializableError.__name__ in kind
-    assert "Parcel" in message
-    assert ["start", "failed"] == kinds(job)
-    assert 2 == len(store.rows("j"))
-
-
-def test_a_handler_gets_the_fields_that_it_names() -> None:
-    seen: list[object] = []
-
-    def emits(self: Routine) -> None:
-        self.emit("pair", left=1, right=[2])
-
-    def one(self: Routine, right: object, extra: str = "default") -> None:
-        seen.append((right, extra))
-
-    def every(self: Routine, **fields: object) -> None:
-        seen.append(fields)
-
-    flow = Flow()
-    flow.add_routine(Works(emits, pair=["left", "right"]), "a")
-    for name, body in (("one", one), ("every", every)):
-        flow.add_routine(Works(body), name)
-        flow.connect("a", "pair", name, "trigger")
-    run(flow, "a").raise_for_status()
-    assert [([2], "default"), {"left": 1, "right": [2]}] == seen

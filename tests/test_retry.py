@@ -1,4 +1,4 @@
-"""Retry: exact delays, budgets, bounds, and what a handler that takes too long comes to."""
+"""Retries: exact delays, budgets, retryable errors, deadlines and timeouts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from routilux import (
     ErrorHandler,
     ExecutionMonitor,
     FakeClock,
-    Flow,
     FlowDefinitionError,
     JobState,
     JobStatus,
@@ -27,45 +26,32 @@ from routilux import (
     Runtime,
     StepTimeoutError,
 )
-from tests.drivers.workshop import (
+from tests.drivers.workshop import HandClock, no_thread_remains
+from tests.routines import (
+    MODES,
     PATIENCE,
     SECOND,
-    HandClock,
     Works,
     chain,
+    delays,
     ended_at,
+    error_of,
     fails,
     fan,
     kinds,
-    no_thread_remains,
+    outputs,
     rest,
     retrying,
+    run,
     send,
+    sends,
+    sleeps,
+    starts,
 )
-
-MODES = pytest.mark.parametrize("workers", [None, 2], ids=["sequential", "concurrent"])
-
-
-def run(flow: Flow, entry: str = "a", *, job_id: str = "job", **payload: Any) -> JobState:
-    with Runtime(clock=FakeClock()) as runtime:
-        return flow.execute(entry, payload or None, job_id=job_id, runtime=runtime)
 
 
 def one(handler: ErrorHandler, body: Any = None, workers: int | None = None) -> JobState:
     return run(chain(workers=workers, a=Works(body or fails(10**9), handler)))
-
-
-def starts(job: JobState, routine: str = "a") -> list[float]:
-    """When the attempts of a routine began, in seconds after the job."""
-    return [
-        (c.started_ns - job.started_ns) / SECOND
-        for c in job.commits
-        if c.routine_id == routine and c.started_ns is not None and c.effect is None
-    ]
-
-
-def delays(job: JobState) -> list[int]:
-    return [c.delay_ns for c in job.commits if c.delay_ns is not None]
 
 
 # --- delays ---------------------------------------------------------------------------------------
@@ -73,17 +59,10 @@ def delays(job: JobState) -> list[int]:
 
 @MODES
 def test_delays_are_exact(workers: int | None) -> None:
-    def process(self: Routine, n: object) -> None:
-        self.ctx.sleep(0.5)
-        raise ValueError
-
-    def fetch(self: Routine) -> None:
-        self.ctx.sleep(0.8)
-        self.emit("out", n=1)
-
     handler = retrying(max_retries=4, retry_delay=0.3, retry_backoff=1.5)
-    job = run(chain(workers=workers, fetch=fetch, a=Works(process, handler), b=rest), "fetch")
-    assert [300_000_000, 450_000_000, 675_000_000, 1_012_500_000] == delays(job)
+    process = Works(fails(9, after=0.5), handler)
+    job = run(chain(workers=workers, fetch=sleeps(0.8), a=process, b=rest), "fetch")
+    assert [0.3, 0.45, 0.675, 1.0125] == delays(job)
     assert JobStatus.FAILED is job.status
     assert 5.7375 == ended_at(job)
     assert (5, 4) == (job.routine_states["a"].attempts, job.retry_count("a"))
@@ -94,15 +73,14 @@ def test_delays_are_exact(workers: int | None) -> None:
 @MODES
 def test_the_wait_for_a_retry_occupies_no_worker(workers: int | None) -> None:
     flow = fan(
-        send, workers=1 if workers else None, a=Works(fails(1), retrying(retry_delay=10)), b=sleep_1
+        send,
+        workers=1 if workers else None,
+        a=Works(fails(1), retrying(retry_delay=10)),
+        b=sleeps(1),
     )
     job = run(flow, "source")
     assert ["source", "a", "b", "a"] == [c.routine_id for c in job.commits[1:]]
     assert 10 == ended_at(job)
-
-
-def sleep_1(self: Routine, n: object) -> None:
-    self.ctx.sleep(1)
 
 
 def test_a_routine_whose_task_waits_for_a_retry_handles_its_other_tasks() -> None:
@@ -111,16 +89,8 @@ def test_a_routine_whose_task_waits_for_a_retry_handles_its_other_tasks() -> Non
             raise ValueError
         self.emit("out", n=n)
 
-    job = run(fan(sends(3), a=Works(first_fails, retrying(retry_delay=5))), "source")
-    assert [1, 2, 0] == [output.data["n"] for output in job.outputs]
-
-
-def sends(count: int) -> Works:
-    def body(self: Routine) -> None:
-        for n in range(count):
-            self.emit("out", n=n)
-
-    return Works(body)
+    job = run(fan(sends(*range(3)), a=Works(first_fails, retrying(retry_delay=5))), "source")
+    assert [1, 2, 0] == outputs(job)
 
 
 @MODES
@@ -130,10 +100,10 @@ def test_each_task_has_a_budget_of_its_own(workers: int | None) -> None:
             raise ValueError
         self.emit("out", n=(n, self.ctx.attempt))
 
-    flow = fan(sends(4), workers=workers, a=Works(fails_n_times, retrying(max_retries=3)))
+    flow = fan(sends(*range(4)), workers=workers, a=Works(fails_n_times, retrying(max_retries=3)))
     job = run(flow, "source")
     assert JobStatus.COMPLETED is job.status
-    assert [(0, 1), (1, 2), (2, 3), (3, 4)] == sorted(o.data["n"] for o in job.outputs)  # type: ignore[type-var]
+    assert [(0, 1), (1, 2), (2, 3), (3, 4)] == sorted(outputs(job))
     assert 0 + 1 + 2 + 3 + 4 == job.routine_states["a"].attempts
     assert 3 == job.retry_count("a") == job.retry_count()
 
@@ -156,7 +126,7 @@ def test_a_retry_without_a_delay_follows_at_once(delay: float) -> None:
 
 def test_a_maximum_cuts_delays() -> None:
     job = one(retrying(max_retries=5, retry_delay=1, retry_backoff=3, max_delay=5.5))
-    assert [1, 3, 5.5, 5.5, 5.5] == [delay / SECOND for delay in delays(job)]
+    assert [1, 3, 5.5, 5.5, 5.5] == delays(job)
 
 
 def test_without_a_maximum_of_retries_a_task_is_never_given_up() -> None:
@@ -170,26 +140,26 @@ def test_without_a_maximum_of_retries_a_task_is_never_given_up() -> None:
 def test_jitter_stays_within_its_bounds_and_repeats(jitter: float, job_id: str) -> None:
     handler = retrying(max_retries=4, retry_delay=10, retry_backoff=2, jitter=jitter)
 
-    def drawn() -> list[int]:
+    def drawn() -> list[float]:
         return delays(run(chain(a=Works(fails(9), handler)), job_id=job_id))
 
     first = drawn()
     assert first == drawn()
     for retry, delay in enumerate(first):
-        plain = 10 * SECOND * 2**retry
-        assert abs(delay - plain) <= plain * jitter + 1
+        plain = 10 * 2**retry
+        assert abs(delay - plain) <= plain * jitter + 1e-9
 
 
 def test_jitter_differs_between_tasks_retries_and_jobs() -> None:
     handler = retrying(max_retries=2, retry_delay=10, retry_backoff=1, jitter=0.5)
-    flow = fan(sends(3), a=Works(fails(2), handler))
+    flow = fan(sends(*range(3)), a=Works(fails(2), handler))
     both = delays(run(flow, "source", job_id="x")) + delays(run(flow, "source", job_id="y"))
     assert 12 == len(set(both))
 
 
 def test_a_maximum_holds_for_jitter_too() -> None:
     handler = retrying(max_retries=20, retry_delay=10, retry_backoff=1, jitter=0.5, max_delay=10)
-    assert max(delays(one(handler))) == 10 * SECOND > min(delays(one(handler)))
+    assert max(delays(one(handler))) == 10 > min(delays(one(handler)))
 
 
 @MODES
@@ -198,15 +168,8 @@ def test_a_delay_that_would_cross_the_deadline_means_exhausted_now(
     workers: int | None, deadline: float, attempts: int
 ) -> None:
     handler = retrying(max_retries=9, retry_delay=4, retry_backoff=1, deadline=deadline)
-
-    def late(self: Routine, n: object) -> None:
-        raise ValueError
-
-    def fetch(self: Routine) -> None:
-        self.ctx.sleep(100)  # the deadline counts from the task's own first start
-        self.emit("out", n=0)
-
-    job = run(chain(workers=workers, fetch=fetch, a=Works(late, handler)), "fetch")
+    fetch = sleeps(100)  # the deadline counts from the task's own first start
+    job = run(chain(workers=workers, fetch=fetch, a=Works(fails(9), handler)), "fetch")
     assert JobStatus.FAILED is job.status
     assert [100 + 4 * i for i in range(attempts)] == starts(job)
     assert 100 + 4 * (attempts - 1) == ended_at(job)
@@ -226,7 +189,10 @@ class Refused(Outage):
 @MODES
 @pytest.mark.parametrize(
     ("error", "attempts"),
-    [(ConnectionError, 3), (Outage, 3), (Refused, 1), (ValueError, 1), (OSError, 1)],
+    [
+        *[(ConnectionError, 3), (Outage, 3), (Refused, 1), (ValueError, 1), (OSError, 1)],
+        *[(FlowDefinitionError, 1), (NoActiveStepError, 1)],
+    ],
 )
 def test_a_subclass_of_a_retryable_error_is_retried_and_others_are_not(
     workers: int | None, error: type[Exception], attempts: int
@@ -235,16 +201,9 @@ def test_a_subclass_of_a_retryable_error_is_retried_and_others_are_not(
         max_retries=2, retryable_exceptions=(ConnectionError,), non_retryable_exceptions=(Refused,)
     )
     job = one(handler, fails(9, error), workers)
-    assert JobStatus.FAILED is job.status
+    assert error.__name__ == error_of(job)[0].rpartition(".")[2]
     assert attempts == job.routine_states["a"].attempts
     assert attempts - 1 == job.retry_count()
-    assert job.error is not None
-    assert error.__name__ == job.error.type.rpartition(".")[2]
-
-
-@pytest.mark.parametrize("error", [FlowDefinitionError, NoActiveStepError])
-def test_an_authors_mistake_is_never_retried(error: type[Exception]) -> None:
-    assert 1 == one(retrying(), fails(9, error)).routine_states["a"].attempts
 
 
 @MODES
@@ -255,13 +214,10 @@ def test_retry_after_sets_the_next_delay_as_it_is_and_spends_a_retry(workers: in
         raise ConnectionError
 
     handler = retrying(
-        max_retries=3,
-        retry_delay=1,
-        retryable_exceptions=(ConnectionError,),
-        max_delay=10,
+        max_retries=3, retry_delay=1, retryable_exceptions=(ConnectionError,), max_delay=10
     )
     job = one(handler, asks, workers)
-    assert [1, 77.25, 4] == [delay / SECOND for delay in delays(job)]
+    assert [1, 77.25, 4] == delays(job)
     assert 3 == job.retry_count()
     retried = job.commits[2].error
     assert retried is not None
@@ -301,23 +257,26 @@ def test_the_last_failure_is_kept_with_its_traceback_and_those_before_without() 
     assert last.traceback is not None
     assert "ValueError: attempt 2" in last.traceback
     assert first.where is not None
-    assert "workshop.py:" in first.where
+    assert "routines.py:" in first.where
 
 
 @MODES
-def test_a_routine_tells_of_its_lost_tasks_by_its_event_named_error(workers: int | None) -> None:
+@pytest.mark.parametrize("last", ["stop", "continue", "skip"])
+def test_a_routine_reports_each_task_that_it_gives_up_by_its_event_named_error(
+    workers: int | None, last: str
+) -> None:
     told: list[dict[str, object]] = []
 
     def hears(self: Routine, **facts: object) -> None:
         told.append(facts)
 
     fields = ["error_type", "message", "task_id", "slot", "attempt", "payload"]
-    lossy = Works(fails(9), retrying(max_retries=1, on_exhausted="continue"), error=fields)
+    lossy = Works(fails(9), retrying(max_retries=1, on_exhausted=last), error=fields)
     flow = chain(workers=workers, a=lossy, b=rest)
     flow.add_routine(Works(hears), "hears")
     flow.connect("a", "error", "hears", "trigger")
     job = run(flow, n=[1])
-    assert JobStatus.COMPLETED is job.status
+    assert (JobStatus.FAILED if last == "stop" else JobStatus.COMPLETED) is job.status
     assert [
         {
             "error_type": "ValueError",
@@ -327,7 +286,7 @@ def test_a_routine_tells_of_its_lost_tasks_by_its_event_named_error(workers: int
             "attempt": 2,
             "payload": {"n": [1]},
         }
-    ] == told
+    ] == (told or [t.payload for t in job.pending_tasks if t.routine_id == "hears"])
 
 
 # --- planned and actual ---------------------------------------------------------------------------
@@ -344,11 +303,9 @@ def test_where_a_worker_is_free_every_retry_begins_when_it_was_planned(
         if self.ctx.attempt <= n[0]:
             raise ValueError
 
-    def sends(self: Routine) -> None:
-        for n in items:
-            self.emit("out", n=n)
-
-    flow = fan(sends, workers=workers, a=Works(work, retrying(retry_delay=0.3, retry_backoff=1.5)))
+    flow = fan(
+        sends(*items), workers=workers, a=Works(work, retrying(retry_delay=0.3, retry_backoff=1.5))
+    )
     monitor = ExecutionMonitor()
     with Runtime(clock=FakeClock(), observers=[monitor]) as runtime:
         flow.execute("source", runtime=runtime)
@@ -361,14 +318,9 @@ def test_where_a_worker_is_free_every_retry_begins_when_it_was_planned(
 # --- timeouts -------------------------------------------------------------------------------------
 
 
-def late_error(job: JobState) -> str:
-    assert job.error is not None
-    assert "routilux.StepTimeoutError" == job.error.type
-    return job.error.message
-
-
 @MODES
-def test_a_sleep_ends_with_the_timeout_of_its_attempt(workers: int | None) -> None:
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+def test_a_sleep_ends_with_the_timeout_of_its_attempt(workers: int | None, is_async: bool) -> None:
     seen: list[type[BaseException]] = []
 
     def slow(self: Routine) -> None:
@@ -378,9 +330,14 @@ def test_a_sleep_ends_with_the_timeout_of_its_attempt(workers: int | None) -> No
             seen.append(type(error))
             raise
 
+    async def slow_async(self: Routine) -> None:
+        await asyncio.sleep(0)
+        slow(self)
+
     with no_thread_remains():
-        job = one(ErrorHandler(timeout=2.5), slow, workers)
-    assert "attempt 1 of a took longer than its timeout of 2.5 s" == late_error(job)
+        job = one(ErrorHandler(timeout=2.5), slow_async if is_async else slow, workers)
+    late = "attempt 1 of a took longer than its timeout of 2.5 s"
+    assert ("StepTimeoutError", late) == error_of(job)
     assert 2.5 == ended_at(job)
     assert seen[0] in (StepTimeoutError, NoActiveStepError)
 
@@ -397,7 +354,7 @@ def test_a_handler_that_returns_too_late_has_failed_and_its_result_is_ignored(
     flow = chain(workers=workers, a=Works(slow, ErrorHandler(timeout=2)))
     with Runtime(clock=clock) as runtime:
         job = flow.execute("a", runtime=runtime)
-    late_error(job)
+    assert "StepTimeoutError" == error_of(job)[0]
     assert () == tuple(job.outputs)
     assert (3 if workers is None else 2) == ended_at(job)
 
@@ -416,24 +373,9 @@ def test_a_timeout_is_an_error_like_any_other_and_can_be_retried(workers: int | 
 
 @MODES
 def test_a_handler_within_its_timeout_is_not_disturbed(workers: int | None) -> None:
-    def just(self: Routine, n: object = 0) -> None:
-        self.ctx.sleep(1.999)
-        self.emit("out", n=0)
-
-    limit = ErrorHandler(timeout=2)
-    job = run(chain(workers=workers, a=Works(just, limit), b=Works(just, limit), c=rest))
+    just = [Works(sleeps(1.999), ErrorHandler(timeout=2)) for _ in range(2)]
+    job = run(chain(workers=workers, a=just[0], b=just[1], c=rest))
     assert JobStatus.COMPLETED is job.status
-
-
-@MODES
-def test_a_timeout_bounds_an_async_handler_too(workers: int | None) -> None:
-    async def slow(self: Routine) -> None:
-        await asyncio.sleep(0)
-        self.ctx.sleep(60)
-
-    job = one(ErrorHandler(timeout=2), slow, workers)
-    late_error(job)
-    assert 2 == ended_at(job)
 
 
 class Hangs:
@@ -446,7 +388,7 @@ class Hangs:
         self.told: list[BaseException] = []
         self.over = threading.Semaphore(0)
 
-    def __call__(self, routine: Routine, n: object = 0) -> None:
+    def body(self, routine: Routine, n: object = 0) -> None:
         ctx = routine.ctx
         if ctx.attempt > 1:
             routine.emit("out", n=ctx.attempt)
@@ -471,8 +413,7 @@ def test_a_handler_that_hangs_is_given_up_at_its_timeout_and_can_do_nothing_more
     background: bool,
 ) -> None:
     clock, hangs = HandClock(), Hangs()
-    body = lambda self, n=0: hangs(self, n)  # noqa: E731 - a handler is a function
-    flow = chain(workers=2, a=Works(body, retrying(timeout=5, retry_delay=3)), b=rest)
+    flow = chain(workers=2, a=Works(hangs.body, retrying(timeout=5, retry_delay=3)), b=rest)
     jobs: list[JobState] = []
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         if background:
@@ -502,9 +443,8 @@ def test_a_handler_that_hangs_is_given_up_at_its_timeout_and_can_do_nothing_more
 
 def test_a_job_is_over_though_handlers_that_were_given_up_hold_every_thread() -> None:
     clock, hangs = HandClock(), Hangs()
-    body = lambda self, n=0: hangs(self, n)  # noqa: E731 - a handler is a function
     limit = ErrorHandler(timeout=5)
-    flow = fan(send, workers=2, a=Works(body, limit), b=Works(body, limit))
+    flow = fan(send, workers=2, a=Works(hangs.body, limit), b=Works(hangs.body, limit))
     jobs: list[JobState] = []
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         caller = threading.Thread(
@@ -524,10 +464,9 @@ def test_a_job_is_over_though_handlers_that_were_given_up_hold_every_thread() ->
     assert ["start", "done", "failed", "failed"] == kinds(jobs[0])
 
 
-def test_a_step_that_was_given_up_keeps_its_thread_and_the_other_jobs_go_on() -> None:
+def test_a_step_that_was_given_up_keeps_its_thread_and_other_jobs_run() -> None:
     clock, hangs = HandClock(), Hangs()
-    body = lambda self, n=0: hangs(self, n)  # noqa: E731 - a handler is a function
-    stuck = chain(a=Works(body, ErrorHandler(timeout=5)))
+    stuck = chain(a=Works(hangs.body, ErrorHandler(timeout=5)))
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = stuck.start("a", runtime=runtime)
         assert hangs.began.acquire(timeout=PATIENCE)
@@ -543,7 +482,7 @@ def test_a_step_that_was_given_up_keeps_its_thread_and_the_other_jobs_go_on() ->
 def test_the_timers_of_steps_that_are_long_over_are_not_kept() -> None:
     timers: list[int] = []
 
-    class Watcher:
+    class Timers:
         def on_commit(self, job: JobState, commit: Commit) -> None:
             loop = runtime.crew.background
             timers.append(len(loop._timers) if loop is not None else 0)
@@ -555,7 +494,7 @@ def test_the_timers_of_steps_that_are_long_over_are_not_kept() -> None:
 
     flow = chain(a=Works(counts, ErrorHandler(timeout=3600)))
     flow.connect("a", "out", "a", "trigger")
-    with Runtime(clock=FakeClock(), observers=[Watcher()]) as runtime:
+    with Runtime(clock=FakeClock(), observers=[Timers()]) as runtime:
         job = flow.start("a", runtime=runtime).wait()
     assert 301 == job.routine_states["a"].completed
     assert 302 == len(timers)

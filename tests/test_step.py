@@ -1,4 +1,4 @@
-"""One attempt: values in, values out, and nothing left behind."""
+"""One attempt of a handler: its input, its outcome, and its cleanup."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ from routilux.copying import is_flat
 from routilux.exchange import Effect, Task
 from routilux.instants import SECOND
 from routilux.step import run_remote, run_step
-from tests.drivers.workshop import Doubles, FailsOnce, Works, retrying
+from tests.drivers.workshop import Doubles, FailsOnce
+from tests.routines import Works, retrying
 
 START = 1_767_225_600 * SECOND
 
@@ -153,7 +154,7 @@ def test_retry_after_travels_in_nanoseconds() -> None:
 
 
 @pytest.mark.parametrize("passes", [KeyboardInterrupt, SystemExit, ClockStalledError])
-def test_what_is_not_the_handlers_failure_passes_and_the_context_is_closed(
+def test_an_interrupt_passes_through_a_step_and_closes_its_context(
     passes: type[BaseException],
 ) -> None:
     leaked: list[Context] = []

@@ -1,10 +1,11 @@
-"""The contract of a job store, which every store keeps."""
+"""The contract of a job store, on every store."""
 
 from __future__ import annotations
 
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,9 @@ from routilux import (
     MemoryStore,
     NotResumableError,
 )
-from tests.drivers.workshop import PATIENCE
+from tests.drivers.workshop import at_once as together
 from tests.persist.stores import STORES, Make, acquire
-
-SECOND = 10**9
+from tests.routines import PATIENCE, SECOND
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> No
 
 
 @pytest.mark.parametrize("seq", [0, -1, 3, 100])
-def test_a_row_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
+def test_a_row_with_a_number_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
     filled(store, 1)
     with pytest.raises(LeaseLostError):
         store.append("j", seq, b"x", "a", rests=False)
@@ -146,7 +146,9 @@ def test_rows_of_several_jobs_are_kept_by_one_write(store: JobStore) -> None:
     assert [] == store.append_all([])
 
 
-def test_a_row_that_is_refused_holds_up_no_other_and_is_told_in_its_place(store: JobStore) -> None:
+def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(
+    store: JobStore,
+) -> None:
     several(store)
     refusals = store.append_all(
         [
@@ -166,7 +168,7 @@ def test_a_row_that_is_refused_holds_up_no_other_and_is_told_in_its_place(store:
     ]
 
 
-def test_each_of_several_rows_says_whether_its_job_rests(store: JobStore) -> None:
+def test_each_of_several_rows_can_end_the_lease_of_its_job(store: JobStore) -> None:
     queued(store, "j", "k")
     assert Acquired("j", clean=True) == store.acquire("b", ["f"], SECOND)
     assert Acquired("k", clean=True) == store.acquire("b", ["f"], SECOND)
@@ -182,26 +184,17 @@ def test_after_a_claim_only_its_owner_can_write(store: JobStore) -> None:
     store.claim("j", 3, b"resumed by b", "b", rests=False)
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 4 of 'a' was refused"):
         store.append("j", 4, b"row 4", "a", rests=False)
-    with pytest.raises(LeaseLostError):
-        store.append("j", 3, b"resumed by b", "a", rests=False)  # not even what is there already
-    store.append("j", 4, b"of b", "b", rests=False)
-    assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
-
-
-def test_a_row_of_the_owner_before_is_not_this_owners_own(store: JobStore) -> None:
-    filled(store, 2).claim("j", 3, b"resumed", "b", rests=False)
-    with pytest.raises(LeaseLostError):
-        store.append("j", 2, b"row 2", "b", rests=False)
-
-
-def test_who_was_the_owner_can_not_even_write_its_own_row_again(store: JobStore) -> None:
-    filled(store, 2).claim("j", 3, b"resumed", "b", rests=False)
+    for row in (b"resumed by b", b"row 3"):
+        with pytest.raises(LeaseLostError):
+            store.append("j", 3, row, "a", rests=False)  # not even what is there already
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 2 of 'a' was refused"):
         store.append("j", 2, b"row 2", "a", rests=True)
-    assert [True] == [
-        isinstance(refused, LeaseLostError)
-        for refused in store.append_all([Append("j", 2, b"row 2", "a", True)])
-    ]
+    [refused] = store.append_all([Append("j", 2, b"row 2", "a", True)])
+    assert isinstance(refused, LeaseLostError)
+    with pytest.raises(LeaseLostError):
+        store.append("j", 2, b"row 2", "b", rests=False)  # a row of the owner before
+    store.append("j", 4, b"of b", "b", rests=False)
+    assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
 
 
 def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStore) -> None:
@@ -215,17 +208,14 @@ def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStor
     store.append("j", 4, b"of b", "b", rests=False)
 
 
-def test_a_claim_that_is_refused_changes_no_owner(store: JobStore) -> None:
+def test_a_claim_that_is_refused_changes_nothing(store: JobStore) -> None:
+    with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
+        store.claim("nobody", 1, b"x", "a", rests=False)
+    assert [] == store.job_ids()
     filled(store, 2)
     with pytest.raises(LeaseLostError):
         store.claim("j", 5, b"x", "b", rests=False)
     store.append("j", 3, b"row 3", "a", rests=False)
-
-
-def test_a_job_that_is_not_there_can_not_be_claimed(store: JobStore) -> None:
-    with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
-        store.claim("nobody", 1, b"x", "a", rests=False)
-    assert [] == store.job_ids()
 
 
 def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
@@ -240,11 +230,7 @@ def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
         except LeaseLostError:
             got[owner] = LeaseLostError
 
-    threads = [threading.Thread(target=run, args=(f"host {i}",)) for i in range(count)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
+    together(*(partial(run, f"host {i}") for i in range(count)))
     return got
 
 
@@ -260,6 +246,18 @@ def test_of_many_that_acquire_at_once_each_gets_another_job(store: JobStore) -> 
     queued(store, *(f"job {i}" for i in range(6)))
     got = at_once(8, lambda owner: acquire(store, owner, ["f"], SECOND))
     assert [f"job {i}" for i in range(6)] == sorted(filter(None, got.values()))
+
+
+def test_threads_share_one_store(store: JobStore) -> None:
+    def appends(name: str) -> None:
+        store.create(name, b"1", name, flow_id="f", queued=False)
+        for seq in range(2, 10):
+            store.append(name, seq, b"%d" % seq, name, rests=False)
+
+    together(*(partial(appends, f"job {number:02}") for number in range(32)))
+    assert [f"job {number:02}" for number in range(32)] == store.job_ids()
+    for name in store.job_ids():
+        assert [b"%d" % seq for seq in range(1, 10)] == store.rows(name)
 
 
 # --- leases ---------------------------------------------------------------------------------------
@@ -340,7 +338,7 @@ def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(
     assert [] == store.renew("b", SECOND)
 
 
-def test_a_job_that_rests_is_never_free_and_holds_no_lease(
+def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(
     store: JobStore, clock: FakeClock
 ) -> None:
     queued(store, "j", "k")
@@ -358,17 +356,18 @@ def test_a_job_that_rests_is_never_free_and_holds_no_lease(
     store.claim("j", 5, b"resumed by name", "c", rests=False)
 
 
+@pytest.mark.parametrize("clean", [True, False])
 def test_a_job_that_was_given_back_is_free_when_its_time_comes(
-    store: JobStore, clock: FakeClock
+    store: JobStore, clock: FakeClock, clean: bool
 ) -> None:
     queued(store, "j")
     store.acquire("b", ["f"], SECOND)
     store.release("j", "c", 0)  # who does not own it gives nothing back
     assert SECOND == store.free_in(["f"])
-    store.release("j", "b", 60 * SECOND)
+    store.release("j", "b", 60 * SECOND, clean=clean)
     assert 60 * SECOND == store.free_in(["f"])
     assert [] == store.renew("b", SECOND)
-    with pytest.raises(LeaseLostError, match="free to be taken by any host"):
+    with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
         store.append("j", 2, b"x", "b", rests=False)
     clock.advance(59)
     assert None is store.acquire("c", ["f"], SECOND)
@@ -376,9 +375,7 @@ def test_a_job_that_was_given_back_is_free_when_its_time_comes(
     store.append("j", 3, b"x", "c", rests=False)
 
 
-def test_who_takes_a_job_learns_whether_it_was_given_back(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_an_acquired_job_says_whether_it_was_given_back(store: JobStore, clock: FakeClock) -> None:
     def take(owner: str) -> bool:
         acquired = store.acquire(owner, ["f"], SECOND)
         assert acquired is not None
@@ -399,21 +396,9 @@ def test_who_takes_a_job_learns_whether_it_was_given_back(
     assert take("f"), "an operator has set it free"
 
 
-def test_a_job_that_was_let_fall_is_nobodys_until_somebody_takes_it(
+def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(
     store: JobStore, clock: FakeClock
 ) -> None:
-    queued(store, "j")
-    store.acquire("a", ["f"], SECOND)
-    store.release("j", "a", 60 * SECOND, clean=False)
-    assert [] == store.renew("a", SECOND)
-    with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
-        store.append("j", 2, b"x", "a", rests=False)
-    clock.advance(59)
-    assert None is store.acquire("b", ["f"], SECOND)
-    store.claim("j", 2, b"by name, before its time", "c", rests=False)
-
-
-def test_a_store_tells_who_has_each_job_and_until_when(store: JobStore, clock: FakeClock) -> None:
     queued(store, "queued", "leased", "over", "back", "fallen")
     for _ in range(5):
         store.acquire("a", ["f"], 3 * SECOND)
@@ -437,7 +422,7 @@ def test_a_store_tells_who_has_each_job_and_until_when(store: JobStore, clock: F
 # --- snapshots ------------------------------------------------------------------------------------
 
 
-def test_the_latest_snapshot_is_kept_whoever_writes_it_and_whenever(store: JobStore) -> None:
+def test_the_latest_snapshot_is_kept_in_any_order_of_writing(store: JobStore) -> None:
     filled(store, 5)
     assert None is store.snapshot("j")
     store.keep_snapshot("j", 3, b"three")
@@ -453,7 +438,7 @@ def test_the_latest_snapshot_is_kept_whoever_writes_it_and_whenever(store: JobSt
 # --- an operator ----------------------------------------------------------------------------------
 
 
-def test_an_operator_overrules_the_lease_of_an_owner_who_can_write_no_more(
+def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(
     store: JobStore, clock: FakeClock
 ) -> None:
     queued(store, "j")
@@ -480,7 +465,7 @@ def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: Job
     assert 4 == len(store.rows("j"))
 
 
-def test_an_operator_who_is_too_late_changes_nothing(store: JobStore) -> None:
+def test_an_operator_that_is_too_late_changes_nothing(store: JobStore) -> None:
     filled(store, 2)
     for seq, row in ((1, b"row 1"), (2, b"row 2"), (2, b"late"), (4, b"early")):
         with pytest.raises(LeaseLostError, match=f"has 2 commits in the store.*commit {seq}"):

@@ -1,4 +1,4 @@
-"""Plain values: what a copy shares, what is the same, and what a difference says."""
+"""Plain values: copies, equality, and the text of the first difference."""
 
 from __future__ import annotations
 
@@ -120,7 +120,6 @@ def mutable_ids(value: object) -> set[int]:
 @given(VALUES)
 def test_a_copy_is_the_same_value_and_shares_nothing_mutable(value: object) -> None:
     private = copy_value(value)
-
     assert same_value(value, private)
     assert not mutable_ids(value) & mutable_ids(private)
 
@@ -134,7 +133,6 @@ def test_a_value_is_the_same_as_its_deep_copy(value: object) -> None:
 @given(VALUES, VALUES)
 def test_sameness_and_the_first_difference_agree_in_both_directions(a: object, b: object) -> None:
     same = same_value(a, b)
-
     assert (first_difference(a, b) is None) == same
     assert (first_difference(b, a) is None) == same
     assert same_value([a], [b]) == same
@@ -150,7 +148,6 @@ def test_the_same_scalars_have_one_type_and_one_repr(a: object, b: object) -> No
 def test_the_order_of_a_dict_and_of_a_set_is_no_difference(keys: list[Any]) -> None:
     value = dict.fromkeys(keys)
     backwards = list(reversed(value))
-
     assert same_value(value, dict.fromkeys(backwards))
     assert same_value(set(value), set(backwards))
 
@@ -232,9 +229,7 @@ def test_these_are_the_same_value(a: object, b: object) -> None:
 def test_a_difference_reads_like_a_sentence() -> None:
     expected = {"items": [Order(Decimal("1.5"))]}
     actual = {"items": [Order(1.5)]}
-
     found = first_difference(expected, actual)
-
     assert found == Difference("$.items[0].price", Decimal("1.5"), 1.5, "type")
     assert str(found) == "$.items[0].price: Decimal('1.5') became float 1.5"
 
@@ -262,7 +257,6 @@ def test_a_difference_names_its_place(a: object, b: object, text: str) -> None:
 
 def test_a_difference_of_objects_that_fail_to_show_themselves_can_be_shown() -> None:
     text = str(first_difference([Spiteful()], [1]))
-
     assert text == "$[0]: <Spiteful whose repr() raised RuntimeError> became int 1"
 
 
@@ -273,9 +267,7 @@ def test_a_long_value_is_cut_in_the_message() -> None:
 def test_a_list_that_contains_itself_is_copied_with_its_shape() -> None:
     loop: list[Any] = [1]
     loop.append(loop)
-
     private = copy_value(loop)
-
     assert private is not loop
     assert private[1] is private
 
@@ -294,24 +286,20 @@ def test_a_value_nested_beyond_the_watched_depth_is_copied_and_compared() -> Non
     deep: list[Any] = []
     for _ in range(150):
         deep = [deep]
-
     private = copy_value(deep)
-
     assert private is not deep
     assert same_value(deep, private)
     assert not same_value(deep, [private])
 
 
-def test_what_is_no_plain_value_is_copied_by_deepcopy() -> None:
+def test_other_values_are_copied_by_deepcopy() -> None:
     original = {"order": Plain([1])}
-
     private = copy_value(original)
-
     assert private["order"] is not original["order"]
     assert same_value(private, original)
 
 
-def test_what_cannot_be_copied_says_so() -> None:
+def test_a_value_that_can_not_be_copied_says_so() -> None:
     with pytest.raises(TypeError, match="lock"):
         copy_value([threading.Lock()])
 

@@ -1,4 +1,4 @@
-"""A store fails for a while: a worker bears it as long as a lease lasts, and nothing is lost."""
+"""A worker retries a store that fails for less than a lease, and loses no job."""
 
 from __future__ import annotations
 
@@ -20,20 +20,12 @@ from routilux import (
     Runtime,
     Worker,
 )
-from tests.drivers.workshop import Works, chain, rest
+from tests.routines import SECOND, Works, chain, rest
 
-SECOND = 10**9
 LEASE = 30.0
 CALLS = (
-    "append",
-    "append_all",
-    "acquire",
-    "renew",
-    "release",
-    "free_in",
-    "rows",
-    "snapshot",
-    "keep_snapshot",
+    *("append", "append_all", "acquire", "renew", "release"),
+    *("free_in", "rows", "snapshot", "keep_snapshot"),
 )
 
 
@@ -123,7 +115,7 @@ def test_an_outage_shorter_than_a_lease_at_any_call_ends_no_worker_and_costs_no_
             assert Counter(done) <= Counter({job.job_id: 2 for job in jobs}), where
 
 
-def test_an_outage_is_told_once_when_it_begins_and_once_when_it_ends(
+def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -217,42 +209,25 @@ def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends()
     assert job.updated_ns < began + 3 * SECOND
 
 
-def test_what_is_owed_to_a_store_is_not_given_back_once_the_worker_has_taken_it_anew() -> None:
-    clock = FakeClock()
-    store = Fails(clock, 10**9, 10.0)
-    flow = chain(a=rest)
-    with Runtime(clock=clock, store=store) as runtime:
-        job_id = runtime.submit(flow, "a")
-        host = Worker(store, [flow], runtime=runtime, lease=5)
-        rows, release = store.rows, store.release
-        store.rows = store.release = _raises  # type: ignore[method-assign]
-        with pytest.raises(OSError, match="it is down"):
-            host._take(False)
-        store.rows, store.release = rows, release  # type: ignore[method-assign]
-        clock.advance(6)  # the lease that it could not give back is over
-        assert host._take(False)
-        assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back"
-        host.run(until_idle=True)
-        assert JobStatus.COMPLETED is runtime.load(job_id).status
-
-
-def test_what_is_owed_to_a_store_is_not_given_back_once_another_worker_has_the_job() -> None:
+@pytest.mark.parametrize("by", ["the worker", "another worker"])
+def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by: str) -> None:
     clock = FakeClock()
     store = Fails(clock, 10**9, 10.0)
     flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
         job_id = runtime.submit(flow, "a")
         first, second = (Worker(store, [flow], runtime=runtime, lease=5) for _ in range(2))
-        rows = store.rows
-        store.rows = _raises  # type: ignore[method-assign]
+        rows, release = store.rows, store.release
+        store.rows = store.release = _raises  # type: ignore[method-assign]
         with pytest.raises(OSError, match="it is down"):
             first._take(False)
-        store.rows = rows  # type: ignore[method-assign]
+        store.rows, store.release = rows, release  # type: ignore[method-assign]
         clock.advance(6)  # the lease that it could not give back is over
-        assert second._take(False)
+        host = first if by == "the worker" else second
+        assert host._take(False)
         first._look_after()
         assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back"
-        second.run(until_idle=True)
+        host.run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
 
 
@@ -298,7 +273,7 @@ def test_a_host_that_lost_its_job_has_no_further_effect(use: str, how: str) -> N
     assert isinstance(drive.error, LeaseLostError)
 
 
-def test_a_host_whose_lease_is_over_and_whose_job_nobody_took_may_go_on() -> None:
+def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took() -> None:
     clock = FakeClock()
     store = MemoryStore(clock)
     done: list[str] = []

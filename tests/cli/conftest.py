@@ -1,4 +1,4 @@
-"""A store to look into, and the command line as the tests call it."""
+"""A store with a job of every status, and calls of the command line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is no store, no job, damaged or locked is named, and left as it was."""
+"""Missing, damaged and locked stores and jobs are named, and not changed."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ EVERY: list[tuple[str, ...]] = [
         (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer routilux"),
     ],
 )
-def test_what_is_no_store_is_refused_by_every_command_and_left_as_it_was(
+def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
     store: Path,
     refused: Told,
     change: Callable[[Path], None],
@@ -129,7 +129,7 @@ def test_a_write_waits_for_no_lock_for_ever(
     other.close()
 
 
-def test_who_is_overtaken_by_a_writer_reads_again(store: Path) -> None:
+def test_a_reader_reads_again_after_a_writer_has_changed_the_file(store: Path) -> None:
     reads: list[int] = []
     with SqliteStore(store) as writer:
         writer.close()
@@ -144,7 +144,7 @@ def test_who_is_overtaken_by_a_writer_reads_again(store: Path) -> None:
     assert [5, 6] == reads
 
 
-def test_what_fails_because_of_a_writer_is_read_again(store: Path) -> None:
+def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
     fails = [True]
     with SqliteStore(store) as writer:
         writer.close()

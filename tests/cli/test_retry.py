@@ -37,37 +37,37 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
     assert "resumed, job pending · after 599.260 s · a fresh budget for what failed" in page
 
 
-def leased(store: Path, seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "listed", "shown", "refusal"),
+    [
+        (
+            25,
+            "  web-2:7, lease for 25 s  ",
+            "held by web-2:7:cafe, whose lease ends in 25.0 s",
+            "a worker takes it up if that process does not renew it; --take-over does not wait",
+        ),
+        (
+            0,
+            "  web-2:7, lease over  ",
+            "left by web-2:7:cafe, whose lease has ended",
+            "it needs nothing but a worker of flow payment that runs",
+        ),
+    ],
+    ids=["lease", "lease over"],
+)
+def test_the_owner_of_a_job_is_shown_with_the_end_of_its_lease(
+    store: Path, told: Told, refused: Told, seconds: int, listed: str, shown: str, refusal: str
+) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         assert "queued" == acquire(jobs, "web-2:7:cafe", ["payment"], seconds * SECOND)
-
-
-def test_who_has_a_job_under_a_lease_is_told_with_its_end(
-    store: Path, told: Told, refused: Told
-) -> None:
-    leased(store, 25)
-    assert "  web-2:7, lease for 25 s  " in told("jobs", store)
-    assert "\nheld by web-2:7:cafe, whose lease ends in 25.0 s\n" in told("show", store, "queued")
+    assert listed in told("jobs", store)
+    assert f"\n{shown}\n" in told("show", store, "queued")
     held = json.loads(told("show", store, "queued", "--json"))["held"]
-    assert {"owner": "web-2:7:cafe", "free_in_ns": 25 * SECOND} == held
-    assert (
-        "job queued is pending, held by web-2:7:cafe, whose lease ends in 25.0 s; a worker takes it"
-        " up if that process does not renew it; --take-over does not wait"
-    ) == refused("retry", store, "queued")
+    assert {"owner": "web-2:7:cafe", "free_in_ns": seconds * SECOND} == held
+    assert f"job queued is pending, {shown}; {refusal}" == refused("retry", store, "queued")
 
 
-def test_who_had_a_job_under_a_lease_that_has_ended_is_told(
-    store: Path, told: Told, refused: Told
-) -> None:
-    leased(store, 0)
-    assert "  web-2:7, lease over  " in told("jobs", store)
-    assert (
-        "job queued is pending, left by web-2:7:cafe, whose lease has ended; it needs nothing but a"
-        " worker of flow payment that runs"
-    ) == refused("retry", store, "queued")
-
-
-def test_a_job_is_taken_over_from_a_process_that_died_and_a_worker_goes_on_with_it(
+def test_a_job_is_taken_over_from_a_dead_process_and_a_worker_completes_it(
     store: Path, told: Told
 ) -> None:
     line = "job waits is taken over; a worker of flow payment can take it up (commit 3)\n"
@@ -135,7 +135,7 @@ NEEDS = "it needs nothing but a worker of flow payment that runs"
         ("cancel", "done", "job done is completed; it can't be cancelled any more"),
     ],
 )
-def test_what_can_not_be_done_to_a_job_changes_nothing(
+def test_a_refused_command_changes_nothing(
     store: Path, told: Told, refused: Told, what: str, job_id: str, message: str
 ) -> None:
     before = told("show", store, job_id, "--json")

@@ -1,4 +1,4 @@
-"""`routilux show`: a job with all its commits, and what is left of it."""
+"""`routilux show`: a job with its commits and its pending tasks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.cli.program import Told
 
 
 @pytest.mark.parametrize(("job_id", "page"), [("done", DONE), ("failed", FAILED), ("waits", WAITS)])
-def test_a_job_is_told_with_all_its_commits_and_what_is_left_of_it(
+def test_a_job_is_shown_with_all_its_commits_and_its_pending_tasks(
     store: Path, told: Told, job_id: str, page: str
 ) -> None:
     assert page == told("show", store, job_id)
 
 
-def test_resumptions_recoveries_pauses_and_reasons_are_told(store: Path, told: Told) -> None:
+def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, told: Told) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=after(3620, autojump=False), store=jobs)
         host.resumed(payment(), host.load("paused"))
@@ -36,7 +36,7 @@ def test_resumptions_recoveries_pauses_and_reasons_are_told(store: Path, told: T
     ] == [line for line in lines if line[:1] in ("🛑", "⏩")]
 
 
-def test_what_a_store_holds_never_steers_the_terminal(store: Path, told: Told) -> None:
+def test_stored_text_never_controls_the_terminal(store: Path, told: Told) -> None:
     evil = "A\x1b[2J\u202eB"
     with SqliteStore(store, clock=NOW) as jobs:
         Runtime(clock=NOW, store=jobs).submit(payment(), "charge", {"order": evil}, job_id=evil)

@@ -8,7 +8,8 @@ import pytest
 
 from routilux import FakeClock, JobStatus, Routine, Runtime
 from routilux.drivers import InlineDriver
-from tests.drivers.workshop import Works, chain, engine_threads, fails, rest, retrying, send
+from tests.drivers.workshop import engine_threads
+from tests.routines import Works, chain, fails, rest, retrying, send
 
 
 def test_a_sequential_flow_runs_in_the_callers_thread_and_makes_none() -> None:

@@ -1,4 +1,4 @@
-"""Steps on executors of the user's, and on our own threads."""
+"""Steps on the user's executors, and on the runtime's own threads."""
 
 from __future__ import annotations
 
@@ -32,19 +32,24 @@ from routilux import (
 )
 from routilux.drivers.pool import PoolDriver
 from routilux.exchange import StepOutcome
-from tests.drivers.workshop import (
+from tests.drivers.workshop import Dies, Doubles, FailsOnce, no_thread_remains
+from tests.routines import (
     PATIENCE,
-    Dies,
-    Doubles,
-    FailsOnce,
+    Watcher,
+    Wide,
     Works,
     chain,
+    ended_at,
+    error_of,
     fan,
     kinds,
-    no_thread_remains,
     rest,
     retrying,
+    run,
+    run_by,
     send,
+    sends,
+    sleeps,
 )
 
 
@@ -52,16 +57,6 @@ from tests.drivers.workshop import (
 def processes() -> Iterator[ProcessPoolExecutor]:
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
         yield executor
-
-
-class Keeps:
-    """An observer that keeps the job, for when its call ends by an error."""
-
-    def __init__(self) -> None:
-        self.job: JobState | None = None
-
-    def on_commit(self, job: JobState, commit: Commit) -> None:
-        self.job = job
 
 
 # --- other processes ------------------------------------------------------------------------------
@@ -104,39 +99,31 @@ def test_a_step_that_can_not_be_sent_ends_the_call_and_leaves_its_task_pending(
     def local(self: Routine) -> None:
         raise AssertionError("can't be reached: a local function can't be pickled")
 
-    keeps = Keeps()
+    keeps = Watcher()
     with (
         Runtime(executor=processes, observers=[keeps]) as runtime,
         pytest.raises((AttributeError, TypeError), match=r"pickle|local object"),
     ):
         chain(a=local).execute("a", runtime=runtime)
-    assert keeps.job is not None
-    assert JobStatus.RUNNING is keeps.job.status
-    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.job.pending_tasks]
+    assert JobStatus.RUNNING is keeps.jobs[-1].status
+    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.jobs[-1].pending_tasks]
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
 def test_a_process_that_dies_ends_the_call_and_leaves_its_task_pending(how: str) -> None:
     flow = Flow()
     flow.add_routine(Dies(), "a")
-    keeps = Keeps()
+    keeps = Watcher()
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
         Runtime(executor=executor, observers=[keeps]) as runtime,
         pytest.raises(BrokenExecutor),
     ):
-        _run(flow, how, runtime)
-    assert keeps.job is not None
-    assert JobStatus.RUNNING is keeps.job.status
-    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.job.pending_tasks]
-    done = flow.resume(keeps.job, runtime=Runtime(executor=_Sane()))
+        run_by(how, flow, "a", runtime)
+    assert JobStatus.RUNNING is keeps.jobs[-1].status
+    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.jobs[-1].pending_tasks]
+    done = flow.resume(keeps.jobs[-1], runtime=Runtime(executor=_Sane()))
     assert JobStatus.COMPLETED is done.status
-
-
-def _run(flow: Flow, how: str, runtime: Runtime) -> JobState:
-    if how == "execute":
-        return flow.execute("a", runtime=runtime)
-    return flow.start("a", runtime=runtime).wait()
 
 
 class _Sane(Executor):
@@ -152,13 +139,11 @@ class _Sane(Executor):
 
 
 @pytest.mark.parametrize("workers", [None, 3])
-def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(
-    workers: int | None,
-) -> None:
+def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(workers: int | None) -> None:
     told: list[str] = []
     names: set[str] = set()
 
-    class Watcher:
+    class Teller:
         def on_commit(self, job: JobState, commit: Commit) -> None:
             told.append(commit.kind.value)
 
@@ -170,7 +155,7 @@ def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(
     with (
         no_thread_remains(),
         ThreadPoolExecutor(2, thread_name_prefix="theirs") as executor,
-        Runtime(executor=executor, observers=[Watcher()]) as runtime,
+        Runtime(executor=executor, observers=[Teller()]) as runtime,
     ):
         job = chain(workers=workers, a=pays).execute("a", runtime=runtime)
         assert JobStatus.COMPLETED is job.status
@@ -192,18 +177,17 @@ def test_steps_overlap_on_a_users_threads() -> None:
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_an_executor_that_was_shut_down_is_told_to_the_caller(how: str) -> None:
+def test_an_executor_that_was_shut_down_raises_to_the_caller(how: str) -> None:
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
-    keeps = Keeps()
+    keeps = Watcher()
     runtime = Runtime(executor=executor, observers=[keeps])
     with no_thread_remains(), runtime, pytest.raises(RuntimeError, match="after shutdown"):
-        _run(chain(a=rest), how, runtime)
-    assert keeps.job is not None
-    assert ["a"] == [task.routine_id for task in keeps.job.pending_tasks]
+        run_by(how, chain(a=rest), "a", runtime)
+    assert ["a"] == [task.routine_id for task in keeps.jobs[-1].pending_tasks]
     assert (
         JobStatus.COMPLETED
-        is chain(a=rest).resume(keeps.job, runtime=Runtime(clock=FakeClock())).status
+        is chain(a=rest).resume(keeps.jobs[-1], runtime=Runtime(clock=FakeClock())).status
     )
 
 
@@ -242,8 +226,7 @@ def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run() 
         job = chain(a=Works(late, ErrorHandler(timeout=0.001))).execute("a", runtime=runtime)
         busy.set()
     assert [] == ran
-    assert job.error is not None
-    assert "routilux.StepTimeoutError" == job.error.type
+    assert "StepTimeoutError" == error_of(job)[0]
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, _Sane])
@@ -283,18 +266,8 @@ def test_a_poke_returns_at_once_and_is_not_lost() -> None:
 
 
 def test_more_steps_than_threads_wait_for_room_and_all_are_made() -> None:
-    def sends(self: Routine) -> None:
-        for n in range(20):
-            self.emit("out", n=n)
-
-    def sleeps(self: Routine, n: object) -> None:
-        self.ctx.sleep(1)
-
-    class Wide(Works):
-        max_concurrency = 20
-
-    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        job = fan(sends, workers=4, a=Wide(sleeps)).execute("source", runtime=runtime)
+    with no_thread_remains():
+        job = run(fan(sends(*range(20)), workers=4, a=Wide(sleeps(1))), "source")
     job.raise_for_status()
-    assert 5 * 10**9 == job.updated_ns - job.started_ns
+    assert 5 == ended_at(job)
     assert {0, 1, 2, 3} == {commit.worker for commit in job.commits[2:]}

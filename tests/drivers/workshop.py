@@ -1,4 +1,4 @@
-"""What the tests of the runtime share: routines made of plain functions, and a clock for threads.
+"""Clocks, threads and routines for other processes, shared by the tests of the engine.
 
 Everything that a child process may need is defined at the top of this module, so that it can be
 imported there.
@@ -7,103 +7,13 @@ imported there.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
-from typing import Any
 
-from routilux import Clock, ErrorHandler, Flow, JobState, Routine, Signal
-
-SECOND = 1_000_000_000
-PATIENCE = 20.0  # seconds of real time after which a test that would hang fails instead
-
-Body = Callable[..., object]
-
-
-class Works(Routine):
-    """A routine whose one handler is a plain function of the routine and the payload's `n`."""
-
-    def __init__(
-        self, body: Body, handler: ErrorHandler | None = None, **events: list[str]
-    ) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=partial(body, self))
-        for name, fields in ({"out": ["n"]} | events).items():
-            self.define_event(name, fields)
-        self.set_error_handler(handler)
-
-
-class Wide(Works):
-    """The same, eight at a time."""
-
-    max_concurrency = 8
-
-
-def chain(*, workers: int | None = None, **bodies: Body | Routine) -> Flow:
-    """One routine after the other, each fed by the `out` of the one before."""
-    flow = _empty(workers)
-    before = None
-    for name, body in bodies.items():
-        flow.add_routine(body if isinstance(body, Routine) else Works(body), name)
-        if before is not None:
-            flow.connect(before, "out", name, "trigger")
-        before = name
-    return flow
-
-
-def fan(source: Body | Routine, *, workers: int | None = None, **bodies: Body | Routine) -> Flow:
-    """Routines that are all fed by the `out` of `source`."""
-    flow = _empty(workers)
-    flow.add_routine(source if isinstance(source, Routine) else Works(source), "source")
-    for name, body in bodies.items():
-        flow.add_routine(body if isinstance(body, Routine) else Works(body), name)
-        flow.connect("source", "out", name, "trigger")
-    return flow
-
-
-def _empty(workers: int | None) -> Flow:
-    if workers is None:
-        return Flow("tale")
-    return Flow("tale", execution_strategy="concurrent", max_workers=workers)
-
-
-def send(self: Routine, n: object = 0) -> None:
-    """Send one `n` on."""
-    self.emit("out", n=n)
-
-
-def rest(self: Routine, n: object = 0) -> None:
-    """Do nothing."""
-
-
-def retrying(**options: Any) -> ErrorHandler:
-    return ErrorHandler("retry", **options)
-
-
-def fails(times: int, error: type[Exception] = ValueError) -> Body:
-    """A body that fails in its first attempts and then sends `n` on."""
-
-    def body(self: Routine, n: object = 0) -> None:
-        if self.ctx.attempt <= times:
-            raise error(f"attempt {self.ctx.attempt}")
-        self.emit("out", n=n)
-
-    return body
-
-
-def commits_of(job: JobState) -> str:
-    """The commits of a job as text, to be compared byte by byte."""
-    return "\n".join(commit.dumps() for commit in job.commits)
-
-
-def kinds(job: JobState) -> list[str]:
-    return [commit.kind.value for commit in job.commits]
-
-
-def ended_at(job: JobState) -> float:
-    """Seconds between the job's first and last commit."""
-    return (job.updated_ns - job.started_ns) / SECOND
+from routilux import Clock, Routine, Signal
+from tests.routines import PATIENCE, SECOND
 
 
 def engine_threads() -> set[threading.Thread]:
@@ -118,6 +28,30 @@ def no_thread_remains() -> Iterator[None]:
     for thread in engine_threads() - before:
         thread.join(PATIENCE)
         assert not thread.is_alive(), f"{thread.name} still runs"
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Make each of the calls in a thread of its own, and wait for all of them."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+
+
+def in_a_child(does: Callable[[], object]) -> None:
+    """Do it in a forked child; fail where that hangs or raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))
+            does()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert -signal.SIGALRM != (ended := os.waitstatus_to_exitcode(status)), "the child hangs"
+    assert 0 == ended
 
 
 class HandClock(Clock):

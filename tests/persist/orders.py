@@ -1,4 +1,4 @@
-"""A flow of orders for the tests of the saved forms, captured after each of its commits."""
+"""A flow of orders, captured after each commit, shared by the tests of saved forms."""
 
 from __future__ import annotations
 

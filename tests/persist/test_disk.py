@@ -1,4 +1,4 @@
-"""The disk fails while a document is written: the old state or the new one can be read, always."""
+"""A disk that fails while a document is written leaves the old state or the new one."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_faults_above_are_all_there_are(tmp_path, new):
     assert {number for _, number, _ in HOWS} == set(range(len(write(new, tmp_path / "a").names)))
 
 
-def test_where_even_the_clearing_up_fails_the_first_error_is_told(tmp_path, old, new):
+def test_the_first_error_is_raised_where_the_cleanup_fails_too(tmp_path, old, new):
     path = tmp_path / "job.json"
     old.write(path)
     flush = CALLS.index("fsync file")
@@ -162,7 +162,7 @@ def test_where_even_the_clearing_up_fails_the_first_error_is_told(tmp_path, old,
     assert old.job == SavedState.read(path).job
 
 
-def test_an_interrupt_at_any_call_leaves_nothing_beside_the_file(tmp_path, old, new):
+def test_an_interrupt_at_any_call_leaves_no_other_file(tmp_path, old, new):
     def interrupt(real: Callable[..., object], *args: object) -> None:
         if real.__name__ == "close":
             real(*args)
@@ -178,7 +178,7 @@ def test_an_interrupt_at_any_call_leaves_nothing_beside_the_file(tmp_path, old, 
         assert (new if number > RENAMED else old).job == SavedState.read(path).job
 
 
-def test_what_failed_can_be_written_again(tmp_path, old, new):
+def test_a_document_whose_write_failed_can_be_written_again(tmp_path, old, new):
     path = tmp_path / "job.json"
     for number in range(len(CALLS)):
         old.write(path)
@@ -322,7 +322,7 @@ def test_a_file_that_gets_too_big_for_the_kernel_is_no_file(tmp_path):
     assert [*[refused] * 4, "written"] == run(tmp_path, LIMITED)
 
 
-def test_a_folder_that_may_not_be_written_is_told_with_the_cure(tmp_path):
+def test_a_folder_without_write_permission_is_reported_with_the_cure(tmp_path):
     refused = (
         "[Errno 13] Permission denied; nothing has changed there: let this user write in its"
         " folder, or write it elsewhere: 'job.json'"
@@ -339,7 +339,7 @@ def test_a_folder_that_may_not_be_written_is_told_with_the_cure(tmp_path):
         ("j" * 256, OSError, "choose a shorter name"),
     ],
 )
-def test_a_place_where_no_file_can_be_is_told_with_the_cure(name, error, cure, tmp_path):
+def test_a_place_where_no_file_can_be_is_reported_with_the_cure(name, error, cure, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(error) as caught:

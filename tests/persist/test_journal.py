@@ -22,8 +22,8 @@ from routilux import (
 )
 from routilux.persist.checksums import CHECKSUM, checked, summed
 from routilux.persist.journal import SNAPSHOT_EVERY
-from tests.drivers.workshop import chain
 from tests.persist.stores import STORES
+from tests.routines import chain
 
 
 @pytest.fixture(params=STORES)

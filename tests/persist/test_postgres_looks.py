@@ -1,4 +1,4 @@
-"""Who looks for a job in PostgreSQL looks at few others, waits for nobody and leaves no trace."""
+"""Looking for a job in PostgreSQL reads few other rows, waits for no lock and writes nothing."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from routilux.persist import database
 from routilux.persist import postgres as statements
 from tests.persist.postgres_server import with_option
 from tests.persist.stores import acquire
-
-SECOND = 10**9
+from tests.routines import SECOND
 
 
 def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(

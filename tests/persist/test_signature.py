@@ -1,4 +1,4 @@
-"""Signed documents: reading with the key returns what was written, or raises with the reason."""
+"""Signed documents: a reader with the key gets the written state, or an error."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_a_signature_is_the_hmac_sha256_of_the_bytes_before_its_own_member(signe
 # --- it is read -----------------------------------------------------------------------------------
 
 
-def test_a_signed_file_is_read_with_its_key_and_its_job_is_resumed(tmp_path, saved):
+def test_a_signed_file_is_read_with_its_key_and_can_be_resumed(tmp_path, saved):
     path = tmp_path / "job.json"
     saved.write(path, key=KEY)
     loaded = SavedState.read(path, key=KEY)
@@ -121,11 +121,7 @@ def small() -> SavedState:
 # --- it is refused --------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
-    "no signature": (
-        lambda text: text[: text.index(b',\n"signature"')] + b"}\n",
-        KEY,
-        MISSING,
-    ),
+    "no signature": (lambda text: text[: text.index(b',\n"signature"')] + b"}\n", KEY, MISSING),
     "another key": (lambda text: text, OTHER, ANOTHER),
     "a longer key": (lambda text: text, KEY + b"s", ANOTHER),
     "another payload": (lambda text: text.replace(b'"r-1"', b'"r-2"'), KEY, ANOTHER),
@@ -134,11 +130,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
     "cut off in its signature": (lambda text: text[:-20], KEY, ANOTHER),
     "without its last line break": (lambda text: text[:-1], KEY, ANOTHER),
     "with something after it": (lambda text: text + b" ", KEY, ANOTHER),
-    "a signature that is none": (
-        lambda text: text[:-67] + b"x" * 64 + b'"}\n',
-        KEY,
-        ANOTHER,
-    ),
+    "a signature that is none": (lambda text: text[:-67] + b"x" * 64 + b'"}\n', KEY, ANOTHER),
     "another algorithm": (
         lambda text: text.replace(b'"signature": "hmac-sha256', b'"signature": "hmac-md5'),
         KEY,
@@ -150,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
 @pytest.mark.usefixtures("nothing_is_parsed")
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_file_without_a_valid_signature_is_refused_before_it_is_parsed(
+def test_a_file_without_a_valid_signature_is_refused_with_place_reason_and_file_before_parsing(
     case, verify, tmp_path, signed
 ):
     spoil, key, reason = REFUSED[case]
@@ -297,6 +289,6 @@ def test_the_golden_signed_document_is_read_and_written_again_byte_by_byte():
     assert [Decimal("3.00")] == [output.data["total"] for output in ended.outputs]
 
 
-def test_a_mac_can_sign_twice():
+def test_one_key_can_sign_several_documents():
     mac = seal.keyed(KEY)
     assert seal.sealed(b'{"a": 1', mac) == seal.sealed(b'{"a": 1', mac)

@@ -1,11 +1,9 @@
-"""Who owns a job where several workers, or a process and its forked children, share a runtime."""
+"""The owner of a job where several workers or forked processes share a runtime."""
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,8 @@ from routilux import (
     Worker,
 )
 from routilux.persist import operator
-from tests.drivers.workshop import PATIENCE, chain, rest
+from tests.drivers.workshop import in_a_child
+from tests.routines import PATIENCE, chain, rest
 from tests.worker.jobs import TAKEN_OVER, story, working
 
 # From Python 3.12 on it tells so, and what it warns of is what is tested here.
@@ -64,12 +63,7 @@ def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtim
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
     ran: list[str] = []
-
-    def works(self: Routine) -> None:
-        ran.append(self.ctx.job_id)
-        self.ctx.sleep(25)
-
-    flow = chain(a=works)
+    flow = chain(a=working(25, ran))
     job_id = runtime.submit(flow, "a")
     host = Worker(store, [flow], runtime=runtime, lease=30)
     assert host._take(False)
@@ -77,24 +71,8 @@ def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtim
     with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20.0"):
         flow.resume(runtime.load(job_id), runtime=runtime)
     host.run(until_idle=True)
-    assert [job_id] == ran
+    assert ["begins", "ends"] == ran
     assert ["start", "resumed", "done"] == story(runtime, job_id)
-
-
-def in_a_child(does: Callable[[], None]) -> None:
-    """Do it in a forked child; fails where that hangs or raises."""
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(PATIENCE))
-            does()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    ended = os.waitstatus_to_exitcode(status)
-    assert -signal.SIGALRM != ended, "the child hangs"
-    assert 0 == ended
 
 
 def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(

@@ -18,10 +18,10 @@ from pytest_routilux.points import crash_points
 from pytest_routilux.results import Checks
 from pytest_routilux.world import Finding
 from routilux import Append, FakeClock, SqliteStore
-from tests.drivers.workshop import PATIENCE
 from tests.persist.test_sqlite import line_of, process
 from tests.plugin.sim import sqlite_stores as stores
 from tests.plugin.sim.test_laws import worked
+from tests.routines import PATIENCE
 
 if TYPE_CHECKING:
     from pathlib import Path

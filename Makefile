@@ -48,14 +48,14 @@ downstream: $(STAMP)
 define WHEEL_CHECK
 import importlib.metadata as metadata
 import pytest_routilux, routilux
-requires = metadata.requires("routilux") or []
+requires = metadata.requires("pytest-routilux") or []
 assert all("extra ==" in line for line in requires), f"runtime dependencies: {requires}"
-files = [str(path) for path in metadata.files("routilux")]
+files = [str(path) for path in metadata.files("pytest-routilux")]
 script = [path for path in files if path.startswith("../") and path.endswith("/routilux")]
-assert len(script) == 1, f"the command routilux is missing or stands twice: {script}"
+assert len(script) == 1, f"the command routilux is missing or doubled: {script}"
 tops = {path.split("/")[0] for path in files if path not in script}
 tops -= {"routilux", "pytest_routilux"}
-assert all(top.endswith(".dist-info") for top in tops), f"not meant for the wheel: {tops}"
+assert all(top.endswith(".dist-info") for top in tops), f"does not belong in the wheel: {tops}"
 assert {"routilux/py.typed", "pytest_routilux/py.typed"} <= set(files), "py.typed is missing"
 assert any(path.endswith("LICENSE") for path in files), "the licence is missing"
 endef

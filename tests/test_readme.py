@@ -120,6 +120,36 @@ def test_its_commands_are_targets_of_the_makefile() -> None:
     assert set(re.findall(r"make (\w+)`", README)) | {"showcase", "test"} <= targets
 
 
+NAME = "routilux"
+FETCHES = re.compile(
+    rf"""install\b.*[\s'"]{NAME}(?![\w/.-])"""  # a command
+    rf"""|["']{NAME}(?:\[|\s*[=<>~!]=)"""  # a requirement
+    rf"""|dependencies\s*=\s*\[.*["']{NAME}["']"""
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"pip install {NAME}",
+        f"pip install '{NAME}[postgres]'",
+        f'    "{NAME}[pytest]",',
+        f'dependencies = ["{NAME}"]',
+    ],
+)
+def test_a_line_that_installs_the_other_project_is_found(line: str) -> None:
+    assert FETCHES.search(line)
+
+
+def test_no_line_installs_the_other_project_of_this_name() -> None:
+    folders = ("routilux", "pytest_routilux", "showcase", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in files if path.suffix in {".py", ".toml", ".md"}]
+    texts += [*ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / "Makefile"]
+    for path in texts:
+        assert not FETCHES.search(path.read_text("utf-8")), path
+
+
 def test_its_links_lead_to_files() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).is_file(), link

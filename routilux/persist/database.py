@@ -241,6 +241,6 @@ def _driver() -> Any:
         import psycopg.conninfo
     except ImportError as error:
         raise ImportError(
-            "PostgresStore needs psycopg 3: pip install 'routilux[postgres]'"
+            "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'"
         ) from error
     return psycopg

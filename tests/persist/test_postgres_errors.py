@@ -42,7 +42,7 @@ def test_psycopg_is_imported_when_a_store_is_made_and_not_before() -> None:
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ImportError, match=r"pip install 'routilux\[postgres\]'"):
+    with pytest.raises(ImportError, match=r"run: pip install 'psycopg\[binary\]>=3\.1'"):
         PostgresStore("host=/nowhere")
 
 

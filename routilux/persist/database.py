@@ -209,7 +209,7 @@ class Database:
         if version > _VERSION:
             raise UnsupportedVersionError(
                 self.name,
-                f"has version {version}; this one reads {_VERSION}: install a newer routilux",
+                f"has version {version}; this one reads {_VERSION}; install a newer version",
             )
         return True
 

@@ -188,7 +188,7 @@ def test_tables_of_a_newer_version_are_refused_and_left_as_they_were(
     postgres: PostgresStore, dsn: str, admin: Any, read_only: bool
 ) -> None:
     admin.execute("UPDATE routilux_version SET version = 2")
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
         PostgresStore(dsn, read_only=read_only)
     assert [(2,)] == admin.execute("SELECT version FROM routilux_version").fetchall()
 

@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: showcase test bench lint wheel downstream clean FORCE
+.PHONY: showcase test bench bench-store lint wheel downstream clean FORCE
 
 showcase: $(STAMP)
 	$(PYTEST) showcase/ -v
@@ -17,8 +17,12 @@ test: $(STAMP)
 	$(PYTEST) --doctest-modules routilux
 	$(PYTEST) tests --ignore tests/benchmarks -n 2
 
+# Fails where a ratio got worse than in tests/benchmarks/stored.json, which bench-store writes.
 bench: $(STAMP)
-	$(PYTEST) tests/benchmarks -p no:xdist --benchmark-quiet
+	$(BIN)/python -m tests.benchmarks
+
+bench-store: $(STAMP)
+	$(BIN)/python -m tests.benchmarks --store
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

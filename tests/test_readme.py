@@ -25,7 +25,7 @@ def whole_tests() -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "code", whole_tests(), ids=("outlives", "crash", "functions", "outage", "durable")
+    "code", whole_tests(), ids=("outlives", "crash", "outage", "durable")
 )
 def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)

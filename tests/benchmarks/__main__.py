@@ -60,7 +60,7 @@ def row(figure: Figure, stored: Stored) -> str:
     """Return a figure as a line: costs, ratio, change from the stored ratio, target."""
     known = stored.get(figure.what)
     change = f"{figure.ratio / known['ratio'] - 1:+.0%}" if known else "new"
-    line = f"{figure.what:44} {figure.measured:>22}  {figure.against:36} {figure.ratio:8.3g} ×"
+    line = f"{figure.what:44} {figure.measured:>22}  {figure.against:36} {figure.ratio:9,.4g} ×"
     return f"{line} {change:>6}  {figure.target or ''}".rstrip()
 
 

@@ -19,11 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from routilux import Flow, PostgresStore, Routine, Runtime, SqliteStore
 from tests.benchmarks.race import (
-    MILLISECOND,
     Figure,
     Measurement,
     Race,
     Target,
+    duration,
     loop,
     percent,
     time,
@@ -224,13 +224,7 @@ def loading(sizes: Sequence[tuple[int, float]], finished: int, rounds: int) -> M
 
     def figures() -> list[Figure]:
         found = [
-            Figure(
-                f"loading a job of {steps:,} steps",
-                race.ratio(f"{steps} crowded", "loop"),
-                f"{time(race.cost(f'{steps} crowded'))} among {finished:,}",
-                f"loop {time(race.cost('loop'))}",
-                Target(race.cost(f"{steps} crowded") / MILLISECOND, most, " ms"),
-            )
+            duration(race, f"{steps} crowded", f"loading a job of {steps:,} steps", "", most)
             for steps, most in sizes
         ]
         name = f"{sizes[0][0]}"

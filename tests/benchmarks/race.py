@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 MILLISECOND = 1_000_000
-TURNS = 20_000
+TURNS = 100_000
 
 
 def loop() -> None:
@@ -130,11 +130,11 @@ def rate(race: Race, name: str, what: str, parts: int, least: float | None = Non
 
 
 def duration(race: Race, name: str, what: str, measured: str, most: float) -> Figure:
-    """Compare a contestant, which is to take at most so many milliseconds, with `loop`."""
+    """Compare a contestant, which should take at most so many ms, with a turn of `loop`."""
     cost = race.cost(name)
     target = Target(cost / MILLISECOND, most, " ms")
     shown = f"{measured}, {time(cost)}" if measured else time(cost)
-    return Figure(what, race.ratio(name, "loop"), shown, f"loop {time(race.cost('loop'))}", target)
+    return Figure(what, race.turns(name), shown, "a turn of a loop", target)
 
 
 def exponent(points: Iterable[tuple[float, float]]) -> float:

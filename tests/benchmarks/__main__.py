@@ -44,7 +44,6 @@ BENCHMARKS: list[Benchmark] = [
     (p.simulated_runs, [(10, 200)], (2, 2)),
     (p.crash_scenarios, [(20,)], (1,)),
     (p.all_crash_points, [(5,)], (1, ["pipeline, 4 retries"])),
-    (p.shrinking, [(20,)], (1,)),
     (p.seeds_repeat, [(2_000, 5)], (20, 1)),
     (d.durable_steps, [(300, 20)], (5, 2)),
     (d.hosted_steps, [(300, 16, 10)], (5, 2, 2)),

@@ -87,17 +87,6 @@ class Plain:
             raise ValueError("not yet")
 
 
-def bare_loop(failures: int) -> None:
-    call = Plain(failures)
-    for _ in range(failures + 1):
-        try:
-            call()
-        except ValueError:
-            continue
-        return
-    raise AssertionError("no attempt succeeded")
-
-
 def with_tenacity(failures: int) -> None:
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(failures + 1),
@@ -118,40 +107,28 @@ def with_routilux(flow: Flow, runtime: Runtime, failures: int) -> None:
 
 
 def retry_overhead(failures: int, rounds: int) -> Measurement:
-    """Compare a failed attempt, without delay and with its history, with tenacity and a loop."""
+    """Compare a failed attempt, without delay and with its history, with tenacity."""
     runtime = Runtime()
     many, none = retrying(failures), retrying(0)
     race = Race(
         {
-            "loop": lambda: bare_loop(failures),
             "tenacity": lambda: with_tenacity(failures),
             "routilux": lambda: with_routilux(many, runtime, failures),
-            "loop 0": lambda: bare_loop(0),
             "tenacity 0": lambda: with_tenacity(0),
             "routilux 0": lambda: with_routilux(none, runtime, 0),
         }
     )
 
     def figures() -> list[Figure]:
+        ours, theirs = (race.cost(n, f"{n} 0", failures) for n in ("routilux", "tenacity"))
         ratio = race.ratio("routilux", "tenacity", less=("routilux 0", "tenacity 0"))
-        each = {n: time(race.cost(n, f"{n} 0", failures)) for n in ("routilux", "tenacity", "loop")}
-        whole = {n: time(race.cost(n)) for n in each}
+        whole = race.ratio("routilux", "tenacity")
         count = f"{failures:,} failure{'s' * (failures > 1)}"
-        against = "tenacity {tenacity}, loop {loop}"
+        measured, against = time(race.cost("routilux")), f"tenacity {time(race.cost('tenacity'))}"
+        target = Target(ratio, 0.45, " ×")
         return [
-            Figure(
-                f"each of {count}",
-                ratio,
-                each["routilux"],
-                against.format_map(each),
-                Target(ratio, 0.45, " ×"),
-            ),
-            Figure(
-                f"a job with {count}",
-                race.ratio("routilux", "tenacity"),
-                whole["routilux"],
-                against.format_map(whole),
-            ),
+            Figure(f"each of {count}", ratio, time(ours), f"tenacity {time(theirs)}", target),
+            Figure(f"a job with {count}", whole, measured, against),
         ]
 
     return Measurement(race, rounds, figures)

@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING
 
 from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.crash import recover, undisturbed
-from pytest_routilux.effects import Effect
 from pytest_routilux.examine import Checks, examine
 from pytest_routilux.freeze import frozen_clock
 from pytest_routilux.lives import Case
 from pytest_routilux.points import crash_points
-from pytest_routilux.shrink import shrink
 from pytest_routilux.simulation import live
 from pytest_routilux.world import World
-from routilux import ExecutionMonitor, FakeClock, Flow, Routine, Runtime, codec, use_runtime
+from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, codec, use_runtime
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 from showcase.test_fan_out import ALBUM, pictures
 from showcase.test_strategies import HANDLERS, RECORDS
@@ -194,39 +192,6 @@ def all_crash_points(rounds: int, scenarios: Sequence[str] = tuple(SCENARIOS)) -
         ]
 
     return Measurement(race, rounds, figures)
-
-
-class Pay(Routine):
-    """Charges without a key."""
-
-    def __init__(self, gateway: Effect) -> None:
-        super().__init__()
-        self.gateway = gateway
-        self.define_slot("trigger", handler=self.pay)
-
-    def pay(self, order: str) -> None:
-        self.gateway(order)
-
-
-def shrinking(rounds: int) -> Measurement:
-    """Measure how long it takes to shrink a double charge to its smallest cause."""
-
-    def build() -> Flow:
-        flow = Flow("payment")
-        flow.add_routine(Pay(Effect("gateway.charge")), "charge")
-        return flow
-
-    case = Case(build, "charge", {"order": "A7"})
-    found = examine(case, START, Checks())
-
-    def smallest() -> None:
-        cause = shrink(found, case, START, Checks())
-        assert cause.point is not None
-        assert cause.point.name == "0@a1.effect1"
-
-    race = Race({"loop": loop, "smallest": smallest})
-    what = "to shrink a double charge"
-    return Measurement(race, rounds, lambda: [duration(race, "smallest", what, "", 1_000)])
 
 
 def seeds_repeat(seeds: int, rounds: int) -> Measurement:

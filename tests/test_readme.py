@@ -24,9 +24,7 @@ def whole_tests() -> list[str]:
     return [code for code in blocks("python") if not code.startswith("# ")]
 
 
-@pytest.mark.parametrize(
-    "code", whole_tests(), ids=("outlives", "crash", "outage", "durable")
-)
+@pytest.mark.parametrize("code", whole_tests(), ids=("outlives", "crash", "outage", "durable"))
 def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,13 @@ def test_its_commands_are_targets_of_the_makefile() -> None:
 
     assert {"make showcase", "make test"} == set(blocks("sh")[0].split("\n")) - {""}
     assert set(re.findall(r"make (\w+)`", README)) | {"showcase", "test"} <= targets
+
+
+def test_its_lines_with_a_wheel_name_the_file_that_is_built() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert {project["name"].replace("-", "_")} == set(re.findall(r"dist/(\w+)-\*\.whl", README))
+    assert [] == [block for block in blocks("sh") if "…" in block]
 
 
 NAME = "routilux"

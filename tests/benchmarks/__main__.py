@@ -110,7 +110,9 @@ def main(
     missed = [figure.what for figure in figures if figure.target and not figure.target.reached]
     print(f"{len(figures)} rows, {len(missed)} miss their target")
     if options.store:
-        path.write_text(json.dumps(updated(figures, stored), indent=2) + "\n", "utf-8")
+        path.write_text(
+            json.dumps(updated(figures, stored), indent=2, ensure_ascii=False) + "\n", "utf-8"
+        )
         return 0
     failures = worse(figures, stored)
     print(*failures, sep="\n", end="\n" if failures else "")

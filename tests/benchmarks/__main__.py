@@ -33,11 +33,8 @@ Benchmark = tuple[Callable[..., Measurement], list[tuple[Any, ...]], tuple[Any, 
 
 BENCHMARKS: list[Benchmark] = [
     # function, sizes that are measured, and tiny ones for its test
-    (
-        c.waiting_jobs,
-        [(10_000, 0.001, 15)],
-        (3, 0.001, 5, FakeClock()),
-    ),  # first: memory of a fresh process
+    # It comes first, since it measures the memory of a fresh process.
+    (c.waiting_jobs, [(10_000, 0.001, 15)], (3, 0.001, 5, FakeClock())),
     (e.retry_overhead, [(1, 2_000), (10, 500), (1_000, 15)], (3, 2)),
     (e.throughput, [(10_000, 3, 5), (10_000, 100, 1)], (5, 3, 2)),
     (e.growth_with_events, [((1_000, 2_000, 4_000, 8_000), 5)], ((2, 4, 8, 16), 2)),

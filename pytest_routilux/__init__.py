@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from pytest_routilux.assertions import FlowMonitor
     from pytest_routilux.attached import FlowFaults
     from pytest_routilux.effects import Effect
-    from pytest_routilux.examine import Coverage, Outcome
     from pytest_routilux.factory import FlowFactory
     from pytest_routilux.faults import Fault
     from pytest_routilux.hosts import At, FlowHosts, HostError, HostResult
     from pytest_routilux.report import FlowReport, Verification
+    from pytest_routilux.results import Coverage, Outcome
     from pytest_routilux.roundtrip import SerializeRoundtrip
     from pytest_routilux.sim import FlowSim
 
@@ -41,7 +41,7 @@ __all__ = [
 
 _HOMES = {
     "At": "pytest_routilux.hosts",
-    "Coverage": "pytest_routilux.examine",
+    "Coverage": "pytest_routilux.results",
     "Effect": "pytest_routilux.effects",
     "Fault": "pytest_routilux.faults",
     "FlowFactory": "pytest_routilux.factory",
@@ -52,7 +52,7 @@ _HOMES = {
     "FlowSim": "pytest_routilux.sim",
     "HostError": "pytest_routilux.hosts",
     "HostResult": "pytest_routilux.hosts",
-    "Outcome": "pytest_routilux.examine",
+    "Outcome": "pytest_routilux.results",
     "SerializeRoundtrip": "pytest_routilux.roundtrip",
     "Verification": "pytest_routilux.report",
 }

@@ -1,9 +1,9 @@
-"""What runs in a process that was forked for it, and how it is told to the test's process.
+"""The works that forked processes run, and how their log is replayed in the test's process.
 
-Laws:
-- A work gets the case as it was when the zygote was forked, and gives back plain values: commits as
-  rows, calls and notes.
-- What another process told is replayed into a world as if it had happened here.
+Invariants:
+- A work gets the case as it was when the fork server was forked, and returns plain values: commits
+  as rows, calls and notes.
+- The log of another process is replayed into a world as if it had happened here.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import Undisturbed, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.faults import Fault
 from pytest_routilux.hidden import HiddenChange, globals_of, hidden_state
-from pytest_routilux.lives import Life
+from pytest_routilux.lives import Life, Undisturbed
 from pytest_routilux.places import users_modules
 from pytest_routilux.variations import Variation, vary
 from pytest_routilux.world import Call, Note, World
@@ -29,8 +29,7 @@ from routilux import Commit, JobState, codec
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.lives import Case
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import Case, CrashPoint
     from routilux import Clock, Slot, StepInput
 
     Tell = Callable[[object], None]
@@ -53,18 +52,17 @@ __all__ = [
 _POISONED: Final = "PoisonJobError"
 
 Place = tuple[str, str, str]
-"""Where a value stands: `global` or `class`, the module, the name in it."""
+"""Where a value is: `global` or `class`, the module, the name in it."""
 Told = tuple[int, int, str | Call | Note]
 """An instant, the number of the host, and what happened; a commit as its row."""
 
 
 @dataclass(slots=True)
 class Ran:
-    """What a host in another process did.
+    """The log of a host in another process.
 
-    `told` is what happened there. `ended` is how its process was left by SystemExit at every
-    attempt at a task. `changed` are the module globals and class attributes that are not as they
-    were before it.
+    `told` are its entries. `ended` is the SystemExit that left the process at every attempt at a
+    task. `changed` are the module globals and class attributes that the run changed.
     """
 
     told: list[Told]
@@ -73,7 +71,7 @@ class Ran:
 
 
 def replay(world: World, job_id: str, told: Sequence[Told]) -> None:
-    """Let happen in a world what another process told."""
+    """Add the log of another process to a world."""
     for at, host, what in told:
         world.host = host
         if isinstance(what, str):
@@ -99,7 +97,7 @@ def folded(job_id: str, commits: Sequence[Commit]) -> JobState:
 
 
 class _Tells(Fault):
-    """Tells each step before its handler is called, and each commit when it is durable."""
+    """Sends each step before its handler is called, and each commit when it is durable."""
 
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
@@ -130,7 +128,7 @@ def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
     if ends and error is not None and error.type.endswith(_POISONED):
         ran.ended = f"{ends[0]}, at each of its attempts"
     else:
-        ran.told = []  # nobody asks: it was told as it happened
+        ran.told = []  # it was sent as it happened
     return ran
 
 
@@ -155,17 +153,17 @@ def recovered_there(
 
 
 def kept_at(place: Place) -> bytes | None:
-    """Return what stands at a place, to be put back there; None if it can't be kept."""
+    """Return the pickled value of a place for `put_back`; None if it can't be pickled."""
     with suppress(Exception):
         value = getattr(*_owner(place))
-        if type(value) is count:  # which is not to be pickled any more
+        if type(value) is count:  # pickling one is deprecated
             return pickle.dumps((count, literal_eval(repr(value).removeprefix("count"))))
         return pickle.dumps((None, value))
     return None
 
 
 def put_back(place: Place, data: bytes) -> None:
-    """Let stand at a place what `kept_at` gave, here or in a sibling of this process."""
+    """Set a place to a value of `kept_at`, in this process or a sibling of it."""
     kind, value = pickle.loads(data)
     if kind is not None:
         value = kind(*value) if isinstance(value, tuple) else kind(value)
@@ -182,7 +180,7 @@ def _owner(place: Place) -> tuple[Any, str]:
 
 
 class _Keeps(Fault):
-    """Keeps what stands at a place when a commit is durable."""
+    """Keeps the value of a place at the moment a commit is durable."""
 
     def __init__(self, seq: int, place: Place) -> None:
         self._seq = seq

@@ -36,10 +36,9 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from routilux import ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
-    from routilux.drivers import Driven
+    from routilux.drivers import Driven, RunStep
     from routilux.exchange import StepOutcome
     from routilux.persist.store import Append
-    from routilux.step import RunStep
 
 __all__ = ["FlowFaults"]
 
@@ -169,14 +168,16 @@ class _Attached:
     def __init__(self, faults: FlowFaults, runtime: Runtime) -> None:
         self.runtime = runtime
         self._faults = faults
-        self._run_step: RunStep = runtime.run_step
-        self._journal = runtime.journal
-        runtime.run_step = self._run
-        if runtime.store is not None:
-            runtime.journal = _FailingJournal(runtime.store, faults)
+        environment = runtime.environment
+        self._run_step: RunStep = environment.run_step
+        self._journal = environment.journal
+        environment.run_step = self._run
+        if environment.store is not None:
+            environment.journal = _FailingJournal(environment.store, faults)
 
     def detach(self) -> None:
-        self.runtime.run_step, self.runtime.journal = self._run_step, self._journal
+        environment = self.runtime.environment
+        environment.run_step, environment.journal = self._run_step, self._journal
 
     def _run(
         self, step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, driven: Driven

@@ -1,8 +1,8 @@
-"""What a thread is blocked in, in the user's terms: its step, the line, the call, the stack.
+"""Report of a thread that is blocked, in the user's terms: its step, the line, the call, the stack.
 
-Laws:
-- The line is the user's innermost; the call is what that line has called, or awaits.
-- Looking changes nothing: frames of other threads are read and let go.
+Invariants:
+- The line is the user's innermost one; the call is what that line calls or awaits.
+- The report changes nothing: frames of other threads are read and released.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from routilux.step import run_step
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["report", "stack_of"]
+__all__ = ["report"]
 
 _MOST_LINES: Final = 12
 _RUN_STEP: Final = run_step.__code__
 
 
 def report(frame: FrameType, who: str, seconds: float) -> str:
-    """Tell that a thread has been blocked for so many seconds, and by whom."""
-    stack = stack_of(frame)
+    """Return the report of a thread that has been blocked for so many seconds."""
+    stack = _stack_of(frame)
     lines = [
         f"{who} is blocked: for {seconds:g} s of real time its virtual clock has waited for it"
     ]
@@ -37,21 +37,20 @@ def report(frame: FrameType, who: str, seconds: float) -> str:
         lines.append(f"  at {place_of(at)}: {source}")
         inner = stack[stack.index(at) + 1 :]
         if inner:
-            lines.append(f"  in {_name(inner[0])}, which waits in real time")
+            lines.append(f"  in {_name(inner[0])}")
     return "\n".join(
         [
             *lines,
-            "  to let time pass, use self.ctx.sleep(seconds); to wait for other work, let it come",
-            "  as an event; what must wait for so long needs a higher routilux_blocked_after",
-            "  (seconds; 0 never tells)",
+            "  to let time pass, use self.ctx.sleep(seconds); to wait for other work, let it emit",
+            "  an event; if the wait is meant, raise routilux_blocked_after (seconds; 0: no limit)",
             "  its stack, innermost last:",
             *(f"    {_shown(f)} in {f.f_code.co_qualname}" for f in stack[-_MOST_LINES:]),
         ]
     )
 
 
-def stack_of(frame: FrameType) -> list[FrameType]:
-    """Return the frames inside of the innermost step, and those of what it awaits; not ours."""
+def _stack_of(frame: FrameType) -> list[FrameType]:
+    """Return the frames inside the innermost step and those that it awaits, without ours."""
     inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
     inside.reverse()
     stack = inside + _awaited(inside)
@@ -59,7 +58,7 @@ def stack_of(frame: FrameType) -> list[FrameType]:
 
 
 def _awaited(frames: list[FrameType]) -> list[FrameType]:
-    # An event loop that waits has none of its coroutines on the stack.
+    # The coroutines of an event loop that waits are not on the stack.
     found: list[FrameType] = []
     for frame in frames:
         if frame.f_code.co_qualname == "Runner.run":

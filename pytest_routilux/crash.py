@@ -1,26 +1,23 @@
-"""What is left when a host dies, and how the next host goes on.
+"""Runs a job undisturbed, and recovers it on another host after a crash.
 
-Laws:
-- What is durable at a crash is a prefix of the undisturbed run's world, read back from its saved
-  form, or from the files of a real store. Nothing of the dead host runs on: no `finally`, no
-  `except`.
-- The next host builds its flow anew and has nothing but the world.
+Invariants:
+- After a crash, durable is a prefix of the undisturbed run's world, read back from its saved form,
+  or from the files of a real store. No code of the dead host runs: no `finally`, no `except`.
+- The next host builds its flow anew and has only the world.
 - A point that was planned is executed, or the run is no proof.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import Fault
 from pytest_routilux.files import Files
-from pytest_routilux.lives import Case, HostCrash, Life
-from pytest_routilux.oracle import Finding
-from pytest_routilux.points import RESTING
+from pytest_routilux.lives import RESTING, Case, Disturbed, HostCrash, Life, Undisturbed
 from pytest_routilux.simulation import live
-from pytest_routilux.world import World
+from pytest_routilux.world import Finding, World
 from routilux import (
     Commit,
     FlowDefinitionError,
@@ -35,55 +32,19 @@ from routilux.core.checks import follow
 
 if TYPE_CHECKING:
     from pytest_routilux.choices import Choices
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import CrashPoint
     from routilux import Flow
 
-__all__ = ["Disturbed", "Undisturbed", "recover", "undisturbed"]
+__all__ = ["recover", "undisturbed"]
 
 _MOST_HOSTS: Final = 12
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
-@dataclass(slots=True)
-class Undisturbed:
-    """The run that nothing disturbs, and what the store would give back at each of its commits.
-
-    `lost` is what a real store does not give back as it should, by the number of commits.
-    """
-
-    case: Case
-    world: World
-    life: Life
-    durable: list[Commit]
-    states: list[JobState]
-    lost: dict[int, Finding] = field(default_factory=dict)
-
-    @property
-    def job(self) -> JobState:
-        """The job as it ended."""
-        assert self.life.job is not None
-        return self.life.job
-
-
-@dataclass(slots=True)
-class Disturbed:
-    """A run with a crash: its world, its hosts, and whether the crash really came."""
-
-    point: CrashPoint
-    world: World
-    lives: list[Life]
-    executed: bool
-
-    @property
-    def life(self) -> Life:
-        """The last host."""
-        return self.lives[-1]
-
-
 def undisturbed(case: Case, start_ns: int, choices: Choices, *, told: bool = False) -> Undisturbed:
-    """Run a job without a crash of ours; a host that its handlers kill is followed by another.
+    """Run a job without a simulated crash; a host that its handlers kill is followed by another.
 
-    Raises what refuses the start: an entry or params that the flow does not take.
+    Raises the error of an entry or params that the flow does not take.
     """
     world = _new_world(case, start_ns)
     lives = _until_it_rests(case, world, None, choices=choices, checked=True, told=told)
@@ -127,7 +88,7 @@ def _new_world(case: Case, start_ns: int) -> World:
 
 
 def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Disturbed:
-    """Let a host die at a point of a run, and others go on until the job rests."""
+    """Kill a host at a point of a run, and resume the job on others until it ends."""
     case = run.case
     if point.kind in _REFUSALS:
         # The host meets the failing store alive, so it is run from the beginning.
@@ -157,7 +118,7 @@ def recover(run: Undisturbed, point: CrashPoint, *, told: bool = False) -> Distu
 
 
 class _FailsAt(Fault):
-    """The store fails once at a commit, which it may keep; whatever faults of the test come later.
+    """The store fails once at a commit, which it may keep.
 
     Not by the number of the write: the test's own faults may need several for one commit.
     """
@@ -181,7 +142,7 @@ class _FailsAt(Fault):
 
 
 class _DiesAfter(Fault):
-    """The host dies right after its store has taken a commit, and before it hears of it."""
+    """The host dies after its store has a commit, and before the store has answered."""
 
     def __init__(self, seq: int) -> None:
         self._seq = seq
@@ -193,7 +154,7 @@ class _DiesAfter(Fault):
 
 
 def _die_again(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
-    """Let a host die when it has just gone on; return what is stored, and whether it did."""
+    """Kill a host right after it has resumed; return the stored job, and whether the host died."""
     dies = _DiesAfter(len(world.commits) + 1)
     for fault in case.faults:
         fault.begin(len(world.commits))
@@ -207,7 +168,7 @@ def _die_again(case: Case, world: World, job: JobState) -> tuple[JobState, bool]
 
 
 def _stored(case: Case, world: World, job: JobState | None, life: Life) -> JobState | None:
-    """Return what the store gives back when a host is dead, which had `job` from it."""
+    """Return the job in the store after the death of a host, which had loaded `job` from it."""
     if world.files is not None:
         given = world.files.given_back(case.job_id, world)
         if not isinstance(given, Finding):
@@ -231,7 +192,7 @@ def _until_it_rests(
     told: bool = False,
     flow: Flow | None = None,
 ) -> list[Life]:
-    """Let hosts follow each other until the job rests, or it is clear that it never will."""
+    """Run one host after another until the job ends, or `_MOST_HOSTS` have died."""
     for fault in case.faults:
         fault.begin(len(world.commits))
     lives: list[Life] = []

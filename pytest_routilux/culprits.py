@@ -1,10 +1,10 @@
-"""Which calls make a run differ from the next: real clocks, random numbers, ids of objects.
+"""Calls that make a run differ from the next: real clocks, random numbers, ids of objects.
 
-Laws:
-- A call is told with the user's line that made it, through whatever library it went.
-- What repeats is no culprit: a seeded `Random`, and a time that is virtual. What comes from the
-  job (`ctx.now()`, `ctx.random`, …) or from virtual time is told as such: it repeats with the job.
-- Looking is slow and runs under `sys.setprofile`; it is done when a difference is known.
+Invariants:
+- A call is recorded with the user's line that made it, also through a library.
+- A call that repeats is not recorded: a seeded `Random`. Calls that repeat with the job
+  (`ctx.now()`, `ctx.random`, …, or virtual time) are recorded as such.
+- The run is profiled with `sys.setprofile`, which is slow, and only once a difference is known.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from freezegun.api import real_date, real_datetime
 
 from pytest_routilux.places import is_users
-from pytest_routilux.stepping import running
+from pytest_routilux.simulated_step import running
 from routilux import Context
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _OURS: Final = ("routilux", "pytest_routilux", "freezegun")
 
 
 def _built_in() -> dict[int, str]:
-    # By identity: the names may be replaced while time is virtual, the functions are not.
+    # By identity: virtual time replaces the names, not the functions.
     found = {
         id(real): f"time.{name}()"
         for name in (*_CLOCKS, *_OTHER_CLOCKS, *_TAKEN)
@@ -91,18 +91,18 @@ class Culprit:
 
     @property
     def repeats(self) -> bool:
-        """Whether it gives the same again to the same job at the same instant."""
+        """Whether it gives the same to the same job at the same instant."""
         return self.call == _VIRTUAL or self.call.startswith("ctx.")
 
     @property
     def of_time(self) -> bool:
-        """Whether it tells the time."""
+        """Whether it reads a clock."""
         return self.call in (_VIRTUAL, "ctx.now()") or self.call.startswith(("time.", "date"))
 
 
 @contextmanager
 def caught() -> Iterator[list[Culprit]]:
-    """Yield a list of the culprits that handlers call until the block ends."""
+    """Yield a list that collects the culprits of all handlers until the block ends."""
     found: list[Culprit] = []
     built_in, codes = _built_in(), _codes()
 

@@ -1,13 +1,13 @@
-"""Whether a flow does the same again: the same decisions, the same records.
+"""Checks that a flow is deterministic: the same decisions give the same records.
 
-Laws:
-- Runs are compared that begin alike and know nothing of each other: each is a process of its own,
-  with another heap, other random numbers and another real time.
-- With another start instant or another job id only values may differ, not the shape; a flow that
-  asks `ctx` for the time, its id or a random number may do what it says.
-- The order of a set is that of the hash seed: it is told by two fresh interpreters, and only where
-  `build` can be imported there and no double stands for anything.
-- A finding names the first record that differs, and the line that made it differ if one is seen.
+Invariants:
+- The runs that are compared begin alike and share nothing: each is a process of its own, with
+  another heap, other random numbers and another real time.
+- With another start instant or another job id only values may differ, not the shape. A flow that
+  asks `ctx` for the time, its id or a random number may depend on it.
+- The order of a set depends on the hash seed. Two fresh interpreters compare it, where they can
+  import `build` and no double replaces an effect.
+- A finding names the first record that differs, and the line of a call that was observed to differ.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from pytest_routilux.apart import hidden_there, kept_at, put_back
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.culprits import Culprit, caught
-from pytest_routilux.examine import Coverage, trouble
-from pytest_routilux.fresh import importable, rows_by_seed
+from pytest_routilux.examine import trouble
 from pytest_routilux.hidden import globals_of
+from pytest_routilux.host_task import importable, rows_by_seed
 from pytest_routilux.isolation import Hosts
-from pytest_routilux.oracle import Finding
 from pytest_routilux.places import users_modules
+from pytest_routilux.results import Coverage
 from pytest_routilux.variations import OTHER_START
+from pytest_routilux.world import Finding
 from routilux import RoutiluxError, codec
 from routilux.values import first_difference
 
@@ -47,11 +48,11 @@ _SHOWN: Final = 60
 def check_determinism(
     case: Case, start_ns: int, *, fresh: bool = True, coverage: Coverage | None = None
 ) -> Finding | None:
-    """Return the first thing in which a run differs from one that should be the same.
+    """Return the first difference between runs that should be the same.
 
-    `fresh`: also compare runs in fresh interpreters, which know no patch that a test has made.
-    What can't be compared is noted in `coverage`. A run that comes to no end, in this process or
-    in another, is no proof: that is what is wrong then, or an error.
+    `fresh`: also compare runs in fresh interpreters, where no patch of the test applies. What
+    can't be compared is noted in `coverage`. A run that does not finish proves nothing: it is a
+    finding in this process, and an error in another one.
     """
     coverage = Coverage() if coverage is None else coverage
     with Hosts(case, start_ns, coverage) as hosts:
@@ -71,9 +72,9 @@ def check_determinism(
     if finding is not None:
         return finding
     if not fresh:
-        why: Finding | str | None = "the test patches what a fresh interpreter would call"
+        why: Finding | str | None = "the test patches code that a fresh interpreter would call"
     elif first.doubles:
-        why = "an effect's double is there in this process alone"
+        why = "an effect's double exists in this process alone"
     elif not importable(case):
         why = "needs a build that can be imported by its name, and no faults"
     else:
@@ -88,15 +89,15 @@ def _asked(hosts: Hosts, work: Callable[..., object], *args: object) -> Any:
     reply = hosts.ask(work, *args)
     if reply.ended is not None:
         raise RoutiluxError(
-            "it can't be said whether the flow does the same again: a run in another process ended"
-            f" by {reply.ended}"
+            "the flow could not be checked for determinism: a run in another process ended by"
+            f" {reply.ended}"
         )
     return reply.result
 
 
 @dataclass(slots=True)
 class _Trace:
-    """What a run did: its commits as rows, and what did not repeat in it where that was looked for.
+    """A run: its commits as rows, and the calls in it that do not repeat, if it was profiled.
 
     `doubles`: whether it called a double of an effect.
     """
@@ -144,7 +145,7 @@ def _with_another_id(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | No
 
 
 def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
-    """Find a global that one run leaves to the next, which then differs, and else does not."""
+    """Find a global by which one run makes the next one in the same process differ."""
     places, again = _asked(hosts, _twice, start_ns)
     at = _first(first.rows, again.rows, _everything)
     if at is None:
@@ -165,7 +166,7 @@ def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | Non
 
 
 def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
-    """Compare two hash seeds; return the finding, or why there was nothing to compare."""
+    """Compare two hash seeds; return the finding, or why they could not be compared."""
     found = rows_by_seed(case, start_ns, _SEEDS)
     if isinstance(found, str):
         return found
@@ -203,12 +204,12 @@ def _first(a: Sequence[Row], b: Sequence[Row], look: Callable[[Row], object]) ->
 
 
 def _blamed(culprits: Sequence[Culprit], rows: Sequence[Row], at: int) -> Culprit | None:
-    """Return a call of the step that differs first, else the last one before it."""
+    """Return a call of the first step that differs, else the last call before it."""
     steps = [(row.get("task_id"), row.get("attempt", 0)) for row in rows[: at + 1]]
     here = [c for c in culprits if (c.task_id, c.attempt) == steps[-1]] if steps else []
     before = [c for c in culprits if (c.task_id, c.attempt) in steps]
     for calls in (here, before[::-1]):
-        # Most ids are looked at by what does not care.
+        # Most calls of id() do not matter.
         for culprit in sorted(calls, key=lambda c: c.call == "id()"):
             return culprit
     return None
@@ -301,7 +302,7 @@ def _loaded(row: str) -> Row:
 def _twice(
     case: Case, tell: object, start_ns: int, place: tuple[str, str, str] | None = None
 ) -> tuple[list[tuple[str, str, str]], _Trace]:
-    """Run a case twice; what stands at a place is put back in between."""
+    """Run a case twice; the value at a place is put back between the runs."""
     before = globals_of(users_modules())
     kept = None if place is None else kept_at(place)
     _trace(case, tell, start_ns)

@@ -14,7 +14,7 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.stepping import running
+from pytest_routilux.simulated_step import running
 from pytest_routilux.world import Call
 from routilux import RoutiluxError
 from routilux.exchange import copied_payload

@@ -1,13 +1,12 @@
-"""What is known about why a run went otherwise: from its world, its flow and the user's source.
+"""Evidence of why a run differs: from what it recorded, and from a repeated undisturbed run.
 
-Laws:
-- It is what was seen, never what is likely: where nothing was seen there is nothing.
-- It reads, and has the undisturbed run repeated at the most.
+Invariants:
+- Evidence is what was observed, never what is likely. Where nothing was observed there is none.
+- Collecting it changes nothing; at most it repeats the undisturbed run.
 """
 
 from __future__ import annotations
 
-import inspect
 import re
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
@@ -22,11 +21,10 @@ from routilux.values import same_value
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_routilux.examine import Reference
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.world import World
+    from pytest_routilux.results import Reference
+    from pytest_routilux.world import Finding, World
 
-__all__ = ["calls_of", "changed_by", "handler_place", "key_part", "recorded_by", "repeated"]
+__all__ = ["calls_of", "changed_by", "key_part", "recorded_by", "repeated"]
 
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
 _TIME: Final = re.compile(
@@ -35,9 +33,9 @@ _TIME: Final = re.compile(
 
 
 def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
-    """Return what the handlers of a routine change though no commit keeps it, attributes first.
+    """Return the unsaved state that the handlers of a routine change, attributes first.
 
-    Without a routine, or where it changes nothing, it is what any other one changes.
+    Without a routine, or where it changes nothing, return what any other routine changes.
     """
     found: list[HiddenChange] = []
     if known.finding is not None and known.finding.kind in ENDS_PROCESS:
@@ -48,16 +46,6 @@ def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> Hidde
     return found[0] if found else None
 
 
-def handler_place(known: Reference, routine_id: str | None) -> str | None:
-    """Return file:line of a routine's first handler."""
-    with suppress(Exception):
-        routine = known.run.life.flow.routines[routine_id or ""]
-        slot = next(iter(routine.slots.values()))
-        code = inspect.unwrap(slot.handler).__code__
-        return f"{code.co_filename}:{code.co_firstlineno}"
-    return None
-
-
 def calls_of(world: World, effect: str) -> list[Call]:
     """Return the calls of an effect in their order."""
     return [call for call in world.calls if call.effect == effect]
@@ -66,7 +54,7 @@ def calls_of(world: World, effect: str) -> list[Call]:
 def repeated(
     known: Reference, world: World, finding: Finding
 ) -> tuple[Call | None, int, list[Call]]:
-    """Return the call that a finding is about, how often it was made undisturbed, and all now."""
+    """Return the call of a finding, how often it was made undisturbed, and all of it now."""
     effect = finding.path.removeprefix("effects.")
     calls = calls_of(world, effect)
     usual = calls_of(known.run.world, effect)
@@ -110,7 +98,7 @@ def _after(world: World, call: Call) -> Iterator[tuple[int, int, object]]:
 
 
 def key_part(keys: Sequence[object], attempts: Sequence[int]) -> str | None:
-    """Return what of two keys has changed, where that can be told.
+    """Return the part in which two keys differ, or None where it is not known.
 
     >>> key_part(["A7-1", "A7-2"], [1, 2])
     'the number of the attempt'

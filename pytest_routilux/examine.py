@@ -1,16 +1,14 @@
-"""Tries every crash point of a case and judges what came of each.
+"""Tries every crash point of a case and judges each outcome.
 
-Laws:
-- A flow is first run undisturbed, in all ways that must not matter; only what stays the same then
-  is expected of a run with a crash. A false alarm is worse than a missed bug.
+Invariants:
+- A flow first runs undisturbed, with every perturbation that must not change its result. Only what
+  stays the same then is expected of a run with a crash. A false alarm is worse than a missed bug.
 - Planned points equal executed ones, or the result says that it is no proof.
 - The same case gives the same findings in the same order.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -22,7 +20,6 @@ from pytest_routilux.isolation import Hosts
 from pytest_routilux.laws import broken_law
 from pytest_routilux.oracle import (
     Expected,
-    Finding,
     compare_effects,
     trie_of,
     unstable_key,
@@ -31,92 +28,21 @@ from pytest_routilux.oracle import (
 )
 from pytest_routilux.points import crash_points
 from pytest_routilux.promises import error_name, raised_by_engine
+from pytest_routilux.results import Checks, Coverage, Examination, Outcome, Reference
 from pytest_routilux.variations import variations, vary
+from pytest_routilux.world import Finding
 from routilux import JobState, PoisonJobError, SavedState, SavedStateError, StepTimeoutError
 from routilux.values import first_difference, same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.crash import Disturbed, Undisturbed
-    from pytest_routilux.lives import Case, Life
-    from pytest_routilux.oracle import Mask, Trie, View
-    from pytest_routilux.points import CrashPoint
-    from pytest_routilux.world import Call, World
-    from routilux import Commit
+    from pytest_routilux.lives import Case, CrashPoint, Disturbed, Life, Undisturbed
+    from pytest_routilux.world import World
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
 
-__all__ = ["Checks", "Coverage", "Examination", "Outcome", "examine", "reference", "trouble"]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a run ended, as `invariant` and `view` get it: the job, and the effects outside."""
-
-    job: JobState
-    calls: Sequence[Call]
-
-    @property
-    def commits(self) -> Sequence[Commit]:
-        """The job's commits."""
-        return self.job.commits
-
-
-@dataclass(frozen=True, slots=True)
-class Checks:
-    """What is asked of every outcome besides being as the undisturbed one.
-
-    Not `isolated`: nothing is run in forked processes, for what must not be shared with one.
-    """
-
-    invariant: Callable[[Outcome], object] | None = None
-    view: Callable[[Outcome], object] | None = None
-    isolated: bool = True
-
-
-@dataclass(slots=True)
-class Coverage:
-    """How much was tried: points planned and executed by kind, and seconds of real time."""
-
-    planned: Counter[str] = field(default_factory=Counter)
-    executed: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-    runs: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def word(self) -> str:
-        """`complete`, or `cut at N of M`."""
-        planned, executed = self.planned.total(), self.executed.total()
-        return "complete" if planned == executed else f"cut at {executed} of {planned}"
-
-
-@dataclass(slots=True)
-class Reference:
-    """The undisturbed run, what it looks like, and what of that varies by itself."""
-
-    run: Undisturbed
-    view: View
-    mask: Mask
-    trie: Trie = field(default_factory=dict)
-    expected: Expected = field(default_factory=lambda: Expected({}, {}, ordered=True))
-    ordered: bool = True
-    custom: object = None
-    finding: Finding | None = None
-
-
-@dataclass(slots=True)
-class Examination:
-    """What came of a case: its reference, and each point that failed with its finding.
-
-    `apart` is the run of a finding that only a host in another process shows.
-    """
-
-    reference: Reference
-    failures: list[tuple[CrashPoint, Finding]]
-    coverage: Coverage
-    apart: Disturbed | None = None
+__all__ = ["examine", "judge", "reference", "trouble"]
 
 
 def examine(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Examination:
@@ -175,7 +101,7 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
 def reference(
     case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: Hosts | None = None
 ) -> Reference:
-    """Run a case undisturbed in every way that must not matter, first in another process."""
+    """Run a case undisturbed with every perturbation, first in another process."""
     if hosts is None:
         with Hosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
             return reference(case, start_ns, checks, coverage, hosts)
@@ -208,7 +134,7 @@ def reference(
 
 
 def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
-    """Return what is wrong with a disturbed run, the most telling thing first."""
+    """Return what is wrong with a disturbed run, the most important finding first."""
     run, world = known.run, disturbed.world
     for life in disturbed.lives:
         if life.lost is not None:
@@ -248,7 +174,7 @@ def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
 
 
 def trouble(run: Undisturbed) -> Finding | None:
-    """Return what is wrong with an undisturbed run by itself: no crash proves anything of it."""
+    """Return what is wrong with an undisturbed run; then crashes prove nothing."""
     broken = run.life.lost or _broken(run, run.world, [run.life])
     return broken or _mistake(run) or _given_up(run)
 

@@ -28,13 +28,10 @@ from routilux.values import same_value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.crash import Disturbed
-    from pytest_routilux.examine import Examination, Reference
-    from pytest_routilux.lives import Case
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import Case, CrashPoint, Disturbed
+    from pytest_routilux.results import Examination, Reference
     from pytest_routilux.shrink import Cause
-    from pytest_routilux.world import World
+    from pytest_routilux.world import Finding, World
 
 __all__ = ["explain", "explain_cause", "not_compared"]
 

@@ -28,8 +28,7 @@ from routilux.routine import Binding
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from routilux import ErrorHandler
-    from routilux.flow import ExecutionStrategy
+    from routilux import ErrorHandler, ExecutionStrategy
 
 __all__ = ["FlowFactory", "FunctionRoutine", "PlainFunction"]
 
@@ -96,6 +95,8 @@ class FunctionRoutine(Routine):
 
     `fields` are those of its event `output`; with `more` the function may return others too.
     """
+
+    routine_name = "pytest_routilux.FunctionRoutine"
 
     def __init__(self, function: PlainFunction, fields: Sequence[str], more: bool) -> None:
         super().__init__()

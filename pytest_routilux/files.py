@@ -1,27 +1,26 @@
-"""A real store under simulated hosts: what it keeps in files, and what of that a dead host leaves.
+"""The files of a real store under simulated hosts, and what a dead host leaves in them.
 
-Laws:
-- What a host leaves is each file as another process finds it at that instant, taken while the store
-  is open: nothing is committed, rolled back, flushed or closed for the dead.
+Invariants:
+- A dead host leaves each file as another process reads it at that instant, while the store is open:
+  nothing is committed, rolled back, flushed or closed after the host's death.
 - The next host gets a copy in a folder of its own, and opens it anew.
-- A store gives back the rows that it acknowledged, byte for byte. It may have one more: the row
-  whose write raised. It hands out no job that rests, and takes no row from a host that was believed
-  dead once another one has claimed the job.
-- A file is looked at through one handle, which is closed after the store: to close a second one
-  would release the locks that the store has on it.
+- A store returns the rows that it acknowledged, byte for byte. It may have one more: the row
+  whose write raised. It hands out no job that has ended, and refuses a row of an earlier owner
+  after another host has claimed the job.
+- A file is read through one handle, which is closed after the store: closing a second one would
+  release the locks that the store has on it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from pytest_routilux.oracle import Finding
+from pytest_routilux.world import Finding
 from routilux import (
     DuplicateJobError,
     FlowDefinitionError,
@@ -36,13 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
+    from pytest_routilux.lives import Opens
     from pytest_routilux.world import World
     from routilux import Commit, JobState
 
-__all__ = ["Files", "Folder", "Image", "Opens", "checked_store", "store_name"]
+__all__ = ["Files", "Folder", "Image", "checked_store", "store_name"]
 
-Opens: TypeAlias = Callable[[Path], JobStore]
-"""Opens a store in the file at a path, which may be there already; such as `SqliteStore`."""
 Image: TypeAlias = dict[str, tuple[bytes, ...]]
 """The files of a folder by their names, in pieces that successive images share."""
 
@@ -73,7 +71,7 @@ class Files:
         self._store: JobStore | None = None
 
     def cut(self, commits: int) -> Files:
-        """Return the files as they stood after so many commits."""
+        """Return the files as they were after so many commits."""
         files = Files(self._opens)
         files.after = self.after[: commits + 1]
         files.now = files.after[-1]
@@ -85,7 +83,7 @@ class Files:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Let a host have the store open; what it leaves at the end is what the next one finds."""
+        """Keep the store open for a host; the next host finds the files as they are at the end."""
         with self._copied() as store:
             self._store = store
             if not self.after:
@@ -97,7 +95,7 @@ class Files:
                 self._store = None
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
-        """Write a commit as the host does that has the store open; raises what the store raises."""
+        """Write a commit as the host with the open store; raises what the store raises."""
         store = self._store
         assert store is not None
         watched = _Watched(store)
@@ -181,7 +179,7 @@ class Files:
 
 
 class _Watched:
-    """A store that is only written to; `row` is the last one that it was given."""
+    """A store that is only written to; `row` is the last one that it got."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -201,7 +199,7 @@ class _Watched:
 
 
 class Folder:
-    """A folder whose files are looked at while somebody has them open."""
+    """A folder whose files are read while a store has them open."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
@@ -247,12 +245,12 @@ class Folder:
 
 
 def store_name(opens: Opens) -> str:
-    """Return what opens a store by its name in the code."""
+    """Return the name of a function or class that opens a store."""
     return getattr(opens, "__qualname__", type(opens).__qualname__)
 
 
 def checked_store(opens: object) -> Opens:
-    """Return what opens a store in a file, once it has been seen to do so.
+    """Check that a function or class opens a store in a file, and return it.
 
     Raises `FlowDefinitionError` for anything else.
     """

@@ -1,13 +1,14 @@
-"""Processes that are forked from the test: what happens to one of them happens to nobody else.
+"""Runs functions in child processes that are forked from the test's process.
 
-Laws:
-- A zygote is forked before anything has run, and forks a child for each request. So every child
-  begins with what the test had then: module globals, monkeypatches, closures.
-- A child ends by itself, or by its own doing, or by SIGKILL when its real time is over; whichever
-  it is, the reply says so. Nothing that it started outlives it, and it outlives nobody.
-- It prints into nothing, runs no `atexit` and no teardown, and draws other random numbers than its
-  siblings.
-- Where there is no `os.fork` there is no zygote.
+Invariants:
+- The fork server is forked before anything has run, and forks one child for each request. So every
+  child starts with what the test had then: module globals, monkeypatches, closures.
+- A child ends by itself, or by SIGKILL after its limit of real time; the reply says which. Its
+  process group ends with it, and it ends with the test's process, however that one ends.
+- A child prints to /dev/null, runs no `atexit` function and no teardown, and draws other random
+  numbers than its siblings.
+- A child sends one pickle after another. A pickle knows its own length, so one that is cut short
+  by the child's death is dropped, and reading never waits for the rest of it.
 """
 
 from __future__ import annotations
@@ -18,25 +19,27 @@ import os
 import pickle
 import selectors
 import signal
-import struct
 import sys
 import warnings
 from dataclasses import dataclass, field
+from io import BytesIO
+from multiprocessing.connection import Connection, Pipe
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Reply", "Zygote", "can_fork"]
+__all__ = ["ForkServer", "Reply", "can_fork"]
 
-_HEAD: Final = struct.Struct("!cI")
-_TOLD: Final = b"t"
-_RESULT: Final = b"r"
-_FAILED: Final = b"f"
+_TOLD: Final = "told"
+_RESULT: Final = "result"
+_FAILED: Final = "failed"
+_END: Final = pickle.dumps(("end", b""))
 _GRACE: Final = 5.0
 _LOOK: Final = 0.5
-# A test may replace them.
+_SOON: Final = 0.001
+# A test may replace them. So waiting is by selectors too: `poll` of a connection reads the clock.
 _exit, _kill, _killpg, _monotonic = os._exit, os.kill, getattr(os, "killpg", None), monotonic
 
 
@@ -47,10 +50,10 @@ def can_fork() -> bool:
 
 @dataclass(slots=True)
 class Reply:
-    """What came of a request: its result, or how the child ended without one.
+    """The result of a request, or how its child ended without one.
 
-    `told` is what it said on its way. `ended` is None where there is a result, else such as
-    `SIGKILL`, `exit status 3`, `no end within 30 s of real time` or the error of our own code.
+    `told` is what the child sent before. `ended` is None with a result, else such as `SIGKILL`,
+    `exit status 3`, `no end within 30 s of real time` or the error of our own code.
     """
 
     result: Any = None
@@ -60,70 +63,73 @@ class Reply:
     failed: bool = False
 
 
-class Zygote:
-    """Does work on something that exists in this process only, each time in a new child.
+class ForkServer:
+    """A fork server: runs each work on a subject in a new child.
 
     A work is a function at the top level of a module: `work(subject, tell, *args)`, where `tell`
-    sends something at once. Arguments, results and what is told are pickled; the subject is not.
+    sends a value at once. Arguments, results and told values are pickled; the subject is not.
     """
 
     def __init__(self, subject: object, *, timeout: float = 30.0) -> None:
         self._timeout = timeout
-        requests, self._to = os.pipe()
-        self._from, replies = os.pipe()
+        requests, self._to = Pipe(duplex=False)
+        self._from, replies = Pipe(duplex=False)
         self._pid = _fork()
         if self._pid == 0:
             try:
-                os.close(self._to)
-                os.close(self._from)
+                self._to.close()
+                self._from.close()
                 _serve(subject, requests, replies, timeout)
             finally:
                 _exit(0)
-        os.close(requests)
-        os.close(replies)
+        requests.close()
+        replies.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End it, and with it the child that it may have."""
-        os.close(self._to)
-        # It says nothing more: its end is the end of what it writes.
+        """End the fork server, and the child that it may have."""
+        self._to.close()
+        # It sends no reply now, so it has ended when this pipe has.
         ended = _readable(self._from, _GRACE)
-        os.close(self._from)
+        self._from.close()
         if not ended:
             _kill(self._pid, signal.SIGKILL)
         _reap(self._pid)
 
     def ask(self, work: Callable[..., object], *args: object) -> Reply:
-        """Let a new child do one work, and wait for what comes of it."""
+        """Run one work in a new child, and wait for its result or its end."""
         try:
-            _write(self._to, _RESULT, pickle.dumps((work, args)))
+            self._to.send_bytes(pickle.dumps((work, args)))
             if not _readable(self._from, self._timeout + _GRACE):
                 return Reply(ended="no answer", failed=True)
-            _, data = _frame(self._from)
+            sent, ended, hung = pickle.loads(self._from.recv_bytes())  # our own code wrote it
         except (OSError, EOFError):
             return Reply(ended="the end of the process that forks the others", failed=True)
-        frames, ended, hung = pickle.loads(data)  # written by our own code, beside this process
         reply = Reply(ended=ended, hung=hung)
-        for tag, body in frames:
+        stream = BytesIO(sent.removesuffix(_END))
+        while True:
+            try:
+                kind, body = pickle.load(stream)
+            except Exception:  # nothing more, or the child died while it wrote
+                return reply
             try:
                 value = pickle.loads(body)
             except Exception as error:
                 return Reply(ended=f"{type(error).__name__}: {error}", failed=True)
-            if tag == _TOLD:
+            if kind == _TOLD:
                 reply.told.append(value)
-            elif tag == _RESULT:
-                reply.result, reply.ended = value, None
+            elif kind == _RESULT:
+                reply.result, reply.ended, reply.hung = value, None, False
             else:
                 reply.ended, reply.failed = value, True
-        return reply
 
 
-# --- the zygote -----------------------------------------------------------------------------------
+# --- the fork server ------------------------------------------------------------------------------
 
 
-def _serve(subject: object, requests: int, replies: int, timeout: float) -> None:
+def _serve(subject: object, requests: Connection, replies: Connection, timeout: float) -> None:
     os.setsid()  # a Ctrl-C at the terminal is the test's
     faulthandler.disable()
     nothing = os.open(os.devnull, os.O_RDWR)
@@ -133,74 +139,62 @@ def _serve(subject: object, requests: int, replies: int, timeout: float) -> None
     gc.freeze()  # a collection would copy all pages
     while True:
         try:
-            _, request = _frame(requests)
-        except EOFError:
+            request = requests.recv_bytes()
+        except (EOFError, OSError):
             return
-        _write(replies, _RESULT, pickle.dumps(_in_child(subject, request, requests, timeout)))
+        replies.send_bytes(pickle.dumps(_in_child(subject, request, requests, replies, timeout)))
 
 
 def _in_child(
-    subject: object, request: bytes, requests: int, timeout: float
-) -> tuple[list[tuple[bytes, bytes]], str | None, bool]:
+    subject: object, request: bytes, requests: Connection, replies: Connection, timeout: float
+) -> tuple[bytes, str, bool]:
+    """Return what a new child sent, how it ended, and whether that was by its limit of time."""
     out, into = os.pipe()
     pid = _fork()
     if pid == 0:
         try:
             os.setpgid(0, 0)
             os.close(out)
-            os.close(requests)
+            requests.close()
+            replies.close()
             _work(subject, request, into)
         finally:
             _exit(0)
     os.close(into)
     try:
-        frames, hung = _collect(out, requests, pid, timeout)
+        sent, hung = _collect(out, requests, pid, timeout)
     finally:
         os.close(out)
         _end_group(pid)
         status = _reap(pid)
-    if any(tag == _RESULT for tag, _ in frames):
-        return frames, None, False
-    return frames, f"no end within {timeout:g} s of real time" if hung else _said(status), hung
+    return sent, f"no end within {timeout:g} s of real time" if hung else _said(status), hung
 
 
-def _collect(
-    out: int, requests: int, pid: int, timeout: float
-) -> tuple[list[tuple[bytes, bytes]], bool]:
-    """Read what a child says until it has a result, ends, or its time is over."""
-    frames: list[tuple[bytes, bytes]] = []
-    data = bytearray()
+def _collect(out: int, requests: Connection, pid: int, timeout: float) -> tuple[bytes, bool]:
+    """Read what a child sends until it ends, or its time is over."""
+    sent = bytearray()
+    closed = False
     until = _monotonic() + timeout
     with selectors.DefaultSelector() as selector:
         selector.register(out, selectors.EVENT_READ)
         selector.register(requests, selectors.EVENT_READ)
         while (left := until - _monotonic()) > 0:
-            ready = {key.fd for key, _ in selector.select(min(left, _LOOK))}
+            over = _is_over(pid, closed=closed)  # before the last look into the pipe
+            look = 0 if over else min(left, _SOON if closed else _LOOK)
+            ready = {key.fileobj for key, _ in selector.select(look)}
             if out in ready:
                 part = os.read(out, 1 << 16)
-                data += part
-                frames += _taken(data)
-                if not part or (frames and frames[-1][0] != _TOLD):
-                    return frames, False
-            elif requests in ready:
-                return frames, False  # the test has gone: so does the child, and then the zygote
-            elif _is_over(pid):
-                return frames, False  # a process that it started holds the pipe open
-    return frames, True
-
-
-def _taken(data: bytearray) -> list[tuple[bytes, bytes]]:
-    frames = []
-    place = 0
-    while place + _HEAD.size <= len(data):
-        tag, length = _HEAD.unpack_from(data, place)
-        start = place + _HEAD.size
-        if start + length > len(data):
-            break
-        place = start + length
-        frames.append((tag, bytes(data[start:place])))
-    del data[:place]
-    return frames
+                sent += part
+                if sent.endswith(_END):
+                    return bytes(sent), False
+                if not part:  # it ends, or its code has closed all files
+                    closed = True
+                    selector.unregister(out)
+            elif over or requests in ready:
+                # A process that the child started may hold the pipe open. Or the test's process
+                # has ended; then so do the child and the fork server.
+                return bytes(sent), False
+    return bytes(sent), True
 
 
 # --- the child ------------------------------------------------------------------------------------
@@ -210,12 +204,18 @@ def _work(subject: object, request: bytes, into: int) -> None:
     for name in ("numpy.random",):  # `random` sees to itself
         if (module := sys.modules.get(name)) is not None:
             module.seed()
+
+    def send(kind: str, value: object) -> None:
+        rest = memoryview(pickle.dumps((kind, pickle.dumps(value))))
+        while rest:
+            rest = rest[os.write(into, rest) :]
+
     try:
         work, args = pickle.loads(request)
-        result = work(subject, lambda value: _write(into, _TOLD, pickle.dumps(value)), *args)
-        _write(into, _RESULT, pickle.dumps(result))
+        send(_RESULT, work(subject, lambda value: send(_TOLD, value), *args))
     except BaseException as error:
-        _write(into, _FAILED, pickle.dumps(f"{type(error).__name__}: {error}"))
+        send(_FAILED, f"{type(error).__name__}: {error}")
+    os.write(into, _END)
 
 
 # --- processes and pipes --------------------------------------------------------------------------
@@ -223,7 +223,7 @@ def _work(subject: object, request: bytes, into: int) -> None:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Of other threads there are those of execnet, which a child has no use for.
+        # Of other threads there are those of execnet, which a child does not need.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -237,16 +237,19 @@ def _end_group(pid: int) -> None:
             continue
 
 
-def _is_over(pid: int) -> bool:
+def _is_over(pid: int, *, closed: bool) -> bool:
     if not hasattr(os, "waitid"):
-        return False
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+        return closed
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:  # the test's code has reaped it
+        return True
 
 
 def _reap(pid: int) -> int:
     try:
         return os.waitpid(pid, 0)[1]
-    except ChildProcessError:  # somebody waits for any child
+    except ChildProcessError:  # the test's code has reaped it
         return 0
 
 
@@ -260,28 +263,7 @@ def _said(status: int) -> str:
     return f"exit status {os.WEXITSTATUS(status)}"
 
 
-def _write(to: int, tag: bytes, data: bytes) -> None:
-    rest = memoryview(_HEAD.pack(tag, len(data)) + data)
-    while rest:
-        rest = rest[os.write(to, rest) :]
-
-
-def _frame(source: int) -> tuple[bytes, bytes]:
-    tag, length = _HEAD.unpack(_exactly(source, _HEAD.size))
-    return tag, _exactly(source, length)
-
-
-def _exactly(source: int, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        part = os.read(source, length - len(data))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
-
-
-def _readable(source: int, timeout: float) -> bool:
+def _readable(source: Connection, timeout: float) -> bool:
     with selectors.DefaultSelector() as selector:
         selector.register(source, selectors.EVENT_READ)
         return bool(selector.select(timeout))

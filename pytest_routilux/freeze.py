@@ -35,7 +35,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from operator import index
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import freezegun
 import pytest
@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     from datetime import datetime
     from types import FrameType
 
-    from pytest_routilux.stepping import running
+    from pytest_routilux.settings import Sleeping
+    from pytest_routilux.simulated_step import running
     from routilux import Context
 
-__all__ = ["Sleeping", "frozen_clock", "frozen_simulation"]
+__all__ = ["frozen_clock", "frozen_simulation"]
 
 # Their timers measure or bound what really happens. (Those of threading are out of reach already:
 # a module of the standard library keeps the functions that it has imported by name.)
@@ -85,10 +86,6 @@ _REAL_CALLERS: Final = frozenset(
 # freezegun leaves these alone, so what stands in `time` is the real one.
 _real_asctime, _real_ctime = time.asctime, time.ctime
 _UNTOUCHED: Final = _REAL_CALLERS | sys.stdlib_module_names
-
-
-Sleeping: TypeAlias = Literal["virtual", "error", "real"]
-"""What `time.sleep` does in a step: let virtual time pass, fail the test, or sleep."""
 
 
 class _Clock(Protocol):
@@ -340,7 +337,7 @@ def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator
     Fails the test where something else freezes the time, around it or inside it.
     """
     global _simulation
-    from pytest_routilux.stepping import running
+    from pytest_routilux.simulated_step import running
 
     if _block is None:
         refuse_around("flow_sim")

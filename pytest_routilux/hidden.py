@@ -1,33 +1,32 @@
-"""What a handler changes that no commit keeps: attributes of its routine, module globals.
+"""Detects state that a handler changes and no commit saves: routine attributes, module globals.
 
-Laws:
-- A change is told with the names of the user and the line that most likely made it. It is a hint
+Invariants:
+- A change names the attribute or global, and the handler that ran while it changed. It is a hint
   for explanations and no fault by itself: a cache is allowed.
-- Looking changes nothing and runs no code of the user: of an object that is none of the built-in
-  containers its attributes are seen, and of what is large or deep a part.
+- Reading the state changes nothing and runs no code of the user. An object of any other type than
+  the built-in ones is read by its attributes; a large or deep value is read in part.
 """
 
 from __future__ import annotations
 
-import dis
 import inspect
 import sys
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-from types import CodeType, FunctionType, ModuleType
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
 from pytest_routilux.faults import Fault
-from pytest_routilux.places import users_modules
+from pytest_routilux.places import definition_of, users_modules
 from routilux import Routine, Slot
 from routilux.policy import ErrorHandler
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from pytest_routilux.lives import Case
     from routilux import Clock, StepInput
@@ -35,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["HiddenChange", "Places", "globals_of", "hidden_state"]
 
 Places = dict[tuple[str, str, str], str]
-"""What stands at (scope, module, name), as a text."""
+"""The values at (scope, module, name), as texts."""
 
 _OWN: Final = frozenset({"_arguments", "_slots", "_events", "_error_handler"})
 _LONGEST: Final = 200
@@ -44,20 +43,15 @@ _NODES: Final = 200
 _MANY: Final = 20
 _SHOWN: Final = 60
 _PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, type(None)})
-_CHANGERS: Final = frozenset(
-    {"STORE_SUBSCR", "DELETE_SUBSCR", "STORE_ATTR", "next", "add", "append", "appendleft", "clear"}
-    | {"discard", "extend", "insert", "pop", "popitem", "popleft", "put", "remove", "setdefault"}
-    | {"sort", "update"}
-)
 _CODE: Final = (type, FunctionType, ModuleType, property, classmethod, staticmethod)
 
 
 @dataclass(frozen=True, slots=True)
 class HiddenChange:
-    """Something that a handler changed and no commit keeps.
+    """State that a handler changed and no commit saves.
 
-    `name` is `self.tries`, `shop.charge:_seen` or `shop.charge:Charge.seen`; `where` is file:line,
-    `was` and `became` are short texts.
+    `name` is `self.tries`, `shop.charge:_seen` or `shop.charge:Charge.seen`; `where` is file:line
+    of the handler's definition, `was` and `became` are short texts.
     """
 
     routine_id: str
@@ -74,15 +68,15 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
     Globals are those of the routines' modules, or `everywhere`: of all modules of the user.
     """
     watch = _Watch(everywhere=everywhere)
-    # First, so that it is the handler itself that it looks at.
+    # First, so that it wraps the handler itself.
     undisturbed(replace(case, faults=(watch, *case.faults)), start_ns, FIFO)
     return watch.found
 
 
 class _Watch(Fault):
-    """Looks at a routine and the globals of its module before and after each of its handlers.
+    """Compares a routine and the globals of its module before and after each of its handlers.
 
-    `everywhere`: at the globals of all modules that are the user's.
+    `everywhere`: the globals of all modules of the user.
     """
 
     def __init__(self, *, everywhere: bool = False) -> None:
@@ -95,7 +89,7 @@ class _Watch(Fault):
         routine = getattr(handler, "__self__", None)
         if not isinstance(routine, Routine):
             return slot
-        routine_id = step.task.routine_id
+        routine_id, where = step.task.routine_id, definition_of(handler)
 
         def watched(**payload: object) -> object:
             before = self._look(routine)
@@ -104,14 +98,14 @@ class _Watch(Fault):
                 result = handler(**payload)
             finally:
                 if not inspect.iscoroutine(result):
-                    self._compare(routine_id, routine, before, self._look(routine))
+                    self._compare(routine_id, where, before, self._look(routine))
             return awaited(result, before) if inspect.iscoroutine(result) else result
 
         async def awaited(coroutine: Any, before: Places) -> object:
             try:
                 return await coroutine
             finally:
-                self._compare(routine_id, routine, before, self._look(routine))
+                self._compare(routine_id, where, before, self._look(routine))
 
         return Slot(slot.name, watched, slot.binding)
 
@@ -125,26 +119,19 @@ class _Watch(Fault):
         seen.update(globals_of(modules))
         return seen
 
-    def _compare(
-        self,
-        routine_id: str,
-        routine: Routine,
-        before: Places,
-        after: Places,
-    ) -> None:
+    def _compare(self, routine_id: str, where: str, before: Places, after: Places) -> None:
         for place in {**before, **after}:
             was, became = before.get(place, "nothing"), after.get(place, "nothing")
             scope, module, name = place
             if was == became or (routine_id, f"{scope}:{name}") in self._known:
                 continue
             self._known.add((routine_id, f"{scope}:{name}"))
-            last = name.rpartition(".")[2]
             self.found.append(
                 HiddenChange(
                     routine_id,
                     scope,  # type: ignore[arg-type]  # one of the three
                     f"self.{name}" if scope == "attribute" else f"{module}:{name}",
-                    _line_of(last, scope, routine, module),
+                    where,
                     _shown(was),
                     _shown(became),
                 )
@@ -152,11 +139,11 @@ class _Watch(Fault):
 
 
 def globals_of(modules: Iterable[ModuleType]) -> Places:
-    """Return what the globals of modules and the attributes of their classes hold, as texts."""
+    """Return the values of the globals of modules and of the attributes of their classes."""
     seen: Places = {}
     for module in modules:
         own = module.__name__
-        # Not vars(): a lazy module would load itself.
+        # Not vars(), which makes a lazy module load itself.
         for name, value in list(module.__dict__.items()):
             if name.startswith("__") or isinstance(value, _CODE):
                 if isinstance(value, type) and value.__module__ == own:
@@ -169,7 +156,7 @@ def globals_of(modules: Iterable[ModuleType]) -> Places:
 
 
 def _digest(value: object) -> str:
-    """Return a text that changes when the value does, as far as is seen; runs no user's code."""
+    """Return a text that changes with the value, as far as it is read; runs no code of the user."""
     return _digested(value, _LEVELS, [_NODES])
 
 
@@ -218,45 +205,3 @@ def _shown(digest: str) -> str:
 def _module(routine: Routine) -> list[ModuleType]:
     module = sys.modules.get(type(routine).__module__)
     return [] if module is None else [module]
-
-
-def _line_of(name: str, scope: str, routine: Routine, module: str) -> str:
-    """Return the line that most likely changed a name: one that stores it, else that uses it."""
-    best: tuple[int, str] = (9, "?")
-    for code in _codes(routine, module, scope):
-        line = code.co_firstlineno
-        used: dict[int, set[object]] = {}
-        for instruction in dis.get_instructions(code):
-            position = instruction.positions
-            if position is not None and position.lineno is not None:
-                line = position.lineno
-            kind = instruction.opname.partition("_")[0]
-            if kind in ("STORE", "DELETE"):
-                used.setdefault(line, set()).add((kind, instruction.argval))
-            used.setdefault(line, set()).update((instruction.opname, instruction.argval))
-        for number, seen in used.items():
-            if ("STORE", name) in seen or ("DELETE", name) in seen:
-                rank = 0
-            elif name in seen:
-                rank = 2 - bool(seen & _CHANGERS)
-            else:
-                continue
-            if rank < best[0]:
-                best = (rank, f"{code.co_filename}:{number}")
-    return best[1]
-
-
-def _codes(routine: Routine, module: str, scope: str) -> Iterator[CodeType]:
-    kinds = [kind for kind in type(routine).__mro__ if kind not in (Routine, object)]
-    functions = [f for kind in kinds for f in vars(kind).values() if isinstance(f, FunctionType)]
-    if scope != "attribute" and (owner := sys.modules.get(module)) is not None:
-        for value in vars(owner).values():
-            if isinstance(value, FunctionType) and value.__module__ == module:
-                functions.append(value)
-            elif isinstance(value, type) and value.__module__ == module:
-                functions += [f for f in vars(value).values() if isinstance(f, FunctionType)]
-    pending = [f.__code__ for f in functions if f.__name__ != "__init__"]
-    while pending:
-        code = pending.pop(0)
-        yield code
-        pending += [const for const in code.co_consts if isinstance(const, CodeType)]

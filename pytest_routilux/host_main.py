@@ -1,13 +1,14 @@
-"""What runs in a fresh interpreter: `python -m pytest_routilux.host_main FOLDER LIFELINE`.
+"""The program of a host: `python -m pytest_routilux.host_main FOLDER LIFELINE`.
 
-Laws:
-- It has nothing in common with the process that started it but files: it reads `request.json` in
-  its folder, and says what it did in `report.json`, written in one piece.
+Invariants:
+- A host shares only files with the process that started it: it reads `request.json` in its folder,
+  and writes `report.json` there, in one piece.
 - Time is virtual, for user code too.
 - A kill is a real SIGKILL of the whole process group, from inside a commit's observer, so that
   nothing of the host runs after that commit.
-- A trouble that is the request's (a module that can't be imported) is told in the report; any
-  other ends the process with a traceback.
+- A request that can't be met (a module that can't be imported) is reported; any other error ends
+  the process with a traceback.
+- The task `call` runs a function that the request names, so this module imports no simulation.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from pytest_routilux.freeze import frozen_clock, frozen_simulation
+from pytest_routilux.freeze import frozen_clock
 from pytest_routilux.processes import die_with_parent
+from pytest_routilux.roundtrip import restored, saved
 from routilux import (
     ExecutionMonitor,
     FakeClock,
@@ -35,6 +37,7 @@ from routilux import (
     UnserializableError,
     codec,
 )
+from routilux.instants import from_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -132,7 +135,7 @@ def _resume(folder: Path, request: Request) -> None:
     else:
         state = _read(request)
         flow = state.flow if request["build"] is None else _built(request)
-    start = request["clock_start"] or _iso(state)
+    start = request["clock_start"] or from_ns(state.saved_at_ns).isoformat()
     with frozen_clock(request["sleeping"], start=start) as clock:
         host = _Host(folder, request, flow, clock)
         host.look(request["look"], state)
@@ -169,8 +172,6 @@ def _stored(request: Request) -> SavedState:
 
 
 def _roundtrip(folder: Path, request: Request) -> None:
-    from pytest_routilux.roundtrip import restored, saved
-
     kind = request["kind"]
     try:
         found = restored(kind, Path(request["document"]).read_bytes())
@@ -189,27 +190,16 @@ def _roundtrip(folder: Path, request: Request) -> None:
     _write_report(folder, {})
 
 
-def _simulate(folder: Path, request: Request) -> None:
-    from pytest_routilux.choices import FIFO
-    from pytest_routilux.crash import undisturbed
-    from pytest_routilux.lives import Case
-
-    start_ns = request["start_ns"]
-    params = codec.decode(request["params"], "$.params")
-    case = Case(
-        lambda: _built(request), request["entry"], params, request["slot"], request["job_id"]
-    )
-    with frozen_simulation(start_ns):
-        run = undisturbed(case, start_ns, FIFO)
-    rows = [commit.dumps() for commit in run.world.commits]
-    _write_report(folder, {"rows": rows})
+def _call(folder: Path, request: Request) -> None:
+    report = _function(request["function"])(lambda: _built(request), request)
+    _write_report(folder, cast("Mapping[str, object]", report))
 
 
 _TASKS: Final[Mapping[str, Callable[[Path, Request], None]]] = {
     "start": _start,
     "resume": _resume,
     "roundtrip": _roundtrip,
-    "simulate": _simulate,
+    "call": _call,
 }
 
 
@@ -265,12 +255,6 @@ def _built(request: Request) -> Flow:
 
 def _is_at(point: Mapping[str, object], commit: Commit) -> bool:
     return all(getattr(commit, name) == value for name, value in point.items())
-
-
-def _iso(state: SavedState) -> str:
-    from routilux.instants import from_ns
-
-    return from_ns(state.saved_at_ns).isoformat()
 
 
 def _write_report(folder: Path, report: Mapping[str, object]) -> None:

@@ -1,13 +1,13 @@
-"""Other hosts: jobs that are started, killed and resumed in fresh interpreters.
+"""Hosts in fresh interpreters, on which jobs are started, killed and resumed.
 
-Laws:
-- A host is a process of its own, with its own module state and clock; files are all that it has
-  in common with the test. A job travels as a `SavedState` document and in no other way.
-- Its time is virtual. It ends by itself, or by SIGKILL at the commit that the test names.
-- A point that was never reached, a host that died of itself, a module or a document that is not
-  there: each is a `HostError` that shows what the host said.
+Invariants:
+- A host is a process of its own, with its own module state and clock; it shares only files with the
+  test. A job travels as a `SavedState` document or in a store.
+- A host's time is virtual. It ends by itself, or by SIGKILL at the commit that the test names.
+- A point that was never reached, a host that died by itself, a missing module or document: each
+  raises a `HostError` with the host's output.
 - No host outlives the `with` block, `timeout` seconds of real time, or the process that started it.
-- What a host said is shown where it failed, and where the test fails later; its last lines.
+- The last lines of a host's output are shown when the host fails, and when the test fails later.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ from routilux import (
 from routilux.errors import nearest
 
 if TYPE_CHECKING:
-    from pytest_routilux.freeze import Sleeping
-    from routilux.flow import ExecutionStrategy
+    from pytest_routilux.settings import Sleeping
+    from routilux import ExecutionStrategy
 
 __all__ = ["At", "FlowHosts", "HostError", "HostResult", "Launched"]
 
@@ -50,12 +50,12 @@ Named = str | Callable[..., object]
 
 
 class HostError(Exception):
-    """A host could not do what the test asked of it; the message shows what the host said."""
+    """A host could not meet the test's request; the message shows the host's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Names commits by what is in them: each that has all the values given here.
+    """Names commits by their values: each commit that has all the values given here.
 
     `kind` is one of `CommitKind`; `At()` is every commit. An unknown kind is a `ValueError`.
 
@@ -107,7 +107,7 @@ class HostResult:
 
     @property
     def document(self) -> Path:
-        """The last document: what another host can go on from. `HostError` if there is none."""
+        """The last document, which another host can resume. `HostError` if there is none."""
         if self.end is not None:
             return self.end
         if not self.saved:
@@ -119,7 +119,7 @@ class HostResult:
 
     @cached_property
     def job(self) -> JobState:
-        """The job as it stands in the store, or else in the last document."""
+        """The job in the store, or else in the last document."""
         for name in self.modules:
             importlib.import_module(name)
         if self.store is not None:
@@ -129,7 +129,7 @@ class HostResult:
 
     @cached_property
     def monitor(self) -> ExecutionMonitor:
-        """What happened to the job, on this host and on those before it."""
+        """The job's history, on this host and on those before it."""
         return ExecutionMonitor.of(self.job)
 
 
@@ -205,7 +205,7 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Run a new job on a new host until it rests, or the host is killed.
+        """Run a new job on a new host until the job ends, or the host is killed.
 
         `clock_start` is what the host's wall clock shows at the beginning (naive means UTC). With
         `store`, the path of a `SqliteStore`, every commit is written to it before it counts.
@@ -240,7 +240,7 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Go on with a saved job on a new host until it rests, or the host is killed.
+        """Resume a saved job on a new host until the job ends, or the host is killed.
 
         The job is that of the `document`, or the one with this `job_id` in the `store`, which needs
         `build`: a store keeps no flows. Otherwise the flow is the saved one unless `build` makes
@@ -316,7 +316,7 @@ class FlowHosts:
         imports: Iterable[str],
         environ: Mapping[str, str] | None = None,
     ) -> Launched:
-        """Let a fresh interpreter do one task of `host_main`; raises `HostError` if it can't."""
+        """Run one task of `host_main` in a fresh interpreter; raises `HostError` if it can't."""
         with self._lock:
             self._count += 1
             number = self._count

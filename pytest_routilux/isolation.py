@@ -1,21 +1,21 @@
-"""Hosts in other processes: what a second host would not find there, and what kills its process.
+"""Hosts in forked processes: finds progress kept in a module, and handlers that end their process.
 
-Laws:
-- The undisturbed run comes first in a process of its own. A handler that ends it is told, and is
-  never run in the test's process.
-- Where a run changes no module global and no class attribute, nothing else is asked. Otherwise the
-  next host is, for a sample of crash points, a process that knows the durable commits alone.
-- Where that one brings the job to another end than undisturbed, the flow keeps progress in its
-  process. This is a finding only if it comes again, also when undisturbed runs in processes of
-  their own are believed about what varies, and if there is one value that, given to the new
-  process, makes the difference go away. Else it is a note.
+Invariants:
+- The undisturbed run happens first in a process of its own. A handler that ends this process is
+  reported, and never runs in the test's process.
+- If a run changes no module global and no class attribute, no other process is tried. Otherwise
+  a sample of crash points is recovered in a process that has only the durable commits.
+- If the job ends differently there than undisturbed, the flow keeps progress in its process. This
+  is a finding only if it repeats, if the difference is larger than what varies between undisturbed
+  runs in processes of their own, and if one value that is given to the new process removes the
+  difference. Otherwise it is a note.
 """
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.apart import (
     Ran,
@@ -27,30 +27,22 @@ from pytest_routilux.apart import (
     value_there,
     varied_there,
 )
-from pytest_routilux.crash import Disturbed, Undisturbed
-from pytest_routilux.forks import Reply, Zygote, can_fork
+from pytest_routilux.forks import ForkServer, Reply, can_fork
 from pytest_routilux.hidden import HiddenChange
-from pytest_routilux.lives import Life
-from pytest_routilux.oracle import (
-    Expected,
-    Finding,
-    compare_effects,
-    trie_of,
-    varying,
-    view_of,
-)
-from pytest_routilux.points import CrashPoint
+from pytest_routilux.lives import CrashPoint, Disturbed, Life, Undisturbed
+from pytest_routilux.oracle import Expected, compare_effects, trie_of, varying, view_of
+from pytest_routilux.places import handler_of
 from pytest_routilux.variations import Variation, variations
-from pytest_routilux.world import Note, World
+from pytest_routilux.world import Finding, Note, World
 from routilux import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_routilux.apart import Place, Told
-    from pytest_routilux.examine import Coverage, Reference
     from pytest_routilux.lives import Case
     from pytest_routilux.oracle import Trie, View
+    from pytest_routilux.results import Coverage, Reference
 
 __all__ = ["ENDS_PROCESS", "Hosts", "Killed"]
 
@@ -64,50 +56,50 @@ ENDS_PROCESS: Final = ("kills-process", "hangs")
 
 @dataclass(slots=True)
 class Killed:
-    """A handler that ends its process: the finding, and the run up to there."""
+    """A handler that ended its process: the finding, and the run until then."""
 
     finding: Finding
     run: Undisturbed
 
 
 class Hosts:
-    """The hosts of one case, each in a process of its own. To be made before the case has run."""
+    """The hosts of one case, each in a process of its own; create it before the case runs."""
 
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
     ) -> None:
-        # What they are to find stands in their memory, so that there is no need of files.
+        # They report through pipes, and get the durable commits as arguments: no files are needed.
         self._case = case = replace(case, store=None)
         self._start_ns = start_ns
         self._coverage = coverage
-        self._zygote = Zygote(case) if isolated and can_fork() else None
+        self._server = ForkServer(case) if isolated and can_fork() else None
         self._threads = threading.active_count() > 1
         self._changed: list[Place] = []
-        if self._zygote is None:
+        if self._server is None:
             coverage.notes.append(_NO_FORK if isolated else _NOT_WANTED)
 
     def __enter__(self) -> Hosts:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._zygote is not None:
-            self._zygote.__exit__()
+        if self._server is not None:
+            self._server.__exit__()
 
     def ask(self, work: Callable[..., object], *args: object) -> Reply:
-        """Let another process do a work on the case, or this one where there is no other."""
-        if self._zygote is None:
+        """Run a work on the case in another process, or in this one if it can't fork."""
+        if self._server is None:
             return Reply(work(self._case, lambda value: None, *args))
         self._coverage.runs += 1
-        return self._zygote.ask(work, *args)
+        return self._server.ask(work, *args)
 
     # --- the canary -----------------------------------------------------------------------------
 
     def canary(self) -> Killed | None:
-        """Run the case undisturbed in another process; return what ends that process, if so."""
-        if self._zygote is None:
+        """Run the case undisturbed in another process; return how a handler ended it."""
+        if self._server is None:
             return None
         self._coverage.runs += 1
-        reply = self._zygote.ask(undisturbed_there, self._start_ns)
+        reply = self._server.ask(undisturbed_there, self._start_ns)
         if reply.failed:
             self._note(f"the undisturbed run in another process: {reply.ended}")
             return None
@@ -121,7 +113,7 @@ class Hosts:
                 " of this process are not there, so this may be why"
             )
             return None
-        if not reply.hung and self._zygote.ask(undisturbed_there, self._start_ns).ended is None:
+        if not reply.hung and self._server.ask(undisturbed_there, self._start_ns).ended is None:
             self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
             return None
         return self._killed(reply.ended, reply.told, hung=reply.hung)
@@ -145,9 +137,8 @@ class Hosts:
             world.noted(world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}")
         flow = self._case.build()
         job = folded(self._case.job_id, world.commits)
-        where = "" if routine is None else _handler_of(flow, routine)
         path = f"process.{routine or 'build'}"
-        finding = Finding(kind, what, path, routine, [], world.now_ns, where)
+        finding = Finding(kind, what, path, routine, [], world.now_ns, handler_of(flow, routine))
         durable = list(world.commits)
         return Killed(finding, Undisturbed(self._case, world, Life(flow, job), durable, [job]))
 
@@ -159,10 +150,10 @@ class Hosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Let another process go on from some of the points; return what only that one finds."""
-        if self._zygote is None or not self._changed:
+        """Recover some of the points in other processes; return a finding that only they show."""
+        if self._server is None or not self._changed:
             return None
-        told = dict(failures)
+        known_at = dict(failures)
         own: Trie | None = None
         for point in _sample(points, len(known.run.durable)):
             world = self._recovered(known.run, point)
@@ -173,7 +164,7 @@ class Hosts:
                 if own is None:
                     return None
             finding = _difference(known, world, own)
-            if finding is None or _is_told(finding, told.get(point)):
+            if finding is None or _is_known(finding, known_at.get(point)):
                 continue
             again = self._recovered(known.run, point)
             if again is None:
@@ -198,17 +189,17 @@ class Hosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, place: Place | None = None
     ) -> World | None:
-        """Let another process go on, which was given what stood at a place when the host died."""
-        assert self._zygote is not None
+        """Recover a point in another process, which gets the value of a place at the crash."""
+        assert self._server is not None
         self._coverage.runs += 1
         kept = None
         if place is not None:
-            reply = self._zygote.ask(value_there, self._start_ns, point.commits, place)
+            reply = self._server.ask(value_there, self._start_ns, point.commits, place)
             kept = reply.result
             if kept is None:
                 return None
         rows = [commit.dumps() for commit in run.durable[: point.commits]]
-        reply = self._zygote.ask(recovered_there, self._start_ns, rows, point, kept)
+        reply = self._server.ask(recovered_there, self._start_ns, rows, point, kept)
         if reply.ended is not None:
             self._note(f"another process can't go on, {point.text}: {reply.ended}")
             return None
@@ -217,13 +208,13 @@ class Hosts:
         return world
 
     def _mask(self, known: Reference) -> Trie | None:
-        """Return what varies of undisturbed runs that know nothing of each other."""
-        assert self._zygote is not None
+        """Return what varies between undisturbed runs in processes of their own."""
+        assert self._server is not None
         plan = known.run.life.flow.plan()
         views = []
         for variation in [*variations(plan), Variation(), Variation()]:
             self._coverage.runs += 1
-            reply = self._zygote.ask(varied_there, self._start_ns, variation)
+            reply = self._server.ask(varied_there, self._start_ns, variation)
             if reply.ended is None:
                 world = World(self._start_ns)
                 replay(world, self._case.job_id, reply.result.told)
@@ -231,13 +222,13 @@ class Hosts:
         return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
 
     def _named(self, finding: Finding, place: Place) -> Finding:
-        assert self._zygote is not None
+        assert self._server is not None
         scope, module, name = place
         kind = "module global" if scope == "global" else "class attribute"
         full = f"{module}:{name}"
-        reply = self._zygote.ask(hidden_there, self._start_ns)
+        reply = self._server.ask(hidden_there, self._start_ns)
         changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
-        change = changes[0] if changes else HiddenChange("?", "global", full, "?", "?", "?")
+        change = changes[0] if changes else HiddenChange("?", "global", full, "", "?", "?")
         routine = change.routine_id if changes else finding.routine
         what = (
             f"{routine} keeps progress in the {kind} {full}, which a host that starts anew does not"
@@ -260,7 +251,7 @@ def _sample(points: Sequence[CrashPoint], commits: int) -> list[CrashPoint]:
     return [able[round(i * (len(able) - 1) / (_SAMPLE - 1))] for i in range(_SAMPLE)]
 
 
-def _is_told(finding: Finding, other: Finding | None) -> bool:
+def _is_known(finding: Finding, other: Finding | None) -> bool:
     return other is not None and other.signature == finding.signature
 
 
@@ -272,11 +263,3 @@ def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:
 
 def _view(job_id: str, world: World) -> View:
     return view_of(folded(job_id, world.commits), world)
-
-
-def _handler_of(flow: Any, routine_id: str) -> str:
-    for slot in flow.routines[routine_id].slots.values():
-        code = getattr(slot.handler, "__code__", None)
-        if code is not None:
-            return f"{code.co_filename}:{code.co_firstlineno}"
-    return "?"

@@ -30,8 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pytest_routilux.lives import Case, Life
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.world import World
+    from pytest_routilux.world import Finding, World
     from routilux import Commit
     from routilux.exchange import Task
 

@@ -1,31 +1,61 @@
-"""What is simulated, and how the life of one simulated host ended.
+"""What is simulated, where hosts die, and how their lives ended, as plain values.
 
-Laws:
+Invariants:
 - A case is a value: any number of runs share it.
-- A life is what one host saw and did; what outlives it is in the world.
+- A life holds what one host saw and did; the world holds what outlives it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+
+from routilux import JobStatus, JobStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from pytest_routilux.faults import Fault
-    from pytest_routilux.files import Opens
-    from pytest_routilux.oracle import Finding
-    from routilux import Flow, JobState, StepInput
+    from pytest_routilux.world import Finding, World
+    from routilux import Commit, Flow, JobState, StepInput
 
-__all__ = ["STEADY", "Case", "HostCrash", "Life", "Pace"]
+__all__ = [
+    "RESTING",
+    "STEADY",
+    "Case",
+    "CrashPoint",
+    "Disturbed",
+    "HostCrash",
+    "Kind",
+    "Life",
+    "Opens",
+    "Pace",
+    "Undisturbed",
+]
+
+Opens: TypeAlias = Callable[[Path], JobStore]
+"""Opens a store in the file at a path, which may be there already; such as `SqliteStore`."""
+Kind: TypeAlias = Literal[
+    "before a write",
+    "after a write",
+    "around an effect",
+    "in a wait",
+    "in a recovery",
+    "by document",
+    "store refuses",
+    "store does not answer",
+]
+RESTING: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+"""The statuses of a job that no host resumes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is simulated: how a flow is built, and how its job starts; `faults` are always there.
+    """A job to simulate: how its flow is built, how it starts, and the `faults` of every run.
 
-    Where `store` opens one, what is durable is what it keeps in its files.
+    With `store`, durable is what that store keeps in its files.
     """
 
     build: Callable[[], Flow]
@@ -58,14 +88,14 @@ class HostCrash(BaseException):
 
 @dataclass(slots=True)
 class Life:
-    """How one host's life ended: the job as its memory had it, and the flow that it had built.
+    """One host's life: the job in its memory at the end, and the flow that it built.
 
-    `error` is what ended it from outside: the store's trouble, an exit of the process, a stall.
-    `broken` are laws of the engine that did not hold. `steps` are the steps that began, each with
+    `error` ended it from outside: an error of the store, an exit of the process, a stall.
+    `broken` are rules that the engine broke. `steps` are the steps that began, each with
     the number of commits that were durable then; `errors` the classes of what they raised, by
     (task id, attempt), and `asked` the delays (ns) of those that asked for one; `threads` are those
     that outlived a step, with its routine. `exact`: durations and delays are no lower bounds.
-    `lost` is what a real store did not keep to.
+    `lost` is how a real store broke its rules.
     """
 
     flow: Flow
@@ -78,3 +108,60 @@ class Life:
     threads: list[tuple[str, str]] = field(default_factory=list)
     exact: bool = True
     lost: Finding | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CrashPoint:
+    """A point at which a host dies.
+
+    `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
+    when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for reproducers,
+    `text` for people.
+    """
+
+    kind: Kind
+    name: str
+    text: str
+    commits: int
+    calls: int
+    at_ns: int
+    resume_ns: int
+    task_id: str | None = None
+    routine_id: str | None = None
+    attempt: int = 0
+
+
+@dataclass(slots=True)
+class Undisturbed:
+    """The run without a crash, and the job that the store returns at each of its commits.
+
+    `lost` are rules that a real store broke, by the number of commits.
+    """
+
+    case: Case
+    world: World
+    life: Life
+    durable: list[Commit]
+    states: list[JobState]
+    lost: dict[int, Finding] = field(default_factory=dict)
+
+    @property
+    def job(self) -> JobState:
+        """The job at the end."""
+        assert self.life.job is not None
+        return self.life.job
+
+
+@dataclass(slots=True)
+class Disturbed:
+    """A run with a crash: its world, its hosts, and whether the crash really came."""
+
+    point: CrashPoint
+    world: World
+    lives: list[Life]
+    executed: bool
+
+    @property
+    def life(self) -> Life:
+        """The last host."""
+        return self.lives[-1]

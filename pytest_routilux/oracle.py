@@ -1,11 +1,11 @@
-"""What must be the same with a crash as without: the view of a run, and how two views differ.
+"""Compares a run with a crash to the undisturbed run: the views of both, and their differences.
 
-Laws:
-- A view holds what a user can see of a job: status, routines, shared data, outputs, and what was
-  emitted, attempted and done outside. Order counts where the user's own data has one; what the
-  engine did is a multiset, since another schedule is no fault.
-- Places where undisturbed runs differ among themselves are compared by presence alone: the start
-  instant, the length of steps and (on several workers) the order of work may show there.
+Invariants:
+- A view holds what a user can see of a job: status, routines, shared data, outputs, emissions,
+  attempts and effects. Order counts where the user's own data has one; the engine's work is a
+  multiset, since another schedule is no fault.
+- Where undisturbed runs differ among themselves, only presence is compared: the start instant,
+  the length of steps and (on several workers) the order of work may show there.
 - Nothing is reported that an undisturbed run of the same flow could show.
 """
 
@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import marshal
 import re
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from pytest_routilux.world import Finding
 from routilux import CommitKind, codec
 from routilux.values import SCALARS, first_difference, same_value
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Expected",
-    "Finding",
     "Mask",
     "Trie",
     "compare_effects",
@@ -47,31 +46,6 @@ _HIDDEN: Final = "~"
 _ADDRESS: Final = re.compile(" at 0x[0-9a-fA-F]+")
 _BAGS: Final = ("tasks", "emissions", "outputs")
 """The parts of a view that are multisets, each by the routine and its slot or event."""
-
-
-@dataclass(slots=True)
-class Finding:
-    """One thing that a crash changed.
-
-    `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
-    together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
-    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
-    `call` the effect that it is about, `hint` a line of the user's code.
-    """
-
-    kind: str
-    what: str
-    path: str
-    routine: str | None = None
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-    at_ns: int | None = None
-    hint: str = ""
-    call: Call | None = None
-
-    @property
-    def signature(self) -> tuple[str, str | None, str]:
-        """What makes it this finding and no other."""
-        return self.kind, self.routine, self.path
 
 
 def view_of(job: JobState, world: World) -> View:

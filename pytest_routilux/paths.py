@@ -131,7 +131,6 @@ def _policy(place: str, left: ErrorHandler | None, right: ErrorHandler | None) -
 def _options(handler: ErrorHandler) -> dict[str, object]:
     viewed = view(handler)
     assert isinstance(viewed, dict)
-    del viewed["retry_count"]  # a mirror for people, and no part of equality
     return {
         name: ", ".join(c.__qualname__ for c in value) or "none" if type(value) is tuple else value
         for name, value in viewed.items()

@@ -1,7 +1,8 @@
-"""Where code stands, and whose it is: `file:line` as a test's output shows it."""
+"""Code lines as `file:line`, and whether code is the user's, ours or a library's."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import sysconfig
@@ -10,10 +11,21 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from types import FrameType
 
-__all__ = ["is_users", "outwards", "place_of", "seen_from_here", "users_frame", "users_modules"]
+    from routilux import Flow
+
+__all__ = [
+    "definition_of",
+    "handler_of",
+    "is_users",
+    "outwards",
+    "place_of",
+    "seen_from_here",
+    "users_frame",
+    "users_modules",
+]
 
 _OURS: Final = frozenset({"routilux", "pytest_routilux", "pytest", "_pytest", "freezegun"})
 _LIBRARY: Final = tuple(
@@ -53,6 +65,19 @@ def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
         if is_users(frame.f_globals.get("__name__", ""), frame.f_code.co_filename):
             return frame
     return None
+
+
+def definition_of(function: Callable[..., object]) -> str:
+    """Return `file:line` of a function's definition; "" of a callable without Python code."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def handler_of(flow: Flow, routine_id: str | None) -> str:
+    """Return `file:line` of the definition of a routine's first handler, or ""."""
+    routine = flow.routines.get(routine_id or "")
+    places = [] if routine is None else [definition_of(s.handler) for s in routine.slots.values()]
+    return next(filter(None, places), "")
 
 
 def place_of(frame: FrameType) -> str:

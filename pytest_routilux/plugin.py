@@ -8,7 +8,6 @@ Laws:
 
 from __future__ import annotations
 
-import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -204,10 +203,6 @@ def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
 
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
 
-TOLD: Final = pytest.StashKey["Told"]()
-OPEN: Final = pytest.StashKey["Told"]()  # of the test whose last report is to come
-BROUGHT: Final = ("flow_report", "flow_simulations", "flow_facts")  # attributes of a report
-_LOOK: Final = pytest.StashKey[tuple[int, bool]]()
 _MODE: Final = pytest.StashKey[str]()
 
 
@@ -217,31 +212,26 @@ def _told(request: pytest.FixtureRequest) -> Told:
     return told_of(request.node)
 
 
-def report_look(config: pytest.Config) -> tuple[int, bool]:
-    """Return the width and whether colours are wanted, by the terminal that shows the reports."""
-    return config.stash[_LOOK]
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_routilux.settings import check, report_mode
+    from pytest_routilux.settings import check, find_report_look, report_mode
 
     check(config)
+    repro = config.getoption("routilux_repro")
+    if repro is not None:
+        from pytest_routilux.repro import Repro
+
+        Repro.parse(repro)
     config.stash[_MODE] = report_mode(config)
-    # Asked now, because later pytest's capturing hides the terminal.
-    from_controller = getattr(config, "workerinput", {}).get("routilux_look")
-    if from_controller is not None:
-        config.stash[_LOOK] = tuple(from_controller)
-        return
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    colour = terminal is not None and config.get_terminal_writer().hasmarkup
-    config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
-    config.pluginmanager.register(_Printer(config), "routilux-reports")
+    if find_report_look(config):
+        config.pluginmanager.register(_Printer(config), "routilux-reports")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # xdist has no types
     """Tell a worker of xdist how wide and how colourful the controller's terminal is."""
+    from pytest_routilux.settings import report_look
+
     node.workerinput["routilux_look"] = report_look(node.config)
 
 
@@ -254,6 +244,8 @@ def pytest_runtest_makereport(
         from pytest_routilux.tracebacks import hide_ours
 
         hide_ours(call.excinfo)
+    from pytest_routilux.settings import TOLD
+
     told = item.stash.get(TOLD, None)
     if told is None:
         return (yield)
@@ -282,7 +274,9 @@ class _Printer:
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        brought = not vars(report).keys().isdisjoint(BROUGHT)
+        from pytest_routilux.settings import REPORT_PARTS
+
+        brought = not vars(report).keys().isdisjoint(REPORT_PARTS)
         if brought:
             self._made().before(report)
         yield
@@ -298,6 +292,8 @@ class _Printer:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self) -> None:
+        from pytest_routilux.settings import OPEN
+
         broken_off = self._config.stash.get(OPEN, None)
         if broken_off is not None:
             self._made().count(broken_off.facts())

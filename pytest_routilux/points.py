@@ -1,67 +1,45 @@
-"""Where a host can die.
+"""Enumerates the crash points of a run: each place where a host can die.
 
-Laws:
+Invariants:
 - Points are enumerated from the undisturbed run, in the order of its world.
-- A point's name is in the user's terms and stays when the flow around it changes: task, attempt,
-  place.
+- A point is named by task, attempt and place. So the name stays when the flow around it changes.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from pytest_routilux.lives import RESTING, CrashPoint
 from pytest_routilux.world import Call
-from routilux import Commit, CommitKind, JobStatus
+from routilux import Commit, CommitKind
 from routilux.instants import SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_routilux.crash import Undisturbed
+    from pytest_routilux.lives import Kind, Undisturbed
 
-__all__ = ["RESTING", "CrashPoint", "crash_points"]
+__all__ = ["crash_points"]
 
-Kind = Literal[
-    "before a write",
-    "after a write",
-    "around an effect",
-    "in a wait",
-    "in a recovery",
-    "by document",
-    "store refuses",
-    "store does not answer",
-]
-RESTING: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
-"""What a job is that no host goes on with."""
 _LONG: Final = 3600 * SECOND
-
-
-@dataclass(frozen=True, slots=True)
-class CrashPoint:
-    """One place to die at.
-
-    `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
-    when the host dies, `resume_ns` when the next one goes on (UTC). `name` is for reproducers,
-    `text` for people.
-    """
-
-    kind: Kind
-    name: str
-    text: str
-    commits: int
-    calls: int
-    at_ns: int
-    resume_ns: int
-    task_id: str | None = None
-    routine_id: str | None = None
-    attempt: int = 0
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
     """Return every point of an undisturbed run at which a host can die, in their order."""
     return list(_Points(run, documents=documents).all())
+
+
+_Step: TypeAlias = tuple[str | None, str | None, int]
+"""A task, its routine, and the attempt."""
+
+
+class _Instant(NamedTuple):
+    """How many commits and effects of the run there are at an instant."""
+
+    commits: int
+    calls: int
+    at_ns: int
 
 
 class _Points:
@@ -81,50 +59,26 @@ class _Points:
         commits = calls = 0
         for at, _, what in self._entries:
             if isinstance(what, Call):
-                yield from self._around_effect(what, commits, calls, at)
+                yield from self._around_effect(what, _Instant(commits, calls, at))
                 calls += 1
             elif isinstance(what, Commit):
-                yield from self._around_write(what, commits, calls, at)
+                yield from self._around_write(what, _Instant(commits, calls, at))
                 commits += 1
 
-    def _around_effect(self, call: Call, commits: int, calls: int, at: int) -> Iterator[CrashPoint]:
-        who = f"task {call.task_id} {call.routine_id}, attempt {call.attempt}"
+    def _around_effect(self, call: Call, before: _Instant) -> Iterator[CrashPoint]:
+        kind: Kind = "around an effect"
         step = (call.task_id, call.routine_id, call.attempt)
+        who = f"task {call.task_id} {call.routine_id}, attempt {call.attempt}"
         place = f"{call.task_id}@a{call.attempt}.effect{call.number}"
         effect = f"effect #{call.number} ({call.effect})"
-        yield self._point(
-            "around an effect",
-            f"{place}.before",
-            f"{who}: before {effect}",
-            commits,
-            calls,
-            at,
-            step=step,
-        )
-        yield self._point(
-            "around an effect",
-            place,
-            f"{who}: after {effect}, before its commit",
-            commits,
-            calls + 1,
-            at,
-            step=step,
-        )
+        after = before._replace(calls=before.calls + 1)
+        yield self._point(step, kind, f"{place}.before", f"{who}: before {effect}", before)
+        yield self._point(step, kind, place, f"{who}: after {effect}, before its commit", after)
         if call.routine_id not in self._deadlines:
-            yield self._point(
-                "around an effect",
-                f"{place}.long",
-                f"{who}: after {effect}; no host is there for an hour",
-                commits,
-                calls + 1,
-                at,
-                at + _LONG,
-                step=step,
-            )
+            text = f"{who}: after {effect}; no host is there for an hour"
+            yield self._point(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
 
-    def _around_write(
-        self, commit: Commit, commits: int, calls: int, at: int
-    ) -> Iterator[CrashPoint]:
+    def _around_write(self, commit: Commit, before: _Instant) -> Iterator[CrashPoint]:
         step = (commit.task_id, commit.routine_id, commit.attempt)
         if commit.task_id is None:
             who, place = f"the job's {commit.kind}", str(commit.kind)
@@ -133,70 +87,34 @@ class _Points:
             place = f"{commit.task_id}@a{commit.attempt}"
         if commit.kind is CommitKind.EFFECT:
             name = str((commit.detail or {})["name"])
-            before, after = f"{place}.once-{name}", f"{place}.once-{name}.kept"
+            start, end = f"{place}.once-{name}", f"{place}.once-{name}.kept"
             what = f"the record of once({name!r})"
         elif commit.task_id is None:
-            before, after, what = f"{place}.write", place, "its commit"
+            start, end, what = f"{place}.write", place, "its commit"
         else:
-            before, after, what = f"{place}.end", f"{place}.{commit.kind}", "its commit"
+            start, end, what = f"{place}.end", f"{place}.{commit.kind}", "its commit"
         between = (
             "after its handler's end, before" if commit.task_id and not commit.effect else "before"
         )
-        yield self._point(
-            "before a write", before, f"{who}: {between} {what}", commits, calls, at, step=step
-        )
-        yield self._point(
-            "store refuses",
-            f"{before}.refused",
-            f"{who}: the store refuses {what}",
-            commits,
-            calls,
-            at,
-            step=step,
-        )
-        yield self._point(
-            "store does not answer",
-            f"{before}.unanswered",
-            f"{who}: the store keeps {what} and does not answer",
-            commits,
-            calls,
-            at,
-            step=step,
-        )
-        yield self._point(
-            "after a write", after, f"{who}: right after {what}", commits + 1, calls, at, step=step
-        )
-        if self._run.states[commits + 1].status in RESTING:
+        after = before._replace(commits=before.commits + 1)
+        yield self._point(step, "before a write", start, f"{who}: {between} {what}", before)
+        text = f"{who}: the store refuses {what}"
+        yield self._point(step, "store refuses", f"{start}.refused", text, before)
+        text = f"{who}: the store keeps {what} and does not answer"
+        yield self._point(step, "store does not answer", f"{start}.unanswered", text, before)
+        yield self._point(step, "after a write", end, f"{who}: right after {what}", after)
+        if self._run.states[after.commits].status in RESTING:
             return
-        yield self._point(
-            "in a recovery",
-            f"{after}.recovery",
-            f"{who}: right after {what}, and again when the next host has just gone on",
-            commits + 1,
-            calls,
-            at,
-            step=step,
-        )
+        text = f"{who}: right after {what}, and again when the next host has just gone on"
+        yield self._point(step, "in a recovery", f"{end}.recovery", text, after)
         if self._documents:
-            yield self._point(
-                "by document",
-                f"{after}.document",
-                f"{who}: right after {what}; the next host has a document of it",
-                commits + 1,
-                calls,
-                at,
-                step=step,
-            )
+            text = f"{who}: right after {what}; the next host has a document of it"
+            yield self._point(step, "by document", f"{end}.document", text, after)
         if commit.due_ns is not None and commit.delay_ns:
-            yield from self._in_wait(commit, commits + 1, calls, who, step)
+            yield from self._in_wait(commit, after, who, step)
 
     def _in_wait(
-        self,
-        commit: Commit,
-        commits: int,
-        calls: int,
-        who: str,
-        step: tuple[str | None, str | None, int],
+        self, commit: Commit, after: _Instant, who: str, step: _Step
     ) -> Iterator[CrashPoint]:
         start, due = commit.at_ns, commit.due_ns or 0
         place = f"{commit.task_id}@a{commit.attempt}.wait"
@@ -206,46 +124,28 @@ class _Points:
             ("mid", (start + due) // 2, "in the middle of it"),
             ("late", due - 1, "1 ns before it is due"),
         ):
-            seen = bisect_right(self._times, at, lo=commits + calls)
-            past = self._entries[:seen]
-            known = sum(isinstance(entry[2], Commit) for entry in past)
-            yield self._point(
-                "in a wait",
-                f"{place}.{name}",
-                f"{what}, {where}",
-                known,
-                len(past) - known,
-                at,
-                step=step,
-            )
+            seen = bisect_right(self._times, at, lo=after.commits + after.calls)
+            known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
+            then = _Instant(known, seen - known, at)
+            yield self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
         if commit.routine_id in self._deadlines:
             return  # a deadline runs on while no host is alive
         for name, resume, where in (
             ("overdue", due + 1, "until 1 ns after it was due"),
             ("long", due + _LONG, "until an hour after it was due"),
         ):
-            yield self._point(
-                "in a wait",
-                f"{place}.{name}",
-                f"{what}, at its start; no host is there {where}",
-                commits,
-                calls,
-                start,
-                resume,
-                step=step,
-            )
+            text = f"{what}, at its start; no host is there {where}"
+            then = after._replace(at_ns=start)
+            yield self._point(step, "in a wait", f"{place}.{name}", text, then, resume)
 
     def _point(
         self,
+        step: _Step,
         kind: Kind,
         name: str,
         text: str,
-        commits: int,
-        calls: int,
-        at: int,
-        resume: int | None = None,
-        *,
-        step: tuple[str | None, str | None, int],
+        instant: _Instant,
+        resume_ns: int | None = None,
     ) -> CrashPoint:
         unique = name
         number = 2
@@ -253,6 +153,5 @@ class _Points:
             unique = f"{name}~{number}"
             number += 1
         self._names.add(unique)
-        return CrashPoint(
-            kind, unique, text, commits, calls, at, at if resume is None else resume, *step
-        )
+        resume_ns = instant.at_ns if resume_ns is None else resume_ns
+        return CrashPoint(kind, unique, text, *instant, resume_ns, *step)

@@ -1,12 +1,12 @@
-"""One child process: its output is bounded, its time is real, and it dies with whoever started it.
+"""A child process with bounded output and a real time limit, which dies with its parent.
 
-Laws:
-- Nothing of a child is left when it is done with: its whole process group is killed while the
-  group's number is still its own, which a process keeps until it is reaped.
-- A child holds the reading end of a pipe, and its starter the only writing end. When that closes,
-  for whatever reason, the child kills itself: so it outlives no killed test run either.
-- What it says on both of its streams goes to a file, in the order in which it came.
-- Waiting is by the kernel's clock, which no test freezes.
+Invariants:
+- A child's whole process group is killed at its end, before the child is reaped: until then the
+  group's number belongs to no other process.
+- A child holds the reading end of a pipe, and its parent the only writing end. When that end
+  closes, for whatever reason, the child kills itself. So it outlives no killed test run.
+- Its output on both streams goes to one file, in order.
+- Waiting uses the kernel's clock, which no test freezes.
 """
 
 from __future__ import annotations
@@ -70,13 +70,13 @@ class Child:
 
     @property
     def status(self) -> int:
-        """How it ended: its exit status, or minus the signal that killed it."""
+        """Its exit status, or minus the signal that killed it."""
         status = self._process.returncode
         assert status is not None
         return status
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for its end; return whether it came in time. It is not reaped."""
+        """Wait for its end; return whether it ended in time. It is not reaped."""
         if self._end is None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
@@ -96,12 +96,12 @@ class Child:
             os.close(self._held)
 
     def close(self) -> None:
-        """Let go of it; call this once, after `kill`, where nobody waits for its end any more."""
+        """Release its handle; call this once, after `kill`, when no thread waits for its end."""
         if self._end is not None:
             os.close(self._end)
 
     def output(self) -> str:
-        """Return what it said, or the last of it where that was a great deal."""
+        """Return its output, or the last mebibyte of it."""
         with self._said.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _MOST_KEPT))
@@ -109,7 +109,7 @@ class Child:
 
 
 def shown(output: str) -> str:
-    """Return an output for a message: its last lines, each of them marked.
+    """Return the last lines of an output for a message, each of them marked.
 
     >>> print(shown("one\\ntwo"))
       | one
@@ -123,7 +123,7 @@ def shown(output: str) -> str:
 
 
 def die_with_parent(lifeline: int) -> None:
-    """Kill the process group of this process as soon as nobody holds the other end of a pipe."""
+    """Kill the process group of this process as soon as the other end of a pipe is closed."""
     os.set_inheritable(lifeline, False)
 
     def watch() -> None:

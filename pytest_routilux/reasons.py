@@ -1,9 +1,9 @@
-"""Why a finding came about, and the fix as code, in terms of the flow at hand.
+"""Causes of findings, and their fixes as code, in terms of the flow that was tested.
 
-Laws:
-- What is said as a fact was seen: in the world, in the flow, or in the user's source. Where the
-  cause can't be seen, the text says what to look at.
-- The engine's own laws are the engine's bugs, and are called that.
+Invariants:
+- A cause that is stated as a fact was observed in a run or in the flow. Otherwise the text says
+  where to look.
+- A broken law of the engine is reported as a bug of routilux.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Final
 
 import routilux
-from pytest_routilux.evidence import calls_of, changed_by, handler_place, key_part, recorded_by
+from pytest_routilux.evidence import calls_of, changed_by, key_part, recorded_by
+from pytest_routilux.places import handler_of
 from pytest_routilux.story import short_error, where_text
 from routilux.instants import seconds_text
 
@@ -23,16 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from pytest_routilux.crash import Disturbed
-    from pytest_routilux.examine import Reference
     from pytest_routilux.hidden import HiddenChange
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import CrashPoint, Disturbed
+    from pytest_routilux.results import Reference
+    from pytest_routilux.world import Finding
 
 __all__ = ["Asked", "Reason", "reason_of"]
 
 _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadable")
-"""Kinds that the simulated host finds as it finds the engine's, but a flow or a test can cause."""
+"""Kinds that are found as laws of the engine are, but that a flow or a test can cause."""
 _LONGEST_VALUE: Final = 24
 _ADDRESS: Final = re.compile(r"\d{9,}")
 _TOGETHER: Final = "\N{NO-BREAK SPACE}"
@@ -40,7 +40,7 @@ _TOGETHER: Final = "\N{NO-BREAK SPACE}"
 
 @dataclass(frozen=True, slots=True)
 class Reason:
-    """Sentences, each on lines of its own: why it is so, and what to do about it."""
+    """Sentences, each on lines of its own: the cause, and what to do about it."""
 
     why: list[str]
     fix: list[str]
@@ -48,7 +48,7 @@ class Reason:
 
 @dataclass(frozen=True)
 class Asked:
-    """A finding and what is known of it; `only` are the kinds of crash that show it."""
+    """A finding and the runs that show it; `only` are the kinds of crash that show it."""
 
     finding: Finding
     known: Reference
@@ -64,16 +64,22 @@ class Asked:
 
     @cached_property
     def kept(self) -> HiddenChange | None:
-        """What a handler changes though no commit keeps it."""
+        """State that a handler changes and no commit saves."""
         return changed_by(self.known, self.known.run.world.log[0][0], self.finding.routine)
+
+    @property
+    def handler(self) -> str:
+        """Where the routine's handler is defined, as ` (file:line)`, or nothing."""
+        return self.at(handler_of(self.known.run.life.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
         """Return a place as ` (file:line)`, or nothing."""
-        return f" ({where_text(where, self.root)})" if where and where != "?" else ""
+        place = where_text(where, self.root) if where else ""
+        return f" ({place})" if place else ""
 
 
 def reason_of(asked: Asked) -> Reason:
-    """Return why a finding came about, and what to do."""
+    """Return the cause of a finding, and what to do."""
     finding = asked.finding
     if finding.path.startswith("engine") and finding.kind not in _OF_USERS:
         return _engine(asked)
@@ -126,8 +132,8 @@ def _key_unstable(asked: Asked) -> Reason:
     changed = key_part(keys, [call.attempt for call in calls])
     if changed is None:
         why = (
-            f"the key is made anew for each attempt{place}, from something that does not stay: look"
-            " at what it is put together from"
+            f"each attempt makes a new key{place} from a value that changes: look at the parts of"
+            " the key"
         )
         return Reason([why], fix)
     if "UUID" in changed:
@@ -142,15 +148,15 @@ def _key_unstable(asked: Asked) -> Reason:
 def _effect_lost(asked: Asked) -> Reason:
     effect = asked.finding.path.removeprefix("effects.")
     if asked.kept is not None:
-        why = f"{_said(asked, asked.kept)}; see whether the call of {effect} hangs on it"
+        why = f"{_said(asked, asked.kept)}; check whether the call of {effect} depends on it"
     else:
         why = (
-            f"the next host decided otherwise: look at what {asked.routine} asks before it calls"
+            f"the next host decided differently: look at what {asked.routine} reads before it calls"
             f" {effect}{asked.at(asked.finding.hint)}"
         )
     fix = (
-        "decide by the payload and by self.ctx.state, which come back as they were; not by"
-        " attributes, globals, files or the clock"
+        "decide by the payload and by self.ctx.state, which are saved; not by attributes, globals,"
+        " files or the clock"
     )
     return Reason([why], [fix])
 
@@ -182,8 +188,8 @@ def _budget(asked: Asked) -> Reason:
         [
             f"use {_joined(attempt)} and leave the waits to {handler};",
             (
-                f'what must last belongs in self.ctx.state["{_key_of(kept)}"], kept when the'
-                " handler returns"
+                f'keep the value in self.ctx.state["{_key_of(kept)}"], saved when the handler'
+                " returns"
             ),
         ],
     )
@@ -193,27 +199,26 @@ def _unsaved(asked: Asked) -> Reason:
     kept = asked.kept
     if kept is not None:
         fix = (
-            f'self.ctx.state["{_key_of(kept)}"] in place of {_short_name(kept)}: it is saved with'
-            " the job; self.ctx.shared is for what several routines need"
+            f'use self.ctx.state["{_key_of(kept)}"] instead of {_short_name(kept)}: it is saved'
+            " with the job; self.ctx.shared is for state that several routines need"
         )
         return Reason([_said(asked, kept)], [fix])
     fix = (
-        "keep what must last in self.ctx.state or self.ctx.shared, and take time, ids and chance"
-        " from self.ctx.now(), .uuid() and .random"
+        "keep state that must last in self.ctx.state or self.ctx.shared, and take times, ids and"
+        " random numbers from self.ctx.now(), .uuid() and .random"
     )
-    place = handler_place(asked.known, asked.finding.routine)
     look = (
-        f"look at what {asked.routine}{asked.at(place)} reads besides its payload, ctx.state and"
+        f"look at what {asked.routine}{asked.handler} reads besides its payload, ctx.state and"
         " ctx.shared"
     )
     if asked.only == {"by document"}:
         why = (
-            "only a host that loads the flow from its document, and so calls no build(), does"
-            f" otherwise. What build() does besides making the flow is missing there: {look}"
+            "only a host that loads the flow from its document differs. It does not call build(),"
+            f" so anything that build() does besides making the flow is missing: {look}"
         )
         return Reason([why], [fix])
     why = (
-        f"the next host had all that the job saves, and did otherwise; {look}: module globals,"
+        f"the next host had all that the job saves, and differs; {look}: module globals,"
         " caches, files, the machine's clock"
     )
     return Reason([why], [fix])
@@ -232,38 +237,33 @@ def _status(asked: Asked) -> Reason:
 
 def _view(asked: Asked) -> Reason:
     reason = _unsaved(asked)
-    gives = "the test's view=... gives another value; nothing else is compared"
+    gives = "the test's view=... returns another value; nothing else is compared"
     return Reason([gives, *reason.why], reason.fix)
 
 
 def _mistake(asked: Asked) -> Reason:
-    place = asked.at(handler_place(asked.known, asked.finding.routine))
     why = f"{asked.finding.what}. Neither a retry nor another host changes that"
-    fix = f"look at {asked.routine}{place}"
+    fix = f"look at {asked.routine}{asked.handler}"
     if asked.finding.what.endswith("(UnserializableError)"):
         fix = (
-            "plain data, or routilux.register_type for a class of one's own: what has no saved form"
-            f" can't go on elsewhere; look at {asked.routine}{place}"
+            "use plain data, or routilux.register_type for a class of your own: another host can't"
+            f" continue without a saved form; look at {asked.routine}{asked.handler}"
         )
     return Reason([why], [fix])
 
 
 def _said(asked: Asked, kept: HiddenChange) -> str:
-    """Return what a handler changes though no commit keeps it, as a sentence."""
-    place = where_text(kept.where, asked.root) if kept.where != "?" else kept.routine_id
-    if kept.routine_id != asked.finding.routine:
-        place = f"{kept.routine_id}, at {place},"
+    """Describe state that a handler changes and no commit saves."""
+    place = f"{kept.routine_id}{asked.at(kept.where)}"
     if kept.scope == "attribute":
         plain = len(kept.was) <= _LONGEST_VALUE and not _ADDRESS.search(kept.was)
-        again = f": the next host begins with {kept.was} again" if plain else ""
-        return (
-            f"{place} changes {kept.name}. That lives in the process; the job never saves it{again}"
-        )
+        again = f": the next host starts with {kept.was} again" if plain else ""
+        return f"{place} changes {kept.name}. It lives in the process and is never saved{again}"
     module, _, name = kept.name.rpartition(":")
     what = "global" if kept.scope == "global" else "class attribute"
     return (
-        f"{place} changes the {what} {name} of {module}. That lives in the module: jobs share it,"
-        " no job saves it, and a new process has it as it was imported"
+        f"{place} changes the {what} {name} of {module}. It lives in the module: jobs share it,"
+        " no job saves it, and a new process starts with its imported value"
     )
 
 
@@ -276,7 +276,7 @@ def _key_of(kept: HiddenChange) -> str:
 
 
 def _began(asked: Asked) -> str:
-    """Return the attempt that the last host began with, and when, in words."""
+    """Return the attempt that the last host started with, and when, in words."""
     if asked.disturbed is None:
         return ""
     start = asked.disturbed.world.log[0][0]
@@ -291,25 +291,25 @@ def _joined(code: str) -> str:
     return code.replace(" ", _TOGETHER)
 
 
-# --- what needs no looking at the run -------------------------------------------------------------
+# --- causes that follow from the kind alone -------------------------------------------------------
 
 _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "invariant": (
-        "the test's invariant=... does not hold for how this run ended",
-        ("look at what it reads of outcome.job and outcome.calls: the rows and lines above",),
+        "the test's invariant=... does not hold at the end of this run",
+        ("compare what it reads of outcome.job and outcome.calls with the rows and lines above",),
     ),
     "always": (
-        "the test's always=... is asked after every commit, also of a job that is half done",
-        ("it must hold between any two steps; what holds at the end alone is for invariant=...",),
+        "the test's always=... is checked after every commit, also while the job runs",
+        ("it must hold between any two steps; a rule for the end alone belongs in invariant=...",),
     ),
     "stuck": (
-        "no host can bring the job to rest: each one that goes on ends as said above",
-        ("what raises it has to succeed, or to raise an Exception that an ErrorHandler answers",),
+        "no host can finish the job: each host that resumes it ends as shown above",
+        ("the code that raises must succeed, or raise an Exception that an ErrorHandler handles",),
     ),
     "leaked-thread": (
         (
-            "{routine}{handler} returned while a thread that it had started was alive: what that"
-            " does is in no commit, and dies with its host"
+            "{routine}{handler} returned while a thread that it had started was alive: no commit"
+            " has the work of that thread, and it dies with its host"
         ),
         (
             "join() it before the handler returns, or make it a routine of its own:",
@@ -319,21 +319,21 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "module-state": (
         (
             "{routine}{hint} changes {name}. It lives in the module: jobs share it, no job saves"
-            " it, and a new process has it as it was imported"
+            " it, and a new process starts with its imported value"
         ),
         (
             (
-                "self.ctx.state for what the routine has to remember, self.ctx.shared for what"
-                " several need; a constructor argument for configuration"
+                "use self.ctx.state for state of the routine, self.ctx.shared for state that"
+                " several routines need, a constructor argument for configuration"
             ),
         ),
     ),
     "hash-order": (
-        "a set has another order in every process, and it shows in what the job does",
-        ("sorted(...) where the set is walked, or a dict or list, which keep their order",),
+        "the order of a set differs between processes, and the job depends on it",
+        ("use sorted(...) where the set is iterated, or a dict or list, which keep their order",),
     ),
     "nondeterminism": (
-        "{routine}{hint}: the same run, from the same instant, comes out otherwise when repeated",
+        "{routine}{hint}: a second run from the same instant gives another result",
         (
             "self.ctx.random, self.ctx.uuid() and self.ctx.now() repeat on every attempt and host;",
             "random, uuid.uuid4(), os.urandom and the machine's clock do not",
@@ -341,70 +341,70 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     ),
     "swallowed-crash": (
         (
-            "{routine}{hint} catches what ends its process and goes on, so an interrupt or an exit"
-            " is taken for a result"
+            "{routine}{hint} catches the exception that ends its process and returns, so an"
+            " interrupt or an exit counts as success"
         ),
-        ("except Exception: in place of a bare except or BaseException, or raise it again",),
+        ("use except Exception: instead of a bare except or BaseException, or raise it again",),
     ),
     "kills-process": (
         "{routine}{hint} ends its whole process, and every job in it, with no commit",
-        ("raise an Exception: an ErrorHandler decides what becomes of the task, not of the host",),
+        ("raise an Exception instead: an ErrorHandler decides what happens to the task",),
     ),
     "hangs": (
-        "{routine}{hint} loops, or waits for what does not come: its real time is up",
-        ("self.ctx.sleep(...) to wait; ErrorHandler(..., timeout=seconds) bounds an attempt",),
+        "{routine}{hint} loops or waits without end: it exceeded the limit of real time",
+        ("use self.ctx.sleep(...) to wait; ErrorHandler(..., timeout=seconds) limits an attempt",),
     ),
     "store-lost": (
         (
-            "the next host opened the store's files as they stood when this one died, and has"
-            " nothing else. It is the store that does not keep to JobStore, not the flow"
+            "the next host opened the store's files as this one left them when it died, and has"
+            " nothing else. The store breaks the contract of JobStore, not the flow"
         ),
         (
-            "end the transaction before a write returns, and do all of a write in one:",
-            "then a crash leaves what was there before it, or all of it",
+            "commit the transaction before a write returns, and do each write in one transaction:",
+            "then a crash leaves the whole write or none of it",
         ),
     ),
     "store-changes": (
-        "a store keeps bytes, and knows nothing of what is in them: it does not keep to JobStore",
-        ("give back from rows() what create, append and claim were given, byte for byte",),
+        "a store must keep rows as they are: this one breaks the contract of JobStore",
+        ("return from rows() the bytes that create, append and claim received, unchanged",),
     ),
     "store-refuses": (
         (
-            "each host before this one is dead, and this one has started or claimed the job: nobody"
-            " else can own it. It is the store that does not keep to JobStore, not the flow"
+            "each host before this one is dead, and this one has started or claimed the job: no"
+            " other can own it. The store breaks the contract of JobStore, not the flow"
         ),
-        ("in claim, make who claims the owner, in the transaction that keeps the row",),
+        ("in claim, set the owner in the transaction that inserts the row",),
     ),
     "store-fence": (
         (
-            "the other host was not dead, only slow. What it still writes takes the place of what"
-            " the owner of the job writes: the store does not keep to JobStore"
+            "the other host was not dead, only slow. Its late writes replace those of the job's"
+            " owner: the store breaks the contract of JobStore"
         ),
         (
             "in append, compare the owner and insert the row in one transaction;",
-            "where another row stands, or another owner has the job, raise LeaseLostError",
+            "if there is another row, or the job has another owner, raise LeaseLostError",
         ),
     ),
     "store-frees": (
         (
-            "a worker that asks for work gets a job that is over, and takes it up again: the store"
-            " does not keep to JobStore"
+            "a worker that asks for work gets a finished job and runs it again: the store breaks"
+            " the contract of JobStore"
         ),
-        ("in the transaction of a write with rests=True, make the job free for nobody",),
+        ("in the transaction of a write with rests=True, make the job unavailable to workers",),
     ),
     "payload-changed": (
         (
-            "what was sent stays as it was: handlers get copies. A change gets through where a copy"
-            " shares its inside with what it was made of, by a __deepcopy__ of its class, say"
+            "handlers get copies of a payload. A change reaches the original where the copy shares"
+            " objects with it, for example because of a __deepcopy__ of its class"
         ),
-        ("send plain data (dict, list, str, numbers); change what the handler itself has made",),
+        ("send plain data (dict, list, str, numbers); change only objects that the handler makes",),
     ),
     "changed-by-saving": (
         (
-            "what a host saves is not what the next one reads. Where a value is of a type given to"
-            " register_type, its encode and decode don't fit each other"
+            "a value differs after it is saved and loaded. If its type was given to register_type,"
+            " its encode and decode don't match"
         ),
-        ("serialize_roundtrip(value) shows the first place at which what is read back differs",),
+        ("serialize_roundtrip(value) shows the first place that differs after loading",),
     ),
 }
 _PLAIN["unreadable"] = _PLAIN["changed-by-saving"]
@@ -413,24 +413,23 @@ _PLAIN["store-unreadable"] = _PLAIN["store-lost"]
 
 def _plain(asked: Asked) -> Reason:
     why, fix = _PLAIN[asked.finding.kind]
-    handler = asked.at(handler_place(asked.known, asked.finding.routine))
     names = {
         "routine": asked.routine,
-        "handler": handler,
-        "hint": asked.at(asked.finding.hint) or handler,
+        "handler": asked.handler,
+        "hint": asked.at(asked.finding.hint) or asked.handler,
         "name": asked.finding.path.partition(".")[2],
     }
     return Reason([why.format_map(names)], [line.format_map(names) for line in fix])
 
 
 def _engine(asked: Asked) -> Reason:
-    where = "in a run that nothing disturbs" if asked.point is None else "in this run"
+    where = "in an undisturbed run" if asked.point is None else "in this run"
     python = ".".join(map(str, sys.version_info[:2]))
     fix = (
-        "nothing in the flow. Please report it to routilux with this text, the flow and the"
+        "none in the flow. Please report it to routilux with this text, the flow and the"
         f" versions: routilux {routilux.__version__}, Python {python}"
     )
-    why = f"a law of the engine does not hold {where}. That is a bug of routilux, not of this flow"
+    why = f"a law of the engine is broken {where}. That is a bug of routilux, not of this flow"
     return Reason([why], [fix])
 
 

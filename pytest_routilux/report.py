@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Self
 
-from pytest_routilux.plugin import report_look
+from pytest_routilux.settings import report_look
 from pytest_routilux.told import told_of
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from pytest_routilux.files import store_name
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.lives import Case
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import Case, CrashPoint
     from routilux import Flow
 
 __all__ = ["Repro", "Stale", "command", "digest_of"]

@@ -1,12 +1,12 @@
 """Saving and loading in one call: `serialize_roundtrip(flow, via="process")`.
 
-Laws:
-- What comes back is equal in value and in type, with dicts in the same order, or the first path
-  that differs is shown.
+Invariants:
+- The loaded object is equal in value and in type, with dicts in the same order; else the error
+  shows the first path that differs.
 - A flow is compared by what loading builds: options, handlers, connections, each routine's class
-  and arguments, and its public attributes of plain data. So what was set after the constructor,
-  which no saved flow holds, is found.
-- "memory", "file" and "process" go through the same bytes; they differ in how far those travel.
+  and arguments, and its public attributes of plain data. This finds attributes that were set
+  after the constructor, which no saved flow holds.
+- "memory", "file" and "process" use the same bytes; they differ in where these are loaded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 
 from pytest_routilux.factory import PlainFunction
+from pytest_routilux.hosts import FlowHosts
 from pytest_routilux.views import view
 from routilux import (
     ErrorHandler,
@@ -93,8 +94,6 @@ class SerializeRoundtrip:
     def _through_a_process(
         self, kind: str, data: bytes, obj: object, imports: Iterable[str | ModuleType]
     ) -> bytes:
-        from pytest_routilux.hosts import FlowHosts
-
         path = self._next_path(kind)
         path.write_bytes(data)
         request = {"task": "roundtrip", "kind": kind, "document": str(path.resolve())}
@@ -119,7 +118,7 @@ def saved(obj: object) -> bytes:
 
 
 def restored(kind: str, data: bytes) -> object:
-    """Return the object that `saved` made the bytes of."""
+    """Return the object whose saved form these bytes are."""
     if kind == "state":
         return SavedState.from_bytes(data)
     if kind == "value":

@@ -12,16 +12,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.crash import recover
-from pytest_routilux.examine import Coverage, Examination, examine, judge, reference
+from pytest_routilux.examine import examine, judge, reference
 from pytest_routilux.points import crash_points
+from pytest_routilux.results import Coverage, Examination
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_routilux.examine import Checks, Reference
-    from pytest_routilux.lives import Case
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import Case, CrashPoint
+    from pytest_routilux.results import Checks, Reference
+    from pytest_routilux.world import Finding
 
 __all__ = ["Cause", "shrink", "simplicity"]
 

@@ -21,20 +21,14 @@ from pytest_routilux.cells import cut
 from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import (
-    Checks,
-    Coverage,
-    Examination,
-    Outcome,
-    examine,
-    reference,
-)
+from pytest_routilux.examine import examine, reference
 from pytest_routilux.explain import explain_cause, not_compared
 from pytest_routilux.faults import NEVER_STRUCK, Fault
 from pytest_routilux.files import checked_store
 from pytest_routilux.lives import Case
-from pytest_routilux.plugin import report_look
 from pytest_routilux.repro import Repro, Stale, command
+from pytest_routilux.results import Checks, Coverage, Examination, Outcome
+from pytest_routilux.settings import report_look
 from pytest_routilux.shrink import Cause, shrink
 from pytest_routilux.simulation import live
 from pytest_routilux.story import short_error
@@ -47,9 +41,8 @@ from routilux.instants import instant_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.files import Opens
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import CrashPoint, Opens
+    from pytest_routilux.world import Finding
     from routilux import JobState
 
 __all__ = ["START", "FlowSim"]

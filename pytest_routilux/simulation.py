@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import tell_all
 from pytest_routilux.lives import STEADY, Life
-from pytest_routilux.oracle import Finding
-from pytest_routilux.stepping import OUTCOMES, SimClock, SimDriver, threads_started
+from pytest_routilux.simulated_step import SimClock
+from pytest_routilux.stepping import OUTCOMES, SimDriver, threads_started
+from pytest_routilux.world import Finding
 from routilux import (
     Commit,
     CorruptStateError,
@@ -216,8 +217,7 @@ class _SimRuntime(Runtime):
         # Each machine was switched on at another time.
         clock = SimClock(world.now_ns, mono=world.host * _UPTIME)
         super().__init__(clock=clock, max_steps=_MOST_STEPS)
-        self.crew = _SimCrew(clock, None)
-        self.crew.begin(self.lock)
+        self.crew = _SimCrew(self)
         self.sim_clock = clock
         self.case = case
         self.world = world
@@ -225,9 +225,10 @@ class _SimRuntime(Runtime):
         self._choices = choices
         self._pace = pace
         self.started: list[Thread] = []  # by handlers
-        self.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
-        self.audience.observers = () if case.always is None else (self,)
-        self.audience.of_steps = (self,) if told else ()
+        environment = self.environment
+        environment.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
+        environment.audience.observers = () if case.always is None else (self,)
+        environment.audience.of_steps = (self,) if told else ()
 
     def broken(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id
@@ -256,10 +257,10 @@ class _SimRuntime(Runtime):
         if job.job_id == self.case.job_id:
             self.life.job = job
         if self._choices is FIFO:
-            return Drive(self, Machine(plan, job))
+            return Drive(self.environment, Machine(plan, job))
         machine = _ChoosingMachine(plan, job)
         machine.choices = self._choices
-        return Drive(self, machine)
+        return Drive(self.environment, machine)
 
     def driver(self) -> Driver:
         """Return what runs the steps of one job."""
@@ -278,10 +279,12 @@ class _SimRuntime(Runtime):
 class _SimCrew(Crew):
     """Drives the jobs of a simulated host, all of them in the one thread of the simulation."""
 
+    def __init__(self, runtime: _SimRuntime) -> None:
+        super().__init__(runtime.environment, None)
+        self._runtime = runtime
+
     def driver_for(self, drive: Drive) -> Driver:
-        runtime = drive.runtime
-        assert isinstance(runtime, _SimRuntime)
-        return runtime.driver()
+        return self._runtime.driver()
 
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
@@ -330,6 +333,6 @@ def live(
     for failure in runtime.observer_failures:
         raise failure.error  # by the test's `always`, which has proved nothing then
     if checked:
-        runtime.journal.compare()  # type: ignore[union-attr]  # a _WorldJournal
+        runtime.environment.journal.compare()  # type: ignore[union-attr]  # a _WorldJournal
     world.now_ns = max(world.now_ns, runtime.clock.now_ns())
     return life

@@ -17,20 +17,19 @@ import threading
 from collections import deque
 from contextlib import contextmanager
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.faults import affected
+from pytest_routilux.simulated_step import Flight, SimClock, running
 from pytest_routilux.world import Call, World
-from routilux import Clock, ClockStalledError, NoActiveStepError, Signal, StepInput, StepOutcome
-from routilux.instants import from_ns, signed_ns
+from routilux import ClockStalledError, NoActiveStepError, StepInput, StepOutcome
 from routilux.step import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import datetime
 
     from pytest_routilux.choices import Choices
     from pytest_routilux.faults import Fault
@@ -41,66 +40,10 @@ if TYPE_CHECKING:
     from routilux.exchange import Effect
     from routilux.policy import ErrorHandler
 
-__all__ = ["OUTCOMES", "SimClock", "SimDriver", "running", "threads_started"]
+__all__ = ["OUTCOMES", "SimDriver", "threads_started"]
 
 OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """What is not the simulated host's end, but the test's: it passes through."""
-
-
-class _SimSignal(Signal):
-    __slots__ = ("_set",)
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def set(self) -> None:
-        self._set = True
-
-    def clear(self) -> None:
-        self._set = False
-
-    def is_set(self) -> bool:
-        return self._set
-
-
-@final
-class SimClock(Clock):
-    """Time as one thread makes it pass: whoever waits, waits at once."""
-
-    def __init__(self, start_ns: int, mono: int = 0) -> None:
-        self.wall = start_ns - mono  # what the wall clock showed at monotonic 0
-        self.mono = mono
-        self._thread = threading.get_ident()
-
-    def now_ns(self) -> int:
-        return self.wall + self.mono
-
-    def monotonic_ns(self) -> int:
-        return self.mono
-
-    def now(self) -> datetime:
-        """Return the wall clock's time as an aware UTC datetime."""
-        return from_ns(self.now_ns())
-
-    def jump(self, seconds: float) -> None:
-        """Set the wall clock by `seconds`, which may be negative; no time passes."""
-        self.wall += signed_ns(seconds)
-
-    def signal(self) -> Signal:
-        return _SimSignal()
-
-    def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
-        # Only a job that a handler executes waits here; the simulated one waits in the driver.
-        if signal is not None and signal.is_set():
-            return True
-        if until is None:
-            raise ClockStalledError(f"{who} waits for what nobody will do: a simulation is alone")
-        self.mono = max(self.mono, until)
-        return False
-
-    def runs_here(self) -> bool:
-        """Return whether the calling thread is the one of the simulation."""
-        return threading.get_ident() == self._thread
 
 
 @contextmanager
@@ -127,34 +70,11 @@ def threads_started(clock: SimClock) -> Iterator[list[threading.Thread]]:
 # --- steps ----------------------------------------------------------------------------------------
 
 
-class _Flight:
-    """A step whose handler was run, and what is held back of it: (instant, what)."""
-
-    __slots__ = ("driven", "effects", "events", "step")
-
-    def __init__(self, driven: Driven, step: StepInput) -> None:
-        self.driven = driven
-        self.step = step
-        self.effects = 0
-        self.events: deque[tuple[int, Any]] = deque()
-
-    @property
-    def key(self) -> Key:
-        return (self.driven.ordinal, *self.step.order)
-
-
-def _named(option: Ended | _Flight | None) -> str:
+def _named(option: Ended | Flight | None) -> str:
     if option is None:
         return "time passes"
     step = option[1] if isinstance(option, tuple) else option.step
     return f"{step.task.task_id} {step.task.routine_id} attempt {step.attempt}"
-
-
-class running:  # noqa: N801 - it reads as what it is: running.flight
-    """The simulation whose handler runs at this moment, for the doubles of effects."""
-
-    flight: _Flight | None = None
-    clock: SimClock | None = None
 
 
 class _StepHost:
@@ -162,7 +82,7 @@ class _StepHost:
 
     __slots__ = ("_clock", "_driven", "_flight", "_pace")
 
-    def __init__(self, clock: SimClock, flight: _Flight, pace: Pace) -> None:
+    def __init__(self, clock: SimClock, flight: Flight, pace: Pace) -> None:
         self._clock = clock
         self._flight = flight
         self._driven: Any = flight.driven
@@ -210,16 +130,16 @@ class SimDriver:
         self._faults = faults
         self._pace = pace
         self._job_id = job_id
-        self._fresh: list[_Flight] = []
+        self._fresh: list[Flight] = []
         self._ended: deque[Ended] = deque()
         self._broke = False
-        self._asleep: list[tuple[int, Key, int, _Flight]] = []
+        self._asleep: list[tuple[int, Key, int, Flight]] = []
         self._numbers = 0
         self._started = started
 
     def start(self, driven: Driven, step: StepInput) -> None:
         """Take a step."""
-        self._fresh.append(_Flight(driven, step))
+        self._fresh.append(Flight(driven, step))
         if step.job_id == self._job_id:  # else of a job that a handler executes
             self._life.steps.append((len(self._world.commits), step))
 
@@ -243,7 +163,7 @@ class SimDriver:
                 self._go_on(flight)
         while True:
             chosen = self._choose(until, key)
-            if isinstance(chosen, _Flight):
+            if isinstance(chosen, Flight):
                 if not chosen.events:
                     self._perform(chosen)
                 clock.mono = max(clock.mono, chosen.events[0][0])
@@ -262,7 +182,7 @@ class SimDriver:
                 self._broke = False
                 return None
 
-    def _choose(self, until: int | None, key: Key) -> Ended | _Flight | None:
+    def _choose(self, until: int | None, key: Key) -> Ended | Flight | None:
         """Return a step that is over, else one that is to go on; None where time passes first."""
         ended, fresh, asleep = self._ended, self._fresh, self._asleep
         if self._choices is FIFO:
@@ -272,7 +192,7 @@ class SimDriver:
                 return heappop(asleep)[3]
             return None
         asleep.sort()  # which leaves it a heap
-        options: list[Ended | _Flight | None] = [*ended, *fresh, *(entry[3] for entry in asleep)]
+        options: list[Ended | Flight | None] = [*ended, *fresh, *(entry[3] for entry in asleep)]
         if until is not None:
             sooner = sum(entry[:2] <= (until, key) for entry in asleep)
             options.insert(len(ended) + len(fresh) + sooner, None)
@@ -290,7 +210,7 @@ class SimDriver:
             self._asleep = [entry for entry in asleep if entry[3] is not chosen]
         return chosen
 
-    def _go_on(self, flight: _Flight) -> None:
+    def _go_on(self, flight: Flight) -> None:
         """Let happen what is held back of a step, up to its next sleep or its end."""
         events = flight.events
         clock = self._clock
@@ -322,7 +242,7 @@ class SimDriver:
         if ended.retry_after_ns is not None:
             self._life.asked[attempt] = ended.retry_after_ns
 
-    def _perform(self, flight: _Flight) -> None:
+    def _perform(self, flight: Flight) -> None:
         step = flight.step
         clock = self._clock
         task = step.task
@@ -345,7 +265,7 @@ class SimDriver:
         clock.mono = begun
 
     def _run(
-        self, step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, flight: _Flight
+        self, step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, flight: Flight
     ) -> StepOutcome | BaseException:
         host = _StepHost(self._clock, flight, self._pace)
         try:

@@ -25,10 +25,9 @@ from routilux.instants import seconds_text
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from pytest_routilux.examine import Reference
-    from pytest_routilux.oracle import Finding
-    from pytest_routilux.points import CrashPoint
-    from pytest_routilux.world import Entry, World
+    from pytest_routilux.lives import CrashPoint
+    from pytest_routilux.results import Reference
+    from pytest_routilux.world import Entry, Finding, World
 
 __all__ = ["Line", "call_text", "short_error", "shown", "story", "table", "where_text"]
 

@@ -13,7 +13,7 @@ from collections import Counter
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.plugin import report_look
+from pytest_routilux.settings import report_look
 from routilux.instants import SECOND, seconds_text
 
 if TYPE_CHECKING:

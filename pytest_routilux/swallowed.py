@@ -1,10 +1,10 @@
-"""Handlers that go on after what should end them: an interrupt, an exit, the death of a host.
+"""Detects handlers that swallow what must end them: an interrupt, an exit, the death of a host.
 
-Laws:
-- Every kind of handler that the undisturbed run calls is called again with its first input, once
-  for each `ctx.sleep`, `ctx.once` and effect in it: there a BaseException is raised.
-- A handler that returns all the same swallows it. One that raises anything does not.
-- This happens in a process of its own where there is one, since a handler may answer by ending it.
+Invariants:
+- Every handler that the undisturbed run calls is called again with its first input, once for each
+  `ctx.sleep`, `ctx.once` and effect in it. There a BaseException is raised.
+- A handler that returns swallows it. A handler that raises anything does not.
+- The check runs in a process of its own where it can, since a handler may end its process.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import undisturbed
-from pytest_routilux.examine import Coverage
 from pytest_routilux.isolation import Hosts
-from pytest_routilux.oracle import Finding
-from pytest_routilux.stepping import SimClock, running
+from pytest_routilux.places import definition_of
+from pytest_routilux.results import Coverage
+from pytest_routilux.simulated_step import SimClock, running
+from pytest_routilux.world import Finding
 from routilux.step import run_step
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class _HostDies(BaseException):
 
 
 def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Finding | None:
-    """Return the first handler that returns although it was told that its host dies.
+    """Return the first handler that returns although its host dies.
 
     Not `isolated`: in this process.
     """
@@ -65,7 +66,7 @@ def _swallowed(case: Case, tell: object, start_ns: int) -> Finding | None:
 
 
 class _Trap:
-    """Raises at the n-th thing that a handler does by way of the engine or a double."""
+    """Raises at the n-th call that a handler makes to the engine or a double."""
 
     def __init__(self, place: int) -> None:
         self._left = place
@@ -79,7 +80,7 @@ class _Trap:
 
 
 class _Events(deque[Any]):
-    """Where a double puts its calls."""
+    """The events of a step, to which a double appends its calls."""
 
     def __init__(self, trap: _Trap) -> None:
         super().__init__()
@@ -91,7 +92,7 @@ class _Events(deque[Any]):
 
 
 class _TrapHost:
-    """The host of a step that dies where the trap is."""
+    """The host of a step, which dies at the trap."""
 
     def __init__(self, clock: SimClock, step: StepInput, trap: _Trap) -> None:
         self._clock = clock
@@ -106,7 +107,7 @@ class _TrapHost:
         self._clock.mono += length
 
     def check(self, step: StepInput) -> None:
-        """Do nothing: the step has the job."""
+        """Do nothing: the step owns the job."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self._trap.step_on(f"ctx.once({name!r})")
@@ -116,7 +117,7 @@ class _TrapHost:
 
 
 class _Flight:
-    """What a double needs to know of the step that runs."""
+    """The running step, as a double needs it."""
 
     def __init__(self, step: StepInput, trap: _Trap) -> None:
         self.step = step
@@ -147,12 +148,11 @@ def _call(flow: Flow, routine_id: str, slot: str, step: StepInput, trap: _Trap) 
 
 def _finding(flow: Flow, routine_id: str, slot: str, step: StepInput, place: str) -> Finding:
     handler = flow.routines[routine_id].slots[slot].handler
-    code = getattr(handler, "__code__", None)
     name = getattr(handler, "__qualname__", repr(handler))
     what = (
-        f"{routine_id} goes on when its host dies in {place}: {name} catches BaseException and"
-        " returns as if nothing had been"
+        f"{routine_id} continues when its host dies in {place}: {name} catches BaseException and"
+        " returns"
     )
-    where = "?" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+    where = definition_of(handler)
     path = f"swallowed.{routine_id}.{slot}"
     return Finding("swallowed-crash", what, path, routine_id, [], step.started_ns, where)

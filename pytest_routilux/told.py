@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_routilux.plugin import OPEN, TOLD
+from pytest_routilux.settings import OPEN, TOLD
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
-from pytest_routilux.oracle import Finding
 from pytest_routilux.promises import error_name, raised_by_engine
+from pytest_routilux.world import Finding
 from routilux import CommitKind, ErrorStrategy
 
 if TYPE_CHECKING:

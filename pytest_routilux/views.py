@@ -47,7 +47,7 @@ def view(obj: object) -> object:
     """Return what makes up an object; one that is none of ours is its own view.
 
     >>> view(ErrorHandler("skip", timeout=2))
-    {'strategy': <ErrorStrategy.SKIP: 'skip'>, 'timeout': 2, 'retry_count': 0}
+    {'strategy': <ErrorStrategy.SKIP: 'skip'>, 'timeout': 2}
     """
     if isinstance(obj, Flow):
         return {
@@ -66,7 +66,7 @@ def view(obj: object) -> object:
     if isinstance(obj, ErrorHandler):
         retries = obj.strategy is ErrorStrategy.RETRY
         names = CHECKS if retries else WITH_ANY_STRATEGY
-        return {name: getattr(obj, name) for name in (*names, "retry_count")}
+        return {name: getattr(obj, name) for name in names}
     if isinstance(obj, SavedState):
         return {
             "flow": view(obj.flow),

@@ -1,16 +1,17 @@
-"""Tells of a handler that waits in real time under a virtual clock, instead of hanging with it.
+"""Fails a handler that blocks or polls in real time under a virtual clock, instead of hanging.
 
-Laws:
-- Blocked is a step that for `routilux_blocked_after` real seconds has neither ended nor waited on
-  its clock, and that has not computed either, where the system tells that. Short waits that are
-  made again and again cost work; whoever does mostly that, and at every look stands in the wait of
-  one line, has not computed. Whoever stands in a debugger waits for a human.
-- The test fails with the report. A step in the thread of the test is broken off there, as by
-  Ctrl-C; of one in another thread the job is failed, and the thread left alone: nobody can stop it.
-- What nobody waits for on the clock, and what is no step (an observer, a store), is written to the
-  terminal and left.
-- One thread looks, from time to time. It is there only while there are clocks to look at and a
-  little longer, is none that `threading` lists, and is gone before a process forks.
+Invariants:
+- A step is blocked when it has waited for `routilux_blocked_after` seconds: real time in which it
+  neither ends nor waits on its virtual clock, less four times the CPU time of its thread.
+- So a handler that computes is never blocked where it gets a quarter of a CPU, and one that polls
+  in short waits is. Where the system does not report the CPU time of a thread, computing is
+  waiting. A step in a debugger is ignored: it waits for a human.
+- The test fails with the report. A step in the thread of the test is interrupted, as by Ctrl-C. A
+  step in another thread can't be stopped: its job fails, and the thread is left alone.
+- A blocked step whose job nobody waits for on the clock, and a blocked observer or store, is
+  written to the terminal and left alone.
+- One thread checks all clocks. It exists only while there are clocks to check and a little longer,
+  `threading` does not list it, and it ends before the process forks.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
 
+from pytest_routilux.blocked import report
 from pytest_routilux.places import outwards
 from pytest_routilux.settings import blocked_after
 from pytest_routilux.untold import all_told, note
@@ -36,7 +38,7 @@ from routilux.step import run_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import CodeType, FrameType
+    from types import FrameType
 
     from routilux import StepInput
     from routilux.context import Host
@@ -45,9 +47,8 @@ if TYPE_CHECKING:
 __all__ = ["watched"]
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
-_BUSY: Final = 0.05  # a thread that computes for so much of the time is not blocked, but may poll
-_NO_POLL: Final = 0.25  # and one that computes for so much does not, on a busy machine too
-_LOOKS: Final = 4  # within the time that a step may be blocked
+_CHECKS: Final = 4  # within the time that a step may wait
+_CPU_WEIGHT: Final = 4  # how many seconds of waiting one second of CPU time makes up for
 _PATIENCE: Final = 1.0  # seconds, for a lock or an answer that may never come
 _URGENT: Final = getattr(signal, "SIGURG", None)  # which does nothing where nobody handles it
 _RUN_STEP: Final = run_step.__code__
@@ -57,7 +58,7 @@ _now: Final = SystemClock.monotonic_ns
 
 @contextmanager
 def watched(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
-    """Tell of blocked steps on the clock until the block ends; None: of those of a simulation."""
+    """Fail blocked steps on the clock until the block ends; None: those of a simulation."""
     after = blocked_after(config)
     if not after:
         yield
@@ -72,72 +73,53 @@ def watched(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
 
 
 class _Sight(NamedTuple):
-    """What runs on a clock: its thread, and marks that differ as soon as it goes on."""
+    """The step that runs on a clock, and marks that change as soon as it makes progress."""
 
     thread: int
     frame: FrameType
     turn: Turn | None
     marks: tuple[object, ...]
-    computed: int | None
+    computed_ns: int | None
 
 
 class _Watch:
-    """One clock that is looked at."""
+    """One clock that is checked, and how long its step has waited in real time."""
 
     def __init__(self, clock: FakeClock | None, after: float, config: pytest.Config) -> None:
-        self.every = after / _LOOKS
+        self.every = after / _CHECKS
         self._clock = clock
         self._thread = threading.get_ident()
         self._after = after
         self._config = config
         self._marks: tuple[object, ...] = ()
-        self._since = 0
-        self._looks = 0
-        self._computed: int | None = None
-        self._polled: tuple[CodeType, int] | None = None
-        self._told = False
+        self._computed_ns = 0
+        self._waited = 0.0  # in checks
+        self._reported = False
         self._sent = ""
         self._sent_at = 0
 
-    def look(self) -> None:
-        """Tell of whoever is blocked, once."""
+    def check(self) -> None:
+        """Report the step that is blocked, once."""
         sight = self._sight()
-        now = _now()
-        self._looks += 1
         if sight is None or not _same(sight.marks, self._marks):
             self._marks = () if sight is None else sight.marks
-            self._begin(now, sight)
-        elif self._works(sight, now):
-            self._begin(now, sight)
-        elif self._sent:
+            self._computed_ns = 0 if sight is None else sight.computed_ns or 0
+            self._waited, self._reported, self._sent = 0.0, False, ""
+            return
+        computed_ns = sight.computed_ns or 0
+        computed = (computed_ns - self._computed_ns) / 1e9 / self.every
+        self._computed_ns = computed_ns
+        # Checks are counted: a process that was stopped for an hour has not waited for an hour.
+        self._waited = max(0.0, self._waited + 1 - _CPU_WEIGHT * computed)
+        if self._sent:
             if _pending is None or _pending[0] is not self._sent:
                 self._sent = ""
-            elif now - self._sent_at > _PATIENCE * 1e9:
-                self._write(self._sent)  # it does not hear the signal
+            elif _now() - self._sent_at > _PATIENCE * 1e9:
+                self._write(self._sent)  # the thread does not handle the signal
                 self._sent = ""
-        elif not self._told and self._looks >= _LOOKS:
-            # Counted, not measured: a whole process that stood still has not been looked at.
-            self._told = True
-            self._tell(sight)
-
-    def _begin(self, now: int, sight: _Sight | None) -> None:
-        self._since, self._looks = now, 0
-        self._computed = None if sight is None else sight.computed
-        self._polled = None
-        self._told, self._sent = False, ""
-
-    def _works(self, sight: _Sight, now: int) -> bool:
-        if sight.computed is None or self._computed is None:
-            return False
-        share = (sight.computed - self._computed) / (now - self._since)
-        if share <= _BUSY:
-            return False
-        if share >= _NO_POLL:
-            return True
-        from pytest_routilux.polls import polled_line
-
-        before, self._polled = self._polled, polled_line(sight.frame)
-        return self._polled is None or before not in (None, self._polled)
+        elif not self._reported and self._waited > _CHECKS - 1:  # waiting takes some CPU time too
+            self._reported = True
+            self._report(sight)
 
     def _sight(self) -> _Sight | None:
         turn = None
@@ -153,14 +135,12 @@ class _Watch:
         steps = _steps_of(frame)
         step = steps[0][0] if steps else None
         if turn is None:
-            return (
-                None if step is None else _Sight(thread, frame, None, (step,), computed_ns(thread))
-            )
+            if step is None:
+                return None
+            return _Sight(thread, frame, None, (step,), computed_ns(thread))
         return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), turn.computed_ns)
 
-    def _tell(self, sight: _Sight) -> None:
-        from pytest_routilux.blocked import report
-
+    def _report(self, sight: _Sight) -> None:
         who = "a simulation" if sight.turn is None else sight.turn.who
         steps = _steps_of(sight.frame)
         if steps:
@@ -240,17 +220,17 @@ def _waits_on_a_clock(thread: int) -> bool:
 
 
 def _failed(host: Host, error: BaseException) -> bool:
-    if not isinstance(host, Drive) or not host.runtime.lock.acquire(timeout=_PATIENCE):
+    if not isinstance(host, Drive) or not host.environment.lock.acquire(timeout=_PATIENCE):
         return False
     try:
         if host.loop is not None:
             host.loop.fail(host, error)
     finally:
-        host.runtime.lock.release()
+        host.environment.lock.release()
     return True
 
 
-# --- breaking off what the main thread does -------------------------------------------------------
+# --- interrupting the main thread -----------------------------------------------------------------
 
 _pending: tuple[str, StepInput] | None = None
 
@@ -284,29 +264,29 @@ def _interrupt(text: str, step: StepInput) -> bool:
 def _break_off(_: int, frame: FrameType | None) -> None:
     global _pending
     pending, _pending = _pending, None
-    # Only the step that was seen: by now the thread may be elsewhere.
+    # Only the step that was checked: by now the thread may run another one.
     if pending is not None and any(step is pending[1] for step, _ in _steps_of(frame)):
         error = pytest.fail.Exception(pending[0], pytrace=False)
         note(error)
         raise error from None
 
 
-# --- the thread that looks ------------------------------------------------------------------------
+# --- the thread that checks -----------------------------------------------------------------------
 
 
 class _Watchdog:
-    """Looks at all clocks that are watched."""
+    """Checks all clocks that are watched, in one thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watches: list[_Watch] = []
-        self._bell = threading.Lock()  # held while the thread is to go on
-        self._gone = threading.Lock()  # held while it is there
+        self._bell = threading.Lock()  # held until the thread must end
+        self._gone = threading.Lock()  # held while the thread runs
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self.end)
 
     def add(self, watch: _Watch) -> None:
-        """Look at one more, from a thread that is started if there is none."""
+        """Check one more clock, in a thread that is started if there is none."""
         with self._lock:
             self._watches.append(watch)
             if self._gone.acquire(blocking=False):
@@ -315,12 +295,12 @@ class _Watchdog:
                 _thread.start_new_thread(self._run, ())
 
     def remove(self, watch: _Watch) -> None:
-        """Look at it no longer."""
-        with self._lock, suppress(ValueError):  # which broke, and was left
+        """Stop checking a clock."""
+        with self._lock, suppress(ValueError):  # its check failed, and it was removed
             self._watches.remove(watch)
 
     def end(self) -> None:
-        """Let the thread end, and wait for that."""
+        """End the thread, and wait until it has ended."""
         if self._gone.locked():
             self._bell.release()
             if self._gone.acquire(timeout=_PATIENCE):
@@ -332,16 +312,17 @@ class _Watchdog:
             with self._lock:
                 watches = self._watches.copy()
                 every = min([watch.every for watch in watches], default=every)
-            told = self._bell.acquire(timeout=every)
+            ends = self._bell.acquire(timeout=every)
             with self._lock:
-                if told or not (watches or self._watches):
+                if ends or not (watches or self._watches):
                     self._gone.release()
                     return
             for watch in watches:
                 try:
-                    watch.look()
-                except Exception as error:  # the others are looked at all the same
-                    note(RuntimeError(f"looking for blocked steps failed, our bug: {error!r}"))
+                    watch.check()
+                except Exception as error:  # the others are checked all the same
+                    what = f"the check for blocked steps failed, a bug of routilux: {error!r}"
+                    note(RuntimeError(what))
                     with self._lock, suppress(ValueError):
                         self._watches.remove(watch)
 

@@ -1,26 +1,26 @@
-"""What outlives a simulated host: the commits that its store has, and the effects outside.
+"""What outlives a simulated host: the commits in its store, and the effects outside.
 
-Laws:
-- A world only grows. Its log holds everything that happened, in the order in which it happened;
-  what stood there at any instant is a prefix of it, so a crash is a cut and nothing softer.
-- A commit is in the world once the store has it, whether or not the host lived to hear of it.
-- An effect is in the world when its instant has come, not when the handler's code was run.
+Invariants:
+- A world only grows. Its log holds everything that happened, in order. The world of any instant is
+  a prefix of the log, so a crash cuts the log.
+- A commit is in the world once the store has it, even if the host died before the answer.
+- An effect enters the world at its virtual instant, not when the handler's code runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from routilux import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from contextlib import AbstractContextManager
 
-    from pytest_routilux.files import Files
-    from routilux import StepInput
+    from routilux import JobState, StepInput
 
-__all__ = ["Call", "Entry", "Note", "World"]
+__all__ = ["Call", "Entry", "Finding", "Note", "StoreFiles", "World"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that is neither a commit nor an effect: a step begins, a host dies or goes on."""
+    """An entry of the timeline: a step starts, a host dies, a host resumes the job."""
 
     text: str
     task_id: str | None = None
@@ -58,10 +58,51 @@ Entry: TypeAlias = "tuple[int, int, Commit | Call | Note]"
 
 
 @dataclass(slots=True)
-class World:
-    """What there is outside of all hosts; `host` counts them, `now_ns` is the last instant.
+class Finding:
+    """One thing that a crash changed.
 
-    `files` are those of a real store, where there is one.
+    `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
+    together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
+    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
+    `call` the effect that it is about, `hint` a line of the user's code.
+    """
+
+    kind: str
+    what: str
+    path: str
+    routine: str | None = None
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    at_ns: int | None = None
+    hint: str = ""
+    call: Call | None = None
+
+    @property
+    def signature(self) -> tuple[str, str | None, str]:
+        """What makes it this finding and no other."""
+        return self.kind, self.routine, self.path
+
+
+class StoreFiles(Protocol):
+    """The files of a real store, as simulated hosts leave them; see `files.Files`."""
+
+    def cut(self, commits: int) -> StoreFiles:
+        """Return the files as they were after so many commits."""
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Keep the store open for the life of one host."""
+
+    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+        """Write a commit to the open store; raises what the store raises."""
+
+    def given_back(self, job_id: str, world: World) -> JobState | Finding | None:
+        """Return the job in the files, None without one, or how the store breaks its rules."""
+
+
+@dataclass(slots=True)
+class World:
+    """The commits and effects of all hosts; `host` counts them, `now_ns` is the last instant.
+
+    `files` are those of a real store, if the case has one.
     """
 
     now_ns: int
@@ -69,7 +110,7 @@ class World:
     calls: list[Call] = field(default_factory=list)
     log: list[Entry] = field(default_factory=list)
     host: int = 0
-    files: Files | None = None
+    files: StoreFiles | None = None
 
     def committed(self, commit: Commit) -> None:
         """Add a commit that the store has."""
@@ -90,7 +131,7 @@ class World:
         self.log.append((at_ns, self.host, note))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
-        """Return the world as it stood with so many commits and effects, and no host alive."""
+        """Return the world as it was after so many commits and effects, with no host alive."""
         files = None if self.files is None else self.files.cut(commits)
         world = World(at_ns, self.commits[:commits], self.calls[:calls], [], self.host, files)
         for entry in self.log:

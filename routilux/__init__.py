@@ -47,11 +47,12 @@ from routilux.errors import (
 )
 from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome
 from routilux.fake_clock import FakeClock, Wait
-from routilux.flow import Connection, Flow
+from routilux.flow import Flow
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
 from routilux.persist.document import SavedState
-from routilux.persist.leases import Acquired, Hold
-from routilux.persist.store import Append, JobStore, MemoryStore
+from routilux.persist.memory import MemoryStore
+from routilux.persist.store import Acquired, Append, Hold, JobStore
+from routilux.plan import Connection, ExecutionStrategy
 from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.routine import Event, Routine, Slot
 from routilux.run import Run
@@ -83,6 +84,7 @@ __all__ = [
     "ErrorStrategy",
     "Event",
     "ExecutionMonitor",
+    "ExecutionStrategy",
     "FakeClock",
     "Flow",
     "FlowDefinitionError",

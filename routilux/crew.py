@@ -11,17 +11,18 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Final
 
-from routilux.drivers.inline import InlineDriver
+from routilux.drivers import InlineDriver
 from routilux.drivers.pool import PoolDriver
 from routilux.loop import Loop
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from routilux.clock import Clock, Worker
+    from routilux.clock import Worker
     from routilux.core.state import JobState
     from routilux.drive import Drive
     from routilux.drivers import Driver
+    from routilux.environment import Environment
 
 __all__ = ["Crew"]
 
@@ -29,25 +30,23 @@ _BACKGROUND_WORKERS: Final = 32
 
 
 class Crew:
-    """The threads that drive a runtime's jobs, and the pools that run their steps.
+    """The threads that drive a runtime's jobs, and the pools that run their steps."""
 
-    It knows the runtime by the jobs alone, so that a runtime that nobody has any more goes at once.
-    """
-
-    def __init__(self, clock: Clock, executor: Executor | None) -> None:
-        self._clock = clock
+    def __init__(self, environment: Environment, executor: Executor | None) -> None:
+        self._environment = environment
+        self._clock = environment.clock
         self._executor = executor
         self._closed = False  # then no thread is kept for later
+        self.begin()
 
-    def begin(self, lock: threading.RLock) -> None:
-        """Have what belongs to one process alone; `lock` is the runtime's."""
-        self._lock = lock
+    def begin(self) -> None:
+        """Make what belongs to one process; called again in a forked child."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
 
     def close(self) -> None:
         """Let the threads end that wait for later jobs; steps in flight run to their end."""
-        with self._lock:
+        with self._environment.lock:
             self._closed = True
             while self._spare:
                 self._spare.pop().close()
@@ -59,8 +58,8 @@ class Crew:
         worker = self._clock.worker(who, (drive.ordinal,), result=True)
         worker.start()
         try:
-            loop = Loop(drive.runtime, driver)
-            with self._lock:
+            loop = Loop(self._environment, driver)
+            with self._environment.lock:
                 loop.add(drive)
             loop.run()
         finally:
@@ -73,11 +72,11 @@ class Crew:
 
     def drive_in_background(self, drive: Drive) -> None:
         """Have a job driven by the loop of background jobs, and return at once."""
-        with self._lock:
+        with self._environment.lock:
             loop = self.background
             if loop is None:
                 pool = self._take_pool(_BACKGROUND_WORKERS)
-                loop = Loop(drive.runtime, pool)
+                loop = Loop(self._environment, pool)
                 loop.add(drive)
                 worker = self._clock.worker("the loop of background jobs")
                 thread = threading.Thread(
@@ -101,7 +100,7 @@ class Crew:
         try:
             while True:
                 loop.run()
-                with self._lock:
+                with self._environment.lock:
                     # A job that was added since keeps the loop; else a later one gets a new loop.
                     if not loop.drives:
                         self.background = None
@@ -117,7 +116,7 @@ class Crew:
         return InlineDriver(self._clock)
 
     def _take_pool(self, size: int) -> PoolDriver:
-        with self._lock:
+        with self._environment.lock:
             for pool in self._spare:
                 if self._executor is not None or pool.size == size:
                     self._spare.remove(pool)
@@ -125,7 +124,7 @@ class Crew:
         return PoolDriver(self._clock, size, self._executor)
 
     def _give_pool(self, pool: PoolDriver) -> None:
-        with self._lock:
+        with self._environment.lock:
             if pool.idle and not self._closed:
                 self._spare.append(pool)
             else:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import sys
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from routilux.errors import (
     LeaseLostError,
@@ -32,16 +32,25 @@ if TYPE_CHECKING:
     from routilux.core.machine import Machine, Request
     from routilux.core.records import Commit
     from routilux.core.state import JobState
+    from routilux.environment import Environment
     from routilux.exchange import Effect
-    from routilux.loop import Loop
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
-    from routilux.runtime import Runtime
 
 __all__ = ["Drive"]
 
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
+
+
+class DrivingLoop(Protocol):
+    """The loop that drives a job, as far as the job knows it."""
+
+    def look(self, drive: Drive) -> None:
+        """Look at a job again after a change from outside (under the environment's lock)."""
+
+    def fail(self, drive: Drive, error: BaseException) -> None:
+        """Stop driving a job that something outside of it has broken (under the lock)."""
 
 
 class Drive:
@@ -55,6 +64,7 @@ class Drive:
         "_journal",
         "_open",
         "_snapshot_at",
+        "environment",
         "error",
         "leased_until",
         "leaving",
@@ -69,16 +79,15 @@ class Drive:
         "ready",
         "rested",
         "run_step",
-        "runtime",
         "timer",
     )
 
-    def __init__(self, runtime: Runtime, machine: Machine) -> None:
-        clock = runtime.clock
-        self.runtime = runtime
+    def __init__(self, environment: Environment, machine: Machine) -> None:
+        clock = environment.clock
+        self.environment = environment
         self.machine = machine
         self.plan = machine.plan
-        self.run_step = runtime.run_step
+        self.run_step = environment.run_step
         self.ordinal = next(_ordinals)
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.rested = clock.signal()
@@ -88,14 +97,16 @@ class Drive:
         # Called under the runtime's lock: it rests, or nothing of it runs before an instant comes.
         self.on_rest: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
-        self.loop: Loop | None = None
+        self.loop: DrivingLoop | None = None
         self.ready = False
         self.timer: int | None = None  # when a task of it is looked for
         self.limit: int | None = None  # when its steps are looked at for their timeouts
         self._open: dict[int, Context] = {}
-        self._journal = runtime.journal
+        self._journal = environment.journal
         self._snapshot_at = sys.maxsize
-        if runtime.store is not None:  # a job that was loaded keeps the commits since its snapshot
+        if (
+            environment.store is not None
+        ):  # a job that was loaded keeps the commits since its snapshot
             self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
         machine.job.clock_ns = clock.now_ns
 
@@ -103,11 +114,11 @@ class Drive:
 
     def now_ns(self) -> int:
         """Return the job's time."""
-        return self.runtime.clock.monotonic_ns() + self.offset
+        return self.environment.clock.monotonic_ns() + self.offset
 
     def sleep(self, step: StepInput, length: int) -> None:
         """Wait, at the longest until the attempt's timeout."""
-        clock = self.runtime.clock
+        clock = self.environment.clock
         clock.asked(step.task.routine_id, length)
         until = self.now_ns() + length
         if step.timeout_ns is not None:
@@ -120,7 +131,11 @@ class Drive:
     def check(self, step: StepInput) -> None:
         """Raise where it is known, or found, that nothing of the step can be recorded any more."""
         until = self.leased_until
-        if self.error is None and until is not None and until <= self.runtime.clock.monotonic_ns():
+        if (
+            self.error is None
+            and until is not None
+            and until <= self.environment.clock.monotonic_ns()
+        ):
             self._check_owner()
         if isinstance(self.error, LeaseLostError):
             raise LeaseLostError(str(self.error))
@@ -129,22 +144,22 @@ class Drive:
 
     def _check_owner(self) -> None:
         # This host stood still, or could not renew its lease: others may have the job by now.
-        job_id, store = self.machine.job.job_id, self.runtime.store
+        job_id, store = self.machine.job.job_id, self.environment.store
         error: Exception
         try:
             hold = None if store is None else store.holders(job_id).get(job_id)
-            if hold is None or hold.owner == self.runtime.owner:
+            if hold is None or hold.owner == self.environment.owner:
                 return
             error = LeaseLostError(f"job {job_id!r} is {hold} now; what it does here is refused")
         except OSError as broken:
             error = broken
-        with self.runtime.lock:
+        with self.environment.lock:
             if self.loop is not None:
                 self.loop.fail(self, error)
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         """Commit the result of an effect, from the step's own thread."""
-        with self.runtime.lock:
+        with self.environment.lock:
             self.check(step)
             commit = self.machine.effect(step, name, effect, self.now_ns())
             if commit is None:
@@ -164,7 +179,7 @@ class Drive:
         step = context.step
         if step is None:
             return
-        with self.runtime.lock:
+        with self.environment.lock:
             if all(flying.number != step.number for flying in self.machine.flights):
                 raise _given_up(step)
             self._open[step.number] = context
@@ -178,15 +193,15 @@ class Drive:
         """
         if self._journal is not None:
             job_id = self.machine.job.job_id
-            owner = self.runtime.owner
+            owner = self.environment.owner
             self._journal.write(job_id, commit, owner, claims=claims, acquired=acquired)
         self.believe(commit)
         if claims or acquired:
             for task in self.machine.job.pending_tasks:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
-                    self.runtime.clock.asked(f"retry of {task.routine_id}", left)
-        if self.runtime.audience.observers:
+                    self.environment.clock.asked(f"retry of {task.routine_id}", left)
+        if self.environment.audience.observers:
             self.tell(commit)
 
     def believe(self, commit: Commit) -> None:
@@ -195,11 +210,11 @@ class Drive:
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
         if commit.delay_ns:
-            self.runtime.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
+            self.environment.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
 
     def tell(self, commit: Commit) -> None:
         """Tell the observers of a commit that is folded in."""
-        self.runtime.audience.tell(self.machine.job, commit)
+        self.environment.audience.tell(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
         job = self.machine.job
@@ -235,7 +250,7 @@ class Drive:
         commit = self._ending(step, outcome, now)
         if commit is None:
             return None
-        job_id, owner = self.machine.job.job_id, self.runtime.owner
+        job_id, owner = self.machine.job.job_id, self.environment.owner
         try:
             return commit, journal.appending(job_id, commit, owner)
         except UnserializableError as error:
@@ -269,7 +284,7 @@ class Drive:
 
     def request(self, kind: Request, reason: str | None = None) -> None:
         """Commit a pause or a cancellation, and let the loop look again."""
-        with self.runtime.lock:
+        with self.environment.lock:
             if self.error is not None:
                 raise NotResumableError(
                     f"job {self.machine.job.job_id} broke off here ({type(self.error).__name__}:"
@@ -282,14 +297,14 @@ class Drive:
 
     def leave(self) -> None:
         """Start no more steps, and rest as soon as those in flight have committed."""
-        with self.runtime.lock:
+        with self.environment.lock:
             self.leaving = True
             if self.loop is not None:
                 self.loop.look(self)
 
     def snapshot(self) -> JobState:
         """Return a copy of the job as of its last commit."""
-        with self.runtime.lock:
+        with self.environment.lock:
             return self.machine.job.copy()
 
 

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     from routilux.core.records import Commit
     from routilux.drive import Drive
     from routilux.drivers import Driver, Ended
+    from routilux.environment import Environment
     from routilux.exchange import StepInput
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
-    from routilux.runtime import Runtime
 
 __all__ = ["Loop"]
 
@@ -43,10 +43,10 @@ _timer_numbers = count()
 class Loop:
     """Drives jobs with one driver: `execute` makes one for a job, a runtime one for all others."""
 
-    def __init__(self, runtime: Runtime, driver: Driver) -> None:
-        self._runtime = runtime
-        self._clock = runtime.clock
-        self._journal = runtime.journal
+    def __init__(self, environment: Environment, driver: Driver) -> None:
+        self._environment = environment
+        self._clock = environment.clock
+        self._journal = environment.journal
         self._driver = driver
         self._ready: deque[Drive] = deque()
         self._timers: list[tuple[int, int, Drive, StepInput | None]] = []
@@ -55,7 +55,7 @@ class Loop:
     def add(self, drive: Drive) -> None:
         """Take a job (under the runtime's lock); a loop that runs already has to `look` at it."""
         self.drives.add(drive)
-        self._runtime.driven[drive.machine.job.job_id] = drive
+        self._environment.driven[drive.machine.job.job_id] = drive.machine
         drive.loop = self
         self._mark(drive)
 
@@ -69,12 +69,12 @@ class Loop:
         try:
             self._run()
         except BaseException as error:
-            with self._runtime.lock:
+            with self._environment.lock:
                 for drive in list(self.drives):
                     self.fail(drive, error)
 
     def _run(self) -> None:
-        lock = self._runtime.lock
+        lock = self._environment.lock
         monotonic_ns = self._clock.monotonic_ns
         driver = self._driver
         ready = self._ready
@@ -117,13 +117,13 @@ class Loop:
             if drive.on_wait is not None and not machine.in_flight:
                 drive.on_wait(drive)
             return
-        runtime = self._runtime
-        if runtime.max_steps is not None and self._over(drive, runtime.max_steps):
+        environment = self._environment
+        if environment.max_steps is not None and self._over(drive, environment.max_steps):
             self._mark(drive)
             return
         step = machine.begin(task, now)
-        if runtime.audience.of_steps:
-            runtime.audience.tell_step(machine.job, step)
+        if environment.audience.of_steps:
+            environment.audience.tell_step(machine.job, step)
         if step.timeout_ns is not None:
             self._watch_limit(drive, step, step.timeout_ns)
         self._driver.start(drive, step)
@@ -195,7 +195,7 @@ class Loop:
             else:
                 believed.append((drive, commit))
         # Not before all are folded in: an observer may ask something of any of these jobs.
-        if self._runtime.audience.observers:
+        if self._environment.audience.observers:
             for drive, commit in believed:
                 drive.tell(commit)
         for drive, _, _ in ended:
@@ -210,8 +210,8 @@ class Loop:
     def drop(self, drive: Drive) -> None:
         """Be done with a job: it rests, or can't go on."""
         self.drives.discard(drive)
-        job_id, driven = drive.machine.job.job_id, self._runtime.driven
-        if driven.get(job_id) is drive:
+        job_id, driven = drive.machine.job.job_id, self._environment.driven
+        if driven.get(job_id) is drive.machine:
             del driven[job_id]
         drive.loop = None
         drive.rested.set()

@@ -23,7 +23,6 @@ __all__ = [
     "Default",
     "ErrorStrategy",
     "RetryAfter",
-    "class_name",
     "default",
     "find_class",
     "loaded",
@@ -59,6 +58,8 @@ class RetryAfter(Exception):  # noqa: N818 - it asks for something, as StopItera
     >>> RetryAfter(1.5, "429 from the gateway").delay_ns
     1500000000
     """
+
+    __module__ = "routilux"  # saved jobs name it so
 
     def __init__(self, seconds: float, message: str = "") -> None:
         number = plain_number(seconds)
@@ -209,11 +210,6 @@ def default(value: _T) -> _T:
 
 
 # --- saved forms --------------------------------------------------------------------------------
-
-
-def class_name(cls: type) -> str:
-    """Return the name by which saved forms know a class: `module:qualname`."""
-    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def find_class(name: str) -> type[Exception] | None:

@@ -1,25 +1,136 @@
-"""The plan: a flow as the engine reads it.
+"""`Plan`: a flow as the engine reads it, and the connections that it is made of.
 
-Laws:
-- A plan stays as it is when its flow is changed later; any number of jobs follow it.
-- `shape` is the graph in sorted lines. It has no arguments, policies and strategy in it: they may
-  change while jobs are under way.
-- Whatever of an emission and its connection can be known before a job runs is in the route.
+Invariants:
+- A plan does not change when its flow changes later; any number of jobs follow it.
+- A connection is checked when it is made: both ends exist, and the event's fields cover what the
+  handler requires.
+- `shape` is the graph in sorted lines, without arguments, policies and strategy: these may change
+  while jobs run.
+- A route holds all that is known of an emission and its connection before a job runs.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from routilux.errors import FlowDefinitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from routilux.flow import Connection
     from routilux.policy import ErrorHandler
     from routilux.routine import Routine, Slot
 
-__all__ = ["Graph", "Plan", "Route", "graph_of"]
+__all__ = [
+    "STRATEGIES",
+    "Connection",
+    "ExecutionStrategy",
+    "Graph",
+    "Plan",
+    "Route",
+    "checked_connection",
+    "graph_of",
+    "names_of",
+]
+
+ExecutionStrategy = Literal["sequential", "concurrent"]
+STRATEGIES: Final = ("sequential", "concurrent")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One edge: an event of one routine to a slot of another.
+
+    `param_mapping` renames event fields to handler parameters.
+    """
+
+    source: str
+    event: str
+    target: str
+    slot: str
+    param_mapping: Mapping[str, str]
+
+    @property
+    def ends(self) -> tuple[str, str, str, str]:
+        """What identifies it: source, event, target and slot."""
+        return self.source, self.event, self.target, self.slot
+
+    def __str__(self) -> str:
+        return f"{self.source}.{self.event} -> {self.target}.{self.slot}"
+
+
+def checked_connection(
+    start: tuple[str, Routine, object],
+    end: tuple[str, Routine, object],
+    param_mapping: object,
+) -> Connection:
+    """Return the connection from an event to a slot, each given with its routine and its id.
+
+    Raises `FlowDefinitionError` for an event, slot, field or parameter that does not exist, and
+    for a required parameter that no field covers.
+    """
+    (source, sender, event), (target, receiver, slot) = start, end
+    events, slots = sender.events, receiver.slots
+    if not isinstance(event, str) or event not in events:
+        raise FlowDefinitionError(
+            f"routine {source!r} has no event {event!r}; it has {names_of(events)}"
+        )
+    if not isinstance(slot, str) or slot not in slots:
+        raise FlowDefinitionError(
+            f"routine {target!r} has no slot {slot!r}; it has {names_of(slots)}"
+        )
+    declared = events[event]
+    binding = slots[slot].binding
+    connection = Connection(
+        source, event, target, slot, MappingProxyType(_mapping(param_mapping, source, event))
+    )
+    for field, parameter in connection.param_mapping.items():
+        if field not in declared.allowed:
+            raise FlowDefinitionError(
+                f"{connection}: param_mapping names field {field!r}, but event {event!r}"
+                f" has {names_of(declared.fields)}"
+            )
+        if parameter not in binding.names and not binding.takes_rest:
+            raise FlowDefinitionError(
+                f"{connection}: param_mapping names parameter {parameter!r}, but the handler"
+                f" takes {names_of(sorted(binding.names))}"
+            )
+    delivered = [connection.param_mapping.get(field, field) for field in declared.fields]
+    twice = sorted({name for name in delivered if delivered.count(name) > 1})
+    if twice:
+        raise FlowDefinitionError(
+            f"{connection}: two fields would be delivered as {names_of(twice)};"
+            " map one of them to another parameter"
+        )
+    missing = sorted(binding.required - set(delivered))
+    if missing:
+        raise FlowDefinitionError(
+            f"{connection}: the handler needs {names_of(missing)}, but the event carries"
+            f" {names_of(delivered)}; emit it, map it with param_mapping, or give it a default"
+        )
+    return connection
+
+
+def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
+    if mapping is None:
+        return {}
+    if not isinstance(mapping, Mapping) or not all(
+        isinstance(name, str) for pair in mapping.items() for name in pair
+    ):
+        raise FlowDefinitionError(
+            f"param_mapping for {source}.{event} is {mapping!r}; it is a mapping"
+            " {event field: handler parameter} of names"
+        )
+    return dict(mapping)
+
+
+def names_of(names: object) -> str:
+    """Return names as a message lists them."""
+    found = [repr(name) for name in cast("list[str]", names)]
+    return ", ".join(found) or "none"
 
 
 @dataclass(slots=True)

@@ -1,7 +1,8 @@
-"""What happens when a handler fails: give up, carry on, skip, or try again after a while.
+"""`ErrorHandler`: what happens after a failed attempt (stop, continue, skip, retry), and when.
 
-Laws:
-- A handler is a value: it is made once, compared by its options, and knows nothing of any job.
+Invariants:
+- An error handler is a value: it is never changed, is compared by its options, and refers to no
+  job.
 - A delay is a pure function of the options, the retry and one draw, in whole nanoseconds.
 - An author's mistake is never retried; neither is anything that is not an `Exception`.
 """
@@ -26,13 +27,13 @@ from routilux.options import (
     Default,
     ErrorStrategy,
     RetryAfter,
-    class_name,
     default,
     find_class,
     loaded,
     refusal,
     shown,
 )
+from routilux.tags import class_name
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 
@@ -48,17 +49,18 @@ _NEVER_RETRIED: Final = (
 
 @final
 class ErrorHandler:
-    """Says what becomes of a failed task; immutable, and shared by any number of jobs.
+    """Decides what happens to a failed task; immutable, and shared by any number of jobs.
 
     `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
     `retry_delay × retry_backoff^(k−1)`, then `jitter` (0.1 is ±10 %), then at most `max_delay`.
-    `max_retries=None` never gives up; `on_exhausted` says what happens once retrying has ended, or
-    was ruled out by the type of the error. `timeout` bounds one attempt and goes with every
-    strategy; `deadline` bounds the task since its first start. Options about retrying together with
-    another strategy than RETRY, and values that make no sense, are a `FlowDefinitionError`.
+    `max_retries=None` never gives up. `on_exhausted` is the strategy once no retry is left, or
+    where the type of the error forbids one. `timeout` limits one attempt, under every strategy;
+    `deadline` limits the task since its first start. Retry options with a strategy other than
+    RETRY, and invalid values, raise `FlowDefinitionError`.
 
-    `retry_count` is a mirror for people, filled from the job when a state is captured or loaded; it
-    is in the saved form, not in equality or fingerprint, and the engine never reads it.
+    `retry_count` is for people: on a handler of a loaded flow it is the most retries that a task
+    had spent when the job was captured, else 0. It is part of the saved form, not of equality or
+    of the flow's fingerprint, and the engine never reads it.
 
     >>> handler = ErrorHandler("retry", retry_delay=0.3, retry_backoff=1.5)
     >>> [handler.delay_ns(retry) for retry in (1, 2, 3)]
@@ -68,7 +70,7 @@ class ErrorHandler:
     >>> ErrorHandler("skip", max_retries=5)
     Traceback (most recent call last):
         ...
-    routilux.errors.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
+    routilux.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
 never retries: leave it out, or use ErrorStrategy.RETRY
     """
 
@@ -109,7 +111,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     deadline: Final[float | None]
     deadline_ns: Final[int | None]
     on_exhausted: Final[ErrorStrategy]
-    retry_count: int
+    retry_count: Final[int]
 
     def __init__(
         self,
@@ -167,7 +169,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         self.on_exhausted = options["on_exhausted"]
         self.retry_count = 0
 
-        # max_retries as a number to compare with: 0 where it never retries, else maybe infinity.
+        # max_retries as a number to compare with: 0 where nothing is retried; infinity for None.
         self.most_retries: Final[float] = (
             0
             if self.strategy is not ErrorStrategy.RETRY
@@ -181,7 +183,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             MAX_DELAY_NS if self.max_delay is None else nanoseconds(self.max_delay)
         )
         self._spread: Final = Fraction(repr(self.jitter)) if self.jitter else None
-        # The delay before every retry, where all are alike.
+        # The delay before every retry, where all delays are equal.
         self._steady_ns: Final = (
             min(
                 nanoseconds(self.retry_delay),
@@ -190,17 +192,17 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             if self.retry_delay == 0 or self.retry_backoff == 1
             else None
         )
-        # Dicts, because handlers are shared: two threads that fill in the same answer do no harm.
+        # Handlers are shared: two threads may store the same result in these dicts.
         self._delays: Final[dict[int, int]] = {}
         self._verdicts: Final[dict[type[BaseException], bool]] = {}
         object.__setattr__(self, "_sealed", True)
 
-    if not TYPE_CHECKING:  # mypy has Final for this, and would take any attribute for settable
+    if not TYPE_CHECKING:  # mypy checks Final; with __setattr__ it would allow any attribute
 
         def __setattr__(self, name: str, value: object) -> None:
-            if self._sealed and name != "retry_count":  # hasattr costs half of making a handler
+            if self._sealed:  # hasattr costs half of making a handler
                 raise AttributeError(
-                    f"ErrorHandler.{name} can't be changed; make a new handler, and set that"
+                    f"ErrorHandler.{name} can't be changed; make a new handler and set that"
                 )
             object.__setattr__(self, name, value)
 
@@ -208,11 +210,11 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             raise AttributeError(f"ErrorHandler.{name} can't be deleted")
 
     def delay_ns(self, retry: int, draw: int | None = None) -> int:
-        """The delay before retry 1, 2, …, in nanoseconds.
+        """Return the delay before retry 1, 2, …, in nanoseconds.
 
-        `draw` is a 53-bit integer from the task's own stream. It is used only where there is
-        `jitter`, to scale the delay by `1 + jitter × (2·draw/2^53 − 1)`; without it the delay is
-        the one without jitter. A retry below 1 or a draw out of range is a `ValueError`.
+        `draw` is a 53-bit integer from the task's own stream. With `jitter` it scales the delay by
+        `1 + jitter × (2·draw/2^53 − 1)`; without a draw there is no jitter. Raises `ValueError`
+        for a retry below 1 or a draw out of range.
 
         >>> ErrorHandler("retry", retry_delay=1, jitter=0.1).delay_ns(1, draw=0)
         900000000
@@ -244,9 +246,9 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         return delay
 
     def delay_before(self, retry: int) -> timedelta:
-        """The delay before retry 1, 2, …, without jitter, rounded to whole microseconds.
+        """Return the delay before retry 1, 2, …, without jitter, rounded to whole microseconds.
 
-        A retry below 1 is a `ValueError`.
+        Raises `ValueError` for a retry below 1.
 
         >>> ErrorHandler("retry", max_delay=3).delay_before(3)
         datetime.timedelta(seconds=3)
@@ -254,11 +256,11 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         return timedelta(microseconds=half_even(self.delay_ns(retry), 1000))
 
     def is_retryable(self, exception_type: type[BaseException]) -> bool:
-        """Whether trying again may help against errors of this type.
+        """Return whether an error of this type may be retried.
 
-        A subclass counts as what it derives from; `non_retryable_exceptions` come first.
-        `RetryAfter` always is. Never are `FlowDefinitionError`, `UnserializableError`,
-        `NoActiveStepError` and `IllegalTransitionError`, nor what is not an `Exception`.
+        A subclass of a retryable type is retryable; `non_retryable_exceptions` take precedence.
+        `RetryAfter` always is. `FlowDefinitionError`, `UnserializableError`, `NoActiveStepError`
+        and `IllegalTransitionError` never are, nor is anything that is not an `Exception`.
 
         >>> ErrorHandler("retry", retryable_exceptions=OSError).is_retryable(ConnectionError)
         True
@@ -270,17 +272,17 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                 and not issubclass(exception_type, self.non_retryable_exceptions)
                 and not issubclass(exception_type, _NEVER_RETRIED)
             )
-            # Bounded, because a class made inside a handler is a new one in every attempt.
+            # Bounded: a class that a handler defines is a new one in every attempt.
             if len(self._verdicts) < _CACHED:
                 self._verdicts[exception_type] = verdict
         return verdict
 
     def serialize(self, path: str = "$") -> dict[str, Any]:
-        """The saved form: JSON values only, exception classes as `module:qualname`.
+        """Return the saved form: JSON values only, exception classes as `module:qualname`.
 
-        Options about retrying are in it only where the strategy is RETRY. An exception class that
-        can't be found by its name, such as one defined in a function, is an `UnserializableError`,
-        placed at `path`.
+        It has the retry options only where the strategy is RETRY. Raises `UnserializableError`,
+        with a path below `path`, for an exception class that can't be found by its name, such as
+        one defined in a function.
 
         >>> ErrorHandler("skip", timeout=2.5).serialize()
         {'strategy': 'skip', 'timeout': 2.5, 'retry_count': 0}
@@ -305,11 +307,11 @@ never retries: leave it out, or use ErrorStrategy.RETRY
 
     @staticmethod
     def deserialize(data: object, path: str = "$") -> ErrorHandler:
-        """The handler of a saved form; equal to the one that was saved.
+        """Return the handler of a saved form; it equals the one that was saved.
 
-        Exception classes are only looked up, in modules that the program has imported. Anything
-        that `serialize` would not have written is a `CorruptStateError` with the place below
-        `path`.
+        Exception classes are looked up in modules that the program has imported; nothing is
+        imported. Raises `CorruptStateError`, with a path below `path`, for anything that
+        `serialize` does not write.
 
         >>> ErrorHandler.deserialize({"strategy": "skip", "timeout": None, "retry_count": 0})
         ErrorHandler(ErrorStrategy.SKIP)
@@ -324,7 +326,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             if name not in expected and name != "retry_count":
                 raise CorruptStateError(
                     f"{path}.{name}",
-                    f"is no field of an error handler of strategy {data['strategy']!r}",
+                    f"is not a field of an error handler of strategy {data['strategy']!r}",
                 )
         for name in (*expected, "retry_count"):
             if name not in data:
@@ -374,7 +376,7 @@ def _saved_options(strategy: ErrorStrategy) -> tuple[str, ...]:
 
 def _restore(options: dict[str, Any], retry_count: int) -> ErrorHandler:
     handler = ErrorHandler(**options)
-    handler.retry_count = retry_count
+    object.__setattr__(handler, "retry_count", retry_count)
     return handler
 
 

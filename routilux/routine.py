@@ -20,8 +20,8 @@ from routilux.context import Context, active
 from routilux.copying import copy_value
 from routilux.errors import FlowDefinitionError, NoActiveStepError
 from routilux.exchange import Emission, copied_payload
-from routilux.options import class_name
 from routilux.policy import ErrorHandler
+from routilux.tags import class_name
 from routilux.values import SCALARS
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import pickle
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final
 
 from routilux.clock import SystemClock
 from routilux.context import Context, active
@@ -27,18 +27,14 @@ from routilux.instants import SECOND
 from routilux.policy import ErrorHandler, RetryAfter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Coroutine
 
     from routilux.context import Host
-    from routilux.drivers import Driven
     from routilux.routine import Routine, Slot
 
-__all__ = ["RemoteHost", "RunStep", "run_remote", "run_step", "timed_out"]
+__all__ = ["RemoteHost", "run_remote", "run_step", "timed_out"]
 
 _NO_READS: Final[frozenset[str]] = frozenset()
-
-RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], StepOutcome]"
-"""`run_step`, or what a runtime has in its place: it may hand on another slot, or refuse."""
 
 
 def run_step(

@@ -26,12 +26,25 @@ from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from routilux.errors import FlowDefinitionError
-from routilux.options import class_name
 from routilux.values import same_value
 
-__all__ = ["Form", "foreign", "form_of", "form_tagged", "register_type", "said", "type_name"]
+__all__ = [
+    "Form",
+    "class_name",
+    "foreign",
+    "form_of",
+    "form_tagged",
+    "register_type",
+    "said",
+    "type_name",
+]
 
 _T = TypeVar("_T")
+
+
+def class_name(cls: type) -> str:
+    """Return the name by which saved forms know a class: `module:qualname`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def type_name(kind: type) -> str:

@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux import FlowMonitor, FlowReport
-    from routilux import FakeClock, Flow, JobState
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy, FakeClock, Flow, JobState
     from showcase.loopback import Answer
 
 SECOND = 1_000_000_000

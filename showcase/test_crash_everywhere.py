@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
     from pytest_routilux import FlowFaults, FlowReport, FlowSim
     from pytest_routilux.effects import Effect
-    from pytest_routilux.examine import Outcome
-    from routilux.flow import ExecutionStrategy
+    from pytest_routilux.results import Outcome
+    from routilux import ExecutionStrategy
 
 
 def greeting() -> Flow:

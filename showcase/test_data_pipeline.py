@@ -13,8 +13,7 @@ from showcase.flows import data_pipeline
 
 if TYPE_CHECKING:
     from pytest_routilux import FlowMonitor, FlowReport
-    from routilux import JobState
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy, JobState
     from showcase.routines.pipeline import Order
 
 STRATEGIES: Final[tuple[ExecutionStrategy, ...]] = ("sequential", "concurrent")

@@ -599,7 +599,7 @@ def test_a_wrong_emit_fails_the_attempt_at_once_and_leaves_nothing_but_its_recor
     flow.add_routine(Runs(handler), "runs")
     job = flow.execute("runs", runtime=Runtime(clock=FakeClock()))
     assert JobStatus.FAILED is job.status
-    assert (f"routilux.errors.{error_type}", message) == (job.error.type, job.error.message)
+    assert (f"routilux.{error_type}", message) == (job.error.type, job.error.message)
     assert (1, [], ["start", "error"]) == (
         job.routine_states["runs"].attempts,
         job.outputs,
@@ -672,7 +672,7 @@ def test_what_can_not_be_copied_fails_the_attempt_and_is_named(where, handler):
     flow.set_error_handler(ErrorHandler("retry", max_retries=5))
     flow.add_routine(Runs(handler), "runs")
     job = flow.execute("runs", runtime=Runtime(clock=FakeClock()))
-    assert "routilux.errors.UnserializableError" == job.error.type
+    assert "routilux.UnserializableError" == job.error.type
     assert job.error.message.startswith(f"{where}: _thread.lock can't be copied (TypeError: ")
     assert 1 == job.routine_states["runs"].attempts
 
@@ -705,7 +705,7 @@ def test_with_a_store_an_unserialisable_value_fails_its_attempt_and_the_job_is_s
     runtime = Runtime(clock=FakeClock(), store=MemoryStore())
     job = flow.execute("runs", job_id="j1", runtime=runtime)
     assert JobStatus.FAILED is job.status
-    assert ("routilux.errors.UnserializableError", f"{path}: {FRAME}") == (
+    assert ("routilux.UnserializableError", f"{path}: {FRAME}") == (
         job.error.type,
         job.error.message,
     )

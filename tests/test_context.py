@@ -332,7 +332,7 @@ def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(
     job = run(chain(workers=workers, a=Wide(reads), b=Wide(writes, retrying())), "a")
     kind, message = error_of(job)
     assert "default" == job.commits[1].emissions[0].payload["n"]
-    assert "routilux.errors.FlowDefinitionError" == kind
+    assert "routilux.FlowDefinitionError" == kind
     assert "ctx.state[count]" in message
     assert "use ctx.shared, or max_concurrency = 1" in message
     assert 0 == job.retry_count()
@@ -648,7 +648,7 @@ def test_the_event_of_another_routine_can_not_be_emitted() -> None:
 
     flow = fan(Works(meddles, retrying()), other=other)
     kind, message = error_of(run(flow, "source"))
-    assert "routilux.errors.NoActiveStepError" == kind
+    assert "routilux.NoActiveStepError" == kind
     assert "while a handler of another routine runs" in message
 
 

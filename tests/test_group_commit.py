@@ -88,7 +88,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
         for job_id in map(str, range(JOBS)):
             runs[job_id] = flow.start("counts", job_id=job_id, runtime=runtime)
         begun.wait(PATIENCE)
-        with runtime.lock:  # which the loop needs for a commit
+        with runtime.environment.lock:  # which the loop needs for a commit
             begun.wait(PATIENCE)
             for _ in range(JOBS):
                 assert over.acquire(timeout=PATIENCE), "a step does not end"

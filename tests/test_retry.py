@@ -363,7 +363,7 @@ def test_where_a_worker_is_free_every_retry_begins_when_it_was_planned(
 
 def late_error(job: JobState) -> str:
     assert job.error is not None
-    assert "routilux.errors.StepTimeoutError" == job.error.type
+    assert "routilux.StepTimeoutError" == job.error.type
     return job.error.message
 
 

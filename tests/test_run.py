@@ -189,7 +189,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
             flow.resume(run.job, runtime=runtime)
         let_go.set()
         job = flow.resume(run.wait(PATIENCE), runtime=runtime)
-        assert {} == runtime.driven
+        assert {} == runtime.environment.driven
     assert JobStatus.COMPLETED is job.status
     assert ["start", "paused", "done", "resumed", "done"] == kinds(job)
     assert [1, 2, 3, 4, 5] == told
@@ -543,7 +543,7 @@ def test_an_async_handler_under_a_running_loop_is_told_to_use_aexecute() -> None
     job = asyncio.run(blocks())
     assert JobStatus.FAILED is job.status
     assert job.error is not None
-    assert "routilux.errors.FlowDefinitionError" == job.error.type
+    assert "routilux.FlowDefinitionError" == job.error.type
     assert "use 'await flow.aexecute(...)' there" in job.error.message
     assert 0 == job.retry_count()
 

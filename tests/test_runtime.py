@@ -322,7 +322,7 @@ def test_a_poisoned_job_is_failed_in_the_store_too_whoever_owned_it() -> None:
     job = flow.resume(host.load("j"), runtime=host)
     assert JobStatus.FAILED is job.status
     assert job.error is not None
-    assert "routilux.errors.PoisonJobError" == job.error.type
+    assert "routilux.PoisonJobError" == job.error.type
     assert "a (task 0, attempt 1)" in job.error.message
     assert job == host.load("j")
 
@@ -402,7 +402,7 @@ def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how: str) -> N
     assert JobStatus.FAILED is over.status
     assert 10 == over.routine_states["a"].attempts
     assert over.error is not None
-    assert "routilux.errors.StepLimitError" == over.error.type
+    assert "routilux.StepLimitError" == over.error.type
     assert "job j made 10 attempts, the runtime's max_steps" in over.error.message
     assert [11] == [task.payload["n"] for task in over.pending_tasks]
 

@@ -243,7 +243,7 @@ def test_the_effects_of_a_remote_step_travel_with_its_outcome_also_when_it_fails
 def test_a_remote_step_sleeps_in_real_time_and_not_past_its_timeout() -> None:
     outcome = run_remote(step(timeout_ns=1_000_000), Works(_oversleeps), "trigger", ErrorHandler())
     assert outcome.error is not None
-    assert "routilux.errors.StepTimeoutError" == outcome.error.type
+    assert "routilux.StepTimeoutError" == outcome.error.type
 
 
 def _oversleeps(self: Routine) -> None:

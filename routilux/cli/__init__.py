@@ -1,19 +1,20 @@
-"""`routilux`: looks into a store of jobs, and does what needs no flow.
+"""The command `routilux`: lists, shows, retries, cancels and exports the jobs of a store.
 
-Laws:
-- Reading changes nothing, makes nothing, and needs none of the modules that the jobs need.
-- Whatever goes wrong is one line on stderr that names the culprit, the place and the cure; the
-  status is 1, or 2 for wrong usage.
-- `--json` is one object on stdout, {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}:
-  instants are UTC nanoseconds; members may be added, but keep their meaning. Besides it holds
+Invariants:
+- Reading changes nothing, creates nothing, and needs none of the modules that the jobs need.
+- An error is one line on stderr that names the culprit, the place and the cure; the exit status is
+  1, or 2 for wrong usage.
+- `--json` writes one object, {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}: instants
+  are UTC nanoseconds; members may be added, but keep their meaning. Its other members are
   jobs            "counts" by status, "jobs" (job_id, flow_id, status, started_ns, updated_ns,
                   commits, retries, due_ns or null, error or null, held or null), "damaged"
                   (job_id, reason)
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
-  retry, cancel   "job_id", "status", "seq" of the commit that did it
+  retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
-  "held" is null where a job rests, else "owner" (null: nobody) and "free_in_ns": how long, by the
-  store's clock, until any host may take it (null: for ever, it is held without a lease).
+  "held" is null for a job that is not active, else it has "owner" (null: none) and "free_in_ns":
+  the time by the store's clock until any host may take the job (null: never, the owner holds it
+  without a lease).
 """
 
 from __future__ import annotations
@@ -45,22 +46,21 @@ if TYPE_CHECKING:
 
     from routilux.clock import Clock
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Hold, JobStore
 
 __all__ = ["main"]
 
-_INTERRUPTED: Final = 130  # as a shell tells of SIGINT
-_PIPE_BROKE: Final = 141  # and of SIGPIPE
+_INTERRUPTED: Final = 130  # the status that a shell gives for SIGINT
+_PIPE_BROKE: Final = 141  # and for SIGPIPE
 _NEAREST: Final = 3
 
 
 class _RefusedError(Exception):
-    """What was asked for can't be had; the message is all that is told."""
+    """The command can't be run; only the message is printed."""
 
 
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
-    """Run a command and return its exit status; `clock` says what time it is."""
+    """Run a command and return its exit status; `clock` gives the time."""
     options = _parser().parse_args(argv)
     options.shown = shown(options.store)
     options.clock = SystemClock() if clock is None else clock

@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 
     from routilux.cli.page import Page
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Hold, JobStore
 
 __all__ = ["JobRow", "Listing", "due_ns", "held", "held_data", "listing", "no_commits", "show_jobs"]
 

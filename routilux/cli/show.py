@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from routilux.console import Part
     from routilux.core.parts import DroppedTask, Output, PendingTask
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
+    from routilux.persist.store import Hold
 
     _T = TypeVar("_T")
 

@@ -279,7 +279,7 @@ class Machine:
         who = ", ".join(f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
         return self.fail(
             ErrorInfo(
-                "routilux.errors.PoisonJobError",
+                "routilux.PoisonJobError",
                 f"recovered {recoveries} times without progress; each time the process ended while"
                 f" one of these was ready to run: {who}",
             ),

@@ -1,24 +1,28 @@
-"""Drivers run the steps: in the caller's thread, or on an executor.
+"""Drivers run the steps of jobs: the protocol, and the driver that uses the loop's own thread.
 
-Laws:
+Invariants:
 - A driver knows nothing of retries, commits or order; it takes steps and hands back outcomes.
-- `start` never runs user code in the caller's thread; `next` may. So a loop can hold its lock
-  while it starts steps, and lets go of it for `next`.
+- `start` never runs user code in the caller's thread; `next` may. So a loop holds its lock while
+  it starts steps, and releases it for `next`.
+- With nothing to run, `next` waits for the instant that the loop names, or a poke.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from routilux.context import Host
 
 if TYPE_CHECKING:
-    from routilux.clock import Key
+    from collections.abc import Callable
+
+    from routilux.clock import Clock, Key
     from routilux.exchange import StepInput, StepOutcome
     from routilux.plan import Plan
-    from routilux.step import RunStep
+    from routilux.policy import ErrorHandler
+    from routilux.routine import Routine, Slot
 
-__all__ = ["Driven", "Driver", "Ended"]
+__all__ = ["Driven", "Driver", "Ended", "InlineDriver", "RunStep"]
 
 
 class Driven(Host, Protocol):
@@ -31,6 +35,9 @@ class Driven(Host, Protocol):
     ordinal: int
     run_step: RunStep
 
+
+RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], StepOutcome]"
+"""Runs one attempt: `run_step`, or a function that a runtime calls in its place."""
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
 """A step that is over, as the loop started it, and its outcome.
@@ -58,3 +65,46 @@ class Driver(Protocol):
 
     def poke(self) -> None:
         """Make `next` return at once; from any thread."""
+
+
+class InlineDriver:
+    """The driver of a sequential flow that is executed; it has room for one step at a time."""
+
+    __slots__ = ("_clock", "_poked", "_taken", "room")
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._poked = clock.signal()
+        self._taken: tuple[Driven, StepInput] | None = None
+        self.room = True
+
+    def start(self, driven: Driven, step: StepInput) -> None:
+        """Take a step, to be run by `next`."""
+        self._taken = driven, step
+        self.room = False
+
+    def next(self, until: int | None, key: Key, who: str) -> Ended | None:
+        """Run the step that was taken; without one, wait."""
+        taken = self._taken
+        if taken is None:
+            self._clock.wait(self._poked, until, key, who)
+            self._poked.clear()
+            return None
+        self._taken = None
+        self.room = True
+        driven, step = taken
+        task = step.task
+        plan = driven.plan
+        routine_id = task.routine_id
+        routine = plan.routines[routine_id]
+        slot = routine._slots[task.slot]
+        handler = plan.handlers[routine_id]
+        return driven, step, driven.run_step(step, routine, slot, handler, driven)
+
+    def others(self, than: Ended) -> list[Ended]:
+        """Return none: it runs one step at a time."""
+        return []
+
+    def poke(self) -> None:
+        """Make `next` return at once; from any thread."""
+        self._poked.set()

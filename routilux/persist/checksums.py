@@ -1,10 +1,10 @@
-"""How a row or a snapshot ends: with a checksum of its bytes, as the last member of its object.
+"""Checksum of a row or a snapshot, which is the last member of its object.
 
-Laws:
-- A disk may give back other bytes than it was given: what it does to them is told, and never taken
-  for another commit that would do as well.
-- What ends without one was written before there were any. A bit that changes within the member
-  itself leaves no JSON, or a member that no row has; so it hides nothing.
+Invariants:
+- A disk may return other bytes than it was given: this is reported, and the bytes are never
+  replayed.
+- Each row and each snapshot has a checksum. Data of a newer version may end in another way: it is
+  refused by its version.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Final
 from zlib import crc32
 
 from routilux.errors import CorruptStateError
+from routilux.persist.upgrades import refuse_newer
 
 __all__ = ["CHECKSUM", "checked", "summed"]
 
 _NAME: Final = b',"crc":"'
 CHECKSUM: Final = len(b'%b%08x"}' % (_NAME, 0))
-"""How many bytes it takes, with the end of the object."""
+"""The length of a checksum in bytes, with the end of the object."""
 
 
 def summed(text: bytes) -> bytes:
@@ -31,21 +32,25 @@ def summed(text: bytes) -> bytes:
     return b'%b%b%08x"}' % (body, _NAME, crc32(body))
 
 
-def checked(data: bytes, place: str) -> bytes:
-    """Return an object's bytes without their checksum; `place` is where they stand.
+def checked(data: object, place: str) -> bytes:
+    """Return an object's text without its checksum; `place` is its path.
 
-    Raises `CorruptStateError` where they are not those that it was made of.
+    Raises `SavedStateError` where the checksum is missing or does not match.
 
     >>> checked(summed(b'{"seq":8}'), "$.job-1[8]")
     b'{"seq":8}'
     >>> checked(summed(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
     Traceback (most recent call last):
-    routilux.errors.CorruptStateError: $.job-1[8]: was damaged: its checksum is of other bytes
+    routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
     """
-    # A store of others may give back what is no bytes, which whoever reads on tells.
-    if isinstance(data, bytes) and data[-CHECKSUM:].startswith(_NAME):
-        body = data[:-CHECKSUM]
-        if data != b'%b%b%08x"}' % (body, _NAME, crc32(body)):
-            raise CorruptStateError(place, "was damaged: its checksum is of other bytes")
-        return body + b"}"
-    return data
+    if not isinstance(data, bytes):  # another program's store may return anything
+        raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
+    if not data[-CHECKSUM:].startswith(_NAME):
+        refuse_newer(data, place)
+        raise CorruptStateError(
+            place, "has no checksum at its end: it is cut off, or was not written by routilux"
+        )
+    body = data[:-CHECKSUM]
+    if data != b'%b%b%08x"}' % (body, _NAME, crc32(body)):
+        raise CorruptStateError(place, "was damaged: its checksum does not match")
+    return body + b"}"

@@ -1,23 +1,24 @@
 """A job and its flow as one JSON document, for people and other tools.
 
-Laws:
-- A document is a copy, not a lock: any number of hosts may go on from it.
+Invariants:
+- A document is a copy, not a lock: any number of hosts may resume the job from it.
 - It is captured between two commits; steps in flight are pending in it.
+- Capturing changes neither the flow nor the job.
 - A crash while it is written leaves the old file or the new one; see `atomic`.
-- The digest covers every byte before its own member. It tells damage, not attack: for a file that
-  was in other hands there is a signature, checked before anything is parsed.
-- A document of any earlier version is read, upgraded; a newer one is refused.
-- Nothing but `SavedStateError` escapes from reading what a file holds; a file that can't be
-  opened is the system's own `OSError`.
+- The digest covers every byte before its own member. It shows damage, not an attack: for a file
+  that other people could change there is a signature, checked before anything is parsed.
+- Reading the content of a file raises nothing but `SavedStateError`; a file that can't be opened
+  raises the system's `OSError`.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Never, Self, cast
+from typing import Any, Final, Never, Self
 
 from routilux import codec
 from routilux.clock import SystemClock
@@ -30,13 +31,12 @@ from routilux.instants import SECOND, from_ns, instant_ns
 from routilux.monitor import ExecutionMonitor
 from routilux.persist.atomic import write_whole
 from routilux.persist.seal import SEAL, keyed, sealed, unsealed
-from routilux.persist.upgrades import FORMAT, loaded
+from routilux.persist.upgrades import FORMAT, loads_versioned
 
-__all__ = ["FORMAT", "SavedState"]
+__all__ = ["SavedState"]
 
 _PIECE: Final = 1 << 20
 _FIELDS: codec.Fields = {
-    "format": str,
     "flow": dict,
     "job_state": dict,
     "saved_at": float,
@@ -87,15 +87,14 @@ class SavedState:
 
     @classmethod
     def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
-        """Take a job as it is now; call it where the job stands still, or from an observer.
+        """Capture a job as it is now; call this while no step commits, or from an observer.
 
-        `monitor` is the one whose counts are saved; by default they are those of the job's
-        commits. Raises `UnserializableError` for what has no saved form.
+        The counts of `monitor` are saved; by default they are those of the job's commits. Raises
+        `UnserializableError` for a value that has no saved form.
         """
         own = job.copy()
         now = job.clock_ns() if job.clock_ns is not None else SystemClock().now_ns()
         now -= now % 1000  # what a float of seconds and ISO text both hold
-        mirror_retries(flow, own)
         summary = ExecutionMonitor.summary_of(own) if monitor is None else monitor.summary()
         return cls(flow, own, now, summary, _texts(flow, own))
 
@@ -109,7 +108,7 @@ class SavedState:
         'job-1'
         >>> SavedState.from_bytes(text, key=b"the key of others").job.job_id
         Traceback (most recent call last):
-        routilux.errors.CorruptStateError: $.signature: is not that of this key: the file was...
+        routilux.CorruptStateError: $.signature: is not that of this key: the file was...
         """
         try:
             mac = keyed(key)
@@ -137,10 +136,10 @@ class SavedState:
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
         """Write the document to a file, in one piece or not at all (mode 0600).
 
-        With a `key`, of at least 16 bytes, it is signed by HMAC-SHA256, for a file that passes
-        through other hands; whoever reads it with that key gets what was written or an error. It
-        is not encrypted. Raises `UnserializableError` for what has no saved form, `OSError` where
-        the file can't be written, `TypeError` and `ValueError` for what is no key.
+        With a `key` of at least 16 bytes it is signed by HMAC-SHA256, for a file that other people
+        could change: reading it with that key returns what was written, or raises. The file is
+        not encrypted. Raises `UnserializableError` for a value that has no saved form, `OSError`
+        where the file can't be written, `TypeError` and `ValueError` for an invalid key.
         """
         try:
             data = self.to_bytes(key=key)
@@ -154,19 +153,19 @@ class SavedState:
     ) -> Self:
         """Read a document from a file.
 
-        The routine classes of the flow must have been imported. `verify=False` leaves out the
-        digest, for a file that was edited by hand. With a `key` only a file is read that was
-        written with it and not changed in any byte, whatever `verify` says; without one a signed
-        file is read like any other. Raises `OSError` where there is no file, `SavedStateError` for
-        what is damaged, of another program, of a newer version or not signed with the key, and
-        `TypeError` and `ValueError` for what is no key.
+        The routine classes of the flow must have been imported. `verify=False` ignores the digest,
+        for a file that was edited by hand. With a `key` only a file is read that was written with
+        it and not changed in any byte, whatever `verify` is; without one a signed file is read
+        like any other. Raises `OSError` where there is no file, `SavedStateError` for a file that
+        is damaged, of another program, of a newer version or not signed with the key, and
+        `TypeError` and `ValueError` for an invalid key.
         """
         try:
             return cls.from_bytes(_content(path), verify=verify, key=key)
         except SavedStateError as error:
-            said, *listed = error.reason.split("\n")
-            told = "\n".join([f"{said} (in {os.fspath(path)})", *listed])
-            raise type(error)(error.path, told) from None
+            first, *rest = error.reason.split("\n")
+            reason = "\n".join([f"{first} (in {os.fspath(path)})", *rest])
+            raise type(error)(error.path, reason) from None
         finally:
             del key
 
@@ -186,7 +185,7 @@ class SavedState:
             data = text
         elif verify:
             _refuse_without_digest(data)
-        return cls._load(loaded(data))
+        return cls._load(loads_versioned(data))
 
     @classmethod
     def _load(cls, document: object) -> Self:
@@ -194,13 +193,15 @@ class SavedState:
         job = JobState.load(f["job_state"], "$.job_state")
         flow = Flow.load(f["flow"], "$.flow", job.shape)
         saved_at_ns = _saved_at(f["saved_at_iso"], f["saved_at"])
-        counts = (
-            ("retry_count", job.retry_count()),
-            ("execution_history_count", _history_length(job)),
-        )
-        for name, count in counts:
-            if f[name] != count:
-                raise CorruptStateError(f"$.{name}", f"is {f[name]}, but the job has {count}")
+        counts = [
+            ("$.retry_count", f["retry_count"], job.retry_count()),
+            ("$.execution_history_count", f["execution_history_count"], _history_length(job)),
+        ]
+        for path, handler, retries in _handler_retries(f["flow"], job):
+            counts.append((f"{path}.retry_count", handler["retry_count"], retries))
+        for path, saved, count in counts:
+            if saved != count:
+                raise CorruptStateError(path, f"is {saved}, but the job has {count}")
         summary = codec.check_fields(
             f["monitor_summary"],
             "$.monitor_summary",
@@ -208,12 +209,11 @@ class SavedState:
         )
         for name, count in summary.items():
             in_range(count, f"$.monitor_summary.{name}")
-        mirror_retries(flow, job)
         return cls(flow, job, saved_at_ns, summary)
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
-    # No more than can be a document: a path may lead to a device, which never ends.
+    # Reads no more than a document can have: a device would never end.
     left = codec.MAX_BYTES + SEAL
     pieces: list[bytes] = []
     with Path(path).open("rb") as file:
@@ -223,43 +223,34 @@ def _content(path: str | os.PathLike[str]) -> bytes:
     return b"".join(pieces)
 
 
-def mirror_retries(flow: Flow, job: JobState) -> None:
-    """Show on the flow's error handlers how many retries the job has spent; for people only.
-
-    A handler that decides for several routines shows the most of them.
-    """
-    spent: dict[int, int] = {}
-    handlers = [(routine_id, r.error_handler) for routine_id, r in flow.routines.items()]
-    for routine_id, own in handlers:
-        handler = own or flow.error_handler
-        if handler is not None:
-            spent[id(handler)] = max(spent.get(id(handler), 0), _spent(job, routine_id))
-    for handler in (flow.error_handler, *(own for _, own in handlers)):
-        if handler is not None:
-            handler.retry_count = spent.get(id(handler), 0)
-
-
 def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
-    return codec.dumps(_flow_document(flow, job)), job.dumps()
+    data = flow.serialize()
+    for _, handler, retries in _handler_retries(data, job):
+        handler["retry_count"] = retries
+    return codec.dumps(data), job.dumps()
+
+
+def _handler_retries(
+    flow: dict[str, Any], job: JobState
+) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yield each error handler of a saved flow: its path, its data, the retries spent under it.
+
+    The handler of the flow counts for the routines that have none of their own.
+    """
+    most = 0
+    for index, routine in enumerate(flow["routines"]):
+        state = job.routine_states.get(routine["id"])
+        spent = 0 if state is None else state.retry_count
+        if routine["error_handler"] is None:
+            most = max(most, spent)
+        else:
+            yield f"$.flow.routines[{index}].error_handler", routine["error_handler"], spent
+    if flow["error_handler"] is not None:
+        yield "$.flow.error_handler", flow["error_handler"], most
 
 
 def _history_length(job: JobState) -> int:
     return sum(map(history_length, job.commits))
-
-
-def _flow_document(flow: Flow, job: JobState) -> dict[str, object]:
-    # A handler object that several routines share is saved with the retries of each of them.
-    data = flow.serialize()
-    rest = 0
-    for entry in cast("list[dict[str, object]]", data["routines"]):
-        spent = _spent(job, cast(str, entry["id"]))
-        if entry["error_handler"] is None:
-            rest = max(rest, spent)
-        else:
-            cast("dict[str, object]", entry["error_handler"])["retry_count"] = spent
-    if data["error_handler"] is not None:
-        cast("dict[str, object]", data["error_handler"])["retry_count"] = rest
-    return data
 
 
 def _saved_at(text: str, seconds: float) -> int:
@@ -269,18 +260,14 @@ def _saved_at(text: str, seconds: float) -> int:
         if from_ns(found).isoformat() != text:
             raise ValueError(f"is written {from_ns(found).isoformat()!r}, not {text!r}")
     except (OverflowError, ValueError) as error:
-        raise CorruptStateError("$.saved_at_iso", f"is no UTC instant: {error}") from None
+        raise CorruptStateError("$.saved_at_iso", f"is not a UTC instant: {error}") from None
     if found / SECOND != seconds:
         raise CorruptStateError("$.saved_at", f"is {seconds!r}, but saved_at_iso is {text!r}")
     return found
 
 
-def _spent(job: JobState, routine_id: str) -> int:
-    return job.retry_count(routine_id) if routine_id in job.routine_states else 0
-
-
 def _refuse_without_digest(data: bytes) -> Never:
-    loaded(data)  # tells what is cut off, newer or another program's
+    loads_versioned(data)  # raises for a text that is cut off, newer or of another program
     raise CorruptStateError(
         "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
     )

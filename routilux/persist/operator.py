@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 
     from routilux.core.records import Commit
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Hold, JobStore
 
 __all__ = ["cancel", "retry"]
 

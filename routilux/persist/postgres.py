@@ -18,8 +18,16 @@ from typing import TYPE_CHECKING, Final, Self
 
 from routilux.errors import LeaseLostError, UnserializableError
 from routilux.persist.database import Answer, Database
-from routilux.persist.leases import FALLEN, FREE, Acquired, Hold
-from routilux.persist.store import Append, duplicate, refusal, refusals
+from routilux.persist.store import (
+    FALLEN,
+    FREE,
+    Acquired,
+    Append,
+    Hold,
+    duplicate,
+    refusal,
+    refusals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -14,9 +14,17 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from routilux.clock import SystemClock
 from routilux.errors import LeaseLostError
-from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
 from routilux.persist.sqlite_file import SqliteFile
-from routilux.persist.store import duplicate, refusal, refusals
+from routilux.persist.store import (
+    FALLEN,
+    FREE,
+    NOBODY,
+    Acquired,
+    Hold,
+    duplicate,
+    refusal,
+    refusals,
+)
 
 if TYPE_CHECKING:
     import os

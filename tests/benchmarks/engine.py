@@ -40,8 +40,7 @@ from tests.benchmarks.race import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from routilux import JobState
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy, JobState
 
 
 # --- the cost of a failed attempt ---------------------------------------------------------------

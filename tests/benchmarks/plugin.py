@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 
 from pytest_routilux.choices import FIFO, Seeded
 from pytest_routilux.crash import recover, undisturbed
-from pytest_routilux.examine import Checks, examine
+from pytest_routilux.examine import examine
 from pytest_routilux.freeze import frozen_clock
 from pytest_routilux.lives import Case
 from pytest_routilux.points import crash_points
+from pytest_routilux.results import Checks
 from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, codec, use_runtime

@@ -14,7 +14,7 @@ from routilux import CorruptStateError, JobStore, SqliteStore
 from routilux.cli import main
 from routilux.persist.opening import looked
 from tests.cli.pages import JOBS
-from tests.cli.payments import NOW, PLAIN_ROW
+from tests.cli.payments import NOW, replace_in_rows
 from tests.cli.program import Told
 
 
@@ -184,7 +184,10 @@ _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        (f"UPDATE commits SET row = X'7B' {_FAILED_ROWS} AND seq = 2", r"\$\.failed\[2\]: is cut"),
+        (
+            f"UPDATE commits SET row = X'7B' {_FAILED_ROWS} AND seq = 2",
+            r"\$\.failed\[2\]: has no checksum at its end: it is cut off",
+        ),
         (
             f"UPDATE commits SET row = 'text' {_FAILED_ROWS} AND seq = 2",
             r"\$\.failed\[2\]: is of type str",
@@ -216,13 +219,10 @@ def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
 def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_damaged(
     store: Path, refused: Told, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _sql(
-        f"UPDATE commits SET row = CAST(replace({PLAIN_ROW}, 'routilux/1', 'routilux/7') AS BLOB)"
-        f" {_FAILED_ROWS} AND seq = 1"
-    )(store)
+    replace_in_rows(store, "routilux/1", "routilux/7", f"{_FAILED_ROWS} AND seq = 1")
     message = (
-        "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', of a newer"
-        " routilux; this one reads up to 'routilux/1': install a newer one here, or go on with the"
+        "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', which a newer"
+        " routilux wrote; this one reads 'routilux/1': install the newer one here, or resume the"
         " job where it was saved"
     )
     for what in ("show", "retry", "cancel"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from routilux import Runtime, SqliteStore
 from routilux.persist import operator
 from tests.cli.pages import DONE, FAILED, WAITS
-from tests.cli.payments import NOW, PLAIN_ROW, after, payment
+from tests.cli.payments import NOW, after, payment, replace_in_rows
 from tests.cli.program import Told
 
 
@@ -50,11 +49,7 @@ def test_values_of_types_that_only_the_flows_program_knows_are_shown_and_exporte
     store: Path, told: Told
 ) -> None:
     order = '{"$type":"shop.types:Order","value":{"id":7}}'
-    with sqlite3.connect(store) as db:
-        db.execute(
-            f"UPDATE commits SET row = CAST(replace({PLAIN_ROW}, '\"A2\"', '{order}') AS BLOB)"
-        )
-    db.close()
+    replace_in_rows(store, '"A2"', order)
     assert "  order  Order({'id': 7})\n" in told("show", store, "failed")
     told("export", store, "failed", "job.json")
     assert 2 == Path("job.json").read_text("utf-8").count(order)

@@ -86,7 +86,7 @@ def test_an_emission_that_a_handler_could_not_take_fails_whoever_emitted_it() ->
     commit = Tale(flow).run(emission("out"))
     assert commit.kind is CommitKind.DROPPED
     assert commit.error is not None
-    assert commit.error.type == "routilux.errors.FlowDefinitionError"
+    assert commit.error.type == "routilux.FlowDefinitionError"
     assert commit.error.message == "a emitted 'out' without 'n', which b.trigger needs"
     assert not commit.emissions
 
@@ -626,7 +626,7 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned() -> Non
         None,
     )
     assert str(tale.job.error) == (
-        "routilux.errors.PoisonJobError: recovered 3 times without progress; each time the process"
+        "routilux.PoisonJobError: recovered 3 times without progress; each time the process"
         " ended while one of these was ready to run: b (task 0.0, attempt 1), c (task 0.1, attempt"
         " 1), d (task 0.2, attempt 1)"
     )

@@ -516,7 +516,7 @@ class JobUnderWay(RuleBasedStateMachine):
             if self.recoveries > MOST_RECOVERIES:
                 assert job.status is JobStatus.FAILED
                 assert job.error is not None
-                assert job.error.type == "routilux.errors.PoisonJobError"
+                assert job.error.type == "routilux.PoisonJobError"
                 if how == "died":
                     self.recoveries = MOST_RECOVERIES
                 return

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from routilux import FakeClock, JobStatus, Routine, Runtime
-from routilux.drivers.inline import InlineDriver
+from routilux.drivers import InlineDriver
 from tests.drivers.workshop import Works, chain, engine_threads, fails, rest, retrying, send
 
 

@@ -243,7 +243,7 @@ def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run() 
         busy.set()
     assert [] == ran
     assert job.error is not None
-    assert "routilux.errors.StepTimeoutError" == job.error.type
+    assert "routilux.StepTimeoutError" == job.error.type
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, _Sane])

@@ -1,4 +1,4 @@
-"""A job and its flow as one document: what is in it, that it comes back, and what is refused."""
+"""A job and its flow as one document: its members, its round trip, and what is refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from tests.persist.orders import (
     seal,
 )
 
-FIRST = GOLDEN / "routilux-1.json"
+DOCUMENT = GOLDEN / "routilux-1.json"
 ROOT = Path(__file__).parents[2]
 
 
@@ -72,7 +72,7 @@ def shortened() -> bytes:
 
 @pytest.fixture(scope="module")
 def small() -> bytes:
-    """The smallest job worth saving."""
+    """A job of one step."""
     flow = Flow("f")
     flow.add_routine(Fetch(took=0), "fetch")
     with Runtime(clock=FakeClock(START)) as runtime:
@@ -140,7 +140,7 @@ def test_the_flow_is_saved_by_names_and_constructor_arguments(retried):
     ] == flow["connections"]
 
 
-def test_a_monitor_of_ones_own_gives_its_own_counts():
+def test_the_counts_of_a_given_monitor_are_saved():
     flow, monitor = pipeline(0), ExecutionMonitor()
     job, _ = run(flow)
     assert {"events": 0, "data_flows": 0, "state_changes": 0} == (
@@ -148,13 +148,12 @@ def test_a_monitor_of_ones_own_gives_its_own_counts():
     )
 
 
-def test_error_handlers_mirror_the_retries_of_the_job_when_it_is_captured_and_loaded(retried):
+def test_capturing_changes_no_live_handler_and_the_loaded_one_has_the_retries_of_the_job(retried):
     flow = pipeline(9)
     handler = flow.routines["process"].error_handler
     assert handler is not None
+    assert 4 == at_retry(flow, 4).job.retry_count("process")
     assert 0 == handler.retry_count
-    at_retry(flow, 4)
-    assert 4 == handler.retry_count
     loaded = SavedState.from_bytes(retried).flow.routines["process"].error_handler
     assert loaded is not None
     assert (2, handler) == (loaded.retry_count, loaded)
@@ -169,14 +168,27 @@ def test_a_handler_shared_by_routines_is_saved_with_the_retries_of_each():
     saved = json.loads(text)["flow"]
     assert [0, 2] == [r["error_handler"]["retry_count"] for r in saved["routines"]]
     assert 0 == saved["error_handler"]["retry_count"]
-    assert text == SavedState.from_bytes(text).to_bytes()
+    loaded = SavedState.from_bytes(text)
+    assert text == loaded.to_bytes()
+    handlers = [routine.error_handler for routine in loaded.flow.routines.values()]
+    assert [0, 2, 0] == [h and h.retry_count for h in (*handlers, loaded.flow.error_handler)]
+
+
+def test_the_handler_of_the_flow_has_the_most_retries_of_the_routines_without_their_own():
+    flow = pipeline(9)
+    retry = flow.routines["process"].error_handler
+    flow.routines["process"].set_error_handler(None)
+    flow.set_error_handler(retry)
+    loaded = SavedState.from_bytes(at_retry(flow, 2).to_bytes()).flow.error_handler
+    assert loaded is not None
+    assert 2 == loaded.retry_count
 
 
 # --- it comes back ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("options", [{}, {"execution_strategy": "concurrent", "max_workers": 2}])
-def test_every_commit_can_be_saved_and_loaded_and_the_job_goes_on_to_the_same_end(options):
+def test_a_job_loaded_at_any_commit_resumes_to_the_same_end(options):
     whole, captures = run(pipeline(audit=True, **options))
     assert JobStatus.COMPLETED is whole.status
     for number, saved in enumerate(captures.taken, 1):
@@ -195,7 +207,7 @@ def test_every_commit_can_be_saved_and_loaded_and_the_job_goes_on_to_the_same_en
         assert loaded.job == saved.job, "resuming leaves the loaded job as it is"
 
 
-def test_a_loaded_job_can_go_on_under_another_strategy(retried):
+def test_a_loaded_job_can_be_resumed_under_another_strategy(retried):
     for strategy in ("sequential", "concurrent"):
         loaded = SavedState.from_bytes(retried)
         job = loaded.flow.resume(
@@ -208,7 +220,7 @@ def test_a_loaded_job_can_go_on_under_another_strategy(retried):
         assert datetime(2026, 1, 3, 12, 59, 8, 737_500, tzinfo=UTC) == job.commits[-1].finished_at
 
 
-def test_what_is_in_flight_is_pending_in_what_an_observer_captures():
+def test_a_step_in_flight_is_pending_in_a_state_that_an_observer_captures():
     class Nap(Routine):
         routine_name = "document/nap"
 
@@ -237,7 +249,7 @@ def test_what_is_in_flight_is_pending_in_what_an_observer_captures():
     assert job.shared_data == ended.shared_data
 
 
-def test_a_job_whose_first_commits_are_gone_is_saved_and_goes_on():
+def test_a_job_whose_first_commits_are_gone_is_saved_and_resumed():
     flow = pipeline(9)
     _, captures = run(flow, history_limit=1)
     saved = next(taken for taken in captures.taken if taken.retry_count == 3)
@@ -248,7 +260,7 @@ def test_a_job_whose_first_commits_are_gone_is_saved_and_goes_on():
     assert 5 == ended.routine_states["process"].attempts
 
 
-def test_what_was_captured_stays_what_it_was_when_flow_and_job_go_on():
+def test_a_captured_state_does_not_change_with_the_flow_and_the_job():
     flow = pipeline()
     _, captures = run(flow)
     texts = [saved.to_bytes() for saved in captures.taken]
@@ -333,7 +345,7 @@ def flows(draw: st.DrawFn) -> Flow:
 
 @settings(max_examples=60)
 @given(flow=flows(), value=values, point=st.integers(0, 10))
-def test_any_flow_and_job_come_back_equal_and_are_written_again_byte_by_byte(flow, value, point):
+def test_any_flow_and_job_are_loaded_equal_and_written_again_byte_by_byte(flow, value, point):
     captures = Captures(flow)
     with Runtime(clock=FakeClock(START), observers=[captures]) as runtime:
         flow.execute("n0", {"value": value}, runtime=runtime)
@@ -351,9 +363,9 @@ def test_any_flow_and_job_come_back_equal_and_are_written_again_byte_by_byte(flo
 # --- the golden file ----------------------------------------------------------------------------
 
 
-def test_the_document_that_the_first_version_wrote_is_read_and_written_again_byte_by_byte():
-    saved = SavedState.read(FIRST)
-    assert FIRST.read_bytes() == saved.to_bytes()
+def test_the_golden_document_is_read_and_written_again_byte_by_byte():
+    saved = SavedState.read(DOCUMENT)
+    assert DOCUMENT.read_bytes() == saved.to_bytes()
     job = saved.job
     assert ("job-1", JobStatus.RUNNING, 2, 6) == (
         job.job_id,
@@ -378,8 +390,8 @@ def test_the_document_that_the_first_version_wrote_is_read_and_written_again_byt
     assert {"request_id": "r-1", "ids": {1, 2}} == waiting.payload["metadata"]
 
 
-def test_a_job_of_the_golden_file_goes_on_where_it_was():
-    saved = SavedState.read(FIRST)
+def test_the_job_of_the_golden_document_is_resumed_where_it_was():
+    saved = SavedState.read(DOCUMENT)
     clock = FakeClock("2026-01-03T12:59:05.100000+00:00")
     job = saved.flow.resume(saved.job, runtime=Runtime(clock=clock))
     assert (JobStatus.COMPLETED, 3) == (job.status, job.routine_states["process"].attempts)
@@ -388,6 +400,7 @@ def test_a_job_of_the_golden_file_goes_on_where_it_was():
         - saved.job.commits[-1].finished_at
     )
     assert [Decimal("3.00")] == [output.data["total"] for output in job.outputs]
+    assert date(2026, 1, 3) == job.shared_data["day"]
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -403,7 +416,7 @@ def test_a_file_is_written_for_its_owner_alone_and_read_back_equal(tmp_path, ret
     assert [path] == list(tmp_path.iterdir())
 
 
-def test_a_folder_in_the_way_or_no_folder_at_all_is_the_systems_own_error(tmp_path, retried):
+def test_writing_to_a_folder_or_into_no_folder_raises_the_systems_error(tmp_path, retried):
     saved = SavedState.from_bytes(retried)
     (tmp_path / "taken").mkdir()
     with pytest.raises(IsADirectoryError):
@@ -455,7 +468,7 @@ def python(folder: Path, code: str) -> str:
     return done.stdout + done.stderr + (f"exit {done.returncode}" if done.returncode else "")
 
 
-def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_path):
+def test_a_class_that_is_not_imported_is_named_and_importing_it_helps(tmp_path):
     (tmp_path / "shop.py").write_text(SHOP, "utf-8")
     write = "import shop; from routilux import SavedState; f = shop.flow();"
     assert "" == python(
@@ -465,7 +478,7 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_
     told = python(tmp_path, read).splitlines()[-2:]
     assert [
         (
-            "routilux.errors.UnknownRoutineError: $.flow.routines[0].routine: no routine class"
+            "routilux.UnknownRoutineError: $.flow.routines[0].routine: no routine class"
             " 'shop:Charge' is defined in this program; import the module that defines it before"
             " loading (a class of another program's __main__ or one made inside a function needs a"
             " routine_name) (in j.json)"
@@ -479,7 +492,7 @@ def test_a_class_that_is_not_imported_is_named_and_importing_it_is_the_cure(tmp_
 # --- files that are refused ---------------------------------------------------------------------
 
 
-def test_a_missing_file_is_the_systems_own_error_and_names_it(tmp_path):
+def test_a_missing_file_raises_the_systems_error_with_its_name(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nothing\.json"):
         SavedState.read(tmp_path / "nothing.json")
 
@@ -527,28 +540,13 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], type[SavedStateError], str, str
         "$.format",
         "is missing: this was not written by routilux",
     ),
-    "another format": (
-        lambda text: seal({**json.loads(text), "format": "notebook/4"}),
-        CorruptStateError,
-        "$.format",
-        "is 'notebook/4': this was not written by routilux",
-    ),
-    "a newer version": (
-        lambda text: seal({"format": "routilux/2", "state": {"$type": "of the future"}}),
-        UnsupportedVersionError,
-        "$.format",
-        (
-            "is 'routilux/2', of a newer routilux; this one reads up to 'routilux/1': install a"
-            " newer one here, or go on with the job where it was saved"
-        ),
-    ),
     "a newer version without our digest": (
         lambda text: b'{"format": "routilux/12", "state": {"$type": "of the future"}}',
         UnsupportedVersionError,
         "$.format",
         (
-            "is 'routilux/12', of a newer routilux; this one reads up to 'routilux/1': install a"
-            " newer one here, or go on with the job where it was saved"
+            "is 'routilux/12', which a newer routilux wrote; this one reads 'routilux/1': install"
+            " the newer one here, or resume the job where it was saved"
         ),
     ),
     "edited": (
@@ -570,9 +568,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], type[SavedStateError], str, str
 
 
 @pytest.mark.parametrize("case", FILES)
-def test_a_file_that_is_no_sound_document_is_refused_by_place_reason_and_file(
-    case, tmp_path, retried
-):
+def test_an_invalid_file_is_refused_by_place_reason_and_file(case, tmp_path, retried):
     spoil, error, place, reason = FILES[case]
     path = tmp_path / "job.json"
     path.write_bytes(spoil(retried))
@@ -615,7 +611,7 @@ def test_no_more_is_written_than_can_be_read(monkeypatch):
         saved.to_bytes()
 
 
-def test_an_edited_file_is_read_without_its_digest_if_it_makes_sense(tmp_path, retried):
+def test_an_edited_file_is_read_without_its_digest_if_it_is_valid(tmp_path, retried):
     path = tmp_path / "job.json"
     path.write_bytes(retried.replace(b'"request_id":"r-1"', b'"request_id":"r-2"'))
     with pytest.raises(CorruptStateError, match=r"^\$\.digest: "):
@@ -624,7 +620,7 @@ def test_an_edited_file_is_read_without_its_digest_if_it_makes_sense(tmp_path, r
     assert "r-2" == waiting.payload["metadata"]["request_id"]
 
 
-def test_a_document_cut_off_anywhere_is_refused_and_only_its_last_line_break_is_no_loss(small):
+def test_a_document_cut_off_anywhere_before_its_last_line_break_is_refused(small):
     for length in range(len(small) - 1):
         with pytest.raises(SavedStateError):
             SavedState.from_bytes(small[:length])
@@ -643,12 +639,12 @@ def test_a_document_with_any_one_byte_changed_is_refused(small):
 
 
 def loads_or_refuses(text: bytes) -> bool:
-    """Whether it was read; what was read can be written and read again."""
+    """Whether the text was read; then it can be written and read again."""
     try:
         loaded = SavedState.from_bytes(text, verify=False)
     except SavedStateError as error:
         if not (error.path.startswith("$") and error.reason):
-            pytest.fail(f"the refusal names no place or no reason: {error!r}")
+            pytest.fail(f"the refusal has no path or no reason: {error!r}")
         return False
     again = SavedState.from_bytes(loaded.to_bytes())
     assert again.job == loaded.job
@@ -702,6 +698,11 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
     "a member too many": (put("note", to=1), "$.note", "is a field that is not known here"),
     "a member too few": (drop("saved_at"), "$.saved_at", "is missing"),
     "another count of retries": (put("retry_count", to=3), "$.retry_count", "is 3, but the job *"),
+    "another count of a handler": (
+        put("flow", "routines", 1, "error_handler", "retry_count", to=3),
+        "$.flow.routines[1].error_handler.retry_count",
+        "is 3, but the job has 2",
+    ),
     "another count of records": (
         put("execution_history_count", to=3),
         "$.execution_history_count",
@@ -715,12 +716,12 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
     "an instant that is none": (
         put("saved_at_iso", to="yesterday"),
         "$.saved_at_iso",
-        "is no UTC instant: *",
+        "is not a UTC instant: *",
     ),
     "a local instant": (
         put("saved_at_iso", to="2026-01-03T13:59:05.100000+01:00"),
         "$.saved_at_iso",
-        "is no UTC instant: is written '2026-01-03T12:59:05.100000+00:00', not *",
+        "is not a UTC instant: is written '2026-01-03T12:59:05.100000+00:00', not *",
     ),
     "two instants": (put("saved_at", to=1.0), "$.saved_at", "is 1.0, but saved_at_iso is *"),
     "an unknown status": (put(J, "status", to="lost"), "$.job_state.status", "'lost' is not a *"),
@@ -923,7 +924,7 @@ WRONG: dict[str, tuple[Callable[[Any], None], str, str]] = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(case, retried):
+def test_invalid_contents_are_refused_although_the_digest_is_right(case, retried):
     change, place, reason = WRONG[case]
     document = json.loads(retried)
     change(document)
@@ -935,7 +936,7 @@ def test_contents_that_can_not_be_are_refused_although_the_digest_is_right(case,
         ), told
 
 
-def test_what_the_data_holds_without_end_is_not_told_without_end(retried):
+def test_an_error_about_huge_data_is_short(retried):
     endless = "x" * 1_000_000
     for change, place, start, end in (
         (
@@ -960,7 +961,7 @@ def test_what_the_data_holds_without_end_is_not_told_without_end(retried):
         assert len(str(told)) < 4_600
 
 
-def test_an_attempt_of_no_number_is_refused_where_its_task_is_no_longer_known(shortened):
+def test_an_invalid_attempt_is_refused_where_its_task_is_no_longer_known(shortened):
     document = json.loads(shortened)
     document[J]["commits"][0]["attempt"] = 0
     with pytest.raises(CorruptStateError) as caught:
@@ -997,7 +998,7 @@ def test_the_cases_above_start_from_a_document_that_is_read(retried):
     ],
 )
 def test_a_task_is_dropped_in_one_of_two_ways(change, place, reason):
-    document = json.loads(FIRST.read_bytes())
+    document = json.loads(DOCUMENT.read_bytes())
     change(document)
     with pytest.raises(CorruptStateError) as caught:
         SavedState.from_bytes(seal(document))
@@ -1062,7 +1063,7 @@ json_values = st.recursive(
 
 @settings(max_examples=400)
 @given(data=st.data(), sealed=st.booleans(), whole=st.booleans())
-def test_whatever_is_done_to_a_document_it_is_read_or_refused_as_saved_state(
+def test_a_changed_document_is_read_or_refused_with_a_saved_state_error(
     data, sealed, whole, retried, shortened
 ):
     document = json.loads(retried if whole else shortened)
@@ -1091,7 +1092,7 @@ def test_whatever_is_done_to_a_document_it_is_read_or_refused_as_saved_state(
 @example(b'{"format": "routilux/1"}')
 @example(b'{"format": 1e999}')
 @example(b'{"format": "routilux/1", "format": "routilux/1"}')
-def test_any_bytes_are_refused_as_saved_state(text):
+def test_any_bytes_are_refused_with_a_saved_state_error(text):
     for verify in (True, False):
         with pytest.raises(SavedStateError):
             SavedState.from_bytes(text, verify=verify)
@@ -1101,7 +1102,7 @@ def test_any_bytes_are_refused_as_saved_state(text):
 
 
 def renamed(version: int) -> type[Routine]:
-    """One class at one place, of which a later version has other slots and events."""
+    """A class whose second version has other slots and events."""
 
     class Renamed(Routine):
         routine_name = "document/renamed"
@@ -1122,7 +1123,7 @@ def renamed(version: int) -> type[Routine]:
 CHANGES = "- event a.output(n); + event a.result(n)"
 
 
-def test_a_class_that_has_changed_since_is_a_mismatch_that_lists_the_change_and_the_cure_works():
+def test_a_changed_class_is_a_mismatch_that_lists_the_change_and_the_cure_works():
     old = Flow("changing")
     old.add_routine(renamed(1)(), "a")
     job = old.execute("a", {"n": 7}, job_id="j1")
@@ -1134,7 +1135,7 @@ def test_a_class_that_has_changed_since_is_a_mismatch_that_lists_the_change_and_
         SavedState.from_bytes(text)
     assert "$.flow.fingerprint" == caught.value.path
     assert (
-        f"the routines' slots and events are not those that were saved ({CHANGES}); go on with the"
+        f"the routines' slots and events differ from those that were saved ({CHANGES}); use the"
         " classes as they were, or read the job alone by"
         " JobState.deserialize(document['job_state']) and resume it on a flow that fits with"
         " allow_changed_flow=True"
@@ -1154,7 +1155,7 @@ def test_a_class_that_has_changed_since_is_a_mismatch_that_lists_the_change_and_
     assert done == SavedState.from_bytes(SavedState.capture(new, done).to_bytes()).job
 
 
-def test_a_pending_task_without_its_slot_can_not_go_on_even_on_a_changed_flow(retried):
+def test_a_pending_task_without_its_slot_can_not_be_resumed_even_on_a_changed_flow(retried):
     job = SavedState.from_bytes(retried).job
     before = job.serialize()
     other = Flow("other")
@@ -1182,7 +1183,7 @@ def test_a_flow_alone_names_an_unknown_class_by_its_place():
     )
 
 
-def test_uuids_and_times_of_a_job_come_back_of_the_same_type():
+def test_uuids_and_times_of_a_job_keep_their_type():
     flow = Flow()
     flow.add_routine(Node(0), "n0")
     value = {"id": UUID(int=7), "at": datetime(2026, 1, 3, tzinfo=UTC), "for": timedelta(1)}

@@ -19,7 +19,7 @@ from routilux import (
     Runtime,
     Worker,
 )
-from routilux.persist.leases import Acquired
+from routilux.persist.store import Acquired
 from tests.drivers.workshop import chain, rest
 from tests.persist.hosts import (
     PATIENCE,

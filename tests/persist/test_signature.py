@@ -1,4 +1,4 @@
-"""Documents that were signed: whoever has the key reads what was written, or is told why not."""
+"""Signed documents: reading with the key returns what was written, or raises with the reason."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ def signed(saved: SavedState) -> bytes:
 @pytest.fixture
 def nothing_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(*_: object) -> None:
-        pytest.fail("it was parsed although its signature is not right")
+        pytest.fail("it was parsed although its signature is invalid")
 
     monkeypatch.setattr("routilux.codec.loads", parse)
-    monkeypatch.setattr("routilux.persist.upgrades._HEAD", None)
+    monkeypatch.setattr("routilux.persist.document.loads_versioned", parse)
 
 
-# --- what it looks like ---------------------------------------------------------------------------
+# --- the form ------------------------------------------------------------------------------------
 
 
 def test_a_signature_is_one_more_member_of_a_document_that_stays_json(plain, signed):
@@ -64,7 +64,7 @@ def test_a_signature_is_one_more_member_of_a_document_that_stays_json(plain, sig
     assert signed.startswith(plain.removesuffix(b"}\n"))
 
 
-def test_anybody_can_check_it_it_is_the_hmac_sha256_of_the_bytes_before_its_own_member(signed):
+def test_a_signature_is_the_hmac_sha256_of_the_bytes_before_its_own_member(signed):
     before, own = signed.split(b',\n"signature": "hmac-sha256:')
     assert hmac.new(KEY, before, hashlib.sha256).hexdigest().encode() + b'"}\n' == own
     assert b'"digest": "sha256:' in before
@@ -73,7 +73,7 @@ def test_anybody_can_check_it_it_is_the_hmac_sha256_of_the_bytes_before_its_own_
 # --- it is read -----------------------------------------------------------------------------------
 
 
-def test_a_signed_file_is_read_with_its_key_and_goes_on(tmp_path, saved):
+def test_a_signed_file_is_read_with_its_key_and_its_job_is_resumed(tmp_path, saved):
     path = tmp_path / "job.json"
     saved.write(path, key=KEY)
     loaded = SavedState.read(path, key=KEY)
@@ -96,7 +96,7 @@ def test_a_signed_file_is_read_without_a_key_like_any_other(tmp_path, saved, sig
     )
 
 
-def test_a_signed_file_that_was_laid_out_anew_is_read_where_neither_is_asked_for(signed):
+def test_a_signed_file_with_another_layout_is_read_without_key_and_digest(signed):
     text = json.dumps(json.loads(signed), indent=2).encode()
     assert "job-1" == SavedState.from_bytes(text, verify=False).job.job_id
     with pytest.raises(CorruptStateError) as caught:
@@ -150,7 +150,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
 @pytest.mark.usefixtures("nothing_is_parsed")
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_key_does_not_vouch_for_is_refused_by_place_reason_and_file_before_parsing(
+def test_a_file_without_a_valid_signature_is_refused_before_it_is_parsed(
     case, verify, tmp_path, signed
 ):
     spoil, key, reason = REFUSED[case]
@@ -174,7 +174,7 @@ def test_any_one_byte_changed_left_out_or_put_in_is_refused_by_the_signature(sma
 
 
 @pytest.mark.usefixtures("nothing_is_parsed")
-def test_a_digest_made_anew_does_not_help_against_a_signature(signed):
+def test_a_new_digest_does_not_make_a_signature_valid(signed):
     body = signed[: signed.index(b',\n"digest"')].replace(b'"r-1"', b'"r-2"')
     old = signed[signed.index(b',\n"signature"') :]
     forged = seal.sealed(body).removesuffix(b"}\n") + old
@@ -214,7 +214,7 @@ NO_KEYS: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", NO_KEYS)
-def test_what_is_no_key_is_refused_before_anything_is_read_or_written(
+def test_an_invalid_key_is_refused_before_anything_is_read_or_written(
     case, tmp_path, saved, signed
 ):
     key, error, said = NO_KEYS[case]
@@ -233,7 +233,7 @@ def test_what_is_no_key_is_refused_before_anything_is_read_or_written(
 
 
 def told(error: BaseException) -> str:
-    """All that a traceback can tell, the locals of every frame of ours among it."""
+    """All that a traceback shows, with the locals of our frames."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
     ours = str(Path(seal.__file__).parents[1])
     lines = [str(error), repr(error)]
@@ -287,7 +287,7 @@ def vars_of(saved: SavedState) -> list[object]:
 # --- the golden file ------------------------------------------------------------------------------
 
 
-def test_the_signed_document_of_the_first_version_is_read_and_written_again_byte_by_byte():
+def test_the_golden_signed_document_is_read_and_written_again_byte_by_byte():
     path = GOLDEN / "routilux-1-signed.json"
     saved = SavedState.read(path, key=KEY)
     assert path.read_bytes() == saved.to_bytes(key=KEY)
@@ -297,6 +297,6 @@ def test_the_signed_document_of_the_first_version_is_read_and_written_again_byte
     assert [Decimal("3.00")] == [output.data["total"] for output in ended.outputs]
 
 
-def test_what_signs_can_sign_again():
+def test_a_mac_can_sign_twice():
     mac = seal.keyed(KEY)
     assert seal.sealed(b'{"a": 1', mac) == seal.sealed(b'{"a": 1', mac)

@@ -282,7 +282,7 @@ def test_a_failure_shows_the_line_of_the_test_and_none_of_ours(pytester: pytest.
             '>       flow_monitor.assert_retried("idle", times=2)',
             "E       AssertionError: idle: expected 2 retries, made none",
             '>       flow_monitor.assert_not_run("idel")',
-            "E       routilux.errors.FlowDefinitionError: 'idel' is no routine*",
+            "E       routilux.FlowDefinitionError: 'idel' is no routine*",
         ]
     )
     result.stdout.no_fnmatch_line("*assertions.py:*")

@@ -125,7 +125,7 @@ def test_a_handler_that_is_slower_than_its_timeout_is_given_up(
     handler = ErrorHandler("retry", max_retries=1, retry_delay=0.5, timeout=2)
     job = shop(handler=handler).execute("order")
     assert "completed" == job.status
-    assert "routilux.errors.StepTimeoutError" == job.commits[2].error.type
+    assert "routilux.StepTimeoutError" == job.commits[2].error.type
     assert 2.5 == (job.updated_ns - job.started_ns) / SECOND
 
 
@@ -175,7 +175,7 @@ def test_a_write_of_several_jobs_fails_for_one_of_them(
     runtime = flow_faults.on(Runtime(store=store))
     first, second, *_ = shop().execute("order", runtime=Runtime(clock=FakeClock())).commits
     flow_faults.store_fails(3 + 2, durable=durable)
-    journal = runtime.journal
+    journal = runtime.environment.journal
     assert journal is not None
     for job_id in "abc":
         journal.write(job_id, first, runtime.owner, claims=False)
@@ -228,7 +228,7 @@ def test_a_job_that_began_before_is_left_alone(flow_faults: FlowFaults) -> None:
 
 def test_a_runtime_is_left_as_it_was_found() -> None:
     runtime = Runtime(clock=FakeClock(), store=MemoryStore())
-    before = runtime.run_step, runtime.journal
+    before = runtime.environment.run_step, runtime.environment.journal
     outer, inner = FlowFaults(), FlowFaults()
     outer.on(runtime)
     inner.on(inner.on(runtime))
@@ -238,7 +238,7 @@ def test_a_runtime_is_left_as_it_was_found() -> None:
     assert ["OSError", "KeyError"] == [c.error.type for c in job.commits if c.error is not None]
     inner.close()
     outer.close()
-    assert before == (runtime.run_step, runtime.journal)
+    assert before == (runtime.environment.run_step, runtime.environment.journal)
     assert 0 == shop().execute("order", runtime=runtime).retry_count()
 
 

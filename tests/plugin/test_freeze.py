@@ -33,6 +33,7 @@ from pytest_routilux import freeze
 from pytest_routilux.freeze import frozen_clock
 from routilux import (
     ErrorHandler,
+    ExecutionStrategy,
     FakeClock,
     Flow,
     JobState,
@@ -40,7 +41,6 @@ from routilux import (
     Runtime,
     SystemClock,
 )
-from routilux.flow import ExecutionStrategy
 from tests.plugin.inner import run_inside
 
 STRATEGIES: list[ExecutionStrategy] = ["sequential", "concurrent"]

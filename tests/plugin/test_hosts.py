@@ -336,14 +336,20 @@ def test_a_module_that_is_not_there_is_named(flow_hosts: FlowHosts) -> None:
     assert f"\n  {Path.cwd()}" in text
 
 
-def test_a_function_that_is_not_there_is_named(flow_hosts: FlowHosts) -> None:
-    with pytest.raises(HostError, match=r"module 'tests\.plugin\.shop' has no function 'shp'"):
-        flow_hosts.start("tests.plugin.shop:shp", "order")
-
-
-def test_a_build_that_makes_no_flow_is_told(flow_hosts: FlowHosts) -> None:
-    with pytest.raises(HostError, match=r"tests\.plugin\.shop:nothing returned 7, which is no"):
-        flow_hosts.start("tests.plugin.shop:nothing", "order")
+@pytest.mark.parametrize(
+    ("build", "error"),
+    [
+        ("tests.plugin.shop:shp", r"module 'tests\.plugin\.shop' has no function 'shp'"),
+        ("tests.plugin.shop:nothing", r"tests\.plugin\.shop:nothing returned 7, which is no"),
+        (lambda: shop(), r"<lambda> can't be found by its name on another host"),
+        ("shop", r"'shop' names no function; write 'package\.module:func"),
+    ],
+)
+def test_a_name_that_leads_to_no_flow_is_an_error(
+    flow_hosts: FlowHosts, build: Any, error: str
+) -> None:
+    with pytest.raises(HostError, match=error):
+        flow_hosts.start(build, "order")
 
 
 def test_a_document_that_is_not_there_is_named(flow_hosts: FlowHosts, tmp_path: Path) -> None:
@@ -358,10 +364,3 @@ def test_a_class_that_nobody_imports_on_the_host_is_told(flow_hosts: FlowHosts) 
         flow_hosts.resume(a.document)
     assert "no routine class 'tests.plugin.shop:Order' is defined" in str(error.value)
     assert "passed as imports=[...], and here that was []" in str(error.value)
-
-
-def test_a_function_without_a_name_for_others_is_refused(flow_hosts: FlowHosts) -> None:
-    with pytest.raises(HostError, match=r"<lambda> can't be found by its name on another host"):
-        flow_hosts.start(lambda: shop(), "order")
-    with pytest.raises(HostError, match=r"'shop' names no function; write 'package\.module:func"):
-        flow_hosts.start("shop", "order")

@@ -201,7 +201,7 @@ def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
     assert ["start", "resumed", "resumed", "resumed", "done"] == [c.kind for c in job.commits]
     assert [0, 1, 1] == [(c.detail or {})["recoveries"] for c in job.commits[1:4]]
     assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
-    assert {} == runtime.taken
+    assert {} == runtime.environment.leases
 
 
 class Forgets(MemoryStore):

@@ -57,7 +57,7 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
     resumed = ["resumed"] * (2 if by == "time" else 3)
     assert ["start", *resumed, "done"] == story(runtime, job_id)
     assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
-    assert {} == runtime.taken
+    assert {} == runtime.environment.leases
 
 
 def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtime(
@@ -132,7 +132,7 @@ def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_
         holding = threading.Event()
 
         def holds() -> None:
-            with runtime.lock, runtime.taking:
+            with runtime.environment.lock, runtime.environment.lease_lock:
                 holding.set()
                 over.wait(PATIENCE)
 

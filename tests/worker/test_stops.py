@@ -120,7 +120,7 @@ def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
             if job.status is JobStatus.COMPLETED:
                 host.stop()
 
-    runtime.audience = Audience([Stops()])
+    runtime.environment.audience = Audience([Stops()])
     host.run()
     assert ["pending", "completed"] == [runtime.load(i).status.value for i in (job_id, good)]
     assert f"job {job_id} can't be resumed here, and is put aside" in caplog.text

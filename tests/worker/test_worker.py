@@ -89,7 +89,7 @@ def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_i
     assert first._take(False)
     clock.advance(1)  # it has failed once, and its host is never heard of again
     assert ["start", "resumed", "retry"] == story(runtime, job_id)
-    with first._runtime.lock:
+    with first._runtime.environment.lock:
         for drive in first._drives.values():
             assert drive.loop is not None
             drive.loop.fail(drive, SystemExit())

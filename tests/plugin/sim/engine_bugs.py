@@ -799,7 +799,7 @@ def _(patch: Patch) -> None:
 )
 def _(patch: Patch) -> None:
     def plain(_: None, self: Drive, *args: Any) -> None:
-        clock = self.runtime.clock
+        clock = self.environment.clock
         self.offset = clock.now_ns() - clock.monotonic_ns()
 
     after(patch, Drive, "__init__", plain)

@@ -8,9 +8,9 @@ import pytest
 
 from pytest_routilux.attached import FlowFaults
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import Undisturbed, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.effects import Effect
-from pytest_routilux.lives import Case
+from pytest_routilux.lives import Case, Undisturbed
 from pytest_routilux.points import crash_points
 from pytest_routilux.world import Note
 from routilux import CommitKind, ErrorHandler, FakeClock, Flow, Routine
@@ -18,8 +18,7 @@ from routilux import CommitKind, ErrorHandler, FakeClock, Flow, Routine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_routilux.crash import Disturbed
-    from pytest_routilux.points import CrashPoint
+    from pytest_routilux.lives import CrashPoint, Disturbed
 
 START = FakeClock().now_ns()
 SECOND = 1_000_000_000

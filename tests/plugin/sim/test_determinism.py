@@ -1,6 +1,6 @@
-"""What does not repeat is found and named by its line; what may differ is not.
+"""Code that does not repeat is found, with its line or handler; code that may differ is clean.
 
-Each finding has a flow with the bug, and its twin without.
+Each finding has a flow with the bug, and one without it.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ import pytest
 from pytest_routilux import forks
 from pytest_routilux.determinism import check_determinism
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, Coverage, examine
+from pytest_routilux.examine import examine
 from pytest_routilux.faults import Raises
 from pytest_routilux.freeze import frozen_simulation
-from pytest_routilux.hidden import hidden_state
+from pytest_routilux.hidden import HiddenChange, hidden_state
 from pytest_routilux.lives import Case
-from pytest_routilux.oracle import Finding
+from pytest_routilux.results import Checks, Coverage
 from pytest_routilux.swallowed import swallowed_crash
+from pytest_routilux.world import Finding
 from routilux import ErrorHandler, Flow, FlowDefinitionError, RoutiluxError, Routine
 from routilux.instants import instant_ns
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
@@ -51,6 +52,9 @@ class Step(Routine):
 
     def step(self, number: object = 0) -> None:
         self.emit("output", number=self.work(self, number))
+
+
+STEP = f"{__file__}:{Step.step.__code__.co_firstlineno}"
 
 
 def same(routine: Any, number: Any) -> object:
@@ -86,7 +90,7 @@ def line_of(work: Any, after: int = 1) -> str:
     return f"{__file__}:{work.__code__.co_firstlineno + after}"
 
 
-# --- the same decisions ---------------------------------------------------------------------------
+# --- decisions that do not repeat -----------------------------------------------------------------
 
 _kept_clock = time.time
 _ids = itertools.count(1)
@@ -133,7 +137,7 @@ def by_id(routine: Any, number: Any) -> object:
         (by_id, "id()"),
     ],
 )
-def test_what_does_not_repeat_is_named_by_its_call_and_line(work: Work, call: str) -> None:
+def test_a_call_that_does_not_repeat_is_named_with_its_line(work: Work, call: str) -> None:
     finding = checked(work)
     assert finding is not None
     assert ("nondeterminism", "r1", line_of(work)) == (
@@ -177,7 +181,7 @@ def test_a_random_shape_is_found() -> None:
         lambda r, n: len({id(object()), id(r)}) > 5,
     ],
 )
-def test_what_repeats_is_clean(work: Work) -> None:
+def test_code_that_repeats_is_clean(work: Work) -> None:
     assert checked(work) is None
 
 
@@ -217,7 +221,7 @@ def test_a_global_that_one_run_leaves_to_the_next_is_found_and_a_cache_is_not() 
     assert finding is not None
     assert ("module-state", "r1") == (finding.kind, finding.routine)
     assert f"global.{__name__}:_ids" == finding.path
-    assert line_of(by_a_global) == finding.hint
+    assert STEP == finding.hint
     assert checked(by_a_cache) is None
 
 
@@ -231,7 +235,7 @@ def test_a_fake_service_in_the_test_is_clean() -> None:
     assert checked(charge) is None
 
 
-def test_a_handler_that_kills_its_process_is_told_here_too() -> None:
+def test_a_handler_that_kills_its_process_is_found() -> None:
     finding = checked(lambda r, n: os._exit(2))
     assert finding is not None
     assert "kills-process" == finding.kind
@@ -243,7 +247,7 @@ def test_a_fault_strikes_the_same_each_time_and_is_counted() -> None:
     assert fault.struck > 0
 
 
-def test_what_does_not_come_to_its_end_is_no_proof_that_it_does_the_same_again() -> None:
+def test_a_run_that_does_not_finish_proves_nothing() -> None:
     with pytest.raises(FlowDefinitionError, match="has no routine 'r9' to start with"):
         check_determinism(replace(chain(same), entry="r9"), START)
 
@@ -261,7 +265,7 @@ def test_what_does_not_come_to_its_end_is_no_proof_that_it_does_the_same_again()
     assert "stuck" == finding.kind
 
 
-def test_a_run_that_another_process_does_not_end_is_an_error() -> None:
+def test_a_run_that_does_not_finish_in_another_process_is_an_error() -> None:
     here = os.getpid()
 
     def only_here(routine: Any, number: Any) -> object:
@@ -336,7 +340,7 @@ def test_the_order_of_a_set_of_objects_is_found_without_another_interpreter() ->
 # --- hidden state ---------------------------------------------------------------------------------
 
 
-def test_what_no_snapshot_keeps_is_told_with_name_line_and_values() -> None:
+def test_state_that_no_commit_saves_is_found_with_its_name_handler_and_values() -> None:
     def counts(routine: Any, number: Any) -> object:
         next(_ids)
         routine.tries = getattr(routine, "tries", 0) + 1
@@ -345,45 +349,12 @@ def test_what_no_snapshot_keeps_is_told_with_name_line_and_values() -> None:
 
     changes = {change.name: change for change in hidden_state(chain(same, counts), START)}
     assert {"self.tries", f"{__name__}:_ids"} == set(changes)
-    tries = changes["self.tries"]
-    assert ("r1", "attribute", "nothing", "1") == (
-        tries.routine_id,
-        tries.scope,
-        tries.was,
-        tries.became,
-    )
+    wanted = HiddenChange("r1", "attribute", "self.tries", STEP, "nothing", "1")
+    assert wanted == changes["self.tries"]
     assert ("count(1)", "count(2)") == (
         changes[f"{__name__}:_ids"].was,
         changes[f"{__name__}:_ids"].became,
     )
-
-
-class Counting(Routine):
-    """Counts on itself."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tries = 0
-        self.seen: list[int] = []
-        self.define_slot("trigger", handler=self.step)
-
-    def step(self) -> None:
-        if len(self.seen) > 5:
-            return
-        self.tries += 1
-        self.seen.append(self.tries)
-
-
-def test_the_line_is_the_one_that_changes_not_the_first_that_reads() -> None:
-    def build() -> Flow:
-        flow = Flow("counting")
-        flow.add_routine(Counting(), "counting")
-        return flow
-
-    first = Counting.step.__code__.co_firstlineno
-    assert {"self.tries": f"{__file__}:{first + 3}", "self.seen": f"{__file__}:{first + 4}"} == {
-        change.name: change.where for change in hidden_state(Case(build, "counting"), START)
-    }
 
 
 # --- a crash that is swallowed --------------------------------------------------------------------
@@ -446,8 +417,8 @@ def test_a_handler_that_swallows_a_crash_is_found(work: Work, place: str) -> Non
     finding = swallowed_crash(chain(same, work), START)
     assert finding is not None
     assert ("swallowed-crash", "r1") == (finding.kind, finding.routine)
-    assert f"r1 goes on when its host dies in {place}:" in finding.what
-    assert finding.hint == f"{__file__}:{Step.step.__code__.co_firstlineno}"
+    assert f"r1 continues when its host dies in {place}:" in finding.what
+    assert STEP == finding.hint
 
 
 @pytest.mark.parametrize("work", [in_none, turned_into_an_error, same])

@@ -1,4 +1,4 @@
-"""A failure is told in the same parts, in the same order, and fits on a screen; its figures count.
+"""A failure is reported in the same parts, in the same order, on one screen, with true figures.
 
 The texts come from real runs of flows with one bug each, `bugs.py`.
 """
@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 
 from pytest_routilux.cells import cut, cut_middle, cut_start, plain, width, wrapped
 from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import Disturbed, recover, undisturbed
+from pytest_routilux.crash import recover, undisturbed
 from pytest_routilux.effects import Effect
 from pytest_routilux.evidence import key_part
-from pytest_routilux.examine import Checks, Examination, examine
+from pytest_routilux.examine import examine
 from pytest_routilux.explain import explain, explain_cause
 from pytest_routilux.faults import Fault, Raises, Slow
-from pytest_routilux.lives import Case
-from pytest_routilux.oracle import Finding
+from pytest_routilux.lives import Case, Disturbed
 from pytest_routilux.points import crash_points
 from pytest_routilux.repro import Repro, command
+from pytest_routilux.results import Checks, Examination
 from pytest_routilux.shrink import Cause, shrink
-from pytest_routilux.world import Call
+from pytest_routilux.world import Call, Finding
 from routilux import Commit, Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.sim import bugs
@@ -84,16 +84,16 @@ crash point     task 0.0 charge, attempt 2: after its handler's end, before its 
   > 0.900   h2   #7      0.0  charge  attempt 4  GatewayDown, waits 0.8, due 1.700  sim/bugs.py:80
     1.700   h2   #8      0.0  charge  attempt 5  ok, emits output
 
-why    sim/bugs.py:78 changes self.tries. That lives in the process; the job never saves it: the
-       next host begins with 0 again
+why    charge (sim/bugs.py:77) changes self.tries. It lives in the process and is never saved: the
+       next host starts with 0 again
 fix    use self.ctx.attempt (it was 2 at 0.300) and leave the waits to ErrorHandler(RETRY, ...);
-       what must last belongs in self.ctx.state["tries"], kept when the handler returns
+       keep the value in self.ctx.state["tries"], saved when the handler returns
 tried  49 of 49 crash points x 1 schedule, complete, 0.04 s; 33 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.9cb1.0.0@a2.end
 """
 
 A_STATUS = """\
-STATUS DIFFERS: the job is failed, undisturbed run completed                     [status-differs]
+STATUS DIFFERS: the job is failed, undisturbed run completed                       [status-differs]
 
 smallest cause  1 crash, 0 faults, FIFO order
 crash point     task 0.0 charge, attempt 2: after its handler's end, before its commit
@@ -108,20 +108,20 @@ crash point     task 0.0 charge, attempt 2: after its handler's end, before its 
     …
     0.300   h1           0.0  charge  attempt 2 starts
   > 0.300   h1   --      CRASH  #4 is not written: nothing durable knows how the attempt ended
+    0.300   h2   #4      resumed from #3 (recovery 1 of 3); pending: 0.0 due 0.300
     …
   > 0.900   h2   #7      0.0  charge  attempt 4  GatewayDown, the job fails  sim/bugs.py:80
 
-why    with the crash the job ends by GatewayDown (sim/bugs.py:80); sim/bugs.py:78 changes
-       self.tries. That lives in the process; the job never saves it: the next host begins with 0
-       again
+why    with the crash the job ends by GatewayDown (sim/bugs.py:80); charge (sim/bugs.py:77) changes
+       self.tries. It lives in the process and is never saved: the next host starts with 0 again
 fix    use self.ctx.attempt (it was 2 at 0.300) and leave the waits to ErrorHandler(RETRY, ...);
-       what must last belongs in self.ctx.state["tries"], kept when the handler returns
+       keep the value in self.ctx.state["tries"], saved when the handler returns
 tried  49 of 49 crash points x 1 schedule, complete, 0.04 s; 33 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.b67c.0.0@a2.end
 """
 
 AN_OUTPUT = """\
-SHARED DIFFERS: shared.last is 1, undisturbed run 2                                [shared-differs]
+SHARED DIFFERS: shared.last is 1, undisturbed run 2                                 [shared-differs]
 
 smallest cause  1 crash, 0 faults, FIFO order
 crash point     task 0.1 charge, attempt 1: after its handler's end, before its commit
@@ -140,16 +140,16 @@ crash point     task 0.1 charge, attempt 1: after its handler's end, before its 
     0.000   h2   #4      resumed from #3 (recovery 1 of 3); pending: 0.1
   > 0.000   h2   #5      0.1  charge  ok, emits output
 
-why    charge, at sim/bugs.py:96, changes self.last. That lives in the process; the job never saves
-       it: the next host begins with 0 again
-fix    self.ctx.state["last"] in place of self.last: it is saved with the job; self.ctx.shared is
-       for what several routines need
+why    charge (sim/bugs.py:95) changes self.last. It lives in the process and is never saved: the
+       next host starts with 0 again
+fix    use self.ctx.state["last"] instead of self.last: it is saved with the job; self.ctx.shared is
+       for state that several routines need
 tried  22 of 22 crash points x 1 schedule, complete, 0.04 s; 6 points fail, all in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.e4fc.0.1@a1.end
 """
 
 A_GLOBAL = """\
-EMISSIONS DIFFER: charge.output[0].receipt is 'A7/3', undisturbed run 'A7/1'    [emissions-differ]
+EMISSIONS DIFFER: charge.output[0].receipt is 'A7/3', undisturbed run 'A7/1'     [emissions-differ]
 
 smallest cause  1 crash, 0 faults, FIFO order
 crash point     the job's start: right after its commit; the next host has a document of it
@@ -166,10 +166,10 @@ crash point     the job's start: right after its commit; the next host has a doc
   > 0.000   h2   #4      0.0  charge  ok, emits output
     0.000   h2   #5      0.1  charge  ok, emits output
 
-why    sim/bugs.py:103 changes the global SEEN of tests.plugin.sim.bugs. That lives in the module:
-       jobs share it, no job saves it, and a new process has it as it was imported
-fix    self.ctx.state["seen"] in place of SEEN: it is saved with the job; self.ctx.shared is for
-       what several routines need
+why    charge (sim/bugs.py:102) changes the global SEEN of tests.plugin.sim.bugs. It lives in the
+       module: jobs share it, no job saves it, and a new process starts with its imported value
+fix    use self.ctx.state["seen"] instead of SEEN: it is saved with the job; self.ctx.shared is for
+       state that several routines need
 tried  22 of 22 crash points x 1 schedule, complete, 0.04 s; 7 points fail, 2 of them in this way
 repro  pytest "test_shop.py::test_survives" --routilux-repro=R1.66bc.start.document
 """
@@ -279,38 +279,25 @@ def told(case: Case, kind: str | None = None, checks: Checks | None = None) -> s
 # --- whole texts ----------------------------------------------------------------------------------
 
 
-def test_an_effect_that_is_repeated() -> None:
-    assert A_DOUBLE_CHARGE == told(case_of(bugs.Charge))
+SLOW_AND_DOWN = (Slow("orders", 1), Raises("charge", bugs.GatewayDown, [1]))
 
 
-def test_a_retry_budget_in_an_attribute() -> None:
-    assert A_BUDGET_OF_ITS_OWN == told(case_of(bugs.OwnBudget))
-
-
-def test_another_status() -> None:
-    assert A_STATUS == told(case_of(bugs.ShortBudget), "status-differs")
-
-
-def test_shared_data_and_an_output_that_differ() -> None:
-    assert AN_OUTPUT == told(case_of(bugs.Numbered, bugs.TwoOrders))
-
-
-def test_a_global_of_a_module() -> None:
-    assert A_GLOBAL == told(case_of(bugs.Remembering, bugs.TwoOrders), "emissions-differ")
-
-
-def test_a_key_that_changes_with_the_attempt_without_any_crash() -> None:
-    assert A_KEY == told(case_of(bugs.AttemptInKey))
-
-
-def test_an_effect_in_once_without_a_key() -> None:
-    assert ONCE_ALONE == told(case_of(bugs.OnceAlone))
-
-
-def test_a_cause_that_needs_a_fault() -> None:
-    slow, down = Slow("orders", 1), Raises("charge", bugs.GatewayDown, [1])
-
-    assert A_FAULT == told(case_of(bugs.SecondThoughts, bugs.Orders, slow, down))
+@pytest.mark.parametrize(
+    ("text", "case", "kind"),
+    [
+        (A_DOUBLE_CHARGE, case_of(bugs.Charge), None),
+        (A_BUDGET_OF_ITS_OWN, case_of(bugs.OwnBudget), None),
+        (A_STATUS, case_of(bugs.ShortBudget), "status-differs"),
+        (AN_OUTPUT, case_of(bugs.Numbered, bugs.TwoOrders), None),
+        (A_GLOBAL, case_of(bugs.Remembering, bugs.TwoOrders), "emissions-differ"),
+        (A_KEY, case_of(bugs.AttemptInKey), None),
+        (ONCE_ALONE, case_of(bugs.OnceAlone), None),
+        (A_FAULT, case_of(bugs.SecondThoughts, bugs.Orders, *SLOW_AND_DOWN), None),
+    ],
+    ids=lambda value: value.partition(":")[0] if isinstance(value, str) else "",
+)
+def test_the_whole_text_of_a_failure(text: str, case: Case, kind: str | None) -> None:
+    assert text == told(case, kind)
 
 
 # --- figures --------------------------------------------------------------------------------------
@@ -324,6 +311,12 @@ def parts(charge: type[bugs.Charge]) -> tuple[Examination, Finding, Disturbed]:
     known = replace(cause.examination.reference, run=run)
     examination = replace(cause.examination, reference=known)
     return examination, cause.finding, recover(run, cause.point, told=True)
+
+
+@pytest.fixture(scope="module")
+def charged() -> tuple[Examination, Finding, Disturbed]:
+    """The parts of a double charge, for tests that do not change them."""
+    return parts(bugs.Charge)
 
 
 def text_of(examination: Examination, finding: Finding, disturbed: Disturbed) -> str:
@@ -395,7 +388,7 @@ def test_a_figure_that_is_planted_wrong_changes_the_text(plant) -> None:  # type
     assert right != text_of(examination, finding, disturbed)
 
 
-def test_coverage_that_is_not_complete_is_said() -> None:
+def test_incomplete_coverage_is_reported() -> None:
     examination, finding, disturbed = parts(bugs.Charge)
     examination.coverage.executed["after a write"] -= 1
 
@@ -437,8 +430,10 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("crash", [True, False])
-def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind: str, crash: bool) -> None:
-    examination, _, disturbed = parts(bugs.Charge)
+def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
+    kind: str, crash: bool, charged: tuple[Examination, Finding, Disturbed]
+) -> None:
+    examination, _, disturbed = charged
     finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
 
     text = explain(
@@ -455,8 +450,10 @@ def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind: str, crash: bo
 
 
 @pytest.mark.parametrize("kind", ["engine-law", "backoff-wrong", "budget-reset", "unheard-of"])
-def test_a_law_of_the_engine_is_called_our_bug(kind: str) -> None:
-    examination, _, disturbed = parts(bugs.Charge)
+def test_a_broken_law_of_the_engine_is_reported_as_a_bug_of_routilux(
+    kind: str, charged: tuple[Examination, Finding, Disturbed]
+) -> None:
+    examination, _, disturbed = charged
 
     text = text_of(examination, Finding(kind, "a law", "engine.charge", "charge"), disturbed)
 
@@ -465,8 +462,10 @@ def test_a_law_of_the_engine_is_called_our_bug(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["always", "payload-changed", "unreadable"])
-def test_what_a_flow_can_cause_is_not_called_our_bug(kind: str) -> None:
-    examination, _, disturbed = parts(bugs.Charge)
+def test_a_finding_that_a_flow_can_cause_is_not_reported_as_a_bug_of_routilux(
+    kind: str, charged: tuple[Examination, Finding, Disturbed]
+) -> None:
+    examination, _, disturbed = charged
 
     text = text_of(examination, Finding(kind, "it", "engine.charge", "charge"), disturbed)
 
@@ -492,13 +491,13 @@ def test_a_uuid_in_a_key_is_named_as_what_it_looks_like() -> None:
         (["a", "a"], [1, 2], None),
     ],
 )
-def test_what_changed_in_a_key_is_told_where_it_can_be_seen(
+def test_the_part_of_a_key_that_changes_is_named_where_it_is_known(
     keys: list[object], attempts: list[int], part: str | None
 ) -> None:
     assert part == key_part(keys, attempts)
 
 
-def test_an_invariant_that_does_not_hold_says_what_is_the_same() -> None:
+def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:
     checks = Checks(invariant=lambda outcome: len(outcome.calls) == 1)
 
     text = told(case_of(bugs.Ending), checks=checks)
@@ -518,7 +517,7 @@ def test_a_crash_in_a_recovery_counts_as_two() -> None:
     assert "CRASH  again, right after it went on" in text
 
 
-def test_a_key_on_one_call_alone_is_told() -> None:
+def test_a_key_on_one_call_alone_is_reported() -> None:
     examination, finding, disturbed = parts(bugs.Charge)
     finding.kind = "key-unstable"
     disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
@@ -529,13 +528,13 @@ def test_a_key_on_one_call_alone_is_told() -> None:
     assert "x2   keys: A7, none" in text
 
 
-def test_a_record_of_something_else_is_not_taken_for_that_of_the_call() -> None:
+def test_a_record_of_another_result_is_not_taken_for_the_record_of_the_call() -> None:
     text = told(case_of(bugs.BeforeOnce))
 
     assert "why    the call carried no key, so the gateway could not tell" in text
 
 
-def test_of_calls_at_one_instant_the_one_that_is_repeated_is_told() -> None:
+def test_of_calls_at_one_instant_the_repeated_one_is_marked() -> None:
     def build() -> Flow:
         flow = bugs.shop(bugs.AtOnce, bugs.ThreeOrders)
         flow.execution_strategy = "concurrent"
@@ -551,14 +550,15 @@ def test_of_calls_at_one_instant_the_one_that_is_repeated_is_told() -> None:
     assert "gateway.charge('A7a', 19.9)" in marked[0]
 
 
-def test_an_effect_that_is_lost_names_the_attribute_that_it_may_hang_on() -> None:
+def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on() -> None:
     text = told(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
 
     head = "EFFECT LOST: gateway.charge(order='A7c', amount=19.9) ran 0x, undisturbed run 1x"
     assert text.startswith(head)
     assert "changes self.served." in text
-    assert "begins with [] again; see whether the call of gateway.charge hangs on it" in " ".join(
-        text.split()
+    assert (
+        "starts with [] again; check whether the call of gateway.charge depends on it"
+        in " ".join(text.split())
     )
 
 
@@ -580,7 +580,7 @@ def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> 
         ("before a write", "CRASH  #3 is not written: nothing durable knows how the attempt ended"),
     ],
 )
-def test_a_crash_says_what_is_left(kind: str, says: str) -> None:
+def test_a_crash_says_what_survives_it(kind: str, says: str) -> None:
     examination, finding, _ = parts(bugs.OwnBudget)
     points = crash_points(examination.reference.run)
     point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
@@ -590,7 +590,7 @@ def test_a_crash_says_what_is_left(kind: str, says: str) -> None:
     assert says in text
 
 
-# --- whatever the names ---------------------------------------------------------------------------
+# --- all names and payloads -----------------------------------------------------------------------
 
 
 def cells_of(line: str) -> int:
@@ -651,7 +651,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=40, deadline=None)
 @given(NAMED, NAMED, NAMED, NAMED, VALUES, TEXTS)
-def test_whatever_the_names_the_payloads_and_the_paths_it_fits_on_a_screen(
+def test_a_failure_fits_on_a_screen_for_all_names_payloads_and_paths(
     routine: str, effect: str, event: str, once: str, payload: object, path: str
 ) -> None:
     double = Effect(effect, "key", lambda *_, **__: [effect, payload])
@@ -694,7 +694,7 @@ def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_what_is_cut_fits_and_says_so(text: str, cells: int) -> None:
+def test_a_text_that_is_cut_fits_and_shows_the_cut(text: str, cells: int) -> None:
     for one in (cut, cut_middle, cut_start):
         short = one(text, cells)
         assert width(short) <= cells
@@ -704,7 +704,7 @@ def test_what_is_cut_fits_and_says_so(text: str, cells: int) -> None:
 @given(
     st.lists(TEXTS.filter(lambda text: "\xa0" not in text)), st.integers(5, 40), st.integers(1, 5)
 )
-def test_what_is_wrapped_fits_into_its_lines(words: list[str], cells: int, most: int) -> None:
+def test_a_wrapped_text_fits_into_its_lines(words: list[str], cells: int, most: int) -> None:
     lines = wrapped(" ".join(words), cells, most)
 
     assert len(lines) <= most

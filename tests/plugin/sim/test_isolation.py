@@ -1,10 +1,11 @@
-"""Hosts in other processes: what they find that hosts in one process can't, and at what they stop.
+"""Hosts in processes of their own: state in modules, handlers that end their process, the forks.
 
 Each finding has a flow with the bug, and its twin without.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import queue
@@ -14,15 +15,15 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
 from pytest_routilux import forks
 from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, Coverage, Examination, examine, reference
+from pytest_routilux.examine import examine, reference
 from pytest_routilux.lives import Case
+from pytest_routilux.results import Checks, Coverage, Examination
 from routilux import Commit, ErrorHandler, Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.inner import run_inside
@@ -142,13 +143,24 @@ def seen_is_counted(routine: Any, number: Any) -> object:
 
 
 def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
-    point, finding = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1)).failures[0]
+    result = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1))
+    point, finding = result.failures[0]
     assert "module-state" == finding.kind
     assert "r1" == finding.routine
     assert f"global.{__name__}:_tries" == finding.path
-    line = fails_twice_by_a_global.__code__.co_firstlineno + 2
-    assert f"{__file__}:{line}" == finding.hint
+    assert f"{__file__}:{Step.step.__code__.co_firstlineno}" == finding.hint
     assert "after a write" == point.kind
+    # The run of the other process is kept for the report.
+    assert result.apart is not None
+    assert point is result.apart.point
+    log = [what for _, _, what in result.apart.world.log]
+    crash = next(i for i, what in enumerate(log) if getattr(what, "text", "") == "CRASH")
+    assert point.commits == sum(isinstance(what, Commit) for what in log[:crash])
+    assert "completed" == result.apart.world.commits[-1].status
+    assert 4 == sum(
+        what.kind in ("retry", "done") and what.routine_id == "r1"
+        for what in result.apart.world.commits
+    )
     assert [] == found(chain(same, fails_twice_by_its_attempt, retry_delay=0.1))
 
 
@@ -206,25 +218,6 @@ def test_of_two_globals_that_change_the_one_that_matters_is_named() -> None:
     assert [f"global.{__name__}:_ids"] == [finding.path for _, finding in result.failures]
 
 
-def test_the_run_of_the_other_process_is_kept_to_be_told() -> None:
-    result = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1))
-    assert result.apart is not None
-    assert result.failures[0][0] is result.apart.point
-    told = [what for _, _, what in result.apart.world.log]
-    crash = next(i for i, what in enumerate(told) if getattr(what, "text", "") == "CRASH")
-    assert result.apart.point.commits == sum(isinstance(what, Commit) for what in told[:crash])
-    assert "completed" == result.apart.world.commits[-1].status
-    assert ["r1"] * 4 == [
-        what.routine_id
-        for what in result.apart.world.commits
-        if what.kind in ("retry", "done") and what.routine_id == "r1"
-    ]
-
-
-def test_a_cache_and_a_count_that_nothing_depends_on_are_no_progress() -> None:
-    assert [] == found(chain(cached_in_a_global, cached_in_a_global, seen_is_counted, same))
-
-
 def test_progress_on_the_instance_is_found_as_what_it_does_not_as_module_state() -> None:
     def fails_twice_by_itself(routine: Any, number: Any) -> object:
         routine.tries = getattr(routine, "tries", 0) + 1
@@ -236,37 +229,50 @@ def test_progress_on_the_instance_is_found_as_what_it_does_not_as_module_state()
     assert {"attempts-differ"} == set(kinds)
 
 
-def test_random_numbers_are_no_module_state() -> None:
-    kinds = found(chain(lambda r, n: random.random(), lambda r, n: n, lambda r, n: random.random()))
-    assert [] == kinds
+def with_a_fake_service() -> Case:
+    ledger: list[object] = []
+
+    def charge(routine: Any, number: Any) -> object:
+        ledger.append(number)
+        return len(ledger)
+
+    return chain(charge, charge, charge)
 
 
-def test_a_fake_service_in_the_test_is_no_module_state() -> None:
-    def case() -> Case:
-        ledger: list[object] = []
-
-        def charge(routine: Any, number: Any) -> object:
-            ledger.append(number)
-            return len(ledger)
-
-        return chain(charge, charge, charge)
-
-    assert [] == found(case())
-
-
-def test_a_patched_function_is_patched_on_other_hosts_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 2.0, 3.0))
-    assert [] == found(chain(lambda r, n: os.getloadavg()[1], lambda r, n: os.getloadavg()[2]))
-
-
-def test_effects_of_the_dead_host_and_of_the_next_are_put_together() -> None:
+def with_effects() -> Case:
     charge = Effect("charge", key="key")
-    case = chain(
+    return chain(
         lambda r, n: charge(1, key=r.ctx.key("charge")),
         lambda r, n: charge(2, key=r.ctx.key("charge")),
         same,
     )
-    assert [] == found(case)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(lambda: chain(same, same, same), id="plain handlers"),
+        pytest.param(
+            lambda: chain(cached_in_a_global, cached_in_a_global, seen_is_counted, same),
+            id="a cache, and a count that nothing depends on",
+        ),
+        pytest.param(
+            lambda: chain(lambda r, n: random.random(), same, lambda r, n: random.random()),
+            id="random numbers",
+        ),
+        pytest.param(with_a_fake_service, id="a fake service in the test"),
+        pytest.param(
+            lambda: chain(lambda r, n: os.getloadavg()[1], lambda r, n: os.getloadavg()[2]),
+            id="a function that the test has patched",
+        ),
+        pytest.param(with_effects, id="effects of the dead host and of the next"),
+    ],
+)
+def test_no_module_state_is_found(
+    case: Callable[[], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 2.0, 3.0))
+    assert [] == found(case())
 
 
 # --- a handler that ends its process --------------------------------------------------------------
@@ -299,10 +305,6 @@ def test_a_handler_that_kills_its_process_is_named_and_the_test_lives(
     assert [] == result.failures
 
 
-def test_its_twin_is_run_to_its_end() -> None:
-    assert [] == found(chain(same, same, same))
-
-
 def test_an_exit_in_the_first_attempt_alone_is_no_finding() -> None:
     def exits_once(routine: Any, number: Any) -> object:
         seen.append(1)
@@ -314,13 +316,18 @@ def test_an_exit_in_the_first_attempt_alone_is_no_finding() -> None:
     assert looked_at(chain(same, exits_once)).reference.finding is None
 
 
-def test_what_never_ends_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = functools.partial(forks.ForkServer, timeout=0.2)
+    monkeypatch.setattr("pytest_routilux.isolation.ForkServer", server)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_handler_that_never_ends_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
     def forever(routine: Any, number: Any) -> object:
         while True:
             pass
 
-    zygote = forks.Zygote
-    monkeypatch.setattr("pytest_routilux.isolation.Zygote", lambda case: zygote(case, timeout=0.2))
     # Threads that other tests have left to end would make it a note, and the flow run in here.
     monkeypatch.setattr("pytest_routilux.isolation.threading.active_count", lambda: 1)
     finding = looked_at(chain(same, forever)).reference.finding
@@ -328,7 +335,8 @@ def test_what_never_ends_is_told_and_killed(monkeypatch: pytest.MonkeyPatch) -> 
     assert ("hangs", "r1") == (finding.kind, finding.routine)
 
 
-def test_what_never_ends_beside_other_threads_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("impatient")
+def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> None:
     # The thread that would bring it to an end is not there in the other process.
     answers: queue.Queue[int] = queue.Queue()
     questions: queue.Queue[int | None] = queue.Queue()
@@ -341,8 +349,6 @@ def test_what_never_ends_beside_other_threads_is_a_note(monkeypatch: pytest.Monk
         questions.put(1)
         return answers.get()
 
-    zygote = forks.Zygote
-    monkeypatch.setattr("pytest_routilux.isolation.Zygote", lambda case: zygote(case, timeout=0.2))
     thread = threading.Thread(target=serve)
     thread.start()
     try:
@@ -365,74 +371,7 @@ def test_a_reference_alone_is_as_careful() -> None:
     assert "kills-process" == known.finding.kind
 
 
-# --- the processes --------------------------------------------------------------------------------
-
-
-def alive(subject: Any, tell: Any) -> int:
-    return os.getpid()
-
-
-def leaves_a_process(subject: Any, tell: Any) -> int:
-    pid = os.fork()
-    if pid == 0:
-        while True:
-            signal.pause()
-    return pid
-
-
-def prints(subject: Any, tell: Any) -> None:
-    sys.stdout.write("heard\n")
-    os.write(1, b"heard")
-    os.write(2, b"heard")
-
-
-def is_gone(pid: int) -> bool:
-    # The process may be dead and not yet waited for by whoever it belongs to now.
-    for _ in range(1000):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        os.sched_yield()
-    return False
-
-
-linux = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /proc")
-
-
-@linux
-def test_no_process_outlives_the_block() -> None:
-    with forks.Zygote(None) as zygote:
-        pids = [zygote._pid, zygote.ask(alive).result, zygote.ask(leaves_a_process).result]
-    assert all(map(is_gone, pids))
-    with pytest.raises(ChildProcessError):
-        os.waitpid(pids[0], 0)
-
-
-@linux
-def test_an_interrupted_test_leaves_none_either() -> None:
-    pids = []
-
-    def interrupted() -> None:
-        with forks.Zygote(None) as zygote:
-            pids.append(zygote._pid)
-            pids.append(zygote.ask(leaves_a_process).result)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    assert all(map(is_gone, pids))
-
-
-def test_what_a_child_prints_is_not_the_tests_output(capfd: pytest.CaptureFixture[str]) -> None:
-    sys.stdout.write("before")
-    with forks.Zygote(None) as zygote:
-        assert zygote.ask(prints).ended is None
-    assert ("before", "") == capfd.readouterr()
-
-
-def test_threads_beside_it_bring_no_warning_and_no_lock() -> None:
+def test_other_threads_bring_no_warning_and_no_lock() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
@@ -452,16 +391,6 @@ def test_where_there_is_no_fork_the_coverage_says_so(monkeypatch: pytest.MonkeyP
         note for note in result.coverage.notes if "process" in note
     ]
     assert [] == result.failures
-
-
-def test_children_do_not_share_their_random_numbers() -> None:
-    with forks.Zygote(None) as zygote:
-        drawn = {zygote.ask(draw).result for _ in range(3)}
-    assert 3 == len(drawn)
-
-
-def draw(subject: Any, tell: Any) -> float:
-    return random.random()
 
 
 # --- as a user sees it ----------------------------------------------------------------------------

@@ -13,11 +13,12 @@ import pytest
 from pytest_routilux import simulation
 from pytest_routilux.attached import FlowFaults
 from pytest_routilux.choices import FIFO, Seeded
-from pytest_routilux.crash import Undisturbed, recover, undisturbed
-from pytest_routilux.examine import Checks, examine
+from pytest_routilux.crash import recover, undisturbed
+from pytest_routilux.examine import examine
 from pytest_routilux.laws import broken_law
-from pytest_routilux.lives import Case
+from pytest_routilux.lives import Case, Undisturbed
 from pytest_routilux.points import crash_points
+from pytest_routilux.results import Checks
 from pytest_routilux.simulation import live
 from pytest_routilux.world import World
 from routilux import (
@@ -187,7 +188,7 @@ def test_what_can_not_be_saved_is_refused_after_a_crash_as_before() -> None:
         job = recover(run, point).life.job
         assert job is not None
         assert job.error is not None
-        assert "routilux.errors.UnserializableError" == job.error.type
+        assert "routilux.UnserializableError" == job.error.type
 
 
 def test_a_flow_that_fails_by_its_authors_mistake_is_no_flow_that_survives() -> None:
@@ -224,7 +225,7 @@ def test_a_job_that_is_given_up_since_its_handler_ends_each_host_does_not_surviv
     down = tuple(FlowFaults().store_fails(write) for write in (2, 4, 6, 8))
     asked_for = examine(Case(worked, "first", {"data": "a"}, faults=down), START, Checks())
     assert asked_for.reference.finding is None
-    assert "routilux.errors.PoisonJobError" == asked_for.reference.view["error"]
+    assert "routilux.PoisonJobError" == asked_for.reference.view["error"]
 
 
 # --- no law that can't be broken ------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_routilux.examine import Checks, Examination, examine
+from pytest_routilux.examine import examine
 from pytest_routilux.lives import Case
+from pytest_routilux.results import Checks, Examination
 from routilux import FakeClock
 from tests.plugin.sim.engine_bugs import BUGS, Bug
 

@@ -13,10 +13,11 @@ import pytest
 from pytest_routilux import simulation
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import recover, undisturbed
-from pytest_routilux.examine import Checks, Coverage, examine, judge, reference
+from pytest_routilux.examine import examine, judge, reference
 from pytest_routilux.faults import ClockJump, Raises, Slow, StoreFails
 from pytest_routilux.lives import Case
 from pytest_routilux.points import crash_points
+from pytest_routilux.results import Checks, Coverage
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
 from routilux.persist.checksums import checked
 from routilux.persist.upgrades import FORMAT
@@ -30,9 +31,8 @@ from tests.plugin.sim.test_laws import flow_of
 from tests.plugin.sim.test_store_files import ALONE_WORKED, LIES
 
 if TYPE_CHECKING:
-    from pytest_routilux.crash import Disturbed
-    from pytest_routilux.examine import Reference
-    from pytest_routilux.files import Opens
+    from pytest_routilux.lives import Disturbed, Opens
+    from pytest_routilux.results import Reference
     from pytest_routilux.world import World
 
 START = FakeClock().now_ns()

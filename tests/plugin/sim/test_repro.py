@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytest_routilux.cells import width
-from pytest_routilux.examine import Checks, Coverage, reference
+from pytest_routilux.examine import reference
 from pytest_routilux.faults import Raises, Slow
-from pytest_routilux.lives import Case
-from pytest_routilux.points import CrashPoint, crash_points
+from pytest_routilux.lives import Case, CrashPoint
+from pytest_routilux.points import crash_points
 from pytest_routilux.repro import Repro, Stale, broken_over_lines, command, digest_of
+from pytest_routilux.results import Checks, Coverage
 from routilux import Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.sim import bugs

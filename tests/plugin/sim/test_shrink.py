@@ -8,10 +8,11 @@ from time import process_time
 import pytest
 
 from pytest_routilux.crash import recover
-from pytest_routilux.examine import Checks, Examination, examine, judge
+from pytest_routilux.examine import examine, judge
 from pytest_routilux.faults import ClockJump, Fault, Raises, Slow
 from pytest_routilux.lives import Case
 from pytest_routilux.points import crash_points
+from pytest_routilux.results import Checks, Examination
 from pytest_routilux.shrink import Cause, shrink, simplicity
 from routilux.instants import instant_ns
 from tests.plugin.sim import bugs

@@ -10,12 +10,13 @@ import pytest
 
 from pytest_routilux.choices import FIFO
 from pytest_routilux.crash import recover, undisturbed
-from pytest_routilux.examine import Checks, examine
+from pytest_routilux.examine import examine
 from pytest_routilux.faults import StoreFails
 from pytest_routilux.files import Files, Folder
 from pytest_routilux.lives import Case
-from pytest_routilux.oracle import Finding
 from pytest_routilux.points import crash_points
+from pytest_routilux.results import Checks
+from pytest_routilux.world import Finding
 from routilux import Append, FakeClock, SqliteStore
 from tests.drivers.workshop import PATIENCE
 from tests.persist.test_sqlite import line_of, process
@@ -25,8 +26,8 @@ from tests.plugin.sim.test_laws import worked
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_routilux.crash import Disturbed, Undisturbed
-    from pytest_routilux.files import Image, Opens
+    from pytest_routilux.files import Image
+    from pytest_routilux.lives import Disturbed, Opens, Undisturbed
     from pytest_routilux.world import World
 
 START = FakeClock().now_ns()

@@ -1,9 +1,9 @@
-"""Undisturbed runs in fresh interpreters, each with a hash seed of its own.
+"""Runs a case undisturbed in fresh interpreters, each with a hash seed of its own.
 
-Laws:
-- A fresh interpreter knows no patch, no double and no closure of a test: only a `build` that can be
-  imported by its name is run there, without faults.
-- What can't be run there is said in words and is no finding.
+Invariants:
+- A fresh interpreter has no patch, no double and no closure of a test: only a `build` that can be
+  imported by its name runs there, without faults.
+- A case that can't run there is reported with the reason, and is no finding.
 """
 
 from __future__ import annotations
@@ -12,17 +12,21 @@ import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from pytest_routilux.choices import FIFO
+from pytest_routilux.crash import undisturbed
+from pytest_routilux.freeze import frozen_simulation
 from pytest_routilux.hosts import FlowHosts, HostError
+from pytest_routilux.lives import Case
 from routilux import UnserializableError, codec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.lives import Case
+    from routilux import Flow
 
-__all__ = ["importable", "rows_by_seed"]
+__all__ = ["importable", "rows_by_seed", "simulate"]
 
 
 def importable(case: Case) -> bool:
@@ -45,7 +49,8 @@ def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[s
         return str(error)
     module = case.build.__module__
     request = {
-        "task": "simulate",
+        "task": "call",
+        "function": f"{__name__}:{simulate.__name__}",
         "build": f"{module}:{case.build.__qualname__}",
         "build_args": codec.encode({}, "$.build_args"),
         "entry": case.entry,
@@ -60,10 +65,20 @@ def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[s
         ThreadPoolExecutor(len(seeds)) as pool,
     ):
         launched = [
-            pool.submit(hosts.launch, request, [module], {"PYTHONHASHSEED": str(seed)})
+            pool.submit(hosts.launch, request, [module, __name__], {"PYTHONHASHSEED": str(seed)})
             for seed in seeds
         ]
         try:
             return [list(each.result().report["rows"]) for each in launched]
         except HostError as error:
             return str(error)
+
+
+def simulate(build: Callable[[], Flow], request: Mapping[str, Any]) -> dict[str, object]:
+    """Run the case of a request on this host; return the rows of its commits."""
+    start_ns = request["start_ns"]
+    params = codec.decode(request["params"], "$.params")
+    case = Case(build, request["entry"], params, request["slot"], request["job_id"])
+    with frozen_simulation(start_ns):
+        run = undisturbed(case, start_ns, FIFO)
+    return {"rows": [commit.dumps() for commit in run.world.commits]}

@@ -209,7 +209,7 @@ class Database:
         if version > _VERSION:
             raise UnsupportedVersionError(
                 self.name,
-                f"has version {version}; this one reads {_VERSION}: install a newer routilux",
+                f"has version {version}; this one reads {_VERSION}; install a newer version",
             )
         return True
 
@@ -241,6 +241,6 @@ def _driver() -> Any:
         import psycopg.conninfo
     except ImportError as error:
         raise ImportError(
-            "PostgresStore needs psycopg 3: pip install 'routilux[postgres]'"
+            "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'"
         ) from error
     return psycopg

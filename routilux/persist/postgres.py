@@ -164,7 +164,7 @@ class PostgresStore:
     there; with `read_only` they must be there, and nothing is written. A pooler in between must
     leave a session its connection. `clock` is the store's time, by default the server's. Raises
     `OSError` where the database can't be used, and `SavedStateError` where its tables are damaged
-    or of a newer version. Needs `pip install routilux[postgres]`.
+    or of a newer version. Needs psycopg 3, which the extra `postgres` installs.
     """
 
     def __init__(self, dsn: str, *, clock: Clock | None = None, read_only: bool = False) -> None:

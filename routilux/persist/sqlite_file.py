@@ -161,7 +161,7 @@ class SqliteFile:
             if version > _VERSION:
                 raise UnsupportedVersionError(
                     str(self.path),
-                    f"has version {version}; this one reads {_VERSION}: install a newer routilux",
+                    f"has version {version}; this one reads {_VERSION}; install a newer version",
                 )
             if self._read_only:
                 if not tables:

@@ -72,7 +72,10 @@ EVERY: list[tuple[str, ...]] = [
         (_letter, r"jobs\.db: is no sound database .*restore it from a copy"),
         (_half, r"jobs\.db: is no sound database .*restore it from a copy"),
         (_other_program, r"jobs\.db: is a database of another program; choose another file"),
-        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer routilux"),
+        (
+            _sql("PRAGMA user_version = 2"),
+            r"jobs\.db: has version 2; .*install a newer version",
+        ),
     ],
 )
 def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(

@@ -1,6 +1,6 @@
 """Runs a foreign project's tests with the wheel, in a clean environment of each Python there is.
 
-    python tests/downstream/run.py dist/routilux-….whl
+    python tests/downstream/run.py dist/pytest_routilux-*.whl
 
 Laws:
 - Nothing of this repository is importable there but what the wheel brings.

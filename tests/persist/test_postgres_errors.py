@@ -41,7 +41,7 @@ def test_psycopg_is_imported_when_a_store_is_made_and_not_before() -> None:
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ImportError, match=r"pip install 'routilux\[postgres\]'"):
+    with pytest.raises(ImportError, match=r"run: pip install 'psycopg\[binary\]>=3\.1'"):
         PostgresStore("host=/nowhere")
 
 
@@ -191,7 +191,7 @@ def test_tables_of_a_newer_version_are_refused_and_left_as_they_were(
     postgres: PostgresStore, dsn: str, admin: Any, read_only: bool
 ) -> None:
     admin.execute("UPDATE routilux_version SET version = 2")
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
         PostgresStore(dsn, read_only=read_only)
     assert [(2,)] == admin.execute("SELECT version FROM routilux_version").fetchall()
 

@@ -284,7 +284,7 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, store: SqliteStore
     with store._file.using() as db:
         db.execute("PRAGMA user_version = 2")
     store.close()
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
         SqliteStore(store.path)
 
 

@@ -1,51 +1,46 @@
-"""What is measured: each function takes sizes and returns what runs and what it comes to.
+"""Benchmarks of the engine, in memory.
 
-Laws:
-- A contestant checks its own result, so that nothing is fast by doing something else.
-- A job is measured whole, with its history; where the fixed cost of a job hides the cost per
-  attempt, the difference to a job without failures is shown beside it.
+Invariants:
+- A contestant checks its own result, so that nothing is fast because it does less.
+- A job is measured whole, with its history. The cost of an attempt is the difference from a job
+  without failures.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from time import perf_counter_ns
 from typing import TYPE_CHECKING
 
 import tenacity
 
-from pytest_routilux.freeze import frozen_clock
 from routilux import (
     ErrorHandler,
     ErrorStrategy,
-    ExecutionMonitor,
-    FakeClock,
     Flow,
     Routine,
     Runtime,
     SavedState,
-    use_runtime,
 )
-from tests.benchmarks.race import Bound, Figure, Measurement, Race, exponent
+from tests.benchmarks.race import (
+    MILLISECOND,
+    Figure,
+    Measurement,
+    Race,
+    Target,
+    exponent,
+    loop,
+    rate,
+    time,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from routilux import ExecutionStrategy, JobState
-
-__all__ = [
-    "growth_with_events",
-    "growth_with_history",
-    "one_test",
-    "retry_overhead",
-    "return_latency",
-    "save_and_load",
-    "throughput",
-]
-
-MILLISECOND = 1_000_000
 
 
 # --- the cost of a failed attempt ---------------------------------------------------------------
@@ -91,17 +86,6 @@ class Plain:
             raise ValueError("not yet")
 
 
-def bare_loop(failures: int) -> None:
-    call = Plain(failures)
-    for _ in range(failures + 1):
-        try:
-            call()
-        except ValueError:
-            continue
-        return
-    raise AssertionError("no attempt succeeded")
-
-
 def with_tenacity(failures: int) -> None:
     retrying = tenacity.Retrying(
         stop=tenacity.stop_after_attempt(failures + 1),
@@ -122,44 +106,28 @@ def with_routilux(flow: Flow, runtime: Runtime, failures: int) -> None:
 
 
 def retry_overhead(failures: int, rounds: int) -> Measurement:
-    """Compare a failed attempt, at no delay and with its history, to a loop and to tenacity."""
+    """Compare a failed attempt, without delay and with its history, with tenacity."""
     runtime = Runtime()
     many, none = retrying(failures), retrying(0)
     race = Race(
         {
-            "loop": lambda: bare_loop(failures),
             "tenacity": lambda: with_tenacity(failures),
             "routilux": lambda: with_routilux(many, runtime, failures),
-            "no failure, loop": lambda: bare_loop(0),
-            "no failure, tenacity": lambda: with_tenacity(0),
-            "no failure, routilux": lambda: with_routilux(none, runtime, 0),
+            "tenacity 0": lambda: with_tenacity(0),
+            "routilux 0": lambda: with_routilux(none, runtime, 0),
         }
     )
 
-    def figures(best: dict[str, int]) -> list[Figure]:
-        each = {
-            name: max((best[name] - best[f"no failure, {name}"]) / failures, 1)
-            for name in ("loop", "tenacity", "routilux")
-        }
-        ratio = each["routilux"] / each["tenacity"]
-        whole = best["routilux"] / best["tenacity"]
+    def figures() -> list[Figure]:
+        ours, theirs = (race.cost(n, f"{n} 0", failures) for n in ("routilux", "tenacity"))
+        ratio = race.ratio("routilux", "tenacity", less=("routilux 0", "tenacity 0"))
+        whole = race.ratio("routilux", "tenacity")
         count = f"{failures:,} failure{'s' * (failures > 1)}"
+        measured, against = time(race.cost("routilux")), f"tenacity {time(race.cost('tenacity'))}"
+        target = Target(ratio, 0.45, " ×")
         return [
-            Figure(
-                f"each of {count}",
-                _time(each["routilux"]),
-                f"tenacity {_time(each['tenacity'])}, loop {_time(each['loop'])}",
-                ratio,
-                f"{ratio:.2f} ×",
-                Bound(0.45, hard=True, unit=" ×"),
-            ),
-            Figure(
-                f"a job with {count}",
-                _time(best["routilux"]),
-                f"tenacity {_time(best['tenacity'])}, loop {_time(best['loop'])}",
-                whole,
-                f"{whole:.2f} ×",
-            ),
+            Figure(f"each of {count}", ratio, time(ours), f"tenacity {time(theirs)}", target),
+            Figure(f"a job with {count}", whole, measured, against),
         ]
 
     return Measurement(race, rounds, figures)
@@ -242,41 +210,28 @@ def count_down(flow: Flow, runtime: Runtime, steps: int) -> JobState:
 def throughput(events: int, length: int, rounds: int) -> Measurement:
     """Measure steps a second, in memory, through a chain of no-op routines."""
     flow, runtime = chain(length), Runtime()
-    race = Race({"chain": lambda: through_chain(flow, runtime, events, length)}, perf_counter_ns)
-
-    def figures(best: dict[str, int]) -> list[Figure]:
-        steps = 1 + events * length
-        rate = steps / best["chain"] * 10**9
-        return [
-            Figure(
-                f"{events:,} events × {length} routines",
-                f"{steps:,} steps, {_time(best['chain'])}",
-                "",
-                rate,
-                f"{rate:,.0f} /s",
-                Bound(80_000, hard=False, least=True, unit=" /s"),
-            )
-        ]
-
-    return Measurement(race, rounds, figures)
+    race = Race({"loop": loop, "chain": lambda: through_chain(flow, runtime, events, length)})
+    steps = 1 + events * length
+    what = f"{events:,} events × {length} routines"
+    return Measurement(race, rounds, lambda: [rate(race, "chain", what, steps, 80_000)])
 
 
 def growth_with_events(sizes: Sequence[int], rounds: int) -> Measurement:
     """Fit how the cost grows with the number of events that are under way at once."""
     flow, runtime = chain(3), Runtime()
     race = Race({str(n): _apart(_bind(through_chain, flow, runtime, n, 3)) for n in sizes})
-    return Measurement(race, rounds, lambda best: [_growth("growth with events", best)])
+    return Measurement(race, rounds, lambda: [_growth("growth with events", race)])
 
 
 def growth_with_history(sizes: Sequence[int], rounds: int) -> Measurement:
     """Fit how the cost grows with the length of a job's history, with one task at a time."""
     flow, runtime = countdown(), Runtime()
     race = Race({str(n): _apart(_bind(count_down, flow, runtime, n)) for n in sizes})
-    return Measurement(race, rounds, lambda best: [_growth("growth with history", best)])
+    return Measurement(race, rounds, lambda: [_growth("growth with history", race)])
 
 
-def _apart(contestant: Callable[[], object]) -> Callable[[], object]:
-    """Keep the collector from what the process holds besides: it is walked for long jobs only."""
+def _apart(contestant: Callable[[], object]) -> Callable[[], None]:
+    """Keep the collector from the other objects of the process: only long jobs make it run."""
 
     def run() -> None:
         gc.freeze()
@@ -288,17 +243,14 @@ def _apart(contestant: Callable[[], object]) -> Callable[[], object]:
     return run
 
 
-def _growth(what: str, best: dict[str, int]) -> Figure:
-    power = exponent((float(size), cost) for size, cost in best.items())
-    first, *_, last = best
-    return Figure(
-        what,
-        f"{_time(best[first])} to {_time(best[last])} for {int(last) // int(first)} ×",
-        "",
-        power,
-        f"n^{power:.3f}",
-        Bound(1.10, hard=True),
-    )
+def _growth(what: str, race: Race) -> Figure:
+    sizes = [float(size) for size in race.costs]
+    rounds = zip(*race.costs.values(), strict=True)
+    power = median(exponent(zip(sizes, costs, strict=True)) for costs in rounds)
+    first, *_, last = race.costs
+    measured = f"{time(race.cost(first))} to {time(race.cost(last))}"
+    against = f"exponent for {int(last) // int(first)} × as many"
+    return Figure(what, power, measured, against, Target(power, 1.1))
 
 
 # --- saving and loading -------------------------------------------------------------------------
@@ -315,54 +267,27 @@ def save_and_load(records: int, rounds: int) -> Measurement:
         saved = SavedState.from_bytes(SavedState.capture(flow, job).to_bytes())
         assert saved.job.seq == job.seq
 
-    race = Race({"routilux": ours, "json": lambda: json.loads(json.dumps(document))})
+    def theirs() -> None:
+        json.loads(json.dumps(document))
 
-    def figures(best: dict[str, int]) -> list[Figure]:
-        ratio = best["routilux"] / best["json"]
+    race = Race({"routilux": ours, "json": theirs})
+
+    def figures() -> list[Figure]:
+        ratio = race.ratio("routilux", "json")
         return [
             Figure(
                 f"save and load {records:,} records",
-                f"{_time(best['routilux'])}, {len(text) / records:,.0f} B a record",
-                f"json {_time(best['json'])}",
                 ratio,
-                f"{ratio:.1f} ×",
-                Bound(5, hard=True, unit=" ×"),
+                f"{time(race.cost('routilux'))}, {len(text) / records:,.0f} B each",
+                f"json {time(race.cost('json'))}",
+                Target(ratio, 5, " ×"),
             )
         ]
 
     return Measurement(race, rounds, figures)
 
 
-# --- what a test costs --------------------------------------------------------------------------
-
-
-def _whole_test(clock: FakeClock) -> None:
-    monitor = ExecutionMonitor()
-    with Runtime(clock=clock, observers=[monitor]) as runtime, use_runtime(runtime):
-        job = retrying(4, delay=0.3, backoff=1.5).execute("flaky")
-    assert job.updated_ns - job.started_ns == 2_437_500_000
-    assert len(monitor.retries) == 4
-
-
-def one_test(rounds: int) -> Measurement:
-    """Measure a test of 4 retries, set-up and all, with and without freezegun's part."""
-
-    def bare() -> None:
-        _whole_test(FakeClock())
-
-    def frozen() -> None:
-        with frozen_clock() as clock:
-            _whole_test(clock)
-
-    race = Race({"bare": bare, "frozen": frozen}, perf_counter_ns)
-
-    def figures(best: dict[str, int]) -> list[Figure]:
-        return [
-            _absolute("4-retry test, flow_clock_bare", "set-up and all", best["bare"], 0.1),
-            _absolute("4-retry test, flow_clock", "set-up and all", best["frozen"], 15),
-        ]
-
-    return Measurement(race, rounds, figures)
+# --- the end of a job ---------------------------------------------------------------------------
 
 
 class Last(Routine):
@@ -379,42 +304,39 @@ class Last(Routine):
 
 
 def return_latency(strategy: ExecutionStrategy, rounds: int) -> Measurement:
-    """Measure from the return of the last handler to that of `execute`, as a median."""
+    """Compare the time from the last handler's return to that of `execute` with a bare thread's."""
     flow = Flow("last", execution_strategy=strategy)
     flow.add_routine(Last(), "last")
     runtime = Runtime()
-    waits: list[int] = []
+    threads = ThreadPoolExecutor(1)
 
-    def last() -> None:
+    def last() -> int:
         job = flow.execute("last", runtime=runtime)
-        waits.append(perf_counter_ns() - Last.returned)
+        waited = perf_counter_ns() - Last.returned
         assert job.status == "completed"
+        return waited
 
-    def figures(best: dict[str, int]) -> list[Figure]:
-        what = f"return of execute, {strategy}"
-        measured = f"median, worst {_time(max(waits))}"
-        return [_absolute(what, measured, round(median(waits)), 1)]
+    def thread() -> int:
+        returned = threads.submit(perf_counter_ns).result()
+        return perf_counter_ns() - returned
 
-    return Measurement(Race({"last": last}, perf_counter_ns), rounds, figures)
+    race = Race({"last": last, "thread": thread}, perf_counter_ns)
 
+    def figures() -> list[Figure]:
+        threads.shutdown()
+        cost = race.cost("last")
+        return [
+            Figure(
+                f"return of execute, {strategy}",
+                race.ratio("last", "thread"),
+                f"{time(cost)}, worst {time(max(race.costs['last']))}",
+                f"return of a future {time(race.cost('thread'))}",
+                Target(cost / MILLISECOND, 1, " ms"),
+            )
+        ]
 
-def _absolute(what: str, measured: str, cost: int, milliseconds: float) -> Figure:
-    value = cost / MILLISECOND
-    bound = Bound(milliseconds, hard=False, unit=" ms")
-    return Figure(what, measured, "", value, _time(cost), bound)
+    return Measurement(race, rounds, figures)
 
 
 def _bind(function: Callable[..., object], *arguments: object) -> Callable[[], object]:
     return lambda: function(*arguments)
-
-
-def _time(nanoseconds: float) -> str:
-    """Return a time in the unit that fits, with three digits.
-
-    >>> _time(12_345), _time(1_234_567_890)
-    ('12.3 µs', '1.23 s')
-    """
-    for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.3g} {unit}"
-    return f"{nanoseconds:.0f} ns"

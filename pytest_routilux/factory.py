@@ -21,10 +21,10 @@ from functools import wraps
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
-from pytest_routilux.cells import shown
+from pytest_routilux.text import shown
 from routilux import Emission, Flow, FlowDefinitionError, Routine, Slot, register_type
-from routilux.copying import copy_value, is_flat
-from routilux.routine import Binding
+from routilux.codec.copying import copy_value, is_flat
+from routilux.graph.routine import Binding
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine

@@ -18,13 +18,15 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from routilux import codec
+from routilux.codec.registry import said
 from routilux.errors import (
     CorruptStateError,
     FlowDefinitionError,
     FlowMismatchError,
     UnknownRoutineError,
 )
-from routilux.plan import (
+from routilux.graph.diff import mismatch
+from routilux.graph.plan import (
     STRATEGIES,
     Connection,
     ExecutionStrategy,
@@ -34,10 +36,8 @@ from routilux.plan import (
     graph_of,
     names_of,
 )
-from routilux.policy import ErrorHandler
-from routilux.routine import Routine, checked_handler, find_class
-from routilux.shape import mismatch
-from routilux.tags import said
+from routilux.graph.routine import Routine, checked_handler, find_class
+from routilux.retry.error_handler import ErrorHandler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

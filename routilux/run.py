@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from routilux.instants import to_ns
+from routilux.clocks.durations import to_ns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from routilux.core.state import JobState
-    from routilux.drive import Drive
+    from routilux.engine.drive import Drive
 
     Save = Callable[[JobState, str | Path, bytes | None], None]
     """Writes a job and its flow to a file: job, path, and the key that signs it."""

@@ -17,13 +17,13 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakSet
 
-from routilux.admission import check_job_id, check_same_flow, checked_params
-from routilux.clock import Clock, SystemClock
+from routilux.clocks.clock import Clock, SystemClock
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.crew import Crew
-from routilux.drive import Drive
-from routilux.environment import Environment
+from routilux.engine.drive import Drive
+from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
+from routilux.engine.environment import Environment
+from routilux.engine.threads import Crew
 from routilux.errors import (
     FlowDefinitionError,
     LeaseLostError,
@@ -31,19 +31,19 @@ from routilux.errors import (
     RoutiluxError,
 )
 from routilux.flow import set_default_runner
-from routilux.persist.document import SavedState
 from routilux.run import Run
+from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
-    from routilux.audience import ObserverFailure
+    from routilux.engine.observers import ObserverFailure
     from routilux.flow import Flow
+    from routilux.graph.plan import ExecutionStrategy, Plan
     from routilux.monitor import Observer
     from routilux.persist.store import Acquired, JobStore
-    from routilux.plan import ExecutionStrategy, Plan
 
 __all__ = ["Runtime", "default_runtime", "use_runtime"]
 

@@ -22,18 +22,18 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from routilux.clock import SystemClock
-from routilux.core.records import JobStatus
+from routilux.clocks.clock import SystemClock
+from routilux.clocks.durations import SECOND, seconds_text, to_ns
+from routilux.core.commits import JobStatus
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
-from routilux.instants import SECOND, seconds_text, to_ns
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import timedelta
 
-    from routilux.clock import Clock
-    from routilux.drive import Drive
+    from routilux.clocks.clock import Clock
+    from routilux.engine.drive import Drive
     from routilux.flow import Flow
     from routilux.persist.store import JobStore
 

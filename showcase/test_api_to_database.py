@@ -13,7 +13,7 @@ import pytest
 from rich.table import Table
 
 from routilux import CommitKind, JobStatus, Runtime
-from routilux.instants import seconds_text
+from routilux.clocks.durations import seconds_text
 from showcase.flows import api_to_database
 from showcase.loopback import LoopbackApi, Outage
 

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux import FlowFaults, FlowReport, FlowSim
-    from pytest_routilux.effects import Effect
-    from pytest_routilux.results import Outcome
+    from pytest_routilux.sim.results import Outcome
+    from pytest_routilux.sim.simulator.effects import Effect
     from routilux import ExecutionStrategy
 
 

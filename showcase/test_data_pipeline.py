@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, cast
 import pytest
 
 from routilux import FakeClock, JobStatus, Runtime
-from routilux.instants import seconds_text
+from routilux.clocks.durations import seconds_text
 from showcase.flows import data_pipeline
 
 if TYPE_CHECKING:

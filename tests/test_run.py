@@ -32,8 +32,8 @@ from routilux import (
     SavedState,
     use_runtime,
 )
-from routilux.instants import instant_ns
-from tests.drivers.workshop import at_once, no_thread_remains
+from routilux.clocks.durations import instant_ns
+from tests.engine.workshop import at_once, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -109,7 +109,7 @@ def test_a_job_that_waits_for_a_retry_is_paused_at_once_and_can_then_be_cancelle
 def test_a_job_that_waits_for_a_free_thread_can_be_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     began, let_go = threading.Event(), threading.Event()
 
     def holds(self: Routine) -> None:
@@ -403,7 +403,7 @@ def test_ctrl_c_in_a_concurrent_job_ends_it_and_all_its_threads() -> None:
 import signal, sys, threading
 sys.path.insert(0, sys.argv[1])
 from routilux import FakeClock, Runtime
-from tests.drivers.workshop import no_thread_remains
+from tests.engine.workshop import no_thread_remains
 from tests.routines import fan, send
 
 def first(*_):

@@ -30,7 +30,7 @@ from routilux import (
     use_runtime,
 )
 from routilux.runtime import default_runtime
-from tests.drivers.workshop import engine_threads, no_thread_remains
+from tests.engine.workshop import engine_threads, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -246,7 +246,7 @@ def test_a_refused_effect_is_raised_to_the_caller_while_its_handler_still_runs(h
 def test_a_job_that_broke_starts_nothing_more_when_a_thread_becomes_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     ran: list[str] = []
 
     def pays(self: Routine, n: object) -> None:
@@ -448,7 +448,7 @@ def test_where_no_thread_can_be_made_a_job_breaks_and_the_next_one_runs(
         start(self)
 
     monkeypatch.setattr(threading.Thread, "start", starts)
-    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     with Runtime() as runtime:
         with pytest.raises(RuntimeError, match="can't start new thread"):
             chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)

@@ -30,21 +30,21 @@ from typing import TYPE_CHECKING, Final
 
 from routilux import codec
 from routilux.cli.jobs import held, held_data, listing, no_commits, show_jobs
-from routilux.cli.page import Page, plain
+from routilux.cli.open_store import changed, looked, shown
 from routilux.cli.show import show_job
-from routilux.clock import SystemClock
-from routilux.core.records import JobStatus
+from routilux.cli.terminal import Page, plain
+from routilux.clocks.clock import SystemClock
+from routilux.core.commits import JobStatus
 from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionError
-from routilux.persist import operator
-from routilux.persist.atomic import write_whole
+from routilux.persist import admin
+from routilux.persist.atomic_write import write_whole
 from routilux.persist.journal import Journal
-from routilux.persist.opening import changed, looked, shown
-from routilux.persist.upgrades import FORMAT
+from routilux.persist.versions import FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from routilux.clock import Clock
+    from routilux.clocks.clock import Clock
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
 
@@ -118,7 +118,7 @@ def _show(options: argparse.Namespace, page: Page, now: int) -> int:
 def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
     job = _change(
         options,
-        lambda store: operator.retry(store, options.job, now, take_over=options.take_over),
+        lambda store: admin.retry(store, options.job, now, take_over=options.take_over),
     )
     fresh = (job.commits[-1].detail or {})["retry_failed"]
     left = "is completed: nothing was left to do"
@@ -129,7 +129,7 @@ def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
 
 
 def _cancel(options: argparse.Namespace, page: Page, now: int) -> int:
-    job = _change(options, lambda store: operator.cancel(store, options.job, now, options.reason))
+    job = _change(options, lambda store: admin.cancel(store, options.job, now, options.reason))
     return _tell_change(options, page, now, job, "is cancelled")
 
 

@@ -11,17 +11,17 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
-from routilux.cli import times
-from routilux.cli.page import cells, plain
-from routilux.console import STATUS_STYLES
-from routilux.core.records import JobStatus
+from routilux.cli import humanize
+from routilux.cli.terminal import cells, plain
+from routilux.core.commits import JobStatus
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist.journal import Journal
+from routilux.timeline import STATUS_STYLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from routilux.cli.page import Page
+    from routilux.cli.terminal import Page
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
 
@@ -194,13 +194,13 @@ def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
 def _texts(job: JobRow, now: int) -> tuple[str, ...]:
     wait = "–"
     if job.due_ns is not None:
-        wait = f"{times.due(job.due_ns, now)}{_SEPARATOR}{times.at(job.due_ns, now)}"
+        wait = f"{humanize.due(job.due_ns, now)}{_SEPARATOR}{humanize.at(job.due_ns, now)}"
     return (
         plain(job.job_id),
         plain(job.flow_id),
         job.status,
         plain(_holder(job.held)),
-        times.length(now - job.started_ns),
+        humanize.length(now - job.started_ns),
         f"{job.commits:,}",
         str(job.retries),
         wait,
@@ -217,7 +217,7 @@ def _holder(hold: Hold | None) -> str:
         return f"{where}, no lease"
     if not hold.free_in_ns:
         return f"{where}, lease over"
-    return f"{where}, lease for {times.length(hold.free_in_ns)}"
+    return f"{where}, lease for {humanize.length(hold.free_in_ns)}"
 
 
 def _width(column: Sequence[str]) -> int:

@@ -11,16 +11,16 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
-from routilux.core.forms import in_range, texts
+from routilux.codec.equality import same_value
+from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
-from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.wire import in_range, texts
 from routilux.errors import IllegalTransitionError
-from routilux.values import same_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from routilux.exchange import ErrorInfo, Writes
+    from routilux.graph.messages import ErrorInfo, Writes
 
 __all__ = ["FoldedJob"]
 

@@ -14,21 +14,21 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from routilux.copying import is_flat
-from routilux.core.endings import commit_of_outcome
+from routilux.codec.copying import is_flat
+from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.parts import PendingTask
-from routilux.core.records import Commit, CommitKind, JobStatus
 from routilux.core.requests import Request, error_tasks, ready_tasks, request
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
+from routilux.core.transitions import commit_of_outcome
 from routilux.errors import IllegalTransitionError, NotResumableError
-from routilux.exchange import ErrorInfo, StepInput, StepOutcome, Task
+from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from routilux.exchange import Effect
-    from routilux.plan import Plan
+    from routilux.graph.messages import Effect
+    from routilux.graph.plan import Plan
 
 __all__ = ["MOST_CONFLICTS", "Machine", "Request"]
 

@@ -15,8 +15,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.copying import is_flat
-from routilux.core.forms import (
+from routilux.clocks.durations import from_ns
+from routilux.codec.copying import is_flat
+from routilux.core.wire import (
     duration,
     effect_data,
     error_data,
@@ -27,14 +28,13 @@ from routilux.core.forms import (
     payload,
 )
 from routilux.errors import CorruptStateError
-from routilux.exchange import Task
-from routilux.instants import from_ns
+from routilux.graph.messages import Task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime, timedelta
 
-    from routilux.exchange import Effect, ErrorInfo
+    from routilux.graph.messages import Effect, ErrorInfo
 
 __all__ = ["DroppedTask", "Output", "PendingTask", "RoutineState", "RoutineStatus"]
 

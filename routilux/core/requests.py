@@ -11,8 +11,8 @@ from __future__ import annotations
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Final, Literal
 
-from routilux.core.endings import child_id
-from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.transitions import child_id
 from routilux.errors import NotResumableError
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from routilux import codec
-from routilux.core.checks import check_unfolded, follow
+from routilux.core.commits import Commit, JobStatus
 from routilux.core.fold import FoldedJob
-from routilux.core.forms import error_data, in_range, instant, load_error, payload, texts
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState
-from routilux.core.records import Commit, JobStatus
+from routilux.core.replay import check_unfolded, follow
+from routilux.core.wire import error_data, in_range, instant, load_error, payload, texts
 from routilux.errors import CorruptStateError
 
 if TYPE_CHECKING:

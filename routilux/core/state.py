@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from routilux import codec
+from routilux.core.commits import HistoryRecord, JobStatus, history_of
 from routilux.core.fold import FoldedJob
 from routilux.core.parts import PendingTask, RoutineState
-from routilux.core.records import HistoryRecord, JobStatus, history_of
 from routilux.core.saved import load, members
 from routilux.errors import JobFailedError
 

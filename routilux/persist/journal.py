@@ -12,14 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.core.checks import follow
-from routilux.core.records import Commit, JobStatus
+from routilux.core.commits import Commit, JobStatus
+from routilux.core.replay import follow
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.persist import rows
-from routilux.persist.checksums import checked, summed
+from routilux.persist.rows import checked, summed
 from routilux.persist.store import Append
-from routilux.persist.upgrades import FORMAT, loads_versioned
+from routilux.persist.versions import FORMAT, loads_versioned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

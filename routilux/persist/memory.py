@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from routilux.clock import SystemClock
+from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
 from routilux.persist.store import (
     FALLEN,
@@ -26,7 +26,7 @@ from routilux.persist.store import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from routilux.clock import Clock
+    from routilux.clocks.clock import Clock
 
 __all__ = ["MemoryStore"]
 

@@ -17,7 +17,7 @@ from secrets import randbits
 from typing import TYPE_CHECKING, Final, Self
 
 from routilux.errors import LeaseLostError, UnserializableError
-from routilux.persist.database import Answer, Database
+from routilux.persist.postgres_connection import Answer, Database
 from routilux.persist.store import (
     FALLEN,
     FREE,
@@ -32,7 +32,7 @@ from routilux.persist.store import (
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from routilux.clock import Clock
+    from routilux.clocks.clock import Clock
 
 __all__ = ["PostgresStore"]
 

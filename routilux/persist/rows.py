@@ -2,7 +2,9 @@
 
 Invariants:
 - The first row that a host writes carries the version; it holds for the rows that follow.
-- A row ends with a checksum; a damaged row is reported by its number.
+- A row or a snapshot ends with a checksum, the last member of its object. A disk may return other
+  bytes than it was given: this is reported by the row's number, and the bytes are never replayed.
+- Data of a newer version may end in another way: it is refused by its version.
 - Many rows are read at once, which costs two thirds of reading them one by one. Where a row of a
   batch is refused, each is read by itself, so that the error names its number.
 """
@@ -10,21 +12,58 @@ Invariants:
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from routilux import codec
-from routilux.errors import SavedStateError
-from routilux.persist.checksums import checked, summed
-from routilux.persist.upgrades import FORMAT, loads_versioned
+from routilux.errors import CorruptStateError, SavedStateError
+from routilux.persist.versions import FORMAT, loads_versioned, refuse_newer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from routilux.core.records import Commit
+    from routilux.core.commits import Commit
 
-__all__ = ["read", "written"]
+__all__ = ["CHECKSUM", "checked", "read", "summed", "written"]
 
+_NAME: Final = b',"crc":"'
+CHECKSUM: Final = len(b'%b%08x"}' % (_NAME, 0))
+"""The length of a checksum in bytes, with the end of the object."""
 _AT_ONCE: Final = 64
 _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
+
+
+def summed(text: bytes) -> bytes:
+    """Return an object's text with its checksum.
+
+    >>> summed(b'{"seq":8}')
+    b'{"seq":8,"crc":"f5bfced8"}'
+    """
+    body = text[:-1]
+    return b'%b%b%08x"}' % (body, _NAME, crc32(body))
+
+
+def checked(data: object, place: str) -> bytes:
+    """Return an object's text without its checksum; `place` is its path.
+
+    Raises `SavedStateError` where the checksum is missing or does not match.
+
+    >>> checked(summed(b'{"seq":8}'), "$.job-1[8]")
+    b'{"seq":8}'
+    >>> checked(summed(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
+    Traceback (most recent call last):
+    routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
+    """
+    if not isinstance(data, bytes):  # another program's store may return anything
+        raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
+    if not data[-CHECKSUM:].startswith(_NAME):
+        refuse_newer(data, place)
+        raise CorruptStateError(
+            place, "has no checksum at its end: it is cut off, or was not written by routilux"
+        )
+    body = data[:-CHECKSUM]
+    if data != b'%b%b%08x"}' % (body, _NAME, crc32(body)):
+        raise CorruptStateError(place, "was damaged: its checksum does not match")
+    return body + b"}"
 
 
 def written(commit: Commit, *, begins: bool) -> bytes:

@@ -12,9 +12,9 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, cast
 
-from routilux.clock import SystemClock
+from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
-from routilux.persist.sqlite_file import SqliteFile
+from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.store import (
     FALLEN,
     FREE,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Sequence
 
-    from routilux.clock import Clock
+    from routilux.clocks.clock import Clock
     from routilux.persist.store import Append
 
     _Row = tuple[str, int, str, bytes]  # job id, number, owner, row

@@ -18,8 +18,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+from routilux.clocks.durations import seconds_text
 from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
-from routilux.instants import seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence

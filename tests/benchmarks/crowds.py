@@ -30,7 +30,7 @@ from routilux import (
     SqliteStore,
     SystemClock,
 )
-from routilux.instants import SECOND
+from routilux.clocks.durations import SECOND
 from tests.benchmarks.durability import (
     _file,
     _hurried,

@@ -13,15 +13,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from pytest_routilux.choices import FIFO, Seeded
-from pytest_routilux.crash import recover, undisturbed
-from pytest_routilux.examine import examine
-from pytest_routilux.freeze import frozen_clock
-from pytest_routilux.lives import Case
-from pytest_routilux.points import crash_points
-from pytest_routilux.results import Checks
-from pytest_routilux.simulation import live
-from pytest_routilux.world import World
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.results import Checks
+from pytest_routilux.sim.simulator.execution import live
+from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
+from pytest_routilux.sim.simulator.world import World
+from pytest_routilux.virtual_time.freeze import frozen_clock
 from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, codec, use_runtime
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 from showcase.test_fan_out import ALBUM, pictures
@@ -42,7 +42,7 @@ from tests.benchmarks.race import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.choices import Choices
+    from pytest_routilux.sim.simulator.scheduler import Choices
     from routilux import JobState
 
 # --- pytest -------------------------------------------------------------------------------------

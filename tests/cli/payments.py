@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from routilux import ErrorHandler, FakeClock, Flow, Routine
-from routilux.persist.checksums import checked, summed
+from routilux.persist.rows import checked, summed
 
 START = "2026-01-01T12:00:00"
 SECOND = 10**9

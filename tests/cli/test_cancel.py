@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from routilux import JobStatus, LeaseLostError, MemoryStore, NotResumableError, Runtime, SqliteStore
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.cli.payments import NOW, SECOND, payment
 from tests.cli.program import Told
 from tests.persist.stores import acquire
@@ -41,10 +41,10 @@ def test_a_cancellation_is_tried_again_where_the_job_has_advanced(at_most: int) 
 
     store = Busy()
     Runtime(store=store).submit(chain(a=lambda self, n=0: None), "a", job_id="j")
-    assert JobStatus.CANCELLED is operator.cancel(store, "j", 0).status
+    assert JobStatus.CANCELLED is admin.cancel(store, "j", 0).status
     store.goes_on = 20
     with pytest.raises(NotResumableError, match="is cancelled"):
-        operator.cancel(store, "j", 0)
+        admin.cancel(store, "j", 0)
 
 
 def test_a_cancellation_gives_up_where_another_host_is_always_faster() -> None:
@@ -55,6 +55,6 @@ def test_a_cancellation_gives_up_where_another_host_is_always_faster() -> None:
     store = Faster()
     Runtime(store=store).submit(chain(a=lambda self, n=0: None), "a", job_id="j")
     with pytest.raises(LeaseLostError):
-        operator.cancel(store, "j", 0)
+        admin.cancel(store, "j", 0)
     with pytest.raises(KeyError):
-        operator.cancel(store, "k", 0)
+        admin.cancel(store, "k", 0)

@@ -13,7 +13,7 @@ import pytest
 
 import routilux.cli
 from routilux.cli import main
-from routilux.persist.opening import shown
+from routilux.cli.open_store import shown
 from tests.cli.pages import FAILED
 from tests.cli.payments import NOW
 from tests.cli.program import ROOT, Told, command

@@ -12,7 +12,7 @@ import pytest
 
 from routilux import CorruptStateError, JobStore, SqliteStore
 from routilux.cli import main
-from routilux.persist.opening import looked
+from routilux.cli.open_store import looked
 from tests.cli.pages import JOBS
 from tests.cli.payments import NOW, replace_in_rows
 from tests.cli.program import Told
@@ -111,7 +111,7 @@ def test_reading_leaves_no_trace(store: Path, told: Told, arguments: tuple[str, 
 def test_a_store_that_another_process_keeps_for_itself_is_named(
     store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite_file._READERS_PATIENCE", 0)
+    monkeypatch.setattr("routilux.persist.sqlite_connection._READERS_PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("UPDATE jobs SET owner = owner")
@@ -124,7 +124,7 @@ def test_a_store_that_another_process_keeps_for_itself_is_named(
 def test_a_write_waits_for_no_lock_for_ever(
     store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite_file._PATIENCE", 0)
+    monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert JOBS == told("jobs", store)

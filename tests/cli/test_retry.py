@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from routilux import Flow, JobState, JobStatus, LeaseLostError, Runtime, SqliteStore, Worker
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.cli.payments import NOW, SECOND, after, payment
 from tests.cli.program import Told
 from tests.persist.stores import acquire
@@ -17,7 +17,7 @@ from tests.persist.stores import acquire
 def worked(store: Path, job_id: str, flow: Flow, *, at: float) -> JobState:
     """The job, after a worker has found none but it to drive."""
     with SqliteStore(store, clock=NOW) as jobs:
-        operator.cancel(jobs, "queued", NOW.now_ns())
+        admin.cancel(jobs, "queued", NOW.now_ns())
         host = Runtime(clock=after(at), store=jobs)
         Worker(jobs, [flow], runtime=host).run(until_idle=True)
         return host.load(job_id, history=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from routilux import Runtime, SqliteStore
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.cli.pages import DONE, FAILED, WAITS
 from tests.cli.payments import NOW, after, payment, replace_in_rows
 from tests.cli.program import Told
@@ -26,7 +26,7 @@ def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, told: 
         host.resumed(payment(), host.load("paused"))
         later = Runtime(clock=after(3650, autojump=False), store=jobs)
         later.resumed(payment(), later.load("paused"))
-        operator.cancel(jobs, "paused", after(3660).now_ns(), "the customer\nhas called")
+        admin.cancel(jobs, "paused", after(3660).now_ns(), "the customer\nhas called")
     lines = told("show", store, "paused").splitlines()
     assert [
         "🛑 [ 0.120s] job paused",

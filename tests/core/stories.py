@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from routilux import codec
-from routilux.copying import is_flat
+from routilux.codec.copying import is_flat
+from routilux.core.commits import Commit
 from routilux.core.machine import Machine
-from routilux.core.records import Commit
 from routilux.core.state import JobState
-from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
 from routilux.flow import Flow
-from routilux.policy import ErrorHandler
-from routilux.routine import Routine
+from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.graph.routine import Routine
+from routilux.retry.error_handler import ErrorHandler
 
 SECOND = 1_000_000_000
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from routilux.core.endings import child_id
+from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS
-from routilux.core.records import CommitKind, JobStatus
 from routilux.core.requests import requeue, taken
 from routilux.core.state import JobState
+from routilux.core.transitions import child_id
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
-from routilux.exchange import StepInput
 from routilux.flow import Flow
-from routilux.policy import ErrorHandler
+from routilux.graph.messages import StepInput
+from routilux.retry.error_handler import ErrorHandler
 from tests.core.stories import (
     SECOND,
     Collect,

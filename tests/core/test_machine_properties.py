@@ -24,17 +24,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from routilux.codec.equality import same_value
+from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS, Machine
 from routilux.core.parts import PendingTask
-from routilux.core.records import Commit, CommitKind, JobStatus
 from routilux.core.requests import taken
 from routilux.core.state import JobState
 from routilux.errors import NotResumableError
-from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
 from routilux.flow import Flow
-from routilux.policy import ErrorHandler
-from routilux.routine import Routine
-from routilux.values import same_value
+from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.graph.routine import Routine
+from routilux.retry.error_handler import ErrorHandler
 from tests.core.stories import (
     SECOND,
     Collect,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from routilux import codec
-from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.state import JobState
 from routilux.errors import (
     CorruptStateError,
@@ -17,8 +17,8 @@ from routilux.errors import (
     JobFailedError,
     UnserializableError,
 )
-from routilux.exchange import ErrorInfo, Task
-from routilux.policy import ErrorHandler
+from routilux.graph.messages import ErrorInfo, Task
+from routilux.retry.error_handler import ErrorHandler
 from tests.core.stories import (
     Collect,
     Stage,

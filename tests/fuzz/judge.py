@@ -31,7 +31,7 @@ from routilux import (
     SavedState,
     SavedStateError,
 )
-from routilux.instants import from_ns
+from routilux.clocks.durations import from_ns
 from tests.fuzz.mutants import Document, Rows, rows_of
 from tests.persist.orders import KEY
 

@@ -25,9 +25,9 @@ from routilux import (
     SavedState,
     SavedStateError,
 )
-from routilux.persist import seal
-from routilux.persist.checksums import CHECKSUM, checked, summed
+from routilux.persist import signature
 from routilux.persist.journal import Journal
+from routilux.persist.rows import CHECKSUM, checked, summed
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]
@@ -344,7 +344,7 @@ def tampered_documents(draw: st.DrawFn) -> Document:
     elif how == "unverified":
         text = body + b"}"
     else:
-        text = seal.sealed(body, seal.keyed(KEY if how == "signed" else None))
+        text = signature.sealed(body, signature.keyed(KEY if how == "signed" else None))
     return Document(text, how, original, what)
 
 
@@ -400,5 +400,5 @@ def endless(what: str, size: int = HUGE) -> Document:
     original = documents()[1]
     start = b'"payload":{"request_id":'  # of the first task; the text occurs once
     head, tail = original[: original.index(b',\n"digest"')].split(start + b'"r-1"')
-    text = seal.sealed(head + start + ENDLESS[what](size) + tail)
+    text = signature.sealed(head + start + ENDLESS[what](size) + tail)
     return Document(text, "anew", original, (what,))

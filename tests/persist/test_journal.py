@@ -20,8 +20,8 @@ from routilux import (
     SavedStateError,
     codec,
 )
-from routilux.persist.checksums import CHECKSUM, checked, summed
 from routilux.persist.journal import SNAPSHOT_EVERY
+from routilux.persist.rows import CHECKSUM, checked, summed
 from tests.persist.stores import STORES
 from tests.routines import chain
 

@@ -303,7 +303,7 @@ pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
 
 
 def test_tests_that_are_skipped_without_a_server_are_one_line_with_the_cure() -> None:
-    tests = ["tests/test_store.py", "tests/persist/test_postgres.py"]
+    tests = ["tests/persist/test_store.py", "tests/persist/test_postgres.py"]
     with processes(WITHOUT, [*tests, "-k", "not_there or at_once or time"]) as [child]:
         told = child.communicate(timeout=PATIENCE)[0].splitlines()
     skipped = [line for line in told if line.startswith("SKIPPED")]

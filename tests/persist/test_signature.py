@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import CorruptStateError, FakeClock, JobState, JobStatus, Runtime, SavedState
-from routilux.persist import seal
+from routilux.persist import signature
 from tests.persist.orders import GOLDEN, KEY, START, Fetch, at_retry, pipeline, run
 
 OTHER = b"another key of sixteen bytes or more"
@@ -51,7 +51,7 @@ def nothing_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.fail("it was parsed although its signature is invalid")
 
     monkeypatch.setattr("routilux.codec.loads", parse)
-    monkeypatch.setattr("routilux.persist.document.loads_versioned", parse)
+    monkeypatch.setattr("routilux.saved_state.loads_versioned", parse)
 
 
 # --- the form ------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_any_one_byte_changed_left_out_or_put_in_is_refused_by_the_signature(sma
 def test_a_new_digest_does_not_make_a_signature_valid(signed):
     body = signed[: signed.index(b',\n"digest"')].replace(b'"r-1"', b'"r-2"')
     old = signed[signed.index(b',\n"signature"') :]
-    forged = seal.sealed(body).removesuffix(b"}\n") + old
+    forged = signature.sealed(body).removesuffix(b"}\n") + old
     with pytest.raises(CorruptStateError) as caught:
         SavedState.from_bytes(forged, key=KEY)
     assert "$.signature" == caught.value.path
@@ -227,7 +227,7 @@ def test_an_invalid_key_is_refused_before_anything_is_read_or_written(
 def told(error: BaseException) -> str:
     """All that a traceback shows, with the locals of our frames."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
-    ours = str(Path(seal.__file__).parents[1])
+    ours = str(Path(signature.__file__).parents[1])
     lines = [str(error), repr(error)]
     for frame in shown.stack:
         if frame.filename.startswith(ours):
@@ -247,7 +247,7 @@ def test_no_error_shows_a_key_not_even_in_the_locals_of_its_frames(key, tmp_path
     flow.add_routine(Fetch(items=(object(),)), "late")  # type: ignore[arg-type]  # no saved form
     damaged = tmp_path / "damaged.json"
     damaged.write_bytes(signed[:-3])
-    forged = seal.sealed(b'{"format": "routilux/1"', seal.keyed(KEY))
+    forged = signature.sealed(b'{"format": "routilux/1"', signature.keyed(KEY))
     sound = SavedState.from_bytes(signed)
     for use in (
         lambda: unsaved.write(tmp_path / "a.json", key=key),
@@ -290,5 +290,5 @@ def test_the_golden_signed_document_is_read_and_written_again_byte_by_byte():
 
 
 def test_one_key_can_sign_several_documents():
-    mac = seal.keyed(KEY)
-    assert seal.sealed(b'{"a": 1', mac) == seal.sealed(b'{"a": 1', mac)
+    mac = signature.keyed(KEY)
+    assert signature.sealed(b'{"a": 1', mac) == signature.sealed(b'{"a": 1', mac)

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
-from routilux.persist.sqlite_file import SqliteFile
-from tests.drivers.workshop import in_a_child
+from routilux.persist.sqlite_connection import SqliteFile
+from tests.engine.workshop import in_a_child
 from tests.persist.hosts import APPENDS, hold_rows, kill_after, line_of, process
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND
@@ -301,7 +301,7 @@ def test_a_damaged_file_is_named_when_it_is_read(store: SqliteStore) -> None:
 def test_a_file_that_another_process_keeps_locked_is_named(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite_file._PATIENCE", 10_000_000)
+    monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
     told = pytest.raises(OSError, match="database is locked; another process has kept it")
     with SqliteStore(store.path) as other, store._file.writing(), told:
         other.create("j", b"", "a", flow_id="f", queued=False)

@@ -80,7 +80,7 @@ from routilux import (
     register_type,
     use_runtime,
 )
-from routilux.clock import Worker as ClockWorker
+from routilux.clocks.clock import Worker as ClockWorker
 
 # --- the user's own types -----------------------------------------------------------------------
 

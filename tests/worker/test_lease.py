@@ -15,7 +15,7 @@ from routilux import (
     Routine,
     Runtime,
 )
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.persist.stores import acquire
 from tests.routines import SECOND, Works, chain, rest, sleeps
 from tests.worker.jobs import (
@@ -192,7 +192,7 @@ def test_a_worker_can_take_a_job_again_after_an_operator_took_it(
     host = worker(runtime, flow)
     assert host._take(False)
     clock.advance(10)
-    operator.retry(store, job_id, clock.now_ns(), take_over=True)
+    admin.retry(store, job_id, clock.now_ns(), take_over=True)
     assert host._take(False)
     host.run(until_idle=True)
     job = runtime.load(job_id)

@@ -18,8 +18,8 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from routilux.persist import operator
-from tests.drivers.workshop import in_a_child
+from routilux.persist import admin
+from tests.engine.workshop import in_a_child
 from tests.routines import PATIENCE, chain, rest
 from tests.worker.jobs import TAKEN_OVER, story, working
 
@@ -45,7 +45,7 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
         clock.advance(21)  # nobody renewed it
     else:
         clock.advance(10)
-        operator.retry(store, job_id, clock.now_ns(), take_over=True)
+        admin.retry(store, job_id, clock.now_ns(), take_over=True)
     assert second._take(False)
     first._look_after()
     clock.advance(10)  # the next renewal is due

@@ -15,7 +15,7 @@ from routilux import (
     Runtime,
     Worker,
 )
-from routilux.audience import Audience
+from routilux.engine.observers import Audience
 from tests.routines import SECOND, chain, rest
 from tests.worker.jobs import statuses, worker
 
@@ -23,7 +23,7 @@ from tests.worker.jobs import statuses, worker
 def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(
     clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     hosts: list[Worker] = []
 
     def is_stopped(self: Routine) -> None:

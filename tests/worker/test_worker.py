@@ -20,7 +20,7 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from tests.drivers.workshop import at_once
+from tests.engine.workshop import at_once
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, chain, delays, kinds, rest
 from tests.test_runtime import Refuses

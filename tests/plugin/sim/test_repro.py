@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_routilux.examine import reference
-from pytest_routilux.faults import Raises, Slow
-from pytest_routilux.lives import Case, CrashPoint
-from pytest_routilux.points import crash_points
-from pytest_routilux.repro import Repro, Stale, command, digest_of
-from pytest_routilux.results import Checks, Coverage
+from pytest_routilux.faults.faults import Raises, Slow
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import reference
+from pytest_routilux.sim.repro import Repro, Stale, command, digest_of
+from pytest_routilux.sim.results import Checks, Coverage
+from pytest_routilux.sim.simulator.lives import Case, CrashPoint
 from routilux import Flow, Routine
-from routilux.instants import instant_ns
+from routilux.clocks.durations import instant_ns
 from tests.plugin.sim import bugs
 
 START = instant_ns("2026-01-01")

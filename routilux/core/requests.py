@@ -55,8 +55,8 @@ def requeue(job: JobState, now: int) -> Commit:
     """
     if job.status is not JobStatus.FAILED:
         paused = job.status is JobStatus.PAUSED
-        cure = "; where its flow is, resume(job) goes on with it" if paused else ""
-        only = "only a job that failed gets a fresh budget"
+        cure = "; use resume(job) on a host that has its flow" if paused else ""
+        only = "only a failed job gets a fresh retry budget"
         raise NotResumableError(f"job {job.job_id} is {job.status.value}; {only}{cure}")
     tasks = job.pending_tasks
     withdrawn = error_tasks(job, (task for task in tasks if task.failed))
@@ -72,8 +72,8 @@ def taken(job: JobState, now: int) -> Commit:
     """
     if not job.status.is_live:
         raise NotResumableError(
-            f"job {job.job_id} is {job.status.value}; only a job that goes on by itself can be"
-            " taken from whoever drives it"
+            f"job {job.job_id} is {job.status.value}; only a pending or running job can be taken"
+            " over"
         )
     counts = job.status is JobStatus.RUNNING and bool(ready_tasks(job, now))
     detail: dict[str, object] = {

@@ -56,8 +56,7 @@ class Drive:
     """A job that runs in this process: its machine, its time and its commits.
 
     It is the `Host` of the job's steps. `rested` is set when no step is in flight and none will
-    start; `error` is set if something other than the flow ended the run: a
-    failing store, an interrupt.
+    start; `error` is set if something outside the flow ended the run, such as a failing store.
     """
 
     __slots__ = (

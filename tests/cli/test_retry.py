@@ -114,7 +114,7 @@ def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(
     assert "recovered 2 times without progress" in str(job.error)
 
 
-ONLY = "only a job that failed gets a fresh budget"
+ONLY = "only a failed job gets a fresh retry budget"
 HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
 GONE = "if that process is gone for good, --take-over leaves the job to a worker"
 FREE = "held by nobody, and free to be taken now"
@@ -124,13 +124,13 @@ NEEDS = "it needs nothing but a worker of flow payment that runs"
 @pytest.mark.parametrize(
     ("what", "job_id", "message"),
     [
-        ("retry", "done", "job done is completed; only a job that failed gets a fresh budget"),
+        ("retry", "done", "job done is completed; only a failed job gets a fresh retry budget"),
         ("retry", "waits", f"job waits is running, {HELD}; {GONE}"),
         ("retry", "queued", f"job queued is pending, {FREE}; {NEEDS}"),
         (
             "retry",
             "paused",
-            f"job paused is paused; {ONLY}; where its flow is, resume(job) goes on with it",
+            f"job paused is paused; {ONLY}; use resume(job) on a host that has its flow",
         ),
         ("cancel", "done", "job done is completed; it can't be cancelled any more"),
     ],

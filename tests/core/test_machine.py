@@ -556,7 +556,7 @@ def test_a_failed_job_that_is_requeued_without_its_flow_resumes_on_a_host_with_t
     tale.accept(commit)
     assert (tale.job.status, tale.startable()) == (JobStatus.PENDING, [])
     tale.crash()
-    with pytest.raises(NotResumableError, match="is pending; only a job that failed"):
+    with pytest.raises(NotResumableError, match="is pending; only a failed job"):
         requeue(tale.job, tale.now)
     resumed = tale.resume()
     assert resumed.detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
@@ -660,7 +660,7 @@ def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resume
         resumed = tale.resume(most=2)
         assert resumed.status is (JobStatus.RUNNING if number < 3 else JobStatus.FAILED)
     assert "recovered 2 times without progress" in str(tale.job.error)
-    with pytest.raises(NotResumableError, match="is failed; only a job that goes on by itself"):
+    with pytest.raises(NotResumableError, match="is failed; only a pending or running job"):
         taken(tale.job, tale.now)
 
 

@@ -204,6 +204,7 @@ def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
 
 _MODE: Final = pytest.StashKey[str]()
+_FACTS: Final = "pytest_routilux.report.run_facts"
 
 
 def _told(request: pytest.FixtureRequest) -> Told:
@@ -244,17 +245,19 @@ def pytest_runtest_makereport(
         from pytest_routilux.frames import hide_ours
 
         hide_ours(call.excinfo)
-    from pytest_routilux.settings import TOLD
+    if _FACTS not in sys.modules:  # no test of this process has used a fixture of ours yet
+        return (yield)
+    from pytest_routilux.report.run_facts import RUN_FACTS
 
-    told = item.stash.get(TOLD, None)
-    if told is None:
+    facts = item.stash.get(RUN_FACTS, None)
+    if facts is None:
         return (yield)
     mode = item.config.stash[_MODE]
     if call.when == "teardown":
-        told.end(item, properties=mode != "never")
+        facts.end(item, properties=mode != "never")
     report = yield
     asked = mode == "always" or (mode == "auto" and item.config.getoption("verbose", 0) > 0)
-    told.give(report, passing=asked, failing=mode != "never")
+    facts.give(report, passing=asked, failing=mode != "never")
     return report
 
 
@@ -292,10 +295,11 @@ class _Printer:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self) -> None:
-        from pytest_routilux.settings import OPEN
+        if _FACTS in sys.modules:
+            from pytest_routilux.report.run_facts import UNFINISHED_RUN
 
-        broken_off = self._config.stash.get(OPEN, None)
-        if broken_off is not None:
-            self._made().count(broken_off.facts())
+            unfinished = self._config.stash.get(UNFINISHED_RUN, None)
+            if unfinished is not None:
+                self._made().count(unfinished.facts())
         if self._config.getoption("routilux_repro") is not None or self._summary is not None:
             self._made().show()

@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_routilux.settings import OPEN, TOLD
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from routilux import FakeClock, JobState, Observer
 
-__all__ = ["Told", "told_of"]
+__all__ = ["RUN_FACTS", "UNFINISHED_RUN", "Told", "told_of"]
 
+RUN_FACTS: Final = pytest.StashKey["Told"]()  # of a test: the facts of its present run
+UNFINISHED_RUN: Final = pytest.StashKey["Told"]()  # of the session: the run that has not ended yet
 _HEAD: Final = "routilux_"
 _COUNTS: Final = ("jobs", "commits", "retries")
 _PROPERTIES: Final = {f"{_HEAD}{name}" for name in (*_COUNTS, "virtual_seconds", "crash_points")}
@@ -33,9 +33,9 @@ _PROPERTIES: Final = {f"{_HEAD}{name}" for name in (*_COUNTS, "virtual_seconds",
 
 def told_of(item: pytest.Item) -> Told:
     """Return what the present run of a test tells."""
-    told = item.stash.get(TOLD, None)
+    told = item.stash.get(RUN_FACTS, None)
     if told is None:
-        told = item.stash[TOLD] = item.config.stash[OPEN] = Told()
+        told = item.stash[RUN_FACTS] = item.config.stash[UNFINISHED_RUN] = Told()
     return told
 
 
@@ -84,8 +84,8 @@ class Told:
 
     def end(self, item: pytest.Item, *, properties: bool) -> None:
         """Take the run as ended; its last report, made next, has the facts as properties."""
-        del item.stash[TOLD]
-        del item.config.stash[OPEN]
+        del item.stash[RUN_FACTS]
+        del item.config.stash[UNFINISHED_RUN]
         # Those of an earlier run of the same test are its own.
         kept = [(name, value) for name, value in item.user_properties if name not in _PROPERTIES]
         self._facts = self.facts()

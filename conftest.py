@@ -10,7 +10,15 @@ from hypothesis import settings
 pytest_plugins = ["pytester"]
 
 # The same examples in every run, so that a red run is red again; `explore` looks for new ones.
-settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+for name, count in ("ci", 25), ("soak", 200):
+    settings.register_profile(
+        name,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        max_examples=count,
+    )
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

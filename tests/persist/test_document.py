@@ -52,6 +52,7 @@ from tests.persist.orders import (
     run,
     seal,
 )
+from tests.soak import examples
 
 FIRST = GOLDEN / "routilux-1.json"
 ROOT = Path(__file__).parents[2]
@@ -331,7 +332,7 @@ def flows(draw: st.DrawFn) -> Flow:
     return flow
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(0.6))
 @given(flow=flows(), value=values, point=st.integers(0, 10))
 def test_any_flow_and_job_come_back_equal_and_are_written_again_byte_by_byte(flow, value, point):
     captures = Captures(flow)
@@ -1060,7 +1061,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(4))
 @given(data=st.data(), sealed=st.booleans(), whole=st.booleans())
 def test_whatever_is_done_to_a_document_it_is_read_or_refused_as_saved_state(
     data, sealed, whole, retried, shortened
@@ -1084,7 +1085,7 @@ def test_whatever_is_done_to_a_document_it_is_read_or_refused_as_saved_state(
     loads_or_refuses(text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(2))
 @given(st.binary(max_size=60))
 @example(b"[" * 100_000)
 @example(b'{"format":' * 5_000)

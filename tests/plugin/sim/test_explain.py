@@ -31,6 +31,7 @@ from pytest_routilux.world import Call
 from routilux import Commit, Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.sim import bugs
+from tests.soak import examples
 
 START = instant_ns("2026-01-01")
 ROOT = Path(bugs.__file__).parents[1]
@@ -649,7 +650,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(0.4), deadline=None)
 @given(NAMED, NAMED, NAMED, NAMED, VALUES, TEXTS)
 def test_whatever_the_names_the_payloads_and_the_paths_it_fits_on_a_screen(
     routine: str, effect: str, event: str, once: str, payload: object, path: str

@@ -328,7 +328,7 @@ def test_what_never_ends_is_told_and_killed(
     seen = False
 
     def now() -> float:
-        """Let the child's time end one look after the handler began, however busy the machine is."""
+        """End the child's time one look after the handler began."""
         nonlocal seen
         over, seen = seen, begun.exists()
         return monotonic() + 3600 * over

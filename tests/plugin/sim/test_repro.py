@@ -21,6 +21,7 @@ from pytest_routilux.repro import Repro, Stale, broken_over_lines, command, dige
 from routilux import Flow, Routine
 from routilux.instants import instant_ns
 from tests.plugin.sim import bugs
+from tests.soak import examples
 
 START = instant_ns("2026-01-01")
 SLOW = Slow("orders", 1)
@@ -214,7 +215,7 @@ def test_a_digest_is_of_the_shape_of_a_flow() -> None:
 NODES = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=400)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(0.25), deadline=None)
 @given(NODES, st.integers(20, 100))
 def test_a_command_that_is_broken_over_lines_is_the_same_to_a_shell(node: str, cells: int) -> None:
     text = command(f"tests/test_shop.py::test[{node} a b]", Repro("9f3c", "0.0@a1.effect1"))

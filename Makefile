@@ -7,15 +7,25 @@ PYTEST := $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: showcase test bench lint wheel downstream clean FORCE
+.PHONY: showcase test soak bench lint wheel downstream clean FORCE
 
 showcase: $(STAMP)
 	$(PYTEST) showcase/ -v
 
-# The tests come last, so that what they left out, and why, is the end of what is said.
+# A sample of every grid and a few examples of every property. The doctests come first, so that
+# the output ends with the tests that were skipped and the reasons.
 test: $(STAMP)
 	$(PYTEST) --doctest-modules routilux
-	$(PYTEST) tests --ignore tests/benchmarks -n 2
+	$(PYTEST) tests --ignore tests/benchmarks -m "not soak" -n 2
+
+# The whole of every grid, many examples of every property, and processes killed and documents
+# damaged at places that are new in each run. SEED repeats a run's damage and aims its kills again.
+SEED := $(or $(SEED),$(shell date +%s))
+soak: $(STAMP)
+	HYPOTHESIS_PROFILE=soak $(PYTEST) tests --ignore tests/benchmarks -m "soak or hypothesis" -n 2
+	$(BIN)/python -m tests.kills --count 1000 --fewest 1 --minutes 4 --seed $(SEED)
+	$(BIN)/python -m tests.fuzz.documents --count 10000 --huge 0 --seed $(SEED)
+	@echo 'soak: all passed, with SEED=$(SEED)'
 
 bench: $(STAMP)
 	$(PYTEST) tests/benchmarks -p no:xdist --benchmark-quiet

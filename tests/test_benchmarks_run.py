@@ -14,6 +14,7 @@ from tests.benchmarks import servers
 from tests.benchmarks import simulations as s
 from tests.benchmarks import startup as u
 from tests.benchmarks.race import Bound, Figure, exponent, table
+from tests.soak import sampled
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,9 +45,11 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [*m.__all__, *s.__all__, *d.__all__, *c.__all__, *servers.__all__, *u.__all__]
-)
+NAMES = [*m.__all__, *s.__all__, *d.__all__, *c.__all__, *servers.__all__, *u.__all__]
+SLOW = {"start_up", "hosted_steps", "workers", "long_history"}
+
+
+@pytest.mark.parametrize("name", sampled(NAMES, {*NAMES} - SLOW))
 def test_a_benchmark_runs_and_says_something(name: str) -> None:
     make: Callable[[], Measurement]
     make, lines = TINY[name]

@@ -21,6 +21,7 @@ from tests.kills.soak import ROOT, Soak, hosts, kill
 from tests.kills.stores import plain
 from tests.kills.story import asking
 from tests.persist import postgres_server
+from tests.soak import sampled
 
 Fresh = Callable[[], str]
 KILLS = {"sqlite": 100, "postgres": 60}  # and as many more as it takes to strike every place
@@ -37,6 +38,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Fresh:
     return lambda: str(tmp_path / f"jobs-{next(numbers)}.db")
 
 
+@pytest.mark.parametrize("fresh", sampled(KILLS, ["sqlite"]), indirect=True)
 def test_no_kill_loses_a_commit_or_repeats_what_was_done(
     fresh: Fresh, tmp_path: Path, record_property: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -53,6 +55,7 @@ def test_no_kill_loses_a_commit_or_repeats_what_was_done(
     assert soak.struck["after"].total() >= 5, "too few struck at random"
 
 
+@pytest.mark.soak
 def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken() -> None:
     command = [sys.executable, "-m", "tests.kills", "--count", "20", "--fewest", "0"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)

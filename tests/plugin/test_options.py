@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.plugin.inner import PLUGIN, ROOT
+from tests.plugin.inner import PLUGIN, ROOT, run_pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -283,7 +283,7 @@ def test_the_strictest_project_sees_no_warning_and_no_error(
 ) -> None:
     inner.makeini(f"{strict}routilux_report = always\n")
     inner.makepyfile(WHOLE)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error", "-v", *workers)
+    result = run_pytest(inner, *PLUGIN, "-W", "error", "-v", *workers)
     result.assert_outcomes(passed=3)
     assert [] == result.errlines
 
@@ -294,7 +294,7 @@ def test_a_strict_native_table_is_enough(inner: pytest.Pytester) -> None:
         '[tool.pytest]\nstrict = true\nfilterwarnings = ["error"]\nroutilux_report = "auto"\n'
     )
     inner.makepyfile(WHOLE)
-    inner.runpytest_subprocess(*PLUGIN).assert_outcomes(passed=3)
+    run_pytest(inner, *PLUGIN).assert_outcomes(passed=3)
 
 
 # --- without the plugin ---------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from tests.plugin.inner import PLUGIN, assert_golden
+from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
 
 FIXTURES: Final = (
     "flow_clock",
@@ -212,7 +212,7 @@ def test_in_async_tests_the_fixtures_work_and_a_blocked_loop_is_told(
 ) -> None:
     inner.makeconftest(RUNS_ASYNC)
     inner.makepyfile(NAP + ASYNC)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error")
+    result = run_pytest(inner, *PLUGIN, "-W", "error")
     result.assert_outcomes(passed=2, failed=1)
     line = "*the handler of slot 'later' is async and this thread runs an event loop already; use*"
     result.stdout.fnmatch_lines([line])
@@ -221,7 +221,7 @@ def test_in_async_tests_the_fixtures_work_and_a_blocked_loop_is_told(
 @pytest.mark.skipif(pytest.version_tuple < (8, 4), reason="older ones skip async tests")
 def test_without_a_plugin_for_async_tests_pytest_refuses_them(inner: pytest.Pytester) -> None:
     inner.makepyfile(NAP + ASYNC)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error")
+    result = run_pytest(inner, *PLUGIN, "-W", "error")
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(["async def functions are not natively supported."])
 
@@ -268,7 +268,7 @@ def test_no_test_finds_anything_of_another_in_any_order(
     inner: pytest.Pytester, args: tuple[str, ...]
 ) -> None:
     inner.makepyfile(NAP + CLEAN)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error", *args)
+    result = run_pytest(inner, *PLUGIN, "-W", "error", *args)
     result.assert_outcomes(passed=10)
     assert_golden(
         "routilux: 10 jobs, 20 commits, 0 retries, 15 s of virtual time in ⏱ s", result.outlines
@@ -302,7 +302,7 @@ def test_a_test_that_is_run_again_finds_nothing_of_its_first_run(inner: pytest.P
         assert len(runs) == 1, "the second one fails"
     """
     )
-    result = inner.runpytest_subprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     result.assert_outcomes(passed=21, failed=1)
     assert (0, 1) == (result.outlines.count("  run 1"), result.outlines.count("  run 2"))
     assert_golden(

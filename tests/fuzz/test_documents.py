@@ -48,7 +48,7 @@ def test_a_tampered_document_is_refused_with_its_place_or_is_consistent():
 def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent():
     tally = Tally()
 
-    @settings(max_examples=examples(2.5), suppress_health_check=SLOW)
+    @settings(max_examples=250, suppress_health_check=SLOW)
     @given(tampered_rows())
     def judged(mutant):
         judge(mutant, tally)
@@ -103,7 +103,7 @@ def test_the_script_repeats_itself_by_its_seed():
 def test_the_judge_lets_no_fault_of_the_engine_pass(place, does, said, monkeypatch):
     monkeypatch.setattr(place, does)
 
-    @settings(max_examples=examples(4), suppress_health_check=SLOW, phases=[Phase.generate])
+    @settings(max_examples=400, suppress_health_check=SLOW, phases=[Phase.generate])
     @given(tampered_documents())
     def judged(mutant):
         judge(mutant, Tally())

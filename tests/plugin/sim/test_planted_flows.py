@@ -14,6 +14,7 @@ from pytest_routilux.examine import Checks, examine
 from pytest_routilux.faults import Raises, Slow
 from pytest_routilux.lives import Case
 from routilux import ErrorHandler, FakeClock, Flow, Routine
+from tests.soak import sampled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -277,7 +278,7 @@ PLANTED = {
 }
 
 
-@pytest.mark.parametrize("name", PLANTED)
+@pytest.mark.parametrize("name", sampled(PLANTED, [*PLANTED][::3]))
 def test_a_planted_bug_is_found_and_its_twin_is_clean(name: str) -> None:
     planted = PLANTED[name]
     result = examined(planted.buggy, *planted.faults)

@@ -1,7 +1,7 @@
 """Runs pytest in a process of its own with our plugin, installed or not, and no others unasked.
 
-The process is forked from a server that has imported pytest, so that a run does not pay for that
-again; neither our plugin nor anything of the tests is imported there.
+The process is forked from a server that has imported pytest and the engine, so that no run pays
+for that again; neither our plugin nor anything of the tests is imported there.
 """
 
 from __future__ import annotations
@@ -28,9 +28,15 @@ _servers: Final[list[subprocess.Popen[str]]] = []
 
 def run_inside(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     """Run the tests of `pytester`; warnings are errors there too."""
-    return run_pytest(
-        pytester, "-W", "error", "-p", "no:cacheprovider", "-p", "pytest_routilux.plugin", *args
-    )
+    return run_pytest(pytester, "-W", "error", *PLUGIN, *args)
+
+
+def run_fresh(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    """Do the same in a fresh interpreter, for tests that look at what was imported."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
+        patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+        return pytester.runpytest_subprocess("-W", "error", *PLUGIN, *args)
 
 
 def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:

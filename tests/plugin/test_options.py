@@ -82,8 +82,8 @@ def test_a_failure_has_its_report_once_in_whatever_look(
     ("args", "passed", "failed"),
     [
         (("--routilux-report=always",), (1, 1), (1, 1)),
-        (("--routilux-report=never", "-v"), (0, 0), (0, 0)),
-        (("--show-capture=no",), (0, 1), (1, 1)),
+        pytest.param(("--routilux-report=never", "-v"), (0, 0), (0, 0), marks=pytest.mark.soak),
+        pytest.param(("--show-capture=no",), (0, 1), (1, 1), marks=pytest.mark.soak),
     ],
 )
 def test_with_workers_it_is_the_same(
@@ -277,7 +277,9 @@ WHOLE: Final = """
         pytest.param("[pytest]\nstrict = true\nfilterwarnings = error\n", marks=NATIVE),
     ],
 )
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "2")])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-p", "xdist.plugin", "-n", "2"), marks=pytest.mark.soak)]
+)
 def test_the_strictest_project_sees_no_warning_and_no_error(
     inner: pytest.Pytester, strict: str, workers: tuple[str, ...]
 ) -> None:

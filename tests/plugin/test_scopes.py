@@ -337,24 +337,26 @@ BROKEN: Final = """
 """
 
 
-@pytest.mark.parametrize(
-    ("test", "outcomes"),
-    [
-        ("def test_set_up(early): pass", {"passed": 1, "errors": 1}),
-        ("def test_call(flow_runtime): nap().execute('nap')", {"passed": 1, "errors": 1}),
-        ("def test_tear_down(late): pass", {"passed": 1, "errors": 1}),
-        ("def test_failing(early): assert False", {"failed": 1, "errors": 1}),
-        ("def test_skipped(early): pytest.skip('no')", {"skipped": 1, "errors": 1}),
-        ("def test_none(flow_runtime): pass", {"passed": 1}),
-    ],
-    ids=lambda value: value[4:].partition("(")[0] if isinstance(value, str) else "",
-)
 @pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")], ids=("here", "there"))
 def test_what_an_observer_raises_fails_the_test_in_whatever_phase(
-    inner: pytest.Pytester, test: str, outcomes: dict[str, int], workers: tuple[str, ...]
+    inner: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
-    inner.makepyfile(f"{NAP}{BROKEN}\n    {test}")
-    result = inner.runpytest_inprocess(*PLUGIN, *workers)
-    result.assert_outcomes(**outcomes)
+    inner.makepyfile(
+        test_it=NAP
+        + BROKEN
+        + """
+    def test_set_up(early): pass
+    def test_call(flow_runtime): nap().execute("nap")
+    def test_tear_down(late): pass
+    def test_failing(early): assert False
+    def test_skipped(early): pytest.skip("no")
+    def test_none(flow_runtime): pass
+    """
+    )
+    result = run_pytest(inner, *PLUGIN, "-rE", *workers)
+    result.assert_outcomes(passed=4, failed=1, skipped=1, errors=5)
+    failed = {line.split()[1] for line in result.outlines if line.startswith("ERROR test_it")}
+    names = ("set_up", "call", "tear_down", "failing", "skipped")
+    assert {f"test_it.py::test_{name}" for name in names} == failed
     line = "observer <Broken> raised once KeyError: 'lost' ("
-    assert outcomes.get("errors", 0) == sum(text.startswith(line) for text in result.outlines)
+    assert 5 == sum(text.startswith(line) for text in result.outlines)

@@ -402,7 +402,15 @@ def test_a_handler_that_is_interrupted_leaves_what_was_committed(inner: pytest.P
 # --- workers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [(), XDIST, (*XDIST, "--dist=loadfile"), (*XDIST, "-v")])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        (),
+        XDIST,
+        pytest.param((*XDIST, "--dist=loadfile"), marks=pytest.mark.soak),
+        pytest.param((*XDIST, "-v"), marks=pytest.mark.soak),
+    ],
+)
 def test_workers_lose_and_double_nothing(inner: pytest.Pytester, workers: tuple[str, ...]) -> None:
     inner.makepyfile(
         PAY

@@ -21,7 +21,7 @@ from tests.kills.soak import ROOT, Soak, hosts, kill
 from tests.kills.stores import plain
 from tests.kills.story import asking
 from tests.persist import postgres_server
-from tests.soak import sampled
+from tests.soak import also, sampled
 
 Fresh = Callable[[], str]
 KILLS = {"sqlite": 100, "postgres": 60}  # and as many more as it takes to strike every place
@@ -85,6 +85,7 @@ def test_the_script_does_not_end_well_where_something_is_broken_or_left_out(
 ) -> None:
     if trouble:
         monkeypatch.setattr(trouble, lambda *_: ["a fault"] if "soak" in trouble else "a fault")
+    monkeypatch.setattr("tests.persist.postgres_server.stop", lambda: None)  # others use it
     monkeypatch.setattr(sys, "argv", ["kills", f"--folder={tmp_path}", asked])
     assert code == main()
     assert said in capsys.readouterr().out
@@ -102,7 +103,7 @@ def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
 # --- a host that stands still ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wakes", ["first", "last", "never"])
+@pytest.mark.parametrize("wakes", also("first", "last", "never"))
 def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_refused(
     fresh: Fresh, tmp_path: Path, wakes: str, record_property: Any
 ) -> None:
@@ -143,7 +144,7 @@ def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_re
     assert 1 == len(Path(effects).read_text("utf-8").splitlines())
 
 
-@pytest.mark.parametrize("write", ["append", "append_all", "claim"])
+@pytest.mark.parametrize("write", also("append", "append_all", "claim"))
 def test_a_host_that_stands_still_in_the_middle_of_a_write_locks_nobody_out(
     write: str, tmp_path: Path
 ) -> None:

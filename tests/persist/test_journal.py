@@ -24,6 +24,7 @@ from routilux.persist.checksums import CHECKSUM, checked, summed
 from routilux.persist.journal import SNAPSHOT_EVERY
 from tests.drivers.workshop import chain
 from tests.persist.stores import STORES
+from tests.soak import also, sampled
 
 
 @pytest.fixture(params=STORES)
@@ -62,7 +63,7 @@ def without_history(job: JobState) -> dict[str, object]:
 STEPS = [10, SNAPSHOT_EVERY - 2, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 3 * SNAPSHOT_EVERY + 7]
 
 
-@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("steps", sampled(STEPS, [10, SNAPSHOT_EVERY - 1]))
 def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(
     store: JobStore, steps: int
 ) -> None:
@@ -76,7 +77,10 @@ def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(
     assert job == runtime.load("j", history=True)
 
 
-@pytest.mark.parametrize("dies_at", [5, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 600])
+@pytest.mark.parametrize(
+    "dies_at",
+    sampled([5, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 600], [SNAPSHOT_EVERY]),
+)
 def test_a_job_that_was_cut_off_goes_on_the_same_with_a_snapshot_and_without(
     store: JobStore, dies_at: int
 ) -> None:
@@ -199,8 +203,8 @@ def test_a_damaged_snapshot_is_named_and_the_rows_still_tell_everything(
         (b'{"format":{}}', "was not written by routilux"),
     ],
 )
-@pytest.mark.parametrize("number", [1, 17, 300])
-@pytest.mark.parametrize("job_id", ["j", "job-id", "a [strange] $.id"])
+@pytest.mark.parametrize("number", sampled([1, 17, 300], [300]))
+@pytest.mark.parametrize("job_id", also("a [strange] $.id", "j", "job-id"))
 def test_a_row_that_is_none_is_told_by_its_job_and_number(
     row: bytes, reason: str, number: int, job_id: str
 ) -> None:

@@ -102,8 +102,8 @@ def _serve() -> None:
     for line in requests:
         pid = os.fork()
         if pid == 0:
-            os.close(requests.fileno())
-            os.close(replies.fileno())
+            requests.close()
+            replies.close()
             sys.exit(_run(**json.loads(line)))
         replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
         replies.flush()

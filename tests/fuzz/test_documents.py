@@ -18,7 +18,7 @@ from tests.fuzz.mutants import (
     tampered_documents,
     tampered_rows,
 )
-from tests.soak import examples
+from tests.soak import examples, sampled
 
 ROOT = Path(__file__).parents[2]
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -68,11 +68,12 @@ def test_what_has_not_been_tampered_with_is_read():
 KINDS = ("start", "done", "retry", "failed", "dropped", "effect", "resumed")
 
 
-@pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.parametrize("what", sampled(ENDLESS, [*ENDLESS][::4]))
 def test_data_without_end_costs_no_more_than_its_share(what):
     judge(endless(what, MB), Tally())
 
 
+@pytest.mark.soak
 def test_the_script_repeats_itself_by_its_seed():
     command = [sys.executable, "-m", "tests.fuzz.documents"]
     told = [

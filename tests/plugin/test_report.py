@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from rich.cells import cell_len
 
-from tests.plugin.inner import PLUGIN, run_pytest
+from tests.plugin.inner import PLUGIN, run_fresh, run_pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -290,4 +290,4 @@ def test_a_suite_without_reports_imports_neither_rich_nor_the_engine(
             assert heavy & sys.modules.keys() == set()
         """
     )
-    run_pytest(inner, *PLUGIN, "-v").assert_outcomes(passed=1)
+    run_fresh(inner, "-v").assert_outcomes(passed=1)

@@ -23,8 +23,8 @@ test: $(STAMP)
 SEED := $(or $(SEED),$(shell date +%s))
 soak: $(STAMP)
 	HYPOTHESIS_PROFILE=soak $(PYTEST) tests --ignore tests/benchmarks -m "soak or hypothesis" -n 2
-	$(BIN)/python -m tests.kills --count 1000 --fewest 1 --minutes 4 --seed $(SEED)
-	$(BIN)/python -m tests.fuzz.documents --count 10000 --huge 0 --seed $(SEED)
+	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
+	$(BIN)/python -m tests.fuzz.documents --count 20000 --huge 0 --seed $(SEED)
 	@echo 'soak: all passed, with SEED=$(SEED)'
 
 bench: $(STAMP)

@@ -10,16 +10,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from pytest_routilux.assertions import FlowMonitor
-    from pytest_routilux.attached import FlowFaults
-    from pytest_routilux.effects import Effect
-    from pytest_routilux.examine import Coverage, Outcome
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.faults import Fault
-    from pytest_routilux.hosts import At, FlowHosts, HostError, HostResult
-    from pytest_routilux.report import FlowReport, Verification
-    from pytest_routilux.roundtrip import SerializeRoundtrip
-    from pytest_routilux.sim import FlowSim
+    from pytest_routilux.faults.faults import Fault
+    from pytest_routilux.faults.flow_faults import FlowFaults
+    from pytest_routilux.hosts.flow_hosts import At, FlowHosts, HostError, HostResult
+    from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
+    from pytest_routilux.monitor.assertions import FlowMonitor
+    from pytest_routilux.report.flow_report import FlowReport, Verification
+    from pytest_routilux.sim.flow_sim import FlowSim
+    from pytest_routilux.sim.results import Coverage, Outcome
+    from pytest_routilux.sim.simulator.effects import Effect
 
 __all__ = [
     "At",
@@ -40,21 +40,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "At": "pytest_routilux.hosts",
-    "Coverage": "pytest_routilux.examine",
-    "Effect": "pytest_routilux.effects",
-    "Fault": "pytest_routilux.faults",
+    "At": "pytest_routilux.hosts.flow_hosts",
+    "Coverage": "pytest_routilux.sim.results",
+    "Effect": "pytest_routilux.sim.simulator.effects",
+    "Fault": "pytest_routilux.faults.faults",
     "FlowFactory": "pytest_routilux.factory",
-    "FlowFaults": "pytest_routilux.attached",
-    "FlowHosts": "pytest_routilux.hosts",
-    "FlowMonitor": "pytest_routilux.assertions",
-    "FlowReport": "pytest_routilux.report",
-    "FlowSim": "pytest_routilux.sim",
-    "HostError": "pytest_routilux.hosts",
-    "HostResult": "pytest_routilux.hosts",
-    "Outcome": "pytest_routilux.examine",
-    "SerializeRoundtrip": "pytest_routilux.roundtrip",
-    "Verification": "pytest_routilux.report",
+    "FlowFaults": "pytest_routilux.faults.flow_faults",
+    "FlowHosts": "pytest_routilux.hosts.flow_hosts",
+    "FlowMonitor": "pytest_routilux.monitor.assertions",
+    "FlowReport": "pytest_routilux.report.flow_report",
+    "FlowSim": "pytest_routilux.sim.flow_sim",
+    "HostError": "pytest_routilux.hosts.flow_hosts",
+    "HostResult": "pytest_routilux.hosts.flow_hosts",
+    "Outcome": "pytest_routilux.sim.results",
+    "SerializeRoundtrip": "pytest_routilux.hosts.roundtrip",
+    "Verification": "pytest_routilux.report.flow_report",
 }
 
 

@@ -21,15 +21,15 @@ from functools import wraps
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
+from pytest_routilux.text import shown
 from routilux import Emission, Flow, FlowDefinitionError, Routine, Slot, register_type
-from routilux.copying import copy_value, is_flat
-from routilux.routine import Binding
+from routilux.codec.copying import copy_value, is_flat
+from routilux.graph.routine import Binding
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    from routilux import ErrorHandler
-    from routilux.flow import ExecutionStrategy
+    from routilux import ErrorHandler, ExecutionStrategy
 
 __all__ = ["FlowFactory", "FunctionRoutine", "PlainFunction"]
 
@@ -97,6 +97,8 @@ class FunctionRoutine(Routine):
     `fields` are those of its event `output`; with `more` the function may return others too.
     """
 
+    routine_name = "pytest_routilux.FunctionRoutine"
+
     def __init__(self, function: PlainFunction, fields: Sequence[str], more: bool) -> None:
         super().__init__()
         self.function = function
@@ -136,7 +138,7 @@ class FunctionRoutine(Routine):
             return
         if type(result) is not dict or not all(type(key) is str for key in result):
             raise FlowDefinitionError(
-                f"{name} returned {_short(result)}; return a dict with names as keys, which is"
+                f"{name} returned {shown(result)}; return a dict with names as keys, which is"
                 " emitted as 'output', or None to emit nothing"
             )
         if not self.more and not self.output.allowed.issuperset(result):
@@ -248,9 +250,7 @@ class _Draft:
                 f"{where}: {node.__name__} is a class; pass a routine, {node.__name__}(...)"
             )
         else:
-            raise FlowDefinitionError(
-                f"{where}: {_short(node)} is neither a routine nor a function"
-            )
+            raise FlowDefinitionError(f"{where}: {shown(node)} is neither a routine nor a function")
         routine_id, number = name, 1
         while routine_id in self.nodes:
             number += 1
@@ -313,19 +313,14 @@ def _slot_of(routine: Routine, routine_id: str) -> Slot:
 
 def _pair(value: object, form: str) -> tuple[object, object]:
     if not isinstance(value, tuple) or len(value) != 2:
-        raise FlowDefinitionError(f"{_short(value)} is not of the form {form}")
+        raise FlowDefinitionError(f"{shown(value)} is not of the form {form}")
     return value
 
 
 def _nodes(value: object, where: str) -> list[Node]:
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise FlowDefinitionError(f"{where}: {_short(value)} is no list of routines and functions")
+        raise FlowDefinitionError(f"{where}: {shown(value)} is no list of routines and functions")
     return list(value)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _list(names: Sequence[str] | Mapping[str, object]) -> str:

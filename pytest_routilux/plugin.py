@@ -8,7 +8,6 @@ Laws:
 
 from __future__ import annotations
 
-import shutil
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -18,15 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
     from pathlib import Path
 
-    from pytest_routilux.assertions import FlowMonitor
-    from pytest_routilux.attached import FlowFaults
     from pytest_routilux.factory import FlowFactory
-    from pytest_routilux.hosts import FlowHosts
-    from pytest_routilux.report import FlowReport
-    from pytest_routilux.roundtrip import SerializeRoundtrip
-    from pytest_routilux.sim import FlowSim
-    from pytest_routilux.summary import Summary
-    from pytest_routilux.told import Told
+    from pytest_routilux.faults.flow_faults import FlowFaults
+    from pytest_routilux.hosts.flow_hosts import FlowHosts
+    from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
+    from pytest_routilux.monitor.assertions import FlowMonitor
+    from pytest_routilux.report.flow_report import FlowReport
+    from pytest_routilux.report.run_facts import Told
+    from pytest_routilux.report.session_summary import Summary
+    from pytest_routilux.sim.flow_sim import FlowSim
     from routilux import FakeClock, Runtime
 
 
@@ -34,10 +33,10 @@ if TYPE_CHECKING:
 def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
     _told(request).refuse_two_clocks("flow_clock")
-    from pytest_routilux.freeze import frozen_clock
     from pytest_routilux.settings import sleeping
-    from pytest_routilux.unawaited import all_awaited
-    from pytest_routilux.watchdog import watched
+    from pytest_routilux.virtual_time.freeze import frozen_clock
+    from pytest_routilux.virtual_time.unawaited import all_awaited
+    from pytest_routilux.virtual_time.watchdog import watched
 
     with (
         frozen_clock(sleeping(request.config)) as clock,
@@ -52,8 +51,8 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
     _told(request).refuse_two_clocks("flow_clock_bare")
-    from pytest_routilux.unawaited import all_awaited
-    from pytest_routilux.watchdog import watched
+    from pytest_routilux.virtual_time.unawaited import all_awaited
+    from pytest_routilux.virtual_time.watchdog import watched
     from routilux import FakeClock
 
     clock = FakeClock()
@@ -65,7 +64,7 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 @pytest.fixture
 def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
     """Everything that the jobs of `flow_runtime` did, with assertions about it."""
-    from pytest_routilux.assertions import FlowMonitor
+    from pytest_routilux.monitor.assertions import FlowMonitor
 
     monitor = FlowMonitor()
     _told(request).watch(monitor)
@@ -106,7 +105,7 @@ def flow_factory() -> FlowFactory:
 @pytest.fixture
 def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
     """Saves and restores an object, and fails at the first path that differs in value or type."""
-    from pytest_routilux.roundtrip import SerializeRoundtrip
+    from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
 
     return SerializeRoundtrip(tmp_path)
 
@@ -114,7 +113,7 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 @pytest.fixture
 def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
     """Starts, kills and resumes jobs in fresh interpreters, as other hosts would."""
-    from pytest_routilux.hosts import FlowHosts
+    from pytest_routilux.hosts.flow_hosts import FlowHosts
     from pytest_routilux.settings import sleeping
 
     def tell(name: str, said: str) -> None:
@@ -127,7 +126,7 @@ def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowH
 @pytest.fixture
 def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
     """Makes faults: raises(routine, exc, attempts=[1, 2]), slow(routine, seconds), …"""
-    from pytest_routilux.attached import FlowFaults
+    from pytest_routilux.faults.flow_faults import FlowFaults
 
     faults = FlowFaults()
     if "flow_runtime" in request.fixturenames:
@@ -144,11 +143,11 @@ def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     """Simulates jobs: lets a host die at every point, and proves that the flow survives."""
     _told(request)  # its time begins
-    from pytest_routilux.freeze import frozen_simulation
     from pytest_routilux.settings import sleeping
-    from pytest_routilux.sim import START, FlowSim
-    from pytest_routilux.unawaited import all_awaited
-    from pytest_routilux.watchdog import watched
+    from pytest_routilux.sim.flow_sim import START, FlowSim
+    from pytest_routilux.virtual_time.freeze import frozen_simulation
+    from pytest_routilux.virtual_time.unawaited import all_awaited
+    from pytest_routilux.virtual_time.watchdog import watched
 
     sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
     with (
@@ -163,7 +162,7 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
 @pytest.fixture
 def flow_report(request: pytest.FixtureRequest) -> FlowReport:
     """Adds rich renderables to the test's report; shown with -v and on failure."""
-    from pytest_routilux.report import FlowReport
+    from pytest_routilux.report.flow_report import FlowReport
 
     return FlowReport(request.node, request.config)
 
@@ -177,7 +176,7 @@ def pytest_assertrepr_compare(
     """Say what differs between jobs, flows and error handlers, where an assert compares them."""
     if "routilux" not in sys.modules:
         return None
-    from pytest_routilux.comparison import explain
+    from pytest_routilux.monitor.comparison import explain
 
     verbosity = config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS)
     return explain(op, left, right, whole=verbosity > 1)
@@ -204,44 +203,35 @@ def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
 
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
 
-TOLD: Final = pytest.StashKey["Told"]()
-OPEN: Final = pytest.StashKey["Told"]()  # of the test whose last report is to come
-BROUGHT: Final = ("flow_report", "flow_simulations", "flow_facts")  # attributes of a report
-_LOOK: Final = pytest.StashKey[tuple[int, bool]]()
 _MODE: Final = pytest.StashKey[str]()
 
 
 def _told(request: pytest.FixtureRequest) -> Told:
-    from pytest_routilux.told import told_of
+    from pytest_routilux.report.run_facts import told_of
 
     return told_of(request.node)
 
 
-def report_look(config: pytest.Config) -> tuple[int, bool]:
-    """Return the width and whether colours are wanted, by the terminal that shows the reports."""
-    return config.stash[_LOOK]
-
-
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_routilux.settings import check, report_mode
+    from pytest_routilux.settings import check, find_report_look, report_mode
 
     check(config)
+    repro = config.getoption("routilux_repro")
+    if repro is not None:
+        from pytest_routilux.sim.repro import Repro
+
+        Repro.parse(repro)
     config.stash[_MODE] = report_mode(config)
-    # Asked now, because later pytest's capturing hides the terminal.
-    from_controller = getattr(config, "workerinput", {}).get("routilux_look")
-    if from_controller is not None:
-        config.stash[_LOOK] = tuple(from_controller)
-        return
-    terminal = config.pluginmanager.get_plugin("terminalreporter")
-    colour = terminal is not None and config.get_terminal_writer().hasmarkup
-    config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
-    config.pluginmanager.register(_Printer(config), "routilux-reports")
+    if find_report_look(config):
+        config.pluginmanager.register(_Printer(config), "routilux-reports")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # xdist has no types
     """Tell a worker of xdist how wide and how colourful the controller's terminal is."""
+    from pytest_routilux.settings import report_look
+
     node.workerinput["routilux_look"] = report_look(node.config)
 
 
@@ -251,9 +241,11 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Give what the test tells to its report, which travels to the printing process."""
     if call.excinfo is not None and "routilux" in sys.modules:
-        from pytest_routilux.tracebacks import hide_ours
+        from pytest_routilux.frames import hide_ours
 
         hide_ours(call.excinfo)
+    from pytest_routilux.settings import TOLD
+
     told = item.stash.get(TOLD, None)
     if told is None:
         return (yield)
@@ -275,14 +267,16 @@ class _Printer:
 
     def _made(self) -> Summary:
         if self._summary is None:
-            from pytest_routilux.summary import Summary
+            from pytest_routilux.report.session_summary import Summary
 
             self._summary = Summary(self._config, self._config.stash[_MODE])
         return self._summary
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
-        brought = not vars(report).keys().isdisjoint(BROUGHT)
+        from pytest_routilux.settings import REPORT_PARTS
+
+        brought = not vars(report).keys().isdisjoint(REPORT_PARTS)
         if brought:
             self._made().before(report)
         yield
@@ -298,6 +292,8 @@ class _Printer:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self) -> None:
+        from pytest_routilux.settings import OPEN
+
         broken_off = self._config.stash.get(OPEN, None)
         if broken_off is not None:
             self._made().count(broken_off.facts())

@@ -7,15 +7,32 @@ Laws:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import shutil
+from typing import Any, Final, Literal, TypeAlias
 
 import pytest
 
-if TYPE_CHECKING:
-    from pytest_routilux.freeze import Sleeping
+__all__ = [
+    "OPEN",
+    "REPORT_PARTS",
+    "TOLD",
+    "Sleeping",
+    "add_options",
+    "blocked_after",
+    "check",
+    "find_report_look",
+    "report_look",
+    "report_mode",
+    "sleeping",
+]
 
-__all__ = ["add_options", "blocked_after", "check", "report_mode", "sleeping"]
+TOLD: Final = pytest.StashKey[Any]()  # of a test: the facts of its present run
+OPEN: Final = pytest.StashKey[Any]()  # of the session: the facts of a run that has not ended yet
+REPORT_PARTS: Final = ("flow_report", "flow_simulations", "flow_facts")  # attributes of a report
+Sleeping: TypeAlias = Literal["virtual", "error", "real"]
+"""What `time.sleep()` in a handler does."""
 
+_LOOK: Final = pytest.StashKey[tuple[int, bool]]()
 _MODES: Final = ("auto", "always", "never")
 _NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # which is all there was
 
@@ -52,22 +69,17 @@ def add_options(parser: pytest.Parser) -> None:
     )
     parser.addini(
         "routilux_blocked_after",
-        "real seconds after which a handler that waits in real time fails the test; 0 never does",
+        "real seconds after which a handler that waits in real time fails the test; 0: no limit",
         type=_NUMBER,
         default=5.0,
     )
 
 
 def check(config: pytest.Config) -> None:
-    """Refuse what can't be meant; raises `pytest.UsageError`, or what `Repro.parse` says."""
+    """Raise `pytest.UsageError` for a setting with an invalid value."""
     report_mode(config)
     sleeping(config)
     blocked_after(config)
-    repro = config.getoption("routilux_repro")
-    if repro is not None:
-        from pytest_routilux.repro import Repro
-
-        Repro.parse(repro)
 
 
 def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
@@ -112,3 +124,24 @@ def report_mode(config: pytest.Config) -> str:
 
 def _allowed() -> str:
     return f"allowed are {', '.join(_MODES[:-1])} and {_MODES[-1]}"
+
+
+def find_report_look(config: pytest.Config) -> bool:
+    """Find how wide and how colourful reports are; return whether this process prints them.
+
+    A worker of xdist takes what its controller found. It is asked at the start, since pytest's
+    capturing hides the terminal later.
+    """
+    from_controller = getattr(config, "workerinput", {}).get("routilux_look")
+    if from_controller is not None:
+        config.stash[_LOOK] = tuple(from_controller)
+        return False
+    terminal = config.pluginmanager.get_plugin("terminalreporter")
+    colour = terminal is not None and config.get_terminal_writer().hasmarkup
+    config.stash[_LOOK] = max(shutil.get_terminal_size((100, 24)).columns, 40), colour
+    return True
+
+
+def report_look(config: pytest.Config) -> tuple[int, bool]:
+    """Return the width of reports, and whether colours are wanted."""
+    return config.stash[_LOOK]

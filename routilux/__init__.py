@@ -19,11 +19,11 @@ PYTEST_DONT_REWRITE: pytest is not to read and compile it anew, nor to warn that
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from routilux.clock import Clock, Signal, SystemClock
+from routilux.clocks.clock import Clock, Signal, SystemClock
+from routilux.clocks.fake_clock import FakeClock, Wait
 from routilux.codec import register_type
-from routilux.context import Context
+from routilux.core.commits import Commit, CommitKind, HistoryRecord, JobStatus
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
-from routilux.core.records import Commit, CommitKind, HistoryRecord, JobStatus
 from routilux.core.state import JobState
 from routilux.errors import (
     ClockStalledError,
@@ -45,17 +45,18 @@ from routilux.errors import (
     UnserializableError,
     UnsupportedVersionError,
 )
-from routilux.exchange import Emission, ErrorInfo, StepInput, StepOutcome
-from routilux.fake_clock import FakeClock, Wait
-from routilux.flow import Connection, Flow
+from routilux.flow import Flow
+from routilux.graph.context import Context
+from routilux.graph.messages import Emission, ErrorInfo, StepInput, StepOutcome
+from routilux.graph.plan import Connection, ExecutionStrategy
+from routilux.graph.routine import Event, Routine, Slot
 from routilux.monitor import DataFlow, ExecutionMonitor, Observer, Retry, StateChange
-from routilux.persist.document import SavedState
-from routilux.persist.leases import Acquired, Hold
-from routilux.persist.store import Append, JobStore, MemoryStore
-from routilux.policy import ErrorHandler, ErrorStrategy, RetryAfter
-from routilux.routine import Event, Routine, Slot
+from routilux.persist.memory import MemoryStore
+from routilux.persist.store import Acquired, Append, Hold, JobStore
+from routilux.retry.error_handler import ErrorHandler, ErrorStrategy, RetryAfter
 from routilux.run import Run
 from routilux.runtime import Runtime, use_runtime
+from routilux.saved_state import SavedState
 from routilux.worker import Worker
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ __all__ = [
     "ErrorStrategy",
     "Event",
     "ExecutionMonitor",
+    "ExecutionStrategy",
     "FakeClock",
     "Flow",
     "FlowDefinitionError",

@@ -161,3 +161,8 @@ def nearest(name: object, known: Iterable[str]) -> str:
 
     close = get_close_matches(name, list(known), 1) if isinstance(name, str) else []
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+# Saved jobs name these classes by their public place, which stays when this module moves.
+for _name in __all__:
+    globals()[_name].__module__ = "routilux"

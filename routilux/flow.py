@@ -1,63 +1,114 @@
-"""A flow: the graph of routines, as its author builds and runs it.
+"""`Flow`: the graph of routines, as its author builds, runs and saves it.
 
-Laws:
-- A flow says what is to be done and is not changed by running; any number of jobs share it.
-- Everything is checked when it is said: an unknown end, a field that nobody emits, a connection
-  that stands already is refused at once and leaves the flow as it was.
-- What a job follows is a plan, made when it begins; `fingerprint` is the digest of its shape.
+Invariants:
+- Running a flow does not change it; any number of jobs share it.
+- A mistake is refused at the call that makes it, and leaves the flow as it was: an unknown
+  routine, event or slot, a field that no event has, a connection that already exists.
+- A job follows a plan, which is made when the job starts; `fingerprint` is the digest of its shape.
+- The saved form holds names, arguments and connections. The code is that of the program that
+  loads it: routines are built by their classes and connected by the same checks as any others.
+- A flow that differs from the saved one after loading is refused, with every difference.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from routilux import codec
-from routilux.errors import FlowDefinitionError
-from routilux.plan import Graph, Plan, graph_of
-from routilux.policy import ErrorHandler
-from routilux.routine import Routine, checked_handler
-from routilux.saved_flow import flow_data, load_flow
+from routilux.codec.registry import said
+from routilux.errors import (
+    CorruptStateError,
+    FlowDefinitionError,
+    FlowMismatchError,
+    UnknownRoutineError,
+)
+from routilux.graph.diff import mismatch
+from routilux.graph.plan import (
+    STRATEGIES,
+    Connection,
+    ExecutionStrategy,
+    Graph,
+    Plan,
+    checked_connection,
+    graph_of,
+    names_of,
+)
+from routilux.graph.routine import Routine, checked_handler, find_class
+from routilux.retry.error_handler import ErrorHandler
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.core.state import JobState
     from routilux.run import Run
-    from routilux.runtime import Runtime
 
-__all__ = ["Connection", "ExecutionStrategy", "Flow"]
-
-ExecutionStrategy = Literal["sequential", "concurrent"]
-_STRATEGIES: Final = ("sequential", "concurrent")
-
-
-@dataclass(frozen=True, slots=True)
-class Connection:
-    """One edge: an event of one routine to a slot of another.
-
-    `param_mapping` renames event fields to handler parameters.
-    """
-
-    source: str
-    event: str
-    target: str
-    slot: str
-    param_mapping: Mapping[str, str]
-
-    @property
-    def ends(self) -> tuple[str, str, str, str]:
-        """What makes it a connection of its own: source, event, target and slot."""
-        return self.source, self.event, self.target, self.slot
-
-    def __str__(self) -> str:
-        return f"{self.source}.{self.event} -> {self.target}.{self.slot}"
-
+__all__ = ["Flow", "Runner", "set_default_runner"]
 
 _STOP: Final = ErrorHandler()
+
+
+class Runner(Protocol):
+    """Runs flows: a `Runtime`, which this module must not import."""
+
+    def execute(
+        self,
+        flow: Flow,
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        job_id: str | None = None,
+    ) -> JobState:
+        """See `Flow.execute`."""
+
+    async def aexecute(
+        self,
+        flow: Flow,
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        job_id: str | None = None,
+    ) -> JobState:
+        """See `Flow.aexecute`."""
+
+    def start(
+        self,
+        flow: Flow,
+        entry: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        slot: str = "trigger",
+        job_id: str | None = None,
+    ) -> Run:
+        """See `Flow.start`."""
+
+    def resume(
+        self,
+        flow: Flow,
+        job: JobState,
+        *,
+        retry_failed: bool = False,
+        allow_changed_flow: bool = False,
+        execution_strategy: ExecutionStrategy | None = None,
+    ) -> JobState:
+        """See `Flow.resume`."""
+
+
+_default_runner: Callable[[], Runner]
+
+
+def set_default_runner(find: Callable[[], Runner]) -> None:
+    """Set the function that returns the runner of a call that names none."""
+    global _default_runner
+    _default_runner = find
+
+
+def _runner(given: Runner | None) -> Runner:
+    return _default_runner() if given is None else given
 
 
 class Flow:
@@ -79,7 +130,7 @@ class Flow:
     ) -> None:
         if flow_id is not None and (not isinstance(flow_id, str) or not flow_id):
             raise FlowDefinitionError(f"a flow's id is a text, not {flow_id!r}")
-        if execution_strategy not in _STRATEGIES:
+        if execution_strategy not in STRATEGIES:
             raise FlowDefinitionError(
                 f"execution_strategy is {execution_strategy!r}; choose 'sequential' or 'concurrent'"
             )
@@ -134,45 +185,11 @@ class Flow:
         unknown end, a field or parameter that does not exist, a required parameter that no field
         covers, or a connection that stands already.
         """
-        events = self._routine(source).events
-        if not isinstance(event, str) or event not in events:
-            raise FlowDefinitionError(
-                f"routine {source!r} has no event {event!r}; it has {_names(events)}"
-            )
-        slots = self._routine(target).slots
-        if not isinstance(slot, str) or slot not in slots:
-            raise FlowDefinitionError(
-                f"routine {target!r} has no slot {slot!r}; it has {_names(slots)}"
-            )
-        declared = events[event]
-        binding = slots[slot].binding
-        connection = Connection(
-            source, event, target, slot, MappingProxyType(_mapping(param_mapping, source, event))
+        connection = checked_connection(
+            (source, self._routine(source), event),
+            (target, self._routine(target), slot),
+            param_mapping,
         )
-        for field, parameter in connection.param_mapping.items():
-            if field not in declared.allowed:
-                raise FlowDefinitionError(
-                    f"{connection}: param_mapping names field {field!r}, but event {event!r}"
-                    f" has {_names(declared.fields)}"
-                )
-            if parameter not in binding.names and not binding.takes_rest:
-                raise FlowDefinitionError(
-                    f"{connection}: param_mapping names parameter {parameter!r}, but the handler"
-                    f" takes {_names(sorted(binding.names))}"
-                )
-        delivered = [connection.param_mapping.get(field, field) for field in declared.fields]
-        twice = sorted({name for name in delivered if delivered.count(name) > 1})
-        if twice:
-            raise FlowDefinitionError(
-                f"{connection}: two fields would be delivered as {_names(twice)};"
-                " map one of them to another parameter"
-            )
-        missing = sorted(binding.required - set(delivered))
-        if missing:
-            raise FlowDefinitionError(
-                f"{connection}: the handler needs {_names(missing)}, but the event carries"
-                f" {_names(delivered)}; emit it, map it with param_mapping, or give it a default"
-            )
         if any(connection.ends == other.ends for other in self._connections):
             raise FlowDefinitionError(f"{connection} stands already; each edge is made once")
         self._connections.append(connection)
@@ -202,7 +219,7 @@ class Flow:
         if not isinstance(routine_id, str) or routine_id not in self._routines:
             raise FlowDefinitionError(
                 f"flow {self.flow_id!r} has no routine {routine_id!r}; it has"
-                f" {_names(self._routines)}"
+                f" {names_of(self._routines)}"
             )
         return self._routines[routine_id]
 
@@ -221,7 +238,7 @@ class Flow:
     def plan(self, execution_strategy: ExecutionStrategy | None = None) -> Plan:
         """Return what the engine follows; it does not change when the flow does."""
         strategy = execution_strategy or self.execution_strategy
-        if strategy not in _STRATEGIES:
+        if strategy not in STRATEGIES:
             raise FlowDefinitionError(
                 f"execution_strategy is {strategy!r}; choose 'sequential' or 'concurrent'"
             )
@@ -270,14 +287,14 @@ class Flow:
         *,
         slot: str = "trigger",
         job_id: str | None = None,
-        runtime: Runtime | None = None,
+        runtime: Runner | None = None,
     ) -> JobState:
         """Run a new job from `entry` and return it when it rests.
 
         A failed job is returned, not raised: see `JobState.raise_for_status`. Raises
         `FlowDefinitionError` where `entry`, `slot` or `params` don't fit.
         """
-        return _runtime(runtime).execute(self, entry, params, slot=slot, job_id=job_id)
+        return _runner(runtime).execute(self, entry, params, slot=slot, job_id=job_id)
 
     async def aexecute(
         self,
@@ -286,10 +303,10 @@ class Flow:
         *,
         slot: str = "trigger",
         job_id: str | None = None,
-        runtime: Runtime | None = None,
+        runtime: Runner | None = None,
     ) -> JobState:
         """Do what `execute` does without holding up the event loop."""
-        return await _runtime(runtime).aexecute(self, entry, params, slot=slot, job_id=job_id)
+        return await _runner(runtime).aexecute(self, entry, params, slot=slot, job_id=job_id)
 
     def start(
         self,
@@ -298,16 +315,16 @@ class Flow:
         *,
         slot: str = "trigger",
         job_id: str | None = None,
-        runtime: Runtime | None = None,
+        runtime: Runner | None = None,
     ) -> Run:
         """Run a new job in the background and return its handle."""
-        return _runtime(runtime).start(self, entry, params, slot=slot, job_id=job_id)
+        return _runner(runtime).start(self, entry, params, slot=slot, job_id=job_id)
 
     def resume(
         self,
         job: JobState,
         *,
-        runtime: Runtime | None = None,
+        runtime: Runner | None = None,
         retry_failed: bool = False,
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
@@ -318,7 +335,7 @@ class Flow:
         `allow_changed_flow` goes on where every pending task still has its slot. Raises
         `NotResumableError` and `FlowMismatchError`.
         """
-        return _runtime(runtime).resume(
+        return _runner(runtime).resume(
             self,
             job,
             retry_failed=retry_failed,
@@ -333,7 +350,7 @@ class Flow:
 
         Raises `UnserializableError` for constructor arguments that have no saved form.
         """
-        return flow_data(self)
+        return _flow_data(self)
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> Flow:
@@ -350,34 +367,141 @@ class Flow:
 
         `shape` is what a job knows of it, to say what has changed since.
         """
-        return load_flow(cls, document, path, shape)
-
-
-def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
-    if mapping is None:
-        return {}
-    if not isinstance(mapping, Mapping) or not all(
-        isinstance(name, str) for pair in mapping.items() for name in pair
-    ):
-        raise FlowDefinitionError(
-            f"param_mapping for {source}.{event} is {mapping!r}; it is a mapping"
-            " {event field: handler parameter} of names"
-        )
-    return dict(mapping)
-
-
-def _runtime(runtime: Runtime | None) -> Runtime:
-    if runtime is not None:
-        return runtime
-    from routilux.runtime import default_runtime
-
-    return default_runtime()
-
-
-def _names(names: object) -> str:
-    found = [repr(name) for name in cast("list[str]", names)]
-    return ", ".join(found) or "none"
+        return _load_flow(cls, document, path, shape)
 
 
 def _quoted(text: str) -> str:
     return text.replace('"', "#quot;")
+
+
+# --- the saved form ------------------------------------------------------------------------------
+
+_CHANGED: Final = (
+    "use the classes as they were, or read the job alone by"
+    " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
+    " with allow_changed_flow=True"
+)
+_FLOW_FIELDS: codec.Fields = {
+    "flow_id": str,
+    "execution_strategy": str,
+    "max_workers": int,
+    "error_handler": (dict, type(None)),
+    "routines": list,
+    "connections": list,
+    "fingerprint": str,
+}
+_ROUTINE_FIELDS: codec.Fields = {
+    "id": str,
+    "routine": str,
+    "args": list,
+    "kwargs": dict,
+    "error_handler": (dict, type(None)),
+}
+_CONNECTION_FIELDS: codec.Fields = {
+    "source": str,
+    "event": str,
+    "target": str,
+    "slot": str,
+    "param_mapping": dict,
+}
+
+
+def _flow_data(flow: Flow) -> dict[str, object]:
+    """Return a flow as JSON-able data."""
+    return {
+        "flow_id": flow.flow_id,
+        "execution_strategy": flow.execution_strategy,
+        "max_workers": flow.max_workers,
+        "error_handler": _saved_handler(flow.error_handler, "$.flow.error_handler"),
+        "routines": [
+            {
+                "id": routine_id,
+                "routine": routine.saved_name(),
+                "args": codec.encode(list(routine.arguments[0]), f"$.flow.routines[{index}].args"),
+                "kwargs": codec.encode(routine.arguments[1], f"$.flow.routines[{index}].kwargs"),
+                "error_handler": _saved_handler(
+                    routine.error_handler, f"$.flow.routines[{index}].error_handler"
+                ),
+            }
+            for index, (routine_id, routine) in enumerate(flow.routines.items())
+        ],
+        "connections": [
+            {
+                "source": c.source,
+                "event": c.event,
+                "target": c.target,
+                "slot": c.slot,
+                "param_mapping": dict(c.param_mapping),
+            }
+            for c in flow.connections
+        ],
+        "fingerprint": flow.fingerprint,
+    }
+
+
+def _load_flow(new: type[Flow], document: object, path: str, shape: Sequence[str]) -> Flow:
+    """Build a flow from decoded data; `shape` is what a job knows of it."""
+    data = codec.check_fields(document, path, _FLOW_FIELDS, {})
+    try:
+        flow = new(
+            cast(str, data["flow_id"]),
+            execution_strategy=cast("ExecutionStrategy", data["execution_strategy"]),
+            max_workers=cast(int, data["max_workers"]),
+        )
+    except FlowDefinitionError as error:
+        raise CorruptStateError(path, str(error)) from None
+    flow.set_error_handler(_loaded_handler(data["error_handler"], f"{path}.error_handler"))
+    for index, entry in enumerate(cast(list[object], data["routines"])):
+        _load_routine(flow, entry, f"{path}.routines[{index}]")
+    misfit: tuple[str, str] | None = None
+    for index, entry in enumerate(cast(list[object], data["connections"])):
+        place = f"{path}.connections[{index}]"
+        edge = codec.check_fields(entry, place, _CONNECTION_FIELDS, {})
+        try:
+            flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
+        except FlowDefinitionError as error:
+            misfit = misfit or (place, str(error))  # connect the rest, to list all differences
+    if misfit is None and flow.fingerprint != data["fingerprint"]:
+        misfit = (
+            f"{path}.fingerprint",
+            "the routines' slots and events differ from those that were saved",
+        )
+    if misfit is not None:
+        place, trouble = misfit
+        raise FlowMismatchError(place, mismatch(trouble, _CHANGED, shape or flow.shape, flow.shape))
+    return flow
+
+
+def _load_routine(flow: Flow, entry: object, place: str) -> None:
+    data = codec.check_fields(entry, place, _ROUTINE_FIELDS, {})
+    name = cast(str, data["routine"])
+    found = find_class(name)
+    if found is None:
+        raise UnknownRoutineError(
+            f"{place}.routine",
+            f"no routine class {name!r} is defined in this program; import the module that"
+            " defines it before loading (a class of another program's __main__ or one made"
+            " inside a function needs a routine_name)",
+        )
+    args = cast(list[object], data["args"])
+    kwargs = cast(dict[str, object], data["kwargs"])
+    handler = _loaded_handler(data["error_handler"], f"{place}.error_handler")
+    try:
+        routine = found(*args, **kwargs)
+    except Exception as error:
+        raise CorruptStateError(
+            place, f"{name} can't be built from its saved arguments: {said(error)}"
+        ) from error
+    try:
+        flow.add_routine(routine, cast(str, data["id"]))
+        routine.set_error_handler(handler)
+    except FlowDefinitionError as error:
+        raise CorruptStateError(place, str(error)) from None
+
+
+def _saved_handler(handler: ErrorHandler | None, path: str) -> object:
+    return None if handler is None else handler.serialize(path)
+
+
+def _loaded_handler(data: object, path: str) -> ErrorHandler | None:
+    return None if data is None else ErrorHandler.deserialize(data, path)

@@ -11,16 +11,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast
 
+from routilux.clocks.durations import from_ns
+from routilux.core.commits import Commit, CommitKind, HistoryRecord, history_length, history_of
 from routilux.core.parts import RoutineState, RoutineStatus
-from routilux.core.records import Commit, CommitKind, HistoryRecord, history_length, history_of
-from routilux.instants import from_ns
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime, timedelta
 
     from routilux.core.state import JobState
-    from routilux.exchange import ErrorInfo, Task
+    from routilux.graph.messages import ErrorInfo, Task
 
 __all__ = ["DataFlow", "ExecutionMonitor", "Observer", "Retry", "StateChange"]
 

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from routilux.instants import to_ns
-from routilux.persist.document import SavedState
+from routilux.clocks.durations import to_ns
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from datetime import timedelta
     from pathlib import Path
 
     from routilux.core.state import JobState
-    from routilux.drive import Drive
-    from routilux.flow import Flow
+    from routilux.engine.drive import Drive
+
+    Save = Callable[[JobState, str | Path, bytes | None], None]
+    """Writes a job and its flow to a file: job, path, and the key that signs it."""
 
 __all__ = ["Run"]
 
@@ -41,9 +43,9 @@ class Run:
     'completed'
     """
 
-    def __init__(self, flow: Flow, drive: Drive) -> None:
-        self._flow = flow
+    def __init__(self, drive: Drive, save: Save) -> None:
         self._drive = drive
+        self._save = save
 
     @property
     def job(self) -> JobState:
@@ -57,8 +59,8 @@ class Run:
         interrupt of its handler).
         """
         drive = self._drive
-        drive.runtime.audience.refuse("wait for a job")
-        clock = drive.runtime.clock
+        drive.environment.audience.refuse("wait for a job")
+        clock = drive.environment.clock
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
         if not clock.wait(drive.rested, until, who=f"whoever waits for job {job.job_id}"):
@@ -78,7 +80,6 @@ class Run:
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
         """Write the job, as of its last commit, to a file; see `SavedState.write`."""
         try:
-            saved = SavedState.capture(self._flow, self._drive.snapshot())
-            saved.write(path, key=key)
+            self._save(self._drive.snapshot(), path, key)
         finally:
             del key

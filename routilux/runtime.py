@@ -13,39 +13,37 @@ import sys
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self
 from weakref import WeakSet
 
-from routilux.admission import check_job_id, check_same_flow, checked_params
-from routilux.audience import Audience
-from routilux.clock import Clock, SystemClock
+from routilux.clocks.clock import Clock, SystemClock
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
-from routilux.crew import Crew
-from routilux.drive import Drive
+from routilux.engine.drive import Drive
+from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
+from routilux.engine.environment import Environment
+from routilux.engine.threads import Crew
 from routilux.errors import (
     FlowDefinitionError,
     LeaseLostError,
     NotResumableError,
     RoutiluxError,
 )
-from routilux.persist.journal import Journal
+from routilux.flow import set_default_runner
 from routilux.run import Run
-from routilux.step import run_step
+from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from concurrent.futures import Executor
+    from pathlib import Path
 
-    from routilux.audience import ObserverFailure
-    from routilux.flow import ExecutionStrategy, Flow
+    from routilux.engine.observers import ObserverFailure
+    from routilux.flow import Flow
+    from routilux.graph.plan import ExecutionStrategy, Plan
     from routilux.monitor import Observer
-    from routilux.persist.leases import Acquired
-    from routilux.persist.store import JobStore
-    from routilux.plan import Plan
-    from routilux.step import RunStep
+    from routilux.persist.store import Acquired, JobStore
 
 __all__ = ["Runtime", "default_runtime", "use_runtime"]
 
@@ -84,42 +82,39 @@ class Runtime:
                 raise FlowDefinitionError(
                     f"{name} is {limit!r}; it is a whole number from {least}, or None for no limit"
                 )
-        self.clock = clock if clock is not None else SystemClock()
-        if executor is not None and not isinstance(self.clock, SystemClock):
+        clock = clock if clock is not None else SystemClock()
+        if executor is not None and not isinstance(clock, SystemClock):
             raise RoutiluxError(
                 f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
-                f" {type(self.clock).__name__}; leave executor=None, so that the clock knows the"
+                f" {type(clock).__name__}; leave executor=None, so that the clock knows the"
                 " threads"
             )
-        self.store = store
-        self.journal = None if store is None else Journal(store)
-        self.audience = Audience(observers)
-        self.max_steps = max_steps
         self.max_recoveries = max_recoveries
         self.history_limit = history_limit
         self.executor = executor
-        self.run_step: RunStep = run_step  # of jobs that begin from now on
-        self.crew = Crew(self.clock, executor)
-        self._begin()
+        self.environment = Environment(clock, store, observers, max_steps)
+        self.crew = Crew(self.environment, executor)
         _all.add(self)
 
-    def _begin(self) -> None:
-        """Have what belongs to one process alone."""
-        self.lock = threading.RLock()
-        self.driven: dict[str, Drive] = {}  # what goes on here, by job id; under the lock
-        self.audience.begin()
-        self.crew.begin(self.lock)
-        self.taking = threading.Lock()  # held while the leases of this owner change
-        # What workers have under a lease, as this owner, each with how they are told of its loss.
-        self.taken: dict[str, Callable[[str], None]] = {}
-        vars(self).pop("owner", None)
+    @property
+    def clock(self) -> Clock:
+        """The clock of all jobs."""
+        return self.environment.clock
 
-    @cached_property
+    @property
+    def store(self) -> JobStore | None:
+        """The store that keeps every commit, if there is one."""
+        return self.environment.store
+
+    @property
     def owner(self) -> str:
-        """What tells this runtime from all others, to a store; and people, where it is."""
-        import platform  # slow at import, for those only who have a store anyway
+        """The name of this runtime in a store: host, process and a random part."""
+        return self.environment.owner
 
-        return f"{platform.node()}:{os.getpid()}:{token_hex(8)}"
+    @property
+    def max_steps(self) -> int | None:
+        """How many attempts a job may make; None is any number."""
+        return self.environment.max_steps
 
     # --- running --------------------------------------------------------------------------------
 
@@ -133,7 +128,7 @@ class Runtime:
         job_id: str | None = None,
     ) -> JobState:
         """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
-        self.audience.refuse("execute a job")
+        self.environment.audience.refuse("execute a job")
         return self.crew.drive(self._new(flow, entry, params, slot, job_id))
 
     async def aexecute(
@@ -176,7 +171,14 @@ class Runtime:
         """Run a new job in the background and return its handle; see `Flow.start`."""
         drive = self._new(flow, entry, params, slot, job_id)
         self.crew.drive_in_background(drive)
-        return Run(flow, drive)
+
+        def save(job: JobState, path: str | Path, key: bytes | None) -> None:
+            try:
+                SavedState.capture(flow, job).write(path, key=key)
+            finally:
+                del key  # no traceback shows it
+
+        return Run(drive, save)
 
     def submit(
         self,
@@ -241,7 +243,7 @@ class Runtime:
         own = job.copy()
         own.history_limit = self.history_limit
         drive = self.drive_of(plan, own)
-        with self.lock:
+        with self.environment.lock:
             self._check_rests(job.job_id)
             drive.commit(
                 drive.machine.resume(
@@ -262,9 +264,9 @@ class Runtime:
         `KeyError` where the store does not hold it, `SavedStateError` for damaged rows.
         """
         job = None
-        if self.journal is not None:
+        if self.environment.journal is not None:
             limit = None if history else self.history_limit
-            job = self.journal.read(job_id, history=history, history_limit=limit)
+            job = self.environment.journal.read(job_id, history=history, history_limit=limit)
         if job is None:
             raise KeyError(f"the runtime's store holds no job {job_id!r}")
         return job
@@ -276,12 +278,12 @@ class Runtime:
     @property
     def observers(self) -> tuple[Observer, ...]:
         """Those who hear of every commit."""
-        return self.audience.observers
+        return self.environment.audience.observers
 
     @property
     def observer_failures(self) -> list[ObserverFailure]:
         """What observers raised, one entry for each that did."""
-        return self.audience.failures
+        return self.environment.audience.failures
 
     def __enter__(self) -> Self:
         return self
@@ -310,7 +312,7 @@ class Runtime:
         job = JobState(job_id)
         job.history_limit = self.history_limit
         drive = self.drive_of(plan, job)
-        with self.lock:
+        with self.environment.lock:
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
         return drive
 
@@ -318,17 +320,18 @@ class Runtime:
         hold = None if self.store is None else self.store.holders(job_id).get(job_id)
         if hold is None:
             return False
-        if hold.is_leased and (hold.owner != self.owner or job_id in self.taken):
+        if hold.is_leased and (
+            hold.owner != self.environment.owner or job_id in self.environment.leases
+        ):
             raise LeaseLostError(
                 f"job {job_id!r} is {hold}; until then nobody else can go on with it"
             )
         return hold.clean
 
     def _check_rests(self, job_id: str) -> None:
-        drive = self.driven.get(job_id)
-        if drive is None:
+        machine = self.environment.driven.get(job_id)
+        if machine is None:
             return
-        machine = drive.machine
         flying = ", ".join(
             f"{step.task.routine_id} ({step.task.task_id})" for step in machine.flights
         )
@@ -340,7 +343,7 @@ class Runtime:
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
         """Return a job of this runtime that can be driven."""
-        return Drive(self, Machine(plan, job))
+        return Drive(self.environment, Machine(plan, job))
 
 
 def _hand_over(run: Run, done: Future[JobState]) -> None:
@@ -352,7 +355,8 @@ def _hand_over(run: Run, done: Future[JobState]) -> None:
 
 def _begin_all() -> None:
     for runtime in _all:
-        runtime._begin()
+        runtime.environment.begin()
+        runtime.crew.begin()
 
 
 _all: Final[WeakSet[Runtime]] = WeakSet()
@@ -371,6 +375,9 @@ def default_runtime() -> Runtime:
         if not _default:
             _default.append(Runtime())
         return _default[0]
+
+
+set_default_runner(default_runtime)
 
 
 @contextmanager

@@ -22,18 +22,18 @@ from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from routilux.clock import SystemClock
-from routilux.core.records import JobStatus
+from routilux.clocks.clock import SystemClock
+from routilux.clocks.durations import SECOND, seconds_text, to_ns
+from routilux.core.commits import JobStatus
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
-from routilux.instants import SECOND, to_ns
-from routilux.outage import Outage
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import timedelta
 
-    from routilux.drive import Drive
+    from routilux.clocks.clock import Clock
+    from routilux.engine.drive import Drive
     from routilux.flow import Flow
     from routilux.persist.store import JobStore
 
@@ -43,8 +43,9 @@ _log = logging.getLogger("routilux")
 POLL: Final = 0.1
 """How many seconds pass at most before a worker sees what another process has put into a store."""
 _AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
-_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
 _RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
+_FIRST_WAIT: Final = SECOND // 20
+_LONGEST_WAIT: Final = SECOND
 _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
@@ -96,6 +97,7 @@ class Worker:
                 "the worker's runtime writes to another store than the worker takes its jobs from;"
                 " make it with Runtime(store=...) of the same store"
             )
+        self._environment = self._runtime.environment
         self._clock = self._runtime.clock
         self._signal = self._clock.signal()
         self._stopping = False
@@ -106,7 +108,7 @@ class Worker:
         self._put_aside: dict[str, str] = {}  # job id -> why, as it was told
         # Jobs that are to be given back: when they are to be free, and whether the stop was clean.
         self._owed: dict[str, tuple[int, bool]] = {}
-        self._outage = Outage(self._clock, self._lease_ns)
+        self._outage = _Outage(self._clock, self._lease_ns)
 
     def stop(self) -> None:
         """Make `run` end as soon as the steps in flight have committed; from any thread."""
@@ -167,7 +169,7 @@ class Worker:
                 self._bear(error)
 
     def _bear(self, error: OSError) -> None:
-        self._clock.wait(self._signal, self._outage.bear(error), who="a worker")
+        self._clock.wait(self._signal, self._outage.retry_at(error), who="a worker")
 
     def _look_after(self) -> None:
         self._signal.clear()
@@ -189,7 +191,7 @@ class Worker:
 
     def _has_room(self) -> bool:
         if len(self._active) >= _AT_ONCE:
-            with self._runtime.lock:
+            with self._environment.lock:
                 self._active = {
                     drive
                     for drive in self._active
@@ -200,24 +202,24 @@ class Worker:
     # --- one job --------------------------------------------------------------------------------
 
     def _take(self, raises: bool) -> bool:
-        runtime, store = self._runtime, self._store
+        runtime, environment, store = self._runtime, self._environment, self._store
         now = self._clock.monotonic_ns()
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
-        with runtime.taking:
-            acquired = store.acquire(runtime.owner, self._flows, self._lease_ns)
+        with environment.lease_lock:
+            acquired = store.acquire(environment.owner, self._flows, self._lease_ns)
             if acquired is None:
                 return False
             job_id = acquired.job_id
-            told = runtime.taken.get(job_id)
-            runtime.taken[job_id] = self._lose
+            told = environment.leases.get(job_id)
+            environment.leases[job_id] = self._lose
         self._owed.pop(job_id, None)  # its lease was over meanwhile
         if told is not None:  # it was lost here, or at another worker of this owner
             told(job_id)
         drive = None
         try:
             job = runtime.load(job_id)
-            if job.status not in _LIVE:  # no job that rests is free, so somebody was faster
+            if not job.status.is_live:  # no job that rests is free, so somebody was faster
                 raise LeaseLostError(
                     f"job {job_id!r} is {job.status.value} now: another host has gone on with it"
                     " while this one stood still for too long"
@@ -244,7 +246,7 @@ class Worker:
             runtime.crew.drive_in_background(drive)
         finally:
             if drive is None and job_id not in self._owed:
-                with runtime.taking:
+                with environment.lease_lock:
                     self._forget(job_id)
         self._give_back()
         return True
@@ -270,46 +272,47 @@ class Worker:
             return  # it was taken anew meanwhile
         del self._drives[job.job_id]
         if error is None and job.status is JobStatus.RUNNING:
-            due = drive.machine.due()
-            self._owe(job.job_id, 0 if due is None else max(0, due - drive.now_ns()), clean=True)
+            task = drive.machine.next_task()
+            wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
+            self._owe(job.job_id, wait, clean=True)
         elif isinstance(error, OSError):
             # Not the job's fault. Where only this one can't be kept, it does not come at once.
             self._owe(job.job_id, self._lease_ns // _RENEWALS, clean=True)
         elif error is not None and not isinstance(error, LeaseLostError):
             self._owe(job.job_id, 0, clean=False)
         else:
-            with self._runtime.taking:
+            with self._environment.lease_lock:
                 self._forget(job.job_id)
 
     def _owe(self, job_id: str, after_ns: int, *, clean: bool) -> None:
         self._owed[job_id] = self._clock.monotonic_ns() + after_ns, clean
 
     def _give_back(self) -> None:
-        runtime = self._runtime
+        environment = self._environment
         for job_id, (free_at, clean) in list(self._owed.items()):
-            with runtime.taking:
-                if runtime.taken.get(job_id) == self._lose:  # else another worker has taken it
+            with environment.lease_lock:
+                if environment.leases.get(job_id) == self._lose:  # else another worker has taken it
                     wait = max(0, free_at - self._clock.monotonic_ns())
-                    self._store.release(job_id, runtime.owner, wait, clean=clean)
+                    self._store.release(job_id, environment.owner, wait, clean=clean)
                     self._forget(job_id)
             del self._owed[job_id]
 
     def _forget(self, job_id: str) -> None:
         """Hold a job no longer (under `taking`), unless somebody else has taken it since."""
-        taken = self._runtime.taken
+        taken = self._environment.leases
         if taken.get(job_id) == self._lose:
             del taken[job_id]
 
     def _renew(self) -> None:
         # The next one is reckoned from before this one: the store's lease is not shorter.
         now = self._clock.monotonic_ns()
-        runtime, store = self._runtime, self._store
-        with runtime.taking:
-            held = set(store.renew(runtime.owner, self._lease_ns))
-            for job_id in sorted(held - runtime.taken.keys()):
+        environment, store = self._environment, self._store
+        with environment.lease_lock:
+            held = set(store.renew(environment.owner, self._lease_ns))
+            for job_id in sorted(held - environment.leases.keys()):
                 _log.info("job %s is given back: its lease is held here, and unknown", job_id)
                 # Nobody knows any more how it was left. As if the lease had run out: unclean.
-                store.release(job_id, runtime.owner, 0, clean=False)
+                store.release(job_id, environment.owner, 0, clean=False)
         self._renew_at = now + self._lease_ns // _RENEWALS
         for job_id, drive in self._drives.items():
             if job_id in held:
@@ -322,7 +325,7 @@ class Worker:
         drive = self._drives.get(job_id)
         if drive is None:
             return
-        with self._runtime.lock:
+        with self._environment.lock:
             if drive.loop is not None and drive.machine.job.status is JobStatus.RUNNING:
                 whom = "an operator, or another host while this one stood still for too long"
                 lost = LeaseLostError(f"job {job_id!r} was taken over by {whom}")
@@ -355,3 +358,40 @@ def _checked_lease(lease: float | timedelta) -> int:
             f"lease is {lease!r}; it is some seconds, more than 0 and at most a year"
         )
     return length
+
+
+class _Outage:
+    """Retry policy for an unavailable store; lengths are in nanoseconds.
+
+    Tries come at growing distances up to `patience_ns`, and the last one at its end. The log says
+    once that the store fails and once that it works again.
+    """
+
+    def __init__(self, clock: Clock, patience_ns: int) -> None:
+        self._clock = clock
+        self._patience = patience_ns
+        self._since: int | None = None
+        self._next_wait = _FIRST_WAIT
+
+    def retry_at(self, error: OSError) -> int:
+        """Return the instant of the clock's monotonic time at which to try again.
+
+        Raises the error where the outage has lasted for too long.
+        """
+        now = self._clock.monotonic_ns()
+        if self._since is None:
+            self._since, self._next_wait = now, _FIRST_WAIT
+            length = seconds_text(self._patience, 1)
+            _log.warning("the store can't be used, and is tried again for %s s: %s", length, error)
+        until = self._since + self._patience
+        if now >= until:
+            raise error
+        wait, self._next_wait = self._next_wait, min(2 * self._next_wait, _LONGEST_WAIT)
+        return min(now + wait, until)
+
+    def end(self) -> None:
+        """Note that a call of the store succeeded."""
+        if self._since is not None:
+            length = seconds_text(self._clock.monotonic_ns() - self._since, 1)
+            _log.info("the store can be used again, after %s s", length)
+            self._since = None

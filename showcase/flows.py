@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from routilux import ErrorHandler, ErrorStrategy, Flow
-from routilux.flow import ExecutionStrategy
+from routilux import ErrorHandler, ErrorStrategy, ExecutionStrategy, Flow
 from showcase.routines.api import APICallRoutine, DatabaseWriteRoutine, NotificationRoutine
 from showcase.routines.fan import GatherRoutine, ResizeRoutine, SplitRoutine, TallyRoutine
 from showcase.routines.pipeline import (

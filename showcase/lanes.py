@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from routilux import CommitKind
-from routilux.instants import seconds_text
+from routilux.clocks.durations import seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

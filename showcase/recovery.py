@@ -18,7 +18,7 @@ from showcase.flows import data_pipeline
 from showcase.routines.pipeline import DataProcessRoutine, Order
 
 if TYPE_CHECKING:
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy
 
 __all__ = ["TaxService", "TaxedProcessRoutine", "served_pipeline", "what_was_loaded"]
 

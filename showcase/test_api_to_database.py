@@ -13,7 +13,7 @@ import pytest
 from rich.table import Table
 
 from routilux import CommitKind, JobStatus, Runtime
-from routilux.instants import seconds_text
+from routilux.clocks.durations import seconds_text
 from showcase.flows import api_to_database
 from showcase.loopback import LoopbackApi, Outage
 
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux import FlowMonitor, FlowReport
-    from routilux import FakeClock, Flow, JobState
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy, FakeClock, Flow, JobState
     from showcase.loopback import Answer
 
 SECOND = 1_000_000_000

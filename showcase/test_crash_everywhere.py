@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pytest_routilux import FlowFaults, FlowReport, FlowSim
-    from pytest_routilux.effects import Effect
-    from pytest_routilux.examine import Outcome
-    from routilux.flow import ExecutionStrategy
+    from pytest_routilux.sim.results import Outcome
+    from pytest_routilux.sim.simulator.effects import Effect
+    from routilux import ExecutionStrategy
 
 
 def greeting() -> Flow:

@@ -18,13 +18,13 @@ from typing import TYPE_CHECKING, Final, Literal, cast
 import pytest
 
 from routilux import ExecutionMonitor, FakeClock, Runtime, SavedState
-from routilux.instants import SECOND, from_ns, instant_ns, seconds_text
+from routilux.clocks.durations import SECOND, from_ns, instant_ns, seconds_text
 from showcase.recovery import TaxService, served_pipeline, what_was_loaded
 
 if TYPE_CHECKING:
     from pytest_routilux import FlowHosts, FlowReport
-    from pytest_routilux.hosts import HostResult
-    from pytest_routilux.report import Verification
+    from pytest_routilux.hosts.flow_hosts import HostResult
+    from pytest_routilux.report.flow_report import Verification
     from routilux import Commit, Flow, JobState, StepInput
 
 Moment = Literal["at the commit", "during the wait", "between commits", "paused"]

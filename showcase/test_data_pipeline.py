@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Final, cast
 import pytest
 
 from routilux import FakeClock, JobStatus, Runtime
-from routilux.instants import seconds_text
+from routilux.clocks.durations import seconds_text
 from showcase.flows import data_pipeline
 
 if TYPE_CHECKING:
     from pytest_routilux import FlowMonitor, FlowReport
-    from routilux import JobState
-    from routilux.flow import ExecutionStrategy
+    from routilux import ExecutionStrategy, JobState
     from showcase.routines.pipeline import Order
 
 STRATEGIES: Final[tuple[ExecutionStrategy, ...]] = ("sequential", "concurrent")

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from routilux import ErrorHandler, ErrorStrategy
-from routilux.instants import seconds_text
+from routilux.clocks.durations import seconds_text
 from showcase.flows import word_count
 
 if TYPE_CHECKING:

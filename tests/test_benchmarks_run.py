@@ -1,81 +1,109 @@
-"""Every benchmark does what it says, at tiny sizes; how long it takes is not looked at."""
+"""Every benchmark runs at tiny sizes, and a ratio that got worse fails the run."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from routilux import FakeClock
-from tests.benchmarks import crowds as c
-from tests.benchmarks import durability as d
-from tests.benchmarks import measurements as m
-from tests.benchmarks import servers
-from tests.benchmarks import simulations as s
-from tests.benchmarks import startup as u
-from tests.benchmarks.race import Bound, Figure, exponent, table
-from tests.soak import sampled
+from tests.benchmarks.__main__ import BENCHMARKS, main
+from tests.benchmarks.race import Figure, Measurement, Race, Target, exponent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from tests.benchmarks.race import Measurement
-
-TINY = {
-    "retry_overhead": (lambda: m.retry_overhead(3, rounds=2), 2),
-    "throughput": (lambda: m.throughput(5, 3, rounds=2), 1),
-    "growth_with_events": (lambda: m.growth_with_events((2, 4, 8, 16), rounds=2), 1),
-    "growth_with_history": (lambda: m.growth_with_history((2, 4, 8, 16), rounds=2), 1),
-    "save_and_load": (lambda: m.save_and_load(5, rounds=2), 1),
-    "one_test": (lambda: m.one_test(rounds=2), 2),
-    "return_latency": (lambda: m.return_latency("concurrent", rounds=2), 1),
-    "simulated_runs": (lambda: s.simulated_runs(rounds=2, runs=2), 2),
-    "crash_scenarios": (lambda: s.crash_scenarios(rounds=1), 1),
-    "all_crash_points": (lambda: s.all_crash_points(1, ["pipeline, 4 retries"]), 1),
-    "shrinking": (lambda: s.shrinking(rounds=1), 1),
-    "seeds_repeat": (lambda: s.seeds_repeat(20), 1),
-    "durable_steps": (lambda: d.durable_steps(5, rounds=2), 1),
-    "group_commit": (lambda: c.group_commit(3, 3, rounds=2), 1),
-    "workers": (lambda: c.workers((1, 2), jobs=3, rounds=1), 2),
-    "waiting_jobs": (lambda: c.waiting_jobs(3, 0.001, 5, FakeClock()), 2),
-    "long_history": (lambda: c.long_history(300), 2),
-    "hosted_steps": (lambda: servers.hosted_steps(5, jobs=2, rounds=2), 2),
-    "start_up": (lambda: u.start_up(rounds=1), 1),
-    "loading": (lambda: d.loading([(5, 20), (300, 20)], 3, rounds=2), 3),
-}
+    from pathlib import Path
 
 
-NAMES = [*m.__all__, *s.__all__, *d.__all__, *c.__all__, *servers.__all__, *u.__all__]
 SLOW = {"start_up", "hosted_steps", "workers", "long_history"}
 
 
-@pytest.mark.parametrize("name", sampled(NAMES, {*NAMES} - SLOW))
-def test_a_benchmark_runs_and_says_something(name: str) -> None:
-    make: Callable[[], Measurement]
-    make, lines = TINY[name]
-    measurement = make()
-    for _ in range(measurement.rounds):
-        measurement.race()
+@pytest.mark.parametrize(
+    ("make", "sizes"),
+    [
+        pytest.param(
+            make,
+            tiny,
+            id=make.__name__,
+            marks=[pytest.mark.soak] if make.__name__ in SLOW else [],
+        )
+        for make, _, tiny in BENCHMARKS
+    ],
+)
+def test_a_benchmark_runs_and_yields_figures(
+    make: Callable[..., Measurement], sizes: tuple[Any, ...]
+) -> None:
+    figures = make(*sizes).run()
 
-    figures = measurement.figures(measurement.race.best)
-
-    assert lines == len(figures)
-    said_as_nothing = name.startswith(("growth", "waiting"))  # no growth, and never late
-    assert said_as_nothing or all(figure.value > 0 for figure in figures)
-    assert len(figures) == table(figures).row_count
+    assert figures
+    # Tiny sizes may show no growth, and a fake clock wakes nobody late.
+    assert make.__name__.startswith(("growth", "waiting")) or all(f.ratio > 0 for f in figures)
 
 
-def test_a_missed_bound_fails_only_where_it_is_hard() -> None:
-    def figure(value: float, bound: Bound | None) -> Figure:
-        return Figure("what", "measured", "against", value, "shown", bound)
+def planted(ratio: float, target: Target | None = None, what: str = "planted") -> Any:
+    figure = Figure(what, ratio, "2 s", "1 s", target)
+    return (lambda: Measurement(Race({}), 1, lambda: [figure]), [()], ())
 
-    assert figure(0.46, Bound(0.45, hard=True)).fails
-    assert not figure(0.45, Bound(0.45, hard=True)).fails
-    assert not figure(0.46, Bound(0.45, hard=False)).fails
-    assert False is figure(0.46, Bound(0.45, hard=False)).reached
-    assert True is figure(90_000, Bound(80_000, hard=False, least=True)).reached
-    assert figure(79_999, Bound(80_000, hard=True, least=True)).fails
-    assert None is figure(1, None).reached
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    path = tmp_path / "stored.json"
+    path.write_text(json.dumps({"planted": {"ratio": 2.0, "tolerance": 0.1}}), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize(("ratio", "code"), [(1.0, 0), (2.0, 0), (2.19, 0), (2.21, 1)])
+def test_a_ratio_beyond_its_tolerance_fails_the_run(
+    ratio: float, code: int, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert code == main([], [planted(1.0, what="other"), planted(ratio)], stored)
+
+    last = capsys.readouterr().out.splitlines()[-1]
+    line = "planted: 2.21 × is worse than the stored 2 × by more than 10%"
+    assert (line if code else "2 rows, 0 miss their target") == last
+
+
+@pytest.mark.parametrize("target", [Target(3, 2.5), Target(3, 3.5, least=True)])
+def test_a_missed_target_is_reported_and_fails_nothing(
+    target: Target, stored: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert 0 == main([], [planted(2.0, target)], stored)
+
+    out = capsys.readouterr().out
+    assert f"❌ {'≥' if target.least else '≤'} {target.limit}" in out
+    assert "1 rows, 1 miss their target" in out
+
+
+def test_storing_keeps_tolerances_and_the_rows_that_were_not_measured(stored: Path) -> None:
+    before = stored.read_bytes()
+    assert 1 == main([], [planted(3.0)], stored)
+    assert before == stored.read_bytes()
+
+    assert 0 == main(["--store"], [planted(3.0)], stored)
+    assert 0 == main(["--store"], [planted(1.0, what="new")], stored)
+
+    rows = json.loads(stored.read_text("utf-8"))
+    assert {"ratio": 3.0, "tolerance": 0.1} == rows["planted"]
+    assert {"ratio": 1.0, "tolerance": 0.2} == rows["new"]
+    assert 0 == main([], [planted(3.0)], stored)
+
+
+def test_a_ratio_is_the_median_of_the_rounds_and_not_that_of_the_medians() -> None:
+    race = Race({"a": lambda: None, "b": lambda: None, "free": lambda: None})
+    race.costs = {"a": [20, 300, 30], "b": [10, 100, 10], "free": [0, 100, 10]}
+
+    assert 3 == race.ratio("a", "b")
+    assert 20 == race.cost("a", "free")
+    assert 2 == race.ratio("a", "b", less=("free", ""))
+
+
+def test_a_race_takes_the_cost_that_a_contestant_returns() -> None:
+    instants = iter([0, 5, 7, 20])
+    race = Race({"timed": lambda: None, "own": lambda: 3}, lambda: next(instants))
+
+    race()
+
+    assert {"timed": [5], "own": [3]} == race.costs
 
 
 @pytest.mark.parametrize("power", [0.5, 1, 2])

@@ -1,4 +1,4 @@
-"""The monitor: what it counts, and that commits are all that it needs."""
+"""The execution monitor: its counts, its waits, and how it is rebuilt from commits."""
 
 from __future__ import annotations
 
@@ -18,24 +18,15 @@ from routilux import (
     RoutineStatus,
     Runtime,
 )
-from tests.drivers.workshop import Works, chain, fails, fan, rest, retrying
+from tests.routines import Works, chain, fails, fan, rest, retrying, sends, sleeps
 
 MS = 1_000_000
 
 
 def pipeline(failures: int) -> Flow:
-    def fetch(self: Routine) -> None:
-        self.ctx.sleep(0.8)
-        self.emit("out", n=[1, 2, 3])
-
-    def process(self: Routine, n: object) -> None:
-        self.ctx.sleep(0.5)
-        if self.ctx.attempt <= failures:
-            raise ValueError("transient")
-        self.emit("out", n=n)
-
     handler = retrying(max_retries=4, retry_delay=0.3, retry_backoff=1.5)
-    return chain(data_fetch=fetch, data_process=Works(process, handler), data_validator=rest)
+    process = Works(fails(failures, after=0.5), handler)
+    return chain(data_fetch=sleeps(0.8), data_process=process, data_validator=rest)
 
 
 def watched(flow: Flow, entry: str, **payload: Any) -> tuple[JobState, ExecutionMonitor]:
@@ -57,19 +48,14 @@ def test_at_retry_2_of_the_pipeline_there_are_2_events_1_flow_and_1_state_change
     monitor = ExecutionMonitor.of(at_retry_2)
     assert {"events": 2, "data_flows": 1, "state_changes": 1} == monitor.summary()
     (flow,) = monitor.data_flows
-    assert ("data_fetch", "out", "data_process", "trigger", "0.0") == (
-        flow.source,
-        flow.event,
-        flow.target,
-        flow.slot,
-        flow.task_id,
-    )
+    assert ("data_fetch", "out", "data_process") == (flow.source, flow.event, flow.target)
+    assert ("trigger", "0.0") == (flow.slot, flow.task_id)
     (change,) = monitor.state_changes
-    assert ("data_fetch", "pending", "completed") == (
+    assert ["data_fetch", "pending", "completed"] == [
         change.routine_id,
         change.before,
         change.after,
-    )
+    ]
     assert ["start", "out"] == [record.event for record in monitor.events]
     assert [1, 2] == [retry.number for retry in monitor.retries]
     assert [800 * MS, None] == [
@@ -99,7 +85,7 @@ def test_planned_and_actual_waits_are_equal_and_exact() -> None:
     for retry in monitor.retries:
         assert retry.due_ns == retry.started_ns
         assert retry.error is not None
-        assert "transient" == retry.error.message
+        assert f"attempt {retry.attempt}" == retry.error.message
         assert retry.delay_ns == round(retry.delay.total_seconds() * 1e9)
     assert [1, 2, 3, 4] == [retry.attempt for retry in monitor.retries]
     assert job.job_id == monitor.retries[0].job_id
@@ -141,7 +127,7 @@ def test_a_fresh_budget_counts_from_one_again() -> None:
     assert ExecutionMonitor.summary_of(done) == monitor.summary()
 
 
-def test_several_jobs_are_told_apart() -> None:
+def test_a_monitor_keeps_the_events_of_several_jobs_apart() -> None:
     monitor = ExecutionMonitor()
     with Runtime(clock=FakeClock(), observers=[monitor]) as runtime:
         flow = chain(a=Works(fails(1), retrying()), b=rest)
@@ -177,10 +163,6 @@ def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
     workers: int | None,
     tells: bool,
 ) -> None:
-    def sends(self: Routine) -> None:
-        for n in items:
-            self.emit("out", n=n)
-
     def work(self: Routine, n: tuple[int, int]) -> None:
         self.ctx.sleep(n[1])
         self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n[0]  # type: ignore[operator]
@@ -190,12 +172,8 @@ def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
         self.emit("out", n=n)
 
     events = {"error": ["message"]} if tells else {}
-    flow = fan(
-        sends,
-        workers=workers,
-        a=Works(work, first, **events),
-        b=Works(work, second),
-    )
+    a, b = Works(work, first, **events), Works(work, second)
+    flow = fan(sends(*items), workers=workers, a=a, b=b)
     if tells:
         flow.add_routine(Works(lambda self, **told: None), "told")
         flow.connect("a", "error", "told", "trigger")

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -24,9 +25,7 @@ def whole_tests() -> list[str]:
     return [code for code in blocks("python") if not code.startswith("# ")]
 
 
-@pytest.mark.parametrize(
-    "code", whole_tests(), ids=("outlives", "crash", "functions", "outage", "durable")
-)
+@pytest.mark.parametrize("code", whole_tests(), ids=("outlives", "crash", "outage", "durable"))
 def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)
 
@@ -118,6 +117,43 @@ def test_its_commands_are_targets_of_the_makefile() -> None:
 
     assert {"make showcase", "make test"} == set(blocks("sh")[0].split("\n")) - {""}
     assert set(re.findall(r"make (\w+)`", README)) | {"showcase", "test"} <= targets
+
+
+def test_its_lines_with_a_wheel_name_the_file_that_is_built() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert {project["name"].replace("-", "_")} == set(re.findall(r"dist/(\w+)-\*\.whl", README))
+    assert [] == [block for block in blocks("sh") if "…" in block]
+
+
+NAME = "routilux"
+FETCHES = re.compile(
+    rf"""install\b.*[\s'"]{NAME}(?![\w/.-])"""  # a command
+    rf"""|["']{NAME}(?:\[|\s*[=<>~!]=)"""  # a requirement
+    rf"""|dependencies\s*=\s*\[.*["']{NAME}["']"""
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"pip install {NAME}",
+        f"pip install '{NAME}[postgres]'",
+        f'    "{NAME}[pytest]",',
+        f'dependencies = ["{NAME}"]',
+    ],
+)
+def test_a_line_that_installs_the_other_project_is_found(line: str) -> None:
+    assert FETCHES.search(line)
+
+
+def test_no_line_installs_the_other_project_of_this_name() -> None:
+    folders = ("routilux", "pytest_routilux", "showcase", "tests")
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    texts = [path for path in files if path.suffix in {".py", ".toml", ".md"}]
+    texts += [*ROOT.glob("*.md"), ROOT / "pyproject.toml", ROOT / "Makefile"]
+    for path in texts:
+        assert not FETCHES.search(path.read_text("utf-8")), path
 
 
 def test_its_links_lead_to_files() -> None:

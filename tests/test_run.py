@@ -1,4 +1,4 @@
-"""A job in the background, and jobs that go on: pause, cancel, save, resume, interrupts, async."""
+"""Background jobs: pause, cancel, checkpoint, resume, interrupts, async handlers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import (
-    Commit,
     CorruptStateError,
     ErrorHandler,
     FakeClock,
@@ -33,76 +32,84 @@ from routilux import (
     SavedState,
     use_runtime,
 )
-from routilux.instants import instant_ns
-from tests.drivers.workshop import (
+from routilux.clocks.durations import instant_ns
+from tests.engine.workshop import at_once, no_thread_remains
+from tests.routines import (
+    MODES,
     PATIENCE,
     SECOND,
+    Watcher,
     Works,
     chain,
     ended_at,
+    error_of,
     fails,
     fan,
     kinds,
-    no_thread_remains,
+    outputs,
     rest,
     retrying,
+    run_by,
     send,
+    sleeps,
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
-MODES = pytest.mark.parametrize("workers", [None, 3], ids=["sequential", "concurrent"])
-
-
-def sleeps(seconds: float) -> Works:
-    def body(self: Routine, n: object = 0) -> None:
-        self.ctx.sleep(seconds)
-        self.emit("out", n=n)
-
-    return Works(body)
-
-
 # --- pause and cancel -----------------------------------------------------------------------------
 
 
 @MODES
-@pytest.mark.parametrize("request_", ["pause", "cancel"])
+@pytest.mark.parametrize(
+    ("request_", "detail", "status"),
+    [
+        (lambda run: run.pause(), None, JobStatus.PAUSED),
+        (lambda run: run.cancel("sold out"), {"reason": "sold out"}, JobStatus.CANCELLED),
+    ],
+    ids=["pause", "cancel"],
+)
 def test_a_request_takes_effect_at_once_and_steps_in_flight_still_commit(
-    workers: int | None, request_: str
+    workers: int | None, request_: Any, detail: object, status: JobStatus
 ) -> None:
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         flow = chain(workers=workers, a=sleeps(10), b=sleeps(10))
         run = flow.start("a", runtime=runtime)
         clock.advance(4)
-        getattr(run, request_)()
+        before = run.job
+        request_(run)
         job = run.job
-        assert ["start", f"{request_}d" if request_ == "pause" else "cancelled"] == kinds(job)
-        assert job.status is (JobStatus.PAUSED if request_ == "pause" else JobStatus.CANCELLED)
+        assert ["start", status.value] == kinds(job)
+        assert detail == job.commits[1].detail
+        assert status is job.status
+        assert (1, before) == (before.seq, job.at(1)), "what was read is a copy"
         assert 4 == ended_at(job)
         clock.advance(6)
         job = run.wait()
     assert "done" == kinds(job)[-1]
-    assert job.status is (JobStatus.PAUSED if request_ == "pause" else JobStatus.CANCELLED)
+    assert status is job.status
     assert ["b"] == [task.routine_id for task in job.pending_tasks]
     assert 0 == job.routine_states["b"].attempts
 
 
-def test_a_job_that_waits_for_a_retry_rests_as_soon_as_it_is_paused() -> None:
+def test_a_job_that_waits_for_a_retry_is_paused_at_once_and_can_then_be_cancelled() -> None:
     clock = FakeClock(autojump=False)
     with Runtime(clock=clock) as runtime:
         run = chain(a=Works(fails(1), retrying(retry_delay=100))).start("a", runtime=runtime)
         clock.advance(1)
         run.pause()
+        assert JobStatus.PAUSED is run.wait().status
+        with pytest.raises(NotResumableError, match="paused"):
+            run.pause()
+        run.cancel()
         job = run.wait()
-    assert JobStatus.PAUSED is job.status
     assert START + timedelta(seconds=1) == clock.now()
-    assert ["start", "retry", "paused"] == kinds(job)
+    assert ["start", "retry", "paused", "cancelled"] == kinds(job)
 
 
 def test_a_job_that_waits_for_a_free_thread_can_be_cancelled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     began, let_go = threading.Event(), threading.Event()
 
     def holds(self: Routine) -> None:
@@ -120,24 +127,10 @@ def test_a_job_that_waits_for_a_free_thread_can_be_cancelled(
     assert ["start", "cancelled"] == kinds(job)
 
 
-def test_the_reason_of_a_cancellation_is_kept() -> None:
-    clock = FakeClock(autojump=False)
-    with Runtime(clock=clock) as runtime:
-        run = chain(a=sleeps(1)).start("a", runtime=runtime)
-        run.cancel("sold out")
-        clock.advance(1)
-        run.wait()
-    assert {"reason": "sold out"} == run.job.commits[1].detail
-
-
 def test_a_step_in_flight_that_fails_after_a_cancellation_leaves_it_cancelled() -> None:
-    def late(self: Routine) -> None:
-        self.ctx.sleep(1)
-        raise ValueError
-
     clock = FakeClock(autojump=False)
     with Runtime(clock=clock) as runtime:
-        run = chain(a=late).start("a", runtime=runtime)
+        run = chain(a=fails(1, after=1)).start("a", runtime=runtime)
         clock.advance(0.5)
         run.cancel()
         clock.advance(1)
@@ -146,7 +139,7 @@ def test_a_step_in_flight_that_fails_after_a_cancellation_leaves_it_cancelled() 
     assert ["start", "cancelled", "failed"] == kinds(job)
 
 
-def test_what_is_over_can_be_neither_paused_nor_cancelled_nor_resumed() -> None:
+def test_a_completed_job_can_not_be_paused_cancelled_or_resumed() -> None:
     with Runtime(clock=FakeClock()) as runtime:
         flow = chain(a=rest)
         run = flow.start("a", job_id="j", runtime=runtime)
@@ -170,15 +163,10 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
             assert let_go.wait(PATIENCE)
         self.emit("out", n=1)
 
-    told: list[int] = []
-
-    class Notes:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            told.append(commit.seq)
-
+    watcher = Watcher()
     flow = chain(a=holds, b=rest)
     store = MemoryStore() if durable else None
-    with Runtime(store=store, observers=[Notes()]) as runtime:
+    with Runtime(store=store, observers=[watcher]) as runtime:
         run = flow.start("a", job_id="j", runtime=runtime)
         assert began.wait(PATIENCE)
         run.pause()
@@ -189,40 +177,17 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
             flow.resume(run.job, runtime=runtime)
         let_go.set()
         job = flow.resume(run.wait(PATIENCE), runtime=runtime)
-        assert {} == runtime.driven
+        assert {} == runtime.environment.driven
     assert JobStatus.COMPLETED is job.status
     assert ["start", "paused", "done", "resumed", "done"] == kinds(job)
-    assert [1, 2, 3, 4, 5] == told
-
-
-def test_a_paused_job_can_be_cancelled_and_not_paused_twice() -> None:
-    clock = FakeClock(autojump=False)
-    with Runtime(clock=clock) as runtime:
-        run = chain(a=Works(fails(1), retrying())).start("a", runtime=runtime)
-        clock.advance(0)
-        run.pause()
-        with pytest.raises(NotResumableError, match="paused"):
-            run.pause()
-        run.cancel()
-        assert JobStatus.CANCELLED is run.wait().status
-
-
-def test_a_look_at_the_job_is_a_copy() -> None:
-    clock = FakeClock(autojump=False)
-    with Runtime(clock=clock) as runtime:
-        run = chain(a=sleeps(1)).start("a", runtime=runtime)
-        before = run.job
-        clock.advance(1)
-        assert 1 == before.seq
-        assert 2 == run.job.seq
-        assert before == run.job.at(1)
+    assert [1, 2, 3, 4, 5] == [commit.seq for commit in watcher.commits]
 
 
 # --- resume ---------------------------------------------------------------------------------------
 
 
 @MODES
-def test_a_paused_job_goes_on_where_it_was_and_the_one_that_was_passed_stays(
+def test_a_paused_job_is_resumed_where_it_was_and_the_job_that_was_passed_is_unchanged(
     workers: int | None,
 ) -> None:
     clock = FakeClock(autojump=False)
@@ -243,9 +208,7 @@ def test_a_paused_job_goes_on_where_it_was_and_the_one_that_was_passed_stays(
 
 
 @MODES
-def test_retry_failed_gives_a_fresh_budget_and_goes_on_counting_attempts(
-    workers: int | None,
-) -> None:
+def test_retry_failed_gives_a_fresh_budget_and_keeps_counting_attempts(workers: int | None) -> None:
     flow = chain(workers=workers, a=Works(fails(5), retrying(max_retries=2, retry_delay=1)), b=rest)
     with Runtime(clock=FakeClock()) as runtime:
         job = flow.execute("a", job_id="j", runtime=runtime)
@@ -291,16 +254,6 @@ def test_the_rest_of_a_wait_is_honoured_and_a_skewed_clock_neither_skips_nor_str
     assert first is not None
     waited = first - resumed.at_ns
     assert max(0, min(due - resumed.at_ns, delay)) == waited <= delay
-
-
-def test_a_job_that_is_resumed_long_after_its_due_time_runs_at_once() -> None:
-    flow = chain(a=Works(fails(1), retrying(retry_delay=60)))
-    job = Runtime(clock=FakeClock()).execute(flow, "a").at(2)
-    clock = FakeClock("2031-01-01")
-    done = flow.resume(job, runtime=Runtime(clock=clock))
-    assert JobStatus.COMPLETED is done.status
-    assert datetime(2031, 1, 1, tzinfo=UTC) == clock.now()
-    assert done.commits[-1].started_at == clock.now()
 
 
 @MODES
@@ -357,7 +310,7 @@ def shaky_flow(strategy: Any) -> Flow:
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.0, 4.0, 11.5, 15.0, 23.0, 23.5, 30.0, 40.0])
-def test_a_checkpoint_while_it_runs_is_the_job_between_two_commits_and_goes_on_from_there(
+def test_a_checkpoint_of_a_running_job_is_taken_between_two_commits_and_can_be_resumed(
     tmp_path: Path, strategy: str, after: float
 ) -> None:
     clock = FakeClock(autojump=False)
@@ -375,7 +328,7 @@ def test_a_checkpoint_while_it_runs_is_the_job_between_two_commits_and_goes_on_f
     with Runtime(clock=FakeClock(START + timedelta(seconds=after))) as runtime:
         done = saved.flow.resume(saved.job, runtime=runtime)
     assert JobStatus.COMPLETED is done.status
-    assert [3] == [output.data["n"] for output in done.outputs]
+    assert [3] == outputs(done)
     assert whole.routine_states == done.routine_states
     # A wait goes on where it was; an attempt that was cut off is made again.
     waiting = saved.job.pending_tasks[0]
@@ -405,24 +358,6 @@ def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path: Path) -> N
         run.wait()
 
 
-def test_a_checkpoint_can_be_taken_by_an_observer(tmp_path: Path) -> None:
-    class Keeper:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            SavedState.capture(flow, job).write(tmp_path / f"{commit.seq}.json")
-
-    flow = shaky_flow("sequential")
-    runtime = Runtime(clock=FakeClock(), observers=[Keeper()])
-    whole = flow.execute("a", {"n": 1}, runtime=runtime)
-    assert [] == runtime.observer_failures
-    for seq in range(1, whole.seq):
-        saved = SavedState.read(tmp_path / f"{seq}.json")
-        assert whole.at(seq) == saved.job
-        with Runtime(clock=FakeClock(datetime.fromtimestamp(saved.saved_at, UTC))) as fresh:
-            done = saved.flow.resume(saved.job, runtime=fresh)
-        assert whole.updated_ns == done.updated_ns
-        assert whole.routine_states == done.routine_states
-
-
 # --- interrupts -----------------------------------------------------------------------------------
 
 
@@ -431,11 +366,7 @@ def test_a_checkpoint_can_be_taken_by_an_observer(tmp_path: Path) -> None:
 def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pending(
     interrupt: type[BaseException], how: str
 ) -> None:
-    jobs: list[JobState] = []
-
-    class Watcher:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            jobs.append(job)
+    watcher = Watcher()
 
     def interrupted(self: Routine, n: object) -> None:
         self.ctx.shared["n"] = 1
@@ -449,7 +380,7 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pendin
         beside=sleeps(50),
     )
     flow.set_error_handler(ErrorHandler("continue"))
-    with no_thread_remains(), Runtime(clock=FakeClock(), observers=[Watcher()]) as runtime:
+    with no_thread_remains(), Runtime(clock=FakeClock(), observers=[watcher]) as runtime:
         if how == "background":
             run = flow.start("source", runtime=runtime)
             with pytest.raises(interrupt):
@@ -459,7 +390,7 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pendin
         else:
             with pytest.raises(interrupt):
                 flow.execute("source", runtime=runtime)
-    job = jobs[-1]
+    job = watcher.jobs[-1]
     assert JobStatus.RUNNING is job.status
     assert ["start", "done"] == kinds(job)
     assert {("a", 1), ("beside", 1)} == {(t.routine_id, t.attempt) for t in job.pending_tasks}
@@ -472,7 +403,8 @@ def test_ctrl_c_in_a_concurrent_job_ends_it_and_all_its_threads() -> None:
 import signal, sys, threading
 sys.path.insert(0, sys.argv[1])
 from routilux import FakeClock, Runtime
-from tests.drivers.workshop import fan, no_thread_remains, send
+from tests.engine.workshop import no_thread_remains
+from tests.routines import fan, send
 
 def first(*_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -522,18 +454,13 @@ def test_async_handlers_run_wherever_others_do(how: str) -> None:
 
     flow = chain(workers=2 if how == "pool" else None, a=Works(waits, retrying()), b=send)
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        if how == "background":
-            job = flow.start("a", {"n": 1}, runtime=runtime).wait()
-        elif how == "aexecute":
-            job = asyncio.run(flow.aexecute("a", {"n": 1}, runtime=runtime))
-        else:
-            job = flow.execute("a", {"n": 1}, runtime=runtime)
+        job = run_by(how, flow, "a", runtime, n=1)
     assert JobStatus.COMPLETED is job.status
-    assert [2] == [output.data["n"] for output in job.outputs]
+    assert [2] == outputs(job)
     assert 3 == ended_at(job)
 
 
-def test_an_async_handler_under_a_running_loop_is_told_to_use_aexecute() -> None:
+def test_an_async_handler_under_a_running_loop_fails_with_the_advice_to_use_aexecute() -> None:
     async def waits(self: Routine) -> None:
         await asyncio.sleep(0)
 
@@ -541,10 +468,9 @@ def test_an_async_handler_under_a_running_loop_is_told_to_use_aexecute() -> None
         return chain(a=Works(waits, retrying())).execute("a", runtime=Runtime(clock=FakeClock()))
 
     job = asyncio.run(blocks())
-    assert JobStatus.FAILED is job.status
-    assert job.error is not None
-    assert "routilux.errors.FlowDefinitionError" == job.error.type
-    assert "use 'await flow.aexecute(...)' there" in job.error.message
+    kind, message = error_of(job)
+    assert "FlowDefinitionError" == kind
+    assert "use 'await flow.aexecute(...)' there" in message
     assert 0 == job.retry_count()
 
 
@@ -568,11 +494,7 @@ def test_aexecute_lets_the_event_loop_run() -> None:
 
 
 def test_cancelling_the_task_that_awaits_a_job_cancels_the_job() -> None:
-    jobs: list[JobState] = []
-
-    class Watcher:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            jobs.append(job)
+    watcher = Watcher()
 
     async def cancels() -> None:
         began, let_go = threading.Event(), threading.Event()
@@ -582,7 +504,7 @@ def test_cancelling_the_task_that_awaits_a_job_cancels_the_job() -> None:
             assert let_go.wait(PATIENCE)
             self.emit("out", n=1)
 
-        with Runtime(clock=FakeClock(), observers=[Watcher()]) as runtime:
+        with Runtime(clock=FakeClock(), observers=[watcher]) as runtime:
             task = asyncio.ensure_future(chain(a=waits, b=rest).aexecute("a", runtime=runtime))
             assert await asyncio.to_thread(began.wait, PATIENCE)
             task.cancel()
@@ -591,7 +513,7 @@ def test_cancelling_the_task_that_awaits_a_job_cancels_the_job() -> None:
             let_go.set()
 
     asyncio.run(cancels())
-    job = jobs[-1]
+    job = watcher.jobs[-1]
     assert JobStatus.CANCELLED is job.status
     assert "cancelled" in kinds(job)
     cancelled = next(commit for commit in job.commits if commit.kind == "cancelled")
@@ -606,9 +528,7 @@ def test_start_gives_a_handle_and_the_default_runtime_serves_all_threads() -> No
     clock = FakeClock()
     runs: list[Run] = []
     with Runtime(clock=clock) as runtime, use_runtime(runtime):
-        thread = threading.Thread(target=lambda: runs.append(chain(a=sleeps(5)).start("a")))
-        thread.start()
-        thread.join(PATIENCE)
+        at_once(lambda: runs.append(chain(a=sleeps(5)).start("a")))
         assert JobStatus.COMPLETED is runs[0].wait().status
     assert START + timedelta(seconds=5) == clock.now()
 

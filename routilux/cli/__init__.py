@@ -1,19 +1,20 @@
-"""`routilux`: looks into a store of jobs, and does what needs no flow.
+"""The command `routilux`: lists, shows, retries, cancels and exports the jobs of a store.
 
-Laws:
-- Reading changes nothing, makes nothing, and needs none of the modules that the jobs need.
-- Whatever goes wrong is one line on stderr that names the culprit, the place and the cure; the
-  status is 1, or 2 for wrong usage.
-- `--json` is one object on stdout, {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}:
-  instants are UTC nanoseconds; members may be added, but keep their meaning. Besides it holds
+Invariants:
+- Reading changes nothing, creates nothing, and needs none of the modules that the jobs need.
+- An error is one line on stderr that names the culprit, the place and the cure; the exit status is
+  1, or 2 for wrong usage.
+- `--json` writes one object, {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}: instants
+  are UTC nanoseconds; members may be added, but keep their meaning. Its other members are
   jobs            "counts" by status, "jobs" (job_id, flow_id, status, started_ns, updated_ns,
                   commits, retries, due_ns or null, error or null, held or null), "damaged"
                   (job_id, reason)
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
-  retry, cancel   "job_id", "status", "seq" of the commit that did it
+  retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
-  "held" is null where a job rests, else "owner" (null: nobody) and "free_in_ns": how long, by the
-  store's clock, until any host may take it (null: for ever, it is held without a lease).
+  "held" is null for a job that is not active, else it has "owner" (null: none) and "free_in_ns":
+  the time by the store's clock until any host may take the job (null: never, the owner holds it
+  without a lease).
 """
 
 from __future__ import annotations
@@ -29,38 +30,37 @@ from typing import TYPE_CHECKING, Final
 
 from routilux import codec
 from routilux.cli.jobs import held, held_data, listing, no_commits, show_jobs
-from routilux.cli.page import Page, plain
+from routilux.cli.open_store import changed, looked, shown
 from routilux.cli.show import show_job
-from routilux.clock import SystemClock
-from routilux.core.records import JobStatus
+from routilux.cli.terminal import Page, plain
+from routilux.clocks.clock import SystemClock
+from routilux.core.commits import JobStatus
 from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionError
-from routilux.persist import operator
-from routilux.persist.atomic import write_whole
+from routilux.persist import admin
+from routilux.persist.atomic_write import write_whole
 from routilux.persist.journal import Journal
-from routilux.persist.opening import changed, looked, shown
-from routilux.persist.upgrades import FORMAT
+from routilux.persist.versions import FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from routilux.clock import Clock
+    from routilux.clocks.clock import Clock
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Hold, JobStore
 
 __all__ = ["main"]
 
-_INTERRUPTED: Final = 130  # as a shell tells of SIGINT
-_PIPE_BROKE: Final = 141  # and of SIGPIPE
+_INTERRUPTED: Final = 130  # the status that a shell gives for SIGINT
+_PIPE_BROKE: Final = 141  # and for SIGPIPE
 _NEAREST: Final = 3
 
 
 class _RefusedError(Exception):
-    """What was asked for can't be had; the message is all that is told."""
+    """The command can't be run; only the message is printed."""
 
 
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
-    """Run a command and return its exit status; `clock` says what time it is."""
+    """Run a command and return its exit status; `clock` gives the time."""
     options = _parser().parse_args(argv)
     options.shown = shown(options.store)
     options.clock = SystemClock() if clock is None else clock
@@ -118,7 +118,7 @@ def _show(options: argparse.Namespace, page: Page, now: int) -> int:
 def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
     job = _change(
         options,
-        lambda store: operator.retry(store, options.job, now, take_over=options.take_over),
+        lambda store: admin.retry(store, options.job, now, take_over=options.take_over),
     )
     fresh = (job.commits[-1].detail or {})["retry_failed"]
     left = "is completed: nothing was left to do"
@@ -129,7 +129,7 @@ def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
 
 
 def _cancel(options: argparse.Namespace, page: Page, now: int) -> int:
-    job = _change(options, lambda store: operator.cancel(store, options.job, now, options.reason))
+    job = _change(options, lambda store: admin.cancel(store, options.job, now, options.reason))
     return _tell_change(options, page, now, job, "is cancelled")
 
 

@@ -11,20 +11,19 @@ from collections import Counter
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final
 
-from routilux.cli import times
-from routilux.cli.page import cells, plain
-from routilux.console import STATUS_STYLES
-from routilux.core.records import JobStatus
+from routilux.cli import humanize
+from routilux.cli.terminal import cells, plain
+from routilux.core.commits import JobStatus
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist.journal import Journal
+from routilux.timeline import STATUS_STYLES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from routilux.cli.page import Page
+    from routilux.cli.terminal import Page
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import Hold, JobStore
 
 __all__ = ["JobRow", "Listing", "due_ns", "held", "held_data", "listing", "no_commits", "show_jobs"]
 
@@ -34,7 +33,6 @@ _NUMBERS: Final = ("age", "commits", "retries")  # stand at the right of their c
 _SPARED: Final = ("held by", "commits")  # where it is narrow, the first one first
 _SEPARATOR: Final = ", "  # between how long it is until then, and when that is
 _SHORTEST_FLOW: Final = 8
-_WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +80,7 @@ def no_commits(job_id: str) -> CorruptStateError:
 
 def held(job: JobState, hold: Hold) -> Hold | None:
     """Return who has a job; None where it rests, so that it does not matter."""
-    return hold if job.status in _WAITING else None
+    return hold if job.status.is_live else None
 
 
 def held_data(hold: Hold | None) -> dict[str, object] | None:
@@ -92,7 +90,7 @@ def held_data(hold: Hold | None) -> dict[str, object] | None:
 
 def due_ns(job: JobState) -> int | None:
     """Return when the job goes on by itself; None where it rests."""
-    if job.status not in _WAITING:
+    if not job.status.is_live:
         return None
     return min((task.due_ns for task in job.pending_tasks if not task.failed), default=None)
 
@@ -196,13 +194,13 @@ def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
 def _texts(job: JobRow, now: int) -> tuple[str, ...]:
     wait = "–"
     if job.due_ns is not None:
-        wait = f"{times.due(job.due_ns, now)}{_SEPARATOR}{times.at(job.due_ns, now)}"
+        wait = f"{humanize.due(job.due_ns, now)}{_SEPARATOR}{humanize.at(job.due_ns, now)}"
     return (
         plain(job.job_id),
         plain(job.flow_id),
         job.status,
         plain(_holder(job.held)),
-        times.length(now - job.started_ns),
+        humanize.length(now - job.started_ns),
         f"{job.commits:,}",
         str(job.retries),
         wait,
@@ -219,7 +217,7 @@ def _holder(hold: Hold | None) -> str:
         return f"{where}, no lease"
     if not hold.free_in_ns:
         return f"{where}, lease over"
-    return f"{where}, lease for {times.length(hold.free_in_ns)}"
+    return f"{where}, lease for {humanize.length(hold.free_in_ns)}"
 
 
 def _width(column: Sequence[str]) -> int:

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from routilux.cli import times
-from routilux.console import STATUS_STYLES, shortened, story, told
-from routilux.core.records import JobStatus
-from routilux.instants import from_ns, seconds_text
+from routilux.cli import humanize
+from routilux.clocks.durations import from_ns, seconds_text
 from routilux.monitor import ExecutionMonitor
+from routilux.timeline import STATUS_STYLES, shortened, story, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import TypeVar
 
-    from routilux.cli.page import Page
-    from routilux.console import Part
+    from routilux.cli.terminal import Page
     from routilux.core.parts import DroppedTask, Output, PendingTask
     from routilux.core.state import JobState
-    from routilux.persist.leases import Hold
+    from routilux.persist.store import Hold
+    from routilux.timeline import Part
 
     _T = TypeVar("_T")
 
@@ -26,7 +25,6 @@ __all__ = ["show_job"]
 
 _MOST: Final = 20  # of what is pending, put out or dropped; the JSON has all
 _LONGEST_ERROR: Final = 100
-_WAITING: Final = (JobStatus.PENDING, JobStatus.RUNNING)
 
 
 def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
@@ -34,7 +32,7 @@ def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
     page.line("job ", (job.job_id, "bold"), " of flow ", (job.flow_id, "bold"))
     page.line(
         f"started {from_ns(job.started_ns):%Y-%m-%d %H:%M:%S} UTC,"
-        f" {times.ago(job.started_ns, now)}; last commit {times.ago(job.updated_ns, now)}"
+        f" {humanize.ago(job.started_ns, now)}; last commit {humanize.ago(job.updated_ns, now)}"
     )
     if hold is not None:
         page.line(str(hold))
@@ -81,8 +79,8 @@ def _pending(job: JobState, task: PendingTask, now: int) -> tuple[Part, ...]:
             (f" · task {task.task_id}", "dim"),
         )
     wait = ""
-    if job.status in _WAITING:
-        wait = f", due {times.due(task.due_ns, now)} ({times.at(task.due_ns, now)} UTC)"
+    if job.status.is_live:
+        wait = f", due {humanize.due(task.due_ns, now)} ({humanize.at(task.due_ns, now)} UTC)"
     return (
         f"{name} attempt {task.attempt}",
         (wait, "yellow"),

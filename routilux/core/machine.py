@@ -1,12 +1,12 @@
-"""The machine: given inputs and the time, it says what may run, and by which commits a job goes on.
+"""State machine of one job: decides which tasks may run, and makes the commits that change it.
 
-Laws:
-- It has no clock, no threads, no files, no randomness. The same calls give the same commits.
+Invariants:
+- It has no clock, no threads, no files and no randomness. The same calls give the same commits.
 - `finish` and `request` are pure: a commit that the store refuses changes nothing.
-- `accept` is the only thing that changes the job; a step leaves flight only there.
-- An outcome that is late, doubled or of a step that was given up is recognised by its number.
-- Whether a shared key that the step read was changed meanwhile is looked at before success or
-  failure; after MOST_CONFLICTS the task runs alone.
+- Only `accept` changes the job and ends the flight of a step.
+- The number of a step identifies outcomes that are late, duplicate or of a step that timed out.
+- A step that read a shared key which another step changed meanwhile is a conflict, whether it
+  succeeded or failed; after MOST_CONFLICTS conflicts its task runs alone.
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from __future__ import annotations
 from itertools import count
 from typing import TYPE_CHECKING, Final
 
-from routilux.copying import is_flat
-from routilux.core.endings import ending
+from routilux.codec.copying import is_flat
+from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.parts import PendingTask
-from routilux.core.records import Commit, CommitKind, JobStatus
-from routilux.core.requests import Request, ready_tasks, request, told_of
+from routilux.core.requests import Request, error_tasks, ready_tasks, request
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
+from routilux.core.transitions import commit_of_outcome
 from routilux.errors import IllegalTransitionError, NotResumableError
-from routilux.exchange import ErrorInfo, StepInput, StepOutcome, Task
+from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from routilux.exchange import Effect
-    from routilux.plan import Plan
+    from routilux.graph.messages import Effect
+    from routilux.graph.plan import Plan
 
 __all__ = ["MOST_CONFLICTS", "Machine", "Request"]
 
 MOST_CONFLICTS: Final = 3
 _numbers = count(1)
 
-# Looking a member up at its enum costs as much as a call.
+# A module global costs less than a look-up at the enum, which is as slow as a call.
 _CONFLICT = CommitKind.CONFLICT
 _EFFECT = CommitKind.EFFECT
 _RESUMED = CommitKind.RESUMED
@@ -44,7 +44,7 @@ _COMPLETED = JobStatus.COMPLETED
 
 
 class Machine:
-    """One job on one plan: what may start, and the commits by which it goes on."""
+    """One job on one plan: the tasks that may start, and the commits that change the job."""
 
     __slots__ = (
         "_alone",
@@ -71,7 +71,7 @@ class Machine:
         waiting = [task for task in self.job._pending.values() if not task.failed]
         self._schedule = Schedule(self.plan.routines if self._width > 1 else None, waiting)
 
-    # --- what may run ---------------------------------------------------------------------------
+    # --- tasks that may run ---------------------------------------------------------------------
 
     @property
     def in_flight(self) -> int:
@@ -80,52 +80,42 @@ class Machine:
 
     @property
     def flights(self) -> Sequence[StepInput]:
-        """The steps in flight, in the order in which they began."""
+        """The steps in flight, in the order of their start."""
         return list(self._flights.values())
 
     @property
     def rests(self) -> bool:
-        """Whether nothing is in flight and nothing will start by itself."""
+        """Whether no step is in flight and none will start without a request."""
         return not self._flights and self.job.status is not _RUNNING
 
-    def first(self, now: int) -> PendingTask | None:
-        """Return the first choice among the tasks that may start now."""
+    def next_task(self) -> PendingTask | None:
+        """Return the task to start next, now or when it is due.
+
+        None if only a commit can make a task startable, not the time.
+        """
         if self.job.status is not _RUNNING or (self._flights and self._full()):
             return None
         first = self._schedule.first()
-        if first is None or first.due_ns > now or (first.conflicts and self._must_wait(first)):
-            return None
-        return first
+        return None if first is None or (first.conflicts and self._must_wait(first)) else first
 
     def _full(self) -> bool:
         return self._alone or len(self._flights) >= self._width
 
     def startable(self, now: int) -> list[PendingTask]:
         """Return the tasks that may start now, first choice first."""
-        first = self.first(now)
-        if first is None or first.conflicts >= MOST_CONFLICTS:
-            return [] if first is None else [first]
+        first = self.next_task()
+        if first is None or first.due_ns > now:
+            return []
+        if first.conflicts >= MOST_CONFLICTS:
+            return [first]
         return [task for task in self._schedule.ready(now) if not self._must_wait(task)]
 
     def _must_wait(self, pending: PendingTask) -> bool:
-        # Only the end of a step makes room for a task that is to run alone; no time does.
+        # A task that has to run alone waits for the end of a step, not for a time.
         return pending.conflicts >= MOST_CONFLICTS and bool(self._flights)
 
-    def due(self) -> int | None:
-        """Return the next instant at which a task may start, or None if no time brings one."""
-        if self.job.status is not _RUNNING or (self._flights and self._full()):
-            return None
-        first = self._schedule.first()
-        return None if first is None or self._must_wait(first) else first.due_ns
-
-    @property
-    def head(self) -> tuple[int, int]:
-        """Where the task that is due next was created, to order it among equals."""
-        first = self._schedule.first()
-        return (0, 0) if first is None else (first.seq, first.position)
-
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        """Take a startable task into flight and return the step that is to be run."""
+        """Take a startable task into flight and return the step to run."""
         task = pending.task
         job = self.job
         routine_id = task.routine_id
@@ -155,17 +145,17 @@ class Machine:
         taken = {step.worker for step in self._flights.values()}
         return next(place for place in count() if place not in taken)
 
-    # --- what changed ---------------------------------------------------------------------------
+    # --- commits --------------------------------------------------------------------------------
 
     def start(
         self, entry: str, slot: str, params: dict[str, object], now: int, *, queued: bool = False
     ) -> Commit:
         """Return the first commit of a new job, which creates its root task `0`.
 
-        A queued job is `pending`: it waits for somebody to resume it.
+        A queued job is `pending` until a worker resumes it.
         """
         if self.job.seq:
-            raise IllegalTransitionError(f"job {self.job.job_id} was started already")
+            raise IllegalTransitionError(f"job {self.job.job_id} is already started")
         plan = self.plan
         detail = {
             "flow_id": plan.flow_id,
@@ -177,7 +167,7 @@ class Machine:
         return Commit(1, CommitKind.START, now, status, tasks=(root,), detail=detail)
 
     def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
-        """Return what the end of a step changes; None if its outcome is late or doubled."""
+        """Return the commit that ends a step; None if its outcome is late or a duplicate."""
         flying = self._flights.get(step.task.task_id)
         if flying is None or flying.number != outcome.number:
             return None
@@ -194,7 +184,7 @@ class Machine:
                 step.started_ns,
                 step.worker,
             )
-        return ending(self.plan, self.job, step, outcome, now)
+        return commit_of_outcome(self.plan, self.job, step, outcome, now)
 
     def _changed(self, step: StepInput, reads: frozenset[str] | None) -> bool:
         if reads is None:
@@ -203,7 +193,7 @@ class Machine:
         return any(when.get(key, 0) > step.seq for key in reads)
 
     def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
-        """Return the commit that records an effect of a step in flight; None if it is over."""
+        """Return the commit that records an effect; None if its step is no longer in flight."""
         task = step.task
         flying = self._flights.get(task.task_id)
         if flying is None or flying.number != step.number:
@@ -223,20 +213,20 @@ class Machine:
         )
 
     def request(self, kind: Request, now: int, reason: str | None = None) -> Commit:
-        """Return the commit by which a running job is paused, or one that is not final cancelled.
+        """Return the commit that pauses a running job, or cancels a job that is not final.
 
-        Raises `NotResumableError` where the job's status does not allow it.
+        Raises `NotResumableError` if the job's status does not allow it.
         """
         return request(self.job, kind, now, reason)
 
     def resume(
         self, now: int, *, retry_failed: bool, max_recoveries: int | None, clean: bool = False
     ) -> Commit:
-        """Return the commit by which a job goes on that was loaded, paused, cut off or has failed.
+        """Return the commit that resumes a job that was loaded, paused or interrupted, or failed.
 
-        `clean` says that whoever drove it last gave it back: that is no recovery. After too many
-        recoveries without progress it is the commit that fails the job. Raises
-        `NotResumableError` where the job's status does not allow it, or steps are in flight.
+        `clean` says that the last host gave the job back: that is no recovery. After too many
+        recoveries without progress the commit fails the job. Raises `NotResumableError` if the
+        job's status does not allow it, or steps are in flight.
         """
         job = self.job
         if self._flights:
@@ -260,15 +250,15 @@ class Machine:
         recoveries = job.recoveries
         ready = ready_tasks(job, now)
         if ready and (job.status is JobStatus.PENDING or (job.status is _RUNNING and not clean)):
-            recoveries += job.status is _RUNNING  # where it is pending, its operator has counted
+            recoveries += job.status is _RUNNING  # a pending job was counted by its operator
             if max_recoveries is not None and recoveries > max_recoveries:
                 return self._poisoned(ready, recoveries - 1, now)
-        told = told_of(job, failed)
-        status = _RUNNING if len(tasks) > len(told) else _COMPLETED
+        withdrawn = error_tasks(job, failed)
+        status = _RUNNING if len(tasks) > len(withdrawn) else _COMPLETED
         detail: dict[str, object] = {
             "recoveries": 0 if fresh else recoveries,
             "retry_failed": fresh,
-            "withdrawn": told,
+            "withdrawn": withdrawn,
         }
         if job.shape != self.plan.shape:
             detail["shape"] = list(self.plan.shape)
@@ -279,7 +269,7 @@ class Machine:
         who = ", ".join(f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
         return self.fail(
             ErrorInfo(
-                "routilux.errors.PoisonJobError",
+                "routilux.PoisonJobError",
                 f"recovered {recoveries} times without progress; each time the process ended while"
                 f" one of these was ready to run: {who}",
             ),
@@ -287,13 +277,13 @@ class Machine:
         )
 
     def fail(self, error: ErrorInfo, now: int) -> Commit:
-        """Return the commit that fails the job as a whole, without a task of its own."""
+        """Return the commit that fails the job as a whole, not one of its tasks."""
         return Commit(self.job.seq + 1, CommitKind.FAILED, now, JobStatus.FAILED, error=error)
 
-    # --- the only way to change it --------------------------------------------------------------
+    # --- changing the job -----------------------------------------------------------------------
 
     def accept(self, commit: Commit) -> None:
-        """Fold a commit into the job, and schedule what it created."""
+        """Fold a commit into the job, and schedule the tasks that it created."""
         ready = self.job.fold(commit)
         kind = commit.kind
         if kind is _RESUMED:

@@ -1,19 +1,18 @@
-"""What a job's state alone decides, without its flow: a pause, a cancellation, a new start.
+"""Requests that need the state of a job only, not its flow: pause, cancel, retry, take over.
 
-Laws:
-- They are pure, like all of the machine: a commit that the store refuses changes nothing.
-- Who has no flow can't drive a job. So what is to go on, is left `pending` from outside, to be
-  taken up by whoever has the flow.
-- To take a job from a host that died is a recovery; it counts as if the next host had seen it.
+Invariants:
+- They are pure, like the machine: a commit that the store refuses changes nothing.
+- An operator without the flow can only mark a job `pending`; a worker then resumes it.
+- Taking over a job that has ready tasks counts as a recovery, as if the next host had resumed it.
 """
 
 from __future__ import annotations
 
-import hashlib
 from itertools import count, takewhile
 from typing import TYPE_CHECKING, Final, Literal
 
-from routilux.core.records import Commit, CommitKind, JobStatus
+from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.transitions import child_id
 from routilux.errors import NotResumableError
 
 if TYPE_CHECKING:
@@ -22,30 +21,17 @@ if TYPE_CHECKING:
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
 
-__all__ = ["Request", "child_id", "ready_tasks", "request", "requeue", "taken", "told_of"]
+__all__ = ["Request", "error_tasks", "ready_tasks", "request", "requeue", "taken"]
 
 Request = Literal["pause", "cancel"]
 
-_LONGEST_ID: Final = 64
 _PAST: Final[Mapping[str, str]] = {"pause": "paused", "cancel": "cancelled"}
 
 
-def child_id(parent: str, number: int) -> str:
-    """Return the id of a task's n-th child; a long lineage is shortened to its digest.
-
-    >>> child_id("0.1", 2)
-    '0.1.2'
-    """
-    name = f"{parent}.{number}"
-    if len(name) <= _LONGEST_ID:
-        return name
-    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
-
-
 def request(job: JobState, kind: Request, now: int, reason: str | None = None) -> Commit:
-    """Return the commit by which a running job is paused, or one that is not final cancelled.
+    """Return the commit that pauses a running job, or cancels a job that is not final.
 
-    Raises `NotResumableError` where the job's status does not allow it.
+    Raises `NotResumableError` if the job's status does not allow it.
     """
     if job.is_final or (kind == "pause" and job.status is not JobStatus.RUNNING):
         raise NotResumableError(
@@ -63,31 +49,31 @@ def request(job: JobState, kind: Request, now: int, reason: str | None = None) -
 
 
 def requeue(job: JobState, now: int) -> Commit:
-    """Return the commit that gives a failed job a fresh budget and leaves it to be taken up.
+    """Return the commit that marks a failed job pending, with a fresh retry budget.
 
-    Raises `NotResumableError` where the job has not failed.
+    Raises `NotResumableError` if the job has not failed.
     """
     if job.status is not JobStatus.FAILED:
         paused = job.status is JobStatus.PAUSED
-        cure = "; where its flow is, resume(job) goes on with it" if paused else ""
-        only = "only a job that failed gets a fresh budget"
+        cure = "; use resume(job) on a host that has its flow" if paused else ""
+        only = "only a failed job gets a fresh retry budget"
         raise NotResumableError(f"job {job.job_id} is {job.status.value}; {only}{cure}")
     tasks = job.pending_tasks
-    told = told_of(job, (task for task in tasks if task.failed))
-    status = JobStatus.PENDING if len(tasks) > len(told) else JobStatus.COMPLETED
-    detail: dict[str, object] = {"recoveries": 0, "retry_failed": True, "withdrawn": told}
+    withdrawn = error_tasks(job, (task for task in tasks if task.failed))
+    status = JobStatus.PENDING if len(tasks) > len(withdrawn) else JobStatus.COMPLETED
+    detail: dict[str, object] = {"recoveries": 0, "retry_failed": True, "withdrawn": withdrawn}
     return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
 
 
 def taken(job: JobState, now: int) -> Commit:
-    """Return the commit that takes a job from whoever drives it, and leaves it to be taken up.
+    """Return the commit that takes a job from its host and marks it pending.
 
-    Raises `NotResumableError` where nothing of it goes on by itself.
+    Raises `NotResumableError` if the job is neither pending nor running.
     """
-    if job.status not in (JobStatus.PENDING, JobStatus.RUNNING):
+    if not job.status.is_live:
         raise NotResumableError(
-            f"job {job.job_id} is {job.status.value}; only a job that goes on by itself can be"
-            " taken from whoever drives it"
+            f"job {job.job_id} is {job.status.value}; only a pending or running job can be taken"
+            " over"
         )
     counts = job.status is JobStatus.RUNNING and bool(ready_tasks(job, now))
     detail: dict[str, object] = {
@@ -99,19 +85,22 @@ def taken(job: JobState, now: int) -> Commit:
 
 
 def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
-    """Return the tasks that a resume at this time finds ready to run; the others wait for a retry.
+    """Return the tasks that are ready to run if the job is resumed now; the others wait to retry.
 
-    What is due in the future without a delay is so by a clock that was ahead.
+    A task without a delay that is due in the future was created by a clock that was ahead.
     """
     return [task for task in job.pending_tasks if task.due_ns <= now or not task.delay_ns]
 
 
-def told_of(job: JobState, failed: Iterable[PendingTask]) -> list[str]:
-    """Return the pending tasks that told of failed ones: they are withdrawn when these go on."""
+def error_tasks(job: JobState, failed: Iterable[PendingTask]) -> list[str]:
+    """Return the ids of pending tasks that deliver the `error` events of failed tasks.
+
+    A retry of the failed tasks withdraws them.
+    """
     pending = job._pending
-    told: list[str] = []
+    found: list[str] = []
     for task in failed:
-        # By their ids: the commit that created them may no longer be kept.
+        # Found by their ids: the commit that created them may no longer be kept.
         every = (child_id(task.task_id, number) for number in count())
-        told += takewhile(pending.__contains__, every)
-    return sorted(told)
+        found += takewhile(pending.__contains__, every)
+    return sorted(found)

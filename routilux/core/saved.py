@@ -1,34 +1,36 @@
-"""The saved form of a job, and how a job is read from it.
+"""Saved form of a job: writes it, and reads a job from it.
 
-Laws:
-- What is saved twice must agree: the state of a job that was read is folded anew from its commits.
-- A job that was read is one that the machine could have made; all else is refused with its path.
+Invariants:
+- The state of a job that was read equals the fold of its commits.
+- Reading accepts only jobs that the machine could have made, and refuses others with their path.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from routilux import codec
-from routilux.core.checks import check_unfolded, follow
-from routilux.core.forms import error_data, in_range, instant, load_error, payload, texts
+from routilux.core.commits import Commit, JobStatus
+from routilux.core.fold import FoldedJob
 from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState
-from routilux.core.records import Commit, JobStatus
+from routilux.core.replay import check_unfolded, follow
+from routilux.core.wire import error_data, in_range, instant, load_error, payload, texts
 from routilux.errors import CorruptStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from routilux.core.state import JobState
 
 __all__ = ["load", "members"]
 
+Job = TypeVar("Job", bound=FoldedJob)
 
-def members(job: JobState, *, history: bool) -> dict[str, object]:
+
+def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
     """Return the members of a job's saved form, without its commits where there is no `history`.
 
-    An iterator is an array, and yields the texts of its entries.
+    An iterator stands for an array, and yields the texts of its entries.
     """
     commits = enumerate(job._commits) if history else ()
     return {
@@ -53,11 +55,11 @@ def members(job: JobState, *, history: bool) -> dict[str, object]:
     }
 
 
-def load(new: Callable[[str], JobState], data: object, path: str) -> JobState:
-    """Read a job from decoded data, which it takes over; `new` makes an empty one of an id.
+def load(new: Callable[[str], Job], data: object, path: str) -> Job:
+    """Read a job from decoded data, which it keeps; `new` makes an empty job with an id.
 
-    Each commit's data makes room for the commit: else the garbage collector has twice as much to
-    look at, which costs more than all the rest.
+    Each commit replaces its data in the list: otherwise the garbage collector visits twice as many
+    objects, which costs more than everything else.
     """
     f = codec.check_fields(data, path, _JOB_FIELDS, {})
     job = new(cast(str, f["job_id"]))
@@ -79,7 +81,7 @@ def load(new: Callable[[str], JobState], data: object, path: str) -> JobState:
     for i, entry in enumerate(cast("list[object]", f["pending_tasks"])):
         pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:
-            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "stands twice")
+            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is a duplicate")
         job._pending[pending.task_id] = pending
     job.outputs = [
         Output.load(entry, f"{path}.outputs[{i}]")
@@ -94,21 +96,22 @@ def load(new: Callable[[str], JobState], data: object, path: str) -> JobState:
     for i, entry in enumerate(commits):
         commits[i] = Commit.load(entry, f"{path}.commits[{i}]")
     job._commits = commits
-    _check(job, new(job.job_id), path)
+    _check(job, path)
     return job
 
 
-def _check(job: JobState, folded: JobState, path: str) -> None:
+def _check(job: FoldedJob, path: str) -> None:
     """Compare a job that was read with what its commits make of an empty one."""
     commits = job._commits
     if [commit.seq for commit in commits] != list(range(job.seq - len(commits) + 1, job.seq + 1)):
-        raise CorruptStateError(f"{path}.commits", "their numbers don't lead up to seq")
+        raise CorruptStateError(f"{path}.commits", "their numbers do not end at the job's seq")
     if len(commits) < job.seq:
         check_unfolded(job, path)  # a job with a history_limit
         return
+    folded = FoldedJob(job.job_id)
     for i, commit in enumerate(commits):
         follow(folded, commit, f"{path}.commits[{i}]")
-    name = folded._first_difference(job)
+    name = folded.first_difference(job)
     if name is not None:
         shown = name.removeprefix("_").replace("pending", "pending_tasks")
         raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")

@@ -1,11 +1,11 @@
-"""Which task comes next: a queue, a heap, and a place aside for those whose routine is busy.
+"""Schedule of a job's tasks: a queue, a heap, and a list aside for each busy routine.
 
-Laws:
+Invariants:
 - The order is (due time, sequence number of the creating commit, position in it).
-- A routine has at most `max_concurrency` steps in flight; what must wait for it holds nobody back.
+- A routine has at most `max_concurrency` steps in flight; tasks that wait for it delay no others.
 - Nothing is polled: a task that can't run is put aside until a step of its routine ends.
-- Fresh tasks come in order, so they queue, with no entry around them that the collector has to
-  visit; only what comes out of order goes through the heap (measured: 5 % of a step each).
+- Tasks that arrive in order join the queue, without an entry that the garbage collector visits;
+  only tasks out of order go through the heap (measured: 5 % of a step each).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _Entry = tuple[int, int, int, "PendingTask"]
 
 
 class Limited(Protocol):
-    """What a schedule must know of a routine."""
+    """The limit that a schedule reads from a routine."""
 
     @property
     def max_concurrency(self) -> int:
-        """How many steps of it may be in flight at once."""
+        """The most steps of the routine in flight at once."""
 
 
 class _Lane:
@@ -42,7 +42,7 @@ class _Lane:
 
 
 class _Lanes(dict[str, _Lane]):
-    # Made when first asked for: a flow may have far more routines than a job ever reaches.
+    # Lanes are made on first use: a job may reach few routines of a large flow.
     def __init__(self, routines: Mapping[str, Limited]) -> None:
         self._routines = routines
 
@@ -54,7 +54,7 @@ class _Lanes(dict[str, _Lane]):
 class Schedule:
     """The tasks of one job that are not in flight, in the order in which they may start.
 
-    `routines` is None where one step at a time is in flight: whoever asks then finds none busy.
+    `routines` is None if at most one step is in flight; then no routine is ever busy.
     """
 
     __slots__ = ("_heap", "_lanes", "_last", "_queue")
@@ -64,13 +64,13 @@ class Schedule:
     ) -> None:
         self._lanes = None if routines is None else _Lanes(routines)
         self._queue: deque[PendingTask] = deque()  # always sorted
-        self._last = (0, 0, 0)  # where the last one in the queue stands in the order
+        self._last = (0, 0, 0)  # the order of the last task in the queue
         self._heap: list[_Entry] = []
         for task in tasks:
             self.add(task)
 
     def add(self, pending: PendingTask) -> None:
-        """Offer a task from its due time on."""
+        """Add a task; it may start when it is due."""
         order = (pending.due_ns, pending.seq, pending.position)
         queue = self._queue
         if not queue or self._last < order:
@@ -80,7 +80,7 @@ class Schedule:
             heappush(self._heap, (*order, pending))
 
     def first(self) -> PendingTask | None:
-        """Return the first task whose routine has room; it may not be due yet."""
+        """Return the first task whose routine is not busy; it may not be due yet."""
         queue, heap, lanes = self._queue, self._heap, self._lanes
         while queue or heap:
             queued = not heap or (queue and queue[0].order < heap[0][:3])
@@ -94,7 +94,7 @@ class Schedule:
         return None
 
     def ready(self, now: int) -> list[PendingTask]:
-        """Return every task that may start now, the first choice first."""
+        """Return the tasks that may start now, in order."""
         lanes = self._lanes
         entries = self._heap.copy()
         if lanes is not None:
@@ -108,7 +108,7 @@ class Schedule:
         return found
 
     def start(self, pending: PendingTask) -> None:
-        """Take a task out, into flight."""
+        """Remove a task that starts."""
         queue, lanes = self._queue, self._lanes
         if queue and queue[0] is pending:
             queue.popleft()
@@ -124,7 +124,7 @@ class Schedule:
             lanes[pending.task.routine_id].busy += 1
 
     def end(self, routine_id: str) -> None:
-        """Note that a step of a routine is over."""
+        """Note the end of a step of a routine."""
         if self._lanes is None:
             return
         lane = self._lanes[routine_id]

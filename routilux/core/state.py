@@ -1,134 +1,61 @@
-"""How far a job is: `JobState`, a fold over its commits.
+"""The state of one job, as users read, copy and save it.
 
-Laws:
-- `fold` is the only thing that changes a job. It checks first; a commit that does not fit changes
-  nothing and is `IllegalTransitionError`.
-- Mappings of state and shared data are replaced, never mutated, so a snapshot is a reference.
-- Whatever can be derived (statuses of routines, history) is derived when read.
+Invariants:
+- A job changes only by the commits that `FoldedJob.fold` adds.
+- Statuses of routines and the history are derived when they are read.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING
 
 from routilux import codec
-from routilux.core.forms import in_range, texts
-from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
-from routilux.core.records import (
-    Commit,
-    CommitKind,
-    HistoryRecord,
-    JobStatus,
-    history_of,
-)
+from routilux.core.commits import HistoryRecord, JobStatus, history_of
+from routilux.core.fold import FoldedJob
+from routilux.core.parts import PendingTask, RoutineState
 from routilux.core.saved import load, members
-from routilux.errors import IllegalTransitionError, JobFailedError
-from routilux.values import same_value
+from routilux.errors import JobFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from routilux.exchange import ErrorInfo, Writes
+    from collections.abc import Mapping
 
 __all__ = ["JobState"]
 
-# Looking a member up at its enum costs as much as a call.
-_START = CommitKind.START
-_DONE = CommitKind.DONE
-_RETRY = CommitKind.RETRY
-_FAILED = CommitKind.FAILED
-_DROPPED = CommitKind.DROPPED
-_CONFLICT = CommitKind.CONFLICT
-_EFFECT = CommitKind.EFFECT
-_RESUMED = CommitKind.RESUMED
 
-FINAL: Final = frozenset({JobStatus.COMPLETED, JobStatus.CANCELLED})
-_STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
+class JobState(FoldedJob):
+    """Everything that is known about one execution; equality is by value.
 
-
-class JobState:
-    """All that one execution knows; equality is by value.
-
-    Instants are UTC; `seq` is the number of the last commit. A job that is being driven changes
-    between two looks: `run.job` and observers see it at a commit.
+    Instants are UTC; `seq` is the number of the last commit. While a host runs the job, each commit
+    changes it: read it between two commits, through `run.job` or in an observer.
 
     >>> JobState("job-1").status.value
     'pending'
     """
 
-    __slots__ = (
-        "_commits",
-        "_pending",
-        "clock_ns",
-        "dropped",
-        "error",
-        "flow_id",
-        "history_limit",
-        "job_id",
-        "outputs",
-        "recoveries",
-        "routine_states",
-        "seq",
-        "shape",
-        "shared_data",
-        "started_ns",
-        "status",
-        "updated_ns",
-    )
-
-    def __init__(self, job_id: str) -> None:
-        self.job_id = job_id
-        self.flow_id = ""
-        self.shape: tuple[str, ...] = ()
-        self.status = JobStatus.PENDING
-        self.seq = 0
-        self.started_ns = 0
-        self.updated_ns = 0
-        self.recoveries = 0
-        self.routine_states: dict[str, RoutineState] = {}
-        self.shared_data: dict[str, object] = {}
-        self.outputs: list[Output] = []
-        self.dropped: list[DroppedTask] = []
-        self.error: ErrorInfo | None = None
-        self._pending: dict[str, PendingTask] = {}
-        self._commits: list[Commit] = []
-        self.history_limit: int | None = None
-        # The clock that drives it, so that a saved form can say when it was saved.
-        self.clock_ns: Callable[[], int] | None = None
+    __slots__ = ()
 
     # --- reading it -----------------------------------------------------------------------------
 
     @property
-    def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The tasks that are not done, the first to run first."""
-        return tuple(sorted(self._pending.values(), key=lambda task: task.order))
-
-    @property
-    def commits(self) -> Sequence[Commit]:
-        """Every commit, oldest first; with a `history_limit` the latest ones."""
-        return tuple(self._commits)
-
-    @property
     def execution_history(self) -> list[HistoryRecord]:
-        """What the flow did, oldest first; made from the commits."""
+        """The starts, emissions and errors of the flow, oldest first; derived from the commits."""
         return [record for commit in self._commits for record in history_of(commit)]
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing can ever be added: completed or cancelled."""
-        return self.status in FINAL
+        """Whether the job is completed or cancelled, so that no commit can follow."""
+        return self.status.is_final
 
     def retry_count(self, routine_id: str | None = None) -> int:
-        """Return the most retries that any task spent, of one routine or of all."""
+        """Return the most retries that one task used, in one routine or in any."""
         if routine_id is not None:
             return self.routine_states[routine_id].retry_count
         return max((state.retry_count for state in self.routine_states.values()), default=0)
 
     def at(self, seq: int) -> JobState:
-        """Return the job as it stood after commit `seq`; 0 is before the first.
+        """Return the job as it was after commit `seq`; 0 is before the first.
 
-        Raises `ValueError` where there is no such commit, or its history is no longer kept.
+        Raises `ValueError` if there is no such commit, or if older commits are no longer kept.
         """
         if self._commits and self._commits[0].seq != 1:
             raise ValueError(
@@ -142,7 +69,7 @@ class JobState:
         return earlier
 
     def raise_for_status(self) -> None:
-        """Raise `JobFailedError` if the job failed; else do nothing."""
+        """Raise `JobFailedError` if the job failed."""
         if self.status is not JobStatus.FAILED:
             return
         failed = [task for task in self.pending_tasks if task.failed]
@@ -154,7 +81,7 @@ class JobState:
         raise JobFailedError(f"job {self.job_id} failed: {self.error}{who}{trace}")
 
     def copy(self) -> JobState:
-        """Return a copy that later commits of this one leave alone."""
+        """Return a copy that later commits of this job do not change."""
         twin = JobState(self.job_id)
         twin.flow_id, twin.shape = self.flow_id, self.shape
         twin.status, twin.seq, twin.error = self.status, self.seq, self.error
@@ -183,11 +110,7 @@ class JobState:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobState):
             return NotImplemented
-        return self._first_difference(other) is None
-
-    def _first_difference(self, other: JobState) -> str | None:
-        """Return the name of the first member whose value is not the same."""
-        return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
+        return self.first_difference(other) is None
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 
@@ -200,9 +123,9 @@ class JobState:
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the job as JSON-able data, from which `deserialize` makes an equal one.
+        """Return the job as JSON-able data; `deserialize` turns it into an equal job.
 
-        Raises `UnserializableError` with the path of a value that has no saved form.
+        Raises `UnserializableError` with the path of a value that can't be saved.
         """
         data: dict[str, object] = codec.loads(self.dumps(), untag=False)
         return data
@@ -210,228 +133,19 @@ class JobState:
     def dumps(self, *, history: bool = True) -> str:
         """Return the job as JSON text; raises `UnserializableError` as `serialize` does.
 
-        Without `history` it has no commits, like a job that no longer keeps any.
+        Without `history` the text contains no commits, as if none were kept.
         """
         return codec.dumps_object(members(self, history=history))
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:
-        """Make a job from what `serialize` gave; raises `SavedStateError` with the path."""
+        """Make a job from the data of `serialize`; raises `SavedStateError` with the path."""
         return cls.load(codec.decode(document), "$")
 
     @classmethod
     def load(cls, data: object, path: str) -> JobState:
-        """Read a job from decoded data, which it takes over; `path` is where in the document it is.
+        """Read a job from decoded data, and keep that data as its own.
 
-        Raises `CorruptStateError` with the path.
+        `path` is the job's path in the document. Raises `CorruptStateError` with the path.
         """
         return load(cls, data, path)
-
-    # --- changing it ----------------------------------------------------------------------------
-
-    def fold(self, commit: Commit) -> Sequence[PendingTask]:
-        """Add a commit, and return the tasks that it created or that are to be tried again.
-
-        Raises `IllegalTransitionError`, changing nothing, if it can't follow.
-        """
-        seq = commit.seq
-        if seq != self.seq + 1:
-            raise IllegalTransitionError(f"commit {seq} can't follow commit {self.seq}")
-        task_id = commit.task_id
-        if task_id is not None and commit.kind in _STEP_ENDS:
-            ready = self._fold_step(commit, task_id)
-        else:
-            ready = self._fold_rest(commit)
-        self.seq = seq
-        self.status = commit.status
-        self.updated_ns = commit.at_ns
-        commits = self._commits
-        commits.append(commit)
-        limit = self.history_limit
-        if limit is not None and len(commits) >= 2 * limit:
-            del commits[: len(commits) - limit]
-        return ready
-
-    def _fold_rest(self, commit: Commit) -> Sequence[PendingTask]:
-        kind = commit.kind
-        if kind is _START:
-            return self._fold_start(commit)
-        if commit.seq == 1:
-            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
-        if kind is _EFFECT:
-            self._fold_effect(commit)
-        elif kind is _RESUMED:
-            self._fold_resumed(commit)
-        elif kind in _STEP_ENDS:
-            self.error = commit.error
-        return ()
-
-    def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
-        detail = commit.detail
-        if self.seq or detail is None:
-            raise IllegalTransitionError("only the first commit starts a job")
-        self.flow_id = str(detail["flow_id"])
-        self._take_shape(detail)
-        self.started_ns = commit.at_ns
-        return self._create(commit)
-
-    def _take_shape(self, detail: Mapping[str, object]) -> None:
-        self.shape = tuple(texts(detail["shape"], "$.shape"))
-        for routine_id in texts(detail["routines"], "$.routines"):
-            self.routine_states.setdefault(routine_id, RoutineState())
-
-    def _fold_step(self, commit: Commit, task_id: str) -> Sequence[PendingTask]:
-        pending = self._pending.get(task_id)
-        if pending is None or pending.attempt != commit.attempt or pending.failed:
-            raise IllegalTransitionError(
-                f"commit {commit.seq} ends attempt {commit.attempt} of task {task_id},"
-                " which is not the next one"
-            )
-        kind = commit.kind
-        routine = self.routine_states[pending.task.routine_id]
-        if kind is _DONE:
-            del self._pending[task_id]
-            routine.attempts += 1
-            routine.completed += 1
-            self.recoveries = 0
-            if commit.state is not None:
-                routine.state = _written(routine.state, commit.state)
-            if commit.shared is not None:
-                self.shared_data = _written(self.shared_data, commit.shared)
-            return self._deliver(commit) if commit.emissions else ()
-        if kind is _RETRY:
-            due = commit.due_ns
-            if due is None:
-                raise IllegalTransitionError(f"commit {commit.seq} lacks what a retry has")
-            pending.due_ns = due
-            pending.delay_ns = commit.delay_ns
-            pending.attempt += 1
-            pending.retries = spent = pending.retries + 1
-            if spent > routine.retry_count:
-                routine.retry_count = spent
-            if pending.first_started_ns is None:
-                pending.first_started_ns = commit.started_ns
-            routine.attempts += 1
-            self.recoveries = 0
-            return (pending,)
-        if kind is _DROPPED and (commit.error is None or commit.detail is None):
-            raise IllegalTransitionError(f"commit {commit.seq} lacks what a dropped task has")
-        if pending.first_started_ns is None:
-            pending.first_started_ns = commit.started_ns
-        if kind is _CONFLICT:
-            pending.conflicts += 1
-            return (pending,)
-        routine.attempts += 1
-        self.recoveries = 0
-        routine.error = commit.error
-        if kind is _FAILED:
-            pending.attempt += 1
-            pending.failed = True
-            pending.delay_ns = None
-            routine.failed += 1
-            if self.error is None:
-                self.error = commit.error
-        else:
-            self._drop(commit, pending, routine)
-        return self._deliver(commit) if commit.emissions else ()
-
-    def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
-        outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
-        del self._pending[pending.task.task_id]
-        if outcome == RoutineStatus.SKIPPED:
-            routine.skipped += 1
-        else:
-            routine.error_continued += 1
-        self.dropped.append(
-            DroppedTask(
-                commit.seq,
-                pending.task.task_id,
-                pending.task.routine_id,
-                pending.task.slot,
-                pending.task.payload,
-                commit.attempt,
-                outcome,
-                cast("ErrorInfo", commit.error),
-            )
-        )
-
-    def _fold_effect(self, commit: Commit) -> None:
-        pending = self._pending.get(commit.task_id or "")
-        if pending is None or commit.effect is None or commit.detail is None:
-            raise IllegalTransitionError(f"commit {commit.seq} records an effect of no task")
-        pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
-        self.recoveries = 0
-
-    def _fold_resumed(self, commit: Commit) -> None:
-        detail = commit.detail or {}
-        withdrawn = texts(detail["withdrawn"], "$.withdrawn")
-        if not self._pending.keys() >= set(withdrawn):
-            raise IllegalTransitionError(f"commit {commit.seq} withdraws a task that is not there")
-        recoveries = in_range(detail["recoveries"], "$.recoveries")
-        if "shape" in detail:
-            self._take_shape(detail)
-        self.recoveries = recoveries
-        for task_id in withdrawn:
-            del self._pending[task_id]
-        fresh = bool(detail.get("retry_failed"))
-        if fresh:
-            self.error = None
-        for pending in self._pending.values():
-            if fresh and pending.failed:
-                pending.failed = False
-                pending.retries = 0
-                pending.first_started_ns = None
-                pending.due_ns = commit.at_ns
-                routine = self.routine_states[pending.task.routine_id]
-                routine.failed = 0
-                routine.error = None
-            elif pending.due_ns > commit.at_ns:
-                # The rest of the wait, within [0, delay]: a skewed clock can't stretch it.
-                left = min(pending.due_ns - commit.at_ns, pending.delay_ns or 0)
-                pending.due_ns = commit.at_ns + left
-
-    def _deliver(self, commit: Commit) -> Sequence[PendingTask]:
-        if not commit.tasks or len(commit.emissions) > 1:  # else its one emission is delivered
-            delivered = {task.emission for task in commit.tasks}
-            for index, emission in enumerate(commit.emissions):
-                if index not in delivered:
-                    self.outputs.append(
-                        Output(
-                            commit.seq,
-                            str(commit.routine_id),
-                            emission.event,
-                            emission.payload,
-                            str(commit.task_id),
-                        )
-                    )
-        return self._create(commit) if commit.tasks else ()
-
-    def _create(self, commit: Commit) -> Sequence[PendingTask]:
-        seq = commit.seq
-        at_ns = commit.at_ns
-        pending = self._pending
-        created: list[PendingTask] = []
-        for task in commit.tasks:
-            new = pending[task.task_id] = PendingTask(task, seq, len(created), at_ns)
-            created.append(new)
-        return created
-
-
-_COMPARED: Final = tuple(
-    name for name in JobState.__slots__ if name not in ("history_limit", "clock_ns")
-)
-
-
-def _same(a: object, b: object) -> bool:
-    # == is faster; what it does not take for equal may be NaN, or of a class without __eq__.
-    with suppress(Exception):
-        if a == b:
-            return True
-    return same_value(a, b)
-
-
-def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:
-    new = {**old, **writes.values}
-    for key in writes.removed:
-        new.pop(key, None)
-    return new

@@ -1,9 +1,9 @@
-"""`Journal`: what a job commits, as the bytes that a store keeps, and back.
+"""`Journal`: writes the commits of jobs to a store as rows, and reads jobs from their rows.
 
-Laws:
-- A commit is a row; of the rows of a job those say their version by which somebody begins to write.
-- A job that is read from its rows is as it was after the last of them, each checked against those
-  before it.
+Invariants:
+- A commit is a row; the first row that a host writes carries the version.
+- A job that is read from its rows is as it was after the last one. Each row is checked against
+  those before it.
 - A snapshot saves reading the rows before it, and changes nothing else.
 """
 
@@ -12,26 +12,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.core.checks import follow
-from routilux.core.records import Commit, JobStatus
+from routilux.core.commits import Commit, JobStatus
+from routilux.core.replay import follow
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.persist import rows
-from routilux.persist.checksums import checked, summed
+from routilux.persist.rows import checked, summed
 from routilux.persist.store import Append
-from routilux.persist.upgrades import FIRST, FORMAT, SNAPSHOTS, loaded_part
+from routilux.persist.versions import FORMAT, loads_versioned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.persist.store import JobStore
 
-__all__ = ["SNAPSHOT_EVERY", "Journal"]
+__all__ = ["SNAPSHOT_EVERY", "Journal", "Row"]
+
+Row = tuple[str, int, bytes, str, bool]
+"""A row to append; the arguments of `JobStore.append`. A tuple is made faster than an `Append`."""
 
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
 
-_LIVE: Final = frozenset({JobStatus.PENDING, JobStatus.RUNNING})
+_KEPT: Final = (None,)
 _ROWS_WORTH: Final = 256  # about as many bytes of a snapshot take as long to read as one row
 
 
@@ -44,14 +47,13 @@ class Journal:
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
-        """Write a commit; one that `claims` makes `owner` the one owner of the job.
+        """Write a commit; with `claims`, `owner` becomes the one owner of the job.
 
-        With `acquired` it is the first one of an owner that has a lease on the job.
-
-        When it returns, the commit is durable. Raises `UnserializableError` with nothing written,
-        and what the store raises.
+        With `acquired` it is the first commit of an owner that has a lease on the job. When this
+        returns, the commit is durable. Raises `UnserializableError` with nothing written, and the
+        errors of the store.
         """
-        rests = commit.status not in _LIVE
+        rests = not commit.status.is_live
         row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, rests=rests)
@@ -62,19 +64,23 @@ class Journal:
             queued = commit.status is JobStatus.PENDING
             self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
 
-    def appending(self, job_id: str, commit: Commit, owner: str) -> Append:
+    def row(self, job_id: str, commit: Commit, owner: str) -> Row:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
         row = rows.written(commit, begins=False)
-        return Append(job_id, commit.seq, row, owner, commit.status not in _LIVE)
+        return job_id, commit.seq, row, owner, not commit.status.is_live
 
-    def append_all(self, appends: Sequence[Append]) -> Sequence[Exception | None]:
+    def append_all(self, added: Sequence[Row]) -> Sequence[Exception | None]:
         """Append rows of several jobs by one write; see `JobStore.append_all`."""
-        return self._store.append_all(appends)
+        if len(added) > 1:
+            return self._store.append_all([Append(*row) for row in added])
+        for job_id, seq, row, owner, rests in added:
+            self._store.append(job_id, seq, row, owner, rests=rests)
+        return _KEPT
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
-        """Write the commit of an operator, whoever owns the job; see `JobStore.overrule`."""
+        """Write the commit of an operator, regardless of the owner; see `JobStore.overrule`."""
         row = rows.written(commit, begins=True)
-        self._store.overrule(job_id, commit.seq, row, operator, free=commit.status in _LIVE)
+        self._store.overrule(job_id, commit.seq, row, operator, free=commit.status.is_live)
 
     def keep(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit after which the next one pays."""
@@ -91,30 +97,29 @@ class Journal:
         """Return a job as of its last commit; None where the store does not hold it.
 
         With `history` it has all its commits, else those since the last snapshot, within the
-        limit. Raises `SavedStateError` for what is damaged.
+        limit. Raises `SavedStateError` for a row or a snapshot that is damaged.
         """
         kept = None if history else self._store.snapshot(job_id)
-        job, version = (JobState(job_id), FIRST) if kept is None else _snapshot(job_id, *kept)
+        job = JobState(job_id) if kept is None else _snapshot(job_id, *kept)
         since = self._store.rows(job_id, job.seq)
         if not job.seq and not since:
             return None
         job.history_limit = history_limit
-        for place, data in rows.read(since, job_id, job.seq, version):
+        for place, data in rows.read(since, job_id, job.seq):
             follow(job, Commit.load(data, place), place)
         return job
 
 
-def _snapshot(job_id: str, seq: int, data: bytes) -> tuple[JobState, int]:
+def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
     place = f"$.{job_id}.snapshot"
     try:
-        loaded, version = loaded_part(checked(data, place), place, FIRST, SNAPSHOTS)
-        job = JobState.load(loaded, place)
+        job = JobState.load(loads_versioned(checked(data, place), place), place)
         if (job.job_id, job.seq) != (job_id, seq):
             whose = f"commit {job.seq} of job {job.job_id!r}"
-            raise CorruptStateError(place, f"is of {whose}, but stands at commit {seq}")
+            raise CorruptStateError(place, f"is of {whose}, but it was stored for commit {seq}")
     except UnsupportedVersionError:
         raise  # the rows are of the same version
     except SavedStateError as error:
-        cure = f"load({job_id!r}, history=True) does without the snapshot"
+        cure = f"load({job_id!r}, history=True) reads the job without the snapshot"
         raise type(error)(error.path, f"{error.reason}; {cure}") from None
-    return job, version
+    return job

@@ -17,14 +17,22 @@ from secrets import randbits
 from typing import TYPE_CHECKING, Final, Self
 
 from routilux.errors import LeaseLostError, UnserializableError
-from routilux.persist.database import Answer, Database
-from routilux.persist.leases import FALLEN, FREE, Acquired, Hold
-from routilux.persist.store import Append, duplicate, refusal, refusals
+from routilux.persist.postgres_connection import Answer, Database
+from routilux.persist.store import (
+    FALLEN,
+    FREE,
+    Acquired,
+    Append,
+    Hold,
+    duplicate,
+    refusal,
+    refusals,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from routilux.clock import Clock
+    from routilux.clocks.clock import Clock
 
 __all__ = ["PostgresStore"]
 
@@ -156,7 +164,7 @@ class PostgresStore:
     there; with `read_only` they must be there, and nothing is written. A pooler in between must
     leave a session its connection. `clock` is the store's time, by default the server's. Raises
     `OSError` where the database can't be used, and `SavedStateError` where its tables are damaged
-    or of a newer version. Needs `pip install routilux[postgres]`.
+    or of a newer version. Needs psycopg 3, which the extra `postgres` installs.
     """
 
     def __init__(self, dsn: str, *, clock: Clock | None = None, read_only: bool = False) -> None:

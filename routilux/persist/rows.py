@@ -1,36 +1,75 @@
-"""The rows of a job: commits as a store keeps them, and what is read from them again.
+"""Rows of a job: its commits as a store keeps them, written and read.
 
-Laws:
-- The row by which somebody begins to write says in which version; it holds for those that follow.
-- A row ends with a checksum; what was damaged is told by its number.
-- Many rows are read at once, which costs two thirds of reading one after the other. Where one of
-  them is not as this version writes it, each is read by itself, and an error names its number.
+Invariants:
+- The first row that a host writes carries the version; it holds for the rows that follow.
+- A row or a snapshot ends with a checksum, the last member of its object. A disk may return other
+  bytes than it was given: this is reported by the row's number, and the bytes are never replayed.
+- Data of a newer version may end in another way: it is refused by its version.
+- Many rows are read at once, which costs two thirds of reading them one by one. Where a row of a
+  batch is refused, each is read by itself, so that the error names its number.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from routilux import codec
-from routilux.errors import SavedStateError
-from routilux.persist.checksums import checked, summed
-from routilux.persist.upgrades import FORMAT, ROWS, VERSION, loaded_part
+from routilux.errors import CorruptStateError, SavedStateError
+from routilux.persist.versions import FORMAT, loads_versioned, refuse_newer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from routilux.core.records import Commit
+    from routilux.core.commits import Commit
 
-__all__ = ["read", "written"]
+__all__ = ["CHECKSUM", "checked", "read", "summed", "written"]
 
+_NAME: Final = b',"crc":"'
+CHECKSUM: Final = len(b'%b%08x"}' % (_NAME, 0))
+"""The length of a checksum in bytes, with the end of the object."""
 _AT_ONCE: Final = 64
 _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
 
 
-def written(commit: Commit, *, begins: bool) -> bytes:
-    """Return the row of a commit, by which somebody `begins` to write or not.
+def summed(text: bytes) -> bytes:
+    """Return an object's text with its checksum.
 
-    Raises `UnserializableError` with the path of what has no saved form.
+    >>> summed(b'{"seq":8}')
+    b'{"seq":8,"crc":"f5bfced8"}'
+    """
+    body = text[:-1]
+    return b'%b%b%08x"}' % (body, _NAME, crc32(body))
+
+
+def checked(data: object, place: str) -> bytes:
+    """Return an object's text without its checksum; `place` is its path.
+
+    Raises `SavedStateError` where the checksum is missing or does not match.
+
+    >>> checked(summed(b'{"seq":8}'), "$.job-1[8]")
+    b'{"seq":8}'
+    >>> checked(summed(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
+    Traceback (most recent call last):
+    routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
+    """
+    if not isinstance(data, bytes):  # another program's store may return anything
+        raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
+    if not data[-CHECKSUM:].startswith(_NAME):
+        refuse_newer(data, place)
+        raise CorruptStateError(
+            place, "has no checksum at its end: it is cut off, or was not written by routilux"
+        )
+    body = data[:-CHECKSUM]
+    if data != b'%b%b%08x"}' % (body, _NAME, crc32(body)):
+        raise CorruptStateError(place, "was damaged: its checksum does not match")
+    return body + b"}"
+
+
+def written(commit: Commit, *, begins: bool) -> bytes:
+    """Return the row of a commit; with `begins` it is the first one that a host writes.
+
+    Raises `UnserializableError` with the path of a value that has no saved form.
     """
     text = commit.dumps()
     if begins:
@@ -38,45 +77,42 @@ def written(commit: Commit, *, begins: bool) -> bytes:
     return summed(text.encode())
 
 
-def read(
-    rows: Sequence[bytes], job_id: str, after: int, version: int
-) -> Iterator[tuple[str, object]]:
-    """Read the rows that follow commit `after`: of each, where it stands, and its data.
+def read(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
+    """Yield the path and the data of each row that follows commit `after`.
 
-    `version` is that of the rows before. Raises `SavedStateError` with the place of a row.
+    Raises `SavedStateError` with the path of the row that is refused.
 
-    >>> list(read([b'{"seq":8}', b'{"seq":9}'], "job-1", 7, version=1))
+    >>> rows = [summed(b'{"seq":8}'), summed(b'{"seq":9}')]
+    >>> list(read(rows, "job-1", after=7))
     [('$.job-1[8]', {'seq': 8}), ('$.job-1[9]', {'seq': 9})]
     """
     for first in range(0, len(rows), _AT_ONCE):
-        given = rows[first : first + _AT_ONCE]
+        batch = rows[first : first + _AT_ONCE]
         start = after + first + 1
-        places = [f"$.{job_id}[{number}]" for number in range(start, start + len(given))]
-        batch = list(map(checked, given, places))
-        parts = _parts(batch) if version == VERSION else None
-        for number, (row, place) in enumerate(zip(batch, places, strict=True)):
+        parts = _parts(batch, begins=start == 1)
+        for number, row in enumerate(batch):
+            seq = start + number
+            place = f"$.{job_id}[{seq}]"
             if parts is None:
-                data, version = loaded_part(row, place, version, ROWS)
+                yield place, loads_versioned(checked(row, place), place, required=seq == 1)
             else:
-                data = parts[number]
-            yield place, data
+                yield place, parts[number]
 
 
-def _parts(rows: Sequence[bytes]) -> list[object] | None:
-    if not all(map(_looks_whole, rows)) or sum(map(len, rows)) > _MOST_BYTES:
-        return None
+def _parts(rows: Sequence[bytes], *, begins: bool) -> list[object] | None:
     try:
-        parts: list[object] = codec.loads(b"[%b]" % b",".join(rows))
+        texts = [checked(row, "$") for row in rows]
+        # A text that is no object by itself might become one together with its neighbours.
+        if sum(map(len, texts)) > _MOST_BYTES or not all(text[:1] == b"{" for text in texts):
+            return None
+        parts: list[object] = codec.loads(b"[%b]" % b",".join(texts))
     except SavedStateError:
         return None
     if len(parts) != len(rows):
         return None
+    version = None if begins else FORMAT
     for part in parts:
-        if type(part) is not dict or part.pop("format", FORMAT) != FORMAT:
+        if type(part) is not dict or part.pop("format", version) != FORMAT:
             return None
+        version = FORMAT
     return parts
-
-
-def _looks_whole(row: object) -> bool:
-    # What is no object by itself might become one together with what stands beside it.
-    return isinstance(row, bytes) and row.startswith(b"{") and row.endswith(b"}")

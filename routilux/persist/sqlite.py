@@ -12,17 +12,25 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self, cast
 
-from routilux.clock import SystemClock
+from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
-from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
-from routilux.persist.sqlite_file import SqliteFile
-from routilux.persist.store import duplicate, refusal, refusals
+from routilux.persist.sqlite_connection import SqliteFile
+from routilux.persist.store import (
+    FALLEN,
+    FREE,
+    NOBODY,
+    Acquired,
+    Hold,
+    duplicate,
+    refusal,
+    refusals,
+)
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Collection, Sequence
 
-    from routilux.clock import Clock
+    from routilux.clocks.clock import Clock
     from routilux.persist.store import Append
 
     _Row = tuple[str, int, str, bytes]  # job id, number, owner, row

@@ -1,6 +1,6 @@
-"""Where commits are kept: `JobStore`, what all stores have in common, and one in memory.
+"""`JobStore`: where commits are kept, and the rules that all stores share.
 
-Laws:
+Invariants:
 - A store sees bytes and knows nothing of what is in them.
 - One row a commit, keyed by (job id, sequence number). The key is the fence: a row that another
   owner has written is `LeaseLostError`; writing the same row again is accepted and does nothing.
@@ -15,20 +15,86 @@ Laws:
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-from routilux.clock import SystemClock
+from routilux.clocks.durations import seconds_text
 from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
-from routilux.persist.leases import FALLEN, FREE, NOBODY, Acquired, Hold
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-    from routilux.clock import Clock
 
-__all__ = ["Append", "JobStore", "MemoryStore", "duplicate", "refusal", "refusals"]
+__all__ = [
+    "FALLEN",
+    "FREE",
+    "NOBODY",
+    "Acquired",
+    "Append",
+    "Hold",
+    "JobStore",
+    "duplicate",
+    "refusal",
+    "refusals",
+]
+
+
+FREE: Final = ""
+"""Stands for the owner of a job that was queued or given back."""
+FALLEN: Final = "?"
+"""Stands for the owner of a job that broke off where it was driven, and was let fall."""
+NOBODY: Final = (FREE, FALLEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Acquired:
+    """A job that a host was given a lease on; `clean` where whoever had it before gave it back.
+
+    >>> Acquired("job-1", clean=True).job_id
+    'job-1'
+    """
+
+    job_id: str
+    clean: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Who has a job, and in how many nanoseconds any host may take it.
+
+    `owner` is None where nobody has it. `free_in_ns` is None where no time frees it: it rests, or
+    is held without a lease. `clean` tells whether whoever had it before gave it back.
+
+    >>> print(Hold.of("web-1:4711:9f86d081", 5_000_000_000, now=0))
+    held by web-1:4711:9f86d081, whose lease ends in 5.0 s
+    >>> print(Hold.of("", 5_000_000_000, now=0))
+    held by nobody, and free to be taken in 5.0 s
+    """
+
+    owner: str | None
+    free_in_ns: int | None
+    clean: bool
+
+    @classmethod
+    def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
+        """Make it of what a store keeps beside a job's rows."""
+        free_in = None if free_at is None else max(0, free_at - now)
+        return cls(None if owner in NOBODY else owner, free_in, owner == FREE)
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether somebody has it under a lease that has not ended."""
+        return self.owner is not None and bool(self.free_in_ns)
+
+    def __str__(self) -> str:
+        soon = f"in {seconds_text(self.free_in_ns or 0, 1)} s"
+        if self.owner is None:
+            return f"held by nobody, and free to be taken {soon if self.free_in_ns else 'now'}"
+        if self.free_in_ns is None:
+            return f"held by {self.owner} without a lease"
+        if not self.free_in_ns:
+            return f"left by {self.owner}, whose lease has ended"
+        return f"held by {self.owner}, whose lease ends {soon}"
 
 
 @dataclass(slots=True)
@@ -170,188 +236,3 @@ def refusals(
         else:
             told.append(None)
     return told
-
-
-class _Kept:
-    __slots__ = ("flow_id", "free_at", "owner", "rows", "snapshot", "writers")
-
-    def __init__(self, flow_id: str, owner: str, free_at: int | None) -> None:
-        self.flow_id = flow_id
-        self.owner = owner
-        self.free_at = free_at
-        self.rows: list[bytes] = []
-        self.writers: list[str] = []
-        self.snapshot: tuple[int, bytes] | None = None
-
-
-class MemoryStore:
-    """A store that lives as long as the process; for tests.
-
-    `clock` is the store's time, by default the system's.
-
-    >>> store = MemoryStore()
-    >>> store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
-    >>> store.acquire("host-b", ["orders"], lease_ns=10**9)
-    Acquired(job_id='job-1', clean=True)
-    """
-
-    def __init__(self, clock: Clock | None = None) -> None:
-        self._now = (clock if clock is not None else SystemClock()).now_ns
-        self._lock = threading.Lock()
-        self._jobs: dict[str, _Kept] = {}
-
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        """Keep the row of commit 1; see `JobStore.create`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            if job is not None:
-                if (job.rows, job.writers) == ([row], [owner]):
-                    return
-                raise duplicate(job_id)
-            free_at = self._now() if queued else None
-            job = self._jobs[job_id] = _Kept(flow_id, FREE if queued else owner, free_at)
-            job.rows.append(row)
-            job.writers.append(owner)
-
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        """Keep the row of commit `seq`; see `JobStore.append`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            if job is None or job.owner != owner or not self._put(job, seq, row, owner):
-                raise self._refusal(job_id, seq, owner)
-            if rests:
-                job.free_at = None
-
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
-        """Do several appends, of a job each; see `JobStore.append_all`."""
-        return refusals(
-            appends,
-            lambda added: self.append(
-                added.job_id, added.seq, added.row, added.owner, rests=added.rests
-            ),
-        )
-
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        """Make `owner` the one owner of a job; see `JobStore.claim`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            leased = (
-                job is not None
-                and job.owner not in (*NOBODY, owner)
-                and job.free_at is not None
-                and job.free_at > self._now()
-            )
-            if job is None or leased or not self._put(job, seq, row, owner):
-                raise self._refusal(job_id, seq, owner, claims=True)
-            if rests or job.owner != owner:
-                job.free_at = None
-            job.owner = owner
-
-    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        """Keep the row of an operator's commit; see `JobStore.overrule`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            if job is None or not 1 < seq == len(job.rows) + 1:
-                last = None if job is None else (len(job.rows), job.rows[-1], job.writers[-1])
-                if last == (seq, row, operator):
-                    return
-                count = 0 if last is None else last[0]
-                raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
-            job.rows.append(row)
-            job.writers.append(operator)
-            job.owner, job.free_at = (FREE, self._now()) if free else (operator, None)
-
-    def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return the rows of a job in order; see `JobStore.rows`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            return [] if job is None else job.rows[after:]
-
-    def job_ids(self) -> list[str]:
-        """Return the ids of all jobs, sorted."""
-        with self._lock:
-            return sorted(self._jobs)
-
-    def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        """Keep what the job was after commit `seq`; see `JobStore.keep_snapshot`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            if job is not None and (job.snapshot or (0,))[0] < seq <= len(job.rows):
-                job.snapshot = seq, data
-
-    def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return the latest snapshot; see `JobStore.snapshot`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            return None if job is None else job.snapshot
-
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
-        with self._lock:
-            now = self._now()
-            free = self._free(flow_ids)
-            job_id = min(free, key=free.__getitem__, default=None)
-            if job_id is None or free[job_id] > now:
-                return None
-            job = self._jobs[job_id]
-            clean = job.owner == FREE
-            job.owner, job.free_at = owner, now + lease_ns
-            return Acquired(job_id, clean)
-
-    def renew(self, owner: str, lease_ns: int) -> list[str]:
-        """Make all leases of `owner` end later; see `JobStore.renew`."""
-        with self._lock:
-            until = self._now() + lease_ns
-            leased = [
-                job_id
-                for job_id, job in self._jobs.items()
-                if job.owner == owner and job.free_at is not None
-            ]
-            for job_id in leased:
-                self._jobs[job_id].free_at = until
-            return leased
-
-    def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
-        """Give back a job that was acquired; see `JobStore.release`."""
-        with self._lock:
-            job = self._jobs.get(job_id)
-            if job is not None and job.owner == owner and job.free_at is not None:
-                job.owner = FREE if clean else FALLEN
-                job.free_at = self._now() + after_ns
-
-    def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return who has each job; see `JobStore.holders`."""
-        with self._lock:
-            now = self._now()
-            return {
-                name: Hold.of(job.owner, job.free_at, now=now)
-                for name, job in self._jobs.items()
-                if job_id in (None, name)
-            }
-
-    def free_in(self, flow_ids: Collection[str]) -> int | None:
-        """Return when the next job will be free; see `JobStore.free_in`."""
-        with self._lock:
-            soonest = min(self._free(flow_ids).values(), default=None)
-            return None if soonest is None else max(0, soonest - self._now())
-
-    def _free(self, flow_ids: Collection[str]) -> dict[str, int]:
-        return {
-            job_id: job.free_at
-            for job_id, job in self._jobs.items()
-            if job.free_at is not None and job.flow_id in flow_ids
-        }
-
-    def _put(self, job: _Kept, seq: int, row: bytes, owner: str) -> bool:
-        count = len(job.rows)
-        if seq == count + 1:
-            job.rows.append(row)
-            job.writers.append(owner)
-            return True
-        stands = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
-        return stands and job.owner == owner
-
-    def _refusal(self, job_id: str, seq: int, owner: str, *, claims: bool = False) -> Exception:
-        job = self._jobs.get(job_id)
-        count, held_by = (0, "") if job is None else (len(job.rows), job.owner)
-        return refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)

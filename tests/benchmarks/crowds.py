@@ -1,9 +1,9 @@
-"""What many jobs cost that share a store: on one host, on several, and while they wait.
+"""Benchmarks of many jobs that share a store: on one host, on several, and while they wait.
 
-Laws:
-- What the disk does is compared with the bare `sqlite3` module in the same run, in turns.
-- Hosts are processes of their own, begun before the clock runs, on a file filled before it runs.
-- A job that waits is told to before the clock runs; how late it wakes is told by its own commits.
+Invariants:
+- Writing to the disk is compared with the bare `sqlite3` module in the same run, in turns.
+- Hosts are processes that start before the clock runs, on a file that was filled before it runs.
+- Each job is late by the time between its due time and the start of its next attempt.
 """
 
 from __future__ import annotations
@@ -30,17 +30,22 @@ from routilux import (
     SqliteStore,
     SystemClock,
 )
-from routilux.instants import SECOND
-from tests.benchmarks.durability import _file, _hurried, _store, bare_rows, counter
-from tests.benchmarks.measurements import _time
-from tests.benchmarks.race import Bound, Figure, Measurement, Race
+from routilux.clocks.durations import SECOND
+from tests.benchmarks.durability import (
+    _file,
+    _hurried,
+    _store,
+    against_rows,
+    bare_rows,
+    counter,
+    together,
+)
+from tests.benchmarks.race import Figure, Measurement, Race, Target, time
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from routilux import Clock, Commit, JobState
-
-__all__ = ["group_commit", "long_history", "waiting_jobs", "workers"]
 
 
 def group_commit(jobs: int, steps: int, rounds: int) -> Measurement:
@@ -49,28 +54,19 @@ def group_commit(jobs: int, steps: int, rounds: int) -> Measurement:
     store = _store()
     runtime = Runtime(store=store)
     rows = store.rows(flow.execute("counts", runtime=runtime).job_id)
-    insert = bare_rows(rows, runtime.owner)
-
-    def together() -> None:
-        runs = [flow.start("counts", runtime=runtime) for _ in range(jobs)]
-        assert all(run.wait().seq == len(rows) for run in runs)
-
-    def figures(best: dict[str, int]) -> list[Figure]:
-        alone = len(rows) * 10**9 / best["sqlite3"]
-        rate = jobs * len(rows) * 10**9 / best["routilux"]
-        return [
-            Figure(
-                f"durable steps a second, {jobs} jobs at once",
-                f"{rate:,.0f}",
-                f"{alone:,.0f} rows of sqlite3, one by one",
-                rate / alone,
-                f"{rate / alone:.0%}",
-                Bound(1.0, hard=False, least=True),
-            )
-        ]
-
-    race = Race({"sqlite3": insert, "routilux": together}, perf_counter_ns)
-    return Measurement(race, rounds, figures)
+    race = Race(
+        {
+            "sqlite3": bare_rows(rows, runtime.owner),
+            "routilux": together(flow, runtime, jobs, len(rows)),
+        },
+        perf_counter_ns,
+    )
+    what = f"durable steps, SqliteStore, {jobs} jobs"
+    return Measurement(
+        race,
+        rounds,
+        lambda: [against_rows(race, "routilux", "sqlite3", what, len(rows), 1, jobs)],
+    )
 
 
 # --- several hosts --------------------------------------------------------------------------------
@@ -91,9 +87,8 @@ for line in sys.stdin:
 class _Hosts:
     """Processes that each run a worker until the jobs of a file are done."""
 
-    def __init__(self, number: int, files: Sequence[Path], jobs: int) -> None:
+    def __init__(self, number: int, files: Sequence[Path]) -> None:
         self._files = iter(files)
-        self._jobs = jobs
         self._processes = [
             subprocess.Popen(
                 [sys.executable, "-c", _HOST],
@@ -127,31 +122,37 @@ class _Hosts:
 
 
 def workers(numbers: Sequence[int], jobs: int, rounds: int) -> Measurement:
-    """Measure how many jobs, of three steps each, so many workers finish in a second."""
-    flow = counter(3)
+    """Compare the jobs a second, of three steps each, of so many workers with bare rows."""
+    flow, bare = counter(3), Runtime(store=_store())
+    rows = bare.store.rows(flow.execute("counts", runtime=bare).job_id)
+    insert = bare_rows(rows, bare.owner)
     with SqliteStore(_file()) as store, _hurried(store):
         runtime = Runtime(store=store)
         for number in range(jobs):
             runtime.submit(flow, "counts", job_id=f"job-{number}")
     files = {n: [shutil.copy(store.path, _file()) for _ in range(rounds + 1)] for n in numbers}
-    hosts = {n: _Hosts(n, files[n], jobs) for n in numbers}
-    race = Race({f"{n}": hosts[n] for n in numbers}, perf_counter_ns)
+    hosts = {n: _Hosts(n, files[n]) for n in numbers}
 
-    def figures(best: dict[str, int]) -> list[Figure]:
+    def only_rows() -> None:
+        for _ in range(jobs):
+            insert()
+
+    race = Race({"sqlite3": only_rows, **{f"{n}": hosts[n] for n in numbers}}, perf_counter_ns)
+
+    def figures() -> list[Figure]:
         for host in hosts.values():
             host.close()
         for path in (files[n][0] for n in numbers):
             with SqliteStore(path) as done:
                 assert done.free_in(["counter"]) is None
                 assert all(len(done.rows(f"job-{number}")) == 5 for number in range(jobs))
-        rates = {n: jobs * 10**9 / best[f"{n}"] for n in numbers}
+        rates = {name: jobs * 10**9 / race.cost(name) for name in race.costs}
         return [
             Figure(
-                f"jobs a second with {n} worker{'s' * (n > 1)}",
-                "jobs of 3 steps, from submitted to completed",
-                "" if n == numbers[0] else f"{rates[n] / rates[numbers[0]]:.2f} × of one",
-                rates[n],
-                f"{rates[n]:,.0f}",
+                f"jobs of 3 steps, {n} worker{'s' * (n > 1)}",
+                race.ratio(f"{n}", "sqlite3"),
+                f"{rates[f'{n}']:,.0f} /s",
+                f"sqlite3, their rows {rates['sqlite3']:,.0f} /s",
             )
             for n in numbers
         ]
@@ -163,7 +164,7 @@ def workers(numbers: Sequence[int], jobs: int, rounds: int) -> Measurement:
 
 
 class Waits(Routine):
-    """Fails once, to be tried again at the instant that `due` gives."""
+    """Fails once and asks for a retry at the instant that `due` returns."""
 
     def __init__(self, due: Callable[[], float]) -> None:
         super().__init__()
@@ -177,7 +178,7 @@ class Waits(Routine):
 
 
 def _resident() -> int:
-    """Return how many bytes of memory this process holds now."""
+    """Return how many bytes of memory this process uses now."""
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
     return pages * resource.getpagesize()
 
@@ -199,7 +200,7 @@ def waiting_jobs(jobs: int, pace: float, lead: float, clock: Clock | None = None
     flow.add_routine(Waits(due), "waits")
 
     class Watch:
-        """Keeps how late each job was tried again, and no job."""
+        """Keeps how late each retry started, but no job."""
 
         def __init__(self) -> None:
             self.due: dict[str, int] = {}
@@ -228,24 +229,23 @@ def waiting_jobs(jobs: int, pace: float, lead: float, clock: Clock | None = None
         for run in runs:
             run.wait()
 
-    def figures(best: dict[str, int]) -> list[Figure]:
-        assert waited == [jobs] * jobs, "some woke before the last had begun to wait"
+    def overslept() -> int:
+        began = perf_counter_ns()
+        Event().wait(pace)
+        return perf_counter_ns() - began - round(pace * SECOND)
+
+    def figures() -> list[Figure]:
+        assert waited == [jobs] * jobs, "some jobs woke before the last one waited"
         late.sort()
-        each = (held[1] - held[0]) / jobs
+        each = (held[1] - held[0]) / jobs / 2**10
+        bare = median(overslept() for _ in range(100))
         return [
-            Figure(
-                f"{jobs:,} jobs that wait for a timer",
-                f"{(held[1] - held[0]) / 2**20:.1f} MiB in all",
-                "",
-                each,
-                f"{each / 2**10:.2f} KiB each",
-            ),
+            Figure(f"{jobs:,} jobs that wait for a timer", each, f"{each:.2f} KiB each", "1 KiB"),
             Figure(
                 f"how late each of {jobs:,} jobs wakes",
-                f"median {_time(median(late))}, 99 % {_time(late[len(late) * 99 // 100])}",
-                f"one due every {_time(pace * 10**9)}",
-                late[-1],
-                f"{_time(late[-1])} at most",
+                median(late) / bare,
+                f"{time(median(late))}, at most {time(late[-1])}",
+                f"a thread that sleeps {time(bare)}",
             ),
         ]
 
@@ -253,7 +253,7 @@ def waiting_jobs(jobs: int, pace: float, lead: float, clock: Clock | None = None
 
 
 def long_history(steps: int) -> Measurement:
-    """Run a job of so many steps with a `history_limit`; its whole history is in the store."""
+    """Run a job of so many steps with a `history_limit`, and its whole history in the store."""
     held: dict[int, int] = {}
     tenth = steps // 10
 
@@ -278,24 +278,22 @@ def long_history(steps: int) -> Measurement:
         sizes.append(sum(map(len, rows)) / len(rows))
         store.close()
 
-    def figures(best: dict[str, int]) -> list[Figure]:
+    def figures() -> list[Figure]:
         growth = held[10] / held[1]
         each = store.path.stat().st_size / steps
         return [
             Figure(
-                f"memory after {steps:,} steps",
-                f"{held[10] / 2**20:.1f} MiB with history_limit=100",
-                f"{held[1] / 2**20:.1f} MiB after {tenth:,}",
+                f"memory after {steps:,} steps, history_limit=100",
                 growth,
-                f"{growth:.3f} ×",
-                Bound(1.1, hard=False),
+                f"{held[10] / 2**20:.1f} MiB",
+                f"after {tenth:,} steps {held[1] / 2**20:.1f} MiB",
+                Target(growth, 1.1, " ×"),
             ),
             Figure(
-                "bytes of a step in the store",
-                f"rows of {sizes[0]:,.0f} bytes on average",
-                f"the file of {steps:,} steps",
-                each,
+                "bytes of a step in the file",
+                each / sizes[0],
                 f"{each:,.0f}",
+                f"row {sizes[0]:,.0f}",
             ),
         ]
 

@@ -1,32 +1,37 @@
-"""What it costs that a job survives: commits on the disk, and loading what was committed.
+"""Benchmarks of durable jobs: commits on a disk and on a server, and loading them.
 
-Laws:
-- A durable step is compared with what the same disk does in the same run, in turns: the bare
-  `sqlite3` module adds the same rows, one a transaction, to a file that is as safe.
-- The disk is waited for, so a durable step is wall time; loading computes, so it is CPU time.
+Invariants:
+- A durable step is compared with the same row, written as safely to the same disk or server by
+  the bare `sqlite3` or `psycopg` module, one a transaction.
+- Writing waits for a disk, so it is wall time. Loading computes, so it is CPU time.
 """
 
 from __future__ import annotations
 
 import shutil
 import sqlite3
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from routilux import Flow, Routine, Runtime, SqliteStore
-from tests.benchmarks.measurements import MILLISECOND, _time
-from tests.benchmarks.race import Bound, Figure, Measurement, Race
+from routilux import Flow, PostgresStore, Routine, Runtime, SqliteStore
+from tests.benchmarks.race import (
+    Figure,
+    Measurement,
+    Race,
+    Target,
+    duration,
+    loop,
+    percent,
+    time,
+)
+from tests.persist import postgres_server
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    from routilux import JobState
-
-__all__ = ["durable_steps", "loading"]
 
 _kept: list[object] = []  # until the program ends
 
@@ -66,7 +71,7 @@ def _store(path: Path | None = None) -> SqliteStore:
 
 
 def bare_rows(rows: Sequence[bytes], owner: str) -> Callable[[], None]:
-    """Return what adds the rows by the bare `sqlite3` module, each as safe as a commit of ours."""
+    """Return a function that writes the rows by `sqlite3`, each as safely as a store's commit."""
     numbers = count()
     bare = sqlite3.connect(_file(), isolation_level=None)
     _kept.append(bare)
@@ -96,28 +101,91 @@ def durable_steps(steps: int, rounds: int) -> Measurement:
         job = flow.execute("counts", runtime=runtime)
         assert job.seq == steps + 1 == len(rows)
 
-    def figures(best: dict[str, int]) -> list[Figure]:
-        rates = {name: len(rows) * 10**9 / spent for name, spent in best.items()}
-        share = rates["routilux"] / rates["sqlite3"]
+    race = Race({"sqlite3": insert, "routilux": execute}, perf_counter_ns)
+    what = "durable steps, SqliteStore"
+    return Measurement(
+        race, rounds, lambda: [against_rows(race, "routilux", "sqlite3", what, len(rows), 0.7)]
+    )
+
+
+def against_rows(
+    race: Race, name: str, bare: str, what: str, rows: int, least: float, jobs: int = 1
+) -> Figure:
+    """Compare the rows of so many jobs with the rows of one that a bare module writes."""
+    ratio = race.ratio(name, bare) / jobs
+    rates = [rows * 10**9 / race.cost(bare), jobs * rows * 10**9 / race.cost(name)]
+    against = f"{bare} {rates[0]:,.0f} rows /s"
+    return Figure(what, ratio, f"{rates[1]:,.0f} /s", against, percent(1 / ratio, least))
+
+
+def _inserts(db: Any, rows: Sequence[bytes], owner: str) -> Callable[[], None]:
+    """Return a function that inserts the rows by `psycopg` and commits each."""
+    numbers = count()
+    db.execute(
+        "CREATE TABLE committed (job bigint, seq bigint, owner text, data bytea,"
+        " PRIMARY KEY (job, seq))"
+    )
+    db.commit()
+
+    def insert() -> None:
+        job = next(numbers)
+        for seq, row in enumerate(rows, 1):
+            db.execute("INSERT INTO committed VALUES (%s, %s, %s, %s)", (job, seq, owner, row))
+            db.commit()
+
+    return insert
+
+
+def hosted_steps(steps: int, jobs: int, rounds: int) -> Measurement:
+    """Compare the steps of one job, and of so many at once, with their rows on the same server."""
+    import psycopg
+
+    postgres_server.need()
+    ends = ExitStack()
+    dsn = ends.enter_context(postgres_server.Server(flushes=True)).dsn()
+    db = ends.enter_context(psycopg.connect(dsn))
+    store = ends.enter_context(PostgresStore(dsn))
+    flow, runtime = counter(steps), ends.enter_context(Runtime(store=store))
+    rows = store.rows(flow.execute("counts", runtime=runtime).job_id)
+
+    def execute() -> None:
+        job = flow.execute("counts", runtime=runtime)
+        assert job.seq == steps + 1 == len(rows)
+
+    race = Race(
+        {
+            "psycopg": _inserts(db, rows, runtime.owner),
+            "routilux": execute,
+            "together": together(flow, runtime, jobs, len(rows)),
+        },
+        perf_counter_ns,
+    )
+
+    def figures() -> list[Figure]:
+        ends.close()
+        what = "durable steps, PostgresStore"
+        at_once = f"{what}, {jobs} jobs"
         return [
-            Figure(
-                "durable steps a second",
-                f"{rates['routilux']:,.0f}",
-                f"{rates['sqlite3']:,.0f} rows of sqlite3",
-                share,
-                f"{share:.0%}",
-                Bound(0.7, hard=False, least=True),
-            )
+            against_rows(race, "routilux", "psycopg", what, len(rows), 0.7),
+            against_rows(race, "together", "psycopg", at_once, len(rows), 1, jobs),
         ]
 
-    return Measurement(
-        Race({"sqlite3": insert, "routilux": execute}, perf_counter_ns), rounds, figures
-    )
+    return Measurement(race, rounds, figures)
+
+
+def together(flow: Flow, runtime: Runtime, jobs: int, commits: int) -> Callable[[], None]:
+    """Return a function that runs so many jobs at once."""
+
+    def execute() -> None:
+        runs = [flow.start("counts", runtime=runtime) for _ in range(jobs)]
+        assert all(run.wait().seq == commits for run in runs)
+
+    return execute
 
 
 @contextmanager
 def _hurried(store: SqliteStore) -> Iterator[None]:
-    # What is prepared may be lost with the power.
+    # A power cut may destroy the prepared file.
     with store._file.using() as db:
         db.execute("PRAGMA synchronous = OFF")
     yield
@@ -126,7 +194,7 @@ def _hurried(store: SqliteStore) -> Iterator[None]:
 
 
 def loading(sizes: Sequence[tuple[int, float]], finished: int, rounds: int) -> Measurement:
-    """Load jobs of so many steps, within so many ms; alone, and among so many finished jobs."""
+    """Load jobs of so many steps, within so many ms, alone and among so many finished jobs."""
     alone = _store()
     with _hurried(alone):
         runtime = Runtime(store=alone, history_limit=10)
@@ -139,42 +207,30 @@ def loading(sizes: Sequence[tuple[int, float]], finished: int, rounds: int) -> M
         for _ in range(finished):
             counter(10).execute("counts", runtime=runtime)
 
-    def load(store: SqliteStore, steps: int) -> Callable[[], JobState]:
+    def load(store: SqliteStore, steps: int) -> Callable[[], None]:
         runtime = Runtime(store=store)
 
-        def once() -> JobState:
-            job = runtime.load(f"{steps}")
-            assert job.seq == steps + 1
-            return job
+        def once() -> None:
+            assert runtime.load(f"{steps}").seq == steps + 1
 
         return once
 
-    race = Race(
-        {
-            f"{steps} {name}": load(store, steps)
-            for steps, _ in sizes
-            for name, store in (("alone", alone), ("crowded", crowded))
-        }
-    )
+    contestants = {
+        f"{steps} {name}": load(store, steps)
+        for steps, _ in sizes
+        for name, store in (("alone", alone), ("crowded", crowded))
+    }
+    race = Race({"loop": loop, **contestants})
 
-    def figures(best: dict[str, int]) -> list[Figure]:
-        found = []
-        for steps, most in sizes:
-            cost, among = best[f"{steps} alone"], best[f"{steps} crowded"]
-            found.append(
-                Figure(
-                    f"loading a job of {steps:,} steps",
-                    f"{_time(among)} among {finished:,} finished jobs",
-                    "",
-                    cost / MILLISECOND,
-                    _time(cost),
-                    Bound(most, hard=False, unit=" ms"),
-                )
-            )
-        steps = sizes[0][0]
-        ratio = best[f"{steps} crowded"] / best[f"{steps} alone"]
-        what = f"{finished:,} finished jobs beside it"
-        bound = Bound(1.5, hard=True)
-        return [*found, Figure("loading a job", what, "none", ratio, f"{ratio:.2f} ×", bound)]
+    def figures() -> list[Figure]:
+        found = [
+            duration(race, f"{steps} crowded", f"loading a job of {steps:,} steps", "", most)
+            for steps, most in sizes
+        ]
+        name = f"{sizes[0][0]}"
+        ratio = race.ratio(f"{name} crowded", f"{name} alone")
+        what = f"loading among {finished:,} finished jobs"
+        crowd, lone = (time(race.cost(f"{name} {store}")) for store in ("crowded", "alone"))
+        return [*found, Figure(what, ratio, crowd, f"alone {lone}", Target(ratio, 1.5, " ×"))]
 
     return Measurement(race, rounds, figures)

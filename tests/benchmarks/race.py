@@ -1,99 +1,140 @@
-"""How things are compared: contestants that run in turns, the best time of each, and a table.
+"""Benchmarks as races: contestants run in turns, and ratios of their costs are what counts.
 
-Laws:
-- What is compared is measured in the same run, in turns; the best time of each counts, since
-  nothing makes a program faster than it is.
-- Ratios and growth are of the thread's own CPU time, which a busy machine hardly changes; what
-  somebody waits for is wall time.
-- A bound on a ratio, or on a growth, is asserted. A bound on an absolute time is shown and judged
-  in the table only: it says as much of the machine as of the program.
+Invariants:
+- A ratio compares two costs of the same run. It is the median of the ratios of the rounds, and a
+  higher one is worse, so a slow or busy machine changes it little.
+- Work in memory costs CPU time of its thread. A disk, a server or a thread that has to wake up
+  costs wall time.
+- What has no competitor is compared with `loop`, a fixed piece of pure Python.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import median
 from time import thread_time_ns
 from typing import TYPE_CHECKING
 
-from rich import box
-from rich.table import Table
-
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable
 
-__all__ = ["Bound", "Figure", "Measurement", "Race", "exponent", "table"]
+MILLISECOND = 1_000_000
+TURNS = 100_000
+
+
+def loop() -> None:
+    """Count through a dict, with a call, a string and a tuple each turn."""
+    table: dict[int, tuple[int, str]] = {}
+    last = "".join
+    for n in range(TURNS):
+        table[n & 1023] = (n, last(("n", str(n))))
+    assert len(table) == 1024
 
 
 class Race:
-    """Contestants by name; a call runs each of them once. `best` holds nanoseconds.
+    """Contestants by name; a call runs each of them once. `costs` holds nanoseconds by round.
 
-    `timer` is `thread_time_ns` for what computes, `perf_counter_ns` for what is waited for.
+    A contestant that returns a number has measured its cost itself.
     """
 
     def __init__(
         self,
-        contestants: dict[str, Callable[[], object]],
+        contestants: dict[str, Callable[[], int | None]],
         timer: Callable[[], int] = thread_time_ns,
     ) -> None:
         self._contestants = contestants
         self._timer = timer
-        self.best: dict[str, int] = dict.fromkeys(contestants, 2**63)
+        self.costs: dict[str, list[int]] = {name: [] for name in contestants}
 
     def __call__(self) -> None:
         timer = self._timer
         for name, contestant in self._contestants.items():
             began = timer()
-            contestant()
-            self.best[name] = min(self.best[name], timer() - began)
+            own = contestant()
+            spent = timer() - began
+            self.costs[name].append(spent if own is None else own)
+
+    def cost(self, name: str, less: str = "", parts: float = 1) -> float:
+        """Return the median cost of one of so many parts, without what `less` costs."""
+        return median(self._costs(name, less)) / parts
+
+    def ratio(self, name: str, against: str, less: tuple[str, str] = ("", "")) -> float:
+        """Return the median ratio of two costs; each without the cost of the one in `less`."""
+        costs, others = self._costs(name, less[0]), self._costs(against, less[1])
+        return median(cost / other for cost, other in zip(costs, others, strict=True))
+
+    def turns(self, name: str, parts: float = 1) -> float:
+        """Return how many turns of `loop` one of so many parts costs."""
+        return self.ratio(name, "loop") * TURNS / parts
+
+    def _costs(self, name: str, less: str) -> list[int]:
+        spare = self.costs[less] if less else [0] * len(self.costs[name])
+        return [max(cost - free, 1) for cost, free in zip(self.costs[name], spare, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
-    """What is to be reached: at most or at least `limit`; `hard` where a miss fails the test."""
+class Target:
+    """A limit that the project aims at; a miss is reported and fails nothing."""
 
+    value: float
     limit: float
-    hard: bool
-    least: bool = False
     unit: str = ""
+    least: bool = False
 
-    def holds(self, value: float) -> bool:
-        return value >= self.limit if self.least else value <= self.limit
+    @property
+    def reached(self) -> bool:
+        return self.value >= self.limit if self.least else self.value <= self.limit
 
     def __str__(self) -> str:
-        return f"{'≥' if self.least else '≤'} {self.limit:,g}{self.unit}"
+        mark = "✅" if self.reached else "❌"
+        return f"{mark} {'≥' if self.least else '≤'} {self.limit:,g}{self.unit}"
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table: `value` is what the bound, if any, is about."""
+    """One row: a ratio, and the two costs that it was made of."""
 
     what: str
+    ratio: float
     measured: str
     against: str
-    value: float
-    shown: str
-    bound: Bound | None = None
-
-    @property
-    def reached(self) -> bool | None:
-        return None if self.bound is None else self.bound.holds(self.value)
-
-    @property
-    def fails(self) -> bool:
-        return self.bound is not None and self.bound.hard and not self.reached
-
-    def __str__(self) -> str:
-        return f"{self.what}: {self.shown} ({self.measured}, {self.against}); bound {self.bound}"
+    target: Target | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What a benchmark runs, how often, and what it then says."""
+    """A race, how often it is run, and the figures that it yields."""
 
     race: Race
     rounds: int
-    figures: Callable[[dict[str, int]], Sequence[Figure]]
+    figures: Callable[[], list[Figure]]
+
+    def run(self) -> list[Figure]:
+        """Run all rounds, and before them one that does not count where there are several."""
+        if self.rounds > 1:
+            self.race()
+            for costs in self.race.costs.values():
+                costs.clear()
+        for _ in range(self.rounds):
+            self.race()
+        return self.figures()
+
+
+def rate(race: Race, name: str, what: str, parts: int, least: float | None = None) -> Figure:
+    """Compare each of so many parts of a contestant with a turn of `loop`."""
+    each = race.cost(name, parts=parts)
+    target = None if least is None else Target(10**9 / each, least, " /s", least=True)
+    measured = f"{10**9 / each:,.0f} /s, {time(each)}"
+    return Figure(what, race.turns(name, parts), measured, "a turn of a loop", target)
+
+
+def duration(race: Race, name: str, what: str, measured: str, most: float) -> Figure:
+    """Compare a contestant, which should take at most so many ms, with a turn of `loop`."""
+    cost = race.cost(name)
+    target = Target(cost / MILLISECOND, most, " ms")
+    shown = f"{measured}, {time(cost)}" if measured else time(cost)
+    return Figure(what, race.turns(name), shown, "a turn of a loop", target)
 
 
 def exponent(points: Iterable[tuple[float, float]]) -> float:
@@ -110,17 +151,18 @@ def exponent(points: Iterable[tuple[float, float]]) -> float:
     )
 
 
-def table(figures: Iterable[Figure]) -> Table:
-    """Return all figures as a table."""
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    shown.add_column(no_wrap=True, min_width=2)
-    shown.add_column("what", no_wrap=True)
-    shown.add_column("measured")
-    shown.add_column("against")
-    shown.add_column("figure", justify="right", no_wrap=True)
-    shown.add_column("bound", no_wrap=True)
-    for figure in figures:
-        mark = {None: "", True: "✅", False: "❌"}[figure.reached]
-        bound = "" if figure.bound is None else str(figure.bound)
-        shown.add_row(mark, figure.what, figure.measured, figure.against, figure.shown, bound)
-    return shown
+def percent(share: float, least: float) -> Target:
+    """Aim at this share, at least, of what the competitor does in the same time."""
+    return Target(100 * share, 100 * least, " % of its rate", least=True)
+
+
+def time(nanoseconds: float) -> str:
+    """Return a time in the unit that fits, with three digits.
+
+    >>> time(12_345), time(1_234_567_890)
+    ('12.3 µs', '1.23 s')
+    """
+    for unit, size in (("s", 10**9), ("ms", 10**6), ("µs", 10**3)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.3g} {unit}"
+    return f"{nanoseconds:.0f} ns"

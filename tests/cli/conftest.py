@@ -1,4 +1,4 @@
-"""A store to look into, and the command line as the tests call it."""
+"""A store with a job of every status, and calls of the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "charge", {"order": "A2"}, job_id="failed", runtime=host(3000)
         )
         waits = host(3510, autojump=False)
-        waits.owner = "web-1:4711:9f86d081884c7d65"
+        waits.environment.owner = "web-1:4711:9f86d081884c7d65"
         payment(delay=100).start("charge", {"order": "A3"}, job_id="waits", runtime=waits)
         waits.clock.advance(0.12)  # type: ignore[attr-defined]
         waits.close()

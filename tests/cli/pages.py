@@ -1,4 +1,4 @@
-"""What the command line writes of the store that the tests share, word for word."""
+"""The golden output of the command line on the store of the tests."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""The flow that the tests of the command line are about, and the time at which they look."""
+"""The flow and the clock of the tests of the command line."""
 
 from __future__ import annotations
 
+import sqlite3
+from pathlib import Path
 from typing import Any
 
 from routilux import ErrorHandler, FakeClock, Flow, Routine
-from routilux.persist.checksums import CHECKSUM
+from routilux.persist.rows import checked, summed
 
 START = "2026-01-01T12:00:00"
 SECOND = 10**9
-PLAIN_ROW = f"(substr(row, 1, length(row) - {CHECKSUM}) || '}}')"
-"""A row in SQL, without its checksum: so it can be changed."""
 
 # In a file of a short name, since the story tells where an error was raised.
 _shop: dict[str, Any] = {}
@@ -82,3 +82,15 @@ def after(seconds: float, **options: bool) -> FakeClock:
 
 
 NOW = after(3600)
+
+
+def replace_in_rows(store: Path, old: str, new: str, where: str = "") -> None:
+    """Replace a text in the rows of a store, and renew their checksums."""
+
+    def replaced(row: bytes) -> bytes:
+        return summed(checked(row, "$").replace(old.encode(), new.encode()))
+
+    with sqlite3.connect(store) as db:
+        db.create_function("replaced", 1, replaced)
+        db.execute(f"UPDATE commits SET row = replaced(row) {where}")
+    db.close()

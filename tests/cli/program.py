@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.drivers.workshop import PATIENCE
+from tests.routines import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,4 +1,4 @@
-"""`routilux cancel`: a job ends, whoever has it."""
+"""`routilux cancel`: a job ends, also while a host runs it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from routilux import JobStatus, LeaseLostError, MemoryStore, NotResumableError, Runtime, SqliteStore
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.cli.payments import NOW, SECOND, payment
 from tests.cli.program import Told
-from tests.drivers.workshop import chain
 from tests.persist.stores import acquire
+from tests.routines import chain
 
 
 def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, told: Told) -> None:
@@ -29,7 +29,7 @@ def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, told: 
 
 
 @pytest.mark.parametrize("at_most", [1, 19])
-def test_whoever_cancels_a_job_that_goes_on_meanwhile_looks_again(at_most: int) -> None:
+def test_a_cancellation_is_tried_again_where_the_job_has_advanced(at_most: int) -> None:
     class Busy(MemoryStore):
         goes_on = at_most
 
@@ -41,13 +41,13 @@ def test_whoever_cancels_a_job_that_goes_on_meanwhile_looks_again(at_most: int) 
 
     store = Busy()
     Runtime(store=store).submit(chain(a=lambda self, n=0: None), "a", job_id="j")
-    assert JobStatus.CANCELLED is operator.cancel(store, "j", 0).status
+    assert JobStatus.CANCELLED is admin.cancel(store, "j", 0).status
     store.goes_on = 20
     with pytest.raises(NotResumableError, match="is cancelled"):
-        operator.cancel(store, "j", 0)
+        admin.cancel(store, "j", 0)
 
 
-def test_a_host_that_is_always_faster_is_told() -> None:
+def test_a_cancellation_gives_up_where_another_host_is_always_faster() -> None:
     class Faster(MemoryStore):
         def overrule(self, *rest: Any, **free: bool) -> None:
             raise LeaseLostError("another host has gone on with it")
@@ -55,6 +55,6 @@ def test_a_host_that_is_always_faster_is_told() -> None:
     store = Faster()
     Runtime(store=store).submit(chain(a=lambda self, n=0: None), "a", job_id="j")
     with pytest.raises(LeaseLostError):
-        operator.cancel(store, "j", 0)
+        admin.cancel(store, "j", 0)
     with pytest.raises(KeyError):
-        operator.cancel(store, "k", 0)
+        admin.cancel(store, "k", 0)

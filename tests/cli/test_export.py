@@ -1,4 +1,4 @@
-"""`routilux export`, and what every command gives to programs."""
+"""`routilux export`, and the JSON of every command."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`routilux jobs`: what is in a store, in a table that fits."""
+"""`routilux jobs`: the jobs of a store, in a table that fits the terminal."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_jobs_can_be_asked_for_by_status_and_flow_and_only_the_newest(
     assert "0 of 5 jobs; flows: payment\n" == told("jobs", store, "--flow", "refunds")
 
 
-def test_a_store_without_jobs_is_told_as_such(tmp_path: Path, told: Told, refused: Told) -> None:
+def test_a_store_without_jobs_says_so(tmp_path: Path, told: Told, refused: Told) -> None:
     SqliteStore(tmp_path / "new.db").close()
     assert "0 jobs\n" == told("jobs", tmp_path / "new.db")
     err = refused("show", tmp_path / "new.db", "j")
@@ -43,11 +43,7 @@ def test_a_store_without_jobs_is_told_as_such(tmp_path: Path, told: Told, refuse
     ],
 )
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids(
-    store: Path,
-    told: Told,
-    monkeypatch: pytest.MonkeyPatch,
-    columns: str,
-    head: str,
+    store: Path, told: Told, monkeypatch: pytest.MonkeyPatch, columns: str, head: str
 ) -> None:
     job_id = "f58be812-0654-9787-994d-a80c990fd1b7-ab"
     with SqliteStore(store, clock=NOW) as jobs:

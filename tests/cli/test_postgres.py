@@ -81,4 +81,4 @@ def test_without_its_driver_a_store_in_postgresql_is_refused_with_the_cure(
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     err = refused("jobs", "postgresql://user@host/jobs")
-    assert "PostgresStore needs psycopg 3: pip install 'routilux[postgres]'" == err
+    assert "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'" == err

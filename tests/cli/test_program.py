@@ -1,4 +1,4 @@
-"""How it is called, where it writes, and how it ends."""
+"""The program `routilux`: its arguments, its output and its exit status."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pytest
 
 import routilux.cli
 from routilux.cli import main
-from routilux.persist.opening import shown
+from routilux.cli.open_store import shown
 from tests.cli.pages import FAILED
 from tests.cli.payments import NOW
 from tests.cli.program import ROOT, Told, command
-from tests.drivers.workshop import PATIENCE
+from tests.routines import PATIENCE
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ from tests.drivers.workshop import PATIENCE
         (("export", "jobs.db", "done"), "required: FILE"),
     ],
 )
-def test_wrong_usage_is_told_with_status_2(
+def test_wrong_usage_ends_with_status_2(
     capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(SystemExit) as end:
@@ -66,7 +66,7 @@ def test_colours_are_for_terminals_and_not_where_they_are_not_wanted(
     assert FAILED == coloured(TERM="dumb")
 
 
-def test_a_long_line_goes_on_below_itself(
+def test_a_long_line_is_wrapped_below_its_text(
     store: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "50")
@@ -114,7 +114,7 @@ def test_a_reader_that_goes_away_is_no_error(store: Path) -> None:
     assert (141, "") == (done.returncode, done.stderr)
 
 
-def test_a_full_disk_is_told(store: Path) -> None:
+def test_a_full_disk_is_reported(store: Path) -> None:
     full = Path("/dev/full")
     if not full.exists():
         pytest.skip("this system has no /dev/full")
@@ -131,7 +131,7 @@ def test_a_full_disk_is_told(store: Path) -> None:
     assert (1, "routilux: No space left on device\n") == (done.returncode, done.stderr)
 
 
-def test_an_output_that_is_closed_is_told(store: Path) -> None:
+def test_a_closed_output_is_reported(store: Path) -> None:
     shell = 'exec "$0" -m routilux show "$1" done >&-'
     done = subprocess.run(
         ["sh", "-c", shell, sys.executable, str(store)],
@@ -146,7 +146,7 @@ def test_an_output_that_is_closed_is_told(store: Path) -> None:
     assert "routilux: stdout is closed, so nothing can be told; open it\n" == done.stderr
 
 
-def test_what_can_not_be_told_still_ends_with_its_status(
+def test_a_command_without_stderr_still_ends_with_its_status(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
@@ -165,12 +165,12 @@ def test_what_can_not_be_told_still_ends_with_its_status(
         ("u:secret@h", "u:secret@h"),  # a path
     ],
 )
-def test_a_name_is_shown_without_what_is_secret_in_it(name: str, told: str) -> None:
+def test_a_name_is_shown_without_its_password(name: str, told: str) -> None:
     assert told == shown(name)
 
 
 @pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
-def test_a_connection_string_that_is_no_url_is_told_so_without_its_password(
+def test_a_connection_string_that_is_no_url_is_refused_without_its_password(
     name: str, refused: Told
 ) -> None:
     why = "a PostgreSQL database is named by its URL: postgresql://user@host/database"

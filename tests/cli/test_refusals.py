@@ -1,4 +1,4 @@
-"""What is no store, no job, damaged or locked is named, and left as it was."""
+"""Missing, damaged and locked stores and jobs are named, and not changed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from routilux import CorruptStateError, JobStore, SqliteStore
 from routilux.cli import main
-from routilux.persist.opening import looked
+from routilux.cli.open_store import looked
 from tests.cli.pages import JOBS
-from tests.cli.payments import NOW, PLAIN_ROW
+from tests.cli.payments import NOW, replace_in_rows
 from tests.cli.program import Told
 
 
@@ -72,10 +72,13 @@ EVERY: list[tuple[str, ...]] = [
         (_letter, r"jobs\.db: is no sound database .*restore it from a copy"),
         (_half, r"jobs\.db: is no sound database .*restore it from a copy"),
         (_other_program, r"jobs\.db: is a database of another program; choose another file"),
-        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer routilux"),
+        (
+            _sql("PRAGMA user_version = 2"),
+            r"jobs\.db: has version 2; .*install a newer version",
+        ),
     ],
 )
-def test_what_is_no_store_is_refused_by_every_command_and_left_as_it_was(
+def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
     store: Path,
     refused: Told,
     change: Callable[[Path], None],
@@ -108,7 +111,7 @@ def test_reading_leaves_no_trace(store: Path, told: Told, arguments: tuple[str, 
 def test_a_store_that_another_process_keeps_for_itself_is_named(
     store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite_file._READERS_PATIENCE", 0)
+    monkeypatch.setattr("routilux.persist.sqlite_connection._READERS_PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
     other.execute("UPDATE jobs SET owner = owner")
@@ -121,7 +124,7 @@ def test_a_store_that_another_process_keeps_for_itself_is_named(
 def test_a_write_waits_for_no_lock_for_ever(
     store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite_file._PATIENCE", 0)
+    monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert JOBS == told("jobs", store)
@@ -129,7 +132,7 @@ def test_a_write_waits_for_no_lock_for_ever(
     other.close()
 
 
-def test_who_is_overtaken_by_a_writer_reads_again(store: Path) -> None:
+def test_a_reader_reads_again_after_a_writer_has_changed_the_file(store: Path) -> None:
     reads: list[int] = []
     with SqliteStore(store) as writer:
         writer.close()
@@ -144,7 +147,7 @@ def test_who_is_overtaken_by_a_writer_reads_again(store: Path) -> None:
     assert [5, 6] == reads
 
 
-def test_what_fails_because_of_a_writer_is_read_again(store: Path) -> None:
+def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
     fails = [True]
     with SqliteStore(store) as writer:
         writer.close()
@@ -181,7 +184,10 @@ _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
 @pytest.mark.parametrize(
     ("statement", "reason"),
     [
-        (f"UPDATE commits SET row = X'7B' {_FAILED_ROWS} AND seq = 2", r"\$\.failed\[2\]: is cut"),
+        (
+            f"UPDATE commits SET row = X'7B' {_FAILED_ROWS} AND seq = 2",
+            r"\$\.failed\[2\]: has no checksum at its end: it is cut off",
+        ),
         (
             f"UPDATE commits SET row = 'text' {_FAILED_ROWS} AND seq = 2",
             r"\$\.failed\[2\]: is of type str",
@@ -213,13 +219,10 @@ def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
 def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_damaged(
     store: Path, refused: Told, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _sql(
-        f"UPDATE commits SET row = CAST(replace({PLAIN_ROW}, 'routilux/1', 'routilux/7') AS BLOB)"
-        f" {_FAILED_ROWS} AND seq = 1"
-    )(store)
+    replace_in_rows(store, "routilux/1", "routilux/7", f"{_FAILED_ROWS} AND seq = 1")
     message = (
-        "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', of a newer"
-        " routilux; this one reads up to 'routilux/1': install a newer one here, or go on with the"
+        "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', which a newer"
+        " routilux wrote; this one reads 'routilux/1': install the newer one here, or resume the"
         " job where it was saved"
     )
     for what in ("show", "retry", "cancel"):

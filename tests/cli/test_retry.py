@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from routilux import Flow, JobState, JobStatus, LeaseLostError, Runtime, SqliteStore, Worker
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.cli.payments import NOW, SECOND, after, payment
 from tests.cli.program import Told
 from tests.persist.stores import acquire
@@ -17,7 +17,7 @@ from tests.persist.stores import acquire
 def worked(store: Path, job_id: str, flow: Flow, *, at: float) -> JobState:
     """The job, after a worker has found none but it to drive."""
     with SqliteStore(store, clock=NOW) as jobs:
-        operator.cancel(jobs, "queued", NOW.now_ns())
+        admin.cancel(jobs, "queued", NOW.now_ns())
         host = Runtime(clock=after(at), store=jobs)
         Worker(jobs, [flow], runtime=host).run(until_idle=True)
         return host.load(job_id, history=True)
@@ -37,37 +37,37 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
     assert "resumed, job pending · after 599.260 s · a fresh budget for what failed" in page
 
 
-def leased(store: Path, seconds: int) -> None:
+@pytest.mark.parametrize(
+    ("seconds", "listed", "shown", "refusal"),
+    [
+        (
+            25,
+            "  web-2:7, lease for 25 s  ",
+            "held by web-2:7:cafe, whose lease ends in 25.0 s",
+            "a worker takes it up if that process does not renew it; --take-over does not wait",
+        ),
+        (
+            0,
+            "  web-2:7, lease over  ",
+            "left by web-2:7:cafe, whose lease has ended",
+            "it needs nothing but a worker of flow payment that runs",
+        ),
+    ],
+    ids=["lease", "lease over"],
+)
+def test_the_owner_of_a_job_is_shown_with_the_end_of_its_lease(
+    store: Path, told: Told, refused: Told, seconds: int, listed: str, shown: str, refusal: str
+) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         assert "queued" == acquire(jobs, "web-2:7:cafe", ["payment"], seconds * SECOND)
-
-
-def test_who_has_a_job_under_a_lease_is_told_with_its_end(
-    store: Path, told: Told, refused: Told
-) -> None:
-    leased(store, 25)
-    assert "  web-2:7, lease for 25 s  " in told("jobs", store)
-    assert "\nheld by web-2:7:cafe, whose lease ends in 25.0 s\n" in told("show", store, "queued")
+    assert listed in told("jobs", store)
+    assert f"\n{shown}\n" in told("show", store, "queued")
     held = json.loads(told("show", store, "queued", "--json"))["held"]
-    assert {"owner": "web-2:7:cafe", "free_in_ns": 25 * SECOND} == held
-    assert (
-        "job queued is pending, held by web-2:7:cafe, whose lease ends in 25.0 s; a worker takes it"
-        " up if that process does not renew it; --take-over does not wait"
-    ) == refused("retry", store, "queued")
+    assert {"owner": "web-2:7:cafe", "free_in_ns": seconds * SECOND} == held
+    assert f"job queued is pending, {shown}; {refusal}" == refused("retry", store, "queued")
 
 
-def test_who_had_a_job_under_a_lease_that_has_ended_is_told(
-    store: Path, told: Told, refused: Told
-) -> None:
-    leased(store, 0)
-    assert "  web-2:7, lease over  " in told("jobs", store)
-    assert (
-        "job queued is pending, left by web-2:7:cafe, whose lease has ended; it needs nothing but a"
-        " worker of flow payment that runs"
-    ) == refused("retry", store, "queued")
-
-
-def test_a_job_is_taken_over_from_a_process_that_died_and_a_worker_goes_on_with_it(
+def test_a_job_is_taken_over_from_a_dead_process_and_a_worker_completes_it(
     store: Path, told: Told
 ) -> None:
     line = "job waits is taken over; a worker of flow payment can take it up (commit 3)\n"
@@ -114,7 +114,7 @@ def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(
     assert "recovered 2 times without progress" in str(job.error)
 
 
-ONLY = "only a job that failed gets a fresh budget"
+ONLY = "only a failed job gets a fresh retry budget"
 HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
 GONE = "if that process is gone for good, --take-over leaves the job to a worker"
 FREE = "held by nobody, and free to be taken now"
@@ -124,18 +124,18 @@ NEEDS = "it needs nothing but a worker of flow payment that runs"
 @pytest.mark.parametrize(
     ("what", "job_id", "message"),
     [
-        ("retry", "done", "job done is completed; only a job that failed gets a fresh budget"),
+        ("retry", "done", "job done is completed; only a failed job gets a fresh retry budget"),
         ("retry", "waits", f"job waits is running, {HELD}; {GONE}"),
         ("retry", "queued", f"job queued is pending, {FREE}; {NEEDS}"),
         (
             "retry",
             "paused",
-            f"job paused is paused; {ONLY}; where its flow is, resume(job) goes on with it",
+            f"job paused is paused; {ONLY}; use resume(job) on a host that has its flow",
         ),
         ("cancel", "done", "job done is completed; it can't be cancelled any more"),
     ],
 )
-def test_what_can_not_be_done_to_a_job_changes_nothing(
+def test_a_refused_command_changes_nothing(
     store: Path, told: Told, refused: Told, what: str, job_id: str, message: str
 ) -> None:
     before = told("show", store, job_id, "--json")

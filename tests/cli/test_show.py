@@ -1,33 +1,32 @@
-"""`routilux show`: a job with all its commits, and what is left of it."""
+"""`routilux show`: a job with its commits and its pending tasks."""
 
 from __future__ import annotations
 
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from routilux import Runtime, SqliteStore
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.cli.pages import DONE, FAILED, WAITS
-from tests.cli.payments import NOW, PLAIN_ROW, after, payment
+from tests.cli.payments import NOW, after, payment, replace_in_rows
 from tests.cli.program import Told
 
 
 @pytest.mark.parametrize(("job_id", "page"), [("done", DONE), ("failed", FAILED), ("waits", WAITS)])
-def test_a_job_is_told_with_all_its_commits_and_what_is_left_of_it(
+def test_a_job_is_shown_with_all_its_commits_and_its_pending_tasks(
     store: Path, told: Told, job_id: str, page: str
 ) -> None:
     assert page == told("show", store, job_id)
 
 
-def test_resumptions_recoveries_pauses_and_reasons_are_told(store: Path, told: Told) -> None:
+def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, told: Told) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=after(3620, autojump=False), store=jobs)
         host.resumed(payment(), host.load("paused"))
         later = Runtime(clock=after(3650, autojump=False), store=jobs)
         later.resumed(payment(), later.load("paused"))
-        operator.cancel(jobs, "paused", after(3660).now_ns(), "the customer\nhas called")
+        admin.cancel(jobs, "paused", after(3660).now_ns(), "the customer\nhas called")
     lines = told("show", store, "paused").splitlines()
     assert [
         "🛑 [ 0.120s] job paused",
@@ -37,7 +36,7 @@ def test_resumptions_recoveries_pauses_and_reasons_are_told(store: Path, told: T
     ] == [line for line in lines if line[:1] in ("🛑", "⏩")]
 
 
-def test_what_a_store_holds_never_steers_the_terminal(store: Path, told: Told) -> None:
+def test_stored_text_never_controls_the_terminal(store: Path, told: Told) -> None:
     evil = "A\x1b[2J\u202eB"
     with SqliteStore(store, clock=NOW) as jobs:
         Runtime(clock=NOW, store=jobs).submit(payment(), "charge", {"order": evil}, job_id=evil)
@@ -50,11 +49,7 @@ def test_values_of_types_that_only_the_flows_program_knows_are_shown_and_exporte
     store: Path, told: Told
 ) -> None:
     order = '{"$type":"shop.types:Order","value":{"id":7}}'
-    with sqlite3.connect(store) as db:
-        db.execute(
-            f"UPDATE commits SET row = CAST(replace({PLAIN_ROW}, '\"A2\"', '{order}') AS BLOB)"
-        )
-    db.close()
+    replace_in_rows(store, '"A2"', order)
     assert "  order  Order({'id': 7})\n" in told("show", store, "failed")
     told("export", store, "failed", "job.json")
     assert 2 == Path("job.json").read_text("utf-8").count(order)

@@ -10,14 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from routilux import codec
-from routilux.copying import is_flat
+from routilux.codec.copying import is_flat
+from routilux.core.commits import Commit
 from routilux.core.machine import Machine
-from routilux.core.records import Commit
 from routilux.core.state import JobState
-from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
 from routilux.flow import Flow
-from routilux.policy import ErrorHandler
-from routilux.routine import Routine
+from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.graph.routine import Routine
+from routilux.retry.error_handler import ErrorHandler
 
 SECOND = 1_000_000_000
 
@@ -191,9 +191,13 @@ class Tale:
         step = self.begin(task_id)
         return self.end(step, broken(step, error))
 
+    def due(self) -> int | None:
+        task = self.machine.next_task()
+        return None if task is None else task.due_ns
+
     def wait(self) -> int:
         """Let the time pass until the next due instant; return how long that was."""
-        due = self.machine.due()
+        due = self.due()
         assert due is not None, "nothing is due"
         waited, self.now = due - self.now, max(due, self.now)
         return waited

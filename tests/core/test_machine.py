@@ -1,17 +1,18 @@
-"""Tales of one job: what may start, what each end of a step changes, and what is refused."""
+"""Stories of one job: the tasks that may start, the commits of steps, and refused requests."""
 
 from __future__ import annotations
 
 import pytest
 
+from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS
-from routilux.core.records import CommitKind, JobStatus
-from routilux.core.requests import child_id, requeue, taken
+from routilux.core.requests import requeue, taken
 from routilux.core.state import JobState
+from routilux.core.transitions import child_id
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
-from routilux.exchange import StepInput
 from routilux.flow import Flow
-from routilux.policy import ErrorHandler
+from routilux.graph.messages import StepInput
+from routilux.retry.error_handler import ErrorHandler
 from tests.core.stories import (
     SECOND,
     Collect,
@@ -53,17 +54,17 @@ def test_a_job_is_its_root_task_and_completes_with_its_last_task() -> None:
 
 def test_a_job_starts_once() -> None:
     tale = Tale(alone())
-    with pytest.raises(IllegalTransitionError, match="job job was started already"):
+    with pytest.raises(IllegalTransitionError, match="job job is already started"):
         tale.machine.start("a", "trigger", {}, 0)
 
 
-def test_a_queued_job_waits_for_somebody_to_resume_it() -> None:
+def test_a_queued_job_waits_until_it_is_resumed() -> None:
     tale = Tale(alone())
     tale.machine = type(tale.machine)(tale.plan, JobState("job"))
     tale.accept(tale.machine.start("a", "trigger", {}, 0, queued=True))
     assert tale.job.status is JobStatus.PENDING
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     tale.resume()
     assert tale.startable() == ["0"]
     assert tale.job.recoveries == 0
@@ -80,13 +81,13 @@ def test_a_mapping_renames_the_fields_of_one_connection_only() -> None:
     assert [task.payload for task in tale.run(emission("out", n=7)).tasks] == [{"n": 7}, {"m": 7}]
 
 
-def test_an_emission_that_a_handler_could_not_take_fails_whoever_emitted_it() -> None:
+def test_an_emission_without_a_required_field_fails_the_task_that_emitted_it() -> None:
     handler = retrying(retry_delay=0, on_exhausted="continue")
     flow = flow_of({"a": Stage("out", handler=handler), "b": Strict()}, "a.out -> b")
     commit = Tale(flow).run(emission("out"))
     assert commit.kind is CommitKind.DROPPED
     assert commit.error is not None
-    assert commit.error.type == "routilux.errors.FlowDefinitionError"
+    assert commit.error.type == "routilux.FlowDefinitionError"
     assert commit.error.message == "a emitted 'out' without 'n', which b.trigger needs"
     assert not commit.emissions
 
@@ -152,7 +153,7 @@ def test_order_is_due_time_then_commit_then_position() -> None:
 # --- actors and width (rules 5 and 12) ------------------------------------------------------------
 
 
-def test_one_step_of_a_routine_at_a_time_and_what_waits_for_it_holds_nobody_back() -> None:
+def test_a_routine_runs_one_step_at_a_time_and_its_waiting_tasks_delay_no_others() -> None:
     tale = Tale(fan(4))
     tale.run("out", "out")
     step = tale.begin()
@@ -162,7 +163,7 @@ def test_one_step_of_a_routine_at_a_time_and_what_waits_for_it_holds_nobody_back
     assert tale.startable() == ["0.1", "0.2", "0.3", "0.4", "0.5"]
 
 
-def test_max_concurrency_lets_so_many_steps_of_a_routine_run() -> None:
+def test_max_concurrency_limits_the_steps_of_a_routine_in_flight() -> None:
     tale = Tale(flow_of({"a": Stage("out"), "b": Wide()}, "a.out -> b", width=9))
     tale.run(*["out"] * 5)
     steps = [tale.begin() for _ in range(3)]
@@ -178,10 +179,10 @@ def test_a_sequential_flow_has_one_step_in_flight_and_a_concurrent_one_max_worke
         for _ in range(width):
             tale.begin()
         assert tale.startable() == []
-        assert tale.machine.due() is None
+        assert tale.due() is None
 
 
-def test_a_step_takes_the_lowest_place_that_is_free() -> None:
+def test_a_step_takes_the_lowest_free_worker_number() -> None:
     tale = Tale(fan(3))
     tale.run("out")
     steps = [tale.begin() for _ in range(3)]
@@ -190,12 +191,12 @@ def test_a_step_takes_the_lowest_place_that_is_free() -> None:
     assert tale.end(steps[2], broken(steps[2])).worker == 2
 
 
-def test_a_retry_that_waits_takes_no_place_and_holds_nobody_back() -> None:
+def test_a_waiting_retry_occupies_no_worker_and_delays_no_other_task() -> None:
     tale = Tale(fan(1, b=Stage(handler=retrying(retry_delay=5))))
     tale.run("out")
     tale.fail(task_id="0.0")
     assert tale.startable() == ["0.1", "0.2"]
-    assert tale.machine.due() == 0
+    assert tale.due() == 0
     tale.run(task_id="0.1")
     tale.run(task_id="0.2")
     assert tale.wait() == 5 * SECOND
@@ -212,13 +213,13 @@ def test_a_task_whose_routine_is_busy_is_not_due() -> None:
         tale.begin(task_id)
     # 0.0 waits behind 0.3, 0.1 behind 0.4, 0.5 behind 0.2: time alone brings none of them.
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
 
 
 # --- conflicts (rule 4) ---------------------------------------------------------------------------
 
 
-def test_a_step_that_read_what_another_one_changed_meanwhile_is_run_again_at_no_cost() -> None:
+def test_a_step_that_read_a_key_changed_meanwhile_runs_again_without_using_a_retry() -> None:
     tale = Tale(fan(2))
     tale.run("out")
     late, early = tale.begin(), tale.begin()
@@ -237,7 +238,7 @@ def test_a_step_that_read_what_another_one_changed_meanwhile_is_run_again_at_no_
     ("reads", "conflicts"),
     [(["total"], True), (["gone"], True), (None, True), (["other"], False), ([], False)],
 )
-def test_only_what_a_step_read_conflicts_and_the_whole_is_everything(
+def test_a_step_conflicts_only_by_keys_that_it_read_or_by_reading_all(
     reads: list[str] | None, conflicts: bool
 ) -> None:
     tale = Tale(fan(2))
@@ -253,7 +254,7 @@ def test_only_what_a_step_read_conflicts_and_the_whole_is_everything(
     assert (commit.kind is CommitKind.CONFLICT) is conflicts
 
 
-def test_a_conflict_is_looked_at_before_failure_since_the_failure_may_come_of_it() -> None:
+def test_a_conflict_is_detected_before_a_failure_since_it_may_be_the_cause() -> None:
     tale = Tale(fan(2))
     tale.run("out")
     late, early = tale.begin(), tale.begin()
@@ -287,17 +288,17 @@ def test_after_three_conflicts_a_task_runs_alone() -> None:
     assert len(tale.startable()) > 1
 
 
-def test_a_task_that_is_to_run_alone_waits_for_the_steps_in_flight_and_starves_nobody() -> None:
+def test_a_task_that_must_run_alone_waits_for_the_steps_in_flight_and_starves_no_other() -> None:
     tale, busy = contended()
     # 0.0 is first, but not beside another step; and no instant will change that.
     assert tale.job.pending_tasks[0].task_id == "0.0"
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     tale.end(busy, done(busy))
     assert tale.startable() == ["0.0"]
 
 
-def test_a_task_that_is_to_run_alone_is_no_choice_beside_others() -> None:
+def test_a_task_that_must_run_alone_is_not_startable_with_others() -> None:
     tale, busy = contended(delay=5)
     tale.end(busy, done(busy))
     tale.fail(task_id="0.0")
@@ -312,7 +313,7 @@ def test_a_task_that_is_to_run_alone_is_no_choice_beside_others() -> None:
 # --- failures (rules 1, 6, 7, 8, 9) ---------------------------------------------------------------
 
 
-def test_a_failed_attempt_leaves_no_trace_but_its_record() -> None:
+def test_a_failed_attempt_changes_nothing_but_its_record() -> None:
     tale = Tale(alone(retrying(retry_delay=1), "out"))
     before = tale.job.copy()
     step = tale.begin()
@@ -456,7 +457,7 @@ def test_a_failure_stops_the_job_but_steps_in_flight_commit_and_their_children_s
     assert tale.end(other, done(other, "out", shared={"n": 1})).status is JobStatus.FAILED
     assert tale.machine.rests
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     assert tale.job.shared_data == {"n": 1}
     assert [(t.task_id, t.failed) for t in tale.job.pending_tasks] == [
         ("0.0", True),
@@ -494,7 +495,7 @@ def test_dropped_work_is_visible(strategy: str, outcome: str, status: str) -> No
     assert tale.run().status is JobStatus.COMPLETED
 
 
-def told(handler: ErrorHandler, limit: int | None = None) -> Tale:
+def reporting(handler: ErrorHandler, limit: int | None = None) -> Tale:
     """b fails beside d, and declares an event `error`, which c takes."""
     flow = flow_of(
         {
@@ -516,8 +517,8 @@ def told(handler: ErrorHandler, limit: int | None = None) -> Tale:
     return tale
 
 
-def test_an_error_event_tells_downstream_of_a_dropped_task_so_that_joins_can_finish() -> None:
-    tale = told(ErrorHandler("continue"))
+def test_an_error_event_reports_a_dropped_task_downstream_so_that_joins_can_finish() -> None:
+    tale = reporting(ErrorHandler("continue"))
     commit = tale.fail(task_id="0.0")
     (task,) = commit.tasks
     assert (task.task_id, task.routine_id) == ("0.0.0", "c")
@@ -527,10 +528,10 @@ def test_an_error_event_tells_downstream_of_a_dropped_task_so_that_joins_can_fin
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])
-def test_what_told_of_a_failure_is_withdrawn_when_the_task_is_tried_again(
+def test_the_error_event_of_a_failure_is_withdrawn_when_the_task_is_retried(
     limit: int | None,
 ) -> None:
-    tale = told(ErrorHandler(), limit)
+    tale = reporting(ErrorHandler(), limit)
     failing, other = tale.begin("0.0"), tale.begin("0.1")
     tale.end(failing, broken(failing))
     tale.end(other, done(other, "out"))
@@ -545,8 +546,8 @@ def test_what_told_of_a_failure_is_withdrawn_when_the_task_is_tried_again(
     ]
 
 
-def test_a_failed_job_that_is_put_back_without_its_flow_goes_on_where_the_flow_is() -> None:
-    tale = told(ErrorHandler())
+def test_a_failed_job_that_is_requeued_without_its_flow_resumes_on_a_host_with_the_flow() -> None:
+    tale = reporting(ErrorHandler())
     failing, other = tale.begin("0.0"), tale.begin("0.1")
     tale.end(failing, broken(failing))
     tale.end(other, done(other, "out"))
@@ -555,7 +556,7 @@ def test_a_failed_job_that_is_put_back_without_its_flow_goes_on_where_the_flow_i
     tale.accept(commit)
     assert (tale.job.status, tale.startable()) == (JobStatus.PENDING, [])
     tale.crash()
-    with pytest.raises(NotResumableError, match="is pending; only a job that failed"):
+    with pytest.raises(NotResumableError, match="is pending; only a failed job"):
         requeue(tale.job, tale.now)
     resumed = tale.resume()
     assert resumed.detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
@@ -567,7 +568,7 @@ def test_a_failed_job_that_is_put_back_without_its_flow_goes_on_where_the_flow_i
 # --- outcomes that are late, and steps that are lost ----------------------------------------------
 
 
-def test_a_late_or_double_outcome_changes_nothing() -> None:
+def test_a_late_or_duplicate_outcome_changes_nothing() -> None:
     tale = Tale(alone(retrying(retry_delay=0)))
     first = tale.begin()
     outcome = broken(first)
@@ -580,7 +581,7 @@ def test_a_late_or_double_outcome_changes_nothing() -> None:
     assert tale.job.status is JobStatus.COMPLETED
 
 
-def test_an_attempt_that_a_crash_cut_off_is_run_again_with_the_same_number() -> None:
+def test_an_attempt_interrupted_by_a_crash_runs_again_with_the_same_number() -> None:
     tale = Tale(alone(retrying(retry_delay=0)))
     tale.fail()
     lost = tale.begin()
@@ -592,7 +593,7 @@ def test_an_attempt_that_a_crash_cut_off_is_run_again_with_the_same_number() -> 
     assert again.number != lost.number
 
 
-def test_what_once_recorded_stays_through_failures_conflicts_and_crashes() -> None:
+def test_recorded_effects_survive_failures_conflicts_and_crashes() -> None:
     tale = Tale(alone(retrying(retry_delay=0)))
     step = tale.begin()
     commit = tale.record(step, "charge", "ch_1")
@@ -626,7 +627,7 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned() -> Non
         None,
     )
     assert str(tale.job.error) == (
-        "routilux.errors.PoisonJobError: recovered 3 times without progress; each time the process"
+        "routilux.PoisonJobError: recovered 3 times without progress; each time the process"
         " ended while one of these was ready to run: b (task 0.0, attempt 1), c (task 0.1, attempt"
         " 1), d (task 0.2, attempt 1)"
     )
@@ -636,7 +637,7 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned() -> Non
     assert tale.startable() == ["0.0", "0.1", "0.2"]
 
 
-def test_a_job_that_was_given_back_costs_no_recovery_and_forgets_none() -> None:
+def test_a_job_that_was_given_back_counts_no_recovery_and_resets_none() -> None:
     tale = Tale(alone())
     for counted in (1, 2):
         tale.crash()
@@ -659,11 +660,11 @@ def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resume
         resumed = tale.resume(most=2)
         assert resumed.status is (JobStatus.RUNNING if number < 3 else JobStatus.FAILED)
     assert "recovered 2 times without progress" in str(tale.job.error)
-    with pytest.raises(NotResumableError, match="is failed; only a job that goes on by itself"):
+    with pytest.raises(NotResumableError, match="is failed; only a pending or running job"):
         taken(tale.job, tale.now)
 
 
-def test_a_job_that_waits_is_taken_over_for_nothing_and_one_that_is_pending_too() -> None:
+def test_taking_over_a_waiting_or_pending_job_counts_no_recovery() -> None:
     tale = Tale(alone(retrying(retry_delay=3600)))
     tale.fail()
     for _ in range(2):
@@ -671,11 +672,11 @@ def test_a_job_that_waits_is_taken_over_for_nothing_and_one_that_is_pending_too(
         assert (tale.job.status, tale.job.recoveries) == (JobStatus.PENDING, 0)
     tale.crash()
     tale.resume(most=0)
-    assert tale.machine.due() == 3600 * SECOND
+    assert tale.due() == 3600 * SECOND
 
 
 @pytest.mark.parametrize("progress", ["done", "retry", "effect"])
-def test_progress_forgets_the_recoveries_before_it(progress: str) -> None:
+def test_progress_resets_the_recoveries(progress: str) -> None:
     tale = Tale(fan(1, b=Stage(handler=retrying(retry_delay=0))))
     tale.run("out")
     for _ in range(10):
@@ -715,7 +716,7 @@ def test_a_restart_during_a_long_wait_costs_nothing() -> None:
         tale.crash()
         tale.resume()
         assert tale.job.recoveries == 0
-        assert tale.machine.due() == 3600 * SECOND
+        assert tale.due() == 3600 * SECOND
 
 
 def test_max_recoveries_none_never_poisons() -> None:
@@ -739,7 +740,7 @@ def test_the_rest_of_a_wait_is_honoured_and_neither_skipped_nor_stretched(
     tale.crash()
     tale.now += woken_at * SECOND
     tale.resume()
-    due = tale.machine.due()
+    due = tale.due()
     assert due is not None
     assert max(0, due - tale.now) == left * SECOND
 
@@ -766,7 +767,7 @@ def test_a_paused_job_lets_its_steps_commit_and_keeps_their_children() -> None:
     assert tale.end(step, done(step, "out")).status is JobStatus.PAUSED
     assert tale.machine.rests
     assert tale.startable() == []
-    assert tale.machine.due() is None
+    assert tale.due() is None
     assert tale.resume().detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
     assert tale.startable() == ["0.0"]
 
@@ -854,11 +855,11 @@ def test_a_request_that_the_status_does_not_allow_is_refused_and_changes_nothing
     assert text_of(tale.job) == before
 
 
-def test_every_commit_is_made_without_changing_anything() -> None:
+def test_making_a_commit_changes_nothing_and_repeats() -> None:
     tale = Tale(fan(2, b=Stage("error", handler=retrying(retry_delay=1, jitter=0.5))))
     tale.run("out")
     steps = [tale.begin(), tale.begin()]
-    before, startable, due = text_of(tale.job), tale.startable(), tale.machine.due()
+    before, startable, due = text_of(tale.job), tale.startable(), tale.due()
     outcomes = [
         [done(step), broken(step), broken(step, FlowDefinitionError()), done(step, "out")]
         for step in steps
@@ -870,13 +871,5 @@ def test_every_commit_is_made_without_changing_anything() -> None:
         tale.machine.effect(step, "charge", object(), 5)  # type: ignore[arg-type]
     for kind in ("pause", "cancel"):
         tale.machine.request(kind, 5)  # type: ignore[arg-type]
-    assert (text_of(tale.job), tale.startable(), tale.machine.due()) == (before, startable, due)
+    assert (text_of(tale.job), tale.startable(), tale.due()) == (before, startable, due)
     assert tale.machine.flights == steps
-
-
-def test_a_commit_that_was_refused_by_the_store_is_made_again_as_it_was() -> None:
-    tale = Tale(alone(None, "out"))
-    step = tale.begin()
-    refused = tale.machine.finish(step, done(step, "out"), 3)
-    assert tale.machine.finish(step, done(step, "out"), 3) == refused
-    assert tale.job.seq == 1

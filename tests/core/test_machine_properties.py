@@ -24,17 +24,17 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from routilux.codec.equality import same_value
+from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS, Machine
 from routilux.core.parts import PendingTask
-from routilux.core.records import Commit, CommitKind, JobStatus
 from routilux.core.requests import taken
 from routilux.core.state import JobState
 from routilux.errors import NotResumableError
-from routilux.exchange import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
 from routilux.flow import Flow
-from routilux.policy import ErrorHandler
-from routilux.routine import Routine
-from routilux.values import same_value
+from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
+from routilux.graph.routine import Routine
+from routilux.retry.error_handler import ErrorHandler
 from tests.core.stories import (
     SECOND,
     Collect,
@@ -169,10 +169,10 @@ class JobUnderWay(RuleBasedStateMachine):
 
     def pure(self, ask: Any) -> Any:
         """Ask the machine for a commit, twice; the job must be as before, the answers the same."""
-        before, due = text_of(self.job), self.machine.due()
+        before, due = text_of(self.job), self.machine.next_task()
         once, twice = ask(), ask()
         assert repr(once) == repr(twice)  # a nan in it is no other value
-        assert (text_of(self.job), self.machine.due()) == (before, due)
+        assert (text_of(self.job), self.machine.next_task()) == (before, due)
         return once
 
     def free(self) -> list[PendingTask]:
@@ -444,10 +444,14 @@ class JobUnderWay(RuleBasedStateMachine):
     def time_passes(self, length: int) -> None:
         self.now += length
 
-    @precondition(lambda self: (self.machine.due() or self.now) > self.now)
+    def due(self) -> int | None:
+        task = self.machine.next_task()
+        return None if task is None else task.due_ns
+
+    @precondition(lambda self: (self.due() or self.now) > self.now)
     @rule()
     def time_passes_until_something_is_due(self) -> None:
-        due = self.machine.due()
+        due = self.due()
         assert due is not None
         self.now = due
         assert self.machine.startable(self.now), "it was due, yet nothing may start"
@@ -516,7 +520,7 @@ class JobUnderWay(RuleBasedStateMachine):
             if self.recoveries > MOST_RECOVERIES:
                 assert job.status is JobStatus.FAILED
                 assert job.error is not None
-                assert job.error.type == "routilux.errors.PoisonJobError"
+                assert job.error.type == "routilux.PoisonJobError"
                 if how == "died":
                     self.recoveries = MOST_RECOVERIES
                 return
@@ -616,13 +620,12 @@ class JobUnderWay(RuleBasedStateMachine):
         ready = [task for task in free if task.due_ns <= self.now]
         if free and free[0].conflicts >= MOST_CONFLICTS:
             expected = [] if flights else ready[:1]
-            due = None if flights else free[0].due_ns
+            first = None if flights else free[0]
         else:
             expected = [t for t in ready if not (flights and t.conflicts >= MOST_CONFLICTS)]
-            due = free[0].due_ns if free else None
+            first = free[0] if free else None
         assert self.machine.startable(self.now) == expected
-        assert self.machine.first(self.now) is (expected[0] if expected else None)
-        assert self.machine.due() == due
+        assert self.machine.next_task() is first
         assert self.machine.rests is (not flights and self.job.status is not JobStatus.RUNNING)
 
     @invariant()

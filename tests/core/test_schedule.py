@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from routilux.core.parts import PendingTask
 from routilux.core.schedule import Schedule
-from routilux.exchange import Task
+from routilux.graph.messages import Task
 
 
 @dataclass

@@ -1,10 +1,10 @@
-"""Tampers with documents and journals, and reads them: `python -m tests.fuzz.documents`.
+"""Fuzzes the readers of documents and journals: `python -m tests.fuzz.documents`.
 
     --count N   how many mutants; three quarters are documents, a quarter journals
     --seed N    the same seed gives the same mutants
     --huge N    how many of a hundred MB or with millions of values (eleven kinds)
 
-Ends with 1 and the smallest mutant found for each batch in which a demand of `judge` was broken.
+Exits with 1 where `judge` found a broken invariant, and prints the smallest mutant of each batch.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from hypothesis import strategies as st
 from tests.fuzz.judge import MB, Tally, judge
 from tests.fuzz.mutants import ENDLESS, Document, Rows, endless, tampered_documents, tampered_rows
 
-BATCH = 2_000  # so that what Hypothesis remembers of a batch stays small
+BATCH = 2_000  # Hypothesis keeps data of each example in memory
 MUTANTS = st.one_of(
     tampered_documents(), tampered_documents(), tampered_documents(), tampered_rows()
 )
 
 
 def run_batch(number: int, count: int, tally: Tally) -> None:
-    """Judge `count` mutants; what breaks a demand is shrunk and raised."""
+    """Judge `count` mutants; a failing one is shrunk and raised."""
 
     @seed(number)
     @settings(
@@ -66,7 +66,7 @@ def main() -> int:
             run_batch(number, min(BATCH, asked.count - done), tally)
         except Exception as error:
             broken += 1
-            _say(f"batch {number} broke a demand:\n{''.join(_told(error))}")
+            _say(f"batch {number} broke an invariant:\n{''.join(_lines(error))}")
         done += BATCH
         spent = time.perf_counter() - begun
         _say(f"{min(done, asked.count):,} of {asked.count:,} in {spent:.0f} s, {broken} broken")
@@ -77,7 +77,7 @@ def main() -> int:
             judge(endless(what), tally)
         except Exception as error:
             broken += 1
-            _say(f"{what} without end broke a demand:\n{''.join(_told(error))}")
+            _say(f"{what}, huge, broke an invariant:\n{''.join(_lines(error))}")
     _report(tally, small, broken)
     return 1 if broken else 0
 
@@ -89,26 +89,26 @@ def _report(tally: Tally, small: tuple[float, int], broken: int) -> None:
         accepted, same = (tally.counts[f"{kind}: {what}"] for what in ("accepted", "unchanged"))
         _say(
             f"{kind:10} {tally.counts[kind]:8,}  accepted as consistent {accepted:6,}"
-            f"  changes that changed nothing {same:6,}"
+            f"  changes without effect {same:6,}"
         )
     anew = tally.counts["anew"] + tally.counts["signed"]
-    _say(f"{total:,} mutants, {100 * anew / max(total, 1):.0f} % with a seal made anew")
+    _say(f"{total:,} mutants, {100 * anew / max(total, 1):.0f} % with a new seal")
     _say(f"refused as {dict(tally.places.most_common())}")
-    _say(f"most for one: {small[0]:.2f} s of the processor, {small[1] / MB:.0f} MB")
+    _say(f"highest cost of one: {small[0]:.2f} s of the processor, {small[1] / MB:.0f} MB")
     if tally.memory:
-        _say(f"most for a huge one: {tally.seconds:.2f} s, {tally.memory / MB:,.0f} MB")
+        _say(f"highest cost of a huge one: {tally.seconds:.2f} s, {tally.memory / MB:,.0f} MB")
     _say(f"{broken} broken")
 
 
-def _told(error: BaseException) -> list[str]:
-    # Where many demands are broken, Hypothesis raises a group of them.
+def _lines(error: BaseException) -> list[str]:
+    # Hypothesis raises a group where several invariants are broken.
     inner = error.exceptions if isinstance(error, BaseExceptionGroup) else [error]
-    told = []
+    lines = []
     for each in inner:
         *_, place = traceback.extract_tb(each.__traceback__)
-        told.append(f"  {type(each).__name__}: {str(each)[:600]}\n    {place}\n")
-        told += [f"    {note}\n" for note in getattr(each, "__notes__", [])[:1]]
-    return told
+        lines.append(f"  {type(each).__name__}: {str(each)[:600]}\n    {place}\n")
+        lines += [f"    {note}\n" for note in getattr(each, "__notes__", [])[:1]]
+    return lines
 
 
 def _say(line: str) -> None:

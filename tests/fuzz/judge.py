@@ -1,9 +1,11 @@
-"""What is demanded of everything that reads saved data, whatever the data is.
+"""Judge of the readers of saved data: raises `AssertionError` where one breaks an invariant.
 
-- Nothing but `SavedStateError` escapes, with a place, a reason, and no more text than is read.
-- What is accepted is what was written, or consistent in itself: written again it reads the same,
-  what it says twice agrees, and the engine goes on with it without breaking a rule of its own.
-- It costs time and memory in proportion to its size.
+Invariants:
+- A reader raises nothing but `SavedStateError`, with a place, a reason and a text of limited
+  length.
+- Accepted data is what was written, or is consistent: written again it reads the same, facts that
+  it repeats agree, and the engine resumes it without breaking a rule of its own.
+- Reading costs time and memory in proportion to the size of the data.
 """
 
 from __future__ import annotations
@@ -29,16 +31,16 @@ from routilux import (
     SavedState,
     SavedStateError,
 )
-from routilux.instants import from_ns
+from routilux.clocks.durations import from_ns
 from tests.fuzz.mutants import Document, Rows, rows_of
 from tests.persist.orders import KEY
 
 LONGEST_TEXT: Final = 4_600  # characters of an error
 MB: Final = 1024 * 1024
-# Of the processor and of memory, for each mutant, each of its bytes and each value that they hold.
+# The limits of processor time and memory: per mutant, per byte, per value.
 SECONDS: Final = (1.0, 0.05 / MB, 4e-6)
 MEMORY: Final = (64 * MB, 8, 200)
-_TOLD: Final = ("saved_at", "saved_at_iso", "retry_count", "execution_history_count")
+_REPEATED: Final = ("saved_at", "saved_at_iso", "retry_count", "execution_history_count")
 _MEMBER: Final = re.compile(r"\$")
 _ROW: Final = re.compile(r"\$\.job-1\[[1-9]\d*\]")
 _STATUS: Final = Path("/proc/self/status")
@@ -47,7 +49,7 @@ _CLEAR: Final = Path("/proc/self/clear_refs")
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the mutants, and the most that one has cost."""
+    """How many mutants had each outcome, and the highest cost of one."""
 
     counts: Counter[str] = field(default_factory=Counter)
     places: Counter[str] = field(default_factory=Counter)
@@ -56,7 +58,7 @@ class Tally:
 
 
 def judge(mutant: Document | Rows, tally: Tally) -> None:
-    """Read a mutant; raises `AssertionError` for whatever breaks a demand."""
+    """Read a mutant; raises `AssertionError` where an invariant is broken."""
     before = _peak(reset=True)
     begun = time.thread_time()
     try:
@@ -86,9 +88,9 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
         assert isinstance(mutant, Document)
         if mutant.seal == "stale":
             assert mutant.text.rstrip(b"\n") == mutant.original.rstrip(b"\n"), "damage was accepted"
-        said, written = json.loads(mutant.text), json.loads(found.to_bytes())
-        for name in _TOLD:
-            assert written[name] == said[name], f"{name} was not what the job has"
+        read, written = json.loads(mutant.text), json.loads(found.to_bytes())
+        for name in _REPEATED:
+            assert written[name] == read[name], f"{name} differs from the job's"
         _check_document(found)
     elif isinstance(found, JobState):
         _check_job(found)
@@ -112,7 +114,7 @@ def _read(mutant: Document | Rows) -> SavedState | JobState:
 
 
 class _Given(MemoryStore):
-    """A store whose rows are what they are."""
+    """A store that returns the given rows unchecked."""
 
     def __init__(self, rows: Sequence[bytes]) -> None:
         super().__init__()
@@ -129,19 +131,19 @@ def _load(rows: Sequence[bytes], job_id: str) -> JobState:
 def _check_document(saved: SavedState) -> None:
     text = saved.to_bytes()
     again = SavedState.from_bytes(text)
-    assert again.job == saved.job, "written again it is another job"
-    assert again.to_bytes() == text, "written again it is another text"
+    assert again.job == saved.job, "written again, the job differs"
+    assert again.to_bytes() == text, "written again, the text differs"
     assert again.flow.fingerprint == saved.flow.fingerprint
     assert (again.saved_at_ns, again.monitor_summary) == (saved.saved_at_ns, saved.monitor_summary)
     assert saved.retry_count == saved.job.retry_count()
     _check_job(saved.job)
-    _check_it_goes_on(saved)
+    _check_it_resumes(saved)
 
 
 def _check_job(job: JobState) -> None:
     commits = job.commits
     assert [c.seq for c in commits] == list(range(job.seq - len(commits) + 1, job.seq + 1))
-    assert [c.at_ns for c in commits] == sorted(c.at_ns for c in commits), "time runs back"
+    assert [c.at_ns for c in commits] == sorted(c.at_ns for c in commits), "time runs backwards"
     pending = job.pending_tasks
     assert len({task.task_id for task in pending}) == len(pending)
     for task in pending:
@@ -151,13 +153,13 @@ def _check_job(job: JobState) -> None:
         assert isinstance(task.due_at.year, int)
     assert not (job.status is JobStatus.COMPLETED and pending)
     if len(commits) == job.seq:
-        assert job.at(job.seq) == job, "it is not what its commits make"
+        assert job.at(job.seq) == job, "it differs from the fold of its commits"
         assert (job.status is JobStatus.FAILED) <= (job.error is not None)
     ExecutionMonitor.of(job)
     assert isinstance(repr(job.execution_history), str)
 
 
-def _check_it_goes_on(saved: SavedState) -> None:
+def _check_it_resumes(saved: SavedState) -> None:
     try:
         clock = FakeClock(from_ns(saved.job.updated_ns))
         runtime = Runtime(clock=clock, max_steps=12)
@@ -165,16 +167,16 @@ def _check_it_goes_on(saved: SavedState) -> None:
     except IllegalTransitionError:
         raise
     except (RoutiluxError, OverflowError, ValueError):
-        return  # it was refused, or lies beyond the end of the calendar
+        return  # refused, or beyond the end of the calendar
     assert ended.seq > saved.job.seq
     _check_job(ended)
 
 
 def _peak(*, reset: bool = False) -> int:
-    """Return the most memory that the process has had since the last reset, in bytes."""
+    """Return the peak memory of the process since the last reset, in bytes."""
     if reset:
         _CLEAR.write_text("5")
     for line in _STATUS.read_text("utf-8").splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("the system does not tell the memory of a process")
+    raise RuntimeError("the system does not report the memory of a process")

@@ -1,8 +1,8 @@
-"""Documents and journals that were tampered with, as Hypothesis draws them.
+"""Strategies for documents and journals that were tampered with.
 
-A document is changed in its structure or in its bytes, and then sealed: with a digest made anew, so
-that nothing but validation stands between it and the program, or signed anew, or with the seal that
-it had. So are rows of a journal, with their checksum.
+A document is changed in its structure or in its bytes. It then gets a new digest, so that only
+validation can refuse it, or a new signature, or keeps its old seal. The rows of a journal are
+changed alike and get a new checksum or keep the old one.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ from hypothesis import strategies as st
 
 from routilux import (
     CommitKind,
-    CorruptStateError,
     FakeClock,
     JobState,
     MemoryStore,
     Runtime,
     SavedState,
+    SavedStateError,
 )
-from routilux.persist import seal
-from routilux.persist.checksums import CHECKSUM, checked, summed
+from routilux.persist import signature
 from routilux.persist.journal import Journal
+from routilux.persist.rows import CHECKSUM, checked, summed
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]
-_MARK: Final = "\ue000"  # stands for text that no JSON writer writes
+_MARK: Final = "\ue000"  # marks text that no JSON writer writes
 HUGE: Final = 100 * 1024 * 1024
 
 
-class _Told:
-    """Is shown by Hypothesis as it shows itself, not with all its bytes."""
+class _Short:
+    """Hypothesis shows it by its own repr, not with all its bytes."""
 
     __slots__ = ()
 
@@ -45,7 +45,7 @@ class _Told:
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Document(_Told):
+class Document(_Short):
     """A document and how it is read: `seal` is anew, signed, stale or unverified."""
 
     text: bytes
@@ -71,7 +71,7 @@ class Document(_Told):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Rows(_Told):
+class Rows(_Short):
     """The rows of a journal."""
 
     rows: tuple[bytes, ...]
@@ -101,14 +101,14 @@ class Rows(_Told):
 
 def _is_damaged(row: bytes) -> bool:
     try:
-        plain = checked(row, "$")
-    except CorruptStateError:
+        checked(row, "$")
+    except SavedStateError:
         return True
-    return plain == row and row not in plain_rows()  # has no checksum, or one that is none
+    return False
 
 
 def _differs(before: bytes, after: bytes) -> str:
-    """What stands around the first difference, which is enough to make it again."""
+    """The text around the first difference, which is enough to reproduce it."""
     at = next((i for i, pair in enumerate(zip(before, after, strict=False)) if len({*pair}) > 1), 0)
     shown = [text[max(at - 60, 0) : at + 100] for text in (before, after)]
     return f"at {at}, was {shown[0]!r}, is {shown[1]!r}"
@@ -149,13 +149,8 @@ def journals() -> list[tuple[bytes, ...]]:
     return [rows_of(job) for job in whole]
 
 
-@cache
-def plain_rows() -> frozenset[bytes]:
-    return frozenset(checked(row, "$") for rows in journals() for row in rows)
-
-
 def rows_of(job: JobState) -> tuple[bytes, ...]:
-    """The rows of a store to which a job's commits are written; whoever resumes it claims it."""
+    """The rows of a store after a job's commits were written; a resume claims the job."""
     store = MemoryStore()
     journal = Journal(store)
     for commit in job.commits:
@@ -185,7 +180,7 @@ def _paths(data: Any, path: Path = ()) -> Iterator[Path]:
 
 
 class _Twice(dict[str, Any]):
-    """An object of which a key stands twice when it is written."""
+    """An object that is written with a duplicate key."""
 
     def items(self) -> Any:
         pairs = list(super().items())
@@ -230,11 +225,11 @@ _OPS: Final = (
 
 @st.composite
 def changed(draw: st.DrawFn, text: bytes, most: int = 3) -> tuple[str, tuple[str, ...]]:
-    """The JSON text of some data that was changed in up to `most` places, and how."""
+    """The JSON text of data with up to `most` changes, and the names of the changes."""
     data, paths = json.loads(text), paths_of(text)
     done = []
     for _ in range(draw(st.integers(1, most))):
-        # Few members stand at the top, and most of what they say is said twice.
+        # The document has few top members, and most of them repeat a fact about the job.
         op, shallow = draw(st.sampled_from(_OPS)), draw(st.integers(0, 2)) == 2
         path = draw(st.sampled_from(shallow_paths_of(text) if shallow else paths))
         try:
@@ -243,7 +238,7 @@ def changed(draw: st.DrawFn, text: bytes, most: int = 3) -> tuple[str, tuple[str
                 holder = holder[step]
             _change(draw, op, data, holder, path[-1], paths)
         except (KeyError, IndexError, TypeError):
-            continue  # an earlier change has taken it away
+            continue  # an earlier change has removed it
         done.append(op)
     return _written(data), tuple(done)
 
@@ -304,7 +299,7 @@ _few = st.binary(min_size=1, max_size=4)
 
 @st.composite
 def scrambled(draw: st.DrawFn, text: bytes) -> tuple[bytes, tuple[str, ...]]:
-    """A text of which a few bytes were changed, and how."""
+    """A text with a few changed bytes, and the names of the changes."""
     done = []
     for _ in range(draw(st.integers(1, 3))):
         op = draw(st.sampled_from(_BYTES))
@@ -349,7 +344,7 @@ def tampered_documents(draw: st.DrawFn) -> Document:
     elif how == "unverified":
         text = body + b"}"
     else:
-        text = seal.sealed(body, seal.keyed(KEY if how == "signed" else None))
+        text = signature.sealed(body, signature.keyed(KEY if how == "signed" else None))
     return Document(text, how, original, what)
 
 
@@ -397,13 +392,13 @@ ENDLESS: Final[dict[str, Callable[[int], bytes]]] = {
     "a key": lambda n: b'{"' + b"k" * n + b'": 1}',
     "three times as much": lambda n: b'"' + b"x" * 3 * n + b'"',
 }
-"""What a document can hold without end: its text, of about so many bytes."""
+"""Kinds of huge data in a document: a text of about the given number of bytes."""
 
 
 def endless(what: str, size: int = HUGE) -> Document:
-    """A document that holds such a thing where anything may stand, and is accepted."""
+    """An accepted document that holds one kind of huge data in a payload."""
     original = documents()[1]
-    start = b'"payload":{"request_id":'  # of the task that the job begins with; it stands once
+    start = b'"payload":{"request_id":'  # of the first task; the text occurs once
     head, tail = original[: original.index(b',\n"digest"')].split(start + b'"r-1"')
-    text = seal.sealed(head + start + ENDLESS[what](size) + tail)
+    text = signature.sealed(head + start + ENDLESS[what](size) + tail)
     return Document(text, "anew", original, (what,))

@@ -1,4 +1,4 @@
-"""A smaller run of what `python -m tests.fuzz.documents` does, and what it has found."""
+"""A short run of the fuzzer `python -m tests.fuzz.documents`, and tests of its judge."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.soak import examples, sampled
 ROOT = Path(__file__).parents[2]
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 pytestmark = pytest.mark.skipif(
-    not sys.platform.startswith("linux"), reason="only Linux tells the memory of a moment"
+    not sys.platform.startswith("linux"), reason="only Linux reports the peak memory"
 )
 
 
@@ -38,7 +38,7 @@ def test_a_tampered_document_is_refused_with_its_place_or_is_consistent():
     judged()
     anew = tally.counts["anew"] + tally.counts["signed"]
     every = anew + tally.counts["stale"] + tally.counts["unverified"]
-    assert anew >= 0.3 * every, "too few reach the validation"
+    assert anew >= 0.3 * every, "too few mutants reach the validation"
     accepted = sum(n for name, n in tally.counts.items() if name.endswith("accepted"))
     assert 0 < accepted < 0.5 * every
     assert tally.places["CorruptStateError"] > every / 2
@@ -57,7 +57,7 @@ def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent():
     assert 0 < tally.counts["row: accepted"] < tally.counts["row"] / 2
 
 
-def test_what_has_not_been_tampered_with_is_read():
+def test_the_originals_cover_every_kind_of_commit():
     assert 6 == len(documents())
     assert 5 == len(journals())
     assert {"retry", "failed", "dropped", "resumed", "effect", "done", "start"} <= {
@@ -69,14 +69,14 @@ KINDS = ("start", "done", "retry", "failed", "dropped", "effect", "resumed")
 
 
 @pytest.mark.parametrize("what", sampled(ENDLESS, [*ENDLESS][::4]))
-def test_data_without_end_costs_no_more_than_its_share(what):
+def test_huge_data_costs_time_and_memory_in_proportion_to_its_size(what):
     judge(endless(what, MB), Tally())
 
 
 @pytest.mark.soak
-def test_the_script_repeats_itself_by_its_seed():
+def test_the_same_seed_gives_the_same_mutants():
     command = [sys.executable, "-m", "tests.fuzz.documents"]
-    told = [
+    reports = [
         subprocess.run(
             [*command, "--count", "60", "--huge", "0", "--seed", "5"],
             cwd=ROOT,
@@ -87,21 +87,21 @@ def test_the_script_repeats_itself_by_its_seed():
         ).stdout.splitlines()[1:7]
         for _ in range(2)
     ]
-    assert told[0] == told[1]
-    assert told[0][-1].startswith("60 mutants, ")
+    assert reports[0] == reports[1]
+    assert reports[0][-1].startswith("60 mutants, ")
 
 
 # --- the judge itself -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("place", "does", "said"),
+    ("place", "does", "message"),
     [
         ("routilux.core.saved.check_unfolded", lambda *_: 1 / 0, "division by zero"),
-        ("routilux.core.saved._check", lambda *_: None, "is not what its commits make"),
+        ("routilux.core.saved._check", lambda *_: None, "differs from the fold of its commits"),
     ],
 )
-def test_the_judge_lets_no_fault_of_the_engine_pass(place, does, said, monkeypatch):
+def test_the_judge_reports_every_fault_of_the_engine(place, does, message, monkeypatch):
     monkeypatch.setattr(place, does)
 
     @settings(max_examples=400, suppress_health_check=SLOW, phases=[Phase.generate])
@@ -109,16 +109,16 @@ def test_the_judge_lets_no_fault_of_the_engine_pass(place, does, said, monkeypat
     def judged(mutant):
         judge(mutant, Tally())
 
-    with pytest.raises(Exception, match=said) as caught:
+    with pytest.raises(Exception, match=message) as caught:
         judged()
     assert str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("what", "said"), [("MEMORY", "it took .* MB"), ("SECONDS", "it took .* s")]
+    ("what", "message"), [("MEMORY", "it took .* MB"), ("SECONDS", "it took .* s")]
 )
-def test_the_judge_measures_time_and_memory(what, said, monkeypatch):
+def test_the_judge_limits_time_and_memory(what, message, monkeypatch):
     monkeypatch.setattr(f"tests.fuzz.judge.{what}", (0, 0, 0))
-    with pytest.raises(AssertionError, match=said):
-        # More than the allocator may have kept of what other tests have freed.
+    with pytest.raises(AssertionError, match=message):
+        # More than the allocator may have kept from other tests.
         judge(endless("a string", 40 * MB), Tally())

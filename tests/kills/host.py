@@ -33,7 +33,7 @@ from hashlib import sha256
 from itertools import count
 from typing import Any, Final
 
-import routilux.drive
+import routilux.engine.drive
 import routilux.persist.journal
 from routilux import (
     Commit,
@@ -45,7 +45,7 @@ from routilux import (
     Runtime,
     Worker,
 )
-from routilux.persist import operator
+from routilux.persist import admin
 from tests.kills.places import BACKOFF, IDLE, Places, kill_in
 from tests.kills.plants import PLANTS
 from tests.kills.stores import opened
@@ -158,7 +158,7 @@ def _resume(runtime: Runtime, flow: Flow, job_id: str) -> None:
 
 def _take_over(store: Any, job_id: str, now_ns: int) -> None:
     try:
-        operator.retry(store, job_id, now_ns, take_over=True)
+        admin.retry(store, job_id, now_ns, take_over=True)
     except (LeaseLostError, NotResumableError, KeyError) as error:
         tell("not taken over", job_id, str(error))  # nobody has it, or as for a resume
 
@@ -204,7 +204,7 @@ def _until_renewed(store: Any) -> Any:
 
 def serve() -> None:
     """Live one life after the other, each as a process of its own."""
-    for module in (routilux.drive, routilux.persist.journal):
+    for module in (routilux.engine.drive, routilux.persist.journal):
         vars(module)["SNAPSHOT_EVERY"] = 4  # so that short jobs have snapshots too
     places = Places()
     while True:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from routilux import JobState, codec
-from routilux.persist.checksums import checked, summed
 from routilux.persist.journal import Journal
+from routilux.persist.rows import checked, summed
 
 __all__ = ["PLANTS"]
 

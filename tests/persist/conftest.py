@@ -1,4 +1,4 @@
-"""A PostgreSQL database of a test's own, and what stands around it."""
+"""A PostgreSQL database for each test, with its server and an administrator's connection."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A disk that fails as it is told: every call of a writer to the system has a number.
+"""A disk with planned failures: every system call of a writer has a number.
 
 `Disk` stands between `os` and the system while it is entered. It lets each call through, notes it,
 and does something else at one number: fail before or after the call was made, do half of it, or

@@ -1,4 +1,4 @@
-"""What the tests of many hosts share: processes, calls in threads, and who waits for whom."""
+"""Processes, calls in threads and locks, shared by the tests of many hosts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
-
-__all__ = [
-    "PATIENCE",
-    "Call",
-    "end_backends",
-    "go",
-    "line_of",
-    "process",
-    "processes",
-    "rest_of",
-    "until_one_waits",
-]
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 120.0  # seconds that a busy machine may take
@@ -53,6 +41,32 @@ def processes(program: str, *arguments: list[object]) -> Iterator[list[subproces
 def line_of(child: subprocess.Popen[str]) -> str:
     assert child.stdout is not None
     return child.stdout.readline().strip()
+
+
+APPENDS = """
+import sys
+from routilux import PostgresStore, SqliteStore
+store = (PostgresStore if "host=" in sys.argv[1] else SqliteStore)(sys.argv[1])
+store.create("j", b"row 1", "a", flow_id="f", queued=False)
+for seq in range(2, 10**9):
+    store.append("j", seq, b"row %d" % seq, "a", rests=False)
+    print(seq, flush=True)
+"""
+
+
+def kill_after(lines: int, child: subprocess.Popen[str]) -> int:
+    """Kill a host that runs APPENDS after some lines; return how many rows were accepted."""
+    for _ in range(lines):
+        line_of(child)
+    child.kill()
+    assert child.stdout is not None
+    return lines + 1 + len(child.stdout.read().split("\n")[:-1])
+
+
+def hold_rows(rows: list[bytes], accepted: int) -> None:
+    """Hold that the rows of APPENDS are those that were accepted."""
+    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
+    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
 
 
 def go(children: list[subprocess.Popen[str]]) -> None:

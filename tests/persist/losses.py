@@ -1,4 +1,4 @@
-"""A network that loses a connection when it is told to: between a client and a local server."""
+"""A network between a client and a local server that loses a connection on request."""
 
 from __future__ import annotations
 

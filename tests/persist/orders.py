@@ -1,4 +1,4 @@
-"""What the tests of saved forms share: a flow of orders, captured after each of its commits."""
+"""A flow of orders, captured after each commit, shared by the tests of saved forms."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def at_retry(flow: Flow, number: int) -> SavedState:
 
 
 def seal(members: dict[str, Any]) -> bytes:
-    """Write a document as it is written, with a digest that is right."""
+    """Write a document in its usual layout, with the right digest."""
     lines = [
         f"{json.dumps(name)}: {json.dumps(value, ensure_ascii=False, separators=(',', ':'))}"
         for name, value in members.items()

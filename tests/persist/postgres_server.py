@@ -186,7 +186,7 @@ def with_option(dsn: str, option: str) -> str:
 def available() -> str | None:
     """Return why there can be no server; None where there can."""
     if importlib.util.find_spec("psycopg") is None:
-        return f"{MISSING}: psycopg is not installed: pip install 'routilux[postgres]'"
+        return f"{MISSING}: psycopg is not installed; run: pip install 'psycopg[binary]>=3.1'"
     if not list(Path("/").glob(f"{_PLACES[1:]}/initdb")):
         return f"{MISSING}: there is no server in {_PLACES}: apt-get install postgresql"
     return None

@@ -1,4 +1,4 @@
-"""What the store in PostgreSQL promises beyond the contract: many hosts, one database."""
+"""The store in PostgreSQL beyond the contract: many hosts on one database."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from routilux import (
     Runtime,
     Worker,
 )
-from tests.drivers.workshop import chain
 from tests.persist.hosts import (
     PATIENCE,
     Call,
@@ -35,9 +34,7 @@ from tests.persist.hosts import (
 )
 from tests.persist.postgres_server import Server, with_option
 from tests.persist.stores import acquire
-
-SECOND = 10**9
-
+from tests.routines import SECOND, chain
 
 # --- durable --------------------------------------------------------------------------------------
 
@@ -52,7 +49,7 @@ def test_a_commit_is_flushed_also_where_the_server_would_not_wait_for_that(dsn: 
 
 
 @pytest.mark.parametrize("chosen", ["local", "remote_write", "remote_apply"])
-def test_how_many_servers_a_commit_waits_for_is_left_to_whoever_runs_them(
+def test_the_number_of_servers_that_a_commit_waits_for_is_the_operators_choice(
     dsn: str, chosen: str
 ) -> None:
     with PostgresStore(with_option(dsn, f"synchronous_commit={chosen}")) as store:
@@ -65,7 +62,7 @@ def test_a_default_isolation_that_is_stricter_makes_no_difference(dsn: str) -> N
         assert "read committed" == setting(store, "transaction_isolation")
 
 
-def test_what_was_accepted_is_there_after_a_crash_of_the_server(
+def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(
     postgres: PostgresStore, server: Server
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
@@ -168,7 +165,7 @@ def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each
         assert [None, None] == found or ["j", "k"] == sorted(cast("list[str]", found))
 
 
-def test_whatever_hosts_do_at_once_each_row_has_one_writer_who_owned_the_job(dsn: str) -> None:
+def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn: str) -> None:
     """Four hosts claim, append to, release and acquire one job, each as fast as it can."""
     accepted: list[tuple[int, str]] = []
 
@@ -251,7 +248,7 @@ def stories(store: PostgresStore) -> set[tuple[str, ...]]:
 DRIVES = """
 import os, sys, threading
 from routilux import PostgresStore, Worker
-from tests.drivers.workshop import chain
+from tests.routines import chain
 first, begun = threading.Lock(), threading.Event()
 def drives(self):
     os.write(1, f"{self.ctx.job_id}\\n".encode())  # print would write the line in two parts
@@ -279,19 +276,6 @@ def test_processes_share_the_load_and_each_job_is_driven_exactly_once(
 
 
 # --- threads and forks ----------------------------------------------------------------------------
-
-
-def test_many_threads_share_one_store(postgres: PostgresStore) -> None:
-    def appends(name: str) -> None:
-        postgres.create(name, b"1", name, flow_id="f", queued=False)
-        for seq in range(2, 10):
-            postgres.append(name, seq, b"%d" % seq, name, rests=False)
-
-    calls = [Call(appends, f"job {number:02}") for number in range(32)]
-    assert [None] * 32 == [call.result() for call in calls]
-    assert [f"job {number:02}" for number in range(32)] == postgres.job_ids()
-    for name in postgres.job_ids():
-        assert [b"%d" % seq for seq in range(1, 10)] == postgres.rows(name)
 
 
 def test_threads_that_ask_at_once_have_a_few_connections_between_them(

@@ -1,4 +1,4 @@
-"""What can be wrong with a database, or with what it is to keep: told with its name and a cure."""
+"""Errors of a PostgreSQL database, each with its name and a cure."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ from routilux import (
 from tests.persist.hosts import PATIENCE, Call, line_of, locked, processes, until_one_waits
 from tests.persist.postgres_server import GUARDED, Server, with_option
 from tests.persist.stores import acquire
+from tests.routines import SECOND
 from tests.soak import also
-
-SECOND = 10**9
 
 
 def schema_of(admin: Any) -> str:
@@ -43,7 +42,7 @@ def test_psycopg_is_imported_when_a_store_is_made_and_not_before() -> None:
 
 def test_without_its_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(ImportError, match=r"pip install 'routilux\[postgres\]'"):
+    with pytest.raises(ImportError, match=r"run: pip install 'psycopg\[binary\]>=3\.1'"):
         PostgresStore("host=/nowhere")
 
 
@@ -72,7 +71,9 @@ def test_a_password_with_anything_in_it_is_understood(guarded: Callable[[str], s
         assert [] == store.job_ids()
 
 
-def test_a_wrong_password_is_told_with_the_name_of_the_user(guarded: Callable[[str], str]) -> None:
+def test_a_wrong_password_is_reported_with_the_name_of_the_user(
+    guarded: Callable[[str], str],
+) -> None:
     with pytest.raises(OSError, match=f"user={GUARDED}.*authentication failed.*may this user"):
         PostgresStore(guarded("wrong"))
 
@@ -128,14 +129,16 @@ def guest(dsn: str, admin: Any) -> Iterator[str]:
     admin.execute("DROP OWNED BY guest; DROP ROLE guest")
 
 
-def test_a_user_who_may_not_make_tables_is_told(guest: str, admin: Any) -> None:
+def test_a_user_without_the_right_to_create_tables_gets_an_error_with_the_cure(
+    guest: str, admin: Any
+) -> None:
     with pytest.raises(OSError, match=r"permission denied for schema .*; grant the right"):
         PostgresStore(guest)
     admin.execute(f"GRANT CREATE ON SCHEMA {schema_of(admin)} TO guest")
     PostgresStore(guest).close()
 
 
-def test_a_user_who_may_only_read_can_look_into_a_store(
+def test_a_user_with_read_rights_can_read_a_store(
     postgres: PostgresStore, guest: str, admin: Any
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=True)
@@ -160,14 +163,14 @@ def test_one_that_only_reads_makes_no_tables_and_writes_nothing(dsn: str, admin:
         assert [] == store.job_ids()
 
 
-def test_a_server_that_only_reads_is_told(postgres: PostgresStore, dsn: str) -> None:
+def test_a_read_only_server_is_reported(postgres: PostgresStore, dsn: str) -> None:
     with PostgresStore(with_option(dsn, "default_transaction_read_only=on")) as store:
         assert [] == store.job_ids()
         with pytest.raises(OSError, match=r"read-only transaction; .* name the primary"):
             store.create("j", b"1", "a", flow_id="f", queued=True)
 
 
-def test_a_statement_that_is_cut_off_on_the_server_is_told_and_can_be_made_again(
+def test_a_statement_that_the_server_cancels_raises_and_can_be_repeated(
     postgres: PostgresStore, dsn: str, admin: Any
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
@@ -189,7 +192,7 @@ def test_tables_of_a_newer_version_are_refused_and_left_as_they_were(
     postgres: PostgresStore, dsn: str, admin: Any, read_only: bool
 ) -> None:
     admin.execute("UPDATE routilux_version SET version = 2")
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
         PostgresStore(dsn, read_only=read_only)
     assert [(2,)] == admin.execute("SELECT version FROM routilux_version").fetchall()
 
@@ -206,7 +209,7 @@ def test_tables_that_have_lost_their_version_are_refused(
     assert (None,) == admin.execute("SELECT to_regclass('routilux_version')").fetchone()
 
 
-def test_a_table_that_is_gone_is_told(postgres: PostgresStore, admin: Any) -> None:
+def test_a_missing_table_is_reported(postgres: PostgresStore, admin: Any) -> None:
     admin.execute("DROP TABLE routilux_commits CASCADE")
     with pytest.raises(CorruptStateError, match=r"has no sound tables .*routilux_commits.*restore"):
         postgres.rows("j")
@@ -300,8 +303,8 @@ pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
 """
 
 
-def test_what_is_left_out_where_there_is_no_server_is_one_line_with_its_cure() -> None:
-    tests = ["tests/test_store.py", "tests/persist/test_postgres.py"]
+def test_tests_that_are_skipped_without_a_server_are_one_line_with_the_cure() -> None:
+    tests = ["tests/persist/test_store.py", "tests/persist/test_postgres.py"]
     with processes(WITHOUT, [*tests, "-k", "not_there or at_once or time"]) as [child]:
         told = child.communicate(timeout=PATIENCE)[0].splitlines()
     skipped = [line for line in told if line.startswith("SKIPPED")]

@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL is lost: what was asked is done once, and its caller hears of it."""
+"""Lost connections to PostgreSQL: each call takes effect once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from routilux import (
+    Acquired,
     DuplicateJobError,
     JobStatus,
     LeaseLostError,
@@ -19,12 +20,13 @@ from routilux import (
     Runtime,
     Worker,
 )
-from routilux.persist.leases import Acquired
-from tests.drivers.workshop import chain, rest
 from tests.persist.hosts import (
+    APPENDS,
     PATIENCE,
     Call,
     end_backends,
+    hold_rows,
+    kill_after,
     line_of,
     locked,
     processes,
@@ -33,9 +35,7 @@ from tests.persist.hosts import (
 from tests.persist.losses import Losses
 from tests.persist.postgres_server import Server
 from tests.persist.stores import acquire
-
-SECOND = 10**9
-
+from tests.routines import SECOND, chain, rest
 
 # --- on the server --------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(
     assert [b"1", b"2"] == postgres.rows("j")
 
 
-def test_a_backend_that_is_ended_a_second_time_is_told(
+def test_a_backend_that_is_ended_a_second_time_raises(
     postgres: PostgresStore, admin: Any, dsn: str
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
@@ -87,7 +87,7 @@ def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
     assert ["j"] == postgres.renew("b", SECOND)
 
 
-def test_a_server_that_is_down_is_told_with_its_name_and_a_cure(
+def test_a_server_that_is_down_is_reported_with_its_name_and_a_cure(
     postgres: PostgresStore, server: Server
 ) -> None:
     server.stop()
@@ -99,7 +99,7 @@ def test_a_server_that_is_down_is_told_with_its_name_and_a_cure(
     assert [] == postgres.job_ids()
 
 
-def test_a_worker_goes_on_when_a_server_that_was_down_answers_again(
+def test_a_worker_continues_when_a_server_that_was_down_answers_again(
     dsn: str, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("routilux.worker._RENEWALS", 1000)  # what broke off comes soon again
@@ -246,7 +246,7 @@ def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_
 
 
 @LOST
-def test_what_else_loses_its_connection_is_done_all_the_same(
+def test_every_other_call_is_repeated_after_its_connection_is_lost(
     far: PostgresStore, losses: Losses, lost: str
 ) -> None:
     far.create("j", b"1", "a", flow_id="f", queued=True)
@@ -370,33 +370,16 @@ def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(
     assert [b"1", b"2"] == postgres.rows("j")
 
 
-APPENDS = """
-import sys
-from routilux import PostgresStore
-store = PostgresStore(sys.argv[1])
-store.create("j", b"row 1", "a", flow_id="f", queued=False)
-for seq in range(2, 10**9):
-    store.append("j", seq, b"row %d" % seq, "a", rests=False)
-    print(seq, flush=True)
-"""
-
-
 @pytest.mark.parametrize("lines", [1, 10])
-def test_what_was_accepted_before_a_host_was_killed_is_there_after_it(
+def test_rows_that_were_accepted_before_a_host_was_killed_are_there_after_it(
     postgres: PostgresStore, dsn: str, lines: int
 ) -> None:
     with processes(APPENDS, [dsn]) as [child]:
-        for _ in range(lines):
-            line_of(child)
-        child.kill()
-        assert child.stdout is not None
-        accepted = lines + 1 + len(child.stdout.read().split("\n")[:-1])
-    rows = postgres.rows("j")
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
-    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
+        accepted = kill_after(lines, child)
+    hold_rows(postgres.rows("j"), accepted)
 
 
-def test_a_host_that_stands_still_locks_nobody_out(postgres: PostgresStore, dsn: str) -> None:
+def test_a_host_that_is_stopped_locks_no_other_out(postgres: PostgresStore, dsn: str) -> None:
     with processes(APPENDS, [dsn]) as [child]:
         line_of(child)
         child.send_signal(signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Documents that were signed: whoever has the key reads what was written, or is told why not."""
+"""Signed documents: a reader with the key gets the written state, or an error."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import CorruptStateError, FakeClock, JobState, JobStatus, Runtime, SavedState
-from routilux.persist import seal
+from routilux.persist import signature
 from tests.persist.orders import GOLDEN, KEY, START, Fetch, at_retry, pipeline, run
 
 OTHER = b"another key of sixteen bytes or more"
@@ -48,13 +48,13 @@ def signed(saved: SavedState) -> bytes:
 @pytest.fixture
 def nothing_is_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     def parse(*_: object) -> None:
-        pytest.fail("it was parsed although its signature is not right")
+        pytest.fail("it was parsed although its signature is invalid")
 
     monkeypatch.setattr("routilux.codec.loads", parse)
-    monkeypatch.setattr("routilux.persist.upgrades._HEAD", None)
+    monkeypatch.setattr("routilux.saved_state.loads_versioned", parse)
 
 
-# --- what it looks like ---------------------------------------------------------------------------
+# --- the form ------------------------------------------------------------------------------------
 
 
 def test_a_signature_is_one_more_member_of_a_document_that_stays_json(plain, signed):
@@ -64,7 +64,7 @@ def test_a_signature_is_one_more_member_of_a_document_that_stays_json(plain, sig
     assert signed.startswith(plain.removesuffix(b"}\n"))
 
 
-def test_anybody_can_check_it_it_is_the_hmac_sha256_of_the_bytes_before_its_own_member(signed):
+def test_a_signature_is_the_hmac_sha256_of_the_bytes_before_its_own_member(signed):
     before, own = signed.split(b',\n"signature": "hmac-sha256:')
     assert hmac.new(KEY, before, hashlib.sha256).hexdigest().encode() + b'"}\n' == own
     assert b'"digest": "sha256:' in before
@@ -73,7 +73,7 @@ def test_anybody_can_check_it_it_is_the_hmac_sha256_of_the_bytes_before_its_own_
 # --- it is read -----------------------------------------------------------------------------------
 
 
-def test_a_signed_file_is_read_with_its_key_and_goes_on(tmp_path, saved):
+def test_a_signed_file_is_read_with_its_key_and_can_be_resumed(tmp_path, saved):
     path = tmp_path / "job.json"
     saved.write(path, key=KEY)
     loaded = SavedState.read(path, key=KEY)
@@ -96,7 +96,7 @@ def test_a_signed_file_is_read_without_a_key_like_any_other(tmp_path, saved, sig
     )
 
 
-def test_a_signed_file_that_was_laid_out_anew_is_read_where_neither_is_asked_for(signed):
+def test_a_signed_file_with_another_layout_is_read_without_key_and_digest(signed):
     text = json.dumps(json.loads(signed), indent=2).encode()
     assert "job-1" == SavedState.from_bytes(text, verify=False).job.job_id
     with pytest.raises(CorruptStateError) as caught:
@@ -121,11 +121,7 @@ def small() -> SavedState:
 # --- it is refused --------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
-    "no signature": (
-        lambda text: text[: text.index(b',\n"signature"')] + b"}\n",
-        KEY,
-        MISSING,
-    ),
+    "no signature": (lambda text: text[: text.index(b',\n"signature"')] + b"}\n", KEY, MISSING),
     "another key": (lambda text: text, OTHER, ANOTHER),
     "a longer key": (lambda text: text, KEY + b"s", ANOTHER),
     "another payload": (lambda text: text.replace(b'"r-1"', b'"r-2"'), KEY, ANOTHER),
@@ -134,11 +130,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
     "cut off in its signature": (lambda text: text[:-20], KEY, ANOTHER),
     "without its last line break": (lambda text: text[:-1], KEY, ANOTHER),
     "with something after it": (lambda text: text + b" ", KEY, ANOTHER),
-    "a signature that is none": (
-        lambda text: text[:-67] + b"x" * 64 + b'"}\n',
-        KEY,
-        ANOTHER,
-    ),
+    "a signature that is none": (lambda text: text[:-67] + b"x" * 64 + b'"}\n', KEY, ANOTHER),
     "another algorithm": (
         lambda text: text.replace(b'"signature": "hmac-sha256', b'"signature": "hmac-md5'),
         KEY,
@@ -150,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
 @pytest.mark.usefixtures("nothing_is_parsed")
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_the_key_does_not_vouch_for_is_refused_by_place_reason_and_file_before_parsing(
+def test_a_file_without_a_valid_signature_is_refused_with_place_reason_and_file_before_parsing(
     case, verify, tmp_path, signed
 ):
     spoil, key, reason = REFUSED[case]
@@ -174,10 +166,10 @@ def test_any_one_byte_changed_left_out_or_put_in_is_refused_by_the_signature(sma
 
 
 @pytest.mark.usefixtures("nothing_is_parsed")
-def test_a_digest_made_anew_does_not_help_against_a_signature(signed):
+def test_a_new_digest_does_not_make_a_signature_valid(signed):
     body = signed[: signed.index(b',\n"digest"')].replace(b'"r-1"', b'"r-2"')
     old = signed[signed.index(b',\n"signature"') :]
-    forged = seal.sealed(body).removesuffix(b"}\n") + old
+    forged = signature.sealed(body).removesuffix(b"}\n") + old
     with pytest.raises(CorruptStateError) as caught:
         SavedState.from_bytes(forged, key=KEY)
     assert "$.signature" == caught.value.path
@@ -214,7 +206,7 @@ NO_KEYS: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", NO_KEYS)
-def test_what_is_no_key_is_refused_before_anything_is_read_or_written(
+def test_an_invalid_key_is_refused_before_anything_is_read_or_written(
     case, tmp_path, saved, signed
 ):
     key, error, said = NO_KEYS[case]
@@ -233,9 +225,9 @@ def test_what_is_no_key_is_refused_before_anything_is_read_or_written(
 
 
 def told(error: BaseException) -> str:
-    """All that a traceback can tell, the locals of every frame of ours among it."""
+    """All that a traceback shows, with the locals of our frames."""
     shown = traceback.TracebackException.from_exception(error, capture_locals=True)
-    ours = str(Path(seal.__file__).parents[1])
+    ours = str(Path(signature.__file__).parents[1])
     lines = [str(error), repr(error)]
     for frame in shown.stack:
         if frame.filename.startswith(ours):
@@ -255,7 +247,7 @@ def test_no_error_shows_a_key_not_even_in_the_locals_of_its_frames(key, tmp_path
     flow.add_routine(Fetch(items=(object(),)), "late")  # type: ignore[arg-type]  # no saved form
     damaged = tmp_path / "damaged.json"
     damaged.write_bytes(signed[:-3])
-    forged = seal.sealed(b'{"format": "routilux/1"', seal.keyed(KEY))
+    forged = signature.sealed(b'{"format": "routilux/1"', signature.keyed(KEY))
     sound = SavedState.from_bytes(signed)
     for use in (
         lambda: unsaved.write(tmp_path / "a.json", key=key),
@@ -287,7 +279,7 @@ def vars_of(saved: SavedState) -> list[object]:
 # --- the golden file ------------------------------------------------------------------------------
 
 
-def test_the_signed_document_of_the_first_version_is_read_and_written_again_byte_by_byte():
+def test_the_golden_signed_document_is_read_and_written_again_byte_by_byte():
     path = GOLDEN / "routilux-1-signed.json"
     saved = SavedState.read(path, key=KEY)
     assert path.read_bytes() == saved.to_bytes(key=KEY)
@@ -297,6 +289,6 @@ def test_the_signed_document_of_the_first_version_is_read_and_written_again_byte
     assert [Decimal("3.00")] == [output.data["total"] for output in ended.outputs]
 
 
-def test_what_signs_can_sign_again():
-    mac = seal.keyed(KEY)
-    assert seal.sealed(b'{"a": 1', mac) == seal.sealed(b'{"a": 1', mac)
+def test_one_key_can_sign_several_documents():
+    mac = signature.keyed(KEY)
+    assert signature.sealed(b'{"a": 1', mac) == signature.sealed(b'{"a": 1', mac)

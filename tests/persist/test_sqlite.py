@@ -1,9 +1,8 @@
-"""What the store in a file promises beyond the contract: processes, crashes, and its errors."""
+"""The store in a file beyond the contract: processes, crashes, and errors."""
 
 from __future__ import annotations
 
 import gc
-import os
 import signal
 import sqlite3
 import threading
@@ -15,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
-from routilux.persist.sqlite_file import SqliteFile
-from tests.drivers.workshop import PATIENCE
-from tests.persist.hosts import line_of, process
+from routilux.persist.sqlite_connection import SqliteFile
+from tests.engine.workshop import in_a_child
+from tests.persist.hosts import APPENDS, hold_rows, kill_after, line_of, process
 from tests.persist.stores import acquire
-
-SECOND = 10**9
+from tests.routines import PATIENCE, SECOND
 
 
 @pytest.fixture
@@ -35,28 +33,13 @@ def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None
         assert (2,) == db.execute("PRAGMA synchronous").fetchone()  # FULL: the log is flushed
 
 
-APPENDS = """
-import sys
-from routilux import SqliteStore
-store = SqliteStore(sys.argv[1])
-store.create("j", b"row 1", "a", flow_id="f", queued=False)
-for seq in range(2, 10**9):
-    store.append("j", seq, b"row %d" % seq, "a", rests=False)
-    print(seq, flush=True)
-"""
-
-
 @pytest.mark.parametrize("lines", [1, 2, 10])
-def test_what_was_accepted_before_a_kill_is_there_after_it(tmp_path: Path, lines: int) -> None:
+def test_rows_that_were_accepted_before_a_kill_are_there_after_it(
+    tmp_path: Path, lines: int
+) -> None:
     with process(APPENDS, tmp_path / "jobs.db") as child:
-        for _ in range(lines):
-            line_of(child)
-        child.kill()
-        assert child.stdout is not None
-        accepted = lines + 1 + len(child.stdout.read().split("\n")[:-1])
-    rows = SqliteStore(tmp_path / "jobs.db").rows("j")
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
-    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
+        accepted = kill_after(lines, child)
+    hold_rows(SqliteStore(tmp_path / "jobs.db").rows("j"), accepted)
 
 
 OPENS = """
@@ -85,7 +68,7 @@ def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> N
         assert 100 == len(store.job_ids())
 
 
-def test_who_opens_a_file_that_another_process_is_just_making_waits_for_it(
+def test_opening_a_file_that_another_process_is_creating_waits_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "jobs.db"
@@ -133,33 +116,9 @@ def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(
     assert [b"1"] == store.rows("j")
 
 
-def test_threads_share_one_store(store: SqliteStore) -> None:
-    def appends(name: str) -> None:
-        store.create(name, b"1", name, flow_id="f", queued=False)
-        for seq in range(2, 20):
-            store.append(name, seq, b"%d" % seq, name, rests=False)
-
-    threads = [threading.Thread(target=appends, args=(f"job {i}",)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
-    assert [f"job {i}" for i in range(8)] == sorted(store.job_ids())
-    for name in store.job_ids():
-        assert [b"%d" % seq for seq in range(1, 20)] == store.rows(name)
-
-
 def test_a_forked_child_uses_a_connection_of_its_own(store: SqliteStore) -> None:
     store.create("j", b"1", "a", flow_id="f", queued=False)
-    child = os.fork()
-    if child == 0:
-        try:
-            store.append("j", 2, b"2", "a", rests=False)
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert 0 == os.waitstatus_to_exitcode(status)
+    in_a_child(lambda: store.append("j", 2, b"2", "a", rests=False))
     store.append("j", 3, b"3", "a", rests=False)
     assert [b"1", b"2", b"3"] == store.rows("j")
 
@@ -171,18 +130,15 @@ def test_a_forked_child_never_closes_the_connection_of_its_parent(
     store.create("j", b"1", "a", flow_id="f", queued=False)
     open_before = files_open(store.path)
     assert open_before[str(store.path)]
-    child = os.fork()
-    if child == 0:
-        try:
-            if used:
-                store.append("j", 2, b"2", "a", rests=False)
-            store.close()
-            gc.collect()  # a connection and its statements hold each other
-            os._exit(0 if open_before <= files_open(store.path) else 2)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert 0 == os.waitstatus_to_exitcode(status), "2 tells that it was closed"
+
+    def closes() -> None:
+        if used:
+            store.append("j", 2, b"2", "a", rests=False)
+        store.close()
+        gc.collect()  # a connection and its statements hold each other
+        assert open_before <= files_open(store.path)
+
+    in_a_child(closes)
 
 
 def files_open(path: Path) -> Counter[str]:
@@ -268,7 +224,7 @@ def test_a_reader_sees_what_others_write_meanwhile(store: SqliteStore) -> None:
         assert not reader.overtaken
 
 
-def test_a_reader_notices_who_begins_to_write_while_it_reads_without_locks(
+def test_a_reader_without_locks_notices_a_writer(
     store: SqliteStore,
 ) -> None:
     store.close()
@@ -328,7 +284,7 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, store: SqliteStore
     with store._file.using() as db:
         db.execute("PRAGMA user_version = 2")
     store.close()
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
         SqliteStore(store.path)
 
 
@@ -345,7 +301,7 @@ def test_a_damaged_file_is_named_when_it_is_read(store: SqliteStore) -> None:
 def test_a_file_that_another_process_keeps_locked_is_named(
     store: SqliteStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite_file._PATIENCE", 10_000_000)
+    monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
     told = pytest.raises(OSError, match="database is locked; another process has kept it")
     with SqliteStore(store.path) as other, store._file.writing(), told:
         other.create("j", b"", "a", flow_id="f", queued=False)
@@ -455,18 +411,9 @@ def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
     thread = threading.Thread(target=holds)
     thread.start()
     assert holding.wait(PATIENCE)
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(PATIENCE))
-            store.append("j", 2, b"2", "a", rests=False)
-            os._exit(0)
-        finally:
-            os._exit(1)
     try:
-        _, status = os.waitpid(child, 0)
+        in_a_child(lambda: store.append("j", 2, b"2", "a", rests=False))
     finally:
         over.set()
         thread.join(PATIENCE)
-    assert 0 == os.waitstatus_to_exitcode(status), "the child hangs, or raised"
     assert [b"1", b"2"] == store.rows("j")

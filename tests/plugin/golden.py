@@ -1,6 +1,6 @@
 """Golden texts: what a message reads like, word for word and figure for figure.
 
-Laws:
+Invariants:
 - A file holds sections: `[name]`, and the lines of the text up to the next section.
 - A text is right if every line is. The first one that is not is shown beside the one it should be.
 """

@@ -11,8 +11,7 @@ from pathlib import Path
 from time import sleep, time
 from typing import Any
 
-from routilux import ErrorHandler, Flow, Routine, SavedState, register_type
-from routilux.flow import ExecutionStrategy
+from routilux import ErrorHandler, ExecutionStrategy, Flow, Routine, SavedState, register_type
 
 
 class GatewayDown(Exception):

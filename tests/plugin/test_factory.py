@@ -219,7 +219,7 @@ def test_what_a_function_may_not_return_fails_its_task(
     job = run(flow_factory(chain=[give, double]), "give")
     assert "failed" == job.status
     assert job.error is not None
-    assert "routilux.errors.FlowDefinitionError" == job.error.type
+    assert "routilux.FlowDefinitionError" == job.error.type
     assert job.error.message.startswith(message)
 
 

@@ -213,7 +213,7 @@ def test_the_engine_is_not_rewritten_whatever_pytest_has_marked(
         test_it="""
         import foreign
         import routilux.core.machine
-        import pytest_routilux.assertions
+        import pytest_routilux.monitor.assertions
 
         def rewritten(module):
             return "rewrite" in type(module.__spec__.loader).__module__
@@ -222,7 +222,7 @@ def test_the_engine_is_not_rewritten_whatever_pytest_has_marked(
             assert rewritten(foreign)
             assert not rewritten(routilux)
             assert not rewritten(routilux.core.machine)
-            assert not rewritten(pytest_routilux.assertions)
+            assert not rewritten(pytest_routilux.monitor.assertions)
         """,
     )
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{pytester.path}")

@@ -9,7 +9,7 @@ import pytest
 
 from pytest_routilux import FlowFaults, FlowMonitor, FlowSim
 from routilux import Flow, FlowDefinitionError
-from tests.plugin.pricing import run, shop
+from tests.plugin.monitor.pricing import run, shop
 
 BUILD: Any = shop
 FAULTS = FlowFaults()

@@ -32,6 +32,7 @@ from routilux import (
     ErrorStrategy,
     Event,
     ExecutionMonitor,
+    ExecutionStrategy,
     FakeClock,
     Flow,
     FlowDefinitionError,
@@ -79,7 +80,7 @@ from routilux import (
     register_type,
     use_runtime,
 )
-from routilux.clock import Worker as ClockWorker
+from routilux.clocks.clock import Worker as ClockWorker
 
 # --- the user's own types -----------------------------------------------------------------------
 
@@ -184,6 +185,8 @@ assert_type(RetryAfter(1).seconds, float)
 flow = Flow("shop", execution_strategy="concurrent", max_workers=2)
 assert_type(flow.add_routine(fetch), str)
 assert_type(flow.add_routine(Fetch("x"), "second"), str)
+strategy: ExecutionStrategy = "concurrent"
+assert_type(Flow("parallel", execution_strategy=strategy), Flow)
 edge = assert_type(flow.connect("Fetch", "output", "second", "trigger", {"data": "x"}), Connection)
 assert_type((edge.source, edge.event, edge.target, edge.slot), tuple[str, str, str, str])
 assert_type(edge.param_mapping, Mapping[str, str])

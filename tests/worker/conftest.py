@@ -1,4 +1,4 @@
-"""A runtime on a store in memory, in a time that jumps."""
+"""A runtime on a store in memory and a fake clock."""
 
 from __future__ import annotations
 

@@ -1,13 +1,12 @@
-"""What the tests of workers share: a worker, a flow that retries, and what became of jobs."""
+"""A worker, a flow that retries, and readings of jobs, shared by the tests of workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
 from routilux import Acquired, ErrorHandler, Flow, MemoryStore, Routine, Runtime, Worker
-from tests.drivers.workshop import Body, Works, chain
+from tests.routines import Body, Works, chain
 
-SECOND = 10**9
 TAKEN_OVER = (
     "was taken over by an operator, or another host while this one stood still for too long"
 )

@@ -1,4 +1,4 @@
-"""A worker keeps its lease, and loses it where it stands still."""
+"""A worker renews its lease, and loses it where it is stopped for too long."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from routilux import (
     Routine,
     Runtime,
 )
-from routilux.persist import operator
-from tests.drivers.workshop import Works, chain, rest
+from routilux.persist import admin
 from tests.persist.stores import acquire
+from tests.routines import SECOND, Works, chain, rest, sleeps
 from tests.worker.jobs import (
-    SECOND,
     TAKEN_OVER,
     retrying,
     stands_still,
@@ -183,7 +182,7 @@ def test_a_host_that_acquires_its_own_job_again_drives_it_once(
     assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
+def test_a_worker_can_take_a_job_again_after_an_operator_took_it(
     runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
@@ -193,7 +192,7 @@ def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
     host = worker(runtime, flow)
     assert host._take(False)
     clock.advance(10)
-    operator.retry(store, job_id, clock.now_ns(), take_over=True)
+    admin.retry(store, job_id, clock.now_ns(), take_over=True)
     assert host._take(False)
     host.run(until_idle=True)
     job = runtime.load(job_id)
@@ -201,7 +200,7 @@ def test_a_job_that_an_operator_takes_from_a_worker_may_come_to_it_again(
     assert ["start", "resumed", "resumed", "resumed", "done"] == [c.kind for c in job.commits]
     assert [0, 1, 1] == [(c.detail or {})["recoveries"] for c in job.commits[1:4]]
     assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
-    assert {} == runtime.taken
+    assert {} == runtime.environment.leases
 
 
 class Forgets(MemoryStore):
@@ -225,9 +224,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
     caplog.set_level("INFO")
     store = Forgets(clock, 2)
 
-    def works_long(self: Routine) -> None:
-        self.ctx.sleep(10_000)
-
+    works_long = sleeps(10_000)
     long, short = chain(a=works_long), chain(a=rest)
     short.flow_id = "short"
     with Runtime(clock=clock, store=store) as runtime:
@@ -250,9 +247,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
 def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: FakeClock) -> None:
     store = Forgets(clock, 2)
 
-    def works_long(self: Routine) -> None:
-        self.ctx.sleep(100)
-
+    works_long = sleeps(100)
     flows = chain(a=works_long), chain(a=rest)
     flows[1].flow_id = "died"
     with Runtime(clock=clock, store=store) as runtime:
@@ -269,9 +264,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: F
 def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
-    def works_long(self: Routine) -> None:
-        self.ctx.sleep(1000)
-
+    works_long = sleeps(1000)
     flows = [chain(a=works_long), chain(a=works_long)]
     flows[1].flow_id = "other"
     job_ids = [runtime.submit(flow, "a") for flow in flows]

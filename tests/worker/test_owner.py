@@ -1,11 +1,9 @@
-"""Who owns a job where several workers, or a process and its forked children, share a runtime."""
+"""The owner of a job where several workers or forked processes share a runtime."""
 
 from __future__ import annotations
 
 import os
-import signal
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,8 +18,9 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from routilux.persist import operator
-from tests.drivers.workshop import PATIENCE, chain, rest
+from routilux.persist import admin
+from tests.engine.workshop import in_a_child
+from tests.routines import PATIENCE, chain, rest
 from tests.worker.jobs import TAKEN_OVER, story, working
 
 # From Python 3.12 on it tells so, and what it warns of is what is tested here.
@@ -46,7 +45,7 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
         clock.advance(21)  # nobody renewed it
     else:
         clock.advance(10)
-        operator.retry(store, job_id, clock.now_ns(), take_over=True)
+        admin.retry(store, job_id, clock.now_ns(), take_over=True)
     assert second._take(False)
     first._look_after()
     clock.advance(10)  # the next renewal is due
@@ -57,19 +56,14 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
     resumed = ["resumed"] * (2 if by == "time" else 3)
     assert ["start", *resumed, "done"] == story(runtime, job_id)
     assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
-    assert {} == runtime.taken
+    assert {} == runtime.environment.leases
 
 
 def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtime(
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
     ran: list[str] = []
-
-    def works(self: Routine) -> None:
-        ran.append(self.ctx.job_id)
-        self.ctx.sleep(25)
-
-    flow = chain(a=works)
+    flow = chain(a=working(25, ran))
     job_id = runtime.submit(flow, "a")
     host = Worker(store, [flow], runtime=runtime, lease=30)
     assert host._take(False)
@@ -77,24 +71,8 @@ def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtim
     with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20.0"):
         flow.resume(runtime.load(job_id), runtime=runtime)
     host.run(until_idle=True)
-    assert [job_id] == ran
+    assert ["begins", "ends"] == ran
     assert ["start", "resumed", "done"] == story(runtime, job_id)
-
-
-def in_a_child(does: Callable[[], None]) -> None:
-    """Do it in a forked child; fails where that hangs or raises."""
-    child = os.fork()
-    if child == 0:
-        try:
-            signal.alarm(int(PATIENCE))
-            does()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    ended = os.waitstatus_to_exitcode(status)
-    assert -signal.SIGALRM != ended, "the child hangs"
-    assert 0 == ended
 
 
 def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(
@@ -132,7 +110,7 @@ def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_
         holding = threading.Event()
 
         def holds() -> None:
-            with runtime.lock, runtime.taking:
+            with runtime.environment.lock, runtime.environment.lease_lock:
                 holding.set()
                 over.wait(PATIENCE)
 

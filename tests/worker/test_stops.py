@@ -1,4 +1,4 @@
-"""Which stops of a host count against a job, and which jobs are put aside."""
+"""The stops of a host that count as a recovery, and jobs that a worker puts aside."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from routilux import (
     Runtime,
     Worker,
 )
-from routilux.audience import Audience
-from tests.drivers.workshop import chain, rest
-from tests.worker.jobs import SECOND, statuses, worker
+from routilux.engine.observers import Audience
+from tests.routines import SECOND, chain, rest
+from tests.worker.jobs import statuses, worker
 
 
 def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(
     clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("routilux.crew._BACKGROUND_WORKERS", 1)
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     hosts: list[Worker] = []
 
     def is_stopped(self: Routine) -> None:
@@ -82,7 +82,7 @@ def test_a_job_that_is_resumed_by_name_counts_only_an_unclean_stop(
     ]
 
 
-def test_a_job_under_a_lease_can_not_be_resumed_by_name_and_its_holder_is_told(
+def test_a_job_under_a_lease_can_not_be_resumed_by_name_and_the_error_names_its_owner(
     runtime: Runtime, store: MemoryStore, clock: FakeClock
 ) -> None:
     flow = chain(a=rest)
@@ -107,7 +107,7 @@ def test_a_job_that_is_put_aside_keeps_how_it_was_left(
         assert dies is not store.holders(job_id)[job_id].clean
 
 
-def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
+def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(
     runtime: Runtime, store: MemoryStore, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, new = chain(a=rest), chain(a=rest, b=rest)
@@ -120,7 +120,7 @@ def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
             if job.status is JobStatus.COMPLETED:
                 host.stop()
 
-    runtime.audience = Audience([Stops()])
+    runtime.environment.audience = Audience([Stops()])
     host.run()
     assert ["pending", "completed"] == [runtime.load(i).status.value for i in (job_id, good)]
     assert f"job {job_id} can't be resumed here, and is put aside" in caplog.text
@@ -129,11 +129,8 @@ def test_a_job_of_another_shape_is_told_put_aside_and_holds_up_nothing(
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_why_a_job_is_put_aside_is_told_once_however_often_it_is_tried(
-    runtime: Runtime,
-    store: MemoryStore,
-    clock: FakeClock,
-    caplog: pytest.LogCaptureFixture,
+def test_the_reason_for_putting_a_job_aside_is_logged_once(
+    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     job_id = runtime.submit(chain(a=rest), "a")
     host = worker(runtime, chain(a=rest, b=rest), lease=30)

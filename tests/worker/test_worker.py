@@ -1,10 +1,11 @@
-"""A worker takes the jobs of its flows from a store, and ends when it is told to."""
+"""A worker takes the jobs of its flows from a store, and ends when it is stopped."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,11 @@ from routilux import (
     SqliteStore,
     Worker,
 )
-from tests.drivers.workshop import PATIENCE, chain, rest
+from tests.engine.workshop import at_once
 from tests.persist.stores import acquire
+from tests.routines import PATIENCE, SECOND, chain, delays, kinds, rest
 from tests.test_runtime import Refuses
-from tests.worker.jobs import SECOND, retrying, statuses, story, worker
+from tests.worker.jobs import retrying, statuses, story, worker
 
 
 def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(
@@ -33,8 +35,8 @@ def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left
     worker(runtime, flow).run(until_idle=True)
     assert {"completed"} == statuses(runtime, job_ids)
     job = runtime.load(job_ids[0])
-    assert ["start", "resumed", "retry", "retry", "done"] == [c.kind for c in job.commits]
-    assert [60 * SECOND] * 2 == [c.delay_ns for c in job.commits if c.delay_ns]
+    assert ["start", "resumed", "retry", "retry", "done"] == kinds(job)
+    assert [60, 60] == delays(job)
 
 
 def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
@@ -89,7 +91,7 @@ def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_i
     assert first._take(False)
     clock.advance(1)  # it has failed once, and its host is never heard of again
     assert ["start", "resumed", "retry"] == story(runtime, job_id)
-    with first._runtime.lock:
+    with first._runtime.environment.lock:
         for drive in first._drives.values():
             assert drive.loop is not None
             drive.loop.fail(drive, SystemExit())
@@ -130,7 +132,7 @@ def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
     host = worker(runtime, flow, waits)
     host.run()
     job = runtime.load(job_id)
-    assert ["start", "resumed", "done"] == [c.kind for c in job.commits]
+    assert ["start", "resumed", "done"] == kinds(job)
     assert JobStatus.RUNNING is job.status
     assert 0 == store.free_in([flow.flow_id])
     assert 595 * SECOND == store.free_in(["waits"])
@@ -179,14 +181,7 @@ def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path)
     with SqliteStore(tmp_path / "jobs.db") as store:
         runtimes = [Runtime(store=store) for _ in range(2)]
         job_ids = [runtimes[0].submit(flow, "a", {"meet": n < 2}) for n in range(40)]
-        threads = [
-            threading.Thread(target=worker(runtime, flow).run, kwargs={"until_idle": True})
-            for runtime in runtimes
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join(PATIENCE)
+        at_once(*(partial(worker(r, flow).run, until_idle=True) for r in runtimes))
         assert sorted(job_ids) == sorted(ran)
         assert {"completed"} == statuses(runtimes[0], job_ids)
         for runtime in runtimes:

@@ -15,10 +15,10 @@ BROUGHT = {"routilux", "pytest_routilux", "freezegun", "rich", "asyncio", "sqlit
 
 
 def test_the_engine_is_that_of_the_wheel_and_is_not_rewritten():
-    import pytest_routilux.assertions
+    import pytest_routilux.monitor.assertions
     import routilux.core.machine
 
-    for module in (routilux, routilux.core.machine, pytest_routilux.assertions):
+    for module in (routilux, routilux.core.machine, pytest_routilux.monitor.assertions):
         assert Path(module.__file__).is_relative_to(sys.prefix)
         loader = type(module.__spec__.loader)
         assert loader.__module__ == "_frozen_importlib_external", loader

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 
-from pytest_routilux.effects import Effect
+from pytest_routilux.sim.simulator.effects import Effect
 from routilux import ErrorHandler, Flow, Routine
 
 gateway = Effect("gateway.charge", key="key")

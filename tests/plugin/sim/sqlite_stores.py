@@ -6,7 +6,7 @@ import sqlite3
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pytest_routilux.files import Folder, Image
+from pytest_routilux.sim.simulator.store_files import Folder, Image
 from routilux import Append, LeaseLostError, SqliteStore
 
 if TYPE_CHECKING:

@@ -247,7 +247,7 @@ def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> No
         pytester,
         """
     def test_survives(flow_sim, monkeypatch):
-        monkeypatch.setattr("pytest_routilux.forks._fork", None)
+        monkeypatch.setattr("pytest_routilux.hosts.fork_server._fork", None)
         flow_sim.crash_everywhere(build, "orders", {{"id": 7}}, isolated=False)
 """,
         keyed=True,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pytest_routilux.oracle import (
+from pytest_routilux.sim.oracle import (
     Expected,
     canonical,
     compare_effects,
@@ -18,8 +18,8 @@ from pytest_routilux.oracle import (
     unstable_key,
     varying,
 )
-from pytest_routilux.world import Call, World
-from routilux.values import same_value
+from pytest_routilux.sim.simulator.world import Call, World
+from routilux.codec.equality import same_value
 
 VIEW: dict[str, Any] = {
     "status": "completed",

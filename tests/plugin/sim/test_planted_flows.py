@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pytest_routilux.effects import Effect
-from pytest_routilux.examine import Checks, examine
-from pytest_routilux.faults import Raises, Slow
-from pytest_routilux.lives import Case
+from pytest_routilux.faults.faults import Raises, Slow
+from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.results import Checks
+from pytest_routilux.sim.simulator.effects import Effect
+from pytest_routilux.sim.simulator.lives import Case
 from routilux import ErrorHandler, FakeClock, Flow, Routine
 from tests.soak import sampled
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.examine import Examination
-    from pytest_routilux.faults import Fault
+    from pytest_routilux.faults.faults import Fault
+    from pytest_routilux.sim.results import Examination
 
 START = FakeClock().now_ns()
 charge = Effect("gateway.charge", key="key")

@@ -9,33 +9,32 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pytest_routilux.sim.simulator import execution
 
-from pytest_routilux import simulation
-from pytest_routilux.choices import FIFO
-from pytest_routilux.crash import recover, undisturbed
-from pytest_routilux.examine import Checks, Coverage, examine, judge, reference
-from pytest_routilux.faults import ClockJump, Raises, Slow, StoreFails
-from pytest_routilux.lives import Case
-from pytest_routilux.points import crash_points
+from pytest_routilux.faults.faults import ClockJump, Raises, Slow, StoreFails
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import examine, judge, reference
+from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.results import Checks, Coverage
+from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.scheduler import FIFO
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
-from routilux.persist.checksums import checked
-from routilux.persist.upgrades import FORMAT
-from routilux.values import first_difference
+from routilux.codec.equality import first_difference
+from routilux.persist.rows import checked
+from routilux.persist.versions import FORMAT
 from showcase.flows import data_pipeline, fan_out_and_in
 from showcase.test_fan_out import ALBUM, pictures
 from tests.plugin.sim import bugs, test_planted_flows
+from tests.plugin.sim.conformance.test_checker import flow_of
+from tests.plugin.sim.simulator.test_store_files import ALONE_WORKED, LIES
 from tests.plugin.sim.sqlite_stores import Grouped, Leased, failing
-from tests.plugin.sim.test_crash import build as payment
-from tests.plugin.sim.test_laws import flow_of
-from tests.plugin.sim.test_store_files import ALONE_WORKED, LIES
+from tests.plugin.sim.test_recovery import build as payment
 from tests.soak import also, sampled
 
 if TYPE_CHECKING:
-    from pytest_routilux.crash import Disturbed
-    from pytest_routilux.examine import Reference
-    from pytest_routilux.files import Opens
-    from pytest_routilux.points import CrashPoint
-    from pytest_routilux.world import World
+    from pytest_routilux.sim.results import Reference
+    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Opens
+    from pytest_routilux.sim.simulator.world import World
 
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
@@ -299,7 +298,7 @@ def test_a_job_that_is_poisoned_by_its_handler_is_so_on_both() -> None:
 def test_crashes_of_flows_drawn_at_random_come_to_the_same(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulation, "_MOST_STEPS", 60)
+    monkeypatch.setattr(execution, "_MOST_STEPS", 60)
     assert [] == disagreements(Case(lambda: flow_of(seed), "r0", {"n": 3}), sample=12)
 
 

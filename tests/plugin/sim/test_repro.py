@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pytest_routilux.cells import width
-from pytest_routilux.examine import Checks, Coverage, reference
-from pytest_routilux.faults import Raises, Slow
-from pytest_routilux.lives import Case
-from pytest_routilux.points import CrashPoint, crash_points
-from pytest_routilux.repro import Repro, Stale, broken_over_lines, command, digest_of
+from pytest_routilux.faults.faults import Raises, Slow
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import reference
+from pytest_routilux.sim.repro import Repro, Stale, command, digest_of
+from pytest_routilux.sim.results import Checks, Coverage
+from pytest_routilux.sim.simulator.lives import Case, CrashPoint
 from routilux import Flow, Routine
-from routilux.instants import instant_ns
+from routilux.clocks.durations import instant_ns
 from tests.plugin.sim import bugs
 from tests.soak import examples
 
@@ -216,26 +216,14 @@ NODES = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=400)
 
 
 @settings(max_examples=examples(0.25), deadline=None)
-@given(NODES, st.integers(20, 100))
-def test_a_command_that_is_broken_over_lines_is_the_same_to_a_shell(node: str, cells: int) -> None:
+@given(NODES)
+def test_a_command_is_one_line_that_a_shell_reads_as_it_was_meant(node: str) -> None:
     text = command(f"tests/test_shop.py::test[{node} a b]", Repro("9f3c", "0.0@a1.effect1"))
-    lines = broken_over_lines(text, cells, 1000, 7)
 
-    assert all(width(line) <= cells - (7 if i == 0 else 0) for i, line in enumerate(lines))
-    script = "\n".join(lines).replace("pytest", "printf '%s\\n'", 1)
+    assert text.isprintable()
+    script = text.replace("pytest", "printf '%s\\n'", 1)
     said = subprocess.run(["sh", "-c", script], capture_output=True, check=True, encoding="utf-8")
     assert [
         f"tests/test_shop.py::test[{node} a b]",
         "--routilux-repro=R1.9f3c.0.0@a1.effect1",
     ] == said.stdout.splitlines()
-
-
-@given(st.text(max_size=3000), st.integers(2, 4))
-def test_a_command_takes_no_more_lines_than_it_may(node: str, most: int) -> None:
-    text = command(node, Repro("9f3c", "0.0@a1.effect1"))
-
-    lines = broken_over_lines(text, 100, most, 7)
-
-    assert len(lines) <= most
-    assert all(width(line) <= 100 - (7 if i == 0 else 0) for i, line in enumerate(lines))
-    assert "".join(lines).endswith("--routilux-repro=R1.9f3c.0.0@a1.effect1")

@@ -7,13 +7,14 @@ from time import process_time
 
 import pytest
 
-from pytest_routilux.crash import recover
-from pytest_routilux.examine import Checks, Examination, examine, judge
-from pytest_routilux.faults import ClockJump, Fault, Raises, Slow
-from pytest_routilux.lives import Case
-from pytest_routilux.points import crash_points
-from pytest_routilux.shrink import Cause, shrink, simplicity
-from routilux.instants import instant_ns
+from pytest_routilux.faults.faults import ClockJump, Fault, Raises, Slow
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import examine, judge
+from pytest_routilux.sim.recovery import recover
+from pytest_routilux.sim.results import Checks, Examination
+from pytest_routilux.sim.shrink import Cause, shrink
+from pytest_routilux.sim.simulator.lives import Case
+from routilux.clocks.durations import instant_ns
 from tests.plugin.sim import bugs
 
 START = instant_ns("2026-01-01")
@@ -93,7 +94,9 @@ def test_the_simplest_crash_is_around_an_effect_then_at_a_write_then_in_a_wait()
     charge = examine(case_of(bugs.Charge), START, CHECKS).reference
     points = [*crash_points(known.run), *crash_points(charge.run)]
 
-    kinds = dict.fromkeys(point.kind for point in sorted(points, key=simplicity))
+    kinds = dict.fromkeys(
+        point.kind for point in sorted(points, key=lambda point: point.simplicity)
+    )
 
     assert [
         "around an effect",

@@ -8,7 +8,7 @@ import pytest
 from orderdesk import gateway
 from orderdesk.pipeline import build
 
-from pytest_routilux.hosts import At
+from pytest_routilux.hosts.flow_hosts import At
 from routilux import Flow, SavedState
 
 ORDER = {"order": "A7", "amount": 19.9}

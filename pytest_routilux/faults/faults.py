@@ -1,0 +1,285 @@
+"""What goes wrong on purpose: handlers that raise or dawdle, clocks that jump, stores that fail.
+
+Laws:
+- A fault says what it hits in the user's names; one that names nothing is refused before the run.
+- It counts how often it struck. One that never did is an error, never a pass.
+- A fault is a value but for that count: struck anew, it does the same again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final, Protocol, cast
+
+from routilux import FlowDefinitionError, Slot, SystemClock
+from routilux.clocks.durations import SECOND, signed_ns, to_ns
+from routilux.errors import nearest
+from routilux.graph.context import active
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from routilux import Clock, Commit, Flow, Runtime, StepInput
+
+__all__ = [
+    "NEVER_STRUCK",
+    "ClockJump",
+    "Fault",
+    "OfRoutine",
+    "Raises",
+    "Slow",
+    "StoreFails",
+    "affected",
+    "tell_all",
+]
+
+
+NEVER_STRUCK: Final = (
+    "{} never struck: no such attempt or write was made; a fault that does not happen proves"
+    " nothing"
+)
+
+
+class Fault:
+    """One fault; `struck` counts how often it hit, `used` says whether a run was given it.
+
+    This one does nothing.
+    """
+
+    struck: int = 0
+    used: bool = False
+
+    def begin(self, writes: int) -> None:
+        """Hear that another run begins, whose store has so many commits already."""
+
+    def check(self, flow: Flow) -> None:
+        """Raise `FlowDefinitionError` where it names something that the flow does not have."""
+
+    def unfit(self, runtime: Runtime) -> str | None:
+        """Return why it can't strike on a runtime, and what to do; None where it can."""
+        return None
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        """Return the slot whose handler runs for a step: the same, or one that does the fault."""
+        return slot
+
+    def before_write(self, commit: Commit) -> None:
+        """Raise where the store refuses a commit, which is not durable then."""
+
+    def after_write(self, commit: Commit) -> None:
+        """Raise where the store fails to acknowledge a commit, which is durable all the same."""
+
+
+class OfRoutine(Fault):
+    """A fault of one routine, in these attempts or in all."""
+
+    def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
+        self.routine = routine
+        if attempts is not None and not isinstance(attempts, Iterable):
+            raise FlowDefinitionError(
+                f"a fault of {routine!r} hits attempts={attempts!r}; give them as a list:"
+                f" attempts=[{attempts!r}]"
+            )
+        self.attempts = None if attempts is None else frozenset(attempts)
+        wrong = [n for n in self.attempts or () if type(n) is not int or n < 1]
+        if wrong or (attempts is not None and not self.attempts):
+            raise FlowDefinitionError(
+                f"a fault of {routine!r} hits attempts {sorted(map(repr, self.attempts or ()))};"
+                " they are whole numbers from 1, at least one of them"
+            )
+
+    def check(self, flow: Flow) -> None:
+        __tracebackhide__ = True
+        if self.routine not in flow.routines:
+            raise FlowDefinitionError(self.misnamed(f"flow {flow.flow_id!r}", list(flow.routines)))
+
+    def misnamed(self, where: str, routines: Sequence[str]) -> str:
+        """Say that it names no routine of those that there are."""
+        known = ", ".join(map(repr, routines)) or "none"
+        hint = nearest(self.routine, routines)
+        return f"{self!r} names no routine of {where}; known: {known}{hint}"
+
+    def _hits(self, step: StepInput) -> bool:
+        if step.task.routine_id != self.routine:
+            return False
+        if self.attempts is not None and step.attempt not in self.attempts:
+            return False
+        self.struck += 1
+        return True
+
+    def _when(self) -> str:
+        return "" if self.attempts is None else f", attempts={sorted(self.attempts)}"
+
+
+class Raises(OfRoutine):
+    """Raises in place of the handler of a routine, in these attempts or in all."""
+
+    def __init__(
+        self,
+        routine: str,
+        error: Exception | type[Exception],
+        attempts: Iterable[int] | None = None,
+    ) -> None:
+        super().__init__(routine, attempts)
+        kind = error if isinstance(error, type) else type(error)
+        if not issubclass(kind, Exception):
+            raise FlowDefinitionError(
+                f"raises({routine!r}, {error!r}): give an Exception, as a handler would raise it"
+            )
+        if isinstance(error, type):
+            try:
+                error()
+            except TypeError as why:
+                raise FlowDefinitionError(
+                    f"raises({routine!r}, {kind.__name__}): it can't be made without arguments"
+                    f" ({why}); give an instance"
+                ) from None
+        self.error = error
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        if not self._hits(step):
+            return slot
+        return Slot(slot.name, self._raise, slot.binding)
+
+    def _raise(self, **_: object) -> None:
+        # Not made anew: what its `args` hold need not be what it was made of. Without the frames
+        # and the causes that it has collected before.
+        error = self.error
+        if isinstance(error, type):
+            raise error
+        error.__cause__ = error.__context__ = None
+        raise error.with_traceback(None)
+
+    def __repr__(self) -> str:
+        shown = self.error.__name__ if isinstance(self.error, type) else repr(self.error)
+        return f"raises({self.routine!r}, {shown}{self._when()})"
+
+
+class Slow(OfRoutine):
+    """Lets the handler of a routine begin its work so many seconds late."""
+
+    def __init__(
+        self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
+    ) -> None:
+        super().__init__(routine, attempts)
+        try:
+            self.length = to_ns(seconds)
+        except ValueError as why:
+            raise FlowDefinitionError(f"slow({routine!r}, {seconds!r}): {why}") from None
+        self._seconds = seconds
+
+    def unfit(self, runtime: Runtime) -> str | None:
+        if isinstance(runtime.clock, SystemClock):
+            return "would take its time for real; give the runtime a FakeClock, as flow_runtime has"
+        return None
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        if not self._hits(step):
+            return slot
+
+        def late(**payload: object) -> object:
+            context = active.get()
+            assert context is not None
+            context.sleep(self._seconds)
+            return slot.handler(**payload)
+
+        return Slot(slot.name, late, slot.binding)
+
+    def __repr__(self) -> str:
+        return f"slow({self.routine!r}, {self.length / SECOND:g}{self._when()})"
+
+
+class _Settable(Protocol):
+    def jump(self, seconds: float) -> None: ...
+
+
+class ClockJump(Fault):
+    """Sets the wall clock by so many seconds, also back, when the first step of a host begins."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+            raise FlowDefinitionError(f"clock_jump({seconds!r}): give a number of seconds")
+        if not signed_ns(seconds):
+            raise FlowDefinitionError(
+                "clock_jump(0) does nothing; give seconds, also negative ones"
+            )
+        self._set: set[Clock] = set()
+
+    def begin(self, writes: int) -> None:
+        self._set.clear()
+
+    def unfit(self, runtime: Runtime) -> str | None:
+        clock = runtime.clock
+        if hasattr(clock, "jump"):
+            return None
+        return f"can't set a {type(clock).__name__}; give the runtime a FakeClock"
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        if clock not in self._set:  # each host has its own
+            self._set.add(clock)
+            cast(_Settable, clock).jump(self.seconds)
+            self.struck += 1
+        return slot
+
+    def __repr__(self) -> str:
+        return f"clock_jump({self.seconds:g})"
+
+
+class StoreFails(Fault):
+    """Fails the store's n-th write, counted from 1 over all hosts, with an `OSError`.
+
+    With `durable` the commit is kept all the same: the write was not acknowledged.
+    """
+
+    def __init__(self, write: int, *, durable: bool = False) -> None:
+        if type(write) is not int or write < 1:
+            raise FlowDefinitionError(f"store_fails({write!r}): writes are counted from 1")
+        self.write = write
+        self.durable = durable
+        self._writes = 0
+
+    def begin(self, writes: int) -> None:
+        self._writes = writes
+
+    def unfit(self, runtime: Runtime) -> str | None:
+        if runtime.store is None:
+            return (
+                "needs a store, and this runtime has none:"
+                " flow_faults.on(Runtime(clock=flow_clock, store=MemoryStore()))"
+            )
+        return None
+
+    def before_write(self, commit: Commit) -> None:
+        self._writes += 1
+        if self._writes == self.write and not self.durable:
+            self.struck += 1
+            raise OSError(f"write {self.write} of the store failed")
+
+    def after_write(self, commit: Commit) -> None:
+        if self._writes == self.write and self.durable:
+            self.struck += 1
+            raise OSError(f"write {self.write} of the store was not acknowledged")
+
+    def __repr__(self) -> str:
+        return f"store_fails({self.write}{', durable=True' * self.durable})"
+
+
+def affected(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
+    """Return the slot whose handler runs for a step, after all faults have had their say."""
+    for fault in faults:
+        slot = fault.affect(step, slot, clock)
+    return slot
+
+
+def tell_all(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
+    """Let every fault hear of a write, since they count; then raise what the first one raised."""
+    raised: BaseException | None = None
+    for fault in faults:
+        try:
+            fault(commit)
+        except BaseException as error:
+            raised = raised or error
+    if raised is not None:
+        raise raised

@@ -1,0 +1,121 @@
+"""Frames and code lines: whose they are, `file:line`, and which of ours a traceback hides.
+
+Invariants:
+- Our frames are hidden if the error names its culprit and the cure. They are shown if it may be a
+  bug of ours, and with `--full-trace`.
+- Frames of user code are shown, also those between ours: a handler, an observer, a `build`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
+
+from routilux import IllegalTransitionError, RoutiluxError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import FrameType
+
+    import pytest
+
+    from routilux import Flow
+
+__all__ = [
+    "definition_of",
+    "handler_of",
+    "hide_ours",
+    "is_users",
+    "outwards",
+    "place_of",
+    "seen_from_here",
+    "users_frame",
+    "users_modules",
+]
+
+_OURS: Final = frozenset({"routilux", "pytest_routilux", "pytest", "_pytest", "freezegun"})
+_HIDDEN: Final = frozenset({"routilux", "pytest_routilux"})
+_LIBRARY: Final = tuple(
+    f"{form(place)}{os.sep}"
+    for name in ("stdlib", "platstdlib", "purelib", "platlib")
+    if (place := sysconfig.get_path(name))
+    for form in (os.path.abspath, os.path.realpath)
+)
+
+
+def outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    """Yield a frame, the one that called it, and so on."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def is_users(module: str, file: str | None) -> bool:
+    """Return whether a module is the user's: not ours, not of a library."""
+    if file is None or module.partition(".")[0] in _OURS or file.startswith("<"):
+        return False
+    return not file.startswith(_LIBRARY)
+
+
+def users_modules() -> list[ModuleType]:
+    """Return all modules that are the user's."""
+    return [
+        module
+        for name, module in list(sys.modules.items())
+        if isinstance(module, ModuleType) and is_users(name, module.__dict__.get("__file__"))
+    ]
+
+
+def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
+    """Return the first frame that is neither ours nor a library's."""
+    for frame in frames:
+        if is_users(frame.f_globals.get("__name__", ""), frame.f_code.co_filename):
+            return frame
+    return None
+
+
+def definition_of(function: Callable[..., object]) -> str:
+    """Return `file:line` of a function's definition; "" of a callable without Python code."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return "" if code is None else f"{code.co_filename}:{code.co_firstlineno}"
+
+
+def handler_of(flow: Flow, routine_id: str | None) -> str:
+    """Return `file:line` of the definition of a routine's first handler, or ""."""
+    routine = flow.routines.get(routine_id or "")
+    places = [] if routine is None else [definition_of(s.handler) for s in routine.slots.values()]
+    return next(filter(None, places), "")
+
+
+def place_of(frame: FrameType) -> str:
+    """Return `file:line`, as seen from the current folder; of a file elsewhere the whole path."""
+    return seen_from_here(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+
+
+def seen_from_here(where: str) -> str:
+    """Return `file:line` as seen from the current folder; of a file elsewhere it stays whole."""
+    path = Path(where)  # the line is a part of its last name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else where
+
+
+def hide_ours(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+    """Make pytest hide our frames of a traceback, if the error names its culprit."""
+    if not _names_its_culprit(excinfo):
+        return
+    for entry in excinfo.traceback:
+        names = entry.frame.f_globals
+        if str(names.get("__name__")).partition(".")[0] in _HIDDEN:
+            names["__tracebackhide__"] = _names_its_culprit
+
+
+def _names_its_culprit(excinfo: pytest.ExceptionInfo[BaseException] | None) -> bool:
+    if excinfo is None or issubclass(excinfo.type, IllegalTransitionError):
+        return False
+    if issubclass(excinfo.type, RoutiluxError | TimeoutError):  # run.wait(timeout) raises this one
+        return True
+    return excinfo.type.__module__.partition(".")[0] == "pytest_routilux"

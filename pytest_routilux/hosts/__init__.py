@@ -1,0 +1,1 @@
+"""Other hosts: jobs in fresh interpreters and forked processes."""

@@ -1,0 +1,268 @@
+"""The program of a host: `python -m pytest_routilux.hosts.__main__ FOLDER LIFELINE`.
+
+Invariants:
+- A host shares only files with the process that started it: it reads `request.json` in its folder,
+  and writes `report.json` there, in one piece.
+- Time is virtual, for user code too.
+- A kill is a real SIGKILL of the whole process group, from inside a commit's observer, so that
+  nothing of the host runs after that commit.
+- A request that can't be met (a module that can't be imported) is reported; any other error ends
+  the process with a traceback.
+- The task `call` runs a function that the request names, so this module imports no simulation.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from pytest_routilux.hosts.child import die_with_parent
+from pytest_routilux.hosts.roundtrip import restored, saved
+from pytest_routilux.virtual_time.freeze import frozen_clock
+from routilux import (
+    ExecutionMonitor,
+    FakeClock,
+    Flow,
+    FlowDefinitionError,
+    Runtime,
+    SavedState,
+    SavedStateError,
+    SqliteStore,
+    UnserializableError,
+    codec,
+)
+from routilux.clocks.durations import from_ns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from routilux import Commit, JobState
+
+__all__ = ["main"]
+
+Request = dict[str, Any]
+
+
+class _TroubleError(Exception):
+    """The request can't be met on this host."""
+
+
+class _Host:
+    """An observer that saves and kills where the request says so, and reports."""
+
+    def __init__(self, folder: Path, request: Request, flow: Flow, clock: FakeClock) -> None:
+        self._folder = folder
+        self._flow = flow
+        self._save_at: list[Mapping[str, object]] = request["save_at"]
+        self._kill_at: Mapping[str, object] | None = request["kill_at"]
+        self._missed = [*self._save_at, *([] if self._kill_at is None else [self._kill_at])]
+        self._commits: list[str] = []
+        self._saved: list[int] = []
+        self._seen: object = None
+        self._job_id = ""
+        self.clock = clock
+        path = request["store"]
+        store = None if path is None else SqliteStore(path)
+        self.runtime = Runtime(clock=self.clock, store=store, observers=[self])
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        """Save, then kill, if this is the commit to do so."""
+        self._job_id = job.job_id
+        self._missed = [point for point in self._missed if not _is_at(point, commit)]
+        self._commits.append(
+            f"{commit.seq} {commit.kind} {commit.routine_id or ''} {commit.attempt or ''}".rstrip()
+        )
+        if any(_is_at(point, commit) for point in self._save_at):
+            SavedState.capture(self._flow, job).write(self._folder / f"saved-{commit.seq}.json")
+            self._saved.append(commit.seq)
+        if self._kill_at is not None and _is_at(self._kill_at, commit):
+            self._report(killed_at=commit.seq)
+            os.killpg(0, signal.SIGKILL)
+
+    def look(self, name: str | None, state: SavedState) -> None:
+        """Let the request's function see the state that was read, and report what it says."""
+        if name is not None:
+            self._seen = codec.encode(_function(name)(state), "$.seen")
+
+    def end(self, job: JobState) -> None:
+        """Save the job as it is at the end, and report."""
+        for failure in self.runtime.observer_failures:
+            raise failure.error
+        SavedState.capture(self._flow, job).write(self._folder / "end.json")
+        self._report(killed_at=None)
+
+    def _report(self, *, killed_at: int | None) -> None:
+        waits = [[wait.who, wait.at_ns, wait.length_ns] for wait in self.clock.waits]
+        _write_report(
+            self._folder,
+            {
+                "job_id": self._job_id,
+                "killed_at": killed_at,
+                "saved": self._saved,
+                "missed": self._missed,
+                "commits": self._commits,
+                "waits": waits,
+                "seen": self._seen,
+            },
+        )
+
+
+def _start(folder: Path, request: Request) -> None:
+    flow = _built(request)
+    with frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
+        host = _Host(folder, request, flow, clock)
+        host.end(
+            host.runtime.execute(
+                flow,
+                request["entry"],
+                codec.decode(request["params"], "$.params"),
+                slot=request["slot"],
+                job_id=request["job_id"],
+            )
+        )
+
+
+def _resume(folder: Path, request: Request) -> None:
+    if request["store"] is not None:
+        state = _stored(request)
+        flow = state.flow
+    else:
+        state = _read(request)
+        flow = state.flow if request["build"] is None else _built(request)
+    start = request["clock_start"] or from_ns(state.saved_at_ns).isoformat()
+    with frozen_clock(request["sleeping"], start=start) as clock:
+        host = _Host(folder, request, flow, clock)
+        host.look(request["look"], state)
+        host.end(
+            host.runtime.resume(
+                flow,
+                state.job,
+                retry_failed=request["retry_failed"],
+                execution_strategy=request["execution_strategy"],
+            )
+        )
+
+
+def _read(request: Request) -> SavedState:
+    try:
+        return SavedState.read(request["document"])
+    except SavedStateError as error:
+        raise _TroubleError(
+            f"the document can't be read on the host: {error}; modules that it needs are passed"
+            f" as imports=[...], and here that was {list(request['imports'])}"
+        ) from None
+
+
+def _stored(request: Request) -> SavedState:
+    with SqliteStore(request["store"]) as store:
+        try:
+            job = Runtime(store=store).load(request["job_id"], history=True)
+        except KeyError:
+            known = ", ".join(map(repr, store.job_ids())) or "none"
+            raise _TroubleError(
+                f"the store {request['store']} holds no job {request['job_id']!r}; known: {known}"
+            ) from None
+    return SavedState(_built(request), job, job.updated_ns, ExecutionMonitor.summary_of(job))
+
+
+def _roundtrip(folder: Path, request: Request) -> None:
+    kind = request["kind"]
+    try:
+        found = restored(kind, Path(request["document"]).read_bytes())
+    except SavedStateError as error:
+        known = ", ".join(request["imports"]) or "nothing"
+        raise _TroubleError(
+            f"a fresh interpreter can't load it: {error}; it imported {known}; define and register"
+            " each class at the top level of a module, and pass modules that are not among these"
+            " as imports=[...]"
+        ) from None
+    try:
+        data = saved(found)
+    except UnserializableError as error:
+        raise _TroubleError(f"what was loaded can't be saved again: {error}") from None
+    (folder / "end.json").write_bytes(data)
+    _write_report(folder, {})
+
+
+def _call(folder: Path, request: Request) -> None:
+    report = _function(request["function"])(lambda: _built(request), request)
+    _write_report(folder, cast("Mapping[str, object]", report))
+
+
+_TASKS: Final[Mapping[str, Callable[[Path, Request], None]]] = {
+    "start": _start,
+    "resume": _resume,
+    "roundtrip": _roundtrip,
+    "call": _call,
+}
+
+
+def main(folder: Path) -> int:
+    """Do what the request in a folder says; returns the exit status."""
+    request: Request = json.loads((folder / "request.json").read_bytes())
+    try:
+        for name, file in {"pytest_routilux.factory": None, **request["imports"]}.items():
+            _import(name, file)
+        _TASKS[request["task"]](folder, request)
+    except _TroubleError as trouble:
+        _write_report(folder, {"trouble": str(trouble)})
+        return 1
+    return 0
+
+
+def _import(name: str, file: str | None) -> None:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise
+        if file is None:
+            places = "".join(f"\n  {place}" for place in sys.path)
+            raise _TroubleError(
+                f"module {name!r} can't be imported on the host ({error}); it looked in{places}"
+            ) from None
+        # A test module that pytest imported from its file, from outside of sys.path.
+        spec = importlib.util.spec_from_file_location(name, file)
+        if spec is None or spec.loader is None:
+            raise
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+
+
+def _function(name: str) -> Callable[..., object]:
+    module, _, qualname = name.partition(":")
+    found: object = sys.modules[module]
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise _TroubleError(f"module {module!r} has no function {qualname!r} on the host")
+    return found
+
+
+def _built(request: Request) -> Flow:
+    flow = _function(request["build"])(**codec.decode(request["build_args"], "$.build_args"))
+    if not isinstance(flow, Flow):
+        raise FlowDefinitionError(f"{request['build']} returned {flow!r}, which is no Flow")
+    return flow
+
+
+def _is_at(point: Mapping[str, object], commit: Commit) -> bool:
+    return all(getattr(commit, name) == value for name, value in point.items())
+
+
+def _write_report(folder: Path, report: Mapping[str, object]) -> None:
+    beside = folder / ".report.json"
+    beside.write_text(json.dumps({"pid": os.getpid(), **report}))
+    beside.replace(folder / "report.json")
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1])))

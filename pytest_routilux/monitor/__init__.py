@@ -1,0 +1,1 @@
+"""Assertions about jobs, and comparisons of jobs in words."""

@@ -1,0 +1,137 @@
+"""Where the histories of two jobs part: the first commit that differs, and what to look at.
+
+Laws:
+- Commits are compared with their instants counted from the start of their job.
+- What to look at follows from what of that commit differs, and names the user's routine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.monitor.messages import happened
+from routilux.clocks.durations import seconds_text
+from routilux.codec.equality import same_value
+
+if TYPE_CHECKING:
+    from routilux import Commit, JobState
+
+__all__ = ["Divergence", "divergence"]
+
+_BEFORE: Final = 2
+_AFTER: Final = 3
+_MANY: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """`first` tells the commit that differs, `around` the commits beside it, `look` what next."""
+
+    first: list[str]
+    around: list[str]
+    look: str
+
+
+def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
+    """Return where the histories of two jobs part, or why nothing can be told of it."""
+    ours, theirs = left.commits, right.commits
+    at = next(
+        (
+            i
+            for i, (a, b) in enumerate(zip(ours, theirs, strict=False))
+            if not same_value(_since(a, left), _since(b, right))
+        ),
+        min(len(ours), len(theirs)),
+    )
+    pair = [commits[at] if at < len(commits) else None for commits in (ours, theirs)]
+    shown = next((commit for commit in pair if commit is not None), None)
+    if shown is None:
+        return Divergence([], [], _besides(left, right))
+    first = [f"first commit that differs: #{shown.seq}"]
+    for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
+        told = "nothing more" if commit is None else f"{_at(commit, job)}  {happened(commit)}"
+        first.append(f"  {side}  {told}")
+    return Divergence(first, _around(left, right, at, whole), _look(pair[0], pair[1], left, right))
+
+
+def _since(commit: Commit, job: JobState) -> Commit:
+    start = job.started_ns
+    instants = {
+        name: value - start
+        for name in ("at_ns", "started_ns", "due_ns")
+        if (value := getattr(commit, name)) is not None
+    }
+    return replace(commit, **instants)
+
+
+def _at(commit: Commit, job: JobState) -> str:
+    return seconds_text(commit.at_ns - job.started_ns)
+
+
+def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
+    before = _BEFORE if not whole else _MANY
+    after = _AFTER if not whole else _MANY
+    rows = [("", "t, s", "", "what happened")]
+    rows += [_row("both", c, left) for c in left.commits[max(0, at - before) : at]]
+    for side, job in (("left", left), ("right", right)):
+        rows += [_row(side, commit, job) for commit in job.commits[at : at + after]]
+        more = len(job.commits) - at - after
+        if more > 0:
+            rows.append((side, "", "", f"… {more} more"))
+    widest = [max(len(row[column]) for row in rows) for column in range(3)]
+    return [
+        f"{who:<{widest[0]}}  {time:>{widest[1]}}  {number:<{widest[2]}}  {text}"
+        for who, time, number, text in rows
+    ]
+
+
+def _row(side: str, commit: Commit, job: JobState) -> tuple[str, str, str, str]:
+    return side, _at(commit, job), f"#{commit.seq}", happened(commit)
+
+
+def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: JobState) -> str:
+    if left.shape != right.shape:
+        return "the flows: these jobs ran on two different graphs"
+    if ours is None or theirs is None:
+        job, side = (left, "left") if ours is None else (right, "right")
+        return f"why the {side} job went no further: it is {job.status.value}"
+    whose = ours.routine_id or theirs.routine_id or "the job"
+    if ours.routine_id != theirs.routine_id or ours.task_id != theirs.task_id:
+        return "the order in which tasks ran: another one came first"
+    failed = ours.error or theirs.error
+    if failed is not None and not same_value(ours.error, theirs.error):
+        where = f", raised at {_place(failed.where)}" if failed.where else ""
+        return f"the error of {whose}{where}"
+    differ = {
+        field.name
+        for field in fields(ours)
+        if not same_value(
+            getattr(_since(ours, left), field.name), getattr(_since(theirs, right), field.name)
+        )
+    }
+    for names, look in (
+        ({"delay_ns"}, f"retry_delay and retry_backoff of {whose}'s ErrorHandler"),
+        ({"emissions", "tasks"}, f"the arguments of emit() in {whose}'s handler"),
+        ({"state"}, f"what {whose} writes to ctx.state"),
+        ({"shared"}, f"what {whose} writes to ctx.shared"),
+        ({"effect"}, f"what ctx.once() of {whose} records"),
+        ({"at_ns", "started_ns"}, f"how long {whose} takes, and what it waits for"),
+    ):
+        if differ & names:
+            return look if ours.seq > 1 else "the params that each job was started with"
+    return f"{', '.join(sorted(differ))} of commit #{ours.seq}"
+
+
+def _besides(left: JobState, right: JobState) -> str:
+    """Say what to look at where all commits are alike."""
+    if left.commits and right.commits:
+        if left.started_ns != right.started_ns:
+            return "when each job started; counted from there all is alike"
+        if left.job_id != right.job_id:
+            return "job_id: without job_id=... each execute() makes one up"
+    return "what was changed beside the commits: those are alike, or not kept"
+
+
+def _place(where: str) -> str:
+    return where.replace("\\", "/").rpartition("/")[2]

@@ -1,0 +1,186 @@
+"""What a test tells about its flows: `flow_report`, shown with -v and on failure.
+
+Laws:
+- What is added is rendered at once: a report shows a thing as it stood then, and a renderable
+  that can't be shown fails the test at the line that adds it.
+- Width and colours are those of the terminal that will show it: under xdist, the controller's.
+- A row of a verification comes from a comparison that was made; a ❌ fails the test.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Self
+
+from pytest_routilux.report.run_facts import told_of
+from pytest_routilux.settings import report_look
+from pytest_routilux.text import count
+
+if TYPE_CHECKING:
+    import os
+    from types import TracebackType
+
+    import pytest
+    from rich.console import OverflowMethod, RenderableType
+
+    from routilux.core.state import JobState
+    from routilux.monitor import ExecutionMonitor
+    from routilux.saved_state import SavedState
+
+__all__ = ["FlowReport", "Verification"]
+
+
+class FlowReport:
+    """Collects what a test shows; each method adds a part, under a title of its own if it has one.
+
+    A source is a job or a monitor. Nothing is shown by default or with -q, unless the test fails;
+    `--routilux-report=always` shows all, `never` nothing.
+    """
+
+    def __init__(self, node: pytest.Item, config: pytest.Config) -> None:
+        self._parts = told_of(node).parts
+        self._width, self._colour = report_look(config)
+
+    def add(self, *renderables: RenderableType, title: str | None = None) -> None:
+        """Add anything that rich can render; a `str` is taken as it is, without markup."""
+        from rich.console import Console
+        from rich.padding import Padding
+        from rich.rule import Rule
+        from rich.text import Text
+
+        # Without the environment: pytest has decided about colours, and a width is given.
+        console = Console(
+            file=io.StringIO(),
+            width=self._width,
+            force_terminal=self._colour,
+            color_system="standard" if self._colour else None,
+            no_color=not self._colour,
+            legacy_windows=False,
+            emoji=False,
+            markup=False,
+            highlight=False,
+            _environ={},
+        )
+        with console.capture() as capture:
+            if title is not None:
+                console.print(Rule(Text(title, style="bold"), align="left", style="cyan"))
+            for renderable in renderables:
+                console.print(Padding(renderable, (0, 0, 0, 2)))
+        text = "\n".join(line.rstrip() for line in capture.get().splitlines())
+        if text:
+            self._parts.append(text)
+
+    def timeline(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
+        """Add what happened, line by line, with times since the job's start."""
+        from pytest_routilux.report.timeline import timeline
+
+        self.add(timeline(source), title=title)
+
+    def status(self, job: JobState, *, max_retries: int | None = None) -> None:
+        """Add one line: where the job stands, its retries (of `max_retries`), its history."""
+        from pytest_routilux.report.tables import status
+
+        self.add(status(job, max_retries))
+
+    def summary(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
+        """Add the counts of what happened, the duration, and a table of the routines."""
+        from pytest_routilux.report.tables import summary
+
+        self.add(summary(source), title=title)
+
+    def retries(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
+        """Add every retry with its planned and its actual wait."""
+        from pytest_routilux.report.tables import retries
+
+        self.add(retries(source, self._width - 2), title=title)
+
+    def saved_state(
+        self,
+        saved: SavedState,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        title: str | None = None,
+    ) -> None:
+        """Add the facts of a saved state, and of the file that holds it."""
+        from pytest_routilux.report.tables import saved_state
+
+        self.add(saved_state(saved, path), title=title)
+
+    def verification(self, title: str, *, brief: bool = False) -> Verification:
+        """Return a block whose checks are all made, shown as one table, and asserted at its end.
+
+        `brief` shows one line instead of the table where every check passed.
+        """
+        return Verification(self, title, brief)
+
+
+class Verification:
+    """Checks that are made one by one and asserted together, when the block ends.
+
+    `verify(check, expected, actual)` compares, `verify.that(check, condition, detail)` takes a
+    condition as it is. A block without a check is an error: it would prove nothing.
+    """
+
+    def __init__(self, report: FlowReport, title: str, brief: bool) -> None:
+        self._report = report
+        self._title = title
+        self._brief = brief
+        self._rows: list[tuple[bool, str, str, str]] = []
+
+    def __call__(self, check: str, expected: object, actual: object) -> None:
+        """Check that two values are equal."""
+        self._rows.append((bool(expected == actual), check, _shown(expected), _shown(actual)))
+
+    def that(self, check: str, condition: object, detail: object = "") -> None:
+        """Check that a condition holds; `detail` tells what was seen."""
+        self._rows.append((bool(condition), check, "", _shown(detail)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        __tracebackhide__ = True
+        failed = [row for row in self._rows if not row[0]]
+        if self._brief and not failed:
+            self._report.add(f"✅ {self._title}: {count(len(self._rows), 'check')}")
+        elif self._rows:
+            self._add_table()
+        lines = [
+            f"  ❌ {check}: expected {expected}, actual {actual}"
+            if expected
+            else f"  ❌ {check}{f': {actual}' if actual else ''}"
+            for _, check, expected, actual in failed
+        ]
+        if error is not None:
+            if lines:
+                error.add_note("\n".join([f"{self._title}: failed before it broke off", *lines]))
+            return
+        if not self._rows:
+            raise AssertionError(f"{self._title}: nothing was checked")
+        if failed:
+            head = f"{len(failed)} of {len(self._rows)} checks failed"
+            raise AssertionError("\n".join([f"{self._title}: {head}", *lines]))
+
+    def _add_table(self) -> None:
+        from rich.text import Text
+
+        from pytest_routilux.report.tables import plain_table
+
+        table = plain_table("", "check", "expected", "actual")
+        for good, check, expected, actual in self._rows:
+            # What is as it should be takes one line; what is wrong is shown in full.
+            mark, style = ("✅", "") if good else ("❌", "bold red")
+            overflow: OverflowMethod = "ellipsis" if good else "fold"
+            texts = (" ".join(cell.split()) for cell in (check, expected, actual))
+            cells = [Text(text, style, no_wrap=good, overflow=overflow) for text in texts]
+            table.add_row(mark, *cells)
+        self._report.add(table, title=self._title)
+
+
+def _shown(value: object) -> str:
+    return value if isinstance(value, str) else repr(value)

@@ -1,0 +1,179 @@
+"""What the plugin shows of a whole session: reports, simulations, and the figures in one line.
+
+Laws:
+- It shows what the reports of tests have brought, each once, in the process with the terminal.
+- Figures are sums over the tests that ran; virtual time is written from integer nanoseconds.
+- A session that ran no job and tried no crash point is told nothing.
+- A report that pytest shows with a failure is not shown again; one that --show-capture hides is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.settings import report_look
+from pytest_routilux.text import count, shorten
+from routilux.clocks.durations import SECOND, seconds_text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import pytest
+
+__all__ = ["Summary", "figures", "length_text"]
+
+_TIED: Final = "\u00a0"  # a blank at which no line ends
+_SHORTEST_NAME: Final = 24
+_MEANT: Final = 'where that is meant: invariant=lambda outcome: outcome.job.status == "failed"'
+_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+
+
+class Summary:
+    """Collects what reports bring, and shows it below the tests and at the end."""
+
+    def __init__(self, config: pytest.Config, mode: str) -> None:
+        self._config = config
+        self._mode = mode
+        self._terminal: pytest.TerminalReporter | None = config.pluginmanager.get_plugin(
+            "terminalreporter"
+        )
+        self._facts: Counter[str] = Counter()
+        self._simulations: list[tuple[str, dict[str, Any]]] = []
+        self._later: list[tuple[str, str]] = []
+
+    def before(self, report: pytest.TestReport) -> None:
+        """Let pytest show the test's report together with its failure."""
+        text = getattr(report, "flow_report", None)
+        if text is not None and report.failed:
+            report.sections.append(("Flow report", text))
+
+    def after(self, report: pytest.TestReport) -> None:
+        """Show the test's report below its line, or keep it for the end."""
+        text = getattr(report, "flow_report", None)
+        if text is not None and self._terminal is not None:
+            if not report.failed and self._config.option.verbose > 0:
+                self._terminal.write_line(text)  # which first ends the line of the test
+            elif not report.failed or self._hidden():
+                self._later.append((report.nodeid, text))
+        for simulation in getattr(report, "flow_simulations", ()):
+            self._simulations.append((report.nodeid, simulation))
+        self.count(getattr(report, "flow_facts", {}))
+
+    def _hidden(self) -> bool:
+        # Of a failure. Who wants to see nothing of failures means this, too, unless told otherwise.
+        option = self._config.option
+        if option.tbstyle == "no":
+            return self._mode == "always"
+        hidden: bool = option.showcapture != "all"
+        return hidden
+
+    def count(self, facts: Mapping[str, int]) -> None:
+        """Add the facts of a test."""
+        self._facts.update(facts)
+
+    @property
+    def reproduced(self) -> list[str]:
+        """What became of the reproducer, by each simulation that took it."""
+        return [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
+
+    def show(self) -> None:
+        """Write what is to be said at the end of the session."""
+        terminal = self._terminal
+        assert terminal is not None
+        if self._later:
+            terminal.write_sep("=", "flow reports")
+            for nodeid, text in self._later:
+                terminal.write_sep("_", nodeid)
+                terminal.write_line(text)
+        verbose = 2 if self._mode == "always" else self._config.option.verbose
+        if self._mode == "never":
+            verbose = -2
+        repro = self._config.getoption("routilux_repro")
+        if repro is not None:
+            terminal.write_sep("=", "reproducer")
+            stale = f"{repro}: stale, no simulation of these tests has taken it"
+            for line in self.reproduced or [stale]:
+                terminal.write_line(line)
+        elif lines := [*(self._table() if verbose > 0 else ()), *self._failed(verbose)]:
+            terminal.write_sep("=", "flow simulations")
+            for line in lines:
+                terminal.write_line(line)
+        if self._facts and verbose >= 0:
+            if terminal.currentfspath is None:
+                terminal.write_line("")
+            terminal.ensure_newline()  # below the line of a test this makes the blank one, too
+            for line in figures(self._facts, report_look(self._config)[0]):
+                terminal.write_line(line)
+
+    def _failed(self, verbose: int) -> list[str]:
+        lines = [
+            f"{nodeid}: the undisturbed job failed: {simulation['ends']}"
+            for nodeid, simulation in self._simulations
+            if verbose >= 0 and simulation["ends"] is not None
+        ]
+        return [*lines, _MEANT] if lines else []
+
+    def _table(self) -> list[str]:
+        if not self._simulations:
+            return []
+        rows = [("crash points", "runs", "seconds")]
+        for _, simulation in self._simulations:
+            executed, planned = (sum(simulation[name].values()) for name in ("executed", "planned"))
+            word = simulation["word"]
+            points = f"{executed} of {planned}, {word}" if executed == planned else word
+            rows.append((points, f"{simulation['runs']:,}", f"{simulation['seconds']:.2f}"))
+        first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
+        room = max(report_look(self._config)[0] - first - second - third - 6, _SHORTEST_NAME)
+        names = ["test", *(shorten(nodeid, room, "both") for nodeid, _ in self._simulations)]
+        return [
+            f"{points:<{first}}  {runs:>{second}}  {seconds:>{third}}  {name}"
+            for (points, runs, seconds), name in zip(rows, names, strict=True)
+        ]
+
+
+def figures(facts: Mapping[str, int], width: int) -> list[str]:
+    """Return the facts of a session in words, as lines of `width` columns; usually it is one.
+
+    >>> facts = {"jobs": 1, "commits": 7, "retries": 4, "virtual_ns": 5_737_500_000}
+    >>> figures({**facts, "real_ns": 12_345_678}, 80)
+    ['routilux: 1 job, 7 commits, 4 retries, 5.7375 s of virtual time in 0.01 s']
+    >>> figures({"planned": 72, "executed": 71, "real_ns": 110_000_000}, 80)
+    ['routilux: 71 of 72 crash points in 0.11 s']
+    """
+    told: list[str] = []
+    if facts.get("jobs"):
+        told += [
+            count(facts["jobs"], "job"),
+            count(facts["commits"], "commit"),
+            count(facts["retries"], "retry", "retries"),
+        ]
+    if facts.get("planned"):
+        executed, planned = facts["executed"], facts["planned"]
+        cut = "" if executed == planned else f"{executed:,} of "
+        told.append(f"{cut}{count(planned, 'crash point')}")
+    if facts.get("virtual_ns"):
+        told.append(f"{length_text(facts['virtual_ns'])} of virtual time")
+    told[-1] += f" in {seconds_text(facts['real_ns'], 2)} s"
+    text = f"routilux: {', '.join(part.replace(' ', _TIED) for part in told)}"
+    return [line.replace(_TIED, " ") for line in wrap(text, width, subsequent_indent="  ")]
+
+
+def length_text(length_ns: int) -> str:
+    """Return a length of time as people say it: up to a minute in seconds, then in two units.
+
+    >>> [length_text(seconds * SECOND) for seconds in (59, 60, 3_799, 187_200)]
+    ['59 s', '1 min', '1 h 3 min', '2 d 4 h']
+    >>> length_text(5_737_500_000), length_text(1)
+    ('5.7375 s', '0.000000001 s')
+    """
+    if length_ns < 60 * SECOND:
+        return f"{seconds_text(length_ns, 9).rstrip('0').rstrip('.')} s"
+    counts: list[str] = []
+    rest = length_ns // SECOND
+    for size, unit in _UNITS:
+        count, rest = divmod(rest, size)
+        if count or counts:
+            counts.append(f"{count:,} {unit}" if count else "")
+    return " ".join(filter(None, counts[:2]))

@@ -1,0 +1,239 @@
+"""What a job came to, as rich tables: counts by routine, waits by retry, the facts of a save.
+
+Laws:
+- Every figure is counted from commits or read from the saved state; none is given by a caller.
+- Lengths of time are written from integer nanoseconds, so that 0.3 s is 0.3000 and not near it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from rich import box
+from rich.console import Group
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from pytest_routilux.report.timeline import STATUS_STYLES, monitor_of, stories
+from pytest_routilux.text import count
+from routilux.clocks.durations import from_ns, seconds_text
+from routilux.core.commits import CommitKind
+from routilux.core.state import JobState
+
+if TYPE_CHECKING:
+    import os
+
+    from rich.console import RenderableType
+
+    from routilux.monitor import ExecutionMonitor
+    from routilux.saved_state import SavedState
+
+__all__ = ["plain_table", "retries", "saved_state", "status", "summary"]
+
+_LONGEST_LANE: Final = 72
+_ATTEMPTS: Final = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED)
+
+
+def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """Return an empty table in the look of all reports; columns in `right` hold figures."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+    )
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def status(job: JobState, max_retries: int | None) -> Text:
+    """Return where a job stands, in one line."""
+    spent = job.retry_count()
+    retry = f"{spent}" if max_retries is None else f"{spent}/{max_retries}"
+    style = STATUS_STYLES.get(job.status.value, "bold")
+    return Text.assemble(
+        "📊 Status: ",
+        (job.status.value, style),
+        f" | Retry: {retry} | History: {count(len(job.execution_history), 'record')}",
+    )
+
+
+def summary(source: JobState | ExecutionMonitor) -> RenderableType:
+    """Return the counts of what happened, and a table of the routines."""
+    monitor = monitor_of(source)
+    jobs = stories(monitor)
+    starts = _starts(source, monitor)
+    duration = sum(commits[-1].at_ns - starts[job_id] for job_id, commits in jobs.items())
+    counts = monitor.summary()
+    head = Text.assemble(
+        "📈 ",
+        *_figure(counts["events"], "event"),
+        *_figure(counts["data_flows"], "data flow"),
+        *_figure(counts["state_changes"], "state change"),
+        (seconds_text(duration, 4), "bold"),
+        " s",
+    )
+    right = ("attempts", "failed", "retries", "out", "in", "busy", "waited")
+    table = plain_table("routine", "status", *right, right=right)
+    received = [flow.target for flow in monitor.data_flows]
+    states: dict[str, str] = {}
+    for change in monitor.state_changes:
+        states[change.routine_id] = change.after.value
+    for routine_id in _routines(source, monitor):
+        steps = [
+            commit
+            for _, commit in monitor.commits
+            if commit.routine_id == routine_id and commit.kind in _ATTEMPTS
+        ]
+        waits = [retry for retry in monitor.retries if retry.routine_id == routine_id]
+        state = states.get(routine_id, "pending")
+        table.add_row(
+            routine_id,
+            Text(state, style=STATUS_STYLES.get(state, "dim")),
+            *(
+                str(figure) if figure else Text("·", style="dim")
+                for figure in (
+                    len(steps),
+                    sum(commit.error is not None for commit in steps),
+                    len(waits),
+                    sum(len(commit.emissions) for commit in steps),
+                    received.count(routine_id),
+                )
+            ),
+            _seconds(sum(c.at_ns - (c.started_ns or c.at_ns) for c in steps)),
+            _seconds(sum(retry.actual_ns or 0 for retry in waits)),
+        )
+    return Group(head, table)
+
+
+def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
+    """Return who ran, failed and waited when, and every retry with planned and actual wait.
+
+    `width` is how many columns there are.
+    """
+    monitor = monitor_of(source)
+    if not monitor.retries:
+        return Text("⏳ no retries", style="dim")
+    starts = _starts(source, monitor)
+    ended = [retry for retry in monitor.retries if retry.actual_ns is not None]
+    exact = sum(retry.actual_ns == retry.delay_ns for retry in ended)
+    head = Text.assemble(
+        "⏳ ",
+        *_figure(len(monitor.retries), "retry", "retries"),
+        f"{exact} of {len(ended)} waits as planned, to the nanosecond",
+    )
+    several = len({(retry.job_id, retry.task_id) for retry in monitor.retries}) > 1
+    right = ("retry", "failed", "planned", "due", "began", "actual")
+    columns = ["routine", *(["task"] if several else []), "retry", "failed", "error"]
+    table = plain_table(*columns, "planned", "due", "began", "actual", right=right)
+    for retry in monitor.retries:
+        start = starts[retry.job_id]
+        actual, began = Text("waits", style="yellow"), Text("…", style="dim")
+        if retry.actual_ns is not None and retry.started_ns is not None:
+            style = "green" if retry.actual_ns == retry.delay_ns else "yellow"
+            actual = Text(_seconds(retry.actual_ns), style=style)
+            began = Text(_seconds(retry.started_ns - start))
+        table.add_row(
+            retry.routine_id,
+            *([retry.task_id] if several else []),
+            str(retry.number),
+            _seconds(retry.failed_ns - start),
+            Text(retry.error.type if retry.error else "", style="red"),
+            _seconds(retry.delay_ns),
+            _seconds(retry.due_ns - start),
+            began,
+            actual,
+        )
+    if len(starts) == 1:
+        return Group(head, _lanes(monitor, next(iter(starts.values())), width), table)
+    return Group(head, table)
+
+
+def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
+    # One line a routine, one cell a slice of the job's time: running, failed, waiting.
+    steps = [c for _, c in monitor.commits if c.kind in _ATTEMPTS and c.started_ns is not None]
+    names = list(dict.fromkeys(str(commit.routine_id) for commit in steps))
+    size = min(_LONGEST_LANE, max(width - max(map(len, names)) - 6, 10))
+    length = max(commit.at_ns for _, commit in monitor.commits) - start
+    lanes = {name: [" "] * size for name in names}
+
+    def cells(begin: int, end: int) -> range:
+        first = min((begin - start) * size // (length or 1), size - 1)
+        return range(first, min(-(-(end - start) * size // (length or 1)), size))
+
+    for retry in monitor.retries:
+        until = start + length if retry.started_ns is None else retry.started_ns
+        for cell in cells(retry.failed_ns, until):
+            lanes[retry.routine_id][cell] = "░"
+    for commit in steps:
+        run = cells(commit.started_ns or 0, commit.at_ns)
+        run = range(run.start, max(run.stop, run.start + 1))  # an instant is to be seen, too
+        lane = lanes[str(commit.routine_id)]
+        for cell in run:
+            lane[cell] = "█"
+        if commit.error is not None:
+            lane[run[-1]] = "✗"
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    styles = {"█": "green", "░": "yellow", "✗": "bold red", " ": ""}
+    for name, lane in lanes.items():
+        table.add_row(name, Text.assemble(*((cell, styles[cell]) for cell in lane)))
+    table.add_row("", Text(f"█ runs  ✗ fails  ░ waits; the width is {_seconds(length)} s", "dim"))
+    return table
+
+
+def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> RenderableType:
+    """Return the facts of a saved state: when, how far, and what waits for what."""
+    job = saved.job
+    counts = saved.monitor_summary
+    name = Path(path).name if path is not None else "in memory"
+    size = f"{Path(path).stat().st_size:,} bytes · " if path is not None else ""
+    when = from_ns(saved.saved_at_ns).isoformat()
+    head = Text.assemble("💾 ", (name, "bold"), f" · {size}saved at {when}")
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("job", f"{job.job_id} of flow {saved.flow.flow_id}, commit {job.seq}")
+    table.add_row("status", f"{job.status.value}, {count(saved.retry_count, 'retry', 'retries')}")
+    table.add_row(
+        "holds",
+        f"{count(len(job.execution_history), 'history record')}; of the monitor"
+        f" {count(counts['events'], 'event')}, {count(counts['data_flows'], 'data flow')},"
+        f" {count(counts['state_changes'], 'state change')}",
+    )
+    for task in job.pending_tasks:
+        left = max(task.due_ns - saved.saved_at_ns, 0)
+        wait = f", due in {_seconds(left)} of {_seconds(task.delay_ns)} s" if task.delay_ns else ""
+        table.add_row(
+            "failed" if task.failed else "pending",
+            f"{task.routine_id}.{task.slot}, attempt {task.attempt} next{wait}",
+        )
+    return Group(head, Padding(table, (0, 0, 0, 3)))
+
+
+def _starts(source: JobState | ExecutionMonitor, monitor: ExecutionMonitor) -> dict[str, int]:
+    if isinstance(source, JobState):
+        return {source.job_id: source.started_ns}
+    return {job_id: commits[0].at_ns for job_id, commits in stories(monitor).items()}
+
+
+def _routines(source: JobState | ExecutionMonitor, monitor: ExecutionMonitor) -> list[str]:
+    known: dict[str, None] = {}
+    for _, commit in monitor.commits:
+        known |= dict.fromkeys(task.routine_id for task in commit.tasks)
+    if isinstance(source, JobState):
+        known |= dict.fromkeys(source.routine_states)
+    return list(known)
+
+
+def _figure(many: int, noun: str, plural: str | None = None) -> tuple[tuple[str, str], str]:
+    number, noun = count(many, noun, plural).split(" ", 1)
+    return (number, "bold"), f" {noun} · "
+
+
+def _seconds(length: int) -> str:
+    return seconds_text(length, 4)

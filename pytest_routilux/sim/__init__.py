@@ -1,0 +1,1 @@
+"""The explorer: crashes, orders and checks of a simulated job."""

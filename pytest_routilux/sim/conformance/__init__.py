@@ -1,0 +1,1 @@
+"""An independent model of the engine's rules, which checks every simulated run."""

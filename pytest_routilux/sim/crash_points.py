@@ -1,0 +1,157 @@
+"""Enumerates the crash points of a run: each place where a host can die.
+
+Invariants:
+- Points are enumerated from the undisturbed run, in the order of its world.
+- A point is named by task, attempt and place. So the name stays when the flow around it changes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+
+from pytest_routilux.sim.simulator.lives import RESTING, CrashPoint
+from pytest_routilux.sim.simulator.world import Call
+from routilux import Commit, CommitKind
+from routilux.clocks.durations import SECOND
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from pytest_routilux.sim.simulator.lives import Kind, Undisturbed
+
+__all__ = ["crash_points"]
+
+_LONG: Final = 3600 * SECOND
+
+
+def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
+    """Return every point of an undisturbed run at which a host can die, in their order."""
+    return list(_Points(run, documents=documents).all())
+
+
+_Step: TypeAlias = tuple[str | None, str | None, int]
+"""A task, its routine, and the attempt."""
+
+
+class _Instant(NamedTuple):
+    """How many commits and effects of the run there are at an instant."""
+
+    commits: int
+    calls: int
+    at_ns: int
+
+
+class _Points:
+    def __init__(self, run: Undisturbed, *, documents: bool) -> None:
+        self._run = run
+        self._documents = documents
+        self._entries = [e for e in run.world.log if isinstance(e[2], Commit | Call)]
+        self._times = [entry[0] for entry in self._entries]
+        self._names: set[str] = set()
+        self._deadlines = {
+            name
+            for name, handler in run.life.flow.plan().handlers.items()
+            if handler.deadline is not None
+        }
+
+    def all(self) -> Iterator[CrashPoint]:
+        commits = calls = 0
+        for at, _, what in self._entries:
+            if isinstance(what, Call):
+                yield from self._around_effect(what, _Instant(commits, calls, at))
+                calls += 1
+            elif isinstance(what, Commit):
+                yield from self._around_write(what, _Instant(commits, calls, at))
+                commits += 1
+
+    def _around_effect(self, call: Call, before: _Instant) -> Iterator[CrashPoint]:
+        kind: Kind = "around an effect"
+        step = (call.task_id, call.routine_id, call.attempt)
+        who = f"task {call.task_id} {call.routine_id}, attempt {call.attempt}"
+        place = f"{call.task_id}@a{call.attempt}.effect{call.number}"
+        effect = f"effect #{call.number} ({call.effect})"
+        after = before._replace(calls=before.calls + 1)
+        yield self._point(step, kind, f"{place}.before", f"{who}: before {effect}", before)
+        yield self._point(step, kind, place, f"{who}: after {effect}, before its commit", after)
+        if call.routine_id not in self._deadlines:
+            text = f"{who}: after {effect}; no host is there for an hour"
+            yield self._point(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
+
+    def _around_write(self, commit: Commit, before: _Instant) -> Iterator[CrashPoint]:
+        step = (commit.task_id, commit.routine_id, commit.attempt)
+        if commit.task_id is None:
+            who, place = f"the job's {commit.kind}", str(commit.kind)
+        else:
+            who = f"task {commit.task_id} {commit.routine_id}, attempt {commit.attempt}"
+            place = f"{commit.task_id}@a{commit.attempt}"
+        if commit.kind is CommitKind.EFFECT:
+            name = str((commit.detail or {})["name"])
+            start, end = f"{place}.once-{name}", f"{place}.once-{name}.kept"
+            what = f"the record of once({name!r})"
+        elif commit.task_id is None:
+            start, end, what = f"{place}.write", place, "its commit"
+        else:
+            start, end, what = f"{place}.end", f"{place}.{commit.kind}", "its commit"
+        between = (
+            "after its handler's end, before" if commit.task_id and not commit.effect else "before"
+        )
+        after = before._replace(commits=before.commits + 1)
+        yield self._point(step, "before a write", start, f"{who}: {between} {what}", before)
+        text = f"{who}: the store refuses {what}"
+        yield self._point(step, "store refuses", f"{start}.refused", text, before)
+        text = f"{who}: the store keeps {what} and does not answer"
+        yield self._point(step, "store does not answer", f"{start}.unanswered", text, before)
+        yield self._point(step, "after a write", end, f"{who}: right after {what}", after)
+        if self._run.states[after.commits].status in RESTING:
+            return
+        text = f"{who}: right after {what}, and again when the next host has just gone on"
+        yield self._point(step, "in a recovery", f"{end}.recovery", text, after)
+        if self._documents:
+            text = f"{who}: right after {what}; the next host has a document of it"
+            yield self._point(step, "by document", f"{end}.document", text, after)
+        if commit.due_ns is not None and commit.delay_ns:
+            yield from self._in_wait(commit, after, who, step)
+
+    def _in_wait(
+        self, commit: Commit, after: _Instant, who: str, step: _Step
+    ) -> Iterator[CrashPoint]:
+        start, due = commit.at_ns, commit.due_ns or 0
+        place = f"{commit.task_id}@a{commit.attempt}.wait"
+        what = f"{who}: in the backoff wait after it"
+        for name, at, where in (
+            ("start", start, "at its start"),
+            ("mid", (start + due) // 2, "in the middle of it"),
+            ("late", due - 1, "1 ns before it is due"),
+        ):
+            seen = bisect_right(self._times, at, lo=after.commits + after.calls)
+            known = sum(isinstance(entry[2], Commit) for entry in self._entries[:seen])
+            then = _Instant(known, seen - known, at)
+            yield self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
+        if commit.routine_id in self._deadlines:
+            return  # a deadline runs on while no host is alive
+        for name, resume, where in (
+            ("overdue", due + 1, "until 1 ns after it was due"),
+            ("long", due + _LONG, "until an hour after it was due"),
+        ):
+            text = f"{what}, at its start; no host is there {where}"
+            then = after._replace(at_ns=start)
+            yield self._point(step, "in a wait", f"{place}.{name}", text, then, resume)
+
+    def _point(
+        self,
+        step: _Step,
+        kind: Kind,
+        name: str,
+        text: str,
+        instant: _Instant,
+        resume_ns: int | None = None,
+    ) -> CrashPoint:
+        unique = name
+        number = 2
+        while unique in self._names:
+            unique = f"{name}~{number}"
+            number += 1
+        self._names.add(unique)
+        resume_ns = instant.at_ns if resume_ns is None else resume_ns
+        return CrashPoint(kind, unique, text, *instant, resume_ns, *step)

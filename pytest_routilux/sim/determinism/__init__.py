@@ -1,0 +1,1 @@
+"""Finds what makes a job differ from run to run."""

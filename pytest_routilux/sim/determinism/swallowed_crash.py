@@ -1,0 +1,158 @@
+"""Detects handlers that swallow what must end them: an interrupt, an exit, the death of a host.
+
+Invariants:
+- Every handler that the undisturbed run calls is called again with its first input, once for each
+  `ctx.sleep`, `ctx.once` and effect in it. There a BaseException is raised.
+- A handler that returns swallows it. A handler that raises anything does not.
+- The check runs in a process of its own where it can, since a handler may end its process.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.frames import definition_of
+from pytest_routilux.sim.isolation.forked_hosts import Hosts
+from pytest_routilux.sim.recovery import undisturbed
+from pytest_routilux.sim.results import Coverage
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.virtual_time.simulated_step import SimClock, running
+from routilux.engine.step import run_step
+
+if TYPE_CHECKING:
+    from pytest_routilux.sim.simulator.lives import Case
+    from routilux import Context, Flow, StepInput
+    from routilux.graph.messages import Effect
+
+__all__ = ["swallowed_crash"]
+
+_MOST: Final = 8
+
+
+class _HostDies(BaseException):
+    pass
+
+
+def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Finding | None:
+    """Return the first handler that returns although its host dies.
+
+    Not `isolated`: in this process.
+    """
+    with Hosts(case, start_ns, Coverage(), isolated=isolated) as hosts:
+        killed = hosts.canary()
+        if killed is not None:
+            return killed.finding
+        found: Finding | None = hosts.ask(_swallowed, start_ns).result
+        return found
+
+
+def _swallowed(case: Case, tell: object, start_ns: int) -> Finding | None:
+    run = undisturbed(case, start_ns, FIFO)
+    kinds: dict[tuple[str, str], StepInput] = {}
+    for _, step in run.life.steps:
+        kinds.setdefault((step.task.routine_id, step.task.slot), step)
+    flow = case.build()
+    for (routine_id, slot), step in kinds.items():
+        for place in range(1, _MOST + 1):
+            trap = _Trap(place)
+            returned = _call(flow, routine_id, slot, step, trap)
+            if trap.sprung is None:
+                break
+            if returned:
+                return _finding(flow, routine_id, slot, step, trap.sprung)
+    return None
+
+
+class _Trap:
+    """Raises at the n-th call that a handler makes to the engine or a double."""
+
+    def __init__(self, place: int) -> None:
+        self._left = place
+        self.sprung: str | None = None
+
+    def step_on(self, what: str) -> None:
+        self._left -= 1
+        if self._left == 0:
+            self.sprung = what
+            raise _HostDies(what)
+
+
+class _Events(deque[Any]):
+    """The events of a step, to which a double appends its calls."""
+
+    def __init__(self, trap: _Trap) -> None:
+        super().__init__()
+        self._trap = trap
+
+    def append(self, event: Any) -> None:
+        super().append(event)
+        self._trap.step_on(f"the effect {event[1].effect}")
+
+
+class _TrapHost:
+    """The host of a step, which dies at the trap."""
+
+    def __init__(self, clock: SimClock, step: StepInput, trap: _Trap) -> None:
+        self._clock = clock
+        self._offset = step.started_ns - clock.mono
+        self._trap = trap
+
+    def now_ns(self) -> int:
+        return self._clock.mono + self._offset
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        self._trap.step_on("ctx.sleep")
+        self._clock.mono += length
+
+    def check(self, step: StepInput) -> None:
+        """Do nothing: the step owns the job."""
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        self._trap.step_on(f"ctx.once({name!r})")
+
+    def opened(self, context: Context) -> None:
+        """Do nothing: no step runs on after its timeout."""
+
+
+class _Flight:
+    """The running step, as a double needs it."""
+
+    def __init__(self, step: StepInput, trap: _Trap) -> None:
+        self.step = step
+        self.effects = 0
+        self.events = _Events(trap)
+
+
+def _call(flow: Flow, routine_id: str, slot: str, step: StepInput, trap: _Trap) -> bool:
+    """Run one step, and return whether its handler returned."""
+    plan = flow.plan()
+    clock = SimClock(step.started_ns)
+    outer = running.flight, running.clock
+    running.flight, running.clock = _Flight(step, trap), clock  # type: ignore[assignment]  # as one
+    try:
+        outcome = run_step(
+            step,
+            plan.routines[routine_id],
+            plan.slot(routine_id, slot),
+            plan.handlers[routine_id],
+            _TrapHost(clock, step, trap),
+        )
+    except BaseException:
+        return False
+    finally:
+        running.flight, running.clock = outer
+    return outcome.error is None
+
+
+def _finding(flow: Flow, routine_id: str, slot: str, step: StepInput, place: str) -> Finding:
+    handler = flow.routines[routine_id].slots[slot].handler
+    name = getattr(handler, "__qualname__", repr(handler))
+    what = (
+        f"{routine_id} continues when its host dies in {place}: {name} catches BaseException and"
+        " returns"
+    )
+    where = definition_of(handler)
+    path = f"swallowed.{routine_id}.{slot}"
+    return Finding("swallowed-crash", what, path, routine_id, [], step.started_ns, where)

@@ -1,0 +1,1 @@
+"""Turns a finding into a report: cause, timeline and fix."""

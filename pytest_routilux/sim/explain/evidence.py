@@ -1,0 +1,118 @@
+"""Evidence of why a run differs: from what it recorded, and from a repeated undisturbed run.
+
+Invariants:
+- Evidence is what was observed, never what is likely. Where nothing was observed there is none.
+- Collecting it changes nothing; at most it repeats the undisturbed run.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
+from pytest_routilux.sim.isolation.hidden_state import HiddenChange, hidden_state
+from pytest_routilux.sim.oracle import masked
+from pytest_routilux.sim.simulator.world import Call
+from routilux import Commit
+from routilux.codec.equality import same_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from pytest_routilux.sim.results import Reference
+    from pytest_routilux.sim.simulator.world import Finding, World
+
+__all__ = ["calls_of", "changed_by", "key_part", "recorded_by", "repeated"]
+
+_UUID: Final = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
+_TIME: Final = re.compile(
+    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?|\d{9,}(?:\.\d+)?"
+)
+
+
+def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
+    """Return the unsaved state that the handlers of a routine change, attributes first.
+
+    Without a routine, or where it changes nothing, return what any other routine changes.
+    """
+    found: list[HiddenChange] = []
+    if known.finding is not None and known.finding.kind in ENDS_PROCESS:
+        return None
+    with suppress(Exception):
+        found = hidden_state(known.run.case, start_ns)
+    found.sort(key=lambda change: (change.routine_id != routine_id, change.scope != "attribute"))
+    return found[0] if found else None
+
+
+def calls_of(world: World, effect: str) -> list[Call]:
+    """Return the calls of an effect in their order."""
+    return [call for call in world.calls if call.effect == effect]
+
+
+def repeated(
+    known: Reference, world: World, finding: Finding
+) -> tuple[Call | None, int, list[Call]]:
+    """Return the call of a finding, how often it was made undisturbed, and all of it now."""
+    effect = finding.path.removeprefix("effects.")
+    calls = calls_of(world, effect)
+    usual = calls_of(known.run.world, effect)
+    trie = known.trie.get("effects", {}).get(effect, {}).get("*", {})
+    last: tuple[Call | None, int, list[Call]] = None, 0, []
+    lost = finding.kind == "effect-lost"
+    about = [call for call in calls if finding.at_ns in (None, call.at_ns)] or calls
+    if lost:
+        about = usual
+    for call in reversed(about):
+        inputs = masked(dict(call.arguments), trie)
+        was, again = (
+            [made for made in some if same_value(masked(dict(made.arguments), trie), inputs)]
+            for some in (usual, calls)
+        )
+        if len(again) < len(was) if lost else len(again) > len(was):
+            return call, len(was), again
+        if last[0] is None:
+            last = call, len(was), again
+    return last
+
+
+def recorded_by(world: World, call: Call) -> str | None:
+    """Return the name of the `once` that recorded a call's result, where one did."""
+    for _, _, what in _after(world, call):
+        if isinstance(what, Commit) and what.task_id == call.task_id:
+            recorded = what.effect
+            if recorded is None or not same_value(recorded.result, call.result):
+                return None
+            return str((what.detail or {})["name"])
+        if isinstance(what, Call) and what.task_id == call.task_id:
+            return None
+    return None
+
+
+def _after(world: World, call: Call) -> Iterator[tuple[int, int, object]]:
+    entries = iter(world.log)
+    for entry in entries:
+        if entry[2] is call:
+            yield from entries
+
+
+def key_part(keys: Sequence[object], attempts: Sequence[int]) -> str | None:
+    """Return the part in which two keys differ, or None where it is not known.
+
+    >>> key_part(["A7-1", "A7-2"], [1, 2])
+    'the number of the attempt'
+    """
+    first, last = str(keys[0]), str(keys[-1])
+    if None in (keys[0], keys[-1]) or first == last:
+        return None
+    for pattern, name in ((_UUID, "what looks like a UUID"), (_TIME, "what looks like a time")):
+        if pattern.sub("#", first) == pattern.sub("#", last):
+            return name
+    numbers = [
+        re.sub(rf"(?<!\d){n}(?!\d)", "#", k)
+        for n, k in ((attempts[0], first), (attempts[-1], last))
+    ]
+    if attempts[0] != attempts[-1] and numbers[0] == numbers[-1]:
+        return "the number of the attempt"
+    return None

@@ -1,0 +1,374 @@
+"""The text of a failure: what is wrong, the smallest cause, what differs, when, why, and the fix.
+
+Invariants:
+- The parts come in one order, in one layout by the width of the terminal, 80 to 100 columns.
+- The limits below keep a text at about 25 lines. The timeline takes the lines that are left.
+- Only lines that differ are marked `>`; equal parts share one line.
+- The text always says how much was tried. The command that repeats the failure comes last, and is
+  never wrapped or shortened.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.sim.explain.causes import Asked, reason_of
+from pytest_routilux.sim.explain.evidence import repeated
+from pytest_routilux.sim.explain.timeline import call_text, story, table
+from pytest_routilux.sim.oracle import masked, unordered, view_of
+from pytest_routilux.text import (
+    class_name,
+    count,
+    listed,
+    padded,
+    plain,
+    seconds,
+    shorten,
+    width,
+    wrapped,
+)
+from routilux.codec.equality import same_value
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_routilux.sim.results import Examination, Reference
+    from pytest_routilux.sim.shrink import Cause
+    from pytest_routilux.sim.simulator.lives import Case, CrashPoint, Disturbed
+    from pytest_routilux.sim.simulator.world import Finding, World
+
+__all__ = ["explain", "explain_cause", "not_compared"]
+
+_COLUMNS: Final = (80, 100)
+
+# Lines, at most. With 100 columns a text takes 25, or a few more where every part is long.
+_LINES: Final = 25
+_LEAST_TIMELINE: Final = 6
+_MOST_OF_POINT: Final = 2
+_MOST_ROWS: Final = 4
+_MOST_OF_WHY: Final = 4
+_MOST_OF_FIX: Final = 6
+_MOST_OF_TRIED: Final = 2
+
+_LABEL: Final = 7  # `why    `
+_WIDE_LABEL: Final = 16  # `smallest cause  `
+_LONGEST_KEY: Final = 18
+
+Row = tuple[str, str, str]
+
+_TITLES: Final = {
+    "budget-reset": "RETRY BUDGET RESET ON RESUME",
+    "always": "ALWAYS DOES NOT HOLD",
+    "nondeterminism": "NOT DETERMINISTIC",
+    "hidden-state": "STATE THAT NO SNAPSHOT KEEPS",
+    "module-state": "STATE IN A MODULE",
+    "hash-order": "ORDER OF A SET",
+    "kills-process": "PROCESS KILLED",
+    "stuck": "JOB STUCK",
+}
+_ELSEWHERE: Final = ("module-state",)
+"""Kinds that show only in another process; the text compares it with the run in this one."""
+_OF_VIEWS: Final = (
+    "status-differs",
+    "state-differs",
+    "shared-differs",
+    "outputs-differ",
+    "emissions-differ",
+)
+_HEADS: Final = {
+    "nondeterminism": ("once", "and once again"),
+    "hash-order": ("in one process", "in another"),
+    "module-state": ("undisturbed", "in a new process"),
+    "hidden-state": ("before", "after"),
+}
+
+
+def explain_cause(
+    cause: Cause, case: Case, columns: int, *, repro: str | None, root: Path | None = None
+) -> str:
+    """Return the text for the smallest cause of a failure."""
+    return explain(
+        cause.examination,
+        cause.finding,
+        cause.examination.disturbed.get(cause.finding.signature),
+        columns,
+        repro=repro,
+        shrunk=None if cause.text is None else f"{cause.text}, {count(cause.runs, 'run')}",
+        faults=[case.faults[number - 1] for number in cause.faults],
+        root=root,
+    )
+
+
+def explain(
+    examination: Examination,
+    finding: Finding,
+    disturbed: Disturbed | None,
+    columns: int,
+    *,
+    repro: str | None,
+    shrunk: str | None = None,
+    faults: Sequence[object] = (),
+    root: Path | None = None,
+) -> str:
+    """Return the text of a failure for a terminal of so many columns.
+
+    Without `disturbed` the failure shows in the undisturbed run. `repro` is a command, `shrunk` the
+    cause before it shrank and how many runs that took, `faults` those that the cause needs.
+    Paths are relative to `root`, by default the working directory.
+    """
+    least, most = _COLUMNS
+    columns = min(max(columns, least), most)
+    root = Path.cwd() if root is None else root
+    known = examination.reference
+    point = None if disturbed is None else disturbed.point
+    only = frozenset(p.kind for p, f in examination.failures if f.signature == finding.signature)
+    reason = reason_of(Asked(finding, known, disturbed, point, root, only))
+    above = [
+        "",
+        *_cause(point, faults, shrunk, columns),
+        *_compared(known, finding, disturbed, columns),
+        "",
+    ]
+    tried = _tried(examination, finding)
+    below = [
+        "",
+        *_labelled("why", reason.why, _MOST_OF_WHY, columns),
+        *_labelled("fix", reason.fix, _MOST_OF_FIX, columns),
+        *_labelled("tried", tried, _MOST_OF_TRIED, columns),
+    ]
+    if repro is not None:
+        below.append(f"{'repro':<{_LABEL}}{plain(repro)}")
+    world = known.run.world if disturbed is None else disturbed.world
+    lines = story(world, root, known=known, finding=finding, point=point)
+    if finding.kind in _ELSEWHERE and disturbed is not None:
+        # The rows alone say what the other process did after its first lines.
+        crash = next((i for i, line in enumerate(lines) if line.marked), len(lines))
+        lines = lines[: crash + 2]
+    left = max(_LEAST_TIMELINE, _LINES - 1 - len(above) - len(below))
+    body = [*above, *table(lines, left, columns), *below]
+    text = [_headline(known, finding, disturbed, max(map(width, body)), columns), *body]
+    return "\n".join(line.rstrip() for line in text)
+
+
+# --- what is wrong, and by what -------------------------------------------------------------------
+
+
+def _headline(
+    known: Reference, finding: Finding, disturbed: Disturbed | None, widest: int, columns: int
+) -> str:
+    title = _TITLES.get(finding.kind, finding.kind.upper().replace("-", " "))
+    kind = f"[{shorten(finding.kind, 30)}]"
+    room = columns - width(kind) - width(title) - 6
+    text = f"{title}: {shorten(_problem(known, finding, disturbed, room), room)}"
+    edge = max(width(text) + 4 + width(kind), min(widest, columns))
+    return padded(text, edge - width(kind)) + kind
+
+
+def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, cells: int) -> str:
+    """Return the finding in one line: what is so with the crash, and how it is undisturbed."""
+    what = " ".join(finding.what.split())
+    if finding.kind in ("effect-repeated", "key-unstable", "effect-lost"):
+        world = known.run.world if disturbed is None else disturbed.world
+        call, was, again = repeated(known, world, finding)
+        if call is not None:
+            tail = f" ran {len(again)}x"
+            unstable = finding.kind == "key-unstable"
+            tail += " under other keys" if unstable else f", undisturbed run {was}x"
+            return f"{call_text(call, cells - len(tail))}{tail}"
+    if disturbed is None or disturbed.life.job is None:
+        return what
+    if finding.kind in ("attempts-differ", "budget-reset") and finding.routine is not None:
+        before = _attempts(known.view, finding.routine)
+        after = _attempts(view_of(disturbed.life.job, disturbed.world), finding.routine)
+        if before != after:
+            return f"{finding.routine} attempted {after}x, undisturbed run {before}x"
+    if finding.kind == "module-state" and finding.routine is not None:
+        name = finding.path.partition(".")[2]
+        head = f"{shorten(finding.routine, 30, 'both')} keeps progress in "
+        return head + shorten(name, max(10, cells - width(head)), "both")
+    if finding.kind in _OF_VIEWS and finding.rows:
+        name, before, after = finding.rows[0]
+        tail = f" is {shorten(after, 20)}, undisturbed run {shorten(before, 20)}"
+        name = (
+            "the job"
+            if name == "status"
+            else name.removeprefix("outputs ").removeprefix("emissions ").removeprefix("tasks ")
+        )
+        return shorten(name, cells - width(tail), "both") + tail
+    return what
+
+
+def _attempts(view: dict[str, Any], routine: str) -> object:
+    return view["routines"].get(routine, {}).get("attempts") if view else None
+
+
+def _cause(
+    point: CrashPoint | None, faults: Sequence[object], shrunk: str | None, columns: int
+) -> list[str]:
+    room = columns - _WIDE_LABEL
+    if point is None:
+        happens = "0 crashes"
+    elif point.kind.startswith("store"):
+        happens = "1 write that the store fails"
+    else:
+        happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
+    counted = "".join(f" + {fault!r}" for fault in faults) or ", 0 faults"
+    text = shorten(f"{happens}{counted}, FIFO order", room)
+    lines = [text]
+    if shrunk:
+        tail = shorten(f"(shrunk from {shrunk})", room)
+        whole = f"{text}    {tail}"
+        lines = [whole] if width(whole) <= room else [text, tail]
+    found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
+    if point is not None:
+        told = wrapped(plain(point.text), room, _MOST_OF_POINT)
+        found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(told)]
+    return [*found, ""]
+
+
+# --- what differs ---------------------------------------------------------------------------------
+
+
+def _compared(
+    known: Reference, finding: Finding, disturbed: Disturbed | None, columns: int
+) -> list[str]:
+    longest_name = columns * 46 // 100
+    rows = list(finding.rows)
+    equal: list[str] = []
+    if disturbed is not None and disturbed.life.job is not None and known.view:
+        other = view_of(disturbed.life.job, disturbed.world)
+        if finding.path.startswith("effects."):
+            rows = _effect_rows(known, finding, disturbed.world, longest_name)
+            more = known.expected.compare(other)
+            rows += [] if more is None else more.rows
+        rows = [_with_waits(row, known, disturbed) for row in rows]
+        equal = [] if finding.kind in _ELSEWHERE else _equal(known, other)
+    if not rows and not equal:
+        return []
+    usual = ("undisturbed", "with this crash") if disturbed is not None else ("first", "then")
+    heads = _HEADS.get(finding.kind, usual)
+    left = len(rows) - _MOST_ROWS + 1
+    if left > 1:
+        rows = rows[: _MOST_ROWS - 1]
+    named = [shorten(name, longest_name, "both") for name, _, _ in rows]
+    names = max([10, *map(width, named)])
+    most_of_value = (columns - names - 9) // 2
+    firsts = [shorten(first, most_of_value, "both") for _, first, _ in rows]
+    column = max([width(heads[0]), *map(width, firsts)])
+    found = [f"    {'':<{names}}  {padded(heads[0], column)}   {heads[1]}"] if rows else []
+    for name, first, (_, _, second) in zip(named, firsts, rows, strict=True):
+        head = f"  > {padded(name, names)}  {padded(first, column)}   "
+        found.append(head + shorten(second, columns - width(head), "both"))
+    if left > 1:
+        found.append(f"  > … {left} more")
+    if equal:
+        found.append(shorten(f"    {padded('equal', names)}  {', '.join(equal)}", columns))
+    return found
+
+
+def _effect_rows(known: Reference, finding: Finding, world: World, cells: int) -> list[Row]:
+    call, was, again = repeated(known, world, finding)
+    if call is None:
+        return list(finding.rows)
+    keys = ", ".join(
+        "none" if call.key is None else shorten(str(call.key), _LONGEST_KEY, "both")
+        for call in again
+    )
+    shown = f"   keys: {keys}" if again else ""
+    return [(call_text(call, cells), f"x{was}", f"x{len(again)}{shown}")]
+
+
+def _with_waits(row: Row, known: Reference, disturbed: Disturbed) -> Row:
+    name, first, second = row
+    if name == "error":
+        return name, class_name(first), class_name(second)
+    routine, _, what = name.rpartition(" ")
+    if what != "attempts":
+        return row
+    was = _waits(known.run.world, routine)
+    is_ = _waits(disturbed.world, routine)
+    if not was and not is_:
+        return row
+    return name, f"{first}, waits {was or 'none'}", f"{second}, waits {is_ or 'none'}"
+
+
+def _waits(world: World, routine: str) -> str:
+    # `|` stands where one host ended and another went on.
+    told: list[str] = []
+    last = None
+    for _, host, what in world.log:
+        delay = getattr(what, "delay_ns", None)
+        if delay is None or getattr(what, "routine_id", None) != routine:
+            continue
+        told += ["|"] * (last not in (None, host))
+        told.append(seconds(delay))
+        last = host
+    return " ".join(told)
+
+
+def _equal(known: Reference, other: dict[str, Any]) -> list[str]:
+    """Return the parts of two views that are the same, by their names."""
+    a, b = masked(known.view, known.trie), masked(other, known.trie)
+    a, b = unordered(a), unordered(b)
+    parts = [
+        ("status", a["status"], b["status"]),
+        *([("error", a["error"], b["error"])] if a["error"] else []),
+        ("outputs", a["outputs"], b["outputs"]),
+        ("shared", a["shared"], b["shared"]),
+        ("routine states", _routines(a, "status", "state"), _routines(b, "status", "state")),
+        ("attempts", _routines(a, "attempts", "retries"), _routines(b, "attempts", "retries")),
+        ("emissions", a["emissions"], b["emissions"]),
+        ("effects", a["effects"], b["effects"]),
+    ]
+    return [name for name, x, y in parts if (x or y) and same_value(x, y)]
+
+
+def _routines(view: dict[str, Any], *parts: str) -> object:
+    return {name: [state[p] for p in parts] for name, state in view["routines"].items()}
+
+
+# --- why, what was tried, how to see it again -----------------------------------------------------
+
+
+def _labelled(label: str, sentences: Sequence[str], most: int, columns: int) -> list[str]:
+    found: list[str] = []
+    for sentence in sentences:
+        if len(found) < most:
+            found += wrapped(" ".join(sentence.split()), columns - _LABEL, most - len(found))
+    return [f"{label if i == 0 else '':<{_LABEL}}{line}" for i, line in enumerate(found)]
+
+
+def _tried(examination: Examination, finding: Finding) -> list[str]:
+    coverage = examination.coverage
+    planned, done = coverage.planned.total(), coverage.executed.total()
+    if not planned:
+        text = (
+            f"{count(coverage.runs, 'run')}, {coverage.seconds:.2f} s; no crash yet: it shows where"
+            " nothing is disturbed"
+        )
+        return [text, *coverage.notes]
+    failing = [f for _, f in examination.failures]
+    same = sum(f.signature == finding.signature for f in failing)
+    if len(failing) == 1:
+        fail = "1 point fails"
+    elif same == len(failing):
+        fail = f"{same} points fail, {'both' if same == 2 else 'all'} in this way"
+    else:
+        fail = f"{len(failing)} points fail, {same} of them in this way"
+    text = (
+        f"{done} of {planned} crash points x 1 schedule, {coverage.word}, {coverage.seconds:.2f} s;"
+        f" {fail}"
+    )
+    return [text, *not_compared(examination.reference), *coverage.notes]
+
+
+def not_compared(known: Reference) -> list[str]:
+    """Return what no crash could show, since undisturbed runs differ there among themselves."""
+    places = dict.fromkeys(
+        ".".join(step for step in path[1:] or path if step != "*") for path in sorted(known.mask)
+    )
+    if not places:
+        return []
+    shown = listed([shorten(place, 24, "both") for place in places], 3)
+    return [f"not compared, since it varies without a crash: {shown}"]

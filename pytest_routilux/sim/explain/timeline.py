@@ -1,0 +1,323 @@
+"""What a simulated job did, as lines of a table: time, host, commit, what happened.
+
+Invariants:
+- The lines are those of the world's log, in its order; times count from the job's start, in
+  virtual seconds with as many digits as it takes to tell them apart.
+- The crash is marked, and so is the first thing that the undisturbed run did not do.
+- Where there are too many, those around the marks stay, and `…` says that some are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.sim.explain.evidence import repeated
+from pytest_routilux.sim.oracle import canonical, masked
+from pytest_routilux.sim.simulator.world import Call, Note
+from pytest_routilux.text import listed, padded, plain, shorten, shown, width
+from routilux import Commit, CommitKind
+from routilux.clocks.durations import seconds_text
+from routilux.timeline import describe
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from pytest_routilux.sim.results import Reference
+    from pytest_routilux.sim.simulator.lives import CrashPoint
+    from pytest_routilux.sim.simulator.world import Entry, Finding, World
+
+__all__ = ["Line", "call_text", "story", "table", "where_text"]
+
+_HEAD: Final = ("t", "host", "commit", "what happened")
+_LONGEST_ID: Final = 16
+_LONGEST_NAME: Final = 20
+_LONGEST_PLACE: Final = 32
+_LONGEST_EFFECT: Final = 24  # longer names leave room for arguments
+_MOST_TASKS: Final = 3
+_MOST_RECOVERIES: Final = 3
+_OURS: Final = Path(__file__).parent  # what a fault raises is no line of the user's
+_ENDS: Final = "the host ends: "
+_BY_KIND: Final = ("after a write", "in a recovery", "by document")
+_UNTOLD: Final = (CommitKind.EFFECT, CommitKind.CONFLICT)
+
+
+@dataclass(slots=True)
+class Line:
+    """One line: when, on which host, which commit, whose (task, routine), what, and where."""
+
+    at_ns: int
+    host: int
+    commit: str
+    who: tuple[str, str] | None
+    what: str
+    where: str = ""
+    marked: bool = False
+    call: Call | None = None
+
+
+# --- what happened --------------------------------------------------------------------------------
+
+
+def story(
+    world: World, root: Path, *, known: Reference, finding: Finding, point: CrashPoint | None
+) -> list[Line]:
+    """Return the lines of a world, with the crash and the first difference marked."""
+    entries = _shown(world.log, point)
+    start = world.log[0][0] if world.log else 0
+    died = [i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)]
+    different = _first_difference(world, entries, known, finding, died[0]) if died else None
+    lines = []
+    pending: dict[str, int | None] = {}
+    for index, (at_ns, host, what) in enumerate(entries):
+        before = entries[index - 1][2] if index else None
+        if isinstance(what, Commit):
+            _follow(pending, what)
+            who = None if what.task_id is None else (what.task_id, what.routine_id or "")
+            text, where = _of_commit(what, start, pending), ""
+            if what.error is not None and what.error.where is not None:
+                where = where_text(what.error.where, root)
+            line = Line(at_ns, host, f"#{what.seq}", who, text, where)
+        elif isinstance(what, Call):
+            line = Line(at_ns, host, "", (what.task_id, what.routine_id), "", call=what)
+            line.where = where_text(what.where, root)
+        elif isinstance(what, tuple):
+            line = Line(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
+        else:
+            line = Line(at_ns, host, "--", None, _of_crash(what, before, point, world, start))
+            line.marked = True
+        line.marked = line.marked or index == different
+        lines.append(line)
+    return lines
+
+
+def _shown(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
+    """Return the entries without the starts of steps whose end follows."""
+    entries = list(log)
+    ended = {
+        (host, what.task_id, what.attempt)
+        for _, host, what in entries
+        if isinstance(what, Commit) and what.kind is not CommitKind.EFFECT
+    }
+    kept: list[Entry] = []
+    for entry in entries:
+        _, host, what = entry
+        if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _BY_KIND:
+            # It died with the write, before any step that the same instant would have begun.
+            while kept and isinstance(kept[-1][2], tuple):
+                kept.pop()
+        if isinstance(what, tuple) and (host, what[0], what[2]) in ended:
+            continue
+        kept.append(entry)
+    return kept
+
+
+def _follow(pending: dict[str, int | None], commit: Commit) -> None:
+    for task in commit.tasks:
+        pending[task.task_id] = None
+    if commit.kind in (CommitKind.DONE, CommitKind.DROPPED) and commit.task_id is not None:
+        pending.pop(commit.task_id, None)
+    elif commit.kind is CommitKind.RETRY and commit.task_id is not None:
+        pending[commit.task_id] = commit.due_ns
+
+
+def _of_commit(commit: Commit, start: int, pending: dict[str, int | None]) -> str:
+    if commit.kind is not CommitKind.RESUMED:
+        return describe(commit)
+    count = (commit.detail or {}).get("recoveries")
+    counted = f" (recovery {count} of {_MOST_RECOVERIES})" if count else ""
+    tasks = [
+        shorten(task, _LONGEST_NAME, "both")
+        + ("" if due is None else f" due {seconds_text(due - start)}")
+        for task, due in pending.items()
+    ]
+    left = f"; pending: {listed(tasks, _MOST_TASKS)}" if tasks else ""
+    return f"resumed from #{commit.seq - 1}{counted}{left}"
+
+
+def _of_crash(
+    note: Note,
+    before: object,
+    point: CrashPoint | None,
+    world: World,
+    start: int,
+) -> str:
+    if note.text.startswith(_ENDS) and point is not None and point.kind == "store refuses":
+        return f"CRASH  the store refuses #{point.commits + 1}, and its host ends"
+    if note.text.startswith(_ENDS) and point is not None and point.kind == "store does not answer":
+        return f"CRASH  the store has #{point.commits + 1} but does not answer, and its host ends"
+    if note.text != "CRASH" or point is None:
+        return note.text.replace("CRASH,", "CRASH  again,")
+    if point.kind == "in a wait":
+        wait = next((c for c in reversed(world.commits[: point.commits]) if c.due_ns), None)
+        due = seconds_text((wait.due_ns or 0) - start) if wait is not None else "?"
+        return f"CRASH  attempt {point.attempt} and due {due} are saved; no memory is"
+    if point.kind == "by document":
+        return f"CRASH  a document of #{point.commits} is all that is left"
+    if point.kind in _BY_KIND:
+        return f"CRASH  #{point.commits} is durable, though nobody heard of it"
+    if point.kind == "around an effect" and point.name.endswith(".before"):
+        return "CRASH  before the effect"
+    if isinstance(before, Call):
+        thing = "the effect" if before.result is None else shown(before.result, 30)
+        return f"CRASH  {thing} exists outside; nothing durable knows of it"
+    if not point.commits:
+        return "CRASH  #1 is not written: no store knows of the job"
+    return (
+        f"CRASH  #{point.commits + 1} is not written: nothing durable knows how the attempt ended"
+    )
+
+
+def call_text(call: Call, cells: int, *, named: bool = True) -> str:
+    """Return an effect's call as it is written in code, without its key."""
+    values = {name: shown(value, 24) for name, value in call.arguments.items()}
+    inputs = [value if n.isdigit() else f"{plain(n)}={value}" for n, value in values.items()]
+    least = width(", ".join(values.values())) + 2
+    whole = min(width(call.effect), cells - 3, _LONGEST_EFFECT)
+    name = shorten(call.effect, max(cells // 2, cells - least, whole), "both")
+    room = cells - width(name) - 2
+    if not named or width(", ".join(inputs)) > room >= width(", ".join(values.values())):
+        inputs = [*values.values()]
+    text = ", ".join(inputs)
+    while inputs and width(text) > room:
+        inputs.pop()
+        text = ", ".join([*inputs, "…"])
+    return f"{name}({text})"
+
+
+def where_text(where: str, root: Path) -> str:
+    """Return `file:line` as seen from a folder; of a file elsewhere the last two names."""
+    file, colon, line = where.rpartition(":")
+    path = Path(file)
+    if path.parent == _OURS:
+        return ""
+    if path.is_relative_to(root):
+        path = path.relative_to(root)
+    elif len(path.parts) > 2:
+        path = Path("…", *path.parts[-2:])
+    return shorten(f"{path}{colon}{line}", _LONGEST_PLACE, "end")
+
+
+# --- the first difference -------------------------------------------------------------------------
+
+
+def _first_difference(
+    world: World, entries: Sequence[Entry], known: Reference, finding: Finding, crash: int
+) -> int | None:
+    """Return the index of the first thing after a crash that the undisturbed run did not do."""
+    if finding.path.startswith("effects."):
+        call = repeated(known, world, finding)[0]
+        again = (i for i, entry in enumerate(entries) if i > crash and entry[2] is call)
+        return next(again, None)
+    trie = known.trie
+    usual = {_trace(what, trie) for what in known.run.durable}
+    for index, (_, _, what) in enumerate(entries):
+        if index <= crash or not isinstance(what, Commit) or what.task_id is None:
+            continue
+        if what.kind not in _UNTOLD and _trace(what, trie) not in usual:
+            return index
+    return None
+
+
+def _trace(commit: Commit, trie: dict[str, object]) -> tuple[object, ...]:
+    view = masked(
+        {
+            "emissions": {
+                f"{commit.routine_id}.{emission.event}": [emission.payload]
+                for emission in commit.emissions
+            },
+            "routines": {
+                commit.routine_id: {"state": commit.state.values if commit.state else None}
+            },
+            "shared": commit.shared.values if commit.shared else None,
+        },
+        trie,
+    )
+    error = None if commit.error is None else commit.error.type
+    return commit.task_id, commit.attempt, commit.kind, error, commit.delay_ns, canonical(view)
+
+
+# --- as a table -----------------------------------------------------------------------------------
+
+
+def table(lines: Sequence[Line], most: int, cells: int) -> list[str]:
+    """Return at most so many lines of a table, its head first, around those that are marked."""
+    chosen = _chosen(lines, most - 1)
+    if not chosen:
+        return []
+    times = _times([lines[i].at_ns for i in chosen], lines[0].at_ns)
+    wide = max(5, *map(len, times))
+    deep = max(6, *(len(lines[i].commit) for i in chosen))
+    told = [line.who for line in (lines[i] for i in chosen) if line.who and line.call is None]
+    ids = max((min(width(plain(who[0])), _LONGEST_ID) for who in told), default=0)
+    names = max((min(width(plain(who[1])), _LONGEST_NAME) for who in told), default=0)
+    found = [f"    {_HEAD[0]:<{wide}}   {_HEAD[1]:<4} {_HEAD[2]:<{deep}}  {_HEAD[3]}"]
+    last = -1
+    owner: str | None = None
+    for time, index in zip(times, chosen, strict=True):
+        line = lines[index]
+        if index > last + 1:
+            found.append("    …")
+        last = index
+        mark = ">" if line.marked else " "
+        head = f"  {mark} {time:<{wide}}   h{line.host:<3} {line.commit:<{deep}}  "
+        found.append(head + _body(line, ids, names, cells - len(head), owner))
+        owner = line.who[0] if line.who else None
+    if last < len(lines) - 1:
+        found.append("    …")
+    return found
+
+
+def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> str:
+    if line.who is None:
+        text = line.what
+    elif line.call is not None:
+        same = owner == line.who[0]
+        head = "  " if same else f"{padded(shorten(line.who[0], _LONGEST_ID, 'end'), ids)}  "
+        head += f"effect #{line.call.number}  "
+        room = cells - width(head) - width(line.where) - 6
+        whole = width(call_text(line.call, room, named=False))
+        tail = shown(line.call.result, max(8, room - whole))
+        text = f"{head}{call_text(line.call, room - width(tail), named=False)} -> {tail}"
+    else:
+        who = (
+            padded(shorten(line.who[0], ids, "end"), ids),
+            padded(shorten(line.who[1], names, "both"), names),
+        )
+        text = f"{who[0]}  {who[1]}  {line.what}"
+    room = cells - width(line.where) - 2 if line.where else cells
+    return shorten(text, room) + (f"  {line.where}" if line.where else "")
+
+
+def _times(instants: Sequence[int], start: int) -> list[str]:
+    lengths = [at - start for at in instants]
+    places = next((p for p in (3, 6) if all(n % 10 ** (9 - p) == 0 for n in lengths)), 9)
+    return [seconds_text(length, places) for length in lengths]
+
+
+def _chosen(lines: Sequence[Line], most: int) -> list[int]:
+    """Return the indexes of at most `most` lines, gaps counted: the marks, then what is near."""
+    marks = [i for i, line in enumerate(lines) if line.marked] or [len(lines) - 1]
+    distances = {i: min(abs(i - mark) for mark in marks) for i in range(len(lines))}
+    if lines:
+        distances[len(lines) - 1] = min(distances[len(lines) - 1], 2)  # how it ended
+    near = sorted(distances, key=lambda i: (distances[i], i))
+    chosen: set[int] = set()
+    for index in near:
+        more = _without_single_gaps(chosen | {index}, len(lines))
+        if len(more) + _gaps(more, len(lines)) <= most:
+            chosen = more
+    return sorted(chosen)
+
+
+def _without_single_gaps(chosen: set[int], size: int) -> set[int]:
+    # One line that is left out takes as much room as the `…` in its place.
+    single = {i for i in range(size) if {i - 1, i + 1} <= chosen | {-1, size}}
+    return chosen | single
+
+
+def _gaps(chosen: set[int], size: int) -> int:
+    edges = [-1, *sorted(chosen), size]
+    return sum(b - a > 1 for a, b in pairwise(edges))

@@ -1,0 +1,1 @@
+"""Runs simulated hosts in forked processes."""

@@ -1,0 +1,262 @@
+"""Hosts in forked processes: finds progress kept in a module, and handlers that end their process.
+
+Invariants:
+- The undisturbed run happens first in a process of its own. A handler that ends this process is
+  reported, and never runs in the test's process.
+- If a run changes no module global and no class attribute, no other process is tried. Otherwise
+  a sample of crash points is recovered in a process that has only the durable commits.
+- If the job ends differently there than undisturbed, the flow keeps progress in its process. This
+  is a finding only if it repeats, if the difference is larger than what varies between undisturbed
+  runs in processes of their own, and if one value that is given to the new process removes the
+  difference. Otherwise it is a note.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.frames import handler_of
+from pytest_routilux.hosts.fork_server import ForkServer, Reply, can_fork
+from pytest_routilux.sim.isolation.forked import (
+    Ran,
+    folded,
+    hidden_there,
+    recovered_there,
+    replay,
+    undisturbed_there,
+    value_there,
+    varied_there,
+)
+from pytest_routilux.sim.isolation.hidden_state import HiddenChange
+from pytest_routilux.sim.oracle import Expected, compare_effects, trie_of, varying, view_of
+from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Life, Undisturbed
+from pytest_routilux.sim.simulator.variations import Variation, variations
+from pytest_routilux.sim.simulator.world import Finding, World
+from routilux import Commit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_routilux.sim.isolation.forked import Place, Told
+    from pytest_routilux.sim.oracle import Trie, View
+    from pytest_routilux.sim.results import Coverage, Reference
+    from pytest_routilux.sim.simulator.lives import Case
+
+__all__ = ["ENDS_PROCESS", "Hosts", "Killed"]
+
+_SAMPLE: Final = 6
+_ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
+_NO_FORK: Final = "hosts in other processes: not tried, this system can't fork"
+_NOT_WANTED: Final = "hosts in other processes: not tried, the test does without"
+ENDS_PROCESS: Final = ("kills-process", "hangs")
+"""The kinds of findings whose flow must not run in the test's process."""
+
+
+@dataclass(slots=True)
+class Killed:
+    """A handler that ended its process: the finding, and the run until then."""
+
+    finding: Finding
+    run: Undisturbed
+
+
+class Hosts:
+    """The hosts of one case, each in a process of its own; create it before the case runs."""
+
+    def __init__(
+        self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
+    ) -> None:
+        # They report through pipes, and get the durable commits as arguments: no files are needed.
+        self._case = case = replace(case, store=None)
+        self._start_ns = start_ns
+        self._coverage = coverage
+        self._server = ForkServer(case) if isolated and can_fork() else None
+        self._threads = threading.active_count() > 1
+        self._changed: list[Place] = []
+        if self._server is None:
+            coverage.notes.append(_NO_FORK if isolated else _NOT_WANTED)
+
+    def __enter__(self) -> Hosts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._server is not None:
+            self._server.__exit__()
+
+    def ask(self, work: Callable[..., object], *args: object) -> Reply:
+        """Run a work on the case in another process, or in this one if it can't fork."""
+        if self._server is None:
+            return Reply(work(self._case, lambda value: None, *args))
+        self._coverage.runs += 1
+        return self._server.ask(work, *args)
+
+    # --- the canary -----------------------------------------------------------------------------
+
+    def canary(self) -> Killed | None:
+        """Run the case undisturbed in another process; return how a handler ended it."""
+        if self._server is None:
+            return None
+        self._coverage.runs += 1
+        reply = self._server.ask(undisturbed_there, self._start_ns)
+        if reply.failed:
+            self._note(f"the undisturbed run in another process: {reply.ended}")
+            return None
+        if reply.ended is None:
+            ran: Ran = reply.result
+            self._changed = ran.changed
+            return None if ran.ended is None else self._killed(ran.ended, ran.told)
+        if reply.hung and self._threads:
+            self._note(
+                f"the undisturbed run in another process came to {reply.ended}; the other threads"
+                " of this process are not there, so this may be why"
+            )
+            return None
+        if not reply.hung and self._server.ask(undisturbed_there, self._start_ns).ended is None:
+            self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
+            return None
+        return self._killed(reply.ended, reply.told, hung=reply.hung)
+
+    def _killed(self, how: str, told: Sequence[Told], *, hung: bool = False) -> Killed:
+        world = World(self._start_ns)
+        replay(world, self._case.job_id, told)
+        step = next((what for _, _, what in reversed(world.log) if isinstance(what, tuple)), None)
+        routine, who = None, "build()"
+        if step is not None:
+            task_id, routine, attempt = step
+            who = f"{routine} (task {task_id}, attempt {attempt})"
+        if hung:
+            kind, what = "hangs", f"{who} does not come to an end: {how}"
+        else:
+            kind, what = "kills-process", f"{who} kills its process: {how}"
+        if not world.log or not isinstance(world.log[-1][2], Commit):  # else the job was given up
+            world.noted(world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}")
+        flow = self._case.build()
+        job = folded(self._case.job_id, world.commits)
+        path = f"process.{routine or 'build'}"
+        finding = Finding(kind, what, path, routine, [], world.now_ns, handler_of(flow, routine))
+        durable = list(world.commits)
+        return Killed(finding, Undisturbed(self._case, world, Life(flow, job), durable, [job]))
+
+    # --- the sample -----------------------------------------------------------------------------
+
+    def compare(
+        self,
+        known: Reference,
+        points: Sequence[CrashPoint],
+        failures: Sequence[tuple[CrashPoint, Finding]],
+    ) -> tuple[Finding, Disturbed] | None:
+        """Recover some of the points in other processes; return a finding that only they show."""
+        if self._server is None or not self._changed:
+            return None
+        known_at = dict(failures)
+        own: Trie | None = None
+        for point in _sample(points, len(known.run.durable)):
+            world = self._recovered(known.run, point)
+            if world is None or _difference(known, world, {}) is None:
+                continue
+            if own is None:
+                own = self._mask(known)
+                if own is None:
+                    return None
+            finding = _difference(known, world, own)
+            if finding is None or _is_known(finding, known_at.get(point)):
+                continue
+            again = self._recovered(known.run, point)
+            if again is None:
+                continue
+            repeated = _difference(known, again, own)
+            if repeated is None or repeated.signature != finding.signature:
+                continue
+            for place in self._changed:
+                other = self._recovered(known.run, point, place)
+                if other is not None and _difference(known, other, own) is None:
+                    job = folded(self._case.job_id, again.commits)
+                    life = Life(known.run.life.flow, job)
+                    named = self._named(finding, place)
+                    return named, Disturbed(point, again, [life], executed=True)
+            self._note(
+                f"another process comes to something else, {point.text}: {finding.what}; but none"
+                " of the module globals that a run changes makes the difference"
+            )
+            return None
+        return None
+
+    def _recovered(
+        self, run: Undisturbed, point: CrashPoint, place: Place | None = None
+    ) -> World | None:
+        """Recover a point in another process, which gets the value of a place at the crash."""
+        assert self._server is not None
+        self._coverage.runs += 1
+        kept = None
+        if place is not None:
+            reply = self._server.ask(value_there, self._start_ns, point.commits, place)
+            kept = reply.result
+            if kept is None:
+                return None
+        rows = [commit.dumps() for commit in run.durable[: point.commits]]
+        reply = self._server.ask(recovered_there, self._start_ns, rows, point, kept)
+        if reply.ended is not None:
+            self._note(f"another process can't go on, {point.text}: {reply.ended}")
+            return None
+        world = run.world.cut(point.commits, point.calls, point.at_ns)
+        replay(world, self._case.job_id, reply.result.told)
+        return world
+
+    def _mask(self, known: Reference) -> Trie | None:
+        """Return what varies between undisturbed runs in processes of their own."""
+        assert self._server is not None
+        plan = known.run.life.flow.plan()
+        views = []
+        for variation in [*variations(plan), Variation(), Variation()]:
+            self._coverage.runs += 1
+            reply = self._server.ask(varied_there, self._start_ns, variation)
+            if reply.ended is None:
+                world = World(self._start_ns)
+                replay(world, self._case.job_id, reply.result.told)
+                views.append(_view(self._case.job_id, world))
+        return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
+
+    def _named(self, finding: Finding, place: Place) -> Finding:
+        assert self._server is not None
+        scope, module, name = place
+        kind = "module global" if scope == "global" else "class attribute"
+        full = f"{module}:{name}"
+        reply = self._server.ask(hidden_there, self._start_ns)
+        changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
+        change = changes[0] if changes else HiddenChange("?", "global", full, "", "?", "?")
+        routine = change.routine_id if changes else finding.routine
+        what = (
+            f"{routine} keeps progress in the {kind} {full}, which a host that starts anew does not"
+            f" have: {finding.what}"
+        )
+        rows = [(full, f"{change.was} -> {change.became}", change.was), *finding.rows]
+        path = f"{scope}.{full}"
+        return Finding("module-state", what, path, routine, rows, finding.at_ns, change.where)
+
+    def _note(self, text: str) -> None:
+        self._coverage.notes.append(text)
+
+
+def _sample(points: Sequence[CrashPoint], commits: int) -> list[CrashPoint]:
+    able = [p for p in points if p.kind == "after a write" and p.commits < commits]
+    if not able:  # a reproducer names one point
+        able = [p for p in points[:_SAMPLE] if p.kind in _ABLE and p.commits < commits]
+    if len(able) <= _SAMPLE:
+        return able
+    return [able[round(i * (len(able) - 1) / (_SAMPLE - 1))] for i in range(_SAMPLE)]
+
+
+def _is_known(finding: Finding, other: Finding | None) -> bool:
+    return other is not None and other.signature == finding.signature
+
+
+def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:
+    job_id = known.run.case.job_id
+    expected = Expected(known.view, trie, ordered=known.ordered)
+    return compare_effects(known.run.world, world, trie) or expected.compare(_view(job_id, world))
+
+
+def _view(job_id: str, world: World) -> View:
+    return view_of(folded(job_id, world.commits), world)

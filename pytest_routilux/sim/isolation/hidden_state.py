@@ -1,0 +1,207 @@
+"""Detects state that a handler changes and no commit saves: routine attributes, module globals.
+
+Invariants:
+- A change names the attribute or global, and the handler that ran while it changed. It is a hint
+  for explanations and no fault by itself: a cache is allowed.
+- Reading the state changes nothing and runs no code of the user. An object of any other type than
+  the built-in ones is read by its attributes; a large or deep value is read in part.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from types import FunctionType, ModuleType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from pytest_routilux.faults.faults import Fault
+from pytest_routilux.frames import definition_of, users_modules
+from pytest_routilux.sim.recovery import undisturbed
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from routilux import Routine, Slot
+from routilux.retry.error_handler import ErrorHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from pytest_routilux.sim.simulator.lives import Case
+    from routilux import Clock, StepInput
+
+__all__ = ["HiddenChange", "Places", "globals_of", "hidden_state"]
+
+Places = dict[tuple[str, str, str], str]
+"""The values at (scope, module, name), as texts."""
+
+_OWN: Final = frozenset({"_arguments", "_slots", "_events", "_error_handler"})
+_LONGEST: Final = 200
+_LEVELS: Final = 4
+_NODES: Final = 200
+_MANY: Final = 20
+_SHOWN: Final = 60
+_PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, type(None)})
+_CODE: Final = (type, FunctionType, ModuleType, property, classmethod, staticmethod)
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenChange:
+    """State that a handler changed and no commit saves.
+
+    `name` is `self.tries`, `shop.charge:_seen` or `shop.charge:Charge.seen`; `where` is file:line
+    of the handler's definition, `was` and `became` are short texts.
+    """
+
+    routine_id: str
+    scope: Literal["attribute", "global", "class"]
+    name: str
+    where: str
+    was: str
+    became: str
+
+
+def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list[HiddenChange]:
+    """Run a case undisturbed, and return what its handlers changed of routines and globals.
+
+    Globals are those of the routines' modules, or `everywhere`: of all modules of the user.
+    """
+    watch = _Watch(everywhere=everywhere)
+    # First, so that it wraps the handler itself.
+    undisturbed(replace(case, faults=(watch, *case.faults)), start_ns, FIFO)
+    return watch.found
+
+
+class _Watch(Fault):
+    """Compares a routine and the globals of its module before and after each of its handlers.
+
+    `everywhere`: the globals of all modules of the user.
+    """
+
+    def __init__(self, *, everywhere: bool = False) -> None:
+        self.found: list[HiddenChange] = []
+        self._everywhere = everywhere
+        self._known: set[tuple[str, str]] = set()
+
+    def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
+        handler = slot.handler
+        routine = getattr(handler, "__self__", None)
+        if not isinstance(routine, Routine):
+            return slot
+        routine_id, where = step.task.routine_id, definition_of(handler)
+
+        def watched(**payload: object) -> object:
+            before = self._look(routine)
+            result: object = None
+            try:
+                result = handler(**payload)
+            finally:
+                if not inspect.iscoroutine(result):
+                    self._compare(routine_id, where, before, self._look(routine))
+            return awaited(result, before) if inspect.iscoroutine(result) else result
+
+        async def awaited(coroutine: Any, before: Places) -> object:
+            try:
+                return await coroutine
+            finally:
+                self._compare(routine_id, where, before, self._look(routine))
+
+        return Slot(slot.name, watched, slot.binding)
+
+    def _look(self, routine: Routine) -> Places:
+        seen: Places = {
+            ("attribute", type(routine).__module__, name): _digest(value)
+            for name, value in vars(routine).items()
+            if name not in _OWN
+        }
+        modules = users_modules() if self._everywhere else _module(routine)
+        seen.update(globals_of(modules))
+        return seen
+
+    def _compare(self, routine_id: str, where: str, before: Places, after: Places) -> None:
+        for place in {**before, **after}:
+            was, became = before.get(place, "nothing"), after.get(place, "nothing")
+            scope, module, name = place
+            if was == became or (routine_id, f"{scope}:{name}") in self._known:
+                continue
+            self._known.add((routine_id, f"{scope}:{name}"))
+            self.found.append(
+                HiddenChange(
+                    routine_id,
+                    scope,  # type: ignore[arg-type]  # one of the three
+                    f"self.{name}" if scope == "attribute" else f"{module}:{name}",
+                    where,
+                    _shown(was),
+                    _shown(became),
+                )
+            )
+
+
+def globals_of(modules: Iterable[ModuleType]) -> Places:
+    """Return the values of the globals of modules and of the attributes of their classes."""
+    seen: Places = {}
+    for module in modules:
+        own = module.__name__
+        # Not vars(), which makes a lazy module load itself.
+        for name, value in list(module.__dict__.items()):
+            if name.startswith("__") or isinstance(value, _CODE):
+                if isinstance(value, type) and value.__module__ == own:
+                    for part, held in list(vars(value).items()):
+                        if not part.startswith("__") and not isinstance(held, _CODE):
+                            seen["class", own, f"{value.__qualname__}.{part}"] = _digest(held)
+            else:
+                seen["global", own, name] = _digest(value)
+    return seen
+
+
+def _digest(value: object) -> str:
+    """Return a text that changes with the value, as far as it is read; runs no code of the user."""
+    return _digested(value, _LEVELS, [_NODES])
+
+
+def _digested(value: object, levels: int, left: list[int]) -> str:
+    kind = type(value)
+    if kind in _PLAIN:
+        text = repr(value)
+        return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} {hash(value)}"
+    if kind.__module__ == "itertools":
+        return repr(value) if kind.__name__ == "count" else object.__repr__(value)
+    left[0] -= 1
+    if not levels or left[0] < 0 or isinstance(value, _CODE):
+        return str(id(value))
+    if isinstance(value, dict):
+        items = [
+            f"{_digested(key, levels - 1, left)}: {_digested(item, levels - 1, left)}"
+            for key, item in _ends(dict.items(value), dict.__len__(value))
+        ]
+        return f"{{{', '.join(items)}}}{_length(value)}"
+    if isinstance(value, list | tuple | deque | set | frozenset):
+        items = [_digested(item, levels - 1, left) for item in _ends(value, len(value))]
+        return f"[{', '.join(items)}]{_length(value)}"
+    inner = getattr(value, "__dict__", None)
+    if isinstance(inner, dict) and not isinstance(value, ErrorHandler | Routine):
+        return f"{kind.__name__} {id(value)} {_digested(inner, levels - 1, left)}"
+    return f"{kind.__name__} {id(value)}"
+
+
+def _ends(items: Any, length: int) -> list[Any]:
+    if length <= 2 * _MANY:
+        return list(items)
+    found = list(islice(items, _MANY))
+    with suppress(TypeError):  # a set has no end
+        found += islice(reversed(items), _MANY)
+    return found
+
+
+def _length(value: Any) -> str:
+    return f" of {len(value)}" if len(value) > 2 * _MANY else ""
+
+
+def _shown(digest: str) -> str:
+    return digest if len(digest) <= _SHOWN else f"{digest[: _SHOWN - 1]}…"
+
+
+def _module(routine: Routine) -> list[ModuleType]:
+    module = sys.modules.get(type(routine).__module__)
+    return [] if module is None else [module]

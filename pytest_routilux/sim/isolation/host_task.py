@@ -1,0 +1,84 @@
+"""Runs a case undisturbed in fresh interpreters, each with a hash seed of its own.
+
+Invariants:
+- A fresh interpreter has no patch, no double and no closure of a test: only a `build` that can be
+  imported by its name runs there, without faults.
+- A case that can't run there is reported with the reason, and is no finding.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pytest_routilux.hosts.flow_hosts import FlowHosts, HostError
+from pytest_routilux.sim.recovery import undisturbed
+from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.virtual_time.freeze import frozen_simulation
+from routilux import UnserializableError, codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from routilux import Flow
+
+__all__ = ["importable", "rows_by_seed", "simulate"]
+
+
+def importable(case: Case) -> bool:
+    """Return whether a fresh interpreter can build the flow of a case and run it alike."""
+    module = getattr(case.build, "__module__", None)
+    path = getattr(case.build, "__qualname__", "<")
+    if case.faults or module not in sys.modules or "<" in path:
+        return False
+    found: object = sys.modules[module]
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found is case.build
+
+
+def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:
+    """Run a case once for each hash seed, and return the rows of its commits, or why not."""
+    try:
+        params = codec.encode(dict(case.params or {}), "$.params")
+    except UnserializableError as error:
+        return str(error)
+    module = case.build.__module__
+    request = {
+        "task": "call",
+        "function": f"{__name__}:{simulate.__name__}",
+        "build": f"{module}:{case.build.__qualname__}",
+        "build_args": codec.encode({}, "$.build_args"),
+        "entry": case.entry,
+        "params": params,
+        "slot": case.slot,
+        "job_id": case.job_id,
+        "start_ns": start_ns,
+    }
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        FlowHosts(Path(folder)) as hosts,
+        ThreadPoolExecutor(len(seeds)) as pool,
+    ):
+        launched = [
+            pool.submit(hosts.launch, request, [module, __name__], {"PYTHONHASHSEED": str(seed)})
+            for seed in seeds
+        ]
+        try:
+            return [list(each.result().report["rows"]) for each in launched]
+        except HostError as error:
+            return str(error)
+
+
+def simulate(build: Callable[[], Flow], request: Mapping[str, Any]) -> dict[str, object]:
+    """Run the case of a request on this host; return the rows of its commits."""
+    start_ns = request["start_ns"]
+    params = codec.decode(request["params"], "$.params")
+    case = Case(build, request["entry"], params, request["slot"], request["job_id"])
+    with frozen_simulation(start_ns):
+        run = undisturbed(case, start_ns, FIFO)
+    return {"rows": [commit.dumps() for commit in run.world.commits]}

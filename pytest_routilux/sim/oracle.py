@@ -1,0 +1,431 @@
+"""Compares a run with a crash to the undisturbed run: the views of both, and their differences.
+
+Invariants:
+- A view holds what a user can see of a job: status, routines, shared data, outputs, emissions,
+  attempts and effects. Order counts where the user's own data has one; the engine's work is a
+  multiset, since another schedule is no fault.
+- Where undisturbed runs differ among themselves, only presence is compared: the start instant,
+  the length of steps and (on several workers) the order of work may show there.
+- Nothing is reported that an undisturbed run of the same flow could show.
+"""
+
+from __future__ import annotations
+
+import json
+import marshal
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.text import shown, without_addresses
+from routilux import CommitKind, codec
+from routilux.codec.equality import SCALARS, first_difference, same_value
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from pytest_routilux.sim.simulator.world import Call, World
+    from routilux import JobState
+
+__all__ = [
+    "Expected",
+    "Mask",
+    "Trie",
+    "compare_effects",
+    "masked",
+    "trie_of",
+    "unstable_key",
+    "varying",
+    "view_of",
+]
+
+View = dict[str, Any]
+Mask = frozenset[tuple[str, ...]]
+"""Places that vary by themselves: steps from the top of a view, `*` for any index of a list."""
+
+_HIDDEN: Final = "~"
+_BAGS: Final = ("tasks", "emissions", "outputs")
+"""The parts of a view that are multisets, each by the routine and its slot or event."""
+
+
+def view_of(job: JobState, world: World) -> View:
+    """Return what a user can see of a job and of what it did outside."""
+    tasks: dict[str, list[View]] = {}
+    emissions: dict[str, list[object]] = {}
+    by_id: dict[str, View] = {}
+    for commit in job.commits:
+        kind = commit.kind
+        known = by_id.get(commit.task_id or "")
+        if known is not None and kind not in (CommitKind.EFFECT, CommitKind.CONFLICT):
+            known["attempts"] = commit.attempt
+            if commit.error is not None:
+                known["errors"].append(commit.error.type)
+            if kind is not CommitKind.RETRY:
+                known["ended"] = kind.value
+        for task in commit.tasks:
+            place = f"{task.routine_id}.{task.slot}"
+            entry = {"payload": task.payload, "attempts": 0, "errors": [], "ended": "pending"}
+            by_id[task.task_id] = entry
+            tasks.setdefault(place, []).append(entry)
+        for emission in commit.emissions:
+            place = f"{commit.routine_id}.{emission.event}"
+            emissions.setdefault(place, []).append(emission.payload)
+    outputs: dict[str, list[object]] = {}
+    for output in job.outputs:
+        outputs.setdefault(f"{output.routine_id}.{output.event}", []).append(output.data)
+    effects: dict[str, list[object]] = {}
+    for call in world.calls:
+        effects.setdefault(call.effect, []).append(call.arguments)
+    return {
+        "status": job.status.value,
+        "error": None if job.error is None else job.error.type,
+        "shared": job.shared_data,
+        "routines": {
+            name: {
+                "status": state.status.value,
+                "state": state.state,
+                "attempts": state.attempts,
+                "retries": state.retry_count,
+                "error": None if state.error is None else state.error.type,
+            }
+            for name, state in job.routine_states.items()
+        },
+        "tasks": tasks,
+        "emissions": emissions,
+        "outputs": outputs,
+        "effects": effects,
+    }
+
+
+# --- what varies by itself ------------------------------------------------------------------------
+
+
+def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
+    """Return the places at which undisturbed runs differ; `ordered`: they did all in one order."""
+    found: set[tuple[str, ...]] = set()
+    base = view if ordered else unordered(view)
+    for other in others:
+        _vary(base, other if ordered else unordered(other), (), found)
+    return frozenset(found)
+
+
+def _vary(a: object, b: object, path: tuple[str, ...], found: set[tuple[str, ...]]) -> None:
+    if type(a) is dict and type(b) is dict:
+        for key in {**a, **b}:
+            if key in a and key in b and type(key) is str:
+                _vary(a[key], b[key], (*path, key), found)
+            elif type(key) is str:
+                found.add((*path, key))
+            elif not same_value(a, b):
+                found.add(path)
+    elif type(a) is type(b) and isinstance(a, list | tuple) and len(a) == len(cast("Any", b)):
+        for x, y in zip(a, cast("Any", b), strict=True):
+            _vary(x, y, (*path, "*"), found)
+    elif not same_value(a, b):
+        found.add(path)
+
+
+def unordered(value: Any) -> Any:
+    """Return a value with every list in it sorted: on several workers the order is by chance."""
+    if type(value) is dict:
+        return {key: unordered(item) for key, item in value.items()}
+    if type(value) is list:
+        return sorted(map(unordered, value), key=canonical)
+    return value
+
+
+def _sorted_bags(view: View) -> View:
+    return {
+        **view,
+        **{
+            bag: {place: sorted(items, key=canonical) for place, items in view[bag].items()}
+            for bag in _BAGS
+        },
+    }
+
+
+def canonical(value: Any) -> str:
+    """Return a text that is the same for the same value, whatever the order of its dicts."""
+    kind = type(value)
+    if kind in SCALARS:
+        return repr(value)
+    if kind is dict:
+        return (
+            f"{{{', '.join(sorted(f'{canonical(k)}: {canonical(v)}' for k, v in value.items()))}}}"
+        )
+    if kind is list or kind is tuple:
+        return f"{kind.__name__}[{', '.join(map(canonical, value))}]"
+    try:
+        return json.dumps(codec.encode(value), sort_keys=True)
+    except Exception:
+        # The repr of many a class is an address, which is another for each copy.
+        return f"{kind.__qualname__} {without_addresses(repr(value))} {_inside(value)}"
+
+
+def _inside(value: object) -> str:
+    inner = getattr(value, "__dict__", None)
+    if type(inner) is not dict:
+        return ""
+    try:
+        return canonical(inner)
+    except RecursionError:
+        return ""
+
+
+Trie = dict[str, Any]
+
+
+def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
+    """Return a mask as a tree, whose leaves are empty."""
+    root: Trie = {}
+    for path in sorted(mask, reverse=True):  # a place hides what is below it
+        node = root
+        for step in path[:-1]:
+            node = node.setdefault(step, {})
+        node[path[-1]] = {}
+    return root
+
+
+def masked(value: Any, trie: Trie) -> Any:
+    """Return a value without what stands at the places of a mask; the rest is shared with it."""
+    if type(value) is dict:
+        kept = value.copy()
+        for step, below in trie.items():
+            if not below:
+                kept[step] = _HIDDEN  # also where it is missing: it may be there or not
+            elif step in kept:
+                kept[step] = masked(kept[step], below)
+        return kept
+    if isinstance(value, list | tuple) and "*" in trie:
+        below = trie["*"]
+        if not below:
+            return type(value)(_HIDDEN for _ in value)
+        return type(value)(masked(item, below) for item in value)
+    return value
+
+
+# --- comparing ------------------------------------------------------------------------------------
+
+_KINDS: Final = {
+    "status": "status-differs",
+    "error": "status-differs",
+    "shared": "shared-differs",
+    "tasks": "attempts-differ",
+    "emissions": "emissions-differ",
+    "outputs": "outputs-differ",
+}
+
+
+class Expected:
+    """What a disturbed view is compared with: an undisturbed one, apart from what varies.
+
+    `ordered`: one worker, so that the order of the user's lists counts.
+    """
+
+    def __init__(self, view: View, trie: Trie, *, ordered: bool) -> None:
+        self._trie = trie
+        self._sort = _sorted_bags if ordered else unordered
+        self._plain = _without_effects(masked(view, trie))
+        self._sorted: View | None = None  # made when first needed, as most views are equal
+        self._bytes = _bytes(self._plain)
+
+    def compare(self, view: View) -> Finding | None:
+        """Return how a view differs, apart from effects; None where it does not."""
+        other = _without_effects(masked(view, self._trie))
+        if self._bytes is None:
+            if same_value(self._plain, other):
+                return None
+        elif self._bytes == _bytes(other):
+            return None
+        if self._sorted is None:
+            self._sorted = self._sort(self._plain)
+        a, b = self._sorted, self._sort(other)
+        difference = first_difference(a, b)
+        if difference is None:
+            return None
+        path = difference.path.removeprefix("$.")
+        part, routine = _place(path, a, b)
+        kind = _KINDS.get(part, "state-differs")
+        if part == "tasks" or path.endswith((".attempts", ".retries")):
+            kind = "attempts-differ"
+        expected, actual = shown(difference.expected), shown(difference.actual)
+        what = f"{path}: {expected} undisturbed, {actual} with this crash"
+        return Finding(kind, what, path, routine, rows=_rows(a, b))
+
+
+def _bytes(view: View) -> bytes | None:
+    # Ten times as fast as a walk where all is plain data: equal bytes are the same values. The
+    # second version of the format says nothing about how the objects are shared.
+    try:
+        return marshal.dumps(view, 2)
+    except ValueError:
+        return None
+
+
+def _without_effects(view: View) -> View:
+    return {part: value for part, value in view.items() if part != "effects"}
+
+
+def _place(path: str, a: View, b: View) -> tuple[str, str | None]:
+    part = path.partition(".")[0].partition("[")[0]
+    if part == "routines":
+        names = [
+            n for n in {**a[part], **b[part]} if not same_value(a[part].get(n), b[part].get(n))
+        ]
+        return part, names[0] if names else None
+    if part in _BAGS:
+        for place in {**a[part], **b[part]}:
+            if not same_value(a[part].get(place), b[part].get(place)):
+                return part, place.rpartition(".")[0]
+    if part in ("status", "error"):
+        for name, state in a["routines"].items():
+            if not same_value(state["status"], b["routines"].get(name, {}).get("status")):
+                return part, name
+    return part, None
+
+
+_OF_ROUTINES: Final = ("status", "attempts", "retries")
+
+
+def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
+    rows = [
+        (part, str(a[part]), str(b[part]))
+        for part in ("status", "error")
+        if not same_value(a[part], b[part])
+    ]
+    counted = set()
+    for name in {**a["routines"], **b["routines"]}:
+        was, is_ = a["routines"].get(name, {}), b["routines"].get(name, {})
+        differ = [w for w in _OF_ROUTINES if not same_value(was.get(w), is_.get(w))]
+        if differ:
+            counted.add(name)
+        if "attempts" in differ or (rows and rows[0][0] == "status"):
+            # Told by the attempts, and by the job's own status.
+            differ = [what for what in differ if what == "attempts"]
+        rows += [(f"{name} {what}", str(was.get(what)), str(is_.get(what))) for what in differ]
+        rows += _first_row(f"{name} ctx.state", was.get("state"), is_.get("state"))
+    rows += _first_row("shared", a["shared"], b["shared"])
+    for bag in ("outputs", "emissions", "tasks"):
+        for place in {**a[bag], **b[bag]}:
+            was, is_ = a[bag].get(place, []), b[bag].get(place, [])
+            told = bag == "emissions" and place in {**a["outputs"], **b["outputs"]}
+            told = told or (bag == "tasks" and place.rpartition(".")[0] in counted)
+            if len(was) != len(is_):
+                rows.append((f"{bag} {place}", f"{len(was)}x", f"{len(is_)}x"))
+            elif not told:
+                rows += _first_row(f"{bag} {place}", was, is_)
+    return rows
+
+
+def _first_row(name: str, a: object, b: object) -> list[tuple[str, str, str]]:
+    found = first_difference(a, b, name)
+    if found is None:
+        return []
+    was = "nothing" if found.what == "added" else shown(found.expected)
+    is_ = "nothing" if found.what == "missing" else shown(found.actual)
+    return [(found.path, was, is_)]
+
+
+def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
+    """Return an effect that happened more often, less often, or under a key that did not stay."""
+    if not before.calls and not after.calls:
+        return None
+    inputs = trie.get("effects", {})
+    was, is_ = _deliveries(before.calls, inputs), _deliveries(after.calls, inputs)
+    for identity, calls in is_.items():
+        known = was.get(identity, [])
+        if _distinct(calls) <= _distinct(known):
+            continue
+        last = calls[-1]
+        keys = [call.key for call in calls]
+        shown = f"{last.effect}({_arguments(last)})"
+        rows = [
+            (
+                "effects",
+                f"{shown}  x{len(known)}",
+                f"{shown}  x{len(calls)}   keys: {', '.join(map(_key, keys))}",
+            )
+        ]
+        if all(key is None for key in keys):
+            what = f"{shown} ran {len(calls)}x, undisturbed run {len(known)}x"
+            kind = "effect-repeated"
+        else:
+            what = f"{shown} ran {len(calls)}x under different keys: {', '.join(map(_key, keys))}"
+            kind = "key-unstable"
+        path = f"effects.{last.effect}"
+        return Finding(kind, what, path, last.routine_id, rows, last.at_ns, last.where, last)
+    for identity, calls in was.items():
+        known = is_.get(identity, [])
+        if _distinct(known) < _distinct(calls):
+            call = calls[-1]
+            shown = f"{call.effect}({_arguments(call)})"
+            return Finding(
+                "effect-lost",
+                f"{shown} ran {len(known)}x, undisturbed run {len(calls)}x",
+                f"effects.{call.effect}",
+                call.routine_id,
+                [("effects", f"{shown}  x{len(calls)}", f"{shown}  x{len(known)}")],
+                hint=call.where,
+            )
+    return None
+
+
+def unstable_key(world: World) -> Finding | None:
+    """Return an effect of one task whose key is another in each attempt."""
+    made: dict[tuple[str, str, str], dict[int, list[Call]]] = {}
+    for call in world.calls:
+        if call.key is None:
+            continue
+        identity = (call.task_id, call.effect, canonical(call.arguments))
+        attempts = made.setdefault(identity, {})
+        again = attempts.setdefault(call.attempt, [])
+        again.append(call)
+        # An attempt may call the same several times, under a key for each.
+        first = next(iter(attempts.values()))
+        if len(again) > len(first):
+            continue
+        known = first[len(again) - 1]
+        if canonical(known.key) == canonical(call.key):
+            continue
+        shown = f"{call.effect}({_arguments(call)})"
+        return Finding(
+            "key-unstable",
+            f"{shown} ran 2x under different keys: {known.key}, {call.key}",
+            f"effects.{call.effect}",
+            call.routine_id,
+            [
+                (
+                    "key",
+                    f"attempt {known.attempt}: {known.key}",
+                    f"attempt {call.attempt}: {call.key}",
+                )
+            ],
+            call.at_ns,
+            call.where,
+            call,
+        )
+    return None
+
+
+def _deliveries(calls: Sequence[Call], trie: Trie) -> Mapping[tuple[str, str], list[Call]]:
+    found: dict[tuple[str, str], list[Call]] = {}
+    for call in calls:
+        inputs = canonical(masked(dict(call.arguments), trie.get(call.effect, {}).get("*", {})))
+        found.setdefault((call.effect, inputs), []).append(call)
+    return found
+
+
+def _distinct(calls: Sequence[Call]) -> int:
+    # The service takes calls under one key for one.
+    keyed = {canonical(call.key) for call in calls if call.key is not None}
+    return len(keyed) + sum(call.key is None for call in calls)
+
+
+def _arguments(call: Call) -> str:
+    return ", ".join(
+        shown(value) if name.isdigit() else f"{name}={shown(value)}"
+        for name, value in call.arguments.items()
+    )
+
+
+def _key(key: object) -> str:
+    return "none" if key is None else str(key)

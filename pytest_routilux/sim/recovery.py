@@ -1,0 +1,221 @@
+"""Runs a job undisturbed, and recovers it on another host after a crash.
+
+Invariants:
+- After a crash, durable is a prefix of the undisturbed run's world, read back from its saved form,
+  or from the files of a real store. No code of the dead host runs: no `finally`, no `except`.
+- The next host builds its flow anew and has only the world.
+- A point that was planned is executed, or the run is no proof.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.faults.faults import Fault
+from pytest_routilux.sim.simulator.execution import live
+from pytest_routilux.sim.simulator.lives import (
+    RESTING,
+    Case,
+    Disturbed,
+    HostCrash,
+    Life,
+    Undisturbed,
+)
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.store_files import Files
+from pytest_routilux.sim.simulator.world import Finding, World
+from pytest_routilux.text import error_text
+from routilux import (
+    Commit,
+    FlowDefinitionError,
+    JobState,
+    RoutiluxError,
+    SavedState,
+    SavedStateError,
+    UnserializableError,
+    codec,
+)
+from routilux.core.replay import follow
+
+if TYPE_CHECKING:
+    from pytest_routilux.sim.simulator.lives import CrashPoint
+    from pytest_routilux.sim.simulator.scheduler import Choices
+    from routilux import Flow
+
+__all__ = ["recover", "undisturbed"]
+
+_MOST_HOSTS: Final = 12
+_REFUSALS: Final = ("store refuses", "store does not answer")
+
+
+def undisturbed(case: Case, start_ns: int, choices: Choices) -> Undisturbed:
+    """Run a job without a simulated crash; a host that its handlers kill is followed by another.
+
+    Raises the error of an entry or params that the flow does not take.
+    """
+    world = _new_world(case, start_ns)
+    lives = _until_it_rests(case, world, None, choices=choices, checked=True)
+    if not world.commits and isinstance(lives[-1].error, FlowDefinitionError | UnserializableError):
+        raise lives[-1].error
+    durable: list[Commit] = []
+    job = JobState(case.job_id)
+    states = [job.copy()]
+    merged = lives[-1]
+    for commit in world.commits:
+        path = f"$.{case.job_id}[{commit.seq}]"
+        try:
+            durable.append(Commit.load(codec.loads(commit.dumps()), path))
+            follow(job, durable[-1], path)
+        except SavedStateError as error:
+            whose = commit.routine_id or "the job"
+            what = f"commit {commit.seq} of {whose} can't be read back: {error}"
+            finding = Finding("unreadable", what, f"engine.{whose}", commit.routine_id)
+            merged.broken.append(finding)
+            break
+        states.append(job.copy())
+    for life in lives[:-1]:
+        merged.broken[:0] = life.broken
+        merged.steps[:0] = life.steps
+        merged.errors = {**life.errors, **merged.errors}
+        merged.asked = {**life.asked, **merged.asked}
+    if world.files is None:
+        return Undisturbed(case, world, merged, durable, states)
+    lost: dict[int, Finding] = {}
+    for number in range(len(states)):
+        given = world.files.cut(number).given_back(case.job_id, world)
+        if isinstance(given, Finding):
+            lost[number] = given
+        elif given is not None:
+            states[number] = given
+    return Undisturbed(case, world, merged, durable, states, lost)
+
+
+def _new_world(case: Case, start_ns: int) -> World:
+    return World(start_ns, files=None if case.store is None else Files(case.store))
+
+
+def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
+    """Kill a host at a point of a run, and resume the job on others until it ends."""
+    case = run.case
+    if point.kind in _REFUSALS:
+        # The host meets the failing store alive, so it is run from the beginning.
+        fault = _FailsAt(point.commits + 1, durable=point.kind == "store does not answer")
+        world = _new_world(case, run.world.log[0][0])
+        failing = replace(case, faults=(fault, *case.faults))
+        lives = _until_it_rests(failing, world, None)
+        return Disturbed(point, world, lives, executed=fault.struck == 1)
+    world = run.world.cut(point.commits, point.calls, point.at_ns)
+    world.commits = run.durable[: point.commits]
+    world.noted(point.at_ns, "CRASH")
+    world.now_ns = point.resume_ns
+    if point.commits in run.lost:
+        life = Life(run.life.flow, lost=run.lost[point.commits])
+        return Disturbed(point, world, [life], executed=True)
+    job = run.states[point.commits] if point.commits else None
+    executed = True
+    if point.kind == "in a recovery" and job is not None:
+        job, executed = _die_again(case, world, job)
+    flow = None
+    if point.kind == "by document" and job is not None:
+        saved = SavedState.capture(run.life.flow, job)
+        document = SavedState.from_bytes(saved.to_bytes())
+        flow, job = document.flow, document.job
+    lives = _until_it_rests(case, world, job, flow=flow)
+    return Disturbed(point, world, lives, executed=executed)
+
+
+class _FailsAt(Fault):
+    """The store fails once at a commit, which it may keep.
+
+    Not by the number of the write: the test's own faults may need several for one commit.
+    """
+
+    def __init__(self, seq: int, *, durable: bool) -> None:
+        self._seq = seq
+        self._durable = durable
+
+    def before_write(self, commit: Commit) -> None:
+        if not self._durable:
+            self._fail(commit, "failed")
+
+    def after_write(self, commit: Commit) -> None:
+        if self._durable:
+            self._fail(commit, "was not acknowledged")
+
+    def _fail(self, commit: Commit, how: str) -> None:
+        if commit.seq == self._seq and not self.struck:
+            self.struck += 1
+            raise OSError(f"write {self._seq} of the store {how}")
+
+
+class _DiesAfter(Fault):
+    """The host dies after its store has a commit, and before the store has answered."""
+
+    def __init__(self, seq: int) -> None:
+        self._seq = seq
+
+    def after_write(self, commit: Commit) -> None:
+        if commit.seq == self._seq:
+            self.struck += 1
+            raise HostCrash
+
+
+def _die_again(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
+    """Kill a host right after it has resumed; return the stored job, and whether the host died."""
+    dies = _DiesAfter(len(world.commits) + 1)
+    for fault in case.faults:
+        fault.begin(len(world.commits))
+    for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
+        life = live(replace(case, faults=(dies, *case.faults)), world, job)
+        job = _stored(case, world, job, life) or job
+        if dies.struck:
+            break
+    world.noted(world.now_ns, "CRASH, right after it went on")
+    return job, dies.struck == 1
+
+
+def _stored(case: Case, world: World, job: JobState | None, life: Life) -> JobState | None:
+    """Return the job in the store after the death of a host, which had loaded `job` from it."""
+    if world.files is not None:
+        given = world.files.given_back(case.job_id, world)
+        if not isinstance(given, Finding):
+            return given
+        life.lost = given
+    if not world.commits:
+        return None
+    job = JobState(case.job_id) if job is None else job.copy()
+    for commit in world.commits[job.seq :]:
+        job.fold(commit)
+    return job
+
+
+def _until_it_rests(
+    case: Case,
+    world: World,
+    job: JobState | None,
+    *,
+    choices: Choices = FIFO,
+    checked: bool = False,
+    flow: Flow | None = None,
+) -> list[Life]:
+    """Run one host after another until the job ends, or `_MOST_HOSTS` have died."""
+    for fault in case.faults:
+        fault.begin(len(world.commits))
+    lives: list[Life] = []
+    while len(lives) < _MOST_HOSTS:
+        if job is not None and job.status in RESTING:
+            lives.append(Life(case.build(), job))
+            break
+        life = live(case, world, job, choices=choices, checked=checked, flow=flow)
+        lives.append(life)
+        over = life.error is None or isinstance(life.error, RoutiluxError)
+        if over and world.files is None:
+            break
+        job = _stored(case, world, job, life)
+        if over or life.lost is not None:
+            break
+        flow = None
+        assert life.error is not None
+        world.noted(world.now_ns, f"the host ends: {error_text(life.error)}")
+    return lives

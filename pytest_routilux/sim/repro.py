@@ -1,0 +1,183 @@
+"""A failure as one word: `R1.<digest>.<point>[+f1[+f2]]`, or `.fifo` or `.s<seed>` for the place.
+
+Invariants:
+- It is one word for a shell, unquoted, whatever the names in it are: what no shell leaves alone is
+  written as `%` and its bytes, and a long name ends in its digest.
+- It says what it was made for. On another flow, or where its point or fault is gone, it is stale,
+  with the reason, and never a pass.
+- Whatever can't be read is one error that names the part and the form expected.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+from urllib.parse import quote_from_bytes
+
+import pytest
+
+from pytest_routilux.sim.simulator.store_files import store_name
+from pytest_routilux.text import shown, without_addresses
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pytest_routilux.sim.simulator.lives import Case, CrashPoint
+    from routilux import Flow
+
+__all__ = ["Repro", "Stale", "command", "digest_of"]
+
+_FORM: Final = "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]"
+_LONGEST_NAME: Final = 80
+_PLACE: Final = re.compile(r"(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+")
+_MOST_DIGITS: Final = 20
+_IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A reproducer that fits no longer, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repro:
+    """What makes one failure happen again.
+
+    `place` is the name of a crash point as it is written here; without one nothing crashes, and
+    `seed` orders the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
+    that are needed.
+
+    >>> str(Repro("9f3c", "0.0@a1.effect1", faults=(1,)))
+    'R1.9f3c.0.0@a1.effect1+f1'
+    >>> Repro.parse("R1.9f3c.s7")
+    Repro(digest='9f3c', place=None, seed=7, faults=())
+    """
+
+    digest: str
+    place: str | None = None
+    seed: int | None = None
+    faults: tuple[int, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        case: Case,
+        flow: Flow,
+        point: CrashPoint | None = None,
+        *,
+        seed: int | None = None,
+        faults: Sequence[int] | None = None,
+    ) -> Repro:
+        """Make one for a case whose `build` gives `flow`; without `faults` all are needed."""
+        numbers = range(1, len(case.faults) + 1) if faults is None else faults
+        place = None if point is None else _written(point.name)
+        return cls(digest_of(case, flow), place, seed, tuple(numbers))
+
+    @classmethod
+    def parse(cls, text: str) -> Repro:
+        """Read one; raises `pytest.UsageError`."""
+        version, _, rest = text.partition(".")
+        if version != "R1":
+            raise _unreadable(text, f"it begins with {version!r} in place of R1")
+        digest, _, rest = rest.partition(".")
+        if not re.fullmatch("[0-9a-f]{4}", digest):
+            raise _unreadable(text, f"{digest!r} is not 4 hex digits of a digest")
+        where, *rest_faults = rest.split("+")
+        if not where:
+            raise _unreadable(text, "it names no crash point, nor fifo or s<seed>")
+        faults = tuple(_fault_number(text, fault) for fault in rest_faults)
+        if list(faults) != sorted(set(faults)):
+            raise _unreadable(text, f"its faults are not in order: {'+'.join(rest_faults)}")
+        if where == "fifo":
+            return cls(digest, faults=faults)
+        if re.fullmatch(r"s\d+", where, re.ASCII):
+            seed = _number(where[1:])
+            if seed is None:
+                raise _unreadable(text, f"{where!r} is no seed; write it without zeros in front")
+            return cls(digest, seed=seed, faults=faults)
+        if not _PLACE.fullmatch(where):
+            raise _unreadable(text, f"{where!r} is not how a crash point is written")
+        return cls(digest, where, faults=faults)
+
+    def __str__(self) -> str:
+        order = "fifo" if self.seed is None else f"s{self.seed}"
+        faults = "".join(f"+f{number}" for number in self.faults)
+        return f"R1.{self.digest}.{self.place or order}{faults}"
+
+    def applied(self, case: Case, flow: Flow) -> Case | Stale:
+        """Return the case with those of its faults that are needed, or why it is another one."""
+        now = digest_of(case, flow)
+        if now != self.digest:
+            return Stale(
+                f"it was made for another flow, entry, slot or list of faults: {self.digest} then,"
+                f" {now} now"
+            )
+        missing = [number for number in self.faults if number > len(case.faults)]
+        if missing:
+            had = f"the test has {len(case.faults)}"
+            return Stale(f"it needs fault f{missing[0]}, and {had}")
+        return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
+
+    def point(self, points: Sequence[CrashPoint]) -> CrashPoint | Stale:
+        """Return the crash point that it names, among those of the undisturbed run."""
+        for point in points:
+            if _written(point.name) == self.place:
+                return point
+        place = str(self.place)
+        task_id = place.partition("@")[0]
+        others = sum(point.task_id == task_id for point in points)
+        reason = f"the undisturbed run has no crash point {place}"
+        if "@" in place:
+            reason += (
+                f"; task {task_id} has {others} others" if others else f", nor a task {task_id}"
+            )
+        return Stale(reason)
+
+
+def digest_of(case: Case, flow: Flow) -> str:
+    """Return what a reproducer is made for, as 4 hex digits."""
+    faults = [without_addresses(repr(fault)) for fault in case.faults]
+    store = [] if case.store is None else [f"store={store_name(case.store)}"]
+    made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults, *store])
+    return hashlib.sha256(made_for.encode("utf-8", "backslashreplace")).hexdigest()[:4]
+
+
+def command(nodeid: str, repro: Repro) -> str:
+    """Return what to paste into a shell.
+
+    >>> command("test_shop.py::test_survives[a b]", Repro("9f3c", "0.0@a1.effect1"))
+    'pytest "test_shop.py::test_survives[a b]" --routilux-repro=R1.9f3c.0.0@a1.effect1'
+    """
+    quoted = f'"{nodeid}"' if _IN_QUOTES.fullmatch(nodeid) else shlex.quote(nodeid)
+    return f"pytest {quoted} --routilux-repro={repro}"
+
+
+def _written(name: str) -> str:
+    text = quote_from_bytes(name.encode("utf-8", "surrogatepass"), safe="@")
+    if len(text) <= _LONGEST_NAME:
+        return text
+    tail = hashlib.sha256(text.encode()).hexdigest()[:8]
+    head = re.sub("%.?$", "", text[: _LONGEST_NAME - 9])
+    return f"{head}~{tail}"
+
+
+def _fault_number(text: str, fault: str) -> int:
+    number = _number(fault[1:]) if fault[:1] == "f" else None
+    if not number:
+        raise _unreadable(text, f"{fault!r} is no fault; they are f1, f2, …")
+    return number
+
+
+def _number(digits: str) -> int | None:
+    if not re.fullmatch(r"0|[1-9]\d*", digits, re.ASCII) or len(digits) > _MOST_DIGITS:
+        return None
+    return int(digits)
+
+
+def _unreadable(text: str, what: str) -> pytest.UsageError:
+    return pytest.UsageError(f"--routilux-repro={shown(text, 120)}: {what}; the form is {_FORM}")

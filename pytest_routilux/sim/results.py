@@ -1,0 +1,88 @@
+"""Values of an examination: what is checked, how much was tried, and what was found."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pytest_routilux.sim.oracle import Expected
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_routilux.sim.oracle import Mask, Trie, View
+    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Undisturbed
+    from pytest_routilux.sim.simulator.world import Call, Finding, Signature
+    from routilux import Commit, JobState
+
+__all__ = ["Checks", "Coverage", "Examination", "Outcome", "Reference"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of a run, as `invariant` and `view` get it: the job, and the effects outside."""
+
+    job: JobState
+    calls: Sequence[Call]
+
+    @property
+    def commits(self) -> Sequence[Commit]:
+        """The job's commits."""
+        return self.job.commits
+
+
+@dataclass(frozen=True, slots=True)
+class Checks:
+    """Checks on every outcome, in addition to the comparison with the undisturbed one.
+
+    Without `isolated`, nothing runs in forked processes: for resources that forks must not share.
+    """
+
+    invariant: Callable[[Outcome], object] | None = None
+    view: Callable[[Outcome], object] | None = None
+    isolated: bool = True
+
+
+@dataclass(slots=True)
+class Coverage:
+    """How much was tried: points planned and executed by kind, and seconds of real time."""
+
+    planned: Counter[str] = field(default_factory=Counter)
+    executed: Counter[str] = field(default_factory=Counter)
+    seconds: float = 0.0
+    runs: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def word(self) -> str:
+        """`complete`, or `cut at N of M`."""
+        planned, executed = self.planned.total(), self.executed.total()
+        return "complete" if planned == executed else f"cut at {executed} of {planned}"
+
+
+@dataclass(slots=True)
+class Reference:
+    """The undisturbed run, its view, and the parts of the view that vary by themselves."""
+
+    run: Undisturbed
+    view: View
+    mask: Mask
+    trie: Trie = field(default_factory=dict)
+    expected: Expected = field(default_factory=lambda: Expected({}, {}, ordered=True))
+    ordered: bool = True
+    custom: object = None
+    finding: Finding | None = None
+
+
+@dataclass(slots=True)
+class Examination:
+    """The result for a case: its reference, and each point that failed with its finding.
+
+    `disturbed` keeps, for each signature of a finding, the run of the simplest point that shows it.
+    """
+
+    reference: Reference
+    failures: list[tuple[CrashPoint, Finding]]
+    coverage: Coverage
+    disturbed: dict[Signature, Disturbed] = field(default_factory=dict)

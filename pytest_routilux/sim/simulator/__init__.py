@@ -1,0 +1,1 @@
+"""Runs one simulated job on simulated hosts."""

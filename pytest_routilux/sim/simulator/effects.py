@@ -1,0 +1,95 @@
+"""Doubles of external services: what a handler does outside, kept with its key and its time.
+
+Laws:
+- A double records; it does nothing. What it returns depends on its inputs alone, so that a repeat
+  is told by the record and not by chance.
+- It works inside a simulated handler only; anywhere else it is an error that says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import sys
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.sim.simulator.world import Call
+from pytest_routilux.text import without_addresses
+from pytest_routilux.virtual_time.simulated_step import running
+from routilux import RoutiluxError
+from routilux.graph.messages import copied_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["Effect"]
+
+_OURS: Final = ("pytest_routilux.", "routilux.")
+
+
+class Effect:
+    """A double of one external call; made by `flow_sim.effect`.
+
+    `key` is the name of the parameter that carries an idempotency key. `returns` gives the result
+    from the same arguments; without it a text is returned that is the same for the same inputs.
+    """
+
+    def __init__(
+        self, name: str, key: str | None = None, returns: Callable[..., object] | None = None
+    ) -> None:
+        self.name = name
+        self.key = key
+        self._returns = returns
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        flight, clock = running.flight, running.clock
+        if flight is None or clock is None:
+            raise RoutiluxError(
+                f"the effect {self.name!r} was called outside a handler that flow_sim runs; it is"
+                " a double and does nothing elsewhere"
+            )
+        named = dict(kwargs)
+        key = named.pop(self.key, None) if self.key is not None else None
+        inputs = {**{str(i): value for i, value in enumerate(args)}, **named}
+        inputs = copied_payload(inputs, self.name)
+        result = (
+            self._returns(*args, **kwargs)
+            if self._returns is not None
+            else f"{self.name.rpartition('.')[2]}-{_digest(inputs)}"
+        )
+        flight.effects += 1
+        step = flight.step
+        call = Call(
+            self.name,
+            flight.effects,
+            inputs,
+            key,
+            result,
+            _caller(),
+            step.task.routine_id,
+            step.task.task_id,
+            step.attempt,
+            clock.now_ns(),
+        )
+        flight.events.append((clock.mono, call))
+        return result
+
+    def __repr__(self) -> str:
+        key = "" if self.key is None else f", key={self.key!r}"
+        return f"flow_sim.effect({self.name!r}{key})"
+
+
+def _digest(inputs: dict[str, object]) -> str:
+    text = without_addresses(repr(sorted(inputs.items())))
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()[:6]
+
+
+def _caller() -> str:
+    # The user's line: a call through ctx.once comes by way of the engine.
+    frame = inspect.currentframe()
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if not name.startswith(_OURS) and name not in sys.stdlib_module_names:
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return "?"

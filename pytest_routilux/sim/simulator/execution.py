@@ -1,0 +1,341 @@
+"""A discrete-event run of one job on one host: the engine's own loop in virtual time.
+
+Invariants:
+- It is the loop of production, with a driver, a clock and a journal of its own; the machine, the
+  commits and everything between them are the engine's.
+- A commit is durable once the world has it. The journal refuses what a store would refuse.
+- With other choices than FIFO any task that may start may start first.
+"""
+
+from __future__ import annotations
+
+import marshal
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Final
+
+from pytest_routilux.faults.faults import tell_all
+from pytest_routilux.sim.simulator.driver import OUTCOMES, SimDriver, threads_started
+from pytest_routilux.sim.simulator.lives import STEADY, Life
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.virtual_time.simulated_step import SimClock
+from routilux import (
+    Commit,
+    CorruptStateError,
+    JobState,
+    LeaseLostError,
+    PendingTask,
+    RoutiluxError,
+    Runtime,
+    UnserializableError,
+    codec,
+    use_runtime,
+)
+from routilux.clocks.durations import SECOND
+from routilux.codec.equality import first_difference
+from routilux.core.machine import Machine
+from routilux.engine.drive import Drive
+from routilux.engine.threads import Crew
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from threading import Thread
+
+    from pytest_routilux.faults.faults import Fault
+    from pytest_routilux.sim.simulator.lives import Case, Pace
+    from pytest_routilux.sim.simulator.scheduler import Choices
+    from pytest_routilux.sim.simulator.world import World
+    from routilux import Flow, StepInput
+    from routilux.engine.driver import Driver
+    from routilux.graph.plan import Plan
+
+__all__ = ["live"]
+
+_MOST_STEPS: Final = 100_000
+_UPTIME: Final = 7_919 * SECOND
+_MOST_ENCODED: Final = 1_000
+
+
+class _WorldJournal:
+    """Writes commits into the world.
+
+    `checked` reads each one back from its saved form, and looks whether it stays as it was written:
+    at the end, and at the end of each attempt at the commits that brought its payload, its
+    routine's state and the shared data.
+    """
+
+    def __init__(self, host: _SimRuntime, world: World, faults: Sequence[Fault], checked: bool):
+        self._host = host
+        self._world = world
+        self._faults = faults
+        self._checked = checked
+        self._written: dict[int, tuple[Commit, str]] = {}
+        self._brought: dict[str, int] = {}  # a task -> the commit that created it
+        self._wrote: dict[str | None, int] = {}  # a routine -> the last one with its state
+        self._shared = 0  # the last one with shared data
+
+    def write(
+        self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
+    ) -> None:
+        self._write(*self.row(job_id, commit, owner), claims=claims)
+
+    def row(self, job_id: str, commit: Commit, owner: str) -> tuple[str, Commit, str]:
+        if job_id == self._host.case.job_id:
+            if self._checked:
+                commit.dumps()
+            else:
+                _refuse_unsaved(commit)
+        return job_id, commit, owner
+
+    def append_all(self, appends: Sequence[tuple[str, Commit, str]]) -> list[None]:
+        for job_id, commit, owner in appends:
+            self._write(job_id, commit, owner, claims=False)
+        return [None] * len(appends)
+
+    def _write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+        host, world = self._host, self._world
+        if job_id != host.case.job_id:
+            return  # a handler executes this job; no store keeps it
+        whose = commit.routine_id or "the job"
+        this = f"commit {commit.seq} ({commit.kind} of {whose})"
+        if host.life.job is not None and host.life.job.seq >= commit.seq:
+            host.broken(
+                "folded-before-written",
+                f"{this} was folded into the job before it was written",
+                commit,
+            )
+        if commit.seq != len(world.commits) + 1:
+            host.broken(
+                "written-twice", f"{this} was written after {len(world.commits)} others", commit
+            )
+            raise LeaseLostError(f"the store holds {len(world.commits)} commits")
+        if self._checked:
+            self._read_back(commit)
+        if self._faults:
+            tell_all([fault.before_write for fault in self._faults], commit)
+        if world.files is not None:
+            world.files.write(job_id, commit, owner, claims=claims)
+        world.committed(commit)
+        if self._faults:
+            tell_all([fault.after_write for fault in self._faults], commit)
+
+    def _read_back(self, commit: Commit) -> None:
+        data = commit.dumps()
+        where = f"commit {commit.seq} of {commit.routine_id or 'the job'}"
+        try:
+            difference = first_difference(commit, Commit.load(codec.loads(data), "$"))
+        except CorruptStateError as error:
+            self._host.broken("unreadable", f"{where} can't be read back: {error}", commit)
+            return
+        if difference is not None:
+            what = f"{where} is changed by saving and loading it: {difference}"
+            self._host.broken("changed-by-saving", what, commit)
+        who = f"an attempt of {commit.routine_id} (task {commit.task_id}, attempt {commit.attempt})"
+        brought = self._brought.get(commit.task_id or "", 0)
+        for seq in {brought, self._wrote.get(commit.routine_id, 0), self._shared}:
+            self._compare(seq, commit, who)
+        self._written[commit.seq] = commit, data
+        for task in commit.tasks:
+            self._brought[task.task_id] = commit.seq
+        if commit.state is not None:
+            self._wrote[commit.routine_id] = commit.seq
+        if commit.shared is not None:
+            self._shared = commit.seq
+
+    def compare(self) -> None:
+        """Look whether every commit still is as it was written."""
+        for seq in self._written:
+            self._compare(seq, None, "a handler")
+
+    def _compare(self, seq: int, culprit: Commit | None, who: str) -> None:
+        commit, data = self._written.get(seq, (None, ""))
+        if commit is None:
+            return
+        try:
+            text = commit.dumps()
+        except UnserializableError as error:
+            text = str(error)
+        if text == data:
+            return
+        self._written[seq] = commit, text
+        difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
+        targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
+        what = (
+            f"{who} changes commit {seq} of {commit.routine_id or 'the job'} after it was written"
+            f"{targets and f' (it went to {targets})'}: {difference or text}"
+        )
+        self._host.broken("payload-changed", what, culprit or commit)
+
+
+def _refuse_unsaved(commit: Commit) -> None:
+    """Raise `UnserializableError` where a store would; `once` looks at its results by itself."""
+    for index, emission in enumerate(commit.emissions):
+        if not emission.flat:
+            _encode(emission.payload, f"$.emissions[{index}].payload")
+    if commit.state is not None:
+        _encode(commit.state.values, "$.state.values")
+    if commit.shared is not None:
+        _encode(commit.shared.values, "$.shared.values")
+
+
+_encoded: set[bytes] = set()
+
+
+def _encode(data: dict[str, object], path: str) -> None:
+    # Runs of one case write the same over and over; equal bytes of plain data are equal values.
+    try:
+        form = marshal.dumps(data, 2)
+    except ValueError:
+        codec.encode(data, path)
+        return
+    if form not in _encoded:
+        codec.encode(data, path)
+        if len(_encoded) >= _MOST_ENCODED:
+            _encoded.clear()
+        _encoded.add(form)
+
+
+class _ChoosingMachine(Machine):
+    """A machine whose next task is a decision."""
+
+    __slots__ = ("choices",)
+
+    choices: Choices
+
+    def begin(self, pending: PendingTask, now: int) -> StepInput:
+        options = self.startable(now)
+        if len(options) > 1:
+            names = [f"{task.task_id} {task.routine_id}" for task in options]
+            pending = options[self.choices.choose("start", names)]
+        return super().begin(pending, now)
+
+
+class _SimRuntime(Runtime):
+    """A runtime that lives in one simulated host."""
+
+    def __init__(
+        self,
+        case: Case,
+        world: World,
+        life: Life,
+        choices: Choices,
+        pace: Pace,
+        *,
+        checked: bool,
+    ) -> None:
+        # Each machine was switched on at another time.
+        clock = SimClock(world.now_ns, mono=world.host * _UPTIME)
+        super().__init__(clock=clock, max_steps=_MOST_STEPS)
+        self.crew = _SimCrew(self)
+        self.sim_clock = clock
+        self.case = case
+        self.world = world
+        self.life = life
+        self._choices = choices
+        self._pace = pace
+        self.started: list[Thread] = []  # by handlers
+        environment = self.environment
+        environment.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
+        environment.audience.observers = () if case.always is None else (self,)
+
+    def broken(self, kind: str, what: str, commit: Commit) -> None:
+        routine = commit.routine_id
+        path = f"engine.{routine or 'job'}"
+        self.life.broken.append(Finding(kind, what, path, routine, at_ns=commit.at_ns))
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        check = self.case.always
+        if check is None or job.job_id != self.case.job_id:
+            return
+        try:
+            held = check(job)
+        except AssertionError as error:
+            self.broken(
+                "always", f"always() does not hold after commit {commit.seq}: {error}", commit
+            )
+            return
+        if held is not None and not held:
+            self.broken("always", f"always() does not hold after commit {commit.seq}", commit)
+
+    def drive_of(self, plan: Plan, job: JobState) -> Drive:
+        if job.job_id == self.case.job_id:
+            self.life.job = job
+        if self._choices is FIFO:
+            return Drive(self.environment, Machine(plan, job))
+        machine = _ChoosingMachine(plan, job)
+        machine.choices = self._choices
+        return Drive(self.environment, machine)
+
+    def driver(self) -> Driver:
+        """Return what runs the steps of one job."""
+        return SimDriver(
+            self.sim_clock,
+            self.world,
+            self.life,
+            self._choices,
+            self.case.faults,
+            self._pace,
+            self.case.job_id,
+            self.started,
+        )
+
+
+class _SimCrew(Crew):
+    """Drives the jobs of a simulated host, all of them in the one thread of the simulation."""
+
+    def __init__(self, runtime: _SimRuntime) -> None:
+        super().__init__(runtime.environment, None)
+        self._runtime = runtime
+
+    def driver_for(self, drive: Drive) -> Driver:
+        return self._runtime.driver()
+
+    def drive_in_background(self, drive: Drive) -> None:
+        raise RoutiluxError(
+            "a simulation runs in one thread, so that it repeats: use execute() where the handler"
+            " uses start() or aexecute()"
+        )
+
+
+def live(
+    case: Case,
+    world: World,
+    job: JobState | None = None,
+    *,
+    choices: Choices = FIFO,
+    pace: Pace = STEADY,
+    checked: bool = False,
+    flow: Flow | None = None,
+) -> Life:
+    """Let one host run the job until it rests, or the host dies; the world keeps what it did.
+
+    Without `job` it starts anew, else it goes on with what a store would give back. `pace` is
+    how long steps take. `checked` reads each commit back from its saved form. `flow` is used in
+    place of one that `case.build` makes.
+    """
+    flow = case.build() if flow is None else flow
+    life = Life(flow, exact=choices is FIFO)
+    world.host += 1
+    runtime = _SimRuntime(case, world, life, choices, pace, checked=checked)
+    try:
+        with (
+            nullcontext() if world.files is None else world.files.opened(),
+            use_runtime(runtime),
+            threads_started(runtime.sim_clock) as runtime.started,
+        ):
+            if job is None:
+                life.job = runtime.execute(
+                    flow, case.entry, case.params, slot=case.slot, job_id=case.job_id
+                )
+            else:
+                life.job = runtime.resume(flow, job)
+    except OUTCOMES:
+        raise
+    except BaseException as error:
+        life.error = error
+    for failure in runtime.observer_failures:
+        raise failure.error  # by the test's `always`, which has proved nothing then
+    if checked:
+        runtime.environment.journal.compare()  # type: ignore[union-attr]  # a _WorldJournal
+    world.now_ns = max(world.now_ns, runtime.clock.now_ns())
+    return life

@@ -1,0 +1,199 @@
+"""Texts for messages and screens: shortening, counting, naming errors, lengths of time.
+
+Invariants:
+- A width is counted in cells: a wide character takes two, a combining one none.
+- Every text stays on its line: characters that are not printable are escaped.
+- A shortened text has one `…` in place of the part that is missing.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, Literal
+
+from routilux import ErrorInfo
+from routilux.clocks.durations import seconds_text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+__all__ = [
+    "class_name",
+    "count",
+    "error_text",
+    "listed",
+    "padded",
+    "plain",
+    "seconds",
+    "short_id",
+    "shorten",
+    "shown",
+    "width",
+    "without_addresses",
+    "wrapped",
+]
+
+_ADDRESS: Final = re.compile("( at )?\\b0x[0-9a-fA-F]{6,}")
+_LONGEST_ID: Final = 16
+
+
+# --- widths ---------------------------------------------------------------------------------------
+
+
+def plain(text: str) -> str:
+    r"""Return a text in which every character that is not printable is escaped.
+
+    >>> plain("a\nb")
+    'a\\nb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def width(text: str) -> int:
+    """Return how many cells a text takes."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len  # here, so that a test without reports does not load it
+
+    return cell_len(text)
+
+
+def padded(text: str, cells: int) -> str:
+    """Return a text, filled up with blanks to at least so many cells."""
+    return text + " " * (cells - width(text))
+
+
+def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "start") -> str:
+    """Return a text of at most so many cells; a longer one keeps its start, its end, or both.
+
+    >>> shorten("gateway.charge", 8)
+    'gateway…'
+    >>> shorten("/home/ann/shop/charge.py:41", 16, "end")
+    '…op/charge.py:41'
+    >>> shorten("gateway.charge(order='A7') x2", 20, "both")
+    "gateway.c…r='A7') x2"
+    """
+    if len(text) <= 4 * cells:
+        text = plain(text)
+        if width(text) <= cells:
+            return text
+    if keep == "both":
+        left = shorten(text, cells // 2).removesuffix("…")
+        return left + shorten(text, cells - width(left), "end")
+    if keep == "end":
+        text = plain(text[-4 * cells - 4 :])
+        size = len(text)
+        return "…" + text[size - _most(size, lambda n: width(text[size - n :]) < cells) :]
+    text = plain(text[: 4 * cells + 4])
+    return text[: _most(len(text), lambda n: width(text[:n]) < cells)] + "…"
+
+
+def wrapped(text: str, cells: int, lines: int) -> list[str]:
+    """Return a text as at most so many lines, broken between words; the last may be shortened.
+
+    A no-break space keeps words together, and is written as a blank.
+
+    >>> wrapped("one two three four", 9, 2)
+    ['one two', 'three fo…']
+    """
+    found = [""]
+    words = [plain(word.replace("\N{NO-BREAK SPACE}", " ")) for word in text.split(" ")]
+    for number, word in enumerate(words):
+        line = f"{found[-1]} {word}" if found[-1] else word
+        if width(line) <= cells:
+            found[-1] = line
+        elif len(found) == lines:
+            found[-1] = shorten(" ".join([found[-1], *words[number:]]).lstrip(), cells)
+            break
+        else:
+            found.append(shorten(word, cells, "both"))
+    return [line for line in found if line]
+
+
+def _most(size: int, fits: Callable[[int], bool]) -> int:
+    # The largest number of 0 to size that fits; each smaller one fits as well.
+    low, high = 0, size
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle):
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """Return a number and its noun.
+
+    >>> count(1, "retry", "retries"), count(4, "retry", "retries"), count(1200, "run")
+    ('1 retry', '4 retries', '1,200 runs')
+    """
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Return the first names in a row, and how many more there are.
+
+    >>> listed(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest
+
+
+def shown(value: object, cells: int = 60) -> str:
+    """Return the `repr` of a value, shortened; also of a value whose `repr` fails."""
+    try:
+        return shorten(repr(value), cells)
+    except Exception as error:
+        return f"<{type(value).__name__}, whose repr() raised {type(error).__name__}>"
+
+
+def without_addresses(text: str) -> str:
+    """Return a text without the memory addresses in it, which differ in every run.
+
+    >>> without_addresses("<shop.Cart object at 0x7f1c09f3>")
+    '<shop.Cart object>'
+    """
+    return _ADDRESS.sub("", text)
+
+
+def class_name(name: str) -> str:
+    """Return the name of an exception's class without its module."""
+    return name.rpartition(".")[2]
+
+
+def error_text(error: ErrorInfo | BaseException) -> str:
+    """Return an error as the name of its class and its message.
+
+    >>> error_text(ErrorInfo("shop.errors.GatewayDown", "try 2")), error_text(ValueError("no"))
+    ('GatewayDown: try 2', 'ValueError: no')
+    """
+    if isinstance(error, ErrorInfo):
+        name, message = class_name(error.type), error.message
+    else:
+        name, message = type(error).__name__, str(error)
+    return f"{name}: {message}" if message else name
+
+
+def short_id(job_id: str) -> str:
+    """Return a job's id; a long one, as the engine makes it, is shortened.
+
+    >>> short_id("order-A7"), short_id("6483cf7c27cffd2c2c587a4bcbae9d52")
+    ('order-A7', '6483cf7c…')
+    """
+    return job_id if len(job_id) <= _LONGEST_ID else f"{job_id[:8]}…"
+
+
+def seconds(length: int) -> str:
+    """Return nanoseconds as exact seconds, without zeros at the end.
+
+    >>> seconds(675_000_000), seconds(2_000_000_000), seconds(-500_000_000)
+    ('0.675', '2', '-0.5')
+    """
+    return seconds_text(length, 9).rstrip("0").rstrip(".")

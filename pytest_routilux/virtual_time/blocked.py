@@ -1,0 +1,85 @@
+"""Report of a thread that is blocked, in the user's terms: its step, the line, the call, the stack.
+
+Invariants:
+- The line is the user's innermost one; the call is what that line calls or awaits.
+- The report changes nothing: frames of other threads are read and released.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from itertools import takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from pytest_routilux.frames import outwards, place_of, users_frame
+from routilux.engine.step import run_step
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+__all__ = ["report"]
+
+_MOST_LINES: Final = 12
+_RUN_STEP: Final = run_step.__code__
+
+
+def report(frame: FrameType, who: str, seconds: float) -> str:
+    """Return the report of a thread that has been blocked for so many seconds."""
+    stack = _stack_of(frame)
+    lines = [
+        f"{who} is blocked: for {seconds:g} s of real time its virtual clock has waited for it"
+    ]
+    at = users_frame(reversed(stack))
+    if at is not None:
+        source = linecache.getline(at.f_code.co_filename, at.f_lineno).strip()
+        lines.append(f"  at {place_of(at)}: {source}")
+        inner = stack[stack.index(at) + 1 :]
+        if inner:
+            lines.append(f"  in {_name(inner[0])}")
+    return "\n".join(
+        [
+            *lines,
+            "  to let time pass, use self.ctx.sleep(seconds); to wait for other work, let it emit",
+            "  an event; if the wait is meant, raise routilux_blocked_after (seconds; 0: no limit)",
+            "  its stack, innermost last:",
+            *(f"    {_shown(f)} in {f.f_code.co_qualname}" for f in stack[-_MOST_LINES:]),
+        ]
+    )
+
+
+def _stack_of(frame: FrameType) -> list[FrameType]:
+    """Return the frames inside the innermost step and those that it awaits, without ours."""
+    inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
+    inside.reverse()
+    stack = inside + _awaited(inside)
+    return [f for f in stack if f.f_globals.get("__name__", "").partition(".")[0] != "routilux"]
+
+
+def _awaited(frames: list[FrameType]) -> list[FrameType]:
+    # The coroutines of an event loop that waits are not on the stack.
+    found: list[FrameType] = []
+    for frame in frames:
+        if frame.f_code.co_qualname == "Runner.run":
+            coroutine: Any = frame.f_locals.get("coro")
+            while (inner := getattr(coroutine, "cr_frame", None)) is not None:
+                found.append(inner)
+                coroutine = coroutine.cr_await
+    return [] if found and found[0] in frames else found
+
+
+def _shown(frame: FrameType) -> str:
+    where = place_of(frame)
+    return where if users_frame([frame]) is frame else Path(where).name
+
+
+def _name(frame: FrameType) -> str:
+    module, name = frame.f_globals.get("__name__", ""), frame.f_code.co_qualname
+    if module == "pytest_routilux.virtual_time.freeze":
+        return "time.sleep()"
+    top = module.partition(".")[0]
+    public = getattr(sys.modules.get(top), name, None)
+    if getattr(public, "__code__", None) is frame.f_code:
+        module = top
+    return f"{module}.{name}()"

@@ -1,0 +1,69 @@
+"""Other freezes of the time beside ours: refused, in the words of whoever has to drop one.
+
+Laws:
+- Time has one owner in a test. A `freeze_time()` around a fixture of ours fails the test when the
+  fixture is set up; one inside it fails the test where it begins, before it has changed anything.
+- The message names both: the fixture of ours, and the freeze with its instant and its place.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, NoReturn
+
+import pytest
+from freezegun import api
+
+from pytest_routilux.frames import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["refuse_around", "refused_inside"]
+
+_owners: Final[list[str]] = []
+
+
+def refuse_around(fixture: str) -> None:
+    """Fail the test where a freeze is active already, ours or another."""
+    if _owners:
+        _refuse(fixture, f"the {_owners[-1]} of a test around it")
+    if api.freeze_factories:
+        frozen = getattr(api.freeze_factories[-1], "time_to_freeze", None)
+        _refuse(fixture, f"freeze_time({str(frozen)!r}) around it")
+
+
+@contextmanager
+def refused_inside(fixture: str) -> Iterator[None]:
+    """Let every freeze that begins before the block ends fail the test."""
+    start = api._freeze_time.start
+
+    def refuse(freeze: Any) -> NoReturn:
+        _refuse(fixture, f"freeze_time({str(freeze.time_to_freeze)!r}) {_beginning()}")
+
+    api._freeze_time.start = refuse  # type: ignore[method-assign, assignment]  # undone below
+    _owners.append(fixture)
+    try:
+        yield
+    finally:
+        _owners.pop()
+        api._freeze_time.start = start  # type: ignore[method-assign]  # as it was
+
+
+def _beginning() -> str:
+    frame = sys._getframe(2)
+    while (module := frame.f_globals.get("__name__", "")).partition(".")[0] == "freezegun":
+        assert frame.f_back is not None
+        frame = frame.f_back
+    if module.partition(".")[0] == "_pytest":
+        return "that decorates the test"
+    return f"at {place_of(frame)} in {frame.f_code.co_name}"
+
+
+def _refuse(fixture: str, freeze: str) -> NoReturn:
+    advance = "; flow_clock.move_to(...) sets its time" if fixture == "flow_clock" else ""
+    pytest.fail(
+        f"{fixture} and {freeze} both want to own the time of this test: drop one of them{advance}",
+        pytrace=False,
+    )

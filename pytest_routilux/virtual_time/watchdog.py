@@ -1,0 +1,330 @@
+"""Fails a handler that blocks or polls in real time under a virtual clock, instead of hanging.
+
+Invariants:
+- A step is blocked when it has waited for `routilux_blocked_after` seconds: real time in which it
+  neither ends nor waits on its virtual clock, less four times the CPU time of its thread.
+- So a handler that computes is never blocked where it gets a quarter of a CPU, and one that polls
+  in short waits is. Where the system does not report the CPU time of a thread, computing is
+  waiting. A step in a debugger is ignored: it waits for a human.
+- The test fails with the report. A step in the thread of the test is interrupted, as by Ctrl-C. A
+  step in another thread can't be stopped: its job fails, and the thread is left alone.
+- A blocked step whose job nobody waits for on the clock, and a blocked observer or store, is
+  written to the terminal and left alone.
+- One thread checks all clocks. It exists only while there are clocks to check and a little longer,
+  `threading` does not list it, and it ends before the process forks.
+"""
+
+from __future__ import annotations
+
+import _thread
+import gc
+import os
+import signal
+import sys
+import threading
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import pytest
+
+from pytest_routilux.frames import outwards
+from pytest_routilux.settings import blocked_after
+from pytest_routilux.virtual_time.blocked import report
+from pytest_routilux.virtual_time.late_failures import all_told, note
+from routilux import FakeClock, SystemClock
+from routilux.clocks.clock import computed_ns
+from routilux.engine.drive import Drive
+from routilux.engine.step import run_step
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+    from routilux import StepInput
+    from routilux.clocks.fake_clock import Turn
+    from routilux.graph.context import Host
+
+__all__ = ["watched"]
+
+_DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
+_CHECKS: Final = 4  # within the time that a step may wait
+_CPU_WEIGHT: Final = 4  # how many seconds of waiting one second of CPU time makes up for
+_PATIENCE: Final = 1.0  # seconds, for a lock or an answer that may never come
+_URGENT: Final = getattr(signal, "SIGURG", None)  # which does nothing where nobody handles it
+_RUN_STEP: Final = run_step.__code__
+_WAITS: Final = {FakeClock.wait.__code__, FakeClock._advance.__code__}
+_now: Final = SystemClock.monotonic_ns
+
+
+@contextmanager
+def watched(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
+    """Fail blocked steps on the clock until the block ends; None: those of a simulation."""
+    after = blocked_after(config)
+    if not after:
+        yield
+        return
+    watch = _Watch(clock, after, config)
+    with all_told(), _interruptible():
+        _dog.add(watch)
+        try:
+            yield
+        finally:
+            _dog.remove(watch)
+
+
+class _Sight(NamedTuple):
+    """The step that runs on a clock, and marks that change as soon as it makes progress."""
+
+    thread: int
+    frame: FrameType
+    turn: Turn | None
+    marks: tuple[object, ...]
+    computed_ns: int | None
+
+
+class _Watch:
+    """One clock that is checked, and how long its step has waited in real time."""
+
+    def __init__(self, clock: FakeClock | None, after: float, config: pytest.Config) -> None:
+        self.every = after / _CHECKS
+        self._clock = clock
+        self._thread = threading.get_ident()
+        self._after = after
+        self._config = config
+        self._marks: tuple[object, ...] = ()
+        self._computed_ns = 0
+        self._waited = 0.0  # in checks
+        self._reported = False
+        self._sent = ""
+        self._sent_at = 0
+
+    def check(self) -> None:
+        """Report the step that is blocked, once."""
+        sight = self._sight()
+        if sight is None or not _same(sight.marks, self._marks):
+            self._marks = () if sight is None else sight.marks
+            self._computed_ns = 0 if sight is None else sight.computed_ns or 0
+            self._waited, self._reported, self._sent = 0.0, False, ""
+            return
+        computed_ns = sight.computed_ns or 0
+        computed = (computed_ns - self._computed_ns) / 1e9 / self.every
+        self._computed_ns = computed_ns
+        # Checks are counted: a process that was stopped for an hour has not waited for an hour.
+        self._waited = max(0.0, self._waited + 1 - _CPU_WEIGHT * computed)
+        if self._sent:
+            if _pending is None or _pending[0] is not self._sent:
+                self._sent = ""
+            elif _now() - self._sent_at > _PATIENCE * 1e9:
+                self._write(self._sent)  # the thread does not handle the signal
+                self._sent = ""
+        elif not self._reported and self._waited > _CHECKS - 1:  # waiting takes some CPU time too
+            self._reported = True
+            self._report(sight)
+
+    def _sight(self) -> _Sight | None:
+        turn = None
+        thread = self._thread
+        if self._clock is not None:
+            turn = self._clock.turn()
+            if turn is None:
+                return None
+            thread = turn.thread
+        frame = _frame_of(thread)
+        if frame is None or _is_debugged(frame):
+            return None
+        steps = _steps_of(frame)
+        step = steps[0][0] if steps else None
+        if turn is None:
+            if step is None:
+                return None
+            return _Sight(thread, frame, None, (step,), computed_ns(thread))
+        return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), turn.computed_ns)
+
+    def _report(self, sight: _Sight) -> None:
+        who = "a simulation" if sight.turn is None else sight.turn.who
+        steps = _steps_of(sight.frame)
+        if steps:
+            step = steps[0][0]
+            whose = "of a simulation" if sight.turn is None else f"of job {step.job_id}"
+            who = f"{step.who} {whose}"
+        text = report(sight.frame, who, self._after)
+        if steps and sight.thread == _main() and _interrupt(text, steps[0][0]):
+            self._sent, self._sent_at = text, _now()
+            return
+        if steps and sight.turn is not None and self._clock is not None:
+            error = pytest.fail.Exception(text, pytrace=False)
+            failed = [_failed(host, error) for _, host in steps]
+            if all(failed):
+                note(error)
+                self._clock.revoke(sight.turn, error)
+                if _waits_on_a_clock(_main()):
+                    return
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
+        with suppress(OSError, ValueError):
+            if capture is None:
+                _to_terminal(text)
+            else:
+                with capture.global_and_fixture_disabled():
+                    _to_terminal(text)
+
+
+def _to_terminal(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(f"\n{text}\n")
+        sys.stderr.flush()
+
+
+def _same(marks: tuple[object, ...], others: tuple[object, ...]) -> bool:
+    # A step is the same one, not an equal one; an instant is a number.
+    return len(marks) == len(others) and all(
+        a is b or (type(a) is int and a == b) for a, b in zip(marks, others, strict=True)
+    )
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    # Before 3.12 a collection within this call can wait for ever for a lock that the call holds.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _main() -> int:
+    return threading.main_thread().ident or 0
+
+
+def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, Host]]:
+    """Return the steps that a thread is in, the innermost first, each with its host."""
+    return [
+        (outer.f_locals["step"], outer.f_locals["host"])
+        for outer in outwards(frame)
+        if outer.f_code is _RUN_STEP
+    ]
+
+
+def _is_debugged(frame: FrameType) -> bool:
+    return any(
+        outer.f_globals.get("__name__", "").partition(".")[0] in _DEBUGGERS
+        for outer in outwards(frame)
+    )
+
+
+def _waits_on_a_clock(thread: int) -> bool:
+    return any(frame.f_code in _WAITS for frame in outwards(_frame_of(thread)))
+
+
+def _failed(host: Host, error: BaseException) -> bool:
+    if not isinstance(host, Drive) or not host.environment.lock.acquire(timeout=_PATIENCE):
+        return False
+    try:
+        if host.loop is not None:
+            host.loop.fail(host, error)
+    finally:
+        host.environment.lock.release()
+    return True
+
+
+# --- interrupting the main thread -----------------------------------------------------------------
+
+_pending: tuple[str, StepInput] | None = None
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    if (
+        _URGENT is None
+        or threading.get_ident() != _main()
+        or signal.getsignal(_URGENT) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(_URGENT, _break_off)
+    try:
+        yield
+    finally:
+        if signal.getsignal(_URGENT) is _break_off:
+            signal.signal(_URGENT, signal.SIG_DFL)
+
+
+def _interrupt(text: str, step: StepInput) -> bool:
+    global _pending
+    if _URGENT is None or signal.getsignal(_URGENT) is not _break_off:
+        return False
+    _pending = text, step
+    signal.pthread_kill(_main(), _URGENT)
+    return True
+
+
+def _break_off(_: int, frame: FrameType | None) -> None:
+    global _pending
+    pending, _pending = _pending, None
+    # Only the step that was checked: by now the thread may run another one.
+    if pending is not None and any(step is pending[1] for step, _ in _steps_of(frame)):
+        error = pytest.fail.Exception(pending[0], pytrace=False)
+        note(error)
+        raise error from None
+
+
+# --- the thread that checks -----------------------------------------------------------------------
+
+
+class _Watchdog:
+    """Checks all clocks that are watched, in one thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._watches: list[_Watch] = []
+        self._bell = threading.Lock()  # held until the thread must end
+        self._gone = threading.Lock()  # held while the thread runs
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(before=self.end)
+
+    def add(self, watch: _Watch) -> None:
+        """Check one more clock, in a thread that is started if there is none."""
+        with self._lock:
+            self._watches.append(watch)
+            if self._gone.acquire(blocking=False):
+                self._bell.acquire(blocking=False)
+                # Not of `threading`: a test may count the threads that its code leaves behind.
+                _thread.start_new_thread(self._run, ())
+
+    def remove(self, watch: _Watch) -> None:
+        """Stop checking a clock."""
+        with self._lock, suppress(ValueError):  # its check failed, and it was removed
+            self._watches.remove(watch)
+
+    def end(self) -> None:
+        """End the thread, and wait until it has ended."""
+        if self._gone.locked():
+            self._bell.release()
+            if self._gone.acquire(timeout=_PATIENCE):
+                self._gone.release()
+
+    def _run(self) -> None:
+        every = _PATIENCE
+        while True:
+            with self._lock:
+                watches = self._watches.copy()
+                every = min([watch.every for watch in watches], default=every)
+            ends = self._bell.acquire(timeout=every)
+            with self._lock:
+                if ends or not (watches or self._watches):
+                    self._gone.release()
+                    return
+            for watch in watches:
+                try:
+                    watch.check()
+                except Exception as error:  # the others are checked all the same
+                    what = f"the check for blocked steps failed, a bug of routilux: {error!r}"
+                    note(RuntimeError(what))
+                    with self._lock, suppress(ValueError):
+                        self._watches.remove(watch)
+
+
+_dog: Final = _Watchdog()

@@ -1,0 +1,54 @@
+"""Instants and lengths of time as people read them; all instants are UTC."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from routilux.clocks.durations import SECOND, from_ns
+
+__all__ = ["ago", "at", "due", "length"]
+
+_UNITS: Final = ((2 * 86_400, 86_400, "d"), (2 * 3_600, 3_600, "h"), (120, 60, "min"), (0, 1, "s"))
+
+
+def length(ns: int) -> str:
+    """Return a length of time in its fitting unit, rounded down.
+
+    >>> length(90 * SECOND), length(150 * SECOND), length(0)
+    ('90 s', '2 min', '0 s')
+    """
+    seconds = max(ns, 0) // SECOND
+    size, unit = next((size, unit) for least, size, unit in _UNITS if seconds >= least)
+    return f"{seconds // size} {unit}"
+
+
+def at(instant: int, now: int) -> str:
+    """Return an instant: its time alone where it is of today.
+
+    >>> at(61 * SECOND, 0), at(90_000 * SECOND, 0)
+    ('00:01:01', '1970-01-02 01:00:00')
+    """
+    moment = from_ns(instant)
+    today = moment.date() == from_ns(now).date()
+    return f"{moment:%H:%M:%S}" if today else f"{moment:%Y-%m-%d %H:%M:%S}"
+
+
+def ago(instant: int, now: int) -> str:
+    """Return how long ago an instant was; a clock that is ahead of ours makes it no future.
+
+    >>> ago(0, 3 * SECOND)
+    '3 s ago'
+    """
+    return f"{length(now - instant)} ago"
+
+
+def due(instant: int, now: int) -> str:
+    """Return when something is due, or how long it has been.
+
+    >>> due(5 * SECOND, 0), due(0, 5 * SECOND), due(0, 0)
+    ('in 5 s', '5 s ago', 'now')
+    """
+    if abs(instant - now) < SECOND:
+        return "now"
+    # A wait is rounded up: what is due in 0.4 s of the fourth second is not due in 3.
+    return f"in {length(instant - now + SECOND - 1)}" if instant > now else ago(instant, now)

@@ -1,0 +1,167 @@
+"""Where the command line writes: lines in colours for a terminal, plain text for all else.
+
+Laws:
+- Colours are for a terminal only, and not where NO_COLOR is set.
+- Lines are fitted to the width of a terminal, or of COLUMNS; what goes into a pipe is whole.
+- What a store holds may come from anywhere: it is shown, and never steers the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import unicodedata
+from itertools import groupby
+from operator import itemgetter
+from typing import TYPE_CHECKING, Final, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from routilux.timeline import Line, Part
+
+__all__ = ["Page", "cells", "plain"]
+
+_CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+_CONTROLS: Final = {
+    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"
+} | {0x0A: "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029", 0x202E: "\\u202e"}
+_LEAST: Final = 40  # columns; what is narrower is not fitted any more
+
+
+class Page:
+    """A text stream, and what can be shown on it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        terminal = stream.isatty()
+        self._colours = (
+            terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        )
+        self.width: int | None = None
+        if terminal or os.environ.get("COLUMNS", "").isdigit():
+            self.width = max(shutil.get_terminal_size().columns, _LEAST)
+        if (stream.encoding or "").lower().replace("-", "") != "utf8":
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(errors="replace")
+
+    def text(self, text: str) -> None:
+        """Write a text as it is, and a line's end."""
+        self._stream.write(f"{text}\n")
+
+    def line(self, *parts: Part, indent: int = 0, cut: bool = False) -> None:
+        """Write one line; what does not fit goes on below, `indent` to the right, or is `cut`."""
+        shown = [_styled(part) for part in parts]
+        if self.width is None:
+            rows = [shown]
+        elif cut:
+            rows = [_cut(shown, self.width)]
+        else:
+            rows = _folded(shown, self.width, indent)
+        for row in rows:
+            self.text(self._coloured(row))
+
+    def row(self, *parts: Part) -> None:
+        """Write a line that fits already."""
+        self.text(self._coloured([_styled(part) for part in parts]))
+
+    def lines(self, lines: Sequence[Line]) -> None:
+        """Write the lines of a story, their texts below each other."""
+        head = max((cells(line.mark) + len(line.clock) + 2 for line in lines), default=0)
+        for line in lines:
+            mark = f"{line.mark} " if line.mark else ""
+            gap = " " * (head - cells(mark) - len(line.clock))
+            self.line(mark, (line.clock, "dim"), gap, *line.parts, indent=head, cut=line.cut)
+
+    def flush(self) -> None:
+        """Hand over all that was written."""
+        self._stream.flush()
+
+    def _coloured(self, row: _Row) -> str:
+        if not self._colours:
+            return "".join(text for text, _ in row).rstrip()
+        shown = ""
+        for style, group in groupby(row, key=itemgetter(1)):
+            text = "".join(text for text, _ in group)
+            codes = ";".join(_CODES[name] for name in style.split())
+            shown += f"\033[{codes}m{text}\033[0m" if codes and text else text
+        return shown
+
+
+def plain(text: str) -> str:
+    """Return a text whose control characters, and what is no character, can be read and do nothing.
+
+    >>> plain("a\x1b[2J")
+    'a\\\\x1b[2J'
+    """
+    return text.encode("utf-8", "backslashreplace").decode().translate(_CONTROLS)
+
+
+def cells(text: str) -> int:
+    """Return how many columns a text takes.
+
+    >>> cells("💥 ok")
+    5
+    """
+    return len(text) if text.isascii() else sum(map(_cell, text))
+
+
+def _cell(char: str) -> int:
+    if unicodedata.combining(char):
+        return 0
+    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+
+
+_Row = list[tuple[str, str]]  # texts and the names of their styles; where lines are fitted, chars
+
+
+def _styled(part: Part) -> tuple[str, str]:
+    text, style = part if isinstance(part, tuple) else (part, "")
+    return plain(text), style
+
+
+def _chars(row: _Row) -> _Row:
+    chars = [(char, style) for text, style in row for char in text]
+    return chars[: _end_of_text(chars)]
+
+
+def _end_of_text(chars: _Row) -> int:
+    end = len(chars)
+    while end and chars[end - 1][0] == " ":
+        end -= 1
+    return end
+
+
+def _fitting(chars: _Row, width: int) -> int:
+    # How many of the first chars fit into so many columns.
+    for place, (char, _) in enumerate(chars):
+        width -= _cell(char)
+        if width < 0:
+            return place
+    return len(chars)
+
+
+def _cut(row: _Row, width: int) -> _Row:
+    chars = _chars(row)
+    if _fitting(chars, width) == len(chars):
+        return chars
+    return [*chars[: _fitting(chars, width - 1)], ("…", "")]
+
+
+def _folded(row: _Row, width: int, indent: int) -> list[_Row]:
+    chars = _chars(row)
+    margin: _Row = []
+    rows: list[_Row] = []
+    while (end := _fitting(chars, width - len(margin))) < len(chars):
+        first = 0 if margin else _fitting(chars, indent)  # never within what the indent leaves free
+        while first < end and chars[first][0] == " ":
+            first += 1
+        breaks = (place for place in range(end, first, -1) if chars[place][0] == " ")
+        end = next(breaks, end)
+        rows.append(margin + chars[: _end_of_text(chars[:end])])
+        chars = chars[end:]
+        while chars[0][0] == " ":
+            chars = chars[1:]
+        margin = [(" ", "")] * indent
+    return [*rows, margin + chars]

@@ -1,0 +1,1 @@
+"""Clocks: the system's, a fake one, and exact lengths of time."""

@@ -1,0 +1,32 @@
+"""Values ⇄ JSON: the one way to saved forms and back, for all of the engine.
+
+Laws:
+- A value comes back equal and of the same type, or saving it fails and names the path.
+- Bytes, values, depth and digits are bounded, the same for writing and for reading.
+- How it is done is in `encoding` and `decoding`, which nobody else needs to know.
+"""
+
+from routilux.codec.decoding import decode, foreign_types, loads
+from routilux.codec.encoding import bounded, dumps, dumps_object, encode, quoted, saved
+from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
+from routilux.codec.registry import register_type
+from routilux.codec.schema import Fields, check_fields
+
+__all__ = [
+    "MAX_BYTES",
+    "MAX_DEPTH",
+    "MAX_DIGITS",
+    "MAX_NODES",
+    "Fields",
+    "bounded",
+    "check_fields",
+    "decode",
+    "dumps",
+    "dumps_object",
+    "encode",
+    "foreign_types",
+    "loads",
+    "quoted",
+    "register_type",
+    "saved",
+]

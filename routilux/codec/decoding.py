@@ -1,0 +1,261 @@
+"""JSON text → JSON data → values.
+
+Laws:
+- Loading never imports, calls by name or unpickles: a tag is looked up among the forms that this
+  program knows.
+- Nothing but `SavedStateError` escapes, whatever the input; bounds are kept before anything is
+  built.
+- There is a fast way, which says yes, and a careful way, which gives the same values and says
+  where and why not. Whatever the fast way is not sure of goes the careful way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import NoneType
+from typing import Any, Final
+
+from routilux.codec import limits
+from routilux.codec.encoding import TAG, RefusalError, encode_int, encode_str
+from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
+from routilux.codec.registry import foreign, form_tagged, type_name
+from routilux.codec.schema import member
+from routilux.errors import CorruptStateError
+
+__all__ = ["decode", "foreign_types", "loads"]
+
+_takes_foreign: Final = ContextVar("takes_foreign", default=False)
+
+
+def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) -> Any:
+    """Return the value that a JSON text holds, its tagged values decoded.
+
+    Without `untag` they stay the JSON objects that they are in the text, for `decode` to decode.
+
+    Raises `CorruptStateError` with the path for all that `dumps(encode(…))` does not write: bytes
+    that are not UTF-8, JSON that is cut off or of another dialect (NaN, numbers out of range, a
+    key twice), tags that nobody registered or whose value does not fit, and whatever is beyond
+    `max_bytes`, `MAX_NODES`, `MAX_DEPTH` or `MAX_DIGITS`.
+
+    >>> loads(b'{"at":{"$type":"tuple","value":[1,2.5]}}')
+    {'at': (1, 2.5)}
+    """
+    try:
+        data, chars = (text, text.decode()) if isinstance(text, bytes) else (text.encode(), text)
+    except UnicodeError as error:
+        raise CorruptStateError("$", f"is not UTF-8: {error}") from None
+    if len(data) > max_bytes:
+        raise CorruptStateError("$", f"is longer than the {max_bytes:,} bytes that are allowed")
+    outline = limits.outline(data)
+    if limits.nodes(outline) > MAX_NODES:
+        raise CorruptStateError("$", f"has more than {MAX_NODES:,} values")
+    if limits.depth(outline) <= MAX_DEPTH and not limits.is_doubtful(data):
+        try:
+            return _read(chars, limits.members(outline), _untag if untag else _as_it_stands)
+        except (RefusalError, ValueError, RecursionError):
+            pass
+    try:
+        parsed = _CAREFUL.decode(chars)
+    except json.JSONDecodeError as error:
+        raise CorruptStateError("$", _describe(error)) from None
+    except RecursionError:
+        raise CorruptStateError(
+            "$", f"is nested deeper than {MAX_DEPTH} levels or the stack has room for"
+        ) from None
+    return _decoded(parsed, "$", _untag if untag else _as_it_stands)
+
+
+def decode(data: object, path: str = "$") -> Any:
+    """Return the value that parsed JSON data holds; `path` is where the data stands.
+
+    Raises `CorruptStateError` with the path, as `loads` does.
+
+    >>> decode({"$type": "date", "value": "2026-01-03"})
+    datetime.date(2026, 1, 3)
+    """
+    return _decoded(data, path, _untag)
+
+
+def _decoded(data: object, path: str, tagged: _Tagged) -> object:
+    try:
+        return _decode(data, 0, tagged)
+    except RefusalError as refusal:
+        raise CorruptStateError(refusal.path(path), refusal.reason) from None
+    except RecursionError:
+        raise CorruptStateError(path, "the call stack has no room left to load it") from None
+
+
+@contextmanager
+def foreign_types() -> Iterator[None]:
+    """Read values of types that nobody registered here: for who looks at data and runs nothing.
+
+    They are written again as they were read.
+
+    >>> with foreign_types():
+    ...     loads('{"$type":"shop.types:Money","value":{"amount":5}}')
+    Money({'amount': 5})
+    """
+    before = _takes_foreign.set(True)
+    try:
+        yield
+    finally:
+        _takes_foreign.reset(before)
+
+
+def _describe(error: json.JSONDecodeError) -> str:
+    if not error.doc.strip():
+        return "is empty"
+    place = f"line {error.lineno}, column {error.colno}"
+    if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
+        return f"is cut off: JSON ends in the middle of a value that is open at {place}"
+    return f"is not JSON: {error.msg} at {place}"
+
+
+def _untag(members: dict[str, object]) -> object:
+    """Return the value of a tagged object whose members are decoded already."""
+    tag = members[TAG]
+    if len(members) != 2 or "value" not in members or type(tag) is not str:
+        raise RefusalError('is not a tagged value, which has a "$type" of text and a "value" only')
+    form = form_tagged(tag)
+    if form is None and _takes_foreign.get():
+        form = foreign(tag)
+    if form is None:
+        raise RefusalError(
+            f"has the unknown $type {tag!r}; import the module that registers it (register_type)"
+            " before loading"
+        )
+    try:
+        return form.read(members["value"])
+    except ValueError as error:
+        raise RefusalError(str(error)) from None
+
+
+def _as_it_stands(members: dict[str, object]) -> object:
+    return members
+
+
+_Tagged = Callable[[dict[str, object]], object]
+
+
+def _read(text: str, members: int, tagged: _Tagged = _untag) -> object:
+    """Return what a text holds, which has so many members; of a key that stands twice one is lost.
+
+    Counting costs half of what it costs to look for such keys in each object.
+    """
+    lengths: list[int] = []
+    count = lengths.append
+
+    def counted(found: dict[str, object]) -> object:
+        count(len(found))
+        return tagged(found) if TAG in found else found
+
+    value = json.JSONDecoder(
+        object_hook=counted, parse_float=_read_float, parse_constant=_refuse_constant
+    ).decode(text)
+    if sum(lengths) != members:
+        raise RefusalError("holds a key twice")
+    return value
+
+
+def _read_float(text: str) -> float:
+    value = float(text)
+    if value - value == 0.0:
+        return value
+    raise RefusalError("is too big for a float")
+
+
+def _refuse_constant(name: str) -> object:
+    raise RefusalError(f"is {name}, which JSON does not have")
+
+
+class _Pairs(list[tuple[str, object]]):
+    """An object as it was parsed the careful way: with the keys that stand twice."""
+
+
+class _Unusable:
+    """A number that can't be read, kept until its path is known."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+
+
+def _careful_int(text: str) -> object:
+    if len(text.lstrip("-")) <= MAX_DIGITS:
+        try:
+            return int(text)
+        except ValueError:
+            pass
+    return _Unusable(f"is an integer of {len(text):,} characters, which is too long")
+
+
+def _careful_float(text: str) -> object:
+    value = float(text)
+    return value if value - value == 0.0 else _Unusable(f"is {text[:40]}, too big for a float")
+
+
+def _careful_constant(name: str) -> object:
+    return _Unusable(f"is {name}, which JSON does not have")
+
+
+_CAREFUL: Final = json.JSONDecoder(
+    object_pairs_hook=_Pairs,
+    parse_int=_careful_int,
+    parse_float=_careful_float,
+    parse_constant=_careful_constant,
+)
+
+
+def _decode(data: Any, depth: int, tagged: _Tagged) -> object:
+    kind = type(data)
+    if kind is str:
+        return encode_str(data, depth)
+    if kind is bool or kind is NoneType:
+        return data
+    if kind is int:
+        return encode_int(data, depth)
+    if kind is float and data - data == 0.0:
+        return data
+    if kind is list:
+        return _decode_list(data, depth, tagged)
+    if kind is dict:
+        return _decode_object(data.items(), depth, tagged)
+    if kind is _Pairs:
+        return _decode_object(data, depth, tagged)
+    raise RefusalError(
+        data.reason if kind is _Unusable else f"is of type {type_name(kind)}, which JSON has not"
+    )
+
+
+def _decode_list(data: list[object], depth: int, tagged: _Tagged) -> list[object]:
+    if depth >= MAX_DEPTH:
+        raise RefusalError(f"is nested deeper than {MAX_DEPTH} levels")
+    decoded: list[object] = []
+    try:
+        for item in data:
+            decoded.append(_decode(item, depth + 1, tagged))  # noqa: PERF401  # the length is the index
+    except RefusalError as refusal:
+        refusal.steps.append((data, f"[{len(decoded)}]"))
+        raise
+    return decoded
+
+
+def _decode_object(pairs: Any, depth: int, tagged: _Tagged) -> object:
+    if depth >= MAX_DEPTH:
+        raise RefusalError(f"is nested deeper than {MAX_DEPTH} levels")
+    members: dict[str, object] = {}
+    key: object = None
+    try:
+        for key, item in pairs:
+            if type(key) is not str:
+                raise RefusalError(f"has a key of type {type_name(type(key))}; JSON has text only")
+            encode_str(key, depth)
+            if key in members:
+                raise RefusalError("stands twice; one of the two has to go")
+            members[key] = _decode(item, depth + 1, tagged)
+    except RefusalError as refusal:
+        refusal.steps.append((pairs, member(key)))
+        raise
+    return tagged(members) if TAG in members else members

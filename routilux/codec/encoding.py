@@ -1,0 +1,318 @@
+"""Values → JSON data → JSON text.
+
+Laws:
+- What JSON can't say stands as `{"$type": tag, "value": data}`. A dict of the user's own that has
+  a "$type" key, or a key that is no string, is tagged itself, so it is never taken for a tag.
+- What has no form is refused with its path, which is built on failure only.
+- The same value gives the same text in every process: sets are written in the order of their text.
+- Writing keeps to the bounds of reading, so that what was saved can be loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from types import NoneType
+from typing import Any, Final
+
+from routilux.codec import limits
+from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
+from routilux.codec.registry import form_of, said, type_name
+from routilux.codec.schema import member
+from routilux.errors import UnserializableError
+
+__all__ = [
+    "TAG",
+    "VALUE_DEPTH",
+    "RefusalError",
+    "bounded",
+    "dumps",
+    "dumps_object",
+    "encode",
+    "encode_int",
+    "encode_str",
+    "quoted",
+    "saved",
+]
+
+TAG: Final = "$type"
+VALUE_DEPTH: Final = MAX_DEPTH - 20  # so that a value at the bound fits into a document
+_TOO_BIG: Final = 10**MAX_DIGITS
+_SMALL: Final = 1 << 62
+
+
+class RefusalError(Exception):
+    """Why a value is refused; on its way up each level adds its step, so success builds no paths.
+
+    A step is the container and the text that leads from it to the member.
+    """
+
+    def __init__(self, reason: str, *, too_deep: bool = False) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.too_deep = too_deep
+        self.steps: list[tuple[object, str]] = []
+
+    def path(self, start: str) -> str:
+        return start + "".join(step for _, step in reversed(self.steps))
+
+
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RefusalError(
+            f"str has a lone surrogate at {error.start}, which no UTF-8 file can hold;"
+            " save it as bytes (os.fsencode, or errors='surrogateescape')"
+        ) from None
+
+
+def _too_deep() -> RefusalError:
+    return RefusalError(f"is nested in more than {VALUE_DEPTH} levels of JSON", too_deep=True)
+
+
+def encode(value: object, path: str = "$") -> Any:
+    """Return a value as JSON data of its own, sharing nothing mutable; `path` is where it stands.
+
+    Raises `UnserializableError` with the exact path of what has no form: an unregistered type, a
+    subclass of a built-in, a lone surrogate, an integer of more than `MAX_DIGITS` digits, a value
+    that is nested too deep or contains itself.
+
+    >>> encode({"at": (1, 2.5)})
+    {'at': {'$type': 'tuple', 'value': [1, 2.5]}}
+    """
+    try:
+        return _ENCODERS.get(type(value), _encode_form)(value, 0)
+    except RefusalError as refusal:
+        place, reason = refusal.path(path), refusal.reason
+        if refusal.too_deep:
+            place, reason = _explain_depth(refusal, path)
+        raise UnserializableError(place, reason) from None
+    except RecursionError:
+        raise UnserializableError(path, "the call stack has no room left to save it") from None
+
+
+def _explain_depth(refusal: RefusalError, path: str) -> tuple[str, str]:
+    seen: dict[int, str] = {}
+    place = path
+    for container, step in reversed(refusal.steps):
+        if id(container) in seen:
+            return (
+                place,
+                f"{type_name(type(container))} contains itself: it is {seen[id(container)]}",
+            )
+        seen[id(container)] = place
+        place += step
+    return place, refusal.reason
+
+
+def _encode(value: object, depth: int) -> object:
+    return _ENCODERS.get(type(value), _encode_form)(value, depth)
+
+
+def _encode_same(value: object, depth: int) -> object:
+    return value
+
+
+def encode_str(value: str, depth: int) -> str:
+    if not value.isascii():
+        _check_text(value)
+    return value
+
+
+def encode_int(value: int, depth: int) -> int:
+    if -_TOO_BIG < value < _TOO_BIG:
+        return value
+    raise RefusalError(f"int has more than {MAX_DIGITS:,} digits; save it as hex(…) or as bytes")
+
+
+def _encode_float(value: float, depth: int) -> object:
+    return value if value - value == 0.0 else {TAG: "float", "value": repr(value)}
+
+
+# Scalars are handled in the loops: a call for each member would cost half as much again.
+def _encode_list(value: list[Any] | tuple[Any, ...], depth: int) -> list[object]:
+    if depth >= VALUE_DEPTH:
+        raise _too_deep()
+    encoded: list[object] = []
+    try:
+        for item in value:
+            kind = type(item)
+            if not ((kind is str and item.isascii()) or (kind is int and -_SMALL < item < _SMALL)):
+                item = _ENCODERS.get(kind, _encode_form)(item, depth + 1)
+            encoded.append(item)
+    except RefusalError as refusal:
+        refusal.steps.append((value, f"[{len(encoded)}]"))
+        raise
+    return encoded
+
+
+def _encode_dict(value: dict[Any, Any], depth: int) -> dict[str, object]:
+    if depth >= VALUE_DEPTH:
+        raise _too_deep()
+    if TAG in value:
+        return {TAG: "dict", "value": _encode_pairs(value, depth + 2)}
+    encoded: dict[str, object] = {}
+    key: object = None
+    try:
+        for key, item in value.items():
+            if type(key) is not str:
+                break
+            if not key.isascii():
+                _check_text(key)
+            kind = type(item)
+            if (kind is str and item.isascii()) or (kind is int and -_SMALL < item < _SMALL):
+                encoded[key] = item
+            else:
+                encoded[key] = _ENCODERS.get(kind, _encode_form)(item, depth + 1)
+        else:
+            return encoded
+    except RefusalError as refusal:
+        refusal.steps.append((value, member(key)))
+        raise
+    return {TAG: "dict", "value": _encode_pairs(value, depth + 2)}
+
+
+def _encode_pairs(value: dict[object, object], depth: int) -> list[object]:
+    pairs: list[object] = []
+    for key, item in value.items():
+        try:
+            pairs.append([_encode(key, depth + 1), _encode(item, depth + 1)])
+        except RefusalError as refusal:
+            refusal.steps.append((value, member(key)))
+            raise
+    return pairs
+
+
+def _encode_tuple(value: tuple[object, ...], depth: int) -> dict[str, object]:
+    return {TAG: "tuple", "value": _encode_list(value, depth + 1)}
+
+
+def _encode_set(value: set[object] | frozenset[object], depth: int) -> dict[str, object]:
+    if depth >= VALUE_DEPTH:
+        raise _too_deep()
+    # In the order of their saved text, which is the same in every process.
+    encoded = sorted((_encode(item, depth + 2) for item in value), key=_to_text)
+    return {TAG: type(value).__name__, "value": encoded}
+
+
+def _encode_form(value: object, depth: int) -> dict[str, object]:
+    kind = type(value)
+    name = type_name(kind)
+    form = form_of(kind)
+    if form is None:
+        base = next(
+            (base for base in kind.__mro__[1:-1] if form_of(base) or base in _ENCODERS), None
+        )
+        known = "has no saved form" if base is None else f"is not saved as {type_name(base)}"
+        raise RefusalError(
+            f"{name} {known}; give it a form with register_type, or keep plain data instead"
+        )
+    if depth >= VALUE_DEPTH:
+        raise _too_deep()
+    try:
+        data = form.write(value)
+    except Exception as error:
+        raise RefusalError(f"{name} can't be saved: {said(error)}") from None
+    return {TAG: form.tag, "value": _encode(data, depth + 1)}
+
+
+_ENCODERS: Final[dict[type, Callable[[Any, int], object]]] = {
+    NoneType: _encode_same,
+    bool: _encode_same,
+    int: encode_int,
+    float: _encode_float,
+    str: encode_str,
+    list: _encode_list,
+    dict: _encode_dict,
+    tuple: _encode_tuple,
+    set: _encode_set,
+    frozenset: _encode_set,
+}
+_ENCODER: Final = json.JSONEncoder(
+    ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
+)
+quoted: Final = json.encoder.encode_basestring
+"""Return a text as JSON text; one with a lone surrogate is `bounded`'s to refuse."""
+
+
+def _encoder() -> Callable[[object], str]:
+    # `JSONEncoder.encode` makes the encoder in C anew for each text: a third of the cost of a row.
+    make = getattr(json.encoder, "c_make_encoder", None)
+    if make is None:
+        return _ENCODER.encode
+    encode_in_c = make(None, _ENCODER.default, quoted, None, ":", ",", False, False, False)
+    return lambda data: "".join(encode_in_c(data, 0))
+
+
+_to_text: Final = _encoder()
+
+
+def dumps(data: object) -> str:
+    """Return encoded data as compact JSON text.
+
+    Raises `UnserializableError` for data that `encode` would not have given, and for more than
+    `MAX_BYTES` or `MAX_NODES`.
+
+    >>> dumps(encode({"n": [1, 2.0]}))
+    '{"n":[1,2.0]}'
+    """
+    return bounded(_text(data))
+
+
+def saved(value: object, path: str) -> str:
+    """Return the JSON text of a value, which is to be a part of one that is `bounded`.
+
+    >>> saved((1, 2.5), "$")
+    '{"$type":"tuple","value":[1,2.5]}'
+    """
+    return _to_text(encode(value, path))
+
+
+def dumps_object(members: Mapping[str, object]) -> str:
+    """Return an object of encoded data as compact JSON text, with the same bounds as `dumps`.
+
+    A member that is an iterator is an array, and yields the texts of its entries: as data, many
+    that are alive at once would set the garbage collector going, which costs more than the text.
+
+    >>> dumps_object({"n": 1, "at": iter(["2", "3"])})
+    '{"n":1,"at":[2,3]}'
+    """
+    return bounded(
+        ",".join(
+            f"{quoted(name)}:[{','.join(value)}]"
+            if isinstance(value, Iterator)
+            else f"{quoted(name)}:{_text(value)}"
+            for name, value in members.items()
+        ).join("{}")
+    )
+
+
+def _text(data: object) -> str:
+    try:
+        return _to_text(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        encode(data)
+        raise UnserializableError("$", f"is not encoded data: {error}") from None
+
+
+def bounded(text: str, path: str = "$") -> str:
+    """Return a JSON text that can be loaded again; `path` is where it stands.
+
+    Raises `UnserializableError` for more than `MAX_BYTES` or `MAX_NODES`, and for a lone surrogate.
+
+    >>> bounded('{"n":1}')
+    '{"n":1}'
+    """
+    try:
+        size = len(text) if text.isascii() else len(text.encode())
+    except UnicodeEncodeError as error:
+        encode(json.loads(text, parse_int=len), path)
+        raise UnserializableError(path, f"is no UTF-8 text: {error}") from None
+    if size > MAX_BYTES:
+        raise UnserializableError(
+            path, f"takes {size:,} bytes; at most {MAX_BYTES:,} can be loaded"
+        )
+    if size > MAX_NODES and limits.nodes(limits.outline(text.encode())) > MAX_NODES:
+        raise UnserializableError(path, f"has more than {MAX_NODES:,} values")
+    return text

@@ -1,0 +1,407 @@
+"""Tagged values: the saved forms of all that JSON itself has no form for.
+
+Laws:
+- A form is a type, a tag and two functions: `write` gives data of simpler types, and `parse` makes
+  an equal value of the same type from it.
+- One table finds a form by type and by tag. A tag has one meaning; a class has one tag.
+- Only what a built-in form would write is read by it: another spelling is refused.
+- A form is used only for its exact type. A subclass may hold more, and would come back as less.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import inspect
+import math
+from base64 import b64decode, b64encode
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from enum import Enum, Flag
+from operator import attrgetter
+from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
+from types import NoneType
+from typing import Any, Final, TypeVar, overload
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+from routilux.codec.equality import same_value
+from routilux.errors import FlowDefinitionError
+
+__all__ = [
+    "Form",
+    "class_name",
+    "foreign",
+    "form_of",
+    "form_tagged",
+    "register_type",
+    "said",
+    "type_name",
+]
+
+_T = TypeVar("_T")
+
+
+def class_name(cls: type) -> str:
+    """Return the name by which saved forms know a class: `module:qualname`."""
+    return f"{cls.__module__}:{cls.__qualname__}"
+
+
+def type_name(kind: type) -> str:
+    """Return how a class is named in messages: `int`, `pandas.DataFrame`.
+
+    >>> type_name(Decimal)
+    'decimal.Decimal'
+    """
+    if kind.__module__ == "builtins":
+        return kind.__qualname__
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def said(error: Exception) -> str:
+    """Return what a stranger's exception says: `KeyError: 'x'`; its own `__str__` may fail.
+
+    >>> said(KeyError("x"))
+    "KeyError: 'x'"
+    """
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:
+        return type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the exact instances of `kind` are saved: under `tag`, by `write`; `parse` reads them.
+
+    Where `strict`, data that `write` would not have given is refused.
+
+    >>> form_tagged("date").read("2026-01-03")
+    datetime.date(2026, 1, 3)
+    """
+
+    tag: str
+    kind: type
+    write: Callable[[Any], object]
+    parse: Callable[[Any], object]
+    strict: bool = True
+
+    def read(self, data: object) -> object:
+        """Return the value; raises ValueError for data that is not of this form."""
+        try:
+            value = self.parse(data)
+            if type(value) is not self.kind:
+                raise TypeError(f"it was read as {type_name(type(value))}")
+            if self.strict and not same_value(self.write(value), data):
+                raise ValueError("it would be written in another way")
+        except Exception as error:
+            what = f"is not the saved form of {type_name(self.kind)} ({said(error)})"
+            raise ValueError(what) from None
+        return value
+
+
+# Classes are bound here, in closures: freezegun replaces the names of a module while it is active.
+def _moment(tag: str, kind: Any) -> Form:
+    """Return the form of datetime or time: ISO text, with a dict around it where that loses."""
+
+    def write(value: Any) -> object:
+        zone = value.tzinfo
+        plain = zone is None or (type(zone) is dt.timezone and _unnamed(zone))
+        if plain and not value.fold:
+            return value.isoformat()
+        place: dict[str, object] = {
+            "local": value.replace(tzinfo=None, fold=0).isoformat(),
+            "fold": value.fold,
+        }
+        if type(zone) is ZoneInfo and zone.key is not None:
+            place["zone"] = zone.key
+        elif type(zone) is dt.timezone:
+            place["offset"] = _write_delta(zone.utcoffset(None))
+            place["name"] = zone.tzname(None)
+        elif zone is not None:
+            raise ValueError(
+                f"the tzinfo {type_name(type(zone))} has no saved form;"
+                " use datetime.timezone, or zoneinfo.ZoneInfo with a key"
+            )
+        return place
+
+    def parse(data: Any) -> object:
+        if type(data) is str:
+            return kind.fromisoformat(data)
+        zone: dt.tzinfo | None = None
+        if "zone" in data:
+            zone = ZoneInfo(data["zone"])
+        elif "offset" in data:
+            offset = _parse_delta(data["offset"])
+            plain = dt.timezone(offset)
+            name = data["name"]
+            zone = plain if plain.tzname(None) == name else dt.timezone(offset, name)
+        return kind.fromisoformat(data["local"]).replace(tzinfo=zone, fold=data["fold"])
+
+    return Form(tag, kind, write, parse)
+
+
+def _unnamed(zone: dt.timezone) -> bool:
+    return zone.tzname(None) == dt.timezone(zone.utcoffset(None)).tzname(None)
+
+
+def _write_delta(value: dt.timedelta) -> list[int]:
+    return [value.days, value.seconds, value.microseconds]
+
+
+def _parse_delta(data: Any) -> dt.timedelta:
+    days, seconds, microseconds = data
+    return dt.timedelta(days, seconds, microseconds)
+
+
+def _write_complex(value: complex) -> list[str]:
+    return [repr(value.real), repr(value.imag)]
+
+
+def _parse_complex(data: Any) -> complex:
+    real, imag = data
+    return complex(float(real), float(imag))
+
+
+def _write_bytes(value: bytes) -> str:
+    return b64encode(value).decode("ascii")
+
+
+def _parse_bytes(data: Any) -> bytes:
+    return b64decode(data, validate=True)
+
+
+_NON_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+def _path(kind: Any) -> Form:
+    return Form(kind.__name__, kind, str, kind)
+
+
+def _parse_tuple(data: Any) -> tuple[object, ...]:
+    return tuple(_list(data))
+
+
+def _parse_set(data: Any) -> set[object]:
+    found = set(_list(data))
+    if len(found) != len(data):
+        raise ValueError("an element stands twice")
+    return found
+
+
+def _parse_frozenset(data: Any) -> frozenset[object]:
+    return frozenset(_parse_set(data))
+
+
+def _parse_dict(data: Any) -> dict[object, object]:
+    found = dict(map(_list, _list(data)))
+    if len(found) != len(data):
+        raise ValueError("a key stands twice")
+    return found
+
+
+def _list(data: Any) -> list[Any]:
+    if type(data) is not list:
+        raise TypeError(f"it is of type {type_name(type(data))}, not a list")
+    return data
+
+
+_FORMS: Final[tuple[Form, ...]] = (
+    _moment("datetime", dt.datetime),
+    _moment("time", dt.time),
+    Form("date", dt.date, dt.date.isoformat, dt.date.fromisoformat),
+    Form("timedelta", dt.timedelta, _write_delta, _parse_delta),
+    Form("Decimal", Decimal, str, Decimal),
+    Form("UUID", UUID, str, UUID),
+    Form("bytes", bytes, _write_bytes, _parse_bytes),
+    Form("complex", complex, _write_complex, _parse_complex),
+    Form("float", float, repr, _NON_FINITE.__getitem__),
+    *map(_path, (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)),
+    Form("tuple", tuple, list, _parse_tuple, strict=False),
+    Form("set", set, list, _parse_set, strict=False),
+    Form("frozenset", frozenset, list, _parse_frozenset, strict=False),
+    Form("dict", dict, list, _parse_dict, strict=False),
+)
+
+_BUILT_IN: Final = (NoneType, bool, int, str, list, *(form.kind for form in _FORMS))
+_RESERVED: Final = frozenset(kind.__name__ for kind in _BUILT_IN)
+_by_tag: dict[str, Form] = {form.tag: form for form in _FORMS}
+_by_kind: dict[type, Form] = {form.kind: form for form in _FORMS}
+
+form_of: Final = _by_kind.get
+form_tagged: Final = _by_tag.get
+
+
+# --- types of other programs ----------------------------------------------------------------------
+
+
+class Foreign:
+    """A value of a type that this program does not know: it can be shown, compared and saved."""
+
+    __slots__ = ("data",)
+    tag = ""
+
+    def __init__(self, data: object) -> None:
+        self.data = data
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and same_value(self.data, other.data)
+
+    def __hash__(self) -> int:
+        return hash(repr(self.data))
+
+    def __repr__(self) -> str:
+        return f"{self.tag.rpartition(':')[2].rpartition('.')[2]}({self.data!r})"
+
+
+_foreign: dict[str, Form] = {}
+
+
+def foreign(tag: str) -> Form:
+    """Return the form of values of a type that nobody registered: what is saved of them.
+
+    >>> foreign("shop.types:Money").read({"amount": 5})
+    Money({'amount': 5})
+    """
+    form = _foreign.get(tag)
+    if form is None:
+        kind = type("Foreign", (Foreign,), {"tag": tag, "__slots__": ()})
+        form = Form(tag, kind, attrgetter("data"), kind, strict=False)
+        _foreign[tag] = _by_kind[kind] = form
+    return form
+
+
+# --- the user's own types -------------------------------------------------------------------------
+
+
+@overload
+def register_type(
+    cls: type[_T],
+    /,
+    *,
+    name: str | None = None,
+    encode: Callable[[_T], object] | None = None,
+    decode: Callable[[Any], _T] | None = None,
+) -> type[_T]: ...
+
+
+@overload
+def register_type(
+    *,
+    name: str | None = None,
+    encode: Callable[[Any], object] | None = None,
+    decode: Callable[[Any], object] | None = None,
+) -> Callable[[type[_T]], type[_T]]: ...
+
+
+def register_type(
+    cls: type[_T] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    encode: Callable[[Any], object] | None = None,
+    decode: Callable[[Any], object] | None = None,
+) -> type[_T] | Callable[[type[_T]], type[_T]]:
+    """Give a class a saved form: a dataclass, an enum, or any class with `encode` and `decode`.
+
+    `name` is what stands in the saved data, by default `module:qualname`; give one, and the class
+    can move. `encode` returns any value that can be saved, `decode` makes an equal instance of it.
+    A dataclass is rebuilt by its constructor from its fields, which then get their saved values;
+    attributes that are no fields are not kept. An enum is saved by the member's name, a flag by
+    its value. The class of the same module and qualname may be registered again.
+
+    Raises `FlowDefinitionError` for a class that has no form of its own, and for a name that is
+    taken.
+
+    >>> from routilux import codec
+    >>> @register_type(name="money")
+    ... @dataclass(frozen=True)
+    ... class Money:
+    ...     amount: int
+    >>> codec.dumps(codec.encode(Money(5)))
+    '{"$type":"money","value":{"amount":5}}'
+    >>> codec.loads('{"$type":"money","value":{"amount":5}}')
+    Money(amount=5)
+    """
+
+    def register(cls: type[_T]) -> type[_T]:
+        if not isinstance(cls, type):
+            raise FlowDefinitionError(f"register_type takes a class, not {cls!r}")
+        _add(_own_form(cls, class_name(cls) if name is None else name, encode, decode))
+        return cls
+
+    return register if cls is None else register(cls)
+
+
+def _own_form(
+    cls: type,
+    name: str,
+    encode: Callable[[Any], object] | None,
+    decode: Callable[[Any], object] | None,
+) -> Form:
+    if encode is not None and decode is not None:
+        return Form(name, cls, encode, decode, strict=False)
+    if encode is not None or decode is not None:
+        raise FlowDefinitionError(f"register_type({cls.__qualname__}) needs encode and decode both")
+    if issubclass(cls, Flag):
+        return Form(name, cls, _write_flag, cls)
+    if issubclass(cls, Enum):
+        return Form(name, cls, _write_member, cls.__members__.__getitem__)
+    if "__dataclass_params__" not in vars(cls):
+        raise FlowDefinitionError(
+            f"{cls.__qualname__} is neither a dataclass nor an enum: give"
+            " register_type an encode and a decode (and put it above @dataclass)"
+        )
+    return _dataclass_form(cls, name)
+
+
+def _write_member(value: Enum) -> str:
+    return value.name
+
+
+def _write_flag(value: Flag) -> object:
+    return value.value
+
+
+def _dataclass_form(cls: Any, name: str) -> Form:
+    names = [field.name for field in fields(cls)]
+    given = [field.name for field in fields(cls) if field.init]
+    if {*inspect.signature(cls).parameters} != {*given} or issubclass(
+        cls, (BaseException, *_BUILT_IN)
+    ):
+        raise FlowDefinitionError(
+            f"{cls.__qualname__} is more than its fields, or its constructor takes others than"
+            f" {', '.join(given) or 'none'}: give register_type an encode and a decode"
+        )
+
+    def write(value: object) -> object:
+        return {name: getattr(value, name) for name in names}
+
+    def parse(data: Any) -> object:
+        if type(data) is not dict or data.keys() != {*names}:
+            raise ValueError(f"its fields are {', '.join(names) or 'none'}")
+        value = cls(**{name: data[name] for name in given})
+        for field, saved in data.items():
+            object.__setattr__(value, field, saved)
+        return value
+
+    return Form(name, cls, write, parse, strict=False)
+
+
+def _add(form: Form) -> None:
+    if form.kind in _BUILT_IN:
+        raise FlowDefinitionError(f"{type_name(form.kind)} has a saved form already")
+    if type(form.tag) is not str or not form.tag.isprintable() or not form.tag:
+        raise FlowDefinitionError(f"a type's name must be printable text, not {form.tag!r}")
+    if form.tag in _RESERVED:
+        raise FlowDefinitionError(f"the name {form.tag!r} belongs to a built-in type")
+    identity = class_name(form.kind)
+    taken = _by_tag.get(form.tag)
+    if taken is not None and class_name(taken.kind) != identity:
+        raise FlowDefinitionError(
+            f"the name {form.tag!r} is taken by {type_name(taken.kind)}; give another name"
+        )
+    replaced = [old for old in _by_kind.values() if class_name(old.kind) == identity]
+    for old in replaced:
+        del _by_tag[old.tag], _by_kind[old.kind]
+    _by_tag[form.tag] = _by_kind[form.kind] = form

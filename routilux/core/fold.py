@@ -1,0 +1,302 @@
+"""How a commit changes a job: the fold of commits into the state of a job.
+
+Invariants:
+- `fold` is the only method that changes a job. It checks a commit first; a commit that does not fit
+  changes nothing and raises `IllegalTransitionError`.
+- The mappings of state and shared data are replaced, never mutated, so a snapshot is a reference.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, cast
+
+from routilux.codec.equality import same_value
+from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.parts import DroppedTask, Output, PendingTask, RoutineState, RoutineStatus
+from routilux.core.wire import in_range, texts
+from routilux.errors import IllegalTransitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from routilux.graph.messages import ErrorInfo, Writes
+
+__all__ = ["FoldedJob"]
+
+# A module global costs less than a look-up at the enum, which is as slow as a call.
+_START = CommitKind.START
+_DONE = CommitKind.DONE
+_RETRY = CommitKind.RETRY
+_FAILED = CommitKind.FAILED
+_DROPPED = CommitKind.DROPPED
+_CONFLICT = CommitKind.CONFLICT
+_EFFECT = CommitKind.EFFECT
+_RESUMED = CommitKind.RESUMED
+
+_STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
+
+
+class FoldedJob:
+    """The data of a job, as its commits make it."""
+
+    __slots__ = (
+        "_commits",
+        "_pending",
+        "clock_ns",
+        "dropped",
+        "error",
+        "flow_id",
+        "history_limit",
+        "job_id",
+        "outputs",
+        "recoveries",
+        "routine_states",
+        "seq",
+        "shape",
+        "shared_data",
+        "started_ns",
+        "status",
+        "updated_ns",
+    )
+
+    def __init__(self, job_id: str) -> None:
+        self.job_id = job_id
+        self.flow_id = ""
+        self.shape: tuple[str, ...] = ()
+        self.status = JobStatus.PENDING
+        self.seq = 0
+        self.started_ns = 0
+        self.updated_ns = 0
+        self.recoveries = 0
+        self.routine_states: dict[str, RoutineState] = {}
+        self.shared_data: dict[str, object] = {}
+        self.outputs: list[Output] = []
+        self.dropped: list[DroppedTask] = []
+        self.error: ErrorInfo | None = None
+        self._pending: dict[str, PendingTask] = {}
+        self._commits: list[Commit] = []
+        self.history_limit: int | None = None
+        # The clock that drives it, so that a saved form can say when it was saved.
+        self.clock_ns: Callable[[], int] | None = None
+
+    @property
+    def pending_tasks(self) -> tuple[PendingTask, ...]:
+        """The tasks that are not done, the first to run first."""
+        return tuple(sorted(self._pending.values(), key=lambda task: task.order))
+
+    @property
+    def commits(self) -> Sequence[Commit]:
+        """Every commit, oldest first; with a `history_limit` the latest ones."""
+        return tuple(self._commits)
+
+    def first_difference(self, other: FoldedJob) -> str | None:
+        """Return the name of the first member whose value is not the same."""
+        return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
+
+    def fold(self, commit: Commit) -> Sequence[PendingTask]:
+        """Add a commit, and return the tasks that it created or that are to be tried again.
+
+        Raises `IllegalTransitionError`, changing nothing, if it can't follow.
+        """
+        seq = commit.seq
+        if seq != self.seq + 1:
+            raise IllegalTransitionError(f"commit {seq} can't follow commit {self.seq}")
+        task_id = commit.task_id
+        if task_id is not None and commit.kind in _STEP_ENDS:
+            ready = self._fold_step(commit, task_id)
+        else:
+            ready = self._fold_rest(commit)
+        self.seq = seq
+        self.status = commit.status
+        self.updated_ns = commit.at_ns
+        commits = self._commits
+        commits.append(commit)
+        limit = self.history_limit
+        if limit is not None and len(commits) >= 2 * limit:
+            del commits[: len(commits) - limit]
+        return ready
+
+    def _fold_rest(self, commit: Commit) -> Sequence[PendingTask]:
+        kind = commit.kind
+        if kind is _START:
+            return self._fold_start(commit)
+        if commit.seq == 1:
+            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
+        if kind is _EFFECT:
+            self._fold_effect(commit)
+        elif kind is _RESUMED:
+            self._fold_resumed(commit)
+        elif kind in _STEP_ENDS:
+            self.error = commit.error
+        return ()
+
+    def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
+        detail = commit.detail
+        if self.seq or detail is None:
+            raise IllegalTransitionError("only the first commit starts a job")
+        self.flow_id = str(detail["flow_id"])
+        self._take_shape(detail)
+        self.started_ns = commit.at_ns
+        return self._create(commit)
+
+    def _take_shape(self, detail: Mapping[str, object]) -> None:
+        self.shape = tuple(texts(detail["shape"], "$.shape"))
+        for routine_id in texts(detail["routines"], "$.routines"):
+            self.routine_states.setdefault(routine_id, RoutineState())
+
+    def _fold_step(self, commit: Commit, task_id: str) -> Sequence[PendingTask]:
+        pending = self._pending.get(task_id)
+        if pending is None or pending.attempt != commit.attempt or pending.failed:
+            raise IllegalTransitionError(
+                f"commit {commit.seq} ends attempt {commit.attempt} of task {task_id},"
+                " which is not the next one"
+            )
+        kind = commit.kind
+        routine = self.routine_states[pending.task.routine_id]
+        if kind is _DONE:
+            del self._pending[task_id]
+            routine.attempts += 1
+            routine.completed += 1
+            self.recoveries = 0
+            if commit.state is not None:
+                routine.state = _written(routine.state, commit.state)
+            if commit.shared is not None:
+                self.shared_data = _written(self.shared_data, commit.shared)
+            return self._deliver(commit) if commit.emissions else ()
+        if kind is _RETRY:
+            due = commit.due_ns
+            if due is None:
+                raise IllegalTransitionError(f"commit {commit.seq} lacks what a retry has")
+            pending.due_ns = due
+            pending.delay_ns = commit.delay_ns
+            pending.attempt += 1
+            pending.retries = spent = pending.retries + 1
+            if spent > routine.retry_count:
+                routine.retry_count = spent
+            if pending.first_started_ns is None:
+                pending.first_started_ns = commit.started_ns
+            routine.attempts += 1
+            self.recoveries = 0
+            return (pending,)
+        if kind is _DROPPED and (commit.error is None or commit.detail is None):
+            raise IllegalTransitionError(f"commit {commit.seq} lacks what a dropped task has")
+        if pending.first_started_ns is None:
+            pending.first_started_ns = commit.started_ns
+        if kind is _CONFLICT:
+            pending.conflicts += 1
+            return (pending,)
+        routine.attempts += 1
+        self.recoveries = 0
+        routine.error = commit.error
+        if kind is _FAILED:
+            pending.attempt += 1
+            pending.failed = True
+            pending.delay_ns = None
+            routine.failed += 1
+            if self.error is None:
+                self.error = commit.error
+        else:
+            self._drop(commit, pending, routine)
+        return self._deliver(commit) if commit.emissions else ()
+
+    def _drop(self, commit: Commit, pending: PendingTask, routine: RoutineState) -> None:
+        outcome = str(cast("Mapping[str, object]", commit.detail)["as"])
+        del self._pending[pending.task.task_id]
+        if outcome == RoutineStatus.SKIPPED:
+            routine.skipped += 1
+        else:
+            routine.error_continued += 1
+        self.dropped.append(
+            DroppedTask(
+                commit.seq,
+                pending.task.task_id,
+                pending.task.routine_id,
+                pending.task.slot,
+                pending.task.payload,
+                commit.attempt,
+                outcome,
+                cast("ErrorInfo", commit.error),
+            )
+        )
+
+    def _fold_effect(self, commit: Commit) -> None:
+        pending = self._pending.get(commit.task_id or "")
+        if pending is None or commit.effect is None or commit.detail is None:
+            raise IllegalTransitionError(f"commit {commit.seq} records an effect of no task")
+        pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
+        self.recoveries = 0
+
+    def _fold_resumed(self, commit: Commit) -> None:
+        detail = commit.detail or {}
+        withdrawn = texts(detail["withdrawn"], "$.withdrawn")
+        if not self._pending.keys() >= set(withdrawn):
+            raise IllegalTransitionError(f"commit {commit.seq} withdraws a task that is not there")
+        recoveries = in_range(detail["recoveries"], "$.recoveries")
+        if "shape" in detail:
+            self._take_shape(detail)
+        self.recoveries = recoveries
+        for task_id in withdrawn:
+            del self._pending[task_id]
+        fresh = bool(detail.get("retry_failed"))
+        if fresh:
+            self.error = None
+        for pending in self._pending.values():
+            if fresh and pending.failed:
+                pending.failed = False
+                pending.retries = 0
+                pending.first_started_ns = None
+                pending.due_ns = commit.at_ns
+                routine = self.routine_states[pending.task.routine_id]
+                routine.failed = 0
+                routine.error = None
+            elif pending.due_ns > commit.at_ns:
+                # The rest of the wait, within [0, delay]: a skewed clock can't stretch it.
+                left = min(pending.due_ns - commit.at_ns, pending.delay_ns or 0)
+                pending.due_ns = commit.at_ns + left
+
+    def _deliver(self, commit: Commit) -> Sequence[PendingTask]:
+        if not commit.tasks or len(commit.emissions) > 1:  # else its one emission is delivered
+            delivered = {task.emission for task in commit.tasks}
+            for index, emission in enumerate(commit.emissions):
+                if index not in delivered:
+                    self.outputs.append(
+                        Output(
+                            commit.seq,
+                            str(commit.routine_id),
+                            emission.event,
+                            emission.payload,
+                            str(commit.task_id),
+                        )
+                    )
+        return self._create(commit) if commit.tasks else ()
+
+    def _create(self, commit: Commit) -> Sequence[PendingTask]:
+        seq = commit.seq
+        at_ns = commit.at_ns
+        pending = self._pending
+        created: list[PendingTask] = []
+        for task in commit.tasks:
+            new = pending[task.task_id] = PendingTask(task, seq, len(created), at_ns)
+            created.append(new)
+        return created
+
+
+_COMPARED: Final = tuple(
+    name for name in FoldedJob.__slots__ if name not in ("history_limit", "clock_ns")
+)
+
+
+def _same(a: object, b: object) -> bool:
+    # == is faster; what it does not take for equal may be NaN, or of a class without __eq__.
+    with suppress(Exception):
+        if a == b:
+            return True
+    return same_value(a, b)
+
+
+def _written(old: dict[str, object], writes: Writes) -> dict[str, object]:
+    new = {**old, **writes.values}
+    for key in writes.removed:
+        new.pop(key, None)
+    return new

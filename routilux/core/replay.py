@@ -1,0 +1,136 @@
+"""Validates commits loaded from storage before they are replayed.
+
+Invariants:
+- Only commits that the machine could have made are replayed; others are refused with their path.
+- `FoldedJob.fold` is on the hot path and checks only what it can't undo; this module checks the
+  rest.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, cast
+
+from routilux.core.commits import CommitKind, JobStatus
+from routilux.core.parts import DROPPED_AS
+from routilux.errors import CorruptStateError, IllegalTransitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from routilux.core.commits import Commit
+    from routilux.core.fold import FoldedJob
+    from routilux.core.parts import DroppedTask, Output, PendingTask
+
+__all__ = ["check_unfolded", "follow"]
+
+# A module global costs less than a look-up at the enum, which is as slow as a call.
+_START = CommitKind.START
+_DONE = CommitKind.DONE
+_FAILED = CommitKind.FAILED
+_DROPPED = CommitKind.DROPPED
+_RUNNING = JobStatus.RUNNING
+_COMPLETED = JobStatus.COMPLETED
+
+# The statuses that a commit may give a job; commits of other kinds keep it, or complete the job.
+_GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
+    CommitKind.START: (JobStatus.PENDING, JobStatus.RUNNING),
+    CommitKind.FAILED: (JobStatus.FAILED,),
+    CommitKind.RESUMED: (JobStatus.PENDING, JobStatus.RUNNING, JobStatus.COMPLETED),
+    CommitKind.PAUSED: (JobStatus.PAUSED,),
+    CommitKind.CANCELLED: (JobStatus.CANCELLED,),
+}
+_REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
+
+
+def follow(job: FoldedJob, commit: Commit, path: str) -> None:
+    """Fold a loaded commit; raises `CorruptStateError` with `path` if it can't follow."""
+    reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
+    if reason is None:
+        try:
+            job.fold(commit)
+            return
+        except (IllegalTransitionError, LookupError, TypeError, ValueError) as error:
+            reason = str(error)
+        except CorruptStateError as error:
+            reason = f"its {error.path.removeprefix('$.')} {error.reason}"
+    raise CorruptStateError(path, f"the commit can't follow: {reason}")
+
+
+def _wrong_time(job: FoldedJob, commit: Commit) -> str | None:
+    if job.seq and commit.at_ns < job.updated_ns:
+        return "it is earlier than the one before"
+    if commit.started_ns is not None and commit.started_ns > commit.at_ns:
+        return "its attempt begins after it has ended"
+    if commit.delay_ns is not None and commit.due_ns != commit.at_ns + commit.delay_ns:
+        return "its due_ns is not its at_ns plus its delay_ns"
+    return None
+
+
+def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
+    if commit.task_id is not None:
+        pending = job._pending.get(commit.task_id)
+        if (
+            pending is None
+            or pending.failed
+            or (pending.routine_id, pending.attempt) != (commit.routine_id, commit.attempt)
+        ):
+            return (
+                f"attempt {commit.attempt} of task {commit.task_id} of {commit.routine_id!r} is not"
+                " the next one"
+            )
+    known: Iterable[str] = job.routine_states
+    if commit.kind is _START:
+        known = cast("Sequence[str]", (commit.detail or {})["routines"])
+    created: set[str] = set()
+    for task in commit.tasks:
+        if task.task_id in job._pending or task.task_id in created:
+            return f"it creates task {task.task_id} again"
+        if task.routine_id not in known:
+            return f"it creates a task of {task.routine_id!r}, which is no routine of the job"
+        created.add(task.task_id)
+    if commit.kind is _DROPPED:
+        as_ = (commit.detail or {}).get("as")
+        if as_ not in DROPPED_AS:
+            return f"no task is dropped as {as_!r}"
+    return None
+
+
+def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
+    kind, before, after = commit.kind, job.status, commit.status
+    ends = kind in (_DONE, _DROPPED)
+    if kind in _REQUESTS or (kind is _FAILED and not before.is_final):
+        fits = after in _GIVEN[kind] and not before.is_final
+    elif kind is _START:
+        fits = after in _GIVEN[kind]
+    else:
+        fits = after is before or (ends and before is _RUNNING and after is _COMPLETED)
+    if not fits:
+        return f"a {kind.value!r} makes no job that is {before.value} {after.value}"
+    left = len(job._pending) - ends + len(commit.tasks)
+    if ends and (after is _COMPLETED) is not (before is _RUNNING and not left):
+        return f"it leaves {left} tasks to do, and the job {after.value}"
+    return None
+
+
+def check_unfolded(job: FoldedJob, path: str) -> None:
+    """Check the state of a job whose first commits are not kept."""
+    if job.status is JobStatus.COMPLETED and job._pending:
+        raise CorruptStateError(f"{path}.pending_tasks", "a completed job has none")
+    parts: tuple[tuple[str, Sequence[PendingTask | Output | DroppedTask]], ...] = (
+        ("pending_tasks", job.pending_tasks),
+        ("outputs", job.outputs),
+        ("dropped", job.dropped),
+    )
+    for name, entries in parts:
+        for i, entry in enumerate(entries):
+            place = f"{path}.{name}[{i}]"
+            if entry.seq > job.seq:
+                raise CorruptStateError(f"{place}.seq", f"{entry.seq} is after the last commit")
+            if entry.routine_id not in job.routine_states:
+                raise CorruptStateError(
+                    f"{place}.routine_id", f"{entry.routine_id!r} is no routine of the job"
+                )
+    for last in job.commits[-1:]:
+        for name, expected in (("status", last.status), ("updated_ns", last.at_ns)):
+            if getattr(job, name) != expected:
+                raise CorruptStateError(f"{path}.{name}", "contradicts the last commit")

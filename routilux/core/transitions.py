@@ -1,0 +1,221 @@
+"""Transitions of a job: the commit that ends a step, by the plan of its flow.
+
+Invariants:
+- The commit is a pure function of the plan, the job, the step, its outcome and the time.
+- The commit of a step creates one numbered task for each emission and connection.
+- A failed attempt is retried, or its task fails or is dropped. Its emissions are not delivered; the
+  engine's own event `error` is delivered if the routine declares it.
+- The step that leaves no task to do completes the job.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Final
+
+from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.parts import RoutineStatus
+from routilux.errors import FlowDefinitionError
+from routilux.graph.messages import Emission, ErrorInfo, StepOutcome, Task
+from routilux.retry.error_handler import ErrorStrategy
+
+if TYPE_CHECKING:
+    from routilux.core.parts import PendingTask
+    from routilux.core.state import JobState
+    from routilux.graph.messages import StepInput
+    from routilux.graph.plan import Plan
+    from routilux.retry.error_handler import ErrorHandler
+
+__all__ = ["child_id", "commit_of_outcome"]
+
+_LONGEST_ID: Final = 64
+
+# A module global costs less than a look-up at the enum, which is as slow as a call.
+_DONE = CommitKind.DONE
+_RETRY = CommitKind.RETRY
+_RUNNING = JobStatus.RUNNING
+_COMPLETED = JobStatus.COMPLETED
+_RETRIES = ErrorStrategy.RETRY
+
+
+def child_id(parent: str, number: int) -> str:
+    """Return the id of a task's n-th child; a long lineage is shortened to its digest.
+
+    >>> child_id("0.1", 2)
+    '0.1.2'
+    """
+    name = f"{parent}.{number}"
+    if len(name) <= _LONGEST_ID:
+        return name
+    return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
+
+
+def commit_of_outcome(
+    plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now: int
+) -> Commit:
+    """Return the commit that ends a step whose reads of shared data are still current."""
+    if outcome.error_type is not None:
+        return _failure(plan, job, step, outcome, outcome.error_type, now)
+    task = step.task
+    emissions = tuple(outcome.emissions)
+    tasks: tuple[Task, ...] = ()
+    if emissions:
+        try:
+            tasks = _fan_out(plan, task, emissions)
+        except FlowDefinitionError as error:
+            return _failure(plan, job, step, _failed_by(step, error), FlowDefinitionError, now)
+    status = job.status
+    if not tasks and status is _RUNNING and len(job._pending) == 1:
+        status = _COMPLETED
+    return Commit(
+        job.seq + 1,
+        _DONE,
+        now,
+        status,
+        task.task_id,
+        task.routine_id,
+        step.attempt,
+        step.started_ns,
+        step.worker,
+        emissions,
+        tasks,
+        outcome.state,
+        outcome.shared,
+    )
+
+
+def _fan_out(plan: Plan, parent: Task, emissions: tuple[Emission, ...]) -> tuple[Task, ...]:
+    tasks: list[Task] = []
+    parent_id = parent.task_id
+    index = -1
+    for emission in emissions:
+        index += 1
+        payload = emission.payload
+        for route in plan.routes.get((parent.routine_id, emission.event), ()):
+            if len(payload) < route.fields and not route.required.issubset(payload):
+                missing = ", ".join(sorted(repr(n) for n in route.required - set(payload)))
+                raise FlowDefinitionError(
+                    f"{parent.routine_id} emitted {emission.event!r} without {missing}, which"
+                    f" {route.target}.{route.slot} needs"
+                )
+            mapping = route.mapping
+            tasks.append(
+                Task(
+                    child_id(parent_id, len(tasks)),
+                    route.target,
+                    route.slot,
+                    payload
+                    if mapping is None
+                    else {mapping.get(name, name): v for name, v in payload.items()},
+                    emission.flat,
+                    index,
+                )
+            )
+    return tuple(tasks)
+
+
+def _failure(
+    plan: Plan,
+    job: JobState,
+    step: StepInput,
+    outcome: StepOutcome,
+    error_type: type[BaseException],
+    now: int,
+) -> Commit:
+    task = step.task
+    handler = plan.handlers[task.routine_id]
+    strategy = handler.strategy
+    if strategy is _RETRIES:
+        if not step.final and handler.is_retryable(error_type):
+            delay = _retry_delay(job._pending[task.task_id], handler, step, outcome, now)
+        else:
+            delay = None
+        if delay is not None:
+            return Commit(
+                job.seq + 1,
+                _RETRY,
+                now,
+                job.status,
+                task.task_id,
+                task.routine_id,
+                step.attempt,
+                step.started_ns,
+                step.worker,
+                (),
+                (),
+                None,
+                None,
+                outcome.error,
+                delay,
+                now + delay,
+            )
+        strategy = handler.on_exhausted
+    stops = strategy is ErrorStrategy.STOP
+    emissions = _error_event(plan, step, outcome)
+    tasks = _fan_out(plan, task, emissions)
+    status = job.status
+    if stops:
+        if not job.is_final:
+            status = JobStatus.FAILED
+        detail = None
+    else:
+        skipped = strategy is ErrorStrategy.SKIP
+        as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
+        detail = {"as": as_.value}
+        if status is _RUNNING and not tasks and len(job._pending) == 1:
+            status = _COMPLETED
+    return Commit(
+        job.seq + 1,
+        CommitKind.FAILED if stops else CommitKind.DROPPED,
+        now,
+        status,
+        task.task_id,
+        task.routine_id,
+        step.attempt,
+        step.started_ns,
+        step.worker,
+        emissions,
+        tasks,
+        error=outcome.error,
+        detail=detail,
+    )
+
+
+def _retry_delay(
+    pending: PendingTask, handler: ErrorHandler, step: StepInput, outcome: StepOutcome, now: int
+) -> int | None:
+    delay = outcome.retry_after_ns
+    if delay is None:
+        retry = pending.retries + 1
+        delay = handler.delay_ns(retry, _draw(step, retry) if handler.jitter else None)
+    deadline = handler.deadline_ns
+    if deadline is not None:
+        first = pending.first_started_ns
+        if now + delay > (step.started_ns if first is None else first) + deadline:
+            return None
+    return delay
+
+
+def _draw(step: StepInput, retry: int) -> int:
+    seed = f"{step.job_id}/{step.task.task_id}/jitter/{retry}".encode()
+    return int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
+
+
+def _error_event(plan: Plan, step: StepInput, outcome: StepOutcome) -> tuple[Emission, ...]:
+    declared = plan.routines[step.task.routine_id].events.get("error")
+    if declared is None or outcome.error is None:
+        return ()
+    known = {
+        "error_type": outcome.error.type,
+        "message": outcome.error.message,
+        "task_id": step.task.task_id,
+        "slot": step.task.slot,
+        "attempt": step.attempt,
+        "payload": step.task.payload,
+    }
+    payload = {name: known[name] for name in declared.fields}
+    return (Emission("error", payload, "payload" not in payload),)
+
+
+def _failed_by(step: StepInput, error: Exception) -> StepOutcome:
+    return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=type(error))

@@ -1,0 +1,178 @@
+"""Saved forms of the values in commits and parts of a job: errors, effects, tasks, numbers.
+
+Invariants:
+- A saved form is plain JSON with integer nanoseconds; a missing optional field has its default.
+- Reading checks every field and the range of every number.
+- An error that was read stays data; it is never turned into an exception.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from routilux import codec
+from routilux.codec import quoted
+from routilux.codec.copying import is_flat
+from routilux.codec.schema import check_fields, fits
+from routilux.errors import CorruptStateError
+from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = [
+    "duration",
+    "effect_data",
+    "error_data",
+    "in_range",
+    "instant",
+    "load_effect",
+    "load_emission",
+    "load_error",
+    "load_task",
+    "load_writes",
+    "payload",
+    "texts",
+    "writes_text",
+]
+
+_EARLIEST: Final = -62_135_596_800 * 10**9
+_LATEST: Final = 253_402_300_799 * 10**9
+_LONGEST: Final = _LATEST - _EARLIEST
+_LARGEST_COUNT: Final = 2**53
+_TEXT: Final = frozenset({str})
+_EMISSION_FIELDS: codec.Fields = {"event": str, "payload": dict}
+_TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, "emission": int}
+_TASK_OPTIONAL: codec.Fields = {"payload": dict}
+_WRITES_FIELDS: codec.Fields = {"values": dict, "removed": list}
+_ERROR_REQUIRED: codec.Fields = {"type": str, "message": str}
+_ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str}
+_EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
+
+
+def in_range(value: object, path: str, least: int = 0) -> int:
+    """Return a count from saved data; refuses one below `least` or above 2**53."""
+    number = cast(int, value)
+    if not least <= number <= _LARGEST_COUNT:
+        raise CorruptStateError(path, f"{number} is no number from {least} to 2**53")
+    return number
+
+
+def instant(value: object, path: str) -> int:
+    """Return an instant (ns) from saved data; refuses one outside the years 1 to 9999."""
+    number = cast(int, value)
+    if not _EARLIEST <= number <= _LATEST:
+        raise CorruptStateError(path, f"{number} ns is no instant of the years 1 to 9999")
+    return number
+
+
+def duration(value: object, path: str) -> int:
+    """Return a duration (ns) from saved data; refuses one below 0 or above 9999 years."""
+    number = cast(int, value)
+    if not 0 <= number <= _LONGEST:
+        raise CorruptStateError(path, f"{number} ns is no duration of up to 9999 years")
+    return number
+
+
+def payload(value: object, path: str) -> dict[str, object]:
+    """Return a payload from saved data; refuses keys that are not strings."""
+    data = cast("dict[str, object]", value)
+    if not _TEXT.issuperset(map(type, data)):
+        key = next(key for key in data if type(key) is not str)
+        raise CorruptStateError(path, f"the key {key!r} of a payload is no text")
+    return data
+
+
+def texts(value: object, path: str) -> list[str]:
+    """Return a list of texts from saved data."""
+    if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
+        raise CorruptStateError(path, "is no list of texts")
+    return value
+
+
+def error_data(error: ErrorInfo) -> dict[str, object]:
+    """Return an error as JSON-able data."""
+    data: dict[str, object] = {"type": error.type, "message": _plain(error.message)}
+    if error.where is not None:
+        data["where"] = _plain(error.where)
+    if error.traceback is not None:
+        data["traceback"] = _plain(error.traceback)
+    return data
+
+
+def load_error(data: object, path: str) -> ErrorInfo:
+    """Read an error."""
+    f = check_fields(data, path, _ERROR_REQUIRED, _ERROR_OPTIONAL)
+    return ErrorInfo(
+        cast(str, f["type"]),
+        cast(str, f["message"]),
+        cast("str | None", f.get("where")),
+        cast("str | None", f.get("traceback")),
+    )
+
+
+def effect_data(effect: Effect, path: str) -> dict[str, object]:
+    """Return the result of an effect as JSON-able data."""
+    return {
+        "arguments": effect.arguments,
+        "result": codec.encode(effect.result, f"{path}.result"),
+    }
+
+
+def load_effect(data: object, path: str) -> Effect:
+    """Read the result of an effect."""
+    f = check_fields(data, path, _EFFECT_FIELDS, {})
+    return Effect(cast(str, f["arguments"]), f["result"])
+
+
+def writes_text(writes: Writes, path: str) -> str:
+    """Return the writes of a step as JSON text."""
+    removed = ",".join(map(quoted, writes.removed))
+    return f'{{"values":{codec.saved(writes.values, f"{path}.values")},"removed":[{removed}]}}'
+
+
+def load_writes(data: object, path: str) -> Writes:
+    """Read the writes of a step."""
+    f = check_fields(data, path, _WRITES_FIELDS, {})
+    removed = cast("list[object]", f["removed"])
+    if not all(type(key) is str for key in removed):
+        raise CorruptStateError(f"{path}.removed", "a removed key is no text")
+    return Writes(payload(f["values"], f"{path}.values"), tuple(cast("list[str]", removed)))
+
+
+def load_emission(data: object, index: int) -> Emission:
+    """Read an emission of a commit; the path of an error begins at the commit."""
+    if type(data) is not dict or not fits(data, _EMISSION_FIELDS):
+        check_fields(data, f".emissions[{index}]", _EMISSION_FIELDS)
+    f = cast("dict[str, Any]", data)
+    values = f["payload"]
+    if not _TEXT.issuperset(map(type, values)):
+        payload(values, f".emissions[{index}].payload")
+    return Emission(f["event"], values, is_flat(values))
+
+
+def load_task(data: object, emissions: Sequence[Emission], position: int) -> Task:
+    """Read a task of a commit; it shares the payload of its emission."""
+    if type(data) is not dict or not fits(data, _TASK_REQUIRED, _TASK_OPTIONAL):
+        check_fields(data, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
+    f = cast("dict[str, Any]", data)
+    index = f["emission"]
+    if not -1 <= index < len(emissions):
+        in_range(index, f".tasks[{position}].emission", least=-1)
+        raise CorruptStateError(
+            f".tasks[{position}].emission", f"the commit has no emission {index}"
+        )
+    if "payload" in f:
+        values = payload(f["payload"], f".tasks[{position}].payload")
+        flat = is_flat(values)
+    elif index < 0:
+        raise CorruptStateError(f".tasks[{position}].payload", "is missing")
+    else:
+        delivered = emissions[index]
+        values, flat = delivered.payload, delivered.flat
+    return Task(f["task_id"], f["routine_id"], f["slot"], values, flat, index)
+
+
+def _plain(text: str) -> str:
+    # Messages come from anywhere; a lone surrogate in one must not keep a job from being saved.
+    return text.encode("utf-8", "replace").decode()

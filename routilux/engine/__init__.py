@@ -1,0 +1,1 @@
+"""Runs jobs: the loop, the drivers of steps, and what the jobs of a runtime share."""

@@ -1,0 +1,306 @@
+"""One running job: its machine, its time and its commits.
+
+Invariants:
+- A commit is applied only after the store has accepted it. Observers are notified only then, in the
+  order of the commits.
+- A job changes only under the runtime's lock; no handler runs under it.
+- A job's time is UTC when it started or was resumed, plus monotonic progress, and never before its
+  last commit. So a wall clock that is set changes no wait, and time in the history never decreases.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from itertools import count
+from typing import TYPE_CHECKING, Protocol
+
+from routilux.errors import (
+    LeaseLostError,
+    NoActiveStepError,
+    NotResumableError,
+    UnserializableError,
+)
+from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome
+from routilux.persist.journal import SNAPSHOT_EVERY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from routilux.clocks.clock import Key
+    from routilux.core.commits import Commit
+    from routilux.core.machine import Machine, Request
+    from routilux.core.state import JobState
+    from routilux.engine.environment import Environment
+    from routilux.graph.context import Context
+    from routilux.graph.messages import Effect
+    from routilux.persist.journal import Journal, Row
+
+__all__ = ["Drive"]
+
+_log = logging.getLogger("routilux")
+_ordinals = count(1)
+
+
+class DrivingLoop(Protocol):
+    """The loop that drives a job, as far as the job knows it."""
+
+    def look(self, drive: Drive) -> None:
+        """Look at a job again after a change from outside (under the environment's lock)."""
+
+    def fail(self, drive: Drive, error: BaseException) -> None:
+        """Stop driving a job that something outside of it has broken (under the lock)."""
+
+
+class Drive:
+    """A job that runs in this process: its machine, its time and its commits.
+
+    It is the `Host` of the job's steps. `rested` is set when no step is in flight and none will
+    start; `error` is set if something outside the flow ended the run, such as a failing store.
+    """
+
+    __slots__ = (
+        "_journal",
+        "_open",
+        "_snapshot_at",
+        "environment",
+        "error",
+        "leased_until",
+        "leaving",
+        "limit",
+        "loop",
+        "machine",
+        "offset",
+        "on_rest",
+        "on_wait",
+        "ordinal",
+        "plan",
+        "ready",
+        "rested",
+        "run_step",
+        "timer",
+        "timer_key",
+    )
+
+    def __init__(self, environment: Environment, machine: Machine) -> None:
+        clock = environment.clock
+        self.environment = environment
+        self.machine = machine
+        self.plan = machine.plan
+        self.run_step = environment.run_step
+        self.ordinal = next(_ordinals)
+        self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
+        self.rested = clock.signal()
+        self.error: BaseException | None = None
+        self.leased_until: int | None = None  # monotonic; then other hosts may take over
+        self.leaving = False
+        # Called under the runtime's lock: when the job rests, and when all its tasks have to wait.
+        self.on_rest: Callable[[Drive], object] | None = None
+        self.on_wait: Callable[[Drive], object] | None = None
+        self.loop: DrivingLoop | None = None
+        self.ready = False
+        self.timer: int | None = None  # when its next task is due
+        self.timer_key: Key = ()  # of that task, to order it among others that are due then
+        self.limit: int | None = None  # when the first of its steps reaches its timeout
+        self._open: dict[int, Context] = {}
+        self._journal = environment.journal
+        self._snapshot_at = sys.maxsize
+        if environment.store is not None:  # a loaded job has the commits since its snapshot
+            self._snapshot_at = machine.job.seq - len(machine.job._commits) + SNAPSHOT_EVERY
+        machine.job.clock_ns = clock.now_ns
+
+    # --- the host of its steps ------------------------------------------------------------------
+
+    def now_ns(self) -> int:
+        """Return the job's time."""
+        return self.environment.clock.monotonic_ns() + self.offset
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        """Wait, but not longer than until the attempt's timeout."""
+        clock = self.environment.clock
+        clock.asked(step.task.routine_id, length)
+        until = self.now_ns() + length
+        if step.timeout_ns is not None:
+            until = min(until, step.started_ns + step.timeout_ns)
+        key = (self.ordinal, *step.order)
+        if clock.wait(self.rested, until - self.offset, key, step.who):
+            # The job ended by an error while this step was in flight; its outcome is ignored.
+            raise _given_up(step)
+
+    def check(self, step: StepInput) -> None:
+        """Raise if the step can record nothing more: its job was lost or ended by an error."""
+        until = self.leased_until
+        if (
+            self.error is None
+            and until is not None
+            and until <= self.environment.clock.monotonic_ns()
+        ):
+            self._check_owner()
+        if isinstance(self.error, LeaseLostError):
+            raise LeaseLostError(str(self.error))
+        if self.error is not None:
+            raise _given_up(step)
+
+    def _check_owner(self) -> None:
+        # This host was suspended or could not renew its lease: another may own the job now.
+        job_id, store = self.machine.job.job_id, self.environment.store
+        error: Exception
+        try:
+            hold = None if store is None else store.holders(job_id).get(job_id)
+            if hold is None or hold.owner == self.environment.owner:
+                return
+            error = LeaseLostError(f"job {job_id!r} is {hold} now; this host can't commit to it")
+        except OSError as broken:
+            error = broken
+        with self.environment.lock:
+            if self.loop is not None:
+                self.loop.fail(self, error)
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        """Commit the result of an effect, from the step's own thread."""
+        with self.environment.lock:
+            self.check(step)
+            commit = self.machine.effect(step, name, effect, self.now_ns())
+            if commit is None:
+                raise _given_up(step)
+            try:
+                self.commit(commit)
+            except UnserializableError:
+                raise
+            except BaseException as error:
+                # An error of the store is not a failure of the handler.
+                if self.loop is not None:
+                    self.loop.fail(self, error)
+                raise
+
+    def opened(self, context: Context) -> None:
+        """Remember a context whose step has a timeout; refuses a step that already timed out."""
+        step = context.step
+        if step is None:
+            return
+        with self.environment.lock:
+            if all(flying.number != step.number for flying in self.machine.flights):
+                raise _given_up(step)
+            self._open[step.number] = context
+
+    # --- its commits (under the runtime's lock) -------------------------------------------------
+
+    def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
+        """Write a commit, apply it, and notify the observers.
+
+        `claims` or `acquired`: it is the first commit of a resume, which claims the job, or goes on
+        under the lease of a job that was acquired.
+        """
+        if self._journal is not None:
+            job_id = self.machine.job.job_id
+            owner = self.environment.owner
+            self._journal.write(job_id, commit, owner, claims=claims, acquired=acquired)
+        self.apply(commit)
+        if claims or acquired:
+            for task in self.machine.job.pending_tasks:
+                if task.due_ns > commit.at_ns:
+                    left = task.due_ns - commit.at_ns
+                    self.environment.clock.asked(f"retry of {task.routine_id}", left)
+        if self.environment.audience.observers:
+            self.notify(commit)
+
+    def apply(self, commit: Commit) -> None:
+        """Fold a written commit into the job."""
+        self.machine.accept(commit)
+        if commit.seq >= self._snapshot_at:
+            self._keep_snapshot()
+        if commit.delay_ns:
+            self.environment.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
+
+    def notify(self, commit: Commit) -> None:
+        """Notify the observers of an applied commit."""
+        self.environment.audience.tell(self.machine.job, commit)
+
+    def _keep_snapshot(self) -> None:
+        job = self.machine.job
+        self._snapshot_at = job.seq + SNAPSHOT_EVERY
+        if self._journal is None:
+            return
+        try:
+            self._snapshot_at = self._journal.keep(job)
+        except Exception as error:
+            # Every commit is in the store; without the snapshot, loading takes longer.
+            _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)
+
+    # --- the ends of its steps (under the runtime's lock) ---------------------------------------
+
+    def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
+        """Return the commit that ends a step; None if its outcome is late or a duplicate.
+
+        Commits the effects first that the outcome carries.
+        """
+        if outcome.effects:
+            for name, effect in outcome.effects.items():
+                at = max(now, self.machine.job.updated_ns)
+                recorded = self.machine.effect(step, name, effect, at)
+                if recorded is not None:
+                    self.commit(recorded)
+        if step.timeout_ns is not None:
+            self._open.pop(step.number, None)
+        updated = self.machine.job.updated_ns
+        # Never before the last commit: an observer may have made one since `now` was read.
+        return self.machine.finish(step, outcome, now if now > updated else updated)
+
+    def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Row]:
+        """Return the commit that ends a step, and its row.
+
+        If the commit can't be saved, nothing is written yet: the attempt fails instead.
+        """
+        job_id, owner = self.machine.job.job_id, self.environment.owner
+        try:
+            return commit, journal.row(job_id, commit, owner)
+        except UnserializableError as error:
+            info = ErrorInfo.of(error)
+            outcome = StepOutcome(step.number, [], error=info, error_type=UnserializableError)
+            failure = self.machine.finish(step, outcome, commit.at_ns)
+            if failure is None:
+                raise
+            return failure, journal.row(job_id, failure, owner)
+
+    def overdue(self, now: int) -> Iterator[StepInput]:
+        """Yield the steps whose timeout has passed; their handlers can record nothing more."""
+        for step in self.machine.flights:
+            if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
+                context = self._open.pop(step.number, None)
+                if context is not None:
+                    context.close()
+                yield step
+
+    # --- requests -------------------------------------------------------------------------------
+
+    def request(self, kind: Request, reason: str | None = None) -> None:
+        """Commit a pause or a cancellation, and wake the loop."""
+        with self.environment.lock:
+            if self.error is not None:
+                raise NotResumableError(
+                    f"job {self.machine.job.job_id} broke off here ({type(self.error).__name__}:"
+                    f" {self.error}); load it again and resume it"
+                )
+            now = max(self.now_ns(), self.machine.job.updated_ns)
+            self.commit(self.machine.request(kind, now, reason))
+            if self.loop is not None:
+                self.loop.look(self)
+
+    def leave(self) -> None:
+        """Start no more steps, and end the run when the steps in flight have committed."""
+        with self.environment.lock:
+            self.leaving = True
+            if self.loop is not None:
+                self.loop.look(self)
+
+    def snapshot(self) -> JobState:
+        """Return a copy of the job as of its last commit."""
+        with self.environment.lock:
+            return self.machine.job.copy()
+
+
+def _given_up(step: StepInput) -> NoActiveStepError:
+    return NoActiveStepError(
+        f"attempt {step.attempt} of {step.task.routine_id} was given up, so nothing that it does"
+        " can be recorded any more"
+    )

@@ -1,0 +1,97 @@
+"""Whether a job fits its flow: what it starts with, and the flow that it goes on with.
+
+Laws:
+- It is asked before anything is committed; a refusal leaves the job and the flow as they were.
+- A refusal names what does not fit and what would, or what to do about it.
+- What a job starts with is a copy: the caller may go on to change its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest
+from routilux.graph.diff import homeless, mismatch
+from routilux.graph.messages import copied_payload
+
+if TYPE_CHECKING:
+    from routilux.core.state import JobState
+    from routilux.graph.plan import Plan
+
+__all__ = ["check_job_id", "check_same_flow", "checked_params"]
+
+
+def check_job_id(job_id: object) -> None:
+    """Raise `FlowDefinitionError` for what is no text, is empty or can't be saved."""
+    if not isinstance(job_id, str) or not job_id or any("\ud800" <= c <= "\udfff" for c in job_id):
+        raise FlowDefinitionError(f"a job's id is a text, not {job_id!r}")
+
+
+def checked_params(
+    plan: Plan, entry: str, slot: str, params: Mapping[str, object] | None
+) -> dict[str, object]:
+    """Return a copy of what a job is to start with, which its first handler takes.
+
+    Raises `FlowDefinitionError` for an entry, a slot or parameters that the flow does not have.
+    """
+    if not isinstance(entry, str) or entry not in plan.routines:
+        raise FlowDefinitionError(
+            f"flow {plan.flow_id!r} has no routine {entry!r} to start with; it has"
+            f" {', '.join(map(repr, plan.routines)) or 'none'}{nearest(entry, plan.routines)}"
+        )
+    slots = plan.routines[entry].slots
+    if not isinstance(slot, str) or slot not in slots:
+        raise FlowDefinitionError(
+            f"routine {entry!r} has no slot {slot!r} to start with; it has"
+            f" {', '.join(map(repr, slots)) or 'none'}{nearest(slot, slots)}"
+        )
+    if params is not None and (
+        not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
+    ):
+        raise FlowDefinitionError(
+            f"params for {entry}.{slot} is a mapping of the handler's parameters by name,"
+            f" not {params!r}"
+        )
+    given = dict(params or {})
+    binding = slots[slot].binding
+    missing = sorted(binding.required - given.keys())
+    unknown = [] if binding.takes_rest else sorted(given.keys() - binding.names)
+    if missing or unknown:
+        takes = ", ".join(map(repr, sorted(binding.names))) or "nothing"
+        trouble = [f"misses {', '.join(map(repr, missing))}"] if missing else []
+        trouble += [f"has {', '.join(map(repr, unknown))}, which it does not take"] * bool(unknown)
+        meant = nearest(unknown[0], binding.names - given.keys()) if unknown else ""
+        raise FlowDefinitionError(
+            f"params for {entry}.{slot}: the handler takes {takes}; what was given"
+            f" {' and '.join(trouble)}{meant}"
+        )
+    return copied_payload(given, f"params for {entry}.{slot}")
+
+
+def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
+    """Raise `FlowMismatchError` where a job can't go on with a flow.
+
+    With `allow_changed` another shape will do, if every pending task still has its slot.
+    """
+    if not allow_changed and job.shape != plan.shape:
+        raise FlowMismatchError(
+            "$.job_state.shape",
+            mismatch(
+                f"job {job.job_id} was started on another flow than {plan.flow_id!r} is now",
+                "resume it on the flow of its time, or with allow_changed_flow=True",
+                job.shape,
+                plan.shape,
+            ),
+        )
+    lost: dict[str, list[str]] = {}
+    for task in job.pending_tasks:
+        routine = plan.routines.get(task.routine_id)
+        if routine is None or task.slot not in routine.slots:
+            lost.setdefault(f"{task.routine_id}.{task.slot}", []).append(task.task_id)
+    if lost:
+        raise FlowMismatchError(
+            "$.job_state.pending_tasks",
+            f"of job {job.job_id}, {homeless(lost)}; flow {plan.flow_id!r} does not have that:"
+            " give it the slot, or resume the job on the flow of its time",
+        )

@@ -1,0 +1,289 @@
+"""The loop that runs any number of jobs with one driver.
+
+Invariants:
+- Cycle: pick a ready task, run it, commit, apply, notify. The loop waits for an outcome, a due
+  instant or a poke; it never polls.
+- An error that ends the run of one job is kept in its `Drive`, and affects no other job.
+- One write of the store commits the steps of several jobs that end at the same time, one step of
+  each job. During the write more steps end, so the more jobs run, the more share a write.
+- A job changes only under the runtime's lock; no handler runs under it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING, Final
+
+from routilux.core.commits import JobStatus
+from routilux.engine.step import timed_out
+from routilux.errors import StepLimitError
+from routilux.graph.messages import ErrorInfo
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from routilux.clocks.clock import Key
+    from routilux.core.commits import Commit
+    from routilux.core.parts import PendingTask
+    from routilux.engine.drive import Drive
+    from routilux.engine.driver import Driver, Ended
+    from routilux.engine.environment import Environment
+    from routilux.graph.messages import StepInput
+    from routilux.persist.journal import Journal, Row
+
+__all__ = ["Loop"]
+
+_RUNNING = JobStatus.RUNNING
+_FEW: Final = 16  # timers of ended jobs that may stay before they are removed
+_NO_TIMER: Final = (None, (), "the loop")
+_timer_numbers = count()
+
+
+class Loop:
+    """Runs jobs with one driver: one loop for each `execute`, one for all background jobs."""
+
+    def __init__(self, environment: Environment, driver: Driver) -> None:
+        self._environment = environment
+        self._clock = environment.clock
+        self._journal = environment.journal
+        self._driver = driver
+        self._ready: deque[Drive] = deque()
+        self._timers: list[tuple[int, int, Drive, StepInput | None]] = []
+        self.drives: set[Drive] = set()
+
+    def add(self, drive: Drive) -> None:
+        """Add a job, under the runtime's lock; if the loop is running, call `look` too."""
+        self.drives.add(drive)
+        self._environment.driven[drive.machine.job.job_id] = drive.machine
+        drive.loop = self
+        self._mark(drive)
+
+    def look(self, drive: Drive) -> None:
+        """Check a job again that another thread has changed, under the runtime's lock."""
+        self._mark(drive)
+        self._driver.poke()
+
+    def run(self) -> None:
+        """Run the jobs until all of them rest; an error of one job is kept in its `error`."""
+        try:
+            self._run()
+        except BaseException as error:
+            with self._environment.lock:
+                for drive in list(self.drives):
+                    self.fail(drive, error)
+
+    def _run(self) -> None:
+        lock = self._environment.lock
+        monotonic_ns = self._clock.monotonic_ns
+        driver = self._driver
+        ready = self._ready
+        ended: Ended | None = None
+        while True:
+            with lock:
+                now = monotonic_ns()  # read under the lock, so that commits are in order
+                if ended is not None:
+                    if self._journal is None:
+                        self._end(ended, now)
+                    else:
+                        self._end_durably((ended, *driver.others(ended)), now, self._journal)
+                if self._timers:
+                    self._ring(now)
+                while ready and driver.room:
+                    drive = ready.popleft()
+                    drive.ready = False
+                    if drive.loop is self:  # else it failed while it waited for room
+                        try:
+                            self._begin(drive, now)
+                        except BaseException as error:
+                            self.fail(drive, error)
+                if not self.drives:
+                    return
+                until, key, who = self._first_timer() if self._timers else _NO_TIMER
+            ended = driver.next(until, key, who)
+
+    def _begin(self, drive: Drive, now: int) -> None:
+        machine = drive.machine
+        if drive.leaving:
+            if not machine.in_flight:
+                self.drop(drive)
+            return
+        now += drive.offset
+        if now <= machine.job.updated_ns:
+            now = machine.job.updated_ns  # also if equal: the history keeps one int object
+        task = machine.next_task()
+        if task is None or task.due_ns > now:
+            if task is not None:
+                self._watch(drive, task)
+            if drive.on_wait is not None and not machine.in_flight:
+                drive.on_wait(drive)
+            return
+        environment = self._environment
+        if environment.max_steps is not None and self._over(drive, environment.max_steps):
+            self._mark(drive)
+            return
+        step = machine.begin(task, now)
+        if environment.audience.of_steps:
+            environment.audience.tell_step(machine.job, step)
+        if step.timeout_ns is not None:
+            self._watch_limit(drive, step, step.timeout_ns)
+        self._driver.start(drive, step)
+        if drive.plan.width > 1:
+            self._mark(drive)
+
+    def _over(self, drive: Drive, limit: int) -> bool:
+        job = drive.machine.job
+        made = sum(state.attempts for state in job.routine_states.values())
+        if made + drive.machine.in_flight < limit:
+            return False
+        error = StepLimitError(
+            f"job {job.job_id} made {made} attempts, the runtime's max_steps; does a cycle of its"
+            " flow ever end?"
+        )
+        drive.commit(drive.machine.fail(ErrorInfo.of(error), drive.now_ns()))
+        return True
+
+    def _end(self, ended: Ended, now: int) -> None:
+        """Commit the end of a step of a job without a store."""
+        drive: Drive
+        drive, step, outcome = ended
+        if drive.error is None:
+            try:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                commit = drive.take_outcome(step, outcome, now + drive.offset)
+                if commit is not None:
+                    drive.commit(commit)
+            except BaseException as error:
+                self.fail(drive, error)
+        self._mark(drive)
+
+    def _end_durably(self, ended: Sequence[Ended], now: int, journal: Journal) -> None:
+        """Commit the ends of steps, of one job each, by one write; often it is one step."""
+        endings: list[tuple[Drive, Commit]] = []
+        rows: list[Row] = []
+        for drive, step, outcome in ended:
+            if drive.error is not None:
+                continue
+            try:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                commit = drive.take_outcome(step, outcome, now + drive.offset)
+                if commit is not None:
+                    commit, row = drive.row(step, commit, journal)
+                    rows.append(row)
+                    endings.append((drive, commit))
+            except BaseException as error:
+                self.fail(drive, error)
+        if rows:
+            endings = self._written(endings, rows, journal)
+        for drive, commit in endings:
+            try:
+                drive.apply(commit)
+            except BaseException as error:
+                self.fail(drive, error)
+        if self._environment.audience.observers:
+            for drive, commit in endings:  # all are applied: an observer may use any of these jobs
+                if drive.error is None:
+                    drive.notify(commit)
+        for drive, _, _ in ended:
+            self._mark(drive)
+
+    def _written(
+        self, endings: list[tuple[Drive, Commit]], rows: Sequence[Row], journal: Journal
+    ) -> list[tuple[Drive, Commit]]:
+        refusals: Sequence[BaseException | None]
+        try:
+            refusals = journal.append_all(rows)
+        except BaseException as error:
+            refusals = [error] * len(rows)
+        if refusals.count(None) == len(rows):
+            return endings
+        for (drive, _), refusal in zip(endings, refusals, strict=True):
+            if refusal is not None:
+                self.fail(drive, refusal)
+        return [ending for ending in endings if ending[0].error is None]
+
+    def fail(self, drive: Drive, error: BaseException) -> None:
+        """End the run of a job by an error that is not of its flow, under the lock."""
+        drive.error = error
+        self.drop(drive)
+        self._driver.poke()
+
+    def drop(self, drive: Drive) -> None:
+        """Remove a job that rests or ended by an error."""
+        self.drives.discard(drive)
+        job_id, driven = drive.machine.job.job_id, self._environment.driven
+        if driven.get(job_id) is drive.machine:
+            del driven[job_id]
+        drive.loop = None
+        drive.rested.set()
+        if drive.on_rest is not None:
+            drive.on_rest(drive)
+        if len(self._timers) > 2 * len(self.drives) + _FEW:
+            # The timers of ended jobs would keep those in memory.
+            self._timers = [timer for timer in self._timers if timer[2].loop is self]
+            heapify(self._timers)
+
+    def _mark(self, drive: Drive) -> None:
+        if drive.loop is not self:
+            return
+        machine = drive.machine
+        if machine.job.status is not _RUNNING and machine.rests:
+            self.drop(drive)  # at once: the driver may have no room for a long time
+        elif not drive.ready:
+            drive.ready = True
+            self._ready.append(drive)
+
+    def _watch(self, drive: Drive, task: PendingTask) -> None:
+        due = task.due_ns - drive.offset
+        drive.timer_key = drive.ordinal, task.seq, task.position
+        if drive.timer is None or due < drive.timer:
+            drive.timer = due
+            heappush(self._timers, (due, next(_timer_numbers), drive, None))
+
+    def _watch_limit(self, drive: Drive, step: StepInput, timeout: int) -> None:
+        # One timer per job, for its earliest timeout: most steps end long before theirs.
+        due = step.started_ns + timeout - drive.offset
+        if drive.limit is None or due < drive.limit:
+            drive.limit = due
+            heappush(self._timers, (due, next(_timer_numbers), drive, step))
+
+    def _first_timer(self) -> tuple[int | None, Key, str]:
+        timers = self._timers
+        while timers and timers[0][2].loop is not self:
+            heappop(timers)
+        if not timers:
+            return _NO_TIMER
+        due, _, drive, step = self._timers[0]
+        job_id = drive.machine.job.job_id
+        if step is not None:
+            return due, (drive.ordinal, *step.order), f"job {job_id} (timeout of a step)"
+        return due, drive.timer_key, f"job {job_id} (next retry)"
+
+    def _ring(self, now: int) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= now:
+            due, _, drive, step = heappop(timers)
+            if drive.loop is not self:
+                continue
+            if step is not None:
+                if due == drive.limit:
+                    drive.limit = None
+                    self._end_overdue(drive, now)
+            elif due == drive.timer:
+                drive.timer = None
+                self._mark(drive)
+
+    def _end_overdue(self, drive: Drive, now: int) -> None:
+        for step in drive.overdue(now + drive.offset):
+            ended = drive, step, timed_out(step)
+            if self._journal is None:
+                self._end(ended, now)
+            else:
+                self._end_durably((ended,), now, self._journal)
+        if drive.error is None:
+            for step in drive.machine.flights:
+                if step.timeout_ns is not None:
+                    self._watch_limit(drive, step, step.timeout_ns)

@@ -1,0 +1,184 @@
+"""Runs one attempt: `StepInput` in, `StepOutcome` out.
+
+Laws:
+- It never raises for what a handler raises, if that is an `Exception`; anything else passes.
+- Every attempt gets its own copy of a payload that is not flat.
+- When it returns, the context is closed: nothing that the handler left behind can add to it.
+- No exception is kept in a frame, since such a cycle is freed by the collector only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pickle
+from typing import TYPE_CHECKING, Final
+
+from routilux.clocks.clock import SystemClock
+from routilux.clocks.durations import SECOND
+from routilux.codec.copying import copy_value
+from routilux.errors import (
+    ClockStalledError,
+    FlowDefinitionError,
+    StepTimeoutError,
+    UnserializableError,
+)
+from routilux.graph.context import Context, active
+from routilux.graph.messages import Effect, ErrorInfo, StepInput, StepOutcome, traceback_of
+from routilux.retry.error_handler import ErrorHandler, RetryAfter
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from routilux.graph.context import Host
+    from routilux.graph.routine import Routine, Slot
+
+__all__ = ["RemoteHost", "run_remote", "run_step", "timed_out"]
+
+_NO_READS: Final[frozenset[str]] = frozenset()
+
+
+def run_step(
+    step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: Host
+) -> StepOutcome:
+    """Call the handler of a slot for one attempt and return what came of it."""
+    context = Context(step, routine, host)
+    token = active.set(context)
+    try:
+        task = step.task
+        arguments = task.payload
+        if not slot.binding.names.issuperset(arguments):
+            arguments = slot.binding.arguments(arguments)
+        if not task.flat:
+            arguments = {name: copy_value(value) for name, value in arguments.items()}
+        if step.timeout_ns is not None:
+            host.opened(context)
+        result = slot.handler(**arguments)
+        if result is not None:
+            _see_to(result, slot)
+        if step.timeout_ns is not None and _is_late(step, host):
+            return timed_out(step)
+        if not context.touched:
+            return StepOutcome(step.number, context.outbox)
+        state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
+        return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
+    except ClockStalledError:
+        raise  # not the handler's failure: nobody moves the clock
+    except Exception as error:
+        if step.timeout_ns is not None and _is_late(step, host):
+            return timed_out(step)
+        kind = type(error)
+        info = ErrorInfo.of(error)
+        if step.final or not handler.is_retryable(kind):
+            info.traceback = traceback_of(error, skip=1)
+        reads = context.shared_reads() if context.touched else _NO_READS
+        delay = error.delay_ns if isinstance(error, RetryAfter) else None
+        return StepOutcome(step.number, [], None, None, reads, info, kind, delay)
+    finally:
+        active.reset(token)
+        context.close()
+
+
+def timed_out(step: StepInput) -> StepOutcome:
+    """Return the outcome of a step that took longer than its handler's `timeout`."""
+    limit = (step.timeout_ns or 0) / SECOND
+    error = StepTimeoutError(
+        f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
+        f" {limit:g} s"
+    )
+    return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=StepTimeoutError)
+
+
+def _is_late(step: StepInput, host: Host) -> bool:
+    return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
+
+
+def _see_to(result: object, slot: Slot) -> None:
+    if inspect.iscoroutine(result):
+        _run_coroutine(result, slot)
+    elif inspect.isgenerator(result) or inspect.isasyncgen(result):
+        raise FlowDefinitionError(
+            f"the handler of slot {slot.name!r} is a generator, so none of it has run; emit what it"
+            " yields"
+        )
+
+
+def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> None:
+    import asyncio  # 40 ms at import, for those only who have async handlers
+
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        asyncio.run(coroutine)
+        return
+    coroutine.close()
+    raise FlowDefinitionError(
+        f"the handler of slot {slot.name!r} is async and this thread runs an event loop already;"
+        " use 'await flow.aexecute(...)' there"
+    )
+
+
+class RemoteHost:
+    """A host for a step in another process: real time, and effects that travel with the outcome.
+
+    An effect is therefore recorded when the step ends; a crash of that process loses it.
+    """
+
+    __slots__ = ("_clock", "_offset", "effects")
+
+    def __init__(self, clock: SystemClock, step: StepInput) -> None:
+        self._clock = clock
+        self._offset = step.started_ns - clock.monotonic_ns()
+        self.effects: dict[str, Effect] = {}
+
+    def now_ns(self) -> int:
+        """Return the time: the step's start plus monotonic progress."""
+        return self._clock.monotonic_ns() + self._offset
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        """Wait, at the longest until the attempt's timeout."""
+        until = self.now_ns() + length
+        if step.timeout_ns is not None:
+            until = min(until, step.started_ns + step.timeout_ns)
+        self._clock.wait(None, until - self._offset)
+
+    def check(self, step: StepInput) -> None:
+        """Do nothing: here it is not known whose the job is."""
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        """Keep an effect until the outcome is handed back."""
+        self.effects[name] = effect
+
+    def opened(self, context: Context) -> None:
+        """Do nothing: a process can't be made to give up."""
+
+
+def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
+    """Run a step in another process; everything that it takes and gives can be pickled."""
+    host = RemoteHost(SystemClock(), step)
+    outcome = run_step(step, routine, routine.slots[slot], handler, host)
+    outcome.effects = host.effects or None
+    return _portable(outcome)
+
+
+def _portable(outcome: StepOutcome) -> StepOutcome:
+    # What can't travel fails the attempt, not the job: it is the handler's, not the executor's.
+    if outcome.error_type is not None:
+        outcome.error_type = next(filter(_travels, outcome.error_type.__mro__))
+    try:
+        pickle.dumps(outcome)
+    except Exception as error:
+        refused = UnserializableError(
+            "$", f"what the attempt came to can't be sent back from its process: {error}"
+        )
+        return StepOutcome(
+            outcome.number, [], error=ErrorInfo.of(refused), error_type=UnserializableError
+        )
+    return outcome
+
+
+def _travels(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True

@@ -1,0 +1,131 @@
+"""Who drives jobs: the caller's thread, or the one loop of all jobs in the background.
+
+Laws:
+- Background jobs share one loop in one thread, which is there only while there are jobs.
+- Where no thread can be made, the job that needed it breaks off, and later ones are driven.
+- A pool of threads that has nothing to do is kept for the next job of its size, until `close`.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Final
+
+from routilux.engine.driver import InlineDriver
+from routilux.engine.loop import Loop
+from routilux.engine.pool import PoolDriver
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from routilux.clocks.clock import Worker
+    from routilux.core.state import JobState
+    from routilux.engine.drive import Drive
+    from routilux.engine.driver import Driver
+    from routilux.engine.environment import Environment
+
+__all__ = ["Crew"]
+
+_BACKGROUND_WORKERS: Final = 32
+
+
+class Crew:
+    """The threads that drive a runtime's jobs, and the pools that run their steps."""
+
+    def __init__(self, environment: Environment, executor: Executor | None) -> None:
+        self._environment = environment
+        self._clock = environment.clock
+        self._executor = executor
+        self._closed = False  # then no thread is kept for later
+        self.begin()
+
+    def begin(self) -> None:
+        """Make what belongs to one process; called again in a forked child."""
+        self._spare: list[PoolDriver] = []
+        self.background: Loop | None = None
+
+    def close(self) -> None:
+        """Let the threads end that wait for later jobs; steps in flight run to their end."""
+        with self._environment.lock:
+            self._closed = True
+            while self._spare:
+                self._spare.pop().close()
+
+    def drive(self, drive: Drive) -> JobState:
+        """Drive a job in this thread and return it when it rests; raises what broke it."""
+        driver = self.driver_for(drive)
+        who = f"job {drive.machine.job.job_id}"
+        worker = self._clock.worker(who, (drive.ordinal,), result=True)
+        worker.start()
+        try:
+            loop = Loop(self._environment, driver)
+            with self._environment.lock:
+                loop.add(drive)
+            loop.run()
+        finally:
+            worker.stop()
+            if isinstance(driver, PoolDriver):
+                self._give_pool(driver)
+        if drive.error is not None:
+            raise drive.error
+        return drive.machine.job
+
+    def drive_in_background(self, drive: Drive) -> None:
+        """Have a job driven by the loop of background jobs, and return at once."""
+        with self._environment.lock:
+            loop = self.background
+            if loop is None:
+                pool = self._take_pool(_BACKGROUND_WORKERS)
+                loop = Loop(self._environment, pool)
+                loop.add(drive)
+                worker = self._clock.worker("the loop of background jobs")
+                thread = threading.Thread(
+                    target=self._run_background,
+                    args=(loop, pool, worker),
+                    name="routilux-loop",
+                    daemon=True,
+                )
+                try:
+                    thread.start()
+                except RuntimeError as error:  # the system has no thread left
+                    loop.fail(drive, error)
+                    raise
+                self.background = loop
+            else:
+                loop.add(drive)
+                loop.look(drive)
+
+    def _run_background(self, loop: Loop, pool: PoolDriver, worker: Worker) -> None:
+        worker.start()
+        try:
+            while True:
+                loop.run()
+                with self._environment.lock:
+                    # A job that was added since keeps the loop; else a later one gets a new loop.
+                    if not loop.drives:
+                        self.background = None
+                        break
+        finally:
+            worker.stop()
+            self._give_pool(pool)
+
+    def driver_for(self, drive: Drive) -> Driver:
+        """Return what runs the steps of a job that is driven in the caller's thread."""
+        if drive.plan.width > 1 or self._executor is not None:
+            return self._take_pool(drive.plan.width)
+        return InlineDriver(self._clock)
+
+    def _take_pool(self, size: int) -> PoolDriver:
+        with self._environment.lock:
+            for pool in self._spare:
+                if self._executor is not None or pool.size == size:
+                    self._spare.remove(pool)
+                    return pool
+        return PoolDriver(self._clock, size, self._executor)
+
+    def _give_pool(self, pool: PoolDriver) -> None:
+        with self._environment.lock:
+            if pool.idle and not self._closed:
+                self._spare.append(pool)
+            else:
+                pool.close()

@@ -1,0 +1,321 @@
+"""What a handler sees while it runs: `self.ctx`.
+
+Laws:
+- A context belongs to one step and dies with it: afterwards, and once the step was given up,
+  every use of it is `NoActiveStepError`.
+- What a handler reads is its own copy; what differs at the end is a write. Nothing is shared with
+  other steps until the commit.
+- Randomness and ids repeat on every attempt of the task, on every host: they come from its id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, MutableMapping
+from contextvars import ContextVar
+from random import Random
+from typing import TYPE_CHECKING, Final, NoReturn, ParamSpec, Protocol, TypeVar, cast
+from uuid import UUID
+
+from routilux import codec
+from routilux.clocks.durations import SECOND, from_ns, to_ns
+from routilux.codec.copying import copy_value
+from routilux.codec.equality import same_value
+from routilux.errors import FlowDefinitionError, NoActiveStepError, StepTimeoutError
+from routilux.graph.messages import Effect, Emission, StepInput, Writes, copied_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime, timedelta
+
+__all__ = ["Context", "Host", "View", "active"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_MISSING: Final = object()
+
+active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
+
+
+class Host(Protocol):
+    """Where a step runs, as its context needs it. Instants are the job's, in nanoseconds."""
+
+    def now_ns(self) -> int:
+        """Return the time."""
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        """Wait, at the longest until the attempt's timeout."""
+
+    def check(self, step: StepInput) -> None:
+        """Raise where nothing that the step does can be recorded any more, as far as is known."""
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        """Make the result of an effect last; raises if it can't."""
+
+    def opened(self, context: Context) -> None:
+        """Hear of a context whose step may be given up."""
+
+
+class View(MutableMapping[str, object]):
+    """A handler's own view of a snapshot: private copies, and a note of what was read.
+
+    `read_all` is set by anything that depends on the whole: iteration, `len`, comparison.
+    """
+
+    __slots__ = ("_copies", "_open", "_removed", "_snapshot", "read", "read_all")
+
+    def __init__(self, snapshot: dict[str, object], open_: Callable[[], None]) -> None:
+        self._snapshot = snapshot
+        self._copies: dict[str, object] = {}
+        self._removed: set[str] = set()
+        self._open = open_
+        self.read: set[str] = set()
+        self.read_all = False
+
+    def __getitem__(self, key: str) -> object:
+        self._open()
+        found = self._copies.get(key, _MISSING)
+        if found is not _MISSING:
+            return found
+        self.read.add(key)
+        if key in self._removed:
+            raise KeyError(key)
+        value = copy_value(self._snapshot[key])
+        self._copies[key] = value
+        return value
+
+    def __setitem__(self, key: str, value: object) -> None:
+        self._open()
+        if type(key) is not str:
+            raise TypeError(f"a key of state or shared data is a str, not {key!r}")
+        self._removed.discard(key)
+        self._copies[key] = value
+
+    def __delitem__(self, key: str) -> None:
+        if key not in self:
+            raise KeyError(key)
+        self._copies.pop(key, None)
+        self._removed.add(key)
+
+    def __contains__(self, key: object) -> bool:
+        self._open()
+        if key in self._copies:
+            return True
+        if isinstance(key, str):
+            self.read.add(key)
+        return key not in self._removed and key in self._snapshot
+
+    def __iter__(self) -> Iterator[str]:
+        self._open()
+        self.read_all = True
+        return iter([key for key in self._keys() if key not in self._removed])
+
+    def __len__(self) -> int:
+        self._open()
+        self.read_all = True
+        return sum(key not in self._removed for key in self._keys())
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+    def _keys(self) -> dict[str, object]:
+        return {**self._snapshot, **self._copies}
+
+    def writes(self, place: str) -> Writes | None:
+        """Return what differs from the snapshot now, as copies; None where nothing does."""
+        snapshot = self._snapshot
+        changed = {
+            key: value
+            for key, value in self._copies.items()
+            if key not in snapshot or not same_value(value, snapshot[key])
+        }
+        values = copied_payload(changed, place)
+        # To set what stood there already is no write, so it must still stand there at the end.
+        self.read.update(key for key in self._copies if key in snapshot and key not in values)
+        removed = tuple(sorted(key for key in self._removed if key in snapshot))
+        return Writes(values, removed) if values or removed else None
+
+
+class Context:
+    """What the running handler knows and may do; reached as `self.ctx` of its routine.
+
+    `attempt` is 1 for the first one. `idempotency_key` names the task and is the same in every
+    attempt and on every host.
+    """
+
+    __slots__ = (
+        "_host",
+        "_shared",
+        "_state",
+        "_streams",
+        "named",
+        "outbox",
+        "owner",
+        "step",
+        "touched",
+    )
+
+    def __init__(self, step: StepInput, owner: object, host: Host) -> None:
+        self.step: StepInput | None = step
+        self.owner = owner
+        self.outbox: list[Emission] = []
+        self.named: set[str] | None = None
+        self.touched = False  # whether the handler looked at state or shared data
+        self._host = host
+        self._state: View | None = None
+        self._shared: View | None = None
+        self._streams: dict[str, Random] | None = None
+
+    def _open_step(self) -> StepInput:
+        return self.step or self.over()
+
+    def over(self) -> NoReturn:
+        """Refuse to do anything for a step that is over."""
+        raise NoActiveStepError(
+            "this step is over: its handler has returned or was given up, so nothing that it"
+            " does can be recorded any more; keep no ctx beyond the handler"
+        )
+
+    def _check_open(self) -> None:
+        self._open_step()
+
+    @property
+    def state(self) -> View:
+        """The routine's own saved data: changes are committed when the handler returns."""
+        if self._state is None:
+            self._state = View(self._open_step().state, self._check_open)
+            self.touched = True
+        return self._state
+
+    @property
+    def shared(self) -> View:
+        """The job's shared data; a step that read what another one changed is run again."""
+        if self._shared is None:
+            self._shared = View(self._open_step().shared, self._check_open)
+            self.touched = True
+        return self._shared
+
+    @property
+    def attempt(self) -> int:
+        """The number of this attempt, 1 for the first; goes on counting after a resume."""
+        return (self.step or self.over()).attempt
+
+    @property
+    def job_id(self) -> str:
+        """The id of the job."""
+        return self._open_step().job_id
+
+    @property
+    def task_id(self) -> str:
+        """The id of the task, the same in every attempt and on every host."""
+        return self._open_step().task.task_id
+
+    @property
+    def idempotency_key(self) -> str:
+        """Job id and task id: tells an external service that a call is a repetition.
+
+        Raises `LeaseLostError` where it is known that another host has the job now.
+        """
+        step = self._open_step()
+        self._host.check(step)
+        return f"{step.job_id}/{step.task.task_id}"
+
+    def key(self, name: str) -> str:
+        """Return the idempotency key of one effect among several of this task."""
+        return f"{self.idempotency_key}/{name}"
+
+    def now(self) -> datetime:
+        """Return the time by the job's clock, as an aware UTC datetime."""
+        self._open_step()
+        return from_ns(self._host.now_ns())
+
+    def sleep(self, seconds: float | timedelta) -> None:
+        """Wait; raises `StepTimeoutError` at the instant at which the attempt's `timeout` ends."""
+        step = self._open_step()
+        length = to_ns(seconds)
+        self._host.sleep(step, length)
+        self._open_step()
+        limit = step.timeout_ns
+        if limit is not None and self._host.now_ns() - step.started_ns >= limit:
+            raise StepTimeoutError(
+                f"{step.task.routine_id} slept past its timeout of {limit / SECOND:g} s"
+            )
+
+    @property
+    def random(self) -> Random:
+        """A stream of random numbers that is the same in every attempt of this task."""
+        return self._stream("random")
+
+    def uuid(self) -> UUID:
+        """Return the task's next UUID; every attempt gets the same ones in the same order."""
+        return UUID(int=self._stream("uuid").getrandbits(128), version=4)
+
+    def _stream(self, use: str) -> Random:
+        streams = self._streams
+        if streams is None:
+            streams = self._streams = {}
+        if use not in streams:
+            step = self._open_step()
+            seed = f"{step.job_id}/{step.task.task_id}/{use}".encode()
+            streams[use] = Random(hashlib.sha256(seed).digest())
+        return streams[use]
+
+    def once(self, name: str, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Run an external effect and record its result; later attempts get the recorded result.
+
+        The result is committed before the handler goes on. What `fn` raises is not recorded.
+        Where it is known that another host has the job now, `fn` is not run: `LeaseLostError`.
+        Raises `FlowDefinitionError` for a name used twice in an attempt, or for other arguments
+        than those recorded, and `UnserializableError` for what can't be saved.
+        """
+        step = self._open_step()
+        if self.named is None:
+            self.named = set()
+        if name in self.named:
+            raise FlowDefinitionError(
+                f"once({name!r}) is called twice in one attempt of {step.task.routine_id};"
+                " give each effect a name of its own"
+            )
+        self.named.add(name)
+        place = f"$.once[{name!r}]"
+        encoded = codec.encode([list(args), dict(kwargs)], f"{place}.arguments")
+        digest = hashlib.sha256(codec.dumps(encoded).encode()).hexdigest()
+        recorded = (step.effects or {}).get(name)
+        if recorded is not None:
+            if recorded.arguments != digest:
+                raise FlowDefinitionError(
+                    f"once({name!r}) of {step.task.routine_id} was recorded with other arguments"
+                    " than it has now; take them from the payload, not from the attempt"
+                )
+            return cast(_T, copy_value(recorded.result))
+        self._host.check(step)
+        result = fn(*args, **kwargs)
+        self._open_step()
+        codec.encode(result, f"{place}.result")
+        self._host.record(step, name, Effect(digest, copy_value(result)))
+        return result
+
+    def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:
+        """Return what was changed of state and of shared data."""
+        own, common = self._state, self._shared  # it may be closed from another thread
+        state = own.writes("ctx.state") if own is not None else None
+        if state is not None and not state_allowed:
+            keys = ", ".join([*state.values, *state.removed])
+            raise FlowDefinitionError(
+                f"{type(self.owner).__name__} changed ctx.state[{keys}], but runs"
+                " max_concurrency > 1 steps at a time, which would lose updates;"
+                " use ctx.shared, or max_concurrency = 1"
+            )
+        return state, common.writes("ctx.shared") if common is not None else None
+
+    def shared_reads(self) -> frozenset[str] | None:
+        """Return the shared keys that were read; None for all of them."""
+        common = self._shared
+        if common is None:
+            return frozenset()
+        return None if common.read_all else frozenset(common.read)
+
+    def close(self) -> None:
+        """End it: whatever still holds it can do nothing more."""
+        self.step = None
+        self._state = self._shared = None  # they hold this context: a cycle

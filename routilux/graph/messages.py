@@ -1,0 +1,226 @@
+"""Values that a step exchanges with the engine: `StepInput` in, `StepOutcome` out.
+
+Invariants:
+- They are values: they can be pickled, delayed, dropped or delivered twice.
+- They never change. They are not frozen, because that costs 70 % more on the hottest path.
+- An error is kept as data, not as an exception, which would keep its frames in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from routilux.codec import registry
+from routilux.codec.copying import copy_value
+from routilux.errors import UnserializableError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import CodeType, TracebackType
+
+__all__ = ["Effect", "Emission", "ErrorInfo", "StepInput", "StepOutcome", "Task", "Writes"]
+
+_LONGEST_MESSAGE: Final = 10_000
+_MOST_CAUSES: Final = 10
+_MOST_FRAMES: Final = 40
+_type_names: dict[type[BaseException], str] = {}
+
+
+def type_name(error_type: type[BaseException]) -> str:
+    """Return the name of an exception class: `ValueError`, `shop.errors.GatewayDown`."""
+    module = error_type.__module__
+    name = error_type.__qualname__
+    if module != "builtins":
+        name = f"{module}.{name}"
+    _type_names[error_type] = name
+    return name
+
+
+@dataclass(slots=True)
+class ErrorInfo:
+    """An exception as data: `type` by name, `message`, `where` (file:line), `traceback`.
+
+    Only the error of a failed or dropped task has a traceback.
+
+    >>> ErrorInfo.of(ValueError("no stock")).type
+    'ValueError'
+    """
+
+    type: str
+    message: str
+    where: str | None = None
+    traceback: str | None = None
+
+    @classmethod
+    def of(cls, error: BaseException) -> ErrorInfo:
+        """Describe an exception, without its traceback."""
+        try:
+            message = str(error)
+        except Exception as broken:
+            message = f"<its str() raised {type(broken).__name__}>"
+        if len(message) > _LONGEST_MESSAGE:
+            message = message[:_LONGEST_MESSAGE] + "…"
+        trace = error.__traceback__
+        kind = type(error)
+        return cls(
+            _type_names.get(kind) or type_name(kind),
+            message,
+            None if trace is None else _place(trace),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+_last_place: tuple[CodeType | None, int, str] = None, 0, ""
+
+
+def _place(trace: TracebackType) -> str:
+    global _last_place
+    while (inner := trace.tb_next) is not None:
+        trace = inner
+    code, offset = trace.tb_frame.f_code, trace.tb_lasti
+    last_code, last_offset, where = _last_place
+    # Attempts often fail at the same line; finding its number costs four times as much.
+    if code is not last_code or offset != last_offset:
+        where = f"{code.co_filename}:{trace.tb_lineno}"
+        _last_place = code, offset, where
+    return where
+
+
+def traceback_of(error: BaseException, skip: int = 0) -> str:
+    """Return the traceback of an exception as text, its causes first.
+
+    It has no source lines, which take 20 times as long to read. `skip` is the number of outermost
+    frames to leave out: those of the engine.
+    """
+    parts: list[str] = []
+    seen: BaseException | None = error
+    while seen is not None and len(parts) < _MOST_CAUSES:
+        lines = ["Traceback (most recent call last):"]
+        place = seen.__traceback__
+        while place is not None and seen is error and skip:
+            place, skip = place.tb_next, skip - 1
+        while place is not None:
+            code = place.tb_frame.f_code
+            lines.append(f'  File "{code.co_filename}", line {place.tb_lineno}, in {code.co_name}')
+            place = place.tb_next
+        if len(lines) > _MOST_FRAMES:
+            lines[_MOST_FRAMES // 2 : -_MOST_FRAMES // 2] = ["  …"]
+        lines.append(str(ErrorInfo.of(seen)))
+        parts.append("\n".join(lines))
+        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)
+    return "\n\nwhich led to\n\n".join(reversed(parts))
+
+
+def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, object]:
+    """Return a private copy of a payload; errors name `place`.
+
+    Raises `UnserializableError` for a value that can't be copied.
+
+    >>> copied_payload({"items": [1]}, "$")
+    {'items': [1]}
+    """
+    copied: dict[str, object] = {}
+    for name, value in payload.items():
+        try:
+            copied[name] = copy_value(value)
+        except Exception as error:
+            raise UnserializableError(
+                f"{place}.{name}",
+                f"{registry.type_name(type(value))} can't be copied ({registry.said(error)}), and"
+                " each reader gets a copy; use plain data",
+            ) from None
+    return copied
+
+
+@dataclass(slots=True)
+class Emission:
+    """One `emit`: the event's name and its payload. `flat`: the payload holds only scalars."""
+
+    event: str
+    payload: dict[str, object]
+    flat: bool
+
+
+@dataclass(slots=True)
+class Task:
+    """A delivery: one payload for one slot of one routine.
+
+    `emission` is the index, in the commit that created the task, of the emission that it
+    delivers; -1 for the task that a job starts with.
+    """
+
+    task_id: str
+    routine_id: str
+    slot: str
+    payload: dict[str, object]
+    flat: bool
+    emission: int
+
+
+@dataclass(slots=True)
+class Effect:
+    """The recorded result of an external effect, and the digest of its arguments."""
+
+    arguments: str
+    result: object
+
+
+@dataclass(slots=True)
+class StepInput:
+    """The input of one attempt: its task, and the state at the start of the attempt.
+
+    `number` is unique in this process. `state` and `shared` are snapshots and must not be changed;
+    `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
+    `timeout_ns` limits the attempt; `worker` is its number among the steps of the job that run at
+    the same time; `order` is the place of the task's creation (commit, position); `final` says that
+    a failure can't be retried.
+    """
+
+    number: int
+    task: Task
+    attempt: int
+    job_id: str
+    state: dict[str, object]
+    shared: dict[str, object]
+    seq: int
+    effects: dict[str, Effect] | None
+    started_ns: int
+    timeout_ns: int | None
+    worker: int
+    order: tuple[int, int]
+    final: bool
+
+    @property
+    def who(self) -> str:
+        """Its routine, task and attempt, for messages."""
+        return f"{self.task.routine_id} (task {self.task.task_id}, attempt {self.attempt})"
+
+
+@dataclass(slots=True)
+class Writes:
+    """The changes of a mapping by a step: new values by key, and removed keys."""
+
+    values: dict[str, object]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """The outcome of an attempt: emissions and writes, or the error.
+
+    `shared_reads` are the shared keys that it read; None means all. `effects` are effects that were
+    not recorded at once, because the step ran in another process.
+    """
+
+    number: int
+    emissions: list[Emission]
+    state: Writes | None = None
+    shared: Writes | None = None
+    shared_reads: frozenset[str] | None = frozenset()
+    error: ErrorInfo | None = None
+    error_type: type[BaseException] | None = None
+    retry_after_ns: int | None = None
+    effects: dict[str, Effect] | None = None

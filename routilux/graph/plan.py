@@ -1,0 +1,193 @@
+"""`Plan`: a flow as the engine reads it, and the connections that it is made of.
+
+Invariants:
+- A plan does not change when its flow changes later; any number of jobs follow it.
+- A connection is checked when it is made: both ends exist, and the event's fields cover what the
+  handler requires.
+- `shape` is the graph in sorted lines, without arguments, policies and strategy: these may change
+  while jobs run.
+- A route holds all that is known of an emission and its connection before a job runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, cast
+
+from routilux.errors import FlowDefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from routilux.graph.routine import Routine, Slot
+    from routilux.retry.error_handler import ErrorHandler
+
+__all__ = [
+    "STRATEGIES",
+    "Connection",
+    "ExecutionStrategy",
+    "Graph",
+    "Plan",
+    "Route",
+    "checked_connection",
+    "graph_of",
+    "names_of",
+]
+
+ExecutionStrategy = Literal["sequential", "concurrent"]
+STRATEGIES: Final = ("sequential", "concurrent")
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One edge: an event of one routine to a slot of another.
+
+    `param_mapping` renames event fields to handler parameters.
+    """
+
+    source: str
+    event: str
+    target: str
+    slot: str
+    param_mapping: Mapping[str, str]
+
+    @property
+    def ends(self) -> tuple[str, str, str, str]:
+        """What identifies it: source, event, target and slot."""
+        return self.source, self.event, self.target, self.slot
+
+    def __str__(self) -> str:
+        return f"{self.source}.{self.event} -> {self.target}.{self.slot}"
+
+
+def checked_connection(
+    start: tuple[str, Routine, object],
+    end: tuple[str, Routine, object],
+    param_mapping: object,
+) -> Connection:
+    """Return the connection from an event to a slot, each given with its routine and its id.
+
+    Raises `FlowDefinitionError` for an event, slot, field or parameter that does not exist, and
+    for a required parameter that no field covers.
+    """
+    (source, sender, event), (target, receiver, slot) = start, end
+    events, slots = sender.events, receiver.slots
+    if not isinstance(event, str) or event not in events:
+        raise FlowDefinitionError(
+            f"routine {source!r} has no event {event!r}; it has {names_of(events)}"
+        )
+    if not isinstance(slot, str) or slot not in slots:
+        raise FlowDefinitionError(
+            f"routine {target!r} has no slot {slot!r}; it has {names_of(slots)}"
+        )
+    declared = events[event]
+    binding = slots[slot].binding
+    connection = Connection(
+        source, event, target, slot, MappingProxyType(_mapping(param_mapping, source, event))
+    )
+    for field, parameter in connection.param_mapping.items():
+        if field not in declared.allowed:
+            raise FlowDefinitionError(
+                f"{connection}: param_mapping names field {field!r}, but event {event!r}"
+                f" has {names_of(declared.fields)}"
+            )
+        if parameter not in binding.names and not binding.takes_rest:
+            raise FlowDefinitionError(
+                f"{connection}: param_mapping names parameter {parameter!r}, but the handler"
+                f" takes {names_of(sorted(binding.names))}"
+            )
+    delivered = [connection.param_mapping.get(field, field) for field in declared.fields]
+    twice = sorted({name for name in delivered if delivered.count(name) > 1})
+    if twice:
+        raise FlowDefinitionError(
+            f"{connection}: two fields would be delivered as {names_of(twice)};"
+            " map one of them to another parameter"
+        )
+    missing = sorted(binding.required - set(delivered))
+    if missing:
+        raise FlowDefinitionError(
+            f"{connection}: the handler needs {names_of(missing)}, but the event carries"
+            f" {names_of(delivered)}; emit it, map it with param_mapping, or give it a default"
+        )
+    return connection
+
+
+def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
+    if mapping is None:
+        return {}
+    if not isinstance(mapping, Mapping) or not all(
+        isinstance(name, str) for pair in mapping.items() for name in pair
+    ):
+        raise FlowDefinitionError(
+            f"param_mapping for {source}.{event} is {mapping!r}; it is a mapping"
+            " {event field: handler parameter} of names"
+        )
+    return dict(mapping)
+
+
+def names_of(names: object) -> str:
+    """Return names as a message lists them."""
+    found = [repr(name) for name in cast("list[str]", names)]
+    return ", ".join(found) or "none"
+
+
+@dataclass(slots=True)
+class Route:
+    """A connection as the engine follows it."""
+
+    target: str
+    slot: str
+    mapping: dict[str, str] | None
+    fields: int  # of the event; a payload that has them all has what the handler needs
+    required: frozenset[str]  # event fields without which the handler can't be called
+
+
+@dataclass(slots=True)
+class Plan:
+    """A flow as the engine reads it; it stays as it is when the flow is changed later."""
+
+    flow_id: str
+    shape: tuple[str, ...]
+    routines: dict[str, Routine]
+    routes: dict[tuple[str, str], tuple[Route, ...]]
+    width: int
+    handlers: dict[str, ErrorHandler]  # who decides when a routine fails
+
+    def slot(self, routine_id: str, slot: str) -> Slot:
+        """Return a slot, which must exist."""
+        return self.routines[routine_id]._slots[slot]
+
+
+Graph = tuple[tuple[str, ...], dict[tuple[str, str], tuple[Route, ...]]]
+"""The shape of a flow, and the routes by (routine, event)."""
+
+
+def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection]) -> Graph:
+    """Return the shape of a flow, and the routes that emissions take."""
+    lines = []
+    for routine_id, routine in routines.items():
+        lines.append(f"routine {routine_id}: {routine.saved_name()}")
+        lines += [f"slot {routine_id}.{slot}" for slot in routine.slots]
+        for event in routine.events.values():
+            lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
+    lines += [f"connection {c}{_renamed(c.param_mapping)}" for c in connections]
+    routes: dict[tuple[str, str], tuple[Route, ...]] = {}
+    for c in connections:
+        back = {parameter: field for field, parameter in c.param_mapping.items()}
+        required = routines[c.target].slots[c.slot].binding.required
+        route = Route(
+            c.target,
+            c.slot,
+            dict(c.param_mapping) or None,
+            len(routines[c.source].events[c.event].fields),
+            frozenset(back.get(name, name) for name in required),
+        )
+        routes[c.source, c.event] = (*routes.get((c.source, c.event), ()), route)
+    return tuple(sorted(lines)), routes
+
+
+def _renamed(mapping: Mapping[str, str]) -> str:
+    pairs = ", ".join(f"{field} as {parameter}" for field, parameter in sorted(mapping.items()))
+    return f" ({pairs})" if pairs else ""

@@ -1,0 +1,370 @@
+"""A routine: slots that take payloads, events that emit them, handlers in between.
+
+Laws:
+- A routine holds configuration. What one execution knows is in the job, reached by `self.ctx`.
+- Its constructor's arguments are captured, so that a saved flow can build it again.
+- It is known by `module:qualname`, or by its class attribute `routine_name`, which stays when the
+  code moves. Saved flows find a class by that name among those that the program has defined.
+- What `emit` gets is checked against the declaration and copied at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from inspect import Parameter
+from typing import TYPE_CHECKING, ClassVar, Final, Self, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from routilux.codec.copying import copy_value
+from routilux.codec.equality import SCALARS
+from routilux.codec.registry import class_name
+from routilux.errors import FlowDefinitionError, NoActiveStepError
+from routilux.graph.context import Context, active
+from routilux.graph.messages import Emission, copied_payload
+from routilux.retry.error_handler import ErrorHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["ERROR_EVENT_FIELDS", "Binding", "Event", "Routine", "Slot"]
+
+ERROR_EVENT_FIELDS: Final = ("error_type", "message", "task_id", "slot", "attempt", "payload")
+"""What an event named `error` may declare: the engine emits it for dropped and failed tasks."""
+
+_classes: WeakValueDictionary[str, type[Routine]] = WeakValueDictionary()
+_bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Which payload fields a handler takes; cached per function."""
+
+    names: frozenset[str]
+    required: frozenset[str]
+    takes_rest: bool
+
+    @classmethod
+    def of(cls, handler: Callable[..., object]) -> Binding:
+        """Read a handler's parameters; raises `FlowDefinitionError` for positional-only ones."""
+        function = getattr(handler, "__func__", handler)
+        known = _bindings.get(function) if function is not handler else None
+        if known is not None:
+            return known
+        names = set()
+        required = set()
+        takes_rest = False
+        try:
+            parameters = inspect.signature(handler).parameters
+        except ValueError:
+            raise FlowDefinitionError(
+                f"handler {_name(handler)} does not tell its parameters, as some built-in functions"
+                " don't; wrap it in a method that names them"
+            ) from None
+        for parameter in parameters.values():
+            if parameter.kind is Parameter.VAR_KEYWORD:
+                takes_rest = True
+            elif parameter.kind is Parameter.POSITIONAL_ONLY:
+                raise FlowDefinitionError(
+                    f"handler {_name(handler)} takes {parameter.name!r} by position only;"
+                    " payload fields are passed by name: remove the '/'"
+                )
+            elif parameter.kind is not Parameter.VAR_POSITIONAL:
+                names.add(parameter.name)
+                if parameter.default is Parameter.empty:
+                    required.add(parameter.name)
+        binding = cls(frozenset(names), frozenset(required), takes_rest)
+        if function is not handler:
+            _bindings[function] = binding
+        return binding
+
+    def arguments(self, payload: dict[str, object]) -> dict[str, object]:
+        """Return those fields of a payload that the handler takes."""
+        if self.takes_rest or payload.keys() == self.names:
+            return payload
+        return {name: payload[name] for name in self.names if name in payload}
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """A named entrance of a routine, and the handler behind it."""
+
+    name: str
+    handler: Callable[..., object]
+    binding: Binding
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A named exit of a routine, and the fields that its payload may have."""
+
+    name: str
+    fields: tuple[str, ...]
+    allowed: frozenset[str]
+
+
+class Routine:
+    """Base class of all routines; define slots and events in the constructor.
+
+    Class attributes: `routine_name`, a name for saved flows that stays when the code moves;
+    `max_concurrency`, how many steps of it may be in flight at once (with more than 1 a handler
+    may read `ctx.state`, but not write it).
+
+    >>> class Greet(Routine):
+    ...     def __init__(self, greeting: str = "hello"):
+    ...         super().__init__()
+    ...         self.greeting = greeting
+    ...         self.define_slot("trigger", handler=self.greet)
+    ...         self.define_event("output", ["text"])
+    ...     def greet(self, name: str) -> None:
+    ...         self.emit("output", text=f"{self.greeting} {name}")
+    >>> Greet("hi").slots["trigger"].binding.required
+    frozenset({'name'})
+    """
+
+    routine_name: ClassVar[str | None] = None
+    max_concurrency: ClassVar[int] = 1
+
+    _arguments: tuple[tuple[object, ...], dict[str, object]]
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        limit = cls.max_concurrency
+        if type(limit) is not int or limit < 1:
+            raise FlowDefinitionError(
+                f"{cls.__qualname__}.max_concurrency is {limit!r}; it is a whole number from 1"
+            )
+        name = cls.saved_name()
+        if not isinstance(name, str) or not name:
+            raise FlowDefinitionError(
+                f"{cls.__qualname__}.routine_name is {name!r}; it is a text, or None for the"
+                " place of the class"
+            )
+        taken = _classes.get(name)
+        place = class_name(cls)
+        if taken is not None and class_name(taken) != place:
+            raise FlowDefinitionError(
+                f"routine_name {name!r} of {place} belongs to {class_name(taken)} already;"
+                " give each class its own"
+            )
+        _classes[name] = cls
+
+    def __new__(cls, *args: object, **kwargs: object) -> Self:
+        self = super().__new__(cls)
+        self._arguments = (
+            tuple(_own(value) for value in args),
+            {name: _own(value) for name, value in kwargs.items()},
+        )
+        return self
+
+    def __init__(self) -> None:
+        self._slots: dict[str, Slot] = {}
+        self._events: dict[str, Event] = {}
+        self._error_handler: ErrorHandler | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), *self._arguments, self._error_handler)
+
+    @classmethod
+    def saved_name(cls) -> str:
+        """Return the name by which saved flows know this class."""
+        own: str | None = cls.__dict__.get("routine_name")
+        return own if own is not None else class_name(cls)
+
+    # --- declaring ------------------------------------------------------------------------------
+
+    def define_slot(self, name: str, handler: Callable[..., object]) -> Slot:
+        """Add a slot; the handler gets those fields of a payload that its parameters name.
+
+        Raises `FlowDefinitionError` for a name that is taken or a handler that can't be called
+        with fields by name.
+        """
+        self._check_new("slot", name, self._slots_or_die())
+        if not callable(handler):
+            raise FlowDefinitionError(
+                f"slot {name!r} of {type(self).__qualname__}: {handler!r} can't be called"
+            )
+        slot = self._slots[name] = Slot(name, handler, Binding.of(handler))
+        return slot
+
+    def define_event(self, name: str, fields: Iterable[str] = ()) -> Event:
+        """Add an event and the fields that it may carry.
+
+        An event named `error` is emitted by the engine for each task of this routine that it
+        drops or that finally fails; its fields are among `ERROR_EVENT_FIELDS`.
+        """
+        self._slots_or_die()
+        self._check_new("event", name, self._events)
+        names = _texts(fields)
+        if names is None or not all(n.isidentifier() for n in names):
+            raise FlowDefinitionError(
+                f"event {name!r} of {type(self).__qualname__}: the fields are a list of names,"
+                f" not {fields!r}"
+            )
+        if len(set(names)) != len(names):
+            raise FlowDefinitionError(
+                f"event {name!r} of {type(self).__qualname__} names a field twice: {list(names)}"
+            )
+        if name == "error" and not set(names) <= set(ERROR_EVENT_FIELDS):
+            unknown = sorted(set(names) - set(ERROR_EVENT_FIELDS))
+            raise FlowDefinitionError(
+                f"event 'error' of {type(self).__qualname__} has {_list(unknown)}; the engine emits"
+                f" it, with fields among {_list(ERROR_EVENT_FIELDS)}"
+            )
+        event = self._events[name] = Event(name, names, frozenset(names))
+        return event
+
+    def set_error_handler(self, handler: ErrorHandler | None) -> None:
+        """Set what happens when a handler of this routine fails; None leaves it to the flow."""
+        self._slots_or_die()
+        self._error_handler = checked_handler(handler, type(self).__qualname__)
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The slots by name."""
+        return self._slots_or_die()
+
+    @property
+    def events(self) -> Mapping[str, Event]:
+        """The events by name."""
+        self._slots_or_die()
+        return self._events
+
+    @property
+    def error_handler(self) -> ErrorHandler | None:
+        """The routine's own error handler."""
+        self._slots_or_die()
+        return self._error_handler
+
+    @property
+    def arguments(self) -> tuple[tuple[object, ...], dict[str, object]]:
+        """The captured arguments of the constructor, by position and by name."""
+        return self._arguments
+
+    def _slots_or_die(self) -> dict[str, Slot]:
+        try:
+            return self._slots
+        except AttributeError:
+            raise FlowDefinitionError(
+                f"{type(self).__qualname__}.__init__ does not call super().__init__() first"
+            ) from None
+
+    def _check_new(self, kind: str, name: str, known: Mapping[str, object]) -> None:
+        if not isinstance(name, str) or not name:
+            raise FlowDefinitionError(
+                f"{kind} {name!r} of {type(self).__qualname__}: a name is a text"
+            )
+        if name in known:
+            raise FlowDefinitionError(
+                f"{kind} {name!r} of {type(self).__qualname__} is defined already;"
+                " choose another name"
+            )
+
+    # --- running --------------------------------------------------------------------------------
+
+    @property
+    def ctx(self) -> Context:
+        """What the running handler knows and may do; `NoActiveStepError` outside a handler."""
+        context = active.get()
+        if context is None:
+            raise NoActiveStepError(
+                f"{type(self).__qualname__}.ctx is there only while one of its handlers runs"
+            )
+        if context.step is None:
+            context.over()
+        return context
+
+    def emit(self, event: str, /, **payload: object) -> None:
+        """Emit an event; it is delivered when the handler has returned and was committed.
+
+        Raises `FlowDefinitionError` for an event or a field that is not declared, and
+        `NoActiveStepError` outside a handler of this routine.
+        """
+        context = active.get()
+        if context is None or context.step is None or context.owner is not self:
+            raise self._refused_emit(event, context)
+        declared = self._events.get(event)
+        if declared is None:
+            raise FlowDefinitionError(
+                f"{type(self).__qualname__} emits {event!r}, which it does not declare;"
+                f" it declares {_list(self._events) or 'no events'}: define_event({event!r}, [...])"
+            )
+        if not declared.allowed.issuperset(payload):
+            unknown = [name for name in payload if name not in declared.allowed]
+            raise FlowDefinitionError(
+                f"{type(self).__qualname__} emits {event!r} with {_list(unknown)}, which it does"
+                f" not declare; it declares {_list(declared.fields) or 'no fields'}"
+            )
+        flat = True
+        for value in payload.values():  # a call of is_flat takes twice as long
+            if type(value) not in SCALARS:
+                flat = False
+                payload = copied_payload(payload, f"{type(self).__qualname__}.{event}")
+                break
+        context.outbox.append(Emission(event, payload, flat))
+
+    def _refused_emit(self, event: str, context: Context | None) -> NoActiveStepError:
+        name = type(self).__qualname__
+        if context is None:
+            return NoActiveStepError(
+                f"{name}.emit({event!r}) was called outside a handler; only a running step can emit"
+            )
+        if context.step is None:
+            context.over()
+        return NoActiveStepError(
+            f"{name}.emit({event!r}) was called while a handler of another routine runs"
+            f" ({type(context.owner).__qualname__}); connect the two by an event instead"
+        )
+
+
+def find_class(name: str) -> type[Routine] | None:
+    """Return the routine class that is known by a name in this program."""
+    return _classes.get(name)
+
+
+def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
+    """Return what is an error handler or None; `FlowDefinitionError` for anything else."""
+    if handler is None or isinstance(handler, ErrorHandler):
+        return handler
+    raise FlowDefinitionError(
+        f"the error handler of {whose} is {handler!r}; give an ErrorHandler, such as"
+        " ErrorHandler('retry', max_retries=3), or None"
+    )
+
+
+def _texts(names: object) -> tuple[str, ...] | None:
+    if isinstance(names, str):
+        return None
+    try:
+        found = tuple(cast("Iterable[object]", names))
+    except TypeError:
+        return None
+    return cast("tuple[str, ...]", found) if all(isinstance(n, str) for n in found) else None
+
+
+def _rebuild(
+    cls: type[Routine],
+    args: tuple[object, ...],
+    kwargs: dict[str, object],
+    handler: ErrorHandler | None,
+) -> Routine:
+    routine = cls(*args, **kwargs)
+    routine.set_error_handler(handler)
+    return routine
+
+
+def _own(value: object) -> object:
+    # Plain data is copied, since the caller may go on to change it; an object that can't be
+    # copied (a client, a lock) is kept as it is and refused when the flow is saved.
+    try:
+        return copy_value(value)
+    except Exception:
+        return value
+
+
+def _name(handler: Callable[..., object]) -> str:
+    return getattr(handler, "__qualname__", repr(handler))
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

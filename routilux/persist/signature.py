@@ -1,0 +1,103 @@
+"""How a document ends: with a digest, and with a signature where it was written with a key.
+
+Laws:
+- Each covers every byte before its own member, so a signature covers the digest as well. Both are
+  members of the document, which stays JSON.
+- The digest tells damage. The signature (HMAC-SHA256) tells whether somebody who has the key wrote
+  these very bytes; it is compared in constant time, before anything is parsed.
+- A key is let go at once: nothing that raises, here or in whoever calls, has it among its locals.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+from typing import Final
+
+from routilux.codec.registry import type_name
+from routilux.errors import CorruptStateError
+
+__all__ = ["MIN_KEY", "SEAL", "keyed", "sealed", "unsealed"]
+
+MIN_KEY: Final = 16  # bytes; what HMAC-SHA256 can't be tried through with
+SEAL: Final = 200  # bytes, more than digest and signature take
+
+_SIGNATURE: Final = b',\n"signature": "hmac-sha256:%s"}\n'
+_SIGNATURE_HEAD: Final = _SIGNATURE.partition(b"hmac")[0]
+_DIGEST: Final = re.compile(
+    rb',\n"digest": "sha256:([0-9a-f]{64})"(?:,\n"signature": "hmac-sha256:[0-9a-f]{64}")?\}\n?\Z'
+)
+
+
+def keyed(key: bytes | None) -> hmac.HMAC | None:
+    """Return what signs with a key; None for None.
+
+    Raises `TypeError` for what is no bytes, and `ValueError` for fewer than `MIN_KEY`.
+
+    >>> keyed(b"secret")
+    Traceback (most recent call last):
+    ValueError: a key is at least 16 bytes, not 6; make one with secrets.token_bytes(32)
+    """
+    if key is None:
+        return None
+    kind, size = type(key), len(key) if isinstance(key, bytes) else 0
+    if size >= MIN_KEY:
+        return hmac.new(key, digestmod=hashlib.sha256)
+    del key
+    if not issubclass(kind, bytes):
+        raise TypeError(
+            f"a key is bytes, not {type_name(kind)}; make one with secrets.token_bytes(32)"
+        )
+    raise ValueError(
+        f"a key is at least {MIN_KEY} bytes, not {size}; make one with secrets.token_bytes(32)"
+    )
+
+
+def sealed(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
+    """Return a document, given without its closing brace, with its digest and signature."""
+    text = body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"'.encode()
+    return text + (b"}\n" if mac is None else _signature(mac, text))
+
+
+def unsealed(data: bytes, mac: hmac.HMAC | None = None, *, verify: bool = True) -> bytes | None:
+    """Return the document without digest and signature; None if it does not end with a digest.
+
+    With a `mac` the signature is checked, with `verify` the digest. Raises `CorruptStateError` for
+    what has none of this key, and for a digest that is another one.
+    """
+    if mac is not None:
+        _check_signature(mac, data)
+    digest = _DIGEST.search(data)
+    if digest is None:
+        return None
+    body = data[: digest.start()]
+    if verify and hashlib.sha256(body).hexdigest().encode() != digest[1]:
+        raise CorruptStateError(
+            "$.digest",
+            "the file was changed after it was written: its digest is another one;"
+            " read(path, verify=False) reads it all the same",
+        )
+    return body + b"}"
+
+
+def _check_signature(mac: hmac.HMAC, data: bytes) -> None:
+    start = data.rfind(_SIGNATURE_HEAD)
+    if start < 0:
+        raise CorruptStateError(
+            "$.signature",
+            "is missing, so nobody who has the key vouches for this file; get it from its writer"
+            " once more, written with key=..., or read it without a key if you trust its way here",
+        )
+    if not hmac.compare_digest(_signature(mac, data[:start]), data[start:]):
+        raise CorruptStateError(
+            "$.signature",
+            "is not that of this key: the file was signed with another key, or changed since;"
+            " pass the key that it was written with, or get it from its writer once more",
+        )
+
+
+def _signature(mac: hmac.HMAC, text: bytes) -> bytes:
+    own = mac.copy()
+    own.update(text)
+    return _SIGNATURE % own.hexdigest().encode()

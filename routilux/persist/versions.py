@@ -1,0 +1,65 @@
+"""Version of the saved forms, and the refusal of data that carries another one.
+
+Invariants:
+- A document and a snapshot carry the version. Of the rows of a job, each first row of a host
+  carries it; the version holds for the rows that follow.
+- Data of a newer version is refused before anything else in it is decoded.
+- Data without a version was not written by routilux and is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from routilux import codec
+from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
+
+__all__ = ["FORMAT", "loads_versioned", "refuse_newer"]
+
+FORMAT: Final = "routilux/1"
+
+_NEWER: Final = re.compile(r"routilux/(?!1\Z)[1-9]\d{0,8}")
+_FIRST_MEMBER: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"')
+
+
+def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> Any:
+    """Return the value of a JSON text without its version, which is `required` or optional.
+
+    Raises `SavedStateError` with a path that begins at `place`.
+
+    >>> loads_versioned(b'{"format": "routilux/1", "flow": {}}')
+    {'flow': {}}
+    >>> loads_versioned(b'{"format": "routilux/2", "flow": [}')
+    Traceback (most recent call last):
+    routilux.UnsupportedVersionError: $.format: is 'routilux/2', which a newer routilux...
+    """
+    refuse_newer(data, place)
+    try:
+        value = codec.loads(data)
+        if isinstance(value, dict) and "format" in value:
+            _check(value.pop("format"), "$")
+        elif required:
+            raise CorruptStateError("$.format", "is missing: this was not written by routilux")
+    except SavedStateError as error:
+        raise type(error)(place + error.path.removeprefix("$"), error.reason) from None
+    return value
+
+
+def refuse_newer(data: bytes, place: str) -> None:
+    """Raise for a text whose first member is another version; decode nothing else of it."""
+    first = _FIRST_MEMBER.match(data)
+    if first is not None:
+        _check(first[1].decode(), place)
+
+
+def _check(found: object, place: str) -> None:
+    if found == FORMAT:
+        return
+    if isinstance(found, str) and _NEWER.fullmatch(found):
+        raise UnsupportedVersionError(
+            f"{place}.format",
+            f"is {found!r}, which a newer routilux wrote; this one reads {FORMAT!r}: install the"
+            " newer one here, or resume the job where it was saved",
+        )
+    raise CorruptStateError(f"{place}.format", f"is {found!r}: this was not written by routilux")

@@ -1,0 +1,1 @@
+"""Retry policies: strategies, options and exact backoff."""

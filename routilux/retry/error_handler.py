@@ -1,0 +1,383 @@
+"""`ErrorHandler`: what happens after a failed attempt (stop, continue, skip, retry), and when.
+
+Invariants:
+- An error handler is a value: it is never changed, is compared by its options, and refers to no
+  job.
+- A delay is a pure function of the options, the retry and one draw, in whole nanoseconds.
+- An author's mistake is never retried; neither is anything that is not an `Exception`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Final, final
+
+from routilux.codec.registry import class_name
+from routilux.errors import (
+    CorruptStateError,
+    FlowDefinitionError,
+    IllegalTransitionError,
+    NoActiveStepError,
+    UnserializableError,
+)
+from routilux.retry.backoff import MAX_DELAY_NS, backoff_ns, half_even, nanoseconds
+from routilux.retry.options import (
+    CHECKS,
+    WITH_ANY_STRATEGY,
+    Default,
+    ErrorStrategy,
+    RetryAfter,
+    default,
+    find_class,
+    loaded,
+    refusal,
+    shown,
+)
+
+__all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
+
+_DRAW: Final = 1 << 53
+_CACHED: Final = 1024
+_NEVER_RETRIED: Final = (
+    FlowDefinitionError,
+    IllegalTransitionError,
+    NoActiveStepError,
+    UnserializableError,
+)
+
+
+@final
+class ErrorHandler:
+    """Decides what happens to a failed task; immutable, and shared by any number of jobs.
+
+    `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
+    `retry_delay × retry_backoff^(k−1)`, then `jitter` (0.1 is ±10 %), then at most `max_delay`.
+    `max_retries=None` never gives up. `on_exhausted` is the strategy once no retry is left, or
+    where the type of the error forbids one. `timeout` limits one attempt, under every strategy;
+    `deadline` limits the task since its first start. Retry options with a strategy other than
+    RETRY, and invalid values, raise `FlowDefinitionError`.
+
+    `retry_count` is for people: on a handler of a loaded flow it is the most retries that a task
+    had spent when the job was captured, else 0. It is part of the saved form, not of equality or
+    of the flow's fingerprint, and the engine never reads it.
+
+    >>> handler = ErrorHandler("retry", retry_delay=0.3, retry_backoff=1.5)
+    >>> [handler.delay_ns(retry) for retry in (1, 2, 3)]
+    [300000000, 450000000, 675000000]
+    >>> handler.is_retryable(OSError)
+    True
+    >>> ErrorHandler("skip", max_retries=5)
+    Traceback (most recent call last):
+        ...
+    routilux.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
+never retries: leave it out, or use ErrorStrategy.RETRY
+    """
+
+    __slots__ = (
+        "_ceiling_ns",
+        "_delays",
+        "_sealed",
+        "_spread",
+        "_steady_ns",
+        "_verdicts",
+        "deadline",
+        "deadline_ns",
+        "jitter",
+        "max_delay",
+        "max_retries",
+        "most_retries",
+        "non_retryable_exceptions",
+        "on_exhausted",
+        "retry_backoff",
+        "retry_count",
+        "retry_delay",
+        "retryable_exceptions",
+        "strategy",
+        "timeout",
+        "timeout_ns",
+    )
+
+    strategy: Final[ErrorStrategy]
+    max_retries: Final[int | None]
+    retry_delay: Final[float]
+    retry_backoff: Final[float]
+    retryable_exceptions: Final[tuple[type[Exception], ...]]
+    non_retryable_exceptions: Final[tuple[type[Exception], ...]]
+    max_delay: Final[float | None]
+    jitter: Final[float]
+    timeout: Final[float | None]
+    timeout_ns: Final[int | None]
+    deadline: Final[float | None]
+    deadline_ns: Final[int | None]
+    on_exhausted: Final[ErrorStrategy]
+    retry_count: Final[int]
+
+    def __init__(
+        self,
+        strategy: ErrorStrategy | str = ErrorStrategy.STOP,
+        max_retries: int | None = default(3),
+        retry_delay: float = default(1.0),
+        retry_backoff: float = default(2.0),
+        retryable_exceptions: type[Exception] | tuple[type[Exception], ...] = default((Exception,)),
+        *,
+        non_retryable_exceptions: type[Exception] | tuple[type[Exception], ...] = default(()),
+        max_delay: float | None = default(None),
+        jitter: float = default(0.0),
+        timeout: float | None = None,
+        deadline: float | None = default(None),
+        on_exhausted: ErrorStrategy | str = default(ErrorStrategy.STOP),
+    ) -> None:
+        object.__setattr__(self, "_sealed", False)
+        options: dict[str, Any] = {
+            "strategy": strategy,
+            "max_retries": max_retries,
+            "retry_delay": retry_delay,
+            "retry_backoff": retry_backoff,
+            "retryable_exceptions": retryable_exceptions,
+            "non_retryable_exceptions": non_retryable_exceptions,
+            "max_delay": max_delay,
+            "jitter": jitter,
+            "timeout": timeout,
+            "deadline": deadline,
+            "on_exhausted": on_exhausted,
+        }
+        chosen = CHECKS["strategy"]("strategy", strategy)
+        for name, value in options.items():
+            if isinstance(value, Default):
+                options[name] = value.value
+            elif chosen is ErrorStrategy.RETRY or name in WITH_ANY_STRATEGY:
+                options[name] = CHECKS[name](name, value)
+            else:
+                raise refusal(
+                    name,
+                    value,
+                    f"strategy {chosen.name} never retries: "
+                    "leave it out, or use ErrorStrategy.RETRY",
+                )
+
+        self.strategy = options["strategy"]
+        self.max_retries = options["max_retries"]
+        self.retry_delay = options["retry_delay"]
+        self.retry_backoff = options["retry_backoff"]
+        self.retryable_exceptions = options["retryable_exceptions"]
+        self.non_retryable_exceptions = options["non_retryable_exceptions"]
+        self.max_delay = options["max_delay"]
+        self.jitter = options["jitter"]
+        self.timeout = options["timeout"]
+        self.deadline = options["deadline"]
+        self.on_exhausted = options["on_exhausted"]
+        self.retry_count = 0
+
+        # max_retries as a number to compare with: 0 where nothing is retried; infinity for None.
+        self.most_retries: Final[float] = (
+            0
+            if self.strategy is not ErrorStrategy.RETRY
+            else float("inf")
+            if self.max_retries is None
+            else self.max_retries
+        )
+        self.timeout_ns = None if self.timeout is None else nanoseconds(self.timeout)
+        self.deadline_ns = None if self.deadline is None else nanoseconds(self.deadline)
+        self._ceiling_ns: Final = (
+            MAX_DELAY_NS if self.max_delay is None else nanoseconds(self.max_delay)
+        )
+        self._spread: Final = Fraction(repr(self.jitter)) if self.jitter else None
+        # The delay before every retry, where all delays are equal.
+        self._steady_ns: Final = (
+            min(
+                nanoseconds(self.retry_delay),
+                self._ceiling_ns if self._spread is None else MAX_DELAY_NS,
+            )
+            if self.retry_delay == 0 or self.retry_backoff == 1
+            else None
+        )
+        # Handlers are shared: two threads may store the same result in these dicts.
+        self._delays: Final[dict[int, int]] = {}
+        self._verdicts: Final[dict[type[BaseException], bool]] = {}
+        object.__setattr__(self, "_sealed", True)
+
+    if not TYPE_CHECKING:  # mypy checks Final; with __setattr__ it would allow any attribute
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if self._sealed:  # hasattr costs half of making a handler
+                raise AttributeError(
+                    f"ErrorHandler.{name} can't be changed; make a new handler and set that"
+                )
+            object.__setattr__(self, name, value)
+
+        def __delattr__(self, name: str) -> None:
+            raise AttributeError(f"ErrorHandler.{name} can't be deleted")
+
+    def delay_ns(self, retry: int, draw: int | None = None) -> int:
+        """Return the delay before retry 1, 2, …, in nanoseconds.
+
+        `draw` is a 53-bit integer from the task's own stream. With `jitter` it scales the delay by
+        `1 + jitter × (2·draw/2^53 − 1)`; without a draw there is no jitter. Raises `ValueError`
+        for a retry below 1 or a draw out of range.
+
+        >>> ErrorHandler("retry", retry_delay=1, jitter=0.1).delay_ns(1, draw=0)
+        900000000
+        """
+        delay = self._steady_ns
+        if delay is None or retry < 1:
+            delay = self._delays.get(retry)
+            if delay is None:
+                delay = self._remember_delay(retry)
+        spread = self._spread
+        if spread is None:
+            return delay
+        if draw is not None:
+            if not 0 <= draw < _DRAW:
+                raise ValueError(f"draw={draw} is not a 53-bit integer")
+            whole = spread.denominator * _DRAW
+            part = spread.numerator * (2 * draw - _DRAW)
+            delay = half_even(delay * (whole + part), whole)
+        return min(delay, self._ceiling_ns)
+
+    def _remember_delay(self, retry: int) -> int:
+        if retry < 1:
+            raise ValueError(f"retry={retry} does not exist; the first retry is 1")
+        delay = backoff_ns(self.retry_delay, self.retry_backoff, retry)
+        if self._spread is None:
+            delay = min(delay, self._ceiling_ns)
+        if len(self._delays) < _CACHED:
+            self._delays[retry] = delay
+        return delay
+
+    def delay_before(self, retry: int) -> timedelta:
+        """Return the delay before retry 1, 2, …, without jitter, rounded to whole microseconds.
+
+        Raises `ValueError` for a retry below 1.
+
+        >>> ErrorHandler("retry", max_delay=3).delay_before(3)
+        datetime.timedelta(seconds=3)
+        """
+        return timedelta(microseconds=half_even(self.delay_ns(retry), 1000))
+
+    def is_retryable(self, exception_type: type[BaseException]) -> bool:
+        """Return whether an error of this type may be retried.
+
+        A subclass of a retryable type is retryable; `non_retryable_exceptions` take precedence.
+        `RetryAfter` always is. `FlowDefinitionError`, `UnserializableError`, `NoActiveStepError`
+        and `IllegalTransitionError` never are, nor is anything that is not an `Exception`.
+
+        >>> ErrorHandler("retry", retryable_exceptions=OSError).is_retryable(ConnectionError)
+        True
+        """
+        verdict = self._verdicts.get(exception_type)
+        if verdict is None:
+            verdict = issubclass(exception_type, RetryAfter) or (
+                issubclass(exception_type, self.retryable_exceptions)
+                and not issubclass(exception_type, self.non_retryable_exceptions)
+                and not issubclass(exception_type, _NEVER_RETRIED)
+            )
+            # Bounded: a class that a handler defines is a new one in every attempt.
+            if len(self._verdicts) < _CACHED:
+                self._verdicts[exception_type] = verdict
+        return verdict
+
+    def serialize(self, path: str = "$") -> dict[str, Any]:
+        """Return the saved form: JSON values only, exception classes as `module:qualname`.
+
+        It has the retry options only where the strategy is RETRY. Raises `UnserializableError`,
+        with a path below `path`, for an exception class that can't be found by its name, such as
+        one defined in a function.
+
+        >>> ErrorHandler("skip", timeout=2.5).serialize()
+        {'strategy': 'skip', 'timeout': 2.5, 'retry_count': 0}
+        """
+        saved: dict[str, Any] = {}
+        for name, value in self._options().items():
+            if isinstance(value, ErrorStrategy):
+                saved[name] = value.value
+            elif isinstance(value, tuple):
+                for index, cls in enumerate(value):
+                    if find_class(class_name(cls)) is not cls:
+                        raise UnserializableError(
+                            f"{path}.{name}[{index}]",
+                            f"the exception class {class_name(cls)} can't be found by this name; "
+                            "define it at the top level of a module",
+                        )
+                saved[name] = [class_name(cls) for cls in value]
+            else:
+                saved[name] = value
+        saved["retry_count"] = self.retry_count
+        return saved
+
+    @staticmethod
+    def deserialize(data: object, path: str = "$") -> ErrorHandler:
+        """Return the handler of a saved form; it equals the one that was saved.
+
+        Exception classes are looked up in modules that the program has imported; nothing is
+        imported. Raises `CorruptStateError`, with a path below `path`, for anything that
+        `serialize` does not write.
+
+        >>> ErrorHandler.deserialize({"strategy": "skip", "timeout": None, "retry_count": 0})
+        ErrorHandler(ErrorStrategy.SKIP)
+        """
+        if not isinstance(data, dict):
+            raise CorruptStateError(path, f"an error handler is an object, not {shown(data)}")
+        if "strategy" not in data:
+            raise CorruptStateError(f"{path}.strategy", "is missing")
+        options: dict[str, Any] = {"strategy": loaded("strategy", data["strategy"], path)}
+        expected = _saved_options(options["strategy"])
+        for name in data:
+            if name not in expected and name != "retry_count":
+                raise CorruptStateError(
+                    f"{path}.{name}",
+                    f"is not a field of an error handler of strategy {data['strategy']!r}",
+                )
+        for name in (*expected, "retry_count"):
+            if name not in data:
+                raise CorruptStateError(f"{path}.{name}", "is missing")
+        for name in expected:
+            options[name] = loaded(name, data[name], path)
+        retry_count = data["retry_count"]
+        if type(retry_count) is not int or retry_count < 0:
+            raise CorruptStateError(
+                f"{path}.retry_count", f"is an int, 0 or more, not {shown(retry_count)}"
+            )
+        return _restore(options, retry_count)
+
+    def _options(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _saved_options(self.strategy)}
+
+    def _key(self) -> tuple[object, ...]:
+        return tuple(self._options().values())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ErrorHandler):
+            return NotImplemented
+        return self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __repr__(self) -> str:
+        parts = [str(self.strategy)]
+        for name, value in self._options().items():
+            if name == "strategy" or value == getattr(_PLAIN, name):
+                continue
+            if isinstance(value, tuple):
+                names = "".join(f"{cls.__qualname__}, " for cls in value)
+                parts.append(f"{name}=({names.strip() if len(value) == 1 else names[:-2]})")
+            else:
+                parts.append(f"{name}={value}")
+        return f"ErrorHandler({', '.join(parts)})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore, (self._options(), self.retry_count)
+
+
+def _saved_options(strategy: ErrorStrategy) -> tuple[str, ...]:
+    return tuple(CHECKS) if strategy is ErrorStrategy.RETRY else WITH_ANY_STRATEGY
+
+
+def _restore(options: dict[str, Any], retry_count: int) -> ErrorHandler:
+    handler = ErrorHandler(**options)
+    object.__setattr__(handler, "retry_count", retry_count)
+    return handler
+
+
+_PLAIN: Final = ErrorHandler()

@@ -1,0 +1,260 @@
+"""The options of an error handler, each checked where it is given and where it is loaded.
+
+Laws:
+- Each check gives back the effective value, or refuses it with the option, the value and the cure.
+- An exception class is saved by name and found again only where it is defined already: nothing is
+  imported or called, and no code of a module runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from enum import Enum
+from types import MappingProxyType, ModuleType
+from typing import Any, Final, TypeVar, cast
+
+from routilux.errors import CorruptStateError, FlowDefinitionError
+from routilux.retry.backoff import nanoseconds, plain_number
+
+__all__ = [
+    "CHECKS",
+    "WITH_ANY_STRATEGY",
+    "Default",
+    "ErrorStrategy",
+    "RetryAfter",
+    "default",
+    "find_class",
+    "loaded",
+    "refusal",
+    "shown",
+]
+
+
+_MOST_RETRIES: Final = 1 << 53
+_CLASS_OPTIONS: Final = ("retryable_exceptions", "non_retryable_exceptions")
+_STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")
+
+
+class ErrorStrategy(Enum):
+    """What to do about a failed task; every option that takes one also takes its lower-case name.
+
+    >>> ErrorStrategy("retry")
+    <ErrorStrategy.RETRY: 'retry'>
+    """
+
+    STOP = "stop"
+    CONTINUE = "continue"
+    RETRY = "retry"
+    SKIP = "skip"
+
+
+class RetryAfter(Exception):  # noqa: N818 - it asks for something, as StopIteration does
+    """Raised by a handler to be tried again after exactly `seconds`.
+
+    It is retryable under every RETRY handler, spends one retry, and is subject to neither backoff,
+    jitter nor `max_delay`. `seconds` that are negative, not finite or no number are a `ValueError`.
+
+    >>> RetryAfter(1.5, "429 from the gateway").delay_ns
+    1500000000
+    """
+
+    __module__ = "routilux"  # saved jobs name it so
+
+    def __init__(self, seconds: float, message: str = "") -> None:
+        number = plain_number(seconds)
+        if number is None or number < 0:
+            raise ValueError(
+                f"RetryAfter: seconds={shown(seconds)} is not a delay; "
+                "give a finite number of seconds, 0 or more"
+            )
+        super().__init__(number, message)
+        self.seconds: float = number
+
+    @property
+    def delay_ns(self) -> int:
+        """The delay in nanoseconds."""
+        return nanoseconds(self.seconds)
+
+    def __str__(self) -> str:
+        return self.args[1] or f"try again after {self.seconds} s"
+
+
+# --- the checks ---------------------------------------------------------------------------------
+
+
+def shown(value: object) -> str:
+    try:
+        text = repr(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+def refusal(name: str, value: object, cure: str) -> FlowDefinitionError:
+    return FlowDefinitionError(f"ErrorHandler: {name}={shown(value)} is refused; {cure}")
+
+
+def _strategy(name: str, value: object) -> ErrorStrategy:
+    if isinstance(value, ErrorStrategy):
+        return value
+    if isinstance(value, str) and value in ErrorStrategy._value2member_map_:
+        return ErrorStrategy(value)
+    names = ", ".join(repr(strategy.value) for strategy in ErrorStrategy)
+    raise refusal(name, value, f"give an ErrorStrategy or one of {names}")
+
+
+def _last_word(name: str, value: object) -> ErrorStrategy:
+    strategy = _strategy(name, value)
+    if strategy is ErrorStrategy.RETRY:
+        raise refusal(
+            name, value, "give STOP, CONTINUE or SKIP, or max_retries=None to never give up"
+        )
+    return strategy
+
+
+def _count(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_RETRIES:
+        raise refusal(name, value, "give an int, 0 or more, or None to never give up")
+    return int(value)
+
+
+def _delay(name: str, value: object) -> float:
+    number = plain_number(value)
+    if number is None or number < 0:
+        raise refusal(name, value, "give a finite number of seconds, 0 or more")
+    return number
+
+
+def _ceiling(name: str, value: object) -> float | None:
+    number = plain_number(value)
+    if value is not None and (number is None or number < 0):
+        raise refusal(
+            name, value, "give a finite number of seconds, 0 or more, or None for no ceiling"
+        )
+    return number
+
+
+def _bound(name: str, value: object) -> float | None:
+    number = plain_number(value)
+    if value is not None and (number is None or number < 0 or nanoseconds(number) < 1):
+        raise refusal(
+            name, value, "give a finite number of seconds, at least 1e-9, or None for no bound"
+        )
+    return number
+
+
+def _growth(name: str, value: object) -> float:
+    number = plain_number(value)
+    if number is None or number < 1:
+        raise refusal(name, value, "give a finite number, 1 (equal delays) or more")
+    return number
+
+
+def _share(name: str, value: object) -> float:
+    number = plain_number(value)
+    if number is None or not 0 <= number <= 1:
+        raise refusal(name, value, "give a fraction from 0 to 1, such as 0.1 for ±10 %")
+    return number
+
+
+def _classes(name: str, value: object) -> tuple[type[Exception], ...]:
+    classes = value if isinstance(value, tuple) else (value,)
+    for item in classes:
+        if not (isinstance(item, type) and issubclass(item, Exception)):
+            raise refusal(
+                name,
+                value,
+                f"{shown(item)} is no class derived from Exception; "
+                "give such a class or a tuple of them",
+            )
+    return classes
+
+
+CHECKS: Final[Mapping[str, Callable[[str, object], Any]]] = MappingProxyType(
+    {
+        "strategy": _strategy,
+        "max_retries": _count,
+        "retry_delay": _delay,
+        "retry_backoff": _growth,
+        "retryable_exceptions": _classes,
+        "non_retryable_exceptions": _classes,
+        "max_delay": _ceiling,
+        "jitter": _share,
+        "timeout": _bound,
+        "deadline": _bound,
+        "on_exhausted": _last_word,
+    }
+)
+WITH_ANY_STRATEGY: Final = ("strategy", "timeout")
+
+_T = TypeVar("_T")
+
+
+class Default:
+    """Stands for an option that was left out, and reads as the default in `help()`."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return repr(self.value)
+
+
+def default(value: _T) -> _T:
+    return cast("_T", Default(value))
+
+
+# --- saved forms --------------------------------------------------------------------------------
+
+
+def find_class(name: str) -> type[Exception] | None:
+    """The exception class of that name, if its module is loaded; runs nothing while looking.
+
+    A lazy module, a module's `__getattr__` and a proxy object would each run code when asked in the
+    usual way; namespaces are therefore read directly and types taken from `type()` alone.
+    """
+    module_name, _, qualname = name.partition(":")
+    found: object = sys.modules.get(module_name)
+    if not issubclass(type(found), ModuleType):
+        return None
+    namespace = object.__getattribute__(found, "__dict__")
+    for part in qualname.split("."):
+        found = namespace.get(part)
+        if not issubclass(type(found), type):
+            return None
+        namespace = type.__getattribute__(cast("type", found), "__dict__")
+    cls = cast("type", found)
+    return cls if issubclass(cls, Exception) else None
+
+
+def loaded(name: str, value: object, path: str) -> Any:
+    """One option of a saved form, checked by the same rule as an argument."""
+    place = f"{path}.{name}"
+    if name in _CLASS_OPTIONS:
+        if not isinstance(value, list):
+            raise CorruptStateError(place, f"is a list of exception classes, not {shown(value)}")
+        return tuple(_loaded_class(item, f"{place}[{i}]") for i, item in enumerate(value))
+    if name in _STRATEGY_OPTIONS and not isinstance(value, str):
+        raise CorruptStateError(place, f"is the name of a strategy, not {shown(value)}")
+    try:
+        return CHECKS[name](name, value)
+    except FlowDefinitionError as refused:
+        raise CorruptStateError(place, str(refused)) from None
+
+
+def _loaded_class(name: object, place: str) -> type[Exception]:
+    if not isinstance(name, str):
+        raise CorruptStateError(place, f"is the name of an exception class, not {shown(name)}")
+    cls = find_class(name)
+    if cls is None:
+        raise CorruptStateError(
+            place,
+            f"{name!r} is no exception class of an imported module; "
+            "import the module that defines it before loading",
+        )
+    return cls

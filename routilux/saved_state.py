@@ -1,0 +1,273 @@
+"""A job and its flow as one JSON document, for people and other tools.
+
+Invariants:
+- A document is a copy, not a lock: any number of hosts may resume the job from it.
+- It is captured between two commits; steps in flight are pending in it.
+- Capturing changes neither the flow nor the job.
+- A crash while it is written leaves the old file or the new one; see `atomic`.
+- The digest covers every byte before its own member. It shows damage, not an attack: for a file
+  that other people could change there is a signature, checked before anything is parsed.
+- Reading the content of a file raises nothing but `SavedStateError`; a file that can't be opened
+  raises the system's `OSError`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Never, Self
+
+from routilux import codec
+from routilux.clocks.clock import SystemClock
+from routilux.clocks.durations import SECOND, from_ns, instant_ns
+from routilux.core.commits import history_length
+from routilux.core.state import JobState
+from routilux.core.wire import in_range
+from routilux.errors import CorruptStateError, SavedStateError
+from routilux.flow import Flow
+from routilux.monitor import ExecutionMonitor
+from routilux.persist.atomic_write import write_whole
+from routilux.persist.signature import SEAL, keyed, sealed, unsealed
+from routilux.persist.versions import FORMAT, loads_versioned
+
+__all__ = ["SavedState"]
+
+_PIECE: Final = 1 << 20
+_FIELDS: codec.Fields = {
+    "flow": dict,
+    "job_state": dict,
+    "saved_at": float,
+    "saved_at_iso": str,
+    "retry_count": int,
+    "execution_history_count": int,
+    "monitor_summary": dict,
+}
+
+
+@dataclass(slots=True, eq=False)
+class SavedState:
+    """A flow and a job as they were saved together; `saved_at_ns` is UTC nanoseconds.
+
+    >>> import tempfile, pathlib
+    >>> from routilux import Flow, Routine
+    >>> class Hello(Routine):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.define_slot("trigger", handler=self.hello)
+    ...     def hello(self):
+    ...         self.ctx.state["said"] = "hello"
+    >>> flow = Flow("greeting")
+    >>> _ = flow.add_routine(Hello(), "hello")
+    >>> job = flow.execute("hello")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = pathlib.Path(folder, "job.json")
+    ...     SavedState.capture(flow, job).write(path)
+    ...     SavedState.read(path).job == job
+    True
+    """
+
+    flow: Flow
+    job: JobState
+    saved_at_ns: int
+    monitor_summary: dict[str, int]
+    _captured: tuple[str, str] | None = None  # the texts of flow and job
+
+    @property
+    def saved_at(self) -> float:
+        """When it was saved, in seconds since 1970, by the clock that drove the job."""
+        return self.saved_at_ns / SECOND
+
+    @property
+    def retry_count(self) -> int:
+        """The most retries that any task had spent."""
+        return self.job.retry_count()
+
+    @classmethod
+    def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
+        """Capture a job as it is now; call this while no step commits, or from an observer.
+
+        The counts of `monitor` are saved; by default they are those of the job's commits. Raises
+        `UnserializableError` for a value that has no saved form.
+        """
+        own = job.copy()
+        now = job.clock_ns() if job.clock_ns is not None else SystemClock().now_ns()
+        now -= now % 1000  # what a float of seconds and ISO text both hold
+        summary = ExecutionMonitor.summary_of(own) if monitor is None else monitor.summary()
+        return cls(flow, own, now, summary, _texts(flow, own))
+
+    def to_bytes(self, *, key: bytes | None = None) -> bytes:
+        """Return the document's text, with its digest, and signed if there is a `key`; see `write`.
+
+        >>> from routilux import Flow, JobState
+        >>> flow, key = Flow("empty"), b"sixteen bytes or more"
+        >>> text = SavedState.capture(flow, JobState("job-1")).to_bytes(key=key)
+        >>> SavedState.from_bytes(text, key=key).job.job_id
+        'job-1'
+        >>> SavedState.from_bytes(text, key=b"the key of others").job.job_id
+        Traceback (most recent call last):
+        routilux.CorruptStateError: $.signature: is not that of this key: the file was...
+        """
+        try:
+            mac = keyed(key)
+        finally:
+            del key
+        flow, job = self._captured or _texts(self.flow, self.job)
+        counts = {
+            "saved_at": self.saved_at_ns / SECOND,
+            "saved_at_iso": from_ns(self.saved_at_ns).isoformat(),
+            "retry_count": self.retry_count,
+            "execution_history_count": _history_length(self.job),
+            "monitor_summary": self.monitor_summary,
+        }
+        members = {
+            "format": codec.dumps(FORMAT),
+            "flow": flow,
+            "job_state": job,
+            **{name: codec.dumps(value) for name, value in counts.items()},
+        }
+        # One line a member, so that the head and the counts can be read at a glance.
+        lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
+        text = codec.bounded("{" + ",\n".join(lines) + "}")
+        return sealed(text.removesuffix("}").encode(), mac)
+
+    def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
+        """Write the document to a file, in one piece or not at all (mode 0600).
+
+        With a `key` of at least 16 bytes it is signed by HMAC-SHA256, for a file that other people
+        could change: reading it with that key returns what was written, or raises. The file is
+        not encrypted. Raises `UnserializableError` for a value that has no saved form, `OSError`
+        where the file can't be written, `TypeError` and `ValueError` for an invalid key.
+        """
+        try:
+            data = self.to_bytes(key=key)
+        finally:
+            del key
+        write_whole(path, data)
+
+    @classmethod
+    def read(
+        cls, path: str | os.PathLike[str], *, verify: bool = True, key: bytes | None = None
+    ) -> Self:
+        """Read a document from a file.
+
+        The routine classes of the flow must have been imported. `verify=False` ignores the digest,
+        for a file that was edited by hand. With a `key` only a file is read that was written with
+        it and not changed in any byte, whatever `verify` is; without one a signed file is read
+        like any other. Raises `OSError` where there is no file, `SavedStateError` for a file that
+        is damaged, of another program, of a newer version or not signed with the key, and
+        `TypeError` and `ValueError` for an invalid key.
+        """
+        try:
+            return cls.from_bytes(_content(path), verify=verify, key=key)
+        except SavedStateError as error:
+            first, *rest = error.reason.split("\n")
+            reason = "\n".join([f"{first} (in {os.fspath(path)})", *rest])
+            raise type(error)(error.path, reason) from None
+        finally:
+            del key
+
+    @classmethod
+    def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
+        """Read a document from its text; see `read`."""
+        try:
+            mac = keyed(key)
+        finally:
+            del key
+        if len(data) > codec.MAX_BYTES + SEAL:
+            raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
+        if not data.strip():
+            raise CorruptStateError("$", "the file is empty; the state was never written to it")
+        text = unsealed(data, mac, verify=verify)
+        if text is not None:
+            data = text
+        elif verify:
+            _refuse_without_digest(data)
+        return cls._load(loads_versioned(data))
+
+    @classmethod
+    def _load(cls, document: object) -> Self:
+        f = codec.check_fields(document, "$", _FIELDS, {"digest": str, "signature": str})
+        job = JobState.load(f["job_state"], "$.job_state")
+        flow = Flow.load(f["flow"], "$.flow", job.shape)
+        saved_at_ns = _saved_at(f["saved_at_iso"], f["saved_at"])
+        counts = [
+            ("$.retry_count", f["retry_count"], job.retry_count()),
+            ("$.execution_history_count", f["execution_history_count"], _history_length(job)),
+        ]
+        for path, handler, retries in _handler_retries(f["flow"], job):
+            counts.append((f"{path}.retry_count", handler["retry_count"], retries))
+        for path, saved, count in counts:
+            if saved != count:
+                raise CorruptStateError(path, f"is {saved}, but the job has {count}")
+        summary = codec.check_fields(
+            f["monitor_summary"],
+            "$.monitor_summary",
+            {"events": int, "data_flows": int, "state_changes": int},
+        )
+        for name, count in summary.items():
+            in_range(count, f"$.monitor_summary.{name}")
+        return cls(flow, job, saved_at_ns, summary)
+
+
+def _content(path: str | os.PathLike[str]) -> bytes:
+    # Reads no more than a document can have: a device would never end.
+    left = codec.MAX_BYTES + SEAL
+    pieces: list[bytes] = []
+    with Path(path).open("rb") as file:
+        while left >= 0 and (piece := file.read(_PIECE)):
+            pieces.append(piece)
+            left -= len(piece)
+    return b"".join(pieces)
+
+
+def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
+    data = flow.serialize()
+    for _, handler, retries in _handler_retries(data, job):
+        handler["retry_count"] = retries
+    return codec.dumps(data), job.dumps()
+
+
+def _handler_retries(
+    flow: dict[str, Any], job: JobState
+) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yield each error handler of a saved flow: its path, its data, the retries spent under it.
+
+    The handler of the flow counts for the routines that have none of their own.
+    """
+    most = 0
+    for index, routine in enumerate(flow["routines"]):
+        state = job.routine_states.get(routine["id"])
+        spent = 0 if state is None else state.retry_count
+        if routine["error_handler"] is None:
+            most = max(most, spent)
+        else:
+            yield f"$.flow.routines[{index}].error_handler", routine["error_handler"], spent
+    if flow["error_handler"] is not None:
+        yield "$.flow.error_handler", flow["error_handler"], most
+
+
+def _history_length(job: JobState) -> int:
+    return sum(map(history_length, job.commits))
+
+
+def _saved_at(text: str, seconds: float) -> int:
+    # The text is exact; a float of seconds loses microseconds in far centuries.
+    try:
+        found = instant_ns(text)
+        if from_ns(found).isoformat() != text:
+            raise ValueError(f"is written {from_ns(found).isoformat()!r}, not {text!r}")
+    except (OverflowError, ValueError) as error:
+        raise CorruptStateError("$.saved_at_iso", f"is not a UTC instant: {error}") from None
+    if found / SECOND != seconds:
+        raise CorruptStateError("$.saved_at", f"is {seconds!r}, but saved_at_iso is {text!r}")
+    return found
+
+
+def _refuse_without_digest(data: bytes) -> Never:
+    loads_versioned(data)  # raises for a text that is cut off, newer or of another program
+    raise CorruptStateError(
+        "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
+    )

@@ -1,0 +1,310 @@
+"""What a job did, line by line, as plain texts with the names of styles: a terminal is not needed.
+
+Invariants:
+- Lines are made from commits alone, so that any host tells the same story of the same job.
+- Times count from the job's start and are written from integer nanoseconds.
+- Payloads are told by what they hold (counts, first items, keys), never in full.
+- The plugin's reports and the command line tell the same story. A `thorough` one leaves out no
+  commit, and tells places, waits and reasons too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+from routilux.clocks.durations import seconds_text
+from routilux.core.commits import CommitKind, JobStatus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from routilux.core.commits import Commit
+    from routilux.monitor import ExecutionMonitor, StateChange
+
+__all__ = ["STATUS_STYLES", "Line", "Part", "describe", "shortened", "story", "told"]
+
+Part: TypeAlias = str | tuple[str, str]
+"""A text, or a text and the name of its style."""
+
+_Collection: TypeAlias = list[object] | tuple[object, ...] | set[object] | frozenset[object]
+
+_COLLECTIONS: Final = (list, tuple, set, frozenset)
+_FIRST_ITEMS: Final = 2
+_REQUESTS: Final = {
+    CommitKind.RESUMED: "resumed",
+    CommitKind.PAUSED: "paused",
+    CommitKind.CANCELLED: "cancelled",
+}
+_LONGEST_ERROR: Final = 400
+STATUS_STYLES: Final = {
+    "completed": "green",
+    "failed": "bold red",
+    "skipped": "yellow",
+    "error_continued": "yellow",
+    "cancelled": "yellow",
+    "paused": "yellow",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line: a mark and a time, both empty where it belongs to the line before it.
+
+    One that is `cut` stays one line, however narrow the terminal.
+    """
+
+    mark: str
+    clock: str
+    parts: tuple[Part, ...]
+    cut: bool = False
+
+
+def describe(commit: Commit) -> str:
+    """Return one line about a commit, without its routine and its task."""
+    kind = commit.kind
+    if kind is CommitKind.START:
+        root = commit.tasks[0]
+        return f"the job starts with {root.routine_id}.{root.slot}"
+    if commit.routine_id is None:
+        return f"the job is {_REQUESTS.get(kind, kind.value)}"
+    error, detail = commit.error, commit.detail or {}
+    reason = ""
+    if error is not None:
+        name = error.type.rpartition(".")[2]
+        reason = " ".join(f"{name}: {error.message}".split()) if error.message else name
+    if kind is CommitKind.RETRY:
+        delay = seconds_text(commit.delay_ns or 0, 9).rstrip("0").rstrip(".")
+        text = f"fails, waits {delay} s: {reason}"
+    elif kind is CommitKind.DROPPED:
+        text = f"fails, dropped as {detail['as']}: {reason}"
+    elif kind is CommitKind.FAILED:
+        text = f"fails for good: {reason}"
+    elif kind is CommitKind.CONFLICT:
+        text = "conflicts, runs again"
+    elif kind is CommitKind.EFFECT:
+        text = f"records once({detail['name']!r})"
+    else:
+        text = "ok"
+    sent: Counter[str] = Counter()
+    for number, emission in enumerate(commit.emissions):
+        targets = [task.routine_id for task in commit.tasks if task.emission == number]
+        sent[f", {emission.event} -> {', '.join(targets) or 'out'}"] += 1
+    text += "".join(what if times == 1 else f"{what} x{times}" for what, times in sent.items())
+    return f"attempt {commit.attempt} {text}"
+
+
+def story(
+    monitor: ExecutionMonitor,
+    job_id: str,
+    commits: Sequence[Commit],
+    start_ns: int,
+    *,
+    thorough: bool = False,
+) -> Iterator[Line]:
+    """Tell what a job did by its commits, which `monitor` has watched."""
+    return _Story(monitor, job_id, commits, start_ns, thorough).lines()
+
+
+class _Story:
+    """The lines of one job."""
+
+    def __init__(
+        self,
+        monitor: ExecutionMonitor,
+        job_id: str,
+        commits: Sequence[Commit],
+        start: int,
+        thorough: bool,
+    ) -> None:
+        self._start = start
+        self._commits = commits
+        self._thorough = thorough
+        self._before = start
+        retries = [retry for retry in monitor.retries if retry.job_id == job_id]
+        # Which retry, from 1, each failed attempt led to, and how long the next one then waited.
+        self._numbers = {(retry.task_id, retry.attempt): retry.number for retry in retries}
+        self._waits = {(r.task_id, r.attempt + 1): r.actual_ns for r in retries}
+        self._changes: dict[int, StateChange] = {
+            change.seq: change for change in monitor.state_changes if change.job_id == job_id
+        }
+        self._digits = max(6, *(len(seconds_text(c.at_ns - start)) for c in commits))
+
+    def lines(self) -> Iterator[Line]:
+        for commit in self._commits:
+            yield from self._told(commit)
+            self._before = commit.at_ns
+
+    def _told(self, commit: Commit) -> Iterator[Line]:
+        kind = commit.kind
+        who = f"{commit.routine_id} attempt {commit.attempt}: "
+        if kind is CommitKind.START:
+            root = commit.tasks[0]
+            yield self._line("🚀", commit, (f"{root.routine_id}.{root.slot}", "bold"))
+            yield from _payload(root.payload)
+        elif kind in (CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED):
+            yield from self._failure(commit)
+        elif kind is CommitKind.CONFLICT:
+            yield self._line("💫", commit, who, ("conflict, runs again", "yellow"))
+        elif kind is CommitKind.EFFECT:
+            yield self._effect(commit, who)
+        elif kind is CommitKind.RESUMED:
+            yield self._resumed(commit)
+        elif kind in (CommitKind.PAUSED, CommitKind.CANCELLED):
+            yield self._stopped(commit)
+        elif self._thorough:
+            yield self._done(commit)
+        yield from self._emissions(commit)
+        change = self._changes.get(commit.seq)
+        if change is not None and not self._thorough:
+            yield self._change(commit, change)
+        if commit is self._commits[-1] and commit.status in (JobStatus.COMPLETED, JobStatus.FAILED):
+            status = commit.status.value
+            yield self._line("🏁", commit, "job ", (status, STATUS_STYLES[status]))
+
+    def _emissions(self, commit: Commit) -> Iterator[Line]:
+        source = commit.routine_id
+        for index, emission in enumerate(commit.emissions):
+            yield self._line("📤", commit, (f"{source}.{emission.event}", "bold cyan"))
+            yield from _payload(emission.payload)
+            for task in commit.tasks:
+                if task.emission == index:
+                    arrow = f"{source} → {task.routine_id}: "
+                    yield self._line("🔀", commit, arrow, (_load(task.payload), "cyan"))
+
+    def _failure(self, commit: Commit) -> Iterator[Line]:
+        error = " ".join(str(commit.error).split())
+        if commit.task_id is None:
+            yield self._line("💥", commit, "job: ", (error, "red"))
+            return
+        parts: list[Part] = [f"{commit.routine_id} attempt {commit.attempt}"]
+        if commit.kind is CommitKind.RETRY:
+            number = self._numbers[commit.task_id, commit.attempt]
+            delay = seconds_text(commit.delay_ns or 0, 4)
+            parts.append((f" → retry {number} in {delay} s", "yellow"))
+        elif commit.kind is CommitKind.DROPPED:
+            parts.append((f" → dropped as {(commit.detail or {})['as']}", "yellow"))
+        if not self._thorough:  # one line a failure, whatever it says
+            yield self._line("💥", commit, *parts, ": ", (error, "red"), cut=True)
+        else:
+            yield self._line("💥", commit, *parts, ": ", (shortened(error, _LONGEST_ERROR), "red"))
+            where = commit.error.where if commit.error is not None else None
+            facts = [*([f"at {where}"] if where else []), *self._spent(commit)]
+            yield Line("", "", ((f"  {' · '.join(facts)}", "dim"),))
+
+    def _done(self, commit: Commit) -> Line:
+        facts = self._spent(commit)
+        for name, writes in (("state", commit.state), ("shared", commit.shared)):
+            if writes is not None:
+                keys = [*writes.values, *(f"without {key}" for key in writes.removed)]
+                facts.append(f"{name}: {', '.join(keys)}")
+        who = f"{commit.routine_id} attempt {commit.attempt}: done"
+        return self._line("✅", commit, who, (f" · {' · '.join(facts)}", "dim"))
+
+    def _spent(self, commit: Commit) -> list[str]:
+        started = commit.at_ns if commit.started_ns is None else commit.started_ns
+        facts = [f"ran {seconds_text(commit.at_ns - started, 4)} s"]
+        waited = self._waits.get((str(commit.task_id), commit.attempt))
+        if waited is not None:
+            facts.insert(0, f"waited {seconds_text(waited, 4)} s")
+        return facts
+
+    def _effect(self, commit: Commit, who: str) -> Line:
+        parts: list[Part] = [who, f"once({(commit.detail or {})['name']!r}) recorded"]
+        if self._thorough and commit.effect is not None:
+            parts += [": ", (" · ".join(told(commit.effect.result)), "cyan")]
+        return self._line("📌", commit, *parts)
+
+    def _resumed(self, commit: Commit) -> Line:
+        what = "resumed"
+        if commit.status is JobStatus.PENDING and not (commit.detail or {}).get("retry_failed"):
+            what = "taken over"
+        parts: list[Part] = [(what, "bold"), f", job {commit.status.value}"]
+        if self._thorough:
+            detail = commit.detail or {}
+            facts = [f"after {seconds_text(commit.at_ns - self._before)} s"]
+            if detail["recoveries"]:
+                facts.append(f"recovery {detail['recoveries']} without progress")
+            if detail["retry_failed"]:
+                facts.append("a fresh budget for what failed")
+            if "shape" in detail:
+                facts.append("on a flow of another shape")
+            parts.append((f" · {' · '.join(facts)}", "dim"))
+        return self._line("⏩", commit, *parts)
+
+    def _stopped(self, commit: Commit) -> Line:
+        kind = commit.kind.value
+        parts: list[Part] = ["job ", (kind, STATUS_STYLES[kind])]
+        if self._thorough and commit.detail is not None:
+            parts.append(f": {' '.join(str(commit.detail['reason']).split())}")
+        return self._line("🛑", commit, *parts)
+
+    def _change(self, commit: Commit, change: StateChange) -> Line:
+        after = change.after.value
+        parts: list[Part] = [
+            f"{change.routine_id}: {change.before.value} → ",
+            (after, STATUS_STYLES.get(after, "")),
+        ]
+        if change.retry_count or change.attempt > 1:
+            parts.append(f" (retry_count: {change.retry_count}, attempt: {change.attempt})")
+        return self._line("🔄", commit, *parts)
+
+    def _line(self, mark: str, commit: Commit, *parts: Part, cut: bool = False) -> Line:
+        clock = f"[{seconds_text(commit.at_ns - self._start):>{self._digits}}s]"
+        return Line(mark, clock, parts, cut)
+
+
+def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
+    widest = max(map(len, payload), default=0)
+    for name, value in payload.items():
+        for index, text in enumerate(told(value)):
+            label = name if index == 0 else ""
+            yield Line("", "", ((f"  {label:<{widest}}  ", "dim"), text), cut=True)
+
+
+def told(value: object) -> list[str]:
+    """Return what a value holds, in a few words each: counts, first items, keys, scalars."""
+    if not isinstance(value, Mapping):
+        return [_items(value) if isinstance(value, _COLLECTIONS) else shortened(str(value))]
+    lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
+    if not lists:
+        return [f"keys: {', '.join(map(str, value))}" if value else "no keys"]
+    rest = [
+        f"{name} {'{…}' if isinstance(inner, Mapping) else shortened(str(inner), 24)}"
+        for name, inner in value.items()
+        if name not in lists
+    ]
+    return [
+        *(_items(inner, str(name)) for name, inner in lists.items()),
+        *([" · ".join(rest)] if rest else []),
+    ]
+
+
+def shortened(text: str, longest: int = 48) -> str:
+    """Return a text on one line, cut where it is longer than `longest`."""
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def _items(items: _Collection, noun: str = "items") -> str:
+    count = f"1 {noun.removesuffix('s')}" if len(items) == 1 else f"{len(items)} {noun}"
+    first = [_item(item) for item in list(items)[:_FIRST_ITEMS]]
+    more = ["…"] if len(items) > _FIRST_ITEMS else []
+    return f"{count}: {', '.join(first + more)}" if first else count
+
+
+def _item(item: object) -> str:
+    if isinstance(item, Mapping):
+        item = " ".join(str(v) for v in item.values() if isinstance(v, str | int | float))
+    return shortened(str(item), 30)
+
+
+def _load(payload: Mapping[str, object]) -> str:
+    # What a delivery carries, by its first collection, at most one level down.
+    for value in payload.values():
+        for inner in (value, *(value.values() if isinstance(value, Mapping) else ())):
+            if isinstance(inner, _COLLECTIONS):
+                return "1 item" if len(inner) == 1 else f"{len(inner)} items"
+    return ", ".join(f"{name}={told(value)[0]}" for name, value in payload.items()) or "empty"

@@ -1,0 +1,213 @@
+"""Benchmarks of the plugin: a suite that does not use it, a test of retries, simulations."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import subprocess
+import sys
+from functools import partial
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.results import Checks
+from pytest_routilux.sim.simulator.execution import live
+from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
+from pytest_routilux.sim.simulator.world import World
+from pytest_routilux.virtual_time.freeze import frozen_clock
+from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, codec, use_runtime
+from showcase.flows import data_pipeline, fan_out_and_in, word_count
+from showcase.test_fan_out import ALBUM, pictures
+from showcase.test_strategies import HANDLERS, RECORDS
+from tests.benchmarks.engine import retrying
+from tests.benchmarks.race import (
+    MILLISECOND,
+    Figure,
+    Measurement,
+    Race,
+    Target,
+    duration,
+    loop,
+    rate,
+    time,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pytest_routilux.sim.simulator.scheduler import Choices
+    from routilux import JobState
+
+# --- pytest -------------------------------------------------------------------------------------
+
+
+def start_up(rounds: int) -> Measurement:
+    """Compare a suite of one empty test, run with the plugin, with the same run without it."""
+    folder = TemporaryDirectory()
+    Path(folder.name, "test_nothing.py").write_text("def test_nothing(): pass\n", "utf-8")
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": ""}
+
+    def suite(*options: str) -> Callable[[], None]:
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+
+        def run() -> None:
+            subprocess.run(
+                command, cwd=folder.name, env=environment, check=True, stdout=subprocess.DEVNULL
+            )
+
+        return run
+
+    def spent_by_children() -> int:
+        spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return round((spent.ru_utime + spent.ru_stime) * 10**9)
+
+    race = Race({"with": suite(), "without": suite("-p", "no:routilux")}, spent_by_children)
+
+    def figures() -> list[Figure]:
+        folder.cleanup()
+        more = race.cost("with") - race.cost("without")
+        return [
+            Figure(
+                "start of a suite that does not use the plugin",
+                race.ratio("with", "without"),
+                time(race.cost("with")),
+                f"without it {time(race.cost('without'))}",
+                Target(more / MILLISECOND, 5, " ms more"),
+            )
+        ]
+
+    return Measurement(race, rounds, figures)
+
+
+def _whole_test(clock: FakeClock) -> None:
+    monitor = ExecutionMonitor()
+    with Runtime(clock=clock, observers=[monitor]) as runtime, use_runtime(runtime):
+        job = retrying(4, delay=0.3, backoff=1.5).execute("flaky")
+    assert job.updated_ns - job.started_ns == 2_437_500_000
+    assert len(monitor.retries) == 4
+
+
+def one_test(rounds: int) -> Measurement:
+    """Measure a test of 4 retries, set-up and all, with and without freezegun's part."""
+
+    def bare() -> None:
+        _whole_test(FakeClock())
+
+    def frozen() -> None:
+        with frozen_clock() as clock:
+            _whole_test(clock)
+
+    race = Race({"loop": loop, "bare": bare, "frozen": frozen})
+
+    def figures() -> list[Figure]:
+        return [
+            duration(race, "bare", "4-retry test, flow_clock_bare", "", 0.1),
+            duration(race, "frozen", "4-retry test, flow_clock", "", 15),
+        ]
+
+    return Measurement(race, rounds, figures)
+
+
+# --- simulations --------------------------------------------------------------------------------
+
+START = FakeClock().now_ns()
+PIPELINE = Case(lambda: data_pipeline(4), "data_fetch", {"request_id": "r-1"})
+SCENARIOS = {
+    "pipeline, 4 retries": PIPELINE,
+    "fan-out, 4 workers": Case(lambda: fan_out_and_in(4), "split", pictures(ALBUM)),
+    "strategies, RETRY": Case(
+        lambda: word_count(HANDLERS["RETRY"]), "read", {"records": RECORDS}
+    ),
+}  # fmt: skip
+
+
+def run(case: Case, choices: Choices = FIFO, flow: Flow | None = None) -> JobState:
+    life = live(case, World(START), choices=choices, flow=flow)
+    assert life.job is not None
+    assert life.job.is_final
+    return life.job
+
+
+def simulated_runs(rounds: int, runs: int) -> Measurement:
+    """Measure whole simulated jobs a second, with the flow built anew each time and without."""
+    flow = data_pipeline(4)
+
+    def anew() -> None:
+        for _ in range(runs):
+            run(PIPELINE)
+
+    def again() -> None:
+        for _ in range(runs):
+            run(PIPELINE, flow=flow)
+
+    race = Race({"loop": loop, "anew": anew, "again": again})
+
+    def figures() -> list[Figure]:
+        return [
+            rate(race, "anew", "simulated runs, flow built anew", runs, 5_000),
+            rate(race, "again", "simulated runs, one flow", runs, 8_000),
+        ]
+
+    return Measurement(race, rounds, figures)
+
+
+def crash_scenarios(rounds: int) -> Measurement:
+    """Measure crashes a second: from what was durable, on another host, to the end."""
+    reference = undisturbed(PIPELINE, START, FIFO)
+    points = [p for p in crash_points(reference, documents=False) if "store" not in p.kind]
+
+    def every() -> None:
+        for point in points:
+            job = recover(reference, point).life.job
+            assert job is not None
+            assert job.is_final
+
+    race = Race({"loop": loop, "every": every})
+    what = "crashes, resumed to the end"
+    return Measurement(race, rounds, lambda: [rate(race, "every", what, len(points), 3_000)])
+
+
+def all_crash_points(rounds: int, scenarios: Sequence[str] = tuple(SCENARIOS)) -> Measurement:
+    """Measure a whole search: the undisturbed run, and each crash point with its judgement."""
+    points: dict[str, int] = {}
+
+    def tried(name: str) -> None:
+        found = examine(SCENARIOS[name], START, Checks())
+        assert not found.failures
+        assert found.coverage.word == "complete"
+        points[name] = found.coverage.executed.total()
+
+    race = Race({"loop": loop, **{name: partial(tried, name) for name in scenarios}})
+
+    def figures() -> list[Figure]:
+        return [
+            duration(race, name, f"all crash points: {name}", f"{points[name]} points", 1_000)
+            for name in scenarios
+        ]
+
+    return Measurement(race, rounds, figures)
+
+
+def seeds_repeat(seeds: int, rounds: int) -> Measurement:
+    """Run each of so many new seeds twice, and demand the same bytes of history."""
+    case = Case(lambda: fan_out_and_in(4), "split", pictures(ALBUM[:3]))
+    numbers = count()
+
+    def digest(seed: int) -> str:
+        text = codec.dumps(run(case, Seeded(seed)).serialize())
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def twice() -> None:
+        new = [next(numbers) for _ in range(seeds)]
+        assert [] == [seed for seed in new if digest(seed) != digest(seed)]
+
+    race = Race({"loop": loop, "twice": twice})
+    what = "runs of seeds, the same bytes twice"
+    return Measurement(race, rounds, lambda: [rate(race, "twice", what, 2 * seeds)])

@@ -1,0 +1,298 @@
+"""Commits and the parts of a job: their saved forms, and what the history tells of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routilux import codec
+from routilux.clocks.durations import from_ns
+from routilux.codec.copying import is_flat
+from routilux.codec.equality import same_value
+from routilux.core.commits import (
+    Commit,
+    CommitKind,
+    HistoryRecord,
+    JobStatus,
+    history_length,
+    history_of,
+)
+from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
+from routilux.errors import CorruptStateError, UnserializableError
+from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
+
+DONE = CommitKind.DONE
+RUNNING = JobStatus.RUNNING
+
+
+def step_end(kind: CommitKind = DONE, **more: Any) -> Commit:
+    return Commit(7, kind, 5_000, RUNNING, "0.1", "b", 2, 1_000, 3, **more)
+
+
+def reread(commit: Commit) -> Commit:
+    return Commit.load(codec.loads(commit.dumps()), "$")
+
+
+# --- commits --------------------------------------------------------------------------------------
+
+names = st.text(min_size=1, max_size=5).filter(lambda s: s.isprintable())
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | names | st.binary(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.tuples(inner) | st.dictionaries(names, inner),
+    max_leaves=4,
+)
+payloads = st.dictionaries(names, values, max_size=3)
+emissions = st.builds(lambda e, p: Emission(e, p, is_flat(p)), names, payloads)
+writes = st.builds(Writes, payloads, st.lists(names, max_size=2).map(tuple))
+infos = st.builds(ErrorInfo, names, names, st.none() | names, st.none() | names)
+instants = st.integers(-(10**19), 10**19)
+
+
+@st.composite
+def commits(draw: st.DrawFn) -> Commit:
+    emitted = draw(st.lists(emissions, max_size=3))
+    tasks = [
+        Task(f"0.{i}", draw(names), "trigger", emitted[index].payload, emitted[index].flat, index)
+        for i, index in enumerate(
+            draw(st.lists(st.integers(0, len(emitted) - 1), max_size=3)) if emitted else []
+        )
+    ]
+    for task in tasks:
+        if draw(st.booleans()):  # renamed by a param_mapping, so it is a payload of its own
+            task.payload = {f"{name}_": value for name, value in task.payload.items()}
+    step: dict[str, Any] = {
+        "seq": draw(st.integers(2, 2**53)),
+        "at_ns": draw(instants),
+        "status": draw(st.sampled_from(JobStatus)),
+        "task_id": draw(names),
+        "routine_id": draw(names),
+        "attempt": draw(st.integers(1, 2**53)),
+        "started_ns": draw(instants),
+        "worker": draw(st.integers(0, 5)),
+    }
+    kind = draw(st.sampled_from([DONE, CommitKind.RETRY, CommitKind.EFFECT, CommitKind.DROPPED]))
+    if kind is CommitKind.RETRY:
+        delay = draw(st.integers(0, 10**18))
+        step |= {"error": draw(infos), "delay_ns": delay, "due_ns": step["at_ns"] + delay}
+    elif kind is CommitKind.EFFECT:
+        step |= {"detail": {"name": draw(names)}, "effect": Effect(draw(names), draw(values))}
+    else:
+        step |= {"emissions": tuple(emitted), "tasks": tuple(tasks)}
+        if kind is DONE:
+            step |= {"state": draw(st.none() | writes), "shared": draw(st.none() | writes)}
+        else:
+            step |= {"error": draw(infos), "detail": {"as": "skipped"}}
+    return Commit(kind=kind, **step)
+
+
+@given(commits())
+def test_a_commit_comes_back_as_it_was(commit: Commit) -> None:
+    again = reread(commit)
+    assert same_value(again, commit)
+    assert again.dumps() == commit.dumps()
+
+
+def test_a_payload_that_went_to_many_is_saved_once_and_shared_again_when_read() -> None:
+    payload: dict[str, object] = {"items": [1, 2]}
+    tasks = [Task(f"0.{i}", "b", "trigger", payload, False, 0) for i in range(3)]
+    commit = step_end(emissions=(Emission("out", payload, False),), tasks=tuple(tasks))
+    assert commit.dumps().count("items") == 1
+    again = reread(commit)
+    assert all(task.payload is again.emissions[0].payload for task in again.tasks)
+    assert not any(task.flat for task in again.tasks)
+
+
+def test_what_a_commit_does_not_have_takes_no_room() -> None:
+    pause = Commit(7, CommitKind.PAUSED, 5, JobStatus.PAUSED)
+    assert pause.dumps() == '{"seq":7,"kind":"paused","at_ns":5,"status":"paused"}'
+
+
+AWKWARD = 'a "b" \\ \n \x00 \u2028 é 😀'
+
+
+def test_names_may_hold_whatever_a_text_can() -> None:
+    named = replace(
+        step_end(),
+        task_id=AWKWARD,
+        routine_id=AWKWARD,
+        emissions=(Emission(AWKWARD, {AWKWARD: AWKWARD}, True),),
+        tasks=(Task(AWKWARD, AWKWARD, AWKWARD, {}, True, 0),),
+        state=Writes({AWKWARD: 1}, (AWKWARD,)),
+    )
+    assert same_value(reread(named), named)
+
+
+def test_a_name_that_no_file_can_hold_is_refused_with_its_place() -> None:
+    with pytest.raises(UnserializableError, match="lone surrogate at 2") as refusal:
+        step_end(emissions=(Emission("a \udcff", {}, True),)).dumps("$.commits[6]")
+    assert refusal.value.path == "$.commits[6].emissions[0].event"
+
+
+def test_the_times_of_a_commit_are_aware_instants() -> None:
+    commit = step_end()
+    assert commit.started_at == from_ns(1_000)
+    assert commit.finished_at == from_ns(5_000)
+    assert Commit(1, CommitKind.PAUSED, 0, JobStatus.PAUSED).started_at is None
+
+
+def test_a_message_that_is_no_text_can_still_be_saved() -> None:
+    commit = step_end(
+        CommitKind.FAILED, error=ErrorInfo("OSError", "no \udcff", "\udcff", "\udcff")
+    )
+    assert reread(commit).error == ErrorInfo("OSError", "no ?", "?", "?")
+
+
+def test_a_value_without_a_saved_form_is_named_by_its_place_in_the_commit() -> None:
+    for name, more in {
+        "emissions[0].payload.n": {"emissions": [Emission("out", {"n": object()}, False)]},
+        "state.values.n": {"state": Writes({"n": object()})},
+        "shared.values.n": {"shared": Writes({"n": object()})},
+        "effect.result": {"effect": Effect("", object())},
+    }.items():
+        with pytest.raises(UnserializableError) as refusal:
+            step_end(**more).dumps("$.commits[6]")
+        assert refusal.value.path == f"$.commits[6].{name}"
+
+
+@pytest.mark.parametrize(
+    ("change", "path"),
+    [
+        ({"seq": 0}, "$.seq"),
+        ({"seq": 2**53 + 1}, "$.seq"),
+        ({"seq": 1.0}, "$.seq"),
+        ({"at_ns": 10**30}, "$.at_ns"),
+        ({"at_ns": -(10**30)}, "$.at_ns"),
+        ({"started_ns": 10**30}, "$.started_ns"),
+        ({"worker": -1}, "$.worker"),
+        ({"status": "asleep"}, "$"),
+        ({"kind": "guess"}, "$"),
+        ({"mood": "good"}, "$.mood"),
+        ({"task_id": 7}, "$.task_id"),
+        ({"attempt": -1}, "$.attempt"),
+        ({"error": {"type": "E"}}, "$.error"),
+        ({"emissions": [{"event": "out"}]}, "$.emissions[0].payload"),
+        ({"emissions": [{"event": "out", "payload": {1: 2}}]}, "$.emissions[0].payload"),
+        ({"state": {"values": {}, "removed": [7]}}, "$.state.removed"),
+        ({"state": {"values": {1: 2}, "removed": []}}, "$.state.values"),
+        ({"delay_ns": -1}, "$.delay_ns"),
+        ({"kind": "retry"}, "$.delay_ns"),
+    ],
+)
+def test_what_no_commit_says_is_refused_by_its_path(change: dict[str, Any], path: str) -> None:
+    data = json.loads(step_end().dumps())
+    Commit.load(data, "$")
+    with pytest.raises(CorruptStateError) as refusal:
+        Commit.load({**data, **change}, "$")
+    assert refusal.value.path == path
+
+
+@pytest.mark.parametrize("index", [-1, 1])
+def test_a_task_delivers_an_emission_of_its_own_commit(index: int) -> None:
+    task = {"task_id": "0.0", "routine_id": "b", "slot": "trigger", "emission": index}
+    data = {**json.loads(step_end(emissions=(Emission("out", {}, True),)).dumps()), "tasks": [task]}
+    with pytest.raises(CorruptStateError):
+        Commit.load(data, "$")
+    task["emission"] = 0
+    assert Commit.load(data, "$").tasks[0].emission == 0
+
+
+# --- the history ----------------------------------------------------------------------------------
+
+
+def test_a_start_tells_its_params() -> None:
+    root = Task("0", "a", "trigger", {"n": 1}, True, -1)
+    start = Commit(1, CommitKind.START, 9, RUNNING, tasks=(root,), detail={})
+    assert history_of(start) == [HistoryRecord(1, 9, "a", "start", {"n": 1}, "0", 1)]
+    assert history_of(start)[0].at == from_ns(9)
+
+
+def test_each_emission_is_told_under_its_events_name() -> None:
+    emitted = (Emission("out", {"n": 1}, True), Emission("more", {}, True))
+    assert history_of(step_end(emissions=emitted)) == [
+        HistoryRecord(7, 5_000, "b", "out", {"n": 1}, "0.1", 2),
+        HistoryRecord(7, 5_000, "b", "more", {}, "0.1", 2),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail", "event"),
+    [
+        (CommitKind.FAILED, None, "error"),
+        (CommitKind.DROPPED, {"as": "skipped"}, "skipped"),
+        (CommitKind.DROPPED, {"as": "error_continued"}, "error_continued"),
+    ],
+)
+def test_an_end_by_an_error_is_told_before_what_the_engine_emits_of_it(
+    kind: CommitKind, detail: dict[str, object] | None, event: str
+) -> None:
+    commit = step_end(
+        kind,
+        error=ErrorInfo("ValueError", "no", "x.py:1", "Traceback …"),
+        emissions=[Emission("error", {}, True)],
+        detail=detail,
+    )
+    first, second = history_of(commit)
+    assert (first.event, first.data) == (event, {"type": "ValueError", "message": "no"})
+    assert second.event == "error"
+
+
+@pytest.mark.parametrize("kind", [CommitKind.RETRY, CommitKind.CONFLICT, CommitKind.EFFECT])
+def test_what_is_tried_again_is_no_history(kind: CommitKind) -> None:
+    assert history_of(step_end(kind, error=ErrorInfo("ValueError", "no"))) == []
+
+
+def test_a_request_is_no_history() -> None:
+    for kind in (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED, CommitKind.FAILED):
+        assert history_of(Commit(7, kind, 0, RUNNING, error=ErrorInfo("E", ""))) == []
+
+
+@given(
+    commits(),
+    st.sampled_from(CommitKind),
+    st.none() | infos,
+    st.sampled_from([None, "0"]),
+)
+def test_the_history_is_as_long_as_it_is_counted(
+    commit: Commit, kind: CommitKind, error: ErrorInfo | None, task_id: str | None
+) -> None:
+    told = replace(commit, kind=kind, error=error, task_id=task_id, detail={"as": "skipped"})
+    if kind is CommitKind.START:
+        told.tasks = (Task("0", "a", "trigger", {}, True, -1),)
+    assert history_length(told) == len(history_of(told))
+    assert history_length(commit) == len(history_of(commit))
+
+
+# --- the parts of a job ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("counts", "status"),
+    [
+        ({}, RoutineStatus.PENDING),
+        ({"completed": 3}, RoutineStatus.COMPLETED),
+        ({"completed": 3, "skipped": 1}, RoutineStatus.SKIPPED),
+        ({"skipped": 3, "error_continued": 1}, RoutineStatus.ERROR_CONTINUED),
+        ({"error_continued": 3, "failed": 1}, RoutineStatus.FAILED),
+    ],
+)
+def test_a_routines_status_is_the_worst_of_its_tasks(
+    counts: dict[str, int], status: RoutineStatus
+) -> None:
+    state = RoutineState(attempts=9, **counts)
+    assert state.status is status
+    assert RoutineState.load(codec.decode(state.serialize("$")), "$") == state
+
+
+def test_a_pending_task_shows_when_it_is_due_and_how_long_it_waits() -> None:
+    task = PendingTask(Task("0", "a", "in", {"n": 1}, True, -1), 1, 0, 2_000_000_000)
+    assert (task.task_id, task.routine_id, task.slot, task.payload) == ("0", "a", "in", {"n": 1})
+    assert task.due_at == from_ns(2_000_000_000)
+    assert task.delay is None
+    task.delay_ns = 450_000_000
+    assert task.delay is not None
+    assert task.delay.total_seconds() == 0.45

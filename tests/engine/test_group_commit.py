@@ -1,0 +1,201 @@
+"""Steps of several jobs that end at the same time are committed by one write of the store."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from routilux import (
+    Append,
+    Commit,
+    CommitKind,
+    Flow,
+    JobState,
+    JobStatus,
+    LeaseLostError,
+    MemoryStore,
+    Routine,
+    Run,
+    Runtime,
+)
+from routilux.engine.pool import PoolDriver
+
+JOBS = 8
+PATIENCE = 30
+
+
+class Counts(Routine):
+    """Takes two steps: `trigger` emits what it is told to, `more` keeps it."""
+
+    def __init__(self, what: Callable[[Routine], object]) -> None:
+        super().__init__()
+        self.what = what
+        self.define_slot("trigger", handler=self.trigger)
+        self.define_slot("more", handler=self.more)
+        self.define_event("out", ["value"])
+
+    def trigger(self) -> None:
+        self.emit("out", value=self.what(self))
+
+    def more(self, value: object) -> None:
+        self.ctx.shared["value"] = value
+
+
+def counting(what: Callable[[Routine], object]) -> Flow:
+    flow = Flow("counting")
+    flow.add_routine(Counts(what), "counts")
+    flow.connect("counts", "out", "counts", "more")
+    return flow
+
+
+class NotedStore(MemoryStore):
+    """Notes which jobs have shared a write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.groups: list[list[str]] = []
+
+    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        self.groups.append([added.job_id for added in appends])
+        return super().append_all(appends)
+
+
+Together = Callable[[Runtime, dict[str, Run]], Flow]
+
+
+@pytest.fixture
+def together(monkeypatch: pytest.MonkeyPatch) -> Together:
+    """Starts jobs, puts their handles into a dict, and lets their first steps end together."""
+    over = threading.Semaphore(0)
+    end = PoolDriver._end
+
+    def told(self: PoolDriver, *what: object) -> None:
+        end(self, *what)  # type: ignore[arg-type]  # whatever the driver hands on
+        over.release()
+
+    monkeypatch.setattr(PoolDriver, "_end", told)
+    begun = threading.Barrier(JOBS + 1)
+
+    def what(routine: Routine) -> object:
+        begun.wait(PATIENCE)
+        begun.wait(PATIENCE)
+        return {"2": object(), "4": 2.5}.get(routine.ctx.job_id, 1)
+
+    def start(runtime: Runtime, runs: dict[str, Run]) -> Flow:
+        flow = counting(what)
+        for job_id in map(str, range(JOBS)):
+            runs[job_id] = flow.start("counts", job_id=job_id, runtime=runtime)
+        begun.wait(PATIENCE)
+        with runtime.environment.lock:  # which the loop needs for a commit
+            begun.wait(PATIENCE)
+            for _ in range(JOBS):
+                assert over.acquire(timeout=PATIENCE), "a step does not end"
+        return flow
+
+    return start
+
+
+def rested(runs: dict[str, Run]) -> dict[str, JobState]:
+    return {job_id: run.wait(PATIENCE) for job_id, run in runs.items()}
+
+
+def test_steps_of_several_jobs_that_are_over_share_one_write(together: Together) -> None:
+    store = NotedStore()
+    runs: dict[str, Run] = {}
+    with Runtime(store=store) as runtime:
+        together(runtime, runs)
+        jobs = rested(runs)
+    assert [str(n) for n in range(JOBS)] == sorted(store.groups[0])
+    for job in jobs.values():
+        assert job == Runtime(store=store).load(job.job_id)
+    # What can't be saved fails the attempt of its own handler, and nothing else.
+    failed = jobs.pop("2")
+    assert (JobStatus.FAILED, ["start", "failed"]) == (failed.status, [*map(kind, failed.commits)])
+    assert "value: object has no saved form" in str(failed.error)
+    assert {"start done done"} == {" ".join(map(kind, job.commits)) for job in jobs.values()}
+    assert {1, 2.5} == {job.shared_data["value"] for job in jobs.values()}
+
+
+def kind(commit: Commit) -> str:
+    return commit.kind
+
+
+def test_no_two_steps_of_a_job_share_a_write() -> None:
+    store = NotedStore()
+    flow = Flow("wide", execution_strategy="concurrent", max_workers=4)
+    flow.add_routine(Counts(lambda _: 1), "counts")
+    for name in "abcd":
+        flow.add_routine(Counts(lambda _: 1), name)
+        flow.connect("counts", "out", name, "more")
+    with Runtime(store=store) as runtime:
+        jobs = rested({str(n): flow.start("counts", runtime=runtime) for n in range(20)})
+    assert all(len(set(group)) == len(group) for group in store.groups)
+    assert {JobStatus.COMPLETED} == {job.status for job in jobs.values()}
+
+
+def test_a_row_that_is_refused_breaks_its_job_and_no_other(together: Together) -> None:
+    class TakenStore(NotedStore):
+        def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+            if not self.groups:
+                self.claim("5", 2, b"{}", "another host", rests=False)
+            return super().append_all(appends)
+
+    runs: dict[str, Run] = {}
+    with Runtime(store=TakenStore()) as runtime:
+        together(runtime, runs)
+        with pytest.raises(LeaseLostError, match="'5' belongs to 'another host' now"):
+            runs.pop("5").wait(PATIENCE)
+        jobs = rested(runs)
+    assert {"2"} == {j for j, job in jobs.items() if job.status is not JobStatus.COMPLETED}
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
+def test_a_store_that_fails_breaks_the_jobs_of_the_write_and_none_has_believed_it(
+    together: Together, kept: bool
+) -> None:
+    class FailingStore(NotedStore):
+        def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+            if kept:
+                super().append_all(appends)
+            raise OSError("the disk is gone")
+
+    class Told:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            assert "start" == commit.kind
+
+    store = FailingStore()
+    runs: dict[str, Run] = {}
+    with Runtime(store=store, observers=[Told()]) as runtime:
+        flow = together(runtime, runs)
+        for run in runs.values():
+            with pytest.raises(OSError, match="the disk is gone"):
+                run.wait(PATIENCE)
+            assert 1 == run.job.seq
+        assert [] == runtime.observer_failures
+    flow.routines["counts"].what = lambda _: 3  # type: ignore[attr-defined]  # Counts has it
+    with Runtime(store=store) as runtime:
+        job = runtime.load("1")
+        assert (2 if kept else 1) == job.seq
+        assert {"value": 1 if kept else 3} == flow.resume(job, runtime=runtime).shared_data
+
+
+def test_an_observer_may_end_another_job_of_the_same_write(together: Together) -> None:
+    class Canceller:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            if commit.kind is CommitKind.DONE and not cancelled:
+                cancelled.append("7" if job.job_id != "7" else "6")
+                runs[cancelled[0]].cancel()
+
+    cancelled: list[str] = []
+    runs: dict[str, Run] = {}
+    store = NotedStore()
+    with Runtime(store=store, observers=[Canceller()]) as runtime:
+        together(runtime, runs)
+        jobs = rested(runs)
+        assert [] == runtime.observer_failures
+    victim = jobs.pop(cancelled[0])
+    assert ["start", "done", "cancelled"] == [*map(kind, victim.commits)]
+    assert victim == Runtime(store=store).load(victim.job_id)
+    assert {"2"} == {j for j, job in jobs.items() if job.status is not JobStatus.COMPLETED}

@@ -1,0 +1,71 @@
+"""Steps in the caller's own thread."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from routilux import FakeClock, JobStatus, Routine, Runtime
+from routilux.engine.driver import InlineDriver
+from tests.engine.workshop import engine_threads
+from tests.routines import Works, chain, fails, rest, retrying, send
+
+
+def test_a_sequential_flow_runs_in_the_callers_thread_and_makes_none() -> None:
+    seen: list[object] = []
+
+    def looks(self: Routine, n: object = 0) -> None:
+        seen.append((threading.get_ident(), engine_threads() - before))
+        self.emit("out", n=n)
+
+    before = engine_threads()
+    job = chain(a=looks, b=Works(fails(1), retrying()), c=looks).execute(
+        "a", runtime=Runtime(clock=FakeClock())
+    )
+    assert JobStatus.COMPLETED is job.status
+    assert [(threading.get_ident(), set())] * 2 == seen
+
+
+def test_a_concurrent_flow_with_one_worker_runs_in_the_callers_thread_too() -> None:
+    seen: list[int] = []
+
+    def looks(self: Routine, n: object = 0) -> None:
+        seen.append(threading.get_ident())
+
+    chain(workers=1, a=send, b=looks).execute("a", runtime=Runtime(clock=FakeClock()))
+    assert [threading.get_ident()] == seen
+
+
+def test_it_takes_one_step_at_a_time_and_runs_it_when_asked_for_the_next() -> None:
+    ran: list[int] = []
+
+    def looks(self: Routine) -> None:
+        ran.append(1)
+
+    driver = InlineDriver(FakeClock())
+    assert driver.room
+    flow = chain(a=looks)
+    runtime = Runtime(clock=FakeClock())
+    drive = runtime._new(flow, "a", None, "trigger", "j")
+    task = drive.machine.next_task()
+    assert task is not None
+    step = drive.machine.begin(task, drive.now_ns())
+    driver.start(drive, step)
+    assert not driver.room
+    assert [] == ran
+    ended = driver.next(None, (), "")
+    assert ended is not None
+    assert (drive, step) == ended[:2]
+    assert driver.room
+    assert [1] == ran
+
+
+def test_an_interrupt_leaves_it_ready_for_the_next_step() -> None:
+    def stops(self: Routine) -> None:
+        raise KeyboardInterrupt
+
+    runtime = Runtime(clock=FakeClock())
+    with pytest.raises(KeyboardInterrupt):
+        chain(a=stops).execute("a", runtime=runtime)
+    assert JobStatus.COMPLETED is chain(a=rest).execute("a", runtime=runtime).status

@@ -1,0 +1,273 @@
+"""Steps on the user's executors, and on the runtime's own threads."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import (
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
+from typing import Any
+
+import pytest
+
+from routilux import (
+    Commit,
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    JobState,
+    JobStatus,
+    RoutiluxError,
+    Routine,
+    Runtime,
+    SystemClock,
+)
+from routilux.engine.pool import PoolDriver
+from routilux.graph.messages import StepOutcome
+from tests.engine.workshop import Dies, Doubles, FailsOnce, no_thread_remains
+from tests.routines import (
+    PATIENCE,
+    Watcher,
+    Wide,
+    Works,
+    chain,
+    ended_at,
+    error_of,
+    fan,
+    kinds,
+    rest,
+    retrying,
+    run,
+    run_by,
+    send,
+    sends,
+    sleeps,
+)
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+        yield executor
+
+
+# --- other processes ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+def test_steps_run_in_another_process_and_their_outcomes_are_committed_here(
+    processes: ProcessPoolExecutor, strategy: Any
+) -> None:
+    flow = Flow(execution_strategy=strategy)
+    for name in ("a", "b"):
+        flow.add_routine(Doubles(), name)
+    flow.connect("a", "out", "b", "trigger")
+    with no_thread_remains(), Runtime(executor=processes) as runtime:
+        job = flow.execute("a", {"n": 3}, runtime=runtime)
+    job.raise_for_status()
+    assert ["start", "effect", "done", "effect", "done"] == kinds(job)
+    assert {"total": 18} == job.shared_data
+    assert {"seen": 1} == job.routine_states["b"].state
+    assert 12 == job.outputs[0].data["n"]
+    assert os.getpid() != job.outputs[0].data["pid"]
+
+
+def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_again(
+    processes: ProcessPoolExecutor,
+) -> None:
+    flow = Flow()
+    flow.add_routine(FailsOnce(), "a")
+    flow.set_error_handler(retrying(retry_delay=0))
+    with Runtime(executor=processes) as runtime:
+        job = flow.start("a", runtime=runtime).wait()
+    job.raise_for_status()
+    assert ["start", "effect", "retry", "done"] == kinds(job)
+    assert 2 == job.outputs[0].data["n"]
+
+
+def test_a_step_that_can_not_be_sent_ends_the_call_and_leaves_its_task_pending(
+    processes: ProcessPoolExecutor,
+) -> None:
+    def local(self: Routine) -> None:
+        raise AssertionError("can't be reached: a local function can't be pickled")
+
+    keeps = Watcher()
+    with (
+        Runtime(executor=processes, observers=[keeps]) as runtime,
+        pytest.raises((AttributeError, TypeError), match=r"pickle|local object"),
+    ):
+        chain(a=local).execute("a", runtime=runtime)
+    assert JobStatus.RUNNING is keeps.jobs[-1].status
+    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.jobs[-1].pending_tasks]
+
+
+@pytest.mark.parametrize("how", ["execute", "start"])
+def test_a_process_that_dies_ends_the_call_and_leaves_its_task_pending(how: str) -> None:
+    flow = Flow()
+    flow.add_routine(Dies(), "a")
+    keeps = Watcher()
+    with (
+        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
+        Runtime(executor=executor, observers=[keeps]) as runtime,
+        pytest.raises(BrokenExecutor),
+    ):
+        run_by(how, flow, "a", runtime)
+    assert JobStatus.RUNNING is keeps.jobs[-1].status
+    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.jobs[-1].pending_tasks]
+    done = flow.resume(keeps.jobs[-1], runtime=Runtime(executor=_Sane()))
+    assert JobStatus.COMPLETED is done.status
+
+
+class _Sane(Executor):
+    """An executor that runs nothing and says that all went well."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(StepOutcome(args[0].number, []))
+        return future
+
+
+# --- other threads --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [None, 3])
+def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(workers: int | None) -> None:
+    told: list[str] = []
+    names: set[str] = set()
+
+    class Teller:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            told.append(commit.kind.value)
+
+    def pays(self: Routine, n: object = 0) -> None:
+        names.add(threading.current_thread().name)
+        self.ctx.once("charge", int)
+        told.append("next line")
+
+    with (
+        no_thread_remains(),
+        ThreadPoolExecutor(2, thread_name_prefix="theirs") as executor,
+        Runtime(executor=executor, observers=[Teller()]) as runtime,
+    ):
+        job = chain(workers=workers, a=pays).execute("a", runtime=runtime)
+        assert JobStatus.COMPLETED is job.status
+        assert JobStatus.COMPLETED is chain(a=pays).start("a", runtime=runtime).wait().status
+    assert ["start", "effect", "next line", "done"] * 2 == told
+    assert all(name.startswith("theirs") for name in names)
+
+
+def test_steps_overlap_on_a_users_threads() -> None:
+    both = threading.Barrier(2)
+
+    def meets(self: Routine, n: object) -> None:
+        both.wait(PATIENCE)
+
+    with ThreadPoolExecutor(2) as executor, Runtime(executor=executor) as runtime:
+        job = fan(send, workers=2, a=meets, b=meets).execute("source", runtime=runtime)
+    job.raise_for_status()
+    assert {0, 1} == {commit.worker for commit in job.commits[2:]}
+
+
+@pytest.mark.parametrize("how", ["execute", "start"])
+def test_an_executor_that_was_shut_down_raises_to_the_caller(how: str) -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    keeps = Watcher()
+    runtime = Runtime(executor=executor, observers=[keeps])
+    with no_thread_remains(), runtime, pytest.raises(RuntimeError, match="after shutdown"):
+        run_by(how, chain(a=rest), "a", runtime)
+    assert ["a"] == [task.routine_id for task in keeps.jobs[-1].pending_tasks]
+    assert (
+        JobStatus.COMPLETED
+        is chain(a=rest).resume(keeps.jobs[-1], runtime=Runtime(clock=FakeClock())).status
+    )
+
+
+def test_a_step_that_the_executor_drops_before_it_began_ends_the_job() -> None:
+    busy, given = threading.Event(), threading.Event()
+
+    class Tells(ThreadPoolExecutor):
+        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+            future = super().submit(*args, **kwargs)
+            given.set()
+            return future
+
+    executor = Tells(1)
+    executor.submit(busy.wait, PATIENCE)
+    given.clear()
+    with no_thread_remains(), Runtime(executor=executor) as runtime:
+        run = chain(a=rest).start("a", runtime=runtime)
+        assert given.wait(PATIENCE)
+        executor.shutdown(wait=False, cancel_futures=True)
+        with pytest.raises(CancelledError, match="dropped the step"):
+            run.wait(timeout=PATIENCE)
+        busy.set()
+    executor.shutdown()
+    assert ["a"] == [task.routine_id for task in run.job.pending_tasks]
+
+
+def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run() -> None:
+    ran: list[int] = []
+
+    def late(self: Routine) -> None:
+        ran.append(1)
+
+    busy = threading.Event()
+    with ThreadPoolExecutor(1) as executor, Runtime(executor=executor) as runtime:
+        executor.submit(busy.wait, PATIENCE)
+        job = chain(a=Works(late, ErrorHandler(timeout=0.001))).execute("a", runtime=runtime)
+        busy.set()
+    assert [] == ran
+    assert "StepTimeoutError" == error_of(job)[0]
+
+
+@pytest.mark.parametrize("kind", [ThreadPoolExecutor, _Sane])
+def test_an_executor_is_refused_with_a_clock_that_is_not_the_systems(kind: Any) -> None:
+    executor = kind()
+    with pytest.raises(RoutiluxError, match=f"{kind.__name__} runs steps in real time"):
+        Runtime(clock=FakeClock(), executor=executor)
+    executor.shutdown()
+
+
+# --- our own threads ------------------------------------------------------------------------------
+
+
+def test_threads_are_made_when_they_are_needed_and_are_daemons() -> None:
+    seen: set[threading.Thread] = set()
+
+    def looks(self: Routine, n: object) -> None:
+        seen.add(threading.current_thread())
+        self.ctx.sleep(1)
+
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        fan(send, workers=50, a=looks, b=looks).execute("source", runtime=runtime)
+        mine = {t for t in threading.enumerate() if t in seen}
+        assert 2 == len(seen)
+        assert mine == seen
+        assert all(thread.daemon for thread in seen)
+
+
+def test_a_poke_returns_at_once_and_is_not_lost() -> None:
+    driver = PoolDriver(SystemClock(), 1)
+    driver.poke()
+    assert driver.next(None, (), "") is None
+    poker = threading.Thread(target=driver.poke)
+    poker.start()
+    assert driver.next(None, (), "") is None
+    poker.join(PATIENCE)
+
+
+def test_more_steps_than_threads_wait_for_room_and_all_are_made() -> None:
+    with no_thread_remains():
+        job = run(fan(sends(*range(20)), workers=4, a=Wide(sleeps(1))), "source")
+    job.raise_for_status()
+    assert 5 == ended_at(job)
+    assert {0, 1, 2, 3} == {commit.worker for commit in job.commits[2:]}

@@ -1,0 +1,251 @@
+"""One attempt of a handler: its input, its outcome, and its cleanup."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+import weakref
+from typing import Any
+
+import pytest
+
+from routilux import (
+    ClockStalledError,
+    Context,
+    ErrorHandler,
+    NoActiveStepError,
+    RetryAfter,
+    Routine,
+    StepInput,
+)
+from routilux.clocks.durations import SECOND
+from routilux.codec.copying import is_flat
+from routilux.engine.step import run_remote, run_step
+from routilux.graph.context import active
+from routilux.graph.messages import Effect, Task
+from tests.engine.workshop import Doubles, FailsOnce
+from tests.routines import Works, retrying
+
+START = 1_767_225_600 * SECOND
+
+
+class Desk:
+    """A host whose time stands still unless somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = START
+        self.recorded: dict[str, Effect] = {}
+
+    def now_ns(self) -> int:
+        return self.now
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        self.now += length
+
+    def check(self, step: StepInput) -> None:
+        pass
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        self.recorded[name] = effect
+
+    def opened(self, context: Context) -> None:
+        pass
+
+
+def step(payload: dict[str, object] | None = None, **changes: Any) -> StepInput:
+    values = payload or {}
+    known: dict[str, Any] = {
+        "number": 7,
+        "task": Task("0", "a", "trigger", values, is_flat(values), -1),
+        "attempt": 1,
+        "job_id": "j",
+        "state": {},
+        "shared": {},
+        "seq": 1,
+        "effects": {},
+        "started_ns": START,
+        "timeout_ns": None,
+        "worker": 0,
+        "order": (1, 0),
+        "final": False,
+    }
+    return StepInput(**{**known, **changes})
+
+
+def attempt(body: Any, given: StepInput | None = None, handler: ErrorHandler | None = None) -> Any:
+    routine = Works(body)
+    slot = routine.slots["trigger"]
+    return run_step(given or step(), routine, slot, handler or ErrorHandler(), Desk())
+
+
+def test_an_outcome_has_what_was_emitted_and_written_and_the_number_of_its_step() -> None:
+    def body(self: Routine, n: int) -> None:
+        self.ctx.state["count"] = n
+        del self.ctx.shared["old"]
+        self.emit("out", n=n + 1)
+        self.emit("out", n=[n])
+
+    outcome = attempt(body, step({"n": 1}, shared={"old": 1, "kept": 2}))
+    assert 7 == outcome.number
+    assert [{"n": 2}, {"n": [1]}] == [emission.payload for emission in outcome.emissions]
+    assert [True, False] == [emission.flat for emission in outcome.emissions]
+    assert {"count": 1} == outcome.state.values
+    assert ("old",) == outcome.shared.removed
+    assert frozenset({"old"}) == outcome.shared_reads
+    assert outcome.error is None
+
+
+def test_an_error_travels_as_data_and_takes_emissions_and_writes_with_it() -> None:
+    def body(self: Routine) -> None:
+        self.emit("out", n=1)
+        self.ctx.shared["seen"] = self.ctx.shared.get("before")
+        raise KeyError("gone")
+
+    outcome = attempt(body)
+    assert ([], None, None) == (outcome.emissions, outcome.state, outcome.shared)
+    assert frozenset({"before"}) == outcome.shared_reads
+    assert KeyError is outcome.error_type
+    assert ("KeyError", "'gone'") == (outcome.error.type, outcome.error.message)
+
+
+def test_every_attempt_tells_the_line_at_which_it_failed() -> None:
+    def body(self: Routine, first: bool) -> None:
+        if first:
+            raise KeyError("one")
+        raise KeyError("two")
+
+    line = body.__code__.co_firstlineno
+    told = [attempt(body, step({"first": n})).error.where for n in (True, True, False, True)]
+    assert [f"{__file__}:{line + n}" for n in (2, 2, 3, 2)] == told
+
+
+def test_a_message_that_can_not_be_made_is_no_trouble() -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def body(self: Routine) -> None:
+        raise Mute
+
+    assert "<its str() raised RuntimeError>" == attempt(body).error.message
+
+
+@pytest.mark.parametrize(
+    ("error", "final", "kept"),
+    [(ValueError, False, False), (ValueError, True, True), (KeyError, False, True)],
+)
+def test_a_traceback_is_kept_where_the_error_ends_something(
+    error: type[Exception], final: bool, kept: bool
+) -> None:
+    def body(self: Routine) -> None:
+        raise error("here")
+
+    handler = retrying(retryable_exceptions=(ValueError,))
+    outcome = attempt(body, step(final=final), handler)
+    assert kept is (outcome.error.traceback is not None)
+
+
+def test_retry_after_travels_in_nanoseconds() -> None:
+    def body(self: Routine) -> None:
+        raise RetryAfter(0.3)
+
+    assert 300_000_000 == attempt(body, handler=retrying()).retry_after_ns
+
+
+@pytest.mark.parametrize("passes", [KeyboardInterrupt, SystemExit, ClockStalledError])
+def test_an_interrupt_passes_through_a_step_and_closes_its_context(
+    passes: type[BaseException],
+) -> None:
+    leaked: list[Context] = []
+
+    def body(self: Routine) -> None:
+        leaked.append(self.ctx)
+        raise passes
+
+    with pytest.raises(passes):
+        attempt(body)
+    assert active.get() is None
+    with pytest.raises(NoActiveStepError):
+        _ = leaked[0].attempt
+
+
+def test_no_exception_and_no_frame_outlives_a_failed_attempt() -> None:
+    class Big:
+        pass
+
+    seen: list[weakref.ref[Big]] = []
+
+    def body(self: Routine) -> None:
+        big = Big()
+        seen.append(weakref.ref(big))
+        raise ValueError(len(seen))
+
+    gc.disable()
+    try:
+        outcome = attempt(body, handler=retrying())
+        assert seen[0]() is None, "only the collector could free it"
+    finally:
+        gc.enable()
+    assert "1" == outcome.error.message
+
+
+@pytest.mark.parametrize(("slept", "late"), [(1.9, False), (2, True), (5, True)])
+def test_an_attempt_is_late_from_its_timeout_on(slept: float, late: bool) -> None:
+    routine = Works(lambda self: desk.sleep(None, round(slept * SECOND)))  # type: ignore[arg-type]
+    desk = Desk()
+    outcome = run_step(
+        step(timeout_ns=2 * SECOND), routine, routine.slots["trigger"], ErrorHandler(), desk
+    )
+    assert late is (outcome.error is not None)
+
+
+def test_an_async_handler_sees_the_context_of_its_step_and_its_errors_are_failures() -> None:
+    async def body(self: Routine, n: int) -> None:
+        await asyncio.sleep(0)
+        self.emit("out", n=self.ctx.attempt)
+        if n:
+            raise ValueError("async")
+
+    assert [{"n": 3}] == [e.payload for e in attempt(body, step({"n": 0}, attempt=3)).emissions]
+    assert "async" == attempt(body, step({"n": 1})).error.message
+
+
+def test_a_step_and_its_outcome_are_values_that_can_be_pickled() -> None:
+    routine = Doubles()
+    given = step({"n": 4}, shared={"total": 2})
+    again: StepInput = pickle.loads(pickle.dumps(given))
+    assert given == again
+    copied: Routine = pickle.loads(pickle.dumps(routine))
+    handler = pickle.loads(pickle.dumps(retrying(retry_delay=0.3)))
+    assert retrying(retry_delay=0.3) == handler
+    outcome = run_remote(again, copied, "trigger", handler)
+    assert outcome == pickle.loads(pickle.dumps(outcome))
+    assert 8 == outcome.emissions[0].payload["n"]
+    assert outcome.shared is not None
+    assert {"total": 10} == outcome.shared.values
+
+
+def test_the_effects_of_a_remote_step_travel_with_its_outcome_also_when_it_fails() -> None:
+    outcome = run_remote(step(), FailsOnce(), "trigger", retrying())
+    assert outcome.effects is not None
+    assert ["pid"] == list(outcome.effects)
+    assert ValueError is outcome.error_type
+    again = run_remote(
+        step(attempt=2, effects={"pid": Effect(outcome.effects["pid"].arguments, 12345)}),
+        FailsOnce(),
+        "trigger",
+        retrying(),
+    )
+    assert again.effects is None
+    assert 12345 == again.emissions[0].payload["pid"]
+
+
+def test_a_remote_step_sleeps_in_real_time_and_not_past_its_timeout() -> None:
+    outcome = run_remote(step(timeout_ns=1_000_000), Works(_oversleeps), "trigger", ErrorHandler())
+    assert outcome.error is not None
+    assert "routilux.StepTimeoutError" == outcome.error.type
+
+
+def _oversleeps(self: Routine) -> None:
+    self.ctx.sleep(3600)

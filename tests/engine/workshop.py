@@ -1,0 +1,168 @@
+"""Clocks, threads and routines for other processes, shared by the tests of the engine.
+
+Everything that a child process may need is defined at the top of this module, so that it can be
+imported there.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from routilux import Clock, Routine, Signal
+from tests.routines import PATIENCE, SECOND
+
+
+def engine_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("routilux")}
+
+
+@contextmanager
+def no_thread_remains() -> Iterator[None]:
+    """Hold that every thread of the engine that was begun within ends."""
+    before = engine_threads()
+    yield
+    for thread in engine_threads() - before:
+        thread.join(PATIENCE)
+        assert not thread.is_alive(), f"{thread.name} still runs"
+
+
+def at_once(*calls: Callable[[], object]) -> None:
+    """Make each of the calls in a thread of its own, and wait for all of them."""
+    threads = [threading.Thread(target=call) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+
+
+def in_a_child(does: Callable[[], object]) -> None:
+    """Do it in a forked child; fail where that hangs or raises."""
+    child = os.fork()
+    if child == 0:
+        try:
+            signal.alarm(int(PATIENCE))
+            does()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert -signal.SIGALRM != (ended := os.waitstatus_to_exitcode(status)), "the child hangs"
+    assert 0 == ended
+
+
+class HandClock(Clock):
+    """Real threads, and a time that only the test moves; a wait that is in vain fails."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.wall = 1_767_225_600 * SECOND
+        self.mono = 0
+        self.waits: list[int | None] = []
+
+    def now_ns(self) -> int:
+        return self.wall + self.mono
+
+    def monotonic_ns(self) -> int:
+        return self.mono
+
+    def signal(self) -> Signal:
+        return _HandSignal(self)
+
+    def wait(
+        self, signal: Signal | None, until: int | None, key: tuple[float, ...] = (), who: str = ""
+    ) -> bool:
+        with self.changed:
+            self.waits.append(until)
+            self.changed.notify_all()
+            over = self.changed.wait_for(
+                lambda: (
+                    (signal is not None and signal.is_set())
+                    or (until is not None and self.mono >= until)
+                ),
+                PATIENCE,
+            )
+            self.waits.remove(until)
+            assert over, f"{who} waited in vain"
+            return signal is not None and signal.is_set()
+
+    def move(self, seconds: float) -> None:
+        """Let time pass."""
+        with self.changed:
+            self.mono += round(seconds * SECOND)
+            self.changed.notify_all()
+
+    def set_wall(self, seconds: float) -> None:
+        """Set the wall clock, as an operator would: no time passes."""
+        with self.changed:
+            self.wall += round(seconds * SECOND)
+
+    def until_waited_for(self, seconds: float) -> None:
+        """Return when somebody waits for the instant `seconds` after the clock's beginning."""
+        with self.changed:
+            seen = self.changed.wait_for(lambda: round(seconds * SECOND) in self.waits, PATIENCE)
+            assert seen, f"nobody came to wait for {seconds} s; waits are for {self.waits}"
+
+
+class _HandSignal(Signal):
+    def __init__(self, clock: HandClock) -> None:
+        self.clock = clock
+        self.raised = False
+
+    def set(self) -> None:
+        with self.clock.changed:
+            self.raised = True
+            self.clock.changed.notify_all()
+
+    def clear(self) -> None:
+        self.raised = False
+
+    def is_set(self) -> bool:
+        return self.raised
+
+
+# --- routines for other processes ---------------------------------------------------------------
+
+
+class Doubles(Routine):
+    """Doubles `n`, tells its process, and records an effect."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.double)
+        self.define_event("out", ["n", "pid"])
+
+    def double(self, n: int) -> None:
+        twice = self.ctx.once("double", abs, 2 * n)
+        self.ctx.state["seen"] = self.ctx.attempt
+        self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice  # type: ignore[operator]
+        self.emit("out", n=twice, pid=os.getpid())
+
+
+class FailsOnce(Routine):
+    """Records an effect, and fails in its first attempt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.go)
+        self.define_event("out", ["pid", "n"])
+
+    def go(self) -> None:
+        pid = self.ctx.once("pid", os.getpid)
+        if self.ctx.attempt == 1:
+            raise ValueError("not yet")
+        self.emit("out", pid=pid, n=self.ctx.attempt)
+
+
+class Dies(Routine):
+    """Ends the process that runs it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.die)
+
+    def die(self) -> None:
+        os._exit(3)

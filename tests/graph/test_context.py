@@ -1,0 +1,633 @@
+"""The context of a step: state, conflicts, effects, ids, randomness, and its end."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable
+from typing import Any
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routilux import (
+    Commit,
+    Context,
+    FakeClock,
+    JobState,
+    NoActiveStepError,
+    Routine,
+    Runtime,
+    UnserializableError,
+)
+from tests.engine.workshop import at_once
+from tests.routines import (
+    MODES,
+    PATIENCE,
+    Wide,
+    Works,
+    chain,
+    error_of,
+    fan,
+    kinds,
+    outputs,
+    rest,
+    retrying,
+    run,
+    send,
+    sends,
+)
+
+# --- state and shared data ------------------------------------------------------------------------
+
+
+@MODES
+def test_what_a_handler_writes_is_committed_when_it_returns(workers: int | None) -> None:
+    def writes(self: Routine, n: int) -> None:
+        assert self.ctx.state.get("runs") is None
+        self.ctx.state["runs"] = 1
+        self.ctx.shared["xs"] = [n]
+        self.emit("out", n=n)
+
+    def reads(self: Routine, n: int) -> None:
+        assert {"xs": [n]} == dict(self.ctx.shared)
+        assert {} == dict(self.ctx.state)  # a routine's state is its own
+        self.ctx.shared["xs"].append(n + 1)  # type: ignore[attr-defined]
+
+    job = run(chain(workers=workers, writes=writes, reads=reads), "writes", n=7)
+    job.raise_for_status()
+    assert {"runs": 1} == job.routine_states["writes"].state
+    assert {"xs": [7, 8]} == job.shared_data
+    assert job.at(2).shared_data == {"xs": [7]}
+
+
+@MODES
+def test_a_failed_attempt_leaves_no_trace_but_its_record(workers: int | None) -> None:
+    def careless(self: Routine, n: object = 0) -> None:
+        self.ctx.state["tries"] = self.ctx.attempt
+        self.ctx.shared["seen"] = True
+        self.emit("out", n=self.ctx.attempt)
+        if self.ctx.attempt < 3:
+            raise ValueError
+        del self.ctx.shared["seen"]
+
+    job = run(chain(workers=workers, a=Works(careless, retrying(retry_delay=0))))
+    assert {"tries": 3} == job.routine_states["a"].state
+    assert {} == job.shared_data
+    assert [3] == outputs(job)
+    assert ["start", "retry", "retry", "done"] == kinds(job)
+
+
+def test_reading_alone_writes_nothing() -> None:
+    def looks(self: Routine, n: object = 0) -> None:
+        shared = self.ctx.shared
+        assert [1] == shared["xs"]
+        assert "nothing" not in shared
+        assert shared.get("nothing") is None
+        assert 1 == len(shared)
+
+    def writes(self: Routine) -> None:
+        self.ctx.shared["xs"] = [1]
+        self.emit("out", n=0)
+
+    job = run(chain(writes=writes, looks=looks), "writes")
+    job.raise_for_status()
+    assert job.commits[-1].shared is None
+    assert job.commits[-1].state is None
+
+
+def test_what_was_written_is_a_copy_of_what_the_handler_holds() -> None:
+    held: list[list[int]] = []
+
+    def writes(self: Routine) -> None:
+        xs = [1]
+        held.append(xs)
+        self.ctx.shared["xs"] = xs
+        self.emit("out", n=xs)
+
+    job = run(chain(writes=writes), "writes")
+    held[0].append(2)
+    assert {"xs": [1]} == job.shared_data
+    assert [1] == job.outputs[0].data["n"]
+
+
+_keys = st.sampled_from("abc")
+_operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("set"), _keys, st.integers(0, 2)),
+        st.tuples(st.just("delete"), _keys, st.none()),
+        st.tuples(st.just("append"), _keys, st.integers(0, 2)),
+        st.tuples(st.just("get"), _keys, st.none()),
+        st.tuples(st.just("in"), _keys, st.none()),
+        st.tuples(st.just("iterate"), _keys, st.none()),
+        st.tuples(st.just("clear"), _keys, st.none()),
+    ),
+    max_size=12,
+)
+_values = st.one_of(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=2))
+
+
+@given(st.dictionaries(_keys, _values), _operations)
+def test_shared_data_behaves_as_a_dict_and_its_last_value_is_committed(
+    before: dict[str, Any], operations: list[tuple[str, str, Any]]
+) -> None:
+    model = {key: list(v) if isinstance(v, list) else v for key, v in before.items()}
+
+    def puts(self: Routine) -> None:
+        self.ctx.shared.update(before)
+        self.emit("out", n=0)
+
+    def plays(self: Routine, n: object) -> None:
+        view: Any = self.ctx.shared
+        for name, key, value in operations:
+            for target in (model, view):
+                if name == "set":
+                    target[key] = value
+                elif name == "delete":
+                    target.pop(key, None)
+                elif name == "append" and isinstance(target.get(key), list):
+                    target[key].append(value)
+                elif name == "clear":
+                    target.clear()
+            assert (key in model) is (key in view)
+            assert model.get(key) == view.get(key)
+            if name == "iterate":
+                assert sorted(model) == sorted(view)
+                assert len(model) == len(view)
+                assert model == view
+
+    job = run(chain(puts=puts, plays=plays), "puts")
+    job.raise_for_status()
+    assert model == job.shared_data
+
+
+def test_a_key_that_is_no_text_is_refused() -> None:
+    def writes(self: Routine) -> None:
+        self.ctx.shared[3] = 1  # type: ignore[index]
+
+    kind, message = error_of(run(chain(a=writes)))
+    assert "TypeError" == kind
+    assert "not 3" in message
+
+
+# --- conflicts ------------------------------------------------------------------------------------
+
+READS: dict[str, Callable[[Any], object]] = {
+    "subscript": lambda shared: shared["key"],
+    "get": lambda shared: shared.get("key"),
+    "get of what is missing": lambda shared: shared.get("new"),
+    "in": lambda shared: "key" in shared,
+    "not in": lambda shared: "new" not in shared,
+    "iteration": lambda shared: list(shared),
+    "items": lambda shared: dict(shared.items()),
+    "len": len,
+    "comparison": lambda shared: shared == {},
+    "pop": lambda shared: shared.pop("key"),
+    "setdefault": lambda shared: shared.setdefault("new", 1),
+    "mutation": lambda shared: shared["key"].append(5),
+    "delete": lambda shared: shared.__delitem__("key"),
+}
+
+
+def conflicting(reads: Callable[[Any], object], error: Exception | None = None) -> JobState:
+    def puts(self: Routine) -> None:
+        self.ctx.shared["key"] = [0]
+        self.ctx.shared["other"] = 0
+        self.emit("out", n=0)
+
+    def quick(self: Routine, n: object) -> None:
+        self.ctx.shared["key"] = [1]
+        self.ctx.shared["new"] = 1
+
+    def slow(self: Routine, n: object) -> None:
+        reads(self.ctx.shared)
+        self.ctx.sleep(1)
+        if error is not None and self.ctx.shared.get("key") == [0]:
+            raise error
+
+    return run(fan(puts, workers=2, slow=slow, quick=quick), "source")
+
+
+@pytest.mark.parametrize(
+    ("how", "error"), [*((how, None) for how in READS), ("get", KeyError("stale"))]
+)
+def test_a_step_that_read_what_another_has_changed_is_run_again_and_pays_no_retry(
+    how: str, error: Exception | None
+) -> None:
+    job = conflicting(READS[how], error)
+    job.raise_for_status()
+    assert ["start", "done", "done", "conflict", "done"] == kinds(job)
+    again, done = job.commits[3:]
+    assert [("slow", 1)] * 2 == [(c.routine_id, c.attempt) for c in (again, done)]
+    assert 0 == job.retry_count("slow")
+    assert 1 == job.routine_states["slow"].attempts
+
+
+@pytest.mark.parametrize(
+    "how",
+    [lambda shared: None, lambda shared: shared["other"], lambda shared: shared.update(other=9)],
+    ids=["nothing", "another key", "a write of another key"],
+)
+def test_a_step_that_read_nothing_that_changed_is_not_run_again(
+    how: Callable[[Any], object],
+) -> None:
+    assert ["start", "done", "done", "done"] == kinds(conflicting(how))
+
+
+def test_no_update_is_lost_however_many_write_at_once() -> None:
+    def adds(self: Routine, n: int) -> None:
+        total: Any = self.ctx.shared.get("total", 0)
+        self.ctx.sleep(self.ctx.random.choice([0, 1, 2]))
+        self.ctx.shared["total"] = total + n
+
+    job = run(fan(sends(1, 2, 3, 4), workers=8, a=Wide(adds), b=Wide(adds), c=adds), "source")
+    job.raise_for_status()
+    assert 30 == job.shared_data["total"]
+    assert "conflict" in kinds(job)
+    assert {0} == {task.retry_count for task in job.routine_states.values()}
+
+
+def test_after_three_conflicts_a_task_runs_alone() -> None:
+    alone: list[int] = []
+    flying = 0
+
+    def slow(self: Routine, n: object) -> None:
+        nonlocal flying
+        old: Any = self.ctx.shared.get("count", 0)
+        flying += 1
+        self.ctx.sleep(10)
+        flying -= 1
+        alone.append(flying)
+        self.ctx.shared["slow"] = old
+
+    def busy(self: Routine, n: int) -> None:
+        nonlocal flying
+        flying += 1
+        self.ctx.sleep(1)
+        flying -= 1
+        self.ctx.shared["count"] = n
+        if n < 50:
+            self.emit("out", n=n + 1)
+
+    flow = fan(send, workers=2, slow=slow, busy=busy)
+    flow.connect("busy", "out", "busy", "trigger")
+    job = run(flow, "source")
+    job.raise_for_status()
+    assert 3 == kinds(job).count("conflict")
+    assert [1, 1, 1, 0] == alone
+    assert 50 == job.shared_data["count"]
+
+
+@MODES
+def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(
+    workers: int | None,
+) -> None:
+    def reads(self: Routine, n: object = 0) -> None:
+        self.emit("out", n=self.ctx.state.get("nothing", "default"))
+
+    def writes(self: Routine, n: object) -> None:
+        self.ctx.state["count"] = 1
+
+    job = run(chain(workers=workers, a=Wide(reads), b=Wide(writes, retrying())))
+    kind, message = error_of(job)
+    assert "default" == job.commits[1].emissions[0].payload["n"]
+    assert "FlowDefinitionError" == kind
+    assert "ctx.state[count]" in message
+    assert "use ctx.shared, or max_concurrency = 1" in message
+    assert 0 == job.retry_count()
+
+
+# --- once -----------------------------------------------------------------------------------------
+
+
+@MODES
+def test_a_recorded_effect_is_not_run_again_by_later_attempts_or_after_a_resume(
+    workers: int | None,
+) -> None:
+    calls: list[tuple[int, int]] = []
+
+    def charge(amount: int, *, factor: int) -> list[int]:
+        calls.append((amount, factor))
+        return [amount * factor]
+
+    def pays(self: Routine, n: int) -> None:
+        receipt = self.ctx.once("charge", charge, n, factor=2)
+        receipt.append(0)  # its own copy
+        if self.ctx.attempt < 3:
+            raise ValueError
+        self.emit("out", n=receipt)
+
+    flow = chain(workers=workers, a=Works(pays, retrying(retry_delay=1)))
+    job = run(flow, n=21)
+    with Runtime(clock=FakeClock()) as runtime:
+        resumed = flow.resume(JobState.deserialize(job.at(3).serialize()), runtime=runtime)
+    assert [(21, 2)] == calls
+    assert [[42, 0]] == outputs(job) == outputs(resumed)
+    assert ["start", "effect", "retry", "retry", "done"] == kinds(job)
+
+
+@MODES
+def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: int | None) -> None:
+    told: list[str] = []
+
+    class Teller:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            told.append(commit.kind.value)
+
+    def pays(self: Routine) -> None:
+        self.ctx.once("charge", told.append, "charged")
+        told.append("next line")
+
+    run(chain(workers=workers, a=pays), observers=[Teller()])
+    assert ["start", "charged", "effect", "next line", "done"] == told
+
+
+def test_an_error_in_an_effect_is_not_recorded() -> None:
+    calls: list[int] = []
+
+    def charge() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            raise ConnectionError
+
+    def pays(self: Routine) -> None:
+        self.ctx.once("charge", charge)
+
+    job = run(chain(a=Works(pays, retrying())))
+    assert ["start", "retry", "effect", "done"] == kinds(job)
+    assert 2 == len(calls)
+
+
+@pytest.mark.parametrize(
+    ("calls", "message", "commits"),
+    [
+        (
+            [("charge", int), ("charge", int)],
+            "once('charge') is called twice in one attempt of a",
+            ["start", "effect", "failed"],
+        ),
+        (
+            [("charge", abs, None)],
+            "recorded with other arguments",
+            ["start", "effect", "retry", "failed"],
+        ),
+    ],
+    ids=["twice in an attempt", "other arguments"],
+)
+def test_an_effect_that_can_not_be_the_recorded_one_is_refused(
+    calls: list[Any], message: str, commits: list[str]
+) -> None:
+    def pays(self: Routine) -> None:
+        for name, effect, *arguments in calls:
+            self.ctx.once(name, effect, *(self.ctx.attempt for _ in arguments))
+        raise ValueError
+
+    job = run(chain(a=Works(pays, retrying())))
+    assert message in error_of(job)[1]
+    assert commits == kinds(job)
+
+
+def test_arguments_and_results_that_have_no_saved_form_are_refused_by_path() -> None:
+    called: list[int] = []
+
+    def gives(self: Routine, n: object) -> None:
+        self.ctx.once("lock", threading.Lock)
+
+    def takes(self: Routine, n: object) -> None:
+        self.ctx.once("lock", called.append, threading.Lock())  # type: ignore[arg-type]
+
+    for body, path in ((gives, "$.once['lock'].result"), (takes, "$.once['lock'].arguments")):
+        job = run(chain(a=Works(body, retrying())), n=1)
+        kind, message = error_of(job)
+        assert UnserializableError.__name__ in kind
+        assert path in message
+        assert "effect" not in kinds(job)
+    assert [] == called
+
+
+def test_an_effect_may_be_run_by_a_thread_of_the_handler() -> None:
+    def pays(self: Routine) -> None:
+        ctx = self.ctx
+        at_once(lambda: ctx.once("charge", int, 3))
+
+    job = run(chain(workers=2, a=pays))
+    assert ["start", "effect", "done"] == kinds(job)
+
+
+# --- ids and chance -------------------------------------------------------------------------------
+
+
+@MODES
+def test_ids_and_chance_repeat_on_every_attempt_and_differ_between_tasks(
+    workers: int | None,
+) -> None:
+    seen: dict[str, list[tuple[object, ...]]] = {}
+
+    def draws(self: Routine, n: object) -> None:
+        ctx = self.ctx
+        values = (
+            ctx.idempotency_key,
+            ctx.key("mail"),
+            ctx.random.random(),
+            ctx.uuid(),
+            ctx.random.randrange(10**9),
+            ctx.uuid(),
+        )
+        seen.setdefault(ctx.task_id, []).append(values)
+        if ctx.attempt < 3:
+            raise ValueError
+
+    flow = fan(sends(1, 2), workers=workers, a=Works(draws, retrying(retry_delay=1)))
+    run(flow, "source", job_id="j7")
+    assert ["0.0", "0.1"] == sorted(seen)
+    for task_id, attempts in seen.items():
+        assert 3 == len(attempts)
+        assert 1 == len(set(attempts)), "an attempt saw other values"
+        key, effect, _, uuid, _, other = attempts[0]
+        assert (f"j7/{task_id}", f"j7/{task_id}/mail") == (key, effect)
+        assert isinstance(uuid, UUID)
+        assert (4, True) == (uuid.version, uuid != other)
+    assert not set(seen["0.0"][0]) & set(seen["0.1"][0])
+
+
+def test_chance_is_the_same_on_another_host_and_another_in_another_job() -> None:
+    drawn: list[float] = []
+
+    def draws(self: Routine) -> None:
+        drawn.append(self.ctx.random.random())
+
+    for job_id in ("one", "one", "two"):
+        run(chain(a=draws), job_id=job_id)
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_context_tells_attempt_job_task_and_time() -> None:
+    told: list[tuple[object, ...]] = []
+
+    def tells(self: Routine, n: object) -> None:
+        ctx = self.ctx
+        ctx.sleep(2)
+        told.append((ctx.attempt, ctx.job_id, ctx.task_id, ctx.now().isoformat()))
+        raise ValueError
+
+    run(chain(a=Works(tells, retrying(max_retries=1, retry_delay=3))), job_id="j", n=1)
+    assert [
+        (1, "j", "0", "2026-01-01T00:00:02+00:00"),
+        (2, "j", "0", "2026-01-01T00:00:07+00:00"),
+    ] == told
+
+
+# --- its end --------------------------------------------------------------------------------------
+
+USES: dict[str, Callable[[Context], object]] = {
+    "state": lambda ctx: ctx.state,
+    "shared": lambda ctx: ctx.shared,
+    "attempt": lambda ctx: ctx.attempt,
+    "job_id": lambda ctx: ctx.job_id,
+    "task_id": lambda ctx: ctx.task_id,
+    "idempotency_key": lambda ctx: ctx.idempotency_key,
+    "key": lambda ctx: ctx.key("x"),
+    "now": lambda ctx: ctx.now(),
+    "sleep": lambda ctx: ctx.sleep(1),
+    "random": lambda ctx: ctx.random,
+    "uuid": lambda ctx: ctx.uuid(),
+    "once": lambda ctx: ctx.once("x", int),
+}
+VIEWS: dict[str, Callable[[Any], object]] = {
+    "read": lambda view: view["key"],
+    "write": lambda view: view.update(key=1),
+    "delete": lambda view: view.pop("key"),
+    "in": lambda view: "key" in view,
+    "iteration": list,
+    "len": len,
+}
+
+
+OVER = (
+    "this step is over: its handler has returned or was given up, so nothing that it does can be"
+    " recorded any more; keep no ctx beyond the handler"
+)
+
+
+@pytest.mark.parametrize(
+    ("which", "use"),
+    [("ctx", use) for use in USES] + [(view, use) for view in ("state", "shared") for use in VIEWS],
+)
+def test_a_context_or_view_that_outlives_its_handler_is_refused(which: str, use: str) -> None:
+    leaked: dict[str, Any] = {}
+
+    def leaks(self: Routine) -> None:
+        leaked.update(ctx=self.ctx, state=self.ctx.state, shared=self.ctx.shared)
+        self.ctx.state["key"] = self.ctx.shared["key"] = 0
+
+    job = run(chain(a=leaks))
+    before = job.serialize()
+    with pytest.raises(NoActiveStepError, match=f"^{OVER}$"):
+        (USES if which == "ctx" else VIEWS)[use](leaked[which])
+    assert before == job.serialize()
+
+
+def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
+    told: list[str] = []
+    returned = threading.Event()
+    threads: list[threading.Thread] = []
+
+    def late(routine: Routine) -> None:
+        assert returned.wait(PATIENCE)
+        for use in (lambda: routine.ctx, lambda: routine.emit("out", n=1)):
+            try:
+                use()
+            except NoActiveStepError as error:
+                told.append(str(error))
+
+    def leaks(self: Routine) -> None:
+        inherited = contextvars.copy_context()
+        threads.append(threading.Thread(target=inherited.run, args=(late, self)))
+        threads[0].start()
+
+    job = run(chain(a=leaks))
+    returned.set()
+    threads[0].join(PATIENCE)
+    assert 2 == len(told)
+    assert {OVER} == set(told)
+    assert () == tuple(job.outputs)
+
+
+def test_outside_of_a_handler_there_is_no_context_and_nothing_to_emit() -> None:
+    routine = Works(rest)
+    with pytest.raises(NoActiveStepError, match=r"Works.ctx is there only while"):
+        _ = routine.ctx
+    with pytest.raises(NoActiveStepError, match=r"Works.emit\('out'\) was called outside"):
+        routine.emit("out", n=1)
+
+
+# --- payloads -------------------------------------------------------------------------------------
+
+
+class Parcel:
+    """A value of a type that the engine does not know."""
+
+    def __init__(self, *items: int) -> None:
+        self.items = list(items)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Parcel) and self.items == other.items
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _grow(value: Any) -> None:
+    if isinstance(value, Parcel):
+        value.items.append(9)
+    elif isinstance(value, dict):
+        value["k"].append(9)
+    elif isinstance(value, tuple):
+        value[0].append(9)
+    elif isinstance(value, set):
+        value.add(9)
+    else:
+        value.append(9)
+
+
+PAYLOADS: dict[str, Callable[[], Any]] = {
+    "list": lambda: [1],
+    "dict": lambda: {"k": [1]},
+    "tuple": lambda: ([1],),
+    "set": lambda: {1},
+    "nested": lambda: [[1], {"k": Parcel(1)}],
+    "unknown type": lambda: Parcel(1),
+}
+
+
+@MODES
+@pytest.mark.parametrize("kind", PAYLOADS)
+def test_a_payload_is_seen_as_it_was_emitted_by_each_branch_and_each_attempt(
+    workers: int | None, kind: str
+) -> None:
+    seen: list[object] = []
+
+    def emits(self: Routine, n: Any) -> None:
+        seen.append(n == PAYLOADS[kind]())
+        _grow(n)  # its own copy of the parameters
+        value = PAYLOADS[kind]()
+        self.emit("out", n=value)
+        _grow(value)
+
+    def spoils(self: Routine, n: Any) -> None:
+        seen.append(n == PAYLOADS[kind]())
+        _grow(n)
+        self.ctx.sleep(1)
+        if self.ctx.attempt == 1:
+            raise ValueError
+
+    given = {"n": PAYLOADS[kind]()}
+    retry = retrying(retry_delay=1)
+    flow = fan(emits, workers=workers, a=Works(spoils, retry), b=Works(spoils, retry))
+    with Runtime(clock=FakeClock()) as runtime:
+        job = flow.execute("source", given, runtime=runtime)
+    job.raise_for_status()
+    assert [True] * 5 == seen
+    assert PAYLOADS[kind]() == given["n"]
+    assert PAYLOADS[kind]() == job.commits[1].emissions[0].payload["n"]

@@ -1,0 +1,552 @@
+"""The contract of a job store, on every store."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routilux import (
+    Acquired,
+    Append,
+    DuplicateJobError,
+    FakeClock,
+    Hold,
+    JobStore,
+    LeaseLostError,
+    MemoryStore,
+    NotResumableError,
+)
+from tests.engine.workshop import at_once as together
+from tests.persist.stores import STORES, Make, acquire
+from tests.routines import PATIENCE, SECOND
+from tests.soak import examples
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[JobStore]:
+    with STORES[request.param](tmp_path, clock) as made:
+        yield made
+
+
+def filled(store: JobStore, count: int, *, queued: bool = False) -> JobStore:
+    """A job `j` of flow `f` with `count` rows of owner `a`."""
+    store.create("j", b"row 1", "a", flow_id="f", queued=queued)
+    for seq in range(2, count + 1):
+        store.append("j", seq, b"row %d" % seq, "a", rests=False)
+    return store
+
+
+def queued(store: JobStore, *job_ids: str, flow_id: str = "f") -> JobStore:
+    for job_id in job_ids:
+        store.create(job_id, b"row 1", "a", flow_id=flow_id, queued=True)
+    return store
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def test_rows_come_back_in_order_and_are_a_copy(store: JobStore) -> None:
+    rows = filled(store, 3).rows("j")
+    assert [b"row 1", b"row 2", b"row 3"] == rows
+    rows.clear()
+    assert 3 == len(store.rows("j"))
+    assert [b"row 3"] == store.rows("j", 2)
+    assert [] == store.rows("j", 3)
+
+
+def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store: JobStore) -> None:
+    assert [] == store.rows("nobody")
+    assert [] == store.job_ids()
+    assert None is store.snapshot("nobody")
+    assert None is store.acquire("x", ["f"], SECOND)
+    assert None is store.free_in(["f"])
+    assert [] == store.renew("x", SECOND)
+    assert {} == store.holders() == store.holders("nobody")
+    store.release("nobody", "x", 0)
+    store.keep_snapshot("nobody", 1, b"")
+    queued(store, "b", "a")
+    assert ["a", "b"] == store.job_ids()
+
+
+@pytest.mark.parametrize("row", [b"", bytes(range(256)), b"x" * 1_000_000])
+def test_a_row_is_any_bytes(store: JobStore, row: bytes) -> None:
+    filled(store, 1).append("j", 2, row, "a", rests=False)
+    store.keep_snapshot("j", 2, row)
+    assert [row] == store.rows("j", 1)
+    assert (2, row) == store.snapshot("j")
+
+
+def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store: JobStore) -> None:
+    filled(store, 1)
+    store.create("j", b"row 1", "a", flow_id="f", queued=False)
+    for seq in (2, 3, 2, 3):
+        store.append("j", seq, b"row %d" % seq, "a", rests=False)
+    assert 3 == len(store.rows("j"))
+
+
+def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> None:
+    filled(store, 3)
+    with pytest.raises(LeaseLostError, match="has 3 commits in the store"):
+        store.append("j", 2, b"another", "a", rests=True)
+    assert [b"row 1", b"row 2", b"row 3"] == store.rows("j")
+
+
+@pytest.mark.parametrize("seq", [0, -1, 3, 100])
+def test_a_row_with_a_number_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
+    filled(store, 1)
+    with pytest.raises(LeaseLostError):
+        store.append("j", seq, b"x", "a", rests=False)
+    with pytest.raises(LeaseLostError):
+        store.claim("j", seq, b"x", "a", rests=False)
+    with pytest.raises(LeaseLostError, match="holds no job 'new'"):
+        store.append("new", 2, b"x", "a", rests=False)
+    assert [b"row 1"] == store.rows("j")
+    assert ["j"] == store.job_ids()
+
+
+@pytest.mark.parametrize(("row", "owner"), [(b"other", "a"), (b"row 1", "b"), (b"row 1", "a")])
+def test_a_second_job_of_the_same_id_is_refused(store: JobStore, row: bytes, owner: str) -> None:
+    filled(store, 2)
+    with pytest.raises(DuplicateJobError, match="holds a job 'j' already"):
+        store.create("j", row, owner, flow_id="f", queued=True)
+    assert [b"row 1", b"row 2"] == store.rows("j")
+    assert None is store.free_in(["f"])
+
+
+# --- rows of several jobs by one write ------------------------------------------------------------
+
+
+def several(store: JobStore) -> JobStore:
+    """Jobs `j`, `k` and `l` of flow `f`, of owner `a`, with a row each."""
+    for job_id in "jkl":
+        store.create(job_id, b"row 1", "a", flow_id="f", queued=False)
+    return store
+
+
+def test_rows_of_several_jobs_are_kept_by_one_write(store: JobStore) -> None:
+    several(store)
+    added = [Append(job_id, 2, job_id.encode(), "a", False) for job_id in "ljk"]
+    assert [None] * 3 == store.append_all(added)
+    assert [None] * 3 == store.append_all(added)  # the answer was lost, and it is done again
+    assert [[b"row 1", b"j"], [b"row 1", b"k"], [b"row 1", b"l"]] == [
+        store.rows(job_id) for job_id in "jkl"
+    ]
+    assert [] == store.append_all([])
+
+
+def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(
+    store: JobStore,
+) -> None:
+    several(store)
+    refusals = store.append_all(
+        [
+            Append("j", 3, b"x", "a", False),
+            Append("k", 2, b"k", "a", False),
+            Append("new", 2, b"x", "a", False),
+            Append("l", 2, b"x", "b", False),
+        ]
+    )
+    assert [True, False, True, True] == [isinstance(r, LeaseLostError) for r in refusals]
+    assert [1, 2, 0, 1] == [len(store.rows(job_id)) for job_id in ("j", "k", "new", "l")]
+    reasons = ["'j' has 1 commits", "None", "holds no job 'new'", "'l' belongs to 'a' now"]
+    assert [] == [
+        (told, reason)
+        for told, reason in zip(map(str, refusals), reasons, strict=True)
+        if reason not in told
+    ]
+
+
+def test_each_of_several_rows_can_end_the_lease_of_its_job(store: JobStore) -> None:
+    queued(store, "j", "k")
+    assert Acquired("j", clean=True) == store.acquire("b", ["f"], SECOND)
+    assert Acquired("k", clean=True) == store.acquire("b", ["f"], SECOND)
+    store.append_all([Append("j", 2, b"2", "b", True), Append("k", 2, b"2", "b", False)])
+    assert ["k"] == store.renew("b", SECOND)
+
+
+# --- owners ---------------------------------------------------------------------------------------
+
+
+def test_after_a_claim_only_its_owner_can_write(store: JobStore) -> None:
+    filled(store, 2)
+    store.claim("j", 3, b"resumed by b", "b", rests=False)
+    with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 4 of 'a' was refused"):
+        store.append("j", 4, b"row 4", "a", rests=False)
+    for row in (b"resumed by b", b"row 3"):
+        with pytest.raises(LeaseLostError):
+            store.append("j", 3, row, "a", rests=False)  # not even what is there already
+    with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 2 of 'a' was refused"):
+        store.append("j", 2, b"row 2", "a", rests=True)
+    [refused] = store.append_all([Append("j", 2, b"row 2", "a", True)])
+    assert isinstance(refused, LeaseLostError)
+    with pytest.raises(LeaseLostError):
+        store.append("j", 2, b"row 2", "b", rests=False)  # a row of the owner before
+    store.append("j", 4, b"of b", "b", rests=False)
+    assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
+
+
+def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStore) -> None:
+    filled(store, 2)
+    store.claim("j", 3, b"resumed", "b", rests=False)
+    store.claim("j", 3, b"resumed", "b", rests=False)  # its answer may have been lost
+    with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
+        store.claim("j", 3, b"resumed", "c", rests=False)
+    with pytest.raises(LeaseLostError):
+        store.claim("j", 3, b"resumed otherwise", "b", rests=False)
+    store.append("j", 4, b"of b", "b", rests=False)
+
+
+def test_a_claim_that_is_refused_changes_nothing(store: JobStore) -> None:
+    with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
+        store.claim("nobody", 1, b"x", "a", rests=False)
+    assert [] == store.job_ids()
+    filled(store, 2)
+    with pytest.raises(LeaseLostError):
+        store.claim("j", 5, b"x", "b", rests=False)
+    store.append("j", 3, b"row 3", "a", rests=False)
+
+
+def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
+    """What `count` hosts, all at once, get from a call: its result, or LeaseLostError."""
+    gate = threading.Barrier(count)
+    got: dict[str, Any] = {}
+
+    def run(owner: str) -> None:
+        gate.wait(PATIENCE)
+        try:
+            got[owner] = call(owner)
+        except LeaseLostError:
+            got[owner] = LeaseLostError
+
+    together(*(partial(run, f"host {i}") for i in range(count)))
+    return got
+
+
+def test_of_many_that_claim_at_once_exactly_one_succeeds(store: JobStore) -> None:
+    filled(store, 1)
+    got = at_once(8, lambda owner: store.claim("j", 2, b"resumed", owner, rests=False))
+    [winner] = [owner for owner, result in got.items() if result is None]
+    assert 7 == list(got.values()).count(LeaseLostError)
+    store.append("j", 3, b"x", winner, rests=False)
+
+
+def test_of_many_that_acquire_at_once_each_gets_another_job(store: JobStore) -> None:
+    queued(store, *(f"job {i}" for i in range(6)))
+    got = at_once(8, lambda owner: acquire(store, owner, ["f"], SECOND))
+    assert [f"job {i}" for i in range(6)] == sorted(filter(None, got.values()))
+
+
+def test_threads_share_one_store(store: JobStore) -> None:
+    def appends(name: str) -> None:
+        store.create(name, b"1", name, flow_id="f", queued=False)
+        for seq in range(2, 10):
+            store.append(name, seq, b"%d" % seq, name, rests=False)
+
+    together(*(partial(appends, f"job {number:02}") for number in range(32)))
+    assert [f"job {number:02}" for number in range(32)] == store.job_ids()
+    for name in store.job_ids():
+        assert [b"%d" % seq for seq in range(1, 10)] == store.rows(name)
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_first(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "z")
+    clock.advance(1)
+    queued(store, "y", "x")
+    assert 0 == store.free_in(["f"])
+    assert ["z", "y", "x", None] == [acquire(store, "b", ["f"], SECOND) for _ in range(4)]
+
+
+def test_a_host_is_given_only_jobs_of_its_own_flows(store: JobStore) -> None:
+    queued(store, "j", flow_id="other")
+    assert None is store.acquire("b", ["f", "g"], SECOND)
+    assert None is store.acquire("b", [], SECOND)
+    assert None is store.free_in(["f"])
+    assert Acquired("j", clean=True) == store.acquire("b", ["f", "other"], SECOND)
+
+
+def test_a_job_that_is_held_without_a_lease_is_never_free(
+    store: JobStore, clock: FakeClock
+) -> None:
+    filled(store, 2)
+    clock.advance(10**6)
+    assert None is store.acquire("b", ["f"], SECOND)
+    assert None is store.free_in(["f"])
+    assert [] == store.renew("a", SECOND)
+
+
+def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(
+    store: JobStore, clock: FakeClock
+) -> None:
+    filled(store, 2, queued=False)
+    store.claim("j", 3, b"held", "a", rests=False)
+    queued(store, "k")
+    assert "k" == acquire(store, "b", ["f"], 3 * SECOND)
+    store.claim("k", 2, b"resumed", "b", rests=False)
+    clock.advance(2.999)
+    assert None is store.acquire("c", ["f"], SECOND)
+    assert 1_000_000 == store.free_in(["f"])
+    with pytest.raises(LeaseLostError, match="belongs to 'b'"):
+        store.claim("k", 3, b"resumed", "c", rests=False)
+    clock.advance(0.001)
+    assert 0 == store.free_in(["f"])
+    store.append("k", 3, b"late, but nobody has taken it", "b", rests=False)
+    assert "k" == acquire(store, "c", ["f"], SECOND)
+    with pytest.raises(LeaseLostError, match="belongs to 'c'"):
+        store.append("k", 4, b"too late", "b", rests=False)
+    store.claim("k", 4, b"resumed", "c", rests=False)
+    assert SECOND == store.free_in(["f"])
+
+
+def test_a_lease_can_be_renewed_as_long_as_nobody_has_taken_the_job(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j", "k", "l")
+    assert ["j", "k"] == [acquire(store, "b", ["f"], SECOND) for _ in range(2)]
+    clock.advance(2)
+    assert "l" == acquire(store, "c", ["f"], SECOND)
+    assert "j" == acquire(store, "c", ["f"], SECOND)
+    assert ["k"] == store.renew("b", 5 * SECOND)
+    assert ["j", "l"] == sorted(store.renew("c", 3 * SECOND))
+    assert 3 * SECOND == store.free_in(["f"])
+
+
+def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j")
+    store.acquire("b", ["f"], SECOND)
+    clock.advance(1)
+    store.claim("j", 2, b"resumed", "c", rests=False)
+    assert None is store.free_in(["f"])
+    assert [] == store.renew("b", SECOND)
+
+
+def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j", "k")
+    for job_id in ("j", "k"):
+        store.acquire("b", ["f"], SECOND)
+        store.claim(job_id, 2, b"resumed", "b", rests=job_id == "k")
+    assert ["j"] == store.renew("b", SECOND)
+    store.append("j", 3, b"paused", "b", rests=True)
+    store.append("j", 4, b"a step that was in flight", "b", rests=True)
+    assert [] == store.renew("b", SECOND)
+    clock.advance(10)
+    assert None is store.acquire("c", ["f"], SECOND)
+    store.release("j", "b", 0)
+    assert None is store.free_in(["f"])
+    store.claim("j", 5, b"resumed by name", "c", rests=False)
+
+
+@pytest.mark.parametrize("clean", [True, False])
+def test_a_job_that_was_given_back_is_free_when_its_time_comes(
+    store: JobStore, clock: FakeClock, clean: bool
+) -> None:
+    queued(store, "j")
+    store.acquire("b", ["f"], SECOND)
+    store.release("j", "c", 0)  # who does not own it gives nothing back
+    assert SECOND == store.free_in(["f"])
+    store.release("j", "b", 60 * SECOND, clean=clean)
+    assert 60 * SECOND == store.free_in(["f"])
+    assert [] == store.renew("b", SECOND)
+    with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
+        store.append("j", 2, b"x", "b", rests=False)
+    clock.advance(59)
+    assert None is store.acquire("c", ["f"], SECOND)
+    store.claim("j", 2, b"by name, before its time", "c", rests=False)
+    store.append("j", 3, b"x", "c", rests=False)
+
+
+def test_an_acquired_job_says_whether_it_was_given_back(store: JobStore, clock: FakeClock) -> None:
+    def take(owner: str) -> bool:
+        acquired = store.acquire(owner, ["f"], SECOND)
+        assert acquired is not None
+        assert "j" == acquired.job_id
+        return acquired.clean
+
+    queued(store, "j")
+    assert take("a"), "it was queued, and nobody has had it"
+    store.release("j", "a", 0)
+    assert take("b"), "it was given back"
+    clock.advance(1)
+    assert not take("c"), "its lease has ended with an owner"
+    store.release("j", "c", 0, clean=False)
+    assert not take("d"), "it was let fall"
+    store.release("j", "d", 0)
+    assert take("e"), "it was given back by the last one who had it"
+    store.overrule("j", 2, b"row 2", "operator", free=True)
+    assert take("f"), "an operator has set it free"
+
+
+def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "queued", "leased", "over", "back", "fallen")
+    for _ in range(5):
+        store.acquire("a", ["f"], 3 * SECOND)
+    store.release("queued", "a", 0)
+    store.release("back", "a", 9 * SECOND)
+    store.release("fallen", "a", 0, clean=False)
+    store.create("held", b"row 1", "b", flow_id="f", queued=False)
+    clock.advance(1)
+    assert {
+        "queued": Hold(None, 0, clean=True),
+        "leased": Hold("a", 2 * SECOND, clean=False),
+        "over": Hold("a", 2 * SECOND, clean=False),
+        "back": Hold(None, 8 * SECOND, clean=True),
+        "fallen": Hold(None, 0, clean=False),
+        "held": Hold("b", None, clean=False),
+    } == store.holders()
+    clock.advance(2)
+    assert {"over": Hold("a", 0, clean=False)} == store.holders("over")
+
+
+# --- snapshots ------------------------------------------------------------------------------------
+
+
+def test_the_latest_snapshot_is_kept_in_any_order_of_writing(store: JobStore) -> None:
+    filled(store, 5)
+    assert None is store.snapshot("j")
+    store.keep_snapshot("j", 3, b"three")
+    store.keep_snapshot("j", 2, b"two, late")
+    assert (3, b"three") == store.snapshot("j")
+    store.keep_snapshot("j", 6, b"of a commit that is not there")
+    assert (3, b"three") == store.snapshot("j")
+    store.keep_snapshot("j", 5, b"five")
+    assert (5, b"five") == store.snapshot("j")
+    assert 5 == len(store.rows("j"))
+
+
+# --- an operator ----------------------------------------------------------------------------------
+
+
+def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(
+    store: JobStore, clock: FakeClock
+) -> None:
+    queued(store, "j")
+    store.acquire("a", ["f"], SECOND)
+    store.overrule("j", 2, b"the end", "operator", free=False)
+    with pytest.raises(LeaseLostError, match="belongs to 'operator' now; commit 3 of 'a' was"):
+        store.append("j", 3, b"row 3", "a", rests=False)
+    with pytest.raises(LeaseLostError):
+        store.append("j", 2, b"row 2", "a", rests=False)
+    assert [] == store.renew("a", SECOND)
+    clock.advance(2)
+    assert None is store.free_in(["f"])
+    assert [b"row 1", b"the end"] == store.rows("j")
+
+
+def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: JobStore) -> None:
+    filled(store, 1).append("j", 2, b"row 2", "a", rests=True)
+    assert None is store.free_in(["f"])
+    store.overrule("j", 3, b"again", "operator", free=True)
+    assert 0 == store.free_in(["f"])
+    assert "j" == acquire(store, "b", ["f"], SECOND)
+    store.overrule("j", 3, b"again", "operator", free=True)  # the answer was lost, and is no news
+    store.append("j", 4, b"row 4", "b", rests=False)
+    assert 4 == len(store.rows("j"))
+
+
+def test_an_operator_that_is_too_late_changes_nothing(store: JobStore) -> None:
+    filled(store, 2)
+    for seq, row in ((1, b"row 1"), (2, b"row 2"), (2, b"late"), (4, b"early")):
+        with pytest.raises(LeaseLostError, match=f"has 2 commits in the store.*commit {seq}"):
+            store.overrule("j", seq, row, "operator", free=True)
+    with pytest.raises(NotResumableError, match="the store holds no job 'nobody'"):
+        store.overrule("nobody", 2, b"row", "operator", free=True)
+    store.append("j", 3, b"row 3", "a", rests=False)
+    assert None is store.free_in(["f"])
+
+
+# --- any order ------------------------------------------------------------------------------------
+
+_owners = st.sampled_from("abc")
+_rows = st.binary(max_size=1)
+_calls = st.lists(
+    st.one_of(
+        st.tuples(st.just("create"), _rows, _owners, st.booleans()),
+        st.tuples(
+            st.sampled_from(["append", "claim"]),
+            st.integers(1, 5),
+            _rows,
+            _owners,
+            st.booleans(),
+        ),
+        st.tuples(st.just("overrule"), st.integers(1, 5), _rows, _owners, st.booleans()),
+        st.tuples(st.just("acquire"), _owners),
+        st.tuples(st.just("release"), _owners, st.integers(0, 2), st.booleans()),
+        st.tuples(st.just("renew"), _owners),
+        st.tuples(st.just("advance"), st.integers(0, 2)),
+    ),
+    max_size=30,
+)
+
+
+def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
+    try:
+        match call:
+            case ("create", row, owner, queued):
+                store.create("j", row, owner, flow_id="f", queued=queued)
+            case ("append" | "claim" as name, seq, row, owner, rests):
+                getattr(store, name)("j", seq, row, owner, rests=rests)
+            case ("overrule", seq, row, owner, free):
+                store.overrule("j", seq, row, owner, free=free)
+            case ("acquire", owner):
+                return store.acquire(owner, ["f"], SECOND)
+            case ("release", owner, seconds, clean):
+                store.release("j", owner, seconds * SECOND, clean=clean)
+            case ("renew", owner):
+                return store.renew(owner, SECOND)
+            case ("advance", seconds):
+                clock.advance(seconds)
+    except (LeaseLostError, DuplicateJobError, NotResumableError) as error:
+        return type(error), str(error)
+    return None
+
+
+@pytest.mark.parametrize("make", STORES.values(), ids=STORES)
+@settings(max_examples=examples(0.25))  # each makes a database
+@given(calls=_calls)
+def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
+    make: Make, calls: list[tuple[Any, ...]]
+) -> None:
+    clock = FakeClock()
+    model = MemoryStore(clock)
+    with tempfile.TemporaryDirectory() as folder, make(Path(folder), clock) as store:
+        owner = None  # of the last row that was added
+        for call in calls:
+            before = store.rows("j")
+            ticking = call[0] == "advance"
+            assert _called(model, clock, call) == (None if ticking else _called(store, clock, call))
+            after = store.rows("j")
+            assert before == after[: len(before)]
+            assert len(after) - len(before) in (0, 1)
+            assert model.rows("j") == after
+            assert model.free_in(["f"]) == store.free_in(["f"])
+            assert model.holders() == store.holders()
+            if len(after) > len(before):
+                if call[0] == "append":
+                    assert owner == call[3], "another than the owner has written"
+                owner = call[2] if call[0] == "create" else call[3]
+            elif call[0] == "acquire":
+                owner = call[1] if model.renew(call[1], SECOND) else owner
+                store.renew(call[1], SECOND)

@@ -1,0 +1,248 @@
+"""Version of the saved forms: the present form is read, any other is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import date
+
+import pytest
+
+from routilux import (
+    Commit,
+    CommitKind,
+    CorruptStateError,
+    FakeClock,
+    JobState,
+    JobStatus,
+    MemoryStore,
+    Runtime,
+    SavedState,
+    UnsupportedVersionError,
+)
+from routilux.persist import admin, signature
+from routilux.persist.journal import Journal
+from routilux.persist.rows import checked, summed
+from tests.persist.orders import GOLDEN, KEY, START, pipeline
+
+DOCUMENT = GOLDEN / "routilux-1.json"
+SIGNED = GOLDEN / "routilux-1-signed.json"
+ROWS = (GOLDEN / "routilux-1-rows.jsonl").read_bytes().splitlines()
+SNAPSHOT = (GOLDEN / "routilux-1-snapshot.json").read_bytes().rstrip()
+FORMAT = b'"format":"routilux/1",'
+NEWER = b'"format":"routilux/7",'
+NO_VERSIONS = ["routilux/0", "routilux/01", "routilux/-1", "routilux/1.5", "1", "notebook/4", ""]
+
+
+def stored() -> MemoryStore:
+    """The store of a job that one host paused after a step, and another host resumed."""
+    clock = FakeClock(START, autojump=False)
+    store = MemoryStore(clock)
+
+    class Pauses:
+        def on_commit(self, job: JobState, commit: Commit) -> None:
+            if commit.kind is CommitKind.DONE:
+                run.pause()
+
+    with Runtime(clock=clock, store=store, observers=[Pauses()]) as first:
+        run = pipeline(0).start("fetch", {"request_id": "r-1"}, job_id="job-1", runtime=first)
+        clock.advance(0.8)
+        run.wait()
+        clock.advance(1)
+    with Runtime(clock=FakeClock(clock.now()), store=store) as second:
+        job = pipeline(0).resume(second.load("job-1"), runtime=second)
+    Journal(store).keep(job)
+    return store
+
+
+def holding(rows: list[bytes], snapshot: bytes | None = None) -> Runtime:
+    """A host whose store has these rows of a job."""
+    store = MemoryStore()
+    for seq, row in enumerate(rows, 1):
+        if seq == 1:
+            store.create("job-1", row, "a", flow_id="orders", queued=False)
+        else:
+            store.append("job-1", seq, row, "a", rests=False)
+    if snapshot is not None:
+        store.keep_snapshot("job-1", 6, snapshot)
+    return Runtime(clock=FakeClock(START), store=store)
+
+
+def changed(data: bytes, old: bytes, new: bytes) -> bytes:
+    """A row or a snapshot with another text and the checksum of that text."""
+    return summed(checked(data, "$").replace(old, new, 1))
+
+
+# --- the present form -----------------------------------------------------------------------------
+
+
+def test_the_stored_rows_and_snapshot_are_what_is_written_today():
+    store = stored()
+    assert ROWS == store.rows("job-1")
+    assert (6, SNAPSHOT) == store.snapshot("job-1")
+
+
+def test_the_stored_rows_and_snapshot_are_read():
+    host = holding(ROWS, SNAPSHOT)
+    job, whole = host.load("job-1"), host.load("job-1", history=True)
+    assert (JobStatus.COMPLETED, 6, 0) == (job.status, job.seq, len(job.commits))
+    assert {**whole.serialize(), "commits": []} == job.serialize()
+    assert date(2026, 1, 3) == job.shared_data["day"]
+
+
+def test_the_first_row_of_each_host_and_the_snapshot_carry_the_version():
+    assert [True, False, False, True, False, False] == [
+        row.startswith(b"{" + FORMAT) for row in ROWS
+    ]
+    assert SNAPSHOT.startswith(b"{" + FORMAT)
+
+
+@pytest.mark.parametrize("change", [admin.cancel, admin.retry])
+def test_the_row_of_an_operator_carries_the_version(change: Callable[..., JobState]):
+    store = MemoryStore()
+    with Runtime(clock=FakeClock(START), store=store) as runtime:
+        flow = pipeline(9)
+        flow.routines["process"].set_error_handler(None)
+        if change is admin.retry:
+            flow.execute("fetch", {"request_id": "r-1"}, job_id="job-1", runtime=runtime)
+        else:
+            runtime.submit(flow, "fetch", {"request_id": "r-1"}, job_id="job-1")
+    change(store, "job-1", 0)
+    assert store.rows("job-1")[-1].startswith(b"{" + FORMAT)
+
+
+def test_a_version_that_is_not_the_first_member_is_found():
+    document = dict(sorted(json.loads(DOCUMENT.read_bytes()).items()))
+    text = json.dumps(document, indent=1).encode()
+    assert text.index(b'"execution_history_count"') < text.index(b'"format"')
+    assert 2 == SavedState.from_bytes(text, verify=False).retry_count
+    with pytest.raises(UnsupportedVersionError):
+        SavedState.from_bytes(text.replace(b"routilux/1", b"routilux/7"), verify=False)
+
+    row = dict(reversed(json.loads(checked(ROWS[3], "$")).items()))
+    rows = [*ROWS[:3], summed(json.dumps(row).encode()), *ROWS[4:]]
+    assert JobStatus.COMPLETED is holding(rows).load("job-1").status
+    rows[3] = changed(rows[3], b"routilux/1", b"routilux/7")
+    with pytest.raises(UnsupportedVersionError):
+        holding(rows).load("job-1")
+
+
+# --- a newer version ------------------------------------------------------------------------------
+
+FUTURE = b'{"format":"routilux/7","seq":{"$type":"of the future"}}'
+
+
+@pytest.mark.parametrize("key", [None, KEY])
+def test_a_newer_document_is_refused_with_what_to_do_and_the_file_stays(key, tmp_path):
+    body = b'{"format": "routilux/7",\n"state": {"$type": "of the future"}'
+    path = tmp_path / "job.json"
+    path.write_bytes(signature.sealed(body, signature.keyed(key)))
+    before = path.read_bytes()
+    with pytest.raises(UnsupportedVersionError) as caught:
+        SavedState.read(path, key=key)
+    assert (
+        "$.format",
+        (
+            "is 'routilux/7', which a newer routilux wrote; this one reads 'routilux/1': install"
+            f" the newer one here, or resume the job where it was saved (in {path})"
+        ),
+    ) == (caught.value.path, caught.value.reason)
+    assert before == path.read_bytes()
+
+
+@pytest.mark.parametrize("future", [FUTURE, summed(FUTURE)], ids=["another end", "a checksum"])
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_newer_row_is_refused_by_its_path_before_anything_else_of_it_is_read(number, future):
+    rows = [*ROWS[: number - 1], future, b"rows of the future"]
+    with pytest.raises(UnsupportedVersionError) as caught:
+        holding(rows).load("job-1")
+    assert f"$.job-1[{number}].format" == caught.value.path
+    assert "is 'routilux/7', which a newer routilux wrote; this one" in caught.value.reason
+
+
+def test_a_newer_snapshot_is_refused_and_so_are_the_rows_that_its_host_wrote():
+    rows = [*ROWS[:3], changed(ROWS[3], FORMAT, NEWER), *ROWS[4:]]
+    host = holding(rows, FUTURE)
+    for history, path in ((False, "$.job-1.snapshot.format"), (True, "$.job-1[4].format")):
+        with pytest.raises(UnsupportedVersionError) as caught:
+            host.load("job-1", history=history)
+        assert path == caught.value.path
+        assert "without the snapshot" not in caught.value.reason
+
+
+# --- no version, or none of ours ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("found", NO_VERSIONS)
+def test_a_document_with_another_text_as_version_was_not_written_by_routilux(found):
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.from_bytes(signature.sealed(f'{{"format": "{found}"'.encode()))
+    assert ("$.format", f"is {found!r}: this was not written by routilux") == (
+        caught.value.path,
+        caught.value.reason,
+    )
+
+
+@pytest.mark.parametrize("found", [*NO_VERSIONS, 1, None, ["routilux/1"]])
+def test_a_row_or_snapshot_with_anything_else_as_version_is_refused_by_its_path(found):
+    version = json.dumps(found).encode()
+    rows = [*ROWS[:3], changed(ROWS[3], b'"routilux/1"', version), *ROWS[4:]]
+    host = holding(rows, changed(SNAPSHOT, b'"routilux/1"', version))
+    for history, path in ((True, "$.job-1[4].format"), (False, "$.job-1.snapshot.format")):
+        with pytest.raises(CorruptStateError, match="was not written by routilux") as caught:
+            host.load("job-1", history=history)
+        assert path == caught.value.path
+
+
+def test_a_first_row_or_a_snapshot_without_a_version_is_refused_by_its_path():
+    rows = [changed(ROWS[0], FORMAT, b""), *ROWS[1:]]
+    host = holding(rows, changed(SNAPSHOT, FORMAT, b""))
+    for history, path in ((True, "$.job-1[1].format"), (False, "$.job-1.snapshot.format")):
+        with pytest.raises(CorruptStateError, match="is missing: this was not written") as caught:
+            host.load("job-1", history=history)
+        assert path == caught.value.path
+
+
+def test_a_row_or_a_snapshot_without_a_checksum_is_refused_by_its_path():
+    rows = [*ROWS[:3], checked(ROWS[3], "$"), *ROWS[4:]]
+    host = holding(rows, checked(SNAPSHOT, "$"))
+    for history, path in ((True, "$.job-1[4]"), (False, "$.job-1.snapshot")):
+        with pytest.raises(CorruptStateError, match="has no checksum at its end") as caught:
+            host.load("job-1", history=history)
+        assert path == caught.value.path
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def test_a_wrong_seal_is_reported_before_the_version_is_read():
+    text = DOCUMENT.read_bytes().replace(b"routilux/1", b"routilux/7")
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.from_bytes(text)
+    assert "$.digest" == caught.value.path
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.from_bytes(SIGNED.read_bytes()[:-3], key=KEY)
+    assert "$.signature" == caught.value.path
+    rows = [ROWS[0].replace(b"routilux/1", b"routilux/7"), *ROWS[1:]]
+    with pytest.raises(CorruptStateError, match="was damaged") as caught:
+        holding(rows).load("job-1")
+    assert "$.job-1[1]" == caught.value.path
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        (b'"a": 1, "a": 2', "$.a"),
+        (b'"a": NaN', "$.a"),
+        (b'"a": 1e999', "$.a"),
+        (b'"a": ' + b"9" * 5_000, "$.a"),
+        (b'"a": "\\ud800"', "$.a"),
+        (b'"a": ' + b"[" * 101 + b"]" * 101, "$.a" + "[0]" * 99),
+        (b'"job_state": {}', "$.flow"),
+    ],
+    ids=["a key twice", "NaN", "too big", "too long", "no text", "too deep", "a member too few"],
+)
+def test_a_document_of_this_version_is_checked_member_by_member(text, path):
+    with pytest.raises(CorruptStateError) as caught:
+        SavedState.from_bytes(signature.sealed(b'{"format": "routilux/1", ' + text))
+    assert path == caught.value.path

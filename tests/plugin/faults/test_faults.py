@@ -1,0 +1,126 @@
+"""A fault says what it hits, counts how often it did, and is refused where it can't be."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from pytest_routilux.faults.flow_faults import FlowFaults
+from pytest_routilux.sim.recovery import undisturbed
+from pytest_routilux.sim.simulator.execution import live
+from pytest_routilux.sim.simulator.lives import Case, Life
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.world import World
+from routilux import Commit, FakeClock, FlowDefinitionError, JobState
+from showcase.flows import data_pipeline
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_routilux.faults.faults import Fault
+
+START = FakeClock().now_ns()
+SECOND = 1_000_000_000
+
+
+def run(*faults: Fault) -> tuple[Life, JobState]:
+    case = Case(lambda: data_pipeline(1), "data_fetch", {"request_id": "r"}, faults=faults)
+    for fault in faults:
+        fault.begin(0)
+    life = live(case, World(START))
+    assert life.job is not None
+    return life, life.job
+
+
+def test_a_routine_raises_in_the_attempts_that_are_named() -> None:
+    fault = FlowFaults().raises("data_process", ValueError("no line"), attempts=[2, 3])
+    _, job = run(fault)
+    assert 2 == fault.struck
+    assert 3 == job.retry_count("data_process")
+    errors = [commit.error.message for commit in job.commits if commit.error is not None]
+    assert ["tax table is locked, try 1", "no line", "no line"] == errors
+
+
+def test_a_class_is_raised_anew_in_every_attempt() -> None:
+    fault = FlowFaults().raises("data_process", ValueError)
+    _, job = run(fault)
+    assert 5 == fault.struck
+    assert "failed" == job.status
+
+
+def test_an_error_is_raised_as_it_was_made_whatever_its_class_asks_for() -> None:
+    error = json.JSONDecodeError("cut off", "[1, ", 4)  # whose args are the message alone
+    _, job = run(FlowFaults().raises("data_process", error, attempts=[1, 2]))
+    errors = [commit.error for commit in job.commits if commit.error is not None]
+    assert ["json.decoder.JSONDecodeError"] * 2 == [error.type for error in errors][:2]
+    frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
+    assert 1 == frames.count("_raise")
+
+
+def test_a_slow_routine_begins_its_work_late() -> None:
+    fault = FlowFaults().slow("data_fetch", 1.5)
+    _, job = run(fault)
+    assert 1 == fault.struck
+    assert 1_500_000_000 + 2_100_000_000 == job.updated_ns - job.started_ns
+
+
+@pytest.mark.parametrize("seconds", [3600, -3600])
+def test_a_clock_that_is_set_moves_no_wait(seconds: int) -> None:
+    fault = FlowFaults().clock_jump(seconds)
+    _, job = run(fault)
+    assert 1 == fault.struck
+    assert 2_100_000_000 == job.updated_ns - job.started_ns
+
+
+@pytest.mark.parametrize(("durable", "kept"), [(False, 2), (True, 3)])
+def test_a_write_of_the_store_fails_with_the_commit_kept_or_not(durable: bool, kept: int) -> None:
+    fault = FlowFaults().store_fails(3, durable=durable)
+    world = World(START)
+    case = Case(lambda: data_pipeline(1), "data_fetch", {"request_id": "r"}, faults=(fault,))
+    life = live(case, world)
+    assert isinstance(life.error, OSError)
+    assert (kept, 1) == (len(world.commits), fault.struck)
+    assert life.job is not None
+    assert 2 == life.job.seq  # it believes what was acknowledged
+
+
+def test_every_fault_of_the_store_counts_the_writes_that_another_one_fails() -> None:
+    faults = FlowFaults().store_fails(2), FlowFaults().store_fails(3)
+    case = Case(lambda: data_pipeline(0), "data_fetch", {"request_id": "r"}, faults=faults)
+    run = undisturbed(case, START, FIFO)
+    assert [1, 1] == [fault.struck for fault in faults]
+    # The host after the first one that ends does not come to a commit of its own.
+    log = [what for _, _, what in run.world.log if not isinstance(what, tuple)]
+    assert [True, False, False, True] == [isinstance(what, Commit) for what in log[:4]]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda f: f.raises("a", KeyboardInterrupt), "give an Exception"),
+        (lambda f: f.raises("a", UnicodeDecodeError), "without arguments .*; give an instance"),
+        (lambda f: f.raises("a", ValueError, attempts=[]), "at least one of them"),
+        (lambda f: f.slow("a", 1, attempts=[0]), "whole numbers from 1"),
+        (lambda f: f.clock_jump(0), "does nothing"),
+        (lambda f: f.store_fails(0), "counted from 1"),
+        (lambda f: f.store_fails(True), "counted from 1"),
+    ],
+)
+def test_what_can_be_no_fault_is_refused(make: Callable[[Any], Fault], says: str) -> None:
+    with pytest.raises(FlowDefinitionError, match=says):
+        make(FlowFaults())
+
+
+def test_a_fault_reads_as_it_was_made() -> None:
+    faults = FlowFaults()
+    assert "raises('a', ValueError('x'), attempts=[1, 2])" == repr(
+        faults.raises("a", ValueError("x"), attempts=[2, 1])
+    )
+    assert "raises('a', OSError)" == repr(faults.raises("a", OSError))
+    assert "slow('a', 0.5)" == repr(faults.slow("a", 0.5))
+    assert "clock_jump(-60)" == repr(faults.clock_jump(-60))
+    assert "store_fails(2, durable=True)" == repr(faults.store_fails(2, durable=True))
+    assert 5 == len(faults.live)

@@ -1,0 +1,379 @@
+"""flow_faults strikes in the jobs of a runtime as it does in a simulation, or says why it can't."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pytest_routilux import FlowFaults, FlowMonitor
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    FlowDefinitionError,
+    MemoryStore,
+    Routine,
+    Runtime,
+    SqliteStore,
+)
+from tests.plugin.inner import run_inside
+
+SECOND = 10**9
+
+
+class Order(Routine):
+    def __init__(self, orders: int = 1, nap: float = 0) -> None:
+        super().__init__()
+        self.orders = orders
+        self.nap = nap
+        self.define_slot("trigger", handler=self.order)
+        self.define_event("output", ["number"])
+
+    def order(self) -> None:
+        self.ctx.sleep(self.nap)
+        for number in range(self.orders):
+            self.emit("output", number=number)
+
+
+class Charge(Routine):
+    max_concurrency = 4
+
+    def __init__(self, handler: ErrorHandler | None = None) -> None:
+        super().__init__()
+        self.define_slot("input", handler=self.charge)
+        self.define_event("output", ["number", "at"])
+        self.set_error_handler(handler or ErrorHandler("retry", max_retries=4, retry_delay=0.5))
+
+    async def charge(self, number: int) -> None:
+        self.emit("output", number=number, at=self.ctx.now().isoformat())
+
+
+class Odd(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.odd)
+        self.define_event("output", ["odd"])
+        self.set_error_handler(ErrorHandler("skip"))
+
+    def odd(self) -> None:
+        self.emit("output", odd=object())
+
+
+def shop(
+    orders: int = 1, *, handler: ErrorHandler | None = None, workers: int = 0, nap: float = 0
+) -> Flow:
+    flow = Flow(
+        "shop",
+        execution_strategy="concurrent" if workers else "sequential",
+        max_workers=workers or 1,
+    )
+    flow.add_routine(Order(orders, nap), "order")
+    flow.add_routine(Charge(handler), "charge")
+    flow.connect("order", "output", "charge", "input")
+    return flow
+
+
+# --- where they strike ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [0, 4])
+def test_a_handler_raises_in_the_attempts_that_are_named(
+    flow_faults: FlowFaults,
+    flow_runtime: Runtime,
+    flow_clock_bare: FakeClock,
+    flow_monitor: FlowMonitor,
+    workers: int,
+) -> None:
+    fault = flow_faults.raises("charge", ConnectionError("no line"), attempts=[1, 2])
+    job = shop(workers=workers).execute("order")
+    flow_monitor.assert_retried("charge", times=2, delays=[0.5, 1.0])
+    assert "completed" == job.status
+    assert 2 == fault.struck
+    assert {"no line"} == {c.error.message for c in job.commits if c.error is not None}
+
+
+def test_every_hit_counts_whatever_thread_it_comes_from(
+    flow_faults: FlowFaults, flow_runtime: Runtime, flow_clock_bare: FakeClock
+) -> None:
+    fault = flow_faults.raises("charge", OSError, attempts=[1])
+    shop(40, workers=4).execute("order").raise_for_status()
+    assert 40 == fault.struck
+
+
+def test_a_job_in_the_background_is_hit_too(
+    flow_faults: FlowFaults, flow_runtime: Runtime, flow_clock_bare: FakeClock
+) -> None:
+    flow_faults.raises("charge", OSError, attempts=[1])
+    assert 1 == shop().start("order").wait().retry_count("charge")
+
+
+def test_a_slow_handler_begins_late_by_the_jobs_clock(
+    flow_faults: FlowFaults, flow_runtime: Runtime, flow_clock_bare: FakeClock
+) -> None:
+    flow_faults.slow("charge", 1.5)
+    job = shop().execute("order")
+    assert 1.5 == (job.updated_ns - job.started_ns) / SECOND
+    assert "2026-01-01T00:00:01.500000+00:00" == job.outputs[0].data["at"]
+
+
+def test_a_handler_that_is_slower_than_its_timeout_is_given_up(
+    flow_faults: FlowFaults, flow_runtime: Runtime, flow_clock_bare: FakeClock
+) -> None:
+    flow_faults.slow("charge", 7, attempts=[1])
+    handler = ErrorHandler("retry", max_retries=1, retry_delay=0.5, timeout=2)
+    job = shop(handler=handler).execute("order")
+    assert "completed" == job.status
+    assert "routilux.StepTimeoutError" == job.commits[2].error.type
+    assert 2.5 == (job.updated_ns - job.started_ns) / SECOND
+
+
+@pytest.mark.parametrize("seconds", [3600, -3600])
+def test_a_clock_that_is_set_once_moves_no_wait(
+    flow_faults: FlowFaults, flow_runtime: Runtime, flow_clock_bare: FakeClock, seconds: int
+) -> None:
+    before = flow_clock_bare.now_ns()
+    flow_faults.raises("charge", OSError, attempts=[1])
+    jump = flow_faults.clock_jump(seconds)
+    job = shop().execute("order")
+    assert 1 == jump.struck
+    assert 0.5 == (job.updated_ns - job.started_ns) / SECOND
+    assert seconds + 0.5 == (flow_clock_bare.now_ns() - before) / SECOND
+
+
+@pytest.mark.parametrize(("durable", "kept"), [(False, 1), (True, 2)])
+def test_a_store_fails_with_the_commit_kept_or_not(
+    flow_faults: FlowFaults, tmp_path: Path, durable: bool, kept: int
+) -> None:
+    store = SqliteStore(tmp_path / "jobs.db")
+    runtime = flow_faults.on(Runtime(clock=FakeClock(), store=store))
+    flow_faults.store_fails(2, durable=durable)
+    with pytest.raises(OSError, match=r"^write 2 of the store "):
+        shop().execute("order", job_id="A7", runtime=runtime)
+    assert kept == runtime.load("A7").seq
+    resumed = runtime.resume(shop(), runtime.load("A7"))
+    assert "completed" == resumed.status
+
+
+def test_what_can_not_be_saved_is_no_write(flow_faults: FlowFaults) -> None:
+    runtime = flow_faults.on(Runtime(clock=FakeClock(), store=MemoryStore()))
+    fault = flow_faults.store_fails(3)
+    flow = Flow("odd")
+    flow.add_routine(Odd(), "odd")
+    assert 2 == flow.execute("odd", runtime=runtime).seq  # the start, and the task that is skipped
+    assert not fault.struck
+    with pytest.raises(OSError, match="write 3"):
+        shop().execute("order", runtime=runtime)
+
+
+@pytest.mark.parametrize(("durable", "kept"), [(False, 1), (True, 2)])
+def test_a_write_of_several_jobs_fails_for_one_of_them(
+    flow_faults: FlowFaults, durable: bool, kept: int
+) -> None:
+    store = MemoryStore()
+    runtime = flow_faults.on(Runtime(store=store))
+    first, second, *_ = shop().execute("order", runtime=Runtime(clock=FakeClock())).commits
+    flow_faults.store_fails(3 + 2, durable=durable)
+    journal = runtime.environment.journal
+    assert journal is not None
+    for job_id in "abc":
+        journal.write(job_id, first, runtime.owner, claims=False)
+    rows = [journal.row(job_id, second, runtime.owner) for job_id in "abc"]
+    refusals = journal.append_all(rows)
+    assert [None, "OSError", None] == [r and type(r).__name__ for r in refusals]
+    assert [2, kept, 2] == [len(store.rows(job_id)) for job_id in "abc"]
+
+
+def test_real_threads_on_the_systems_clock_meet_them_too(flow_faults: FlowFaults) -> None:
+    with ThreadPoolExecutor(2) as executor:
+        runtime = flow_faults.on(Runtime(executor=executor))
+        flow_faults.raises("charge", OSError, attempts=[1])
+        handler = ErrorHandler("retry", max_retries=1, retry_delay=0)
+        job = shop(3, handler=handler).execute("order", runtime=runtime)
+    assert ("completed", 1) == (job.status, job.retry_count("charge"))
+
+
+def test_an_error_that_was_made_once_is_raised_by_many_threads_at_once(
+    flow_faults: FlowFaults,
+) -> None:
+    runtime = flow_faults.on(Runtime())
+    flow_faults.raises("charge", OSError("down"), attempts=[1, 2, 3])
+    handler = ErrorHandler("retry", max_retries=3, retry_delay=0)
+    job = shop(30, handler=handler, workers=8).execute("order", runtime=runtime)
+    assert ("completed", 30) == (job.status, len(job.outputs))
+
+
+# --- where they don't -----------------------------------------------------------------------------
+
+
+def test_a_fault_that_a_simulation_was_given_leaves_the_runtime_alone(
+    flow_faults: FlowFaults, flow_runtime: Runtime, flow_clock_bare: FakeClock, flow_sim
+) -> None:
+    flow_sim.run(shop, "order", faults=[flow_faults.raises("charge", OSError, attempts=[1])])
+    assert 0 == shop().execute("order").retry_count()
+
+
+def test_a_job_that_began_before_is_left_alone(flow_faults: FlowFaults) -> None:
+    clock = FakeClock(autojump=False)
+    runtime = Runtime(clock=clock)
+    run = shop(nap=1).start("order", runtime=runtime)
+    flow_faults.on(runtime)
+    fault = flow_faults.raises("charge", OSError)
+    clock.advance(1)
+    assert ("completed", 0) == (run.wait().status, fault.struck)
+    clock.autojump = True
+    assert 4 == shop().execute("order", runtime=runtime).retry_count()
+
+
+def test_a_runtime_is_left_as_it_was_found() -> None:
+    runtime = Runtime(clock=FakeClock(), store=MemoryStore())
+    before = runtime.environment.run_step, runtime.environment.journal
+    outer, inner = FlowFaults(), FlowFaults()
+    outer.on(runtime)
+    inner.on(inner.on(runtime))
+    inner.raises("charge", OSError, attempts=[1])
+    outer.raises("charge", KeyError, attempts=[2])
+    job = shop().execute("order", runtime=runtime)
+    assert ["OSError", "KeyError"] == [c.error.type for c in job.commits if c.error is not None]
+    inner.close()
+    outer.close()
+    assert before == (runtime.environment.run_step, runtime.environment.journal)
+    assert 0 == shop().execute("order", runtime=runtime).retry_count()
+
+
+@pytest.mark.parametrize(
+    ("make", "runtime", "says"),
+    [
+        (
+            lambda f: f.slow("charge", 1),
+            Runtime(),
+            (
+                "slow('charge', 1) would take its time for real; give the runtime a FakeClock, as"
+                " flow_runtime has"
+            ),
+        ),
+        (
+            lambda f: f.clock_jump(-60),
+            Runtime(),
+            "clock_jump(-60) can't set a SystemClock; give the runtime a FakeClock",
+        ),
+        (
+            lambda f: f.store_fails(1),
+            Runtime(clock=FakeClock()),
+            (
+                "store_fails(1) needs a store, and this runtime has none:"
+                " flow_faults.on(Runtime(clock=flow_clock, store=MemoryStore()))"
+            ),
+        ),
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_fault_that_can_not_strike_breaks_the_job_off_with_the_cure(
+    make, runtime: Runtime, says: str, workers: int
+) -> None:
+    faults = FlowFaults()
+    faults.on(runtime)
+    make(faults)
+    with pytest.raises(FlowDefinitionError) as refused:
+        shop(workers=workers).execute("order", runtime=runtime)
+    faults.close()
+    assert says == str(refused.value)
+
+
+def test_steps_in_other_processes_are_refused(flow_faults: FlowFaults) -> None:
+    with (
+        ProcessPoolExecutor(1) as executor,
+        pytest.raises(FlowDefinitionError, match="executor is a ProcessPoolExecutor; leave"),
+    ):
+        flow_faults.on(Runtime(executor=executor))
+
+
+# --- the fixture ----------------------------------------------------------------------------------
+
+SHOP = f"""
+    import pytest
+    from tests.plugin.{Path(__file__).stem} import shop
+    from routilux import MemoryStore, Runtime
+"""
+
+
+def test_a_fault_that_never_strikes_fails_the_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        SHOP
+        + """
+    def test_idle(flow_runtime, flow_faults):
+        flow_faults.raises("charge", OSError, attempts=[2])
+        shop().execute("order")
+
+    def test_misspelt(flow_runtime, flow_faults):
+        flow_faults.raises("chrage", OSError)
+        shop().execute("order").raise_for_status()
+
+    def test_nowhere(flow_faults):
+        flow_faults.raises("charge", OSError)
+
+    def test_fine(flow_runtime, flow_faults):
+        flow_faults.raises("charge", OSError, attempts=[1])
+        assert shop().execute("order").retry_count() == 1
+    """
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(passed=4, errors=3)
+    for line in (
+        (
+            "raises('charge', OSError, attempts=[2]) never struck: no such attempt or write was"
+            " made; a fault that does not happen proves nothing"
+        ),
+        (
+            "raises('chrage', OSError) names no routine of the flows that ran; known: 'order',"
+            " 'charge'; did you mean 'charge'?"
+        ),
+        (
+            "raises('charge', OSError): made, and met no job; use flow_runtime in the test too,"
+            " call flow_faults.on(runtime), or give it to a simulation as faults=[...]"
+        ),
+    ):
+        assert line in result.outlines
+
+
+def test_a_test_that_failed_hears_of_misspelt_faults_only(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        SHOP
+        + """
+    def test_early(flow_runtime, flow_faults):
+        flow_faults.raises("charge", OSError)
+        assert not "the flow is built"
+
+    def test_late(flow_runtime, flow_faults):
+        flow_faults.raises("charge", OSError, attempts=[7])
+        flow_faults.raises("chrage", OSError)
+        assert shop().execute("order").retry_count() == 1
+    """
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=2, errors=1)
+    result.stdout.fnmatch_lines(["raises('chrage', OSError) names no routine of the flows*"])
+    result.stdout.no_fnmatch_line("*never struck*")
+
+
+def test_the_runtime_of_a_module_is_given_back_after_each_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        SHOP
+        + """
+    @pytest.fixture(scope="module")
+    def runtime():
+        from routilux import FakeClock
+        return Runtime(clock=FakeClock(), store=MemoryStore())
+
+    def test_one(runtime, flow_faults):
+        flow_faults.on(runtime)
+        flow_faults.store_fails(2)
+        with pytest.raises(OSError):
+            shop().execute("order", runtime=runtime)
+
+    def test_two(runtime):
+        shop().execute("order", runtime=runtime).raise_for_status()
+    """
+    )
+    run_inside(pytester).assert_outcomes(passed=2)

@@ -1,0 +1,366 @@
+"""flow_hosts: jobs that are started, killed and resumed in fresh interpreters."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_routilux import FlowHosts
+from pytest_routilux.hosts.flow_hosts import At, HostError
+from routilux import FakeClock, Runtime, SavedState
+from tests.plugin import shop as shop_module
+from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
+
+PRICE = {"price": Decimal("19.90")}
+RETRY_2 = At(kind="retry", routine_id="charge", attempt=2)
+SECOND = 10**9
+
+
+def lengths(waits) -> list[float]:
+    return [wait.length_ns / SECOND for wait in waits]
+
+
+def calls_of(path: Path) -> list[tuple[int, int]]:
+    lines = [line.split() for line in path.read_text("utf-8").splitlines()]
+    return [(int(pid), int(attempt)) for pid, attempt, *_ in lines]
+
+
+def test_a_job_runs_to_its_end_on_another_host(flow_hosts: FlowHosts) -> None:
+    host = flow_hosts.start(shop, "order", PRICE, build_args={"tries": 3}, job_id="A7")
+    assert host.pid != os.getpid()
+    assert ("A7", "completed") == (host.job.job_id, host.job.status)
+    assert Money(Decimal("19.90")) == host.job.outputs[0].data["charged"]
+    assert [0.8, 0.3, 0.45] == lengths(host.waits)
+    assert [300_000_000, 450_000_000] == [retry.actual_ns for retry in host.monitor.retries]
+    assert host.killed_at is None
+    assert "" == host.output
+
+
+def test_a_build_function_can_be_named(flow_hosts: FlowHosts) -> None:
+    host = flow_hosts.start("tests.plugin.shop:shop", "order", PRICE)
+    assert "completed" == host.job.status
+
+
+def test_the_clock_of_a_host_starts_where_the_test_says(flow_hosts: FlowHosts) -> None:
+    host = flow_hosts.start(shop, "order", PRICE, clock_start="2030-02-03T04:05:06")
+    assert "2030-02-03T04:05:06.800000+00:00" == host.job.outputs[0].data["at"].isoformat()
+
+
+def test_user_code_on_a_host_finds_the_time_of_its_clock(flow_hosts: FlowHosts) -> None:
+    host = flow_hosts.start(napping, "nap", clock_start="2030-02-03T04:05:06")
+    [output] = host.job.outputs
+    naive = datetime(2030, 2, 3, 4, 5, 6)
+    instant = naive.replace(tzinfo=UTC)
+    hour = timedelta(hours=1)
+    assert [
+        *(naive, instant.timestamp()),
+        *(naive + hour, (instant + hour).timestamp(), instant + hour),
+    ] == output.data["times"]
+    assert [3600.0] == lengths(host.waits)
+
+
+def test_a_nap_on_a_host_fails_the_test_where_naps_are_errors(tmp_path: Path) -> None:
+    with (
+        FlowHosts(tmp_path, sleeping="error") as hosts,
+        pytest.raises(HostError, match=r"called time\.sleep\(3600\) at .*shop\.py"),
+    ):
+        hosts.start(napping, "nap")
+
+
+def test_a_job_goes_on_where_the_killed_host_had_saved_it(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    a = flow_hosts.start(
+        shop,
+        "order",
+        PRICE,
+        build_args={"tries": 99, "calls": str(calls)},
+        save_at=At(),
+        kill_at=RETRY_2,
+    )
+    assert 4 == a.killed_at
+    assert [1, 2, 3, 4] == list(a.saved)
+    assert a.end is None
+    assert [(a.pid, 1), (a.pid, 2)] == calls_of(calls)
+    assert ("running", 2) == (a.job.status, a.job.retry_count())
+
+    b = flow_hosts.resume(a.document, imports=[shop_module], look=facts)
+    assert len({os.getpid(), a.pid, b.pid}) == 3
+    assert {
+        "pid": b.pid,
+        "retries": 2,
+        "amount": Money(Decimal("19.90")),
+        "history": ["start", "output"],
+    } == b.seen
+    assert [(a.pid, 1), (a.pid, 2), (b.pid, 3), (b.pid, 4), (b.pid, 5)] == calls_of(calls)
+    assert ("failed", 4) == (b.job.status, b.job.retry_count())
+    assert [300, 450, 675, 1012.5] == [retry.actual_ns / 10**6 for retry in b.monitor.retries]
+
+
+def test_work_that_no_document_holds_is_done_again_with_the_same_key(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    calls = tmp_path / "calls"
+    a = flow_hosts.start(
+        shop,
+        "order",
+        PRICE,
+        build_args={"tries": 3, "calls": str(calls)},
+        save_at=At(kind="done", routine_id="order"),
+        kill_at=RETRY_2,
+    )
+    assert [2] == list(a.saved)
+    b = flow_hosts.resume(a.document, imports=[shop_module])
+    assert "completed" == b.job.status
+    assert [(a.pid, 1), (a.pid, 2), (b.pid, 1), (b.pid, 2), (b.pid, 3)] == calls_of(calls)
+    assert 1 == len({line.split()[2] for line in calls.read_text("utf-8").splitlines()})
+
+
+def test_a_second_kill_leaves_what_the_second_host_saved(flow_hosts: FlowHosts) -> None:
+    a = flow_hosts.start(
+        shop, "order", PRICE, build_args={"tries": 4}, save_at=At(), kill_at=At(seq=3)
+    )
+    b = flow_hosts.resume(
+        a.document, imports=[shop_module], save_at=At(kind="retry"), kill_at=RETRY_2
+    )
+    c = flow_hosts.resume(b.document, imports=[shop_module])
+    assert 2 == b.job.retry_count()
+    assert "completed" == c.job.status
+    assert [1, 2, 3, 4] == [r.attempt for r in c.job.commits if r.routine_id == "charge"]
+
+
+def test_a_document_of_this_process_is_resumed_on_a_host_that_starts_when_it_was_saved(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    clock = FakeClock("2026-03-01", autojump=False)
+    run = shop(tries=3).start("order", PRICE, runtime=Runtime(clock=clock))
+    clock.advance(1.0)  # order took 0.8 s, the first retry is due at 1.1 s
+    run.checkpoint(tmp_path / "job.json")
+    b = flow_hosts.resume(tmp_path / "job.json", imports=["tests.plugin.shop"])
+    first, *_ = [c for c in b.job.commits if c.attempt == 2]
+    assert 1.1 == (first.started_ns - b.job.started_ns) / SECOND
+    assert "completed" == b.job.status
+
+
+@pytest.mark.parametrize(
+    ("strategy", "thread"),
+    [("sequential", "MainThread"), ("concurrent", "routilux-"), (None, "MainThread")],
+)
+def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
+    flow_hosts: FlowHosts, tmp_path: Path, strategy, thread: str
+) -> None:
+    calls = tmp_path / "calls"
+    args = {"calls": str(calls)}
+    a = flow_hosts.start(
+        shop, "order", PRICE, build_args=args, save_at=At(seq=2), kill_at=At(seq=2)
+    )
+    b = flow_hosts.resume(a.document, imports=[shop_module], execution_strategy=strategy)
+    assert "completed" == b.job.status
+    assert calls.read_text("utf-8").split()[-1].startswith(thread)
+
+
+def test_a_failed_job_gets_a_fresh_budget_on_a_changed_flow(flow_hosts: FlowHosts) -> None:
+    a = flow_hosts.start(shop, "order", PRICE, build_args={"tries": 99})
+    assert "failed" == a.job.status
+    b = flow_hosts.resume(a.document, build=shop, build_args={"tries": 7}, retry_failed=True)
+    assert "completed" == b.job.status
+    assert 7 == b.job.routine_states["charge"].attempts
+
+
+def test_a_flow_of_functions_runs_on_another_host(
+    flow_hosts: FlowHosts, flow_factory, tmp_path: Path
+) -> None:
+    flow = flow_factory(chain=[half, half])
+    job = flow.execute("half", {"n": 8}, runtime=Runtime())
+    SavedState.capture(flow, job.at(2)).write(tmp_path / "job.json")
+    b = flow_hosts.resume(tmp_path / "job.json", imports=[__name__])
+    assert {"n": 2} == b.job.outputs[0].data
+
+
+def half(n):
+    return {"n": n // 2}
+
+
+def test_a_module_that_only_its_file_leads_to_is_imported_from_it(
+    flow_hosts: FlowHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As pytest imports test modules with --import-mode=importlib.
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "far.py").write_text("def build():\n    from tests.plugin.shop import shop\n"
+                                   "    return shop()\n")  # fmt: skip
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("far.away", folder / "far.py")
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "far.away", module)
+    spec.loader.exec_module(module)
+    host = flow_hosts.start(module.build, "order", PRICE, imports=[shop_module])
+    assert "completed" == host.job.status
+
+
+# --- a store ------------------------------------------------------------------------------------
+
+
+def test_a_job_goes_on_from_a_real_store_at_the_commit_where_its_host_was_killed(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    calls, store = tmp_path / "calls", tmp_path / "jobs.db"
+    args = {"tries": 99, "calls": str(calls)}
+    a = flow_hosts.start(
+        shop, "order", PRICE, build_args=args, job_id="A7", store=store, kill_at=RETRY_2
+    )
+    assert (4, {}, None) == (a.killed_at, a.saved, a.end)
+    assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
+
+    b = flow_hosts.resume(store=store, job_id="A7", build=shop, build_args=args, look=facts)
+    assert 2 == b.seen["retries"]
+    assert ("failed", 4) == (b.job.status, b.job.retry_count())
+    assert [(a.pid, 1), (a.pid, 2), (b.pid, 3), (b.pid, 4), (b.pid, 5)] == calls_of(calls)
+    assert [300, 450, 675, 1012.5] == [retry.actual_ns / 10**6 for retry in b.monitor.retries]
+    assert b.job == SavedState.read(b.document).job
+
+
+def test_a_host_on_a_store_goes_on_at_the_instant_of_its_last_commit(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    store = tmp_path / "jobs.db"
+    a = flow_hosts.start(
+        shop,
+        "order",
+        PRICE,
+        build_args={"tries": 3},
+        store=store,
+        clock_start="2030-01-01",
+        kill_at=At(kind="retry", attempt=1),
+    )
+    b = flow_hosts.resume(store=store, job_id=a.job_id, build=shop, build_args={"tries": 3})
+    assert "2030-01-01T00:00:01.550000+00:00" == b.job.outputs[0].data["at"].isoformat()
+    rest, _ = b.waits  # the first delay begins anew on the clock of the host, at its own instant
+    assert (0.8, 0.3) == ((rest.at_ns - a.job.started_ns) / SECOND, rest.length_ns / SECOND)
+
+
+@pytest.mark.parametrize(
+    ("where", "says"),
+    [
+        ({}, r"^resume\(\) takes a document, or a store with job_id= and build=$"),
+        ({"document": "a", "store": "b"}, r"^resume\(\) takes a document, or a store"),
+        ({"store": "b", "build": shop}, "job of a store is resumed with job_id= and build=, its"),
+        ({"store": "b", "job_id": "A7"}, "job of a store is resumed with job_id= and build=, its"),
+    ],
+)
+def test_a_job_is_resumed_from_one_place(
+    flow_hosts: FlowHosts, where: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(HostError, match=says):
+        flow_hosts.resume(**where)
+
+
+def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(
+    flow_hosts: FlowHosts, tmp_path: Path
+) -> None:
+    store = tmp_path / "jobs.db"
+    flow_hosts.start(shop, "order", PRICE, job_id="A7", store=store)
+    with pytest.raises(HostError, match=r"jobs\.db holds no job 'A8'; known: 'A7'"):
+        flow_hosts.resume(store=store, job_id="A8", build=shop)
+
+
+# --- what can go wrong ----------------------------------------------------------------------------
+
+
+def test_a_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> None:
+    with pytest.raises(HostError) as error:
+        flow_hosts.start(shop, "order", PRICE, build_args={"tries": 2}, kill_at=RETRY_2)
+    assert re.fullmatch(
+        r"host 1 \(pid \d+\) never came to At\(kind='retry', routine_id='charge', attempt=2\),"
+        r" where it was to be killed; its commits were\n"
+        r"  1 start\n  2 done order 1\n  3 retry charge 1\n  4 done charge 2",
+        str(error.value),
+    )
+
+
+def test_a_save_that_never_came_is_an_error(flow_hosts: FlowHosts) -> None:
+    with pytest.raises(HostError, match=r"never came to At\(seq=4\), where it was to save"):
+        flow_hosts.start(shop, "order", PRICE, save_at=[At(seq=2), At(seq=4)])
+
+
+def test_a_kind_that_does_not_exist_is_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="kind='rety' is no kind of commit; known: ") as refused:
+        At(kind="rety")
+    assert str(refused.value).endswith("; did you mean 'retry'?")
+
+
+def test_a_host_that_was_killed_before_it_saved_has_no_document(flow_hosts: FlowHosts) -> None:
+    host = flow_hosts.start(shop, "order", PRICE, kill_at=At(seq=2))
+    with pytest.raises(HostError, match=r"was killed at commit 2 and had saved nothing; let it"):
+        _ = host.document
+
+
+def test_the_traceback_of_a_host_is_shown(flow_hosts: FlowHosts) -> None:
+    with pytest.raises(HostError) as error:
+        flow_hosts.start(breaking, "break", build_args={"how": "interrupt itself"})
+    text = str(error.value)
+    assert "died of itself: exit status" in text or "died of itself: killed by SIGINT" in text
+    assert "  | about to interrupt itself\n" in text
+    assert 'shop.py", line ' in text
+    assert text.endswith("KeyboardInterrupt: interrupt itself")
+
+
+@pytest.mark.parametrize(
+    ("how", "end"), [("exit", "exit status 3"), ("abort", "killed by SIGABRT")]
+)
+def test_how_a_host_died_is_told(flow_hosts: FlowHosts, how: str, end: str) -> None:
+    with pytest.raises(HostError, match=rf"died of itself: {end}; it said\n  \| about to {how}"):
+        flow_hosts.start(breaking, "break", build_args={"how": how})
+
+
+def test_a_check_that_fails_on_the_host_is_shown(flow_hosts: FlowHosts) -> None:
+    a = flow_hosts.start(shop, "order", PRICE, build_args={"tries": 99})
+    with pytest.raises(HostError, match=r"AssertionError: retry 4 is not 7"):
+        flow_hosts.resume(a.document, imports=[shop_module], look=doubts)
+
+
+def test_a_module_that_is_not_there_is_named(flow_hosts: FlowHosts) -> None:
+    with pytest.raises(HostError) as error:
+        flow_hosts.start("nowhere.flows:build", "order")
+    text = str(error.value)
+    assert "module 'nowhere.flows' can't be imported on the host (No module named" in text
+    assert f"\n  {Path.cwd()}" in text
+
+
+@pytest.mark.parametrize(
+    ("build", "error"),
+    [
+        ("tests.plugin.shop:shp", r"module 'tests\.plugin\.shop' has no function 'shp'"),
+        ("tests.plugin.shop:nothing", r"tests\.plugin\.shop:nothing returned 7, which is no"),
+        (lambda: shop(), r"<lambda> can't be found by its name on another host"),
+        ("shop", r"'shop' names no function; write 'package\.module:func"),
+    ],
+)
+def test_a_name_that_leads_to_no_flow_is_an_error(
+    flow_hosts: FlowHosts, build: Any, error: str
+) -> None:
+    with pytest.raises(HostError, match=error):
+        flow_hosts.start(build, "order")
+
+
+def test_a_document_that_is_not_there_is_named(flow_hosts: FlowHosts, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=rf"there is no document {tmp_path}/gone\.json; a host"):
+        flow_hosts.resume(tmp_path / "gone.json")
+
+
+def test_a_class_that_nobody_imports_on_the_host_is_told(flow_hosts: FlowHosts) -> None:
+    a = flow_hosts.start(shop, "order", PRICE)
+    SavedState.capture(shop(), a.job.at(1)).write(a.document)
+    with pytest.raises(HostError) as error:
+        flow_hosts.resume(a.document)
+    assert "no routine class 'tests.plugin.shop:Order' is defined" in str(error.value)
+    assert "passed as imports=[...], and here that was []" in str(error.value)

@@ -1,0 +1,354 @@
+"""serialize_roundtrip: what comes back is equal in value and type, or the difference is shown."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from enum import IntEnum
+from fractions import Fraction
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+
+from pytest_routilux import FlowFactory, SerializeRoundtrip
+from pytest_routilux.hosts.flow_hosts import HostError
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    JobState,
+    Routine,
+    Runtime,
+    SavedState,
+    UnserializableError,
+    register_type,
+)
+from tests.plugin.hosts import rates
+from tests.plugin.shop import GatewayDown, Home, Loose, Money, shop
+
+VIAS = ["memory", "file", "process"]
+
+
+class Stamp(NamedTuple):
+    day: int
+    hour: int
+
+
+def shop_job(flow: Flow) -> JobState:
+    job = flow.execute("order", {"price": Decimal("19.90")}, runtime=Runtime(clock=FakeClock()))
+    job.raise_for_status()
+    return job
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_flow_comes_back_whole(serialize_roundtrip: SerializeRoundtrip, via) -> None:
+    flow = shop(tries=3)
+    twin = serialize_roundtrip(flow, via=via)
+    assert twin is not flow
+    assert flow.fingerprint == twin.fingerprint
+    assert ((3,), {"calls": None}) == twin.routines["charge"].arguments
+    assert GatewayDown in twin.routines["charge"].error_handler.retryable_exceptions
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_flow_of_functions_comes_back_whole(
+    serialize_roundtrip: SerializeRoundtrip, flow_factory: FlowFactory, via
+) -> None:
+    twin = serialize_roundtrip(flow_factory(chain=[give_price, give_price]), via=via)
+    job = twin.execute("give_price", {"price": 2}, runtime=Runtime())
+    assert {"price": 2} == job.outputs[0].data
+
+
+def give_price(price):
+    return {"price": price}
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_job_comes_back_whole(serialize_roundtrip: SerializeRoundtrip, via) -> None:
+    job = shop_job(shop(tries=3))
+    twin = serialize_roundtrip(job, via=via)
+    assert job == twin
+    assert Money(Decimal("19.90")) == twin.outputs[0].data["charged"]
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_saved_state_comes_back_whole(serialize_roundtrip: SerializeRoundtrip, via) -> None:
+    flow = shop(tries=3)
+    state = SavedState.capture(flow, shop_job(flow))
+    twin = serialize_roundtrip(state, via=via)
+    assert (state.job, state.saved_at_ns) == (twin.job, twin.saved_at_ns)
+    assert 2 == twin.flow.routines["charge"].error_handler.retry_count
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_an_error_handler_comes_back_whole(serialize_roundtrip: SerializeRoundtrip, via) -> None:
+    handler = ErrorHandler(
+        "retry", max_retries=None, retry_delay=0.3, retryable_exceptions=(GatewayDown, OSError)
+    )
+    assert handler == serialize_roundtrip(handler, via=via)
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_values_come_back_whole(serialize_roundtrip: SerializeRoundtrip, via) -> None:
+    values = {
+        "at": datetime(2026, 1, 3, tzinfo=UTC),
+        "left": timedelta(seconds=0.45),
+        "money": [Money(Decimal("1.50"))],
+        "id": UUID(int=7),
+        "raw": b"\x00",
+        "sizes": {(1, 2.0), frozenset({3})},
+        "by id": {1: "one", None: float("inf")},
+        "path": Path("a/b"),
+        "$type": "mine",
+    }
+    assert values == serialize_roundtrip(values, via=via)
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_type_that_is_lost_is_shown_with_its_path(
+    serialize_roundtrip: SerializeRoundtrip, via
+) -> None:
+    payload = {"items": [Loose(Decimal("1.5"))]}
+    expected = f"$.items[0].price: Decimal('1.5') became float 1.5 (saved and loaded via {via})"
+    with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
+        serialize_roundtrip(payload, via=via)
+
+
+def test_a_type_that_is_lost_is_found_deep_in_a_job(
+    serialize_roundtrip: SerializeRoundtrip, flow_factory: FlowFactory
+) -> None:
+    job = flow_factory(chain=[give_price]).execute(
+        "give_price", {"price": Loose(Decimal("1.5"))}, runtime=Runtime()
+    )
+    with pytest.raises(AssertionError, match=r"^\$\.outputs\[0\]\.data\.price\.price: Decimal"):
+        serialize_roundtrip(job)
+
+
+def test_what_was_set_after_the_constructor_is_found(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    flow = shop(tries=3)
+    flow.routines["charge"].rate = 2.5
+    with pytest.raises(AssertionError, match=r"^\$\.routines\.charge\.rate: 2\.5 became 1\.5"):
+        serialize_roundtrip(flow)
+
+
+def test_an_error_handler_that_was_taken_away_stays_away(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    flow = shop(tries=3)
+    flow.routines["charge"].set_error_handler(None)
+    assert None is serialize_roundtrip(flow).routines["charge"].error_handler
+
+
+# --- what == does not see -------------------------------------------------------------------------
+
+
+class Cell:
+    """Holds a value, whatever its own `__eq__` says of it."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Flattering(Cell):
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    __hash__ = object.__hash__
+
+
+class Moody(Cell):
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    __hash__ = object.__hash__
+
+
+class Spiteful(Cell):
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparing")
+
+    __hash__ = object.__hash__
+
+
+LIARS = [Flattering, Moody, Spiteful]
+for _liar in LIARS:
+    register_type(
+        _liar,
+        name=f"tests.roundtrip.{_liar.__name__}",
+        encode=lambda liar: float(liar.value) if isinstance(liar.value, Decimal) else liar.value,
+        decode=_liar,
+    )
+
+
+@pytest.mark.parametrize("via", ["memory", "process"])
+@pytest.mark.parametrize("liar", LIARS)
+def test_what_compares_falsely_is_looked_into(
+    serialize_roundtrip: SerializeRoundtrip, liar: type[Cell], via
+) -> None:
+    assert [1, 2] == serialize_roundtrip([liar([1, 2])], via=via)[0].value
+    expected = f"$[0].value: Decimal('1.5') became float 1.5 (saved and loaded via {via})"
+    with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
+        serialize_roundtrip([liar(Decimal("1.5"))], via=via)
+
+
+@pytest.mark.parametrize("via", VIAS)
+@pytest.mark.parametrize(
+    "value",
+    [
+        [float("nan"), -0.0, 0.0, float("-inf")],
+        [True, 1, 1.0, Decimal(1)],
+        {"b": 1, "a": {"d": 2, "c": 3}},
+        {2: "two", 1: "one", "1": "text"},
+        [({"deep": [((1,), {"set": {1, (2,)}})]},)],
+        {"$type": "mine", "value": {"$type": "tuple"}},
+        {float("nan"): 1, 1: 2},
+    ],
+    ids=str,
+)
+def test_types_signs_and_order_are_kept(
+    serialize_roundtrip: SerializeRoundtrip, value: object, via
+) -> None:
+    twin = serialize_roundtrip(value, via=via)
+    assert repr(value) == repr(twin)
+
+
+def test_an_order_that_is_lost_is_found(serialize_roundtrip: SerializeRoundtrip) -> None:
+    @register_type(name="tests.roundtrip.basket")
+    @dataclass
+    class Basket:
+        items: dict[str, int]
+
+    tidy = lambda basket: dict(sorted(basket.items.items()))  # noqa: E731 - one form of two
+    register_type(Basket, name="tests.roundtrip.basket", encode=tidy, decode=Basket)
+    assert Basket({"a": 1, "b": 2}) == serialize_roundtrip(Basket({"a": 1, "b": 2}))
+    with pytest.raises(AssertionError) as lost:
+        serialize_roundtrip({"x y": [Basket({"b": 2, "a": 1})]})
+    assert (
+        "$['x y'][0].items: its keys in the order 'b', 'a' came back as 'a', 'b'"
+        " (saved and loaded via memory)"
+    ) == str(lost.value)
+
+
+class Level(IntEnum):
+    LOW = 1
+
+
+class Text(str):
+    __slots__ = ()
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ({"level": [Level.LOW]}, "$.level[0]"),
+        ([1, Text("x")], "$[1]"),
+        ({"order": OrderedDict(a=1)}, "$.order"),
+        ({"at": Stamp(1, 2)}, "$.at"),
+        ({"f": [lambda: 1]}, "$.f[0]"),
+        ([[threading.Lock()]], "$[0][0]"),
+        ((n for n in [1]), "$"),
+        ({"raw": bytearray(b"x")}, "$.raw"),
+    ],
+)
+def test_a_subclass_or_an_open_thing_is_refused_with_its_path(
+    serialize_roundtrip: SerializeRoundtrip, value: object, path: str
+) -> None:
+    for via in VIAS:
+        with pytest.raises(UnserializableError) as refused:
+            serialize_roundtrip(value, via=via)
+        assert path == refused.value.path
+
+
+def test_a_value_that_contains_itself_is_refused_and_not_followed(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    loop: dict[str, Any] = {"rows": []}
+    loop["rows"].append(loop)
+    with pytest.raises(
+        UnserializableError, match=r"^\$\.rows\[0\]: dict contains itself: it is \$$"
+    ):
+        serialize_roundtrip(loop)
+
+
+# --- the other process ----------------------------------------------------------------------------
+
+
+def test_a_form_is_imported_with_the_module_that_registers_it(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    assert Fraction(1, 3) == serialize_roundtrip({"rate": Fraction(1, 3)}, via="process")["rate"]
+
+
+def test_a_form_that_does_not_tell_its_module_is_told_with_the_cure(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    value = {"shop": SimpleNamespace(name="pens")}
+    with pytest.raises(HostError) as unknown:
+        serialize_roundtrip(value, via="process")
+    text = str(unknown.value)
+    assert "a fresh interpreter can't load it: $.shop: " in text
+    assert "'tests.rates.namespace'" in text
+    assert "it imported builtins, types; " in text
+    assert "pass modules that are not among these as imports=[...]" in text
+    for imports in ([rates], ["tests.plugin.hosts.rates"]):
+        assert value == serialize_roundtrip(value, via="process", imports=imports)
+
+
+def test_a_type_that_only_this_process_can_know_is_told_with_the_cure(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    @register_type(name="tests.roundtrip.local_money")
+    @dataclass
+    class LocalMoney:
+        amount: int
+
+    assert LocalMoney(5) == serialize_roundtrip(LocalMoney(5), via="file")
+    with pytest.raises(HostError) as unknown:
+        serialize_roundtrip([LocalMoney(5)], via="process")
+    assert "can't load it: $[0]: " in str(unknown.value)
+    assert "register each class at the top level of a module" in str(unknown.value)
+
+
+def test_the_other_process_is_another_one(serialize_roundtrip: SerializeRoundtrip) -> None:
+    with pytest.raises(AssertionError, match=rf"^\$\.pid: {os.getpid()} became \d+ \("):
+        serialize_roundtrip(Home(os.getpid()), via="process")
+
+
+def test_what_can_not_be_saved_is_told_with_its_path(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    with pytest.raises(UnserializableError) as refused:
+        serialize_roundtrip({"items": [object()]})
+    assert "$.items[0]" == refused.value.path
+
+
+def test_a_class_that_another_process_can_not_find_is_told(
+    serialize_roundtrip: SerializeRoundtrip,
+) -> None:
+    class Local(Routine):
+        routine_name = "tests.roundtrip.local"
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.define_slot("trigger", handler=lambda: None)
+
+    flow = Flow("local")
+    flow.add_routine(Local(), "local")
+    serialize_roundtrip(flow, via="file")
+    with pytest.raises(HostError, match=r"no routine class 'tests\.roundtrip\.local' is"):
+        serialize_roundtrip(flow, via="process")
+
+
+def test_an_unknown_way_is_refused(serialize_roundtrip: SerializeRoundtrip) -> None:
+    with pytest.raises(ValueError, match="via='pipe'; choose 'memory', 'file' or 'process'"):
+        serialize_roundtrip(1, via="pipe")

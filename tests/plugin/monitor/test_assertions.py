@@ -1,0 +1,289 @@
+"""flow_monitor: what happened is asserted, and what did not is explained."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from pytest_routilux import FlowMonitor
+from routilux import (
+    FakeClock,
+    Flow,
+    FlowDefinitionError,
+    JobState,
+    JobStatus,
+    RoutineStatus,
+    Runtime,
+)
+from tests.plugin.inner import run_inside
+from tests.plugin.monitor.pricing import Bounce, Fetch, message_of, run, shop
+
+
+@pytest.fixture
+def monitor() -> FlowMonitor:
+    return FlowMonitor()
+
+
+# --- what holds -----------------------------------------------------------------------------------
+
+
+def test_all_hold_for_a_flow_that_recovered(monitor) -> None:
+    job = run(monitor, failures=4)
+    monitor.assert_status("completed")
+    monitor.assert_status(JobStatus.COMPLETED, job=job)
+    monitor.assert_status(job)
+    monitor.assert_states({"fetch": "completed", "price": RoutineStatus.COMPLETED})
+    monitor.assert_retried("price")
+    monitor.assert_retried("price", times=4)
+    monitor.assert_retried("price", times=4, delays=[0.3, 0.45, 0.675, 1.0125])
+    monitor.assert_retried("price", delays=[timedelta(milliseconds=300), 0.45, 0.675, 1.0125])
+    monitor.assert_retried("store", times=0)
+    monitor.assert_retried("fetch", delays=[])
+    monitor.assert_emitted("fetch")
+    monitor.assert_emitted("fetch", event="output", times=1)
+    monitor.assert_emitted("fetch", event="empty", times=0)
+    monitor.assert_emitted("fetch", data={"order": {"items": ["pen", "ink"]}})
+    monitor.assert_emitted("fetch", times=0, data={"order": {"items": ["pen"]}})
+    monitor.assert_flowed("fetch", "price")
+    monitor.assert_flowed("price", "store", times=1)
+    monitor.assert_order(["fetch", "price", "store"])
+    monitor.assert_order(["fetch", "store"])
+
+
+def test_all_hold_for_a_flow_that_failed(monitor) -> None:
+    run(monitor, failures=5)
+    monitor.assert_status("failed")
+    monitor.assert_states({"fetch": "completed", "price": "failed", "store": "pending"})
+    monitor.assert_retried("price", times=4, delays=[0.3, 0.45, 0.675, 1.0125])
+    monitor.assert_emitted("price", times=0)
+    monitor.assert_flowed("price", "store", times=0)
+    monitor.assert_not_run("store")
+    monitor.assert_order(["fetch", "price"])
+
+
+def test_a_job_that_ran_elsewhere_is_judged_by_its_commits() -> None:
+    job = shop(failures=2).execute("fetch", runtime=Runtime(clock=FakeClock()))
+    monitor = FlowMonitor.of(JobState.deserialize(job.serialize()))
+    monitor.assert_retried("price", times=2, delays=[0.3, 0.45])
+    monitor.assert_status("completed")
+
+
+def test_retries_of_several_tasks_are_judged_each_by_itself(monitor) -> None:
+    run(monitor, failures=2, orders=3)
+    monitor.assert_retried("price", times=2)
+    assert "price (task 0.0): expected 3 retries, made 2" in message_of(
+        monitor.assert_retried, "price", times=3
+    )
+
+
+def test_a_wait_that_is_not_over_is_judged_by_its_plan(monitor) -> None:
+    job = run(monitor, failures=5)
+    waiting = FlowMonitor.of(job.at(3))
+    waiting.assert_retried("price", times=1, delays=[0.3])
+    assert message_of(waiting.assert_retried, "price", delays=[0.4]).startswith(
+        "retry 1 of price: expected 0.4 s, planned 0.3 s\n\n"
+        "> retry 1  expected 0.4 s, planned 0.3 s, still waits\n"
+    )
+
+
+def test_a_wait_that_took_longer_than_planned_is_told_apart_from_a_wrong_plan(monitor) -> None:
+    flow = shop(failures=1, orders=2)
+    flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+    # The one routine was at work on the second order when the first was due.
+    assert message_of(monitor.assert_retried, "price", delays=[0.3]).startswith(
+        "retry 1 of price (task 0.0): expected 0.3 s, waited 0.5 s, planned 0.3 s\n"
+    )
+    assert message_of(monitor.assert_retried, "price", delays=[0.5]).startswith(
+        "retry 1 of price (task 0.0): expected 0.5 s, waited 0.5 s, planned 0.3 s\n"
+    )
+
+
+def test_order_takes_several_tasks_in_a_row_for_one(monitor) -> None:
+    run(monitor, orders=3)
+    monitor.assert_order(["fetch", "price", "store"])
+
+
+def test_order_tells_a_return_to_a_routine_from_staying_in_it(monitor) -> None:
+    flow = Flow("rally")
+    for name in ("ping", "pong"):
+        flow.add_routine(Bounce(2), name)
+    flow.connect("ping", "output", "pong", "trigger")
+    flow.connect("pong", "output", "ping", "trigger")
+    flow.execute("ping", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+    monitor.assert_order(["ping", "pong", "ping"])
+    assert message_of(monitor.assert_order, ["ping", "pong"]).startswith(
+        "order: expected nothing more after pong, ping came\n"
+    )
+    assert message_of(monitor.assert_order, ["ping", "pong", "ping", "pong"]).startswith(
+        "order: expected pong after ping, nothing more came\n"
+    )
+
+
+# --- several jobs ---------------------------------------------------------------------------------
+
+
+def test_without_a_job_all_count_and_with_one_only_that(monitor) -> None:
+    good, bad = run(monitor, job_id="good"), run(monitor, job_id="bad", failures=5)
+    monitor.assert_emitted("fetch", times=2)
+    monitor.assert_emitted("price", times=1)
+    monitor.assert_emitted("price", times=0, job=bad)
+    monitor.assert_flowed("fetch", "price", times=1, job="good")
+    monitor.assert_not_run("store", job="bad")
+    monitor.assert_retried("price", times=0, job=good)
+    monitor.assert_states({"price": "failed"}, job=bad)
+    monitor.assert_order(["fetch", "price", "store"], job=good)
+    monitor.assert_status("failed", job="bad")
+    assert "expected completed, is failed" in message_of(monitor.assert_status, "completed")
+    assert "\n  job bad\n" in message_of(monitor.assert_states, {"price": "completed"})
+    assert "\n  job good\n" in message_of(monitor.assert_not_run, "store")
+
+
+def test_jobs_of_other_flows_are_left_out_where_the_names_are_not_theirs(monitor) -> None:
+    run(monitor)
+    other = Flow("other")
+    other.add_routine(Fetch(), "alone")
+    other.execute("alone", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+    monitor.assert_states({"price": "completed"})
+    monitor.assert_order(["fetch", "price"])
+    with pytest.raises(FlowDefinitionError, match="no job that was watched has all of"):
+        monitor.assert_states({"price": "completed", "alone": "completed"})
+
+
+# --- nothing passes by mistake --------------------------------------------------------------------
+
+ROUTINES = "known: 'fetch', 'price', 'store'"
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        (
+            lambda m: m.assert_not_run("stor"),
+            f"'stor' is no routine of the flow; {ROUTINES}; did you mean 'store'?",
+        ),
+        (
+            lambda m: m.assert_retried("xyz", times=0),
+            f"'xyz' is no routine of the flow; {ROUTINES}",
+        ),
+        (
+            lambda m: m.assert_emitted("pricing", times=0),
+            f"'pricing' is no routine of the flow; {ROUTINES}; did you mean 'price'?",
+        ),
+        (
+            lambda m: m.assert_emitted("fetch", event="emty", times=0),
+            "'emty' is no event of fetch; known: 'empty', 'output'; did you mean 'empty'?",
+        ),
+        (
+            lambda m: m.assert_flowed("fetch", "stor", times=0),
+            f"'stor' is no routine of the flow; {ROUTINES}; did you mean 'store'?",
+        ),
+        (
+            lambda m: m.assert_flowed("fetch", "store", times=0),
+            (
+                "no connection leads from 'fetch' to 'store'; known: fetch.output -> price.input,"
+                " price.output -> store.input"
+            ),
+        ),
+        (
+            lambda m: m.assert_states({"stor": "pending"}),
+            f"'stor' is no routine of the flow; {ROUTINES}; did you mean 'store'?",
+        ),
+        (
+            lambda m: m.assert_states({"store": "complete"}),
+            (
+                "'complete' is no status of a routine; known: 'pending', 'completed', 'skipped',"
+                " 'error_continued', 'failed'; did you mean 'completed'?"
+            ),
+        ),
+        (
+            lambda m: m.assert_order(["fetch", "stor"]),
+            f"'stor' is no routine of the flow; {ROUTINES}; did you mean 'store'?",
+        ),
+        (
+            lambda m: m.assert_order(["fetch"]),
+            "an order needs two routines or more, not ['fetch']",
+        ),
+        (
+            lambda m: m.assert_status("complete"),
+            (
+                "'complete' is no status of a job; known: 'pending', 'running', 'paused',"
+                " 'completed', 'failed', 'cancelled'; did you mean 'completed'?"
+            ),
+        ),
+        (
+            lambda m: m.assert_not_run("store", job="jop"),
+            "'jop' is no job that was watched; known: 'job'; did you mean 'job'?",
+        ),
+        (
+            lambda m: m.assert_retried("price", times=2, delays=[0.3]),
+            "assert_retried('price'): times=2 contradicts the 1 delays",
+        ),
+    ],
+)
+def test_a_name_that_is_not_known_is_an_error_even_where_nothing_is_expected(
+    monitor, check, message
+) -> None:
+    run(monitor, failures=5)
+    with pytest.raises(FlowDefinitionError) as caught:
+        check(monitor)
+    assert message == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda m: m.assert_not_run("store"),
+        lambda m: m.assert_emitted("store", times=0),
+        lambda m: m.assert_flowed("a", "b", times=0),
+        lambda m: m.assert_retried("store", times=0),
+        lambda m: m.assert_states({}),
+        lambda m: m.assert_order(["a", "b"]),
+        lambda m: m.assert_status("completed"),
+    ],
+)
+def test_nothing_holds_where_no_job_was_watched(monitor, check) -> None:
+    assert (
+        "no job was watched: run it while flow_runtime is in use, or with"
+        " Runtime(observers=[flow_monitor])"
+    ) == message_of(check, monitor)
+
+
+def test_a_failure_shows_the_line_of_the_test_and_none_of_ours(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from routilux import Flow, Routine
+
+        class Idle(Routine):
+            def __init__(self):
+                super().__init__()
+                self.define_slot("trigger", handler=self.idle)
+
+            def idle(self):
+                pass
+
+        def test_expects_too_much(flow_runtime, flow_clock_bare, flow_monitor):
+            flow = Flow("idle")
+            flow.add_routine(Idle(), "idle")
+            flow.execute("idle", job_id="job")
+            flow_monitor.assert_retried("idle", times=2)
+
+        def test_misspells(flow_runtime, flow_clock_bare, flow_monitor):
+            flow = Flow("idle")
+            flow.add_routine(Idle(), "idle")
+            flow.execute("idle", job_id="job")
+            flow_monitor.assert_not_run("idel")
+        """
+    )
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=2)
+    result.stdout.fnmatch_lines(
+        [
+            '>       flow_monitor.assert_retried("idle", times=2)',
+            "E       AssertionError: idle: expected 2 retries, made none",
+            '>       flow_monitor.assert_not_run("idel")',
+            "E       routilux.FlowDefinitionError: 'idel' is no routine*",
+        ]
+    )
+    result.stdout.no_fnmatch_line("*assertions.py:*")
+    result.stdout.no_fnmatch_line("*watched.py:*")

@@ -1,0 +1,328 @@
+"""`assert job == other`: what differs is told by paths, by the first commit, by what to look at."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from decimal import Decimal
+from itertools import product
+from typing import Any
+
+import pytest
+
+from pytest_routilux.monitor.comparison import explain
+from pytest_routilux.monitor.diff import flow_paths, handler_paths, job_paths
+from pytest_routilux.monitor.divergence import divergence
+from routilux import ErrorHandler, FakeClock, Flow, JobState, Routine, Runtime
+from tests.plugin.golden import compare, sections
+from tests.plugin.inner import run_fresh, run_inside
+from tests.plugin.monitor.pricing import shop
+
+INNER = """
+    from routilux import ErrorHandler, FakeClock, Runtime
+    from tests.plugin.monitor.pricing import shop
+
+    def job(failures=2, start="2026-01-01", job_id="A7", **options):
+        runtime = Runtime(clock=FakeClock(start))
+        return shop(failures, **options).execute("fetch", job_id=job_id, runtime=runtime)
+
+    def test_a_retry_more():
+        assert job(2) == job(3)
+
+    def test_a_failure():
+        assert job(5) == job(1)
+
+    def test_another_payload():
+        assert job(0, orders=1) == job(0, orders=2)
+
+    def test_another_delay():
+        flow = shop(2)
+        flow.routines["price"].set_error_handler(ErrorHandler("retry", retry_delay=0.5))
+        other = flow.execute("fetch", job_id="A7", runtime=Runtime(clock=FakeClock()))
+        assert job(2) == other
+
+    def test_another_id():
+        assert job() == job(job_id="an id that is longer than others")
+
+    def test_another_start():
+        assert job() == job(start="2026-03-01T12:00")
+
+    def test_an_earlier_state():
+        assert job() == job().at(4)
+
+    def test_no_difference():
+        assert job() != job()
+
+    def test_a_status():
+        assert job(5) == "completed"
+
+    def test_flows():
+        other = shop(3)
+        other.set_error_handler(ErrorHandler("skip"))
+        other.routines["price"].set_error_handler(ErrorHandler("retry", max_retries=4))
+        other.connect("fetch", "empty", "fetch", "trigger")
+        assert shop(2) == other
+
+    def test_flows_alike():
+        assert shop() == shop()
+
+    def test_handlers():
+        a = ErrorHandler("retry", 4, 0.3, 1.5)
+        assert a == ErrorHandler("retry", 4, 0.3, 1.2, (OSError, ValueError))
+
+    def test_handlers_of_two_kinds():
+        assert ErrorHandler("retry", timeout=2) == ErrorHandler("skip")
+
+    def test_a_list():
+        assert [job(1), job(2)] == [job(1), job(3)]
+
+    def test_a_dict():
+        assert {"first": job(1), "then": job(2)} == {"first": job(1), "then": job(5)}
+"""
+
+
+def told(pytester: pytest.Pytester, *args: str, ci: bool = False) -> dict[str, str]:
+    """Return what pytest says of each of the inner tests, by its name."""
+    pytester.makepyfile(test_inner=INNER)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "80")
+        if ci:
+            patch.setenv("CI", "true")
+        result = run_inside(pytester, *args)
+    found: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in result.outlines:
+        if title := re.fullmatch(r"_+ (test_\w+) _+", line):
+            lines = found.setdefault(title[1].removeprefix("test_"), [])
+        elif line.startswith("E "):
+            lines.append(line.replace("AssertionError: assert", "assert"))  # as pytest's version is
+        elif line.startswith("= short test summary"):
+            break
+    return {
+        name: "\n".join(lines).partition("\nE     \nE     ...Full")[0]
+        for name, lines in found.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("args", "ci", "file"),
+    [
+        (["--tb=short"], False, "comparisons.txt"),
+        (["--tb=short", "-v"], False, "comparisons.txt"),
+        (["--tb=short", "-q"], False, "comparisons.txt"),
+        (["--tb=short", "-vv"], False, "comparisons-vv.txt"),
+        (["--tb=short"], True, "comparisons-ci.txt"),
+    ],
+    ids=str,
+)
+def test_what_pytest_shows_of_it(
+    pytester: pytest.Pytester, args: list[str], ci: bool, file: str
+) -> None:
+    golden = sections(file)
+    shown = told(pytester, *args, ci=ci)
+    assert set(golden) == set(shown)
+    for name, text in shown.items():
+        compare(golden[name], text, name)
+        assert 80 >= max(map(len, text.splitlines()[1:]))
+        assert "-vv" in args or 25 >= len(text.splitlines())
+
+
+def test_a_planted_figure_fails_the_golden_comparison() -> None:
+    golden = sections("comparisons.txt")["a_retry_more"]
+    assert "3.050" in golden
+    with pytest.raises(AssertionError, match=r"line 6:\n  expected  .*3\.051"):
+        compare(golden.replace("3.050", "3.051", 1), golden)
+
+
+def test_without_rewriting_the_reprs_say_what_they_can(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_inner=INNER)
+    result = run_inside(pytester, "--assert=plain", "--showlocals", "-k", "handlers or a_failure")
+    result.assert_outcomes(failed=3, deselected=12)
+    result.stdout.fnmatch_lines(
+        [
+            "a          = ErrorHandler(ErrorStrategy.RETRY, max_retries=4, retry_delay=0.3,*",
+        ]
+    )
+
+
+def test_a_suite_without_flows_stays_without_them(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import sys
+
+        def test_fails():
+            assert [1] == [2]
+
+        def test_nothing_came_with_it():
+            assert "routilux" not in sys.modules
+            assert "pytest_routilux.monitor.comparison" not in sys.modules
+        """
+    )
+    run_fresh(pytester).assert_outcomes(passed=1, failed=1)
+
+
+# --- what is compared -----------------------------------------------------------------------------
+
+
+class Keep(Routine):
+    def __init__(self, value: object) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.keep)
+        self.define_event("output", ["value"])
+
+    def keep(self, value: object) -> None:
+        self.ctx.state["value"] = value
+        self.ctx.shared["value"] = value
+        self.emit("output", value=value)
+
+
+def kept(value: object) -> JobState:
+    flow = Flow("keep")
+    flow.add_routine(Keep(1), "keep")
+    return flow.execute("keep", {"value": value}, job_id="A7", runtime=Runtime(clock=FakeClock()))
+
+
+def lines_of(op: str, left: object, right: object) -> list[str]:
+    lines = explain(op, left, right, whole=False)
+    assert lines is not None
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "sides"),
+    [
+        (1, True, "int 1 != bool True"),
+        (1, 1.0, "int 1 != float 1.0"),
+        (0.0, -0.0, "0.0 != -0.0"),
+        (Decimal("1.0"), Decimal("1.00"), "Decimal('1.0') != Decimal('1.00')"),
+        ("x" * 60 + "a", "x" * 60 + "b", "…xxxxxxxxa' != …xxxxxxxxb'"),
+    ],
+)
+def test_values_differ_in_type_and_in_what_eq_does_not_see(
+    left: object, right: object, sides: str
+) -> None:
+    found = [str(path) for path in job_paths(kept(left), kept(right))]
+    assert [
+        f'routine_states["keep"].state["value"]: {sides}',
+        f'shared_data["value"]: {sides}',
+        f"outputs[0].data.value: {sides}",
+    ] == found
+
+
+def ran(failures: int, orders: int, start: str, job_id: str) -> JobState:
+    runtime = Runtime(clock=FakeClock(start))
+    return shop(failures, orders).execute("fetch", job_id=job_id, runtime=runtime)
+
+
+def test_something_is_told_exactly_where_jobs_differ() -> None:
+    jobs = [
+        ran(*options)
+        for options in product((0, 2, 5), (1, 2), ("2026-01-01", "2026-01-02"), ("A7", "A8"))
+    ]
+    jobs += [jobs[0].at(seq) for seq in range(jobs[0].seq)]
+    for job, other in product(jobs, jobs):
+        paths = list(job_paths(job, other))
+        parted = divergence(job, other, whole=False).first
+        assert bool(paths or parted) == (job != other)
+        moved = {path.place for path in paths} <= {"started", "job_id"}
+        assert moved == (not parted)  # the histories are alike, but for when and for whom
+        assert 25 >= len(explain("==", job, other, whole=False) or ())
+
+
+def test_the_same_nan_is_no_difference() -> None:
+    assert [] == list(job_paths(kept(float("nan")), kept(float("nan"))))
+
+
+class Hostile:
+    """Lies about being equal, and can't be shown."""
+
+    def __eq__(self, other: object) -> bool:
+        raise RuntimeError("no comparing")
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        raise RuntimeError("no looking")
+
+
+def test_a_value_that_can_be_neither_compared_nor_shown_is_told_all_the_same() -> None:
+    text = "\n".join(lines_of("==", kept(1), kept([Hostile()])))
+    assert 'routine_states["keep"].state["value"]: int 1 != <list whose repr()' in text
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (shop(2), shop(3)),
+        (shop(2), Flow("shop")),
+        (ErrorHandler("retry", jitter=0.1), ErrorHandler("retry", jitter=0.2)),
+        (ErrorHandler("retry"), ErrorHandler("stop")),
+        (kept(1), JobState("A7")),
+        (JobState("A7"), JobState("A7").at(0)),
+        (kept({"a": [1, 2]}), kept({"a": [1, 3]})),
+    ],
+)
+def test_the_two_sides_change_places_with_the_operands(left: Any, right: Any) -> None:
+    paths: Callable[[Any, Any], Any]
+    paths = {Flow: flow_paths, ErrorHandler: handler_paths, JobState: job_paths}[type(left)]
+    there, back = list(paths(left, right)), list(paths(right, left))
+    assert sorted((p.place, p.left, p.right) for p in there) == sorted(
+        (p.place, p.right, p.left) for p in back
+    )
+    assert [] == list(paths(left, left))
+    assert bool(there) == (isinstance(left, Flow) or left != right)
+
+
+def test_what_differs_in_history_alone_is_told_by_its_commit() -> None:
+    job, other = kept(1), kept(1)
+    other._commits[0].worker = 7
+    assert job != other
+    assert "worker of commit #1" in "\n".join(lines_of("==", job, other))
+
+
+def test_jobs_without_history_differ_by_paths_alone() -> None:
+    job, other = kept(1), kept(2)
+    job._commits.clear()
+    other._commits.clear()
+    lines = lines_of("==", job, other)
+    assert 'shared_data["value"]: 1 != 2' in "\n".join(lines)
+    assert "look at  what was changed beside the commits: those are alike, or not" in lines
+
+
+def test_a_comparison_that_can_not_be_made_hides_no_failure() -> None:
+    broken = shop()
+    broken.execution_strategy = "parallel"
+    assert [
+        "flow shop == flow shop",
+        (
+            "(not explained, by FlowDefinitionError(\"execution_strategy is 'parallel'; choose"
+            " 'sequential' or 'concurrent'\"))"
+        ),
+    ] == lines_of("==", broken, shop())
+
+
+def test_what_is_not_ours_is_pytests_own_beside_ours_too() -> None:
+    assert explain("==", [kept(1), 7], [kept(1), 8], whole=False) is None
+    assert explain("==", [7, kept(1)], [8, kept(2)], whole=False) is None
+    assert explain("==", {"a": 1}, {"a": 2}, whole=False) is None
+    assert explain("==", kept(1), 7, whole=False) is None
+    assert explain("==", [kept(1)], (kept(2),), whole=False) is None
+    assert explain("==", [kept(1)], [kept(1), kept(1)], whole=False) is None
+
+
+@pytest.mark.parametrize("op", ["<", "in", "is", "not in"])
+def test_other_comparisons_are_pytests_own(op: str) -> None:
+    assert explain(op, kept(1), kept(2), whole=False) is None
+
+
+def test_a_long_list_is_looked_at_in_part() -> None:
+    job = kept(1)
+    assert explain("==", [job] * 999 + [kept(2)], [job] * 1000, whole=False) is not None
+    assert explain("==", [job] * 1000 + [kept(2)], [job] * 1001, whole=False) is None
+
+
+def test_a_path_leads_to_what_it_says() -> None:
+    job, other = kept({"items": [{"price": 1}]}), kept({"items": [{"price": 2}]})
+    [path, *_] = list(job_paths(job, other))
+    assert 'routine_states["keep"].state["value"].items[0].price' == path.place
+    assert job.routine_states["keep"].state["value"]["items"][0]["price"] == 1

@@ -1,0 +1,293 @@
+"""Where reports are shown, and how they look there.
+
+What is printed is read from an inner pytest; a terminal is a pseudo-terminal of a known width.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from rich.cells import cell_len
+
+from tests.plugin.inner import PLUGIN, run_fresh, run_pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ESCAPE: Final = "\x1b["
+
+TWO_TESTS: Final = """
+    def test_one(flow_report):
+        flow_report.add("[one] of one", title="Title one")
+
+    def test_two(flow_report):
+        flow_report.add("[two] of two")
+"""
+FAILING: Final = """
+    def test_one(flow_report):
+        flow_report.add("marker")
+        assert 1 == 2
+"""
+
+
+# --- where they are shown -----------------------------------------------------------------------
+
+
+def test_verbose_shows_the_report_of_a_passing_test_below_its_line(inner: pytest.Pytester) -> None:
+    inner.makepyfile(TWO_TESTS)
+    out = inner.runpytest_inprocess(*PLUGIN, "-v").stdout
+    out.fnmatch_lines(
+        ["*::test_one PASSED*", "Title one ───*", "  [[]one] of one", "*::test_two PASSED*"],
+    )
+    assert out.str().count("of one") == out.str().count("of two") == 1
+
+
+def test_what_a_fixture_adds_comes_with_what_the_test_adds(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        test_it="""
+        import pytest
+
+        @pytest.fixture
+        def around(flow_report):
+            flow_report.add("before")
+            yield
+            flow_report.add("after")
+
+        def test_one(around, flow_report):
+            flow_report.add("within")
+        """
+    )
+    lines = inner.runpytest_inprocess(*PLUGIN, "-v").outlines
+    at = lines.index("  before")
+    assert lines[at - 1].startswith("test_it.py::test_one PASSED")
+    assert ["  before", "  within", "  after"] == lines[at : at + 3]
+
+
+@pytest.mark.parametrize("verbosity", [(), ("-q",), ("-v", "-q"), ("-rA",)])
+def test_a_passing_test_keeps_its_report_to_itself_unless_asked(
+    inner: pytest.Pytester, verbosity: tuple[str, ...]
+) -> None:
+    inner.makepyfile(TWO_TESTS)
+    result = inner.runpytest_inprocess(*PLUGIN, *verbosity)
+    result.assert_outcomes(passed=2)
+    assert "of one" not in result.stdout.str()
+
+
+@pytest.mark.parametrize("verbosity", ["-q", "-v", "-vv"])
+def test_a_failure_has_the_report_as_a_section_once(inner: pytest.Pytester, verbosity: str) -> None:
+    inner.makepyfile(FAILING)
+    out = inner.runpytest_inprocess(*PLUGIN, verbosity).stdout
+    out.fnmatch_lines(["E *assert 1 == 2", "*- Flow report -*", "  marker"])
+    assert out.str().count("\n  marker") == 1
+
+
+def test_a_failing_call_and_a_failing_teardown_have_the_report_once(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def late():
+            yield
+            raise RuntimeError("late")
+
+        def test_one(late, flow_report):
+            flow_report.add("marker")
+            assert 1 == 2
+        """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(failed=1, errors=1)
+    assert result.stdout.str().count("\n  marker") == 1
+
+
+def test_a_failing_teardown_has_the_report_once_however_verbose(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        """
+        import pytest
+
+        @pytest.fixture
+        def late():
+            yield
+            raise RuntimeError("late")
+
+        def test_one(late, flow_report):
+            flow_report.add("marker")
+        """
+    )
+    for verbosity in ("-q", "-v"):
+        out = inner.runpytest_inprocess(*PLUGIN, verbosity).stdout.str()
+        assert out.count("\n  marker") == 1
+
+
+def test_a_verification_that_fails_points_at_its_block(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        """
+        def test_one(flow_report):
+            with flow_report.verification("Counts") as verify:
+                verify("retries", 2, 3)
+        """
+    )
+    out = inner.runpytest_inprocess(*PLUGIN).stdout
+    out.fnmatch_lines(
+        [
+            '>*with flow_report.verification("Counts") as verify:',
+            "E *AssertionError: Counts: 1 of 1 checks failed",
+            "E *❌ retries: expected 2, actual 3",
+            "*- Flow report -*",
+            "*❌  retries  2 *3",
+        ]
+    )
+    assert "report.py:" not in out.str()
+
+
+def test_a_thing_that_cannot_be_rendered_fails_the_test_where_it_is_added(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        """
+        class Broken:
+            def __rich__(self):
+                raise RuntimeError("no picture")
+
+        def test_one(flow_report):
+            flow_report.add(Broken())
+        """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([">*flow_report.add(Broken())", "E *RuntimeError: no picture"])
+
+
+def test_with_workers_the_controller_prints_every_report_once_below_its_test(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("n", range(12))
+        def test_it(flow_report, n):
+            flow_report.add(f"report<{n}>", title="Title")
+        """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN, "-p", "xdist.plugin", "-n", "2", "-v")
+    result.assert_outcomes(passed=12)
+    lines = result.outlines
+    for n in range(12):
+        (place,) = (at for at, line in enumerate(lines) if line == f"  report<{n}>")
+        assert f"::test_it[{n}]" in lines[place - 2]
+        assert "PASSED" in lines[place - 2]
+        assert cell_len(lines[place - 1]) == 100
+
+
+def test_with_workers_a_failure_has_its_report_once(inner: pytest.Pytester) -> None:
+    inner.makepyfile(FAILING)
+    out = inner.runpytest_inprocess(*PLUGIN, "-p", "xdist.plugin", "-n", "2", "-v").stdout.str()
+    assert out.count("\n  marker") == 1
+    assert "Flow report" in out
+
+
+# --- how they look there ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", ["60", "132"])
+def test_the_width_is_that_of_columns(
+    inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, columns: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    inner.makepyfile(TWO_TESTS)
+    out = inner.runpytest_inprocess(*PLUGIN, "-v").outlines
+    (title,) = (line for line in out if line.startswith("Title one"))
+    assert cell_len(title) == int(columns)
+
+
+def test_without_a_terminal_the_width_is_100_and_there_are_no_colours(
+    inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    inner.makepyfile(TWO_TESTS)
+    result = run_pytest(inner, *PLUGIN, "-v")
+    (title,) = (line for line in result.outlines if line.startswith("Title one"))
+    assert cell_len(title) == 100
+    assert ESCAPE not in result.stdout.str()
+
+
+def test_colours_come_when_asked_for_also_from_workers(inner: pytest.Pytester) -> None:
+    inner.makepyfile(TWO_TESTS)
+    for workers in ((), ("-p", "xdist.plugin", "-n", "2")):
+        out = inner.runpytest_inprocess(*PLUGIN, *workers, "-v", "--color=yes").outlines
+        (title,) = (line for line in out if "Title one" in line)
+        assert ESCAPE in title
+
+
+def terminal_output(folder: Path, environ: dict[str, str], *args: str) -> list[str]:
+    """Run pytest in a pseudo-terminal of 72 columns, and return what it wrote."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 72, 0, 0))
+    unset = ("COLUMNS", "LINES", "CI")
+    inherited = {name: value for name, value in os.environ.items() if name not in unset}
+    with subprocess.Popen(
+        [sys.executable, "-m", "pytest", *PLUGIN, "-v", *args],
+        cwd=folder,
+        env={**inherited, "TERM": "xterm-256color", **environ},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ):
+        os.close(theirs)
+        written = b""
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while chunk := os.read(ours, 65536):
+                written += chunk
+    os.close(ours)
+    return written.decode().replace("\r\n", "\n").splitlines()
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "2")])
+def test_in_a_terminal_the_width_is_the_terminals_and_colours_are_on(
+    inner: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    inner.makepyfile(TWO_TESTS)
+    lines = terminal_output(inner.path, {}, *workers)
+    (title,) = (line for line in lines if "Title one" in line)
+    assert ESCAPE in title
+    assert cell_len(re.sub(r"\x1b\[[\d;]*m", "", title)) == 72
+
+
+@pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
+def test_no_color_and_dumb_terminals_get_plain_text(
+    inner: pytest.Pytester, environ: dict[str, str]
+) -> None:
+    inner.makepyfile(TWO_TESTS)
+    lines = terminal_output(inner.path, environ)
+    (title,) = (line for line in lines if "Title one" in line)
+    assert ESCAPE not in title
+    assert cell_len(title) == 72
+
+
+def test_a_suite_without_reports_imports_neither_rich_nor_the_engine(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        """
+        import sys
+
+        def test_one():
+            heavy = {"rich", "routilux", "freezegun", "pytest_routilux.report.flow_report"}
+            assert heavy & sys.modules.keys() == set()
+        """
+    )
+    run_fresh(inner, "-v").assert_outcomes(passed=1)

@@ -1,0 +1,500 @@
+"""The line at the end of a session: what it counts, where, and that nothing is lost or doubled.
+
+Its figures are compared as they stand, by golden lines: only real time (`⏱`) may differ.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+from xml.etree import ElementTree as ET
+
+import pytest
+from rich.cells import cell_len
+
+from pytest_routilux.report.session_summary import figures
+from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
+
+PAY: Final = """
+    import os, signal
+    import pytest
+    from routilux import ErrorHandler, ExecutionMonitor, Flow, Routine, Runtime, use_runtime
+
+    class Pay(Routine):
+        def __init__(self, failures):
+            super().__init__()
+            self.failures = failures
+            self.define_slot("trigger", handler=self.pay)
+            self.define_event("output", ["receipt"])
+
+        def pay(self):
+            self.ctx.sleep(0.5)
+            if self.ctx.attempt <= self.failures:
+                raise ConnectionError("no answer")
+            self.emit("output", receipt=7)
+
+    def pay(failures):
+        flow = Flow("pay")
+        flow.add_routine(Pay(failures), "pay")
+        flow.set_error_handler(ErrorHandler("retry", 4, 0.3, 1.5))
+        return flow
+"""
+TWO: Final = """
+    def test_four_retries(flow_runtime):
+        pay(4).execute("pay")
+
+    def test_two_jobs(flow_runtime):
+        pay(0).execute("pay")
+        pay(1).execute("pay")
+"""
+# 5 × 0.5 s and the waits 0.3, 0.45, 0.675, 1.0125 s; then 0.5 s, and 2 × 0.5 s with a wait of 0.3 s
+TWO_LINE: Final = "routilux: 3 jobs, 11 commits, 5 retries, 6.7375 s of virtual time in ⏱ s"
+
+
+def line_of(result: pytest.RunResult) -> list[str]:
+    return [line for line in result.outlines if line.startswith("routilux: ")]
+
+
+# --- what it counts -------------------------------------------------------------------------------
+
+
+def test_jobs_commits_retries_and_virtual_time_are_sums_over_the_tests(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(test_pay=PAY + TWO)
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(passed=2)
+    assert_golden(TWO_LINE, result.outlines)
+
+
+@pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
+@pytest.mark.parametrize("assertion", ["assert True", "assert False"])
+def test_it_stands_below_one_blank_line(
+    inner: pytest.Pytester, args: tuple[str, ...], assertion: str
+) -> None:
+    inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
+    lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
+    [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
+    assert "" == lines[at - 1]
+    assert "" != lines[at - 2]
+
+
+@pytest.mark.parametrize(
+    ("real", "planted"),
+    [("3 jobs", "2 jobs"), ("11 commits", "10 commits"), ("5 retries", "6 retries"),
+     ("6.7375 s", "6.7376 s"), ("6.7375 s", "⏱ s")],
+)  # fmt: skip
+def test_a_wrong_figure_in_a_golden_line_is_not_let_through(real: str, planted: str) -> None:
+    printed = TWO_LINE.replace("⏱", "0.04")
+    assert_golden(TWO_LINE, ["", printed, ""])
+    with pytest.raises(AssertionError, match="expected:"):
+        assert_golden(TWO_LINE.replace(real, planted), ["", printed, ""])
+
+
+def test_a_job_that_is_paused_and_resumed_is_one_job(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    def test_paused(flow_runtime, flow_clock):
+        run = pay(2).start("pay")
+        flow_clock.advance(0.6)
+        run.pause()
+        pay(2).resume(run.job)
+    """
+    )
+    assert_golden(
+        "routilux: 1 job, 6 commits, 2 retries, 2.25 s of virtual time in ⏱ s",
+        inner.runpytest_inprocess(*PLUGIN).outlines,
+    )
+
+
+def test_time_without_jobs_and_jobs_without_time_are_told_alone(inner: pytest.Pytester) -> None:
+    inner.makepyfile("def test_hour(flow_clock_bare): flow_clock_bare.advance(3_780)")
+    hour = inner.runpytest_inprocess(*PLUGIN)
+    assert_golden("routilux: 1 h 3 min of virtual time in ⏱ s", hour.outlines)
+    inner.makepyfile(
+        """
+        def nothing():
+            return {}
+
+        def test_instant(flow_runtime, flow_factory):
+            flow_factory(chain=[nothing]).execute("nothing")
+        """
+    )
+    instant = inner.runpytest_inprocess(*PLUGIN)
+    instant.assert_outcomes(passed=1)
+    assert_golden("routilux: 1 job, 2 commits, 0 retries in ⏱ s", instant.outlines)
+
+
+def test_simulated_jobs_and_crash_points_are_counted(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    def test_simulated(flow_sim):
+        flow_sim.run(lambda: pay(4), "pay")
+
+    def test_everywhere(flow_sim):
+        first = flow_sim.crash_everywhere(lambda: pay(1), "pay")
+        second = flow_sim.crash_everywhere(lambda: pay(0), "pay")
+        assert [21, 10] == [first.executed.total(), second.executed.total()]
+    """
+    )
+    result = run_pytest(inner, *PLUGIN)
+    result.assert_outcomes(passed=2)
+    assert_golden(
+        "routilux: 1 job, 6 commits, 4 retries, 31 crash points, 4.9375 s of virtual time in ⏱ s",
+        result.outlines,
+    )
+
+
+def test_a_set_up_that_fails_after_its_job_is_counted(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    @pytest.fixture
+    def paid(flow_runtime):
+        pay(1).execute("pay")
+        raise OSError("full")
+
+    def test_one(paid): pass
+    """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(errors=1)
+    assert_golden(
+        "routilux: 1 job, 3 commits, 1 retry, 1.3 s of virtual time in ⏱ s", result.outlines
+    )
+
+
+def test_fixtures_that_the_project_overrides_are_counted_as_far_as_they_tell(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    class TestOwnRuntime:
+        @pytest.fixture
+        def flow_runtime(self, flow_clock, flow_monitor):
+            runtime = Runtime(clock=flow_clock, observers=[flow_monitor])
+            with use_runtime(runtime):
+                yield runtime
+
+        def test_it(self, flow_runtime):
+            pay(1).execute("pay")
+
+    class TestOwnMonitorThatKeeps:
+        @pytest.fixture
+        def flow_monitor(self):
+            return ExecutionMonitor()
+
+        def test_it(self, flow_runtime):
+            pay(2).execute("pay")
+
+    class TestOwnMonitor:
+        @pytest.fixture
+        def flow_monitor(self):
+            class Deaf:
+                def on_commit(self, job, commit): pass
+            return Deaf()
+
+        def test_it(self, flow_runtime):
+            pay(0).execute("pay")
+    """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(passed=3)
+    assert_golden(
+        "routilux: 2 jobs, 7 commits, 3 retries, 4.05 s of virtual time in ⏱ s", result.outlines
+    )
+
+
+def test_a_test_that_is_run_again_is_two_runs_and_has_the_facts_of_its_last(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makeconftest(RERUNS)
+    inner.makepyfile(
+        PAY
+        + """
+    runs = []
+
+    def test_flaky(flow_runtime, flow_report, record_property):
+        runs.append(1)
+        record_property("ours", len(runs))
+        flow_report.add(f"report of run {len(runs)}")
+        pay(len(runs)).execute("pay")
+        assert len(runs) == 2
+    """
+    )
+    result = inner.runpytest_inprocess(
+        *PLUGIN, "--junitxml=out.xml", "-o", "junit_family=xunit1", "-v"
+    )
+    assert_golden(
+        "routilux: 2 jobs, 7 commits, 3 retries, 3.55 s of virtual time in ⏱ s", result.outlines
+    )
+    assert 1 == result.stdout.str().count("report of run 2")
+    last = properties(inner.path / "out.xml")["test_flaky"]
+    assert [("ours", "1"), ("ours", "2")] == last[:2]
+    assert [
+        ("routilux_jobs", "1"),
+        ("routilux_commits", "4"),
+        ("routilux_retries", "2"),
+        ("routilux_virtual_seconds", "2.25"),
+    ] == last[2:]
+
+
+RERUNS: Final = """
+    import pytest
+    from _pytest.runner import runtestprotocol
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(item, nextitem):
+        # As plugins that run a failed test again do.
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        reports = runtestprotocol(item, nextitem=nextitem, log=False)
+        for report in reports:
+            if report.failed:
+                report.outcome = "rerun"
+            item.ihook.pytest_runtest_logreport(report=report)
+        if any(report.outcome == "rerun" for report in reports):
+            item._initrequest()
+            runtestprotocol(item, nextitem=nextitem, log=True)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def pytest_report_teststatus(report):
+        if report.outcome == "rerun":
+            return "rerun", "R", "RERUN"
+"""
+
+
+# --- when it is shown -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("args", [("-v",), ("-vv",), ("-q", "-v"), ("--tb=no",), ("-rA",)])
+def test_it_is_shown_once_unless_quiet(inner: pytest.Pytester, args: tuple[str, ...]) -> None:
+    inner.makepyfile(PAY + TWO)
+    [line] = line_of(inner.runpytest_inprocess(*PLUGIN, *args))
+    assert_golden(TWO_LINE, [line])
+
+
+@pytest.mark.parametrize("args", [("-q",), ("-qq",), ("--routilux-report=never", "-v")])
+def test_it_is_not_shown_with_quiet_or_never(inner: pytest.Pytester, args: tuple[str, ...]) -> None:
+    inner.makepyfile(PAY + TWO)
+    result = inner.runpytest_inprocess(*PLUGIN, *args)
+    assert pytest.ExitCode.OK == result.ret
+    assert [] == line_of(result)
+
+
+@pytest.mark.parametrize("quiet", ["-q", "-qq"])
+def test_it_is_shown_however_quiet_where_always_is_asked(
+    inner: pytest.Pytester, quiet: str
+) -> None:
+    inner.makepyfile(PAY + TWO)
+    [line] = line_of(inner.runpytest_inprocess(*PLUGIN, quiet, "--routilux-report=always"))
+    assert_golden(TWO_LINE, [line])
+
+
+def test_a_session_that_ran_no_job_is_told_nothing(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        """
+        def test_nothing(): pass
+        def test_only_made(flow_factory, flow_runtime, flow_monitor, flow_sim, flow_report): pass
+        """
+    )
+    for mode in ("auto", "always"):
+        result = inner.runpytest_inprocess(*PLUGIN, f"--routilux-report={mode}", "-v")
+        result.assert_outcomes(passed=2)
+        result.stdout.no_fnmatch_line("*routilux:*")
+
+
+def test_without_a_terminal_nothing_is_shown_and_nothing_breaks(inner: pytest.Pytester) -> None:
+    inner.makepyfile(PAY + TWO)
+    result = inner.runpytest_inprocess(*PLUGIN, "-p", "no:terminal", "--junitxml=out.xml")
+    assert pytest.ExitCode.OK == result.ret
+    assert ([], []) == (result.outlines, result.errlines)
+    assert ("routilux_jobs", "2") in properties(inner.path / "out.xml")["test_two_jobs"]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100])
+def test_it_is_as_wide_as_the_terminal_and_breaks_between_figures(width: int) -> None:
+    facts = {
+        "jobs": 12_345, "commits": 340_123, "retries": 25_000, "virtual_ns": 10**15,
+        "planned": 54_321, "executed": 54_000, "real_ns": 210 * 10**9,
+    }  # fmt: skip
+    lines = figures(facts, width)
+    assert max(map(cell_len, lines)) <= width
+    whole = (
+        "routilux: 12,345 jobs, 340,123 commits, 25,000 retries, 54,000 of 54,321 crash points,"
+        " 11 d 13 h of virtual time in 210.00 s"
+    )
+    assert whole == " ".join(map(str.strip, lines))
+    assert not [line for line in lines[:-1] if not line.endswith(",")]
+
+
+# --- sessions that end early ----------------------------------------------------------------------
+
+LONG: Final = (
+    PAY
+    + """
+    def test_first(flow_runtime):
+        pay(1).execute("pay")
+
+    def test_second(flow_runtime):
+        pay(2).execute("pay")
+        {end}
+
+    def test_third(flow_runtime):
+        pay(3).execute("pay")
+"""
+)
+ENDED: Final = "routilux: 2 jobs, 7 commits, 3 retries, 3.55 s of virtual time in ⏱ s"
+
+
+@pytest.mark.parametrize("stop", ["-x", "--maxfail=1"])
+def test_with_maxfail_it_counts_the_tests_that_ran(inner: pytest.Pytester, stop: str) -> None:
+    inner.makepyfile(LONG.format(end="assert False"))
+    result = inner.runpytest_inprocess(*PLUGIN, stop)
+    result.assert_outcomes(passed=1, failed=1)
+    assert_golden(ENDED, result.outlines)
+
+
+@pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
+def test_a_test_that_is_broken_off_is_counted_as_far_as_it_came(
+    inner: pytest.Pytester, end: str
+) -> None:
+    inner.makepyfile(LONG.format(end=end))
+    result = run_pytest(inner, *PLUGIN)
+    assert pytest.ExitCode.INTERRUPTED == result.ret
+    assert_golden(ENDED, result.outlines)
+    assert 1 == len(line_of(result))
+
+
+def test_a_handler_that_is_interrupted_leaves_what_was_committed(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    class Stop(Pay):
+        def pay(self):
+            if self.ctx.attempt == 3:
+                os.kill(os.getpid(), signal.SIGINT)
+            super().pay()
+
+    def test_stopped(flow_runtime):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
+        flow = Flow("stop")
+        flow.add_routine(Stop(4), "pay")
+        flow.set_error_handler(ErrorHandler("retry", 4, 0.3, 1.5))
+        flow.execute("pay")
+    """
+    )
+    result = run_pytest(inner, *PLUGIN)
+    assert pytest.ExitCode.INTERRUPTED == result.ret
+    assert_golden(
+        "routilux: 1 job, 3 commits, 2 retries, 1.75 s of virtual time in ⏱ s", result.outlines
+    )
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "workers",
+    [
+        (),
+        XDIST,
+        pytest.param((*XDIST, "--dist=loadfile"), marks=pytest.mark.soak),
+        pytest.param((*XDIST, "-v"), marks=pytest.mark.soak),
+    ],
+)
+def test_workers_lose_and_double_nothing(inner: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    @pytest.mark.parametrize("n", range(12))
+    def test_it(flow_runtime, n):
+        pay(n % 3).execute("pay")
+    """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN, *workers)
+    result.assert_outcomes(passed=12)
+    [line] = line_of(result)
+    assert_golden(
+        "routilux: 12 jobs, 36 commits, 12 retries, 16.2 s of virtual time in ⏱ s", [line]
+    )
+
+
+def test_a_worker_that_crashes_takes_only_its_own_test_along(inner: pytest.Pytester) -> None:
+    inner.makepyfile(LONG.format(end="os._exit(1)"))
+    result = inner.runpytest_inprocess(*PLUGIN, *XDIST)
+    result.assert_outcomes(passed=2, failed=1)
+    assert_golden(
+        "routilux: 2 jobs, 8 commits, 4 retries, 4.725 s of virtual time in ⏱ s", result.outlines
+    )
+
+
+def test_with_workers_and_maxfail_the_line_still_comes(inner: pytest.Pytester) -> None:
+    inner.makepyfile(LONG.format(end="assert False"))
+    result = inner.runpytest_inprocess(*PLUGIN, "-p", "xdist.plugin", "-n", "1", "-x")
+    assert pytest.ExitCode.OK != result.ret
+    [line] = line_of(result)
+    assert re.match(r"routilux: [23] jobs, ", line)
+
+
+# --- what machines read ---------------------------------------------------------------------------
+
+
+def properties(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """Return the properties of each test in a file of --junitxml."""
+    return {
+        case.attrib["name"]: [
+            (found.attrib["name"], found.attrib["value"]) for found in case.iter("property")
+        ]
+        for case in ET.parse(path).iter("testcase")
+    }
+
+
+@pytest.mark.parametrize("args", [(), XDIST, ("--routilux-report=always",)])
+def test_junit_has_the_facts_of_each_test_that_has_any(
+    inner: pytest.Pytester, args: tuple[str, ...]
+) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    def test_fails(flow_runtime, record_property):
+        record_property("ours", "kept")
+        pay(4).execute("pay")
+        assert False
+
+    def test_plain(): pass
+
+    def test_simulates(flow_sim):
+        flow_sim.crash_everywhere(lambda: pay(1), "pay")
+    """
+    )
+    result = run_pytest(inner, *PLUGIN, "--junitxml=out.xml", "-o", "junit_family=xunit1", *args)
+    result.assert_outcomes(failed=1, passed=2)
+    assert {
+        "test_fails": [
+            ("ours", "kept"),
+            ("routilux_jobs", "1"),
+            ("routilux_commits", "6"),
+            ("routilux_retries", "4"),
+            ("routilux_virtual_seconds", "4.9375"),
+        ],
+        "test_plain": [],
+        "test_simulates": [("routilux_crash_points", "21 of 21")],
+    } == properties(inner.path / "out.xml")
+
+
+def test_junit_has_none_of_them_with_never(inner: pytest.Pytester) -> None:
+    inner.makepyfile(PAY + TWO)
+    result = inner.runpytest_inprocess(
+        *PLUGIN, "--junitxml=out.xml", "--routilux-report=never", "-W", "error"
+    )
+    result.assert_outcomes(passed=2)
+    assert {"test_four_retries": [], "test_two_jobs": []} == properties(inner.path / "out.xml")

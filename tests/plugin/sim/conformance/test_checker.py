@@ -1,0 +1,381 @@
+"""The laws of every run: a sound engine breaks none, and a record that is tampered with does."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import pytest
+from pytest_routilux.sim.flow_sim.simulator import execution
+
+from pytest_routilux.faults.flow_faults import FlowFaults
+from pytest_routilux.sim.conformance.checker import broken_law
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.results import Checks
+from pytest_routilux.sim.simulator.execution import live
+from pytest_routilux.sim.simulator.lives import Case, Undisturbed
+from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
+from pytest_routilux.sim.simulator.world import World
+from routilux import (
+    Commit,
+    CommitKind,
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    JobStatus,
+    RetryAfter,
+    Routine,
+)
+from tests.soak import sampled
+
+START = FakeClock().now_ns()
+
+
+class Down(Exception):
+    """It may pass."""
+
+
+class Slow(Down):
+    """It may pass too."""
+
+
+class Wrong(Exception):
+    """It does not pass."""
+
+
+# --- no false alarm -------------------------------------------------------------------------------
+
+
+class Node(Routine):
+    """Does by its seed what a handler can do: sleep, write, read what others write, fail, emit."""
+
+    def __init__(self, seed: str) -> None:
+        super().__init__()
+        self.seed = seed
+        draw = Random(seed)
+        self.chances = {
+            name: draw.choice([0, 0.5, 1]) for name in ("sleep", "state", "shared", "once", "fail")
+        }
+        self.errors = draw.sample([Down, Slow, Wrong, RetryAfter], draw.randint(1, 3))
+        self.fan = draw.choice([[1], [0, 1], [1, 2], [2]])
+        self.define_slot("trigger", handler=self.work)
+        self.define_slot("told", handler=self.told)
+        self.define_event("a", ["n", "data"])
+        self.define_event("b", ["n", "data"])
+        if draw.random() < 0.6:
+            self.define_event("error", ["task_id", "message"])
+
+    def work(self, n: int, data: object = None) -> None:
+        draw = Random(f"{self.seed}/{self.ctx.task_id}")
+        does = {name: draw.random() < chance for name, chance in self.chances.items()}
+        if does["sleep"]:
+            self.ctx.sleep(draw.choice([0.01, 0.1, 0.1, 0.25, 1.0]))
+        if does["state"] and self.max_concurrency == 1:
+            self.ctx.state["seen"] = [self.ctx.state.get("seen"), n][-1:]
+        if does["shared"]:
+            total: Any = self.ctx.shared.get("total", 0)
+            self.ctx.sleep(draw.choice([0.0, 0.1, 0.2]))
+            self.ctx.shared["total"] = total + 1
+        if does["once"]:
+            self.ctx.once("add", lambda number: number + 1, n)
+        fails = draw.choice([0, 0, 0, 1, 1, 2, 3, 9])
+        kind = draw.choice(self.errors)
+        if does["fail"] and self.ctx.attempt <= fails:
+            raise kind(0.7)
+        for _ in range(draw.choice(self.fan)):
+            if n:
+                self.emit(draw.choice("ab"), n=n - 1, data={"n": (n, [n])})
+
+    def told(self, **told: object) -> None:
+        if self.max_concurrency == 1:
+            self.ctx.state["told"] = told
+
+
+class Pair(Node):
+    max_concurrency = 2
+
+
+class Four(Node):
+    max_concurrency = 4
+
+
+def handler_of(draw: Random) -> ErrorHandler:
+    strategy = draw.choice(["retry", "retry", "retry", "stop", "continue", "skip"])
+    options: dict[str, Any] = {"timeout": draw.choice([None, None, 0.1, 0.3])}
+    if strategy == "retry":
+        options |= {
+            "max_retries": draw.choice([0, 1, 2, 4]),
+            "retry_delay": draw.choice([0, 0.1, 0.3]),
+            "retry_backoff": draw.choice([1, 1.5, 2, 3.3]),
+            "retryable_exceptions": draw.choice([(Down,), (Exception,), (Slow, Wrong)]),
+            "non_retryable_exceptions": draw.choice([(), (), (Slow,)]),
+            "max_delay": draw.choice([None, None, 0.5]),
+            "jitter": draw.choice([0, 0, 0.1, 1]),
+            "deadline": draw.choice([None, None, 1, 2]),
+            "on_exhausted": draw.choice(["stop", "continue", "skip"]),
+        }
+    return ErrorHandler(strategy, **options)
+
+
+def flow_of(seed: int) -> Flow:
+    draw = Random(seed)
+    width = draw.choice([1, 2, 4, 8])
+    strategy: Any = "concurrent" if width > 1 else "sequential"
+    flow = Flow("drawn", execution_strategy=strategy, max_workers=width)
+    names = [f"r{number}" for number in range(draw.randint(2, 4))]
+    for name in names:
+        node = draw.choice([Node, Pair, Four])(f"{seed}/{name}")
+        if draw.random() < 0.8:
+            node.set_error_handler(handler_of(draw))
+        flow.add_routine(node, name)
+    flow.set_error_handler(handler_of(draw))
+    for source in names:
+        for event in "ab":
+            for target in names:
+                if draw.random() < 0.4:
+                    flow.connect(source, event, target, "trigger")
+        if "error" in flow.routines[source].events:
+            flow.connect(source, "error", draw.choice(names), "told")
+    return flow
+
+
+@pytest.mark.parametrize("tenth", sampled(range(10), [0]))
+def test_no_law_is_broken_by_a_sound_engine(tenth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution, "_MOST_STEPS", 60)
+    for seed in range(20 * tenth, 20 * tenth + 20):
+        case = Case(lambda seed=seed: flow_of(seed), "r0", {"n": 3})  # type: ignore[misc]
+        run = undisturbed(case, START, FIFO)
+        assert [] == run.life.broken
+        assert broken_law(run.world, [run.life], case) is None, seed
+        points = crash_points(run, documents=False)
+        for point in Random(seed).sample(points, min(12, len(points))):
+            after = recover(run, point)
+            finding = broken_law(after.world, after.lives, case)
+            assert finding is None, (seed, point.name, finding)
+        for number in range(2):
+            world = World(START)
+            life = live(case, world, choices=Seeded(number))
+            finding = broken_law(world, [life], case)
+            assert finding is None, (seed, number, finding)
+
+
+class Odd:
+    """Has no saved form."""
+
+
+class SendsOdd(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.send)
+        self.define_event("output", ["value"])
+
+    def send(self) -> None:
+        self.emit("output", value=Odd())
+
+
+def test_what_can_not_be_saved_is_refused_after_a_crash_as_before() -> None:
+    def build() -> Flow:
+        flow = Flow("odd")
+        flow.add_routine(SendsOdd(), "send")
+        return flow
+
+    run = undisturbed(Case(build, "send"), START, FIFO)
+    for point in crash_points(run):
+        job = recover(run, point).life.job
+        assert job is not None
+        assert job.error is not None
+        assert "routilux.UnserializableError" == job.error.type
+
+
+def test_a_flow_that_fails_by_its_authors_mistake_is_no_flow_that_survives() -> None:
+    def build() -> Flow:
+        flow = Flow("odd")
+        flow.add_routine(SendsOdd(), "send")
+        flow.set_error_handler(ErrorHandler("continue"))  # and the job is completed
+        return flow
+
+    finding = examine(Case(build, "send"), START, Checks()).reference.finding
+    assert finding is not None
+    assert ("mistake", "send") == (finding.kind, finding.routine)
+    assert (
+        "$.emissions[0].payload.value: tests.plugin.sim.conformance.test_checker.Odd has no"
+        in finding.what
+    )
+
+
+class Cancelled(Routine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.cancel)
+
+    async def cancel(self) -> None:
+        raise asyncio.CancelledError
+
+
+def test_a_job_that_is_given_up_since_its_handler_ends_each_host_does_not_survive() -> None:
+    def build() -> Flow:
+        flow = Flow("odd")
+        flow.add_routine(Cancelled(), "cancel")
+        return flow
+
+    finding = examine(Case(build, "cancel"), START, Checks()).reference.finding
+    assert finding is not None
+    assert "stuck" == finding.kind
+    down = tuple(FlowFaults().store_fails(write) for write in (2, 4, 6, 8))
+    asked_for = examine(Case(worked, "first", {"data": "a"}, faults=down), START, Checks())
+    assert asked_for.reference.finding is None
+    assert "routilux.PoisonJobError" == asked_for.reference.view["error"]
+
+
+# --- no law that can't be broken ------------------------------------------------------------------
+
+
+class Work(Routine):
+    """Fails once, has an effect once, and passes on what it got."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.work)
+        self.define_event("output", ["data"])
+
+    def work(self, data: str) -> None:
+        self.ctx.once("effect", str, data)
+        self.ctx.state["data"] = self.ctx.shared["data"] = data
+        if self.ctx.attempt == 1:
+            raise Down
+        self.emit("output", data=data)
+
+
+def worked() -> Flow:
+    """first -> second; each of the two is tried twice."""
+    flow = Flow("work")
+    flow.add_routine(Work(), "first")
+    flow.add_routine(Work(), "second")
+    flow.connect("first", "output", "second", "trigger")
+    handler = ErrorHandler("retry", retry_delay=0.5, timeout=9, retryable_exceptions=Down)
+    flow.set_error_handler(handler)
+    return flow
+
+
+# start, effect, retry, done; effect, retry, done: the commits by their places.
+FIRST_EFFECT, FIRST_RETRY, FIRST_DONE, EFFECT, RETRY, DONE = 1, 2, 3, 4, 5, 6
+
+
+def _set(place: int, **values: Any) -> Callable[[Undisturbed], None]:
+    def tamper(run: Undisturbed) -> None:
+        for name, value in values.items():
+            commit = run.world.commits[place]
+            old = getattr(commit, name)
+            setattr(commit, name, value(old) if callable(value) else value)
+
+    return tamper
+
+
+def _task(**values: Any) -> Callable[[Undisturbed], None]:
+    def tamper(run: Undisturbed) -> None:
+        for name, value in values.items():
+            setattr(run.world.commits[FIRST_DONE].tasks[0], name, value)
+
+    return tamper
+
+
+def _step(place: int, **values: Any) -> Callable[[Undisturbed], None]:
+    def tamper(run: Undisturbed) -> None:
+        for name, value in values.items():
+            step = run.life.steps[place][1]
+            old = getattr(step, name)
+            setattr(step, name, value(old) if callable(value) else value)
+
+    return tamper
+
+
+def _begun_again(run: Undisturbed) -> None:
+    run.life.steps.insert(1, run.life.steps[0])
+
+
+def _goes_on(run: Undisturbed) -> None:
+    last = copy.deepcopy(run.world.commits[-1])
+    last.seq, last.status = last.seq + 1, JobStatus.RUNNING
+    run.world.commits.append(last)
+
+
+def _resumed_after_its_end(run: Undisturbed) -> None:
+    last = run.world.commits[-1]
+    run.world.commits.append(Commit(8, CommitKind.RESUMED, last.at_ns, JobStatus.RUNNING))
+
+
+def _in_memory(change: Callable[[Any], object]) -> Callable[[Undisturbed], None]:
+    return lambda run: (change(run.job), None)[1]
+
+
+def _more(old: int) -> int:
+    return old + 7
+
+
+TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
+    "unknown-task": _set(FIRST_RETRY, task_id="9"),
+    "attempt-skipped": _set(FIRST_RETRY, attempt=2),
+    "attempt-repeated": _goes_on,
+    "time-ran-back": _set(DONE, at_ns=START),
+    "due-wrong": _set(FIRST_RETRY, due_ns=_more),
+    "backoff-wrong": _set(FIRST_RETRY, due_ns=_more, delay_ns=_more),
+    "task-id-strange": _task(task_id="0.7"),
+    "task-id-twice": _task(task_id="0"),
+    "payload-wrong": _task(payload={"data": 1}),
+    "edge-missing": _task(slot="other"),
+    "task-unasked": _set(FIRST_DONE, emissions=()),
+    "failed-attempt-wrote": lambda run: _set(RETRY, state=run.world.commits[DONE].state)(run),
+    "retry-too-early": _step(1, started_ns=lambda old: old - 1),
+    "retry-late": _step(1, started_ns=lambda old: old + 1),
+    "started-late": _step(2, started_ns=lambda old: old + 1),
+    "snapshot-wrong": _step(3, shared=lambda old: {**old, "data": 2}),
+    "record-lost": _step(1, effects=None),
+    "record-twice": lambda run: run.world.commits.insert(2, run.world.commits[FIRST_EFFECT]),
+    "begun-twice": _begun_again,
+    "ran-after-failure": _set(0, status=JobStatus.FAILED),
+    "ran-at-rest": _set(DONE - 1, status=JobStatus.PENDING),
+    "changed-after-end": _resumed_after_its_end,
+    "failure-ignored": _set(DONE, kind=CommitKind.FAILED, state=None, shared=None, emissions=()),
+    "strategy-wrong": _set(
+        DONE,
+        kind=CommitKind.DROPPED,
+        state=None,
+        shared=None,
+        emissions=(),
+        detail={"as": "skipped"},
+    ),
+    "completed-too-early": _set(FIRST_DONE, status=JobStatus.COMPLETED),
+    "not-completed": _set(DONE, status=JobStatus.RUNNING),
+    "timeout-ignored": _set(DONE, at_ns=lambda old: old + 10**10),
+    "state-not-folded": _in_memory(lambda job: job.routine_states["first"].state.clear()),
+    "attempts-miscounted": _in_memory(
+        lambda job: setattr(job.routine_states["first"], "attempts", 9)
+    ),
+    "shared-not-folded": _in_memory(lambda job: setattr(job, "shared_data", {})),
+    "status-not-folded": _in_memory(lambda job: setattr(job, "status", JobStatus.FAILED)),
+    "pending-not-folded": _in_memory(
+        lambda job: job._pending.update(job.at(RETRY)._pending),
+    ),
+    "outputs-not-folded": _in_memory(lambda job: job.outputs.clear()),
+}
+
+
+@pytest.fixture
+def run() -> Undisturbed:
+    run = undisturbed(Case(worked, "first", {"data": "x"}), START, FIFO)
+    assert broken_law(run.world, [run.life], run.case) is None
+    run.world.commits = copy.deepcopy(run.world.commits)
+    return run
+
+
+@pytest.mark.parametrize("kind", TAMPERED)
+def test_a_record_that_was_tampered_with_breaks_a_law(kind: str, run: Undisturbed) -> None:
+    TAMPERED[kind](run)
+    finding = broken_law(run.world, [run.life], run.case)
+    assert finding is not None
+    assert kind == finding.kind, finding.what

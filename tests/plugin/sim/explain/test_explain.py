@@ -1,0 +1,519 @@
+"""A failure is reported in the same parts, in the same order, on one screen, with true figures.
+
+The texts come from real runs of flows with one bug each, `bugs.py`.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache, partial
+from pathlib import Path
+from unicodedata import category, east_asian_width
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pytest_routilux.faults.faults import Fault, Raises, Slow
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explain.evidence import key_part
+from pytest_routilux.sim.explain.explain import explain, explain_cause
+from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.recovery import recover
+from pytest_routilux.sim.repro import Repro, command
+from pytest_routilux.sim.results import Checks, Examination
+from pytest_routilux.sim.shrink import Cause, shrink
+from pytest_routilux.sim.simulator.effects import Effect
+from pytest_routilux.sim.simulator.lives import Case, Disturbed
+from pytest_routilux.sim.simulator.world import Call, Finding
+from pytest_routilux.text import plain, shorten, width, wrapped
+from routilux import Commit, Flow, Routine
+from routilux.clocks.durations import instant_ns
+from tests.plugin import golden
+from tests.plugin.sim import bugs
+from tests.soak import examples
+
+START = instant_ns("2026-01-01")
+ROOT = Path(bugs.__file__).parents[1]
+NODE = "test_shop.py::test_survives"
+
+
+def case_of(
+    charge: type[bugs.Charge], orders: type[bugs.Orders] = bugs.Orders, *faults: Fault
+) -> Case:
+    build = partial(bugs.shop, charge, orders)
+    return Case(build, "orders", {"order": "A7", "amount": 19.9}, faults=faults)
+
+
+def cause_of(case: Case, kind: str | None = None, checks: Checks | None = None) -> Cause:
+    checks = checks or Checks()
+    examination = examine(case, START, checks)
+    examination.coverage.seconds, examination.coverage.runs = 0.04, 5
+    told = [finding for _, finding in examination.failures if kind in (None, finding.kind)]
+    return shrink(examination, case, START, checks, told[0] if told else None)
+
+
+def told(
+    case: Case, kind: str | None = None, checks: Checks | None = None, columns: int = 100
+) -> str:
+    cause = cause_of(case, kind, checks)
+    repro = Repro.of(case, case.build(), cause.point, faults=cause.faults)
+    return explain_cause(cause, case, columns, repro=command(NODE, repro), root=ROOT) + "\n"
+
+
+# --- whole texts ----------------------------------------------------------------------------------
+
+TEXTS_OF: dict[str, tuple[Case, str | None]] = {
+    "an effect that is repeated": (case_of(bugs.Charge), None),
+    "an effect in once without a key": (case_of(bugs.OnceAlone), None),
+    "a retry budget in an attribute": (case_of(bugs.OwnBudget), None),
+    "another status": (case_of(bugs.ShortBudget), "status-differs"),
+    "shared data and an output": (case_of(bugs.Numbered, bugs.TwoOrders), None),
+    "a global of a module": (case_of(bugs.Remembering, bugs.TwoOrders), "emissions-differ"),
+    "a key that changes with the attempt": (case_of(bugs.AttemptInKey), None),
+    "a cause that needs a fault": (
+        case_of(
+            bugs.SecondThoughts,
+            bugs.Orders,
+            Slow("orders", 1),
+            Raises("charge", bugs.GatewayDown, [1]),
+        ),
+        None,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TEXTS_OF)
+def test_the_whole_text_of_a_failure(name: str) -> None:
+    text = told(*TEXTS_OF[name])
+
+    assert len(text.splitlines()) <= 26
+    golden.compare(golden.sections("explanations.txt")[name], text, name)
+
+
+def test_a_narrow_terminal_gets_the_same_parts_in_80_columns() -> None:
+    text = told(case_of(bugs.Charge), columns=80)
+
+    golden.compare(golden.sections("explanations.txt")["in 80 columns"], text)
+    assert_well_formed(text.rstrip("\n"), columns=80)
+
+
+# --- figures --------------------------------------------------------------------------------------
+
+
+first_cause = cache(lambda charge: cause_of(case_of(charge)))
+
+
+def parts(charge: type[bugs.Charge]) -> tuple[Examination, Finding, Disturbed]:
+    """Return what a text is made of; a test may change it."""
+    cause = first_cause(charge)
+    assert cause.point is not None
+    examination = replace(
+        cause.examination,
+        failures=list(cause.examination.failures),
+        coverage=deepcopy(cause.examination.coverage),
+    )
+    return examination, replace(cause.finding), recover(examination.reference.run, cause.point)
+
+
+@pytest.fixture(scope="module")
+def charged() -> tuple[Examination, Finding, Disturbed]:
+    """The parts of a double charge, for tests that do not change them."""
+    return parts(bugs.Charge)
+
+
+def text_of(examination: Examination, finding: Finding, disturbed: Disturbed) -> str:
+    return explain(examination, finding, disturbed, 100, repro=None, root=ROOT)
+
+
+def one_more_call(_: Examination, disturbed: Disturbed) -> None:
+    disturbed.world.called(disturbed.world.calls[-1])
+
+
+def one_call_less(_: Examination, disturbed: Disturbed) -> None:
+    disturbed.world.calls.pop()
+
+
+def a_later_commit(_: Examination, disturbed: Disturbed) -> None:
+    log = disturbed.world.log
+    log[-1] = (log[-1][0] + 5_000_000, *log[-1][1:])
+
+
+def another_host(_: Examination, disturbed: Disturbed) -> None:
+    log = disturbed.world.log
+    log[-1] = (log[-1][0], 7, log[-1][2])
+
+
+def a_commit_that_is_missing(_: Examination, disturbed: Disturbed) -> None:
+    commit = next(entry for entry in disturbed.world.log if isinstance(entry[2], Commit))
+    disturbed.world.log.remove(commit)
+
+
+def another_result(_: Examination, disturbed: Disturbed) -> None:
+    for index, (at_ns, host, what) in enumerate(disturbed.world.log):
+        if isinstance(what, Call):
+            disturbed.world.log[index] = (at_ns, host, replace(what, result="another"))
+
+
+def a_point_that_was_not_executed(examination: Examination, _: Disturbed) -> None:
+    examination.coverage.executed["after a write"] -= 1
+
+
+def one_failure_less(examination: Examination, _: Disturbed) -> None:
+    examination.failures.pop()
+
+
+def other_seconds(examination: Examination, _: Disturbed) -> None:
+    examination.coverage.seconds = 0.05
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        one_more_call,
+        one_call_less,
+        a_later_commit,
+        another_host,
+        a_commit_that_is_missing,
+        another_result,
+        a_point_that_was_not_executed,
+        one_failure_less,
+        other_seconds,
+    ],
+)
+def test_a_figure_that_is_planted_wrong_changes_the_text(plant) -> None:  # type: ignore[no-untyped-def]
+    examination, finding, disturbed = parts(bugs.Charge)
+    right = text_of(examination, finding, disturbed)
+    assert right in golden.sections("explanations.txt")["an effect that is repeated"]
+
+    plant(examination, disturbed)
+
+    assert right != text_of(examination, finding, disturbed)
+
+
+def test_incomplete_coverage_is_reported() -> None:
+    examination, finding, disturbed = parts(bugs.Charge)
+    examination.coverage.executed["after a write"] -= 1
+
+    assert "cut at 18 of 19" in text_of(examination, finding, disturbed)
+
+
+# --- why and fix ----------------------------------------------------------------------------------
+
+KINDS = [
+    "effect-repeated",
+    "key-unstable",
+    "effect-lost",
+    "attempts-differ",
+    "budget-reset",
+    "state-differs",
+    "shared-differs",
+    "status-differs",
+    "outputs-differ",
+    "emissions-differ",
+    "view-differs",
+    "invariant",
+    "always",
+    "stuck",
+    "engine-law",
+    "leaked-thread",
+    "module-state",
+    "hash-order",
+    "nondeterminism",
+    "swallowed-crash",
+    "kills-process",
+    "hidden-state",
+    "hangs",
+    "payload-changed",
+    "unreadable",
+    "backoff-wrong",
+    "of a law that is yet to come",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("crash", [True, False])
+def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
+    kind: str, crash: bool, charged: tuple[Examination, Finding, Disturbed]
+) -> None:
+    examination, _, disturbed = charged
+    finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
+
+    text = explain(
+        examination,
+        finding,
+        disturbed if crash else None,
+        100,
+        repro=command(NODE, Repro("9f3c")),
+        root=ROOT,
+    )
+
+    assert_well_formed(text, crash=crash)
+    assert f"[{kind}]" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("kind", ["engine-law", "backoff-wrong", "budget-reset", "unheard-of"])
+def test_a_broken_law_of_the_engine_is_reported_as_a_bug_of_routilux(
+    kind: str, charged: tuple[Examination, Finding, Disturbed]
+) -> None:
+    examination, _, disturbed = charged
+
+    text = text_of(examination, Finding(kind, "a law", "engine.charge", "charge"), disturbed)
+
+    assert "That is a bug of routilux, not of this flow" in text
+    assert "report it to routilux" in text
+
+
+@pytest.mark.parametrize("kind", ["always", "payload-changed", "unreadable"])
+def test_a_finding_that_a_flow_can_cause_is_not_reported_as_a_bug_of_routilux(
+    kind: str, charged: tuple[Examination, Finding, Disturbed]
+) -> None:
+    examination, _, disturbed = charged
+
+    text = text_of(examination, Finding(kind, "it", "engine.charge", "charge"), disturbed)
+
+    assert "bug of routilux" not in text
+
+
+def test_a_uuid_in_a_key_is_named_as_what_it_looks_like() -> None:
+    text = told(case_of(bugs.FreshKey))
+
+    assert "what looks like a UUID is part of the key (sim/bugs.py:67)" in text
+    assert "uuid.uuid4() does not" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "attempts", "part"),
+    [
+        (["a-1", "a-2"], [1, 2], "the number of the attempt"),
+        (["a-1", "a-2"], [1, 1], None),
+        (["a", "b"], [1, 2], None),
+        (["2026-01-01T00:00:00.2+00:00", "2026-01-01T00:00:01"], [1, 1], "what looks like a time"),
+        (["k1767225600", "k1767225601.25"], [1, 1], "what looks like a time"),
+        (["a", None], [1, 2], None),
+        (["a", "a"], [1, 2], None),
+    ],
+)
+def test_the_part_of_a_key_that_changes_is_named_where_it_is_known(
+    keys: list[object], attempts: list[int], part: str | None
+) -> None:
+    assert part == key_part(keys, attempts)
+
+
+def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:
+    checks = Checks(invariant=lambda outcome: len(outcome.calls) == 1)
+
+    text = told(case_of(bugs.Ending), checks=checks)
+
+    assert "INVARIANT: the invariant does not hold: it returned False" in text
+    assert "equal       status, outputs, routine states, attempts, emissions\n" in text
+
+
+def test_a_crash_in_a_recovery_counts_as_two() -> None:
+    examination, finding, _ = parts(bugs.OwnBudget)
+    point = next(p for p, _ in examination.failures if p.kind == "in a recovery")
+    disturbed = recover(examination.reference.run, point)
+
+    text = text_of(examination, finding, disturbed)
+
+    assert "smallest cause  2 crashes, 0 faults" in text
+    assert "CRASH  again, right after it went on" in text
+
+
+def test_a_key_on_one_call_alone_is_reported() -> None:
+    examination, finding, disturbed = parts(bugs.Charge)
+    finding.kind = "key-unstable"
+    disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
+
+    text = text_of(examination, finding, disturbed)
+
+    assert "one call carried a key and another none" in text
+    assert "x2   keys: A7, none" in text
+
+
+def test_a_record_of_another_result_is_not_taken_for_the_record_of_the_call() -> None:
+    text = told(case_of(bugs.BeforeOnce))
+
+    assert "why    the call carried no key, so the gateway could not tell" in text
+
+
+def test_of_calls_at_one_instant_the_repeated_one_is_marked() -> None:
+    def build() -> Flow:
+        flow = bugs.shop(bugs.AtOnce, bugs.ThreeOrders)
+        flow.execution_strategy = "concurrent"
+        return flow
+
+    case = Case(build, "orders", {"order": "A7", "amount": 19.9})
+
+    text = told(case)
+
+    assert "gateway.charge('A7a', 19.9) ran 2x, undisturbed run 1x" in text
+    marked = [line for line in text.splitlines() if line.startswith("  > ") and "effect #" in line]
+    assert 1 == len(marked)
+    assert "gateway.charge('A7a', 19.9)" in marked[0]
+
+
+def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on() -> None:
+    text = told(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
+
+    head = "EFFECT LOST: gateway.charge(order='A7c', amount=19.9) ran 0x, undisturbed run 1x"
+    assert text.startswith(head)
+    assert "changes self.served." in text
+    assert (
+        "starts with [] again; check whether the call of gateway.charge depends on it"
+        in " ".join(text.split())
+    )
+
+
+def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> None:
+    text = told(case_of(bugs.OwnBudget, bugs.CountingOrders))
+
+    assert "changes self.tries" in text
+    assert "self.taken" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("store refuses", "CRASH  the store refuses #3, and its host ends"),
+        ("store does not answer", "CRASH  the store has #3 but does not answer, and its host ends"),
+        ("after a write", "CRASH  #3 is durable, though nobody heard of it"),
+        ("by document", "CRASH  a document of #3 is all that is left"),
+        ("in a wait", "CRASH  attempt 1 and due 0.300 are saved; no memory is"),
+        ("before a write", "CRASH  #3 is not written: nothing durable knows how the attempt ended"),
+    ],
+)
+def test_a_crash_says_what_survives_it(kind: str, says: str) -> None:
+    examination, finding, _ = parts(bugs.OwnBudget)
+    points = crash_points(examination.reference.run)
+    point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
+
+    text = text_of(examination, finding, recover(examination.reference.run, point))
+
+    assert says in text
+
+
+# --- all names and payloads -----------------------------------------------------------------------
+
+
+def cells_of(line: str) -> int:
+    """Count without the library that the texts are cut with."""
+    wide = sum(east_asian_width(char) in "WF" for char in line)
+    return len(line) + wide - sum(category(char) == "Mn" for char in line)
+
+
+LABELS = ("smallest cause  ", "    t ", "why    ", "fix    ", "tried  ", "repro  ")
+
+
+def assert_well_formed(
+    text: str, *, crash: bool = True, most: int = 32, columns: int = 100
+) -> None:
+    lines = text.split("\n")
+    assert len(lines) <= most
+    assert lines[-1].startswith("repro  pytest ")
+    assert all(width(line) <= columns for line in lines[:-1]), max(lines[:-1], key=width)
+    assert all(line.isprintable() for line in lines)
+    assert lines[0].endswith("]")
+    places = [next(i for i, line in enumerate(lines) if line.startswith(label)) for label in LABELS]
+    assert places == sorted(places)
+    if crash:
+        point = next(i for i, line in enumerate(lines) if line.startswith("crash point"))
+        assert places[0] < point < places[1]
+        assert any(line.startswith("  > ") and "CRASH" in line for line in lines)
+
+
+class Anything(Routine):
+    """Does an effect of any name, with any payload, and counts in an attribute."""
+
+    def __init__(self, double: Effect, event: str, once: str) -> None:
+        super().__init__()
+        self.double = double
+        self.event = event
+        self.once = once
+        self.count = 0
+        self.define_slot("trigger", handler=self.run)
+        self.define_event(event, ["payload"])
+
+    def run(self, payload: object) -> None:
+        self.count += 1
+        self.ctx.once(self.once, self.double, payload)
+        self.double(payload, payload=payload)
+        self.ctx.shared[self.once] = [self.count, payload]
+        self.emit(self.event, payload=payload)
+
+
+TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.text(max_size=300),
+    st.text("日本語 \n\t\x1b[31m‮á👩‍👩‍👧\\\"'$`!", max_size=60),
+)
+NAMED = TEXTS.filter(bool)
+VALUES = st.recursive(
+    st.none() | st.integers() | TEXTS | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=examples(0.4), deadline=None)
+@given(NAMED, NAMED, NAMED, NAMED, VALUES, TEXTS)
+def test_a_failure_fits_on_a_screen_for_all_names_payloads_and_paths(
+    routine: str, effect: str, event: str, once: str, payload: object, path: str
+) -> None:
+    double = Effect(effect, "key", lambda *_, **__: [effect, payload])
+
+    def build() -> Flow:
+        flow = Flow("any")
+        flow.add_routine(Anything(double, event, once), routine)
+        return flow
+
+    case = Case(build, routine, {"payload": payload})
+    checks = Checks()
+    examination = examine(case, START, checks)
+    assert examination.failures
+
+    root = Path("/", *(part for part in path.split("/") if "\0" not in part))
+    for finding in {finding.kind: finding for _, finding in examination.failures}.values():
+        cause = shrink(examination, case, START, checks, finding)
+        repro = Repro.of(case, build(), cause.point)
+        node = f"{path}::{routine}[{effect}]"
+        assert_well_formed(explain_cause(cause, case, 100, repro=command(node, repro), root=root))
+
+
+def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
+    name, order = "注文を受け付ける" * 9, "りんご" * 40
+    double = Effect(name, "key")
+
+    def build() -> Flow:
+        flow = Flow("any")
+        flow.add_routine(Anything(double, name, name), name)
+        return flow
+
+    case = Case(build, name, {"payload": order})
+    cause = cause_of(case)
+    node = command(f"テスト.py::{name}[{order}]", Repro.of(case, build(), cause.point))
+
+    text = explain_cause(cause, case, 100, repro=node)
+
+    assert_well_formed(text)
+    assert text.endswith(node)  # whole, so that it can be pasted
+    assert 100 == max(map(cells_of, text.split("\n")[:-1]))
+
+
+@given(TEXTS, st.integers(1, 60))
+def test_what_is_cut_fits_and_says_so(text: str, cells: int) -> None:
+    for keep in ("start", "both", "end"):
+        short = shorten(text, cells, keep)
+        assert width(short) <= cells
+        assert plain(text) == short or "…" in short
+
+
+@given(
+    st.lists(TEXTS.filter(lambda text: "\xa0" not in text)), st.integers(5, 40), st.integers(1, 5)
+)
+def test_a_wrapped_text_fits_into_its_lines(words: list[str], cells: int, most: int) -> None:
+    lines = wrapped(" ".join(words), cells, most)
+
+    assert len(lines) <= most
+    assert all(width(line) <= cells for line in lines)

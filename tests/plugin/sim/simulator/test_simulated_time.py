@@ -1,0 +1,223 @@
+"""frozen_simulation: what a simulated handler reads of `time` and `datetime` is its own clock."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import freezegun
+import pytest
+
+from pytest_routilux.faults.faults import ClockJump
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.simulator.execution import live
+from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.world import World
+from pytest_routilux.virtual_time.freeze import frozen_clock, frozen_simulation
+from routilux import ErrorHandler, Flow, JobState, Routine
+from routilux.clocks.durations import instant_ns
+
+START = instant_ns("2026-03-01T12:00:00")
+NOON = datetime(2026, 3, 1, 12)
+
+
+class Do(Routine):
+    """Runs what it is given, and emits what that returns."""
+
+    def __init__(self, work: Callable[[Any], object]) -> None:
+        super().__init__()
+        self.work = work
+        self.define_slot("trigger", handler=self.do)
+        self.define_event("output", ["result"])
+
+    def do(self) -> None:
+        self.emit("output", result=self.work(self.ctx))
+
+
+def flow_of(*works: Callable[[Any], object], **options: Any) -> Flow:
+    flow = Flow("sim", **options)
+    for number, work in enumerate(works):
+        flow.add_routine(Do(work), f"r{number}")
+        if number:
+            flow.connect("r0", "output", f"r{number}", "trigger")
+    return flow
+
+
+def ran(*works: Callable[[Any], object], faults: Any = (), **options: Any) -> JobState:
+    case = Case(lambda: flow_of(*works, **options), "r0", faults=faults)
+    life = live(case, World(START))
+    assert life.error is None
+    assert life.job is not None
+    life.job.raise_for_status()
+    return life.job
+
+
+def result(job: JobState) -> Any:
+    return job.commits[1].emissions[0].payload["result"]
+
+
+def test_all_that_a_handler_reads_is_virtual_and_agrees() -> None:
+    def read(ctx: Any) -> object:
+        ctx.sleep(1.5)
+        return (
+            datetime.now(),
+            datetime.now(UTC) == ctx.now(),
+            date.today(),
+            time.time() * 1e9 == START + 1.5e9,
+            time.time_ns() - START,
+            time.localtime().tm_hour,
+        )
+
+    with frozen_simulation(START):
+        job = ran(read)
+    assert (
+        NOON + timedelta(seconds=1.5),
+        True,
+        date(2026, 3, 1),
+        True,
+        1_500_000_000,
+        12,
+    ) == result(job)
+
+
+def test_a_sleep_is_the_duration_of_the_step_and_takes_no_time() -> None:
+    def nap(ctx: Any) -> object:
+        began = time.monotonic()
+        time.sleep(3600)
+        return time.monotonic() - began
+
+    with frozen_simulation(START):
+        job = ran(nap)
+    assert 3600.0 == result(job)
+    assert START + 3600 * 10**9 == job.commits[-1].at_ns
+
+
+def test_steps_that_overlap_have_a_time_each() -> None:
+    def slow(ctx: Any) -> object:
+        time.sleep(2)
+        return datetime.now()
+
+    def fast(ctx: Any) -> object:
+        time.sleep(1)
+        return datetime.now()
+
+    with frozen_simulation(START):
+        job = ran(lambda ctx: None, slow, fast, execution_strategy="concurrent", max_workers=2)
+    ends = {c.routine_id: c.emissions[0].payload["result"] for c in job.commits[2:]}
+    assert {"r1": NOON + timedelta(seconds=2), "r2": NOON + timedelta(seconds=1)} == ends
+
+
+def test_a_wait_for_a_retry_passes_in_what_the_next_attempt_reads() -> None:
+    def fails_once(ctx: Any) -> object:
+        if ctx.attempt == 1:
+            raise OSError
+        return datetime.now()
+
+    def build() -> Flow:
+        flow = flow_of(fails_once)
+        flow.set_error_handler(ErrorHandler("retry", retry_delay=0.3))
+        return flow
+
+    with frozen_simulation(START):
+        life = live(Case(build, "r0"), World(START))
+    assert life.job is not None
+    assert life.job.commits[2].emissions[0].payload["result"] == NOON + timedelta(seconds=0.3)
+
+
+def test_where_no_handler_runs_it_is_the_first_instant() -> None:
+    with frozen_simulation(START):
+        assert NOON == datetime.now()
+        ran(lambda ctx: time.sleep(5))
+        assert NOON == datetime.now()
+        assert START == time.time_ns()
+        assert 0.0 == time.monotonic()
+
+
+def test_a_host_that_goes_on_later_reads_its_own_time() -> None:
+    case = Case(lambda: flow_of(lambda ctx: None, lambda ctx: datetime.now()), "r0")
+    with frozen_simulation(START):
+        run = undisturbed(case, START, FIFO)
+        point = next(p for p in crash_points(run) if p.kind == "after a write")
+        later = replace(point, resume_ns=START + 60 * 10**9)
+        job = recover(run, later).life.job
+    assert job is not None
+    assert job.outputs[-1].data["result"] == NOON + timedelta(seconds=60)
+
+
+def test_a_clock_that_jumps_moves_no_timer() -> None:
+    def read(ctx: Any) -> object:
+        return datetime.now(), time.monotonic()
+
+    with frozen_simulation(START):
+        _, timer = result(ran(read))
+        job = ran(read, faults=[ClockJump(-3600)])
+    assert (NOON - timedelta(hours=1), timer) == result(job)
+
+
+def test_a_freeze_inside_a_handler_is_refused_whatever_the_handler_catches() -> None:
+    def read(ctx: Any) -> object:
+        try:
+            with freezegun.freeze_time("2000-01-01"):
+                return datetime.now()
+        except Exception:
+            return "as if nothing had been"
+
+    with frozen_simulation(START), pytest.raises(pytest.fail.Exception) as caught:
+        result(ran(read))
+    assert "flow_sim and freeze_time('2000-01-01 00:00:00') at " in str(caught.value)
+
+
+def test_a_freeze_around_it_is_refused() -> None:
+    with (
+        freezegun.freeze_time("2000-01-01"),
+        pytest.raises(
+            pytest.fail.Exception, match=r"flow_sim and freeze_time.* around it both want"
+        ),
+        frozen_simulation(START),
+    ):
+        raise AssertionError
+
+
+def test_it_stands_beside_a_fake_clock_whichever_comes_first() -> None:
+    def read(ctx: Any) -> object:
+        time.sleep(1)
+        return datetime.now()
+
+    with frozen_clock() as clock, frozen_simulation(START):
+        clock.advance(10)
+        assert datetime(2026, 1, 1, 0, 0, 10) == datetime.now()
+        assert NOON + timedelta(seconds=1) == result(ran(read))
+    with frozen_simulation(START), frozen_clock() as clock:
+        clock.advance(10)
+        assert datetime(2026, 1, 1, 0, 0, 10) == datetime.now()
+        assert NOON + timedelta(seconds=1) == result(ran(read))
+
+
+def test_a_sleep_of_a_thread_that_a_handler_starts_is_real(monkeypatch: Any) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("pytest_routilux.virtual_time.freeze.real_sleep", slept.append)
+
+    def starts_one(ctx: Any) -> object:
+        began = time.monotonic()
+        thread = threading.Thread(target=lambda: time.sleep(7))
+        thread.start()
+        thread.join()
+        return time.monotonic() - began
+
+    with frozen_simulation(START):
+        assert 0.0 == result(ran(starts_one))
+    assert [7] == slept
+
+
+def test_everything_is_as_before_when_it_ends() -> None:
+    before = time.time, time.sleep, time.monotonic, datetime
+    with pytest.raises(KeyError), frozen_simulation(START):
+        raise KeyError
+    assert before == (time.time, time.sleep, time.monotonic, datetime)
+    assert abs(time.time_ns() - time.clock_gettime_ns(time.CLOCK_REALTIME)) < 10**9

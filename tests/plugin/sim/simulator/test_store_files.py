@@ -1,0 +1,316 @@
+"""What a host that dies leaves in the files of its store, and how a store that lies is told."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_routilux.faults.faults import StoreFails
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.results import Checks
+from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.store_files import Files, Folder
+from pytest_routilux.sim.simulator.world import Finding
+from routilux import Append, FakeClock, SqliteStore
+from tests.persist.test_sqlite import line_of, process
+from tests.plugin.sim import sqlite_stores as stores
+from tests.plugin.sim.conformance.test_checker import worked
+from tests.routines import PATIENCE
+from tests.soak import sampled
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from pytest_routilux.sim.simulator.lives import Disturbed, Opens, Undisturbed
+    from pytest_routilux.sim.simulator.store_files import Image
+    from pytest_routilux.sim.simulator.world import World
+
+START = FakeClock().now_ns()
+ALONE = Checks(isolated=False)
+WORKED = Case(worked, "first", {"data": "x"}, faults=(StoreFails(4),))  # so that a host claims
+"""Start, effect, retry, resumed, done; effect, retry, done."""
+ALONE_WORKED = replace(WORKED, faults=())
+
+
+def saved(world: World) -> list[str]:
+    return [commit.dumps() for commit in world.commits]
+
+
+def died_before(run: Undisturbed, seq: int) -> Disturbed:
+    """The host dies before a commit is written, and others bring the job to its end."""
+    [point] = [p for p in crash_points(run) if p.kind == "before a write" and p.commits == seq - 1]
+    return recover(run, point)
+
+
+def died_inside(run: Undisturbed, seq: int, image: Image) -> Disturbed | Finding:
+    """The host dies while a commit is written, with this in the files."""
+    files = run.world.files
+    assert files is not None
+    kept = files.after[seq - 1]
+    files.after[seq - 1] = image
+    try:
+        given = files.cut(seq - 1).given_back("job", run.world)
+        if isinstance(given, Finding):
+            return given
+        assert (seq - 1, run.states[seq - 1] if seq > 1 else None) == (seq - 1, given)
+        return died_before(run, seq)
+    finally:
+        files.after[seq - 1] = kept
+
+
+# --- inside a write -------------------------------------------------------------------------------
+
+
+def stepped(every: int, store: type[stores.Stepped] = stores.Stepped) -> type[stores.Stepped]:
+    return type("Stepped", (store,), {"seen": [], "every": every})
+
+
+def looked_into(opens: type[stores.Stepped]) -> tuple[Undisturbed, list[tuple[int, str, Image]]]:
+    run = undisturbed(replace(WORKED, store=opens), START, FIFO)
+    assert 8 == len(run.world.commits)
+    return run, [*opens.seen]
+
+
+def test_between_the_statements_of_a_write_the_files_show_the_job_before_it() -> None:
+    memory = undisturbed(WORKED, START, FIFO)
+    run, seen = looked_into(stepped(0))
+    expected = {seq: saved(died_before(memory, seq).world) for seq in range(1, 9)}
+    for seq, _, image in seen:
+        after = died_inside(run, seq, image)
+        assert not isinstance(after, Finding), after.what
+        assert expected[seq] == saved(after.world)
+    statements = [[what for number, what, _ in seen if number == seq] for seq in (1, 4, 5, 8)]
+    assert [
+        ["BEGIN IMMEDIATE", "INSERT INTO", "INSERT INTO", "COMMIT"],
+        ["BEGIN IMMEDIATE", "SELECT owner,", "INSERT OR", "UPDATE jobs", "COMMIT"],
+        ["INSERT OR"],
+        ["BEGIN IMMEDIATE", "INSERT OR", "UPDATE jobs", "COMMIT"],
+    ] == statements
+
+
+def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing() -> None:
+    run, seen = looked_into(stepped(3))
+    files = run.world.files
+    assert files is not None
+    shown: dict[int, list[bool]] = {}
+    for seq, _, image in seen:
+        world = run.world.cut(seq - 1, 0, START)
+        assert world.files is not None
+        world.files.now = image
+        world.files.doubtful = run.world.commits[seq - 1], files.rows[seq - 1]
+        given = world.files.given_back("job", world)
+        whole = len(world.commits) == seq
+        assert (run.states[len(world.commits)] if world.commits else None) == given
+        shown.setdefault(seq, []).append(whole)
+    for looks in shown.values():
+        assert sorted(looks) == looks  # nothing, until it is all
+        assert 3 <= looks.count(False)
+    assert [*range(1, 9)] == [*shown]
+    assert any(any(looks) for looks in shown.values())  # after COMMIT, before it was acknowledged
+
+
+def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(
+    tmp_path: Path,
+) -> None:
+    opens = stepped(3)
+    appends = [Append(name, 2, b"row 2", "a", name == "b") for name in "abc"]
+    with opens(tmp_path / "jobs.db") as store:
+        for name in "abc":
+            SqliteStore.create(store, name, b"row 1", "a", flow_id="f", queued=False)
+        assert [None, None, None] == store.append_all(appends)
+    shown = []
+    for number, (_, _, image) in enumerate(opens.seen):
+        folder = tmp_path / str(number)
+        Folder(folder).fill(image)
+        with SqliteStore(folder / "jobs.db") as left:
+            shown.append([len(left.rows(name)) for name in "abc"])
+    assert sorted(shown) == shown
+    assert {(1, 1, 1), (2, 2, 2)} == set(map(tuple, shown))
+    assert 10 < shown.count([1, 1, 1])
+
+
+def test_a_log_that_is_cut_anywhere_within_a_write_shows_the_job_before_it() -> None:
+    run = undisturbed(replace(WORKED, store=SqliteStore), START, FIFO)
+    files = run.world.files
+    assert files is not None
+    tried = 0
+    for seq in range(1, 9):
+        before, after = files.after[seq - 1], files.after[seq]
+        if "jobs.db-wal" not in before or len(before["jobs.db-wal"]) > len(after["jobs.db-wal"]):
+            continue  # it was opened anew
+        old, new = b"".join(before["jobs.db-wal"]), b"".join(after["jobs.db-wal"])
+        assert new.startswith(old)
+        frame = 24 + 4096
+        cuts = {len(old), len(old) + 1, len(old) + 24, len(old) + 2000, len(new) - 1}
+        cuts |= {at + d for at in range(len(old) + frame, len(new), frame) for d in (-1, 0, 1)}
+        for at in sorted(cuts):
+            cut = files.cut(seq - 1)
+            cut.now = {**before, "jobs.db-wal": (new[:at],)}
+            given = cut.given_back("job", run.world)
+            assert (run.states[seq - 1] if seq > 1 else None) == given, (seq, at)
+            tried += 1
+        cut = files.cut(seq)
+        cut.now = {**before, "jobs.db-wal": (new,)}
+        assert run.states[seq] == cut.given_back("job", run.world)
+    assert 30 < tried
+
+
+HOLDS = """
+import sys
+from routilux import SqliteStore
+store = SqliteStore(sys.argv[1])
+store.create("j", b"row 1", "a", flow_id="f", queued=False)
+for seq in range(2, 40):
+    store.append("j", seq, b"row %d" % seq * 300, "a", rests=False)
+with store._file.writing() as db:
+    db.execute("UPDATE jobs SET owner = 'b'")
+    print("holds", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_what_is_seen_while_a_host_has_the_store_open_is_what_a_kill_leaves(
+    tmp_path: Path,
+) -> None:
+    folder = Folder(tmp_path)
+    with process(HOLDS, tmp_path / "jobs.db") as child:
+        assert "holds" == line_of(child)
+        alive = folder.image({})
+        child.kill()
+        assert -signal.SIGKILL == child.wait(PATIENCE)
+    assert alive == folder.image({})
+    assert {"jobs.db", "jobs.db-shm", "jobs.db-wal"} == set(alive)
+    folder.close()
+    copied = tmp_path / "copied"
+    Folder(copied).fill(alive)
+    with SqliteStore(copied / "jobs.db") as store, SqliteStore(tmp_path / "jobs.db") as killed:
+        assert 39 == len(killed.rows("j"))
+        assert killed.rows("j") == store.rows("j")
+
+
+def test_to_look_at_a_file_takes_no_lock_from_the_store(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    tries = (
+        "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=0);"
+        "db.execute('BEGIN IMMEDIATE')"
+    )
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        store.create("j", b"row 1", "a", flow_id="f", queued=False)
+        with store._file.writing():
+            for _ in range(3):
+                folder.image({})
+            with process(tries, tmp_path / "jobs.db") as child:
+                assert 1 == child.wait(PATIENCE)  # it is locked
+    folder.close()
+
+
+def test_images_share_what_has_not_changed(tmp_path: Path) -> None:
+    folder = Folder(tmp_path)
+    (tmp_path / "log").write_bytes(b"a" * 9_000)
+    first = folder.image({})
+    with (tmp_path / "log").open("ab") as log:
+        log.write(b"b" * 5_000)
+    second = folder.image(first)
+    assert first["log"][0] is second["log"][0]
+    assert b"a" * 9_000 + b"b" * 5_000 == b"".join(second["log"])
+    assert b"a" * 9_000 == b"".join(first["log"])
+    (tmp_path / "log").write_bytes(b"c")
+    assert {"log": (b"c",)} == folder.image(second)
+    folder.close()
+
+
+def test_nothing_is_committed_and_nothing_closed_for_a_host_that_dies() -> None:
+    run = undisturbed(ALONE_WORKED, START, FIFO)
+    files = Files(stores.CommitsAtRest)
+    with files.opened():
+        for commit in run.world.commits[:3]:
+            files.write("job", commit, "host 1", claims=False)
+    left = files.given_back("job", run.world)
+    assert isinstance(left, Finding)
+    assert "commit 2 (effect of first) was acknowledged, and is not in the files" == left.what
+
+
+# --- stores that lie ------------------------------------------------------------------------------
+
+
+LIES: dict[str, tuple[Opens, str, str | None, str]] = {
+    "acknowledged before COMMIT": (
+        stores.CommitsLate,
+        "store-lost",
+        None,
+        "commit 7 (done of second) was acknowledged, and is not in the files",
+    ),
+    "one transaction for the whole job": (
+        stores.CommitsAtRest,
+        "store-lost",
+        "0@a1.retry",
+        "commit 2 (effect of first) was acknowledged, and is not in the files",
+    ),
+    "the owner forgotten": (
+        stores.ForgetsOwner,
+        "store-refuses",
+        "start",
+        "it refuses the only host that is alive: job 'job' belongs to",
+    ),
+    "no fence": (
+        stores.NoFence,
+        "store-fence",
+        "start",
+        "it takes commit 2 of a host that has lost the job to another",
+    ),
+    "rests forgotten": (
+        stores.ForgetsRests,
+        "store-frees",
+        None,
+        "the job is completed, and whoever asks for work gets it",
+    ),
+    "another row than was given": (
+        stores.Tidies,
+        "store-changes",
+        None,
+        "commit 2 comes back with other bytes than were written",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_store_that_lies_is_found_and_named(lie: str) -> None:
+    opens, kind, place, says = LIES[lie]
+    found = examine(replace(ALONE_WORKED, store=opens), START, ALONE)
+    failed = {point.name: finding for point, finding in found.failures}
+    finding = found.reference.finding if place is None else failed[place]
+    assert finding is not None
+    assert kind == finding.kind
+    assert says in finding.what
+    assert found.coverage.planned == found.coverage.executed
+
+
+@pytest.mark.parametrize("opens", sampled([None, SqliteStore, stores.Leased], [stores.Leased]))
+def test_a_store_that_does_not_lie_passes(opens: Opens | None) -> None:
+    found = examine(replace(ALONE_WORKED, store=opens), START, ALONE)
+    assert found.reference.finding is None
+    assert [] == found.failures
+
+
+@pytest.mark.parametrize(
+    ("half", "seq", "says"),
+    [
+        (stores.HalfCreates, 1, "job 'job' is there without a commit: half of its first write"),
+        (stores.HalfClaims, 4, "4 commits come back, of which 3 were acknowledged"),
+    ],
+)
+def test_a_write_in_two_transactions_is_seen_by_a_crash_between_them(
+    half: type[stores.Stepped], seq: int, says: str
+) -> None:
+    run, seen = looked_into(stepped(0, half))
+    found = [died_inside(run, number, image) for number, _, image in seen if number == seq]
+    wrong = [after.what for after in found if isinstance(after, Finding)]
+    assert wrong
+    assert all(says in what for what in wrong)
+    assert len(wrong) < len(found)

@@ -1,0 +1,207 @@
+"""Where a host can die, what is left then, and that whoever goes on keeps to the waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pytest_routilux.faults.flow_faults import FlowFaults
+from pytest_routilux.sim.crash_points import crash_points
+from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.simulator.effects import Effect
+from pytest_routilux.sim.simulator.lives import Case, Undisturbed
+from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.world import Note
+from routilux import CommitKind, ErrorHandler, FakeClock, Flow, Routine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed
+
+START = FakeClock().now_ns()
+SECOND = 1_000_000_000
+gateway = Effect("gateway", key="key")
+
+
+class Pay(Routine):
+    """Reserves once, then charges; the first attempt fails after that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.pay)
+        self.define_event("output", ["receipt"])
+
+    def pay(self, order: str) -> None:
+        self.ctx.once("reserve", abs, -1)
+        self.ctx.sleep(0.5)
+        receipt = gateway(order, key=self.ctx.key("charge"))
+        if self.ctx.attempt == 1:
+            raise ConnectionError("no answer")
+        self.emit("output", receipt=receipt)
+
+
+def build(deadline: float | None = None) -> Callable[[], Flow]:
+    def flow() -> Flow:
+        made = Flow("payment")
+        made.add_routine(Pay(), "pay")
+        made.set_error_handler(
+            ErrorHandler("retry", max_retries=2, retry_delay=2, deadline=deadline)
+        )
+        return made
+
+    return flow
+
+
+@pytest.fixture(scope="module")
+def run() -> Undisturbed:
+    return undisturbed(Case(build(), "pay", {"order": "A7"}), START, FIFO)
+
+
+def at(run: Undisturbed, name: str) -> CrashPoint:
+    return next(point for point in crash_points(run) if point.name == name)
+
+
+def crashed(run: Undisturbed, name: str) -> Disturbed:
+    return recover(run, at(run, name))
+
+
+def test_every_place_to_die_at_has_a_name_in_the_users_terms(run: Undisturbed) -> None:
+    told = [
+        f"{(p.at_ns - START) / SECOND:g} {p.name} {p.commits}+{p.calls}" for p in crash_points(run)
+    ]
+    assert told == [
+        "0 start.write 0+0",
+        "0 start.write.refused 0+0",
+        "0 start.write.unanswered 0+0",
+        "0 start 1+0",
+        "0 start.recovery 1+0",
+        "0 start.document 1+0",
+        "0 0@a1.once-reserve 1+0",
+        "0 0@a1.once-reserve.refused 1+0",
+        "0 0@a1.once-reserve.unanswered 1+0",
+        "0 0@a1.once-reserve.kept 2+0",
+        "0 0@a1.once-reserve.kept.recovery 2+0",
+        "0 0@a1.once-reserve.kept.document 2+0",
+        "0.5 0@a1.effect1.before 2+0",
+        "0.5 0@a1.effect1 2+1",
+        "0.5 0@a1.effect1.long 2+1",
+        "0.5 0@a1.end 2+1",
+        "0.5 0@a1.end.refused 2+1",
+        "0.5 0@a1.end.unanswered 2+1",
+        "0.5 0@a1.retry 3+1",
+        "0.5 0@a1.retry.recovery 3+1",
+        "0.5 0@a1.retry.document 3+1",
+        "0.5 0@a1.wait.start 3+1",
+        "1.5 0@a1.wait.mid 3+1",
+        "2.5 0@a1.wait.late 3+1",
+        "0.5 0@a1.wait.overdue 3+1",
+        "0.5 0@a1.wait.long 3+1",
+        "3 0@a2.effect1.before 3+1",
+        "3 0@a2.effect1 3+2",
+        "3 0@a2.effect1.long 3+2",
+        "3 0@a2.end 3+2",
+        "3 0@a2.end.refused 3+2",
+        "3 0@a2.end.unanswered 3+2",
+        "3 0@a2.done 4+2",
+    ]
+
+
+def test_names_are_unique_and_texts_say_the_task_and_the_attempt(run: Undisturbed) -> None:
+    points = crash_points(run)
+    assert len(points) == len({point.name for point in points})
+    assert "task 0 pay, attempt 1: after effect #1 (gateway), before its commit" == (
+        at(run, "0@a1.effect1").text
+    )
+    assert all("task 0 pay, attempt" in point.text for point in points if point.task_id is not None)
+
+
+def test_a_flow_with_a_deadline_is_not_left_alone_past_it() -> None:
+    limited = undisturbed(Case(build(60), "pay", {"order": "A7"}), START, FIFO)
+    names = {point.name for point in crash_points(limited)}
+    assert "0@a1.wait.late" in names
+    assert not {"0@a1.wait.overdue", "0@a1.wait.long"} & names
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [("start", 2.5), ("mid", 2.5), ("late", 2.5), ("overdue", 2.500000001), ("long", 3602.5)],
+)
+def test_the_rest_of_a_wait_is_kept_and_nothing_of_it_is_waited_twice(
+    name: str, begins: float, run: Undisturbed
+) -> None:
+    disturbed = crashed(run, f"0@a1.wait.{name}")
+    [second] = [c for c in disturbed.world.commits if c.attempt == 2]
+    assert second.started_ns is not None
+    assert begins == (second.started_ns - START) / SECOND
+    assert disturbed.executed
+
+
+def test_what_once_recorded_is_not_done_again_and_what_it_did_not_is(run: Undisturbed) -> None:
+    def records(name: str) -> int:
+        kinds = [commit.kind for commit in crashed(run, name).world.commits]
+        return kinds.count(CommitKind.EFFECT)
+
+    assert 1 == records("0@a1.once-reserve")
+    assert 1 == records("0@a1.once-reserve.kept")
+    assert 1 == records("0@a1.effect1")
+
+
+def test_effects_stay_in_the_world_when_their_host_dies(run: Undisturbed) -> None:
+    def calls(name: str) -> list[int]:
+        return [call.attempt for call in crashed(run, name).world.calls]
+
+    assert [1, 2] == calls("0@a1.effect1.before")
+    assert [1, 1, 2] == calls("0@a1.effect1")
+    assert [1, 1, 2] == calls("0@a1.end")
+    assert [1, 2] == calls("0@a1.retry")
+
+
+@pytest.mark.parametrize("name", ["0@a1.end.refused", "0@a1.end.unanswered"])
+def test_a_store_that_fails_stops_the_host_and_the_next_one_goes_on(
+    name: str, run: Undisturbed
+) -> None:
+    disturbed = crashed(run, name)
+    first, last = disturbed.lives
+    assert isinstance(first.error, OSError)
+    assert last.error is None
+    assert [1, 2, 3] == [c.seq for c in disturbed.world.commits if c.at_ns <= START + SECOND][:3]
+    attempts = [c.attempt for c in disturbed.world.commits if c.kind is CommitKind.RETRY]
+    assert [1] == attempts
+    assert disturbed.executed
+
+
+def test_a_host_that_dies_in_its_recovery_is_counted(run: Undisturbed) -> None:
+    disturbed = crashed(run, "start.recovery")
+    resumed = [c for c in disturbed.world.commits if c.kind is CommitKind.RESUMED]
+    assert [1, 2] == [(c.detail or {})["recoveries"] for c in resumed]
+    notes = [what.text for _, _, what in disturbed.world.log if isinstance(what, Note)]
+    assert "CRASH, right after it went on" in notes
+
+
+def test_a_second_crash_that_does_not_come_is_said_not_to_be_executed(
+    run: Undisturbed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert crashed(run, "start.recovery").executed
+    monkeypatch.delattr("pytest_routilux.sim.recovery._DiesAfter.after_write")
+    assert not crashed(run, "start.recovery").executed
+
+
+def test_the_world_of_the_undisturbed_run_is_left_as_it_was(run: Undisturbed) -> None:
+    before = (list(run.world.commits), list(run.world.calls), len(run.world.log))
+    for point in crash_points(run):
+        recover(run, point)
+    assert before == (list(run.world.commits), list(run.world.calls), len(run.world.log))
+
+
+@pytest.mark.parametrize("durable", [False, True])
+@pytest.mark.parametrize("write", range(1, 8))
+def test_every_point_is_executed_also_where_the_test_lets_the_store_fail(
+    write: int, durable: bool
+) -> None:
+    fault = FlowFaults().store_fails(write, durable=durable)
+    run = undisturbed(Case(build(), "pay", {"order": "A7"}, faults=(fault,)), START, FIFO)
+    points = crash_points(run)
+    assert 30 < len(points)
+    assert [] == [point.name for point in points if not recover(run, point).executed]

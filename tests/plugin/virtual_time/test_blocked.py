@@ -1,0 +1,556 @@
+"""A handler that waits in real time fails its test with its line and its stack, and never hangs it.
+
+Each handler here waits for ever, or until the test has seen the report.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pytest_routilux.virtual_time import watchdog
+from routilux import FakeClock, Flow, Routine, Runtime
+from routilux.errors import ClockStalledError
+from tests.plugin.inner import run_inside
+
+SHOP = """
+    import asyncio, os, queue, threading
+    import pytest
+    from routilux import Flow, Routine
+
+    class Charge(Routine):
+        def __init__(self, wait):
+            super().__init__()
+            self.wait = wait
+            self.define_slot("trigger", handler=self.charge)
+
+        def charge(self):
+            self.wait()
+
+    class Later(Routine):
+        def __init__(self):
+            super().__init__()
+            self.define_slot("trigger", handler=self.charge)
+
+        async def charge(self):
+            await self.answer()
+
+        async def answer(self):
+            await asyncio.sleep(10**6)
+
+    def event():
+        threading.Event().wait()
+
+    def polled():
+        while True:
+            threading.Event().wait(0.001)
+
+    def queued():
+        queue.Queue().get(timeout=10**6)
+
+    def pipe():
+        os.read(os.pipe()[0], 1)
+
+    def shop(wait, strategy="sequential"):
+        flow = Flow("shop", execution_strategy=strategy)
+        flow.add_routine(wait() if wait is Later else Charge(wait), "charge")
+        return flow
+"""
+CONFTEST = """
+    import threading
+    import pytest
+    from pytest_routilux import watchdog
+
+    @pytest.fixture
+    def written(monkeypatch):
+        "An event that is set when a report has been written to the terminal."
+        come, write = threading.Event(), watchdog._Watch._write
+        monkeypatch.setattr(
+            watchdog._Watch, "_write", lambda *what: (write(*what), come.set())
+        )
+        return come
+
+    @pytest.fixture
+    def checks(monkeypatch):
+        "A semaphore that is released at each check."
+        checked, check = threading.Semaphore(0), watchdog._Watch.check
+        monkeypatch.setattr(
+            watchdog._Watch, "check", lambda watch: (check(watch), checked.release())
+        )
+        return checked
+"""
+HEAD = "charge (task 0, attempt 1) of job j is blocked: for 0.05 s of real time its virtual clock"
+needs_signal = pytest.mark.skipif(
+    not hasattr(signal, "SIGURG"), reason="this system has no such signal"
+)
+
+
+@pytest.fixture
+def shop(pytester: pytest.Pytester) -> pytest.Pytester:
+    pytester.makepyfile(shop=SHOP, conftest=CONFTEST)
+    pytester.makeini("[pytest]\npythonpath = .\nroutilux_blocked_after = 0.05")
+    return pytester
+
+
+def heads(lines: list[str]) -> list[str]:
+    return [HEAD for line in lines if line.startswith(HEAD)]
+
+
+def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(
+    shop: pytest.Pytester,
+) -> None:
+    shop.makepyfile(
+        """
+        import pytest
+        import shop as s
+
+        @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+        @pytest.mark.parametrize("wait", [s.event, s.polled, s.queued, s.pipe, s.Later])
+        def test_executes(flow_runtime, wait, strategy):
+            s.shop(wait, strategy).execute("charge", job_id="j")
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(failed=10)
+    lines = result.outlines
+    assert [HEAD] * 10 == heads(lines)
+    for line, call in (
+        ("shop.py:26: threading.Event().wait()", "threading.Event.wait()"),
+        ("shop.py:33: queue.Queue().get(timeout=10**6)", "queue.Queue.get()"),
+        ("shop.py:23: await asyncio.sleep(10**6)", "asyncio.sleep()"),
+    ):
+        places = [i for i, told in enumerate(lines) if told == f"  at {line}"]
+        assert [f"  in {call}"] * 2 == [lines[i + 1] for i in places]
+    assert 2 == lines.count("  at shop.py:36: os.read(os.pipe()[0], 1)")
+    # A poll may be seen between two waits.
+    assert 2 == sum(bool(re.match(r"    shop\.py:(29|30) in polled", line)) for line in lines)
+
+
+def test_the_report_is_the_whole_failure(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        """
+        from shop import event, shop
+
+        def test_executes(flow_runtime):
+            shop(event, "concurrent").execute("charge", job_id="j")
+        """
+    )
+    lines = run_inside(shop).outlines
+    begin = next(i for i, line in enumerate(lines) if line.startswith(HEAD))
+    assert "_ test_executes _" in lines[begin - 1]
+    assert [
+        "  at shop.py:26: threading.Event().wait()",
+        "  in threading.Event.wait()",
+        "  to let time pass, use self.ctx.sleep(seconds); to wait for other work, let it emit",
+        "  an event; if the wait is meant, raise routilux_blocked_after (seconds; 0: no limit)",
+        "  its stack, innermost last:",
+        "    shop.py:12 in Charge.charge",
+        "    shop.py:26 in event",
+    ] == lines[begin + 1 : begin + 8]
+
+
+def test_every_way_of_waiting_on_the_clock_fails_with_the_report(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        """
+        import asyncio
+        from shop import event, polled, shop
+
+        def test_waits(flow_runtime):
+            shop(event).start("charge", job_id="j").wait()
+
+        def test_moves_the_time(flow_runtime, flow_clock):
+            shop(event).start("charge", job_id="j")
+            flow_clock.advance(1)
+
+        def test_awaits(flow_runtime):
+            asyncio.run(shop(event).aexecute("charge", job_id="j"))
+
+        def test_simulates(flow_sim):
+            flow_sim.run(lambda: shop(event), "charge")
+
+        def test_simulates_a_poll(flow_sim):
+            flow_sim.run(lambda: shop(polled), "charge")
+
+        def test_on_the_bare_clock(flow_clock_bare, flow_runtime):
+            shop(event).execute("charge", job_id="j")
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(failed=6)
+    of_simulation = HEAD.replace("of job j", "of a simulation")
+    assert 4 == len(heads(result.outlines))
+    assert 2 == sum(line.startswith(of_simulation) for line in result.outlines)
+
+
+def test_a_step_that_swallows_the_end_of_its_wait_fails_the_test_all_the_same(
+    shop: pytest.Pytester,
+) -> None:
+    shop.makepyfile(
+        """
+        from shop import event, shop
+
+        def stubborn():
+            try:
+                event()
+            except:
+                pass
+
+        def test_executes(flow_runtime):
+            shop(stubborn).execute("charge", job_id="j")
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(passed=1, errors=1)
+    assert [HEAD] == heads(result.outlines)
+
+
+@pytest.mark.parametrize("capture", ["fd", "sys", "no"])
+def test_a_report_that_no_test_can_raise_is_written_to_the_terminal(
+    shop: pytest.Pytester, capture: str
+) -> None:
+    # The test itself waits in real time, until the report has been written.
+    shop.makepyfile(
+        """
+        import threading
+        from shop import shop
+
+        def test_waits_in_real_time(flow_runtime, written):
+            ended = threading.Event()
+            shop(lambda: (written.wait(), ended.set())).start("charge", job_id="j")
+            ended.wait()
+        """
+    )
+    result = run_inside(shop, f"--capture={capture}")
+    result.assert_outcomes(passed=1, errors=1)
+    assert [HEAD] == heads(result.errlines)
+
+
+@needs_signal
+def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        """
+        import signal
+        import pytest
+        from pytest_routilux import watchdog
+        from shop import shop
+
+        def test_is_deaf(flow_runtime, written, monkeypatch):
+            def wait():
+                signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGURG})
+                written.wait()
+
+            monkeypatch.setattr(watchdog, "_PATIENCE", 0.02)
+            try:
+                shop(wait).execute("charge", job_id="j").raise_for_status()
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG})
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(passed=1)
+    assert [HEAD] == heads(result.errlines)
+
+
+def test_a_check_that_fails_fails_its_test_and_not_the_others(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        """
+        from pytest_routilux import watchdog
+        from shop import event, shop
+
+        def test_breaks(flow_runtime, monkeypatch):
+            def broken(watch):
+                raise LookupError("no eyes")
+
+            monkeypatch.setattr(watchdog._Watch, "check", broken)
+            while watchdog._dog._watches:
+                pass
+
+        def test_is_blocked(flow_runtime):
+            shop(event).execute("charge", job_id="j")
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(passed=1, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["the check for blocked steps failed, a bug of routilux: LookupError('no eyes')"]
+    )
+    assert [HEAD] == heads(result.outlines)
+
+
+@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
+    shop: pytest.Pytester, strategy: str
+) -> None:
+    # The CPU time is a count, so that nothing depends on how busy the machine is.
+    shop.makepyfile(
+        f"""
+        import itertools
+        from routilux import fake_clock
+        from shop import shop
+
+        def test_computes(flow_runtime, checks, monkeypatch):
+            seconds = itertools.count(0, 10**9)
+            monkeypatch.setattr(fake_clock, "computed_ns", lambda _: next(seconds))
+            compute = lambda: [checks.acquire() for _ in range(12)]
+            shop(compute, "{strategy}").execute("charge").raise_for_status()
+
+        def test_many_short_waits(flow_runtime, flow_clock, checks):
+            naps = lambda: [(checks.acquire(), flow_clock.advance(1)) for _ in range(12)]
+            shop(naps).execute("charge").raise_for_status()
+        """
+    )
+    run_inside(shop).assert_outcomes(passed=2)
+
+
+@pytest.mark.parametrize(
+    ("shares", "at"),
+    [
+        ([0.0] * 9, 4),
+        ([0.06] * 9, 4),
+        ([0.11] * 9, 6),
+        ([0.19] * 20, 13),
+        ([0.25] * 99, None),
+        ([1.0] * 99, None),
+        ([*[1.0] * 50, *[0.0] * 9], 54),  # what was computed is no credit
+        ([*[0.0] * 3, 1.0, *[0.0] * 9], 8),
+        ([0.0, 0.0, 0.75] * 33, None),
+    ],
+)
+def test_a_step_is_blocked_when_it_has_waited_for_so_long_less_four_times_its_cpu_time(
+    monkeypatch: pytest.MonkeyPatch, shares: list[float], at: int | None
+) -> None:
+    reported: list[int] = []
+    step, computed, checks = object(), 0.0, 0
+
+    def sight(_: object) -> watchdog._Sight:
+        return watchdog._Sight(1, sys._getframe(), None, (step,), round(computed * 1e9))
+
+    monkeypatch.setattr(watchdog._Watch, "_sight", sight)
+    monkeypatch.setattr(watchdog._Watch, "_report", lambda *_: reported.append(checks))
+    config: Any = None
+    watch = watchdog._Watch(None, 4.0, config)
+    watch.check()
+    for share in shares:
+        checks += 1
+        computed += share * watch.every
+        watch.check()
+    assert ([] if at is None else [at]) == reported
+
+
+@pytest.mark.skipif(
+    not hasattr(time, "pthread_getcpuclockid"), reason="this system reports no CPU time of a thread"
+)
+def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
+    clock = FakeClock()
+    worker = clock.worker("busy")
+    worker.start()
+    before = clock.turn()
+    end = time.thread_time_ns() + 5_000_000
+    while time.thread_time_ns() < end:
+        pass
+    after = clock.turn()
+    worker.stop()
+    assert before is not None
+    assert after is not None
+    assert 5_000_000 <= (after.computed_ns or 0) - (before.computed_ns or 0)
+
+
+def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
+    # Its prompt waits for a human; here for three times as many checks as are allowed.
+    shop.makepyfile(
+        """
+        import pdb
+        from shop import shop
+
+        def test_stops(flow_runtime, checks, monkeypatch):
+            prompt = lambda *_: [checks.acquire() for _ in range(12)] and "continue"
+            monkeypatch.setattr(pdb.Pdb, "precmd", prompt)
+            monkeypatch.setattr(pdb.Pdb, "use_rawinput", 0)
+            shop(lambda: pdb.Pdb(readrc=False, nosigint=True).set_trace()).execute("charge")
+        """
+    )
+    run_inside(shop, "-s").assert_outcomes(passed=1)
+
+
+def test_0_checks_nothing(shop: pytest.Pytester) -> None:
+    shop.makepyfile(
+        """
+        from pytest_routilux import watchdog
+        from shop import shop
+
+        def test_waits(flow_runtime):
+            shop(lambda: None).execute("charge")
+            assert watchdog._dog._watches == [] and not watchdog._dog._gone.locked()
+        """
+    )
+    run_inside(shop, "-o", "routilux_blocked_after=0").assert_outcomes(passed=1)
+
+
+def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
+    clock = FakeClock()
+    come, ended = threading.Event(), threading.Event()
+    errors: list[BaseException] = []
+
+    def block(self: Any) -> None:
+        come.wait()
+        try:
+            self.ctx.sleep(1)
+        except BaseException as error:
+            errors.append(error)
+            raise
+        finally:
+            ended.set()
+
+    def flow_of(handler: Any) -> Flow:
+        class Do(Routine):
+            def __init__(self) -> None:
+                super().__init__()
+                self.define_slot("trigger", handler=self.do)
+
+            def do(self) -> None:
+                handler(self)
+
+        flow = Flow("do")
+        flow.add_routine(Do(), "do")
+        return flow
+
+    with Runtime(clock=clock) as runtime, Runtime(clock=clock) as other:
+        blocked = flow_of(block).start("do", runtime=runtime)
+        while (turn := clock.turn()) is None or not turn.who.startswith("do "):
+            pass
+        error = RuntimeError("it is blocked")
+        assert watchdog._failed(blocked._drive, error)
+        assert clock.revoke(turn, error)
+        assert not clock.revoke(turn, error)
+        with pytest.raises(RuntimeError, match="it is blocked"):
+            blocked.wait()
+        job = flow_of(lambda self: self.ctx.sleep(5)).execute("do", runtime=other)
+        assert 5_000_000_000 == job.updated_ns - job.started_ns
+        come.set()
+        ended.wait()
+        # Its job is over, and so is its part in the turns.
+        assert errors
+        clock.advance(2)
+        assert 7_000_000_000 == clock.monotonic_ns()
+
+
+def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
+    clock = FakeClock()
+    worker = clock.worker("late")
+    worker.start()
+    turn = clock.turn()
+    assert turn is not None
+    assert "late" == turn.who
+    assert clock.revoke(turn, RuntimeError("too late"))
+    with pytest.raises(ClockStalledError, match="too late"):
+        clock.wait(None, 10)
+    begun, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        following = clock.worker("the next")
+        following.start()
+        begun.set()
+        done.wait()
+        following.stop()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    worker.stop()  # of a turn that it has no longer
+    taken = clock.turn()
+    done.set()
+    thread.join()
+    assert taken is not None
+    assert "the next" == taken.who
+    assert clock.turn() is None
+    clock.advance(1)
+
+
+# --- what it leaves behind ------------------------------------------------------------------------
+
+
+def test_no_thread_shows_and_a_fork_finds_none(pytester: pytest.Pytester) -> None:
+    # From 3.12 on a fork beside a thread warns.
+    if not Path("/proc/self/task").is_dir():
+        pytest.skip("needs a system that lists threads")
+    pytester.makepyfile(
+        """
+        import os, threading
+        from pathlib import Path
+        from pytest_routilux import watchdog
+
+        def count():
+            return len(list(Path("/proc/self/task").iterdir()))
+
+        def test_forks(flow_clock):
+            assert (1, 2) == (threading.active_count(), count())
+            if (child := os.fork()) == 0:
+                os._exit(0)
+            os.waitpid(child, 0)
+            assert not watchdog._dog._gone.locked()
+
+        def test_checks_again(flow_clock):
+            assert watchdog._dog._gone.locked()
+        """
+    )
+    run_inside(pytester).assert_outcomes(passed=2)
+
+
+def test_the_thread_ends_when_there_is_nothing_to_check() -> None:
+    dog = watchdog._Watchdog()
+
+    class Watch:
+        every = 0.001
+
+        def check(self) -> None:
+            checked.set()
+
+    checked = threading.Event()
+    watch: Any = Watch()
+    dog.add(watch)
+    checked.wait()
+    dog.remove(watch)
+    assert dog._gone.acquire(timeout=60)  # which the thread holds to its end
+    dog._gone.release()
+    checked.clear()
+    dog.add(watch)
+    checked.wait()
+    dog.remove(watch)
+
+
+@needs_signal
+def test_the_signal_is_as_before_and_one_of_the_users_own_stays(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import signal
+
+        def test_ours(flow_clock):
+            assert callable(signal.getsignal(signal.SIGURG))
+
+        def test_none():
+            assert signal.SIG_DFL is signal.getsignal(signal.SIGURG)
+
+        def test_users_own(request):
+            mine = lambda *_: None
+            signal.signal(signal.SIGURG, mine)
+            request.getfixturevalue("flow_clock")
+            assert mine is signal.getsignal(signal.SIGURG)
+
+        def test_still_the_users():
+            assert "<lambda>" == signal.getsignal(signal.SIGURG).__name__
+        """
+    )
+    run_inside(pytester).assert_outcomes(passed=4)
+
+
+def test_a_signal_that_comes_too_late_interrupts_nothing() -> None:
+    watchdog._pending = "blocked", object()  # type: ignore[assignment]  # a step that is gone
+    watchdog._break_off(0, sys._getframe())
+    assert watchdog._pending is None

@@ -1,0 +1,646 @@
+"""flow_clock: virtual time for code that asks time and datetime, real time for all machinery."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextvars
+import copy
+import datetime as dt
+import json
+import logging
+import multiprocessing
+import os
+import pickle
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
+from time import monotonic, sleep
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import freezegun
+import pytest
+
+from pytest_routilux.virtual_time import freeze
+from pytest_routilux.virtual_time.freeze import frozen_clock
+from routilux import (
+    ErrorHandler,
+    ExecutionStrategy,
+    FakeClock,
+    Flow,
+    JobState,
+    Routine,
+    Runtime,
+    SystemClock,
+)
+from tests.plugin.inner import run_inside
+
+STRATEGIES: list[ExecutionStrategy] = ["sequential", "concurrent"]
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class Do(Routine):
+    """Runs what it is given, and emits what that returns."""
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        super().__init__()
+        self.work = work
+        self.define_slot("trigger", handler=self.do_async if _is_async(work) else self.do)
+        self.define_event("output", ["result"])
+
+    def do(self) -> None:
+        self.emit("output", result=self.work(self.ctx))
+
+    async def do_async(self) -> None:
+        self.emit("output", result=await self.work(self.ctx))
+
+
+def _is_async(work: Callable[..., Any]) -> bool:
+    return asyncio.iscoroutinefunction(work)
+
+
+def run(
+    clock: FakeClock,
+    work: Callable[..., Any],
+    execution_strategy: ExecutionStrategy = "sequential",
+    handler: ErrorHandler | None = None,
+) -> JobState:
+    flow = Flow("do", execution_strategy=execution_strategy)
+    flow.add_routine(Do(work), "do")
+    if handler is not None:
+        flow.set_error_handler(handler)
+    with Runtime(clock=clock) as runtime:
+        return flow.execute("do", runtime=runtime)
+
+
+def result_of(job: JobState) -> Any:
+    job.raise_for_status()
+    return job.outputs[0].data["result"]
+
+
+def in_time(work: Callable[[], Any]) -> Any:
+    """Do what may never end if a timer of its stands still."""
+    results: list[Any] = []
+    thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
+    thread.start()
+    thread.join(30)
+    assert results, "it has not ended for half a minute: is one of its timers virtual?"
+    return results[0]
+
+
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The lengths for which somebody would have slept for real."""
+    lengths: list[float] = []
+    monkeypatch.setattr(freeze, "real_sleep", lengths.append)
+    return lengths
+
+
+@pytest.fixture
+def imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., ModuleType]]:
+    """Imports a module of the given name and text, which is forgotten after the test."""
+    monkeypatch.syspath_prepend(tmp_path)
+    names: list[str] = []
+
+    def import_it(name: str, text: str) -> ModuleType:
+        (tmp_path / f"{name}.py").write_text(text, "utf-8")
+        names.append(name)
+        return __import__(name)
+
+    yield import_it
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+# --- what follows the clock -----------------------------------------------------------------------
+
+
+def every_reading(ctx: Any) -> dict[str, object]:
+    ctx.sleep(0.123457)
+    return {
+        "ctx.now": ctx.now(),
+        "datetime.now": datetime.now(),
+        "datetime.now(utc)": datetime.now(UTC),
+        "datetime.now(+9)": datetime.now(timezone(timedelta(hours=9))),
+        "dt.datetime.today": dt.datetime.today(),
+        "date.today": date.today(),
+        "time.time": time.time(),
+        "time.time_ns": time.time_ns(),
+        "time.monotonic": time.monotonic(),
+        "monotonic": monotonic(),
+        "time.monotonic_ns": time.monotonic_ns(),
+        "time.perf_counter": time.perf_counter(),
+        "time.perf_counter_ns": time.perf_counter_ns(),
+        "time.localtime": time.strftime("%FT%T", time.localtime()),
+        "time.gmtime": time.strftime("%FT%T", time.gmtime()),
+        "time.strftime": time.strftime("%FT%T"),
+        "time.ctime": time.ctime(),
+        "time.asctime": time.asctime(),
+    }
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_all_that_a_handler_reads_agrees_to_the_microsecond(flow_clock, strategy) -> None:
+    flow_clock.advance(86_399.5)
+    then = START + timedelta(seconds=86_399.623457)
+    assert {
+        "ctx.now": then,
+        "datetime.now": then.replace(tzinfo=None),
+        "datetime.now(utc)": then,
+        "datetime.now(+9)": then,
+        "dt.datetime.today": then.replace(tzinfo=None),
+        "date.today": date(2026, 1, 1),
+        "time.time": 1767311999.623457,
+        "time.time_ns": 1767311999_623457_000,
+        "time.monotonic": 86399.623457,
+        "monotonic": 86399.623457,
+        "time.monotonic_ns": 86399_623457_000,
+        "time.perf_counter": 86399.623457,
+        "time.perf_counter_ns": 86399_623457_000,
+        "time.localtime": "2026-01-01T23:59:59",
+        "time.gmtime": "2026-01-01T23:59:59",
+        "time.strftime": "2026-01-01T23:59:59",
+        "time.ctime": "Thu Jan  1 23:59:59 2026",
+        "time.asctime": "Thu Jan  1 23:59:59 2026",
+    } == result_of(run(flow_clock, every_reading, strategy))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_log_record_is_of_virtual_time(flow_clock, strategy, caplog) -> None:
+    def work(ctx: Any) -> None:
+        ctx.sleep(7)
+        logging.getLogger("shop").warning("no stock")
+
+    result_of(run(flow_clock, work, strategy))
+    assert [1767225607.0] == [record.created for record in caplog.records]
+
+
+def test_work_is_counted_for_real(flow_clock) -> None:
+    flow_clock.advance(10**6)
+    assert 0 < time.process_time() < 10**5
+    assert time.thread_time() < 10**5
+    assert time.clock_gettime(time.CLOCK_REALTIME) > 1767225600 + 10**6
+
+
+def test_the_day_changes_with_the_clock(flow_clock) -> None:
+    flow_clock.advance(86_400)
+    assert date(2026, 1, 2) == date.today()
+
+
+def test_a_wall_clock_that_is_set_back_moves_no_timer(flow_clock) -> None:
+    flow_clock.advance(10)
+    flow_clock.jump(-3600)
+    assert (10.0, 10.0) == (time.monotonic(), time.perf_counter())
+    assert START - timedelta(seconds=3590) == datetime.now(UTC)
+
+
+def test_nanoseconds_below_a_microsecond_are_cut_in_every_reading(flow_clock) -> None:
+    flow_clock.advance(0.0000019)
+    assert 1000 == datetime.now(UTC).microsecond * 1000 == time.time_ns() % 10**9
+    assert 1900 == time.monotonic_ns()
+
+
+def test_local_time_is_utc_wherever_the_machine_stands(monkeypatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        with frozen_clock():
+            assert datetime(2026, 1, 1) == datetime.now()
+            assert time.time() == datetime.now().timestamp()
+            assert 0 == time.localtime().tm_hour
+        assert "America/New_York" == os.environ["TZ"]
+        assert -18_000 == datetime(2026, 1, 1).astimezone().utcoffset().total_seconds()
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
+def test_a_module_imported_during_the_test_follows_too(flow_clock, imported) -> None:
+    # Its name begins like that of a module whose timers are real.
+    worker = imported(
+        "queue_worker",
+        "from datetime import datetime\nfrom time import sleep, time\n"
+        "def work(ctx):\n    sleep(2)\n    return datetime.now(), time()",
+    )
+    assert (datetime(2026, 1, 1, 0, 0, 2), 1767225602.0) == result_of(run(flow_clock, worker.work))
+
+
+def test_a_module_imported_during_the_test_reads_real_time_after_it(imported) -> None:
+    with frozen_clock():
+        late = imported("late", "from datetime import datetime\nfrom time import sleep, time")
+        assert late.sleep is not freeze.real_sleep
+    assert late.sleep is time.sleep
+    assert late.time is time.time
+    assert late.datetime is datetime
+
+
+def test_so_does_one_of_the_standard_library(monkeypatch) -> None:
+    monkeypatch.delitem(sys.modules, "sched", raising=False)
+    with frozen_clock():
+        late: Any = __import__("sched")
+        assert late._time is time.monotonic is not freeze.api.real_monotonic
+    assert late._time is time.monotonic is freeze.api.real_monotonic
+
+
+# --- sleeping -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_sleep_in_a_handler_is_virtual_however_it_was_imported(
+    flow_clock, slept, strategy
+) -> None:
+    def work(ctx: Any) -> float:
+        time.sleep(0.3)
+        sleep(1)
+        return time.monotonic()
+
+    assert 1.3 == result_of(run(flow_clock, work, strategy))
+    assert [("do", 300_000_000), ("do", 10**9)] == [(w.who, w.length_ns) for w in flow_clock.waits]
+    assert [] == slept
+
+
+def test_two_handlers_that_sleep_overlap(flow_clock, slept) -> None:
+    flow = Flow("two", execution_strategy="concurrent", max_workers=2)
+    flow.add_routine(Do(lambda ctx: 1), "first")
+    for name in ("a", "b"):
+        routine = Routine()
+        routine.define_slot("input", handler=lambda result: time.sleep(1))
+        flow.add_routine(routine, name)
+        flow.connect("first", "output", name, "input")
+    with Runtime(clock=flow_clock) as runtime:
+        flow.execute("first", runtime=runtime).raise_for_status()
+    assert 1.0 == time.monotonic()
+    assert [] == slept
+
+
+def test_a_sleep_of_the_test_itself_is_real(flow_clock, slept) -> None:
+    time.sleep(5)
+    sleep(6)
+    assert [5, 6] == slept
+    assert 0.0 == time.monotonic()
+
+
+@pytest.mark.parametrize("context", [contextvars.Context(), None])
+def test_a_sleep_in_a_thread_of_the_handlers_own_is_real(flow_clock, slept, context) -> None:
+    def work(ctx: Any) -> None:
+        # As asyncio.to_thread does, a thread may even have the context of the step.
+        own = contextvars.copy_context() if context is None else context
+        thread = threading.Thread(target=own.run, args=(lambda: time.sleep(7),), daemon=True)
+        thread.start()
+        thread.join(10)
+
+    result_of(run(flow_clock, work))
+    assert [7] == slept
+    assert 0.0 == time.monotonic()
+
+
+def test_a_sleep_stops_where_the_timeout_of_the_attempt_ends(flow_clock) -> None:
+    job = run(flow_clock, lambda ctx: time.sleep(60), handler=ErrorHandler("stop", timeout=2))
+    assert "StepTimeoutError" in str(job.error)
+    assert 2.0 == time.monotonic()
+
+
+@pytest.mark.parametrize(
+    ("length", "error", "message"),
+    [
+        (-1, ValueError, "sleep length must be non-negative"),
+        ("1", TypeError, "'str' object cannot be interpreted as an integer"),
+    ],
+)
+def test_a_length_that_sleep_refuses_is_refused_in_the_same_words(
+    flow_clock, length, error, message
+) -> None:
+    for place in (lambda ctx: time.sleep(length), lambda ctx: freeze.real_sleep(length)):
+        assert f"{error.__name__}: {message}" == str(run(flow_clock, place).error)
+
+
+# --- async handlers -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_an_async_handler_sleeps_and_reads_virtually_while_its_loop_runs_for_real(
+    flow_clock, slept, strategy
+) -> None:
+    async def work(ctx: Any) -> tuple[float, datetime]:
+        time.sleep(2)  # noqa: ASYNC251 - it is virtual
+        ctx.sleep(1)
+        async with asyncio.timeout(60):
+            await asyncio.sleep(0.001)
+        return time.monotonic(), datetime.now()
+
+    assert (3.0, datetime(2026, 1, 1, 0, 0, 3)) == result_of(
+        in_time(lambda: run(flow_clock, work, strategy))
+    )
+    assert [] == slept
+
+
+# --- what stays real ------------------------------------------------------------------------------
+
+
+def wait_for_queue() -> None:
+    with pytest.raises(queue.Empty):
+        queue.Queue().get(timeout=0.01)
+
+
+def wait_for_event() -> None:
+    assert not threading.Event().wait(0.01)
+
+
+def wait_for_future() -> None:
+    future: concurrent.futures.Future[None] = concurrent.futures.Future()
+    with pytest.raises(TimeoutError):
+        future.result(timeout=0.01)
+    assert concurrent.futures.wait([future], timeout=0.01).not_done
+    with pytest.raises(TimeoutError):
+        next(concurrent.futures.as_completed([future], timeout=0.01))
+
+
+def wait_for_process() -> None:
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process,
+        pytest.raises(subprocess.TimeoutExpired),
+    ):
+        process.wait(timeout=0.01)
+
+
+def wait_for_late_queue() -> None:
+    # A module that is imported now finds virtual functions in time.
+    before = sys.modules.pop("queue")
+    try:
+        late: Any = __import__("queue")
+    finally:
+        sys.modules["queue"] = before
+    assert late.time is time.monotonic
+    with pytest.raises(late.Empty):
+        late.Queue().get(timeout=0.01)
+
+
+def wait_for_socket() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        left.settimeout(0.01)
+        with pytest.raises(TimeoutError):
+            left.recv(1)
+
+
+def wait_for_loop() -> None:
+    async def wait() -> float:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await loop.create_future()
+        return loop.time() - begun
+
+    assert 0.01 <= asyncio.run(wait()) < 100
+
+
+def wait_for_condition() -> None:
+    condition = threading.Condition()
+    with condition:
+        assert not condition.wait_for(lambda: False, timeout=0.01)
+
+
+def wait_for_pipe() -> None:
+    end, _ = multiprocessing.Pipe()
+    assert not end.poll(0.01)
+
+
+REAL_TIMERS = [
+    wait_for_late_queue,
+    wait_for_pipe,
+    wait_for_queue,
+    wait_for_event,
+    wait_for_condition,
+    wait_for_socket,
+    wait_for_loop,
+    wait_for_future,
+    wait_for_process,
+]
+
+
+@pytest.mark.parametrize("timer", REAL_TIMERS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_timers_of_threads_and_processes_stay_real_in_a_handler(
+    flow_clock, strategy, timer
+) -> None:
+    real = SystemClock()
+    begun = real.monotonic_ns()
+    result_of(in_time(lambda: run(flow_clock, lambda ctx: timer(), strategy)))
+    assert real.monotonic_ns() - begun >= 10_000_000
+    assert 0.0 == time.monotonic()
+
+
+def test_the_engine_runs_on_real_time_where_it_is_asked_to(flow_clock) -> None:
+    job = Flow("real")
+    job.add_routine(Do(lambda ctx: ctx.now()), "do")
+    assert abs(result_of(job.execute("do", runtime=Runtime())) - START) > timedelta(days=1)
+
+
+def test_durations_and_timestamps_of_pytest_stay_real(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        from routilux import Flow, Routine
+
+        class Wait(Routine):
+            def __init__(self):
+                super().__init__()
+                self.define_slot("trigger", handler=self.wait)
+
+            def wait(self):
+                import time
+                time.sleep(1_000_000)
+
+        def test_waits_for_days(flow_runtime, flow_clock, benchmark):
+            flow = Flow("wait")
+            flow.add_routine(Wait(), "wait")
+            for strategy in ("sequential", "concurrent"):
+                flow.execution_strategy = strategy
+                flow.execute("wait").raise_for_status()
+            benchmark(flow_clock.now)
+        """
+    )
+    before = datetime.now(UTC)
+    result = run_inside(
+        pytester,
+        "-p",
+        "pytest_benchmark.plugin",
+        "--benchmark-json=bench.json",
+        "--benchmark-max-time=0.01",
+        "--junitxml=report.xml",
+        "--durations=0",
+        "-vv",
+    )
+    result.assert_outcomes(passed=1)
+    suite = ET.parse(pytester.path / "report.xml").getroot()[0]
+    assert abs(datetime.fromisoformat(suite.attrib["timestamp"]) - before) < timedelta(hours=1)
+    assert 0 < float(suite.attrib["time"]) < 100
+    assert 0 < float(suite[0].attrib["time"]) < 100
+    [benchmark] = json.loads((pytester.path / "bench.json").read_text("utf-8"))["benchmarks"]
+    assert 0 < benchmark["stats"]["min"] < 0.1
+
+
+def test_tests_on_other_processes_are_timed_for_real(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(
+        """
+        import pytest
+
+        @pytest.mark.parametrize("n", range(2))
+        def test_waits_for_days(flow_clock, n):
+            flow_clock.advance(1_000_000)
+        """
+    )
+    result = run_inside(pytester, "-p", "xdist", "-n", "1", "--junitxml=report.xml")
+    result.assert_outcomes(passed=2)
+    suite = ET.parse(pytester.path / "report.xml").getroot()[0]
+    assert all(0 <= float(case.attrib["time"]) < 100 for case in suite)
+
+
+# --- what now() gives -----------------------------------------------------------------------------
+
+
+def test_what_now_gives_is_an_ordinary_datetime(flow_clock) -> None:
+    now, today = datetime.now(UTC), date.today()
+    assert ("datetime", "date") == (type(now).__name__, type(today).__name__)
+    assert freeze.api.real_datetime is type(now) is type(datetime(2026, 1, 1))
+    assert freeze.api.real_datetime is type(datetime.fromisoformat("2026-01-01"))
+    assert freeze.api.real_date is type(today) is type(date(2026, 1, 1))
+    assert type(now) == datetime  # noqa: E721 - as user code may ask
+    assert isinstance(now, date)
+    assert issubclass(datetime, date)
+    assert "moment" == {datetime: "moment"}[type(now)]
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_datetime_is_pickled_as_anywhere_else(protocol) -> None:
+    moment = datetime(2026, 10, 25, 2, 30, fold=1, tzinfo=UTC), date(2026, 1, 1)
+    with frozen_clock():
+        inside = pickle.dumps(moment, protocol)
+        assert moment == pickle.loads(inside)
+        twin = copy.deepcopy([*moment])
+    assert [*moment] == twin
+    assert [*map(type, moment)] == [*map(type, twin)] == [*map(type, pickle.loads(inside))]
+    assert b"freez" not in inside
+
+
+def test_a_payload_with_a_time_of_user_code_can_be_saved(flow_clock) -> None:
+    job = run(flow_clock, lambda ctx: [datetime.now(), date.today()])
+    assert [datetime(2026, 1, 1), date(2026, 1, 1)] == result_of(job)
+    assert job == JobState.deserialize(job.serialize())
+
+
+def test_a_class_derived_from_datetime_makes_its_own_instances(flow_clock) -> None:
+    class Moment(datetime):
+        pass
+
+    assert Moment is type(Moment.now()) is type(Moment(2026, 1, 1)) is type(Moment.now(UTC))
+    assert START == Moment.now(UTC)
+    assert not isinstance(datetime.now(), Moment)
+
+
+# --- beginning and ending -------------------------------------------------------------------------
+
+
+def names_of_time() -> dict[str, object]:
+    return {
+        f"{module.__name__}.{name}": value
+        for module in (time, dt, sys.modules[__name__], threading, queue, subprocess)
+        for name, value in vars(module).items()
+        if name != "tzname" and not name.startswith("__")
+    }
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_everything_is_as_before_when_it_ends(error) -> None:
+    before, zone = names_of_time(), os.environ.get("TZ")
+    clock = None
+    try:
+        with frozen_clock() as clock:
+            assert START == datetime.now(UTC)
+            if error is not None:
+                raise error
+    except (ValueError, KeyboardInterrupt):
+        pass
+    after = names_of_time()
+    assert before == after
+    assert zone == os.environ.get("TZ")
+    assert clock is not None
+    clock.advance(1)  # moves nothing but itself
+    assert abs(datetime.now(UTC) - START) > timedelta(days=1)
+
+
+def test_each_test_begins_at_the_same_instant() -> None:
+    for _ in range(2):
+        with frozen_clock() as clock:
+            assert (START, 0.0) == (datetime.now(UTC), time.monotonic())
+            clock.advance(5)
+            assert START + timedelta(seconds=5) == datetime.now(UTC)
+
+
+def test_a_function_taken_during_the_test_is_real_after_it() -> None:
+    with frozen_clock():
+        clock, timer, now = time.time, time.monotonic, datetime.now
+        assert (START.timestamp(), 0.0) == (clock(), timer())
+    assert abs(clock() - START.timestamp()) > 86_400
+    assert time.monotonic() <= timer() <= time.monotonic()
+    assert abs(now(UTC) - START) > timedelta(days=1)
+
+
+def test_nothing_new_stands_in_time_afterwards(monkeypatch) -> None:
+    monkeypatch.delattr(time, "clock", raising=False)  # freezegun leaves one where it is used alone
+    with frozen_clock():
+        pass
+    assert not hasattr(time, "clock")
+
+
+def test_a_freeze_around_it_is_refused() -> None:
+    with (
+        freezegun.freeze_time("2030-01-01"),
+        pytest.raises(pytest.fail.Exception) as caught,
+        frozen_clock(),
+    ):
+        pass
+    assert (
+        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both want to own the time of"
+        " this test: drop one of them; flow_clock.move_to(...) sets its time"
+    ) == str(caught.value)
+    with frozen_clock():
+        pass
+
+
+def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock) -> None:
+    flow_clock.advance(1)
+    freeze = freezegun.freeze_time("2030-01-01")
+    with pytest.raises(pytest.fail.Exception, match="flow_clock and freeze_time") as caught:
+        freeze.start()
+    assert "test_a_freeze_inside_it_is_refused_and_changes_nothing both want" in str(caught.value)
+    assert START + timedelta(seconds=1) == datetime.now(UTC)
+
+
+def test_a_freeze_after_it_is_the_users_own_again() -> None:
+    with frozen_clock():
+        pass
+    with freezegun.freeze_time("2030-01-01"):
+        assert datetime(2030, 1, 1) == datetime.now()
+
+
+def test_a_frozen_clock_inside_of_another_is_refused_by_its_name(flow_clock) -> None:
+    with pytest.raises(pytest.fail.Exception, match="flow_clock and the flow_clock of a test"):
+        frozen_clock().__enter__()
+
+
+def test_a_sleep_that_a_test_replaces_stays_replaced(monkeypatch) -> None:
+    monkeypatch.setattr(time, "sleep", len)
+    with frozen_clock():
+        pass
+    assert time.sleep is len

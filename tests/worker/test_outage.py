@@ -1,0 +1,292 @@
+"""A worker retries a store that fails for less than a lease, and loses no job."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    JobStatus,
+    LeaseLostError,
+    MemoryStore,
+    Routine,
+    Runtime,
+    Worker,
+)
+from tests.routines import SECOND, Works, chain, rest
+
+LEASE = 30.0
+CALLS = (
+    *("append", "append_all", "acquire", "renew", "release"),
+    *("free_in", "rows", "snapshot", "keep_snapshot"),
+)
+
+
+class Fails(MemoryStore):
+    """A store whose n-th call fails, and all others until the outage is over.
+
+    With `keeps` that call has done what was asked, and only its answer is lost.
+    """
+
+    def __init__(self, clock: FakeClock, n: int, length: float, *, keeps: bool = False) -> None:
+        super().__init__(clock)
+        self.clock, self.n, self.keeps = clock, n, keeps
+        self.length = round(length * SECOND)
+        self.calls = self.failures = 0
+        self.until: int | None = None
+        self.is_over = False
+        for name in CALLS:
+            setattr(self, name, self._failing(getattr(self, name)))
+
+    def _failing(self, does: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            if self.is_over:
+                return does(*arguments, **named)
+            self.calls += 1
+            if self.calls == self.n:
+                self.until = self.clock.now_ns() + self.length
+                if self.keeps:
+                    does(*arguments, **named)
+            if self.until is not None and self.clock.now_ns() < self.until:
+                self.failures += 1
+                raise OSError("the disk is full")
+            return does(*arguments, **named)
+
+        return call
+
+
+def tale(done: list[str]) -> Flow:
+    """A flow with an effect, a retry, a wait and a second routine."""
+
+    def pays(self: Routine) -> None:
+        self.ctx.once("charge", done.append, self.ctx.job_id)
+        self.ctx.sleep(12)  # the lease is renewed meanwhile
+        if self.ctx.attempt == 1:
+            raise ValueError("not yet")
+        self.emit("out", n=1)
+
+    def counts(self: Routine, n: int) -> None:
+        self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n  # type: ignore[operator]
+
+    return chain(a=Works(pays, ErrorHandler("retry", retry_delay=5.0)), b=counts)
+
+
+def after_outage(
+    n: int, length: float, *, keeps: bool = False, lease: float = LEASE
+) -> tuple[Fails, list[str], list[Any]]:
+    """Drive three jobs through an outage; return the store, what was done, and the jobs."""
+    clock = FakeClock()
+    store = Fails(clock, n, length, keeps=keeps)
+    done: list[str] = []
+    flow = tale(done)
+    with Runtime(clock=clock, store=store) as runtime:
+        ids = [runtime.submit(flow, "a", job_id=f"job {number}") for number in range(3)]
+        Worker(store, [flow], runtime=runtime, lease=lease).run(until_idle=True)
+        store.is_over = True
+        return store, done, [runtime.load(job_id, history=True) for job_id in ids]
+
+
+def calls_of_an_undisturbed_run() -> int:
+    return after_outage(10**9, 0)[0].calls
+
+
+@pytest.mark.parametrize("keeps", [False, True], ids=["nothing kept", "answer lost"])
+def test_an_outage_shorter_than_a_lease_at_any_call_ends_no_worker_and_costs_no_job(
+    keeps: bool,
+) -> None:
+    for n in range(1, calls_of_an_undisturbed_run() + 1):
+        for length in (0.0, 7.0, 29.0):
+            store, done, jobs = after_outage(n, length, keeps=keeps)
+            where = f"the outage of {length} s at call {n}"
+            assert store.until is not None, f"{where} never began"
+            for job in jobs:
+                assert JobStatus.COMPLETED is job.status, f"{where}: {job.job_id}, {job.error}"
+                kinds = Counter(commit.kind.value for commit in job.commits)
+                assert (1, 1, 2) == (kinds["effect"], kinds["retry"], kinds["done"]), where
+                assert {"sum": 1} == job.shared_data, where
+            # A charge whose record failed is made again; each outage breaks off three at most.
+            assert Counter(done) <= Counter({job.job_id: 2 for job in jobs}), where
+
+
+def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    store, _, _ = after_outage(1, 7.0)
+    assert 3 < store.failures < 20, "it is tried again, at growing distances"
+    told = [message for message in caplog.messages if "the store can" in message]
+    assert [
+        "the store can't be used, and is tried again for 30.0 s: the disk is full",
+        "the store can be used again, after 7.6 s",
+    ] == told
+
+
+def test_an_outage_that_lasts_as_long_as_a_lease_ends_the_worker_with_what_the_store_raised() -> (
+    None
+):
+    clock = FakeClock()
+    store = Fails(clock, 1, 10**6)
+    flow = chain(a=rest)
+    with Runtime(clock=clock, store=store) as runtime:
+        runtime.submit(flow, "a")
+        began = clock.now_ns()
+        with pytest.raises(OSError, match="the disk is full"):
+            Worker(store, [flow], runtime=runtime, lease=LEASE).run()
+        assert began + LEASE * SECOND == clock.now_ns()
+
+
+def test_a_worker_that_is_stopped_in_an_outage_gives_its_jobs_back_when_it_is_over() -> None:
+    clock = FakeClock()
+    store = Fails(clock, 10**9, 10.0)
+
+    def is_stopped(self: Routine) -> None:
+        host.stop()
+        store.n = store.calls + 1
+
+    flow = chain(a=is_stopped, b=rest)
+    with Runtime(clock=clock, store=store) as runtime:
+        job_id = runtime.submit(flow, "a")
+        host = Worker(store, [flow], runtime=runtime, lease=LEASE)
+        host.run()
+        assert store.failures
+        hold = store.holders(job_id)[job_id]
+        assert (None, True) == (hold.owner, hold.clean)
+
+
+def test_a_job_whose_commits_alone_can_not_be_kept_is_tried_now_and_then_and_never_poisoned() -> (
+    None
+):
+    clock = FakeClock()
+    ran: list[int] = []
+
+    class Refuses(MemoryStore):
+        def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+            if rests and len(ran) < 9:
+                raise OSError("no room for so much")
+            super().append(job_id, seq, row, owner, rests=rests)
+
+    store = Refuses(clock)
+
+    def works(self: Routine) -> None:
+        ran.append(clock.now_ns())
+
+    flow = chain(a=works)
+    with Runtime(clock=clock, store=store, max_recoveries=1) as runtime:
+        job_id = runtime.submit(flow, "a")
+        Worker(store, [flow], runtime=runtime, lease=LEASE).run(until_idle=True)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+    waits = {after - before for before, after in pairwise(ran)}
+    assert {10 * SECOND} == waits, "a third of a lease lies between two tries"
+
+
+def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends() -> None:
+    clock = FakeClock()
+    store = Fails(clock, 10**9, 1.0)
+    acquire = store.acquire
+
+    def acquires(*asked: Any) -> Any:
+        store.acquire = acquire  # type: ignore[method-assign]
+        got = acquire(*asked)
+        store.n = store.calls + 1
+        return got
+
+    store.acquire = acquires  # type: ignore[method-assign]
+    flow = chain(a=rest)
+    with Runtime(clock=clock, store=store) as runtime:
+        job_id = runtime.submit(flow, "a")
+        began = clock.now_ns()
+        Worker(store, [flow], runtime=runtime, lease=LEASE).run(until_idle=True)
+        job = runtime.load(job_id)
+    assert store.failures
+    assert JobStatus.COMPLETED is job.status
+    assert job.updated_ns < began + 3 * SECOND
+
+
+@pytest.mark.parametrize("by", ["the worker", "another worker"])
+def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by: str) -> None:
+    clock = FakeClock()
+    store = Fails(clock, 10**9, 10.0)
+    flow = chain(a=rest)
+    with Runtime(clock=clock, store=store) as runtime:
+        job_id = runtime.submit(flow, "a")
+        first, second = (Worker(store, [flow], runtime=runtime, lease=5) for _ in range(2))
+        rows, release = store.rows, store.release
+        store.rows = store.release = _raises  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="it is down"):
+            first._take(False)
+        store.rows, store.release = rows, release  # type: ignore[method-assign]
+        clock.advance(6)  # the lease that it could not give back is over
+        host = first if by == "the worker" else second
+        assert host._take(False)
+        first._look_after()
+        assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back"
+        host.run(until_idle=True)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+
+
+def _raises(*_: object) -> Any:
+    raise OSError("it is down")
+
+
+# --- an effect of a host that has lost its job ----------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["knows it", "stood still"])
+@pytest.mark.parametrize("use", ["once", "key"])
+def test_a_host_that_lost_its_job_has_no_further_effect(use: str, how: str) -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    done: list[str] = []
+    refused: list[Exception] = []
+
+    def affects(self: Routine) -> None:
+        self.ctx.once("first", done.append, "first")
+        self.ctx.sleep(31)  # nobody renews the lease
+        assert store.acquire("b", ["tale"], 10**6 * SECOND) is not None
+        if how == "knows it":
+            host._renew()
+        try:
+            if use == "once":
+                self.ctx.once("second", done.append, "second")
+            else:
+                done.append(self.ctx.key("second"))
+        except LeaseLostError as error:
+            refused.append(error)
+
+    flow = chain(a=affects)
+    with Runtime(clock=clock, store=store) as runtime:
+        runtime.submit(flow, "a")
+        host = Worker(store, [flow], runtime=runtime, lease=LEASE)
+        assert host._take(False)
+        drive = next(iter(host._drives.values()))
+        clock.wait(drive.rested, None, who="the test")
+        host._look_after()
+    assert ["first"] == done
+    assert 1 == len(refused)
+    assert isinstance(drive.error, LeaseLostError)
+
+
+def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took() -> None:
+    clock = FakeClock()
+    store = MemoryStore(clock)
+    done: list[str] = []
+
+    def affects(self: Routine) -> None:
+        self.ctx.sleep(31)
+        self.ctx.once("late", done.append, "late")
+
+    flow = chain(a=affects)
+    with Runtime(clock=clock, store=store) as runtime:
+        job_id = runtime.submit(flow, "a")
+        host = Worker(store, [flow], runtime=runtime, lease=LEASE)
+        assert host._take(False)
+        clock.wait(host._drives[job_id].rested, None, who="the test")
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+    assert ["late"] == done

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from pytest_routilux.sim.flow_sim.simulator import execution
+from pytest_routilux.sim.simulator import execution
 
 from pytest_routilux.faults.flow_faults import FlowFaults
 from pytest_routilux.sim.conformance.checker import broken_law

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from pytest_routilux.faults.faults import Raises
-from pytest_routilux.hosts.flow_hosts import fork_server
+from pytest_routilux.hosts import fork_server
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explore import examine

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from pytest_routilux.hosts.flow_hosts import fork_server
+from pytest_routilux.hosts import fork_server
 from pytest_routilux.sim.explore import examine, reference
 from pytest_routilux.sim.results import Checks, Coverage, Examination
 from pytest_routilux.sim.simulator.effects import Effect

@@ -9,13 +9,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pytest_routilux.sim.simulator import execution
 
 from pytest_routilux.faults.faults import ClockJump, Raises, Slow, StoreFails
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import examine, judge, reference
 from pytest_routilux.sim.recovery import recover, undisturbed
 from pytest_routilux.sim.results import Checks, Coverage
+from pytest_routilux.sim.simulator import execution
 from pytest_routilux.sim.simulator.lives import Case
 from pytest_routilux.sim.simulator.scheduler import FIFO
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec

@@ -9,7 +9,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from pytest_routilux.sim.simulator import execution
 
 from pytest_routilux.faults.flow_faults import FlowFaults
 from pytest_routilux.sim.conformance.checker import broken_law
@@ -17,6 +16,7 @@ from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import examine
 from pytest_routilux.sim.recovery import recover, undisturbed
 from pytest_routilux.sim.results import Checks
+from pytest_routilux.sim.simulator import execution
 from pytest_routilux.sim.simulator.execution import live
 from pytest_routilux.sim.simulator.lives import Case, Undisturbed
 from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded

@@ -94,7 +94,7 @@ def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(
             if seq == 1:
                 twin.create("j", row, "x", flow_id="tale", queued=False)
             else:
-                twin.append("j", seq, row, "x", rests=False)
+                twin.append("j", seq, row, "x", stopped=False)
         other = Runtime(clock=FakeClock("2026-02-01"), store=twin)
         counter(700).resume(host.load("j", history=history), runtime=other)
         ends.append(other.load("j", history=True))

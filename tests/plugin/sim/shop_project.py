@@ -98,7 +98,7 @@ ON_SQLITE = """
     from routilux import MemoryStore, SqliteStore
 
     class Late(SqliteStore):
-        def append(self, job_id, seq, row, owner, *, rests):
+        def append(self, job_id, seq, row, owner, *, stopped):
             with self._file.using() as db:
                 if not db.in_transaction:
                     db.execute("BEGIN IMMEDIATE")
@@ -106,7 +106,7 @@ ON_SQLITE = """
                     "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1",
                     (job_id, seq, owner, row),
                 )
-                if rests:
+                if stopped:
                     db.execute("COMMIT")
 
     def opens_elsewhere(path):

@@ -167,7 +167,7 @@ from routilux import SqliteStore
 store = SqliteStore(sys.argv[1])
 store.create("j", b"row 1", "a", flow_id="f", queued=False)
 for seq in range(2, 40):
-    store.append("j", seq, b"row %d" % seq * 300, "a", rests=False)
+    store.append("j", seq, b"row %d" % seq * 300, "a", stopped=False)
 with store._file.writing() as db:
     db.execute("UPDATE jobs SET owner = 'b'")
     print("holds", flush=True)

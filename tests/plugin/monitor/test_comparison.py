@@ -15,7 +15,7 @@ from pytest_routilux.monitor.diff import flow_paths, handler_paths, job_paths
 from pytest_routilux.monitor.divergence import divergence
 from routilux import ErrorHandler, FakeClock, Flow, JobState, Routine, Runtime
 from tests.plugin.golden import compare, sections
-from tests.plugin.inner import run_inside
+from tests.plugin.inner import run_fresh, run_inside
 from tests.plugin.monitor.pricing import shop
 
 INNER = """
@@ -158,7 +158,7 @@ def test_a_suite_without_flows_stays_without_them(pytester: pytest.Pytester) -> 
             assert "pytest_routilux.monitor.comparison" not in sys.modules
         """
     )
-    run_inside(pytester).assert_outcomes(passed=1, failed=1)
+    run_fresh(pytester).assert_outcomes(passed=1, failed=1)
 
 
 # --- what is compared -----------------------------------------------------------------------------

@@ -34,9 +34,8 @@ from routilux.graph.plan import (
     Plan,
     checked_connection,
     graph_of,
-    names_of,
 )
-from routilux.graph.routine import Routine, checked_handler, find_class
+from routilux.graph.routine import Routine, checked_handler, find_class, names_of
 from routilux.retry.error_handler import ErrorHandler
 
 if TYPE_CHECKING:
@@ -158,7 +157,6 @@ class Flow:
             raise FlowDefinitionError(
                 f"{routine!r} is no Routine; derive its class from routilux.Routine"
             )
-        routine._slots_or_die()
         name = type(routine).__name__ if routine_id is None else routine_id
         if not isinstance(name, str) or not name:
             raise FlowDefinitionError(f"a routine's id is a text, not {routine_id!r}")

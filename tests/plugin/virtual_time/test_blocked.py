@@ -297,7 +297,7 @@ def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
 
         def test_computes(flow_runtime, checks, monkeypatch):
             seconds = itertools.count(0, 10**9)
-            monkeypatch.setattr(fake_clock, "computed_ns", lambda _: next(seconds))
+            monkeypatch.setattr(fake_clock, "thread_cpu_ns", lambda _: next(seconds))
             compute = lambda: [checks.acquire() for _ in range(12)]
             shop(compute, "{strategy}").execute("charge").raise_for_status()
 
@@ -359,7 +359,7 @@ def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
     worker.stop()
     assert before is not None
     assert after is not None
-    assert 5_000_000 <= (after.computed_ns or 0) - (before.computed_ns or 0)
+    assert 5_000_000 <= (after.cpu_ns or 0) - (before.cpu_ns or 0)
 
 
 def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:

@@ -156,9 +156,9 @@ class Refuses(MemoryStore):
         self._count()
         super().create(job_id, row, owner, flow_id=flow_id, queued=queued)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         self._count()
-        super().append(job_id, seq, row, owner, rests=rests)
+        super().append(job_id, seq, row, owner, stopped=stopped)
 
     def _count(self) -> None:
         self.writes += 1

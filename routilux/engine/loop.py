@@ -230,7 +230,7 @@ class Loop:
         if drive.loop is not self:
             return
         machine = drive.machine
-        if machine.job.status is not _RUNNING and machine.rests:
+        if machine.job.status is not _RUNNING and machine.stopped:
             self.drop(drive)  # at once: the driver may have no room for a long time
         elif not drive.ready:
             drive.ready = True

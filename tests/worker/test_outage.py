@@ -167,10 +167,10 @@ def test_a_job_whose_commits_alone_can_not_be_kept_is_tried_now_and_then_and_nev
     ran: list[int] = []
 
     class Refuses(MemoryStore):
-        def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-            if rests and len(ran) < 9:
+        def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+            if stopped and len(ran) < 9:
                 raise OSError("no room for so much")
-            super().append(job_id, seq, row, owner, rests=rests)
+            super().append(job_id, seq, row, owner, stopped=stopped)
 
     store = Refuses(clock)
 

@@ -66,7 +66,7 @@ SHOP = """
 CONFTEST = """
     import threading
     import pytest
-    from pytest_routilux import watchdog
+    from pytest_routilux.virtual_time import watchdog
 
     @pytest.fixture
     def written(monkeypatch):
@@ -238,7 +238,7 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester)
         """
         import signal
         import pytest
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
         from shop import shop
 
         def test_is_deaf(flow_runtime, written, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester)
 def test_a_check_that_fails_fails_its_test_and_not_the_others(shop: pytest.Pytester) -> None:
     shop.makepyfile(
         """
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
         from shop import event, shop
 
         def test_breaks(flow_runtime, monkeypatch):
@@ -292,7 +292,7 @@ def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
     shop.makepyfile(
         f"""
         import itertools
-        from routilux import fake_clock
+        from routilux.clocks import fake_clock
         from shop import shop
 
         def test_computes(flow_runtime, checks, monkeypatch):
@@ -382,7 +382,7 @@ def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
 def test_0_checks_nothing(shop: pytest.Pytester) -> None:
     shop.makepyfile(
         """
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
         from shop import shop
 
         def test_waits(flow_runtime):
@@ -484,7 +484,7 @@ def test_no_thread_shows_and_a_fork_finds_none(pytester: pytest.Pytester) -> Non
         """
         import os, threading
         from pathlib import Path
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
 
         def count():
             return len(list(Path("/proc/self/task").iterdir()))

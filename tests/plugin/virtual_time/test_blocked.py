@@ -349,7 +349,7 @@ def test_a_step_is_blocked_when_it_has_waited_for_so_long_less_four_times_its_cp
 )
 def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
     clock = FakeClock()
-    worker = clock.worker("busy")
+    worker = clock.party("busy")
     worker.start()
     before = clock.turn()
     end = time.thread_time_ns() + 5_000_000
@@ -443,7 +443,7 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
 
 def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
     clock = FakeClock()
-    worker = clock.worker("late")
+    worker = clock.party("late")
     worker.start()
     turn = clock.turn()
     assert turn is not None
@@ -454,7 +454,7 @@ def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
     begun, done = threading.Event(), threading.Event()
 
     def work() -> None:
-        following = clock.worker("the next")
+        following = clock.party("the next")
         following.start()
         begun.set()
         done.wait()

@@ -31,7 +31,7 @@ __all__ = [
     "Slow",
     "StoreFails",
     "affected",
-    "tell_all",
+    "call_hooks",
 ]
 
 
@@ -273,7 +273,7 @@ def affected(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock)
     return slot
 
 
-def tell_all(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
+def call_hooks(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
     """Let every fault hear of a write, since they count; then raise what the first one raised."""
     raised: BaseException | None = None
     for fault in faults:

@@ -25,7 +25,7 @@ from pytest_routilux.faults.faults import (
     Slow,
     StoreFails,
     affected,
-    tell_all,
+    call_hooks,
 )
 from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.journal import Journal, Row
@@ -212,6 +212,6 @@ class _FailingJournal(Journal):
     @contextmanager
     def _failing(self, commit: Commit) -> Iterator[None]:
         live = self._faults.live
-        tell_all([fault.before_write for fault in live], commit)
+        call_hooks([fault.before_write for fault in live], commit)
         yield
-        tell_all([fault.after_write for fault in live], commit)
+        call_hooks([fault.after_write for fault in live], commit)

@@ -29,8 +29,7 @@ from routilux.codec.equality import first_difference
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, Life
-    from pytest_routilux.sim.simulator.world import Finding, World
+    from pytest_routilux.sim.simulator.model import Case, Finding, Host, World
     from routilux import Commit
     from routilux.graph.messages import Task
 
@@ -55,10 +54,10 @@ _WAYS_OUT: Final = {
 }
 
 
-def broken_law(world: World, lives: Sequence[Life], case: Case) -> Finding | None:
+def broken_law(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
     """Return the first law of the engine that a run has broken."""
-    walk = _Walk(_promise_of(case), lives)
-    steps = ((number, step) for life in lives for number, step in life.steps)
+    walk = _Walk(_promise_of(case), hosts)
+    steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
     try:
         count = 0
@@ -72,7 +71,7 @@ def broken_law(world: World, lives: Sequence[Life], case: Case) -> Finding | Non
         while number == count:
             begin(step)
             number, step = next(steps, _NO_STEP)
-        walk.end(lives[-1])
+        walk.end(hosts[-1])
     except BrokenError as error:
         return error.finding
     return None
@@ -92,12 +91,12 @@ def _promise_of(case: Case) -> Promise:
 class _Walk:
     __slots__ = ("_exact", "_ledger", "_promise", "_verdicts", "beginnings")
 
-    def __init__(self, promise: Promise, lives: Sequence[Life]) -> None:
+    def __init__(self, promise: Promise, hosts: Sequence[Host]) -> None:
         self._promise = promise
-        widths = {width_of(life.flow) for life in lives}
-        self._exact = len(widths) == 1 and all(life.exact for life in lives)
+        widths = {width_of(host.flow) for host in hosts}
+        self._exact = len(widths) == 1 and all(host.exact for host in hosts)
         self._ledger = Ledger(max(widths), promise.limits)
-        self._verdicts = Verdicts(promise, self._ledger, lives)
+        self._verdicts = Verdicts(promise, self._ledger, hosts)
         self.beginnings = Beginnings(self._ledger, exact=self._exact)
 
     # --- a commit -------------------------------------------------------------------------------
@@ -286,11 +285,11 @@ class _Walk:
             what = f"nothing is left to do after {commit_text(commit)}, but the job goes on"
             broken("not-completed", what, commit)
 
-    def end(self, life: Life) -> None:
+    def end(self, host: Host) -> None:
         """Hold what the last host has in memory against what the commits say."""
-        ledger, job = self._ledger, life.job
-        if life.error is not None or job is None:
-            if isinstance(life.error, ClockStalledError) and not ledger.flights:
+        ledger, job = self._ledger, host.job
+        if host.error is not None or job is None:
+            if isinstance(host.error, ClockStalledError) and not ledger.flights:
                 self._stalled()
             return
         for name, routine in job.routine_states.items():
@@ -319,7 +318,7 @@ class _Walk:
             what = f"the job is {job.status.value}; by its commits it is {ledger.status.value}"
             broken("status-not-folded", what, None)
         if ledger.open or job.pending_tasks:
-            self._still_pending(life)
+            self._still_pending(host)
 
     def _stalled(self) -> None:
         ledger = self._ledger
@@ -333,11 +332,11 @@ class _Walk:
             )
             broken("wake-up-lost", what, account.task)
 
-    def _still_pending(self, life: Life) -> None:
-        assert life.job is not None
+    def _still_pending(self, host: Host) -> None:
+        assert host.job is not None
         held = {
             task.task_id: (task.attempt, task.retries, task.failed)
-            for task in life.job.pending_tasks
+            for task in host.job.pending_tasks
         }
         known = {
             task_id: (account.attempt, account.spent, account.failed)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
 from routilux import CommitKind, ErrorStrategy
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.conformance.shadow_job import Account, Ledger
     from pytest_routilux.sim.conformance.spec import Policy, Promise
-    from pytest_routilux.sim.simulator.lives import Life
+    from pytest_routilux.sim.simulator.model import Host
     from routilux import Commit, StepInput
     from routilux.graph.messages import Task
 
@@ -46,15 +46,15 @@ class Verdicts:
 
     __slots__ = ("_asked", "_errors", "_ledger", "_promise")
 
-    def __init__(self, promise: Promise, ledger: Ledger, lives: Sequence[Life]) -> None:
+    def __init__(self, promise: Promise, ledger: Ledger, hosts: Sequence[Host]) -> None:
         self._promise = promise
         self._ledger = ledger
-        self._errors = lives[0].errors
-        self._asked = lives[0].asked
-        if len(lives) > 1:
+        self._errors = hosts[0].errors
+        self._asked = hosts[0].retry_after
+        if len(hosts) > 1:
             # An attempt whose end was lost is made again: the later host knows how it ended.
-            self._errors = {key: e for life in lives for key, e in life.errors.items()}
-            self._asked = {key: d for life in lives for key, d in life.asked.items()}
+            self._errors = {key: e for host in hosts for key, e in host.errors.items()}
+            self._asked = {key: d for host in hosts for key, d in host.retry_after.items()}
 
     def no_trace(self, commit: Commit, account: Account) -> None:
         """A failed attempt leaves nothing but its record, and the event `error` where it ends."""

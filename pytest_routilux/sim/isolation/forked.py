@@ -19,17 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.faults.faults import Fault
 from pytest_routilux.frames import users_modules
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, globals_of, hidden_state
-from pytest_routilux.sim.recovery import recover, undisturbed
-from pytest_routilux.sim.simulator.lives import Life, Undisturbed
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.variations import Variation, vary
-from pytest_routilux.sim.simulator.world import Call, Note, Start, World
+from pytest_routilux.sim.recovery import recover, run_undisturbed
+from pytest_routilux.sim.simulator.execution import Variation, run_variation
+from pytest_routilux.sim.simulator.model import Call, Host, Note, Start, Undisturbed, World
 from routilux import Commit, JobState, codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, CrashPoint
+    from pytest_routilux.sim.simulator.model import Case, CrashPoint
     from routilux import Clock, Slot, StepInput
 
     Tell = Callable[[object], None]
@@ -73,14 +71,14 @@ class Ran:
 def replay(world: World, job_id: str, told: Sequence[Told]) -> None:
     """Add the log of another process to a world."""
     for at, host, what in told:
-        world.host = host
+        world.host_number = host
         if isinstance(what, str):
             path = f"$.{job_id}[{len(world.commits) + 1}]"
-            world.committed(Commit.load(codec.loads(what), path))
+            world.add_commit(Commit.load(codec.loads(what), path))
         elif isinstance(what, tuple | Note):
             world.log.append((at, host, what))
         else:
-            world.called(what)
+            world.add_call(what)
 
 
 def _commits(job_id: str, rows: Sequence[str]) -> list[Commit]:
@@ -114,7 +112,7 @@ class _Tells(Fault):
 def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
     before = globals_of(users_modules())
     case = replace(case, faults=(*case.faults, _Tells(tell)))
-    run = undisturbed(case, start_ns, FIFO)
+    run = run_undisturbed(case, start_ns)
     ran = _ran(run.world)
     after = globals_of(users_modules())
     ran.changed = [place for place, held in before.items() if held != after.get(place)]
@@ -123,7 +121,7 @@ def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
         for _, _, note in run.world.log
         if isinstance(note, Note) and note.text.startswith("the host ends: SystemExit")
     ]
-    error = None if run.life.job is None else run.life.job.error
+    error = None if run.host.job is None else run.host.job.error
     if ends and error is not None and error.type.endswith(_POISONED):
         ran.ended = f"{ends[0]}, at each of its attempts"
     else:
@@ -146,8 +144,8 @@ def recovered_there(
     for commit in durable:
         states.append(states[-1].copy())
         states[-1].fold(commit)
-    world = World(start_ns, host=1)
-    run = Undisturbed(case, world, Life(case.build()), durable, states)
+    world = World(start_ns, host_number=1)
+    run = Undisturbed(case, world, Host(case.build()), durable, states)
     return _ran(recover(run, point).world)
 
 
@@ -195,12 +193,12 @@ def value_there(
     case: Case, tell: Tell, start_ns: int, seq: int, place: Place
 ) -> tuple[Place, bytes] | None:
     keeps = _Keeps(seq, place)
-    undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns, FIFO)
+    run_undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns)
     return None if keeps.data is None else (place, keeps.data)
 
 
 def varied_there(case: Case, tell: Tell, start_ns: int, variation: Variation) -> Ran:
-    return _ran(vary(case, start_ns, variation)[0])
+    return _ran(run_variation(case, start_ns, variation)[0])
 
 
 def hidden_there(case: Case, tell: Tell, start_ns: int) -> list[HiddenChange]:

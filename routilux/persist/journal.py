@@ -53,12 +53,12 @@ class Journal:
         returns, the commit is durable. Raises `UnserializableError` with nothing written, and the
         errors of the store.
         """
-        rests = not commit.status.is_live
+        stopped = not commit.status.is_live
         row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
         if claims:
-            self._store.claim(job_id, commit.seq, row, owner, rests=rests)
+            self._store.claim(job_id, commit.seq, row, owner, stopped=stopped)
         elif commit.seq > 1:
-            self._store.append(job_id, commit.seq, row, owner, rests=rests)
+            self._store.append(job_id, commit.seq, row, owner, stopped=stopped)
         else:
             flow_id = cast("dict[str, str]", commit.detail)["flow_id"]
             queued = commit.status is JobStatus.PENDING
@@ -73,8 +73,8 @@ class Journal:
         """Append rows of several jobs by one write; see `JobStore.append_all`."""
         if len(added) > 1:
             return self._store.append_all([Append(*row) for row in added])
-        for job_id, seq, row, owner, rests in added:
-            self._store.append(job_id, seq, row, owner, rests=rests)
+        for job_id, seq, row, owner, stopped in added:
+            self._store.append(job_id, seq, row, owner, stopped=stopped)
         return _KEPT
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:

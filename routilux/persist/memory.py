@@ -72,13 +72,13 @@ class MemoryStore:
             job.rows.append(row)
             job.writers.append(owner)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Keep the row of commit `seq`; see `JobStore.append`."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is None or job.owner != owner or not self._put(job, seq, row, owner):
                 raise self._refusal(job_id, seq, owner)
-            if rests:
+            if stopped:
                 job.free_at = None
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
@@ -86,11 +86,11 @@ class MemoryStore:
         return refusals(
             appends,
             lambda added: self.append(
-                added.job_id, added.seq, added.row, added.owner, rests=added.rests
+                added.job_id, added.seq, added.row, added.owner, stopped=added.stopped
             ),
         )
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""
         with self._lock:
             job = self._jobs.get(job_id)
@@ -102,7 +102,7 @@ class MemoryStore:
             )
             if job is None or leased or not self._put(job, seq, row, owner):
                 raise self._refusal(job_id, seq, owner, claims=True)
-            if rests or job.owner != owner:
+            if stopped or job.owner != owner:
                 job.free_at = None
             job.owner = owner
 

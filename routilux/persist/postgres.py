@@ -67,7 +67,7 @@ _APPEND: Final = f"{_HELD.format('owner = %(owner)s')} {_ADD}"
 _APPEND_ALL: Final = """
 WITH held AS (
     SELECT job, asked.* FROM unnest(%(job_ids)b::text[], %(seqs)b::bigint[], %(owners)b::text[],
-        %(rows)b::bytea[], %(rests)b::boolean[]) AS asked (job_id, seq, owner, data, rests),
+        %(rows)b::bytea[], %(stopped)b::boolean[]) AS asked (job_id, seq, owner, data, stopped),
     LATERAL (
         SELECT job FROM routilux_jobs AS jobs
         WHERE jobs.job_id = asked.job_id AND jobs.owner = asked.owner FOR NO KEY UPDATE
@@ -80,7 +80,7 @@ WITH held AS (
     ) ON CONFLICT DO NOTHING RETURNING job
 ), rested AS (
     UPDATE routilux_jobs SET free_at = NULL
-    WHERE job = ANY(ARRAY(SELECT job FROM held JOIN added USING (job) WHERE rests))
+    WHERE job = ANY(ARRAY(SELECT job FROM held JOIN added USING (job) WHERE stopped))
 )
 SELECT job_id FROM held JOIN added USING (job)
 """
@@ -89,7 +89,7 @@ _UNLEASED: Final = f"""
 """
 _CLAIM: Final = f"""{_HELD.format(_UNLEASED)}, added AS ({_ADD})
 UPDATE routilux_jobs SET owner = %(owner)s,
-    free_at = CASE WHEN %(rests)s OR owner <> %(owner)s THEN NULL ELSE free_at END
+    free_at = CASE WHEN %(stopped)s OR owner <> %(owner)s THEN NULL ELSE free_at END
 WHERE job = (SELECT job FROM added) RETURNING job
 """
 _OVERRULE: Final = f"""{_HELD.format("true")}, added AS ({_ADD})
@@ -104,7 +104,7 @@ coalesce((
 ), false)
 """
 _REPEAT: Final = f"""
-UPDATE routilux_jobs AS jobs SET free_at = CASE WHEN %(rests)s THEN NULL ELSE free_at END
+UPDATE routilux_jobs AS jobs SET free_at = CASE WHEN %(stopped)s THEN NULL ELSE free_at END
 WHERE job_id = %(job_id)s AND owner = %(owner)s AND {_STANDS} RETURNING job
 """
 _STANDING: Final = f"""
@@ -195,10 +195,10 @@ class PostgresStore:
         if not stands or (count > 1 and not mended):
             raise duplicate(job_id)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Keep the row of commit `seq`; see `JobStore.append`."""
-        added = Append(job_id, seq, row, owner, rests)
-        if rests:
+        added = Append(job_id, seq, row, owner, stopped)
+        if stopped:
             [refused] = self.append_all([added])
             if refused is not None:
                 raise refused
@@ -215,7 +215,7 @@ class PostgresStore:
             seqs=[append.seq for append in asked],
             owners=[append.owner for append in asked],
             rows=[append.row for append in asked],
-            rests=[append.rests for append in asked],
+            stopped=[append.stopped for append in asked],
         ).rows
         kept = {job_id for (job_id,) in added}
         return refusals(
@@ -223,11 +223,11 @@ class PostgresStore:
             lambda append: None if append.job_id in kept else self._repeat(append),
         )
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""
-        claimed = self._do(_CLAIM, job_id=job_id, seq=seq, row=row, owner=owner, rests=rests)
+        claimed = self._do(_CLAIM, job_id=job_id, seq=seq, row=row, owner=owner, stopped=stopped)
         if not claimed.rows:
-            self._repeat(Append(job_id, seq, row, owner, rests), claims=True)
+            self._repeat(Append(job_id, seq, row, owner, stopped), claims=True)
 
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
         """Keep the row of an operator's commit; see `JobStore.overrule`."""
@@ -317,7 +317,7 @@ class PostgresStore:
         """Accept a row that stands already, of the owner; else raise why it is refused."""
         job_id, seq, row, owner = added.job_id, added.seq, added.row, added.owner
         repeated = self._do(
-            _REPEAT, job_id=job_id, seq=seq, row=row, owner=owner, rests=added.rests
+            _REPEAT, job_id=job_id, seq=seq, row=row, owner=owner, stopped=added.stopped
         )
         if not repeated.rows:
             held_by, count, _ = self._standing(job_id, seq, row, owner)

@@ -109,10 +109,10 @@ class SqliteStore:
             elif self._count(db, job_id) > 1 or not self._stands(db, job_id, 1, row, owner):
                 raise duplicate(job_id)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Keep the row of commit `seq`; see `JobStore.append`."""
         added = job_id, seq, owner, row
-        if not rests:
+        if not stopped:
             # Plain, because most commits come this way: a context manager costs 20 us here, where
             # the cache has grown cold while the disk was waited for.
             file = self._file
@@ -123,7 +123,7 @@ class SqliteStore:
                 except sqlite3.Error as error:
                     raise file.named(error) from error
         with self._file.writing() as db:
-            self._append(db, added, rests=rests)
+            self._append(db, added, stopped=stopped)
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
         """Do several appends, of a job each; see `JobStore.append_all`."""
@@ -131,18 +131,18 @@ class SqliteStore:
             return refusals(
                 appends,
                 lambda added: self._append(
-                    db, (added.job_id, added.seq, added.owner, added.row), rests=added.rests
+                    db, (added.job_id, added.seq, added.owner, added.row), stopped=added.stopped
                 ),
             )
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Make `owner` the one owner of a job; see `JobStore.claim`."""
         with self._file.writing() as db:
             held_by, free_at = self._held(db, job_id)
             if held_by not in (*NOBODY, owner) and free_at is not None and free_at > self._now():
                 raise self._refusal(db, job_id, seq, owner, claims=True)
             self._add(db, _FOLLOW, (job_id, seq, owner, row), claims=True)
-            if rests or held_by != owner:
+            if stopped or held_by != owner:
                 free_at = None
             db.execute(
                 "UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?", (owner, free_at, job_id)
@@ -257,9 +257,9 @@ class SqliteStore:
 
     # --- how ------------------------------------------------------------------------------------
 
-    def _append(self, db: sqlite3.Connection, added: _Row, *, rests: bool) -> None:
+    def _append(self, db: sqlite3.Connection, added: _Row, *, stopped: bool) -> None:
         self._add(db, _ADD, added)
-        if rests:
+        if stopped:
             db.execute("UPDATE jobs SET free_at = NULL WHERE job_id = ?", added[:1])
 
     def _add(

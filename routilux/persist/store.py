@@ -105,7 +105,7 @@ class Append:
     seq: int
     row: bytes
     owner: str
-    rests: bool
+    stopped: bool
 
 
 class JobStore(Protocol):
@@ -124,8 +124,8 @@ class JobStore(Protocol):
         `DuplicateJobError` where the job exists.
         """
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        """Keep the row of commit `seq`; where the job `rests` after it, it is no longer free.
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+        """Keep the row of commit `seq`; where the job `stopped` after it, it is no longer free.
 
         A row that stands there already, of the owner, is accepted. Raises `LeaseLostError` where
         `owner` does not own the job, another row stands there, or the one before is missing.
@@ -138,7 +138,7 @@ class JobStore(Protocol):
         that is refused holds up no other. Where it raises, any of them may be kept.
         """
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Make `owner` the one owner of a job, and keep the row of the commit that resumes it.
 
         Who acquired the job keeps the lease; anybody else holds it without one, until it rests or

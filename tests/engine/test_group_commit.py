@@ -139,7 +139,7 @@ def test_a_row_that_is_refused_breaks_its_job_and_no_other(together: Together) -
     class TakenStore(NotedStore):
         def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
             if not self.groups:
-                self.claim("5", 2, b"{}", "another host", rests=False)
+                self.claim("5", 2, b"{}", "another host", stopped=False)
             return super().append_all(appends)
 
     runs: dict[str, Run] = {}

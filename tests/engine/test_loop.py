@@ -196,7 +196,7 @@ def test_an_observer_that_waits_for_a_job_is_told_and_hangs_nobody() -> None:
 
 def test_a_run_that_broke_off_says_why_it_cannot_be_cancelled() -> None:
     class Full(MemoryStore):
-        def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+        def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
             raise OSError("disk full")
 
     with Runtime(clock=FakeClock(), store=Full()) as runtime:

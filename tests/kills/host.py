@@ -143,7 +143,7 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     worker.run(until_idle=True)
     for job_id in order.get("late", ()):
         try:
-            store.append(job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, rests=False)
+            store.append(job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, stopped=False)
         except RoutiluxError as error:
             tell("refused", type(error).__name__, str(error))
     tell("passed", places.passed)

@@ -37,12 +37,12 @@ def _keeps_twice(store: Any) -> None:
     """The store keeps what a step has done once more, as the next commit."""
     append = store.append
 
-    def appends(job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        append(job_id, seq, row, owner, rests=rests)
+    def appends(job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+        append(job_id, seq, row, owner, stopped=stopped)
         data: Any = codec.loads(checked(row, "$"))
         if data["kind"] == "done":
             again = codec.dumps({**data, "seq": seq + 1})
-            append(job_id, seq + 1, summed(again.encode()), owner, rests=rests)
+            append(job_id, seq + 1, summed(again.encode()), owner, stopped=stopped)
 
     store.append = appends
 

@@ -67,9 +67,9 @@ def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     for seq in range(2, 10):
-        postgres.append("j", seq, b"%d" % seq, "a", rests=False)
+        postgres.append("j", seq, b"%d" % seq, "a", stopped=False)
     server.restart(signal.SIGQUIT)
-    postgres.append("j", 10, b"10", "a", rests=False)
+    postgres.append("j", 10, b"10", "a", stopped=False)
     assert [b"%d" % seq for seq in range(1, 11)] == postgres.rows("j")
 
 
@@ -116,7 +116,7 @@ def test_of_many_hosts_that_claim_at_once_exactly_one_succeeds(dsn: str) -> None
 
     def claim(store: PostgresStore, owner: str, job_id: str, gate: threading.Barrier) -> None:
         gate.wait(PATIENCE)
-        store.claim(job_id, 2, b"2", owner, rests=False)
+        store.claim(job_id, 2, b"2", owner, stopped=False)
 
     for number in range(10):
         job_id, gate = f"job {number}", threading.Barrier(4)
@@ -134,7 +134,7 @@ def test_an_append_that_waited_while_another_host_took_the_job_is_refused(
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with admin.transaction():
         admin.execute("UPDATE routilux_jobs SET owner = 'b'")
-        late = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        late = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
         until_one_waits(admin)
     refused = late.result()
     assert isinstance(refused, LeaseLostError)
@@ -175,13 +175,13 @@ def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn: 
             for _ in range(60):
                 seq = len(store.rows("j")) + 1
                 row = f"{owner} {seq}".encode()
-                rests = chance.random() < 0.3
+                stopped = chance.random() < 0.3
                 store.acquire(owner, ["f"], SECOND // 1000)
                 try:
                     if chance.random() < 0.5:
-                        store.claim("j", seq, row, owner, rests=rests)
+                        store.claim("j", seq, row, owner, stopped=stopped)
                     else:
-                        store.append("j", seq, row, owner, rests=rests)
+                        store.append("j", seq, row, owner, stopped=stopped)
                     accepted.append((seq, owner))
                 except LeaseLostError:
                     store.release("j", owner, 0)
@@ -246,12 +246,12 @@ def stories(store: PostgresStore) -> set[tuple[str, ...]]:
 
 
 DRIVES = """
-import sys, threading
+import os, sys, threading
 from routilux import PostgresStore, Worker
 from tests.routines import chain
 first, begun = threading.Lock(), threading.Event()
 def drives(self):
-    print(self.ctx.job_id, flush=True)
+    os.write(1, f"{self.ctx.job_id}\\n".encode())  # print would write the line in two parts
     if first.acquire(blocking=False):
         sys.stdin.readline()
         begun.set()
@@ -308,7 +308,7 @@ def test_a_forked_child_uses_connections_of_its_own(postgres: PostgresStore) -> 
         # Python tells so of a connection that is dropped while it is open.
         sys.unraisablehook = lambda _: os._exit(2)
         try:
-            postgres.append("j", 2, b"2", "a", rests=False)
+            postgres.append("j", 2, b"2", "a", stopped=False)
             assert backend != backend_of(postgres)
             postgres.close()
             os._exit(0)
@@ -316,7 +316,7 @@ def test_a_forked_child_uses_connections_of_its_own(postgres: PostgresStore) -> 
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert 0 == os.waitstatus_to_exitcode(status)
-    postgres.append("j", 3, b"3", "a", rests=False)
+    postgres.append("j", 3, b"3", "a", stopped=False)
     assert backend == backend_of(postgres)
     assert [b"1", b"2", b"3"] == postgres.rows("j")
 

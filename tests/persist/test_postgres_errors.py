@@ -24,6 +24,7 @@ from tests.persist.hosts import PATIENCE, Call, line_of, locked, processes, unti
 from tests.persist.postgres_server import GUARDED, Server, with_option
 from tests.persist.stores import acquire
 from tests.routines import SECOND
+from tests.soak import also
 
 
 def schema_of(admin: Any) -> str:
@@ -174,12 +175,12 @@ def test_a_statement_that_the_server_cancels_raises_and_can_be_repeated(
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with locked(dsn):
-        append = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
         admin.execute("SELECT pg_cancel_backend(%s)", (until_one_waits(admin),))
         error = append.result()
     assert isinstance(error, OSError)
     assert "canceling statement due to user request; the server's statement_timeout" in str(error)
-    postgres.append("j", 2, b"2", "a", rests=False)
+    postgres.append("j", 2, b"2", "a", stopped=False)
     assert [b"1", b"2"] == postgres.rows("j")
 
 
@@ -220,8 +221,8 @@ CALLS: dict[str, Callable[[PostgresStore, str], object]] = {
     "create, job_id": lambda store, text: store.create(text, b"", "a", flow_id="f", queued=True),
     "create, owner": lambda store, text: store.create("j", b"", text, flow_id="f", queued=True),
     "create, flow_id": lambda store, text: store.create("j", b"", "a", flow_id=text, queued=True),
-    "append, job_id": lambda store, text: store.append(text, 2, b"", "a", rests=False),
-    "claim, owner": lambda store, text: store.claim("j", 2, b"", text, rests=False),
+    "append, job_id": lambda store, text: store.append(text, 2, b"", "a", stopped=False),
+    "claim, owner": lambda store, text: store.claim("j", 2, b"", text, stopped=False),
     "overrule, owner": lambda store, text: store.overrule("j", 2, b"", text, free=True),
     "rows, job_id": lambda store, text: store.rows(text),
     "acquire, flow_id": lambda store, text: store.acquire("a", ["f", text], SECOND),
@@ -276,7 +277,7 @@ def test_an_id_that_the_databases_encoding_can_not_hold_is_refused(
 # --- the server of the tests ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", also(signal.SIGKILL, signal.SIGTERM))
 def test_the_server_of_tests_that_were_killed_ends_and_leaves_nothing(
     server: Server, how: signal.Signals
 ) -> None:

@@ -46,7 +46,7 @@ def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     for seq in range(2, 5):
         assert 1 <= end_backends(admin)
-        postgres.append("j", seq, b"%d" % seq, "a", rests=False)
+        postgres.append("j", seq, b"%d" % seq, "a", stopped=False)
     assert [b"1", b"2", b"3", b"4"] == postgres.rows("j")
 
 
@@ -55,7 +55,7 @@ def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with locked(dsn):
-        append = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
         admin.execute("SELECT pg_terminate_backend(%s, 10000)", (until_one_waits(admin),))
         until_one_waits(admin)  # it has been sent again
     assert None is append.result()
@@ -67,13 +67,13 @@ def test_a_backend_that_is_ended_a_second_time_raises(
 ) -> None:
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with locked(dsn):
-        append = Call(partial(postgres.append, "j", 2, b"2", "a", rests=False))
+        append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
         for _ in range(2):
             admin.execute("SELECT pg_terminate_backend(%s, 10000)", (until_one_waits(admin),))
         error = append.result()
     assert isinstance(error, OSError)
     assert "terminating connection" in str(error)
-    postgres.append("j", 2, b"2", "a", rests=False)
+    postgres.append("j", 2, b"2", "a", stopped=False)
 
 
 def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
@@ -82,7 +82,7 @@ def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
     postgres.create("j", b"1", "a", flow_id="f", queued=True)
     server.restart()
     assert "j" == acquire(postgres, "b", ["f"], 60 * SECOND)
-    postgres.claim("j", 2, b"2", "b", rests=False)
+    postgres.claim("j", 2, b"2", "b", stopped=False)
     server.restart()
     assert ["j"] == postgres.renew("b", SECOND)
 
@@ -161,17 +161,17 @@ def test_a_create_whose_connection_is_lost_makes_one_job(
 
 
 @LOST
-@pytest.mark.parametrize("rests", [True, False])
+@pytest.mark.parametrize("stopped", [True, False])
 def test_an_append_whose_connection_is_lost_is_there_once(
-    far: PostgresStore, losses: Losses, lost: str, rests: bool
+    far: PostgresStore, losses: Losses, lost: str, stopped: bool
 ) -> None:
     far.create("j", b"1", "a", flow_id="f", queued=True)
     far.acquire("a", ["f"], 60 * SECOND)
     with losses.once(lost):
-        far.append("j", 2, b"2", "a", rests=rests)
-    far.append("j", 3, b"3", "a", rests=rests)
+        far.append("j", 2, b"2", "a", stopped=stopped)
+    far.append("j", 3, b"3", "a", stopped=stopped)
     assert [b"1", b"2", b"3"] == far.rows("j")
-    assert ([] if rests else ["j"]) == far.renew("a", SECOND)
+    assert ([] if stopped else ["j"]) == far.renew("a", SECOND)
 
 
 @LOST
@@ -183,11 +183,11 @@ def test_a_claim_whose_connection_is_lost_makes_one_owner(
     if acquired:
         far.acquire("b", ["f"], 60 * SECOND)
     with losses.once(lost):
-        far.claim("j", 2, b"2", "b", rests=False)
+        far.claim("j", 2, b"2", "b", stopped=False)
     assert [b"1", b"2"] == far.rows("j")
     assert (["j"] if acquired else []) == far.renew("b", SECOND)
     with pytest.raises(LeaseLostError):
-        far.append("j", 3, b"3", "a", rests=False)
+        far.append("j", 3, b"3", "a", stopped=False)
 
 
 @LOST
@@ -315,7 +315,7 @@ def test_an_append_after_which_others_went_on_before_its_host_heard_of_it_is_the
     overtaken.create("j", b"1", "a", flow_id="f", queued=False)
     losses.next("answer")
     with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
-        overtaken.append("j", 2, b"2", "a", rests=False)
+        overtaken.append("j", 2, b"2", "a", stopped=False)
     assert [b"1", b"2", b"of b"] == overtaken.rows("j")
 
 
@@ -362,11 +362,11 @@ def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(
         with locked(dsn):
             call = Call(interrupt)
             with pytest.raises(raised):
-                postgres.append("j", 2, b"2", "a", rests=False)
+                postgres.append("j", 2, b"2", "a", stopped=False)
             assert None is call.result()
     finally:
         signal.signal(number, before)
-    postgres.append("j", 2, b"2", "a", rests=False)
+    postgres.append("j", 2, b"2", "a", stopped=False)
     assert [b"1", b"2"] == postgres.rows("j")
 
 
@@ -393,7 +393,7 @@ def test_a_host_that_is_stopped_locks_no_other_out(postgres: PostgresStore, dsn:
 def claims(store: PostgresStore) -> None:
     while True:
         try:
-            store.claim("j", len(store.rows("j")) + 1, b"claimed", "b", rests=False)
+            store.claim("j", len(store.rows("j")) + 1, b"claimed", "b", stopped=False)
         except LeaseLostError:  # the last append was still under way
             continue
         return

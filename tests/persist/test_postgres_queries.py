@@ -63,9 +63,9 @@ SELECT 'free ' || n, 'f', '', 1000 + n FROM generate_series(1, 3) n
 """
 ROW = (2, b"2", "a")
 CALLS: dict[str, Callable[[PostgresStore], object]] = {
-    "append": lambda store: store.append("j", *ROW, rests=False),
+    "append": lambda store: store.append("j", *ROW, stopped=False),
     "append_all": lambda store: store.append_all([Append("j", *ROW, True)]),
-    "claim": lambda store: store.claim("j", *ROW, rests=False),
+    "claim": lambda store: store.claim("j", *ROW, stopped=False),
     "overrule": lambda store: store.overrule("j", *ROW, free=True),
     "create": lambda store: store.create("k", b"1", "a", flow_id="f", queued=True),
     "keep_snapshot": lambda store: store.keep_snapshot("j", 1, b"1"),
@@ -94,7 +94,7 @@ def test_jobs_are_found_by_an_index_also_where_there_were_few_when_that_was_plan
         patch.setattr(postgres._database, "do", do)
         CALLS[call](postgres)
     assert sent
-    admin.execute("ANALYZE")
+    admin.execute("ANALYZE routilux_jobs, routilux_commits, routilux_snapshots")
     admin.execute(postgres_connection._SETTINGS)
     before = [plan_of(admin, *asked) for asked in sent]
     assert len(sent) == len(before)

@@ -118,8 +118,8 @@ def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(
 
 def test_a_forked_child_uses_a_connection_of_its_own(store: SqliteStore) -> None:
     store.create("j", b"1", "a", flow_id="f", queued=False)
-    in_a_child(lambda: store.append("j", 2, b"2", "a", rests=False))
-    store.append("j", 3, b"3", "a", rests=False)
+    in_a_child(lambda: store.append("j", 2, b"2", "a", stopped=False))
+    store.append("j", 3, b"3", "a", stopped=False)
     assert [b"1", b"2", b"3"] == store.rows("j")
 
 
@@ -133,7 +133,7 @@ def test_a_forked_child_never_closes_the_connection_of_its_parent(
 
     def closes() -> None:
         if used:
-            store.append("j", 2, b"2", "a", rests=False)
+            store.append("j", 2, b"2", "a", stopped=False)
         store.close()
         gc.collect()  # a connection and its statements hold each other
         assert open_before <= files_open(store.path)
@@ -240,7 +240,7 @@ def test_a_reader_writes_nothing(store: SqliteStore) -> None:
     store.create("j", b"row 1", "a", flow_id="f", queued=True)
     refused = pytest.raises(OSError, match="attempt to write a readonly database")
     with SqliteStore(store.path, read_only=True) as reader, refused:
-        reader.append("j", 2, b"row 2", "a", rests=False)
+        reader.append("j", 2, b"row 2", "a", stopped=False)
 
 
 def test_a_reader_makes_no_store_of_an_empty_file(tmp_path: Path) -> None:
@@ -313,11 +313,11 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(store: SqliteStore) -> N
     with store._file.using() as db:
         db.execute("PRAGMA max_page_count = 1")  # as many as there are: no more can be added
     with pytest.raises(OSError, match="the disk is full; make room, then resume the jobs"):
-        store.append("j", 2, b"x" * 100_000, "a", rests=False)
+        store.append("j", 2, b"x" * 100_000, "a", stopped=False)
     assert [b"1"] == store.rows("j")
     with store._file.using() as db:
         db.execute("PRAGMA max_page_count = 1000000")
-    store.append("j", 2, b"2", "a", rests=True)
+    store.append("j", 2, b"2", "a", stopped=True)
 
 
 def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path) -> None:
@@ -351,15 +351,15 @@ def test_nothing_is_written_to_a_file_that_has_lost_its_name(by: str, tmp_path: 
             (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
             (tmp_path / "other.db").rename(tmp_path / "jobs.db")
         for write in (
-            lambda: store.append("j", 2, b"2", "a", rests=False),
-            lambda: store.append("j", 2, b"2", "a", rests=True),
+            lambda: store.append("j", 2, b"2", "a", stopped=False),
+            lambda: store.append("j", 2, b"2", "a", stopped=True),
             lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
             lambda: store.job_ids(),
         ):
             with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
                 write()
         (tmp_path / "kept.db").replace(tmp_path / "jobs.db")
-        store.append("j", 2, b"2", "a", rests=False)
+        store.append("j", 2, b"2", "a", stopped=False)
         assert [b"1", b"2"] == store.rows("j")
 
 
@@ -412,7 +412,7 @@ def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
     thread.start()
     assert holding.wait(PATIENCE)
     try:
-        in_a_child(lambda: store.append("j", 2, b"2", "a", rests=False))
+        in_a_child(lambda: store.append("j", 2, b"2", "a", stopped=False))
     finally:
         over.set()
         thread.join(PATIENCE)

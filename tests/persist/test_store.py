@@ -27,6 +27,7 @@ from routilux import (
 from tests.engine.workshop import at_once as together
 from tests.persist.stores import STORES, Make, acquire
 from tests.routines import PATIENCE, SECOND
+from tests.soak import examples
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def filled(store: JobStore, count: int, *, queued: bool = False) -> JobStore:
     """A job `j` of flow `f` with `count` rows of owner `a`."""
     store.create("j", b"row 1", "a", flow_id="f", queued=queued)
     for seq in range(2, count + 1):
-        store.append("j", seq, b"row %d" % seq, "a", rests=False)
+        store.append("j", seq, b"row %d" % seq, "a", stopped=False)
     return store
 
 
@@ -82,7 +83,7 @@ def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store: JobStore) 
 
 @pytest.mark.parametrize("row", [b"", bytes(range(256)), b"x" * 1_000_000])
 def test_a_row_is_any_bytes(store: JobStore, row: bytes) -> None:
-    filled(store, 1).append("j", 2, row, "a", rests=False)
+    filled(store, 1).append("j", 2, row, "a", stopped=False)
     store.keep_snapshot("j", 2, row)
     assert [row] == store.rows("j", 1)
     assert (2, row) == store.snapshot("j")
@@ -92,14 +93,14 @@ def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store: JobSt
     filled(store, 1)
     store.create("j", b"row 1", "a", flow_id="f", queued=False)
     for seq in (2, 3, 2, 3):
-        store.append("j", seq, b"row %d" % seq, "a", rests=False)
+        store.append("j", seq, b"row %d" % seq, "a", stopped=False)
     assert 3 == len(store.rows("j"))
 
 
 def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> None:
     filled(store, 3)
     with pytest.raises(LeaseLostError, match="has 3 commits in the store"):
-        store.append("j", 2, b"another", "a", rests=True)
+        store.append("j", 2, b"another", "a", stopped=True)
     assert [b"row 1", b"row 2", b"row 3"] == store.rows("j")
 
 
@@ -107,11 +108,11 @@ def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> No
 def test_a_row_with_a_number_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
     filled(store, 1)
     with pytest.raises(LeaseLostError):
-        store.append("j", seq, b"x", "a", rests=False)
+        store.append("j", seq, b"x", "a", stopped=False)
     with pytest.raises(LeaseLostError):
-        store.claim("j", seq, b"x", "a", rests=False)
+        store.claim("j", seq, b"x", "a", stopped=False)
     with pytest.raises(LeaseLostError, match="holds no job 'new'"):
-        store.append("new", 2, b"x", "a", rests=False)
+        store.append("new", 2, b"x", "a", stopped=False)
     assert [b"row 1"] == store.rows("j")
     assert ["j"] == store.job_ids()
 
@@ -181,41 +182,41 @@ def test_each_of_several_rows_can_end_the_lease_of_its_job(store: JobStore) -> N
 
 def test_after_a_claim_only_its_owner_can_write(store: JobStore) -> None:
     filled(store, 2)
-    store.claim("j", 3, b"resumed by b", "b", rests=False)
+    store.claim("j", 3, b"resumed by b", "b", stopped=False)
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 4 of 'a' was refused"):
-        store.append("j", 4, b"row 4", "a", rests=False)
+        store.append("j", 4, b"row 4", "a", stopped=False)
     for row in (b"resumed by b", b"row 3"):
         with pytest.raises(LeaseLostError):
-            store.append("j", 3, row, "a", rests=False)  # not even what is there already
+            store.append("j", 3, row, "a", stopped=False)  # not even what is there already
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 2 of 'a' was refused"):
-        store.append("j", 2, b"row 2", "a", rests=True)
+        store.append("j", 2, b"row 2", "a", stopped=True)
     [refused] = store.append_all([Append("j", 2, b"row 2", "a", True)])
     assert isinstance(refused, LeaseLostError)
     with pytest.raises(LeaseLostError):
-        store.append("j", 2, b"row 2", "b", rests=False)  # a row of the owner before
-    store.append("j", 4, b"of b", "b", rests=False)
+        store.append("j", 2, b"row 2", "b", stopped=False)  # a row of the owner before
+    store.append("j", 4, b"of b", "b", stopped=False)
     assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
 
 
 def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStore) -> None:
     filled(store, 2)
-    store.claim("j", 3, b"resumed", "b", rests=False)
-    store.claim("j", 3, b"resumed", "b", rests=False)  # its answer may have been lost
+    store.claim("j", 3, b"resumed", "b", stopped=False)
+    store.claim("j", 3, b"resumed", "b", stopped=False)  # its answer may have been lost
     with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
-        store.claim("j", 3, b"resumed", "c", rests=False)
+        store.claim("j", 3, b"resumed", "c", stopped=False)
     with pytest.raises(LeaseLostError):
-        store.claim("j", 3, b"resumed otherwise", "b", rests=False)
-    store.append("j", 4, b"of b", "b", rests=False)
+        store.claim("j", 3, b"resumed otherwise", "b", stopped=False)
+    store.append("j", 4, b"of b", "b", stopped=False)
 
 
 def test_a_claim_that_is_refused_changes_nothing(store: JobStore) -> None:
     with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
-        store.claim("nobody", 1, b"x", "a", rests=False)
+        store.claim("nobody", 1, b"x", "a", stopped=False)
     assert [] == store.job_ids()
     filled(store, 2)
     with pytest.raises(LeaseLostError):
-        store.claim("j", 5, b"x", "b", rests=False)
-    store.append("j", 3, b"row 3", "a", rests=False)
+        store.claim("j", 5, b"x", "b", stopped=False)
+    store.append("j", 3, b"row 3", "a", stopped=False)
 
 
 def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
@@ -236,10 +237,10 @@ def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
 
 def test_of_many_that_claim_at_once_exactly_one_succeeds(store: JobStore) -> None:
     filled(store, 1)
-    got = at_once(8, lambda owner: store.claim("j", 2, b"resumed", owner, rests=False))
+    got = at_once(8, lambda owner: store.claim("j", 2, b"resumed", owner, stopped=False))
     [winner] = [owner for owner, result in got.items() if result is None]
     assert 7 == list(got.values()).count(LeaseLostError)
-    store.append("j", 3, b"x", winner, rests=False)
+    store.append("j", 3, b"x", winner, stopped=False)
 
 
 def test_of_many_that_acquire_at_once_each_gets_another_job(store: JobStore) -> None:
@@ -252,7 +253,7 @@ def test_threads_share_one_store(store: JobStore) -> None:
     def appends(name: str) -> None:
         store.create(name, b"1", name, flow_id="f", queued=False)
         for seq in range(2, 10):
-            store.append(name, seq, b"%d" % seq, name, rests=False)
+            store.append(name, seq, b"%d" % seq, name, stopped=False)
 
     together(*(partial(appends, f"job {number:02}") for number in range(32)))
     assert [f"job {number:02}" for number in range(32)] == store.job_ids()
@@ -295,22 +296,22 @@ def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(
     store: JobStore, clock: FakeClock
 ) -> None:
     filled(store, 2, queued=False)
-    store.claim("j", 3, b"held", "a", rests=False)
+    store.claim("j", 3, b"held", "a", stopped=False)
     queued(store, "k")
     assert "k" == acquire(store, "b", ["f"], 3 * SECOND)
-    store.claim("k", 2, b"resumed", "b", rests=False)
+    store.claim("k", 2, b"resumed", "b", stopped=False)
     clock.advance(2.999)
     assert None is store.acquire("c", ["f"], SECOND)
     assert 1_000_000 == store.free_in(["f"])
     with pytest.raises(LeaseLostError, match="belongs to 'b'"):
-        store.claim("k", 3, b"resumed", "c", rests=False)
+        store.claim("k", 3, b"resumed", "c", stopped=False)
     clock.advance(0.001)
     assert 0 == store.free_in(["f"])
-    store.append("k", 3, b"late, but nobody has taken it", "b", rests=False)
+    store.append("k", 3, b"late, but nobody has taken it", "b", stopped=False)
     assert "k" == acquire(store, "c", ["f"], SECOND)
     with pytest.raises(LeaseLostError, match="belongs to 'c'"):
-        store.append("k", 4, b"too late", "b", rests=False)
-    store.claim("k", 4, b"resumed", "c", rests=False)
+        store.append("k", 4, b"too late", "b", stopped=False)
+    store.claim("k", 4, b"resumed", "c", stopped=False)
     assert SECOND == store.free_in(["f"])
 
 
@@ -333,7 +334,7 @@ def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(
     queued(store, "j")
     store.acquire("b", ["f"], SECOND)
     clock.advance(1)
-    store.claim("j", 2, b"resumed", "c", rests=False)
+    store.claim("j", 2, b"resumed", "c", stopped=False)
     assert None is store.free_in(["f"])
     assert [] == store.renew("b", SECOND)
 
@@ -344,16 +345,16 @@ def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(
     queued(store, "j", "k")
     for job_id in ("j", "k"):
         store.acquire("b", ["f"], SECOND)
-        store.claim(job_id, 2, b"resumed", "b", rests=job_id == "k")
+        store.claim(job_id, 2, b"resumed", "b", stopped=job_id == "k")
     assert ["j"] == store.renew("b", SECOND)
-    store.append("j", 3, b"paused", "b", rests=True)
-    store.append("j", 4, b"a step that was in flight", "b", rests=True)
+    store.append("j", 3, b"paused", "b", stopped=True)
+    store.append("j", 4, b"a step that was in flight", "b", stopped=True)
     assert [] == store.renew("b", SECOND)
     clock.advance(10)
     assert None is store.acquire("c", ["f"], SECOND)
     store.release("j", "b", 0)
     assert None is store.free_in(["f"])
-    store.claim("j", 5, b"resumed by name", "c", rests=False)
+    store.claim("j", 5, b"resumed by name", "c", stopped=False)
 
 
 @pytest.mark.parametrize("clean", [True, False])
@@ -368,11 +369,11 @@ def test_a_job_that_was_given_back_is_free_when_its_time_comes(
     assert 60 * SECOND == store.free_in(["f"])
     assert [] == store.renew("b", SECOND)
     with pytest.raises(LeaseLostError, match="'j' is free to be taken by any host now; commit 2"):
-        store.append("j", 2, b"x", "b", rests=False)
+        store.append("j", 2, b"x", "b", stopped=False)
     clock.advance(59)
     assert None is store.acquire("c", ["f"], SECOND)
-    store.claim("j", 2, b"by name, before its time", "c", rests=False)
-    store.append("j", 3, b"x", "c", rests=False)
+    store.claim("j", 2, b"by name, before its time", "c", stopped=False)
+    store.append("j", 3, b"x", "c", stopped=False)
 
 
 def test_an_acquired_job_says_whether_it_was_given_back(store: JobStore, clock: FakeClock) -> None:
@@ -445,9 +446,9 @@ def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(
     store.acquire("a", ["f"], SECOND)
     store.overrule("j", 2, b"the end", "operator", free=False)
     with pytest.raises(LeaseLostError, match="belongs to 'operator' now; commit 3 of 'a' was"):
-        store.append("j", 3, b"row 3", "a", rests=False)
+        store.append("j", 3, b"row 3", "a", stopped=False)
     with pytest.raises(LeaseLostError):
-        store.append("j", 2, b"row 2", "a", rests=False)
+        store.append("j", 2, b"row 2", "a", stopped=False)
     assert [] == store.renew("a", SECOND)
     clock.advance(2)
     assert None is store.free_in(["f"])
@@ -455,13 +456,13 @@ def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(
 
 
 def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: JobStore) -> None:
-    filled(store, 1).append("j", 2, b"row 2", "a", rests=True)
+    filled(store, 1).append("j", 2, b"row 2", "a", stopped=True)
     assert None is store.free_in(["f"])
     store.overrule("j", 3, b"again", "operator", free=True)
     assert 0 == store.free_in(["f"])
     assert "j" == acquire(store, "b", ["f"], SECOND)
     store.overrule("j", 3, b"again", "operator", free=True)  # the answer was lost, and is no news
-    store.append("j", 4, b"row 4", "b", rests=False)
+    store.append("j", 4, b"row 4", "b", stopped=False)
     assert 4 == len(store.rows("j"))
 
 
@@ -472,7 +473,7 @@ def test_an_operator_that_is_too_late_changes_nothing(store: JobStore) -> None:
             store.overrule("j", seq, row, "operator", free=True)
     with pytest.raises(NotResumableError, match="the store holds no job 'nobody'"):
         store.overrule("nobody", 2, b"row", "operator", free=True)
-    store.append("j", 3, b"row 3", "a", rests=False)
+    store.append("j", 3, b"row 3", "a", stopped=False)
     assert None is store.free_in(["f"])
 
 
@@ -505,8 +506,8 @@ def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
         match call:
             case ("create", row, owner, queued):
                 store.create("j", row, owner, flow_id="f", queued=queued)
-            case ("append" | "claim" as name, seq, row, owner, rests):
-                getattr(store, name)("j", seq, row, owner, rests=rests)
+            case ("append" | "claim" as name, seq, row, owner, stopped):
+                getattr(store, name)("j", seq, row, owner, stopped=stopped)
             case ("overrule", seq, row, owner, free):
                 store.overrule("j", seq, row, owner, free=free)
             case ("acquire", owner):
@@ -523,7 +524,7 @@ def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
 
 
 @pytest.mark.parametrize("make", STORES.values(), ids=STORES)
-@settings(max_examples=50)  # each makes a database
+@settings(max_examples=examples(0.25))  # each makes a database
 @given(calls=_calls)
 def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
     make: Make, calls: list[tuple[Any, ...]]

@@ -62,7 +62,7 @@ def holding(rows: list[bytes], snapshot: bytes | None = None) -> Runtime:
         if seq == 1:
             store.create("job-1", row, "a", flow_id="orders", queued=False)
         else:
-            store.append("job-1", seq, row, "a", rests=False)
+            store.append("job-1", seq, row, "a", stopped=False)
     if snapshot is not None:
         store.keep_snapshot("job-1", 6, snapshot)
     return Runtime(clock=FakeClock(START), store=store)

@@ -219,7 +219,7 @@ watch: Observer = Watch()
 monitor = ExecutionMonitor()
 store: JobStore = MemoryStore()
 assert_type(
-    store.append_all([Append("job-1", 2, b"{}", "host-a", rests=False)]),
+    store.append_all([Append("job-1", 2, b"{}", "host-a", stopped=False)]),
     list[LeaseLostError | None],
 )
 durable: JobStore = SqliteStore("jobs.db", clock=FakeClock())

@@ -388,7 +388,7 @@ _PLAIN: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
             "a worker that asks for work gets a finished job and runs it again: the store breaks"
             " the contract of JobStore"
         ),
-        ("in the transaction of a write with rests=True, make the job unavailable to workers",),
+        ("in the transaction of a write with stopped=True, make the job unavailable to workers",),
     ),
     "payload-changed": (
         (

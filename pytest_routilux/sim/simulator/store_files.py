@@ -112,7 +112,7 @@ class RealStoreFiles:
         if claims and before != owner:
             with suppress(Exception):
                 # The host before is not dead, only slow, and writes what it would have written.
-                store.append(job_id, commit.seq, self.rows[-2], before, rests=False)
+                store.append(job_id, commit.seq, self.rows[-2], before, stopped=False)
                 what = f"it takes commit {commit.seq} of a host that has lost the job to another"
                 self._wrong = Finding("store-fence", what, "store.fence", at_ns=commit.at_ns)
 
@@ -187,13 +187,13 @@ class _Watched:
         self.row = row
         self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         self.row = row
-        self._store.append(job_id, seq, row, owner, rests=rests)
+        self._store.append(job_id, seq, row, owner, stopped=stopped)
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         self.row = row
-        self._store.claim(job_id, seq, row, owner, rests=rests)
+        self._store.claim(job_id, seq, row, owner, stopped=stopped)
 
 
 class Folder:

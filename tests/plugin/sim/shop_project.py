@@ -52,6 +52,7 @@ SURVIVES = """
     def test_survives(flow_sim):
         flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
 """
+_reproducers: dict[str, str] = {}
 
 
 def shop(pytester: pytest.Pytester, tests: str = SURVIVES, *, keyed: bool = False) -> None:
@@ -81,9 +82,11 @@ def repro_of(result: pytest.RunResult) -> str:
 
 
 def reproducer(pytester: pytest.Pytester, tests: str = SURVIVES) -> str:
-    """The reproducer that a shop without keys is given."""
+    """The reproducer that a shop without keys is given, which is always the same."""
     shop(pytester, tests)
-    return repro_of(run_inside(pytester))
+    if tests not in _reproducers:
+        _reproducers[tests] = repro_of(run_inside(pytester))
+    return _reproducers[tests]
 
 
 def glob(text: str) -> str:
@@ -95,7 +98,7 @@ ON_SQLITE = """
     from routilux import MemoryStore, SqliteStore
 
     class Late(SqliteStore):
-        def append(self, job_id, seq, row, owner, *, rests):
+        def append(self, job_id, seq, row, owner, *, stopped):
             with self._file.using() as db:
                 if not db.in_transaction:
                     db.execute("BEGIN IMMEDIATE")
@@ -103,7 +106,7 @@ ON_SQLITE = """
                     "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1",
                     (job_id, seq, owner, row),
                 )
-                if rests:
+                if stopped:
                     db.execute("COMMIT")
 
     def opens_elsewhere(path):

@@ -58,14 +58,14 @@ class Stepped(SqliteStore):
         super().create(job_id, row, owner, flow_id=flow_id, queued=queued)
         self._seq = 0
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         self._seq = seq if self._owner in ("", owner) else 0  # not of a host that has lost the job
-        super().append(job_id, seq, row, owner, rests=rests)
+        super().append(job_id, seq, row, owner, stopped=stopped)
         self._seq = 0
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         self._seq = seq
-        super().claim(job_id, seq, row, owner, rests=rests)
+        super().claim(job_id, seq, row, owner, stopped=stopped)
         self._seq, self._owner = 0, owner
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
@@ -114,7 +114,7 @@ class Failing(SqliteStore):
             write()
         else:
             with self._file.using() as db:
-                db.execute("PRAGMA busy_timeout = 0")
+                db.patience_ns = 0  # type: ignore[attr-defined]
             other = sqlite3.connect(self.path, isolation_level=None)
             try:
                 other.execute("BEGIN IMMEDIATE")
@@ -157,29 +157,29 @@ class Leased(SqliteStore):
         super().create(job_id, row, owner, flow_id=flow_id, queued=True)
         self.acquire(owner, [flow_id], LEASE)
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         self.acquire(owner, self._flow_ids, LEASE)
-        super().claim(job_id, seq, row, owner, rests=rests)
+        super().claim(job_id, seq, row, owner, stopped=stopped)
 
 
 class Grouped(SqliteStore):
     """No bug: each commit is written as several jobs are that end together."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        [refusal] = self.append_all([Append(job_id, seq, row, owner, rests)])
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+        [refusal] = self.append_all([Append(job_id, seq, row, owner, stopped)])
         if refusal is not None:
             raise refusal
 
 
 class ForgetsRests(Leased):
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        super().append(job_id, seq, row, owner, rests=False)
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+        super().append(job_id, seq, row, owner, stopped=False)
 
 
 class CommitsLate(SqliteStore):
     """Acknowledges a row whose COMMIT comes with the next one."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.using() as db:
             if db.in_transaction:
                 db.execute("COMMIT")
@@ -190,12 +190,12 @@ class CommitsLate(SqliteStore):
 class CommitsAtRest(SqliteStore):
     """Keeps a job in one transaction, which ends when the job rests."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.using() as db:
             if not db.in_transaction:
                 db.execute("BEGIN IMMEDIATE")
             db.execute(PUT, (job_id, seq, owner, row))
-            if rests:
+            if stopped:
                 db.execute("COMMIT")
 
     def close(self) -> None:
@@ -224,7 +224,7 @@ class HalfCreates(Stepped):
 class HalfClaims(Stepped):
     """Keeps the row of a claim in one transaction, and the owner in another."""
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         self._seq = seq
         with self._file.writing() as db:
             db.execute(PUT, (job_id, seq, owner, row))
@@ -236,7 +236,7 @@ class HalfClaims(Stepped):
 class NoFence(SqliteStore):
     """Lets whoever comes last write over what stands there."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.writing() as db:
             db.execute(PUT.replace("INSERT", "INSERT OR REPLACE"), (job_id, seq, owner, row))
 
@@ -244,7 +244,7 @@ class NoFence(SqliteStore):
 class ForgetsOwner(SqliteStore):
     """Keeps the row of a claim, and not who claims."""
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.writing() as db:
             db.execute(PUT, (job_id, seq, owner, row))
 
@@ -252,5 +252,5 @@ class ForgetsOwner(SqliteStore):
 class Tidies(SqliteStore):
     """Keeps a row otherwise than it was given."""
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, rests: bool) -> None:
-        super().append(job_id, seq, row + b"\n", owner, rests=rests)
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+        super().append(job_id, seq, row + b"\n", owner, stopped=stopped)

@@ -30,6 +30,7 @@ from routilux import (
     RetryAfter,
     Routine,
 )
+from tests.soak import sampled
 
 START = FakeClock().now_ns()
 
@@ -142,7 +143,7 @@ def flow_of(seed: int) -> Flow:
     return flow
 
 
-@pytest.mark.parametrize("tenth", range(10))
+@pytest.mark.parametrize("tenth", sampled(range(10), [0]))
 def test_no_law_is_broken_by_a_sound_engine(tenth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "_MOST_STEPS", 60)
     for seed in range(20 * tenth, 20 * tenth + 20):

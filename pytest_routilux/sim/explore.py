@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import StoreFails
-from pytest_routilux.sim.conformance.checker import broken_law
+from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import Hosts
@@ -206,9 +206,9 @@ def _given_up(run: Undisturbed) -> Finding | None:
 
 def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | None:
     last = lives[-1]
-    law = broken_law(world, lives, run.case)
-    if law is not None:
-        return law
+    rule = broken_rule(world, lives, run.case)
+    if rule is not None:
+        return rule
     for life in lives:
         if life.broken:
             return life.broken[0]
@@ -226,5 +226,5 @@ def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | 
             f"the host's memory has {len(held)} commits, its store {len(kept)}, and they are not"
             " the same"
         )
-        return Finding("engine-law", what, "engine")
+        return Finding("engine-rule", what, "engine")
     return None

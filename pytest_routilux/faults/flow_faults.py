@@ -29,7 +29,7 @@ from pytest_routilux.faults.faults import (
 )
 from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.journal import Journal, Row
-from routilux.persist.rows import checked
+from routilux.persist.rows import without_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -202,7 +202,7 @@ class _FailingJournal(Journal):
         refusals: list[Exception | None] = []
         for row in added:
             try:
-                with self._failing(Commit.load(codec.loads(checked(row[2], "$")), "$")):
+                with self._failing(Commit.load(codec.loads(without_checksum(row[2], "$")), "$")):
                     [refusal] = super().append_all([row])
             except Exception as error:
                 refusal = error

@@ -7,15 +7,25 @@ PYTEST := $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := test
-.PHONY: showcase test bench bench-store lint wheel downstream clean FORCE
+.PHONY: showcase test soak bench bench-store lint wheel downstream clean FORCE
 
 showcase: $(STAMP)
 	$(PYTEST) showcase/ -v
 
-# The tests come last, so that what they left out, and why, is the end of what is said.
+# A sample of every grid and a few examples of every property. The doctests come first, so that
+# the output ends with the tests that were skipped and the reasons.
 test: $(STAMP)
 	$(PYTEST) --doctest-modules routilux
-	$(PYTEST) tests --ignore tests/benchmarks -n 2
+	$(PYTEST) tests --ignore tests/benchmarks -m "not soak" -n 2
+
+# Every grid whole, many examples of every property, and many killed processes and damaged
+# documents. SEED chooses the kills and the damage: make soak SEED=$$RANDOM tries new ones.
+SEED ?= 1
+soak: $(STAMP)
+	HYPOTHESIS_PROFILE=soak $(PYTEST) tests --ignore tests/benchmarks -m "soak or hypothesis" -n 2
+	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
+	$(BIN)/python -m tests.fuzz.documents --count 20000 --huge 0 --seed $(SEED)
+	@echo 'soak: all passed, with SEED=$(SEED)'
 
 # Fails where a ratio got worse than in tests/benchmarks/stored.json, which bench-store writes.
 bench: $(STAMP)

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["pytester"]
 
 # The same examples in every run, so that a red run is red again; `explore` looks for new ones.
-settings.register_profile("ci", derandomize=True, deadline=None, database=None, print_blob=True)
+# So few examples as in `ci` say nothing about how many of them a strategy filters out.
+for name, count in ("ci", 25), ("soak", 200):
+    settings.register_profile(
+        name,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        print_blob=True,
+        max_examples=count,
+        suppress_health_check=[HealthCheck.filter_too_much] if name == "ci" else [],
+    )
 settings.register_profile("explore", deadline=None, max_examples=2000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 import pytest
 
 from tests.persist import postgres_server
+from tests.plugin import inner
 
 # A project of its own: `make downstream` runs it where it belongs, in an environment of its own.
 collect_ignore = ["downstream"]
@@ -16,19 +17,22 @@ collect_ignore = ["downstream"]
 def _servers() -> Iterator[None]:
     yield
     postgres_server.stop()
+    inner.stop()
 
 
 # What makes a program print in colours, in other widths or otherwise than where none is set.
 _TASTES = (
     *("NO_COLOR", "FORCE_COLOR", "PY_COLORS", "COLUMNS", "LINES"),
-    *("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),
+    *("PYTEST_ADDOPTS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD", "PYTHONDONTWRITEBYTECODE"),
 )
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _plain() -> Iterator[None]:
-    """What the tests start prints the same whoever runs the suite."""
+def _plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests start prints the same whoever runs the suite, and compiles a module once."""
+    compiled = tmp_path_factory.getbasetemp() / "compiled"
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPYCACHEPREFIX", str(compiled))
         for name in _TASTES:
             patch.delenv(name, raising=False)
         patch.setenv("PYTHONUTF8", "1")

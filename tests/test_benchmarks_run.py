@@ -15,8 +15,20 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+SLOW = {"start_up", "hosted_steps", "workers", "long_history"}
+
+
 @pytest.mark.parametrize(
-    ("make", "sizes"), [pytest.param(make, tiny, id=make.__name__) for make, _, tiny in BENCHMARKS]
+    ("make", "sizes"),
+    [
+        pytest.param(
+            make,
+            tiny,
+            id=make.__name__,
+            marks=[pytest.mark.soak] if make.__name__ in SLOW else [],
+        )
+        for make, _, tiny in BENCHMARKS
+    ],
 )
 def test_a_benchmark_runs_and_yields_figures(
     make: Callable[..., Measurement], sizes: tuple[Any, ...]

@@ -50,6 +50,7 @@ from tests.persist.orders import (
     run,
     seal,
 )
+from tests.soak import examples
 
 DOCUMENT = GOLDEN / "routilux-1.json"
 ROOT = Path(__file__).parents[2]
@@ -305,7 +306,7 @@ def flows(draw: st.DrawFn) -> Flow:
     return flow
 
 
-@settings(max_examples=60)
+@settings(max_examples=examples(0.6))
 @given(flow=flows(), value=values, point=st.integers(0, 10))
 def test_any_flow_and_job_are_loaded_equal_and_written_again_byte_by_byte(flow, value, point):
     captures = Captures(flow)
@@ -771,7 +772,7 @@ json_values = st.recursive(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(4))
 @given(data=st.data(), sealed=st.booleans(), whole=st.booleans())
 def test_a_changed_document_is_read_or_refused_with_a_saved_state_error(
     data, sealed, whole, retried, shortened
@@ -795,7 +796,7 @@ def test_a_changed_document_is_read_or_refused_with_a_saved_state_error(
     loads_or_refuses(text)
 
 
-@settings(max_examples=200)
+@settings(max_examples=examples(2))
 @given(st.binary(max_size=60))
 @example(b"[" * 100_000)
 @example(b'{"format":' * 5_000)

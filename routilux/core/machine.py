@@ -84,7 +84,7 @@ class Machine:
         return list(self._flights.values())
 
     @property
-    def rests(self) -> bool:
+    def stopped(self) -> bool:
         """Whether no step is in flight and none will start without a request."""
         return not self._flights and self.job.status is not _RUNNING
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
 
-__all__ = ["Request", "error_tasks", "ready_tasks", "request", "requeue", "taken"]
+__all__ = ["Request", "error_tasks", "ready_tasks", "request", "requeue", "take_over"]
 
 Request = Literal["pause", "cancel"]
 
@@ -65,7 +65,7 @@ def requeue(job: JobState, now: int) -> Commit:
     return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
 
 
-def taken(job: JobState, now: int) -> Commit:
+def take_over(job: JobState, now: int) -> Commit:
     """Return the commit that takes a job from its host and marks it pending.
 
     Raises `NotResumableError` if the job is neither pending nor running.

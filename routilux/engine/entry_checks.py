@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from routilux.errors import FlowDefinitionError, FlowMismatchError, nearest
-from routilux.graph.diff import homeless, mismatch
+from routilux.graph.diff import mismatch, tasks_without_slot
 from routilux.graph.messages import copied_payload
 
 if TYPE_CHECKING:
@@ -92,6 +92,6 @@ def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
     if lost:
         raise FlowMismatchError(
             "$.job_state.pending_tasks",
-            f"of job {job.job_id}, {homeless(lost)}; flow {plan.flow_id!r} does not have that:"
-            " give it the slot, or resume the job on the flow of its time",
+            f"of job {job.job_id}, {tasks_without_slot(lost)}; flow {plan.flow_id!r} does not have"
+            " that: give it the slot, or resume the job on the flow of its time",
         )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["PoolDriver"]
 
 
-class _Threads:
+class _DaemonThreads:
     """Up to `size` daemon threads, made when they are needed."""
 
     __slots__ = ("_idle", "_made", "_size", "_work")
@@ -85,7 +85,7 @@ class PoolDriver:
         own = size if executor is None else getattr(executor, "_max_workers", None)
         self.size = own if own is not None else sys.maxsize
         self._executor = executor
-        self._threads = _Threads(size)
+        self._threads = _DaemonThreads(size)
         self._flying = 0
         self.room = True
         self._ended: deque[Ended] = deque()

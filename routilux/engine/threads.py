@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
 
-__all__ = ["Crew"]
+__all__ = ["Threads"]
 
 _BACKGROUND_WORKERS: Final = 32
 
 
-class Crew:
+class Threads:
     """The threads that drive a runtime's jobs, and the pools that run their steps."""
 
     def __init__(self, environment: Environment, executor: Executor | None) -> None:
@@ -37,9 +37,9 @@ class Crew:
         self._clock = environment.clock
         self._executor = executor
         self._closed = False  # then no thread is kept for later
-        self.begin()
+        self.begin_process()
 
-    def begin(self) -> None:
+    def begin_process(self) -> None:
         """Make what belongs to one process; called again in a forked child."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None

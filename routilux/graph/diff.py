@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence, Set
 from itertools import islice
 from typing import Final
 
-__all__ = ["homeless", "mismatch", "shape_changes"]
+__all__ = ["mismatch", "shape_changes", "tasks_without_slot"]
 
 _INLINE: Final = 3  # changes that fit into a sentence
 _LISTED: Final = 20
@@ -56,10 +56,10 @@ def mismatch(said: str, cure: str, before: Sequence[str], after: Sequence[str]) 
     return "\n  ".join([f"{said} ({len(changes):,} changes, listed below); {cure}", *listed])
 
 
-def homeless(tasks: Mapping[str, Sequence[str]]) -> str:
+def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
     """Return which tasks wait for which slots; `tasks` is {slot: ids of tasks}.
 
-    >>> homeless({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
+    >>> tasks_without_slot({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
     'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'
     """
     told: list[str] = []

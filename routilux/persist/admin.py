@@ -14,7 +14,7 @@ from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
-from routilux.core.requests import request, requeue, taken
+from routilux.core import requests
 from routilux.errors import LeaseLostError, NotResumableError
 from routilux.persist.journal import Journal
 
@@ -50,9 +50,9 @@ def cancel(store: JobStore, job_id: str, now_ns: int, reason: str | None = None)
 
 def _retried(take_over: bool, job: JobState, hold: Hold, now: int) -> Commit:
     if not job.status.is_live:
-        return requeue(job, now)
+        return requests.requeue(job, now)
     if take_over and hold.owner is not None:
-        return taken(job, now)
+        return requests.take_over(job, now)
     what = f"job {job.job_id} is {job.status.value}, {hold}"
     if hold.free_in_ns is None:
         cure = "if that process is gone for good, --take-over leaves the job to a worker"
@@ -64,7 +64,7 @@ def _retried(take_over: bool, job: JobState, hold: Hold, now: int) -> Commit:
 
 
 def _cancelled(reason: str | None, job: JobState, hold: Hold, now: int) -> Commit:
-    return request(job, "cancel", now, reason)
+    return requests.request(job, "cancel", now, reason)
 
 
 def _changed(

@@ -47,6 +47,7 @@ from routilux.errors import (
     UnserializableError,
 )
 from tests.routines import refused_at
+from tests.soak import examples
 
 ZONES = st.sampled_from(
     [
@@ -122,7 +123,7 @@ VALUES: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=250)
+@settings(max_examples=examples(2.5))
 @given(VALUES)
 def test_a_value_comes_back_equal_and_of_the_same_type(value: object) -> None:
     text = dumps(encode(value))
@@ -177,7 +178,7 @@ SNIPPETS = st.sampled_from(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(4))
 @given(VALUES, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 9), SNIPPETS), max_size=4))
 def test_damaged_text_is_read_or_refused_as_saved_state(
     value: object, edits: list[tuple[int, int, str]]
@@ -192,7 +193,7 @@ def test_damaged_text_is_read_or_refused_as_saved_state(
     assert first_difference(back, loads(dumps(encode(back)))) is None
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(st.binary() | st.lists(SNIPPETS).map(lambda parts: "".join(parts).encode()))
 def test_random_bytes_are_read_or_refused_as_saved_state(text: bytes) -> None:
     with contextlib.suppress(SavedStateError):
@@ -212,7 +213,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(JSON)
 def test_any_data_is_decoded_or_refused_as_saved_state(data: object) -> None:
     try:
@@ -656,7 +657,7 @@ def test_forms_do_not_follow_a_patched_datetime(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
+def clean_registry() -> Iterator[None]:
     """Forget the types that a test has registered."""
     by_tag, by_kind = dict(registry._by_tag), dict(registry._by_kind)
     yield

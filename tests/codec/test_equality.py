@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from routilux.codec.copying import copy_value, is_flat
 from routilux.codec.equality import SCALARS, Difference, first_difference, same_value
+from tests.soak import examples
 
 SCALAR_VALUES = (
     st.none()
@@ -129,7 +130,7 @@ def test_a_value_is_the_same_as_its_deep_copy(value: object) -> None:
     assert first_difference(value, copy.deepcopy(value)) is None
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(3))
 @given(VALUES, VALUES)
 def test_sameness_and_the_first_difference_agree_in_both_directions(a: object, b: object) -> None:
     same = same_value(a, b)

@@ -6,7 +6,7 @@ import pytest
 
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS
-from routilux.core.requests import requeue, taken
+from routilux.core.requests import requeue, take_over
 from routilux.core.state import JobState
 from routilux.core.transitions import child_id
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
@@ -453,9 +453,9 @@ def test_a_failure_stops_the_job_but_steps_in_flight_commit_and_their_children_s
     tale.run("out")
     failing, other = tale.begin(), tale.begin()
     assert tale.end(failing, broken(failing)).status is JobStatus.FAILED
-    assert not tale.machine.rests
+    assert not tale.machine.stopped
     assert tale.end(other, done(other, "out", shared={"n": 1})).status is JobStatus.FAILED
-    assert tale.machine.rests
+    assert tale.machine.stopped
     assert tale.startable() == []
     assert tale.due() is None
     assert tale.job.shared_data == {"n": 1}
@@ -653,7 +653,7 @@ def test_a_job_that_was_given_back_counts_no_recovery_and_resets_none() -> None:
 def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resumed() -> None:
     tale = Tale(alone())
     for number in (1, 2, 3):
-        commit = tale.accept(taken(tale.job, tale.now))
+        commit = tale.accept(take_over(tale.job, tale.now))
         assert commit.detail == {"recoveries": number, "retry_failed": False, "withdrawn": []}
         assert (tale.job.status, tale.startable()) == (JobStatus.PENDING, [])
         tale.crash()
@@ -661,14 +661,14 @@ def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resume
         assert resumed.status is (JobStatus.RUNNING if number < 3 else JobStatus.FAILED)
     assert "recovered 2 times without progress" in str(tale.job.error)
     with pytest.raises(NotResumableError, match="is failed; only a pending or running job"):
-        taken(tale.job, tale.now)
+        take_over(tale.job, tale.now)
 
 
 def test_taking_over_a_waiting_or_pending_job_counts_no_recovery() -> None:
     tale = Tale(alone(retrying(retry_delay=3600)))
     tale.fail()
     for _ in range(2):
-        tale.accept(taken(tale.job, tale.now))
+        tale.accept(take_over(tale.job, tale.now))
         assert (tale.job.status, tale.job.recoveries) == (JobStatus.PENDING, 0)
     tale.crash()
     tale.resume(most=0)
@@ -763,9 +763,9 @@ def test_a_paused_job_lets_its_steps_commit_and_keeps_their_children() -> None:
     tale = Tale(flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b"))
     step = tale.begin()
     assert tale.request("pause").status is JobStatus.PAUSED
-    assert not tale.machine.rests
+    assert not tale.machine.stopped
     assert tale.end(step, done(step, "out")).status is JobStatus.PAUSED
-    assert tale.machine.rests
+    assert tale.machine.stopped
     assert tale.startable() == []
     assert tale.due() is None
     assert tale.resume().detail == {"recoveries": 0, "retry_failed": False, "withdrawn": []}
@@ -795,7 +795,7 @@ def test_a_cancelled_job_lets_its_steps_commit_and_stays_cancelled(how: str) -> 
     assert commit.detail == {"reason": "no longer wanted"}
     outcome = done(step, "out") if how == "done" else broken(step)
     assert tale.end(step, outcome).status is JobStatus.CANCELLED
-    assert tale.machine.rests
+    assert tale.machine.stopped
     assert len(tale.job.outputs) == (how == "done")
 
 

@@ -28,7 +28,7 @@ from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS, Machine
 from routilux.core.parts import PendingTask
-from routilux.core.requests import taken
+from routilux.core.requests import take_over
 from routilux.core.state import JobState
 from routilux.errors import NotResumableError
 from routilux.flow import Flow
@@ -500,7 +500,7 @@ class JobUnderWay(RuleBasedStateMachine):
         job = self.job
         was = job.status
         if how == "taken over" and was is JobStatus.RUNNING:
-            self.accept(self.pure(lambda: taken(job, self.now)))
+            self.accept(self.pure(lambda: take_over(job, self.now)))
             assert job.status is JobStatus.PENDING
         waits = {task.task_id: task.due_ns for task in job.pending_tasks}
         told = {t for t in waits if "." in t and self.known[t.rpartition(".")[0]].failed}
@@ -626,7 +626,7 @@ class JobUnderWay(RuleBasedStateMachine):
             first = free[0] if free else None
         assert self.machine.startable(self.now) == expected
         assert self.machine.next_task() is first
-        assert self.machine.rests is (not flights and self.job.status is not JobStatus.RUNNING)
+        assert self.machine.stopped is (not flights and self.job.status is not JobStatus.RUNNING)
 
     @invariant()
     def the_status_says_how_it_stands(self) -> None:

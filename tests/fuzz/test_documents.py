@@ -18,6 +18,7 @@ from tests.fuzz.mutants import (
     tampered_documents,
     tampered_rows,
 )
+from tests.soak import examples, sampled
 
 ROOT = Path(__file__).parents[2]
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.skipif(
 def test_a_tampered_document_is_refused_with_its_place_or_is_consistent():
     tally = Tally()
 
-    @settings(max_examples=500, suppress_health_check=SLOW)
+    @settings(max_examples=examples(5), suppress_health_check=SLOW)
     @given(tampered_documents())
     def judged(mutant):
         judge(mutant, tally)
@@ -67,11 +68,12 @@ def test_the_originals_cover_every_kind_of_commit():
 KINDS = ("start", "done", "retry", "failed", "dropped", "effect", "resumed")
 
 
-@pytest.mark.parametrize("what", ENDLESS)
+@pytest.mark.parametrize("what", sampled(ENDLESS, [*ENDLESS][::4]))
 def test_huge_data_costs_time_and_memory_in_proportion_to_its_size(what):
     judge(endless(what, MB), Tally())
 
 
+@pytest.mark.soak
 def test_the_same_seed_gives_the_same_mutants():
     command = [sys.executable, "-m", "tests.fuzz.documents"]
     reports = [

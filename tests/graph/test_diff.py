@@ -20,7 +20,7 @@ from routilux import (
     Runtime,
     SavedState,
 )
-from routilux.graph.diff import homeless, mismatch, shape_changes
+from routilux.graph.diff import mismatch, shape_changes, tasks_without_slot
 from tests.routines import refused_at
 
 START = "2026-01-03T12:59:03+00:00"
@@ -153,8 +153,8 @@ def test_no_change_is_listed_where_nothing_changed():
 
 
 def test_tasks_without_a_slot_are_listed_by_slot_in_one_short_sentence():
-    assert "task 0 waits for a.x" == homeless({"a.x": ["0"]})
-    many = homeless({f"a.{i}": [f"0.{n}" for n in range(1_000)] for i in range(1_000)})
+    assert "task 0 waits for a.x" == tasks_without_slot({"a.x": ["0"]})
+    many = tasks_without_slot({f"a.{i}": [f"0.{n}" for n in range(1_000)] for i in range(1_000)})
     assert many.startswith("tasks 0.0, 0.1, 0.2, 0.3, 0.4 and 995 more wait for a.0, tasks ")
     assert many.endswith(", others for 995 more slots")
     assert len(many) < 400

@@ -21,6 +21,7 @@ from tests.kills.soak import ROOT, Soak, hosts, kill
 from tests.kills.stores import plain
 from tests.kills.story import asking
 from tests.persist import postgres_server
+from tests.soak import also, sampled
 
 Fresh = Callable[[], str]
 KILLS = {"sqlite": 100, "postgres": 60}  # and as many more as it takes to strike every place
@@ -37,6 +38,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Fresh:
     return lambda: str(tmp_path / f"jobs-{next(numbers)}.db")
 
 
+@pytest.mark.parametrize("fresh", sampled(KILLS, ["sqlite"]), indirect=True)
 def test_no_kill_loses_a_commit_or_repeats_what_was_done(
     fresh: Fresh, tmp_path: Path, record_property: Any, request: pytest.FixtureRequest
 ) -> None:
@@ -53,6 +55,7 @@ def test_no_kill_loses_a_commit_or_repeats_what_was_done(
     assert soak.struck["after"].total() >= 5, "too few struck at random"
 
 
+@pytest.mark.soak
 def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken() -> None:
     command = [sys.executable, "-m", "tests.kills", "--count", "20", "--fewest", "0"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -82,6 +85,7 @@ def test_the_script_does_not_end_well_where_something_is_broken_or_left_out(
 ) -> None:
     if trouble:
         monkeypatch.setattr(trouble, lambda *_: ["a fault"] if "soak" in trouble else "a fault")
+    monkeypatch.setattr("tests.persist.postgres_server.stop", lambda: None)  # others use it
     monkeypatch.setattr(sys, "argv", ["kills", f"--folder={tmp_path}", asked])
     assert code == main()
     assert said in capsys.readouterr().out
@@ -99,7 +103,7 @@ def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
 # --- a host that stands still ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("wakes", ["first", "last", "never"])
+@pytest.mark.parametrize("wakes", also("first", "last", "never"))
 def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_refused(
     fresh: Fresh, tmp_path: Path, wakes: str, record_property: Any
 ) -> None:
@@ -140,7 +144,7 @@ def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_re
     assert 1 == len(Path(effects).read_text("utf-8").splitlines())
 
 
-@pytest.mark.parametrize("write", ["append", "append_all", "claim"])
+@pytest.mark.parametrize("write", also("append", "append_all", "claim"))
 def test_a_host_that_stands_still_in_the_middle_of_a_write_locks_nobody_out(
     write: str, tmp_path: Path
 ) -> None:

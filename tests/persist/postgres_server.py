@@ -68,7 +68,8 @@ class Server:
             shutil.chown(self.folder, "nobody")
             self._user = {"user": "nobody", "group": "nogroup", "extra_groups": []}
         data = self.folder / "data"
-        flush = [] if flushes else ["-F"]
+        # Nor does anything clean up behind the hundreds of schemas that tests make.
+        flush = [] if flushes else ["-F", "-c", "autovacuum=off"]
         self._command = [programs / "postgres", "-D", data, "-k", self.folder, "-h", "", *flush]
         self._keeper: subprocess.Popen[str] | None = None
         try:

@@ -27,6 +27,7 @@ from tests.persist.disk import (
     torn,
 )
 from tests.persist.orders import at_retry, pipeline
+from tests.soak import sampled
 
 ROOT = Path(__file__).parents[2]
 CALLS: Final = [
@@ -120,7 +121,7 @@ HOWS: Final = [
 
 
 @pytest.mark.parametrize("there", [True, False], ids=["over an old file", "anew"])
-@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("error", sampled(ERRORS, ["disk full", "no right"]))
 @pytest.mark.parametrize(("name", "number", "how"), HOWS)
 def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which_and_what_to_do(
     name, number, how, error, there, tmp_path, old, new

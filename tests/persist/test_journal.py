@@ -24,6 +24,7 @@ from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
 from tests.persist.stores import STORES
 from tests.routines import chain
+from tests.soak import sampled
 
 
 @pytest.fixture(params=STORES)
@@ -62,7 +63,7 @@ def without_history(job: JobState) -> dict[str, object]:
 STEPS = [10, SNAPSHOT_EVERY - 2, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 3 * SNAPSHOT_EVERY + 7]
 
 
-@pytest.mark.parametrize("steps", STEPS)
+@pytest.mark.parametrize("steps", sampled(STEPS, [10, SNAPSHOT_EVERY - 1]))
 def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(
     store: JobStore, steps: int
 ) -> None:
@@ -76,7 +77,9 @@ def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(
     assert job == runtime.load("j", history=True)
 
 
-@pytest.mark.parametrize("dies_at", [5, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 600])
+@pytest.mark.parametrize(
+    "dies_at", sampled([5, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 600], [SNAPSHOT_EVERY])
+)
 def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(
     store: JobStore, dies_at: int
 ) -> None:

@@ -246,12 +246,12 @@ def stories(store: PostgresStore) -> set[tuple[str, ...]]:
 
 
 DRIVES = """
-import sys, threading
+import os, sys, threading
 from routilux import PostgresStore, Worker
 from tests.routines import chain
 first, begun = threading.Lock(), threading.Event()
 def drives(self):
-    print(self.ctx.job_id, flush=True)
+    os.write(1, f"{self.ctx.job_id}\\n".encode())  # print would write the line in two parts
     if first.acquire(blocking=False):
         sys.stdin.readline()
         begun.set()

@@ -24,6 +24,7 @@ from tests.persist.hosts import PATIENCE, Call, line_of, locked, processes, unti
 from tests.persist.postgres_server import GUARDED, Server, with_option
 from tests.persist.stores import acquire
 from tests.routines import SECOND
+from tests.soak import also
 
 
 def schema_of(admin: Any) -> str:
@@ -276,7 +277,7 @@ def test_an_id_that_the_databases_encoding_can_not_hold_is_refused(
 # --- the server of the tests ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", also(signal.SIGKILL, signal.SIGTERM))
 def test_the_server_of_tests_that_were_killed_ends_and_leaves_nothing(
     server: Server, how: signal.Signals
 ) -> None:

@@ -94,7 +94,7 @@ def test_jobs_are_found_by_an_index_also_where_there_were_few_when_that_was_plan
         patch.setattr(postgres._database, "do", do)
         CALLS[call](postgres)
     assert sent
-    admin.execute("ANALYZE")
+    admin.execute("ANALYZE routilux_jobs, routilux_commits, routilux_snapshots")
     admin.execute(postgres_connection._SETTINGS)
     before = [plan_of(admin, *asked) for asked in sent]
     assert len(sent) == len(before)

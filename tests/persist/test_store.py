@@ -27,6 +27,7 @@ from routilux import (
 from tests.engine.workshop import at_once as together
 from tests.persist.stores import STORES, Make, acquire
 from tests.routines import PATIENCE, SECOND
+from tests.soak import examples
 
 
 @pytest.fixture
@@ -523,7 +524,7 @@ def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
 
 
 @pytest.mark.parametrize("make", STORES.values(), ids=STORES)
-@settings(max_examples=50)  # each makes a database
+@settings(max_examples=examples(0.25))  # each makes a database
 @given(calls=_calls)
 def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
     make: Make, calls: list[tuple[Any, ...]]

@@ -1,28 +1,126 @@
-"""Runs pytest in a fresh interpreter with our plugin, installed or not, and no others unasked."""
+"""Runs pytest in a process of its own with our plugin, installed or not, and no others unasked.
+
+The process is forked from a server that has imported pytest and the engine, so that no run pays
+for that again; neither our plugin nor anything of the tests is imported there.
+"""
 
 from __future__ import annotations
 
+import gc
+import importlib
+import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from textwrap import dedent
-from typing import Final
+from time import perf_counter
+from typing import Any, Final
 
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 PLUGIN: Final = ("-p", "pytest_routilux.plugin", "-p", "no:cacheprovider")
+_IMPORTED: Final = ("asyncio", "freezegun", "rich.console", "rich.table", "routilux")
+_servers: Final[list[subprocess.Popen[str]]] = []
 
 
 def run_inside(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
     """Run the tests of `pytester`; warnings are errors there too."""
+    return run_pytest(pytester, "-W", "error", *PLUGIN, *args)
+
+
+def run_fresh(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    """Do the same in a fresh interpreter, for tests that look at what was imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT), prepend=os.pathsep)
         patch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
-        patch.delenv("PYTEST_XDIST_WORKER", raising=False)  # of the run that this test is in
-        return pytester.runpytest_subprocess(
-            "-W", "error", "-p", "no:cacheprovider", "-p", "pytest_routilux.plugin", *args
+        return pytester.runpytest_subprocess("-W", "error", *PLUGIN, *args)
+
+
+def run_pytest(pytester: pytest.Pytester, *args: str) -> pytest.RunResult:
+    """Run `python -m pytest` with these arguments in the folder of `pytester`."""
+    out, err = pytester.path / "stdout", pytester.path / "stderr"
+    temporary = next(p for n in range(99) if not (p := pytester.path / f"runpytest-{n}").exists())
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+    }
+    environment.pop("PYTEST_XDIST_WORKER", None)  # of the run that this test is in
+    begun = perf_counter()
+    ret = _asked(
+        {
+            "args": [f"--basetemp={temporary}", *args],
+            "folder": str(Path.cwd()),
+            "environment": environment,
+            "out": str(out),
+            "err": str(err),
+        }
+    )
+    lines = [path.read_text("utf-8").splitlines() for path in (out, err)]
+    for stream, printed in zip((sys.stdout, sys.stderr), lines, strict=True):
+        stream.writelines(f"{line}\n" for line in printed)
+    return pytest.RunResult(ret, *lines, perf_counter() - begun)
+
+
+def stop() -> None:
+    """End the server, if it was started."""
+    while _servers:
+        server = _servers.pop()
+        server.communicate()
+        assert 0 == server.returncode
+
+
+def _asked(request: dict[str, Any]) -> int:
+    if not _servers:
+        _servers.append(
+            subprocess.Popen(
+                [sys.executable, __file__],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                start_new_session=True,  # a Ctrl-C is for the tests, which then end it
+            )
         )
+    [server] = _servers
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write(json.dumps(request) + "\n")
+    server.stdin.flush()
+    return int(server.stdout.readline())
+
+
+def _serve() -> None:
+    for name in _IMPORTED:
+        importlib.import_module(name)
+    del sys.path[0]  # the folder of this file
+    gc.freeze()  # no child looks through what it has in common with the others
+    requests, replies = os.fdopen(os.dup(0)), os.fdopen(os.dup(1), "w")
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    for line in requests:
+        pid = os.fork()
+        if pid == 0:
+            requests.close()
+            replies.close()
+            sys.exit(_run(**json.loads(line)))
+        replies.write(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n")
+        replies.flush()
+
+
+def _run(
+    args: list[str], folder: str, environment: dict[str, str], out: str, err: str
+) -> int | pytest.ExitCode:
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(environment)
+    known = environment["PYTHONPATH"].split(os.pathsep)
+    sys.path[:] = [folder, *filter(None, known), *(p for p in sys.path if p not in known)]
+    for name, number in (out, 1), (err, 2):
+        os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv[:] = [f"{pytest.__path__[0]}/__main__.py", *args]
+    return pytest.main()
 
 
 def assert_golden(golden: str, lines: list[str]) -> None:
@@ -39,3 +137,7 @@ def assert_golden(golden: str, lines: list[str]) -> None:
                 return
     shown = "\n".join(lines)
     raise AssertionError("\n".join(["expected:", *wanted, "", "printed:", shown]))
+
+
+if __name__ == "__main__":
+    _serve()

@@ -9,7 +9,7 @@ import pytest
 from pytest_routilux import FlowMonitor
 from routilux import FakeClock, Flow, Routine, Runtime
 from routilux.runtime import default_runtime
-from tests.plugin.inner import ROOT, run_inside
+from tests.plugin.inner import ROOT, run_fresh, run_inside
 
 NAP = """
     import datetime, time
@@ -175,7 +175,7 @@ def test_nothing_is_imported_that_no_fixture_needs(pytester: pytest.Pytester) ->
             assert imported() == {"freezegun", "pytest_routilux", "routilux"}
         """
     )
-    run_inside(pytester).assert_outcomes(passed=3)
+    run_fresh(pytester).assert_outcomes(passed=3)
 
 
 def test_a_suite_that_uses_nothing_has_two_modules_more(
@@ -192,9 +192,7 @@ def test_a_suite_that_uses_nothing_has_two_modules_more(
     )
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     without = pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider")
-    loaded, before = (
-        set(result.outlines[-1].split()) for result in (run_inside(pytester), without)
-    )
+    loaded, before = (set(result.outlines[-1].split()) for result in (run_fresh(pytester), without))
     assert {
         "pytest_routilux",
         "pytest_routilux.plugin",

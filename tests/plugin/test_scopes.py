@@ -6,7 +6,7 @@ from typing import Final
 
 import pytest
 
-from tests.plugin.inner import PLUGIN, assert_golden
+from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
 
 FIXTURES: Final = (
     "flow_clock",
@@ -212,7 +212,7 @@ def test_in_async_tests_the_fixtures_work_and_a_blocked_loop_is_told(
 ) -> None:
     inner.makeconftest(RUNS_ASYNC)
     inner.makepyfile(NAP + ASYNC)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error")
+    result = run_pytest(inner, *PLUGIN, "-W", "error")
     result.assert_outcomes(passed=2, failed=1)
     line = "*the handler of slot 'later' is async and this thread runs an event loop already; use*"
     result.stdout.fnmatch_lines([line])
@@ -221,7 +221,7 @@ def test_in_async_tests_the_fixtures_work_and_a_blocked_loop_is_told(
 @pytest.mark.skipif(pytest.version_tuple < (8, 4), reason="older ones skip async tests")
 def test_without_a_plugin_for_async_tests_pytest_refuses_them(inner: pytest.Pytester) -> None:
     inner.makepyfile(NAP + ASYNC)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error")
+    result = run_pytest(inner, *PLUGIN, "-W", "error")
     result.assert_outcomes(failed=3)
     result.stdout.fnmatch_lines(["async def functions are not natively supported."])
 
@@ -268,7 +268,7 @@ def test_no_test_finds_anything_of_another_in_any_order(
     inner: pytest.Pytester, args: tuple[str, ...]
 ) -> None:
     inner.makepyfile(NAP + CLEAN)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error", *args)
+    result = run_pytest(inner, *PLUGIN, "-W", "error", *args)
     result.assert_outcomes(passed=10)
     assert_golden(
         "routilux: 10 jobs, 20 commits, 0 retries, 15 s of virtual time in ⏱ s", result.outlines
@@ -302,7 +302,7 @@ def test_a_test_that_is_run_again_finds_nothing_of_its_first_run(inner: pytest.P
         assert len(runs) == 1, "the second one fails"
     """
     )
-    result = inner.runpytest_subprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     result.assert_outcomes(passed=21, failed=1)
     assert (0, 1) == (result.outlines.count("  run 1"), result.outlines.count("  run 2"))
     assert_golden(
@@ -337,24 +337,26 @@ BROKEN: Final = """
 """
 
 
-@pytest.mark.parametrize(
-    ("test", "outcomes"),
-    [
-        ("def test_set_up(early): pass", {"passed": 1, "errors": 1}),
-        ("def test_call(flow_runtime): nap().execute('nap')", {"passed": 1, "errors": 1}),
-        ("def test_tear_down(late): pass", {"passed": 1, "errors": 1}),
-        ("def test_failing(early): assert False", {"failed": 1, "errors": 1}),
-        ("def test_skipped(early): pytest.skip('no')", {"skipped": 1, "errors": 1}),
-        ("def test_none(flow_runtime): pass", {"passed": 1}),
-    ],
-    ids=lambda value: value[4:].partition("(")[0] if isinstance(value, str) else "",
-)
 @pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")], ids=("here", "there"))
 def test_what_an_observer_raises_fails_the_test_in_whatever_phase(
-    inner: pytest.Pytester, test: str, outcomes: dict[str, int], workers: tuple[str, ...]
+    inner: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
-    inner.makepyfile(f"{NAP}{BROKEN}\n    {test}")
-    result = inner.runpytest_inprocess(*PLUGIN, *workers)
-    result.assert_outcomes(**outcomes)
+    inner.makepyfile(
+        test_it=NAP
+        + BROKEN
+        + """
+    def test_set_up(early): pass
+    def test_call(flow_runtime): nap().execute("nap")
+    def test_tear_down(late): pass
+    def test_failing(early): assert False
+    def test_skipped(early): pytest.skip("no")
+    def test_none(flow_runtime): pass
+    """
+    )
+    result = run_pytest(inner, *PLUGIN, "-rE", *workers)
+    result.assert_outcomes(passed=4, failed=1, skipped=1, errors=5)
+    failed = {line.split()[1] for line in result.outlines if line.startswith("ERROR test_it")}
+    names = ("set_up", "call", "tear_down", "failing", "skipped")
+    assert {f"test_it.py::test_{name}" for name in names} == failed
     line = "observer <Broken> raised once KeyError: 'lost' ("
-    assert outcomes.get("errors", 0) == sum(text.startswith(line) for text in result.outlines)
+    assert 5 == sum(text.startswith(line) for text in result.outlines)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.plugin.inner import PLUGIN, ROOT
+from tests.plugin.inner import PLUGIN, ROOT, run_pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,8 +82,8 @@ def test_a_failure_has_its_report_once_in_whatever_look(
     ("args", "passed", "failed"),
     [
         (("--routilux-report=always",), (1, 1), (1, 1)),
-        (("--routilux-report=never", "-v"), (0, 0), (0, 0)),
-        (("--show-capture=no",), (0, 1), (1, 1)),
+        pytest.param(("--routilux-report=never", "-v"), (0, 0), (0, 0), marks=pytest.mark.soak),
+        pytest.param(("--show-capture=no",), (0, 1), (1, 1), marks=pytest.mark.soak),
     ],
 )
 def test_with_workers_it_is_the_same(
@@ -277,13 +277,15 @@ WHOLE: Final = """
         pytest.param("[pytest]\nstrict = true\nfilterwarnings = error\n", marks=NATIVE),
     ],
 )
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "2")])
+@pytest.mark.parametrize(
+    "workers", [(), pytest.param(("-p", "xdist.plugin", "-n", "2"), marks=pytest.mark.soak)]
+)
 def test_the_strictest_project_sees_no_warning_and_no_error(
     inner: pytest.Pytester, strict: str, workers: tuple[str, ...]
 ) -> None:
     inner.makeini(f"{strict}routilux_report = always\n")
     inner.makepyfile(WHOLE)
-    result = inner.runpytest_subprocess(*PLUGIN, "-W", "error", "-v", *workers)
+    result = run_pytest(inner, *PLUGIN, "-W", "error", "-v", *workers)
     result.assert_outcomes(passed=3)
     assert [] == result.errlines
 
@@ -294,7 +296,7 @@ def test_a_strict_native_table_is_enough(inner: pytest.Pytester) -> None:
         '[tool.pytest]\nstrict = true\nfilterwarnings = ["error"]\nroutilux_report = "auto"\n'
     )
     inner.makepyfile(WHOLE)
-    inner.runpytest_subprocess(*PLUGIN).assert_outcomes(passed=3)
+    run_pytest(inner, *PLUGIN).assert_outcomes(passed=3)
 
 
 # --- without the plugin ---------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from rich.cells import cell_len
 
-from tests.plugin.inner import PLUGIN
+from tests.plugin.inner import PLUGIN, run_fresh, run_pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -219,7 +219,7 @@ def test_without_a_terminal_the_width_is_100_and_there_are_no_colours(
 ) -> None:
     monkeypatch.delenv("COLUMNS")
     inner.makepyfile(TWO_TESTS)
-    result = inner.runpytest_subprocess(*PLUGIN, "-v")
+    result = run_pytest(inner, *PLUGIN, "-v")
     (title,) = (line for line in result.outlines if line.startswith("Title one"))
     assert cell_len(title) == 100
     assert ESCAPE not in result.stdout.str()
@@ -290,4 +290,4 @@ def test_a_suite_without_reports_imports_neither_rich_nor_the_engine(
             assert heavy & sys.modules.keys() == set()
         """
     )
-    inner.runpytest_subprocess(*PLUGIN, "-v").assert_outcomes(passed=1)
+    run_fresh(inner, "-v").assert_outcomes(passed=1)

@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.cells import cell_len
 
-from pytest_routilux.report.session_summary import figures
-from tests.plugin.inner import PLUGIN, assert_golden
+from pytest_routilux.report.session_summary import summary_lines
+from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -144,7 +144,7 @@ def test_simulated_jobs_and_crash_points_are_counted(inner: pytest.Pytester) -> 
         assert [21, 10] == [first.executed.total(), second.executed.total()]
     """
     )
-    result = inner.runpytest_subprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     result.assert_outcomes(passed=2)
     assert_golden(
         "routilux: 1 job, 6 commits, 4 retries, 31 crash points, 4.9375 s of virtual time in ⏱ s",
@@ -326,7 +326,7 @@ def test_it_is_as_wide_as_the_terminal_and_breaks_between_figures(width: int) ->
         "jobs": 12_345, "commits": 340_123, "retries": 25_000, "virtual_ns": 10**15,
         "planned": 54_321, "executed": 54_000, "real_ns": 210 * 10**9,
     }  # fmt: skip
-    lines = figures(facts, width)
+    lines = summary_lines(facts, width)
     assert max(map(cell_len, lines)) <= width
     whole = (
         "routilux: 12,345 jobs, 340,123 commits, 25,000 retries, 54,000 of 54,321 crash points,"
@@ -368,7 +368,7 @@ def test_a_test_that_is_broken_off_is_counted_as_far_as_it_came(
     inner: pytest.Pytester, end: str
 ) -> None:
     inner.makepyfile(LONG.format(end=end))
-    result = inner.runpytest_subprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     assert pytest.ExitCode.INTERRUPTED == result.ret
     assert_golden(ENDED, result.outlines)
     assert 1 == len(line_of(result))
@@ -392,7 +392,7 @@ def test_a_handler_that_is_interrupted_leaves_what_was_committed(inner: pytest.P
         flow.execute("pay")
     """
     )
-    result = inner.runpytest_subprocess(*PLUGIN)
+    result = run_pytest(inner, *PLUGIN)
     assert pytest.ExitCode.INTERRUPTED == result.ret
     assert_golden(
         "routilux: 1 job, 3 commits, 2 retries, 1.75 s of virtual time in ⏱ s", result.outlines
@@ -402,7 +402,15 @@ def test_a_handler_that_is_interrupted_leaves_what_was_committed(inner: pytest.P
 # --- workers --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [(), XDIST, (*XDIST, "--dist=loadfile"), (*XDIST, "-v")])
+@pytest.mark.parametrize(
+    "workers",
+    [
+        (),
+        XDIST,
+        pytest.param((*XDIST, "--dist=loadfile"), marks=pytest.mark.soak),
+        pytest.param((*XDIST, "-v"), marks=pytest.mark.soak),
+    ],
+)
 def test_workers_lose_and_double_nothing(inner: pytest.Pytester, workers: tuple[str, ...]) -> None:
     inner.makepyfile(
         PAY
@@ -468,9 +476,7 @@ def test_junit_has_the_facts_of_each_test_that_has_any(
         flow_sim.crash_everywhere(lambda: pay(1), "pay")
     """
     )
-    result = inner.runpytest_subprocess(
-        *PLUGIN, "--junitxml=out.xml", "-o", "junit_family=xunit1", *args
-    )
+    result = run_pytest(inner, *PLUGIN, "--junitxml=out.xml", "-o", "junit_family=xunit1", *args)
     result.assert_outcomes(failed=1, passed=2)
     assert {
         "test_fails": [

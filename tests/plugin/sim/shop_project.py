@@ -52,6 +52,7 @@ SURVIVES = """
     def test_survives(flow_sim):
         flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
 """
+_reproducers: dict[str, str] = {}
 
 
 def shop(pytester: pytest.Pytester, tests: str = SURVIVES, *, keyed: bool = False) -> None:
@@ -81,9 +82,11 @@ def repro_of(result: pytest.RunResult) -> str:
 
 
 def reproducer(pytester: pytest.Pytester, tests: str = SURVIVES) -> str:
-    """The reproducer that a shop without keys is given."""
+    """The reproducer that a shop without keys is given, which is always the same."""
     shop(pytester, tests)
-    return repro_of(run_inside(pytester))
+    if tests not in _reproducers:
+        _reproducers[tests] = repro_of(run_inside(pytester))
+    return _reproducers[tests]
 
 
 def glob(text: str) -> str:

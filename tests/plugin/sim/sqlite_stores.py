@@ -114,7 +114,7 @@ class Failing(SqliteStore):
             write()
         else:
             with self._file.using() as db:
-                db.execute("PRAGMA busy_timeout = 0")
+                db.patience_ns = 0  # type: ignore[attr-defined]
             other = sqlite3.connect(self.path, isolation_level=None)
             try:
                 other.execute("BEGIN IMMEDIATE")

@@ -9,13 +9,13 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from pytest_routilux.sim.flow_sim.simulator import execution
 
 from pytest_routilux.faults.faults import ClockJump, Raises, Slow, StoreFails
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import examine, judge, reference
 from pytest_routilux.sim.recovery import recover, undisturbed
 from pytest_routilux.sim.results import Checks, Coverage
+from pytest_routilux.sim.simulator import execution
 from pytest_routilux.sim.simulator.lives import Case
 from pytest_routilux.sim.simulator.scheduler import FIFO
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
@@ -29,14 +29,16 @@ from tests.plugin.sim.conformance.test_checker import flow_of
 from tests.plugin.sim.simulator.test_store_files import ALONE_WORKED, LIES
 from tests.plugin.sim.sqlite_stores import Grouped, Leased, failing
 from tests.plugin.sim.test_recovery import build as payment
+from tests.soak import also, sampled
 
 if TYPE_CHECKING:
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.lives import Disturbed, Opens
+    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Opens
     from pytest_routilux.sim.simulator.world import World
 
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
+FEW = 8  # crash points, of which there are some hundred
 
 
 # --- flows ----------------------------------------------------------------------------------------
@@ -237,9 +239,7 @@ def disagreements(case: Case, opens: Opens = SqliteStore, sample: int | None = N
         for number, (a, b) in enumerate(zip(first.states, second.states, strict=True))
         if (difference := first_difference(a.serialize(), b.serialize())) is not None
     ]
-    if sample is not None and len(points) > sample:
-        points = Random(sample).sample(points, sample)
-    for point in points:
+    for point in points if sample is None else drawn(points, sample):
         on_memory = told(memory, recover(first, point))
         on_store = told(store, recover(second, point))
         if not on_store["executed"]:
@@ -252,18 +252,34 @@ def disagreements(case: Case, opens: Opens = SqliteStore, sample: int | None = N
     return found
 
 
+def drawn(points: list[CrashPoint], count: int) -> list[CrashPoint]:
+    """Draw so many of the points at random, and more where there are more kinds: one of each."""
+    drawn = Random(count).sample(points, len(points))
+    first = {point.kind: point for point in reversed(drawn)}
+    rest = [point for point in drawn if point is not first[point.kind]]
+    return [*first.values(), *rest[: max(0, count - len(first))]]
+
+
+@pytest.mark.parametrize("sample", also(FEW, None), ids=["few", "all"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_crash_comes_to_the_same_on_a_real_store_as_on_memory(name: str) -> None:
-    assert [] == disagreements(CASES[name])
+def test_every_crash_comes_to_the_same_on_a_real_store_as_on_memory(
+    name: str, sample: int | None
+) -> None:
+    assert [] == disagreements(CASES[name], sample=sample)
 
 
+@pytest.mark.parametrize("sample", also(FEW, None), ids=["few", "all"])
 @pytest.mark.parametrize("opens", [Leased, Grouped])
 @pytest.mark.parametrize("name", ["once, an effect and a wait", "a store that fails by itself"])
-def test_so_it_does_under_a_lease_and_by_writes_of_several_jobs(name: str, opens: Opens) -> None:
-    assert [] == disagreements(CASES[name], opens)
+def test_so_it_does_under_a_lease_and_by_writes_of_several_jobs(
+    name: str, opens: Opens, sample: int | None
+) -> None:
+    assert [] == disagreements(CASES[name], opens, sample)
 
 
-@pytest.mark.parametrize("name", ["fan-out, fan-in and shared data", "timeouts", "skip"])
+@pytest.mark.parametrize(
+    "name", sampled(["fan-out, fan-in and shared data", "timeouts", "skip"], ["timeouts"])
+)
 def test_every_planned_crash_is_executed_on_both(name: str) -> None:
     memory = examine(CASES[name], START, ALONE).coverage
     store = examine(replace(CASES[name], store=SqliteStore), START, ALONE).coverage
@@ -280,7 +296,7 @@ def test_a_job_that_is_poisoned_by_its_handler_is_so_on_both() -> None:
     assert "stuck" == finding.kind
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", sampled(range(20), [6]))
 def test_crashes_of_flows_drawn_at_random_come_to_the_same(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -308,7 +324,9 @@ BUGS["SecondThoughts"] = replace(
 )
 
 
-@pytest.mark.parametrize("name", BUGS)
+@pytest.mark.parametrize(
+    "name", sampled(BUGS, ["Numbered", "planted: a key drawn anew on each host"])
+)
 def test_a_bug_of_a_flow_is_found_at_the_same_crashes(name: str) -> None:
     def found(store: Opens | None) -> list[tuple[object, ...]]:
         result = examine(replace(BUGS[name], store=store), START, ALONE)

@@ -21,6 +21,7 @@ from pytest_routilux.sim.simulator.lives import Case, CrashPoint
 from routilux import Flow, Routine
 from routilux.clocks.durations import instant_ns
 from tests.plugin.sim import bugs
+from tests.soak import examples
 
 START = instant_ns("2026-01-01")
 SLOW = Slow("orders", 1)
@@ -214,7 +215,7 @@ def test_a_digest_is_of_the_shape_of_a_flow() -> None:
 NODES = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=400)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(0.25), deadline=None)
 @given(NODES)
 def test_a_command_is_one_line_that_a_shell_reads_as_it_was_meant(node: str) -> None:
     text = command(f"tests/test_shop.py::test[{node} a b]", Repro("9f3c", "0.0@a1.effect1"))

@@ -15,7 +15,11 @@ from tests.plugin.sim.shop_project import (
     tried,
 )
 
-WORKERS = pytest.mark.parametrize("workers", [(), ("-p", "xdist", "-n", "2")])
+TWO = ("-p", "xdist", "-n", "2")
+WORKERS = pytest.mark.parametrize("workers", [(), TWO], ids=["alone", "two workers"])
+WORKERS_SOAK = pytest.mark.parametrize(
+    "workers", [(), pytest.param(TWO, marks=pytest.mark.soak)], ids=["alone", "two workers"]
+)
 
 
 @WORKERS
@@ -34,7 +38,7 @@ def test_a_reproducer_fails_again_in_another_process(
     assert repro == repro_of(again)
 
 
-@WORKERS
+@WORKERS_SOAK
 def test_a_reproducer_of_a_bug_that_is_mended_is_fixed(
     workers: tuple[str, ...], pytester: pytest.Pytester
 ) -> None:
@@ -99,7 +103,7 @@ def test_a_reproducer_finds_its_simulation_behind_one_that_it_does_not_fit(
     again.stdout.fnmatch_lines([f"test_shop.py::test_survive: {glob(repro)}: fails"])
 
 
-@WORKERS
+@WORKERS_SOAK
 def test_a_reproducer_finds_its_simulation_in_the_end_of_a_fixture(
     workers: tuple[str, ...], pytester: pytest.Pytester
 ) -> None:
@@ -160,17 +164,15 @@ def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(
     result.stderr.fnmatch_lines(["*--routilux-repro='R2.9f3c.0': it begins with 'R2'*R1.<4 hex*"])
 
 
-@pytest.mark.parametrize("lacks", [", store=SqliteStore", ""])
-def test_a_reproducer_made_on_a_store_is_stale_without_it(
-    lacks: str, pytester: pytest.Pytester
-) -> None:
+def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester: pytest.Pytester) -> None:
     says = [
         "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
         *("why*", "fix*"),
     ]
     repro = repro_of(tried(pytester, ON_SQLITE.format(store=", store=Late"), says, failed=1))
     run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
-    shop(pytester, ON_SQLITE.format(store=lacks), keyed=True)
-    again = run_inside(pytester, f"--routilux-repro={repro}")
-    again.assert_outcomes(passed=1, errors=1)
-    again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *"])
+    for lacks in (", store=SqliteStore", ""):
+        shop(pytester, ON_SQLITE.format(store=lacks), keyed=True)
+        again = run_inside(pytester, f"--routilux-repro={repro}")
+        again.assert_outcomes(passed=1, errors=1)
+        again.stdout.fnmatch_lines(["*STALE: * reaches nothing any more: *"])

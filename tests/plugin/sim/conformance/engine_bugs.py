@@ -751,7 +751,7 @@ def _(patch: Patch) -> None:
 
     patch.setattr(Machine, "next_task", next_task)
     patch.setattr(
-        Machine, "rests", property(lambda self: not self._flights and not self._schedule.first())
+        Machine, "stopped", property(lambda self: not self._flights and not self._schedule.first())
     )
 
 

@@ -9,15 +9,17 @@ from pytest_routilux.sim.results import Checks, Examination
 from pytest_routilux.sim.simulator.lives import Case
 from routilux import FakeClock
 from tests.plugin.sim.conformance.engine_bugs import BUGS, Bug
+from tests.soak import sampled
 
 START = FakeClock().now_ns()
+FEW = [*BUGS][::5]
 
 
 def examined(bug: Bug) -> Examination:
     return examine(Case(bug.build, "orders", faults=bug.faults), START, Checks())
 
 
-@pytest.mark.parametrize("what", BUGS)
+@pytest.mark.parametrize("what", sampled(BUGS, FEW))
 def test_a_bug_of_the_engine_is_found_and_named(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
     bug = BUGS[what]
     with monkeypatch.context() as patch:
@@ -32,7 +34,7 @@ def test_a_bug_of_the_engine_is_found_and_named(what: str, monkeypatch: pytest.M
         assert {bug.points} == {point.kind for point, _ in found.failures}
 
 
-@pytest.mark.parametrize("what", BUGS)
+@pytest.mark.parametrize("what", sampled(BUGS, FEW[:2]))
 def test_without_the_bug_the_same_flow_is_clean(what: str) -> None:
     found = examined(BUGS[what])
 

@@ -32,6 +32,7 @@ from routilux import Commit, Flow, Routine
 from routilux.clocks.durations import instant_ns
 from tests.plugin import golden
 from tests.plugin.sim import bugs
+from tests.soak import examples
 
 START = instant_ns("2026-01-01")
 ROOT = Path(bugs.__file__).parents[1]
@@ -455,7 +456,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(0.4), deadline=None)
 @given(NAMED, NAMED, NAMED, NAMED, VALUES, TEXTS)
 def test_a_failure_fits_on_a_screen_for_all_names_payloads_and_paths(
     routine: str, effect: str, event: str, once: str, payload: object, path: str

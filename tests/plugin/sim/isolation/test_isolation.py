@@ -15,11 +15,13 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from pathlib import Path
+from time import monotonic
 from typing import Any, ClassVar
 
 import pytest
 
-from pytest_routilux.hosts.flow_hosts import fork_server
+from pytest_routilux.hosts import fork_server
 from pytest_routilux.sim.explore import examine, reference
 from pytest_routilux.sim.results import Checks, Coverage, Examination
 from pytest_routilux.sim.simulator.effects import Effect
@@ -321,12 +323,26 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pytest_routilux.sim.isolation.forked_hosts.ForkServer", server)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_handler_that_never_ends_is_killed_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_handler_that_never_ends_is_killed_and_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+
     def forever(routine: Any, number: Any) -> object:
+        begun.touch()
         while True:
             pass
 
+    seen = False
+
+    def now() -> float:
+        """End the child's time one look after the handler began."""
+        nonlocal seen
+        over, seen = seen, begun.exists()
+        return monotonic() + 3600 * over
+
+    monkeypatch.setattr("pytest_routilux.hosts.fork_server._monotonic", now)
+    monkeypatch.setattr("pytest_routilux.hosts.fork_server._LOOK", 0.01)
     # Threads that other tests have left to end would make it a note, and the flow run in here.
     monkeypatch.setattr(
         "pytest_routilux.sim.isolation.forked_hosts.threading.active_count", lambda: 1

@@ -22,6 +22,7 @@ from tests.persist.test_sqlite import line_of, process
 from tests.plugin.sim import sqlite_stores as stores
 from tests.plugin.sim.conformance.test_checker import worked
 from tests.routines import PATIENCE
+from tests.soak import sampled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -290,7 +291,7 @@ def test_a_store_that_lies_is_found_and_named(lie: str) -> None:
     assert found.coverage.planned == found.coverage.executed
 
 
-@pytest.mark.parametrize("opens", [None, SqliteStore, stores.Leased])
+@pytest.mark.parametrize("opens", sampled([None, SqliteStore, stores.Leased], [stores.Leased]))
 def test_a_store_that_does_not_lie_passes(opens: Opens | None) -> None:
     found = examine(replace(ALONE_WORKED, store=opens), START, ALONE)
     assert found.reference.finding is None

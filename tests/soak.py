@@ -1,0 +1,39 @@
+"""What `make test` runs of an exhaustive grid or of a property; `make soak` runs all of it.
+
+Invariants:
+- A case is either in `make test` or has the marker `soak`; nothing is in neither.
+- A property runs in both: with the examples of the Hypothesis profile that is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+__all__ = ["also", "examples", "sampled"]
+
+
+def sampled(cases: Iterable[Any], kept: Collection[Any]) -> list[Any]:
+    """Return the cases as parameters; those that are not `kept` run in `make soak` alone."""
+    cases = [*cases]
+    unknown = [case for case in kept if case not in cases]
+    assert not unknown, f"these are not among the cases: {unknown}"
+    return [case if case in kept else _soak(case) for case in cases]
+
+
+def also(few: Any, *many: Any) -> list[Any]:
+    """Return a small size as a parameter of both, and larger ones of `make soak` alone."""
+    return [few, *map(_soak, many)]
+
+
+def examples(times: float) -> int:
+    """Return how many examples a property draws that needs `times` as many as others."""
+    return round(settings.default.max_examples * times)
+
+
+def _soak(case: Any) -> Any:
+    values = case if isinstance(case, tuple) else (case,)
+    return pytest.param(*values, marks=pytest.mark.soak)

@@ -13,7 +13,7 @@ import marshal
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.faults.faults import tell_all
+from pytest_routilux.faults.faults import failing_write
 from pytest_routilux.sim.simulator.driver import OUTCOMES, SimDriver, threads_started
 from pytest_routilux.sim.simulator.lives import STEADY, Life
 from pytest_routilux.sim.simulator.scheduler import FIFO
@@ -111,13 +111,10 @@ class _WorldJournal:
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
         if self._checked:
             self._read_back(commit)
-        if self._faults:
-            tell_all([fault.before_write for fault in self._faults], commit)
-        if world.files is not None:
-            world.files.write(job_id, commit, owner, claims=claims)
-        world.committed(commit)
-        if self._faults:
-            tell_all([fault.after_write for fault in self._faults], commit)
+        with failing_write(self._faults, commit):
+            if world.files is not None:
+                world.files.write(job_id, commit, owner, claims=claims)
+            world.committed(commit)
 
     def _read_back(self, commit: Commit) -> None:
         data = commit.dumps()

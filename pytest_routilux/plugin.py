@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
     from pytest_routilux.monitor.assertions import FlowMonitor
     from pytest_routilux.report.flow_report import FlowReport
-    from pytest_routilux.report.run_facts import Told
-    from pytest_routilux.report.session_summary import Summary
+    from pytest_routilux.report.run_facts import RunFacts
+    from pytest_routilux.report.session_summary import SessionSummary
     from pytest_routilux.sim.flow_sim import FlowSim
     from routilux import FakeClock, Runtime
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @pytest.fixture
 def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
-    _told(request).refuse_two_clocks("flow_clock")
+    _facts(request).refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import sleeping
     from pytest_routilux.virtual_time.freeze import frozen_clock
     from pytest_routilux.virtual_time.unawaited import all_awaited
@@ -43,20 +43,20 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
         watched(clock, request.config),
         all_awaited(),
     ):
-        _told(request).clock(clock)
+        _facts(request).add_clock(clock)
         yield clock
 
 
 @pytest.fixture
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
-    _told(request).refuse_two_clocks("flow_clock_bare")
+    _facts(request).refuse_two_clocks("flow_clock_bare")
     from pytest_routilux.virtual_time.unawaited import all_awaited
     from pytest_routilux.virtual_time.watchdog import watched
     from routilux import FakeClock
 
     clock = FakeClock()
-    _told(request).clock(clock)
+    _facts(request).add_clock(clock)
     with watched(clock, request.config), all_awaited():
         yield clock
 
@@ -67,7 +67,7 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
     from pytest_routilux.monitor.assertions import FlowMonitor
 
     monitor = FlowMonitor()
-    _told(request).watch(monitor)
+    _facts(request).add_monitor(monitor)
     return monitor
 
 
@@ -76,7 +76,7 @@ def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> I
     """A runtime on the fake clock, watched by `flow_monitor`; the default of code under test."""
     from routilux import Runtime, use_runtime
 
-    _told(request).watch(flow_monitor)
+    _facts(request).add_monitor(flow_monitor)
     name = "flow_clock_bare" if "flow_clock_bare" in request.fixturenames else "flow_clock"
     with (
         Runtime(clock=request.getfixturevalue(name), observers=[flow_monitor]) as runtime,
@@ -142,7 +142,7 @@ def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
 @pytest.fixture
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     """Simulates jobs: lets a host die at every point, and proves that the flow survives."""
-    _told(request)  # its time begins
+    _facts(request)  # its time begins
     from pytest_routilux.settings import sleeping
     from pytest_routilux.sim.flow_sim import START, FlowSim
     from pytest_routilux.virtual_time.freeze import frozen_simulation
@@ -176,10 +176,10 @@ def pytest_assertrepr_compare(
     """Say what differs between jobs, flows and error handlers, where an assert compares them."""
     if "routilux" not in sys.modules:
         return None
-    from pytest_routilux.monitor.comparison import explain
+    from pytest_routilux.monitor.comparison import explain_comparison
 
     verbosity = config.get_verbosity(pytest.Config.VERBOSITY_ASSERTIONS)
-    return explain(op, left, right, whole=verbosity > 1)
+    return explain_comparison(op, left, right, whole=verbosity > 1)
 
 
 # --- options ------------------------------------------------------------------------------------
@@ -204,12 +204,13 @@ def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
 
 _MODE: Final = pytest.StashKey[str]()
+_FACTS: Final = "pytest_routilux.report.run_facts"
 
 
-def _told(request: pytest.FixtureRequest) -> Told:
-    from pytest_routilux.report.run_facts import told_of
+def _facts(request: pytest.FixtureRequest) -> RunFacts:
+    from pytest_routilux.report.run_facts import facts_of
 
-    return told_of(request.node)
+    return facts_of(request.node)
 
 
 @pytest.hookimpl(trylast=True)
@@ -244,17 +245,19 @@ def pytest_runtest_makereport(
         from pytest_routilux.frames import hide_ours
 
         hide_ours(call.excinfo)
-    from pytest_routilux.settings import TOLD
+    if _FACTS not in sys.modules:  # no test of this process has used a fixture of ours yet
+        return (yield)
+    from pytest_routilux.report.run_facts import RUN_FACTS
 
-    told = item.stash.get(TOLD, None)
-    if told is None:
+    facts = item.stash.get(RUN_FACTS, None)
+    if facts is None:
         return (yield)
     mode = item.config.stash[_MODE]
     if call.when == "teardown":
-        told.end(item, properties=mode != "never")
+        facts.end(item, properties=mode != "never")
     report = yield
     asked = mode == "always" or (mode == "auto" and item.config.getoption("verbose", 0) > 0)
-    told.give(report, passing=asked, failing=mode != "never")
+    facts.attach_to(report, passing=asked, failing=mode != "never")
     return report
 
 
@@ -263,13 +266,13 @@ class _Printer:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._summary: Summary | None = None
+        self._summary: SessionSummary | None = None
 
-    def _made(self) -> Summary:
+    def _made(self) -> SessionSummary:
         if self._summary is None:
-            from pytest_routilux.report.session_summary import Summary
+            from pytest_routilux.report.session_summary import SessionSummary
 
-            self._summary = Summary(self._config, self._config.stash[_MODE])
+            self._summary = SessionSummary(self._config, self._config.stash[_MODE])
         return self._summary
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -292,10 +295,11 @@ class _Printer:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self) -> None:
-        from pytest_routilux.settings import OPEN
+        if _FACTS in sys.modules:
+            from pytest_routilux.report.run_facts import OPEN_RUN
 
-        broken_off = self._config.stash.get(OPEN, None)
-        if broken_off is not None:
-            self._made().count(broken_off.facts())
+            unfinished = self._config.stash.get(OPEN_RUN, None)
+            if unfinished is not None:
+                self._made().count(unfinished.counts())
         if self._config.getoption("routilux_repro") is not None or self._summary is not None:
             self._made().show()

@@ -23,7 +23,7 @@ from routilux.core.state import JobState
 from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
 from routilux.engine.environment import Environment
-from routilux.engine.threads import Crew
+from routilux.engine.threads import Threads
 from routilux.errors import (
     FlowDefinitionError,
     LeaseLostError,
@@ -93,7 +93,7 @@ class Runtime:
         self.history_limit = history_limit
         self.executor = executor
         self.environment = Environment(clock, store, observers, max_steps)
-        self.crew = Crew(self.environment, executor)
+        self.threads = Threads(self.environment, executor)
         _all.add(self)
 
     @property
@@ -128,8 +128,8 @@ class Runtime:
         job_id: str | None = None,
     ) -> JobState:
         """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
-        self.environment.audience.refuse("execute a job")
-        return self.crew.drive(self._new(flow, entry, params, slot, job_id))
+        self.environment.observers.refuse("execute a job")
+        return self.threads.drive(self._new(flow, entry, params, slot, job_id))
 
     async def aexecute(
         self,
@@ -170,7 +170,7 @@ class Runtime:
     ) -> Run:
         """Run a new job in the background and return its handle; see `Flow.start`."""
         drive = self._new(flow, entry, params, slot, job_id)
-        self.crew.drive_in_background(drive)
+        self.threads.drive_in_background(drive)
 
         def save(job: JobState, path: str | Path, key: bytes | None) -> None:
             try:
@@ -217,7 +217,7 @@ class Runtime:
             allow_changed_flow=allow_changed_flow,
             execution_strategy=execution_strategy,
         )
-        return self.crew.drive(drive)
+        return self.threads.drive(drive)
 
     def resumed(
         self,
@@ -244,7 +244,7 @@ class Runtime:
         own.history_limit = self.history_limit
         drive = self.drive_of(plan, own)
         with self.environment.lock:
-            self._check_rests(job.job_id)
+            self._check_stopped(job.job_id)
             drive.commit(
                 drive.machine.resume(
                     drive.now_ns(),
@@ -273,17 +273,17 @@ class Runtime:
 
     def close(self) -> None:
         """Let the runtime's own threads end; steps in flight run to their end."""
-        self.crew.close()
+        self.threads.close()
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """Those who hear of every commit."""
-        return self.environment.audience.observers
+        return self.environment.observers.registered
 
     @property
     def observer_failures(self) -> list[ObserverFailure]:
         """What observers raised, one entry for each that did."""
-        return self.environment.audience.failures
+        return self.environment.observers.failures
 
     def __enter__(self) -> Self:
         return self
@@ -328,7 +328,7 @@ class Runtime:
             )
         return hold.clean
 
-    def _check_rests(self, job_id: str) -> None:
+    def _check_stopped(self, job_id: str) -> None:
         machine = self.environment.driven.get(job_id)
         if machine is None:
             return
@@ -355,8 +355,8 @@ def _hand_over(run: Run, done: Future[JobState]) -> None:
 
 def _begin_all() -> None:
     for runtime in _all:
-        runtime.environment.begin()
-        runtime.crew.begin()
+        runtime.environment.begin_process()
+        runtime.threads.begin_process()
 
 
 _all: Final[WeakSet[Runtime]] = WeakSet()

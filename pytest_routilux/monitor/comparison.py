@@ -22,14 +22,14 @@ from routilux import ErrorHandler, Flow, JobState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["explain"]
+__all__ = ["explain_comparison"]
 
 _FEW: Final = 3  # lines of paths where pytest is to show what comes after them
 _MANY: Final = 100
 _LOOKED_AT: Final = 1000  # members of a container that are looked at
 
 
-def explain(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
+def explain_comparison(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
     """Return the lines that explain a comparison; None where it is nothing of ours.
 
     The first line is the comparison itself. `whole` asks for all that differs.

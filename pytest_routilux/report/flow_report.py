@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Self
 
-from pytest_routilux.report.run_facts import told_of
+from pytest_routilux.report.run_facts import facts_of
 from pytest_routilux.settings import report_look
 from pytest_routilux.text import count
 
@@ -38,7 +38,7 @@ class FlowReport:
     """
 
     def __init__(self, node: pytest.Item, config: pytest.Config) -> None:
-        self._parts = told_of(node).parts
+        self._parts = facts_of(node).parts
         self._width, self._colour = report_look(config)
 
     def add(self, *renderables: RenderableType, title: str | None = None) -> None:

@@ -1,7 +1,7 @@
 """What one run of a test tells: its reports, its simulations, and the facts of its jobs.
 
 Laws:
-- A run has one `Told`. A test that is run again begins anew, and nothing is told twice.
+- A run has one `RunFacts`. A test that is run again begins anew, and nothing is told twice.
 - Facts are counted where the test runs, once its fixtures are gone, and travel with its last
   report. Of a run that is broken off they are what is known by then.
 - Virtual time is what the test's clocks went on, and what its simulated runs took, in exact
@@ -17,29 +17,29 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_routilux.settings import OPEN, TOLD
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from routilux import FakeClock, JobState, Observer
 
-__all__ = ["Told", "told_of"]
+__all__ = ["OPEN_RUN", "RUN_FACTS", "RunFacts", "facts_of"]
 
+RUN_FACTS: Final = pytest.StashKey["RunFacts"]()  # of a test: the facts of its present run
+OPEN_RUN: Final = pytest.StashKey["RunFacts"]()  # of the session: the run that has not ended yet
 _HEAD: Final = "routilux_"
 _COUNTS: Final = ("jobs", "commits", "retries")
 _PROPERTIES: Final = {f"{_HEAD}{name}" for name in (*_COUNTS, "virtual_seconds", "crash_points")}
 
 
-def told_of(item: pytest.Item) -> Told:
+def facts_of(item: pytest.Item) -> RunFacts:
     """Return what the present run of a test tells."""
-    told = item.stash.get(TOLD, None)
+    told = item.stash.get(RUN_FACTS, None)
     if told is None:
-        told = item.stash[TOLD] = item.config.stash[OPEN] = Told()
+        told = item.stash[RUN_FACTS] = item.config.stash[OPEN_RUN] = RunFacts()
     return told
 
 
-class Told:
+class RunFacts:
     """Collects what a run tells, until its reports take it along."""
 
     def __init__(self) -> None:
@@ -63,20 +63,20 @@ class Told:
             )
         self._clock_name = name
 
-    def clock(self, clock: FakeClock) -> None:
+    def add_clock(self, clock: FakeClock) -> None:
         """Count the time of a clock that starts now."""
         self._clocks.append(clock)
 
-    def watch(self, monitor: Observer) -> None:
+    def add_monitor(self, monitor: Observer) -> None:
         """Count the jobs of a monitor; of an observer that keeps no commits nothing is known."""
         if not any(monitor is known for known in self._monitors):
             self._monitors.append(monitor)
 
-    def simulated(self, job: JobState) -> None:
+    def add_simulated_job(self, job: JobState) -> None:
         """Count a job that ran in a simulation, with its time."""
         self._simulated.append(job)
 
-    def simulation(self, simulation: dict[str, Any]) -> None:
+    def add_simulation(self, simulation: dict[str, Any]) -> None:
         """Add what was tried of a flow: crash points planned and executed."""
         self.simulations.append(simulation)
         for name in ("planned", "executed"):
@@ -84,14 +84,14 @@ class Told:
 
     def end(self, item: pytest.Item, *, properties: bool) -> None:
         """Take the run as ended; its last report, made next, has the facts as properties."""
-        del item.stash[TOLD]
-        del item.config.stash[OPEN]
+        del item.stash[RUN_FACTS]
+        del item.config.stash[OPEN_RUN]
         # Those of an earlier run of the same test are its own.
         kept = [(name, value) for name, value in item.user_properties if name not in _PROPERTIES]
-        self._facts = self.facts()
+        self._facts = self.counts()
         item.user_properties[:] = kept + (_properties(self._facts) if properties else [])
 
-    def give(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
+    def attach_to(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
         """Let a report take along what there is, for the process that prints.
 
         xdist sends every attribute of a report.
@@ -107,7 +107,7 @@ class Told:
         if self._facts:
             taken["flow_facts"] = self._facts
 
-    def facts(self) -> dict[str, int]:
+    def counts(self) -> dict[str, int]:
         """Return the counts by name, lengths of time in nanoseconds; empty if all are zero."""
         if not (self._clocks or self._monitors or self._simulated or self._tried):
             return {}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     import pytest
 
-__all__ = ["Summary", "figures", "length_text"]
+__all__ = ["SessionSummary", "summary_lines"]
 
 _TIED: Final = "\u00a0"  # a blank at which no line ends
 _SHORTEST_NAME: Final = 24
@@ -30,7 +30,7 @@ _MEANT: Final = 'where that is meant: invariant=lambda outcome: outcome.job.stat
 _UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
 
 
-class Summary:
+class SessionSummary:
     """Collects what reports bring, and shows it below the tests and at the end."""
 
     def __init__(self, config: pytest.Config, mode: str) -> None:
@@ -104,7 +104,7 @@ class Summary:
             if terminal.currentfspath is None:
                 terminal.write_line("")
             terminal.ensure_newline()  # below the line of a test this makes the blank one, too
-            for line in figures(self._facts, report_look(self._config)[0]):
+            for line in summary_lines(self._facts, report_look(self._config)[0]):
                 terminal.write_line(line)
 
     def _failed(self, verbose: int) -> list[str]:
@@ -133,13 +133,13 @@ class Summary:
         ]
 
 
-def figures(facts: Mapping[str, int], width: int) -> list[str]:
+def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
     """Return the facts of a session in words, as lines of `width` columns; usually it is one.
 
     >>> facts = {"jobs": 1, "commits": 7, "retries": 4, "virtual_ns": 5_737_500_000}
-    >>> figures({**facts, "real_ns": 12_345_678}, 80)
+    >>> summary_lines({**facts, "real_ns": 12_345_678}, 80)
     ['routilux: 1 job, 7 commits, 4 retries, 5.7375 s of virtual time in 0.01 s']
-    >>> figures({"planned": 72, "executed": 71, "real_ns": 110_000_000}, 80)
+    >>> summary_lines({"planned": 72, "executed": 71, "real_ns": 110_000_000}, 80)
     ['routilux: 71 of 72 crash points in 0.11 s']
     """
     told: list[str] = []
@@ -154,18 +154,18 @@ def figures(facts: Mapping[str, int], width: int) -> list[str]:
         cut = "" if executed == planned else f"{executed:,} of "
         told.append(f"{cut}{count(planned, 'crash point')}")
     if facts.get("virtual_ns"):
-        told.append(f"{length_text(facts['virtual_ns'])} of virtual time")
+        told.append(f"{_length_text(facts['virtual_ns'])} of virtual time")
     told[-1] += f" in {seconds_text(facts['real_ns'], 2)} s"
     text = f"routilux: {', '.join(part.replace(' ', _TIED) for part in told)}"
     return [line.replace(_TIED, " ") for line in wrap(text, width, subsequent_indent="  ")]
 
 
-def length_text(length_ns: int) -> str:
+def _length_text(length_ns: int) -> str:
     """Return a length of time as people say it: up to a minute in seconds, then in two units.
 
-    >>> [length_text(seconds * SECOND) for seconds in (59, 60, 3_799, 187_200)]
+    >>> [_length_text(seconds * SECOND) for seconds in (59, 60, 3_799, 187_200)]
     ['59 s', '1 min', '1 h 3 min', '2 d 4 h']
-    >>> length_text(5_737_500_000), length_text(1)
+    >>> _length_text(5_737_500_000), _length_text(1)
     ('5.7375 s', '0.000000001 s')
     """
     if length_ns < 60 * SECOND:

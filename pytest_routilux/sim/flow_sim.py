@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from pytest_routilux.faults.faults import NEVER_STRUCK, Fault
-from pytest_routilux.report.run_facts import told_of
+from pytest_routilux.report.run_facts import facts_of
 from pytest_routilux.settings import report_look
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
@@ -105,7 +105,7 @@ class FlowSim:
             raise life.error
         _refuse_idle(faults)
         assert life.job is not None
-        told_of(self._node).simulated(life.job)
+        facts_of(self._node).add_simulated_job(life.job)
         return Outcome(life.job, world.calls)
 
     def crash_everywhere(
@@ -224,7 +224,7 @@ class FlowSim:
         coverage = result.coverage
         failed = bool(result.failures) or result.reference.finding is not None
         verdict = "fails" if failed else "fixed"
-        told_of(self._node).simulation(
+        facts_of(self._node).add_simulation(
             {
                 "planned": dict(coverage.planned),
                 "executed": dict(coverage.executed),
@@ -242,7 +242,7 @@ class FlowSim:
         width, _ = report_look(self._node.config)
         lines = [line for text in more for line in wrap(text, width - 5)]
         told = "\n".join([head, *(f"     {line}".replace(_TIED, " ") for line in lines)])
-        told_of(self._node).parts.append(told)
+        facts_of(self._node).parts.append(told)
 
     def _judge(self, case: Case, checks: Checks, result: Examination) -> None:
         __tracebackhide__ = True

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.sim.explain.causes import Asked, reason_of
 from pytest_routilux.sim.explain.evidence import repeated
-from pytest_routilux.sim.explain.timeline import call_text, story, table
+from pytest_routilux.sim.explain.timeline import call_text, rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
 from pytest_routilux.text import (
     class_name,
@@ -140,13 +140,13 @@ def explain(
     if repro is not None:
         below.append(f"{'repro':<{_LABEL}}{plain(repro)}")
     world = known.run.world if disturbed is None else disturbed.world
-    lines = story(world, root, known=known, finding=finding, point=point)
+    lines = rows_of(world, root, known=known, finding=finding, point=point)
     if finding.kind in _ELSEWHERE and disturbed is not None:
         # The rows alone say what the other process did after its first lines.
         crash = next((i for i, line in enumerate(lines) if line.marked), len(lines))
         lines = lines[: crash + 2]
     left = max(_LEAST_TIMELINE, _LINES - 1 - len(above) - len(below))
-    body = [*above, *table(lines, left, columns), *below]
+    body = [*above, *timeline_table(lines, left, columns), *below]
     text = [_headline(known, finding, disturbed, max(map(width, body)), columns), *body]
     return "\n".join(line.rstrip() for line in text)
 

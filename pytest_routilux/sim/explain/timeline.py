@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.lives import CrashPoint
     from pytest_routilux.sim.simulator.world import Entry, Finding, World
 
-__all__ = ["Line", "call_text", "story", "table", "where_text"]
+__all__ = ["TimelineRow", "call_text", "rows_of", "timeline_table", "where_text"]
 
 _HEAD: Final = ("t", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
@@ -45,7 +45,7 @@ _UNTOLD: Final = (CommitKind.EFFECT, CommitKind.CONFLICT)
 
 
 @dataclass(slots=True)
-class Line:
+class TimelineRow:
     """One line: when, on which host, which commit, whose (task, routine), what, and where."""
 
     at_ns: int
@@ -61,9 +61,9 @@ class Line:
 # --- what happened --------------------------------------------------------------------------------
 
 
-def story(
+def rows_of(
     world: World, root: Path, *, known: Reference, finding: Finding, point: CrashPoint | None
-) -> list[Line]:
+) -> list[TimelineRow]:
     """Return the lines of a world, with the crash and the first difference marked."""
     entries = _shown(world.log, point)
     start = world.log[0][0] if world.log else 0
@@ -79,14 +79,16 @@ def story(
             text, where = _of_commit(what, start, pending), ""
             if what.error is not None and what.error.where is not None:
                 where = where_text(what.error.where, root)
-            line = Line(at_ns, host, f"#{what.seq}", who, text, where)
+            line = TimelineRow(at_ns, host, f"#{what.seq}", who, text, where)
         elif isinstance(what, Call):
-            line = Line(at_ns, host, "", (what.task_id, what.routine_id), "", call=what)
+            line = TimelineRow(at_ns, host, "", (what.task_id, what.routine_id), "", call=what)
             line.where = where_text(what.where, root)
         elif isinstance(what, tuple):
-            line = Line(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
+            line = TimelineRow(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
         else:
-            line = Line(at_ns, host, "--", None, _of_crash(what, before, point, world, start))
+            line = TimelineRow(
+                at_ns, host, "--", None, _of_crash(what, before, point, world, start)
+            )
             line.marked = True
         line.marked = line.marked or index == different
         lines.append(line)
@@ -242,7 +244,7 @@ def _trace(commit: Commit, trie: dict[str, object]) -> tuple[object, ...]:
 # --- as a table -----------------------------------------------------------------------------------
 
 
-def table(lines: Sequence[Line], most: int, cells: int) -> list[str]:
+def timeline_table(lines: Sequence[TimelineRow], most: int, cells: int) -> list[str]:
     """Return at most so many lines of a table, its head first, around those that are marked."""
     chosen = _chosen(lines, most - 1)
     if not chosen:
@@ -270,7 +272,7 @@ def table(lines: Sequence[Line], most: int, cells: int) -> list[str]:
     return found
 
 
-def _body(line: Line, ids: int, names: int, cells: int, owner: str | None) -> str:
+def _body(line: TimelineRow, ids: int, names: int, cells: int, owner: str | None) -> str:
     if line.who is None:
         text = line.what
     elif line.call is not None:
@@ -297,7 +299,7 @@ def _times(instants: Sequence[int], start: int) -> list[str]:
     return [seconds_text(length, places) for length in lengths]
 
 
-def _chosen(lines: Sequence[Line], most: int) -> list[int]:
+def _chosen(lines: Sequence[TimelineRow], most: int) -> list[int]:
     """Return the indexes of at most `most` lines, gaps counted: the marks, then what is near."""
     marks = [i for i, line in enumerate(lines) if line.marked] or [len(lines) - 1]
     distances = {i: min(abs(i - mark) for mark in marks) for i in range(len(lines))}

@@ -116,7 +116,7 @@ class Hosts:
         if not reply.hung and self._server.ask(run_undisturbed, self._start_ns).ended is None:
             self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
             return None
-        return self._killed(reply.ended, reply.told, hung=reply.hung)
+        return self._killed(reply.ended, reply.sent, hung=reply.hung)
 
     def _killed(self, how: str, told: Sequence[Entry], *, hung: bool = False) -> Killed:
         world = World(self._start_ns)

@@ -13,7 +13,7 @@ import marshal
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.faults.faults import tell_all
+from pytest_routilux.faults.faults import failing_write
 from pytest_routilux.sim.simulator.driver import OUTCOMES, SimDriver, threads_started
 from pytest_routilux.sim.simulator.lives import STEADY, Life
 from pytest_routilux.sim.simulator.scheduler import FIFO
@@ -35,7 +35,7 @@ from routilux.clocks.durations import SECOND
 from routilux.codec.equality import first_difference
 from routilux.core.machine import Machine
 from routilux.engine.drive import Drive
-from routilux.engine.threads import Crew
+from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,13 +111,10 @@ class _WorldJournal:
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
         if self._checked:
             self._read_back(commit)
-        if self._faults:
-            tell_all([fault.before_write for fault in self._faults], commit)
-        if world.files is not None:
-            world.files.write(job_id, commit, owner, claims=claims)
-        world.committed(commit)
-        if self._faults:
-            tell_all([fault.after_write for fault in self._faults], commit)
+        with failing_write(self._faults, commit):
+            if world.files is not None:
+                world.files.write(job_id, commit, owner, claims=claims)
+            world.committed(commit)
 
     def _read_back(self, commit: Commit) -> None:
         data = commit.dumps()
@@ -226,7 +223,7 @@ class _SimRuntime(Runtime):
         # Each machine was switched on at another time.
         clock = SimClock(world.now_ns, mono=world.host * _UPTIME)
         super().__init__(clock=clock, max_steps=_MOST_STEPS)
-        self.crew = _SimCrew(self)
+        self.threads = _SimThreads(self)
         self.sim_clock = clock
         self.case = case
         self.world = world
@@ -236,7 +233,7 @@ class _SimRuntime(Runtime):
         self.started: list[Thread] = []  # by handlers
         environment = self.environment
         environment.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
-        environment.audience.observers = () if case.always is None else (self,)
+        environment.observers.registered = () if case.always is None else (self,)
 
     def broken(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id
@@ -280,7 +277,7 @@ class _SimRuntime(Runtime):
         )
 
 
-class _SimCrew(Crew):
+class _SimThreads(Threads):
     """Drives the jobs of a simulated host, all of them in the one thread of the simulation."""
 
     def __init__(self, runtime: _SimRuntime) -> None:

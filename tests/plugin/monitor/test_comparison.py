@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pytest_routilux.monitor.comparison import explain
+from pytest_routilux.monitor.comparison import explain_comparison
 from pytest_routilux.monitor.diff import flow_paths, handler_paths, job_paths
 from pytest_routilux.monitor.divergence import divergence
 from routilux import ErrorHandler, FakeClock, Flow, JobState, Routine, Runtime
@@ -183,7 +183,7 @@ def kept(value: object) -> JobState:
 
 
 def lines_of(op: str, left: object, right: object) -> list[str]:
-    lines = explain(op, left, right, whole=False)
+    lines = explain_comparison(op, left, right, whole=False)
     assert lines is not None
     return lines
 
@@ -226,7 +226,7 @@ def test_something_is_told_exactly_where_jobs_differ() -> None:
         assert bool(paths or parted) == (job != other)
         moved = {path.place for path in paths} <= {"started", "job_id"}
         assert moved == (not parted)  # the histories are alike, but for when and for whom
-        assert 25 >= len(explain("==", job, other, whole=False) or ())
+        assert 25 >= len(explain_comparison("==", job, other, whole=False) or ())
 
 
 def test_the_same_nan_is_no_difference() -> None:
@@ -302,23 +302,23 @@ def test_a_comparison_that_can_not_be_made_hides_no_failure() -> None:
 
 
 def test_what_is_not_ours_is_pytests_own_beside_ours_too() -> None:
-    assert explain("==", [kept(1), 7], [kept(1), 8], whole=False) is None
-    assert explain("==", [7, kept(1)], [8, kept(2)], whole=False) is None
-    assert explain("==", {"a": 1}, {"a": 2}, whole=False) is None
-    assert explain("==", kept(1), 7, whole=False) is None
-    assert explain("==", [kept(1)], (kept(2),), whole=False) is None
-    assert explain("==", [kept(1)], [kept(1), kept(1)], whole=False) is None
+    assert explain_comparison("==", [kept(1), 7], [kept(1), 8], whole=False) is None
+    assert explain_comparison("==", [7, kept(1)], [8, kept(2)], whole=False) is None
+    assert explain_comparison("==", {"a": 1}, {"a": 2}, whole=False) is None
+    assert explain_comparison("==", kept(1), 7, whole=False) is None
+    assert explain_comparison("==", [kept(1)], (kept(2),), whole=False) is None
+    assert explain_comparison("==", [kept(1)], [kept(1), kept(1)], whole=False) is None
 
 
 @pytest.mark.parametrize("op", ["<", "in", "is", "not in"])
 def test_other_comparisons_are_pytests_own(op: str) -> None:
-    assert explain(op, kept(1), kept(2), whole=False) is None
+    assert explain_comparison(op, kept(1), kept(2), whole=False) is None
 
 
 def test_a_long_list_is_looked_at_in_part() -> None:
     job = kept(1)
-    assert explain("==", [job] * 999 + [kept(2)], [job] * 1000, whole=False) is not None
-    assert explain("==", [job] * 1000 + [kept(2)], [job] * 1001, whole=False) is None
+    assert explain_comparison("==", [job] * 999 + [kept(2)], [job] * 1000, whole=False) is not None
+    assert explain_comparison("==", [job] * 1000 + [kept(2)], [job] * 1001, whole=False) is None
 
 
 def test_a_path_leads_to_what_it_says() -> None:

@@ -12,7 +12,7 @@ from xml.etree import ElementTree as ET
 import pytest
 from rich.cells import cell_len
 
-from pytest_routilux.report.session_summary import figures
+from pytest_routilux.report.session_summary import summary_lines
 from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
 
 if TYPE_CHECKING:
@@ -326,7 +326,7 @@ def test_it_is_as_wide_as_the_terminal_and_breaks_between_figures(width: int) ->
         "jobs": 12_345, "commits": 340_123, "retries": 25_000, "virtual_ns": 10**15,
         "planned": 54_321, "executed": 54_000, "real_ns": 210 * 10**9,
     }  # fmt: skip
-    lines = figures(facts, width)
+    lines = summary_lines(facts, width)
     assert max(map(cell_len, lines)) <= width
     whole = (
         "routilux: 12,345 jobs, 340,123 commits, 25,000 retries, 54,000 of 54,321 crash points,"

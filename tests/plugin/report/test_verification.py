@@ -18,7 +18,7 @@ def verify_in(
     flow_report: FlowReport, request: pytest.FixtureRequest
 ) -> Callable[..., tuple[str, str]]:
     """Return what a verification raises, and what it shows."""
-    from pytest_routilux.report.run_facts import told_of
+    from pytest_routilux.report.run_facts import facts_of
 
     def verified(body: Callable[[Verification], None], *, brief: bool = False) -> tuple[str, str]:
         raised = ""
@@ -27,7 +27,7 @@ def verify_in(
                 body(verify)
         except AssertionError as error:
             raised = "\n".join([str(error), *getattr(error, "__notes__", ())])
-        parts = told_of(request.node).parts
+        parts = facts_of(request.node).parts
         text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(parts))
         parts.clear()
         return raised, text

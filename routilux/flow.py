@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from routilux import codec
-from routilux.codec.registry import said
+from routilux.codec.registry import error_text
 from routilux.errors import (
     CorruptStateError,
     FlowDefinitionError,
@@ -490,7 +490,7 @@ def _load_routine(flow: Flow, entry: object, place: str) -> None:
         routine = found(*args, **kwargs)
     except Exception as error:
         raise CorruptStateError(
-            place, f"{name} can't be built from its saved arguments: {said(error)}"
+            place, f"{name} can't be built from its saved arguments: {error_text(error)}"
         ) from error
     try:
         flow.add_routine(routine, cast(str, data["id"]))

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import StoreFails
-from pytest_routilux.sim.conformance.checker import broken_law
+from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
@@ -212,9 +212,9 @@ def _given_up(run: Undisturbed) -> Finding | None:
 
 def _broken(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
     last = hosts[-1]
-    law = broken_law(world, hosts, run.case)
-    if law is not None:
-        return law
+    rule = broken_rule(world, hosts, run.case)
+    if rule is not None:
+        return rule
     for host in hosts:
         if host.findings:
             return host.findings[0]
@@ -232,5 +232,5 @@ def _broken(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | 
             f"the host's memory has {len(held)} commits, its store {len(kept)}, and they are not"
             " the same"
         )
-        return Finding("engine-law", what, "engine")
+        return Finding("engine-rule", what, "engine")
     return None

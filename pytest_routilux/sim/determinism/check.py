@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.frames import users_modules
 from pytest_routilux.sim.determinism.sources import Culprit, caught
 from pytest_routilux.sim.explore import check_undisturbed
-from pytest_routilux.sim.isolation.forked import hidden_there, kept_at, put_back
+from pytest_routilux.sim.isolation.forked import hidden_changes, pickled_value, restore_value
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.hidden_state import globals_of
 from pytest_routilux.sim.isolation.host_task import importable, rows_by_seed
@@ -152,7 +152,7 @@ def _in_one_process(hosts: ForkedHosts, start_ns: int, first: _Trace) -> Finding
         if _first(first.rows, other.rows, _everything) is not None:
             continue
         name = f"{place[1]}:{place[2]}"
-        changes = [c for c in hosts.ask(hidden_there, start_ns).result or () if c.name == name]
+        changes = [c for c in hosts.ask(hidden_changes, start_ns).result or () if c.name == name]
         said = f"a second run in one process finds {name} as the first one left it"
         finding = _finding("module-state", said, first.rows, again.rows, at, None)
         if changes:
@@ -255,7 +255,7 @@ def _finding(
 
 def _trace(
     case: Case,
-    tell: object,
+    send: object,
     start_ns: int,
     moved: bool = False,
     job_id: str | None = None,
@@ -292,14 +292,14 @@ def _loaded(row: str) -> Row:
 
 
 def _twice(
-    case: Case, tell: object, start_ns: int, place: tuple[str, str, str] | None = None
+    case: Case, send: object, start_ns: int, place: tuple[str, str, str] | None = None
 ) -> tuple[list[tuple[str, str, str]], _Trace]:
     """Run a case twice; the value at a place is put back between the runs."""
     before = globals_of(users_modules())
-    kept = None if place is None else kept_at(place)
-    _trace(case, tell, start_ns)
+    kept = None if place is None else pickled_value(place)
+    _trace(case, send, start_ns)
     after = globals_of(users_modules())
     if place is not None and kept is not None:
-        put_back(place, kept)
+        restore_value(place, kept)
     changed = [where for where, held in before.items() if held != after.get(where)]
-    return changed, _trace(case, tell, start_ns)
+    return changed, _trace(case, send, start_ns)

@@ -47,7 +47,7 @@ def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Find
         return found
 
 
-def _swallowed(case: Case, tell: object, start_ns: int) -> Finding | None:
+def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
     run = run_undisturbed(case, start_ns)
     kinds: dict[tuple[str, str], StepInput] = {}
     for _, step in run.host.steps:

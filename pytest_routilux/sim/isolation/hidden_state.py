@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case
     from routilux import Clock, StepInput
 
-__all__ = ["HiddenChange", "Places", "globals_of", "hidden_state"]
+__all__ = ["HiddenChange", "Values", "globals_of", "hidden_state"]
 
-Places = dict[tuple[str, str, str], str]
+Values = dict[tuple[str, str, str], str]
 """The values at (scope, module, name), as texts."""
 
 _OWN: Final = frozenset({"_arguments", "_slots", "_events", "_error_handler"})
@@ -100,7 +100,7 @@ class _Watch(Fault):
                     self._compare(routine_id, where, before, self._look(routine))
             return awaited(result, before) if inspect.iscoroutine(result) else result
 
-        async def awaited(coroutine: Any, before: Places) -> object:
+        async def awaited(coroutine: Any, before: Values) -> object:
             try:
                 return await coroutine
             finally:
@@ -108,8 +108,8 @@ class _Watch(Fault):
 
         return Slot(slot.name, watched, slot.binding)
 
-    def _look(self, routine: Routine) -> Places:
-        seen: Places = {
+    def _look(self, routine: Routine) -> Values:
+        seen: Values = {
             ("attribute", type(routine).__module__, name): _digest(value)
             for name, value in vars(routine).items()
             if name not in _OWN
@@ -118,7 +118,7 @@ class _Watch(Fault):
         seen.update(globals_of(modules))
         return seen
 
-    def _compare(self, routine_id: str, where: str, before: Places, after: Places) -> None:
+    def _compare(self, routine_id: str, where: str, before: Values, after: Values) -> None:
         for place in {**before, **after}:
             was, became = before.get(place, "nothing"), after.get(place, "nothing")
             scope, module, name = place
@@ -137,9 +137,9 @@ class _Watch(Fault):
             )
 
 
-def globals_of(modules: Iterable[ModuleType]) -> Places:
+def globals_of(modules: Iterable[ModuleType]) -> Values:
     """Return the values of the globals of modules and of the attributes of their classes."""
-    seen: Places = {}
+    seen: Values = {}
     for module in modules:
         own = module.__name__
         # Not vars(), which makes a lazy module load itself.

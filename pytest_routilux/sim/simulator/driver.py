@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_routilux.faults.faults import affected
+from pytest_routilux.faults.faults import slot_with_faults
 from pytest_routilux.sim.simulator.model import Call, World
 from pytest_routilux.sim.simulator.scheduler import FIFO
 from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, running
@@ -253,7 +253,7 @@ class SimDriver:
         routine = plan.routines[task.routine_id]
         slot = plan.slot(task.routine_id, task.slot)
         begun = clock.mono
-        slot = affected(self._faults, step, slot, clock)
+        slot = slot_with_faults(self._faults, step, slot, clock)
         outer = running.flight, running.clock
         running.flight, running.clock = flight, clock
         try:

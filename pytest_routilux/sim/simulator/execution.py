@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.faults.faults import call_hooks
+from pytest_routilux.faults.faults import failing_write
 from pytest_routilux.sim.simulator.driver import OUTCOMES, SimDriver, threads_started
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
@@ -112,13 +112,10 @@ class _WorldJournal:
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
         if self._checked:
             self._read_back(commit)
-        if self._faults:
-            call_hooks([fault.before_write for fault in self._faults], commit)
-        if world.files is not None:
-            world.files.write(job_id, commit, owner, claims=claims)
-        world.add_commit(commit)
-        if self._faults:
-            call_hooks([fault.after_write for fault in self._faults], commit)
+        with failing_write(self._faults, commit):
+            if world.files is not None:
+                world.files.write(job_id, commit, owner, claims=claims)
+            world.add_commit(commit)
 
     def _read_back(self, commit: Commit) -> None:
         data = commit.dumps()

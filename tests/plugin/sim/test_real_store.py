@@ -19,7 +19,7 @@ from pytest_routilux.sim.simulator import execution
 from pytest_routilux.sim.simulator.model import Case
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
 from routilux.codec.equality import first_difference
-from routilux.persist.rows import checked
+from routilux.persist.rows import without_checksum
 from routilux.persist.versions import FORMAT
 from showcase.flows import data_pipeline, fan_out_and_in
 from showcase.test_fan_out import ALBUM, pictures
@@ -196,7 +196,9 @@ def rows_of(world: World) -> list[str]:
     """
     if world.files is not None:
         version = f'"format":{codec.dumps(FORMAT)},'
-        return [checked(row, "$").decode().replace(version, "", 1) for row in world.files.rows]
+        return [
+            without_checksum(row, "$").decode().replace(version, "", 1) for row in world.files.rows
+        ]
     return [commit.dumps() for commit in world.commits]
 
 

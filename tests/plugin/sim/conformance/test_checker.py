@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pytest_routilux.faults.flow_faults import FlowFaults
-from pytest_routilux.sim.conformance.checker import broken_law
+from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.recovery import recover, run_undisturbed
@@ -150,16 +150,16 @@ def test_no_law_is_broken_by_a_sound_engine(tenth: int, monkeypatch: pytest.Monk
         case = Case(lambda seed=seed: flow_of(seed), "r0", {"n": 3})  # type: ignore[misc]
         run = run_undisturbed(case, START)
         assert [] == run.host.findings
-        assert broken_law(run.world, [run.host], case) is None, seed
+        assert broken_rule(run.world, [run.host], case) is None, seed
         points = crash_points(run, documents=False)
         for point in Random(seed).sample(points, min(12, len(points))):
             after = recover(run, point)
-            finding = broken_law(after.world, after.hosts, case)
+            finding = broken_rule(after.world, after.hosts, case)
             assert finding is None, (seed, point.name, finding)
         for number in range(2):
             world = World(START)
             host = run_host(case, world, scheduler=SeededScheduler(number))
-            finding = broken_law(world, [host], case)
+            finding = broken_rule(world, [host], case)
             assert finding is None, (seed, number, finding)
 
 
@@ -323,11 +323,11 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
     "time-ran-back": _set(DONE, at_ns=START),
     "due-wrong": _set(FIRST_RETRY, due_ns=_more),
     "backoff-wrong": _set(FIRST_RETRY, due_ns=_more, delay_ns=_more),
-    "task-id-strange": _task(task_id="0.7"),
+    "task-id-wrong": _task(task_id="0.7"),
     "task-id-twice": _task(task_id="0"),
     "payload-wrong": _task(payload={"data": 1}),
     "edge-missing": _task(slot="other"),
-    "task-unasked": _set(FIRST_DONE, emissions=()),
+    "task-unexpected": _set(FIRST_DONE, emissions=()),
     "failed-attempt-wrote": lambda run: _set(RETRY, state=run.world.commits[DONE].state)(run),
     "retry-too-early": _step(1, started_ns=lambda old: old - 1),
     "retry-late": _step(1, started_ns=lambda old: old + 1),
@@ -335,9 +335,9 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
     "snapshot-wrong": _step(3, shared=lambda old: {**old, "data": 2}),
     "record-lost": _step(1, effects=None),
     "record-twice": lambda run: run.world.commits.insert(2, run.world.commits[FIRST_EFFECT]),
-    "begun-twice": _begun_again,
+    "started-twice": _begun_again,
     "ran-after-failure": _set(0, status=JobStatus.FAILED),
-    "ran-at-rest": _set(DONE - 1, status=JobStatus.PENDING),
+    "ran-while-stopped": _set(DONE - 1, status=JobStatus.PENDING),
     "changed-after-end": _resumed_after_its_end,
     "failure-ignored": _set(DONE, kind=CommitKind.FAILED, state=None, shared=None, emissions=()),
     "strategy-wrong": _set(
@@ -367,7 +367,7 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
 @pytest.fixture
 def run() -> Undisturbed:
     run = run_undisturbed(Case(worked, "first", {"data": "x"}), START)
-    assert broken_law(run.world, [run.host], run.case) is None
+    assert broken_rule(run.world, [run.host], run.case) is None
     run.world.commits = copy.deepcopy(run.world.commits)
     return run
 
@@ -375,6 +375,6 @@ def run() -> Undisturbed:
 @pytest.mark.parametrize("kind", TAMPERED)
 def test_a_record_that_was_tampered_with_breaks_a_law(kind: str, run: Undisturbed) -> None:
     TAMPERED[kind](run)
-    finding = broken_law(run.world, [run.host], run.case)
+    finding = broken_rule(run.world, [run.host], run.case)
     assert finding is not None
     assert kind == finding.kind, finding.what

@@ -215,7 +215,7 @@ KINDS = [
     "invariant",
     "always",
     "stuck",
-    "engine-law",
+    "engine-rule",
     "leaked-thread",
     "module-state",
     "hash-order",
@@ -227,7 +227,7 @@ KINDS = [
     "payload-changed",
     "unreadable",
     "backoff-wrong",
-    "of a law that is yet to come",
+    "of a rule that is yet to come",
 ]
 
 
@@ -252,13 +252,13 @@ def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
     assert f"[{kind}]" in text.splitlines()[0]
 
 
-@pytest.mark.parametrize("kind", ["engine-law", "backoff-wrong", "budget-reset", "unheard-of"])
-def test_a_broken_law_of_the_engine_is_reported_as_a_bug_of_routilux(
+@pytest.mark.parametrize("kind", ["engine-rule", "backoff-wrong", "budget-reset", "unheard-of"])
+def test_a_broken_rule_of_the_engine_is_reported_as_a_bug_of_routilux(
     kind: str, charged: tuple[Exploration, Finding, Disturbed]
 ) -> None:
     exploration, _, disturbed = charged
 
-    text = text_of(exploration, Finding(kind, "a law", "engine.charge", "charge"), disturbed)
+    text = text_of(exploration, Finding(kind, "a rule", "engine.charge", "charge"), disturbed)
 
     assert "That is a bug of routilux, not of this flow" in text
     assert "report it to routilux" in text

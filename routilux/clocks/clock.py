@@ -14,7 +14,7 @@ from typing import Final, final
 
 from routilux.clocks.durations import SECOND
 
-__all__ = ["Clock", "Key", "Signal", "SystemClock", "Worker", "computed_ns", "real_sleep"]
+__all__ = ["Clock", "Key", "Party", "Signal", "SystemClock", "real_sleep", "thread_cpu_ns"]
 
 _LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # what the system takes; 292 years on most
 
@@ -42,7 +42,7 @@ class Signal(ABC):
         """Return whether it was set since it was last cleared."""
 
 
-class Worker:
+class Party:
     """A thread of work that a clock may have to know of; this one knows nothing.
 
     Made where the work is handed out, before its thread runs; `start` and `stop` are called in
@@ -58,7 +58,7 @@ class Worker:
         """Have done all work."""
 
 
-_UNKNOWN_WORKER: Final = Worker()
+_UNKNOWN_PARTY: Final = Party()
 
 
 class Clock(ABC):
@@ -87,11 +87,11 @@ class Clock(ABC):
         the waiter in errors.
         """
 
-    def worker(self, who: str, key: Key = (), *, result: bool = False) -> Worker:
+    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
         """Announce a thread of work; `result`: its thread is one that waits for a result."""
-        return _UNKNOWN_WORKER
+        return _UNKNOWN_PARTY
 
-    def asked(self, who: str, length: int) -> None:  # noqa: B027 - a clock need not listen
+    def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - a clock need not listen
         """Hear of a wait that was asked for, in nanoseconds."""
 
 
@@ -166,7 +166,7 @@ class SystemClock(Clock):
         return signal.is_set()
 
 
-def computed_ns(thread: int) -> int | None:
+def thread_cpu_ns(thread: int) -> int | None:
     """Return the CPU time of a living thread (nanoseconds); None where the system does not tell."""
     try:
         return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))

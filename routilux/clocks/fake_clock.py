@@ -19,7 +19,7 @@ from datetime import datetime, timedelta
 from itertools import count
 from typing import TYPE_CHECKING, Final, final
 
-from routilux.clocks.clock import Clock, Key, Signal, Worker, computed_ns
+from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
 from routilux.errors import ClockStalledError
 
@@ -49,7 +49,7 @@ class Wait:
         return timedelta(microseconds=self.length_ns // 1000)
 
 
-class _Party(Worker):
+class _FakeParty(Party):
     """One who takes turns on a fake clock: a loop, a step, or a thread that waits for a result."""
 
     __slots__ = (
@@ -78,16 +78,16 @@ class _Party(Worker):
         self.stalled: str | None = None
         self.lost: BaseException | None = None  # why its turn was taken away
         self.ticket = 0  # of the wait it is in; 0: it waits for nothing
-        self.before: _Party | None = None
+        self.before: _FakeParty | None = None
         self.gate = threading.Lock()
         self.gate.acquire()
 
     def start(self) -> None:
         self.clock._enter(self)
 
-    def line(self) -> Iterator[_Party]:
+    def line(self) -> Iterator[_FakeParty]:
         """Yield this party, then the one in whose turn it runs, and so on."""
-        party: _Party | None = self
+        party: _FakeParty | None = self
         while party is not None:
             yield party
             party = party.before
@@ -100,13 +100,13 @@ class _Party(Worker):
 class Turn:
     """Whose turn it is on a fake clock: who, in which thread, at which monotonic instant.
 
-    `computed_ns` is how long that thread has computed so far; None where the system does not tell.
+    `cpu_ns` is how long that thread has computed so far; None where the system does not tell.
     """
 
-    party: _Party
+    party: _FakeParty
     thread: int
     at_ns: int
-    computed_ns: int | None
+    cpu_ns: int | None
 
     @property
     def who(self) -> str:
@@ -120,7 +120,7 @@ class _FakeSignal(Signal):
     def __init__(self, clock: FakeClock) -> None:
         self.clock = clock
         self.raised = False
-        self.parties: list[tuple[_Party, int]] = []
+        self.parties: list[tuple[_FakeParty, int]] = []
 
     def set(self) -> None:
         with self.clock._lock:
@@ -159,10 +159,10 @@ class FakeClock(Clock):
         self._rested = threading.Condition(self._lock)
         self._wall = instant_ns(start)  # what the wall clock showed at monotonic 0
         self._mono = 0
-        self._current: _Party | None = None
-        self._ready: deque[_Party] = deque()
-        self._sleepers: list[tuple[int, Key, int, _Party]] = []
-        self._waiting: dict[int, tuple[_Party, int | None]] = {}
+        self._current: _FakeParty | None = None
+        self._ready: deque[_FakeParty] = deque()
+        self._sleepers: list[tuple[int, Key, int, _FakeParty]] = []
+        self._waiting: dict[int, tuple[_FakeParty, int | None]] = {}
         self._tickets = count(1)
         self._results = 0  # parties and outsiders that wait for a result: the time may jump
         self._moving = False  # somebody moves the time by hand
@@ -185,7 +185,7 @@ class FakeClock(Clock):
 
     def runs_here(self) -> bool:
         """Return whether the calling thread takes turns on this clock, as that of a step does."""
-        return self._party() is not None
+        return self._party_here() is not None
 
     @property
     def waits(self) -> tuple[Wait, ...]:
@@ -202,8 +202,8 @@ class FakeClock(Clock):
         self._advance(to_ns(seconds))
 
     def _advance(self, length: int) -> None:
-        if self._party() is not None:
-            self.asked("advance", length)
+        if self._party_here() is not None:
+            self.record_wait("advance", length)
             self.wait(None, self._mono + length, who="advance")
             return
         with self._lock:
@@ -250,7 +250,7 @@ class FakeClock(Clock):
             party = self._current
             if party is None:
                 return None
-            return Turn(party, party.thread, self._mono, computed_ns(party.thread))
+            return Turn(party, party.thread, self._mono, thread_cpu_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
         """Take the turn from a thread that will not end it; return whether it still had it.
@@ -274,11 +274,11 @@ class FakeClock(Clock):
     def signal(self) -> Signal:
         return _FakeSignal(self)
 
-    def asked(self, who: str, length: int) -> None:
+    def record_wait(self, who: str, length: int) -> None:
         self._waits.append((who, self._wall + self._mono, length))
 
-    def worker(self, who: str, key: Key = (), *, result: bool = False) -> Worker:
-        party = _Party(self, who, key, result=result, outside=False)
+    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
+        party = _FakeParty(self, who, key, result=result, outside=False)
         with self._lock:
             self._ready.append(party)
         return party
@@ -286,7 +286,7 @@ class FakeClock(Clock):
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is not None and not isinstance(signal, _FakeSignal):
             raise TypeError(f"a {type(signal).__name__} is another clock's signal")
-        party = self._party()
+        party = self._party_here()
         if party is not None and party.lost is not None:
             raise ClockStalledError(str(party.lost))
         ticket = 0
@@ -297,7 +297,7 @@ class FakeClock(Clock):
                 if until is not None and until <= self._mono:
                     return False
                 if party is None:
-                    party = _Party(self, who, _LAST_KEY, result=True, outside=True)
+                    party = _FakeParty(self, who, _LAST_KEY, result=True, outside=True)
                     self._results += 1
                 elif until is not None and self._wakes_first(until, key or party.key):
                     self._mono = until
@@ -317,14 +317,14 @@ class FakeClock(Clock):
             raise ClockStalledError(reason)
         return signal is not None and signal.raised
 
-    # --- taking turns (all below with the lock held, but for _party, _enter and _leave) ----------
+    # --- taking turns: the lock is held, except in _party_here, _enter and _leave -----------------
 
-    def _party(self) -> _Party | None:
-        party: _Party | None = getattr(self._here, "party", None)
+    def _party_here(self) -> _FakeParty | None:
+        party: _FakeParty | None = getattr(self._here, "party", None)
         return party
 
-    def _enter(self, party: _Party) -> None:
-        party.before = before = self._party()
+    def _enter(self, party: _FakeParty) -> None:
+        party.before = before = self._party_here()
         party.thread = threading.get_ident()
         self._here.party = party
         with self._lock:
@@ -342,7 +342,7 @@ class FakeClock(Clock):
             self._withdraw(party)
             raise
 
-    def _withdraw(self, party: _Party) -> None:
+    def _withdraw(self, party: _FakeParty) -> None:
         # Ctrl-C while it waits for its first turn.
         with self._lock:
             if self._current is party:
@@ -354,7 +354,7 @@ class FakeClock(Clock):
             self._here.party = party.before
             self._turn()
 
-    def _leave(self, party: _Party) -> None:
+    def _leave(self, party: _FakeParty) -> None:
         with self._lock:
             if party.result:
                 self._results -= 1
@@ -372,7 +372,7 @@ class FakeClock(Clock):
 
     def _queue(
         self,
-        party: _Party,
+        party: _FakeParty,
         ticket: int,
         signal: _FakeSignal | None,
         until: int | None,
@@ -393,7 +393,7 @@ class FakeClock(Clock):
                 signal.parties = [p for p in signal.parties if p[0].ticket == p[1]]
             signal.parties.append((party, ticket))
 
-    def _interrupt(self, party: _Party, ticket: int) -> None:
+    def _interrupt(self, party: _FakeParty, ticket: int) -> None:
         # Ctrl-C in a wait, or just beside it: whoever takes turns cleans up in its own.
         with self._lock:
             if ticket and party.ticket == ticket:
@@ -408,7 +408,7 @@ class FakeClock(Clock):
                 return
         party.gate.acquire()
 
-    def _wake(self, party: _Party) -> None:
+    def _wake(self, party: _FakeParty) -> None:
         del self._waiting[party.ticket]
         party.ticket = 0
         if party.outside:
@@ -432,13 +432,13 @@ class FakeClock(Clock):
                 return
             self._wake_first(entry)
 
-    def _first_sleeper(self) -> tuple[int, Key, int, _Party] | None:
+    def _first_sleeper(self) -> tuple[int, Key, int, _FakeParty] | None:
         sleepers = self._sleepers
         while sleepers and sleepers[0][3].ticket != sleepers[0][2]:
             heapq.heappop(sleepers)
         return sleepers[0] if sleepers else None
 
-    def _wake_first(self, entry: tuple[int, Key, int, _Party]) -> None:
+    def _wake_first(self, entry: tuple[int, Key, int, _FakeParty]) -> None:
         heapq.heappop(self._sleepers)
         self._mono = entry[0]
         self._wake(entry[3])
@@ -465,7 +465,7 @@ class FakeClock(Clock):
                 self._turn()
                 return
 
-    def _within(self, party: _Party) -> list[_Party]:
+    def _within(self, party: _FakeParty) -> list[_FakeParty]:
         """Return a waiting party, the steps of its job, the jobs in these, and so on."""
         found = [party]
         jobs = {party.key[:1]}

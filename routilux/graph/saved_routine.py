@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, cast
 
 from routilux import codec
-from routilux.codec.registry import said
+from routilux.codec.registry import error_text
 from routilux.errors import CorruptStateError, FlowDefinitionError, UnknownRoutineError
 from routilux.graph.routine import find_class
 from routilux.retry.error_handler import ErrorHandler
@@ -63,7 +63,7 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         )
     except Exception as error:
         raise CorruptStateError(
-            path, f"{name} can't be built from its saved arguments: {said(error)}"
+            path, f"{name} can't be built from its saved arguments: {error_text(error)}"
         ) from error
     try:
         routine.set_error_handler(handler)

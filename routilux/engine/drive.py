@@ -222,7 +222,7 @@ class Drive:
         if self._journal is None:
             return
         try:
-            self._snapshot_at = self._journal.keep(job)
+            self._snapshot_at = self._journal.write_snapshot(job)
         except Exception as error:
             # Every commit is in the store; without the snapshot, loading takes longer.
             _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)

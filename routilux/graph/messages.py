@@ -128,8 +128,8 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
         except Exception as error:
             raise UnserializableError(
                 f"{place}.{name}",
-                f"{registry.type_name(type(value))} can't be copied ({registry.said(error)}); use"
-                " plain data, since each reader gets a copy",
+                f"{registry.type_name(type(value))} can't be copied ({registry.error_text(error)});"
+                " use plain data, since each reader gets a copy",
             ) from None
     return copied
 

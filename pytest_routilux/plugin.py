@@ -204,6 +204,7 @@ def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
 
 _MODE: Final = pytest.StashKey[str]()
+_FACTS: Final = "pytest_routilux.report.run_facts"
 
 
 def _facts(request: pytest.FixtureRequest) -> RunFacts:
@@ -244,7 +245,9 @@ def pytest_runtest_makereport(
         from pytest_routilux.frames import hide_ours
 
         hide_ours(call.excinfo)
-    from pytest_routilux.settings import RUN_FACTS
+    if _FACTS not in sys.modules:  # no test of this process has used a fixture of ours yet
+        return (yield)
+    from pytest_routilux.report.run_facts import RUN_FACTS
 
     facts = item.stash.get(RUN_FACTS, None)
     if facts is None:
@@ -292,10 +295,11 @@ class _Printer:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self) -> None:
-        from pytest_routilux.settings import OPEN_RUN
+        if _FACTS in sys.modules:
+            from pytest_routilux.report.run_facts import OPEN_RUN
 
-        broken_off = self._config.stash.get(OPEN_RUN, None)
-        if broken_off is not None:
-            self._made().count(broken_off.counts())
+            unfinished = self._config.stash.get(OPEN_RUN, None)
+            if unfinished is not None:
+                self._made().count(unfinished.counts())
         if self._config.getoption("routilux_repro") is not None or self._summary is not None:
             self._made().show()

@@ -13,9 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 import pytest
 
 __all__ = [
-    "OPEN_RUN",
     "REPORT_PARTS",
-    "RUN_FACTS",
     "Sleeping",
     "add_options",
     "blocked_after",
@@ -26,10 +24,6 @@ __all__ = [
     "sleeping",
 ]
 
-RUN_FACTS: Final = pytest.StashKey[Any]()  # of a test: the facts of its present run
-OPEN_RUN: Final = pytest.StashKey[
-    Any
-]()  # of the session: the facts of a run that has not ended yet
 REPORT_PARTS: Final = ("flow_report", "flow_simulations", "flow_facts")  # attributes of a report
 Sleeping: TypeAlias = Literal["virtual", "error", "real"]
 """What `time.sleep()` in a handler does."""

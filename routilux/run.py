@@ -59,11 +59,11 @@ class Run:
         interrupt of its handler).
         """
         drive = self._drive
-        drive.environment.audience.refuse("wait for a job")
+        drive.environment.observers.refuse("wait for a job")
         clock = drive.environment.clock
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
-        if not clock.wait(drive.rested, until, who=f"whoever waits for job {job.job_id}"):
+        if not clock.wait(drive.stopped, until, who=f"whoever waits for job {job.job_id}"):
             raise TimeoutError(f"job {job.job_id} is {job.status.value} after {timeout} s")
         if drive.error is not None:
             raise drive.error

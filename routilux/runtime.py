@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, Unpack
 from weakref import WeakSet
 
 from routilux.clocks.clock import Clock, SystemClock
@@ -23,7 +23,7 @@ from routilux.core.state import JobState
 from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
 from routilux.engine.environment import Environment
-from routilux.engine.threads import Crew
+from routilux.engine.threads import Threads
 from routilux.errors import (
     FlowDefinitionError,
     LeaseLostError,
@@ -35,12 +35,12 @@ from routilux.run import Run
 from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
     from routilux.engine.observers import ObserverFailure
-    from routilux.flow import Flow
+    from routilux.flow import Flow, JobOptions, Params, ResumeOptions
     from routilux.graph.plan import ExecutionStrategy, Plan
     from routilux.monitor import Observer
     from routilux.persist.store import Acquired, JobStore
@@ -93,7 +93,7 @@ class Runtime:
         self.history_limit = history_limit
         self.executor = executor
         self.environment = Environment(clock, store, observers, max_steps)
-        self.crew = Crew(self.environment, executor)
+        self.threads = Threads(self.environment, executor)
         _all.add(self)
 
     @property
@@ -119,26 +119,14 @@ class Runtime:
     # --- running --------------------------------------------------------------------------------
 
     def execute(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
         """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
-        self.environment.audience.refuse("execute a job")
-        return self.crew.drive(self._new(flow, entry, params, slot, job_id))
+        self.environment.observers.refuse("execute a job")
+        return self.threads.drive(self._new(flow, entry, params, **options))
 
     async def aexecute(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
         """Run a new job without holding up the event loop; see `Flow.aexecute`.
 
@@ -146,7 +134,7 @@ class Runtime:
         """
         import asyncio  # slow at import, for those only who have an event loop anyway
 
-        run = self.start(flow, entry, params, slot=slot, job_id=job_id)
+        run = self.start(flow, entry, params, **options)
         done: Future[JobState] = Future()
         done.set_running_or_notify_cancel()  # so that only the job can end it
         # Not a thread of the event loop's own few: those would hold up each other's jobs.
@@ -160,17 +148,11 @@ class Runtime:
             raise
 
     def start(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> Run:
         """Run a new job in the background and return its handle; see `Flow.start`."""
-        drive = self._new(flow, entry, params, slot, job_id)
-        self.crew.drive_in_background(drive)
+        drive = self._new(flow, entry, params, **options)
+        self.threads.drive_in_background(drive)
 
         def save(job: JobState, path: str | Path, key: bytes | None) -> None:
             try:
@@ -181,13 +163,7 @@ class Runtime:
         return Run(drive, save)
 
     def submit(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> str:
         """Put a new job into the store, to be resumed by anybody, and return its id.
 
@@ -198,26 +174,11 @@ class Runtime:
                 "submit() puts a job into the runtime's store, and this runtime has none;"
                 " use Runtime(store=...), or start()"
             )
-        return self._new(flow, entry, params, slot, job_id, queued=True).machine.job.job_id
+        return self._new(flow, entry, params, queued=True, **options).machine.job.job_id
 
-    def resume(
-        self,
-        flow: Flow,
-        job: JobState,
-        *,
-        retry_failed: bool = False,
-        allow_changed_flow: bool = False,
-        execution_strategy: ExecutionStrategy | None = None,
-    ) -> JobState:
-        """Go on with a job in this thread and return it when it rests; see `Flow.resume`."""
-        drive = self.resumed(
-            flow,
-            job,
-            retry_failed=retry_failed,
-            allow_changed_flow=allow_changed_flow,
-            execution_strategy=execution_strategy,
-        )
-        return self.crew.drive(drive)
+    def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
+        """Resume a job in this thread and return it when it has stopped; see `Flow.resume`."""
+        return self.threads.drive(self.resumed(flow, job, **options))
 
     def resumed(
         self,
@@ -244,7 +205,7 @@ class Runtime:
         own.history_limit = self.history_limit
         drive = self.drive_of(plan, own)
         with self.environment.lock:
-            self._check_rests(job.job_id)
+            self._check_stopped(job.job_id)
             drive.commit(
                 drive.machine.resume(
                     drive.now_ns(),
@@ -273,17 +234,17 @@ class Runtime:
 
     def close(self) -> None:
         """Let the runtime's own threads end; steps in flight run to their end."""
-        self.crew.close()
+        self.threads.close()
 
     @property
     def observers(self) -> tuple[Observer, ...]:
         """Those who hear of every commit."""
-        return self.environment.audience.observers
+        return self.environment.observers.registered
 
     @property
     def observer_failures(self) -> list[ObserverFailure]:
         """What observers raised, one entry for each that did."""
-        return self.environment.audience.failures
+        return self.environment.observers.failures
 
     def __enter__(self) -> Self:
         return self
@@ -297,10 +258,10 @@ class Runtime:
         self,
         flow: Flow,
         entry: str,
-        params: Mapping[str, object] | None,
-        slot: str,
-        job_id: str | None,
+        params: Params,
         *,
+        slot: str = "trigger",
+        job_id: str | None = None,
         queued: bool = False,
     ) -> Drive:
         plan = flow.plan()
@@ -328,7 +289,7 @@ class Runtime:
             )
         return hold.clean
 
-    def _check_rests(self, job_id: str) -> None:
+    def _check_stopped(self, job_id: str) -> None:
         machine = self.environment.driven.get(job_id)
         if machine is None:
             return
@@ -355,8 +316,8 @@ def _hand_over(run: Run, done: Future[JobState]) -> None:
 
 def _begin_all() -> None:
     for runtime in _all:
-        runtime.environment.begin()
-        runtime.crew.begin()
+        runtime.environment.begin_process()
+        runtime.threads.begin_process()
 
 
 _all: Final[WeakSet[Runtime]] = WeakSet()

@@ -103,7 +103,7 @@ class Worker:
         self._stopping = False
         self._drives: dict[str, Drive] = {}
         self._active: set[Drive] = set()  # those that had something to run when last looked at
-        self._rested: deque[Drive] = deque()
+        self._stopped_jobs: deque[Drive] = deque()
         self._renew_at = 0
         self._put_aside: dict[str, str] = {}  # job id -> why, as it was told
         # Jobs that are to be given back: when they are to be free, and whether the stop was clean.
@@ -123,7 +123,7 @@ class Worker:
         that can't be resumed is raised. Raises what the store raises; an `OSError` only where it
         has lasted as long as a lease.
         """
-        party = self._clock.worker("a worker", result=True)
+        party = self._clock.party("a worker", result=True)
         party.start()
         try:
             with self._told_by_signal():
@@ -173,8 +173,8 @@ class Worker:
 
     def _look_after(self) -> None:
         self._signal.clear()
-        while self._rested:
-            self._let_go(self._rested.popleft())
+        while self._stopped_jobs:
+            self._let_go(self._stopped_jobs.popleft())
         self._give_back()
         if self._drives and self._renew_at <= self._clock.monotonic_ns():
             self._renew()
@@ -239,11 +239,11 @@ class Worker:
             raise
         else:
             self._put_aside.pop(job_id, None)
-            drive.on_rest, drive.on_wait = self._note_rest, self._note_wait
+            drive.on_stop, drive.on_wait = self._note_stop, self._note_wait
             drive.leased_until = now + self._lease_ns
             self._drives[job_id] = drive
             self._active.add(drive)
-            runtime.crew.drive_in_background(drive)
+            runtime.threads.drive_in_background(drive)
         finally:
             if drive is None and job_id not in self._owed:
                 with environment.lease_lock:
@@ -251,8 +251,8 @@ class Worker:
         self._give_back()
         return True
 
-    def _note_rest(self, drive: Drive) -> None:
-        self._rested.append(drive)
+    def _note_stop(self, drive: Drive) -> None:
+        self._stopped_jobs.append(drive)
         self._signal.set()
 
     def _note_wait(self, drive: Drive) -> None:

@@ -108,7 +108,7 @@ def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(
     assert (broken, 5, "no disk") == (failure.observer, failure.count, str(failure.error))
     (record,) = caplog.records
     assert ("routilux", logging.ERROR) == (record.name, record.levelno)
-    assert "RuntimeError; the job goes on" in record.getMessage()
+    assert "RuntimeError; the job continues" in record.getMessage()
 
 
 def test_a_commit_that_an_observer_causes_is_reported_after_the_first_reached_all_observers() -> (

@@ -9,6 +9,7 @@ Laws:
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
@@ -18,7 +19,7 @@ from routilux.errors import nearest
 from routilux.graph.context import active
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from routilux import Clock, Commit, Flow, Runtime, StepInput
 
@@ -30,8 +31,8 @@ __all__ = [
     "Raises",
     "Slow",
     "StoreFails",
-    "affected",
-    "tell_all",
+    "failing_write",
+    "slot_with_faults",
 ]
 
 
@@ -266,19 +267,27 @@ class StoreFails(Fault):
         return f"store_fails({self.write}{', durable=True' * self.durable})"
 
 
-def affected(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
-    """Return the slot whose handler runs for a step, after all faults have had their say."""
+def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
+    """Return the slot whose handler runs for a step, after each fault could replace it."""
     for fault in faults:
         slot = fault.affect(step, slot, clock)
     return slot
 
 
-def tell_all(faults: Sequence[Callable[[Commit], None]], commit: Commit) -> None:
-    """Let every fault hear of a write, since they count; then raise what the first one raised."""
+@contextmanager
+def failing_write(faults: Sequence[Fault], commit: Commit) -> Iterator[None]:
+    """Let faults fail the write of a commit, which the block makes."""
+    _call_all([fault.before_write for fault in faults], commit)
+    yield
+    _call_all([fault.after_write for fault in faults], commit)
+
+
+def _call_all(hooks: Iterable[Callable[[Commit], None]], commit: Commit) -> None:
+    # Every fault counts every write, so all are called before the first error is raised.
     raised: BaseException | None = None
-    for fault in faults:
+    for hook in hooks:
         try:
-            fault(commit)
+            hook(commit)
         except BaseException as error:
             raised = raised or error
     if raised is not None:

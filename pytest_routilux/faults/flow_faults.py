@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import (
@@ -24,15 +23,15 @@ from pytest_routilux.faults.faults import (
     Raises,
     Slow,
     StoreFails,
-    affected,
-    tell_all,
+    failing_write,
+    slot_with_faults,
 )
 from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.journal import Journal, Row
-from routilux.persist.rows import checked
+from routilux.persist.rows import without_checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
     from datetime import timedelta
 
     from routilux import ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
@@ -154,7 +153,7 @@ class FlowFaults:
                 why = fault.unfit(runtime)
                 if why is not None:
                     raise FlowDefinitionError(f"{fault!r} {why}")
-            return affected(live, step, slot, runtime.clock)
+            return slot_with_faults(live, step, slot, runtime.clock)
 
     def _make(self, fault: Fault) -> Fault:
         self._made.append(fault)
@@ -194,7 +193,7 @@ class _FailingJournal(Journal):
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
         commit.dumps()  # what can't be saved is no write, and is not counted
-        with self._failing(commit):
+        with failing_write(self._faults.live, commit):
             super().write(job_id, commit, owner, claims=claims, acquired=acquired)
 
     def append_all(self, added: Sequence[Row]) -> Sequence[Exception | None]:
@@ -202,16 +201,10 @@ class _FailingJournal(Journal):
         refusals: list[Exception | None] = []
         for row in added:
             try:
-                with self._failing(Commit.load(codec.loads(checked(row[2], "$")), "$")):
+                commit = Commit.load(codec.loads(without_checksum(row[2], "$")), "$")
+                with failing_write(self._faults.live, commit):
                     [refusal] = super().append_all([row])
             except Exception as error:
                 refusal = error
             refusals.append(refusal)
         return refusals
-
-    @contextmanager
-    def _failing(self, commit: Commit) -> Iterator[None]:
-        live = self._faults.live
-        tell_all([fault.before_write for fault in live], commit)
-        yield
-        tell_all([fault.after_write for fault in live], commit)

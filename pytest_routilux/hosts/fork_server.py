@@ -54,12 +54,13 @@ def can_fork() -> bool:
 class Reply:
     """The result of a request, or how its child ended without one.
 
-    `told` is what the child sent before. `ended` is None with a result, else such as `SIGKILL`,
-    `exit status 3`, `no end within 30 s of real time` or the error of our own code.
+    `sent` holds the values that the child sent before its result. `ended` is None with a result;
+    else it is such as `SIGKILL`, `exit status 3`, `no end within 30 s of real time`, or the error
+    of our own code.
     """
 
     result: Any = None
-    told: list[Any] = field(default_factory=list)
+    sent: list[Any] = field(default_factory=list)
     ended: str | None = None
     hung: bool = False
     failed: bool = False
@@ -121,7 +122,7 @@ class ForkServer:
             except Exception as error:
                 return Reply(ended=error_text(error), failed=True)
             if kind == _TOLD:
-                reply.told.append(value)
+                reply.sent.append(value)
             elif kind == _RESULT:
                 reply.result, reply.ended, reply.hung = value, None, False
             else:

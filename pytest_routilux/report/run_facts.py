@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from pytest_routilux.settings import OPEN_RUN, RUN_FACTS
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from routilux import FakeClock, JobState, Observer
 
-__all__ = ["RunFacts", "facts_of"]
+__all__ = ["OPEN_RUN", "RUN_FACTS", "RunFacts", "facts_of"]
 
+RUN_FACTS: Final = pytest.StashKey["RunFacts"]()  # of a test: the facts of its present run
+OPEN_RUN: Final = pytest.StashKey["RunFacts"]()  # of the session: the run that has not ended yet
 _HEAD: Final = "routilux_"
 _COUNTS: Final = ("jobs", "commits", "retries")
 _PROPERTIES: Final = {f"{_HEAD}{name}" for name in (*_COUNTS, "virtual_seconds", "crash_points")}

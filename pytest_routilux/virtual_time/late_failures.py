@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from routilux import FakeClock, Run
-from routilux.engine.threads import Crew
+from routilux.engine.threads import Threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +22,7 @@ __all__ = ["all_told", "note"]
 
 _noted: Final[list[BaseException]] = []
 # Whoever waits for a job is in one of these, or in a method of flow_sim.
-_WAITS: Final = {f.__code__ for f in (Crew.drive, Run.wait, FakeClock._advance)}
+_WAITS: Final = {f.__code__ for f in (Threads.drive, Run.wait, FakeClock._advance)}
 _SIMULATION: Final = "pytest_routilux.sim.flow_sim"
 
 

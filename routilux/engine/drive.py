@@ -55,7 +55,7 @@ class DrivingLoop(Protocol):
 class Drive:
     """A job that runs in this process: its machine, its time and its commits.
 
-    It is the `Host` of the job's steps. `rested` is set when no step is in flight and none will
+    It is the `Host` of the job's steps. `stopped` is set when no step is in flight and none will
     start; `error` is set if something outside the flow ended the run, such as a failing store.
     """
 
@@ -71,13 +71,13 @@ class Drive:
         "loop",
         "machine",
         "offset",
-        "on_rest",
+        "on_stop",
         "on_wait",
         "ordinal",
         "plan",
         "ready",
-        "rested",
         "run_step",
+        "stopped",
         "timer",
         "timer_key",
     )
@@ -90,12 +90,12 @@ class Drive:
         self.run_step = environment.run_step
         self.ordinal = next(_ordinals)
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
-        self.rested = clock.signal()
+        self.stopped = clock.signal()
         self.error: BaseException | None = None
         self.leased_until: int | None = None  # monotonic; then other hosts may take over
         self.leaving = False
         # Called under the runtime's lock: when the job rests, and when all its tasks have to wait.
-        self.on_rest: Callable[[Drive], object] | None = None
+        self.on_stop: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None
         self.ready = False
@@ -118,12 +118,12 @@ class Drive:
     def sleep(self, step: StepInput, length: int) -> None:
         """Wait, but not longer than until the attempt's timeout."""
         clock = self.environment.clock
-        clock.asked(step.task.routine_id, length)
+        clock.record_wait(step.task.routine_id, length)
         until = self.now_ns() + length
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns)
         key = (self.ordinal, *step.order)
-        if clock.wait(self.rested, until - self.offset, key, step.who):
+        if clock.wait(self.stopped, until - self.offset, key, step.who):
             # The job ended by an error while this step was in flight; its outcome is ignored.
             raise _given_up(step)
 
@@ -200,8 +200,8 @@ class Drive:
             for task in self.machine.job.pending_tasks:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
-                    self.environment.clock.asked(f"retry of {task.routine_id}", left)
-        if self.environment.audience.observers:
+                    self.environment.clock.record_wait(f"retry of {task.routine_id}", left)
+        if self.environment.observers.registered:
             self.notify(commit)
 
     def apply(self, commit: Commit) -> None:
@@ -210,11 +210,11 @@ class Drive:
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
         if commit.delay_ns:
-            self.environment.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
+            self.environment.clock.record_wait(f"retry of {commit.routine_id}", commit.delay_ns)
 
     def notify(self, commit: Commit) -> None:
         """Notify the observers of an applied commit."""
-        self.environment.audience.tell(self.machine.job, commit)
+        self.environment.observers.notify(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
         job = self.machine.job
@@ -222,7 +222,7 @@ class Drive:
         if self._journal is None:
             return
         try:
-            self._snapshot_at = self._journal.keep(job)
+            self._snapshot_at = self._journal.write_snapshot(job)
         except Exception as error:
             # Every commit is in the store; without the snapshot, loading takes longer.
             _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)

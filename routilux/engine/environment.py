@@ -14,7 +14,7 @@ from functools import cached_property
 from secrets import token_hex
 from typing import TYPE_CHECKING
 
-from routilux.engine.observers import Audience
+from routilux.engine.observers import Observers
 from routilux.engine.step import run_step
 from routilux.persist.journal import Journal
 
@@ -49,18 +49,18 @@ class Environment:
         self.clock = clock
         self.store = store
         self.journal = None if store is None else Journal(store)
-        self.audience = Audience(observers)
+        self.observers = Observers(observers)
         self.max_steps = max_steps
         self.run_step: RunStep = run_step
-        self.begin()
+        self.begin_process()
 
-    def begin(self) -> None:
+    def begin_process(self) -> None:
         """Make what belongs to one process; called again in a forked child."""
         self.lock = threading.RLock()
         self.driven: dict[str, Machine] = {}
         self.lease_lock = threading.Lock()
         self.leases: dict[str, Callable[[str], None]] = {}
-        self.audience.begin()
+        self.observers.begin_process()
         vars(self).pop("owner", None)
 
     @cached_property

@@ -124,8 +124,8 @@ class Loop:
             self._mark(drive)
             return
         step = machine.begin(task, now)
-        if environment.audience.of_steps:
-            environment.audience.tell_step(machine.job, step)
+        if environment.observers.of_steps:
+            environment.observers.notify_step(machine.job, step)
         if step.timeout_ns is not None:
             self._watch_limit(drive, step, step.timeout_ns)
         self._driver.start(drive, step)
@@ -183,7 +183,7 @@ class Loop:
                 drive.apply(commit)
             except BaseException as error:
                 self.fail(drive, error)
-        if self._environment.audience.observers:
+        if self._environment.observers.registered:
             for drive, commit in endings:  # all are applied: an observer may use any of these jobs
                 if drive.error is None:
                     drive.notify(commit)
@@ -218,9 +218,9 @@ class Loop:
         if driven.get(job_id) is drive.machine:
             del driven[job_id]
         drive.loop = None
-        drive.rested.set()
-        if drive.on_rest is not None:
-            drive.on_rest(drive)
+        drive.stopped.set()
+        if drive.on_stop is not None:
+            drive.on_stop(drive)
         if len(self._timers) > 2 * len(self.drives) + _FEW:
             # The timers of ended jobs would keep those in memory.
             self._timers = [timer for timer in self._timers if timer[2].loop is self]

@@ -1,9 +1,9 @@
-"""Who hears of commits and of steps that start: the observers of a runtime.
+"""The observers of a runtime, which it notifies of commits and of steps that start.
 
-Laws:
+Invariants:
 - An observer can't break a job: what it raises is logged once and counted.
-- All hear of a commit before anybody hears of a later one, also where an observer has caused it.
-- No job goes on before an observer returns; so it must not wait for one, and is refused.
+- All observers see a commit before any of them sees a later one, also if an observer caused it.
+- All jobs wait while an observer runs. So an observer that waits for a job gets an error.
 """
 
 from __future__ import annotations
@@ -24,61 +24,61 @@ if TYPE_CHECKING:
     from routilux.graph.messages import StepInput
     from routilux.monitor import Observer
 
-__all__ = ["Audience", "ObserverFailure"]
+__all__ = ["ObserverFailure", "Observers"]
 
 _log = logging.getLogger("routilux")
 
 
 @dataclass(slots=True)
 class ObserverFailure:
-    """What an observer raised first, and how often it raised."""
+    """The first error of an observer, and how often it raised one."""
 
     observer: object
     error: Exception
     count: int = 1
 
 
-class Audience:
-    """The observers of a runtime; they are told under its lock."""
+class Observers:
+    """The observers of a runtime; they are notified under its lock."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
-        self.observers = tuple(observers)
-        self.of_steps = tuple(o for o in self.observers if hasattr(o, "on_step"))
+        self.registered = tuple(observers)
+        self.of_steps = tuple(o for o in self.registered if hasattr(o, "on_step"))
         self.failures: list[ObserverFailure] = []
         self._notices: deque[tuple[JobState, Commit]] = deque()
-        self._teller: int | None = None  # the thread that tells them
+        self._notifier: int | None = None  # the thread that notifies them
 
-    def begin(self) -> None:
-        """Have no teller: in a forked child its thread is not there."""
-        self._teller = None
+    def begin_process(self) -> None:
+        """Forget the thread that notifies: a forked child does not have it."""
+        self._notifier = None
 
     def refuse(self, what: str) -> None:
-        """Raise where an observer is about to wait for a job."""
-        if self._teller == threading.get_ident():
+        """Raise if an observer asks for something that waits for a job."""
+        if self._notifier == threading.get_ident():
             raise RoutiluxError(
-                f"an observer can't {what}, since no job goes on before the observer returns;"
-                " use start() and look at the job later"
+                f"an observer can't {what}: all jobs wait until the observer returns;"
+                " use start() there and wait for the job elsewhere"
             )
 
-    def tell(self, job: JobState, commit: Commit) -> None:
-        """Tell the observers of a commit, after those that came before it."""
+    def notify(self, job: JobState, commit: Commit) -> None:
+        """Notify the observers of a commit, after all earlier commits."""
         self._notices.append((job, commit))
-        if self._teller is not None:
-            return  # an observer has caused this commit; it is told when the others were
-        self._teller = threading.get_ident()
+        if self._notifier is not None:
+            return  # an observer caused this commit; the loop below takes it next
+        self._notifier = threading.get_ident()
         try:
             while self._notices:
-                noticed, news = self._notices.popleft()
-                for observer in self.observers:
+                changed, committed = self._notices.popleft()
+                for observer in self.registered:
                     try:
-                        observer.on_commit(noticed, news)
+                        observer.on_commit(changed, committed)
                     except Exception as error:
                         self._failed(observer, error)
         finally:
-            self._teller = None
+            self._notifier = None
 
-    def tell_step(self, job: JobState, step: StepInput) -> None:
-        """Tell the observers that want it of a step that starts."""
+    def notify_step(self, job: JobState, step: StepInput) -> None:
+        """Notify the observers that have `on_step` of a step that starts."""
         for observer in self.of_steps:
             try:
                 observer.on_step(job, step)
@@ -92,7 +92,7 @@ class Audience:
                 return
         self.failures.append(ObserverFailure(observer, error))
         _log.error(
-            "observer %r raised %s; the job goes on, later errors of it are only counted",
+            "observer %r raised %s; the job continues, and later errors of it are only counted",
             observer,
             type(error).__name__,
             exc_info=error,

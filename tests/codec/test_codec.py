@@ -657,7 +657,7 @@ def test_forms_do_not_follow_a_patched_datetime(monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.fixture(autouse=True)
-def registry() -> Iterator[None]:
+def clean_registry() -> Iterator[None]:
     """Forget the types that a test has registered."""
     by_tag, by_kind = dict(registry._by_tag), dict(registry._by_kind)
     yield

@@ -484,7 +484,7 @@ def test_the_timers_of_steps_that_are_long_over_are_not_kept() -> None:
 
     class Timers:
         def on_commit(self, job: JobState, commit: Commit) -> None:
-            loop = runtime.crew.background
+            loop = runtime.threads.background
             timers.append(len(loop._timers) if loop is not None else 0)
 
     def counts(self: Routine, n: int = 0) -> None:

@@ -266,7 +266,7 @@ def test_a_host_that_lost_its_job_has_no_further_effect(use: str, how: str) -> N
         host = Worker(store, [flow], runtime=runtime, lease=LEASE)
         assert host._take(False)
         drive = next(iter(host._drives.values()))
-        clock.wait(drive.rested, None, who="the test")
+        clock.wait(drive.stopped, None, who="the test")
         host._look_after()
     assert ["first"] == done
     assert 1 == len(refused)
@@ -287,6 +287,6 @@ def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took() -> N
         job_id = runtime.submit(flow, "a")
         host = Worker(store, [flow], runtime=runtime, lease=LEASE)
         assert host._take(False)
-        clock.wait(host._drives[job_id].rested, None, who="the test")
+        clock.wait(host._drives[job_id].stopped, None, who="the test")
         assert JobStatus.COMPLETED is runtime.load(job_id).status
     assert ["late"] == done

@@ -15,7 +15,7 @@ from routilux import (
     Runtime,
     Worker,
 )
-from routilux.engine.observers import Audience
+from routilux.engine.observers import Observers
 from tests.routines import SECOND, chain, rest
 from tests.worker.jobs import statuses, worker
 
@@ -120,7 +120,7 @@ def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(
             if job.status is JobStatus.COMPLETED:
                 host.stop()
 
-    runtime.environment.audience = Audience([Stops()])
+    runtime.environment.observers = Observers([Stops()])
     host.run()
     assert ["pending", "completed"] == [runtime.load(i).status.value for i in (job_id, good)]
     assert f"job {job_id} can't be resumed here, and is put aside" in caplog.text

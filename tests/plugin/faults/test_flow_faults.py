@@ -293,7 +293,7 @@ def test_steps_in_other_processes_are_refused(flow_faults: FlowFaults) -> None:
 
 SHOP = f"""
     import pytest
-    from tests.plugin.{Path(__file__).stem} import shop
+    from {__name__} import shop
     from routilux import MemoryStore, Runtime
 """
 

@@ -113,7 +113,7 @@ def test_a_reply_says_how_its_child_ended(
     with ForkServer(None, timeout=0.3 if hung else 30.0) as server:
         reply = server.ask(work)
         assert server.ask(pid_of).ended is None  # another child is not affected
-    assert (told, hung, failed) == (len(reply.told), reply.hung, reply.failed)
+    assert (told, hung, failed) == (len(reply.sent), reply.hung, reply.failed)
     assert (ended is None) == (reply.ended is None)
     assert str(reply.ended).startswith(str(ended))
 

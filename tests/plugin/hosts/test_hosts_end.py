@@ -98,7 +98,7 @@ def test_the_timeout_of_a_host_is_real_where_time_is_not(
 INNER = f"""
     import os, signal, threading
     from pathlib import Path
-    from tests.plugin.{Path(__file__).stem} import meet
+    from {__name__} import meet
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
 
@@ -191,7 +191,7 @@ def chatty(lines: int) -> Flow:
 def test_what_hosts_said_is_shown_where_the_test_fails(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         f"""
-        from tests.plugin.{Path(__file__).stem} import chatty
+        from {__name__} import chatty
 
         def test_fails_later(flow_hosts):
             host = flow_hosts.start(chatty, "chatty", build_args={{"lines": 100}})

@@ -66,7 +66,7 @@ SHOP = """
 CONFTEST = """
     import threading
     import pytest
-    from pytest_routilux import watchdog
+    from pytest_routilux.virtual_time import watchdog
 
     @pytest.fixture
     def written(monkeypatch):
@@ -238,7 +238,7 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester)
         """
         import signal
         import pytest
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
         from shop import shop
 
         def test_is_deaf(flow_runtime, written, monkeypatch):
@@ -261,7 +261,7 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester)
 def test_a_check_that_fails_fails_its_test_and_not_the_others(shop: pytest.Pytester) -> None:
     shop.makepyfile(
         """
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
         from shop import event, shop
 
         def test_breaks(flow_runtime, monkeypatch):
@@ -292,12 +292,12 @@ def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
     shop.makepyfile(
         f"""
         import itertools
-        from routilux import fake_clock
+        from routilux.clocks import turns
         from shop import shop
 
         def test_computes(flow_runtime, checks, monkeypatch):
             seconds = itertools.count(0, 10**9)
-            monkeypatch.setattr(fake_clock, "computed_ns", lambda _: next(seconds))
+            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
             compute = lambda: [checks.acquire() for _ in range(12)]
             shop(compute, "{strategy}").execute("charge").raise_for_status()
 
@@ -349,7 +349,7 @@ def test_a_step_is_blocked_when_it_has_waited_for_so_long_less_four_times_its_cp
 )
 def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
     clock = FakeClock()
-    worker = clock.worker("busy")
+    worker = clock.party("busy")
     worker.start()
     before = clock.turn()
     end = time.thread_time_ns() + 5_000_000
@@ -359,7 +359,7 @@ def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
     worker.stop()
     assert before is not None
     assert after is not None
-    assert 5_000_000 <= (after.computed_ns or 0) - (before.computed_ns or 0)
+    assert 5_000_000 <= (after.cpu_ns or 0) - (before.cpu_ns or 0)
 
 
 def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
@@ -382,7 +382,7 @@ def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
 def test_0_checks_nothing(shop: pytest.Pytester) -> None:
     shop.makepyfile(
         """
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
         from shop import shop
 
         def test_waits(flow_runtime):
@@ -443,7 +443,7 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
 
 def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
     clock = FakeClock()
-    worker = clock.worker("late")
+    worker = clock.party("late")
     worker.start()
     turn = clock.turn()
     assert turn is not None
@@ -454,7 +454,7 @@ def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
     begun, done = threading.Event(), threading.Event()
 
     def work() -> None:
-        following = clock.worker("the next")
+        following = clock.party("the next")
         following.start()
         begun.set()
         done.wait()
@@ -484,7 +484,7 @@ def test_no_thread_shows_and_a_fork_finds_none(pytester: pytest.Pytester) -> Non
         """
         import os, threading
         from pathlib import Path
-        from pytest_routilux import watchdog
+        from pytest_routilux.virtual_time import watchdog
 
         def count():
             return len(list(Path("/proc/self/task").iterdir()))

@@ -30,8 +30,7 @@ from routilux.codec.equality import first_difference
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, Life
-    from pytest_routilux.sim.simulator.world import Finding, World
+    from pytest_routilux.sim.simulator.model import Case, Finding, Host, World
     from routilux import Commit
     from routilux.graph.messages import Task
 
@@ -56,10 +55,10 @@ _NO_STEP: Final[tuple[int, Any]] = (-1, None)
 _latest: list[tuple[Case, FlowSpec]] = []
 
 
-def broken_rule(world: World, lives: Sequence[Life], case: Case) -> Finding | None:
+def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
     """Return the first rule of the engine that a run has broken."""
-    checker = _Checker(_spec_of(case), lives)
-    steps = ((number, step) for life in lives for number, step in life.steps)
+    checker = _Checker(_spec_of(case), hosts)
+    steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
     try:
         start = checker.start_rules.check
@@ -71,7 +70,7 @@ def broken_rule(world: World, lives: Sequence[Life], case: Case) -> Finding | No
         while number == len(world.commits):
             start(step)
             number, step = next(steps, _NO_STEP)
-        checker.check_end(lives[-1])
+        checker.check_end(hosts[-1])
     except BrokenRuleError as error:
         return error.finding
     return None
@@ -87,12 +86,12 @@ def _spec_of(case: Case) -> FlowSpec:
 class _Checker:
     __slots__ = ("_exact", "_job", "_retry_rules", "_spec", "start_rules")
 
-    def __init__(self, spec: FlowSpec, lives: Sequence[Life]) -> None:
+    def __init__(self, spec: FlowSpec, hosts: Sequence[Host]) -> None:
         self._spec = spec
-        widths = {width_of(life.flow) for life in lives}
-        self._exact = len(widths) == 1 and all(life.exact for life in lives)
+        widths = {width_of(host.flow) for host in hosts}
+        self._exact = len(widths) == 1 and all(host.exact for host in hosts)
         self._job = ShadowJob(max(widths), spec.limits)
-        self._retry_rules = RetryRules(spec, self._job, lives)
+        self._retry_rules = RetryRules(spec, self._job, hosts)
         self.start_rules = StartRules(self._job, exact=self._exact)
 
     # --- a commit -------------------------------------------------------------------------------
@@ -267,11 +266,11 @@ class _Checker:
             what = f"no task is left after {commit_text(commit)}, but the job is still running"
             fail("not-completed", what, commit)
 
-    def check_end(self, life: Life) -> None:
+    def check_end(self, host: Host) -> None:
         """Compare what the last host has in memory with what the commits say."""
-        job, real = self._job, life.job
-        if life.error is not None or real is None:
-            if isinstance(life.error, ClockStalledError) and not job.in_flight:
+        job, real = self._job, host.job
+        if host.error is not None or real is None:
+            if isinstance(host.error, ClockStalledError) and not job.in_flight:
                 self._check_stalled()
             return
         for name, routine in real.routine_states.items():

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NoReturn, final
 
 from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
 from routilux import CommitKind, ErrorStrategy
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
     from pytest_routilux.sim.conformance.spec import FlowSpec, RetryPolicy
-    from pytest_routilux.sim.simulator.lives import Life
+    from pytest_routilux.sim.simulator.model import Host
     from routilux import Commit, StepInput
     from routilux.graph.messages import Task
 
@@ -44,15 +44,15 @@ class RetryRules:
 
     __slots__ = ("_asked", "_errors", "_job", "_spec")
 
-    def __init__(self, spec: FlowSpec, job: ShadowJob, lives: Sequence[Life]) -> None:
+    def __init__(self, spec: FlowSpec, job: ShadowJob, hosts: Sequence[Host]) -> None:
         self._spec = spec
         self._job = job
-        self._errors = lives[0].errors
-        self._asked = lives[0].asked
-        if len(lives) > 1:
+        self._errors = hosts[0].errors
+        self._asked = hosts[0].asked
+        if len(hosts) > 1:
             # An attempt whose commit was lost is repeated; the later host knows how it ended.
-            self._errors = {key: e for life in lives for key, e in life.errors.items()}
-            self._asked = {key: d for life in lives for key, d in life.asked.items()}
+            self._errors = {key: e for host in hosts for key, e in host.errors.items()}
+            self._asked = {key: d for host in hosts for key, d in host.asked.items()}
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
         """Check that a failed attempt commits nothing but its record and a last `error` event."""

@@ -19,17 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.faults.faults import Fault
 from pytest_routilux.frames import users_modules
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, globals_of, hidden_state
-from pytest_routilux.sim.recovery import recover, undisturbed
-from pytest_routilux.sim.simulator.lives import Life, Undisturbed
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.variations import Variation, vary
-from pytest_routilux.sim.simulator.world import Call, Note, Start, World
+from pytest_routilux.sim.recovery import recover, run_undisturbed
+from pytest_routilux.sim.simulator.execution import Variation, run_variation
+from pytest_routilux.sim.simulator.model import Call, Host, Note, Start, Undisturbed, World
 from routilux import Commit, JobState, codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, CrashPoint
+    from pytest_routilux.sim.simulator.model import Case, CrashPoint
     from routilux import Clock, Slot, StepInput
 
     Send = Callable[[object], None]
@@ -45,8 +43,8 @@ __all__ = [
     "replay",
     "restore_value",
     "run_recovery",
-    "run_undisturbed",
-    "run_variation",
+    "undisturbed_log",
+    "variation_log",
 ]
 
 _POISON_ERROR: Final = "PoisonJobError"
@@ -73,14 +71,14 @@ class HostLog:
 def replay(world: World, job_id: str, told: Sequence[Entry]) -> None:
     """Add the log of another process to a world."""
     for at, host, what in told:
-        world.host = host
+        world.host_number = host
         if isinstance(what, str):
             path = f"$.{job_id}[{len(world.commits) + 1}]"
-            world.committed(Commit.load(codec.loads(what), path))
+            world.add_commit(Commit.load(codec.loads(what), path))
         elif isinstance(what, tuple | Note):
             world.log.append((at, host, what))
         else:
-            world.called(what)
+            world.add_call(what)
 
 
 def _commits(job_id: str, rows: Sequence[str]) -> list[Commit]:
@@ -111,10 +109,10 @@ class _SendLog(Fault):
         self._tell((commit.at_ns, 1, commit.dumps()))
 
 
-def run_undisturbed(case: Case, send: Send, start_ns: int) -> HostLog:
+def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
     before = globals_of(users_modules())
     case = replace(case, faults=(*case.faults, _SendLog(send)))
-    run = undisturbed(case, start_ns, FIFO)
+    run = run_undisturbed(case, start_ns)
     ran = _ran(run.world)
     after = globals_of(users_modules())
     ran.changed = [place for place, held in before.items() if held != after.get(place)]
@@ -123,7 +121,7 @@ def run_undisturbed(case: Case, send: Send, start_ns: int) -> HostLog:
         for _, _, note in run.world.log
         if isinstance(note, Note) and note.text.startswith("the host ends: SystemExit")
     ]
-    error = None if run.life.job is None else run.life.job.error
+    error = None if run.host.job is None else run.host.job.error
     if ends and error is not None and error.type.endswith(_POISON_ERROR):
         ran.ended = f"{ends[0]}, at each of its attempts"
     else:
@@ -146,8 +144,8 @@ def run_recovery(
     for commit in durable:
         states.append(states[-1].copy())
         states[-1].fold(commit)
-    world = World(start_ns, host=1)
-    run = Undisturbed(case, world, Life(case.build()), durable, states)
+    world = World(start_ns, host_number=1)
+    run = Undisturbed(case, world, Host(case.build()), durable, states)
     return _ran(recover(run, point).world)
 
 
@@ -195,12 +193,12 @@ def captured_value(
     case: Case, send: Send, start_ns: int, seq: int, place: Variable
 ) -> tuple[Variable, bytes] | None:
     keeps = _CaptureValue(seq, place)
-    undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns, FIFO)
+    run_undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns)
     return None if keeps.data is None else (place, keeps.data)
 
 
-def run_variation(case: Case, send: Send, start_ns: int, variation: Variation) -> HostLog:
-    return _ran(vary(case, start_ns, variation)[0])
+def variation_log(case: Case, send: Send, start_ns: int, variation: Variation) -> HostLog:
+    return _ran(run_variation(case, start_ns, variation)[0])
 
 
 def hidden_changes(case: Case, send: Send, start_ns: int) -> list[HiddenChange]:

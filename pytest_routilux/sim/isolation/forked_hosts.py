@@ -26,14 +26,20 @@ from pytest_routilux.sim.isolation.forked import (
     hidden_changes,
     replay,
     run_recovery,
-    run_undisturbed,
-    run_variation,
+    undisturbed_log,
+    variation_log,
 )
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange
 from pytest_routilux.sim.oracle import Expected, compare_effects, trie_of, varying, view_of
-from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Life, Undisturbed
-from pytest_routilux.sim.simulator.variations import Variation, variations
-from pytest_routilux.sim.simulator.world import Finding, World
+from pytest_routilux.sim.simulator.execution import Variation, variations
+from pytest_routilux.sim.simulator.model import (
+    CrashPoint,
+    Disturbed,
+    Finding,
+    Host,
+    Undisturbed,
+    World,
+)
 from routilux import Commit
 
 if TYPE_CHECKING:
@@ -42,9 +48,9 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.isolation.forked import Entry, Variable
     from pytest_routilux.sim.oracle import Trie, View
     from pytest_routilux.sim.results import Coverage, Reference
-    from pytest_routilux.sim.simulator.lives import Case
+    from pytest_routilux.sim.simulator.model import Case
 
-__all__ = ["ENDS_PROCESS", "Hosts", "Killed"]
+__all__ = ["ENDS_PROCESS", "ForkedHosts", "Killed"]
 
 _SAMPLE: Final = 6
 _ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
@@ -62,7 +68,7 @@ class Killed:
     run: Undisturbed
 
 
-class Hosts:
+class ForkedHosts:
     """The hosts of one case, each in a process of its own; create it before the case runs."""
 
     def __init__(
@@ -78,7 +84,7 @@ class Hosts:
         if self._server is None:
             coverage.notes.append(_NO_FORK if isolated else _NOT_WANTED)
 
-    def __enter__(self) -> Hosts:
+    def __enter__(self) -> ForkedHosts:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,7 +105,7 @@ class Hosts:
         if self._server is None:
             return None
         self._coverage.runs += 1
-        reply = self._server.ask(run_undisturbed, self._start_ns)
+        reply = self._server.ask(undisturbed_log, self._start_ns)
         if reply.failed:
             self._note(f"the undisturbed run in another process: {reply.ended}")
             return None
@@ -113,7 +119,7 @@ class Hosts:
                 " of this process are not there, so this may be why"
             )
             return None
-        if not reply.hung and self._server.ask(run_undisturbed, self._start_ns).ended is None:
+        if not reply.hung and self._server.ask(undisturbed_log, self._start_ns).ended is None:
             self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
             return None
         return self._killed(reply.ended, reply.sent, hung=reply.hung)
@@ -131,13 +137,15 @@ class Hosts:
         else:
             kind, what = "kills-process", f"{who} kills its process: {how}"
         if not world.log or not isinstance(world.log[-1][2], Commit):  # else the job was given up
-            world.noted(world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}")
+            world.add_note(
+                world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}"
+            )
         flow = self._case.build()
         job = fold_commits(self._case.job_id, world.commits)
         path = f"process.{routine or 'build'}"
         finding = Finding(kind, what, path, routine, [], world.now_ns, handler_of(flow, routine))
         durable = list(world.commits)
-        return Killed(finding, Undisturbed(self._case, world, Life(flow, job), durable, [job]))
+        return Killed(finding, Undisturbed(self._case, world, Host(flow, job), durable, [job]))
 
     # --- the sample -----------------------------------------------------------------------------
 
@@ -173,9 +181,9 @@ class Hosts:
                 other = self._recovered(known.run, point, place)
                 if other is not None and _difference(known, other, own) is None:
                     job = fold_commits(self._case.job_id, again.commits)
-                    life = Life(known.run.life.flow, job)
+                    host = Host(known.run.host.flow, job)
                     named = self._named(finding, place)
-                    return named, Disturbed(point, again, [life], executed=True)
+                    return named, Disturbed(point, again, [host], executed=True)
             self._note(
                 f"another process comes to something else, {point.text}: {finding.what}; but none"
                 " of the module globals that a run changes makes the difference"
@@ -207,11 +215,11 @@ class Hosts:
     def _mask(self, known: Reference) -> Trie | None:
         """Return what varies between undisturbed runs in processes of their own."""
         assert self._server is not None
-        plan = known.run.life.flow.plan()
+        plan = known.run.host.flow.plan()
         views = []
         for variation in [*variations(plan), Variation(), Variation()]:
             self._coverage.runs += 1
-            reply = self._server.ask(run_variation, self._start_ns, variation)
+            reply = self._server.ask(variation_log, self._start_ns, variation)
             if reply.ended is None:
                 world = World(self._start_ns)
                 replay(world, self._case.job_id, reply.result.told)

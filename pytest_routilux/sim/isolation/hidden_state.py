@@ -20,15 +20,14 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_routilux.faults.faults import Fault
 from pytest_routilux.frames import definition_of, users_modules
-from pytest_routilux.sim.recovery import undisturbed
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.recovery import run_undisturbed
 from routilux import Routine, Slot
 from routilux.retry.error_handler import ErrorHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_routilux.sim.simulator.lives import Case
+    from pytest_routilux.sim.simulator.model import Case
     from routilux import Clock, StepInput
 
 __all__ = ["HiddenChange", "Values", "globals_of", "hidden_state"]
@@ -69,7 +68,7 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
     """
     watch = _Watch(everywhere=everywhere)
     # First, so that it wraps the handler itself.
-    undisturbed(replace(case, faults=(watch, *case.faults)), start_ns, FIFO)
+    run_undisturbed(replace(case, faults=(watch, *case.faults)), start_ns)
     return watch.found
 
 

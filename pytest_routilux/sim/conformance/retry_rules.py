@@ -42,17 +42,17 @@ class BrokenRuleError(Exception):
 class RetryRules:
     """The rules for the failed attempts of a job."""
 
-    __slots__ = ("_asked", "_errors", "_job", "_spec")
+    __slots__ = ("_errors", "_job", "_retry_after", "_spec")
 
     def __init__(self, spec: FlowSpec, job: ShadowJob, hosts: Sequence[Host]) -> None:
         self._spec = spec
         self._job = job
         self._errors = hosts[0].errors
-        self._asked = hosts[0].asked
+        self._retry_after = hosts[0].retry_after
         if len(hosts) > 1:
             # An attempt whose commit was lost is repeated; the later host knows how it ended.
             self._errors = {key: e for host in hosts for key, e in host.errors.items()}
-            self._asked = {key: d for host in hosts for key, d in host.asked.items()}
+            self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
         """Check that a failed attempt commits nothing but its record and a last `error` event."""
@@ -83,16 +83,19 @@ class RetryRules:
         key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type
         error = self._errors.get(key)
-        asked = self._asked.get(key)
+        retry_after = self._retry_after.get(key)
         if error is not None and error_name(error) != name:
-            error, asked = None, None  # the engine raised it: a timeout, or an author's mistake
+            error, retry_after = (
+                None,
+                None,
+            )  # the engine raised it: a timeout, or an author's mistake
         error = error or raised_by_engine(name)
         if commit.kind is CommitKind.RETRY:
             self._check_retry(commit, shadow, policy, error)
             if error is not None:  # else the handler may have asked for this delay
-                self._check_delay(commit, shadow, policy, asked)
+                self._check_delay(commit, shadow, policy, retry_after)
         else:
-            self._check_given_up(commit, shadow, policy, error, asked)
+            self._check_given_up(commit, shadow, policy, error, retry_after)
 
     def _check_retry(
         self,
@@ -122,7 +125,7 @@ class RetryRules:
                 fail("deadline-crossed", what, commit)
 
     def _check_delay(
-        self, commit: Commit, shadow: ShadowTask, policy: RetryPolicy, asked: int | None
+        self, commit: Commit, shadow: ShadowTask, policy: RetryPolicy, retry_after: int | None
     ) -> None:
         delay = commit.delay_ns or 0
         retry = shadow.retries + 1
@@ -130,13 +133,13 @@ class RetryRules:
             due = seconds((commit.due_ns or 0) - commit.at_ns)
             what = f"retry {retry} of {shadow} waits {seconds(delay)} s, but is due in {due} s"
             fail("due-wrong", what, commit)
-        bounds = policy.bounds(retry) if asked is None else (asked, asked)
+        bounds = policy.bounds(retry) if retry_after is None else (retry_after, retry_after)
         if bounds is None or bounds[0] <= delay <= bounds[1]:
             return
         least, most = map(seconds, bounds)
         expected = f"{least} s" if least == most else f"{least} to {most} s"
         what = f"retry {retry} of {shadow}: expected {expected}, waited {seconds(delay)} s"
-        if asked is None:
+        if retry_after is None:
             for number, kind, why in self._miscounts(shadow):
                 other = policy.bounds(number)
                 if number != retry and other is not None and other[0] <= delay <= other[1]:
@@ -159,7 +162,7 @@ class RetryRules:
         shadow: ShadowTask,
         policy: RetryPolicy,
         error: type[BaseException] | None,
-        asked: int | None,
+        retry_after: int | None,
     ) -> None:
         end = (
             "failed" if commit.kind is _FAILED else f"dropped as {(commit.detail or {}).get('as')}"
@@ -177,7 +180,11 @@ class RetryRules:
         if most is not None and shadow.retries >= most:
             return
         if policy.deadline is not None:
-            bounds = (asked, asked) if asked is not None else policy.bounds(shadow.retries + 1)
+            bounds = (
+                (retry_after, retry_after)
+                if retry_after is not None
+                else policy.bounds(shadow.retries + 1)
+            )
             first = commit.started_ns if shadow.first is None else shadow.first
             if bounds is None or commit.at_ns + bounds[1] > (first or 0) + policy.deadline:
                 return

@@ -15,6 +15,7 @@ import sys
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
+from routilux.core.requests import request
 from routilux.errors import (
     LeaseLostError,
     NoActiveStepError,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Key
     from routilux.core.commits import Commit
-    from routilux.core.machine import Machine, Request
+    from routilux.core.machine import Machine
+    from routilux.core.requests import Request
     from routilux.core.state import JobState
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
@@ -290,7 +292,7 @@ class Drive:
                     f" ({type(self.error).__name__}: {self.error}); load the job and resume it"
                 )
             now = max(self.now_ns(), self.machine.job.updated_ns)
-            self.commit(self.machine.request(kind, now, reason))
+            self.commit(request(self.machine.job, kind, now, reason))
             if self.loop is not None:
                 self.loop.look(self)
 

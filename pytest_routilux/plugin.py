@@ -35,13 +35,13 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     _facts(request).refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import sleeping
     from pytest_routilux.virtual_time.freeze import frozen_clock
-    from pytest_routilux.virtual_time.unawaited import all_awaited
-    from pytest_routilux.virtual_time.watchdog import watched
+    from pytest_routilux.virtual_time.late_failures import fail_at_end
+    from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
 
     with (
+        fail_at_end(),
         frozen_clock(sleeping(request.config)) as clock,
-        watched(clock, request.config),
-        all_awaited(),
+        fail_blocked_steps(clock, request.config),
     ):
         _facts(request).add_clock(clock)
         yield clock
@@ -51,13 +51,13 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
     _facts(request).refuse_two_clocks("flow_clock_bare")
-    from pytest_routilux.virtual_time.unawaited import all_awaited
-    from pytest_routilux.virtual_time.watchdog import watched
+    from pytest_routilux.virtual_time.late_failures import fail_at_end
+    from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
     from routilux import FakeClock
 
     clock = FakeClock()
     _facts(request).add_clock(clock)
-    with watched(clock, request.config), all_awaited():
+    with fail_at_end(), fail_blocked_steps(clock, request.config):
         yield clock
 
 
@@ -146,14 +146,14 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
     from pytest_routilux.settings import sleeping
     from pytest_routilux.sim.flow_sim import START, FlowSim
     from pytest_routilux.virtual_time.freeze import frozen_simulation
-    from pytest_routilux.virtual_time.unawaited import all_awaited
-    from pytest_routilux.virtual_time.watchdog import watched
+    from pytest_routilux.virtual_time.late_failures import fail_at_end
+    from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
 
     sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
     with (
+        fail_at_end(),
         frozen_simulation(START, sleeping(request.config)),
-        watched(None, request.config),
-        all_awaited(),
+        fail_blocked_steps(None, request.config),
     ):
         yield sim
     sim.close()

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from pytest_routilux.hosts.child import die_with_parent
 from pytest_routilux.hosts.roundtrip import restored, saved
 from pytest_routilux.virtual_time.freeze import frozen_clock
+from pytest_routilux.virtual_time.late_failures import fail_at_end
 from routilux import (
     ExecutionMonitor,
     FakeClock,
@@ -115,7 +116,7 @@ class _Host:
 
 def _start(folder: Path, request: Request) -> None:
     flow = _built(request)
-    with frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
+    with fail_at_end(), frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
         host = _Host(folder, request, flow, clock)
         host.end(
             host.runtime.execute(
@@ -136,7 +137,7 @@ def _resume(folder: Path, request: Request) -> None:
         state = _read(request)
         flow = state.flow if request["build"] is None else _built(request)
     start = request["clock_start"] or from_ns(state.saved_at_ns).isoformat()
-    with frozen_clock(request["sleeping"], start=start) as clock:
+    with fail_at_end(), frozen_clock(request["sleeping"], start=start) as clock:
         host = _Host(folder, request, flow, clock)
         host.look(request["look"], state)
         host.end(

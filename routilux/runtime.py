@@ -14,7 +14,7 @@ import threading
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final, Self, Unpack
 from weakref import WeakSet
 
 from routilux.clocks.clock import Clock, SystemClock
@@ -35,12 +35,12 @@ from routilux.run import Run
 from routilux.saved_state import SavedState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
     from pathlib import Path
 
     from routilux.engine.observers import ObserverFailure
-    from routilux.flow import Flow
+    from routilux.flow import Flow, JobOptions, Params, ResumeOptions
     from routilux.graph.plan import ExecutionStrategy, Plan
     from routilux.monitor import Observer
     from routilux.persist.store import Acquired, JobStore
@@ -119,26 +119,14 @@ class Runtime:
     # --- running --------------------------------------------------------------------------------
 
     def execute(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
         """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
         self.environment.observers.refuse("execute a job")
-        return self.threads.drive(self._new(flow, entry, params, slot, job_id))
+        return self.threads.drive(self._new(flow, entry, params, **options))
 
     async def aexecute(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
         """Run a new job without holding up the event loop; see `Flow.aexecute`.
 
@@ -146,7 +134,7 @@ class Runtime:
         """
         import asyncio  # slow at import, for those only who have an event loop anyway
 
-        run = self.start(flow, entry, params, slot=slot, job_id=job_id)
+        run = self.start(flow, entry, params, **options)
         done: Future[JobState] = Future()
         done.set_running_or_notify_cancel()  # so that only the job can end it
         # Not a thread of the event loop's own few: those would hold up each other's jobs.
@@ -160,16 +148,10 @@ class Runtime:
             raise
 
     def start(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> Run:
         """Run a new job in the background and return its handle; see `Flow.start`."""
-        drive = self._new(flow, entry, params, slot, job_id)
+        drive = self._new(flow, entry, params, **options)
         self.threads.drive_in_background(drive)
 
         def save(job: JobState, path: str | Path, key: bytes | None) -> None:
@@ -181,13 +163,7 @@ class Runtime:
         return Run(drive, save)
 
     def submit(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> str:
         """Put a new job into the store, to be resumed by anybody, and return its id.
 
@@ -198,26 +174,11 @@ class Runtime:
                 "submit() puts a job into the runtime's store, and this runtime has none;"
                 " use Runtime(store=...), or start()"
             )
-        return self._new(flow, entry, params, slot, job_id, queued=True).machine.job.job_id
+        return self._new(flow, entry, params, queued=True, **options).machine.job.job_id
 
-    def resume(
-        self,
-        flow: Flow,
-        job: JobState,
-        *,
-        retry_failed: bool = False,
-        allow_changed_flow: bool = False,
-        execution_strategy: ExecutionStrategy | None = None,
-    ) -> JobState:
-        """Go on with a job in this thread and return it when it rests; see `Flow.resume`."""
-        drive = self.resumed(
-            flow,
-            job,
-            retry_failed=retry_failed,
-            allow_changed_flow=allow_changed_flow,
-            execution_strategy=execution_strategy,
-        )
-        return self.threads.drive(drive)
+    def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
+        """Resume a job in this thread and return it when it has stopped; see `Flow.resume`."""
+        return self.threads.drive(self.resumed(flow, job, **options))
 
     def resumed(
         self,
@@ -297,10 +258,10 @@ class Runtime:
         self,
         flow: Flow,
         entry: str,
-        params: Mapping[str, object] | None,
-        slot: str,
-        job_id: str | None,
+        params: Params,
         *,
+        slot: str = "trigger",
+        job_id: str | None = None,
         queued: bool = False,
     ) -> Drive:
         plan = flow.plan()

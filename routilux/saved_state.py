@@ -29,8 +29,8 @@ from routilux.core.wire import in_range
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.flow import Flow
 from routilux.monitor import ExecutionMonitor
-from routilux.persist.atomic_write import write_whole
-from routilux.persist.signature import SEAL, keyed, sealed, unsealed
+from routilux.persist.atomic_write import write_atomically
+from routilux.persist.signature import DIGEST_BYTES, new_mac, with_digest, without_digest
 from routilux.persist.versions import FORMAT, loads_versioned
 
 __all__ = ["SavedState"]
@@ -111,7 +111,7 @@ class SavedState:
         routilux.CorruptStateError: $.signature: is not that of this key: the file was...
         """
         try:
-            mac = keyed(key)
+            mac = new_mac(key)
         finally:
             del key
         flow, job = self._captured or _texts(self.flow, self.job)
@@ -131,7 +131,7 @@ class SavedState:
         # One line a member, so that the head and the counts can be read at a glance.
         lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
         text = codec.bounded("{" + ",\n".join(lines) + "}")
-        return sealed(text.removesuffix("}").encode(), mac)
+        return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
         """Write the document to a file, in one piece or not at all (mode 0600).
@@ -145,7 +145,7 @@ class SavedState:
             data = self.to_bytes(key=key)
         finally:
             del key
-        write_whole(path, data)
+        write_atomically(path, data)
 
     @classmethod
     def read(
@@ -173,14 +173,14 @@ class SavedState:
     def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
         """Read a document from its text; see `read`."""
         try:
-            mac = keyed(key)
+            mac = new_mac(key)
         finally:
             del key
-        if len(data) > codec.MAX_BYTES + SEAL:
+        if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
             raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
         if not data.strip():
             raise CorruptStateError("$", "the file is empty; the state was never written to it")
-        text = unsealed(data, mac, verify=verify)
+        text = without_digest(data, mac, verify=verify)
         if text is not None:
             data = text
         elif verify:
@@ -214,7 +214,7 @@ class SavedState:
 
 def _content(path: str | os.PathLike[str]) -> bytes:
     # Reads no more than a document can have: a device would never end.
-    left = codec.MAX_BYTES + SEAL
+    left = codec.MAX_BYTES + DIGEST_BYTES
     pieces: list[bytes] = []
     with Path(path).open("rb") as file:
         while left >= 0 and (piece := file.read(_PIECE)):

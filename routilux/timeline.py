@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routilux.core.commits import Commit
     from routilux.monitor import ExecutionMonitor, StateChange
 
-__all__ = ["STATUS_STYLES", "Line", "Part", "describe", "shortened", "story", "told"]
+__all__ = ["STATUS_STYLES", "Line", "Part", "describe", "job_lines", "shorten", "summarize"]
 
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and the name of its style."""
@@ -96,7 +96,7 @@ def describe(commit: Commit) -> str:
     return f"attempt {commit.attempt} {text}"
 
 
-def story(
+def job_lines(
     monitor: ExecutionMonitor,
     job_id: str,
     commits: Sequence[Commit],
@@ -189,7 +189,7 @@ class _Story:
         if not self._thorough:  # one line a failure, whatever it says
             yield self._line("💥", commit, *parts, ": ", (error, "red"), cut=True)
         else:
-            yield self._line("💥", commit, *parts, ": ", (shortened(error, _LONGEST_ERROR), "red"))
+            yield self._line("💥", commit, *parts, ": ", (shorten(error, _LONGEST_ERROR), "red"))
             where = commit.error.where if commit.error is not None else None
             facts = [*([f"at {where}"] if where else []), *self._spent(commit)]
             yield Line("", "", ((f"  {' · '.join(facts)}", "dim"),))
@@ -214,7 +214,7 @@ class _Story:
     def _effect(self, commit: Commit, who: str) -> Line:
         parts: list[Part] = [who, f"once({(commit.detail or {})['name']!r}) recorded"]
         if self._thorough and commit.effect is not None:
-            parts += [": ", (" · ".join(told(commit.effect.result)), "cyan")]
+            parts += [": ", (" · ".join(summarize(commit.effect.result)), "cyan")]
         return self._line("📌", commit, *parts)
 
     def _resumed(self, commit: Commit) -> Line:
@@ -259,20 +259,20 @@ class _Story:
 def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
     widest = max(map(len, payload), default=0)
     for name, value in payload.items():
-        for index, text in enumerate(told(value)):
+        for index, text in enumerate(summarize(value)):
             label = name if index == 0 else ""
             yield Line("", "", ((f"  {label:<{widest}}  ", "dim"), text), cut=True)
 
 
-def told(value: object) -> list[str]:
+def summarize(value: object) -> list[str]:
     """Return what a value holds, in a few words each: counts, first items, keys, scalars."""
     if not isinstance(value, Mapping):
-        return [_items(value) if isinstance(value, _COLLECTIONS) else shortened(str(value))]
+        return [_items(value) if isinstance(value, _COLLECTIONS) else shorten(str(value))]
     lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
     if not lists:
         return [f"keys: {', '.join(map(str, value))}" if value else "no keys"]
     rest = [
-        f"{name} {'{…}' if isinstance(inner, Mapping) else shortened(str(inner), 24)}"
+        f"{name} {'{…}' if isinstance(inner, Mapping) else shorten(str(inner), 24)}"
         for name, inner in value.items()
         if name not in lists
     ]
@@ -282,7 +282,7 @@ def told(value: object) -> list[str]:
     ]
 
 
-def shortened(text: str, longest: int = 48) -> str:
+def shorten(text: str, longest: int = 48) -> str:
     """Return a text on one line, cut where it is longer than `longest`."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
@@ -298,7 +298,7 @@ def _items(items: _Collection, noun: str = "items") -> str:
 def _item(item: object) -> str:
     if isinstance(item, Mapping):
         item = " ".join(str(v) for v in item.values() if isinstance(v, str | int | float))
-    return shortened(str(item), 30)
+    return shorten(str(item), 30)
 
 
 def _load(payload: Mapping[str, object]) -> str:
@@ -307,4 +307,4 @@ def _load(payload: Mapping[str, object]) -> str:
         for inner in (value, *(value.values() if isinstance(value, Mapping) else ())):
             if isinstance(inner, _COLLECTIONS):
                 return "1 item" if len(inner) == 1 else f"{len(inner)} items"
-    return ", ".join(f"{name}={told(value)[0]}" for name, value in payload.items()) or "empty"
+    return ", ".join(f"{name}={summarize(value)[0]}" for name, value in payload.items()) or "empty"

@@ -123,7 +123,7 @@ class Worker:
         that can't be resumed is raised. Raises what the store raises; an `OSError` only where it
         has lasted as long as a lease.
         """
-        party = self._clock.worker("a worker", result=True)
+        party = self._clock.party("a worker", result=True)
         party.start()
         try:
             with self._told_by_signal():

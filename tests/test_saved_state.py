@@ -669,7 +669,7 @@ WRONG = {
       saved_at = 1.0 | same | is 1.0, but saved_at_iso is *
       flow.routines[0].kwargs = {"volume": 11} | flow.routines[0]
         | document/fetch can't be built from its saved arguments: TypeError: *'volume'
-      twice flow.routines | flow.routines[2] | flow 'orders' has a routine 'process' already; *
+      twice flow.routines | flow.routines[2] | flow 'orders' already has a routine 'process'; *
       flow.max_workers = 0 | flow | max_workers is 0; *
       flow.execution_strategy = "parallel" | flow | execution_strategy is 'parallel'; *
       flow.routines[1].error_handler.retry_backoff = 0.5 | same
@@ -679,7 +679,7 @@ WRONG = {
         | 'no.such:Error' is no exception class of an imported module; *
       flow.connections[0].param_mapping = {"data": ["x"]} | flow.connections[0]
         | param_mapping for fetch.output is {'data': ['x']}; *
-      twice flow.connections | flow.connections[1] | fetch.output -> process.input stands already; *
+      twice flow.connections | flow.connections[1] | fetch.output -> process.input already exists; *
     """,
     "golden": """
       dropped[0].outcome = "lost" | same | 'lost' is not how a task drops

@@ -28,7 +28,7 @@ from pytest_routilux.faults.faults import (
 )
 from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.journal import Journal, Row
-from routilux.persist.rows import checked
+from routilux.persist.rows import without_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -201,7 +201,7 @@ class _FailingJournal(Journal):
         refusals: list[Exception | None] = []
         for row in added:
             try:
-                commit = Commit.load(codec.loads(checked(row[2], "$")), "$")
+                commit = Commit.load(codec.loads(without_checksum(row[2], "$")), "$")
                 with failing_write(self._faults.live, commit):
                     [refusal] = super().append_all([row])
             except Exception as error:

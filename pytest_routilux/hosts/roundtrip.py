@@ -27,7 +27,7 @@ from routilux import (
     SavedState,
     codec,
 )
-from routilux.codec.equality import first_difference, same_value, step_of
+from routilux.codec.equality import first_difference, path_step, same_value
 from routilux.codec.registry import form_tagged
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ def first_reordered(was: object, became: object, path: str) -> str | None:
             first, second = (", ".join(map(repr, order[:_FEW])) for order in keys)
             return f"{path}: its keys in the order {first} came back as {second}"
         pairs = (
-            (path + step_of(key), was[key], became[twin]) for key, twin in zip(*keys, strict=True)
+            (path + path_step(key), was[key], became[twin]) for key, twin in zip(*keys, strict=True)
         )
     elif isinstance(was, list | tuple) and isinstance(became, list | tuple):
         both = zip(was, became, strict=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from routilux.core.state import JobState
 from routilux.monitor import ExecutionMonitor
-from routilux.timeline import STATUS_STYLES, story
+from routilux.timeline import STATUS_STYLES, job_lines
 
 if TYPE_CHECKING:
     from routilux.core.commits import Commit
@@ -45,7 +45,7 @@ def timeline(source: JobState | ExecutionMonitor) -> Table:
         if len(jobs) > 1:
             table.add_row("🧵", Text(job_id, style="bold"))
         start = source.started_ns if isinstance(source, JobState) else commits[0].at_ns
-        for line in story(monitor, job_id, commits, start):
+        for line in job_lines(monitor, job_id, commits, start):
             text = Text.assemble(*line.parts)
             if line.cut:
                 text.no_wrap, text.overflow = True, "ellipsis"

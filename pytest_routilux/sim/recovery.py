@@ -13,18 +13,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import Fault
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import (
-    RESTING,
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import (
+    ENDED,
     Case,
     Disturbed,
+    Finding,
+    Host,
     HostCrash,
-    Life,
     Undisturbed,
+    World,
 )
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.store_files import Files
-from pytest_routilux.sim.simulator.world import Finding, World
+from pytest_routilux.sim.simulator.store_files import RealStoreFiles
 from pytest_routilux.text import error_text
 from routilux import (
     Commit,
@@ -39,29 +39,28 @@ from routilux import (
 from routilux.core.replay import follow
 
 if TYPE_CHECKING:
-    from pytest_routilux.sim.simulator.lives import CrashPoint
-    from pytest_routilux.sim.simulator.scheduler import Choices
+    from pytest_routilux.sim.simulator.model import CrashPoint
     from routilux import Flow
 
-__all__ = ["recover", "undisturbed"]
+__all__ = ["recover", "run_undisturbed"]
 
 _MOST_HOSTS: Final = 12
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
-def undisturbed(case: Case, start_ns: int, choices: Choices) -> Undisturbed:
+def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
     """Run a job without a simulated crash; a host that its handlers kill is followed by another.
 
     Raises the error of an entry or params that the flow does not take.
     """
     world = _new_world(case, start_ns)
-    lives = _until_it_rests(case, world, None, choices=choices, checked=True)
-    if not world.commits and isinstance(lives[-1].error, FlowDefinitionError | UnserializableError):
-        raise lives[-1].error
+    hosts = _until_it_rests(case, world, None, checked=True)
+    if not world.commits and isinstance(hosts[-1].error, FlowDefinitionError | UnserializableError):
+        raise hosts[-1].error
     durable: list[Commit] = []
     job = JobState(case.job_id)
     states = [job.copy()]
-    merged = lives[-1]
+    merged = hosts[-1]
     for commit in world.commits:
         path = f"$.{case.job_id}[{commit.seq}]"
         try:
@@ -71,19 +70,19 @@ def undisturbed(case: Case, start_ns: int, choices: Choices) -> Undisturbed:
             whose = commit.routine_id or "the job"
             what = f"commit {commit.seq} of {whose} can't be read back: {error}"
             finding = Finding("unreadable", what, f"engine.{whose}", commit.routine_id)
-            merged.broken.append(finding)
+            merged.findings.append(finding)
             break
         states.append(job.copy())
-    for life in lives[:-1]:
-        merged.broken[:0] = life.broken
-        merged.steps[:0] = life.steps
-        merged.errors = {**life.errors, **merged.errors}
-        merged.asked = {**life.asked, **merged.asked}
+    for host in hosts[:-1]:
+        merged.findings[:0] = host.findings
+        merged.steps[:0] = host.steps
+        merged.errors = {**host.errors, **merged.errors}
+        merged.retry_after = {**host.retry_after, **merged.retry_after}
     if world.files is None:
         return Undisturbed(case, world, merged, durable, states)
     lost: dict[int, Finding] = {}
     for number in range(len(states)):
-        given = world.files.cut(number).given_back(case.job_id, world)
+        given = world.files.cut(number).stored_job(case.job_id, world)
         if isinstance(given, Finding):
             lost[number] = given
         elif given is not None:
@@ -92,7 +91,7 @@ def undisturbed(case: Case, start_ns: int, choices: Choices) -> Undisturbed:
 
 
 def _new_world(case: Case, start_ns: int) -> World:
-    return World(start_ns, files=None if case.store is None else Files(case.store))
+    return World(start_ns, files=None if case.store is None else RealStoreFiles(case.store))
 
 
 def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
@@ -103,26 +102,26 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
         fault = _FailsAt(point.commits + 1, durable=point.kind == "store does not answer")
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
-        lives = _until_it_rests(failing, world, None)
-        return Disturbed(point, world, lives, executed=fault.struck == 1)
+        hosts = _until_it_rests(failing, world, None)
+        return Disturbed(point, world, hosts, executed=fault.struck == 1)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
     world.commits = run.durable[: point.commits]
-    world.noted(point.at_ns, "CRASH")
+    world.add_note(point.at_ns, "CRASH")
     world.now_ns = point.resume_ns
-    if point.commits in run.lost:
-        life = Life(run.life.flow, lost=run.lost[point.commits])
-        return Disturbed(point, world, [life], executed=True)
+    if point.commits in run.store_findings:
+        host = Host(run.host.flow, store_finding=run.store_findings[point.commits])
+        return Disturbed(point, world, [host], executed=True)
     job = run.states[point.commits] if point.commits else None
     executed = True
     if point.kind == "in a recovery" and job is not None:
         job, executed = _die_again(case, world, job)
     flow = None
     if point.kind == "by document" and job is not None:
-        saved = SavedState.capture(run.life.flow, job)
+        saved = SavedState.capture(run.host.flow, job)
         document = SavedState.from_bytes(saved.to_bytes())
         flow, job = document.flow, document.job
-    lives = _until_it_rests(case, world, job, flow=flow)
-    return Disturbed(point, world, lives, executed=executed)
+    hosts = _until_it_rests(case, world, job, flow=flow)
+    return Disturbed(point, world, hosts, executed=executed)
 
 
 class _FailsAt(Fault):
@@ -167,21 +166,21 @@ def _die_again(case: Case, world: World, job: JobState) -> tuple[JobState, bool]
     for fault in case.faults:
         fault.begin(len(world.commits))
     for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
-        life = live(replace(case, faults=(dies, *case.faults)), world, job)
-        job = _stored(case, world, job, life) or job
+        host = run_host(replace(case, faults=(dies, *case.faults)), world, job)
+        job = _stored(case, world, job, host) or job
         if dies.struck:
             break
-    world.noted(world.now_ns, "CRASH, right after it went on")
+    world.add_note(world.now_ns, "CRASH, right after it went on")
     return job, dies.struck == 1
 
 
-def _stored(case: Case, world: World, job: JobState | None, life: Life) -> JobState | None:
+def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
     """Return the job in the store after the death of a host, which had loaded `job` from it."""
     if world.files is not None:
-        given = world.files.given_back(case.job_id, world)
+        given = world.files.stored_job(case.job_id, world)
         if not isinstance(given, Finding):
             return given
-        life.lost = given
+        host.store_finding = given
     if not world.commits:
         return None
     job = JobState(case.job_id) if job is None else job.copy()
@@ -195,27 +194,26 @@ def _until_it_rests(
     world: World,
     job: JobState | None,
     *,
-    choices: Choices = FIFO,
     checked: bool = False,
     flow: Flow | None = None,
-) -> list[Life]:
+) -> list[Host]:
     """Run one host after another until the job ends, or `_MOST_HOSTS` have died."""
     for fault in case.faults:
         fault.begin(len(world.commits))
-    lives: list[Life] = []
-    while len(lives) < _MOST_HOSTS:
-        if job is not None and job.status in RESTING:
-            lives.append(Life(case.build(), job))
+    hosts: list[Host] = []
+    while len(hosts) < _MOST_HOSTS:
+        if job is not None and job.status in ENDED:
+            hosts.append(Host(case.build(), job))
             break
-        life = live(case, world, job, choices=choices, checked=checked, flow=flow)
-        lives.append(life)
-        over = life.error is None or isinstance(life.error, RoutiluxError)
+        host = run_host(case, world, job, checked=checked, flow=flow)
+        hosts.append(host)
+        over = host.error is None or isinstance(host.error, RoutiluxError)
         if over and world.files is None:
             break
-        job = _stored(case, world, job, life)
-        if over or life.lost is not None:
+        job = _stored(case, world, job, host)
+        if over or host.store_finding is not None:
             break
         flow = None
-        assert life.error is not None
-        world.noted(world.now_ns, f"the host ends: {error_text(life.error)}")
-    return lives
+        assert host.error is not None
+        world.add_note(world.now_ns, f"the host ends: {error_text(host.error)}")
+    return hosts

@@ -33,7 +33,7 @@ from pytest_routilux.settings import blocked_after
 from pytest_routilux.virtual_time.blocked import blocked_report
 from pytest_routilux.virtual_time.late_failures import record_failure
 from routilux import FakeClock, SystemClock
-from routilux.clocks.clock import computed_ns
+from routilux.clocks.clock import thread_cpu_ns
 from routilux.engine.drive import Drive
 from routilux.engine.step import run_step
 
@@ -138,8 +138,8 @@ class _Watch:
         if turn is None:
             if step is None:
                 return None
-            return _Sight(thread, frame, None, (step,), computed_ns(thread))
-        return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), turn.computed_ns)
+            return _Sight(thread, frame, None, (step,), thread_cpu_ns(thread))
+        return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), turn.cpu_ns)
 
     def _report(self, sight: _Sight) -> None:
         who = "a simulation" if sight.turn is None else sight.turn.who

@@ -37,7 +37,7 @@ from routilux.clocks.clock import SystemClock
 from routilux.core.commits import JobStatus
 from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionError
 from routilux.persist import admin
-from routilux.persist.atomic_write import write_whole
+from routilux.persist.atomic_write import write_atomically
 from routilux.persist.journal import Journal
 from routilux.persist.versions import FORMAT
 
@@ -142,7 +142,7 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     if file.exists() and Path(options.store).exists() and file.samefile(options.store):
         raise _RefusedError(f"{file} is the store itself; name another file")
     data = f'{{"format":{codec.dumps(FORMAT)},"job_state":{job.dumps()}}}\n'.encode()
-    write_whole(file, data)
+    write_atomically(file, data)
     if options.json:
         facts = {"file": str(file), "bytes": len(data)}
         _write_json(page, options, now, {**_facts(job), **facts})

@@ -1,4 +1,4 @@
-"""`routilux show`: the story of one job, what is left of it, and what it came to."""
+"""`routilux show`: the job_lines of one job, what is left of it, and what it came to."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from routilux.cli import humanize
 from routilux.clocks.durations import from_ns, seconds_text
 from routilux.monitor import ExecutionMonitor
-from routilux.timeline import STATUS_STYLES, shortened, story, told
+from routilux.timeline import STATUS_STYLES, job_lines, shorten, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,7 @@ def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
         page.line(str(hold))
     page.line()
     monitor = ExecutionMonitor.of(job)
-    page.lines(list(story(monitor, job.job_id, job.commits, job.started_ns, thorough=True)))
+    page.lines(list(job_lines(monitor, job.job_id, job.commits, job.started_ns, thorough=True)))
     _section(page, "pending", job.pending_tasks, lambda task: _pending(job, task, now))
     _section(page, "outputs", job.outputs, _output)
     _section(page, "dropped", job.dropped, _dropped)
@@ -75,7 +75,7 @@ def _pending(job: JobState, task: PendingTask, now: int) -> tuple[Part, ...]:
         return (
             name,
             (f" failed at attempt {task.attempt - 1}: ", "red"),
-            shortened(str(error), _LONGEST_ERROR),
+            shorten(str(error), _LONGEST_ERROR),
             (f" · task {task.task_id}", "dim"),
         )
     wait = ""
@@ -97,10 +97,10 @@ def _dropped(task: DroppedTask) -> tuple[Part, ...]:
     return (
         f"{task.routine_id}.{task.slot}",
         (f" {task.outcome} at attempt {task.attempt}: ", "yellow"),
-        shortened(str(task.error), _LONGEST_ERROR),
+        shorten(str(task.error), _LONGEST_ERROR),
         (f" · task {task.task_id}, {_held(task.payload)}", "dim"),
     )
 
 
 def _held(payload: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={told(value)[0]}" for name, value in payload.items()) or "empty"
+    return ", ".join(f"{name}={summarize(value)[0]}" for name, value in payload.items()) or "empty"

@@ -7,7 +7,7 @@ Laws:
 """
 
 from routilux.codec.decoding import decode, foreign_types, loads
-from routilux.codec.encoding import bounded, dumps, dumps_object, encode, quoted, saved
+from routilux.codec.encoding import bounded, dumps, dumps_object, encode, quoted, value_text
 from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.codec.registry import register_type
 from routilux.codec.schema import Fields, check_fields
@@ -28,5 +28,5 @@ __all__ = [
     "loads",
     "quoted",
     "register_type",
-    "saved",
+    "value_text",
 ]

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from routilux.codec import limits
 from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
-from routilux.codec.registry import form_of, said, type_name
+from routilux.codec.registry import error_text, form_of, type_name
 from routilux.codec.schema import member
 from routilux.errors import UnserializableError
 
@@ -32,7 +32,7 @@ __all__ = [
     "encode_int",
     "encode_str",
     "quoted",
-    "saved",
+    "value_text",
 ]
 
 TAG: Final = "$type"
@@ -213,7 +213,7 @@ def _encode_form(value: object, depth: int) -> dict[str, object]:
     try:
         data = form.write(value)
     except Exception as error:
-        raise RefusalError(f"{name} can't be saved: {said(error)}") from None
+        raise RefusalError(f"{name} can't be saved: {error_text(error)}") from None
     return {TAG: form.tag, "value": _encode(data, depth + 1)}
 
 
@@ -260,10 +260,10 @@ def dumps(data: object) -> str:
     return bounded(_text(data))
 
 
-def saved(value: object, path: str) -> str:
+def value_text(value: object, path: str) -> str:
     """Return the JSON text of a value, which is to be a part of one that is `bounded`.
 
-    >>> saved((1, 2.5), "$")
+    >>> value_text((1, 2.5), "$")
     '{"$type":"tuple","value":[1,2.5]}'
     """
     return _to_text(encode(value, path))

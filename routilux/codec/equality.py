@@ -29,8 +29,8 @@ __all__ = [
     "SCALARS",
     "Difference",
     "first_difference",
+    "path_step",
     "same_value",
-    "step_of",
 ]
 
 _Pairs = set[tuple[int, int]]
@@ -212,20 +212,20 @@ def _compare_dicts(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | N
         for key, item in a.items():
             found = _compare(item, b[key], level, open_pairs)
             if found is not None:
-                found.steps.append(step_of(key))
+                found.steps.append(path_step(key))
                 return found
         return None
     partners, added = _partners(a, b, level, open_pairs)
     for key, item in a.items():
         partner = partners.get(id(key), _ABSENT)
         if partner is _ABSENT:
-            return _Found("missing", item, None, step_of(key))
+            return _Found("missing", item, None, path_step(key))
         found = _compare(item, b[partner], level, open_pairs)
         if found is not None:
-            found.steps.append(step_of(key))
+            found.steps.append(path_step(key))
             return found
     for key in added:
-        return _Found("added", None, b[key], step_of(key))
+        return _Found("added", None, b[key], path_step(key))
     return None
 
 
@@ -333,7 +333,7 @@ def _state(value: object) -> dict[str, object]:
     return found
 
 
-def step_of(key: object) -> str:
+def path_step(key: object) -> str:
     """Return the step of a path that leads to the value of a key: `.name`, or `[1]`."""
     if type(key) is str and key.isidentifier():
         return f".{key}"

@@ -31,11 +31,11 @@ from routilux.errors import FlowDefinitionError
 __all__ = [
     "Form",
     "class_name",
+    "error_text",
     "foreign",
     "form_of",
     "form_tagged",
     "register_type",
-    "said",
     "type_name",
 ]
 
@@ -58,10 +58,10 @@ def type_name(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def said(error: Exception) -> str:
+def error_text(error: Exception) -> str:
     """Return what a stranger's exception says: `KeyError: 'x'`; its own `__str__` may fail.
 
-    >>> said(KeyError("x"))
+    >>> error_text(KeyError("x"))
     "KeyError: 'x'"
     """
     try:
@@ -95,7 +95,7 @@ class Form:
             if self.strict and not same_value(self.write(value), data):
                 raise ValueError("it would be written in another way")
         except Exception as error:
-            what = f"is not the saved form of {type_name(self.kind)} ({said(error)})"
+            what = f"is not the saved form of {type_name(self.kind)} ({error_text(error)})"
             raise ValueError(what) from None
         return value
 

@@ -152,7 +152,7 @@ class Commit:
         if self.due_ns is not None:
             text += f',"due_ns":{self.due_ns}'
         if self.detail is not None:
-            text += f',"detail":{codec.saved(self.detail, f"{path}.detail")}'
+            text += f',"detail":{codec.value_text(self.detail, f"{path}.detail")}'
         if self.effect is not None:
             text += f',"effect":{codec.dumps(effect_data(self.effect, f"{path}.effect"))}'
         return codec.bounded(f"{text}}}", path)
@@ -160,7 +160,7 @@ class Commit:
     def _emission_texts(self, path: str) -> list[str]:
         return [
             f'{{"event":{quoted(emission.event)},"payload":'
-            f"{codec.saved(emission.payload, f'{path}.emissions[{i}].payload')}}}"
+            f"{codec.value_text(emission.payload, f'{path}.emissions[{i}].payload')}}}"
             for i, emission in enumerate(self.emissions)
         ]
 
@@ -172,7 +172,7 @@ class Commit:
                 f',"slot":{quoted(task.slot)},"emission":{task.emission}'
             )
             if task.emission < 0 or self.emissions[task.emission].payload is not task.payload:
-                text += f',"payload":{codec.saved(task.payload, f"{path}.tasks[{i}].payload")}'
+                text += f',"payload":{codec.value_text(task.payload, f"{path}.tasks[{i}].payload")}'
             texts.append(f"{text}}}")
         return texts
 

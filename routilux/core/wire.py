@@ -128,7 +128,7 @@ def load_effect(data: object, path: str) -> Effect:
 def writes_text(writes: Writes, path: str) -> str:
     """Return the writes of a step as JSON text."""
     removed = ",".join(map(quoted, writes.removed))
-    return f'{{"values":{codec.saved(writes.values, f"{path}.values")},"removed":[{removed}]}}'
+    return f'{{"values":{codec.value_text(writes.values, f"{path}.values")},"removed":[{removed}]}}'
 
 
 def load_writes(data: object, path: str) -> Writes:

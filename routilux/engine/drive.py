@@ -118,7 +118,7 @@ class Drive:
     def sleep(self, step: StepInput, length: int) -> None:
         """Wait, but not longer than until the attempt's timeout."""
         clock = self.environment.clock
-        clock.asked(step.task.routine_id, length)
+        clock.record_wait(step.task.routine_id, length)
         until = self.now_ns() + length
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns)
@@ -200,7 +200,7 @@ class Drive:
             for task in self.machine.job.pending_tasks:
                 if task.due_ns > commit.at_ns:
                     left = task.due_ns - commit.at_ns
-                    self.environment.clock.asked(f"retry of {task.routine_id}", left)
+                    self.environment.clock.record_wait(f"retry of {task.routine_id}", left)
         if self.environment.observers.registered:
             self.notify(commit)
 
@@ -210,7 +210,7 @@ class Drive:
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
         if commit.delay_ns:
-            self.environment.clock.asked(f"retry of {commit.routine_id}", commit.delay_ns)
+            self.environment.clock.record_wait(f"retry of {commit.routine_id}", commit.delay_ns)
 
     def notify(self, commit: Commit) -> None:
         """Notify the observers of an applied commit."""
@@ -222,7 +222,7 @@ class Drive:
         if self._journal is None:
             return
         try:
-            self._snapshot_at = self._journal.keep(job)
+            self._snapshot_at = self._journal.write_snapshot(job)
         except Exception as error:
             # Every commit is in the store; without the snapshot, loading takes longer.
             _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)

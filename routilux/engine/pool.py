@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from concurrent.futures import Executor, Future
 
-    from routilux.clocks.clock import Clock, Key, Worker
+    from routilux.clocks.clock import Clock, Key, Party
     from routilux.engine.driver import Driven, Ended
     from routilux.graph.messages import StepInput, StepOutcome
 
@@ -101,8 +101,8 @@ class PoolDriver:
         task = step.task
         executor = self._executor
         if executor is None or isinstance(executor, ThreadPoolExecutor):
-            worker = self._clock.worker(step.who, (driven.ordinal, *step.order))
-            work = partial(self._work, worker, driven, step)
+            party = self._clock.party(step.who, (driven.ordinal, *step.order))
+            work = partial(self._work, party, driven, step)
             if executor is None:
                 self._threads.submit(work)
             else:
@@ -152,8 +152,8 @@ class PoolDriver:
         """Let our own threads end; those of a user's executor are the user's."""
         self._threads.close()
 
-    def _work(self, worker: Worker, driven: Driven, step: StepInput) -> None:
-        worker.start()
+    def _work(self, party: Party, driven: Driven, step: StepInput) -> None:
+        party.start()
         try:
             task = step.task
             plan = driven.plan
@@ -166,7 +166,7 @@ class PoolDriver:
         except BaseException as error:
             outcome = error
         self._end(driven, step, outcome)
-        worker.stop()
+        party.stop()
 
     def _dropped(self, driven: Driven, step: StepInput, done: Future[None]) -> None:
         if done.cancelled():

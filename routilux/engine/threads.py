@@ -18,7 +18,7 @@ from routilux.engine.pool import PoolDriver
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
-    from routilux.clocks.clock import Worker
+    from routilux.clocks.clock import Party
     from routilux.core.state import JobState
     from routilux.engine.drive import Drive
     from routilux.engine.driver import Driver
@@ -55,15 +55,15 @@ class Threads:
         """Drive a job in this thread and return it when it rests; raises what broke it."""
         driver = self.driver_for(drive)
         who = f"job {drive.machine.job.job_id}"
-        worker = self._clock.worker(who, (drive.ordinal,), result=True)
-        worker.start()
+        party = self._clock.party(who, (drive.ordinal,), result=True)
+        party.start()
         try:
             loop = Loop(self._environment, driver)
             with self._environment.lock:
                 loop.add(drive)
             loop.run()
         finally:
-            worker.stop()
+            party.stop()
             if isinstance(driver, PoolDriver):
                 self._give_pool(driver)
         if drive.error is not None:
@@ -78,10 +78,10 @@ class Threads:
                 pool = self._take_pool(_BACKGROUND_WORKERS)
                 loop = Loop(self._environment, pool)
                 loop.add(drive)
-                worker = self._clock.worker("the loop of background jobs")
+                party = self._clock.party("the loop of background jobs")
                 thread = threading.Thread(
                     target=self._run_background,
-                    args=(loop, pool, worker),
+                    args=(loop, pool, party),
                     name="routilux-loop",
                     daemon=True,
                 )
@@ -95,8 +95,8 @@ class Threads:
                 loop.add(drive)
                 loop.look(drive)
 
-    def _run_background(self, loop: Loop, pool: PoolDriver, worker: Worker) -> None:
-        worker.start()
+    def _run_background(self, loop: Loop, pool: PoolDriver, party: Party) -> None:
+        party.start()
         try:
             while True:
                 loop.run()
@@ -106,7 +106,7 @@ class Threads:
                         self.background = None
                         break
         finally:
-            worker.stop()
+            party.stop()
             self._give_pool(pool)
 
     def driver_for(self, drive: Drive) -> Driver:

@@ -129,8 +129,8 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
         except Exception as error:
             raise UnserializableError(
                 f"{place}.{name}",
-                f"{registry.type_name(type(value))} can't be copied ({registry.said(error)}), and"
-                " each reader gets a copy; use plain data",
+                f"{registry.type_name(type(value))} can't be copied"
+                f" ({registry.error_text(error)}), and each reader gets a copy; use plain data",
             ) from None
     return copied
 

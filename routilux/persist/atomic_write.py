@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["write_whole"]
+__all__ = ["write_atomically"]
 
 _OLD: Final = "nothing has changed there"
 _NEW: Final = "the new file stands there, but a loss of power might bring the old one back"
@@ -40,12 +40,12 @@ _CURES: Final[Mapping[int | None, str]] = {
 }
 
 
-def write_whole(path: str | os.PathLike[str], data: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     """Put a file with this content in the place of `path`, or leave the place as it is.
 
     Raises `OSError` with the file's name, saying what stands there and what to do.
 
-    >>> write_whole("/nowhere/job.json", b"{}")  # doctest: +IGNORE_EXCEPTION_DETAIL
+    >>> write_atomically("/nowhere/job.json", b"{}")  # doctest: +IGNORE_EXCEPTION_DETAIL
     Traceback (most recent call last):
     FileNotFoundError: [Errno 2] No such file or directory; nothing has changed there: make its...
     """

@@ -17,7 +17,7 @@ from routilux.core.replay import follow
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.persist import rows
-from routilux.persist.rows import checked, summed
+from routilux.persist.rows import with_checksum, without_checksum
 from routilux.persist.store import Append
 from routilux.persist.versions import FORMAT, loads_versioned
 
@@ -54,7 +54,7 @@ class Journal:
         errors of the store.
         """
         stopped = not commit.status.is_live
-        row = rows.written(commit, begins=claims or acquired or commit.seq == 1)
+        row = rows.dump(commit, first=claims or acquired or commit.seq == 1)
         if claims:
             self._store.claim(job_id, commit.seq, row, owner, stopped=stopped)
         elif commit.seq > 1:
@@ -66,7 +66,7 @@ class Journal:
 
     def row(self, job_id: str, commit: Commit, owner: str) -> Row:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
-        row = rows.written(commit, begins=False)
+        row = rows.dump(commit, first=False)
         return job_id, commit.seq, row, owner, not commit.status.is_live
 
     def append_all(self, added: Sequence[Row]) -> Sequence[Exception | None]:
@@ -79,14 +79,14 @@ class Journal:
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, regardless of the owner; see `JobStore.overrule`."""
-        row = rows.written(commit, begins=True)
+        row = rows.dump(commit, first=True)
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status.is_live)
 
-    def keep(self, job: JobState) -> int:
+    def write_snapshot(self, job: JobState) -> int:
         """Write a snapshot of a job; return the commit after which the next one pays."""
         members = job.dumps(history=False)[1:]
         text = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}')
-        data = summed(text.encode())
+        data = with_checksum(text.encode())
         self._store.keep_snapshot(job.job_id, job.seq, data)
         # A large job is saved seldom, so that all its snapshots cost no more than its rows.
         return job.seq + max(SNAPSHOT_EVERY, len(data) // _ROWS_WORTH)
@@ -105,7 +105,7 @@ class Journal:
         if not job.seq and not since:
             return None
         job.history_limit = history_limit
-        for place, data in rows.read(since, job_id, job.seq):
+        for place, data in rows.load(since, job_id, job.seq):
             follow(job, Commit.load(data, place), place)
         return job
 
@@ -113,7 +113,7 @@ class Journal:
 def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
     place = f"$.{job_id}.snapshot"
     try:
-        job = JobState.load(loads_versioned(checked(data, place), place), place)
+        job = JobState.load(loads_versioned(without_checksum(data, place), place), place)
         if (job.job_id, job.seq) != (job_id, seq):
             whose = f"commit {job.seq} of job {job.job_id!r}"
             raise CorruptStateError(place, f"is of {whose}, but it was stored for commit {seq}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
 from routilux.persist.store import (
-    FALLEN,
+    ABANDONED,
     FREE,
     NOBODY,
     Acquired,
@@ -175,7 +175,7 @@ class MemoryStore:
         with self._lock:
             job = self._jobs.get(job_id)
             if job is not None and job.owner == owner and job.free_at is not None:
-                job.owner = FREE if clean else FALLEN
+                job.owner = FREE if clean else ABANDONED
                 job.free_at = self._now() + after_ns
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:

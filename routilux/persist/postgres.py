@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 from routilux.errors import LeaseLostError, UnserializableError
 from routilux.persist.postgres_connection import Answer, Database
 from routilux.persist.store import (
-    FALLEN,
+    ABANDONED,
     FREE,
     Acquired,
     Append,
@@ -85,7 +85,7 @@ WITH held AS (
 SELECT job_id FROM held JOIN added USING (job)
 """
 _UNLEASED: Final = f"""
-(owner IN ('{FREE}', '{FALLEN}', %(owner)s) OR free_at IS NULL OR free_at <= {_NOW})
+(owner IN ('{FREE}', '{ABANDONED}', %(owner)s) OR free_at IS NULL OR free_at <= {_NOW})
 """
 _CLAIM: Final = f"""{_HELD.format(_UNLEASED)}, added AS ({_ADD})
 UPDATE routilux_jobs SET owner = %(owner)s,
@@ -294,7 +294,7 @@ class PostgresStore:
             job_id=job_id,
             owner=owner,
             after_ns=after_ns,
-            nobody=FREE if clean else FALLEN,
+            nobody=FREE if clean else ABANDONED,
         )
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:

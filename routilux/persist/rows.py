@@ -23,85 +23,85 @@ if TYPE_CHECKING:
 
     from routilux.core.commits import Commit
 
-__all__ = ["CHECKSUM", "checked", "read", "summed", "written"]
+__all__ = ["CHECKSUM_BYTES", "dump", "load", "with_checksum", "without_checksum"]
 
 _NAME: Final = b',"crc":"'
-CHECKSUM: Final = len(b'%b%08x"}' % (_NAME, 0))
+CHECKSUM_BYTES: Final = len(b'%b%08x"}' % (_NAME, 0))
 """The length of a checksum in bytes, with the end of the object."""
 _AT_ONCE: Final = 64
 _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
 
 
-def summed(text: bytes) -> bytes:
+def with_checksum(text: bytes) -> bytes:
     """Return an object's text with its checksum.
 
-    >>> summed(b'{"seq":8}')
+    >>> with_checksum(b'{"seq":8}')
     b'{"seq":8,"crc":"f5bfced8"}'
     """
     body = text[:-1]
     return b'%b%b%08x"}' % (body, _NAME, crc32(body))
 
 
-def checked(data: object, place: str) -> bytes:
+def without_checksum(data: object, place: str) -> bytes:
     """Return an object's text without its checksum; `place` is its path.
 
     Raises `SavedStateError` where the checksum is missing or does not match.
 
-    >>> checked(summed(b'{"seq":8}'), "$.job-1[8]")
+    >>> without_checksum(with_checksum(b'{"seq":8}'), "$.job-1[8]")
     b'{"seq":8}'
-    >>> checked(summed(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
+    >>> without_checksum(with_checksum(b'{"seq":8}').replace(b"8", b"9", 1), "$.job-1[8]")
     Traceback (most recent call last):
     routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
     """
     if not isinstance(data, bytes):  # another program's store may return anything
         raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
-    if not data[-CHECKSUM:].startswith(_NAME):
+    if not data[-CHECKSUM_BYTES:].startswith(_NAME):
         refuse_newer(data, place)
         raise CorruptStateError(
             place, "has no checksum at its end: it is cut off, or was not written by routilux"
         )
-    body = data[:-CHECKSUM]
+    body = data[:-CHECKSUM_BYTES]
     if data != b'%b%b%08x"}' % (body, _NAME, crc32(body)):
         raise CorruptStateError(place, "was damaged: its checksum does not match")
     return body + b"}"
 
 
-def written(commit: Commit, *, begins: bool) -> bytes:
+def dump(commit: Commit, *, first: bool) -> bytes:
     """Return the row of a commit; with `begins` it is the first one that a host writes.
 
     Raises `UnserializableError` with the path of a value that has no saved form.
     """
     text = commit.dumps()
-    if begins:
+    if first:
         text = codec.bounded(f'{{"format":{codec.quoted(FORMAT)},{text[1:]}')
-    return summed(text.encode())
+    return with_checksum(text.encode())
 
 
-def read(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
+def load(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
     """Yield the path and the data of each row that follows commit `after`.
 
     Raises `SavedStateError` with the path of the row that is refused.
 
-    >>> rows = [summed(b'{"seq":8}'), summed(b'{"seq":9}')]
-    >>> list(read(rows, "job-1", after=7))
+    >>> rows = [with_checksum(b'{"seq":8}'), with_checksum(b'{"seq":9}')]
+    >>> list(load(rows, "job-1", after=7))
     [('$.job-1[8]', {'seq': 8}), ('$.job-1[9]', {'seq': 9})]
     """
     for first in range(0, len(rows), _AT_ONCE):
         batch = rows[first : first + _AT_ONCE]
         start = after + first + 1
-        parts = _parts(batch, begins=start == 1)
+        parts = _parts(batch, first=start == 1)
         for number, row in enumerate(batch):
             seq = start + number
             place = f"$.{job_id}[{seq}]"
             if parts is None:
-                yield place, loads_versioned(checked(row, place), place, required=seq == 1)
+                yield place, loads_versioned(without_checksum(row, place), place, required=seq == 1)
             else:
                 yield place, parts[number]
 
 
-def _parts(rows: Sequence[bytes], *, begins: bool) -> list[object] | None:
+def _parts(rows: Sequence[bytes], *, first: bool) -> list[object] | None:
     try:
-        texts = [checked(row, "$") for row in rows]
+        texts = [without_checksum(row, "$") for row in rows]
         # A text that is no object by itself might become one together with its neighbours.
         if sum(map(len, texts)) > _MOST_BYTES or not all(text[:1] == b"{" for text in texts):
             return None
@@ -110,7 +110,7 @@ def _parts(rows: Sequence[bytes], *, begins: bool) -> list[object] | None:
         return None
     if len(parts) != len(rows):
         return None
-    version = None if begins else FORMAT
+    version = None if first else FORMAT
     for part in parts:
         if type(part) is not dict or part.pop("format", version) != FORMAT:
             return None

@@ -18,10 +18,10 @@ from typing import Final
 from routilux.codec.registry import type_name
 from routilux.errors import CorruptStateError
 
-__all__ = ["MIN_KEY", "SEAL", "keyed", "sealed", "unsealed"]
+__all__ = ["DIGEST_BYTES", "MIN_KEY", "new_mac", "with_digest", "without_digest"]
 
 MIN_KEY: Final = 16  # bytes; what HMAC-SHA256 can't be tried through with
-SEAL: Final = 200  # bytes, more than digest and signature take
+DIGEST_BYTES: Final = 200  # bytes, more than digest and signature take
 
 _SIGNATURE: Final = b',\n"signature": "hmac-sha256:%s"}\n'
 _SIGNATURE_HEAD: Final = _SIGNATURE.partition(b"hmac")[0]
@@ -30,12 +30,12 @@ _DIGEST: Final = re.compile(
 )
 
 
-def keyed(key: bytes | None) -> hmac.HMAC | None:
+def new_mac(key: bytes | None) -> hmac.HMAC | None:
     """Return what signs with a key; None for None.
 
     Raises `TypeError` for what is no bytes, and `ValueError` for fewer than `MIN_KEY`.
 
-    >>> keyed(b"secret")
+    >>> new_mac(b"secret")
     Traceback (most recent call last):
     ValueError: a key is at least 16 bytes, not 6; make one with secrets.token_bytes(32)
     """
@@ -54,13 +54,15 @@ def keyed(key: bytes | None) -> hmac.HMAC | None:
     )
 
 
-def sealed(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
+def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
     """Return a document, given without its closing brace, with its digest and signature."""
     text = body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"'.encode()
     return text + (b"}\n" if mac is None else _signature(mac, text))
 
 
-def unsealed(data: bytes, mac: hmac.HMAC | None = None, *, verify: bool = True) -> bytes | None:
+def without_digest(
+    data: bytes, mac: hmac.HMAC | None = None, *, verify: bool = True
+) -> bytes | None:
     """Return the document without digest and signature; None if it does not end with a digest.
 
     With a `mac` the signature is checked, with `verify` the digest. Raises `CorruptStateError` for

@@ -16,7 +16,7 @@ from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
 from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.store import (
-    FALLEN,
+    ABANDONED,
     FREE,
     NOBODY,
     Acquired,
@@ -235,7 +235,7 @@ class SqliteStore:
             db.execute(
                 "UPDATE jobs SET owner = ?, free_at = ?"
                 " WHERE job_id = ? AND owner = ? AND free_at IS NOT NULL",
-                (FREE if clean else FALLEN, self._now() + after_ns, job_id, owner),
+                (FREE if clean else ABANDONED, self._now() + after_ns, job_id, owner),
             )
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:

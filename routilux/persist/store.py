@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "FALLEN",
+    "ABANDONED",
     "FREE",
     "NOBODY",
     "Acquired",
@@ -41,9 +41,9 @@ __all__ = [
 
 FREE: Final = ""
 """Stands for the owner of a job that was queued or given back."""
-FALLEN: Final = "?"
+ABANDONED: Final = "?"
 """Stands for the owner of a job that broke off where it was driven, and was let fall."""
-NOBODY: Final = (FREE, FALLEN)
+NOBODY: Final = (FREE, ABANDONED)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from routilux import ErrorHandler, FakeClock, Flow, Routine
-from routilux.persist.rows import checked, summed
+from routilux.persist.rows import with_checksum, without_checksum
 
 START = "2026-01-01T12:00:00"
 SECOND = 10**9
@@ -88,7 +88,7 @@ def replace_in_rows(store: Path, old: str, new: str, where: str = "") -> None:
     """Replace a text in the rows of a store, and renew their checksums."""
 
     def replaced(row: bytes) -> bytes:
-        return summed(checked(row, "$").replace(old.encode(), new.encode()))
+        return with_checksum(without_checksum(row, "$").replace(old.encode(), new.encode()))
 
     with sqlite3.connect(store) as db:
         db.create_function("replaced", 1, replaced)

@@ -140,11 +140,11 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
     ),
     (
         "source.output -> sink.input",
-        "source.output -> sink.input stands already; each edge is made once",
+        "source.output -> sink.input already exists; connect the two only once",
     ),
     (
         "source.output -> sink.input",
-        "source.output -> sink.input stands already; each edge is made once",
+        "source.output -> sink.input already exists; connect the two only once",
         {"item": "item"},
     ),
 ]
@@ -179,7 +179,7 @@ def test_ends_that_only_read_alike_are_two_connections():
 WRONG_ROUTINES = [
     (
         lambda: (Source(), "source"),
-        "flow 'shop' has a routine 'source' already; pass another routine_id to add_routine",
+        "flow 'shop' already has a routine 'source'; pass another routine_id to add_routine",
     ),
     (lambda: (Source(), ""), "a routine's id is a text, not ''"),
     (lambda: (Source(), 7), "a routine's id is a text, not 7"),

@@ -27,7 +27,7 @@ from routilux import (
 )
 from routilux.persist import signature
 from routilux.persist.journal import Journal
-from routilux.persist.rows import CHECKSUM, checked, summed
+from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]
@@ -101,7 +101,7 @@ class Rows(_Short):
 
 def _is_damaged(row: bytes) -> bool:
     try:
-        checked(row, "$")
+        without_checksum(row, "$")
     except SavedStateError:
         return True
     return False
@@ -344,7 +344,7 @@ def tampered_documents(draw: st.DrawFn) -> Document:
     elif how == "unverified":
         text = body + b"}"
     else:
-        text = signature.sealed(body, signature.keyed(KEY if how == "signed" else None))
+        text = signature.with_digest(body, signature.new_mac(KEY if how == "signed" else None))
     return Document(text, how, original, what)
 
 
@@ -359,10 +359,10 @@ def tampered_rows(draw: st.DrawFn) -> Rows:
         )
         at, to = draw(st.integers(0, len(rows) - 1)), draw(st.integers(0, len(rows) - 1))
         if op == "structure" and rows[at] in original:
-            written, what = draw(changed(checked(rows[at], "$"), 2))
+            written, what = draw(changed(without_checksum(rows[at], "$"), 2))
             body = written.encode("utf-8", "surrogatepass")
             stale = draw(st.integers(0, 3)) == 0
-            rows[at] = body[:-1] + rows[at][-CHECKSUM:] if stale else summed(body)
+            rows[at] = body[:-1] + rows[at][-CHECKSUM_BYTES:] if stale else with_checksum(body)
             done += what
         elif op == "bytes":
             rows[at], what = draw(scrambled(rows[at]))
@@ -400,5 +400,5 @@ def endless(what: str, size: int = HUGE) -> Document:
     original = documents()[1]
     start = b'"payload":{"request_id":'  # of the first task; the text occurs once
     head, tail = original[: original.index(b',\n"digest"')].split(start + b'"r-1"')
-    text = signature.sealed(head + start + ENDLESS[what](size) + tail)
+    text = signature.with_digest(head + start + ENDLESS[what](size) + tail)
     return Document(text, "anew", original, (what,))

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from routilux import JobState, codec
 from routilux.persist.journal import Journal
-from routilux.persist.rows import checked, summed
+from routilux.persist.rows import with_checksum, without_checksum
 
 __all__ = ["PLANTS"]
 
@@ -39,10 +39,10 @@ def _keeps_twice(store: Any) -> None:
 
     def appends(job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         append(job_id, seq, row, owner, stopped=stopped)
-        data: Any = codec.loads(checked(row, "$"))
+        data: Any = codec.loads(without_checksum(row, "$"))
         if data["kind"] == "done":
             again = codec.dumps({**data, "seq": seq + 1})
-            append(job_id, seq + 1, summed(again.encode()), owner, stopped=stopped)
+            append(job_id, seq + 1, with_checksum(again.encode()), owner, stopped=stopped)
 
     store.append = appends
 

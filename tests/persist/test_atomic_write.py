@@ -16,7 +16,7 @@ from typing import Final
 import pytest
 
 from routilux import SavedState
-from routilux.persist.atomic_write import write_whole
+from routilux.persist.atomic_write import write_atomically
 from tests.persist.disk import (
     Disk,
     Fault,
@@ -344,7 +344,7 @@ def test_a_place_where_no_file_can_be_is_reported_with_the_cure(name, error, cur
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(error) as caught:
-        write_whole(tmp_path / name, b"{}")
+        write_atomically(tmp_path / name, b"{}")
     assert caught.value.strerror.endswith(f"; nothing has changed there: {cure}")
     assert str(tmp_path / name) == caught.value.filename
     assert ["file", "folder"] == sorted(path.name for path in tmp_path.iterdir())

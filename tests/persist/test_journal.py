@@ -21,7 +21,7 @@ from routilux import (
     codec,
 )
 from routilux.persist.journal import SNAPSHOT_EVERY
-from routilux.persist.rows import CHECKSUM, checked, summed
+from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
 from tests.persist.stores import STORES
 from tests.routines import chain
 from tests.soak import sampled
@@ -153,7 +153,7 @@ def test_a_snapshot_that_can_not_be_written_changes_nothing(
 
 def changed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
     """A change of the first match, with a new checksum."""
-    return lambda data: summed(checked(data, "$").replace(old, new, 1))
+    return lambda data: with_checksum(without_checksum(data, "$").replace(old, new, 1))
 
 
 @pytest.mark.parametrize(
@@ -187,8 +187,8 @@ def test_a_damaged_snapshot_is_reported_and_the_rows_still_hold_everything(
 
 def ended(text: bytes) -> bytes:
     """A row with the right checksum and this text, which ends with a brace."""
-    row = summed(text)
-    assert text == checked(row, "$")
+    row = with_checksum(text)
+    assert text == without_checksum(row, "$")
     return row
 
 
@@ -245,7 +245,10 @@ def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_reported() -> Non
     seq, data = kept.snapshot
     runtime = Runtime(store=store)
     whole = kept.rows[258]
-    for at in (*range(0, len(whole) * 8, 7), *range(len(whole) * 8 - CHECKSUM * 8, len(whole) * 8)):
+    for at in (
+        *range(0, len(whole) * 8, 7),
+        *range(len(whole) * 8 - CHECKSUM_BYTES * 8, len(whole) * 8),
+    ):
         kept.rows[258] = flipped(whole, at)
         with pytest.raises(SavedStateError) as caught:
             runtime.load("j")
@@ -271,7 +274,7 @@ def test_rows_that_make_sense_only_together_are_refused() -> None:
     store = MemoryStore()
     driven(store, counter(10))
     rows = store._jobs["j"].rows
-    third, fourth, fifth = (checked(row, "$") for row in rows[2:5])
+    third, fourth, fifth = (without_checksum(row, "$") for row in rows[2:5])
     head, tail = fifth.split(b"},", 1)
     rows[2:5] = [ended(third + b"," + fourth), ended(head + b"}"), ended(tail)]
     assert 11 == len(rows)

@@ -169,7 +169,7 @@ def test_any_one_byte_changed_left_out_or_put_in_is_refused_by_the_signature(sma
 def test_a_new_digest_does_not_make_a_signature_valid(signed):
     body = signed[: signed.index(b',\n"digest"')].replace(b'"r-1"', b'"r-2"')
     old = signed[signed.index(b',\n"signature"') :]
-    forged = signature.sealed(body).removesuffix(b"}\n") + old
+    forged = signature.with_digest(body).removesuffix(b"}\n") + old
     with pytest.raises(CorruptStateError) as caught:
         SavedState.from_bytes(forged, key=KEY)
     assert "$.signature" == caught.value.path
@@ -247,7 +247,7 @@ def test_no_error_shows_a_key_not_even_in_the_locals_of_its_frames(key, tmp_path
     flow.add_routine(Fetch(items=(object(),)), "late")  # type: ignore[arg-type]  # no saved form
     damaged = tmp_path / "damaged.json"
     damaged.write_bytes(signed[:-3])
-    forged = signature.sealed(b'{"format": "routilux/1"', signature.keyed(KEY))
+    forged = signature.with_digest(b'{"format": "routilux/1"', signature.new_mac(KEY))
     sound = SavedState.from_bytes(signed)
     for use in (
         lambda: unsaved.write(tmp_path / "a.json", key=key),
@@ -290,5 +290,5 @@ def test_the_golden_signed_document_is_read_and_written_again_byte_by_byte():
 
 
 def test_one_key_can_sign_several_documents():
-    mac = signature.keyed(KEY)
-    assert signature.sealed(b'{"a": 1', mac) == signature.sealed(b'{"a": 1', mac)
+    mac = signature.new_mac(KEY)
+    assert signature.with_digest(b'{"a": 1', mac) == signature.with_digest(b'{"a": 1', mac)

@@ -22,7 +22,7 @@ from routilux import (
 )
 from routilux.persist import admin, signature
 from routilux.persist.journal import Journal
-from routilux.persist.rows import checked, summed
+from routilux.persist.rows import with_checksum, without_checksum
 from tests.persist.orders import GOLDEN, KEY, START, pipeline
 
 DOCUMENT = GOLDEN / "routilux-1.json"
@@ -51,7 +51,7 @@ def stored() -> MemoryStore:
         clock.advance(1)
     with Runtime(clock=FakeClock(clock.now()), store=store) as second:
         job = pipeline(0).resume(second.load("job-1"), runtime=second)
-    Journal(store).keep(job)
+    Journal(store).write_snapshot(job)
     return store
 
 
@@ -70,7 +70,7 @@ def holding(rows: list[bytes], snapshot: bytes | None = None) -> Runtime:
 
 def changed(data: bytes, old: bytes, new: bytes) -> bytes:
     """A row or a snapshot with another text and the checksum of that text."""
-    return summed(checked(data, "$").replace(old, new, 1))
+    return with_checksum(without_checksum(data, "$").replace(old, new, 1))
 
 
 # --- the present form -----------------------------------------------------------------------------
@@ -119,8 +119,8 @@ def test_a_version_that_is_not_the_first_member_is_found():
     with pytest.raises(UnsupportedVersionError):
         SavedState.from_bytes(text.replace(b"routilux/1", b"routilux/7"), verify=False)
 
-    row = dict(reversed(json.loads(checked(ROWS[3], "$")).items()))
-    rows = [*ROWS[:3], summed(json.dumps(row).encode()), *ROWS[4:]]
+    row = dict(reversed(json.loads(without_checksum(ROWS[3], "$")).items()))
+    rows = [*ROWS[:3], with_checksum(json.dumps(row).encode()), *ROWS[4:]]
     assert JobStatus.COMPLETED is holding(rows).load("job-1").status
     rows[3] = changed(rows[3], b"routilux/1", b"routilux/7")
     with pytest.raises(UnsupportedVersionError):
@@ -136,7 +136,7 @@ FUTURE = b'{"format":"routilux/7","seq":{"$type":"of the future"}}'
 def test_a_newer_document_is_refused_with_what_to_do_and_the_file_stays(key, tmp_path):
     body = b'{"format": "routilux/7",\n"state": {"$type": "of the future"}'
     path = tmp_path / "job.json"
-    path.write_bytes(signature.sealed(body, signature.keyed(key)))
+    path.write_bytes(signature.with_digest(body, signature.new_mac(key)))
     before = path.read_bytes()
     with pytest.raises(UnsupportedVersionError) as caught:
         SavedState.read(path, key=key)
@@ -150,7 +150,9 @@ def test_a_newer_document_is_refused_with_what_to_do_and_the_file_stays(key, tmp
     assert before == path.read_bytes()
 
 
-@pytest.mark.parametrize("future", [FUTURE, summed(FUTURE)], ids=["another end", "a checksum"])
+@pytest.mark.parametrize(
+    "future", [FUTURE, with_checksum(FUTURE)], ids=["another end", "a checksum"]
+)
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_newer_row_is_refused_by_its_path_before_anything_else_of_it_is_read(number, future):
     rows = [*ROWS[: number - 1], future, b"rows of the future"]
@@ -176,7 +178,7 @@ def test_a_newer_snapshot_is_refused_and_so_are_the_rows_that_its_host_wrote():
 @pytest.mark.parametrize("found", NO_VERSIONS)
 def test_a_document_with_another_text_as_version_was_not_written_by_routilux(found):
     with pytest.raises(CorruptStateError) as caught:
-        SavedState.from_bytes(signature.sealed(f'{{"format": "{found}"'.encode()))
+        SavedState.from_bytes(signature.with_digest(f'{{"format": "{found}"'.encode()))
     assert ("$.format", f"is {found!r}: this was not written by routilux") == (
         caught.value.path,
         caught.value.reason,
@@ -204,8 +206,8 @@ def test_a_first_row_or_a_snapshot_without_a_version_is_refused_by_its_path():
 
 
 def test_a_row_or_a_snapshot_without_a_checksum_is_refused_by_its_path():
-    rows = [*ROWS[:3], checked(ROWS[3], "$"), *ROWS[4:]]
-    host = holding(rows, checked(SNAPSHOT, "$"))
+    rows = [*ROWS[:3], without_checksum(ROWS[3], "$"), *ROWS[4:]]
+    host = holding(rows, without_checksum(SNAPSHOT, "$"))
     for history, path in ((True, "$.job-1[4]"), (False, "$.job-1.snapshot")):
         with pytest.raises(CorruptStateError, match="has no checksum at its end") as caught:
             host.load("job-1", history=history)
@@ -244,5 +246,5 @@ def test_a_wrong_seal_is_reported_before_the_version_is_read():
 )
 def test_a_document_of_this_version_is_checked_member_by_member(text, path):
     with pytest.raises(CorruptStateError) as caught:
-        SavedState.from_bytes(signature.sealed(b'{"format": "routilux/1", ' + text))
+        SavedState.from_bytes(signature.with_digest(b'{"format": "routilux/1", ' + text))
     assert path == caught.value.path

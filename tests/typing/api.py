@@ -80,7 +80,7 @@ from routilux import (
     register_type,
     use_runtime,
 )
-from routilux.clocks.clock import Worker as ClockWorker
+from routilux.clocks.clock import Party
 
 # --- the user's own types -----------------------------------------------------------------------
 
@@ -336,7 +336,7 @@ assert_type(fake.now(), datetime)
 assert_type(fake.waits, tuple[Wait, ...])
 assert_type(SystemClock().now_ns(), int)
 assert_type(clock.signal(), Signal)
-assert_type(clock.worker("mine"), ClockWorker)
+assert_type(clock.party("mine"), Party)
 
 # --- steps as values ----------------------------------------------------------------------------
 

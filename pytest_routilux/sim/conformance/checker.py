@@ -14,14 +14,14 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.sim.conformance.retry_rules import (
-    BrokenError,
-    Verdicts,
-    broken,
+    BrokenRuleError,
+    RetryRules,
     commit_text,
+    fail,
 )
-from pytest_routilux.sim.conformance.shadow_job import Account, Ledger
-from pytest_routilux.sim.conformance.spec import Promise, width_of
-from pytest_routilux.sim.conformance.start_rules import Beginnings, same, too_early, wrong_attempt
+from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
+from pytest_routilux.sim.conformance.spec import FlowSpec, width_of
+from pytest_routilux.sim.conformance.start_rules import StartRules, same, too_early, wrong_attempt
 from pytest_routilux.text import seconds
 from routilux import ClockStalledError, CommitKind, JobStatus
 from routilux.codec.equality import first_difference
@@ -29,12 +29,11 @@ from routilux.codec.equality import first_difference
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, Life
-    from pytest_routilux.sim.simulator.world import Finding, World
+    from pytest_routilux.sim.simulator.model import Case, Finding, Host, World
     from routilux import Commit
     from routilux.graph.messages import Task
 
-__all__ = ["broken_law"]
+__all__ = ["broken_rule"]
 
 _LONGEST_ID: Final = 64
 
@@ -55,14 +54,14 @@ _WAYS_OUT: Final = {
 }
 
 
-def broken_law(world: World, lives: Sequence[Life], case: Case) -> Finding | None:
+def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
     """Return the first law of the engine that a run has broken."""
-    walk = _Walk(_promise_of(case), lives)
-    steps = ((number, step) for life in lives for number, step in life.steps)
+    walk = _Walk(_spec_of(case), hosts)
+    steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
     try:
         count = 0
-        begin = walk.beginnings.take
+        begin = walk.start_rules.take
         for commit in world.commits:
             while number == count:
                 begin(step)
@@ -72,97 +71,97 @@ def broken_law(world: World, lives: Sequence[Life], case: Case) -> Finding | Non
         while number == count:
             begin(step)
             number, step = next(steps, _NO_STEP)
-        walk.end(lives[-1])
-    except BrokenError as error:
+        walk.end(hosts[-1])
+    except BrokenRuleError as error:
         return error.finding
     return None
 
 
 _NO_STEP: Final[tuple[int, Any]] = (-1, None)
-_latest: list[tuple[Case, Promise]] = []
+_latest: list[tuple[Case, FlowSpec]] = []
 
 
-def _promise_of(case: Case) -> Promise:
+def _spec_of(case: Case) -> FlowSpec:
     # Thousands of runs of one case follow each other.
     if not _latest or _latest[0][0] is not case:
-        _latest[:] = [(case, Promise(case.build()))]
+        _latest[:] = [(case, FlowSpec(case.build()))]
     return _latest[0][1]
 
 
 class _Walk:
-    __slots__ = ("_exact", "_ledger", "_promise", "_verdicts", "beginnings")
+    __slots__ = ("_exact", "_retry_rules", "_shadow", "_spec", "start_rules")
 
-    def __init__(self, promise: Promise, lives: Sequence[Life]) -> None:
-        self._promise = promise
-        widths = {width_of(life.flow) for life in lives}
-        self._exact = len(widths) == 1 and all(life.exact for life in lives)
-        self._ledger = Ledger(max(widths), promise.limits)
-        self._verdicts = Verdicts(promise, self._ledger, lives)
-        self.beginnings = Beginnings(self._ledger, exact=self._exact)
+    def __init__(self, spec: FlowSpec, hosts: Sequence[Host]) -> None:
+        self._spec = spec
+        widths = {width_of(host.flow) for host in hosts}
+        self._exact = len(widths) == 1 and all(host.exact for host in hosts)
+        self._shadow = ShadowJob(max(widths), spec.limits)
+        self._retry_rules = RetryRules(spec, self._shadow, hosts)
+        self.start_rules = StartRules(self._shadow, exact=self._exact)
 
     # --- a commit -------------------------------------------------------------------------------
 
     def take(self, commit: Commit) -> None:
-        ledger = self._ledger
+        shadow = self._shadow
         at, kind = commit.at_ns, commit.kind
-        if at < ledger.at:
-            back = f"{seconds(ledger.at - at)} s"
-            broken("time-ran-back", f"time runs back by {back} at {commit_text(commit)}", commit)
+        if at < shadow.at:
+            back = f"{seconds(shadow.at - at)} s"
+            fail("time-ran-back", f"time runs back by {back} at {commit_text(commit)}", commit)
         if kind is _DONE:
             account = self._ended(commit)
             if commit.emissions or commit.tasks:
                 self._deliveries(commit, account.task)
                 self._unique(commit)
             self._in_time(commit, account)
-            ledger.close(account, "was done")
+            shadow.close(account, "was done")
             if commit.state is not None or commit.shared is not None:
-                ledger.write(account.task.routine_id, commit.state, commit.shared)
+                shadow.write(account.task.routine_id, commit.state, commit.shared)
             if commit.tasks:
-                ledger.create(commit)
+                shadow.create(commit)
         elif kind is _START:
             self._unique(commit)
-            ledger.start = at
-            ledger.create(commit)
+            shadow.start = at
+            shadow.create(commit)
         elif kind is _RESUMED:
-            ledger.resume(commit)
+            shadow.resume(commit)
         elif commit.task_id is not None:
             self._unhappy(commit)
         self._status(commit)
-        ledger.at = at
-        ledger.status = commit.status
+        shadow.at = at
+        shadow.status = commit.status
 
-    def _ended(self, commit: Commit) -> Account:
+    def _ended(self, commit: Commit) -> ShadowTask:
         """Return the account of the task whose attempt a commit ends."""
-        ledger = self._ledger
-        account = ledger.accounts.get(commit.task_id or "")
+        shadow = self._shadow
+        account = shadow.tasks.get(commit.task_id or "")
         if account is None or account.task.routine_id != commit.routine_id:
             what = f"{commit_text(commit)} is of a task that no commit creates"
-            broken("unknown-task", what, commit)
+            fail("unknown-task", what, commit)
         if account.ended or account.failed or account.attempt != commit.attempt:
             wrong_attempt(account, commit.attempt, "is committed", commit.at_ns)
         started = commit.started_ns or 0
         if started > commit.at_ns:
-            broken("time-ran-back", f"{commit_text(commit)} ends before it begins", commit)
+            fail("time-ran-back", f"{commit_text(commit)} ends before it begins", commit)
         if started < account.due:
             too_early(account, started)
         if commit.kind is not _EFFECT:
-            ledger.left(account, commit.at_ns)
+            shadow.left(account, commit.at_ns)
             if account.first is None:
                 account.first = started
             if commit.kind is not _CONFLICT:
                 routine = account.task.routine_id
-                ledger.attempts[routine] = ledger.attempts.get(routine, 0) + 1
+                shadow.attempts[routine] = shadow.attempts.get(routine, 0) + 1
         return account
 
     def _deliveries(self, commit: Commit, task: Task) -> None:
         """Hold the tasks of a commit against the connections of what it emits."""
-        ledger, edges, tasks = self._ledger, self._promise.edges, commit.tasks
+        shadow, edges, tasks = self._shadow, self._spec.edges, commit.tasks
         routine = task.routine_id
         place = 0
         for index, emission in enumerate(commit.emissions):
             following = edges.get((routine, emission.event))
             if following is None:
-                ledger.outputs.append((routine, emission.event))
+                shadow.outputs.append((routine, emission.event))
                 continue
             for target, slot, names in following:
                 made = tasks[place] if place < len(tasks) else None
@@ -176,15 +175,15 @@ class _Walk:
                         f"{routine} emits {emission.event!r} in {commit_text(commit)}, but no task"
                         f" comes of it for {target}.{slot}, which is connected to it"
                     )
-                    broken("edge-missing", what, commit)
+                    fail("edge-missing", what, commit)
                 lineage = _child(task.task_id, place)
                 if made.task_id != lineage:
                     what = (
                         f"task {place + 1} that {commit_text(commit)} creates is named"
                         f" {made.task_id}; by its lineage it is {lineage}"
                     )
-                    kind = "task-id-twice" if made.task_id in ledger.accounts else "task-id-strange"
-                    broken(kind, what, commit)
+                    kind = "task-id-twice" if made.task_id in shadow.tasks else "task-id-wrong"
+                    fail(kind, what, commit)
                 if names or made.payload is not emission.payload:
                     self._payload(commit, made, emission.payload, names)
                 place += 1
@@ -193,7 +192,7 @@ class _Walk:
                 f"{commit_text(commit)} creates task {tasks[place].task_id} for"
                 f" {tasks[place].routine_id}, to which nothing that it emits is connected"
             )
-            broken("task-unasked", what, commit)
+            fail("task-unexpected", what, commit)
 
     def _payload(
         self, commit: Commit, made: Task, sent: Mapping[str, object], names: Mapping[str, str]
@@ -204,20 +203,20 @@ class _Walk:
                 f"what {commit.routine_id} sends in {commit_text(commit)} does not reach"
                 f" {made.routine_id} as it is: {first_difference(expected, made.payload)}"
             )
-            broken("payload-wrong", what, commit)
+            fail("payload-wrong", what, commit)
 
     def _unique(self, commit: Commit) -> None:
-        known = self._ledger.accounts
+        known = self._shadow.tasks
         for task in commit.tasks:
             if task.task_id in known:
                 what = (
                     f"{commit_text(commit)} creates task {task.task_id} of {task.routine_id}, but"
                     " there is one of that name already"
                 )
-                broken("task-id-twice", what, task, commit.at_ns)
+                fail("task-id-twice", what, task, commit.at_ns)
 
-    def _in_time(self, commit: Commit, account: Account) -> None:
-        policy = self._promise.policies[account.task.routine_id]
+    def _in_time(self, commit: Commit, account: ShadowTask) -> None:
+        policy = self._spec.policies[account.task.routine_id]
         if policy.timeout is None or not self._exact:
             return
         took = commit.at_ns - (commit.started_ns or 0)
@@ -226,22 +225,22 @@ class _Walk:
                 f"attempt {commit.attempt} of {account} took {seconds(took)} s and is taken for"
                 f" done; its timeout is {seconds(policy.timeout)} s"
             )
-            broken("timeout-ignored", what, commit)
+            fail("timeout-ignored", what, commit)
 
     def _unhappy(self, commit: Commit) -> None:
-        ledger = self._ledger
+        shadow = self._shadow
         kind = commit.kind
         account = self._ended(commit)
         if kind is _EFFECT:
             self._record(commit, account)
             return
-        self._verdicts.no_trace(commit, account)
+        self._retry_rules.check_no_trace(commit, account)
         if kind is _CONFLICT:
-            ledger.conflict(account, commit.at_ns)
+            shadow.conflict(account, commit.at_ns)
             return
-        self._verdicts.follows(commit, account)
+        self._retry_rules.check_failure(commit, account)
         if kind is _RETRY:
-            ledger.spend(account, commit)
+            shadow.spend(account, commit)
             return
         self._deliveries(commit, account.task)
         self._unique(commit)
@@ -250,105 +249,105 @@ class _Walk:
             account.attempt += 1
             account.delay = 0
         else:
-            ledger.close(account, "was dropped")
-            ledger.dropped += 1
-        ledger.create(commit)
+            shadow.close(account, "was dropped")
+            shadow.dropped += 1
+        shadow.create(commit)
 
-    def _record(self, commit: Commit, account: Account) -> None:
+    def _record(self, commit: Commit, account: ShadowTask) -> None:
         name = str((commit.detail or {}).get("name"))
         if name in account.recorded:
             what = f"once({name!r}) of {account} is recorded twice, at attempt {commit.attempt}"
-            broken("record-twice", what, commit)
+            fail("record-twice", what, commit)
         account.recorded.add(name)
 
     # --- the job --------------------------------------------------------------------------------
 
     def _status(self, commit: Commit) -> None:
-        ledger = self._ledger
-        before, after = ledger.status, commit.status
-        left = len(ledger.open)
+        shadow = self._shadow
+        before, after = shadow.status, commit.status
+        left = len(shadow.open)
         if (
             before is _COMPLETED
             or (after is not before and before is _CANCELLED)
             or (after is not before and commit.kind not in _WAYS_OUT.get(before, (commit.kind,)))
         ):
             what = f"{commit_text(commit)} makes the job {after.value}, which was {before.value}"
-            broken("changed-after-end", what, commit)
+            fail("changed-after-end", what, commit)
         if commit.kind is _FAILED and after is not JobStatus.FAILED and before is not _CANCELLED:
             what = f"the job is {after.value} after {commit_text(commit)}"
-            broken("failure-ignored", what, commit)
+            fail("failure-ignored", what, commit)
         if after is _COMPLETED and left:
-            account = next(iter(ledger.open.values()))
+            account = next(iter(shadow.open.values()))
             waits = f" waits for its retry {account.spent}" if account.delay else " is pending"
             what = f"the job is completed at {commit_text(commit)}, but {account}{waits}"
-            broken("completed-too-early", what, account.task, commit.at_ns)
+            fail("completed-too-early", what, account.task, commit.at_ns)
         if after is _RUNNING and not left:
             what = f"nothing is left to do after {commit_text(commit)}, but the job goes on"
-            broken("not-completed", what, commit)
+            fail("not-completed", what, commit)
 
-    def end(self, life: Life) -> None:
+    def end(self, host: Host) -> None:
         """Hold what the last host has in memory against what the commits say."""
-        ledger, job = self._ledger, life.job
-        if life.error is not None or job is None:
-            if isinstance(life.error, ClockStalledError) and not ledger.flights:
+        shadow, job = self._shadow, host.job
+        if host.error is not None or job is None:
+            if isinstance(host.error, ClockStalledError) and not shadow.flights:
                 self._stalled()
             return
         for name, routine in job.routine_states.items():
-            state = ledger.state.get(name)
+            state = shadow.state.get(name)
             if (state or routine.state) and not same(state or {}, routine.state):
                 difference = first_difference(state or {}, routine.state)
                 what = f"the state of {name} is not what its commits wrote: {difference}"
-                broken("state-not-folded", what, None, name)
-            if routine.attempts != ledger.attempts.get(name, 0):
+                fail("state-not-folded", what, None, name)
+            if routine.attempts != shadow.attempts.get(name, 0):
                 what = (
                     f"{name} is said to have made {routine.attempts} attempts; its commits end"
-                    f" {ledger.attempts.get(name, 0)}"
+                    f" {shadow.attempts.get(name, 0)}"
                 )
-                broken("attempts-miscounted", what, None, name)
-        if (ledger.shared or job.shared_data) and not same(ledger.shared, job.shared_data):
-            difference = first_difference(ledger.shared, job.shared_data)
+                fail("attempts-miscounted", what, None, name)
+        if (shadow.shared or job.shared_data) and not same(shadow.shared, job.shared_data):
+            difference = first_difference(shadow.shared, job.shared_data)
             what = f"the shared data is not what the commits wrote: {difference}"
-            broken("shared-not-folded", what, None)
-        if len(job.outputs) != len(ledger.outputs) or len(job.dropped) != ledger.dropped:
+            fail("shared-not-folded", what, None)
+        if len(job.outputs) != len(shadow.outputs) or len(job.dropped) != shadow.dropped:
             what = (
                 f"the job has {len(job.outputs)} outputs and {len(job.dropped)} dropped tasks; its"
-                f" commits have {len(ledger.outputs)} and {ledger.dropped}"
+                f" commits have {len(shadow.outputs)} and {shadow.dropped}"
             )
-            broken("outputs-not-folded", what, None)
-        if job.status is not ledger.status:
-            what = f"the job is {job.status.value}; by its commits it is {ledger.status.value}"
-            broken("status-not-folded", what, None)
-        if ledger.open or job.pending_tasks:
-            self._still_pending(life)
+            fail("outputs-not-folded", what, None)
+        if job.status is not shadow.status:
+            what = f"the job is {job.status.value}; by its commits it is {shadow.status.value}"
+            fail("status-not-folded", what, None)
+        if shadow.open or job.pending_tasks:
+            self._still_pending(host)
 
     def _stalled(self) -> None:
-        ledger = self._ledger
-        waiting = [account for account in ledger.open.values() if not account.failed]
-        if ledger.status is _RUNNING and waiting:
+        shadow = self._shadow
+        waiting = [account for account in shadow.open.values() if not account.failed]
+        if shadow.status is _RUNNING and waiting:
             account = min(waiting, key=lambda account: account.due)
-            due = account.due - ledger.start
+            due = account.due - shadow.start
             what = (
                 f"attempt {account.attempt} of {account} is never begun, though it is due"
                 f" {seconds(due)} s after the start and nothing is in flight: a wake-up was lost"
             )
-            broken("wake-up-lost", what, account.task)
+            fail("wake-up-lost", what, account.task)
 
-    def _still_pending(self, life: Life) -> None:
-        assert life.job is not None
+    def _still_pending(self, host: Host) -> None:
+        assert host.job is not None
         held = {
             task.task_id: (task.attempt, task.retries, task.failed)
-            for task in life.job.pending_tasks
+            for task in host.job.pending_tasks
         }
         known = {
             task_id: (account.attempt, account.spent, account.failed)
-            for task_id, account in self._ledger.open.items()
+            for task_id, account in self._shadow.open.items()
         }
         if held != known:
             what = (
                 "pending tasks (next attempt, retries, failed) are not those of the commits:"
                 f" {first_difference(known, held)}"
             )
-            broken("pending-not-folded", what, None)
+            fail("pending-not-folded", what, None)
 
 
 def _child(parent: str, number: int) -> str:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from routilux import Commit, StepInput
     from routilux.graph.messages import Task, Writes
 
-__all__ = ["MOST_CONFLICTS", "Account", "Ledger"]
+__all__ = ["MOST_CONFLICTS", "ShadowJob", "ShadowTask"]
 
 MOST_CONFLICTS: Final = 3
 
 
 @final
-class Account:
+class ShadowTask:
     """What is known of one task.
 
     `attempt` is the next to be made, `spent` the retries so far, `since_resume` those of them that
@@ -68,14 +68,13 @@ class Account:
 
 
 @final
-class Ledger:
-    """The accounts of a job's tasks, its data, and which of its places to work are taken.
+class ShadowJob:
+    """The tasks of a job's tasks, its data, and which of its places to work are taken.
 
     `free_since` is when a place became free that is free now; `idle_since` when all of them were.
     """
 
     __slots__ = (
-        "accounts",
         "aloof",
         "at",
         "attempts",
@@ -93,6 +92,7 @@ class Ledger:
         "start",
         "state",
         "status",
+        "tasks",
         "width",
     )
 
@@ -102,8 +102,8 @@ class Ledger:
         self.status = JobStatus.PENDING
         self.start = 0
         self.at = -(1 << 63)
-        self.accounts: dict[str, Account] = {}
-        self.open: dict[str, Account] = {}
+        self.tasks: dict[str, ShadowTask] = {}
+        self.open: dict[str, ShadowTask] = {}
         self.state: dict[str, dict[str, object]] = {}
         self.shared: dict[str, object] = {}
         self.outputs: list[tuple[str, str]] = []
@@ -124,7 +124,7 @@ class Ledger:
         self.flights[step.task.task_id] = step
         self.busy[routine] = self.busy.get(routine, 0) + 1
 
-    def left(self, account: Account, at: int) -> None:
+    def left(self, account: ShadowTask, at: int) -> None:
         """Free the place of a step that has ended, if it was seen to begin."""
         if self.flights.pop(account.task.task_id, None) is None:
             return
@@ -141,18 +141,18 @@ class Ledger:
     # --- commits --------------------------------------------------------------------------------
 
     def create(self, commit: Commit) -> None:
-        """Open the accounts of the tasks that a commit creates."""
+        """Open the tasks of the tasks that a commit creates."""
         for task in commit.tasks:
-            self.accounts[task.task_id] = self.open[task.task_id] = Account(task, commit.at_ns)
+            self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(task, commit.at_ns)
 
-    def close(self, account: Account, ended: str) -> None:
+    def close(self, account: ShadowTask, ended: str) -> None:
         """Note that a task is over."""
         account.ended = ended
         if account.conflicts >= MOST_CONFLICTS:
             self.aloof -= 1
         del self.open[account.task.task_id]
 
-    def spend(self, account: Account, commit: Commit) -> None:
+    def spend(self, account: ShadowTask, commit: Commit) -> None:
         """Note an attempt that is to be made again after a wait."""
         account.attempt += 1
         account.spent += 1
@@ -163,7 +163,7 @@ class Ledger:
         routine = account.task.routine_id
         self.retries[routine] = self.retries.get(routine, 0) + 1
 
-    def conflict(self, account: Account, at: int) -> None:
+    def conflict(self, account: ShadowTask, at: int) -> None:
         """Note an attempt that is to be made again at once, and in the end alone."""
         account.conflicts += 1
         account.ready = at
@@ -187,7 +187,7 @@ class Ledger:
         withdrawn = detail.get("withdrawn")
         for task_id in withdrawn if isinstance(withdrawn, list) else ():
             if task_id in self.open:
-                del self.open[task_id], self.accounts[task_id]
+                del self.open[task_id], self.tasks[task_id]
         for account in self.open.values():
             account.resumed = at
             account.since_resume = 0

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from routilux import Flow
 
-__all__ = ["Policy", "Promise", "error_name", "raised_by_engine", "width_of"]
+__all__ = ["FlowSpec", "RetryPolicy", "error_name", "raised_by_engine", "width_of"]
 
 _SECOND: Final = 10**9
 _CENTURY: Final = 36_525 * 86_400 * _SECOND
@@ -71,7 +71,7 @@ def _length(seconds: float) -> int:
 
 
 @final
-class Policy:
+class RetryPolicy:
     """How a routine's failures are met; `max_retries` is None where it never gives up."""
 
     __slots__ = (
@@ -137,15 +137,15 @@ class Policy:
 
 
 @final
-class Promise:
+class FlowSpec:
     """What a flow promises; `edges` are (target, slot, renamed fields), in order, by event."""
 
-    __slots__ = ("edges", "limits", "policies", "tells_errors", "width")
+    __slots__ = ("edges", "emits_error", "limits", "policies", "width")
 
     def __init__(self, flow: Flow) -> None:
         of_flow = flow.error_handler or ErrorHandler()
         handlers = {name: r.error_handler or of_flow for name, r in flow.routines.items()}
-        policies = {handler: Policy(handler) for handler in handlers.values()}
+        policies = {handler: RetryPolicy(handler) for handler in handlers.values()}
         self.policies: Final = {name: policies[handler] for name, handler in handlers.items()}
         edges: dict[tuple[str, str], list[tuple[str, str, Mapping[str, str]]]] = {}
         for edge in flow.connections:
@@ -153,5 +153,5 @@ class Promise:
             edges.setdefault((edge.source, edge.event), []).append(to)
         self.edges: Final = edges
         self.limits: Final = {name: r.max_concurrency for name, r in flow.routines.items()}
-        self.tells_errors: Final = {n for n, r in flow.routines.items() if "error" in r.events}
+        self.emits_error: Final = {n for n, r in flow.routines.items() if "error" in r.events}
         self.width: Final = width_of(flow)

@@ -17,16 +17,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import users_modules
 from pytest_routilux.sim.determinism.sources import Culprit, caught
-from pytest_routilux.sim.explore import trouble
-from pytest_routilux.sim.isolation.forked import hidden_there, kept_at, put_back
-from pytest_routilux.sim.isolation.forked_hosts import Hosts
+from pytest_routilux.sim.explore import check_undisturbed
+from pytest_routilux.sim.isolation.forked import hidden_changes, pickled_value, restore_value
+from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.isolation.hidden_state import globals_of
 from pytest_routilux.sim.isolation.host_task import importable, rows_by_seed
-from pytest_routilux.sim.recovery import undisturbed
+from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.results import Coverage
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.variations import OTHER_START
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.execution import OTHER_START
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import shown, without_addresses
 from routilux import RoutiluxError, codec
 from routilux.codec.equality import first_difference
@@ -34,7 +33,7 @@ from routilux.codec.equality import first_difference
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case
+    from pytest_routilux.sim.simulator.model import Case
 
     Row = dict[str, Any]
 
@@ -53,11 +52,11 @@ def check_determinism(
     finding in this process, and an error in another one.
     """
     coverage = Coverage() if coverage is None else coverage
-    with Hosts(case, start_ns, coverage) as hosts:
+    with ForkedHosts(case, start_ns, coverage) as hosts:
         killed = hosts.canary()
         if killed is not None:
             return killed.finding
-        here = undisturbed(case, start_ns, FIFO)
+        here = run_undisturbed(case, start_ns)
         first = _asked(hosts, _trace, start_ns)
         second = _asked(hosts, _trace, start_ns, True)
         finding = (
@@ -65,7 +64,7 @@ def check_determinism(
             or _with_another_start(hosts, start_ns, first)
             or _with_another_id(hosts, start_ns, first)
             or _in_one_process(hosts, start_ns, first)
-            or trouble(here)
+            or check_undisturbed(here)
         )
     if finding is not None:
         return finding
@@ -83,7 +82,7 @@ def check_determinism(
     return why
 
 
-def _asked(hosts: Hosts, work: Callable[..., object], *args: object) -> Any:
+def _asked(hosts: ForkedHosts, work: Callable[..., object], *args: object) -> Any:
     reply = hosts.ask(work, *args)
     if reply.ended is not None:
         raise RoutiluxError(
@@ -105,7 +104,7 @@ class _Trace:
     doubles: bool
 
 
-def _repeated(hosts: Hosts, start_ns: int, first: _Trace, second: _Trace) -> Finding | None:
+def _repeated(hosts: ForkedHosts, start_ns: int, first: _Trace, second: _Trace) -> Finding | None:
     at = _first(first.rows, second.rows, _everything)
     if at is None:
         return None
@@ -116,7 +115,7 @@ def _repeated(hosts: Hosts, start_ns: int, first: _Trace, second: _Trace) -> Fin
     return _finding("nondeterminism", said, first.rows, second.rows, at, culprit)
 
 
-def _with_another_start(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
+def _with_another_start(hosts: ForkedHosts, start_ns: int, first: _Trace) -> Finding | None:
     other = _asked(hosts, _trace, start_ns + OTHER_START)
     at = _first(first.rows, other.rows, _shape)
     if at is None:
@@ -130,7 +129,7 @@ def _with_another_start(hosts: Hosts, start_ns: int, first: _Trace) -> Finding |
     return _finding("nondeterminism", said, first.rows, other.rows, at, culprit, _shape)
 
 
-def _with_another_id(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
+def _with_another_id(hosts: ForkedHosts, start_ns: int, first: _Trace) -> Finding | None:
     other = _asked(hosts, _trace, start_ns, False, "another job")
     at = _first(first.rows, other.rows, _shape)
     if at is None:
@@ -142,7 +141,7 @@ def _with_another_id(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | No
     return _finding("nondeterminism", said, first.rows, other.rows, at, None, _shape)
 
 
-def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | None:
+def _in_one_process(hosts: ForkedHosts, start_ns: int, first: _Trace) -> Finding | None:
     """Find a global by which one run makes the next one in the same process differ."""
     places, again = _asked(hosts, _twice, start_ns)
     at = _first(first.rows, again.rows, _everything)
@@ -153,7 +152,7 @@ def _in_one_process(hosts: Hosts, start_ns: int, first: _Trace) -> Finding | Non
         if _first(first.rows, other.rows, _everything) is not None:
             continue
         name = f"{place[1]}:{place[2]}"
-        changes = [c for c in hosts.ask(hidden_there, start_ns).result or () if c.name == name]
+        changes = [c for c in hosts.ask(hidden_changes, start_ns).result or () if c.name == name]
         said = f"a second run in one process finds {name} as the first one left it"
         finding = _finding("module-state", said, first.rows, again.rows, at, None)
         if changes:
@@ -256,7 +255,7 @@ def _finding(
 
 def _trace(
     case: Case,
-    tell: object,
+    send: object,
     start_ns: int,
     moved: bool = False,
     job_id: str | None = None,
@@ -267,10 +266,10 @@ def _trace(
         case = replace(case, job_id=job_id)
     if look:
         with caught() as culprits:
-            run = undisturbed(case, start_ns, FIFO)
+            run = run_undisturbed(case, start_ns)
     else:
         culprits = []
-        run = undisturbed(case, start_ns, FIFO)
+        run = run_undisturbed(case, start_ns)
     rows = [_loaded(commit.dumps()) for commit in run.world.commits]
     del kept
     return _Trace(rows, culprits, bool(run.world.calls))
@@ -293,14 +292,14 @@ def _loaded(row: str) -> Row:
 
 
 def _twice(
-    case: Case, tell: object, start_ns: int, place: tuple[str, str, str] | None = None
+    case: Case, send: object, start_ns: int, place: tuple[str, str, str] | None = None
 ) -> tuple[list[tuple[str, str, str]], _Trace]:
     """Run a case twice; the value at a place is put back between the runs."""
     before = globals_of(users_modules())
-    kept = None if place is None else kept_at(place)
-    _trace(case, tell, start_ns)
+    kept = None if place is None else pickled_value(place)
+    _trace(case, send, start_ns)
     after = globals_of(users_modules())
     if place is not None and kept is not None:
-        put_back(place, kept)
+        restore_value(place, kept)
     changed = [where for where, held in before.items() if held != after.get(where)]
-    return changed, _trace(case, tell, start_ns)
+    return changed, _trace(case, send, start_ns)

@@ -13,16 +13,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import definition_of
-from pytest_routilux.sim.isolation.forked_hosts import Hosts
-from pytest_routilux.sim.recovery import undisturbed
+from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
+from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.results import Coverage
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.virtual_time.simulated_step import SimClock, running
 from routilux.engine.step import run_step
 
 if TYPE_CHECKING:
-    from pytest_routilux.sim.simulator.lives import Case
+    from pytest_routilux.sim.simulator.model import Case
     from routilux import Context, Flow, StepInput
     from routilux.graph.messages import Effect
 
@@ -40,7 +39,7 @@ def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Find
 
     Not `isolated`: in this process.
     """
-    with Hosts(case, start_ns, Coverage(), isolated=isolated) as hosts:
+    with ForkedHosts(case, start_ns, Coverage(), isolated=isolated) as hosts:
         killed = hosts.canary()
         if killed is not None:
             return killed.finding
@@ -48,10 +47,10 @@ def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Find
         return found
 
 
-def _swallowed(case: Case, tell: object, start_ns: int) -> Finding | None:
-    run = undisturbed(case, start_ns, FIFO)
+def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
+    run = run_undisturbed(case, start_ns)
     kinds: dict[tuple[str, str], StepInput] = {}
-    for _, step in run.life.steps:
+    for _, step in run.host.steps:
         kinds.setdefault((step.task.routine_id, step.task.slot), step)
     flow = case.build()
     for (routine_id, slot), step in kinds.items():

@@ -19,68 +19,66 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.faults.faults import Fault
 from pytest_routilux.frames import users_modules
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, globals_of, hidden_state
-from pytest_routilux.sim.recovery import recover, undisturbed
-from pytest_routilux.sim.simulator.lives import Life, Undisturbed
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.variations import Variation, vary
-from pytest_routilux.sim.simulator.world import Call, Note, Start, World
+from pytest_routilux.sim.recovery import recover, run_undisturbed
+from pytest_routilux.sim.simulator.execution import Variation, run_variation
+from pytest_routilux.sim.simulator.model import Call, Host, Note, Start, Undisturbed, World
 from routilux import Commit, JobState, codec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, CrashPoint
+    from pytest_routilux.sim.simulator.model import Case, CrashPoint
     from routilux import Clock, Slot, StepInput
 
-    Tell = Callable[[object], None]
+    Send = Callable[[object], None]
 
 __all__ = [
-    "Place",
-    "Ran",
-    "Told",
-    "folded",
-    "hidden_there",
-    "kept_at",
-    "put_back",
-    "recovered_there",
+    "Entry",
+    "HostLog",
+    "Variable",
+    "captured_value",
+    "fold_commits",
+    "hidden_changes",
+    "pickled_value",
     "replay",
-    "undisturbed_there",
-    "value_there",
-    "varied_there",
+    "restore_value",
+    "run_recovery",
+    "undisturbed_log",
+    "variation_log",
 ]
 
-_POISONED: Final = "PoisonJobError"
+_POISON_ERROR: Final = "PoisonJobError"
 
-Place = tuple[str, str, str]
+Variable = tuple[str, str, str]
 """Where a value is: `global` or `class`, the module, the name in it."""
-Told = tuple[int, int, str | Call | Start | Note]
+Entry = tuple[int, int, str | Call | Start | Note]
 """An instant, the number of the host, and what happened; a commit as its row."""
 
 
 @dataclass(slots=True)
-class Ran:
+class HostLog:
     """The log of a host in another process.
 
     `told` are its entries. `ended` is the SystemExit that left the process at every attempt at a
     task. `changed` are the module globals and class attributes that the run changed.
     """
 
-    told: list[Told]
+    told: list[Entry]
     ended: str | None = None
-    changed: list[Place] = field(default_factory=list)
+    changed: list[Variable] = field(default_factory=list)
 
 
-def replay(world: World, job_id: str, told: Sequence[Told]) -> None:
+def replay(world: World, job_id: str, told: Sequence[Entry]) -> None:
     """Add the log of another process to a world."""
     for at, host, what in told:
-        world.host = host
+        world.host_number = host
         if isinstance(what, str):
             path = f"$.{job_id}[{len(world.commits) + 1}]"
-            world.committed(Commit.load(codec.loads(what), path))
+            world.add_commit(Commit.load(codec.loads(what), path))
         elif isinstance(what, tuple | Note):
             world.log.append((at, host, what))
         else:
-            world.called(what)
+            world.add_call(what)
 
 
 def _commits(job_id: str, rows: Sequence[str]) -> list[Commit]:
@@ -89,18 +87,18 @@ def _commits(job_id: str, rows: Sequence[str]) -> list[Commit]:
     ]
 
 
-def folded(job_id: str, commits: Sequence[Commit]) -> JobState:
+def fold_commits(job_id: str, commits: Sequence[Commit]) -> JobState:
     job = JobState(job_id)
     for commit in commits:
         job.fold(commit)
     return job
 
 
-class _Tells(Fault):
+class _SendLog(Fault):
     """Sends each step before its handler is called, and each commit when it is durable."""
 
-    def __init__(self, tell: Tell) -> None:
-        self._tell = tell
+    def __init__(self, send: Send) -> None:
+        self._tell = send
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
         task = step.task
@@ -111,10 +109,10 @@ class _Tells(Fault):
         self._tell((commit.at_ns, 1, commit.dumps()))
 
 
-def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
+def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
     before = globals_of(users_modules())
-    case = replace(case, faults=(*case.faults, _Tells(tell)))
-    run = undisturbed(case, start_ns, FIFO)
+    case = replace(case, faults=(*case.faults, _SendLog(send)))
+    run = run_undisturbed(case, start_ns)
     ran = _ran(run.world)
     after = globals_of(users_modules())
     ran.changed = [place for place, held in before.items() if held != after.get(place)]
@@ -123,36 +121,36 @@ def undisturbed_there(case: Case, tell: Tell, start_ns: int) -> Ran:
         for _, _, note in run.world.log
         if isinstance(note, Note) and note.text.startswith("the host ends: SystemExit")
     ]
-    error = None if run.life.job is None else run.life.job.error
-    if ends and error is not None and error.type.endswith(_POISONED):
+    error = None if run.host.job is None else run.host.job.error
+    if ends and error is not None and error.type.endswith(_POISON_ERROR):
         ran.ended = f"{ends[0]}, at each of its attempts"
     else:
         ran.told = []  # it was sent as it happened
     return ran
 
 
-def recovered_there(
+def run_recovery(
     case: Case,
-    tell: Tell,
+    send: Send,
     start_ns: int,
     rows: Sequence[str],
     point: CrashPoint,
-    kept: tuple[Place, bytes] | None,
-) -> Ran:
+    kept: tuple[Variable, bytes] | None,
+) -> HostLog:
     if kept is not None:
-        put_back(*kept)
+        restore_value(*kept)
     durable = _commits(case.job_id, rows)
     states = [JobState(case.job_id)]
     for commit in durable:
         states.append(states[-1].copy())
         states[-1].fold(commit)
-    world = World(start_ns, host=1)
-    run = Undisturbed(case, world, Life(case.build()), durable, states)
+    world = World(start_ns, host_number=1)
+    run = Undisturbed(case, world, Host(case.build()), durable, states)
     return _ran(recover(run, point).world)
 
 
-def kept_at(place: Place) -> bytes | None:
-    """Return the pickled value of a place for `put_back`; None if it can't be pickled."""
+def pickled_value(place: Variable) -> bytes | None:
+    """Return the pickled value of a place for `restore_value`; None if it can't be pickled."""
     with suppress(Exception):
         value = getattr(*_owner(place))
         if type(value) is count:  # pickling one is deprecated
@@ -161,15 +159,15 @@ def kept_at(place: Place) -> bytes | None:
     return None
 
 
-def put_back(place: Place, data: bytes) -> None:
-    """Set a place to a value of `kept_at`, in this process or a sibling of it."""
+def restore_value(place: Variable, data: bytes) -> None:
+    """Set a place to a value of `pickled_value`, in this process or a sibling of it."""
     kind, value = pickle.loads(data)
     if kind is not None:
         value = kind(*value) if isinstance(value, tuple) else kind(value)
     setattr(*_owner(place), value)
 
 
-def _owner(place: Place) -> tuple[Any, str]:
+def _owner(place: Variable) -> tuple[Any, str]:
     _, module, name = place
     owner: Any = sys.modules[module]
     *path, last = name.split(".")
@@ -178,38 +176,38 @@ def _owner(place: Place) -> tuple[Any, str]:
     return owner, last
 
 
-class _Keeps(Fault):
+class _CaptureValue(Fault):
     """Keeps the value of a place at the moment a commit is durable."""
 
-    def __init__(self, seq: int, place: Place) -> None:
+    def __init__(self, seq: int, place: Variable) -> None:
         self._seq = seq
         self._place = place
         self.data: bytes | None = None
 
     def after_write(self, commit: Commit) -> None:
         if commit.seq == self._seq:
-            self.data = kept_at(self._place)
+            self.data = pickled_value(self._place)
 
 
-def value_there(
-    case: Case, tell: Tell, start_ns: int, seq: int, place: Place
-) -> tuple[Place, bytes] | None:
-    keeps = _Keeps(seq, place)
-    undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns, FIFO)
+def captured_value(
+    case: Case, send: Send, start_ns: int, seq: int, place: Variable
+) -> tuple[Variable, bytes] | None:
+    keeps = _CaptureValue(seq, place)
+    run_undisturbed(replace(case, faults=(*case.faults, keeps)), start_ns)
     return None if keeps.data is None else (place, keeps.data)
 
 
-def varied_there(case: Case, tell: Tell, start_ns: int, variation: Variation) -> Ran:
-    return _ran(vary(case, start_ns, variation)[0])
+def variation_log(case: Case, send: Send, start_ns: int, variation: Variation) -> HostLog:
+    return _ran(run_variation(case, start_ns, variation)[0])
 
 
-def hidden_there(case: Case, tell: Tell, start_ns: int) -> list[HiddenChange]:
+def hidden_changes(case: Case, send: Send, start_ns: int) -> list[HiddenChange]:
     return hidden_state(case, start_ns, everywhere=True)
 
 
-def _ran(world: World) -> Ran:
-    told: list[Told] = [
+def _ran(world: World) -> HostLog:
+    told: list[Entry] = [
         (at, host, what.dumps() if isinstance(what, Commit) else what)
         for at, host, what in world.log
     ]
-    return Ran(told)
+    return HostLog(told)

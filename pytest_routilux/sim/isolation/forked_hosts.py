@@ -20,31 +20,37 @@ from typing import TYPE_CHECKING, Final
 from pytest_routilux.frames import handler_of
 from pytest_routilux.hosts.fork_server import ForkServer, Reply, can_fork
 from pytest_routilux.sim.isolation.forked import (
-    Ran,
-    folded,
-    hidden_there,
-    recovered_there,
+    HostLog,
+    captured_value,
+    fold_commits,
+    hidden_changes,
     replay,
-    undisturbed_there,
-    value_there,
-    varied_there,
+    run_recovery,
+    undisturbed_log,
+    variation_log,
 )
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange
 from pytest_routilux.sim.oracle import Expected, compare_effects, trie_of, varying, view_of
-from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Life, Undisturbed
-from pytest_routilux.sim.simulator.variations import Variation, variations
-from pytest_routilux.sim.simulator.world import Finding, World
+from pytest_routilux.sim.simulator.execution import Variation, variations
+from pytest_routilux.sim.simulator.model import (
+    CrashPoint,
+    Disturbed,
+    Finding,
+    Host,
+    Undisturbed,
+    World,
+)
 from routilux import Commit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.isolation.forked import Place, Told
+    from pytest_routilux.sim.isolation.forked import Entry, Variable
     from pytest_routilux.sim.oracle import Trie, View
     from pytest_routilux.sim.results import Coverage, Reference
-    from pytest_routilux.sim.simulator.lives import Case
+    from pytest_routilux.sim.simulator.model import Case
 
-__all__ = ["ENDS_PROCESS", "Hosts", "Killed"]
+__all__ = ["ENDS_PROCESS", "ForkedHosts", "Killed"]
 
 _SAMPLE: Final = 6
 _ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
@@ -62,7 +68,7 @@ class Killed:
     run: Undisturbed
 
 
-class Hosts:
+class ForkedHosts:
     """The hosts of one case, each in a process of its own; create it before the case runs."""
 
     def __init__(
@@ -74,11 +80,11 @@ class Hosts:
         self._coverage = coverage
         self._server = ForkServer(case) if isolated and can_fork() else None
         self._threads = threading.active_count() > 1
-        self._changed: list[Place] = []
+        self._changed: list[Variable] = []
         if self._server is None:
             coverage.notes.append(_NO_FORK if isolated else _NOT_WANTED)
 
-    def __enter__(self) -> Hosts:
+    def __enter__(self) -> ForkedHosts:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -99,12 +105,12 @@ class Hosts:
         if self._server is None:
             return None
         self._coverage.runs += 1
-        reply = self._server.ask(undisturbed_there, self._start_ns)
+        reply = self._server.ask(undisturbed_log, self._start_ns)
         if reply.failed:
             self._note(f"the undisturbed run in another process: {reply.ended}")
             return None
         if reply.ended is None:
-            ran: Ran = reply.result
+            ran: HostLog = reply.result
             self._changed = ran.changed
             return None if ran.ended is None else self._killed(ran.ended, ran.told)
         if reply.hung and self._threads:
@@ -113,12 +119,12 @@ class Hosts:
                 " of this process are not there, so this may be why"
             )
             return None
-        if not reply.hung and self._server.ask(undisturbed_there, self._start_ns).ended is None:
+        if not reply.hung and self._server.ask(undisturbed_log, self._start_ns).ended is None:
             self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
             return None
         return self._killed(reply.ended, reply.sent, hung=reply.hung)
 
-    def _killed(self, how: str, told: Sequence[Told], *, hung: bool = False) -> Killed:
+    def _killed(self, how: str, told: Sequence[Entry], *, hung: bool = False) -> Killed:
         world = World(self._start_ns)
         replay(world, self._case.job_id, told)
         step = next((what for _, _, what in reversed(world.log) if isinstance(what, tuple)), None)
@@ -131,13 +137,15 @@ class Hosts:
         else:
             kind, what = "kills-process", f"{who} kills its process: {how}"
         if not world.log or not isinstance(world.log[-1][2], Commit):  # else the job was given up
-            world.noted(world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}")
+            world.add_note(
+                world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}"
+            )
         flow = self._case.build()
-        job = folded(self._case.job_id, world.commits)
+        job = fold_commits(self._case.job_id, world.commits)
         path = f"process.{routine or 'build'}"
         finding = Finding(kind, what, path, routine, [], world.now_ns, handler_of(flow, routine))
         durable = list(world.commits)
-        return Killed(finding, Undisturbed(self._case, world, Life(flow, job), durable, [job]))
+        return Killed(finding, Undisturbed(self._case, world, Host(flow, job), durable, [job]))
 
     # --- the sample -----------------------------------------------------------------------------
 
@@ -172,10 +180,10 @@ class Hosts:
             for place in self._changed:
                 other = self._recovered(known.run, point, place)
                 if other is not None and _difference(known, other, own) is None:
-                    job = folded(self._case.job_id, again.commits)
-                    life = Life(known.run.life.flow, job)
+                    job = fold_commits(self._case.job_id, again.commits)
+                    host = Host(known.run.host.flow, job)
                     named = self._named(finding, place)
-                    return named, Disturbed(point, again, [life], executed=True)
+                    return named, Disturbed(point, again, [host], executed=True)
             self._note(
                 f"another process comes to something else, {point.text}: {finding.what}; but none"
                 " of the module globals that a run changes makes the difference"
@@ -184,19 +192,19 @@ class Hosts:
         return None
 
     def _recovered(
-        self, run: Undisturbed, point: CrashPoint, place: Place | None = None
+        self, run: Undisturbed, point: CrashPoint, place: Variable | None = None
     ) -> World | None:
         """Recover a point in another process, which gets the value of a place at the crash."""
         assert self._server is not None
         self._coverage.runs += 1
         kept = None
         if place is not None:
-            reply = self._server.ask(value_there, self._start_ns, point.commits, place)
+            reply = self._server.ask(captured_value, self._start_ns, point.commits, place)
             kept = reply.result
             if kept is None:
                 return None
         rows = [commit.dumps() for commit in run.durable[: point.commits]]
-        reply = self._server.ask(recovered_there, self._start_ns, rows, point, kept)
+        reply = self._server.ask(run_recovery, self._start_ns, rows, point, kept)
         if reply.ended is not None:
             self._note(f"another process can't go on, {point.text}: {reply.ended}")
             return None
@@ -207,23 +215,23 @@ class Hosts:
     def _mask(self, known: Reference) -> Trie | None:
         """Return what varies between undisturbed runs in processes of their own."""
         assert self._server is not None
-        plan = known.run.life.flow.plan()
+        plan = known.run.host.flow.plan()
         views = []
         for variation in [*variations(plan), Variation(), Variation()]:
             self._coverage.runs += 1
-            reply = self._server.ask(varied_there, self._start_ns, variation)
+            reply = self._server.ask(variation_log, self._start_ns, variation)
             if reply.ended is None:
                 world = World(self._start_ns)
                 replay(world, self._case.job_id, reply.result.told)
                 views.append(_view(self._case.job_id, world))
         return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
 
-    def _named(self, finding: Finding, place: Place) -> Finding:
+    def _named(self, finding: Finding, place: Variable) -> Finding:
         assert self._server is not None
         scope, module, name = place
         kind = "module global" if scope == "global" else "class attribute"
         full = f"{module}:{name}"
-        reply = self._server.ask(hidden_there, self._start_ns)
+        reply = self._server.ask(hidden_changes, self._start_ns)
         changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
         change = changes[0] if changes else HiddenChange("?", "global", full, "", "?", "?")
         routine = change.routine_id if changes else finding.routine
@@ -259,4 +267,4 @@ def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:
 
 
 def _view(job_id: str, world: World) -> View:
-    return view_of(folded(job_id, world.commits), world)
+    return view_of(fold_commits(job_id, world.commits), world)

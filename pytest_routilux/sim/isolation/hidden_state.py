@@ -20,20 +20,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pytest_routilux.faults.faults import Fault
 from pytest_routilux.frames import definition_of, users_modules
-from pytest_routilux.sim.recovery import undisturbed
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.recovery import run_undisturbed
 from routilux import Routine, Slot
 from routilux.retry.error_handler import ErrorHandler
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from pytest_routilux.sim.simulator.lives import Case
+    from pytest_routilux.sim.simulator.model import Case
     from routilux import Clock, StepInput
 
-__all__ = ["HiddenChange", "Places", "globals_of", "hidden_state"]
+__all__ = ["HiddenChange", "Values", "globals_of", "hidden_state"]
 
-Places = dict[tuple[str, str, str], str]
+Values = dict[tuple[str, str, str], str]
 """The values at (scope, module, name), as texts."""
 
 _OWN: Final = frozenset({"_arguments", "_slots", "_events", "_error_handler"})
@@ -69,7 +68,7 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
     """
     watch = _Watch(everywhere=everywhere)
     # First, so that it wraps the handler itself.
-    undisturbed(replace(case, faults=(watch, *case.faults)), start_ns, FIFO)
+    run_undisturbed(replace(case, faults=(watch, *case.faults)), start_ns)
     return watch.found
 
 
@@ -101,7 +100,7 @@ class _Watch(Fault):
                     self._compare(routine_id, where, before, self._look(routine))
             return awaited(result, before) if inspect.iscoroutine(result) else result
 
-        async def awaited(coroutine: Any, before: Places) -> object:
+        async def awaited(coroutine: Any, before: Values) -> object:
             try:
                 return await coroutine
             finally:
@@ -109,8 +108,8 @@ class _Watch(Fault):
 
         return Slot(slot.name, watched, slot.binding)
 
-    def _look(self, routine: Routine) -> Places:
-        seen: Places = {
+    def _look(self, routine: Routine) -> Values:
+        seen: Values = {
             ("attribute", type(routine).__module__, name): _digest(value)
             for name, value in vars(routine).items()
             if name not in _OWN
@@ -119,7 +118,7 @@ class _Watch(Fault):
         seen.update(globals_of(modules))
         return seen
 
-    def _compare(self, routine_id: str, where: str, before: Places, after: Places) -> None:
+    def _compare(self, routine_id: str, where: str, before: Values, after: Values) -> None:
         for place in {**before, **after}:
             was, became = before.get(place, "nothing"), after.get(place, "nothing")
             scope, module, name = place
@@ -138,9 +137,9 @@ class _Watch(Fault):
             )
 
 
-def globals_of(modules: Iterable[ModuleType]) -> Places:
+def globals_of(modules: Iterable[ModuleType]) -> Values:
     """Return the values of the globals of modules and of the attributes of their classes."""
-    seen: Places = {}
+    seen: Values = {}
     for module in modules:
         own = module.__name__
         # Not vars(), which makes a lazy module load itself.

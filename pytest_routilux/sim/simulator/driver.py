@@ -6,8 +6,8 @@ Invariants:
   as they would on threads, and what was held back when a host dies has never happened.
 - Who is due at the same instant goes on in the order of the thread driver: whoever need not wait
   before whoever slept, sleepers by (task's creating commit, position).
-- With other choices than FIFO a duration and a delay are lower bounds: any step in flight may go on
-  next.
+- With another scheduler than FIFO a duration and a delay are lower bounds: any step in flight may
+  continue next.
 - No real time passes, and no thread is started.
 """
 
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 
 from pytest_routilux.faults.faults import slot_with_faults
+from pytest_routilux.sim.simulator.model import Call, World
 from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.world import Call, World
 from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, running
 from routilux import ClockStalledError, NoActiveStepError, StepInput, StepOutcome
 from routilux.engine.step import run_step
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_routilux.faults.faults import Fault
-    from pytest_routilux.sim.simulator.lives import Life, Pace
-    from pytest_routilux.sim.simulator.scheduler import Choices
+    from pytest_routilux.sim.simulator.model import Host, Pace
+    from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Context, Routine, Slot
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven, Ended
@@ -116,8 +116,8 @@ class SimDriver:
         self,
         clock: SimClock,
         world: World,
-        life: Life,
-        choices: Choices,
+        host: Host,
+        scheduler: Scheduler,
         faults: Sequence[Fault],
         pace: Pace,
         job_id: str,
@@ -125,8 +125,8 @@ class SimDriver:
     ) -> None:
         self._clock = clock
         self._world = world
-        self._life = life
-        self._choices = choices
+        self._host = host
+        self._scheduler = scheduler
         self._faults = faults
         self._pace = pace
         self._job_id = job_id
@@ -142,9 +142,9 @@ class SimDriver:
         self._fresh.append(Flight(driven, step))
         if step.job_id == self._job_id:  # else of a job that a handler executes
             world, task = self._world, step.task
-            self._life.steps.append((len(world.commits), step))
+            self._host.steps.append((len(world.commits), step))
             start = (task.task_id, task.routine_id, step.attempt)
-            world.log.append((step.started_ns, world.host, start))
+            world.log.append((step.started_ns, world.host_number, start))
 
     def others(self, than: Ended) -> list[Ended]:
         """Return none: which step ends first is chosen one by one."""
@@ -188,7 +188,7 @@ class SimDriver:
     def _choose(self, until: int | None, key: Key) -> Ended | Flight | None:
         """Return a step that is over, else one that is to go on; None where time passes first."""
         ended, fresh, asleep = self._ended, self._fresh, self._asleep
-        if self._choices is FIFO:
+        if self._scheduler is FIFO:
             if ended:
                 return ended.popleft()
             if asleep and (until is None or asleep[0][:2] <= (until, key)):
@@ -203,7 +203,7 @@ class SimDriver:
             return None
         index = 0
         if len(options) > 1:
-            index = self._choices.choose("commit", [_named(option) for option in options])
+            index = self._scheduler.choose("commit", [_named(option) for option in options])
         chosen = options[index]
         if isinstance(chosen, tuple):
             ended.remove(chosen)
@@ -220,7 +220,7 @@ class SimDriver:
         while events[0][0] <= clock.mono:
             _, what = events.popleft()
             if isinstance(what, Call):
-                self._world.called(what)
+                self._world.add_call(what)
             elif isinstance(what, tuple):
                 try:
                     flight.driven.record(flight.step, *what)
@@ -241,9 +241,9 @@ class SimDriver:
         if step.job_id != self._job_id:
             return
         attempt = step.task.task_id, step.attempt
-        self._life.errors[attempt] = kind
+        self._host.errors[attempt] = kind
         if ended.retry_after_ns is not None:
-            self._life.asked[attempt] = ended.retry_after_ns
+            self._host.retry_after[attempt] = ended.retry_after_ns
 
     def _perform(self, flight: Flight) -> None:
         step = flight.step
@@ -280,5 +280,5 @@ class SimDriver:
         finally:
             if self._started:
                 outlive = [thread.name for thread in self._started if thread.is_alive()]
-                self._life.threads += [(step.task.routine_id, name) for name in outlive]
+                self._host.leaked_threads += [(step.task.routine_id, name) for name in outlive]
                 self._started.clear()

@@ -13,7 +13,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.sim.simulator.world import Call
+from pytest_routilux.sim.simulator.model import Call
 from pytest_routilux.text import without_addresses
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import RoutiluxError

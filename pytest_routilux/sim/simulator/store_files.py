@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
 
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import error_text
 from routilux import (
     DuplicateJobError,
@@ -35,11 +35,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-    from pytest_routilux.sim.simulator.lives import Opens
-    from pytest_routilux.sim.simulator.world import World
+    from pytest_routilux.sim.simulator.model import OpenStore, World
     from routilux import Commit, JobState
 
-__all__ = ["Files", "Folder", "Image", "checked_store", "store_name"]
+__all__ = ["Folder", "Image", "RealStoreFiles", "checked_store", "store_name"]
 
 Image: TypeAlias = dict[str, tuple[bytes, ...]]
 """The files of a folder by their names, in pieces that successive images share."""
@@ -51,15 +50,15 @@ _WHERE: Final = _MEMORY if os.access(_MEMORY, os.W_OK) else None
 _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
-class Files:
+class RealStoreFiles:
     """The files of a store, as they are `now` and as they were `after` each commit, from 0.
 
     `rows` are those that the store has acknowledged; `doubtful` is a commit whose write raised,
     with its row.
     """
 
-    def __init__(self, opens: Opens) -> None:
-        self._opens = opens
+    def __init__(self, open_store: OpenStore) -> None:
+        self._open_store = open_store
         self.now: Image = {}
         self.after: list[Image] = []
         self.rows: list[bytes] = []
@@ -69,9 +68,9 @@ class Files:
         self._folder = Folder()
         self._store: JobStore | None = None
 
-    def cut(self, commits: int) -> Files:
+    def cut(self, commits: int) -> RealStoreFiles:
         """Return the files as they were after so many commits."""
-        files = Files(self._opens)
+        files = RealStoreFiles(self._open_store)
         files.after = self.after[: commits + 1]
         files.now = files.after[-1]
         files.rows = self.rows[:commits]
@@ -119,7 +118,7 @@ class Files:
 
     # --- what it left ---------------------------------------------------------------------------
 
-    def given_back(self, job_id: str, world: World) -> JobState | Finding | None:
+    def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
         """Open the files anew and return the job in them, None where there is none.
 
         A commit whose write raised is in the world if it is in the files. Where the store does not
@@ -131,7 +130,7 @@ class Files:
             with self._copied() as store:
                 rows = store.rows(job_id)
                 if self.doubtful is not None and rows == [*self.rows, self.doubtful[1]]:
-                    world.committed(self.doubtful[0])
+                    world.add_commit(self.doubtful[0])
                     self.rows.append(rows[-1])
                     self.after.append(self.now)
                 self.doubtful = None
@@ -167,7 +166,7 @@ class Files:
         with TemporaryDirectory(prefix="flow_sim-", dir=_WHERE) as name:
             self._folder = folder = Folder(Path(name))
             folder.fill(self.now)
-            store = self._opens(Path(name, "jobs.db"))
+            store = self._open_store(Path(name, "jobs.db"))
             try:
                 yield store
             finally:
@@ -243,38 +242,40 @@ class Folder:
             handle.close()
 
 
-def store_name(opens: Opens) -> str:
+def store_name(open_store: OpenStore) -> str:
     """Return the name of a function or class that opens a store."""
-    return getattr(opens, "__qualname__", type(opens).__qualname__)
+    return getattr(open_store, "__qualname__", type(open_store).__qualname__)
 
 
-def checked_store(opens: object) -> Opens:
+def checked_store(open_store: object) -> OpenStore:
     """Check that a function or class opens a store in a file, and return it.
 
     Raises `FlowDefinitionError` for anything else.
     """
     how = "give what opens a store in the file at a path, anew for each host, such as SqliteStore"
-    if not callable(opens):
-        raise FlowDefinitionError(f"store={opens!r} can't be called; {how}")
+    if not callable(open_store):
+        raise FlowDefinitionError(f"store={open_store!r} can't be called; {how}")
     with TemporaryDirectory(prefix="flow_sim-", dir=_WHERE) as name:
         try:
-            store = opens(Path(name, "jobs.db"))
+            store = open_store(Path(name, "jobs.db"))
         except Exception as error:
             why = error_text(error)
-            raise FlowDefinitionError(f"store={opens!r} opens no file ({why}); {how}") from error
+            raise FlowDefinitionError(
+                f"store={open_store!r} opens no file ({why}); {how}"
+            ) from error
         try:
             lacks = [name for name in _NEEDED if not callable(getattr(store, name, None))]
             if lacks:
                 raise FlowDefinitionError(
-                    f"store={opens!r} opens {store!r}, which has no {lacks[0]}(); {how}"
+                    f"store={open_store!r} opens {store!r}, which has no {lacks[0]}(); {how}"
                 )
             if not any(Path(name).iterdir()):
                 raise FlowDefinitionError(
-                    f"store={opens!r} makes no file at the path that it is given, so a host would"
-                    f" leave nothing to the next; {how}"
+                    f"store={open_store!r} makes no file at the given path, so the next host would"
+                    f" find nothing; {how}"
                 )
         finally:
             close = getattr(store, "close", None)
             if close is not None:
                 close()
-    return opens
+    return open_store

@@ -295,12 +295,12 @@ def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
     shop.makepyfile(
         f"""
         import itertools
-        from routilux.clocks import fake_clock
+        from routilux.clocks import turns
         from shop import shop
 
         def test_computes(flow_runtime, checks, monkeypatch):
             seconds = itertools.count(0, 10**9)
-            monkeypatch.setattr(fake_clock, "computed_ns", lambda _: next(seconds))
+            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
             compute = lambda: [checks.acquire() for _ in range(12)]
             shop(compute, "{strategy}").execute("charge").raise_for_status()
 
@@ -352,7 +352,7 @@ def test_a_step_is_blocked_when_it_has_waited_for_so_long_less_four_times_its_cp
 )
 def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
     clock = FakeClock()
-    worker = clock.worker("busy")
+    worker = clock.party("busy")
     worker.start()
     before = clock.turn()
     end = time.thread_time_ns() + 5_000_000
@@ -362,7 +362,7 @@ def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
     worker.stop()
     assert before is not None
     assert after is not None
-    assert 5_000_000 <= (after.computed_ns or 0) - (before.computed_ns or 0)
+    assert 5_000_000 <= (after.cpu_ns or 0) - (before.cpu_ns or 0)
 
 
 def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
@@ -446,7 +446,7 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
 
 def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
     clock = FakeClock()
-    worker = clock.worker("late")
+    worker = clock.party("late")
     worker.start()
     turn = clock.turn()
     assert turn is not None
@@ -457,7 +457,7 @@ def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
     begun, done = threading.Event(), threading.Event()
 
     def work() -> None:
-        following = clock.worker("the next")
+        following = clock.party("the next")
         following.start()
         begun.set()
         done.wait()

@@ -410,7 +410,7 @@ def _continues() -> Flow:
 
 @bug(
     "what is to be dropped is tried again",
-    "retried-unasked",
+    "retried-unexpectedly",
     "charge (task 0.0) is tried again after",
     "GatewayDown at attempt 1, but its strategy is CONTINUE",
     build=_continues,
@@ -602,7 +602,7 @@ def _(patch: Patch) -> None:
 
 @bug(
     "nobody is told of a task that fails for good",
-    "error-untold",
+    "error-not-emitted",
     "attempt 5 of charge (task 0.0) fails for good, and its event 'error' is not emitted",
     build=shop(fails=(9,)),
 )

@@ -191,7 +191,7 @@ def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester)
         flow_sim.check_determinism(lambda: stamp(), "orders", {{"id": 7}})
 """,
         [
-            "*hosts in other processes: not tried, the test does without",
+            "*hosts in other processes: not tried, the test turns them off",
             "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.output.order",
             "*the same again",

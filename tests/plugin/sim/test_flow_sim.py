@@ -231,7 +231,9 @@ def test_a_job_that_fails_undisturbed_is_told_and_not_with_q(
     if option == "-q":
         result.stdout.no_fnmatch_line("*undisturbed*")
     else:
-        result.stdout.fnmatch_lines(["*flow simulations*", told, "where that is meant: inv*"])
+        result.stdout.fnmatch_lines(
+            ["*flow simulations*", told, "if the job should fail, pass inv*"]
+        )
 
 
 def test_a_job_that_is_meant_to_fail_is_not_told(pytester: pytest.Pytester) -> None:

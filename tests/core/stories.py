@@ -13,6 +13,7 @@ from routilux import codec
 from routilux.codec.copying import is_flat
 from routilux.core.commits import Commit
 from routilux.core.machine import Machine
+from routilux.core.requests import request
 from routilux.core.state import JobState
 from routilux.flow import Flow
 from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
@@ -219,7 +220,7 @@ class Tale:
     def request(self, kind: str) -> Commit:
         if kind == "resume":
             return self.resume()
-        return self.accept(self.machine.request(kind, self.now))  # type: ignore[arg-type]
+        return self.accept(request(self.job, kind, self.now))  # type: ignore[arg-type]
 
     def crash(self) -> None:
         """Lose the process; what the commits say is read by another one."""

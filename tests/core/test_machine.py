@@ -6,7 +6,7 @@ import pytest
 
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS
-from routilux.core.requests import requeue, take_over
+from routilux.core.requests import request, requeue, take_over
 from routilux.core.state import JobState
 from routilux.core.transitions import child_id
 from routilux.errors import FlowDefinitionError, IllegalTransitionError, NotResumableError
@@ -791,7 +791,7 @@ def test_a_failure_while_the_job_is_paused_fails_it() -> None:
 def test_a_cancelled_job_lets_its_steps_commit_and_stays_cancelled(how: str) -> None:
     tale = Tale(alone(None, "out"))
     step = tale.begin()
-    commit = tale.accept(tale.machine.request("cancel", 0, "no longer wanted"))
+    commit = tale.accept(request(tale.job, "cancel", 0, "no longer wanted"))
     assert commit.detail == {"reason": "no longer wanted"}
     outcome = done(step, "out") if how == "done" else broken(step)
     assert tale.end(step, outcome).status is JobStatus.CANCELLED
@@ -804,7 +804,7 @@ def test_a_job_with_steps_in_flight_is_not_resumed_under_them() -> None:
     tale.run("out")
     step = tale.begin()
     tale.request("pause")
-    with pytest.raises(NotResumableError, match=r"steps in flight, at 0\.0; resume it when"):
+    with pytest.raises(NotResumableError, match=r"steps in flight, of tasks 0\.0; resume it when"):
         tale.resume()
     tale.end(step, done(step))
     tale.resume()
@@ -870,6 +870,6 @@ def test_making_a_commit_changes_nothing_and_repeats() -> None:
             assert tale.machine.finish(step, outcome, 5) == once
         tale.machine.effect(step, "charge", object(), 5)  # type: ignore[arg-type]
     for kind in ("pause", "cancel"):
-        tale.machine.request(kind, 5)  # type: ignore[arg-type]
+        request(tale.job, kind, 5)  # type: ignore[arg-type]
     assert (text_of(tale.job), tale.startable(), tale.due()) == (before, startable, due)
     assert tale.machine.flights == steps

@@ -28,7 +28,7 @@ from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS, Machine
 from routilux.core.parts import PendingTask
-from routilux.core.requests import take_over
+from routilux.core.requests import request, take_over
 from routilux.core.state import JobState
 from routilux.errors import NotResumableError
 from routilux.flow import Flow
@@ -471,10 +471,10 @@ class JobUnderWay(RuleBasedStateMachine):
         allowed = job.status not in FINAL and (kind == "cancel" or job.status is JobStatus.RUNNING)
         if not allowed:
             with pytest.raises(NotResumableError):
-                self.pure(lambda: self.machine.request(kind, self.now))
+                self.pure(lambda: request(self.job, kind, self.now))
             return
         pending = list(job.pending_tasks)
-        self.accept(self.pure(lambda: self.machine.request(kind, self.now)))
+        self.accept(self.pure(lambda: request(self.job, kind, self.now)))
         assert job.status is (JobStatus.PAUSED if kind == "pause" else JobStatus.CANCELLED)
         assert list(job.pending_tasks) == pending
 

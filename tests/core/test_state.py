@@ -294,15 +294,15 @@ def test_a_job_without_its_first_commits_must_agree_with_its_last_commit() -> No
         ({"attempt": 2}, "commit 4 ends attempt 2 of task 0.0, which is not the next one"),
         ({"task_id": "0.9"}, "commit 4 ends attempt 1 of task 0.9, which is not the next one"),
         ({"kind": CommitKind.START}, "only the first commit starts a job"),
-        ({"kind": CommitKind.RETRY}, "commit 4 lacks what a retry has"),
-        ({"kind": CommitKind.DROPPED}, "commit 4 lacks what a dropped task has"),
-        ({"kind": CommitKind.EFFECT}, "commit 4 records an effect of no task"),
+        ({"kind": CommitKind.RETRY}, "commit 4 is a retry without due_ns"),
+        ({"kind": CommitKind.DROPPED}, "commit 4 drops a task without an error and a detail"),
+        ({"kind": CommitKind.EFFECT}, "commit 4 has no effect, or its task is not pending"),
         (
             {
                 "kind": CommitKind.RESUMED,
                 "detail": {"recoveries": 7, "shape": [], "routines": ["z"], "withdrawn": ["0.9"]},
             },
-            "commit 4 withdraws a task that is not there",
+            "commit 4 withdraws a task that is not pending",
         ),
     ],
 )

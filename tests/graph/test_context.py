@@ -506,7 +506,7 @@ VIEWS: dict[str, Callable[[Any], object]] = {
 
 
 OVER = (
-    "this step is over: its handler has returned or was given up, so nothing that it does can be"
+    "this step has ended: its handler has returned or was given up, so nothing that it does can be"
     " recorded any more; keep no ctx beyond the handler"
 )
 
@@ -557,7 +557,7 @@ def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
 
 def test_outside_of_a_handler_there_is_no_context_and_nothing_to_emit() -> None:
     routine = Works(rest)
-    with pytest.raises(NoActiveStepError, match=r"Works.ctx is there only while"):
+    with pytest.raises(NoActiveStepError, match=r"Works.ctx was read outside a handler"):
         _ = routine.ctx
     with pytest.raises(NoActiveStepError, match=r"Works.emit\('out'\) was called outside"):
         routine.emit("out", n=1)

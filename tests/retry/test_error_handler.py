@@ -279,9 +279,9 @@ def test_a_retry_option_without_retry_is_refused_even_at_its_default(strategy, n
 COUNT = "give an int, 0 or more, or None to never give up"
 DELAY = "give a finite number of seconds, 0 or more"
 GROWTH = "give a finite number, 1 (equal delays) or more"
-SHARE = "give a fraction from 0 to 1, such as 0.1 for ±10 %"
-BOUND = "give a finite number of seconds, at least 1e-9, or None for no bound"
-CLASSES = "is no class derived from Exception; give such a class or a tuple of them"
+SHARE = "give a finite number from 0 to 1, such as 0.1 for ±10 %"
+BOUND = "give a finite number of seconds, at least 1e-9, or None for no limit"
+CLASSES = "is not a class derived from Exception; give such a class or a tuple of them"
 NAN, INF = math.nan, math.inf
 
 
@@ -290,7 +290,7 @@ NAN, INF = math.nan, math.inf
     [
         *[("max_retries", bad, COUNT) for bad in (-1, True, 1.0, "3")],
         *[("retry_delay", bad, DELAY) for bad in (-0.1, NAN, INF, "1", None, False)],
-        *[("max_delay", bad, f"{DELAY}, or None for no ceiling") for bad in (-1, NAN, INF, "1")],
+        *[("max_delay", bad, f"{DELAY}, or None for no limit") for bad in (-1, NAN, INF, "1")],
         *[("retry_backoff", bad, GROWTH) for bad in (0.99, 0, -2, NAN, INF, None, True)],
         *[("jitter", bad, SHARE) for bad in (-0.1, 1.1, NAN, INF, None, True)],
         *[(n, bad, BOUND) for n in ("timeout", "deadline") for bad in (0, -1, NAN, INF, 1e-10)],

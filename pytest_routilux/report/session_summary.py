@@ -165,4 +165,6 @@ def _length(length_ns: int) -> str:
     if length_ns < 60 * SECOND:
         return f"{seconds(length_ns)} s"
     hours, minutes = divmod(length_ns // (60 * SECOND), 60)
-    return f"{hours:,} h {minutes} min" if hours else f"{minutes} min"
+    if hours >= 24:
+        return f"{hours:,} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

@@ -146,8 +146,8 @@ def test_a_call_that_does_not_repeat_is_named_with_its_line(work: Work, call: st
         finding.hint,
     )
     assert finding.what.startswith(
-        f"r1 calls {call}: a second run with the same decisions differs, first at r1 (task 0.0, attempt"
-        " 1): emissions[0].payload.number "
+        f"r1 calls {call}: a second run with the same decisions differs, first at r1 (task 0.0,"
+        " attempt 1): emissions[0].payload.number "
     )
 
 

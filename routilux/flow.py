@@ -28,9 +28,8 @@ from routilux.graph.plan import (
     Plan,
     checked_connection,
     graph_of,
-    names_of,
 )
-from routilux.graph.routine import Routine, checked_handler
+from routilux.graph.routine import Routine, checked_handler, names_of
 from routilux.graph.saved_routine import load_handler, load_routine, saved_handler, saved_routine
 from routilux.retry.error_handler import ErrorHandler
 
@@ -163,7 +162,6 @@ class Flow:
             raise FlowDefinitionError(
                 f"{routine!r} is no Routine; derive its class from routilux.Routine"
             )
-        routine._slots_or_die()
         name = type(routine).__name__ if routine_id is None else routine_id
         if not isinstance(name, str) or not name:
             raise FlowDefinitionError(f"a routine's id is a text, not {routine_id!r}")

@@ -1,11 +1,10 @@
-"""What a flow promises of every job: its edges, its places to work, and how it retries.
+"""What a flow's definition requires of every job: edges, limits on steps, retry policies.
 
-Laws:
-- It is read from a flow as its author builds it, by public names only, and computed here a second
-  time: nothing of the engine's backoff, routing or folding is used.
-- Numbers mean what their decimals say, in exact fractions; a draw of jitter is only bounded.
-- What can't be known (an error that was not seen, a retry past all computing) is None, never a
-  guess.
+Invariants:
+- It is read from the flow that the author builds, by public names only. Delays are computed here a
+  second time, with nothing of the engine's backoff.
+- Durations are exact fractions of their decimal texts. A delay with jitter has bounds.
+- A value that is not known (the class of an error, the delay of a very late retry) is None.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ _KNOWN: Final = {error_name(kind): kind for kind in (StepTimeoutError, *_NEVER)}
 
 
 def raised_by_engine(name: str) -> type[BaseException] | None:
-    """Return the class of an error that no handler raised, by its name in a commit."""
+    """Return the class of an error that the engine raises, by its name in a commit."""
     return _KNOWN.get(name)
 
 
@@ -72,7 +71,7 @@ def _length(seconds: float) -> int:
 
 @final
 class RetryPolicy:
-    """How a routine's failures are met; `max_retries` is None where it never gives up."""
+    """The retry policy of a routine; `max_retries` is None where it never gives up."""
 
     __slots__ = (
         "_bounds",
@@ -124,7 +123,7 @@ class RetryPolicy:
         return min(least, self._ceiling), min(most, self._ceiling)
 
     def is_retryable(self, kind: type[BaseException]) -> bool:
-        """Return whether trying again is meant to help against such an error."""
+        """Return whether the policy retries after an error of this class."""
         known = self._retryable.get(kind)
         if known is None:
             handler = self.handler
@@ -138,9 +137,9 @@ class RetryPolicy:
 
 @final
 class FlowSpec:
-    """What a flow promises; `edges` are (target, slot, renamed fields), in order, by event."""
+    """What a flow requires; `edges` are (target, slot, renamed fields), in order, by event."""
 
-    __slots__ = ("edges", "emits_error", "limits", "policies", "width")
+    __slots__ = ("edges", "emits_error", "limits", "policies")
 
     def __init__(self, flow: Flow) -> None:
         of_flow = flow.error_handler or ErrorHandler()
@@ -154,4 +153,3 @@ class FlowSpec:
         self.edges: Final = edges
         self.limits: Final = {name: r.max_concurrency for name, r in flow.routines.items()}
         self.emits_error: Final = {n for n, r in flow.routines.items() if "error" in r.events}
-        self.width: Final = width_of(flow)

@@ -519,7 +519,7 @@ def test_no_more_is_written_than_can_be_read(monkeypatch):
     saved = at_retry(pipeline(9), 2)
     size = len(saved.to_bytes(key=KEY))
     body = len(saved.to_bytes().partition(b',\n"digest"')[0]) + 1
-    for module in ("codec", "codec.encoding", "codec.decoding"):
+    for module in ("codec", "codec.limits", "codec.encoding", "codec.decoding"):
         monkeypatch.setattr(f"routilux.{module}.MAX_BYTES", body)
     read = SavedState.from_bytes(saved.to_bytes(key=KEY), key=KEY)
     assert (size, saved.job) == (len(read.to_bytes(key=KEY)), read.job)

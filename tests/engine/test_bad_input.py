@@ -371,13 +371,13 @@ WRONG_STARTS = [
     (
         {"entry": "source", "params": {"ordre": "A7"}},
         (
-            "params for source.trigger: the handler takes 'order'; what was given has 'ordre',"
+            "params for source.trigger: the handler takes 'order'; the mapping has 'ordre',"
             " which it does not take; did you mean 'order'?"
         ),
     ),
     (
         {"entry": "sink", "slot": "strict", "params": {"item": 1}},
-        "params for sink.strict: the handler takes 'item', 'price'; what was given misses 'price'",
+        "params for sink.strict: the handler takes 'item', 'price'; the mapping misses 'price'",
     ),
     (
         {"entry": "source", "params": ["A7"]},

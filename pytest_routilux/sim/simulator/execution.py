@@ -1,10 +1,11 @@
-"""A discrete-event run of one job on one host: the engine's own loop in virtual time.
+"""Runs one job on one simulated host: the engine's own loop in virtual time.
 
 Invariants:
-- It is the loop of production, with a driver, a clock and a journal of its own; the machine, the
-  commits and everything between them are the engine's.
+- The loop, the machine and the commits are the engine's; the driver, the clock and the journal are
+  the simulation's.
 - A commit is durable once the world has it. The journal refuses what a store would refuse.
-- With other scheduler than FIFO any task that may start may start first.
+- With another scheduler than FIFO, any task that may start may start first.
+- A perturbation must not change the result of a correct flow.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
-from pytest_routilux.sim.simulator.driver import OUTCOMES, SimDriver, threads_started
+from pytest_routilux.sim.simulator.driver import TEST_OUTCOMES, SimDriver, record_started_threads
 from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.virtual_time.simulated_step import SimClock
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from threading import Thread
 
-    from pytest_routilux.faults.faults import Fault
     from pytest_routilux.sim.simulator.model import Case
     from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Flow, StepInput
@@ -60,20 +60,20 @@ _MOST_ENCODED: Final = 1_000
 class _WorldJournal:
     """Writes commits into the world.
 
-    `checked` reads each one back from its saved form, and looks whether it stays as it was written:
-    at the end, and at the end of each attempt at the commits that brought its payload, its
-    routine's state and the shared data.
+    With `checked`, each commit is read back from its saved form. It is compared with that form at
+    the end of the run, and after each attempt that has read it: as the commit that created the
+    task, or as the last one with the routine's state or the shared data.
     """
 
-    def __init__(self, runtime: _SimRuntime, world: World, faults: Sequence[Fault], checked: bool):
+    def __init__(self, runtime: _SimRuntime, *, checked: bool) -> None:
         self._runtime = runtime
-        self._world = world
-        self._faults = faults
+        self._world = runtime.world
+        self._faults = runtime.case.faults
         self._checked = checked
         self._written: dict[int, tuple[Commit, str]] = {}
-        self._brought: dict[str, int] = {}  # a task -> the commit that created it
-        self._wrote: dict[str | None, int] = {}  # a routine -> the last one with its state
-        self._shared = 0  # the last one with shared data
+        self._created_by: dict[str | None, int] = {}  # a task -> its commit
+        self._state_in: dict[str | None, int] = {}  # a routine -> the last commit with its state
+        self._shared_in = 0  # the last commit with shared data
 
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
@@ -97,18 +97,13 @@ class _WorldJournal:
         runtime, world = self._runtime, self._world
         if job_id != runtime.case.job_id:
             return  # a handler executes this job; no store keeps it
-        whose = commit.routine_id or "the job"
-        this = f"commit {commit.seq} ({commit.kind} of {whose})"
+        this = f"commit {commit.seq} ({commit.kind} of {_routine_of(commit)})"
         if runtime.host.job is not None and runtime.host.job.seq >= commit.seq:
-            runtime.report(
-                "folded-before-written",
-                f"{this} was folded into the job before it was written",
-                commit,
-            )
+            what = f"{this} was folded into the job before it was written"
+            runtime.report("folded-before-written", what, commit)
         if commit.seq != len(world.commits) + 1:
-            runtime.report(
-                "written-twice", f"{this} was written after {len(world.commits)} others", commit
-            )
+            what = f"{this} was written after {len(world.commits)} others"
+            runtime.report("written-twice", what, commit)
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
         if self._checked:
             self._read_back(commit)
@@ -119,7 +114,7 @@ class _WorldJournal:
 
     def _read_back(self, commit: Commit) -> None:
         data = commit.dumps()
-        where = f"commit {commit.seq} of {commit.routine_id or 'the job'}"
+        where = f"commit {commit.seq} of {_routine_of(commit)}"
         try:
             difference = first_difference(commit, Commit.load(codec.loads(data), "$"))
         except CorruptStateError as error:
@@ -129,19 +124,19 @@ class _WorldJournal:
             what = f"{where} is changed by saving and loading it: {difference}"
             self._runtime.report("changed-by-saving", what, commit)
         who = f"an attempt of {commit.routine_id} (task {commit.task_id}, attempt {commit.attempt})"
-        brought = self._brought.get(commit.task_id or "", 0)
-        for seq in {brought, self._wrote.get(commit.routine_id, 0), self._shared}:
+        created = self._created_by.get(commit.task_id, 0)
+        for seq in {created, self._state_in.get(commit.routine_id, 0), self._shared_in}:
             self._compare(seq, commit, who)
         self._written[commit.seq] = commit, data
         for task in commit.tasks:
-            self._brought[task.task_id] = commit.seq
+            self._created_by[task.task_id] = commit.seq
         if commit.state is not None:
-            self._wrote[commit.routine_id] = commit.seq
+            self._state_in[commit.routine_id] = commit.seq
         if commit.shared is not None:
-            self._shared = commit.seq
+            self._shared_in = commit.seq
 
-    def compare(self) -> None:
-        """Look whether every commit still is as it was written."""
+    def compare_all(self) -> None:
+        """Report each commit that has changed since it was written."""
         for seq in self._written:
             self._compare(seq, None, "a handler")
 
@@ -159,14 +154,18 @@ class _WorldJournal:
         difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
         targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
         what = (
-            f"{who} changes commit {seq} of {commit.routine_id or 'the job'} after it was written"
+            f"{who} changes commit {seq} of {_routine_of(commit)} after it was written"
             f"{targets and f' (it went to {targets})'}: {difference or text}"
         )
         self._runtime.report("payload-changed", what, culprit or commit)
 
 
+def _routine_of(commit: Commit) -> str:
+    return commit.routine_id or "the job"
+
+
 def _refuse_unsaved(commit: Commit) -> None:
-    """Raise `UnserializableError` where a store would; `once` looks at its results by itself."""
+    """Raise `UnserializableError` if a store would; `once` checks its results by itself."""
     for index, emission in enumerate(commit.emissions):
         if not emission.flat:
             _encode(emission.payload, f"$.emissions[{index}].payload")
@@ -180,7 +179,7 @@ _encoded: set[bytes] = set()
 
 
 def _encode(data: dict[str, object], path: str) -> None:
-    # Runs of one case write the same over and over; equal bytes of plain data are equal values.
+    # Runs of one case write the same values again; equal bytes of plain data are equal values.
     try:
         form = marshal.dumps(data, 2)
     except ValueError:
@@ -194,7 +193,7 @@ def _encode(data: dict[str, object], path: str) -> None:
 
 
 class _ChoosingMachine(Machine):
-    """A machine whose next task is a decision."""
+    """A machine whose scheduler decides which task starts next."""
 
     __slots__ = ("scheduler",)
 
@@ -209,7 +208,7 @@ class _ChoosingMachine(Machine):
 
 
 class _SimRuntime(Runtime):
-    """A runtime that lives in one simulated host."""
+    """The runtime of one simulated host."""
 
     def __init__(
         self,
@@ -221,7 +220,7 @@ class _SimRuntime(Runtime):
         *,
         checked: bool,
     ) -> None:
-        # Each machine was switched on at another time.
+        # The monotonic clocks of two hosts have nothing in common.
         clock = SimClock(world.now_ns, mono=world.host_number * _UPTIME)
         super().__init__(clock=clock, max_steps=_MOST_STEPS)
         self.threads = _SimThreads(self)
@@ -229,11 +228,11 @@ class _SimRuntime(Runtime):
         self.case = case
         self.world = world
         self.host = host
-        self._scheduler = scheduler
-        self._pace = pace
+        self.scheduler = scheduler
+        self.pace = pace
         self.started: list[Thread] = []  # by handlers
         environment = self.environment
-        environment.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
+        environment.journal = _WorldJournal(self, checked=checked)  # type: ignore[assignment]  # as one
         environment.observers.registered = () if case.always is None else (self,)
 
     def report(self, kind: str, what: str, commit: Commit) -> None:
@@ -245,37 +244,23 @@ class _SimRuntime(Runtime):
         check = self.case.always
         if check is None or job.job_id != self.case.job_id:
             return
+        what = f"always() does not hold after commit {commit.seq}"
         try:
             held = check(job)
         except AssertionError as error:
-            self.report(
-                "always", f"always() does not hold after commit {commit.seq}: {error}", commit
-            )
+            self.report("always", f"{what}: {error}", commit)
             return
         if held is not None and not held:
-            self.report("always", f"always() does not hold after commit {commit.seq}", commit)
+            self.report("always", what, commit)
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
         if job.job_id == self.case.job_id:
             self.host.job = job
-        if self._scheduler is FIFO:
+        if self.scheduler is FIFO:
             return Drive(self.environment, Machine(plan, job))
         machine = _ChoosingMachine(plan, job)
-        machine.scheduler = self._scheduler
+        machine.scheduler = self.scheduler
         return Drive(self.environment, machine)
-
-    def driver(self) -> Driver:
-        """Return what runs the steps of one job."""
-        return SimDriver(
-            self.sim_clock,
-            self.world,
-            self.host,
-            self._scheduler,
-            self.case.faults,
-            self._pace,
-            self.case.job_id,
-            self.started,
-        )
 
 
 class _SimThreads(Threads):
@@ -286,7 +271,16 @@ class _SimThreads(Threads):
         self._runtime = runtime
 
     def driver_for(self, drive: Drive) -> Driver:
-        return self._runtime.driver()
+        runtime = self._runtime
+        return SimDriver(
+            runtime.sim_clock,
+            runtime.world,
+            runtime.host,
+            runtime.scheduler,
+            runtime.case,
+            runtime.pace,
+            runtime.started,
+        )
 
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
@@ -305,11 +299,10 @@ def run_host(
     checked: bool = False,
     flow: Flow | None = None,
 ) -> Host:
-    """Let one host run the job until it rests, or the host dies; the world keeps what it did.
+    """Run the job on one host until the job stops or the host dies; the world keeps its commits.
 
-    Without `job` it starts anew, else it goes on with what a store would give back. `pace` is
-    how long steps take. `checked` reads each commit back from its saved form. `flow` is used in
-    place of one that `case.build` makes.
+    Without `job` a new job starts, else the host resumes `job`. `checked` reads each commit back
+    from its saved form. `flow` takes the place of one that `case.build` makes.
     """
     flow = case.build() if flow is None else flow
     host = Host(flow, exact=scheduler is FIFO)
@@ -319,7 +312,7 @@ def run_host(
         with (
             nullcontext() if world.files is None else world.files.opened(),
             use_runtime(runtime),
-            threads_started(runtime.sim_clock) as runtime.started,
+            record_started_threads(runtime.sim_clock) as runtime.started,
         ):
             if job is None:
                 host.job = runtime.execute(
@@ -327,14 +320,14 @@ def run_host(
                 )
             else:
                 host.job = runtime.resume(flow, job)
-    except OUTCOMES:
+    except TEST_OUTCOMES:
         raise
     except BaseException as error:
         host.error = error
     for failure in runtime.observer_failures:
-        raise failure.error  # by the test's `always`, which has proved nothing then
+        raise failure.error  # of the test's `always`, which has checked nothing then
     if checked:
-        runtime.environment.journal.compare()  # type: ignore[union-attr]  # a _WorldJournal
+        runtime.environment.journal.compare_all()  # type: ignore[union-attr]  # a _WorldJournal
     world.now_ns = max(world.now_ns, runtime.clock.now_ns())
     return host
 
@@ -344,7 +337,7 @@ def run_host(
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """Another start instant, other durations, one worker instead of many, or another order."""
+    """A perturbation: another start, other durations, one worker instead of many, another order."""
 
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
@@ -353,10 +346,10 @@ class Variation:
 
 
 def variations(plan: Plan) -> list[Variation]:
-    """Return the variations that must not matter to a flow."""
+    """Return the perturbations for a flow of this plan."""
     found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
     if all(handler.deadline is None for handler in plan.handlers.values()):
-        # So slow that a retry is due before what was under way is done, as after a long downtime.
+        # So slow that a retry is due before the steps in flight end, as after a long downtime.
         found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))
     if plan.width > 1:
         found.append(Variation(sequential=True))
@@ -365,7 +358,7 @@ def variations(plan: Plan) -> list[Variation]:
 
 
 def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
-    """Run a job undisturbed in one of these ways."""
+    """Run a job without a crash, with a perturbation."""
     for fault in case.faults:
         fault.begin(0)
     world = World(start_ns + variation.shift_ns)

@@ -175,14 +175,14 @@ def test_a_host_that_dies_in_its_recovery_is_counted(run: Undisturbed) -> None:
     resumed = [c for c in disturbed.world.commits if c.kind is CommitKind.RESUMED]
     assert [1, 2] == [(c.detail or {})["recoveries"] for c in resumed]
     notes = [what.text for _, _, what in disturbed.world.log if isinstance(what, Note)]
-    assert "CRASH, right after it went on" in notes
+    assert "CRASH, right after it resumed" in notes
 
 
 def test_a_second_crash_that_does_not_come_is_said_not_to_be_executed(
     run: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert crashed(run, "start.recovery").executed
-    monkeypatch.delattr("pytest_routilux.sim.recovery._DiesAfter.after_write")
+    monkeypatch.delattr("pytest_routilux.sim.recovery._FailsAt.after_write")
     assert not crashed(run, "start.recovery").executed
 
 

@@ -317,7 +317,7 @@ def test_a_crash_in_a_recovery_counts_as_two() -> None:
     text = text_of(exploration, finding, disturbed)
 
     assert "smallest cause  2 crashes, 0 faults" in text
-    assert "CRASH  again, right after it went on" in text
+    assert "CRASH  again, right after it resumed" in text
 
 
 def test_a_key_on_one_call_alone_is_reported() -> None:

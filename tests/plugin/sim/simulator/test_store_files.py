@@ -267,7 +267,7 @@ LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
         stores.ForgetsRests,
         "store-frees",
         None,
-        "the job is completed, and whoever asks for work gets it",
+        "the job is completed, and a worker that asks for work gets it",
     ),
     "another row than was given": (
         stores.Tidies,
@@ -300,7 +300,7 @@ def test_a_store_that_does_not_lie_passes(open_store: OpenStore | None) -> None:
 @pytest.mark.parametrize(
     ("half", "seq", "says"),
     [
-        (stores.HalfCreates, 1, "job 'job' is there without a commit: half of its first write"),
+        (stores.HalfCreates, 1, "job 'job' exists without a commit: half of its first write"),
         (stores.HalfClaims, 4, "4 commits come back, of which 3 were acknowledged"),
     ],
 )

@@ -137,8 +137,8 @@ class Loop:
         if made + drive.machine.in_flight < limit:
             return False
         error = StepLimitError(
-            f"job {job.job_id} made {made} attempts, as many as the runtime's max_steps allows;"
-            " check that each cycle of its flow ends, or raise max_steps"
+            f"job {job.job_id} made {made} attempts, the runtime's max_steps; check that each"
+            " cycle of its flow ends, or raise max_steps"
         )
         drive.commit(drive.machine.fail(ErrorInfo.of(error), drive.now_ns()))
         return True

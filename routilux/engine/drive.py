@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
     from routilux.graph.messages import Effect
-    from routilux.persist.journal import Journal, Row
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
 
 __all__ = ["Drive"]
 
@@ -246,7 +247,7 @@ class Drive:
         # Never before the last commit: an observer may have made one since `now` was read.
         return self.machine.finish(step, outcome, now if now > updated else updated)
 
-    def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Row]:
+    def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Append]:
         """Return the commit that ends a step, and its row.
 
         If the commit can't be saved, nothing is written yet: the attempt fails instead.

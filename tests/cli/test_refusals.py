@@ -69,8 +69,8 @@ EVERY: list[tuple[str, ...]] = [
         (_no_store, r"there is no file jobs\.db; is the path right\?"),
         (_folder, r"jobs\.db is a folder; a store is one file in it"),
         (_empty, r"jobs\.db: is empty: no store was ever written to it"),
-        (_letter, r"jobs\.db: is no sound database .*restore it from a copy"),
-        (_half, r"jobs\.db: is no sound database .*restore it from a copy"),
+        (_letter, r"jobs\.db: is no valid database .*restore it from a backup"),
+        (_half, r"jobs\.db: is no valid database .*restore it from a backup"),
         (_other_program, r"jobs\.db: is a database of another program; choose another file"),
         (
             _sql("PRAGMA user_version = 2"),
@@ -156,7 +156,7 @@ def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
             if fails:
                 writer.create("new", b"row", "a", flow_id="f", queued=True)
                 fails.clear()
-                raise CorruptStateError("jobs.db", "is no sound database")
+                raise CorruptStateError("jobs.db", "is no valid database")
             return jobs.job_ids()
 
         assert "new" in looked(str(store), look, NOW)

@@ -5,9 +5,9 @@ Invariants:
 - A mistake is refused at the call that makes it, and leaves the flow as it was: an unknown
   routine, event or slot, a field that no event has, a connection that already exists.
 - A job follows a plan, which is made when the job starts; `fingerprint` is the digest of its shape.
-- The saved form holds names, arguments and connections. The code is that of the program that
-  loads it: routines are built by their classes and connected by the same checks as any others.
-- A flow that differs from the saved one after loading is refused, with every difference.
+- The saved form holds names, arguments and connections, no code. The program that loads it builds
+  the routines by its own classes and connects them by the same checks.
+- A loaded flow that differs from the saved one is refused, and the error lists every difference.
 """
 
 from __future__ import annotations
@@ -15,16 +15,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypedDict, Unpack, cast
 
 from routilux import codec
-from routilux.codec.registry import error_text
-from routilux.errors import (
-    CorruptStateError,
-    FlowDefinitionError,
-    FlowMismatchError,
-    UnknownRoutineError,
-)
+from routilux.errors import CorruptStateError, FlowDefinitionError, FlowMismatchError
 from routilux.graph.diff import mismatch
 from routilux.graph.plan import (
     STRATEGIES,
@@ -34,9 +28,9 @@ from routilux.graph.plan import (
     Plan,
     checked_connection,
     graph_of,
-    names_of,
 )
-from routilux.graph.routine import Routine, checked_handler, find_class
+from routilux.graph.routine import Routine, checked_handler, names_of
+from routilux.graph.saved_routine import load_handler, load_routine, saved_handler, saved_routine
 from routilux.retry.error_handler import ErrorHandler
 
 if TYPE_CHECKING:
@@ -45,56 +39,69 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.run import Run
 
-__all__ = ["Flow", "Runner", "set_default_runner"]
+__all__ = ["Flow", "JobOptions", "Params", "ResumeOptions", "Runner", "set_default_runner"]
 
 _STOP: Final = ErrorHandler()
+_CHANGED: Final = (
+    "use the classes as they were, or read the job alone by"
+    " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
+    " with allow_changed_flow=True"
+)
+_FLOW_FIELDS: codec.Fields = {
+    "flow_id": str,
+    "execution_strategy": str,
+    "max_workers": int,
+    "error_handler": (dict, type(None)),
+    "routines": list,
+    "connections": list,
+    "fingerprint": str,
+}
+_CONNECTION_FIELDS: codec.Fields = {
+    "source": str,
+    "event": str,
+    "target": str,
+    "slot": str,
+    "param_mapping": dict,
+}
+
+Params: TypeAlias = "Mapping[str, object] | None"
+"""The payload of a job's first task: the handler's parameters by name."""
+
+
+class JobOptions(TypedDict, total=False):
+    """How a new job starts; see `Flow.execute`."""
+
+    slot: str
+    job_id: str | None
+
+
+class ResumeOptions(TypedDict, total=False):
+    """How a job is resumed; see `Flow.resume`."""
+
+    retry_failed: bool
+    allow_changed_flow: bool
+    execution_strategy: ExecutionStrategy | None
 
 
 class Runner(Protocol):
     """Runs flows: a `Runtime`, which this module must not import."""
 
     def execute(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
         """See `Flow.execute`."""
 
     async def aexecute(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
         """See `Flow.aexecute`."""
 
     def start(
-        self,
-        flow: Flow,
-        entry: str,
-        params: Mapping[str, object] | None = None,
-        *,
-        slot: str = "trigger",
-        job_id: str | None = None,
+        self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> Run:
         """See `Flow.start`."""
 
-    def resume(
-        self,
-        flow: Flow,
-        job: JobState,
-        *,
-        retry_failed: bool = False,
-        allow_changed_flow: bool = False,
-        execution_strategy: ExecutionStrategy | None = None,
-    ) -> JobState:
+    def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
         """See `Flow.resume`."""
 
 
@@ -102,7 +109,7 @@ _default_runner: Callable[[], Runner]
 
 
 def set_default_runner(find: Callable[[], Runner]) -> None:
-    """Set the function that returns the runner of a call that names none."""
+    """Set the function that finds the runner where a call names no runtime."""
     global _default_runner
     _default_runner = find
 
@@ -130,10 +137,7 @@ class Flow:
     ) -> None:
         if flow_id is not None and (not isinstance(flow_id, str) or not flow_id):
             raise FlowDefinitionError(f"a flow's id is a text, not {flow_id!r}")
-        if execution_strategy not in STRATEGIES:
-            raise FlowDefinitionError(
-                f"execution_strategy is {execution_strategy!r}; choose 'sequential' or 'concurrent'"
-            )
+        _check_strategy(execution_strategy)
         if type(max_workers) is not int or max_workers < 1:
             raise FlowDefinitionError(
                 f"max_workers is {max_workers!r}; it is a whole number from 1"
@@ -144,8 +148,8 @@ class Flow:
         self._routines: dict[str, Routine] = {}
         self._connections: list[Connection] = []
         self._error_handler: ErrorHandler | None = None
-        self._graph: Graph | None = None  # made when first asked for
-        self._declared = 0  # slots and events that were there when it was made
+        self._graph: Graph | None = None  # made when it is first needed
+        self._declared = 0  # slots and events that existed when the graph was made
 
     # --- building it ----------------------------------------------------------------------------
 
@@ -158,13 +162,12 @@ class Flow:
             raise FlowDefinitionError(
                 f"{routine!r} is no Routine; derive its class from routilux.Routine"
             )
-        routine._slots_or_die()
         name = type(routine).__name__ if routine_id is None else routine_id
         if not isinstance(name, str) or not name:
             raise FlowDefinitionError(f"a routine's id is a text, not {routine_id!r}")
         if name in self._routines:
             raise FlowDefinitionError(
-                f"flow {self.flow_id!r} has a routine {name!r} already;"
+                f"flow {self.flow_id!r} already has a routine {name!r};"
                 " pass another routine_id to add_routine"
             )
         self._routines[name] = routine
@@ -183,7 +186,7 @@ class Flow:
 
         `param_mapping` is {event field: handler parameter}. Raises `FlowDefinitionError` for an
         unknown end, a field or parameter that does not exist, a required parameter that no field
-        covers, or a connection that stands already.
+        covers, or a connection that already exists.
         """
         connection = checked_connection(
             (source, self._routine(source), event),
@@ -191,13 +194,13 @@ class Flow:
             param_mapping,
         )
         if any(connection.ends == other.ends for other in self._connections):
-            raise FlowDefinitionError(f"{connection} stands already; each edge is made once")
+            raise FlowDefinitionError(f"{connection} already exists; connect the two only once")
         self._connections.append(connection)
         self._graph = None
         return connection
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set what happens when a routine without a handler of its own fails; None means STOP."""
+        """Set the handler of routines that have none of their own; None means STOP."""
         self._error_handler = checked_handler(handler, f"flow {self.flow_id!r}")
 
     @property
@@ -232,29 +235,26 @@ class Flow:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the shape; equal for flows on which the same jobs can run."""
+        """A digest of the shape; the same jobs can run on flows of equal fingerprints."""
         return "sha256:" + hashlib.sha256("\n".join(self.shape).encode()).hexdigest()
 
     def plan(self, execution_strategy: ExecutionStrategy | None = None) -> Plan:
-        """Return what the engine follows; it does not change when the flow does."""
+        """Return the plan that a job follows; a later change of the flow does not change it."""
         strategy = execution_strategy or self.execution_strategy
-        if strategy not in STRATEGIES:
-            raise FlowDefinitionError(
-                f"execution_strategy is {strategy!r}; choose 'sequential' or 'concurrent'"
-            )
+        _check_strategy(strategy)
         # A routine may have been given slots and events after it was added.
         declared = sum(len(r._slots) + len(r._events) for r in self._routines.values())
         if self._graph is None or self._declared != declared:
             self._graph, self._declared = graph_of(self._routines, self._connections), declared
         shape, routes = self._graph
-        rest = self._error_handler or _STOP
+        default = self._error_handler or _STOP
         return Plan(
             self.flow_id,
             shape,
             dict(self._routines),
             routes,
             self.max_workers if strategy == "concurrent" else 1,
-            {name: routine._error_handler or rest for name, routine in self._routines.items()},
+            {name: routine._error_handler or default for name, routine in self._routines.items()},
         )
 
     def to_mermaid(self) -> str:
@@ -283,13 +283,13 @@ class Flow:
     def execute(
         self,
         entry: str,
-        params: Mapping[str, object] | None = None,
+        params: Params = None,
         *,
         slot: str = "trigger",
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Run a new job from `entry` and return it when it rests.
+        """Run a new job from `entry` and return it when it has stopped.
 
         A failed job is returned, not raised: see `JobState.raise_for_status`. Raises
         `FlowDefinitionError` where `entry`, `slot` or `params` don't fit.
@@ -299,19 +299,19 @@ class Flow:
     async def aexecute(
         self,
         entry: str,
-        params: Mapping[str, object] | None = None,
+        params: Params = None,
         *,
         slot: str = "trigger",
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Do what `execute` does without holding up the event loop."""
+        """Do what `execute` does without blocking the event loop."""
         return await _runner(runtime).aexecute(self, entry, params, slot=slot, job_id=job_id)
 
     def start(
         self,
         entry: str,
-        params: Mapping[str, object] | None = None,
+        params: Params = None,
         *,
         slot: str = "trigger",
         job_id: str | None = None,
@@ -329,11 +329,11 @@ class Flow:
         allow_changed_flow: bool = False,
         execution_strategy: ExecutionStrategy | None = None,
     ) -> JobState:
-        """Go on with a job that was loaded, paused or cut off, and return it when it rests.
+        """Resume a job that was loaded, paused or cut off, and return it when it has stopped.
 
-        The job that is passed stays as it is. `retry_failed` gives failed tasks a fresh budget;
-        `allow_changed_flow` goes on where every pending task still has its slot. Raises
-        `NotResumableError` and `FlowMismatchError`.
+        The given job does not change. `retry_failed` gives failed tasks a fresh budget.
+        `allow_changed_flow` accepts a flow of another shape on which every pending task still
+        has its slot. Raises `NotResumableError` and `FlowMismatchError`.
         """
         return _runner(runtime).resume(
             self,
@@ -350,158 +350,82 @@ class Flow:
 
         Raises `UnserializableError` for constructor arguments that have no saved form.
         """
-        return _flow_data(self)
+        return {
+            "flow_id": self.flow_id,
+            "execution_strategy": self.execution_strategy,
+            "max_workers": self.max_workers,
+            "error_handler": saved_handler(self.error_handler, "$.flow"),
+            "routines": [
+                saved_routine(routine_id, routine, f"$.flow.routines[{index}]")
+                for index, (routine_id, routine) in enumerate(self._routines.items())
+            ],
+            "connections": [
+                {name: getattr(edge, name) for name in _CONNECTION_FIELDS}
+                | {"param_mapping": dict(edge.param_mapping)}
+                for edge in self._connections
+            ],
+            "fingerprint": self.fingerprint,
+        }
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> Flow:
-        """Build a flow from what `serialize` gave.
+        """Build a flow from what `serialize` returned.
 
-        The routines' classes must have been imported. Raises `SavedStateError` with the path of
-        what does not fit.
+        The program must have imported the routines' classes. Raises `SavedStateError` with the
+        path of a value that does not fit.
         """
         return cls.load(codec.decode(document), "$")
 
     @classmethod
     def load(cls, document: object, path: str, shape: Sequence[str] = ()) -> Flow:
-        """Build a flow from decoded data; `path` is where in the document it stands.
+        """Build a flow from decoded data, which is at `path` in its document.
 
-        `shape` is what a job knows of it, to say what has changed since.
+        `shape` is the flow's shape as a job recorded it, to report what has changed since.
         """
-        return _load_flow(cls, document, path, shape)
+        data = codec.check_fields(document, path, _FLOW_FIELDS, {})
+        try:
+            flow = cls(
+                cast(str, data["flow_id"]),
+                execution_strategy=cast("ExecutionStrategy", data["execution_strategy"]),
+                max_workers=cast(int, data["max_workers"]),
+            )
+        except FlowDefinitionError as error:
+            raise CorruptStateError(path, str(error)) from None
+        flow.set_error_handler(load_handler(data, path))
+        for index, entry in enumerate(cast(list[object], data["routines"])):
+            place = f"{path}.routines[{index}]"
+            routine_id, routine = load_routine(entry, place)
+            try:
+                flow.add_routine(routine, routine_id)
+            except FlowDefinitionError as error:
+                raise CorruptStateError(place, str(error)) from None
+        misfit: tuple[str, str] | None = None
+        for index, entry in enumerate(cast(list[object], data["connections"])):
+            place = f"{path}.connections[{index}]"
+            edge = codec.check_fields(entry, place, _CONNECTION_FIELDS, {})
+            try:
+                flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
+            except FlowDefinitionError as error:
+                misfit = misfit or (place, str(error))  # connect the rest, to list all differences
+        if misfit is None and flow.fingerprint != data["fingerprint"]:
+            misfit = (
+                f"{path}.fingerprint",
+                "the routines' slots and events differ from those that were saved",
+            )
+        if misfit is not None:
+            place, reason = misfit
+            raise FlowMismatchError(
+                place, mismatch(reason, _CHANGED, shape or flow.shape, flow.shape)
+            )
+        return flow
+
+
+def _check_strategy(strategy: object) -> None:
+    if strategy not in STRATEGIES:
+        raise FlowDefinitionError(
+            f"execution_strategy is {strategy!r}; choose 'sequential' or 'concurrent'"
+        )
 
 
 def _quoted(text: str) -> str:
     return text.replace('"', "#quot;")
-
-
-# --- the saved form ------------------------------------------------------------------------------
-
-_CHANGED: Final = (
-    "use the classes as they were, or read the job alone by"
-    " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
-    " with allow_changed_flow=True"
-)
-_FLOW_FIELDS: codec.Fields = {
-    "flow_id": str,
-    "execution_strategy": str,
-    "max_workers": int,
-    "error_handler": (dict, type(None)),
-    "routines": list,
-    "connections": list,
-    "fingerprint": str,
-}
-_ROUTINE_FIELDS: codec.Fields = {
-    "id": str,
-    "routine": str,
-    "args": list,
-    "kwargs": dict,
-    "error_handler": (dict, type(None)),
-}
-_CONNECTION_FIELDS: codec.Fields = {
-    "source": str,
-    "event": str,
-    "target": str,
-    "slot": str,
-    "param_mapping": dict,
-}
-
-
-def _flow_data(flow: Flow) -> dict[str, object]:
-    """Return a flow as JSON-able data."""
-    return {
-        "flow_id": flow.flow_id,
-        "execution_strategy": flow.execution_strategy,
-        "max_workers": flow.max_workers,
-        "error_handler": _saved_handler(flow.error_handler, "$.flow.error_handler"),
-        "routines": [
-            {
-                "id": routine_id,
-                "routine": routine.saved_name(),
-                "args": codec.encode(list(routine.arguments[0]), f"$.flow.routines[{index}].args"),
-                "kwargs": codec.encode(routine.arguments[1], f"$.flow.routines[{index}].kwargs"),
-                "error_handler": _saved_handler(
-                    routine.error_handler, f"$.flow.routines[{index}].error_handler"
-                ),
-            }
-            for index, (routine_id, routine) in enumerate(flow.routines.items())
-        ],
-        "connections": [
-            {
-                "source": c.source,
-                "event": c.event,
-                "target": c.target,
-                "slot": c.slot,
-                "param_mapping": dict(c.param_mapping),
-            }
-            for c in flow.connections
-        ],
-        "fingerprint": flow.fingerprint,
-    }
-
-
-def _load_flow(new: type[Flow], document: object, path: str, shape: Sequence[str]) -> Flow:
-    """Build a flow from decoded data; `shape` is what a job knows of it."""
-    data = codec.check_fields(document, path, _FLOW_FIELDS, {})
-    try:
-        flow = new(
-            cast(str, data["flow_id"]),
-            execution_strategy=cast("ExecutionStrategy", data["execution_strategy"]),
-            max_workers=cast(int, data["max_workers"]),
-        )
-    except FlowDefinitionError as error:
-        raise CorruptStateError(path, str(error)) from None
-    flow.set_error_handler(_loaded_handler(data["error_handler"], f"{path}.error_handler"))
-    for index, entry in enumerate(cast(list[object], data["routines"])):
-        _load_routine(flow, entry, f"{path}.routines[{index}]")
-    misfit: tuple[str, str] | None = None
-    for index, entry in enumerate(cast(list[object], data["connections"])):
-        place = f"{path}.connections[{index}]"
-        edge = codec.check_fields(entry, place, _CONNECTION_FIELDS, {})
-        try:
-            flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
-        except FlowDefinitionError as error:
-            misfit = misfit or (place, str(error))  # connect the rest, to list all differences
-    if misfit is None and flow.fingerprint != data["fingerprint"]:
-        misfit = (
-            f"{path}.fingerprint",
-            "the routines' slots and events differ from those that were saved",
-        )
-    if misfit is not None:
-        place, trouble = misfit
-        raise FlowMismatchError(place, mismatch(trouble, _CHANGED, shape or flow.shape, flow.shape))
-    return flow
-
-
-def _load_routine(flow: Flow, entry: object, place: str) -> None:
-    data = codec.check_fields(entry, place, _ROUTINE_FIELDS, {})
-    name = cast(str, data["routine"])
-    found = find_class(name)
-    if found is None:
-        raise UnknownRoutineError(
-            f"{place}.routine",
-            f"no routine class {name!r} is defined in this program; import the module that"
-            " defines it before loading (a class of another program's __main__ or one made"
-            " inside a function needs a routine_name)",
-        )
-    args = cast(list[object], data["args"])
-    kwargs = cast(dict[str, object], data["kwargs"])
-    handler = _loaded_handler(data["error_handler"], f"{place}.error_handler")
-    try:
-        routine = found(*args, **kwargs)
-    except Exception as error:
-        raise CorruptStateError(
-            place, f"{name} can't be built from its saved arguments: {error_text(error)}"
-        ) from error
-    try:
-        flow.add_routine(routine, cast(str, data["id"]))
-        routine.set_error_handler(handler)
-    except FlowDefinitionError as error:
-        raise CorruptStateError(place, str(error)) from None
-
-
-def _saved_handler(handler: ErrorHandler | None, path: str) -> object:
-    return None if handler is None else handler.serialize(path)
-
-
-def _loaded_handler(data: object, path: str) -> ErrorHandler | None:
-    return None if data is None else ErrorHandler.deserialize(data, path)

@@ -170,9 +170,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
         run = flow.start("a", job_id="j", runtime=runtime)
         assert began.wait(PATIENCE)
         run.pause()
-        message = (
-            r"job j is paused in this runtime, and still has steps in flight, at a \(0\); wait"
-        )
+        message = r"job j is paused in this runtime and still has steps in flight, at a \(0\); wait"
         with pytest.raises(NotResumableError, match=message):
             flow.resume(run.job, runtime=runtime)
         let_go.set()

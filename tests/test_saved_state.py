@@ -519,7 +519,7 @@ def test_no_more_is_written_than_can_be_read(monkeypatch):
     saved = at_retry(pipeline(9), 2)
     size = len(saved.to_bytes(key=KEY))
     body = len(saved.to_bytes().partition(b',\n"digest"')[0]) + 1
-    for module in ("bounds", "codec", "encoding", "decoding"):
+    for module in ("codec", "codec.limits", "codec.encoding", "codec.decoding"):
         monkeypatch.setattr(f"routilux.{module}.MAX_BYTES", body)
     read = SavedState.from_bytes(saved.to_bytes(key=KEY), key=KEY)
     assert (size, saved.job) == (len(read.to_bytes(key=KEY)), read.job)
@@ -617,20 +617,20 @@ WRONG = {
     "job": """
       status = "lost" | same | 'lost' is not a *
       status = "failed" | same | contradicts the job's commits
-      seq = -1 | same | -1 is no number from 0 to 2**53
-      seq = 4 | commits | their numbers do not end at the job's seq
+      seq = -1 | same | -1 is not a number from 0 to 2**53
+      seq = 4 | commits | are not numbered without a gap up to the job's seq
       updated_ns = 1000000000000000000000 | same
-        | 1000000000000000000000 ns is no instant of the years 1 to 9999
+        | 1000000000000000000000 ns is not an instant in the years 1 to 9999
       twice pending_tasks | pending_tasks[1].task_id | is a duplicate
       drop pending_tasks[0] | pending_tasks | contradicts the job's commits
-      pending_tasks[0].retries = 3 | same | is not less than the next attempt
-      pending_tasks[0].failed = true | pending_tasks[0].delay_ns | a failed task waits for nothing
+      pending_tasks[0].retries = 3 | same | is not less than the number of the next attempt
+      pending_tasks[0].failed = true | pending_tasks[0].delay_ns | a failed task has no delay
       pending_tasks[0].attempt = 0 | pending_tasks[0].* | *
       pending_tasks[0].payload.metadata = {} | pending_tasks | contradicts the job's commits
       routine_states.fetch.status = "failed" | routine_states['fetch'].status
         | 'failed' contradicts its counts: completed
       routine_states.fetch.attempts = 0 | routine_states['fetch'].attempts
-        | is less than the other counts add up to
+        | is less than the tasks that ended, or than the retries
       recoveries = true | same | is of type bool, not int
       drop commits[0].tasks | same | is missing in a commit of kind 'start'
       drop commits[3].error | same | is missing in a commit of kind 'retry'
@@ -643,7 +643,7 @@ WRONG = {
         | commits[1].tasks[0].emission | only the task that a job starts with delivers no emission
       commits[4].at_ns = 0 | commits[4] | ~ it is earlier than the one before
       commits[1].started_ns = 10000000000000000000 | commits[1]
-        | ~ its attempt begins after it has ended
+        | ~ its attempt starts after it has ended
       commits[3].delay_ns = 1 | commits[3] | ~ its due_ns is not its at_ns plus its delay_ns
       commits[4].attempt = 3 | commits[4] | ~ attempt 3 of task 0.0 of 'process' is not the next one
       commits[4].routine_id = "fetch" | commits[4]
@@ -653,8 +653,9 @@ WRONG = {
       twice commits[1].tasks | commits[1] | ~ it creates task 0.0 again
       twice commits[0].tasks | same | a job starts with one task, not 2
       commits[1].status = "completed" | commits[1]
-        | ~ it leaves 1 tasks to do, and the job completed
-      commits[3].status = "paused" | commits[3] | ~ a 'retry' makes no job that is running paused
+        | ~ 1 tasks are left after it, and the job is completed
+      commits[3].status = "paused" | commits[3]
+        | ~ a commit 'retry' can't turn a job from running to paused
     """,
     "document": """
       note = 1 | same | is a field that is not known here
@@ -662,14 +663,14 @@ WRONG = {
       retry_count = 3 | same | is 3, but the job *
       flow.routines[1].error_handler.retry_count = 3 | same | is 3, but the job has 2
       execution_history_count = 3 | same | is 3, but the job has 2
-      monitor_summary.events = -1 | same | -1 is no number from 0 to 2**53
+      monitor_summary.events = -1 | same | -1 is not a number from 0 to 2**53
       saved_at_iso = "yesterday" | same | is not a UTC instant: *
       saved_at_iso = "2026-01-03T13:59:05.100000+01:00" | same
         | is not a UTC instant: is written '2026-01-03T12:59:05.100000+00:00', not *
       saved_at = 1.0 | same | is 1.0, but saved_at_iso is *
       flow.routines[0].kwargs = {"volume": 11} | flow.routines[0]
         | document/fetch can't be built from its saved arguments: TypeError: *'volume'
-      twice flow.routines | flow.routines[2] | flow 'orders' has a routine 'process' already; *
+      twice flow.routines | flow.routines[2] | flow 'orders' already has a routine 'process'; *
       flow.max_workers = 0 | flow | max_workers is 0; *
       flow.execution_strategy = "parallel" | flow | execution_strategy is 'parallel'; *
       flow.routines[1].error_handler.retry_backoff = 0.5 | same
@@ -679,18 +680,18 @@ WRONG = {
         | 'no.such:Error' is no exception class of an imported module; *
       flow.connections[0].param_mapping = {"data": ["x"]} | flow.connections[0]
         | param_mapping for fetch.output is {'data': ['x']}; *
-      twice flow.connections | flow.connections[1] | fetch.output -> process.input stands already; *
+      twice flow.connections | flow.connections[1] | fetch.output -> process.input already exists; *
     """,
     "golden": """
-      dropped[0].outcome = "lost" | same | 'lost' is not how a task drops
-      commits[4].detail.as = "lost" | commits[4] | ~ no task is dropped as 'lost'
+      dropped[0].outcome = "lost" | same | a task can't be dropped as 'lost'
+      commits[4].detail.as = "lost" | commits[4] | ~ a task can't be dropped as 'lost'
       dropped[0].outcome = "error_continued" | dropped | contradicts the job's commits
     """,
     "shortened": """
       status = "completed" | pending_tasks | a completed job has none
       pending_tasks[0].seq = 99 | same | 99 is after the last commit
       pending_tasks[0].routine_id = "ghost" | same | 'ghost' is no routine of the job
-      commits[0].attempt = 0 | same | 0 is no number from 1 to 2**53
+      commits[0].attempt = 0 | same | 0 is not a number from 1 to 2**53
     """,
 }
 

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from routilux import Append, ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
-    from routilux.engine.driver import Driven, RunStep
+    from routilux.engine.driver import Driven
+    from routilux.engine.environment import RunStep
     from routilux.graph.messages import StepOutcome
 
 __all__ = ["FlowFaults"]

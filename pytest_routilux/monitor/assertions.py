@@ -1,33 +1,39 @@
-"""What a flow did, as assertions: `flow_monitor.assert_retried("charge", times=4, delays=[...])`.
+"""Assertions about what jobs did: `flow_monitor.assert_retried("charge", times=4, delays=[...])`.
 
-Laws:
-- Nothing passes by a misspelt name: a routine, event, connection, status or job that is not known
-  is `FlowDefinitionError` with the names that are. It is no AssertionError, so a test that expects
-  a failure does not take it for one.
-- Nothing passes because nothing was watched: without a job every assertion fails.
-- Without `job=` an assertion is about all jobs that were watched: counts are sums over them,
-  states, statuses and orders hold for each.
+Invariants:
+- A misspelt name never passes: an unknown routine, event, connection, status or job raises
+  `FlowDefinitionError` with the known names. That is no `AssertionError`, so that a test which
+  expects a failure does not take it for one.
+- Without a recorded job every assertion fails.
+- Without `job=` an assertion is about all recorded jobs: counts are sums over them; states,
+  statuses and orders must hold for each.
 - Times are exact: they are compared and written as integer nanoseconds.
-- A failure says in its first line what is wrong, and marks with `>` the first record that differs.
+- The first line of a failure says what is wrong; `>` marks the first record that differs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from itertools import groupby
 from typing import TYPE_CHECKING
 
-from pytest_routilux.monitor.emitted import Emitted, mismatch
 from pytest_routilux.monitor.known_jobs import (
-    Seen,
+    KnownJob,
     check_connected,
     check_event,
-    knowing,
-    known,
-    last_word,
-    why_silent,
+    jobs_with,
+    known_name,
+    last_commit,
+    reason_of_silence,
 )
-from pytest_routilux.monitor.messages import WIDEST, failure
-from pytest_routilux.monitor.waits import first_wrong, retries_told, wait_told
+from pytest_routilux.monitor.messages import (
+    WIDEST,
+    Emitted,
+    failure,
+    first_wrong_retry,
+    payload_difference,
+    retries_text,
+    retry_text,
+)
 from pytest_routilux.text import count, error_text, listed, short_id, shorten
 from routilux import (
     CommitKind,
@@ -40,10 +46,10 @@ from routilux import (
 from routilux.clocks.durations import to_ns
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import timedelta
 
-    from routilux import Commit, Retry, StepInput
+    from routilux import Commit, PendingTask, Retry, StepInput
 
 __all__ = ["FlowMonitor"]
 
@@ -51,11 +57,11 @@ _TASK_ENDS = frozenset({CommitKind.DONE, CommitKind.FAILED, CommitKind.DROPPED})
 
 
 class FlowMonitor(ExecutionMonitor):
-    """An `ExecutionMonitor` with assertions about what it has watched.
+    """An `ExecutionMonitor` with assertions about the jobs that it recorded.
 
-    `job=` takes a job or its id and narrows an assertion to it. `FlowMonitor.of(job)` judges a job
-    that ran elsewhere. What does not hold raises `AssertionError`; a name that is not known,
-    `FlowDefinitionError`.
+    `job=` takes a job or its id and limits an assertion to it. `FlowMonitor.of(job)` checks a job
+    that ran elsewhere. An assertion that does not hold raises `AssertionError`; an unknown name
+    raises `FlowDefinitionError`.
 
     >>> from routilux import FakeClock, Flow, Routine, Runtime
     >>> class Hello(Routine):
@@ -75,25 +81,36 @@ class FlowMonitor(ExecutionMonitor):
 
     def __init__(self) -> None:
         super().__init__()
-        self._jobs: dict[str, Seen] = {}
+        self._jobs: dict[str, KnownJob] = {}
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Add what a commit tells."""
+        """Record a commit."""
         super().on_commit(job, commit)
-        seen = self._seen(job)
-        seen.commits.append(commit)
+        self._record_of(job).commits.append(commit)
 
     def on_step(self, job: JobState, step: StepInput) -> None:
-        """Add that an attempt has begun, which has no commit until it ends."""
+        """Record that an attempt started; its commit comes when it ends."""
         task = step.task
-        self._seen(job).begun.append((task.routine_id, task.task_id, step.attempt))
+        self._record_of(job).started.append((task.routine_id, task.task_id, step.attempt))
 
-    def _seen(self, job: JobState) -> Seen:
-        seen = self._jobs.get(job.job_id)
-        if seen is None:
-            seen = self._jobs[job.job_id] = Seen(job)
-        seen.job = job  # a resumed job is another object
-        return seen
+    def _record_of(self, job: JobState) -> KnownJob:
+        known = self._jobs.get(job.job_id)
+        if known is None:
+            known = self._jobs[job.job_id] = KnownJob(job)
+        known.job = job  # a resumed job is another object
+        return known
+
+    def _known(self, job: JobState | str | None) -> list[KnownJob]:
+        __tracebackhide__ = True
+        if not self._jobs:
+            raise AssertionError(
+                "flow_monitor recorded no job: run the job while flow_runtime is in use, or with"
+                " Runtime(observers=[flow_monitor])"
+            )
+        if job is None:
+            return [known for known in self._jobs.values() if known.commits]
+        job_id = job.job_id if isinstance(job, JobState) else job
+        return [self._jobs[known_name(job_id, self._jobs, "recorded job")]]
 
     # --- assertions -----------------------------------------------------------------------------
 
@@ -106,20 +123,20 @@ class FlowMonitor(ExecutionMonitor):
         data: Mapping[str, object] | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert that a routine emitted, `times` in all, or at least once.
+        """Assert that a routine emitted an event `times` times, or at least once.
 
-        Without `event`, any of its events. `data` matches a part of the payload: fields that it
-        does not name may be anything, in nested dicts too. Only what was committed counts: what a
-        failed attempt emits was never emitted.
+        Without `event`, any of its events counts. `data` is a part of the payload: fields that it
+        does not name may have any value, in nested dicts too. Only committed emissions count: what
+        a failed attempt emits is dropped.
         """
         __tracebackhide__ = True
-        jobs = knowing(self._watched(job), routine)
+        jobs = jobs_with(self._known(job), routine)
         if event is not None:
             check_event(jobs, routine, event)
         emitted = [
-            Emitted(seen, commit, emission, mismatch(data or {}, emission.payload))
-            for seen in jobs
-            for commit in seen.commits
+            Emitted(known, commit, emission, payload_difference(data or {}, emission.payload))
+            for known in jobs
+            for commit in known.commits
             if commit.routine_id == routine
             for emission in commit.emissions
             if event is None or emission.event == event
@@ -127,49 +144,44 @@ class FlowMonitor(ExecutionMonitor):
         matching = [one for one in emitted if one.difference is None]
         if len(matching) == times or (times is None and matching):
             return
-        what = f"{routine}.{event}" if event is not None else f"any event of {routine}"
-        wanted = "at least once" if times is None else f"{times}x"
-        if len(matching) > (times or 0):
-            culprit: Emitted | None = matching[times or 0]
-        else:
-            culprit = next((one for one in emitted if one.difference is not None), None)
+        others = [one for one in emitted if one.difference is not None]
+        culprit = next(iter(matching[times or 0 :] or others), None)
+        problem = f"expected {_times(times)}, emitted {len(matching)}x"
         if culprit is not None and culprit.difference is not None:
-            problem = f"{culprit.difference}\n"
-            problem += f"(with this data expected {wanted}, emitted {len(matching)}x)"
-        else:
-            problem = f"expected {wanted}, emitted {len(matching)}x"
-        lines = [
-            (one is culprit, f"emission {number}", one.told())
-            for number, one in enumerate(emitted, 1)
-        ]
-        seen, commit = (culprit.seen, culprit.commit) if culprit else last_word(jobs, routine)
-        look = "the arguments of emit() in its handler" if emitted else why_silent(seen, routine)
-        raise failure(f"{what}: {problem}", lines, seen, commit, look, several=len(jobs) > 1)
+            problem = f"{culprit.difference}\n(with this data {problem})"
+        name = f"{routine}.{event}" if event is not None else f"any event of {routine}"
+        at = (culprit.known, culprit.commit) if culprit else last_commit(jobs, routine)
+        raise failure(
+            f"{name}: {problem}",
+            [(one is culprit, f"emission {n}", str(one)) for n, one in enumerate(emitted, 1)],
+            jobs,
+            at,
+            f"the arguments of emit() in {routine}'s handler"
+            if emitted
+            else reason_of_silence(at[0], routine),
+        )
 
     def assert_not_run(self, routine: str, *, job: JobState | str | None = None) -> None:
-        """Assert that no attempt of a routine was begun."""
+        """Assert that no attempt of a routine started."""
         __tracebackhide__ = True
-        jobs = knowing(self._watched(job), routine)
-        for seen in jobs:
-            ran = [one for one in seen.begun if one[0] == routine]
-            ends = [commit for commit in seen.commits if commit.routine_id == routine]
-            if not ran and not ends:
-                continue
-            tasks = dict.fromkeys(
-                [(task, attempt) for _, task, attempt in ran]
+        jobs = jobs_with(self._known(job), routine)
+        for known in jobs:
+            ends = [commit for commit in known.commits if commit.routine_id == routine]
+            attempts = dict.fromkeys(
+                [(task, attempt) for name, task, attempt in known.started if name == routine]
                 or [(str(commit.task_id), commit.attempt) for commit in ends]
             )
-            lines = [
-                (number == 0, f"task {task}", f"attempt {attempt}")
-                for number, (task, attempt) in enumerate(tasks)
-            ]
+            if not attempts:
+                continue
+            connections = listed(known.connections_to(routine))
             raise failure(
-                f"{routine}: expected never to run, began {count(len(tasks), 'attempt')}",
-                lines,
-                seen,
-                ends[0] if ends else seen.commits[-1],
-                f"what feeds it: {listed(seen.feeds(routine)) or 'the job starts with it'}",
-                several=len(jobs) > 1,
+                f"{routine}: expected never to run, started {count(len(attempts), 'attempt')}",
+                [(True, f"task {task}", f"attempt {attempt}") for task, attempt in attempts],
+                jobs,
+                (known, ends[0] if ends else known.commits[-1]),
+                f"the connections to {routine}: {connections}"
+                if connections
+                else f"the entry of the job: it starts with {routine}",
             )
 
     def assert_flowed(
@@ -180,11 +192,11 @@ class FlowMonitor(ExecutionMonitor):
         times: int | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert that events of one routine reached another, `times` in all, or at least once."""
+        """Assert that events of one routine reached another `times` times, or at least once."""
         __tracebackhide__ = True
-        jobs = knowing(self._watched(job), source, target)
+        jobs = jobs_with(self._known(job), source, target)
         check_connected(jobs, source, target)
-        ids = {seen.job_id for seen in jobs}
+        ids = {known.job_id for known in jobs}
         flows = [
             flow
             for flow in self.data_flows
@@ -192,26 +204,26 @@ class FlowMonitor(ExecutionMonitor):
         ]
         if len(flows) == times or (times is None and flows):
             return
-        wanted = "at least once" if times is None else f"{times}x"
-        excess = flows[times or 0] if len(flows) > (times or 0) else None
+        excess = next(iter(flows[times or 0 :]), None)
+        at = last_commit(jobs, source)
         if excess is not None:
-            seen = self._jobs[excess.job_id]
-            commit = seen.commit(excess.seq)
-        else:
-            seen, commit = last_word(jobs, source)
-        lines = [
-            (flow is excess, f"delivery {number}", f"{flow.event} -> {flow.slot}, {flow.task_id}")
-            for number, flow in enumerate(flows, 1)
-        ]
+            known = self._jobs[excess.job_id]
+            at = known, next(c for c in known.commits if c.seq == excess.seq)
         raise failure(
-            f"{source} -> {target}: expected {wanted}, delivered {len(flows)}x",
-            lines,
-            seen,
-            commit,
-            f"what {source} emitted, and what each event is connected to"
-            if any(c.emissions for c in seen.commits if c.routine_id == source)
-            else why_silent(seen, source),
-            several=len(jobs) > 1,
+            f"{source} -> {target}: expected {_times(times)}, delivered {len(flows)}x",
+            [
+                (
+                    flow is excess,
+                    f"delivery {n}",
+                    f"{flow.event} -> {flow.slot}, task {flow.task_id}",
+                )
+                for n, flow in enumerate(flows, 1)
+            ],
+            jobs,
+            at,
+            f"what {source} emitted, and the connections of its events"
+            if any(c.emissions for c in at[0].commits if c.routine_id == source)
+            else reason_of_silence(at[0], source),
         )
 
     def assert_retried(
@@ -224,52 +236,51 @@ class FlowMonitor(ExecutionMonitor):
     ) -> None:
         """Assert how a routine's task was retried: how often, and after which waits, in seconds.
 
-        `delays` are compared exactly with the planned waits and with the real ones; a wait that is
-        not over has no real one yet. Without `times` and `delays`: at least once. Where several
-        tasks of the routine were retried, it holds for each of them.
+        `delays` are compared exactly with the planned waits and with the real ones; a wait that
+        has not ended has no real one. Without `times` and `delays`: at least once. If several
+        tasks of the routine were retried, the assertion must hold for each.
         """
         __tracebackhide__ = True
-        jobs = knowing(self._watched(job), routine)
-        if delays is not None and times is not None and len(delays) != times:
+        jobs = jobs_with(self._known(job), routine)
+        if delays is not None and times not in (None, len(delays)):
             raise FlowDefinitionError(
-                f"assert_retried({routine!r}): times={times} contradicts the {len(delays)} delays"
+                f"assert_retried({routine!r}): times={times} contradicts the"
+                f" {count(len(delays), 'delay')}; leave out times"
             )
         wanted = None if delays is None else [to_ns(delay) for delay in delays]
-        if wanted is not None:
-            times = len(wanted)
+        times = times if wanted is None else len(wanted)
         tasks: dict[tuple[str, str], list[Retry]] = {}
-        ids = {seen.job_id for seen in jobs}
+        ids = {known.job_id for known in jobs}
         for retry in self.retries:
             if retry.job_id in ids and retry.routine_id == routine:
                 tasks.setdefault((retry.job_id, retry.task_id), []).append(retry)
         if not tasks and times != 0:
-            seen, commit = last_word(jobs, routine)
+            at = last_commit(jobs, routine)
             raise failure(
-                f"{routine}: expected {retries_told(times)}, made none",
+                f"{routine}: expected {retries_text(times)}, made none",
                 [],
-                seen,
-                commit,
+                jobs,
+                at,
                 f"the strategy and retryable_exceptions of {routine}'s ErrorHandler"
-                if seen.ended(routine)
-                else why_silent(seen, routine),
-                several=len(jobs) > 1,
+                if at[0].ended(routine)
+                else reason_of_silence(at[0], routine),
             )
         for (job_id, task_id), retries in tasks.items():
-            whose = f"{routine} (task {task_id})" if len(tasks) > 1 else routine
-            wrong = first_wrong(whose, retries, times, wanted)
+            task = f"{routine} (task {task_id})" if len(tasks) > 1 else routine
+            wrong = first_wrong_retry(task, retries, times, wanted)
             if wrong is None:
                 continue
-            seen = self._jobs[job_id]
+            problem, number, look = wrong
+            known = self._jobs[job_id]
             raise failure(
-                wrong.problem,
+                problem,
                 [
-                    (number == wrong.at, f"retry {number + 1}", wait_told(retries, wanted, number))
-                    for number in range(max(len(retries), times or 0))
+                    (i == number, f"retry {i + 1}", retry_text(retries, wanted, i))
+                    for i in range(max(len(retries), times or 0))
                 ],
-                seen,
-                seen.attempt(task_id, retries[min(wrong.at, len(retries) - 1)].attempt),
-                wrong.look.format(routine),
-                several=len(jobs) > 1,
+                jobs,
+                (known, known.attempt(task_id, retries[min(number, len(retries) - 1)].attempt)),
+                look.format(routine),
             )
 
     def assert_states(
@@ -278,140 +289,104 @@ class FlowMonitor(ExecutionMonitor):
         *,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert the status of routines; those that are not named may have any."""
+        """Assert the statuses of routines; a routine that is not named may have any status."""
         __tracebackhide__ = True
-        jobs = knowing(self._watched(job), *states)
+        jobs = jobs_with(self._known(job), *states)
         statuses = [status.value for status in RoutineStatus]
         wanted = {
-            routine: known(str(status), statuses, "status of a routine")
+            routine: known_name(str(status), statuses, "status of a routine")
             for routine, status in states.items()
         }
-        for seen in jobs:
-            actual = {routine: seen.state(routine) for routine in wanted}
+        for known in jobs:
+            actual = {name: known.job.routine_states[name].status.value for name in wanted}
             wrong = [routine for routine, status in wanted.items() if actual[routine] != status]
             if not wrong:
                 continue
             first = wrong[0]
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            _, commit = last_word([seen], first)
             raise failure(
                 f"{first}: expected {wanted[first]}, is {actual[first]}{more}",
                 [
                     (routine in wrong, routine, f"expected {status}, is {actual[routine]}")
                     for routine, status in wanted.items()
                 ],
-                seen,
-                commit,
-                f"the last attempt of {first}" if seen.ended(first) else why_silent(seen, first),
-                several=len(jobs) > 1,
+                jobs,
+                last_commit([known], first),
+                f"the last attempt of {first}"
+                if known.ended(first)
+                else reason_of_silence(known, first),
             )
 
     def assert_order(self, routines: Sequence[str], *, job: JobState | str | None = None) -> None:
         """Assert in which order tasks of these routines ended.
 
-        Other routines are left out of account, and several tasks of one routine in a row count
-        once: `["split", "resize", "gather"]`.
+        Other routines do not count, and several tasks of one routine in a row count once:
+        `["split", "resize", "gather"]`.
         """
         __tracebackhide__ = True
         if isinstance(routines, str) or len(routines) < 2:
             raise FlowDefinitionError(f"an order needs two routines or more, not {routines!r}")
-        jobs = knowing(self._watched(job), *routines)
-        wanted = _without_repeats(list(routines))
-        for seen in jobs:
-            ends = [
-                commit
-                for commit in seen.commits
-                if commit.kind in _TASK_ENDS and commit.routine_id in wanted
-            ]
-            actual = _without_repeats([str(commit.routine_id) for commit in ends])
+        jobs = jobs_with(self._known(job), *routines)
+        wanted = [name for name, _ in groupby(routines)]
+        for known in jobs:
+            ends = [c for c in known.commits if c.kind in _TASK_ENDS and c.routine_id in wanted]
+            # The first commit of each run of commits of one routine.
+            firsts = [next(group) for _, group in groupby(ends, key=lambda c: c.routine_id)]
+            actual = [str(commit.routine_id) for commit in firsts]
             if actual == wanted:
                 continue
-            at = next(
-                (i for i, pair in enumerate(zip(wanted, actual, strict=False)) if len({*pair}) > 1),
-                min(len(wanted), len(actual)),
-            )
-            expected = wanted[at] if at < len(wanted) else "nothing more"
-            came = actual[at] if at < len(actual) else "nothing more"
-            culprit = expected if at < len(wanted) else came
-            before = f"after {wanted[at - 1]}" if at else "first"
-            if at < len(actual):
-                commit = _end_of_run(ends, at)
-            else:
-                _, commit = last_word([seen], expected)
+            i = next(i for i in range(len(wanted) + 1) if wanted[: i + 1] != actual[: i + 1])
+            expected = wanted[i] if i < len(wanted) else "nothing more"
+            found = actual[i] if i < len(actual) else "nothing more"
+            culprit = expected if i < len(wanted) else found
+            after = f"after {wanted[i - 1]}" if i else "first"
             raise failure(
-                f"order: expected {expected} {before}, {came} came",
+                f"order: {after} expected {expected}, found {found}",
                 [
                     (False, "expected", " -> ".join(wanted)),
                     (True, "ended", " -> ".join(actual) or "none of them"),
                 ],
-                seen,
-                commit,
-                f"what feeds {culprit}: {listed(seen.feeds(culprit)) or 'nothing'}",
-                several=len(jobs) > 1,
+                jobs,
+                (known, firsts[i]) if i < len(firsts) else last_commit([known], expected),
+                f"the connections to {culprit}: {listed(known.connections_to(culprit)) or 'none'}",
             )
 
     def assert_status(
         self, status: JobStatus | str | JobState, *, job: JobState | str | None = None
     ) -> None:
-        """Assert the status of the job; a job given as `status` is to have its own status here."""
+        """Assert the status of the job; a job as `status` must have its own status here."""
         __tracebackhide__ = True
         if isinstance(status, JobState):
             job = status if job is None else job
             status = status.status
-        wanted = known(str(status), [one.value for one in JobStatus], "status of a job")
-        jobs = self._watched(job)
-        for seen in jobs:
-            last = seen.commits[-1]
+        wanted = known_name(str(status), [one.value for one in JobStatus], "status of a job")
+        jobs = self._known(job)
+        for known in jobs:
+            last, error = known.commits[-1], known.job.error
             if last.status == wanted:
                 continue
-            lines = [
-                (
-                    False,
-                    f"task {task.task_id}",
-                    f"{task.routine_id}.{task.slot} "
-                    + (f"failed at attempt {task.attempt - 1}" if task.failed else "is pending"),
-                )
-                for task in seen.job.pending_tasks[:3]
-            ]
-            error = seen.job.error
+            problem = f"job {short_id(known.job_id)}: expected {wanted}, is {last.status.value}"
+            if error is not None:
+                problem += f": {shorten(' '.join(error_text(error).split()), WIDEST)}"
             raise failure(
-                f"job {short_id(seen.job_id)}: expected {wanted}, is {last.status.value}"
-                + (
-                    f": {shorten(' '.join(error_text(error).split()), WIDEST)}"
-                    if error is not None
-                    else ""
-                ),
-                lines,
-                seen,
-                last,
-                f"the {'commit marked' if error is None else 'error'} above, which gave it this"
-                " status",
-                several=len(jobs) > 1,
-                error=error,
+                problem,
+                [
+                    (False, f"task {task.task_id}", _task_text(task))
+                    for task in known.job.pending_tasks[:3]
+                ],
+                jobs,
+                (known, last),
+                "the marked commit above, which set this status"
+                if error is None
+                else "the error above, which ended the job",
+                error,
             )
 
-    def _watched(self, job: JobState | str | None) -> list[Seen]:
-        __tracebackhide__ = True
-        if not self._jobs:
-            raise AssertionError(
-                "no job was watched: run it while flow_runtime is in use, or with"
-                " Runtime(observers=[flow_monitor])"
-            )
-        if job is None:
-            return [seen for seen in self._jobs.values() if seen.commits]
-        job_id = job.job_id if isinstance(job, JobState) else job
-        return [self._jobs[known(job_id, self._jobs, "job that was watched")]]
+
+def _times(times: int | None) -> str:
+    return "at least once" if times is None else f"{times}x"
 
 
-def _without_repeats(names: list[str]) -> list[str]:
-    return [name for i, name in enumerate(names) if i == 0 or names[i - 1] != name]
-
-
-def _end_of_run(ends: Sequence[Commit], at: int) -> Commit:
-    """Return the commit with which the run number `at` of one routine's tasks begins."""
-    starts = [
-        commit
-        for i, commit in enumerate(ends)
-        if i == 0 or ends[i - 1].routine_id != commit.routine_id
-    ]
-    return starts[at]
+def _task_text(task: PendingTask) -> str:
+    state = f"failed at attempt {task.attempt - 1}" if task.failed else "is pending"
+    return f"{task.routine_id}.{task.slot} {state}"

@@ -1,11 +1,9 @@
-"""Why `assert job == other` does not hold, for jobs, flows and error handlers.
+"""Explains why `assert job == other` does not hold, for jobs, flows and error handlers.
 
-Laws:
-- The first lines say most: pytest shows eight or ten of them unless it is asked for more by -vv.
-- What differs is a path and both values, never two long texts to be compared by eye.
-- Instants of two jobs are compared by how long after its start each came: the commit that is told
-  to be the first that differs does so whenever the jobs began.
-- A comparison breaks nothing: it reads, and believes no `__eq__` or `repr` of a user to be sound.
+Invariants:
+- The most important lines come first: without -vv, pytest shows only eight to ten lines.
+- A difference is a path with both values, never two long texts.
+- An explanation changes nothing. It does not trust the `__eq__` or `repr` of user objects.
 """
 
 from __future__ import annotations
@@ -13,9 +11,14 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.monitor.diff import Path, flow_paths, handler_paths, job_paths
+from pytest_routilux.monitor.diff import (
+    PathDifference,
+    flow_differences,
+    handler_differences,
+    job_differences,
+)
 from pytest_routilux.monitor.divergence import divergence
-from pytest_routilux.monitor.messages import WIDEST, looked_at
+from pytest_routilux.monitor.messages import WIDEST, look_at
 from pytest_routilux.text import short_id, shorten
 from routilux import ErrorHandler, Flow, JobState
 
@@ -24,23 +27,26 @@ if TYPE_CHECKING:
 
 __all__ = ["explain_comparison"]
 
-_FEW: Final = 3  # lines of paths where pytest is to show what comes after them
+_FEW: Final = 3  # differences, so that pytest still shows the lines after them
 _MANY: Final = 100
-_LOOKED_AT: Final = 1000  # members of a container that are looked at
+_MOST_MEMBERS: Final = 1000  # of a container
 
 
 def explain_comparison(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
-    """Return the lines that explain a comparison; None where it is nothing of ours.
+    """Return the lines that explain a comparison; None if its operands are not ours.
 
-    The first line is the comparison itself. `whole` asks for all that differs.
+    The first line is the comparison itself. `whole` asks for all differences.
     """
     if op not in ("==", "!="):
         return None
     try:
         return _explained(op, left, right, whole)
     except Exception as error:
-        # As pytest does with its own: a test fails by what it asserts, not by how that is told.
-        return [f"{_named(left)} {op} {_named(right)}", f"(not explained, by {error!r})"]
+        # A test fails because of its assertion, never because of the explanation.
+        return [
+            f"{_named(left)} {op} {_named(right)}",
+            f"(the comparison can't be explained: {error!r})",
+        ]
 
 
 def _explained(
@@ -50,7 +56,7 @@ def _explained(
         if type(left) is type(right):
             lines = _alike(left, right) if op == "!=" else _differ(left, right, whole, few)
         elif op == "==" and isinstance(left, JobState) and isinstance(right, str):
-            lines = [f"a job equals jobs only; its status is job.status: {left.status.value!r}"]
+            lines = [f"a job equals only a job; compare job.status, which is {left.status.value!r}"]
         else:
             return None
         head = f"{_named(left)} {op} {_named(right)}"
@@ -70,46 +76,46 @@ def _named(obj: object) -> str:
 
 def _alike(left: object, right: object) -> list[str]:
     if left is right:
-        return ["both are one and the same object"]
-    return ["they are equal in every part"]
+        return ["both are the same object"]
+    return ["all parts are equal"]
 
 
 def _differ(left: object, right: object, whole: bool, few: int) -> list[str]:
     if isinstance(left, JobState) and isinstance(right, JobState):
         parted = divergence(left, right, whole=whole)
         return [
-            *_shown(job_paths(left, right), whole, few),
+            *_shown(job_differences(left, right), whole, few),
             *parted.first,
-            *looked_at(parted.look),
+            *look_at(parted.look),
             *([""] if parted.around else []),
             *parted.around,
         ]
     if isinstance(left, ErrorHandler) and isinstance(right, ErrorHandler):
-        return _shown(handler_paths(left, right), whole, few + 4)
+        return _shown(handler_differences(left, right), whole, few + 4)
     if isinstance(left, Flow) and isinstance(right, Flow):
-        told = _shown(flow_paths(left, right), whole, few + 3)
-        if told:
-            return [*told, "look at  == of flows means the same object; these differ besides"]
+        lines = _shown(flow_differences(left, right), whole, few + 3)
+        if lines:
+            return [*lines, "look at  the two objects: == of flows holds only for the same object"]
         return [
-            "they are alike in graph, policies and arguments, but two objects;",
-            "== of flows means the same object: compare fingerprint or serialize()",
+            "graph, policies and arguments are equal, but == of flows holds only for",
+            "the same object: compare fingerprint or serialize()",
         ]
     return []
 
 
-def _shown(paths: Iterable[Path], whole: bool, few: int) -> list[str]:
+def _shown(differences: Iterable[PathDifference], whole: bool, few: int) -> list[str]:
     most = _MANY if whole else few
-    lines = [f"  {path}" for path in paths]
+    lines = [f"  {difference}" for difference in differences]
     if len(lines) <= most:
         return lines
-    return [*lines[: most - 1], f"  … {len(lines) - most + 1} more, -vv shows them"]
+    return [*lines[: most - 1], f"  … {len(lines) - most + 1} more; -vv shows them"]
 
 
 # --- containers -----------------------------------------------------------------------------------
 
 
 def _members(left: object, right: object, whole: bool) -> list[str] | None:
-    """Explain the first pair of members that differs, if it is one of ours."""
+    # Explains the first pair of members that differs, if they are ours.
     if isinstance(left, list | tuple) and isinstance(right, list | tuple):
         sizes = len(left), len(right)
         pairs = ((f"[{i}]", *pair) for i, pair in enumerate(zip(left, right, strict=False)))
@@ -118,13 +124,13 @@ def _members(left: object, right: object, whole: bool) -> list[str] | None:
         pairs = ((f"[{key!r}]", left[key], right[key]) for key in left if key in right)
     else:
         return None
-    for place, ours, theirs in islice(pairs, _LOOKED_AT):
+    for index, ours, theirs in islice(pairs, _MOST_MEMBERS):
         if isinstance(ours, JobState | Flow | ErrorHandler) and type(ours) is type(theirs):
             if ours == theirs:
                 continue
             kind = type(left).__name__
-            head = f"{kind} of {sizes[0]} == {kind} of {sizes[1]}, which differ first at {place}:"
+            head = f"{kind} of {sizes[0]} == {kind} of {sizes[1]}, which differ first at {index}:"
             return [shorten(head, WIDEST), *(_explained("==", ours, theirs, whole, _FEW - 1) or [])]
         if ours is not theirs:
-            return None  # what is not ours is pytest's to explain
+            return None  # pytest explains it
     return None

@@ -1,9 +1,9 @@
-"""What differs between two jobs, flows or error handlers, as paths with both values.
+"""Differences between two jobs, flows or error handlers, as paths with both values.
 
-Laws:
-- Each place that differs is told once, what matters most first.
+Invariants:
+- Each path that differs is listed once, the most important first.
 - Values are compared in value and type, by the engine's own `first_difference`.
-- Both values are shown around the place where their texts part, in a width that fits two.
+- Long values are shortened around the first character that differs, so that two fit on a line.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ if TYPE_CHECKING:
 
     from routilux import Flow, JobState, PendingTask, Routine, RoutineState
 
-__all__ = ["Path", "flow_paths", "handler_paths", "job_paths"]
+__all__ = ["PathDifference", "flow_differences", "handler_differences", "job_differences"]
 
 _ABSENT: Final = object()
 _WIDTH: Final = 24  # of each of two values
 
 
 @dataclass(frozen=True, slots=True)
-class Path:
-    """One place that differs, and how it reads on both sides."""
+class PathDifference:
+    """One path that differs, and the texts of both values."""
 
-    place: str
+    path: str
     left: str
     right: str
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.left} != {self.right}"
+        return f"{self.path}: {self.left} != {self.right}"
 
 
-def job_paths(left: JobState, right: JobState) -> Iterator[Path]:
-    """Return what differs between two jobs, commits apart."""
+def job_differences(left: JobState, right: JobState) -> Iterator[PathDifference]:
+    """Return the differences between two jobs, without their commits."""
     yield from _one("flow_id", left.flow_id, right.flow_id)
     yield from _words("status", left.status, right.status)
     yield from _words("error", left.error, right.error)
     for name in _names(left.routine_states, right.routine_states):
         ours, theirs = left.routine_states.get(name), right.routine_states.get(name)
-        yield from _routine_paths(f'routine_states["{name}"]', ours, theirs)
+        yield from _routine_differences(f'routine_states["{name}"]', ours, theirs)
     yield from _each("shared_data", left.shared_data, right.shared_data)
     yield from _rows("outputs", left.outputs, right.outputs)
     yield from _rows("dropped", left.dropped, right.dropped)
@@ -58,15 +58,15 @@ def job_paths(left: JobState, right: JobState) -> Iterator[Path]:
     yield from _one("seq", left.seq, right.seq)
     yield from _one("recoveries", left.recoveries, right.recoveries)
     if left.started_ns != right.started_ns:
-        yield Path("started", _instant(left.started_ns), _instant(right.started_ns))
+        yield PathDifference("started", _instant(left.started_ns), _instant(right.started_ns))
     took = [job.updated_ns - job.started_ns for job in (left, right)]
     if took[0] != took[1]:
-        yield Path("lasted", f"{seconds(took[0])} s", f"{seconds(took[1])} s")
+        yield PathDifference("lasted", f"{seconds(took[0])} s", f"{seconds(took[1])} s")
     yield from _graph(left.shape, right.shape)
 
 
 def _pending(job: JobState) -> list[PendingTask]:
-    """Return the pending tasks, with instants that count from the start of the job."""
+    # With instants that count from the start of the job.
     start = job.started_ns
     return [
         replace(
@@ -78,23 +78,23 @@ def _pending(job: JobState) -> list[PendingTask]:
     ]
 
 
-def _routine_paths(
-    place: str, left: RoutineState | None, right: RoutineState | None
-) -> Iterator[Path]:
+def _routine_differences(
+    path: str, left: RoutineState | None, right: RoutineState | None
+) -> Iterator[PathDifference]:
     if left is None or right is None:
-        yield from _one(place, _ABSENT if left is None else left, right or _ABSENT)
+        yield from _one(path, _ABSENT if left is None else left, right or _ABSENT)
         return
-    yield from _words(f"{place}.status", left.status, right.status)
+    yield from _words(f"{path}.status", left.status, right.status)
     for name in ("attempts", "retry_count"):
-        yield from _one(f"{place}.{name}", getattr(left, name), getattr(right, name))
-    yield from _each(f"{place}.state", left.state, right.state)
-    yield from _words(f"{place}.error", left.error, right.error)
+        yield from _one(f"{path}.{name}", getattr(left, name), getattr(right, name))
+    yield from _each(f"{path}.state", left.state, right.state)
+    yield from _words(f"{path}.error", left.error, right.error)
     for name in ("completed", "skipped", "error_continued", "failed"):
-        yield from _one(f"{place}.{name}", getattr(left, name), getattr(right, name))
+        yield from _one(f"{path}.{name}", getattr(left, name), getattr(right, name))
 
 
-def flow_paths(left: Flow, right: Flow) -> Iterator[Path]:
-    """Return what differs between two flows: the graph, then policies, then arguments."""
+def flow_differences(left: Flow, right: Flow) -> Iterator[PathDifference]:
+    """Return the differences between two flows: graph, then policies, then arguments."""
     yield from _graph(left.shape, right.shape)
     for name in ("flow_id", "execution_strategy", "max_workers"):
         yield from _one(name, getattr(left, name), getattr(right, name))
@@ -106,26 +106,30 @@ def flow_paths(left: Flow, right: Flow) -> Iterator[Path]:
     for name in common:
         ours, theirs = (_attributes(flow.routines[name]) for flow in (left, right))
         for attribute in _names(ours, theirs):
-            place = f'routines["{name}"].{attribute}'
-            yield from _one(place, *_both(ours, theirs, attribute))
+            path = f'routines["{name}"].{attribute}'
+            yield from _one(path, *_both(ours, theirs, attribute))
 
 
-def handler_paths(left: ErrorHandler, right: ErrorHandler, place: str = "") -> Iterator[Path]:
-    """Return which options of two handlers differ, and the delays that come of them."""
+def handler_differences(
+    left: ErrorHandler, right: ErrorHandler, path: str = ""
+) -> Iterator[PathDifference]:
+    """Return the differences between the options of two handlers, and between their delays."""
     ours, theirs = (_options(handler) for handler in (left, right))
     for name in ours:
-        if name in theirs:  # else an option of one strategy only, which is another
-            yield from _words(f"{place}{name}", ours[name], theirs[name])
+        if name in theirs:  # an option of one strategy alone shows in `strategy`
+            yield from _words(f"{path}{name}", ours[name], theirs[name])
     delays = [_delays(handler) for handler in (left, right)]
     if delays[0] != delays[1] and all(delays):
-        yield Path(f"{place}delays", *delays)
+        yield PathDifference(f"{path}delays", *delays)
 
 
-def _policy(place: str, left: ErrorHandler | None, right: ErrorHandler | None) -> Iterator[Path]:
+def _policy(
+    path: str, left: ErrorHandler | None, right: ErrorHandler | None
+) -> Iterator[PathDifference]:
     if left is not None and right is not None:
-        yield from handler_paths(left, right, f"{place}.")
+        yield from handler_differences(left, right, f"{path}.")
     else:
-        yield from _words(place, *(handler and handler.strategy for handler in (left, right)))
+        yield from _words(path, *(handler and handler.strategy for handler in (left, right)))
 
 
 def _options(handler: ErrorHandler) -> dict[str, object]:
@@ -143,7 +147,7 @@ def _delays(handler: ErrorHandler) -> str:
 
 
 def _attributes(routine: Routine) -> dict[str, object]:
-    """Return the arguments of a routine by name, and what else of it is plain and public."""
+    # The arguments by name, and the other attributes that are public and plain data.
     positional, named = routine.arguments
     try:
         arguments = signature(type(routine)).bind(*positional, **named).arguments
@@ -155,47 +159,49 @@ def _attributes(routine: Routine) -> dict[str, object]:
     return {**arguments, **rest}
 
 
-def _graph(left: Sequence[str], right: Sequence[str]) -> Iterator[Path]:
+def _graph(left: Sequence[str], right: Sequence[str]) -> Iterator[PathDifference]:
     for line in dict.fromkeys([*left, *right]):
         if line not in right:
-            yield Path(line, "there", "not there")
+            yield PathDifference(line, "present", "missing")
         elif line not in left:
-            yield Path(line, "not there", "there")
+            yield PathDifference(line, "missing", "present")
 
 
 # --- one value ------------------------------------------------------------------------------------
 
 
-def _one(place: str, left: object, right: object) -> Iterator[Path]:
+def _one(path: str, left: object, right: object) -> Iterator[PathDifference]:
     if left is _ABSENT or right is _ABSENT:
         found = Difference(
-            place,
+            path,
             None if left is _ABSENT else left,
             None if right is _ABSENT else right,
             "added" if left is _ABSENT else "missing",
         )
     else:
-        differs = first_difference(left, right, place)
+        differs = first_difference(left, right, path)
         if differs is None:
             return
         found = differs
-    ours, theirs = _beside(*found.sides)
+    ours, theirs = _shortened(*found.sides)
     if found.what == "missing":
-        theirs = "nothing there"
+        theirs = "missing"
     elif found.what == "added":
-        ours = "nothing there"
-    yield Path(found.path, ours, theirs)
+        ours = "missing"
+    yield PathDifference(found.path, ours, theirs)
 
 
-def _each(place: str, left: Mapping[str, object], right: Mapping[str, object]) -> Iterator[Path]:
+def _each(
+    path: str, left: Mapping[str, object], right: Mapping[str, object]
+) -> Iterator[PathDifference]:
     for name in _names(left, right):
-        yield from _one(f"{place}[{name!r}]".replace("'", '"'), *_both(left, right, name))
+        yield from _one(f"{path}[{name!r}]".replace("'", '"'), *_both(left, right, name))
 
 
-def _rows(place: str, left: Sequence[object], right: Sequence[object]) -> Iterator[Path]:
+def _rows(path: str, left: Sequence[object], right: Sequence[object]) -> Iterator[PathDifference]:
     for index in range(max(len(left), len(right))):
         pair = [rows[index] if index < len(rows) else _ABSENT for rows in (left, right)]
-        yield from _one(f"{place}[{index}]", *pair)
+        yield from _one(f"{path}[{index}]", *pair)
 
 
 def _both(
@@ -208,11 +214,11 @@ def _names(left: Mapping[str, object], right: Mapping[str, object]) -> list[str]
     return list(dict.fromkeys([*left, *right]))
 
 
-def _words(place: str, left: object, right: object) -> Iterator[Path]:
-    """Compare what reads as a word: statuses, errors, options."""
+def _words(path: str, left: object, right: object) -> Iterator[PathDifference]:
+    # For values that read as a word: statuses, errors, options.
     if left != right:
-        yield Path(
-            place, *_beside(*("none" if side is None else _word(side) for side in (left, right)))
+        yield PathDifference(
+            path, *_shortened(*("none" if side is None else _word(side) for side in (left, right)))
         )
 
 
@@ -226,8 +232,8 @@ def _instant(ns: int) -> str:
     return from_ns(ns).strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")
 
 
-def _beside(left: str, right: str) -> tuple[str, str]:
-    """Cut two texts to where they part."""
+def _shortened(left: str, right: str) -> tuple[str, str]:
+    # Around the first character that differs.
     if max(len(left), len(right)) <= _WIDTH:
         return left, right
     same = next(

@@ -1,8 +1,8 @@
-"""Where the histories of two jobs part: the first commit that differs, and what to look at.
+"""Finds the first commit that differs between two jobs, and what to look at.
 
-Laws:
-- Commits are compared with their instants counted from the start of their job.
-- What to look at follows from what of that commit differs, and names the user's routine.
+Invariants:
+- Instants are compared as lengths of time since the start of the job.
+- The advice follows from the parts of the commit that differ, and names the user's routine.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.monitor.messages import happened
+from pytest_routilux.monitor.messages import commit_text
 from routilux.clocks.durations import seconds_text
 from routilux.codec.equality import same_value
 
@@ -26,7 +26,7 @@ _MANY: Final = 12
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """`first` tells the commit that differs, `around` the commits beside it, `look` what next."""
+    """The first commit that differs in words, a table of the commits around it, and advice."""
 
     first: list[str]
     around: list[str]
@@ -34,7 +34,7 @@ class Divergence:
 
 
 def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
-    """Return where the histories of two jobs part, or why nothing can be told of it."""
+    """Return the first commit that differs; without one, advice alone."""
     ours, theirs = left.commits, right.commits
     at = next(
         (
@@ -47,11 +47,11 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
     pair = [commits[at] if at < len(commits) else None for commits in (ours, theirs)]
     shown = next((commit for commit in pair if commit is not None), None)
     if shown is None:
-        return Divergence([], [], _besides(left, right))
+        return Divergence([], [], _look_besides(left, right))
     first = [f"first commit that differs: #{shown.seq}"]
     for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
-        told = "nothing more" if commit is None else f"{_at(commit, job)}  {happened(commit)}"
-        first.append(f"  {side}  {told}")
+        text = "no commit" if commit is None else f"{_at(commit, job)}  {commit_text(commit)}"
+        first.append(f"  {side}  {text}")
     return Divergence(first, _around(left, right, at, whole), _look(pair[0], pair[1], left, right))
 
 
@@ -72,7 +72,7 @@ def _at(commit: Commit, job: JobState) -> str:
 def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
     before = _BEFORE if not whole else _MANY
     after = _AFTER if not whole else _MANY
-    rows = [("", "t, s", "", "what happened")]
+    rows = [("", "t (s)", "", "what happened")]
     rows += [_row("both", c, left) for c in left.commits[max(0, at - before) : at]]
     for side, job in (("left", left), ("right", right)):
         rows += [_row(side, commit, job) for commit in job.commits[at : at + after]]
@@ -87,7 +87,7 @@ def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
 
 
 def _row(side: str, commit: Commit, job: JobState) -> tuple[str, str, str, str]:
-    return side, _at(commit, job), f"#{commit.seq}", happened(commit)
+    return side, _at(commit, job), f"#{commit.seq}", commit_text(commit)
 
 
 def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: JobState) -> str:
@@ -95,10 +95,10 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
         return "the flows: these jobs ran on two different graphs"
     if ours is None or theirs is None:
         job, side = (left, "left") if ours is None else (right, "right")
-        return f"why the {side} job went no further: it is {job.status.value}"
+        return f"why the {side} job has no more commits: it is {job.status.value}"
     whose = ours.routine_id or theirs.routine_id or "the job"
     if ours.routine_id != theirs.routine_id or ours.task_id != theirs.task_id:
-        return "the order in which tasks ran: another one came first"
+        return "the order in which tasks ran: another task was first"
     failed = ours.error or theirs.error
     if failed is not None and not same_value(ours.error, theirs.error):
         where = f", raised at {_place(failed.where)}" if failed.where else ""
@@ -123,14 +123,14 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
     return f"{', '.join(sorted(differ))} of commit #{ours.seq}"
 
 
-def _besides(left: JobState, right: JobState) -> str:
-    """Say what to look at where all commits are alike."""
+def _look_besides(left: JobState, right: JobState) -> str:
+    # All commits are equal.
     if left.commits and right.commits:
         if left.started_ns != right.started_ns:
-            return "when each job started; counted from there all is alike"
+            return "when each job started; all times after the start are equal"
         if left.job_id != right.job_id:
-            return "job_id: without job_id=... each execute() makes one up"
-    return "what was changed beside the commits: those are alike, or not kept"
+            return "job_id: without job_id=..., each execute() makes a new one"
+    return "code that changed a job directly: the commits are equal or not kept"
 
 
 def _place(where: str) -> str:

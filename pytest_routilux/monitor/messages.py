@@ -1,18 +1,22 @@
-"""How an assertion about a flow fails: the problem, what was compared, the commits around it.
+"""Texts of failed assertions: the problem, what was expected, the commits around it, the advice.
 
 Invariants:
 - The first line says what is wrong, in the user's names and in exact virtual seconds.
-- A failure fits on a screen: what is long is cut, and said to be.
-- An error that ended what is told of is there in its own words, with its place.
+- A text fits on one screen: a list or line that is too long is shortened and has a `…`.
+- The error that ended a task or the job is shown with its whole message and the line that raised
+  it.
+- Waits are compared as integer nanoseconds, the planned wait and the real one. A wait that has not
+  ended has no real one and is judged by its plan.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from textwrap import wrap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pytest_routilux.frames import seen_from_here
-from pytest_routilux.text import error_text, shorten
+from pytest_routilux.text import count, error_text, seconds, shorten
 from routilux import CommitKind, ErrorInfo
 from routilux.clocks.durations import seconds_text
 from routilux.timeline import describe
@@ -20,31 +24,43 @@ from routilux.timeline import describe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.monitor.known_jobs import Seen
-    from routilux import Commit
+    from pytest_routilux.monitor.known_jobs import KnownJob
+    from routilux import Commit, Emission, Retry
 
-__all__ = ["WIDEST", "failure", "happened", "looked_at"]
+__all__ = [
+    "WIDEST",
+    "Emitted",
+    "commit_text",
+    "failure",
+    "first_wrong_retry",
+    "look_at",
+    "payload_difference",
+    "retries_text",
+    "retry_text",
+]
 
 _AROUND: Final = 3  # commits shown before and after the one that is marked
 _LONGEST_LIST: Final = 8
 WIDEST: Final = 72  # with the margin of pytest a line of 80
 
 
+# --- whole texts ----------------------------------------------------------------------------------
+
+
 def failure(
     problem: str,
     lines: Sequence[tuple[bool, str, str]],
-    seen: Seen,
-    commit: Commit,
+    jobs: Sequence[KnownJob],
+    at: tuple[KnownJob, Commit],
     look: str,
-    *,
-    several: bool,
     error: ErrorInfo | None = None,
 ) -> AssertionError:
-    """Return the error: the problem, what was compared, the commits around, where to look.
+    """Return the error of an assertion about `jobs`.
 
-    `lines` are (differs, name, text); of those that differ the first is marked. `error` is what
-    ended the job; without it, that of the commit, if it ended a task.
+    `lines` are (differs, name, text); the first line that differs is marked. `at` is the commit
+    that is marked in the timeline, `error` what ended the job, and `look` the advice.
     """
+    known, commit = at
     parts = [problem, ""]
     marked = next((i for i, (differs, _, _) in enumerate(lines) if differs), None)
     first = max(0, min((marked or 0) - _LONGEST_LIST // 2, len(lines) - _LONGEST_LIST))
@@ -56,19 +72,19 @@ def failure(
         parts.append(f"  … {len(lines) - len(shown)} more")
     if lines:
         parts.append("")
-    if several:
-        parts.append(f"  job {seen.job_id}")
-    parts += _timeline(seen.commits, commit)
+    if len(jobs) > 1:
+        parts.append(f"  job {known.job_id}")
+    parts += _timeline(known.commits, commit)
     if error is None and commit.kind in (CommitKind.FAILED, CommitKind.DROPPED):
         error = commit.error
     if error is not None:
         parts += ["", *_in_full(error)]
-    parts += ["", *looked_at(look)]
+    parts += ["", *look_at(look)]
     return AssertionError("\n".join(parts))
 
 
-def looked_at(look: str) -> list[str]:
-    """Return the lines that say what to look at."""
+def look_at(look: str) -> list[str]:
+    """Return advice as labelled lines."""
     return _labelled("look at", look)
 
 
@@ -90,8 +106,8 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
     at = next(i for i, commit in enumerate(commits) if commit is marked)
     start = commits[0].at_ns
     shown = commits[max(0, at - _AROUND) : at + _AROUND + 1]
-    rows = [("t, s", "", "what happened")]
-    rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", happened(c)) for c in shown]
+    rows = [("t (s)", "", "what happened")]
+    rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", commit_text(c)) for c in shown]
     widest = [max(len(row[column]) for row in rows) for column in (0, 1)]
     marks = [" ", *(">" if commit is marked else " " for commit in shown)]
     return [
@@ -100,7 +116,93 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
     ]
 
 
-def happened(commit: Commit) -> str:
+def commit_text(commit: Commit) -> str:
     """Return a commit in words, with its routine."""
-    who = "" if commit.routine_id is None else f"{commit.routine_id} "
-    return f"{who}{describe(commit)}"
+    routine = "" if commit.routine_id is None else f"{commit.routine_id} "
+    return f"{routine}{describe(commit)}"
+
+
+# --- emissions ------------------------------------------------------------------------------------
+
+
+class Emitted(NamedTuple):
+    """One emission, its job and commit, and how its payload differs from what was expected."""
+
+    known: KnownJob
+    commit: Commit
+    emission: Emission
+    difference: str | None
+
+    def __str__(self) -> str:
+        at = seconds(self.commit.at_ns - self.known.commits[0].at_ns)
+        data = ", ".join(f"{name}={value!r}" for name, value in self.emission.payload.items())
+        return f"at {at} s  {self.emission.event}({data})"
+
+
+def payload_difference(expected: object, actual: object, path: str = "data") -> str | None:
+    """Return the first path at which the expected part of a payload is not there, or None.
+
+    Fields that `expected` does not name may have any value, in nested dicts too.
+
+    >>> payload_difference({"order": {"id": 1}}, {"order": {"id": 2, "total": 3}})
+    "data['order']['id']: expected 1, is 2"
+    """
+    if isinstance(expected, Mapping) and isinstance(actual, Mapping):
+        for key, value in expected.items():
+            inner = f"{path}[{key!r}]"
+            if key not in actual:
+                return f"{inner}: expected {value!r}, is missing"
+            found = payload_difference(value, actual[key], inner)
+            if found is not None:
+                return found
+        return None
+    return None if expected == actual else f"{path}: expected {expected!r}, is {actual!r}"
+
+
+# --- retries --------------------------------------------------------------------------------------
+
+
+def first_wrong_retry(
+    task: str, retries: Sequence[Retry], times: int | None, wanted: Sequence[int] | None
+) -> tuple[str, int, str] | None:
+    """Return the problem, the index of the retry, and what of `{}` to look at; None if all hold."""
+    for at, (retry, delay) in enumerate(zip(retries, wanted or (), strict=False)):
+        planned, waited = retry.delay_ns, retry.actual_ns
+        if planned == delay and waited in (None, delay):
+            continue
+        problem = f"retry {at + 1} of {task}: expected {seconds(delay)} s"
+        look = "retry_delay, retry_backoff and jitter of {}'s ErrorHandler"
+        if waited is None:
+            return f"{problem}, planned {seconds(planned)} s", at, look
+        problem += f", waited {seconds(waited)} s"
+        if waited == planned:
+            return problem, at, look
+        late = "what kept {}, or all workers, busy when the wait ended"
+        return f"{problem}, planned {seconds(planned)} s", at, late
+    if times is not None and len(retries) != times:
+        problem = f"{task}: expected {retries_text(times)}, made {len(retries)}"
+        look = "max_retries and retryable_exceptions of {}'s ErrorHandler"
+        return problem, min(times, len(retries)), look
+    return None
+
+
+def retry_text(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) -> str:
+    """Return the expected, the planned and the real wait of one retry in words."""
+    parts = []
+    if wanted is not None:
+        parts.append(f"expected {seconds(wanted[at])} s" if at < len(wanted) else "not expected")
+    if at >= len(retries):
+        return ", ".join([*parts, "was not made"])
+    actual = retries[at].actual_ns
+    parts.append(f"planned {seconds(retries[at].delay_ns)} s")
+    parts.append("still waits" if actual is None else f"waited {seconds(actual)} s")
+    return ", ".join(parts)
+
+
+def retries_text(times: int | None) -> str:
+    """Return a number of retries in words.
+
+    >>> retries_text(None), retries_text(1), retries_text(4)
+    ('a retry', '1 retry', '4 retries')
+    """
+    return "a retry" if times is None else count(times, "retry", "retries")

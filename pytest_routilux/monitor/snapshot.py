@@ -1,9 +1,9 @@
-"""What makes up a flow, a job, an error handler: plain data whose paths a user can follow.
+"""Converts a flow, a job or an error handler to plain data, whose paths a user can follow.
 
-Laws:
-- A view holds what saving keeps, and of a routine its public attributes of plain data too. So two
-  objects of one view are alike for whoever runs them.
-- It is made from the object itself, never from its saved form.
+Invariants:
+- A view holds what saving keeps, and the public attributes of a routine that are plain data. Two
+  objects with equal views behave alike.
+- A view is made from the object itself, not from its saved form.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _JOB_PARTS: Final = (
 
 
 def view(obj: object) -> object:
-    """Return what makes up an object; one that is none of ours is its own view.
+    """Return the plain data of an object; an object that is not ours is its own view.
 
     >>> view(ErrorHandler("skip", timeout=2))
     {'strategy': <ErrorStrategy.SKIP: 'skip'>, 'timeout': 2}
@@ -79,7 +79,7 @@ def view(obj: object) -> object:
 
 def _routine_view(routine: Routine) -> dict[str, object]:
     return {
-        # Sorted: when each was set is no part of what they are.
+        # Sorted, because the order in which attributes were set does not matter.
         **{n: v for n, v in sorted(vars(routine).items()) if _is_configuration(n, v)},
         "arguments": routine.arguments,
         "error_handler": view(routine.error_handler),

@@ -10,15 +10,14 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
-from pytest_routilux.sim.simulator.lives import RESTING, CrashPoint
-from pytest_routilux.sim.simulator.world import Call
+from pytest_routilux.sim.simulator.model import ENDED, Call, CrashPoint
 from routilux import Commit, CommitKind
 from routilux.clocks.durations import SECOND
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from pytest_routilux.sim.simulator.lives import Kind, Undisturbed
+    from pytest_routilux.sim.simulator.model import Kind, Undisturbed
 
 __all__ = ["crash_points"]
 
@@ -51,7 +50,7 @@ class _Points:
         self._names: set[str] = set()
         self._deadlines = {
             name
-            for name, handler in run.life.flow.plan().handlers.items()
+            for name, handler in run.host.flow.plan().handlers.items()
             if handler.deadline is not None
         }
 
@@ -103,7 +102,7 @@ class _Points:
         text = f"{who}: the store keeps {what} and does not answer"
         yield self._point(step, "store does not answer", f"{start}.unanswered", text, before)
         yield self._point(step, "after a write", end, f"{who}: right after {what}", after)
-        if self._run.states[after.commits].status in RESTING:
+        if self._run.states[after.commits].status in ENDED:
             return
         text = f"{who}: right after {what}, and again when the next host has just gone on"
         yield self._point(step, "in a recovery", f"{end}.recovery", text, after)

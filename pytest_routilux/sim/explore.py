@@ -13,10 +13,10 @@ from time import perf_counter
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import StoreFails
-from pytest_routilux.sim.conformance.checker import broken_law
+from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.isolation.forked_hosts import Hosts
+from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.oracle import (
     Expected,
     compare_effects,
@@ -25,12 +25,11 @@ from pytest_routilux.sim.oracle import (
     varying,
     view_of,
 )
-from pytest_routilux.sim.recovery import recover, undisturbed
-from pytest_routilux.sim.results import Checks, Coverage, Examination, Outcome, Reference
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.recovery import recover, run_undisturbed
+from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
+from pytest_routilux.sim.simulator.execution import run_variation, variations
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.sim.simulator.store_files import store_name
-from pytest_routilux.sim.simulator.variations import variations, vary
-from pytest_routilux.sim.simulator.world import Finding
 from pytest_routilux.text import class_name, error_text
 from routilux import JobState, PoisonJobError, SavedState, SavedStateError, StepTimeoutError
 from routilux.codec.equality import first_difference, same_value
@@ -38,21 +37,28 @@ from routilux.codec.equality import first_difference, same_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, CrashPoint, Disturbed, Life, Undisturbed
-    from pytest_routilux.sim.simulator.world import Signature, World
+    from pytest_routilux.sim.simulator.model import (
+        Case,
+        CrashPoint,
+        Disturbed,
+        Host,
+        Signature,
+        Undisturbed,
+        World,
+    )
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
 
-__all__ = ["examine", "judge", "reference", "trouble"]
+__all__ = ["check_disturbed", "check_undisturbed", "explore", "run_reference"]
 
 
-def examine(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Examination:
+def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
     """Run a case undisturbed and with each of its crash points, or with those chosen of them."""
     begun = perf_counter()
     coverage = Coverage()
     if case.store is not None:
         coverage.notes.append(f"each host opens the files anew: store={store_name(case.store)}")
-    with Hosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
+    with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
         result = _examine(case, start_ns, checks, coverage, choose, hosts)
     coverage.seconds = perf_counter() - begun
     return result
@@ -64,9 +70,9 @@ def _examine(
     checks: Checks,
     coverage: Coverage,
     choose: Choose | None,
-    hosts: Hosts,
-) -> Examination:
-    known = reference(case, start_ns, checks, coverage, hosts)
+    hosts: ForkedHosts,
+) -> Exploration:
+    known = run_reference(case, start_ns, checks, coverage, hosts)
     failures: list[tuple[CrashPoint, Finding]] = []
     kept: dict[Signature, Disturbed] = {}
     if known.finding is None:
@@ -77,10 +83,10 @@ def _examine(
         coverage.planned.update(point.kind for point in points)
         for point in points:
             disturbed = recover(run, point)
-            coverage.runs += len(disturbed.lives)
+            coverage.runs += len(disturbed.hosts)
             if disturbed.executed:
                 coverage.executed[point.kind] += 1
-            finding = judge(known, disturbed, checks)
+            finding = check_disturbed(known, disturbed, checks)
             if finding is not None:
                 failures.append((point, finding))
                 best = kept.setdefault(finding.signature, disturbed)
@@ -91,43 +97,43 @@ def _examine(
             finding, apart = found
             failures.insert(0, (apart.point, finding))
             kept[finding.signature] = apart
-    return Examination(known, failures, coverage, kept)
+    return Exploration(known, failures, coverage, kept)
 
 
 def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
     try:
-        SavedState.from_bytes(SavedState.capture(run.life.flow, run.states[1]).to_bytes())
+        SavedState.from_bytes(SavedState.capture(run.host.flow, run.states[1]).to_bytes())
     except SavedStateError as error:
         coverage.notes.append(f"not by document: {error}")
         return False
     return True
 
 
-def reference(
-    case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: Hosts | None = None
+def run_reference(
+    case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: ForkedHosts | None = None
 ) -> Reference:
     """Run a case undisturbed with every perturbation, first in another process."""
     if hosts is None:
-        with Hosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
-            return reference(case, start_ns, checks, coverage, hosts)
+        with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
+            return run_reference(case, start_ns, checks, coverage, hosts)
     killed = hosts.canary()
     if killed is not None:
         return Reference(killed.run, {}, frozenset(), finding=killed.finding)
-    run = undisturbed(case, start_ns, FIFO)
+    run = run_undisturbed(case, start_ns)
     coverage.runs += 1
     known = Reference(run, {}, frozenset())
-    known.finding = trouble(run)
+    known.finding = check_undisturbed(run)
     if known.finding is not None:
         return known
     # From what was read back: what a disturbed run starts with is the same objects then.
     known.view = view_of(run.states[-1], run.world)
-    plan = run.life.flow.plan()
+    plan = run.host.flow.plan()
     views = []
     for variation in variations(plan):
-        world, life = vary(case, start_ns, variation)
+        world, host = run_variation(case, start_ns, variation)
         coverage.runs += 1
-        if life.job is not None and life.error is None:
-            views.append(view_of(life.job, world))
+        if host.job is not None and host.error is None:
+            views.append(view_of(host.job, world))
     known.ordered = plan.width == 1
     known.mask = varying(known.view, views, ordered=known.ordered)
     known.trie = trie_of(known.mask)
@@ -138,19 +144,19 @@ def reference(
     return known
 
 
-def judge(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
+def check_disturbed(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
     """Return what is wrong with a disturbed run, the most important finding first."""
     run, world = known.run, disturbed.world
-    for life in disturbed.lives:
-        if life.lost is not None:
-            return life.lost
+    for host in disturbed.hosts:
+        if host.store_finding is not None:
+            return host.store_finding
     finding = compare_effects(run.world, world, known.trie)
     if finding is not None:
         return finding
-    finding = _broken(run, world, disturbed.lives)
+    finding = _broken(run, world, disturbed.hosts)
     if finding is not None:
         return finding
-    job = disturbed.life.job
+    job = disturbed.host.job
     assert job is not None
     outcome = Outcome(job, world.calls)
     if checks.view is not None:
@@ -178,9 +184,9 @@ def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
     return None
 
 
-def trouble(run: Undisturbed) -> Finding | None:
+def check_undisturbed(run: Undisturbed) -> Finding | None:
     """Return what is wrong with an undisturbed run; then crashes prove nothing."""
-    broken = run.life.lost or _broken(run, run.world, [run.life])
+    broken = run.host.store_finding or _broken(run, run.world, [run.host])
     return broken or _mistake(run) or _given_up(run)
 
 
@@ -204,16 +210,16 @@ def _given_up(run: Undisturbed) -> Finding | None:
     return Finding("stuck", f"each host that goes on ends: {error.message}", "stuck")
 
 
-def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | None:
-    last = lives[-1]
-    law = broken_law(world, lives, run.case)
-    if law is not None:
-        return law
-    for life in lives:
-        if life.broken:
-            return life.broken[0]
-        if life.threads:
-            routine, thread = life.threads[0]
+def _broken(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
+    last = hosts[-1]
+    rule = broken_rule(world, hosts, run.case)
+    if rule is not None:
+        return rule
+    for host in hosts:
+        if host.findings:
+            return host.findings[0]
+        if host.leaked_threads:
+            routine, thread = host.leaked_threads[0]
             what = f"{routine} leaves a thread behind that runs on after its step: {thread!r}"
             return Finding("leaked-thread", what, f"threads.{routine}", routine)
     if last.error is not None or last.job is None:
@@ -226,5 +232,5 @@ def _broken(run: Undisturbed, world: World, lives: Sequence[Life]) -> Finding | 
             f"the host's memory has {len(held)} commits, its store {len(kept)}, and they are not"
             " the same"
         )
-        return Finding("engine-law", what, "engine")
+        return Finding("engine-rule", what, "engine")
     return None

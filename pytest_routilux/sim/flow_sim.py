@@ -23,16 +23,15 @@ from pytest_routilux.settings import report_look
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
-from pytest_routilux.sim.explore import examine, reference
+from pytest_routilux.sim.explore import explore, run_reference
 from pytest_routilux.sim.repro import Repro, Stale, command
-from pytest_routilux.sim.results import Checks, Coverage, Examination, Outcome
+from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import Case
-from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import Case, World
+from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.sim.simulator.store_files import checked_store
-from pytest_routilux.sim.simulator.world import World
 from pytest_routilux.text import error_text, shorten
 from routilux import Flow, FlowDefinitionError
 from routilux.clocks.durations import instant_ns
@@ -40,8 +39,7 @@ from routilux.clocks.durations import instant_ns
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from pytest_routilux.sim.simulator.lives import CrashPoint, Opens
-    from pytest_routilux.sim.simulator.world import Finding
+    from pytest_routilux.sim.simulator.model import CrashPoint, Finding, OpenStore
     from routilux import JobState
 
 __all__ = ["START", "FlowSim"]
@@ -100,13 +98,13 @@ class FlowSim:
         world = World(START)
         for fault in faults:
             fault.begin(0)
-        life = live(case, world, choices=FIFO if seed is None else Seeded(seed))
-        if life.error is not None:
-            raise life.error
+        host = run_host(case, world, scheduler=FIFO if seed is None else SeededScheduler(seed))
+        if host.error is not None:
+            raise host.error
         _refuse_idle(faults)
-        assert life.job is not None
-        facts_of(self._node).add_simulated_job(life.job)
-        return Outcome(life.job, world.calls)
+        assert host.job is not None
+        facts_of(self._node).add_simulated_job(host.job)
+        return Outcome(host.job, world.calls)
 
     def crash_everywhere(
         self,
@@ -120,7 +118,7 @@ class FlowSim:
         always: Callable[[JobState], object] | None = None,
         view: Callable[[Outcome], object] | None = None,
         isolated: bool = True,
-        store: Opens | None = None,
+        store: OpenStore | None = None,
     ) -> Coverage:
         """Let a host die at every point of a job, and prove that others bring it to the same end.
 
@@ -145,7 +143,7 @@ class FlowSim:
             # Perhaps it is of another simulation of the test, which this one must not keep from it.
             self._stale.append(again.reason)
             again = None
-        case, result = again or (case, examine(case, START, checks))
+        case, result = again or (case, explore(case, START, checks))
         self._taken = self._taken or again is not None
         asked = (invariant, always, view) != (None, None, None)
         self._tell(result, self._repro if again else None, asked=asked)
@@ -199,7 +197,7 @@ class FlowSim:
                 pytrace=False,
             )
 
-    def _again(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Examination] | Stale:
+    def _again(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration] | Stale:
         if repro.seed is not None:
             return Stale("crash_everywhere does all in FIFO order, and it names a seed")
         applied = repro.applied(case, case.build())
@@ -216,10 +214,10 @@ class FlowSim:
                 return []
             return [point]
 
-        result = examine(applied, START, checks, choose)
+        result = explore(applied, START, checks, choose)
         return stale[0] if stale else (applied, result)
 
-    def _tell(self, result: Examination, repro: Repro | None, *, asked: bool) -> None:
+    def _tell(self, result: Exploration, repro: Repro | None, *, asked: bool) -> None:
         ends = _end(result)
         coverage = result.coverage
         failed = bool(result.failures) or result.reference.finding is not None
@@ -244,13 +242,13 @@ class FlowSim:
         told = "\n".join([head, *(f"     {line}".replace(_TIED, " ") for line in lines)])
         facts_of(self._node).parts.append(told)
 
-    def _judge(self, case: Case, checks: Checks, result: Examination) -> None:
+    def _judge(self, case: Case, checks: Checks, result: Exploration) -> None:
         __tracebackhide__ = True
         known = result.reference
         if known.finding is None and not result.failures:
             return
         cause = shrink(result, case, START, checks)
-        repro = Repro.of(case, known.run.life.flow, cause.point, faults=cause.faults)
+        repro = Repro.of(case, known.run.host.flow, cause.point, faults=cause.faults)
         text = explain_cause(
             cause, case, report_look(self._node.config)[0], repro=command(self._node.nodeid, repro)
         )
@@ -260,9 +258,9 @@ class FlowSim:
         """Fail by what no crash is needed to show."""
         __tracebackhide__ = True
         coverage = Coverage()
-        known = replace(reference(case, START, checks, coverage), finding=finding)
+        known = replace(run_reference(case, START, checks, coverage), finding=finding)
         numbers = tuple(range(1, len(case.faults) + 1))
-        cause = Cause(None, finding, numbers, Examination(known, [], coverage))
+        cause = Cause(None, finding, numbers, Exploration(known, [], coverage))
         columns = report_look(self._node.config)[0]
         pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
 
@@ -274,7 +272,7 @@ def _case(
     slot: str,
     faults: Sequence[Fault],
     always: Callable[[JobState], object] | None = None,
-    store: Opens | None = None,
+    store: OpenStore | None = None,
 ) -> Case:
     __tracebackhide__ = True
     if not callable(build):
@@ -293,8 +291,8 @@ def _case(
         fault.used = True
         fault.struck = 0  # what it hit in another simulation proves nothing of this one
         fault.check(flow)
-    opens = None if store is None else checked_store(store)
-    return Case(build, entry, params, slot, faults=tuple(faults), always=always, store=opens)
+    open_store = None if store is None else checked_store(store)
+    return Case(build, entry, params, slot, faults=tuple(faults), always=always, store=open_store)
 
 
 def _refuse_idle(faults: Sequence[Fault]) -> None:
@@ -306,7 +304,7 @@ def _refuse_idle(faults: Sequence[Fault]) -> None:
         )
 
 
-def _told(result: Examination) -> tuple[str, list[str]]:
+def _told(result: Exploration) -> tuple[str, list[str]]:
     """Return how much was tried, and what it does not prove."""
     coverage, known = result.coverage, result.reference
     rate = coverage.runs / coverage.seconds if coverage.seconds else 0
@@ -320,7 +318,7 @@ def _told(result: Examination) -> tuple[str, list[str]]:
     return head, [" · ".join(counts), *coverage.notes, *ends, *not_compared(known)]
 
 
-def _end(result: Examination) -> str | None:
+def _end(result: Exploration) -> str | None:
     """Return by what error the undisturbed job failed, if it did."""
     error = result.reference.run.job.error
     if error is None:

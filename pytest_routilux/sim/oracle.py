@@ -15,7 +15,7 @@ import json
 import marshal
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import shown, without_addresses
 from routilux import CommitKind, codec
 from routilux.codec.equality import SCALARS, first_difference, same_value
@@ -23,7 +23,7 @@ from routilux.codec.equality import SCALARS, first_difference, same_value
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from pytest_routilux.sim.simulator.world import Call, World
+    from pytest_routilux.sim.simulator.model import Call, World
     from routilux import JobState
 
 __all__ = [

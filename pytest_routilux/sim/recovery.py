@@ -1,10 +1,11 @@
-"""Runs a job undisturbed, and recovers it on another host after a crash.
+"""Runs a job without a crash, and resumes it on other hosts after a crash.
 
 Invariants:
-- After a crash, durable is a prefix of the undisturbed run's world, read back from its saved form,
-  or from the files of a real store. No code of the dead host runs: no `finally`, no `except`.
+- After a crash, the durable state is a prefix of the undisturbed run's world, read back from its
+  saved form, or from the files of a real store. No code of the dead host runs: no `finally`, no
+  `except`.
 - The next host builds its flow anew and has only the world.
-- A point that was planned is executed, or the run is no proof.
+- Each run says whether its planned crash was executed; without it, the run proves nothing.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import Fault
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import (
-    RESTING,
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import (
+    ENDED,
     Case,
     Disturbed,
+    Finding,
+    Host,
     HostCrash,
-    Life,
     Undisturbed,
+    World,
 )
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.store_files import Files
-from pytest_routilux.sim.simulator.world import Finding, World
+from pytest_routilux.sim.simulator.store_files import RealStoreFiles
 from pytest_routilux.text import error_text
 from routilux import (
     Commit,
@@ -39,149 +40,140 @@ from routilux import (
 from routilux.core.replay import follow
 
 if TYPE_CHECKING:
-    from pytest_routilux.sim.simulator.lives import CrashPoint
-    from pytest_routilux.sim.simulator.scheduler import Choices
+    from pytest_routilux.sim.simulator.model import CrashPoint
     from routilux import Flow
 
-__all__ = ["recover", "undisturbed"]
+__all__ = ["recover", "run_undisturbed"]
 
 _MOST_HOSTS: Final = 12
 _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
-def undisturbed(case: Case, start_ns: int, choices: Choices) -> Undisturbed:
-    """Run a job without a simulated crash; a host that its handlers kill is followed by another.
+def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
+    """Run a job without a simulated crash; after a host that a handler kills, another one resumes.
 
-    Raises the error of an entry or params that the flow does not take.
+    Raises the error of an entry or params that the flow does not accept.
     """
     world = _new_world(case, start_ns)
-    lives = _until_it_rests(case, world, None, choices=choices, checked=True)
-    if not world.commits and isinstance(lives[-1].error, FlowDefinitionError | UnserializableError):
-        raise lives[-1].error
+    hosts = _run_hosts(case, world, None, checked=True)
+    if not world.commits and isinstance(hosts[-1].error, FlowDefinitionError | UnserializableError):
+        raise hosts[-1].error
     durable: list[Commit] = []
     job = JobState(case.job_id)
     states = [job.copy()]
-    merged = lives[-1]
+    merged = hosts[-1]
     for commit in world.commits:
         path = f"$.{case.job_id}[{commit.seq}]"
         try:
             durable.append(Commit.load(codec.loads(commit.dumps()), path))
             follow(job, durable[-1], path)
         except SavedStateError as error:
-            whose = commit.routine_id or "the job"
-            what = f"commit {commit.seq} of {whose} can't be read back: {error}"
-            finding = Finding("unreadable", what, f"engine.{whose}", commit.routine_id)
-            merged.broken.append(finding)
+            routine = commit.routine_id or "the job"
+            what = f"commit {commit.seq} of {routine} can't be read back: {error}"
+            merged.findings.append(
+                Finding("unreadable", what, f"engine.{routine}", commit.routine_id)
+            )
             break
         states.append(job.copy())
-    for life in lives[:-1]:
-        merged.broken[:0] = life.broken
-        merged.steps[:0] = life.steps
-        merged.errors = {**life.errors, **merged.errors}
-        merged.asked = {**life.asked, **merged.asked}
-    if world.files is None:
-        return Undisturbed(case, world, merged, durable, states)
-    lost: dict[int, Finding] = {}
-    for number in range(len(states)):
-        given = world.files.cut(number).given_back(case.job_id, world)
-        if isinstance(given, Finding):
-            lost[number] = given
-        elif given is not None:
-            states[number] = given
-    return Undisturbed(case, world, merged, durable, states, lost)
+    for host in hosts[:-1]:
+        merged.findings[:0] = host.findings
+        merged.steps[:0] = host.steps
+        merged.errors = {**host.errors, **merged.errors}
+        merged.retry_after = {**host.retry_after, **merged.retry_after}
+    run = Undisturbed(case, world, merged, durable, states)
+    if world.files is not None:
+        for number in range(len(states)):
+            stored = world.files.cut(number).stored_job(case.job_id, world)
+            if isinstance(stored, Finding):
+                run.store_findings[number] = stored
+            elif stored is not None:
+                states[number] = stored
+    return run
 
 
 def _new_world(case: Case, start_ns: int) -> World:
-    return World(start_ns, files=None if case.store is None else Files(case.store))
+    return World(start_ns, files=None if case.store is None else RealStoreFiles(case.store))
 
 
 def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
-    """Kill a host at a point of a run, and resume the job on others until it ends."""
+    """Crash a host at a point of a run, and resume the job on other hosts until it ends."""
     case = run.case
     if point.kind in _REFUSALS:
-        # The host meets the failing store alive, so it is run from the beginning.
-        fault = _FailsAt(point.commits + 1, durable=point.kind == "store does not answer")
+        # The host is alive when the store fails, so it runs from the start of the job.
+        durable = point.kind == "store does not answer"
+        how = "was not acknowledged" if durable else "failed"
+        seq = point.commits + 1
+        fault = _FailsAt(seq, OSError(f"write {seq} of the store {how}"), durable=durable)
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
-        lives = _until_it_rests(failing, world, None)
-        return Disturbed(point, world, lives, executed=fault.struck == 1)
+        hosts = _run_hosts(failing, world, None)
+        return Disturbed(point, world, hosts, executed=fault.struck == 1)
     world = run.world.cut(point.commits, point.calls, point.at_ns)
     world.commits = run.durable[: point.commits]
-    world.noted(point.at_ns, "CRASH")
+    world.add_note(point.at_ns, "CRASH")
     world.now_ns = point.resume_ns
-    if point.commits in run.lost:
-        life = Life(run.life.flow, lost=run.lost[point.commits])
-        return Disturbed(point, world, [life], executed=True)
+    if point.commits in run.store_findings:
+        host = Host(run.host.flow, store_finding=run.store_findings[point.commits])
+        return Disturbed(point, world, [host], executed=True)
     job = run.states[point.commits] if point.commits else None
     executed = True
     if point.kind == "in a recovery" and job is not None:
-        job, executed = _die_again(case, world, job)
+        job, executed = _crash_on_resume(case, world, job)
     flow = None
     if point.kind == "by document" and job is not None:
-        saved = SavedState.capture(run.life.flow, job)
+        saved = SavedState.capture(run.host.flow, job)
         document = SavedState.from_bytes(saved.to_bytes())
         flow, job = document.flow, document.job
-    lives = _until_it_rests(case, world, job, flow=flow)
-    return Disturbed(point, world, lives, executed=executed)
+    hosts = _run_hosts(case, world, job, flow=flow)
+    return Disturbed(point, world, hosts, executed=executed)
 
 
 class _FailsAt(Fault):
-    """The store fails once at a commit, which it may keep.
+    """Raises an error once at the write of a commit, which the store keeps if `durable`.
 
-    Not by the number of the write: the test's own faults may need several for one commit.
+    It does not count writes: because of the test's own faults, a commit may need several.
     """
 
-    def __init__(self, seq: int, *, durable: bool) -> None:
+    def __init__(self, seq: int, error: BaseException, *, durable: bool) -> None:
         self._seq = seq
+        self._error = error
         self._durable = durable
 
     def before_write(self, commit: Commit) -> None:
         if not self._durable:
-            self._fail(commit, "failed")
+            self._fail(commit)
 
     def after_write(self, commit: Commit) -> None:
         if self._durable:
-            self._fail(commit, "was not acknowledged")
+            self._fail(commit)
 
-    def _fail(self, commit: Commit, how: str) -> None:
+    def _fail(self, commit: Commit) -> None:
         if commit.seq == self._seq and not self.struck:
             self.struck += 1
-            raise OSError(f"write {self._seq} of the store {how}")
+            raise self._error
 
 
-class _DiesAfter(Fault):
-    """The host dies after its store has a commit, and before the store has answered."""
-
-    def __init__(self, seq: int) -> None:
-        self._seq = seq
-
-    def after_write(self, commit: Commit) -> None:
-        if commit.seq == self._seq:
-            self.struck += 1
-            raise HostCrash
-
-
-def _die_again(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
-    """Kill a host right after it has resumed; return the stored job, and whether the host died."""
-    dies = _DiesAfter(len(world.commits) + 1)
+def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
+    """Crash a host right after it has resumed; return the stored job, and whether the host died."""
+    dies = _FailsAt(len(world.commits) + 1, HostCrash(), durable=True)
     for fault in case.faults:
         fault.begin(len(world.commits))
     for _ in range(_MOST_HOSTS):  # a store that the test lets fail may end others before
-        life = live(replace(case, faults=(dies, *case.faults)), world, job)
-        job = _stored(case, world, job, life) or job
+        host = run_host(replace(case, faults=(dies, *case.faults)), world, job)
+        job = _stored(case, world, job, host) or job
         if dies.struck:
             break
-    world.noted(world.now_ns, "CRASH, right after it went on")
+    world.add_note(world.now_ns, "CRASH, right after it resumed")
     return job, dies.struck == 1
 
 
-def _stored(case: Case, world: World, job: JobState | None, life: Life) -> JobState | None:
+def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
     """Return the job in the store after the death of a host, which had loaded `job` from it."""
     if world.files is not None:
-        given = world.files.given_back(case.job_id, world)
-        if not isinstance(given, Finding):
-            return given
-        life.lost = given
+        stored = world.files.stored_job(case.job_id, world)
+        if not isinstance(stored, Finding):
+            return stored
+        host.store_finding = stored
     if not world.commits:
         return None
     job = JobState(case.job_id) if job is None else job.copy()
@@ -190,32 +182,31 @@ def _stored(case: Case, world: World, job: JobState | None, life: Life) -> JobSt
     return job
 
 
-def _until_it_rests(
+def _run_hosts(
     case: Case,
     world: World,
     job: JobState | None,
     *,
-    choices: Choices = FIFO,
     checked: bool = False,
     flow: Flow | None = None,
-) -> list[Life]:
+) -> list[Host]:
     """Run one host after another until the job ends, or `_MOST_HOSTS` have died."""
     for fault in case.faults:
         fault.begin(len(world.commits))
-    lives: list[Life] = []
-    while len(lives) < _MOST_HOSTS:
-        if job is not None and job.status in RESTING:
-            lives.append(Life(case.build(), job))
+    hosts: list[Host] = []
+    while len(hosts) < _MOST_HOSTS:
+        if job is not None and job.status in ENDED:
+            hosts.append(Host(case.build(), job))
             break
-        life = live(case, world, job, choices=choices, checked=checked, flow=flow)
-        lives.append(life)
-        over = life.error is None or isinstance(life.error, RoutiluxError)
+        host = run_host(case, world, job, checked=checked, flow=flow)
+        hosts.append(host)
+        over = host.error is None or isinstance(host.error, RoutiluxError)
         if over and world.files is None:
             break
-        job = _stored(case, world, job, life)
-        if over or life.lost is not None:
+        job = _stored(case, world, job, host)
+        if over or host.store_finding is not None:
             break
         flow = None
-        assert life.error is not None
-        world.noted(world.now_ns, f"the host ends: {error_text(life.error)}")
-    return lives
+        assert host.error is not None
+        world.add_note(world.now_ns, f"the host ends: {error_text(host.error)}")
+    return hosts

@@ -25,7 +25,7 @@ from pytest_routilux.text import shown, without_addresses
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, CrashPoint
+    from pytest_routilux.sim.simulator.model import Case, CrashPoint
     from routilux import Flow
 
 __all__ = ["Repro", "Stale", "command", "digest_of"]

@@ -1,4 +1,4 @@
-"""Values of an examination: what is checked, how much was tried, and what was found."""
+"""Values of an exploration: what is checked, how much was tried, and what was found."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pytest_routilux.sim.oracle import Mask, Trie, View
-    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Undisturbed
-    from pytest_routilux.sim.simulator.world import Call, Finding, Signature
+    from pytest_routilux.sim.simulator.model import (
+        Call,
+        CrashPoint,
+        Disturbed,
+        Finding,
+        Signature,
+        Undisturbed,
+    )
     from routilux import Commit, JobState
 
-__all__ = ["Checks", "Coverage", "Examination", "Outcome", "Reference"]
+__all__ = ["Checks", "Coverage", "Exploration", "Outcome", "Reference"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,7 @@ class Reference:
 
 
 @dataclass(slots=True)
-class Examination:
+class Exploration:
     """The result for a case: its reference, and each point that failed with its finding.
 
     `disturbed` keeps, for each signature of a finding, the run of the simplest point that shows it.

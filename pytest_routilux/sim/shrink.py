@@ -12,17 +12,16 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import examine, judge, reference
+from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
 from pytest_routilux.sim.recovery import recover
-from pytest_routilux.sim.results import Coverage, Examination
+from pytest_routilux.sim.results import Coverage, Exploration
 from pytest_routilux.text import count
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from pytest_routilux.sim.results import Checks, Reference
-    from pytest_routilux.sim.simulator.lives import Case, CrashPoint, Disturbed
-    from pytest_routilux.sim.simulator.world import Finding, Signature
+    from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding, Signature
 
 __all__ = ["Cause", "shrink"]
 
@@ -35,7 +34,7 @@ _ELSEWHERE: Final = ("module-state",)
 class Cause:
     """The smallest cause that was found; without `point` it shows in a run that nothing disturbs.
 
-    `faults` are the numbers, from 1, of the case's faults that it needs. `examination` tells of
+    `faults` are the numbers, from 1, of the case's faults that it needs. `exploration` tells of
     the undisturbed run with those alone, and of all that was tried with all of them. `runs` is how
     many runs of the flow shrinking took, `text` what the cause was before, None where that was it.
     """
@@ -43,33 +42,33 @@ class Cause:
     point: CrashPoint | None
     finding: Finding
     faults: tuple[int, ...]
-    examination: Examination
+    exploration: Exploration
     runs: int = 0
     text: str | None = None
 
 
 def shrink(
-    examination: Examination,
+    exploration: Exploration,
     case: Case,
     start_ns: int,
     checks: Checks,
     finding: Finding | None = None,
 ) -> Cause:
-    """Return the smallest cause of a finding of an examination, by default of its first."""
-    known = examination.reference
+    """Return the smallest cause of a finding of an exploration, by default of its first."""
+    known = exploration.reference
     kept = tuple(range(1, len(case.faults) + 1))
     if finding is None:
-        finding = known.finding or examination.failures[0][1]
+        finding = known.finding or exploration.failures[0][1]
     signature = finding.signature
-    same = [failure for failure in examination.failures if failure[1].signature == signature]
+    same = [failure for failure in exploration.failures if failure[1].signature == signature]
     if known.finding is None:
         first = same[0][0]
         found = min(same, key=lambda failure: failure[0].simplicity)
-        best = Cause(*found, kept, examination)
+        best = Cause(*found, kept, exploration)
     else:
         first = None
-        best = Cause(None, finding, kept, examination)
-    documents = "by document" in examination.coverage.planned
+        best = Cause(None, finding, kept, exploration)
+    documents = "by document" in exploration.coverage.planned
     search = _Search(case, start_ns, checks, signature, documents=documents)
     number = len(kept)
     while number and search.counted.runs < _MOST_RUNS:
@@ -80,7 +79,7 @@ def shrink(
             reference_, disturbed, finding = smaller
             point = None if disturbed is None else disturbed.point
             kept_run = {} if disturbed is None else {signature: disturbed}
-            tried = replace(examination, reference=reference_, disturbed=kept_run)
+            tried = replace(exploration, reference=reference_, disturbed=kept_run)
             best = Cause(point, finding, tuple(n for n in best.faults if n != number), tried)
             number = max(best.faults, default=0)
     text = None
@@ -116,7 +115,7 @@ class _Search:
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
         if self._signature[0] in _ELSEWHERE:
             return self._elsewhere(case)
-        known = reference(case, self._start_ns, self._checks, self.counted)
+        known = run_reference(case, self._start_ns, self._checks, self.counted)
         if known.finding is not None:
             same = known.finding.signature == self._signature
             return (known, None, known.finding) if same else None
@@ -125,14 +124,14 @@ class _Search:
             if self.counted.runs >= _MOST_RUNS:
                 return None
             disturbed = recover(known.run, point)
-            self.counted.runs += len(disturbed.lives)
-            finding = judge(known, disturbed, self._checks)
+            self.counted.runs += len(disturbed.hosts)
+            finding = check_disturbed(known, disturbed, self._checks)
             if finding is not None and finding.signature == self._signature:
                 return known, disturbed, finding
         return None
 
     def _elsewhere(self, case: Case) -> tuple[Reference, Disturbed | None, Finding] | None:
-        tried = examine(case, self._start_ns, self._checks)
+        tried = explore(case, self._start_ns, self._checks)
         self.counted.runs += tried.coverage.runs
         disturbed = tried.disturbed.get(self._signature)
         if disturbed is None:

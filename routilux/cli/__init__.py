@@ -1,20 +1,20 @@
-"""The command `routilux`: lists, shows, retries, cancels and exports the jobs of a store.
+"""The command `routilux`, which lists, shows, retries, cancels and exports the jobs of a store.
 
 Invariants:
 - Reading changes nothing, creates nothing, and needs none of the modules that the jobs need.
-- An error is one line on stderr that names the culprit, the place and the cure; the exit status is
-  1, or 2 for wrong usage.
-- `--json` writes one object, {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}: instants
-  are UTC nanoseconds; members may be added, but keep their meaning. Its other members are
+- An error is one line on stderr: what happened, where, what to do. The exit status is then 1, or 2
+  for wrong usage.
+- `--json` writes one object: {"format": "routilux-COMMAND/1", "store": …, "at_ns": …, …}: instants
+  are UTC nanoseconds. A later version may add members; a member keeps its meaning.
   jobs            "counts" by status, "jobs" (job_id, flow_id, status, started_ns, updated_ns,
                   commits, retries, due_ns or null, error or null, held or null), "damaged"
                   (job_id, reason)
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
   retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
-  "held" is null for a job that is not active, else it has "owner" (null: none) and "free_in_ns":
-  the time by the store's clock until any host may take the job (null: never, the owner holds it
-  without a lease).
+  "held" is null for a job that has stopped. Otherwise it has "owner" (null: none) and "free_in_ns":
+  the time by the store's clock until any host may take the job (null: never, because the owner
+  holds it without a lease).
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from routilux import codec
-from routilux.cli.jobs import held, held_data, listing, no_commits, show_jobs
-from routilux.cli.open_store import changed, looked, shown
+from routilux.cli.jobs import held, held_data, list_jobs, no_commits, show_jobs
+from routilux.cli.open_store import change_store, read_store, without_password
 from routilux.cli.show import show_job
 from routilux.cli.terminal import Page, plain
 from routilux.clocks.clock import SystemClock
@@ -50,30 +50,30 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-_INTERRUPTED: Final = 130  # the status that a shell gives for SIGINT
-_PIPE_BROKE: Final = 141  # and for SIGPIPE
+_INTERRUPTED: Final = 130  # the exit status of SIGINT in a shell
+_PIPE_BROKE: Final = 141  # that of SIGPIPE
 _NEAREST: Final = 3
 
 
 class _RefusedError(Exception):
-    """The command can't be run; only the message is printed."""
+    """The command can't run; its message is all that is printed."""
 
 
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
     """Run a command and return its exit status; `clock` gives the time."""
     options = _parser().parse_args(argv)
-    options.shown = shown(options.store)
+    options.shown = without_password(options.store)
     options.clock = SystemClock() if clock is None else clock
     now = options.clock.now_ns()
     try:
         if sys.stdout is None:
-            raise _RefusedError("stdout is closed, so nothing can be told; open it")
+            raise _RefusedError("stdout is closed; open it to get a result")
         with codec.foreign_types():
             page = Page(sys.stdout)
             status: int = options.run(options, page, now)
         page.flush()
     except BrokenPipeError:
-        _let_go_of_stdout()
+        _discard_stdout()
         return _PIPE_BROKE
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -87,9 +87,9 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
 
 
 def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
-    total, found = looked(
+    total, found = read_store(
         options.store,
-        lambda store: (len(store.job_ids()), listing(store, options.status, options.flow)),
+        lambda store: (len(store.job_ids()), list_jobs(store, options.status, options.flow)),
         options.clock,
     )
     if options.json:
@@ -103,11 +103,11 @@ def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
 
 
 def _show(options: argparse.Namespace, page: Page, now: int) -> int:
-    def look(store: JobStore) -> tuple[JobState, Hold | None]:
+    def read(store: JobStore) -> tuple[JobState, Hold | None]:
         job = _read(store, options)
         return job, held(job, store.holders(job.job_id)[job.job_id])
 
-    job, hold = looked(options.store, look, options.clock)
+    job, hold = read_store(options.store, read, options.clock)
     if options.json:
         _write_json(page, options, now, {"job": job.serialize(), "held": held_data(hold)})
     else:
@@ -120,42 +120,39 @@ def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
         options,
         lambda store: admin.retry(store, options.job, now, take_over=options.take_over),
     )
-    fresh = (job.commits[-1].detail or {})["retry_failed"]
-    left = "is completed: nothing was left to do"
+    result = "is completed: no task was left to run"
     if job.status is JobStatus.PENDING:
-        done = "has a fresh budget" if fresh else "is taken over"
-        left = f"{done}; a worker of flow {job.flow_id} can take it up"
-    return _tell_change(options, page, now, job, left)
+        fresh = (job.commits[-1].detail or {})["retry_failed"]
+        result = "has a fresh budget" if fresh else "is taken over"
+        result = f"{result}; a worker of flow {job.flow_id} can resume it"
+    return _report(options, page, now, job, f"{result} (commit {job.seq:,})")
 
 
 def _cancel(options: argparse.Namespace, page: Page, now: int) -> int:
     job = _change(options, lambda store: admin.cancel(store, options.job, now, options.reason))
-    return _tell_change(options, page, now, job, "is cancelled")
+    return _report(options, page, now, job, f"is cancelled (commit {job.seq:,})")
 
 
 def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     file = Path(options.file)
-    job = looked(options.store, lambda store: _read(store, options), options.clock)
-    if file.is_dir() or not file.parent.is_dir():
-        what = "is a folder" if file.is_dir() else "would stand in a folder that is not there"
-        raise _RefusedError(f"{file} {what}; name a file in a folder that is there")
+    job = read_store(options.store, lambda store: _read(store, options), options.clock)
+    if file.is_dir():
+        raise _RefusedError(f"{file} is a folder; give the path of a file")
+    if not file.parent.is_dir():
+        raise _RefusedError(f"the folder of {file} does not exist; create it first")
     if file.exists() and Path(options.store).exists() and file.samefile(options.store):
-        raise _RefusedError(f"{file} is the store itself; name another file")
+        raise _RefusedError(f"{file} is the store itself; give another file")
     data = f'{{"format":{codec.dumps(FORMAT)},"job_state":{job.dumps()}}}\n'.encode()
     write_atomically(file, data)
-    if options.json:
-        facts = {"file": str(file), "bytes": len(data)}
-        _write_json(page, options, now, {**_facts(job), **facts})
-    else:
-        page.line(f"job {job.job_id} as of commit {job.seq:,} is in {file}, {len(data):,} bytes")
-    return 0
+    result = f"as of commit {job.seq:,} is in {file}, {len(data):,} bytes"
+    return _report(options, page, now, job, result, file=str(file), bytes=len(data))
 
 
 def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     job_id: str = options.job
     known = store.job_ids()
     if job_id not in known:
-        raise _RefusedError(_not_there(options.shown, job_id, known))
+        raise _RefusedError(_unknown_job(options.shown, job_id, known))
     try:
         job = Journal(store).read(job_id, history=True)
     except SavedStateError as error:
@@ -166,27 +163,28 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
 
 
 def _change(options: argparse.Namespace, change: Callable[[JobStore], JobState]) -> JobState:
-    looked(
-        options.store, lambda store: _read(store, options), options.clock
-    )  # what is unsound is not written to
-    return changed(options.store, change, options.clock)
+    # Reads first: a damaged store or job is refused before anything is written to it.
+    read_store(options.store, lambda store: _read(store, options), options.clock)
+    return change_store(options.store, change, options.clock)
 
 
-def _tell_change(
-    options: argparse.Namespace, page: Page, now: int, job: JobState, told: str
+def _report(
+    options: argparse.Namespace,
+    page: Page,
+    now: int,
+    job: JobState,
+    result: str,
+    **facts: object,
 ) -> int:
     if options.json:
-        _write_json(page, options, now, _facts(job))
+        members = {"job_id": job.job_id, "status": job.status.value, "seq": job.seq, **facts}
+        _write_json(page, options, now, members)
     else:
-        page.line(f"job {job.job_id} {told} (commit {job.seq:,})")
+        page.line(f"job {job.job_id} {result}")
     return 0
 
 
-def _facts(job: JobState) -> dict[str, object]:
-    return {"job_id": job.job_id, "status": job.status.value, "seq": job.seq}
-
-
-# --- what is told -------------------------------------------------------------------------------
+# --- the output ---------------------------------------------------------------------------------
 
 
 def _write_json(
@@ -196,22 +194,22 @@ def _write_json(
     page.text(json.dumps({**head, **members}, indent=1))
 
 
-def _not_there(store: str, job_id: str, known: list[str]) -> str:
+def _unknown_job(store: str, job_id: str, known: list[str]) -> str:
     near = [name for name in known if job_id and name.startswith(job_id)]
     near += [name for name in get_close_matches(job_id, known) if name not in near]
     if near:
         cure = f"did you mean {' or '.join(near[:_NEAREST])}?"
     elif known:
-        cure = f"`routilux jobs {store}` lists those that are"
+        cure = f"run `routilux jobs {store}` to list its jobs"
     else:
-        cure = "it holds no jobs at all"
-    return f"no job {job_id} is in {store}; {cure}"
+        cure = "the store holds no jobs; check its name"
+    return f"there is no job {job_id} in {store}; {cure}"
 
 
 def _damaged(store: str, job_id: str, error: SavedStateError) -> str:
     if isinstance(error, UnsupportedVersionError):
         return f"job {job_id} in {store} can't be read: {error}"
-    return f"job {job_id} in {store} is damaged: {error}; restore the store from a copy"
+    return f"job {job_id} in {store} is damaged: {error}; restore the store from a backup"
 
 
 def _line_of(error: Exception) -> str:
@@ -226,23 +224,23 @@ def _complain(text: str) -> None:
         sys.stderr.write(f"routilux: {plain(text)}\n")
 
 
-def _let_go_of_stdout() -> None:
-    # Else the interpreter flushes it once more when it ends, and complains.
+def _discard_stdout() -> None:
+    # The interpreter flushes stdout when it ends; this would fail again.
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
 
 
-# --- what can be asked --------------------------------------------------------------------------
+# --- the arguments ------------------------------------------------------------------------------
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="routilux",
-        description="Look into a store of jobs. Times are UTC; reading never changes the store.",
+        description="Read and change the jobs of a store. Times are UTC.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    jobs = _command(commands, "jobs", _jobs, "list the jobs, the newest first")
+    jobs = _command(commands, "jobs", _jobs, "list the jobs, newest first")
     statuses = [status.value for status in JobStatus]
     jobs.add_argument(
         "--status",
@@ -251,44 +249,43 @@ def _parser() -> argparse.ArgumentParser:
         help=f"only the jobs of this status: {', '.join(statuses)}",
     )
     jobs.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
-    jobs.add_argument("--limit", metavar="N", type=_count, help="at most so many")
-    _of_job(_command(commands, "show", _show, "tell what a job did, and what it waits for"))
+    jobs.add_argument("--limit", metavar="N", type=_count, help="at most N jobs")
+    _of_job(_command(commands, "show", _show, "show the commits and the pending tasks of a job"))
     retry = _command(
         commands,
         "retry",
         _retry,
         "give a failed job a fresh retry budget",
-        "The job then waits for a worker of its flow. The worker takes it up within moments;"
-        " where none runs, nothing happens before one does.",
+        "The job then waits until a worker of its flow resumes it.",
     )
     _of_job(retry)
     retry.add_argument(
         "--take-over",
         action="store_true",
-        help="also a job that a process holds which is gone for good; if it is not, it can commit"
-        " no more",
+        help="also take a job from the process that holds it; use this if that process is gone. If"
+        " it still runs, its commits are refused",
     )
     cancel = _command(
         commands,
         "cancel",
         _cancel,
-        "end a job for good",
-        "A host that runs the job can commit no more; a handler that it is in the middle of still"
-        " runs to its end, and counts for nothing.",
+        "cancel a job for good",
+        "A host that runs the job can commit no more. A running handler ends, but its result is"
+        " dropped.",
     )
     _of_job(cancel)
-    cancel.add_argument("--reason", metavar="TEXT", help="why, for whoever looks at the job later")
+    cancel.add_argument("--reason", metavar="TEXT", help="the reason, which `show` reports")
     export = _command(
         commands,
         "export",
         _export,
         "write a job to a file that another host can read",
-        "A store does not hold flows, so the file holds the job alone, with all its commits. Where"
-        " the flow is at hand: job = JobState.deserialize(json.load(open(FILE))['job_state']), then"
-        " flow.resume(job). The file is a copy and locks nothing.",
+        "The file holds the job with all its commits, but not its flow. In a program that has the"
+        " flow: job = JobState.deserialize(json.load(open(FILE))['job_state']); flow.resume(job)."
+        " The file is a copy and locks nothing.",
     )
     _of_job(export)
-    export.add_argument("file", metavar="FILE", help="is replaced if it is there")
+    export.add_argument("file", metavar="FILE", help="the file to write; replaces an existing one")
     return parser
 
 
@@ -317,5 +314,5 @@ def _of_job(parser: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)

@@ -1,4 +1,4 @@
-"""Instants and lengths of time as people read them; all instants are UTC."""
+"""Texts for instants and lengths of time; all instants are UTC."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def length(ns: int) -> str:
 
 
 def at(instant: int, now: int) -> str:
-    """Return an instant: its time alone where it is of today.
+    """Return an instant; without its date if that is today.
 
     >>> at(61 * SECOND, 0), at(90_000 * SECOND, 0)
     ('00:01:01', '1970-01-02 01:00:00')
@@ -34,7 +34,7 @@ def at(instant: int, now: int) -> str:
 
 
 def ago(instant: int, now: int) -> str:
-    """Return how long ago an instant was; a clock that is ahead of ours makes it no future.
+    """Return how long ago an instant was; an instant in the future was 0 s ago.
 
     >>> ago(0, 3 * SECOND)
     '3 s ago'
@@ -43,12 +43,12 @@ def ago(instant: int, now: int) -> str:
 
 
 def due(instant: int, now: int) -> str:
-    """Return when something is due, or how long it has been.
+    """Return in how long a task is due, or for how long it has been due.
 
     >>> due(5 * SECOND, 0), due(0, 5 * SECOND), due(0, 0)
     ('in 5 s', '5 s ago', 'now')
     """
     if abs(instant - now) < SECOND:
         return "now"
-    # A wait is rounded up: what is due in 0.4 s of the fourth second is not due in 3.
+    # A wait is rounded up, so that it never seems to be over too early.
     return f"in {length(instant - now + SECOND - 1)}" if instant > now else ago(instant, now)

@@ -1,8 +1,8 @@
-"""`routilux jobs`: a table of the jobs in a store, the newest first.
+"""`routilux jobs`: a table of the jobs in a store, newest first.
 
-Laws:
-- A job that can't be read hides no other: it is named at the end, and the command fails.
-- Ids are never cut, since they are what the other commands ask for.
+Invariants:
+- A job that can't be read hides no other job: it is named at the end, and the command fails.
+- Ids are never cut, because the other commands need the whole id.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
 
-__all__ = ["JobRow", "Listing", "due_ns", "held", "held_data", "listing", "no_commits", "show_jobs"]
+__all__ = ["held", "held_data", "list_jobs", "no_commits", "show_jobs"]
 
 _HEAD: Final = ("job", "flow", "status", "held by", "age", "commits", "retries", "next due, UTC")
 _FLOW, _STATUS = 1, 2
-_NUMBERS: Final = ("age", "commits", "retries")  # stand at the right of their columns
-_SPARED: Final = ("held by", "commits")  # where it is narrow, the first one first
-_SEPARATOR: Final = ", "  # between how long it is until then, and when that is
+_NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
+_OPTIONAL: Final = ("held by", "commits")  # left out on a narrow terminal, in this order
+_SEPARATOR: Final = ", "  # between the wait and its end
 _SHORTEST_FLOW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
 class JobRow:
-    """What the table tells of one job; the names are those of the JSON."""
+    """One job of the table; the fields have the names that they have in the JSON."""
 
     job_id: str
     flow_id: str
@@ -51,21 +51,21 @@ class JobRow:
     held: Hold | None
 
     def data(self) -> dict[str, object]:
-        """Return it as it stands in the JSON."""
+        """Return the job as it is in the JSON."""
         plain = {field.name: getattr(self, field.name) for field in fields(self)}
         return {**plain, "held": held_data(self.held)}
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The jobs that were asked for, and those that can't be read, with the reason."""
+    """The selected jobs, the jobs that can't be read with the reason, and all names of flows."""
 
     jobs: list[JobRow]
     damaged: dict[str, SavedStateError]
     flows: list[str]
 
     def data(self, limit: int | None) -> dict[str, object]:
-        """Return it as it stands in the JSON."""
+        """Return the members of the JSON."""
         return {
             "counts": _counts(self.jobs),
             "jobs": [job.data() for job in self.jobs[:limit]],
@@ -74,29 +74,22 @@ class Listing:
 
 
 def no_commits(job_id: str) -> CorruptStateError:
-    """Return the error of a job that a store lists, and of which it holds nothing."""
+    """Return the error of a job that a store lists, but of which it holds no commit."""
     return CorruptStateError(f"$.{job_id}", "has no commits")
 
 
 def held(job: JobState, hold: Hold) -> Hold | None:
-    """Return who has a job; None where it rests, so that it does not matter."""
+    """Return the hold of a job; None if the job has stopped, since the hold means nothing then."""
     return hold if job.status.is_live else None
 
 
 def held_data(hold: Hold | None) -> dict[str, object] | None:
-    """Return who has a job as it stands in the JSON."""
+    """Return a hold as it is in the JSON."""
     return None if hold is None else {"owner": hold.owner, "free_in_ns": hold.free_in_ns}
 
 
-def due_ns(job: JobState) -> int | None:
-    """Return when the job goes on by itself; None where it rests."""
-    if not job.status.is_live:
-        return None
-    return min((task.due_ns for task in job.pending_tasks if not task.failed), default=None)
-
-
-def listing(store: JobStore, status: str | None, flow: str | None) -> Listing:
-    """Read the jobs of a store, of one status and one flow where these are given."""
+def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
+    """Read the jobs of a store; of one status and one flow if these are given."""
     journal = Journal(store)
     jobs: list[JobRow] = []
     damaged: dict[str, SavedStateError] = {}
@@ -118,7 +111,7 @@ def listing(store: JobStore, status: str | None, flow: str | None) -> Listing:
 
 
 def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: int) -> None:
-    """Write the table, and a line that counts."""
+    """Write the table, and a line with the counts."""
     shown = found.jobs[:limit]
     if shown:
         _table(page, shown, now)
@@ -133,6 +126,7 @@ def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: in
 
 
 def _row(job: JobState, hold: Hold) -> JobRow:
+    tasks = job.pending_tasks if job.status.is_live else ()
     return JobRow(
         job.job_id,
         job.flow_id,
@@ -141,7 +135,7 @@ def _row(job: JobState, hold: Hold) -> JobRow:
         job.updated_ns,
         job.seq,
         job.retry_count(),
-        due_ns(job),
+        min((task.due_ns for task in tasks if not task.failed), default=None),
         None if job.error is None else str(job.error),
         held(job, hold),
     )
@@ -157,9 +151,7 @@ def _jobs(count: int) -> str:
 
 
 def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
-    columns = [
-        list(column) for column in zip(_HEAD, *(_texts(job, now) for job in jobs), strict=True)
-    ]
+    columns = list(map(list, zip(_HEAD, *(_texts(job, now) for job in jobs), strict=True)))
     widths = list(map(_width, columns))
 
     def over() -> int:
@@ -168,9 +160,9 @@ def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
     if over() > 0:
         columns[-1] = [text.partition(_SEPARATOR)[0] for text in columns[-1]]
         widths[-1] = _width(columns[-1])
-    for name in _SPARED:
+    for name in _OPTIONAL:
         if over() > 0:
-            place = next(place for place, column in enumerate(columns) if column[0] == name)
+            place = [column[0] for column in columns].index(name)
             del columns[place], widths[place]
     if over() > 0:
         widths[_FLOW] = max(widths[_FLOW] - over(), _SHORTEST_FLOW)
@@ -186,9 +178,9 @@ def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
         before, after = "  ".join(padded[:_STATUS]), "  ".join(padded[_STATUS + 1 :]).rstrip()
         status = padded[_STATUS]
         if number:
-            page.row(f"{before}  ", (status, STATUS_STYLES.get(row[_STATUS], "")), f"  {after}")
+            page.line(f"{before}  ", (status, STATUS_STYLES.get(row[_STATUS], "")), f"  {after}")
         else:
-            page.row((f"{before}  {status}  {after}", "bold"))
+            page.line((f"{before}  {status}  {after}", "bold"))
 
 
 def _texts(job: JobRow, now: int) -> tuple[str, ...]:
@@ -212,7 +204,7 @@ def _holder(hold: Hold | None) -> str:
         return "–"
     if hold.owner is None:
         return "nobody"
-    where = hold.owner.rpartition(":")[0] or hold.owner  # without what only tells runtimes apart
+    where = hold.owner.rpartition(":")[0] or hold.owner  # without the part that differs by runtime
     if hold.free_in_ns is None:
         return f"{where}, no lease"
     if not hold.free_in_ns:
@@ -221,8 +213,7 @@ def _holder(hold: Hold | None) -> str:
 
 
 def _width(column: Sequence[str]) -> int:
-    plain_ones = all(map(str.isascii, column))
-    return max(map(len if plain_ones else cells, column))
+    return max(map(cells, column))
 
 
 def _cut(text: str, longest: int) -> str:

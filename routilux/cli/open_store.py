@@ -1,9 +1,9 @@
-"""A store from its name, as it stands in a configuration or on a command line.
+"""Opens a store by its name: the path of a SQLite file, or the URL of a PostgreSQL database.
 
-Laws:
-- This is the one place that knows which names belong to which stores.
-- A store that is not there is never made here: a name that was mistyped would make an empty one.
-- Whoever only looks leaves no trace in the store.
+Invariants:
+- Only this module knows which names belong to which kind of store.
+- It never creates a store: a mistyped name would create an empty one.
+- Reading changes nothing in the store.
 - A name that is shown has no password in it.
 """
 
@@ -24,28 +24,28 @@ if TYPE_CHECKING:
     from routilux.clocks.clock import Clock
     from routilux.persist.store import JobStore
 
-__all__ = ["changed", "looked", "shown"]
+__all__ = ["change_store", "read_store", "without_password"]
 
 _T = TypeVar("_T")
-_DSN: Final = ("postgresql://", "postgres://")
-_WORDS: Final = re.compile(r"\s*(host|hostaddr|dbname|user|password|service|port)\s*=")
+_URLS: Final = ("postgresql://", "postgres://")
+_CONNECTION_STRING: Final = re.compile(r"\s*(host|hostaddr|dbname|user|password|service|port)\s*=")
 _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=)[^&]*")
 
 
-def looked(name: str, look: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Return what `look` finds in a store that is there; it may be called more than once.
+def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
+    """Return what `read` finds in an existing store; `read` may be called more than once.
 
-    `name` is the path of a SQLite file, or postgresql://user@host/database; `clock` is the time of
-    a store that has none of its own. Raises `OSError` and `SavedStateError` as the store does.
+    `clock` is the time of a store that has none of its own. Raises `OSError` and `SavedStateError`
+    as the store does.
     """
-    if name.startswith(_DSN):
-        with _postgres(name, read_only=True) as there:
-            return look(there)
+    if name.startswith(_URLS):
+        with _postgres(name, read_only=True) as database:
+            return read(database)
     path = _path(name)
     while True:
         with SqliteStore(path, clock=clock, read_only=True) as store:
             try:
-                found = look(store)
+                found = read(store)
             except Exception:
                 if not store.overtaken:
                     raise
@@ -54,25 +54,22 @@ def looked(name: str, look: Callable[[JobStore], _T], clock: Clock) -> _T:
                     return found
 
 
-def changed(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Return what `change` gives back, which may write to a store that is there; see `looked`."""
-    looked(
-        name, lambda store: None, clock
-    )  # refuses what is no store before anything is written to it
-    if name.startswith(_DSN):
-        with _postgres(name) as there:
-            return change(there)
+def change_store(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _T:
+    """Return what `change` returns, which may write to an existing store; see `read_store`."""
+    if name.startswith(_URLS):
+        with _postgres(name) as database:
+            return change(database)
     with SqliteStore(_path(name), clock=clock) as store:
         return change(store)
 
 
-def shown(name: str) -> str:
-    """Return the name of a store as it may be shown.
+def without_password(name: str) -> str:
+    """Return the name of a store in a form that may be shown.
 
-    >>> shown("postgresql://user:secret@host/jobs")
+    >>> without_password("postgresql://user:secret@host/jobs")
     'postgresql://user:***@host/jobs'
     """
-    if not name.startswith(_DSN):
+    if not name.startswith(_URLS):
         return name
     return _PASSWORD.sub(lambda m: f"{m[2]}***" if m[2] else f"{m[1]}:***@", name)
 
@@ -88,11 +85,14 @@ def _postgres(dsn: str, *, read_only: bool = False) -> Iterator[JobStore]:
 
 
 def _path(name: str) -> Path:
-    if _WORDS.match(name) and not Path(name).exists():
-        raise OSError("a PostgreSQL database is named by its URL: postgresql://user@host/database")
+    if _CONNECTION_STRING.match(name) and not Path(name).exists():
+        raise OSError(
+            "the store's name is a connection string; give a PostgreSQL database by its URL:"
+            " postgresql://user@host/database"
+        )
     path = Path(name)
     if path.is_dir():
-        raise OSError(f"{name} is a folder; a store is one file in it")
+        raise OSError(f"{name} is a folder; give the path of the store's file")
     if not path.exists():
-        raise OSError(f"there is no file {name}; is the path right?")
+        raise OSError(f"{name} does not exist; check the path")
     return path

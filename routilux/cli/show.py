@@ -1,4 +1,4 @@
-"""`routilux show`: the job_lines of one job, what is left of it, and what it came to."""
+"""`routilux show`: the commits, pending tasks, outputs and status of one job."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 __all__ = ["show_job"]
 
-_MOST: Final = 20  # of what is pending, put out or dropped; the JSON has all
+_MOST: Final = 20  # entries of a section; --json shows all
 _LONGEST_ERROR: Final = 100
 
 
 def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
-    """Write what a job did, with all its commits, and where it stands."""
+    """Write all commits of a job, its pending and dropped tasks, its outputs and its status."""
     page.line("job ", (job.job_id, "bold"), " of flow ", (job.flow_id, "bold"))
     page.line(
         f"started {from_ns(job.started_ns):%Y-%m-%d %H:%M:%S} UTC,"
@@ -84,13 +84,13 @@ def _pending(job: JobState, task: PendingTask, now: int) -> tuple[Part, ...]:
     return (
         f"{name} attempt {task.attempt}",
         (wait, "yellow"),
-        f": {_held(task.payload)}",
+        f": {_payload(task.payload)}",
         (f" · task {task.task_id}", "dim"),
     )
 
 
 def _output(output: Output) -> tuple[Part, ...]:
-    return (f"{output.routine_id}.{output.event}", "cyan"), f": {_held(output.data)}"
+    return (f"{output.routine_id}.{output.event}", "cyan"), f": {_payload(output.data)}"
 
 
 def _dropped(task: DroppedTask) -> tuple[Part, ...]:
@@ -98,9 +98,9 @@ def _dropped(task: DroppedTask) -> tuple[Part, ...]:
         f"{task.routine_id}.{task.slot}",
         (f" {task.outcome} at attempt {task.attempt}: ", "yellow"),
         shorten(str(task.error), _LONGEST_ERROR),
-        (f" · task {task.task_id}, {_held(task.payload)}", "dim"),
+        (f" · task {task.task_id}, {_payload(task.payload)}", "dim"),
     )
 
 
-def _held(payload: Mapping[str, object]) -> str:
+def _payload(payload: Mapping[str, object]) -> str:
     return ", ".join(f"{name}={summarize(value)[0]}" for name, value in payload.items()) or "empty"

@@ -1,9 +1,9 @@
-"""Where the command line writes: lines in colours for a terminal, plain text for all else.
+"""The output of the command line: coloured lines on a terminal, plain text elsewhere.
 
-Laws:
-- Colours are for a terminal only, and not where NO_COLOR is set.
-- Lines are fitted to the width of a terminal, or of COLUMNS; what goes into a pipe is whole.
-- What a store holds may come from anywhere: it is shown, and never steers the terminal.
+Invariants:
+- Only a terminal gets colours, and only if NO_COLOR is not set.
+- Lines fit the width of a terminal, or of COLUMNS; a pipe gets whole lines.
+- Text from a store may come from anybody: it is shown, and never controls the terminal.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": 
 _CONTROLS: Final = {
     code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"
 } | {0x0A: "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029", 0x202E: "\\u202e"}
-_LEAST: Final = 40  # columns; what is narrower is not fitted any more
+_LEAST: Final = 40  # columns; lines are not fitted to a narrower terminal
 
 
 class Page:
-    """A text stream, and what can be shown on it."""
+    """A text stream with the colours and the width that it can show."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -47,11 +47,11 @@ class Page:
                 reconfigure(errors="replace")
 
     def text(self, text: str) -> None:
-        """Write a text as it is, and a line's end."""
+        """Write a text as it is, and end the line."""
         self._stream.write(f"{text}\n")
 
     def line(self, *parts: Part, indent: int = 0, cut: bool = False) -> None:
-        """Write one line; what does not fit goes on below, `indent` to the right, or is `cut`."""
+        """Write one line; text that does not fit is `cut`, or wrapped with an `indent`."""
         shown = [_styled(part) for part in parts]
         if self.width is None:
             rows = [shown]
@@ -62,12 +62,8 @@ class Page:
         for row in rows:
             self.text(self._coloured(row))
 
-    def row(self, *parts: Part) -> None:
-        """Write a line that fits already."""
-        self.text(self._coloured([_styled(part) for part in parts]))
-
     def lines(self, lines: Sequence[Line]) -> None:
-        """Write the lines of a story, their texts below each other."""
+        """Write lines of a timeline with their texts aligned."""
         head = max((cells(line.mark) + len(line.clock) + 2 for line in lines), default=0)
         for line in lines:
             mark = f"{line.mark} " if line.mark else ""
@@ -75,7 +71,7 @@ class Page:
             self.line(mark, (line.clock, "dim"), gap, *line.parts, indent=head, cut=line.cut)
 
     def flush(self) -> None:
-        """Hand over all that was written."""
+        """Flush the stream."""
         self._stream.flush()
 
     def _coloured(self, row: _Row) -> str:
@@ -90,7 +86,7 @@ class Page:
 
 
 def plain(text: str) -> str:
-    """Return a text whose control characters, and what is no character, can be read and do nothing.
+    """Return a text with its control characters and lone surrogates written as escapes.
 
     >>> plain("a\x1b[2J")
     'a\\\\x1b[2J'
@@ -113,7 +109,7 @@ def _cell(char: str) -> int:
     return 2 if unicodedata.east_asian_width(char) in "WF" else 1
 
 
-_Row = list[tuple[str, str]]  # texts and the names of their styles; where lines are fitted, chars
+_Row = list[tuple[str, str]]  # texts, or single chars, with the names of their styles
 
 
 def _styled(part: Part) -> tuple[str, str]:
@@ -122,19 +118,18 @@ def _styled(part: Part) -> tuple[str, str]:
 
 
 def _chars(row: _Row) -> _Row:
-    chars = [(char, style) for text, style in row for char in text]
-    return chars[: _end_of_text(chars)]
+    return _stripped([(char, style) for text, style in row for char in text])
 
 
-def _end_of_text(chars: _Row) -> int:
+def _stripped(chars: _Row) -> _Row:
     end = len(chars)
     while end and chars[end - 1][0] == " ":
         end -= 1
-    return end
+    return chars[:end]
 
 
 def _fitting(chars: _Row, width: int) -> int:
-    # How many of the first chars fit into so many columns.
+    # Returns how many of the first chars fit.
     for place, (char, _) in enumerate(chars):
         width -= _cell(char)
         if width < 0:
@@ -154,12 +149,12 @@ def _folded(row: _Row, width: int, indent: int) -> list[_Row]:
     margin: _Row = []
     rows: list[_Row] = []
     while (end := _fitting(chars, width - len(margin))) < len(chars):
-        first = 0 if margin else _fitting(chars, indent)  # never within what the indent leaves free
+        first = 0 if margin else _fitting(chars, indent)  # not within the mark and the time
         while first < end and chars[first][0] == " ":
             first += 1
         breaks = (place for place in range(end, first, -1) if chars[place][0] == " ")
         end = next(breaks, end)
-        rows.append(margin + chars[: _end_of_text(chars[:end])])
+        rows.append(margin + _stripped(chars[:end]))
         chars = chars[end:]
         while chars[0][0] == " ":
             chars = chars[1:]

@@ -1,1 +1,1 @@
-"""Clocks: the system's, a fake one, and exact lengths of time."""
+"""Clocks: the system's clock, a fake clock, and exact lengths of time."""

@@ -1,8 +1,8 @@
-"""Where time comes from: what a clock is, and the system's.
+"""The `Clock` interface and the system's clock.
 
-Laws:
-- This is the only module that touches `time`; everything else asks a `Clock`.
-- All waiting is by monotonic time. The wall clock names instants; being set, it moves no wait.
+Invariants:
+- Only this module uses `time`; all other code asks a `Clock`.
+- All waits use monotonic time. The wall clock only names instants; setting it moves no wait.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from routilux.clocks.durations import SECOND
 
 __all__ = ["Clock", "Key", "Party", "Signal", "SystemClock", "real_sleep", "thread_cpu_ns"]
 
-_LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # what the system takes; 292 years on most
+_LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # that the system accepts; 292 years on most
 
-# The real functions, whatever is patched later.
+# The real functions, even when tests patch `time` later.
 _time_ns = time.time_ns
 _monotonic_ns = time.monotonic_ns
 real_sleep = time.sleep
@@ -27,11 +27,11 @@ Key = tuple[float, ...]
 
 
 class Signal(ABC):
-    """Something that may happen: set by any thread, waited for with `Clock.wait`."""
+    """An event that any thread may set; `Clock.wait` waits for it."""
 
     @abstractmethod
     def set(self) -> None:
-        """Let everybody who waits for it go on, and everybody who comes later."""
+        """Wake all threads that wait for it; later waits return at once."""
 
     @abstractmethod
     def clear(self) -> None:
@@ -39,32 +39,32 @@ class Signal(ABC):
 
     @abstractmethod
     def is_set(self) -> bool:
-        """Return whether it was set since it was last cleared."""
+        """Return whether it was set after it was last cleared."""
 
 
 class Party:
-    """A thread of work that a clock may have to know of; this one knows nothing.
+    """A thread that a clock knows; this base class does nothing.
 
-    Made where the work is handed out, before its thread runs; `start` and `stop` are called in
-    the thread that does the work.
+    It is created where the work is handed out, before its thread runs. The thread that does the
+    work calls `start` and `stop`.
     """
 
     __slots__ = ()
 
     def start(self) -> None:
-        """Begin to work in the calling thread."""
+        """Mark the calling thread as the one that works."""
 
     def stop(self) -> None:
-        """Have done all work."""
+        """Mark the work as done."""
 
 
 _UNKNOWN_PARTY: Final = Party()
 
 
 class Clock(ABC):
-    """A source of time: what it is, and how to wait for an instant or a signal.
+    """A source of time that can wait for an instant or a signal.
 
-    A clock of your own implements the four abstract methods; instants are nanoseconds.
+    A custom clock implements the four abstract methods. Instants are nanoseconds.
     """
 
     @abstractmethod
@@ -73,7 +73,7 @@ class Clock(ABC):
 
     @abstractmethod
     def monotonic_ns(self) -> int:
-        """Return nanoseconds since some instant; never runs back, whatever sets the wall clock."""
+        """Return nanoseconds since some instant; they never run back."""
 
     @abstractmethod
     def signal(self) -> Signal:
@@ -83,26 +83,26 @@ class Clock(ABC):
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         """Wait for a signal or a monotonic instant, whichever comes first.
 
-        Returns whether the signal is set. `key` orders waits for the same instant, `who` names
-        the waiter in errors.
+        Returns whether the signal is set. `key` orders waits for the same instant; `who` names
+        the waiting party in errors.
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Announce a thread of work; `result`: its thread is one that waits for a result."""
+        """Announce a thread that will work; `result` says that it waits for a result."""
         return _UNKNOWN_PARTY
 
-    def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - a clock need not listen
-        """Hear of a wait that was asked for, in nanoseconds."""
+    def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
+        """Record that a wait of `length` nanoseconds was asked for."""
 
 
-_making: Final = threading.Lock()
+_making: Final = threading.Lock()  # of conditions
 
 
 class _SystemSignal(Signal):
-    """A `threading.Event` whose condition is made by the first who waits: for most, nobody does.
+    """A `threading.Event` that creates its condition at the first wait: most are never waited for.
 
-    The flag is set before the condition is looked for, and looked at after the condition was put
-    there; so whoever sets it finds the one who waits, or the one who waits finds it set.
+    `set` raises the flag before it reads the condition; `wait` stores the condition before it reads
+    the flag. So either `set` finds the waiting thread, or that thread finds the flag.
     """
 
     __slots__ = ("_condition", "_raised")
@@ -125,7 +125,7 @@ class _SystemSignal(Signal):
         return self._raised
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it is set, for so long at most; return whether it was."""
+        """Wait until it is set, at most for `seconds`; return whether it is set."""
         with _making:
             condition = self._condition
             if condition is None:
@@ -136,13 +136,13 @@ class _SystemSignal(Signal):
 
 @final
 class SystemClock(Clock):
-    """The machine's own clock, with the real functions of `time` even where they are patched.
+    """The machine's clock; it uses the real functions of `time` even when tests patch them.
 
     >>> SystemClock().now_ns() > 1_700_000_000 * 10**9
     True
     """
 
-    # The functions themselves: a method around one would cost as much again.
+    # The functions themselves: a method around each would double its cost.
     now_ns = staticmethod(_time_ns)
     monotonic_ns = staticmethod(_monotonic_ns)
 
@@ -152,12 +152,12 @@ class SystemClock(Clock):
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is None:
             if until is None:
-                raise ValueError("a wait needs a signal or an instant, else it never ends")
+                raise ValueError("a wait without a signal or an instant never ends; pass one")
             while (left := until - _monotonic_ns()) > 0:
                 real_sleep(min(left / SECOND, _LONGEST_WAIT))
             return False
         if not isinstance(signal, _SystemSignal):
-            raise TypeError(f"a {type(signal).__name__} is another clock's signal")
+            raise TypeError("the signal belongs to another clock; make it with this one's signal()")
         if until is None:
             return signal.wait()
         while (left := until - _monotonic_ns()) > 0:
@@ -167,7 +167,7 @@ class SystemClock(Clock):
 
 
 def thread_cpu_ns(thread: int) -> int | None:
-    """Return the CPU time of a living thread (nanoseconds); None where the system does not tell."""
+    """Return the CPU time of a live thread in nanoseconds; None if the system can't report it."""
     try:
         return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
     except (AttributeError, OSError):

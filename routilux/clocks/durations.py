@@ -1,9 +1,9 @@
 """Instants and lengths of time, in integer nanoseconds.
 
-Laws:
+Invariants:
 - Inside the engine time is an `int`: an instant counts from 1970 UTC, a length from zero. Floats
-  are read by their decimal meaning, once, at the edge.
-- What people read is made from these integers, never from floats.
+  are read once, at the edge, by their exact decimal meaning.
+- Texts for people are made from these integers, never from floats.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter 
 
 
 def to_ns(value: float | timedelta) -> int:
-    """Return a length of time in integer nanoseconds, from its exact decimal meaning.
+    """Return a length of time in integer nanoseconds, by the exact decimal meaning of `value`.
 
     Raises `ValueError` for a length that is negative or not finite.
 
@@ -36,12 +36,12 @@ def to_ns(value: float | timedelta) -> int:
     else:
         length = round(_exactly(Decimal(float.__repr__(value)), SECOND))
     if length < 0:
-        raise ValueError(f"a length of time can't be negative: {value!r}")
+        raise ValueError(f"a length of time can't be negative, but {value!r} is")
     return length
 
 
 def signed_ns(seconds: float) -> int:
-    """Return seconds, which may be negative, in integer nanoseconds; else as `to_ns`.
+    """Return seconds, which may be negative, in integer nanoseconds; see `to_ns`.
 
     >>> signed_ns(-0.3)
     -300000000
@@ -59,7 +59,7 @@ def from_ns(instant: int) -> datetime:
 
 
 def instant_ns(instant: datetime | str) -> int:
-    """Return an instant as nanoseconds since 1970; ISO text is read, a naive time means UTC.
+    """Return an instant (datetime or ISO text) as nanoseconds since 1970; naive means UTC.
 
     >>> instant_ns("1970-01-01T00:00:01+00:00")
     1000000000

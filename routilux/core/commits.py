@@ -3,7 +3,8 @@
 Invariants:
 - A commit is atomic and complete: the whole state of a job can be rebuilt from its commits.
 - One table lists the required and optional fields of each kind of commit; reading checks them.
-- A commit is written and read field by field, not by a table: it is on the path of each step.
+- A commit is written and read field by field: it is on the path of each step, and a table of
+  fields is slower.
 """
 
 from __future__ import annotations
@@ -187,11 +188,11 @@ class Commit:
     @classmethod
     def _load(cls, data: object) -> Commit:
         # Paths start at the commit, so that they are built on failure only.
-        fitting = type(data) is dict and _fits_its_kind(data)
-        if fitting:
-            f = cast("dict[str, Any]", data)
-        else:
-            f = check_fields(data, "", _COMMIT_REQUIRED, _COMMIT_OPTIONAL)
+        form = None
+        if type(data) is dict and type(data.get("kind")) is str:
+            form = _FORMS.get(data["kind"])
+        fitting = form is not None and fits(cast("dict[str, Any]", data), *form)
+        f = cast("dict[str, Any]", data) if fitting else check_fields(data, "", _COMMON, _OTHERS)
         kind, status = _KINDS.get(f["kind"]), _STATUSES.get(f["status"])
         if kind is None or status is None:
             known = CommitKind if kind is None else JobStatus
@@ -258,39 +259,23 @@ class HistoryRecord:
 def history_of(commit: Commit) -> list[HistoryRecord]:
     """Return the records that a commit adds to the history."""
     kind = commit.kind
-    if kind is _RETRY:
-        return []
+    task_id, routine_id, attempt = commit.task_id, commit.routine_id, commit.attempt
+    events: list[tuple[str, Mapping[str, object]]] = []
     if kind is _START:
         root = commit.tasks[0]
-        return [
-            HistoryRecord(
-                commit.seq, commit.at_ns, root.routine_id, "start", root.payload, root.task_id, 1
-            )
-        ]
-    task_id, routine_id = commit.task_id, commit.routine_id
+        task_id, routine_id, attempt = root.task_id, root.routine_id, 1
+        events.append(("start", root.payload))
+    elif kind is not _RETRY:
+        if commit.error is not None and kind in (_FAILED, _DROPPED):
+            event = "error" if kind is _FAILED else cast(str, (commit.detail or {})["as"])
+            events.append((event, {"type": commit.error.type, "message": commit.error.message}))
+        events += [(emission.event, emission.payload) for emission in commit.emissions]
     if task_id is None or routine_id is None:
         return []
-    records = []
-    if commit.error is not None and kind in (_FAILED, _DROPPED):
-        event = "error" if kind is _FAILED else cast(str, (commit.detail or {})["as"])
-        records.append(
-            HistoryRecord(
-                commit.seq,
-                commit.at_ns,
-                routine_id,
-                event,
-                {"type": commit.error.type, "message": commit.error.message},
-                task_id,
-                commit.attempt,
-            )
-        )
-    records += [
-        HistoryRecord(
-            commit.seq, commit.at_ns, routine_id, e.event, e.payload, task_id, commit.attempt
-        )
-        for e in commit.emissions
+    return [
+        HistoryRecord(commit.seq, commit.at_ns, routine_id, event, data, task_id, attempt)
+        for event, data in events
     ]
-    return records
 
 
 def history_length(commit: Commit) -> int:
@@ -306,39 +291,38 @@ def history_length(commit: Commit) -> int:
 
 # --- fields of each kind of commit --------------------------------------------------------------
 
-_COMMIT_REQUIRED: codec.Fields = {"seq": int, "kind": str, "at_ns": int, "status": str}
-_COMMIT_OPTIONAL: codec.Fields = {
-    "task_id": str,
-    "routine_id": str,
-    "attempt": int,
-    "started_ns": int,
-    "worker": int,
-    "emissions": list,
-    "tasks": list,
-    "state": dict,
-    "shared": dict,
-    "error": dict,
-    "delay_ns": int,
-    "due_ns": int,
-    "detail": dict,
-    "effect": dict,
+_COMMON: codec.Fields = {"seq": int, "kind": str, "at_ns": int, "status": str}
+_OTHERS: codec.Fields = {
+    **dict.fromkeys(("task_id", "routine_id"), str),
+    **dict.fromkeys(("attempt", "started_ns", "worker", "delay_ns", "due_ns"), int),
+    **dict.fromkeys(("emissions", "tasks"), list),
+    **dict.fromkeys(("state", "shared", "error", "detail", "effect"), dict),
 }
-_STEP: Final = frozenset({"task_id", "routine_id", "attempt", "started_ns"})
-_CREATED: Final = frozenset({"emissions", "tasks"})
-# The required and optional fields of each kind, besides the four fields of all commits.
-_FORMS: Final[Mapping[CommitKind, tuple[frozenset[str], frozenset[str]]]] = {
-    CommitKind.START: (frozenset({"tasks", "detail"}), frozenset()),
-    CommitKind.DONE: (_STEP, _CREATED | {"worker", "state", "shared"}),
-    CommitKind.RETRY: (_STEP | {"error", "delay_ns", "due_ns"}, frozenset({"worker"})),
-    CommitKind.FAILED: (_STEP | {"error"}, _CREATED | {"worker"}),
-    CommitKind.DROPPED: (_STEP | {"error", "detail"}, _CREATED | {"worker"}),
-    CommitKind.CONFLICT: (_STEP, frozenset({"worker"})),
-    CommitKind.EFFECT: (_STEP | {"detail", "effect"}, frozenset({"worker"})),
-    CommitKind.RESUMED: (frozenset({"detail"}), frozenset()),
-    CommitKind.PAUSED: (frozenset(), frozenset({"detail"})),
-    CommitKind.CANCELLED: (frozenset(), frozenset({"detail"})),
+
+
+def _form(*required: str, optional: Sequence[str] = ()) -> tuple[codec.Fields, codec.Fields]:
+    return (
+        {**_COMMON, **{name: _OTHERS[name] for name in required}},
+        {name: _OTHERS[name] for name in optional},
+    )
+
+
+_STEP: Final = ("task_id", "routine_id", "attempt", "started_ns")
+_CREATED: Final = ("worker", "emissions", "tasks")
+# The required and the optional fields of each kind of commit.
+_FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
+    "start": _form("tasks", "detail"),
+    "done": _form(*_STEP, optional=(*_CREATED, "state", "shared")),
+    "retry": _form(*_STEP, "error", "delay_ns", "due_ns", optional=("worker",)),
+    "failed": _form(*_STEP, "error", optional=_CREATED),
+    "dropped": _form(*_STEP, "error", "detail", optional=_CREATED),
+    "conflict": _form(*_STEP, optional=("worker",)),
+    "effect": _form(*_STEP, "detail", "effect", optional=("worker",)),
+    "resumed": _form("detail"),
+    "paused": _form(optional=("detail",)),
+    "cancelled": _form(optional=("detail",)),
 }
-_JOB_FAILED: Final = (frozenset({"error"}), frozenset[str]())  # the job as a whole
+_JOB_FAILED: Final = _form("error")  # the job as a whole, not one of its tasks
 _SHAPE: codec.Fields = {"shape": list, "routines": list}
 _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.START: ({"flow_id": str, **_SHAPE}, {}),
@@ -348,32 +332,16 @@ _DETAILS: Final[Mapping[CommitKind, tuple[codec.Fields, codec.Fields]]] = {
     CommitKind.PAUSED: ({"reason": object}, {}),
     CommitKind.CANCELLED: ({"reason": object}, {}),
 }
-# The same with the types of the fields, for `fits`.
-_WHOLE_FORMS: Final[Mapping[str, tuple[codec.Fields, codec.Fields]]] = {
-    kind.value: (
-        {**_COMMIT_REQUIRED, **{name: _COMMIT_OPTIONAL[name] for name in required}},
-        {name: _COMMIT_OPTIONAL[name] for name in optional},
-    )
-    for kind, (required, optional) in _FORMS.items()
-}
 _KINDS: Final[Mapping[str, CommitKind]] = {kind.value: kind for kind in CommitKind}
 _STATUSES: Final[Mapping[str, JobStatus]] = {status.value: status for status in JobStatus}
 
 
-def _fits_its_kind(data: Mapping[str, object]) -> bool:
-    kind = data.get("kind")
-    form = _WHOLE_FORMS.get(kind) if type(kind) is str else None
-    return form is not None and fits(data, *form)
-
-
-def _check_form(kind: CommitKind, fields: Mapping[str, object]) -> None:
-    required, optional = _FORMS[kind]
-    if kind is _FAILED and "task_id" not in fields:
-        required, optional = _JOB_FAILED
-    found = fields.keys() - _COMMIT_REQUIRED.keys()
-    for name in sorted(required - found):
+def _check_form(kind: CommitKind, found: Mapping[str, object]) -> None:
+    of_the_job = kind is _FAILED and "task_id" not in found
+    required, optional = _JOB_FAILED if of_the_job else _FORMS[kind.value]
+    for name in sorted(required.keys() - found):
         raise CorruptStateError(f".{name}", f"is missing in a commit of kind {kind.value!r}")
-    for name in sorted(found - required - optional):
+    for name in sorted(found.keys() - required.keys() - optional.keys()):
         raise CorruptStateError(f".{name}", f"is no field of a commit of kind {kind.value!r}")
 
 
@@ -383,7 +351,5 @@ def _check_tasks(kind: CommitKind, tasks: Sequence[Task]) -> None:
         raise CorruptStateError(".tasks", f"a job starts with one task, not {len(tasks)}")
     for i, task in enumerate(tasks):
         if (task.emission < 0) is not first:
-            raise CorruptStateError(
-                f".tasks[{i}].emission",
-                "only the task that a job starts with delivers no emission",
-            )
+            reason = "only the task that a job starts with delivers no emission"
+            raise CorruptStateError(f".tasks[{i}].emission", reason)

@@ -1,4 +1,4 @@
-"""How a commit changes a job: the fold of commits into the state of a job.
+"""Folds commits into the state of a job: how each commit changes it.
 
 Invariants:
 - `fold` is the only method that changes a job. It checks a commit first; a commit that does not fit
@@ -77,12 +77,12 @@ class FoldedJob:
         self._pending: dict[str, PendingTask] = {}
         self._commits: list[Commit] = []
         self.history_limit: int | None = None
-        # The clock that drives it, so that a saved form can say when it was saved.
+        # The clock of its runtime; a saved form says when it was saved.
         self.clock_ns: Callable[[], int] | None = None
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The tasks that are not done, the first to run first."""
+        """The tasks that are not done, in the order in which they run."""
         return tuple(sorted(self._pending.values(), key=lambda task: task.order))
 
     @property
@@ -167,7 +167,7 @@ class FoldedJob:
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
-                raise IllegalTransitionError(f"commit {commit.seq} lacks what a retry has")
+                raise IllegalTransitionError(f"commit {commit.seq} is a retry without due_ns")
             pending.due_ns = due
             pending.delay_ns = commit.delay_ns
             pending.attempt += 1
@@ -180,7 +180,9 @@ class FoldedJob:
             self.recoveries = 0
             return (pending,)
         if kind is _DROPPED and (commit.error is None or commit.detail is None):
-            raise IllegalTransitionError(f"commit {commit.seq} lacks what a dropped task has")
+            raise IllegalTransitionError(
+                f"commit {commit.seq} drops a task without an error and a detail"
+            )
         if pending.first_started_ns is None:
             pending.first_started_ns = commit.started_ns
         if kind is _CONFLICT:
@@ -223,7 +225,9 @@ class FoldedJob:
     def _fold_effect(self, commit: Commit) -> None:
         pending = self._pending.get(commit.task_id or "")
         if pending is None or commit.effect is None or commit.detail is None:
-            raise IllegalTransitionError(f"commit {commit.seq} records an effect of no task")
+            raise IllegalTransitionError(
+                f"commit {commit.seq} has no effect, or its task is not pending"
+            )
         pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
         self.recoveries = 0
 
@@ -231,7 +235,9 @@ class FoldedJob:
         detail = commit.detail or {}
         withdrawn = texts(detail["withdrawn"], "$.withdrawn")
         if not self._pending.keys() >= set(withdrawn):
-            raise IllegalTransitionError(f"commit {commit.seq} withdraws a task that is not there")
+            raise IllegalTransitionError(
+                f"commit {commit.seq} withdraws a task that is not pending"
+            )
         recoveries = in_range(detail["recoveries"], "$.recoveries")
         if "shape" in detail:
             self._take_shape(detail)
@@ -251,12 +257,12 @@ class FoldedJob:
                 routine.failed = 0
                 routine.error = None
             elif pending.due_ns > commit.at_ns:
-                # The rest of the wait, within [0, delay]: a skewed clock can't stretch it.
+                # The remaining wait is at most the delay, even if a clock was wrong.
                 left = min(pending.due_ns - commit.at_ns, pending.delay_ns or 0)
                 pending.due_ns = commit.at_ns + left
 
     def _deliver(self, commit: Commit) -> Sequence[PendingTask]:
-        if not commit.tasks or len(commit.emissions) > 1:  # else its one emission is delivered
+        if not commit.tasks or len(commit.emissions) > 1:  # else its only emission is delivered
             delivered = {task.emission for task in commit.tasks}
             for index, emission in enumerate(commit.emissions):
                 if index not in delivered:
@@ -288,7 +294,7 @@ _COMPARED: Final = tuple(
 
 
 def _same(a: object, b: object) -> bool:
-    # == is faster; what it does not take for equal may be NaN, or of a class without __eq__.
+    # == is faster. Values that it calls unequal may be NaN, or of a class without __eq__.
     with suppress(Exception):
         if a == b:
             return True

@@ -2,9 +2,9 @@
 
 Invariants:
 - It has no clock, no threads, no files and no randomness. The same calls give the same commits.
-- `finish` and `request` are pure: a commit that the store refuses changes nothing.
-- Only `accept` changes the job and ends the flight of a step.
-- The number of a step identifies outcomes that are late, duplicate or of a step that timed out.
+- Methods that return a commit are pure: a commit that the store refuses changes nothing.
+- Only `accept` changes the job and removes a step from the steps in flight.
+- An outcome counts only if its step is in flight: one that is late or a duplicate is ignored.
 - A step that read a shared key which another step changed meanwhile is a conflict, whether it
   succeeded or failed; after MOST_CONFLICTS conflicts its task runs alone.
 """
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Final
 from routilux.codec.copying import is_flat
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.parts import PendingTask
-from routilux.core.requests import Request, error_tasks, ready_tasks, request
+from routilux.core.requests import error_tasks, ready_tasks, resumed
 from routilux.core.schedule import Schedule
 from routilux.core.state import JobState
-from routilux.core.transitions import commit_of_outcome
+from routilux.core.transitions import commit_of_outcome, step_commit
 from routilux.errors import IllegalTransitionError, NotResumableError
 from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome, Task
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from routilux.graph.messages import Effect
     from routilux.graph.plan import Plan
 
-__all__ = ["MOST_CONFLICTS", "Machine", "Request"]
+__all__ = ["MOST_CONFLICTS", "Machine"]
 
 MOST_CONFLICTS: Final = 3
 _numbers = count(1)
@@ -85,13 +85,13 @@ class Machine:
 
     @property
     def stopped(self) -> bool:
-        """Whether no step is in flight and none will start without a request."""
+        """Whether the job is not running and its last steps have ended."""
         return not self._flights and self.job.status is not _RUNNING
 
     def next_task(self) -> PendingTask | None:
         """Return the task to start next, now or when it is due.
 
-        None if only a commit can make a task startable, not the time.
+        None if no task can start before the next commit.
         """
         if self.job.status is not _RUNNING or (self._flights and self._full()):
             return None
@@ -111,11 +111,11 @@ class Machine:
         return [task for task in self._schedule.ready(now) if not self._must_wait(task)]
 
     def _must_wait(self, pending: PendingTask) -> bool:
-        # A task that has to run alone waits for the end of a step, not for a time.
+        # A task that must run alone waits until the other steps have ended.
         return pending.conflicts >= MOST_CONFLICTS and bool(self._flights)
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        """Take a startable task into flight and return the step to run."""
+        """Put a startable task in flight, and return the step to run."""
         task = pending.task
         job = self.job
         routine_id = task.routine_id
@@ -142,8 +142,8 @@ class Machine:
         return step
 
     def _free_worker(self) -> int:
-        taken = {step.worker for step in self._flights.values()}
-        return next(place for place in count() if place not in taken)
+        busy = {step.worker for step in self._flights.values()}
+        return next(number for number in count() if number not in busy)
 
     # --- commits --------------------------------------------------------------------------------
 
@@ -156,15 +156,13 @@ class Machine:
         """
         if self.job.seq:
             raise IllegalTransitionError(f"job {self.job.job_id} is already started")
-        plan = self.plan
-        detail = {
-            "flow_id": plan.flow_id,
-            "shape": list(plan.shape),
-            "routines": list(plan.routines),
-        }
+        detail = {"flow_id": self.plan.flow_id, **self._shape()}
         root = Task("0", entry, slot, params, is_flat(params), -1)
         status = JobStatus.PENDING if queued else _RUNNING
         return Commit(1, CommitKind.START, now, status, tasks=(root,), detail=detail)
+
+    def _shape(self) -> dict[str, object]:
+        return {"shape": list(self.plan.shape), "routines": list(self.plan.routines)}
 
     def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
         """Return the commit that ends a step; None if its outcome is late or a duplicate."""
@@ -172,18 +170,7 @@ class Machine:
         if flying is None or flying.number != outcome.number:
             return None
         if self._shared_seq > step.seq and self._changed(step, outcome.shared_reads):
-            job, task = self.job, step.task
-            return Commit(
-                job.seq + 1,
-                _CONFLICT,
-                now,
-                job.status,
-                task.task_id,
-                task.routine_id,
-                step.attempt,
-                step.started_ns,
-                step.worker,
-            )
+            return step_commit(_CONFLICT, self.job, step, now)
         return commit_of_outcome(self.plan, self.job, step, outcome, now)
 
     def _changed(self, step: StepInput, reads: frozenset[str] | None) -> bool:
@@ -194,44 +181,26 @@ class Machine:
 
     def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
         """Return the commit that records an effect; None if its step is no longer in flight."""
-        task = step.task
-        flying = self._flights.get(task.task_id)
+        flying = self._flights.get(step.task.task_id)
         if flying is None or flying.number != step.number:
             return None
-        return Commit(
-            self.job.seq + 1,
-            _EFFECT,
-            now,
-            self.job.status,
-            task.task_id,
-            task.routine_id,
-            step.attempt,
-            step.started_ns,
-            step.worker,
-            detail={"name": name},
-            effect=effect,
-        )
-
-    def request(self, kind: Request, now: int, reason: str | None = None) -> Commit:
-        """Return the commit that pauses a running job, or cancels a job that is not final.
-
-        Raises `NotResumableError` if the job's status does not allow it.
-        """
-        return request(self.job, kind, now, reason)
+        commit = step_commit(_EFFECT, self.job, step, now)
+        commit.detail, commit.effect = {"name": name}, effect
+        return commit
 
     def resume(
         self, now: int, *, retry_failed: bool, max_recoveries: int | None, clean: bool = False
     ) -> Commit:
-        """Return the commit that resumes a job that was loaded, paused or interrupted, or failed.
+        """Return the commit that resumes a job that was loaded, paused, interrupted or failed.
 
-        `clean` says that the last host gave the job back: that is no recovery. After too many
+        `clean` says that the last host released the job, so this is no recovery. After too many
         recoveries without progress the commit fails the job. Raises `NotResumableError` if the
         job's status does not allow it, or steps are in flight.
         """
         job = self.job
         if self._flights:
             raise NotResumableError(
-                f"job {job.job_id} still has steps in flight, at"
+                f"job {job.job_id} still has steps in flight, of tasks"
                 f" {', '.join(self._flights)}; resume it when they have ended"
             )
         if job.is_final:
@@ -255,15 +224,16 @@ class Machine:
                 return self._poisoned(ready, recoveries - 1, now)
         withdrawn = error_tasks(job, failed)
         status = _RUNNING if len(tasks) > len(withdrawn) else _COMPLETED
-        detail: dict[str, object] = {
-            "recoveries": 0 if fresh else recoveries,
-            "retry_failed": fresh,
-            "withdrawn": withdrawn,
-        }
-        if job.shape != self.plan.shape:
-            detail["shape"] = list(self.plan.shape)
-            detail["routines"] = list(self.plan.routines)
-        return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
+        changed = job.shape != self.plan.shape
+        return resumed(
+            job,
+            now,
+            status,
+            recoveries=0 if fresh else recoveries,
+            retry_failed=fresh,
+            withdrawn=withdrawn,
+            **(self._shape() if changed else {}),
+        )
 
     def _poisoned(self, ready: Sequence[PendingTask], recoveries: int, now: int) -> Commit:
         who = ", ".join(f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)

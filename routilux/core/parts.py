@@ -1,9 +1,9 @@
-"""Parts of a job's state, and their saved forms.
+"""Parts of a job's state, such as a pending task or an output, and their saved forms.
 
 Invariants:
 - Only `FoldedJob.fold` changes a part. Values that can be derived from it are properties.
-- A saved part is plain JSON with integer nanoseconds. Reading checks every field, so that this
-  module could have written each part that it returns.
+- A saved part is plain JSON with integer nanoseconds. Reading checks every field and refuses a part
+  that this module could not have written.
 - Parts are written and read field by field: one table for both takes 40 % longer to write and 12 %
   longer to read.
 """
@@ -42,7 +42,7 @@ _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_cont
 
 
 class RoutineStatus(StrEnum):
-    """The worst outcome of any task of a routine."""
+    """The worst outcome of the tasks of a routine."""
 
     PENDING = "pending"
     COMPLETED = "completed"
@@ -102,7 +102,9 @@ class RoutineState:
         )
         ended = state.completed + state.skipped + state.error_continued + state.failed
         if state.attempts < max(ended, state.retry_count):
-            raise CorruptStateError(f"{path}.attempts", "is less than the other counts add up to")
+            raise CorruptStateError(
+                f"{path}.attempts", "is less than the tasks that ended, or than the retries"
+            )
         if state.status != f["status"]:
             raise CorruptStateError(
                 f"{path}.status", f"{f['status']!r} contradicts its counts: {state.status.value}"
@@ -116,7 +118,7 @@ class PendingTask:
 
     `attempt` is the number of the next attempt and is never reset; `retries` counts the retries of
     the current budget. The task may run from `due_ns` on; `delay_ns` is its present wait.
-    (seq, position) is the place of its creation: a commit, and the position in it.
+    `seq` is the commit that created it, `position` its index among the tasks of that commit.
     """
 
     task: Task
@@ -197,9 +199,11 @@ class PendingTask:
         values = payload(f["payload"], f"{path}.payload")
         delay, first = f["delay_ns"], f["first_started_ns"]
         if f["retries"] >= f["attempt"]:
-            raise CorruptStateError(f"{path}.retries", "is not less than the next attempt")
+            raise CorruptStateError(
+                f"{path}.retries", "is not less than the number of the next attempt"
+            )
         if f["failed"] and delay is not None:
-            raise CorruptStateError(f"{path}.delay_ns", "a failed task waits for nothing")
+            raise CorruptStateError(f"{path}.delay_ns", "a failed task has no delay")
         return cls(
             Task(
                 cast(str, f["task_id"]),
@@ -290,7 +294,9 @@ class DroppedTask:
         """Read it from decoded data; raises `CorruptStateError` with the path."""
         f = codec.check_fields(data, path, _DROPPED_TASK, {})
         if f["outcome"] not in DROPPED_AS:
-            raise CorruptStateError(f"{path}.outcome", f"{f['outcome']!r} is not how a task drops")
+            raise CorruptStateError(
+                f"{path}.outcome", f"a task can't be dropped as {f['outcome']!r}"
+            )
         return cls(
             in_range(f["seq"], f"{path}.seq", least=1),
             cast(str, f["task_id"]),

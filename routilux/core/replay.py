@@ -2,8 +2,7 @@
 
 Invariants:
 - Only commits that the machine could have made are replayed; others are refused with their path.
-- `FoldedJob.fold` is on the hot path and checks only what it can't undo; this module checks the
-  rest.
+- This module checks what `FoldedJob.fold` does not: `fold` is on the hot path.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ _DROPPED = CommitKind.DROPPED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
 
-# The statuses that a commit may give a job; commits of other kinds keep it, or complete the job.
+# The statuses that a job may have after a commit; one of another kind keeps it or completes it.
 _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
     CommitKind.START: (JobStatus.PENDING, JobStatus.RUNNING),
     CommitKind.FAILED: (JobStatus.FAILED,),
@@ -60,7 +59,7 @@ def _wrong_time(job: FoldedJob, commit: Commit) -> str | None:
     if job.seq and commit.at_ns < job.updated_ns:
         return "it is earlier than the one before"
     if commit.started_ns is not None and commit.started_ns > commit.at_ns:
-        return "its attempt begins after it has ended"
+        return "its attempt starts after it has ended"
     if commit.delay_ns is not None and commit.due_ns != commit.at_ns + commit.delay_ns:
         return "its due_ns is not its at_ns plus its delay_ns"
     return None
@@ -88,10 +87,8 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
         if task.routine_id not in known:
             return f"it creates a task of {task.routine_id!r}, which is no routine of the job"
         created.add(task.task_id)
-    if commit.kind is _DROPPED:
-        as_ = (commit.detail or {}).get("as")
-        if as_ not in DROPPED_AS:
-            return f"no task is dropped as {as_!r}"
+    if commit.kind is _DROPPED and (as_ := (commit.detail or {}).get("as")) not in DROPPED_AS:
+        return f"a task can't be dropped as {as_!r}"
     return None
 
 
@@ -105,10 +102,10 @@ def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
     else:
         fits = after is before or (ends and before is _RUNNING and after is _COMPLETED)
     if not fits:
-        return f"a {kind.value!r} makes no job that is {before.value} {after.value}"
+        return f"a commit {kind.value!r} can't turn a job from {before.value} to {after.value}"
     left = len(job._pending) - ends + len(commit.tasks)
     if ends and (after is _COMPLETED) is not (before is _RUNNING and not left):
-        return f"it leaves {left} tasks to do, and the job {after.value}"
+        return f"{left} tasks are left after it, and the job is {after.value}"
     return None
 
 

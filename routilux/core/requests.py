@@ -1,4 +1,4 @@
-"""Requests that need the state of a job only, not its flow: pause, cancel, retry, take over.
+"""Requests that need only the state of a job, not its flow: pause, cancel, requeue, take over.
 
 Invariants:
 - They are pure, like the machine: a commit that the store refuses changes nothing.
@@ -16,16 +16,19 @@ from routilux.core.transitions import child_id
 from routilux.errors import NotResumableError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
 
-__all__ = ["Request", "error_tasks", "ready_tasks", "request", "requeue", "take_over"]
+__all__ = ["Request", "error_tasks", "ready_tasks", "request", "requeue", "resumed", "take_over"]
 
 Request = Literal["pause", "cancel"]
 
-_PAST: Final[Mapping[str, str]] = {"pause": "paused", "cancel": "cancelled"}
+_KINDS: Final[Mapping[Request, tuple[CommitKind, JobStatus]]] = {
+    "pause": (CommitKind.PAUSED, JobStatus.PAUSED),
+    "cancel": (CommitKind.CANCELLED, JobStatus.CANCELLED),
+}
 
 
 def request(job: JobState, kind: Request, now: int, reason: str | None = None) -> Commit:
@@ -33,19 +36,13 @@ def request(job: JobState, kind: Request, now: int, reason: str | None = None) -
 
     Raises `NotResumableError` if the job's status does not allow it.
     """
+    commit_kind, status = _KINDS[kind]
     if job.is_final or (kind == "pause" and job.status is not JobStatus.RUNNING):
         raise NotResumableError(
-            f"job {job.job_id} is {job.status.value}; it can't be {_PAST[kind]} any more"
+            f"job {job.job_id} is {job.status.value}; it can't be {status.value} any more"
         )
     detail = None if reason is None else {"reason": reason}
-    pause = kind == "pause"
-    return Commit(
-        job.seq + 1,
-        CommitKind.PAUSED if pause else CommitKind.CANCELLED,
-        now,
-        JobStatus.PAUSED if pause else JobStatus.CANCELLED,
-        detail=detail,
-    )
+    return Commit(job.seq + 1, commit_kind, now, status, detail=detail)
 
 
 def requeue(job: JobState, now: int) -> Commit:
@@ -61,12 +58,11 @@ def requeue(job: JobState, now: int) -> Commit:
     tasks = job.pending_tasks
     withdrawn = error_tasks(job, (task for task in tasks if task.failed))
     status = JobStatus.PENDING if len(tasks) > len(withdrawn) else JobStatus.COMPLETED
-    detail: dict[str, object] = {"recoveries": 0, "retry_failed": True, "withdrawn": withdrawn}
-    return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
+    return resumed(job, now, status, retry_failed=True, withdrawn=withdrawn)
 
 
 def take_over(job: JobState, now: int) -> Commit:
-    """Return the commit that takes a job from its host and marks it pending.
+    """Return the commit that takes a job away from its host and marks it pending.
 
     Raises `NotResumableError` if the job is neither pending nor running.
     """
@@ -76,16 +72,31 @@ def take_over(job: JobState, now: int) -> Commit:
             " over"
         )
     counts = job.status is JobStatus.RUNNING and bool(ready_tasks(job, now))
-    detail: dict[str, object] = {
-        "recoveries": job.recoveries + counts,
-        "retry_failed": False,
-        "withdrawn": [],
+    return resumed(job, now, JobStatus.PENDING, recoveries=job.recoveries + counts)
+
+
+def resumed(
+    job: JobState,
+    now: int,
+    status: JobStatus,
+    *,
+    recoveries: int = 0,
+    retry_failed: bool = False,
+    withdrawn: Sequence[str] = (),
+    **shape: object,
+) -> Commit:
+    """Return a commit of kind `resumed`; `shape` is that of a changed flow."""
+    detail = {
+        "recoveries": recoveries,
+        "retry_failed": retry_failed,
+        "withdrawn": list(withdrawn),
+        **shape,
     }
-    return Commit(job.seq + 1, CommitKind.RESUMED, now, JobStatus.PENDING, detail=detail)
+    return Commit(job.seq + 1, CommitKind.RESUMED, now, status, detail=detail)
 
 
 def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
-    """Return the tasks that are ready to run if the job is resumed now; the others wait to retry.
+    """Return the tasks that may run as soon as the job is resumed; the others wait to retry.
 
     A task without a delay that is due in the future was created by a clock that was ahead.
     """

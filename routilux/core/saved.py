@@ -1,4 +1,4 @@
-"""Saved form of a job: writes it, and reads a job from it.
+"""Writes the saved form of a job, and reads a job from it.
 
 Invariants:
 - The state of a job that was read equals the fold of its commits.
@@ -28,9 +28,9 @@ Job = TypeVar("Job", bound=FoldedJob)
 
 
 def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
-    """Return the members of a job's saved form, without its commits where there is no `history`.
+    """Return the members of a job's saved form; without `history` it has no commits.
 
-    An iterator stands for an array, and yields the texts of its entries.
+    An iterator is written as an array; it yields the texts of the entries.
     """
     commits = enumerate(job._commits) if history else ()
     return {
@@ -58,8 +58,8 @@ def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
 def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     """Read a job from decoded data, which it keeps; `new` makes an empty job with an id.
 
-    Each commit replaces its data in the list: otherwise the garbage collector visits twice as many
-    objects, which costs more than everything else.
+    Each commit replaces its data in the list. Otherwise the garbage collector would visit twice as
+    many objects, which takes longer than all the rest.
     """
     f = codec.check_fields(data, path, _JOB_FIELDS, {})
     job = new(cast(str, f["job_id"]))
@@ -101,12 +101,14 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
 
 
 def _check(job: FoldedJob, path: str) -> None:
-    """Compare a job that was read with what its commits make of an empty one."""
+    """Compare a job that was read with an empty job to which its commits are added."""
     commits = job._commits
     if [commit.seq for commit in commits] != list(range(job.seq - len(commits) + 1, job.seq + 1)):
-        raise CorruptStateError(f"{path}.commits", "their numbers do not end at the job's seq")
+        raise CorruptStateError(
+            f"{path}.commits", "are not numbered without a gap up to the job's seq"
+        )
     if len(commits) < job.seq:
-        check_unfolded(job, path)  # a job with a history_limit
+        check_unfolded(job, path)  # it has a history_limit
         return
     folded = FoldedJob(job.job_id)
     for i, commit in enumerate(commits):

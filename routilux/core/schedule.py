@@ -1,9 +1,9 @@
-"""Schedule of a job's tasks: a queue, a heap, and a list aside for each busy routine.
+"""Schedule of a job's tasks: a queue, a heap, and for each busy routine a list of tasks set aside.
 
 Invariants:
 - The order is (due time, sequence number of the creating commit, position in it).
 - A routine has at most `max_concurrency` steps in flight; tasks that wait for it delay no others.
-- Nothing is polled: a task that can't run is put aside until a step of its routine ends.
+- Nothing is polled: a task that can't run is set aside until a step of its routine ends.
 - Tasks that arrive in order join the queue, without an entry that the garbage collector visits;
   only tasks out of order go through the heap (measured: 5 % of a step each).
 """
@@ -12,24 +12,17 @@ from __future__ import annotations
 
 from collections import deque
 from heapq import heapify, heappop, heappush
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from routilux.core.parts import PendingTask
+    from routilux.graph.routine import Routine
 
-__all__ = ["Limited", "Schedule"]
+__all__ = ["Schedule"]
 
 _Entry = tuple[int, int, int, "PendingTask"]
-
-
-class Limited(Protocol):
-    """The limit that a schedule reads from a routine."""
-
-    @property
-    def max_concurrency(self) -> int:
-        """The most steps of the routine in flight at once."""
 
 
 class _Lane:
@@ -43,7 +36,7 @@ class _Lane:
 
 class _Lanes(dict[str, _Lane]):
     # Lanes are made on first use: a job may reach few routines of a large flow.
-    def __init__(self, routines: Mapping[str, Limited]) -> None:
+    def __init__(self, routines: Mapping[str, Routine]) -> None:
         self._routines = routines
 
     def __missing__(self, routine_id: str) -> _Lane:
@@ -60,7 +53,7 @@ class Schedule:
     __slots__ = ("_heap", "_lanes", "_last", "_queue")
 
     def __init__(
-        self, routines: Mapping[str, Limited] | None, tasks: Iterable[PendingTask] = ()
+        self, routines: Mapping[str, Routine] | None, tasks: Iterable[PendingTask] = ()
     ) -> None:
         self._lanes = None if routines is None else _Lanes(routines)
         self._queue: deque[PendingTask] = deque()  # always sorted

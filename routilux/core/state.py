@@ -1,4 +1,4 @@
-"""The state of one job, as users read, copy and save it.
+"""`JobState`: the state of one job, as users read, copy and save it.
 
 Invariants:
 - A job changes only by the commits that `FoldedJob.fold` adds.
@@ -83,12 +83,8 @@ class JobState(FoldedJob):
     def copy(self) -> JobState:
         """Return a copy that later commits of this job do not change."""
         twin = JobState(self.job_id)
-        twin.flow_id, twin.shape = self.flow_id, self.shape
-        twin.status, twin.seq, twin.error = self.status, self.seq, self.error
-        twin.started_ns, twin.updated_ns = self.started_ns, self.updated_ns
-        twin.recoveries, twin.history_limit = self.recoveries, self.history_limit
-        twin.clock_ns = self.clock_ns
-        twin.shared_data = self.shared_data
+        for name in FoldedJob.__slots__:
+            setattr(twin, name, getattr(self, name))
         twin.outputs, twin.dropped = self.outputs.copy(), self.dropped.copy()
         twin._commits = self._commits.copy()
         twin.routine_states = {

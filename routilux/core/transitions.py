@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from routilux.graph.plan import Plan
     from routilux.retry.error_handler import ErrorHandler
 
-__all__ = ["child_id", "commit_of_outcome"]
+__all__ = ["child_id", "commit_of_outcome", "step_commit"]
 
 _LONGEST_ID: Final = 64
 
@@ -50,6 +50,22 @@ def child_id(parent: str, number: int) -> str:
     return f"~{hashlib.sha256(parent.encode()).hexdigest()[:16]}.{number}"
 
 
+def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> Commit:
+    """Return a commit of a step that keeps the job's status and has no other fields yet."""
+    task = step.task
+    return Commit(
+        job.seq + 1,
+        kind,
+        now,
+        job.status,
+        task.task_id,
+        task.routine_id,
+        step.attempt,
+        step.started_ns,
+        step.worker,
+    )
+
+
 def commit_of_outcome(
     plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now: int
 ) -> Commit:
@@ -67,7 +83,7 @@ def commit_of_outcome(
     status = job.status
     if not tasks and status is _RUNNING and len(job._pending) == 1:
         status = _COMPLETED
-    return Commit(
+    return Commit(  # as one call: this is the hottest path
         job.seq + 1,
         _DONE,
         now,
@@ -131,54 +147,25 @@ def _failure(
         else:
             delay = None
         if delay is not None:
-            return Commit(
-                job.seq + 1,
-                _RETRY,
-                now,
-                job.status,
-                task.task_id,
-                task.routine_id,
-                step.attempt,
-                step.started_ns,
-                step.worker,
-                (),
-                (),
-                None,
-                None,
-                outcome.error,
-                delay,
-                now + delay,
-            )
+            commit = step_commit(_RETRY, job, step, now)
+            commit.error, commit.delay_ns, commit.due_ns = outcome.error, delay, now + delay
+            return commit
         strategy = handler.on_exhausted
     stops = strategy is ErrorStrategy.STOP
-    emissions = _error_event(plan, step, outcome)
-    tasks = _fan_out(plan, task, emissions)
-    status = job.status
+    commit = step_commit(CommitKind.FAILED if stops else CommitKind.DROPPED, job, step, now)
+    commit.emissions = _error_event(plan, step, outcome)
+    commit.tasks = _fan_out(plan, task, commit.emissions)
+    commit.error = outcome.error
     if stops:
         if not job.is_final:
-            status = JobStatus.FAILED
-        detail = None
+            commit.status = JobStatus.FAILED
     else:
         skipped = strategy is ErrorStrategy.SKIP
         as_ = RoutineStatus.SKIPPED if skipped else RoutineStatus.ERROR_CONTINUED
-        detail = {"as": as_.value}
-        if status is _RUNNING and not tasks and len(job._pending) == 1:
-            status = _COMPLETED
-    return Commit(
-        job.seq + 1,
-        CommitKind.FAILED if stops else CommitKind.DROPPED,
-        now,
-        status,
-        task.task_id,
-        task.routine_id,
-        step.attempt,
-        step.started_ns,
-        step.worker,
-        emissions,
-        tasks,
-        error=outcome.error,
-        detail=detail,
-    )
+        commit.detail = {"as": as_.value}
+        if job.status is _RUNNING and not commit.tasks and len(job._pending) == 1:
+            commit.status = _COMPLETED
+    return commit
 
 
 def _retry_delay(

@@ -1,4 +1,4 @@
-"""Saved forms of the values in commits and parts of a job: errors, effects, tasks, numbers.
+"""Saved forms of the values inside commits and parts of a job: errors, effects, tasks, numbers.
 
 Invariants:
 - A saved form is plain JSON with integer nanoseconds; a missing optional field has its default.
@@ -20,22 +20,6 @@ from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "duration",
-    "effect_data",
-    "error_data",
-    "in_range",
-    "instant",
-    "load_effect",
-    "load_emission",
-    "load_error",
-    "load_task",
-    "load_writes",
-    "payload",
-    "texts",
-    "writes_text",
-]
-
 _EARLIEST: Final = -62_135_596_800 * 10**9
 _LATEST: Final = 253_402_300_799 * 10**9
 _LONGEST: Final = _LATEST - _EARLIEST
@@ -54,7 +38,7 @@ def in_range(value: object, path: str, least: int = 0) -> int:
     """Return a count from saved data; refuses one below `least` or above 2**53."""
     number = cast(int, value)
     if not least <= number <= _LARGEST_COUNT:
-        raise CorruptStateError(path, f"{number} is no number from {least} to 2**53")
+        raise CorruptStateError(path, f"{number} is not a number from {least} to 2**53")
     return number
 
 
@@ -62,7 +46,7 @@ def instant(value: object, path: str) -> int:
     """Return an instant (ns) from saved data; refuses one outside the years 1 to 9999."""
     number = cast(int, value)
     if not _EARLIEST <= number <= _LATEST:
-        raise CorruptStateError(path, f"{number} ns is no instant of the years 1 to 9999")
+        raise CorruptStateError(path, f"{number} ns is not an instant in the years 1 to 9999")
     return number
 
 
@@ -70,7 +54,7 @@ def duration(value: object, path: str) -> int:
     """Return a duration (ns) from saved data; refuses one below 0 or above 9999 years."""
     number = cast(int, value)
     if not 0 <= number <= _LONGEST:
-        raise CorruptStateError(path, f"{number} ns is no duration of up to 9999 years")
+        raise CorruptStateError(path, f"{number} ns is not a duration of at most 9999 years")
     return number
 
 
@@ -79,14 +63,14 @@ def payload(value: object, path: str) -> dict[str, object]:
     data = cast("dict[str, object]", value)
     if not _TEXT.issuperset(map(type, data)):
         key = next(key for key in data if type(key) is not str)
-        raise CorruptStateError(path, f"the key {key!r} of a payload is no text")
+        raise CorruptStateError(path, f"the key {key!r} is not a string")
     return data
 
 
 def texts(value: object, path: str) -> list[str]:
-    """Return a list of texts from saved data."""
+    """Return a list of strings from saved data."""
     if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
-        raise CorruptStateError(path, "is no list of texts")
+        raise CorruptStateError(path, "is not a list of strings")
     return value
 
 
@@ -136,7 +120,7 @@ def load_writes(data: object, path: str) -> Writes:
     f = check_fields(data, path, _WRITES_FIELDS, {})
     removed = cast("list[object]", f["removed"])
     if not all(type(key) is str for key in removed):
-        raise CorruptStateError(f"{path}.removed", "a removed key is no text")
+        raise CorruptStateError(f"{path}.removed", "a removed key is not a string")
     return Writes(payload(f["values"], f"{path}.values"), tuple(cast("list[str]", removed)))
 
 
@@ -174,5 +158,5 @@ def load_task(data: object, emissions: Sequence[Emission], position: int) -> Tas
 
 
 def _plain(text: str) -> str:
-    # Messages come from anywhere; a lone surrogate in one must not keep a job from being saved.
+    # A lone surrogate in a message must not keep a job from being saved.
     return text.encode("utf-8", "replace").decode()

@@ -15,6 +15,7 @@ import sys
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
+from routilux.core.requests import request
 from routilux.errors import (
     LeaseLostError,
     NoActiveStepError,
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Key
     from routilux.core.commits import Commit
-    from routilux.core.machine import Machine, Request
+    from routilux.core.machine import Machine
+    from routilux.core.requests import Request
     from routilux.core.state import JobState
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
@@ -44,13 +46,13 @@ _ordinals = count(1)
 
 
 class DrivingLoop(Protocol):
-    """The loop that drives a job, as far as the job knows it."""
+    """The loop that drives a job, as the job uses it."""
 
     def look(self, drive: Drive) -> None:
-        """Look at a job again after a change from outside (under the environment's lock)."""
+        """Check a job that another thread has changed, under the lock."""
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop driving a job that something outside of it has broken (under the lock)."""
+        """Stop driving a job because of an error from outside its flow, under the lock."""
 
 
 class Drive:
@@ -93,9 +95,9 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.stopped = clock.signal()
         self.error: BaseException | None = None
-        self.leased_until: int | None = None  # monotonic; then other hosts may take over
+        self.leased_until: int | None = None  # monotonic; after it another host may take over
         self.leaving = False
-        # Called under the runtime's lock: when the job rests, and when all its tasks have to wait.
+        # Called under the runtime's lock: when the job has stopped, and when all its tasks wait.
         self.on_stop: Callable[[Drive], object] | None = None
         self.on_wait: Callable[[Drive], object] | None = None
         self.loop: DrivingLoop | None = None
@@ -125,11 +127,19 @@ class Drive:
             until = min(until, step.started_ns + step.timeout_ns)
         key = (self.ordinal, *step.order)
         if clock.wait(self.stopped, until - self.offset, key, step.who):
-            # The job ended by an error while this step was in flight; its outcome is ignored.
+            # An error ended the job while this step was in flight; its outcome is ignored.
             raise _given_up(step)
 
+    def run(self, step: StepInput) -> StepOutcome:
+        """Run one attempt in this thread."""
+        task, plan = step.task, self.plan
+        routine_id = task.routine_id
+        routine = plan.routines[routine_id]
+        slot = routine._slots[task.slot]
+        return self.run_step(step, routine, slot, plan.handlers[routine_id], self)
+
     def check(self, step: StepInput) -> None:
-        """Raise if the step can record nothing more: its job was lost or ended by an error."""
+        """Raise if the step can record nothing more: the job was lost or an error ended it."""
         until = self.leased_until
         if (
             self.error is None
@@ -175,7 +185,7 @@ class Drive:
                 raise
 
     def opened(self, context: Context) -> None:
-        """Remember a context whose step has a timeout; refuses a step that already timed out."""
+        """Keep the context of a step that has a timeout; raise if the step has timed out."""
         step = context.step
         if step is None:
             return
@@ -189,8 +199,8 @@ class Drive:
     def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
         """Write a commit, apply it, and notify the observers.
 
-        `claims` or `acquired`: it is the first commit of a resume, which claims the job, or goes on
-        under the lease of a job that was acquired.
+        The first commit of a resume either `claims` the job, or the job was `acquired` and its
+        lease holds.
         """
         if self._journal is not None:
             job_id = self.machine.job.job_id
@@ -233,7 +243,7 @@ class Drive:
     def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
         """Return the commit that ends a step; None if its outcome is late or a duplicate.
 
-        Commits the effects first that the outcome carries.
+        The effects that the outcome carries are committed first.
         """
         if outcome.effects:
             for name, effect in outcome.effects.items():
@@ -248,9 +258,9 @@ class Drive:
         return self.machine.finish(step, outcome, now if now > updated else updated)
 
     def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Append]:
-        """Return the commit that ends a step, and its row.
+        """Return the commit that ends a step, and its row for the journal.
 
-        If the commit can't be saved, nothing is written yet: the attempt fails instead.
+        If the commit has no saved form, the attempt fails: the commit that says so is returned.
         """
         job_id, owner = self.machine.job.job_id, self.environment.owner
         try:
@@ -279,11 +289,11 @@ class Drive:
         with self.environment.lock:
             if self.error is not None:
                 raise NotResumableError(
-                    f"job {self.machine.job.job_id} broke off here ({type(self.error).__name__}:"
-                    f" {self.error}); load it again and resume it"
+                    f"an error ended the run of job {self.machine.job.job_id}"
+                    f" ({type(self.error).__name__}: {self.error}); load the job and resume it"
                 )
             now = max(self.now_ns(), self.machine.job.updated_ns)
-            self.commit(self.machine.request(kind, now, reason))
+            self.commit(request(self.machine.job, kind, now, reason))
             if self.loop is not None:
                 self.loop.look(self)
 
@@ -302,6 +312,6 @@ class Drive:
 
 def _given_up(step: StepInput) -> NoActiveStepError:
     return NoActiveStepError(
-        f"attempt {step.attempt} of {step.task.routine_id} was given up, so nothing that it does"
-        " can be recorded any more"
+        f"attempt {step.attempt} of {step.task.routine_id} was given up, and can record nothing"
+        " more"
     )

@@ -9,40 +9,32 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol
 
 from routilux.graph.context import Host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from routilux.clocks.clock import Clock, Key
     from routilux.graph.messages import StepInput, StepOutcome
     from routilux.graph.plan import Plan
-    from routilux.graph.routine import Routine, Slot
-    from routilux.retry.error_handler import ErrorHandler
 
-__all__ = ["Driven", "Driver", "Ended", "InlineDriver", "RunStep"]
+__all__ = ["Driven", "Driver", "Ended", "InlineDriver"]
 
 
 class Driven(Host, Protocol):
-    """A job as a driver sees it: the host of its steps, its plan, its place among the jobs.
-
-    `run_step` runs each attempt; what it raises breaks the job off.
-    """
+    """A job as a driver sees it: the host of its steps, its plan, its place among the jobs."""
 
     plan: Plan
     ordinal: int
-    run_step: RunStep
 
+    def run(self, step: StepInput) -> StepOutcome:
+        """Run one attempt in this thread; an error that it raises ends the run of the job."""
 
-RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], StepOutcome]"
-"""Runs one attempt: `run_step`, or a function that a runtime calls in its place."""
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
-"""A step that is over, as the loop started it, and its outcome.
+"""A step that has ended, with its job, and its outcome.
 
-A `BaseException` in place of an outcome is not the handler's failure.
+A `BaseException` in place of an outcome is an error from outside the handler.
 """
 
 
@@ -58,17 +50,17 @@ class Driver(Protocol):
         """Take a step."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return a step that is over; None if the instant `until` (monotonic) or a poke came."""
+        """Return a step that has ended; None at the instant `until` (monotonic) or after a poke."""
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return steps of other jobs that are over too, one of each, without waiting for any."""
+        """Return ended steps of other jobs, at most one of each; never wait."""
 
     def poke(self) -> None:
         """Make `next` return at once; from any thread."""
 
 
 class InlineDriver:
-    """The driver of a sequential flow that is executed; it has room for one step at a time."""
+    """Runs the steps of one sequential job in the loop's thread, one at a time."""
 
     __slots__ = ("_clock", "_poked", "_taken", "room")
 
@@ -79,12 +71,12 @@ class InlineDriver:
         self.room = True
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Take a step, to be run by `next`."""
+        """Keep a step for `next`."""
         self._taken = driven, step
         self.room = False
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Run the step that was taken; without one, wait."""
+        """Run the step that `start` took; without one, wait."""
         taken = self._taken
         if taken is None:
             self._clock.wait(self._poked, until, key, who)
@@ -93,16 +85,10 @@ class InlineDriver:
         self._taken = None
         self.room = True
         driven, step = taken
-        task = step.task
-        plan = driven.plan
-        routine_id = task.routine_id
-        routine = plan.routines[routine_id]
-        slot = routine._slots[task.slot]
-        handler = plan.handlers[routine_id]
-        return driven, step, driven.run_step(step, routine, slot, handler, driven)
+        return driven, step, driven.run(step)
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return none: it runs one step at a time."""
+        """Return none: this driver runs one step at a time."""
         return []
 
     def poke(self) -> None:

@@ -1,9 +1,9 @@
-"""Whether a job fits its flow: what it starts with, and the flow that it goes on with.
+"""Checks that a job fits its flow: its start, and the flow that it is resumed on.
 
-Laws:
-- It is asked before anything is committed; a refusal leaves the job and the flow as they were.
-- A refusal names what does not fit and what would, or what to do about it.
-- What a job starts with is a copy: the caller may go on to change its own.
+Invariants:
+- A check comes before any commit; a refusal leaves the job and the flow as they were.
+- An error names the part that does not fit, and what would fit or what to do.
+- A job starts with a copy of its parameters: the caller may change its own later.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["check_job_id", "check_same_flow", "checked_params"]
 
 
 def check_job_id(job_id: object) -> None:
-    """Raise `FlowDefinitionError` for what is no text, is empty or can't be saved."""
+    """Raise `FlowDefinitionError` for an id that is no text, is empty or can't be saved."""
     if not isinstance(job_id, str) or not job_id or any("\ud800" <= c <= "\udfff" for c in job_id):
         raise FlowDefinitionError(f"a job's id is a text, not {job_id!r}")
 
@@ -31,7 +31,7 @@ def check_job_id(job_id: object) -> None:
 def checked_params(
     plan: Plan, entry: str, slot: str, params: Mapping[str, object] | None
 ) -> dict[str, object]:
-    """Return a copy of what a job is to start with, which its first handler takes.
+    """Return a copy of the parameters that a job starts with, for its first handler.
 
     Raises `FlowDefinitionError` for an entry, a slot or parameters that the flow does not have.
     """
@@ -63,16 +63,16 @@ def checked_params(
         trouble += [f"has {', '.join(map(repr, unknown))}, which it does not take"] * bool(unknown)
         meant = nearest(unknown[0], binding.names - given.keys()) if unknown else ""
         raise FlowDefinitionError(
-            f"params for {entry}.{slot}: the handler takes {takes}; what was given"
+            f"params for {entry}.{slot}: the handler takes {takes}; the mapping"
             f" {' and '.join(trouble)}{meant}"
         )
     return copied_payload(given, f"params for {entry}.{slot}")
 
 
 def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
-    """Raise `FlowMismatchError` where a job can't go on with a flow.
+    """Raise `FlowMismatchError` if a job can't be resumed on a flow.
 
-    With `allow_changed` another shape will do, if every pending task still has its slot.
+    With `allow_changed` the flow may have another shape, if every pending task still has its slot.
     """
     if not allow_changed and job.shape != plan.shape:
         raise FlowMismatchError(

@@ -1,8 +1,8 @@
 """`Environment`: what all jobs of one runtime share.
 
 Invariants:
-- A job is driven at most once in a runtime: `driven` holds it, by its id.
-- Everything that changes a job happens under `lock`; no handler runs under it.
+- A runtime drives a job at most once: `driven` holds the machine of each job by the job's id.
+- A job changes only under `lock`; no handler runs under it.
 - A forked child is another host: it has another owner name, a new lock and no jobs.
 """
 
@@ -12,7 +12,7 @@ import os
 import threading
 from functools import cached_property
 from secrets import token_hex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from routilux.engine.observers import Observers
 from routilux.engine.step import run_step
@@ -23,20 +23,25 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Clock
     from routilux.core.machine import Machine
-    from routilux.engine.driver import RunStep
+    from routilux.engine.driver import Driven
+    from routilux.graph.messages import StepInput, StepOutcome
+    from routilux.graph.routine import Routine, Slot
     from routilux.monitor import Observer
     from routilux.persist.store import JobStore
+    from routilux.retry.error_handler import ErrorHandler
 
-__all__ = ["Environment"]
+__all__ = ["Environment", "RunStep"]
+
+RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], StepOutcome]"
+"""Runs one attempt: `run_step`, or a function that replaces it in a test."""
 
 
 class Environment:
     """The clock, the store, the observers and the jobs of one runtime.
 
-    `run_step` runs each attempt of the jobs that begin from now on. `owner` names this runtime to
-    a store: host, process and a random part. `leases` holds the jobs that workers have under a
-    lease as this owner, each with a function that a worker gave to learn of its loss;
-    `lease_lock` is held while leases change.
+    `run_step` runs each attempt of the jobs that start later. `leases` holds the jobs that the
+    workers of this owner have under a lease, each with the function that its worker wants called
+    when the lease is lost; `lease_lock` is held while leases change.
     """
 
     def __init__(
@@ -55,7 +60,7 @@ class Environment:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Make what belongs to one process; called again in a forked child."""
+        """Create the locks, jobs and leases of one process; a forked child calls this again."""
         self.lock = threading.RLock()
         self.driven: dict[str, Machine] = {}
         self.lease_lock = threading.Lock()
@@ -65,7 +70,7 @@ class Environment:
 
     @cached_property
     def owner(self) -> str:
-        """The name of this runtime in a store."""
+        """The name of this runtime in a store: host, process and a random part."""
         import platform  # slow to import, and only a runtime with a store needs it
 
         return f"{platform.node()}:{os.getpid()}:{token_hex(8)}"

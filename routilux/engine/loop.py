@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Loop"]
 
 _RUNNING = JobStatus.RUNNING
-_FEW: Final = 16  # timers of ended jobs that may stay before they are removed
+_FEW: Final = 16  # so many timers of ended jobs may stay in the heap
 _NO_TIMER: Final = (None, (), "the loop")
 _timer_numbers = count()
 
@@ -62,12 +62,12 @@ class Loop:
         self._mark(drive)
 
     def look(self, drive: Drive) -> None:
-        """Check a job again that another thread has changed, under the runtime's lock."""
+        """Check a job that another thread has changed, under the runtime's lock."""
         self._mark(drive)
         self._driver.poke()
 
     def run(self) -> None:
-        """Run the jobs until all of them rest; an error of one job is kept in its `error`."""
+        """Run until all jobs have stopped; an error of one job is kept in its `error`."""
         try:
             self._run()
         except BaseException as error:
@@ -80,15 +80,14 @@ class Loop:
         monotonic_ns = self._clock.monotonic_ns
         driver = self._driver
         ready = self._ready
+        durable = self._journal is not None
         ended: Ended | None = None
         while True:
             with lock:
                 now = monotonic_ns()  # read under the lock, so that commits are in order
                 if ended is not None:
-                    if self._journal is None:
-                        self._end(ended, now)
-                    else:
-                        self._end_durably((ended, *driver.others(ended)), now, self._journal)
+                    others = driver.others(ended) if durable else ()
+                    self._end((ended, *others), now)
                 if self._timers:
                     self._ring(now)
                 while ready and driver.room:
@@ -139,32 +138,18 @@ class Loop:
         if made + drive.machine.in_flight < limit:
             return False
         error = StepLimitError(
-            f"job {job.job_id} made {made} attempts, the runtime's max_steps; does a cycle of its"
-            " flow ever end?"
+            f"job {job.job_id} made {made} attempts, the runtime's max_steps; check that each"
+            " cycle of its flow ends, or raise max_steps"
         )
         drive.commit(drive.machine.fail(ErrorInfo.of(error), drive.now_ns()))
         return True
 
-    def _end(self, ended: Ended, now: int) -> None:
-        """Commit the end of a step of a job without a store."""
-        drive: Drive
-        drive, step, outcome = ended
-        if drive.error is None:
-            try:
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                commit = drive.take_outcome(step, outcome, now + drive.offset)
-                if commit is not None:
-                    drive.commit(commit)
-            except BaseException as error:
-                self.fail(drive, error)
-        self._mark(drive)
-
-    def _end_durably(self, ended: Sequence[Ended], now: int, journal: Journal) -> None:
+    def _end(self, group: Sequence[Ended], now: int) -> None:
         """Commit the ends of steps, of one job each, by one write; often it is one step."""
         endings: list[tuple[Drive, Commit]] = []
         rows: list[Append] = []
-        for drive, step, outcome in ended:
+        journal = self._journal
+        for drive, step, outcome in group:
             if drive.error is not None:
                 continue
             try:
@@ -172,12 +157,13 @@ class Loop:
                     raise outcome
                 commit = drive.take_outcome(step, outcome, now + drive.offset)
                 if commit is not None:
-                    commit, row = drive.row(step, commit, journal)
-                    rows.append(row)
+                    if journal is not None:
+                        commit, row = drive.row(step, commit, journal)
+                        rows.append(row)
                     endings.append((drive, commit))
             except BaseException as error:
                 self.fail(drive, error)
-        if rows:
+        if rows and journal is not None:
             endings = self._written(endings, rows, journal)
         for drive, commit in endings:
             try:
@@ -188,7 +174,7 @@ class Loop:
             for drive, commit in endings:  # all are applied: an observer may use any of these jobs
                 if drive.error is None:
                     drive.notify(commit)
-        for drive, _, _ in ended:
+        for drive, _, _ in group:
             self._mark(drive)
 
     def _written(
@@ -207,13 +193,13 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """End the run of a job by an error that is not of its flow, under the lock."""
+        """Stop driving a job because of an error from outside its flow, under the lock."""
         drive.error = error
         self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
-        """Remove a job that rests or ended by an error."""
+        """Remove a job that has stopped, or that an error from outside has ended."""
         self.drives.discard(drive)
         job_id, driven = drive.machine.job.job_id, self._environment.driven
         if driven.get(job_id) is drive.machine:
@@ -223,7 +209,7 @@ class Loop:
         if drive.on_stop is not None:
             drive.on_stop(drive)
         if len(self._timers) > 2 * len(self.drives) + _FEW:
-            # The timers of ended jobs would keep those in memory.
+            # The timers of ended jobs would keep these jobs in memory.
             self._timers = [timer for timer in self._timers if timer[2].loop is self]
             heapify(self._timers)
 
@@ -279,11 +265,7 @@ class Loop:
 
     def _end_overdue(self, drive: Drive, now: int) -> None:
         for step in drive.overdue(now + drive.offset):
-            ended = drive, step, timed_out(step)
-            if self._journal is None:
-                self._end(ended, now)
-            else:
-                self._end_durably((ended,), now, self._journal)
+            self._end(((drive, step, timed_out(step)),), now)
         if drive.error is None:
             for step in drive.machine.flights:
                 if step.timeout_ns is not None:

@@ -1,13 +1,13 @@
 """Runs steps on an executor: our own threads, or any `concurrent.futures.Executor`.
 
-Laws:
-- On threads the clock knows of every step before its thread runs, so a fake clock can't jump over
-  one that is about to begin.
-- On an executor that may run elsewhere, steps and outcomes are pickled values, effects travel
-  with the outcome, and time is real.
-- A thread that was given up keeps its place until it returns: nobody can stop it.
-- Our threads are daemons: a handler that hangs can't keep the interpreter from ending, which an
-  engine whose jobs survive a kill can afford. `ThreadPoolExecutor` would wait for it.
+Invariants:
+- On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
+  step's start.
+- An executor of processes gets and returns pickled values; effects travel with the outcome, and
+  time is real.
+- A thread that was given up keeps its place until it returns: no code can stop it.
+- Our threads are daemons, so a handler that hangs can't keep the interpreter from ending. Jobs
+  survive a kill, so this is safe. A `ThreadPoolExecutor` would wait for the handler.
 """
 
 from __future__ import annotations
@@ -59,8 +59,7 @@ class _DaemonThreads:
         for _ in range(self._made):
             self._work.put(None)
 
-    # A runtime that nobody closed leaves no threads behind either.
-    __del__ = close
+    __del__ = close  # a runtime that was never closed leaves no threads behind
 
 
 def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
@@ -73,15 +72,15 @@ def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaph
 class PoolDriver:
     """The driver of concurrent flows and of all jobs in the background.
 
-    `size` is how many steps it takes at once; with an executor of the user's, as many as that has
-    workers, or any number where it does not tell.
+    `size` is how many steps it takes at once: as many as the user's executor has workers, or any
+    number if that is not known.
     """
 
     __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "room", "size")
 
     def __init__(self, clock: Clock, size: int, executor: Executor | None = None) -> None:
         self._clock = clock
-        # An attempt begins when a worker is free: its timeout is not for waiting in a queue.
+        # An attempt starts when a worker is free: its timeout does not count time in a queue.
         own = size if executor is None else getattr(executor, "_max_workers", None)
         self.size = own if own is not None else sys.maxsize
         self._executor = executor
@@ -93,7 +92,7 @@ class PoolDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether no step is on it, and none that was given up."""
+        """Whether it runs no step, given-up ones included."""
         return not self._flying
 
     def start(self, driven: Driven, step: StepInput) -> None:
@@ -107,7 +106,7 @@ class PoolDriver:
                 self._threads.submit(work)
             else:
                 executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
-            self._takes(1)
+            self._add_flying(1)
             return
         plan = driven.plan
         future = executor.submit(
@@ -117,30 +116,30 @@ class PoolDriver:
             task.slot,
             plan.handlers[task.routine_id],
         )
-        self._takes(1)
+        self._add_flying(1)
         future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return a step that is over; None if the instant `until` (monotonic) or a poke came."""
+        """Return a step that has ended; None at the instant `until` (monotonic) or after a poke."""
         if not self._ended:
             self._clock.wait(self._signal, until, key, who)
             self._signal.clear()
             if not self._ended:
                 return None
-        self._takes(-1)
+        self._add_flying(-1)
         return self._ended.popleft()
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return steps of other jobs that are over too, one of each, without waiting for any."""
+        """Return ended steps of other jobs, at most one of each; never wait."""
         found: list[Ended] = []
         ended, drives = self._ended, {than[0]}
         while ended and ended[0][0] not in drives:
             drives.add(ended[0][0])
             found.append(ended.popleft())
-        self._takes(-len(found))
+        self._add_flying(-len(found))
         return found
 
-    def _takes(self, steps: int) -> None:
+    def _add_flying(self, steps: int) -> None:
         self._flying += steps
         self.room = self._flying < self.size
 
@@ -149,20 +148,13 @@ class PoolDriver:
         self._signal.set()
 
     def close(self) -> None:
-        """Let our own threads end; those of a user's executor are the user's."""
+        """Let our own threads end; the user closes an executor of their own."""
         self._threads.close()
 
     def _work(self, party: Party, driven: Driven, step: StepInput) -> None:
         party.start()
         try:
-            task = step.task
-            plan = driven.plan
-            routine = plan.routines[task.routine_id]
-            handler = plan.handlers[task.routine_id]
-            slot = plan.slot(task.routine_id, task.slot)
-            outcome: StepOutcome | BaseException = driven.run_step(
-                step, routine, slot, handler, driven
-            )
+            outcome: StepOutcome | BaseException = driven.run(step)
         except BaseException as error:
             outcome = error
         self._end(driven, step, outcome)

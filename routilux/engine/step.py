@@ -1,10 +1,10 @@
 """Runs one attempt: `StepInput` in, `StepOutcome` out.
 
-Laws:
-- It never raises for what a handler raises, if that is an `Exception`; anything else passes.
+Invariants:
+- An `Exception` of a handler becomes an outcome; any other exception propagates.
 - Every attempt gets its own copy of a payload that is not flat.
-- When it returns, the context is closed: nothing that the handler left behind can add to it.
-- No exception is kept in a frame, since such a cycle is freed by the collector only.
+- When a step has returned, its context is closed: a thread that the handler left adds nothing.
+- No frame keeps an exception: only the collector would free such a cycle.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from routilux.graph.context import Host
     from routilux.graph.routine import Routine, Slot
 
-__all__ = ["RemoteHost", "run_remote", "run_step", "timed_out"]
+__all__ = ["run_remote", "run_step", "timed_out"]
 
 _NO_READS: Final[frozenset[str]] = frozenset()
 
@@ -40,7 +40,7 @@ _NO_READS: Final[frozenset[str]] = frozenset()
 def run_step(
     step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, host: Host
 ) -> StepOutcome:
-    """Call the handler of a slot for one attempt and return what came of it."""
+    """Call the handler of a slot for one attempt and return the outcome."""
     context = Context(step, routine, host)
     token = active.set(context)
     try:
@@ -54,17 +54,17 @@ def run_step(
             host.opened(context)
         result = slot.handler(**arguments)
         if result is not None:
-            _see_to(result, slot)
-        if step.timeout_ns is not None and _is_late(step, host):
+            _run_result(result, slot)
+        if _is_late(step, host):
             return timed_out(step)
         if not context.touched:
             return StepOutcome(step.number, context.outbox)
         state, shared = context.writes(state_allowed=routine.max_concurrency == 1)
         return StepOutcome(step.number, context.outbox, state, shared, context.shared_reads())
     except ClockStalledError:
-        raise  # not the handler's failure: nobody moves the clock
+        raise  # not the handler's failure: nothing moves the clock
     except Exception as error:
-        if step.timeout_ns is not None and _is_late(step, host):
+        if _is_late(step, host):
             return timed_out(step)
         kind = type(error)
         info = ErrorInfo.of(error)
@@ -85,14 +85,18 @@ def timed_out(step: StepInput) -> StepOutcome:
         f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
         f" {limit:g} s"
     )
-    return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=StepTimeoutError)
+    return _failure(step.number, error)
+
+
+def _failure(number: int, error: Exception) -> StepOutcome:
+    return StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
 
 
 def _is_late(step: StepInput, host: Host) -> bool:
     return step.timeout_ns is not None and host.now_ns() - step.started_ns >= step.timeout_ns
 
 
-def _see_to(result: object, slot: Slot) -> None:
+def _run_result(result: object, slot: Slot) -> None:
     if inspect.iscoroutine(result):
         _run_coroutine(result, slot)
     elif inspect.isgenerator(result) or inspect.isasyncgen(result):
@@ -103,7 +107,7 @@ def _see_to(result: object, slot: Slot) -> None:
 
 
 def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> None:
-    import asyncio  # 40 ms at import, for those only who have async handlers
+    import asyncio  # 40 ms at import, and only async handlers need it
 
     try:
         asyncio.get_running_loop()
@@ -112,67 +116,60 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
         return
     coroutine.close()
     raise FlowDefinitionError(
-        f"the handler of slot {slot.name!r} is async and this thread runs an event loop already;"
+        f"the handler of slot {slot.name!r} is async and this thread already runs an event loop;"
         " use 'await flow.aexecute(...)' there"
     )
 
 
-class RemoteHost:
-    """A host for a step in another process: real time, and effects that travel with the outcome.
+class _RemoteHost:
+    """The host of a step in another process: real time, and effects that travel with the outcome.
 
-    An effect is therefore recorded when the step ends; a crash of that process loses it.
+    So an effect is recorded when the step ends; a crash of the process loses it.
     """
 
     __slots__ = ("_clock", "_offset", "effects")
 
-    def __init__(self, clock: SystemClock, step: StepInput) -> None:
-        self._clock = clock
-        self._offset = step.started_ns - clock.monotonic_ns()
+    def __init__(self, step: StepInput) -> None:
+        self._clock = SystemClock()
+        self._offset = step.started_ns - self._clock.monotonic_ns()
         self.effects: dict[str, Effect] = {}
 
     def now_ns(self) -> int:
-        """Return the time: the step's start plus monotonic progress."""
         return self._clock.monotonic_ns() + self._offset
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait, at the longest until the attempt's timeout."""
         until = self.now_ns() + length
         if step.timeout_ns is not None:
             until = min(until, step.started_ns + step.timeout_ns)
         self._clock.wait(None, until - self._offset)
 
     def check(self, step: StepInput) -> None:
-        """Do nothing: here it is not known whose the job is."""
+        """Do nothing: this process does not know which host owns the job."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        """Keep an effect until the outcome is handed back."""
         self.effects[name] = effect
 
     def opened(self, context: Context) -> None:
-        """Do nothing: a process can't be made to give up."""
+        """Do nothing: nothing can make this process give the step up."""
 
 
 def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
-    """Run a step in another process; everything that it takes and gives can be pickled."""
-    host = RemoteHost(SystemClock(), step)
+    """Run a step in another process; its arguments and its outcome can be pickled."""
+    host = _RemoteHost(step)
     outcome = run_step(step, routine, routine.slots[slot], handler, host)
     outcome.effects = host.effects or None
     return _portable(outcome)
 
 
 def _portable(outcome: StepOutcome) -> StepOutcome:
-    # What can't travel fails the attempt, not the job: it is the handler's, not the executor's.
+    # A value that can't be pickled is the handler's fault, not the executor's: the attempt fails.
     if outcome.error_type is not None:
         outcome.error_type = next(filter(_travels, outcome.error_type.__mro__))
     try:
         pickle.dumps(outcome)
     except Exception as error:
-        refused = UnserializableError(
-            "$", f"what the attempt came to can't be sent back from its process: {error}"
-        )
-        return StepOutcome(
-            outcome.number, [], error=ErrorInfo.of(refused), error_type=UnserializableError
-        )
+        reason = f"the attempt's outcome can't be sent back from its process: {error}"
+        return _failure(outcome.number, UnserializableError("$", reason))
     return outcome
 
 

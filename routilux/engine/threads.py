@@ -1,9 +1,9 @@
-"""Who drives jobs: the caller's thread, or the one loop of all jobs in the background.
+"""The threads that drive jobs: the caller's own, or one loop for all jobs in the background.
 
-Laws:
-- Background jobs share one loop in one thread, which is there only while there are jobs.
-- Where no thread can be made, the job that needed it breaks off, and later ones are driven.
-- A pool of threads that has nothing to do is kept for the next job of its size, until `close`.
+Invariants:
+- Background jobs share one loop in one thread, which ends when no job is left.
+- If no thread can be started, the call that needed it raises; later jobs try again.
+- An idle pool of threads is kept for the next job of its size, until `close`.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ class Threads:
         self._environment = environment
         self._clock = environment.clock
         self._executor = executor
-        self._closed = False  # then no thread is kept for later
+        self._closed = False  # then no pool is kept
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Make what belongs to one process; called again in a forked child."""
+        """Forget all threads; a forked child calls this again, since it has none of them."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
 
     def close(self) -> None:
-        """Let the threads end that wait for later jobs; steps in flight run to their end."""
+        """Let the idle threads end; steps in flight run to their end."""
         with self._environment.lock:
             self._closed = True
             while self._spare:
                 self._spare.pop().close()
 
     def drive(self, drive: Drive) -> JobState:
-        """Drive a job in this thread and return it when it rests; raises what broke it."""
+        """Drive a job in this thread and return it when it has stopped; raises its `error`."""
         driver = self.driver_for(drive)
         who = f"job {drive.machine.job.job_id}"
         party = self._clock.party(who, (drive.ordinal,), result=True)
@@ -71,7 +71,7 @@ class Threads:
         return drive.machine.job
 
     def drive_in_background(self, drive: Drive) -> None:
-        """Have a job driven by the loop of background jobs, and return at once."""
+        """Add a job to the loop of background jobs and return at once."""
         with self._environment.lock:
             loop = self.background
             if loop is None:
@@ -101,7 +101,7 @@ class Threads:
             while True:
                 loop.run()
                 with self._environment.lock:
-                    # A job that was added since keeps the loop; else a later one gets a new loop.
+                    # A job that was added meanwhile keeps the loop; a later one gets a new loop.
                     if not loop.drives:
                         self.background = None
                         break
@@ -110,7 +110,7 @@ class Threads:
             self._give_pool(pool)
 
     def driver_for(self, drive: Drive) -> Driver:
-        """Return what runs the steps of a job that is driven in the caller's thread."""
+        """Return a driver for the steps of a job that is driven in the caller's thread."""
         if drive.plan.width > 1 or self._executor is not None:
             return self._take_pool(drive.plan.width)
         return InlineDriver(self._clock)

@@ -1,11 +1,12 @@
-"""What a handler sees while it runs: `self.ctx`.
+"""`Context`: the interface between a running handler and the engine, reached as `self.ctx`.
 
-Laws:
-- A context belongs to one step and dies with it: afterwards, and once the step was given up,
-  every use of it is `NoActiveStepError`.
-- What a handler reads is its own copy; what differs at the end is a write. Nothing is shared with
-  other steps until the commit.
-- Randomness and ids repeat on every attempt of the task, on every host: they come from its id.
+Invariants:
+- A context belongs to one step. When the step has ended or was given up, every use of its context
+  raises `NoActiveStepError`.
+- A handler reads private copies. The values that differ at the end are its writes; other steps
+  see them after the commit.
+- Random numbers and ids are derived from the task's id, so that they are the same in every attempt
+  and on every host.
 """
 
 from __future__ import annotations
@@ -38,28 +39,28 @@ active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
 
 
 class Host(Protocol):
-    """Where a step runs, as its context needs it. Instants are the job's, in nanoseconds."""
+    """The engine, as the context of a step needs it. Instants are the job's, in nanoseconds."""
 
     def now_ns(self) -> int:
         """Return the time."""
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait, at the longest until the attempt's timeout."""
+        """Wait, at most until the attempt's timeout."""
 
     def check(self, step: StepInput) -> None:
-        """Raise where nothing that the step does can be recorded any more, as far as is known."""
+        """Raise if it is known that nothing that the step does can be recorded any more."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        """Make the result of an effect last; raises if it can't."""
+        """Commit the result of an effect; raises if it can't be committed."""
 
     def opened(self, context: Context) -> None:
-        """Hear of a context whose step may be given up."""
+        """Note a context that must be closed if its step is given up."""
 
 
 class View(MutableMapping[str, object]):
-    """A handler's own view of a snapshot: private copies, and a note of what was read.
+    """A handler's view of a snapshot: private copies of its values, and the keys that were read.
 
-    `read_all` is set by anything that depends on the whole: iteration, `len`, comparison.
+    `read_all` is set by operations that depend on all keys: iteration, `len`, comparison.
     """
 
     __slots__ = ("_copies", "_open", "_removed", "_snapshot", "read", "read_all")
@@ -122,7 +123,7 @@ class View(MutableMapping[str, object]):
         return {**self._snapshot, **self._copies}
 
     def writes(self, place: str) -> Writes | None:
-        """Return what differs from the snapshot now, as copies; None where nothing does."""
+        """Return copies of the values that differ from the snapshot; None if none do."""
         snapshot = self._snapshot
         changed = {
             key: value
@@ -130,14 +131,14 @@ class View(MutableMapping[str, object]):
             if key not in snapshot or not same_value(value, snapshot[key])
         }
         values = copied_payload(changed, place)
-        # To set what stood there already is no write, so it must still stand there at the end.
+        # Setting an equal value is no write, so it counts as a read: it must not change meanwhile.
         self.read.update(key for key in self._copies if key in snapshot and key not in values)
         removed = tuple(sorted(key for key in self._removed if key in snapshot))
         return Writes(values, removed) if values or removed else None
 
 
 class Context:
-    """What the running handler knows and may do; reached as `self.ctx` of its routine.
+    """What a handler may read and do while it runs; reached as `self.ctx` of its routine.
 
     `attempt` is 1 for the first one. `idempotency_key` names the task and is the same in every
     attempt and on every host.
@@ -160,7 +161,7 @@ class Context:
         self.owner = owner
         self.outbox: list[Emission] = []
         self.named: set[str] | None = None
-        self.touched = False  # whether the handler looked at state or shared data
+        self.touched = False  # whether the handler used state or shared data
         self._host = host
         self._state: View | None = None
         self._shared: View | None = None
@@ -170,9 +171,9 @@ class Context:
         return self.step or self.over()
 
     def over(self) -> NoReturn:
-        """Refuse to do anything for a step that is over."""
+        """Raise the error for the use of a context whose step has ended."""
         raise NoActiveStepError(
-            "this step is over: its handler has returned or was given up, so nothing that it"
+            "this step has ended: its handler has returned or was given up, so nothing that it"
             " does can be recorded any more; keep no ctx beyond the handler"
         )
 
@@ -181,7 +182,7 @@ class Context:
 
     @property
     def state(self) -> View:
-        """The routine's own saved data: changes are committed when the handler returns."""
+        """The routine's own saved data; changes are committed when the handler returns."""
         if self._state is None:
             self._state = View(self._open_step().state, self._check_open)
             self.touched = True
@@ -189,7 +190,7 @@ class Context:
 
     @property
     def shared(self) -> View:
-        """The job's shared data; a step that read what another one changed is run again."""
+        """The job's shared data; a step that read a key is run again if another step changed it."""
         if self._shared is None:
             self._shared = View(self._open_step().shared, self._check_open)
             self.touched = True
@@ -197,7 +198,7 @@ class Context:
 
     @property
     def attempt(self) -> int:
-        """The number of this attempt, 1 for the first; goes on counting after a resume."""
+        """The number of this attempt, 1 for the first; a resume does not reset it."""
         return (self.step or self.over()).attempt
 
     @property
@@ -212,9 +213,9 @@ class Context:
 
     @property
     def idempotency_key(self) -> str:
-        """Job id and task id: tells an external service that a call is a repetition.
+        """Job id and task id, by which an external service recognizes a repeated call.
 
-        Raises `LeaseLostError` where it is known that another host has the job now.
+        Raises `LeaseLostError` if it is known that another host owns the job now.
         """
         step = self._open_step()
         self._host.check(step)
@@ -230,7 +231,7 @@ class Context:
         return from_ns(self._host.now_ns())
 
     def sleep(self, seconds: float | timedelta) -> None:
-        """Wait; raises `StepTimeoutError` at the instant at which the attempt's `timeout` ends."""
+        """Wait; raises `StepTimeoutError` at the instant when the attempt's `timeout` ends."""
         step = self._open_step()
         length = to_ns(seconds)
         self._host.sleep(step, length)
@@ -263,10 +264,10 @@ class Context:
     def once(self, name: str, fn: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         """Run an external effect and record its result; later attempts get the recorded result.
 
-        The result is committed before the handler goes on. What `fn` raises is not recorded.
-        Where it is known that another host has the job now, `fn` is not run: `LeaseLostError`.
-        Raises `FlowDefinitionError` for a name used twice in an attempt, or for other arguments
-        than those recorded, and `UnserializableError` for what can't be saved.
+        The result is committed before this returns. An error of `fn` is not recorded. Raises
+        `LeaseLostError`, without running `fn`, if it is known that another host owns the job now;
+        `FlowDefinitionError` for a name used twice in an attempt, or for other arguments than those
+        recorded; `UnserializableError` for arguments or a result that can't be saved.
         """
         step = self._open_step()
         if self.named is None:
@@ -285,7 +286,7 @@ class Context:
             if recorded.arguments != digest:
                 raise FlowDefinitionError(
                     f"once({name!r}) of {step.task.routine_id} was recorded with other arguments"
-                    " than it has now; take them from the payload, not from the attempt"
+                    " than it has now; use arguments that are the same in every attempt"
                 )
             return cast(_T, copy_value(recorded.result))
         self._host.check(step)
@@ -296,8 +297,8 @@ class Context:
         return result
 
     def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:
-        """Return what was changed of state and of shared data."""
-        own, common = self._state, self._shared  # it may be closed from another thread
+        """Return the changes of state and of shared data."""
+        own, common = self._state, self._shared  # another thread may close it meanwhile
         state = own.writes("ctx.state") if own is not None else None
         if state is not None and not state_allowed:
             keys = ", ".join([*state.values, *state.removed])
@@ -316,6 +317,6 @@ class Context:
         return None if common.read_all else frozenset(common.read)
 
     def close(self) -> None:
-        """End it: whatever still holds it can do nothing more."""
+        """End it: every later use raises `NoActiveStepError`."""
         self.step = None
-        self._state = self._shared = None  # they hold this context: a cycle
+        self._state = self._shared = None  # they refer to this context: a cycle

@@ -1,9 +1,9 @@
-"""What has changed between two shapes of a flow, told so that a person can read it.
+"""Describes the changes between two shapes of a flow in lines that a person can read.
 
-Laws:
-- Lines that tell of one part of the graph stand beside each other, what it was before what it is.
-- A routine that is gone or new is one line, which counts what went or came with it.
-- However much has changed, a message stays short enough to be read.
+Invariants:
+- Lines about the same part of the graph follow each other, the old line first.
+- A routine that was added or removed is one line, which counts its parts.
+- A message stays short, however much has changed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _WIDTH: Final = 120
 
 
 def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Return what differs between two shapes, a line for each change.
+    """Return the differences between two shapes, one line for each change.
 
     >>> shape_changes(["slot a.x", "slot b.x"], ["slot a.y", "slot b.x"])
     ['- slot a.x', '+ slot a.y']
@@ -30,14 +30,14 @@ def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
     ['- routine a: shop:Tea, with 1 event and 2 slots']
     """
     old, new = set(before), set(after)
-    gone = _summed(old - new, _routines(old) - _routines(new))
-    come = _summed(new - old, _routines(new) - _routines(old))
-    told = [(line, "-") for line in gone] + [(line, "+") for line in come]
-    return [f"{sign} {line}" for line, sign in sorted(told, key=_order)]
+    removed = _summed(old - new, _routines(old) - _routines(new))
+    added = _summed(new - old, _routines(new) - _routines(old))
+    changes = [(line, "-") for line in removed] + [(line, "+") for line in added]
+    return [f"{sign} {line}" for line, sign in sorted(changes, key=_order)]
 
 
-def mismatch(said: str, cure: str, before: Sequence[str], after: Sequence[str]) -> str:
-    """Return a message: what is wrong, what has changed, and the cure; many changes as a list.
+def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str]) -> str:
+    """Return a message: the problem, the changes and the cure; many changes as a list.
 
     >>> mismatch("it is another flow", "go back", ["slot a.x"], ["slot a.y"])
     'it is another flow (- slot a.x; + slot a.y); go back'
@@ -47,29 +47,30 @@ def mismatch(said: str, cure: str, before: Sequence[str], after: Sequence[str]) 
         for line in shape_changes(before, after)
     ]
     if not changes:
-        return f"{said}; {cure}"
+        return f"{problem}; {cure}"
     if len(changes) <= _INLINE:
-        return f"{said} ({'; '.join(changes)}); {cure}"
+        return f"{problem} ({'; '.join(changes)}); {cure}"
     listed = changes[:_LISTED]
     if len(changes) > _LISTED:
         listed.append(f"… and {len(changes) - _LISTED:,} more")
-    return "\n  ".join([f"{said} ({len(changes):,} changes, listed below); {cure}", *listed])
+    return "\n  ".join([f"{problem} ({len(changes):,} changes, listed below); {cure}", *listed])
 
 
 def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
-    """Return which tasks wait for which slots; `tasks` is {slot: ids of tasks}.
+    """Return a sentence that lists the tasks of each slot; `tasks` is {slot: ids of tasks}.
 
     >>> tasks_without_slot({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
     'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'
     """
-    told: list[str] = []
+    parts: list[str] = []
     for slot, ids in islice(tasks.items(), _NAMED):
         more = f" and {len(ids) - _NAMED:,} more" if len(ids) > _NAMED else ""
-        who = f"{', '.join(ids[:_NAMED])}{more}"
-        told.append(f"tasks {who} wait for {slot}" if ids[1:] else f"task {who} waits for {slot}")
+        names = f"{', '.join(ids[:_NAMED])}{more}"
+        waits = f"tasks {names} wait for" if ids[1:] else f"task {names} waits for"
+        parts.append(f"{waits} {slot}")
     if len(tasks) > _NAMED:
-        told.append(f"others for {len(tasks) - _NAMED:,} more slots")
-    return ", ".join(told)
+        parts.append(f"others for {len(tasks) - _NAMED:,} more slots")
+    return ", ".join(parts)
 
 
 def _order(change: tuple[str, str]) -> tuple[bool, str, bool, str]:
@@ -84,7 +85,7 @@ def _routines(lines: Set[str]) -> set[str]:
 
 
 def _owners(line: str) -> list[str]:
-    """Return the ids of the routines that a line is about; ids may hold anything."""
+    """Return the ids of the routines that a line is about; an id may hold any character."""
     kind, _, rest = line.partition(" ")
     if kind == "routine":
         return [rest.rpartition(": ")[0]]
@@ -93,20 +94,20 @@ def _owners(line: str) -> list[str]:
 
 
 def _summed(lines: Set[str], whole: Set[str]) -> list[str]:
-    """Return the lines; those that went or came with a whole routine are counted in its own."""
-    told: list[str] = []
+    """Return the lines; those of a routine in `whole` are only counted, in the routine's line."""
+    others: list[str] = []
     heads: dict[str, str] = {}
     parts: dict[str, Counter[str]] = {routine_id: Counter() for routine_id in whole}
     for line in lines:
         kind = line.partition(" ")[0]
         owner = next((owner for owner in _owners(line) if owner in whole), None)
         if owner is None:
-            told.append(line)
+            others.append(line)
         elif kind == "routine":
             heads[owner] = line
         else:
             parts[owner][kind] += 1
-    return told + [f"{line}{_with(parts[owner])}" for owner, line in heads.items()]
+    return others + [f"{line}{_with(parts[owner])}" for owner, line in heads.items()]
 
 
 def _with(parts: Counter[str]) -> str:

@@ -27,8 +27,7 @@ _MOST_FRAMES: Final = 40
 _type_names: dict[type[BaseException], str] = {}
 
 
-def type_name(error_type: type[BaseException]) -> str:
-    """Return the name of an exception class: `ValueError`, `shop.errors.GatewayDown`."""
+def _type_name(error_type: type[BaseException]) -> str:
     module = error_type.__module__
     name = error_type.__qualname__
     if module != "builtins":
@@ -64,7 +63,7 @@ class ErrorInfo:
         trace = error.__traceback__
         kind = type(error)
         return cls(
-            _type_names.get(kind) or type_name(kind),
+            _type_names.get(kind) or _type_name(kind),
             message,
             None if trace is None else _place(trace),
         )
@@ -129,8 +128,8 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
         except Exception as error:
             raise UnserializableError(
                 f"{place}.{name}",
-                f"{registry.type_name(type(value))} can't be copied"
-                f" ({registry.error_text(error)}), and each reader gets a copy; use plain data",
+                f"{registry.type_name(type(value))} can't be copied ({registry.error_text(error)});"
+                " use plain data, since each reader gets a copy",
             ) from None
     return copied
 
@@ -175,8 +174,8 @@ class StepInput:
     `number` is unique in this process. `state` and `shared` are snapshots and must not be changed;
     `seq` is the last commit that they include. Times are nanoseconds of the job's clock.
     `timeout_ns` limits the attempt; `worker` is its number among the steps of the job that run at
-    the same time; `order` is the place of the task's creation (commit, position); `final` says that
-    a failure can't be retried.
+    the same time; `order` says when the task was created (commit, position); `final` says that a
+    failure can't be retried.
     """
 
     number: int

@@ -1,12 +1,12 @@
 """`Plan`: a flow as the engine reads it, and the connections that it is made of.
 
 Invariants:
-- A plan does not change when its flow changes later; any number of jobs follow it.
+- A plan does not change when its flow changes later; any number of jobs can use it.
 - A connection is checked when it is made: both ends exist, and the event's fields cover what the
   handler requires.
 - `shape` is the graph in sorted lines, without arguments, policies and strategy: these may change
   while jobs run.
-- A route holds all that is known of an emission and its connection before a job runs.
+- A route holds everything about a connection that can be computed before a job runs.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, cast
+from typing import TYPE_CHECKING, Final, Literal
 
 from routilux.errors import FlowDefinitionError
+from routilux.graph.routine import names_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +34,6 @@ __all__ = [
     "Route",
     "checked_connection",
     "graph_of",
-    "names_of",
 ]
 
 ExecutionStrategy = Literal["sequential", "concurrent"]
@@ -55,7 +55,7 @@ class Connection:
 
     @property
     def ends(self) -> tuple[str, str, str, str]:
-        """What identifies it: source, event, target and slot."""
+        """Its identity: source, event, target and slot."""
         return self.source, self.event, self.target, self.slot
 
     def __str__(self) -> str:
@@ -84,9 +84,15 @@ def checked_connection(
         )
     declared = events[event]
     binding = slots[slot].binding
-    connection = Connection(
-        source, event, target, slot, MappingProxyType(_mapping(param_mapping, source, event))
-    )
+    mapping = {} if param_mapping is None else param_mapping
+    if not isinstance(mapping, Mapping) or not all(
+        isinstance(name, str) for pair in mapping.items() for name in pair
+    ):
+        raise FlowDefinitionError(
+            f"param_mapping for {source}.{event} is {mapping!r}; it is a mapping"
+            " {event field: handler parameter} of names"
+        )
+    connection = Connection(source, event, target, slot, MappingProxyType(dict(mapping)))
     for field, parameter in connection.param_mapping.items():
         if field not in declared.allowed:
             raise FlowDefinitionError(
@@ -114,25 +120,6 @@ def checked_connection(
     return connection
 
 
-def _mapping(mapping: object, source: str, event: str) -> dict[str, str]:
-    if mapping is None:
-        return {}
-    if not isinstance(mapping, Mapping) or not all(
-        isinstance(name, str) for pair in mapping.items() for name in pair
-    ):
-        raise FlowDefinitionError(
-            f"param_mapping for {source}.{event} is {mapping!r}; it is a mapping"
-            " {event field: handler parameter} of names"
-        )
-    return dict(mapping)
-
-
-def names_of(names: object) -> str:
-    """Return names as a message lists them."""
-    found = [repr(name) for name in cast("list[str]", names)]
-    return ", ".join(found) or "none"
-
-
 @dataclass(slots=True)
 class Route:
     """A connection as the engine follows it."""
@@ -146,14 +133,14 @@ class Route:
 
 @dataclass(slots=True)
 class Plan:
-    """A flow as the engine reads it; it stays as it is when the flow is changed later."""
+    """A flow as the engine reads it; it does not change when the flow is changed later."""
 
     flow_id: str
     shape: tuple[str, ...]
     routines: dict[str, Routine]
     routes: dict[tuple[str, str], tuple[Route, ...]]
     width: int
-    handlers: dict[str, ErrorHandler]  # who decides when a routine fails
+    handlers: dict[str, ErrorHandler]  # by routine
 
     def slot(self, routine_id: str, slot: str) -> Slot:
         """Return a slot, which must exist."""
@@ -172,9 +159,10 @@ def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection])
         lines += [f"slot {routine_id}.{slot}" for slot in routine.slots]
         for event in routine.events.values():
             lines.append(f"event {routine_id}.{event.name}({', '.join(event.fields)})")
-    lines += [f"connection {c}{_renamed(c.param_mapping)}" for c in connections]
     routes: dict[tuple[str, str], tuple[Route, ...]] = {}
     for c in connections:
+        renamed = ", ".join(f"{field} as {name}" for field, name in sorted(c.param_mapping.items()))
+        lines.append(f"connection {c} ({renamed})" if renamed else f"connection {c}")
         back = {parameter: field for field, parameter in c.param_mapping.items()}
         required = routines[c.target].slots[c.slot].binding.required
         route = Route(
@@ -186,8 +174,3 @@ def graph_of(routines: Mapping[str, Routine], connections: Sequence[Connection])
         )
         routes[c.source, c.event] = (*routes.get((c.source, c.event), ()), route)
     return tuple(sorted(lines)), routes
-
-
-def _renamed(mapping: Mapping[str, str]) -> str:
-    pairs = ", ".join(f"{field} as {parameter}" for field, parameter in sorted(mapping.items()))
-    return f" ({pairs})" if pairs else ""

@@ -1,11 +1,11 @@
 """A routine: slots that take payloads, events that emit them, handlers in between.
 
-Laws:
-- A routine holds configuration. What one execution knows is in the job, reached by `self.ctx`.
-- Its constructor's arguments are captured, so that a saved flow can build it again.
-- It is known by `module:qualname`, or by its class attribute `routine_name`, which stays when the
-  code moves. Saved flows find a class by that name among those that the program has defined.
-- What `emit` gets is checked against the declaration and copied at once.
+Invariants:
+- A routine holds configuration. The data of one execution is in the job, reached by `self.ctx`.
+- The arguments of its constructor are captured, so that a saved flow can build it again.
+- Saved flows name its class by `module:qualname`, or by the class attribute `routine_name`, which
+  stays the same when the code moves. They find it among the classes that the program has defined.
+- `emit` checks a payload against the declaration of the event and copies it at once.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Binding:
             parameters = inspect.signature(handler).parameters
         except ValueError:
             raise FlowDefinitionError(
-                f"handler {_name(handler)} does not tell its parameters, as some built-in functions"
-                " don't; wrap it in a method that names them"
+                f"the parameters of handler {_name(handler)} can't be read, as of some built-in"
+                " functions; wrap it in a method that names them"
             ) from None
         for parameter in parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
@@ -79,7 +79,7 @@ class Binding:
         return binding
 
     def arguments(self, payload: dict[str, object]) -> dict[str, object]:
-        """Return those fields of a payload that the handler takes."""
+        """Return the fields of a payload that the handler takes."""
         if self.takes_rest or payload.keys() == self.names:
             return payload
         return {name: payload[name] for name in self.names if name in payload}
@@ -87,7 +87,7 @@ class Binding:
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """A named entrance of a routine, and the handler behind it."""
+    """A named input of a routine, and its handler."""
 
     name: str
     handler: Callable[..., object]
@@ -96,7 +96,7 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A named exit of a routine, and the fields that its payload may have."""
+    """A named output of a routine, and the fields that its payload may have."""
 
     name: str
     fields: tuple[str, ...]
@@ -106,8 +106,8 @@ class Event:
 class Routine:
     """Base class of all routines; define slots and events in the constructor.
 
-    Class attributes: `routine_name`, a name for saved flows that stays when the code moves;
-    `max_concurrency`, how many steps of it may be in flight at once (with more than 1 a handler
+    Class attributes: `routine_name`, a name in saved flows that stays the same when the code moves;
+    `max_concurrency`, how many of its steps may be in flight at once (with more than 1 a handler
     may read `ctx.state`, but not write it).
 
     >>> class Greet(Routine):
@@ -125,6 +125,9 @@ class Routine:
     routine_name: ClassVar[str | None] = None
     max_concurrency: ClassVar[int] = 1
 
+    _slots: dict[str, Slot]
+    _events: dict[str, Event]
+    _error_handler: ErrorHandler | None
     _arguments: tuple[tuple[object, ...], dict[str, object]]
 
     def __init_subclass__(cls, **kwargs: object) -> None:
@@ -132,25 +135,27 @@ class Routine:
         limit = cls.max_concurrency
         if type(limit) is not int or limit < 1:
             raise FlowDefinitionError(
-                f"{cls.__qualname__}.max_concurrency is {limit!r}; it is a whole number from 1"
+                f"{cls.__qualname__}.max_concurrency is {limit!r}; set an int, 1 or more"
             )
         name = cls.saved_name()
         if not isinstance(name, str) or not name:
             raise FlowDefinitionError(
-                f"{cls.__qualname__}.routine_name is {name!r}; it is a text, or None for the"
-                " place of the class"
+                f"{cls.__qualname__}.routine_name is {name!r}; set a non-empty string, or None"
+                " for module:qualname"
             )
-        taken = _classes.get(name)
-        place = class_name(cls)
-        if taken is not None and class_name(taken) != place:
+        other = _classes.get(name)
+        if other is not None and class_name(other) != class_name(cls):
             raise FlowDefinitionError(
-                f"routine_name {name!r} of {place} belongs to {class_name(taken)} already;"
-                " give each class its own"
+                f"routine_name {name!r} of {class_name(cls)} already belongs to"
+                f" {class_name(other)}; give each class its own"
             )
         _classes[name] = cls
 
     def __new__(cls, *args: object, **kwargs: object) -> Self:
         self = super().__new__(cls)
+        self._slots = {}
+        self._events = {}
+        self._error_handler = None
         self._arguments = (
             tuple(_own(value) for value in args),
             {name: _own(value) for name, value in kwargs.items()},
@@ -158,28 +163,26 @@ class Routine:
         return self
 
     def __init__(self) -> None:
-        self._slots: dict[str, Slot] = {}
-        self._events: dict[str, Event] = {}
-        self._error_handler: ErrorHandler | None = None
+        """Take no arguments; `__new__` has made the attributes."""
 
     def __reduce__(self) -> tuple[object, ...]:
         return _rebuild, (type(self), *self._arguments, self._error_handler)
 
     @classmethod
     def saved_name(cls) -> str:
-        """Return the name by which saved flows know this class."""
+        """Return the name of this class in saved flows."""
         own: str | None = cls.__dict__.get("routine_name")
         return own if own is not None else class_name(cls)
 
     # --- declaring ------------------------------------------------------------------------------
 
     def define_slot(self, name: str, handler: Callable[..., object]) -> Slot:
-        """Add a slot; the handler gets those fields of a payload that its parameters name.
+        """Add a slot; the handler gets the fields of a payload that its parameters name.
 
-        Raises `FlowDefinitionError` for a name that is taken or a handler that can't be called
-        with fields by name.
+        Raises `FlowDefinitionError` for a name that is already defined, or a handler that can't be
+        called with fields by name.
         """
-        self._check_new("slot", name, self._slots_or_die())
+        self._check_new("slot", name, self._slots)
         if not callable(handler):
             raise FlowDefinitionError(
                 f"slot {name!r} of {type(self).__qualname__}: {handler!r} can't be called"
@@ -190,10 +193,9 @@ class Routine:
     def define_event(self, name: str, fields: Iterable[str] = ()) -> Event:
         """Add an event and the fields that it may carry.
 
-        An event named `error` is emitted by the engine for each task of this routine that it
-        drops or that finally fails; its fields are among `ERROR_EVENT_FIELDS`.
+        The engine emits the event `error` for each task of this routine that is dropped or fails;
+        its fields are among `ERROR_EVENT_FIELDS`.
         """
-        self._slots_or_die()
         self._check_new("event", name, self._events)
         names = _texts(fields)
         if names is None or not all(n.isidentifier() for n in names):
@@ -208,32 +210,29 @@ class Routine:
         if name == "error" and not set(names) <= set(ERROR_EVENT_FIELDS):
             unknown = sorted(set(names) - set(ERROR_EVENT_FIELDS))
             raise FlowDefinitionError(
-                f"event 'error' of {type(self).__qualname__} has {_list(unknown)}; the engine emits"
-                f" it, with fields among {_list(ERROR_EVENT_FIELDS)}"
+                f"event 'error' of {type(self).__qualname__} has {names_of(unknown)}; the engine"
+                f" emits it, with fields among {names_of(ERROR_EVENT_FIELDS)}"
             )
         event = self._events[name] = Event(name, names, frozenset(names))
         return event
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set what happens when a handler of this routine fails; None leaves it to the flow."""
-        self._slots_or_die()
+        """Set the error handler of this routine; None uses that of the flow."""
         self._error_handler = checked_handler(handler, type(self).__qualname__)
 
     @property
     def slots(self) -> Mapping[str, Slot]:
         """The slots by name."""
-        return self._slots_or_die()
+        return self._slots
 
     @property
     def events(self) -> Mapping[str, Event]:
         """The events by name."""
-        self._slots_or_die()
         return self._events
 
     @property
     def error_handler(self) -> ErrorHandler | None:
         """The routine's own error handler."""
-        self._slots_or_die()
         return self._error_handler
 
     @property
@@ -241,22 +240,14 @@ class Routine:
         """The captured arguments of the constructor, by position and by name."""
         return self._arguments
 
-    def _slots_or_die(self) -> dict[str, Slot]:
-        try:
-            return self._slots
-        except AttributeError:
-            raise FlowDefinitionError(
-                f"{type(self).__qualname__}.__init__ does not call super().__init__() first"
-            ) from None
-
     def _check_new(self, kind: str, name: str, known: Mapping[str, object]) -> None:
         if not isinstance(name, str) or not name:
             raise FlowDefinitionError(
-                f"{kind} {name!r} of {type(self).__qualname__}: a name is a text"
+                f"{kind} {name!r} of {type(self).__qualname__}: a name is a non-empty string"
             )
         if name in known:
             raise FlowDefinitionError(
-                f"{kind} {name!r} of {type(self).__qualname__} is defined already;"
+                f"{kind} {name!r} of {type(self).__qualname__} is already defined;"
                 " choose another name"
             )
 
@@ -264,18 +255,19 @@ class Routine:
 
     @property
     def ctx(self) -> Context:
-        """What the running handler knows and may do; `NoActiveStepError` outside a handler."""
+        """The context of the running step; raises `NoActiveStepError` outside a handler."""
         context = active.get()
         if context is None:
             raise NoActiveStepError(
-                f"{type(self).__qualname__}.ctx is there only while one of its handlers runs"
+                f"{type(self).__qualname__}.ctx was read outside a handler; read it only while one"
+                " of the routine's handlers runs"
             )
         if context.step is None:
             context.over()
         return context
 
     def emit(self, event: str, /, **payload: object) -> None:
-        """Emit an event; it is delivered when the handler has returned and was committed.
+        """Emit an event; it is delivered when the handler has returned and its step is committed.
 
         Raises `FlowDefinitionError` for an event or a field that is not declared, and
         `NoActiveStepError` outside a handler of this routine.
@@ -287,13 +279,14 @@ class Routine:
         if declared is None:
             raise FlowDefinitionError(
                 f"{type(self).__qualname__} emits {event!r}, which it does not declare;"
-                f" it declares {_list(self._events) or 'no events'}: define_event({event!r}, [...])"
+                f" it declares {names_of(self._events, 'no events')}:"
+                f" define_event({event!r}, [...])"
             )
         if not declared.allowed.issuperset(payload):
             unknown = [name for name in payload if name not in declared.allowed]
             raise FlowDefinitionError(
-                f"{type(self).__qualname__} emits {event!r} with {_list(unknown)}, which it does"
-                f" not declare; it declares {_list(declared.fields) or 'no fields'}"
+                f"{type(self).__qualname__} emits {event!r} with {names_of(unknown)}, which it does"
+                f" not declare; it declares {names_of(declared.fields, 'no fields')}"
             )
         flat = True
         for value in payload.values():  # a call of is_flat takes twice as long
@@ -318,18 +311,23 @@ class Routine:
 
 
 def find_class(name: str) -> type[Routine] | None:
-    """Return the routine class that is known by a name in this program."""
+    """Return the routine class of this program that has a name."""
     return _classes.get(name)
 
 
 def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
-    """Return what is an error handler or None; `FlowDefinitionError` for anything else."""
+    """Return an error handler or None; raises `FlowDefinitionError` for anything else."""
     if handler is None or isinstance(handler, ErrorHandler):
         return handler
     raise FlowDefinitionError(
         f"the error handler of {whose} is {handler!r}; give an ErrorHandler, such as"
         " ErrorHandler('retry', max_retries=3), or None"
     )
+
+
+def names_of(names: Iterable[str], none: str = "none") -> str:
+    """Return names as a message lists them; `none` if there are none."""
+    return ", ".join(map(repr, names)) or none
 
 
 def _texts(names: object) -> tuple[str, ...] | None:
@@ -354,8 +352,8 @@ def _rebuild(
 
 
 def _own(value: object) -> object:
-    # Plain data is copied, since the caller may go on to change it; an object that can't be
-    # copied (a client, a lock) is kept as it is and refused when the flow is saved.
+    # Plain data is copied, since the caller may change it later. An object that can't be copied (a
+    # client, a lock) is kept as it is, and refused when the flow is saved.
     try:
         return copy_value(value)
     except Exception:
@@ -364,7 +362,3 @@ def _own(value: object) -> object:
 
 def _name(handler: Callable[..., object]) -> str:
     return getattr(handler, "__qualname__", repr(handler))
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)

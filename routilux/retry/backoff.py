@@ -1,9 +1,10 @@
-"""Backoff, exactly: seconds as they are written in decimals, delays in whole nanoseconds.
+"""Exact backoff: seconds are decimal numbers, delays are whole nanoseconds.
 
-Laws:
-- Numbers mean what their decimals say: 0.3 is three tenths, not the binary fraction nearest to it.
-- The result is that of exact fractions, rounded half to even; retry 10**9 costs no more than 100.
-- No delay is longer than `MAX_DELAY_NS`, so that none of them can overflow a date.
+Invariants:
+- A number means its decimals: 0.3 is three tenths, not the nearest binary fraction.
+- The result is that of exact fractions, rounded half to even. Retry 10**9 costs no more than
+  retry 100.
+- No delay is longer than `MAX_DELAY_NS`, so none can overflow a date.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from routilux.clocks.durations import SECOND, to_ns
 __all__ = ["MAX_DELAY_NS", "backoff_ns", "half_even", "nanoseconds", "plain_number"]
 
 MAX_DELAY_NS: Final = 36_525 * 86_400 * SECOND
-"""The longest delay, timeout and deadline: 100 years; what is longer is cut to it."""
+"""The longest delay, timeout and deadline: 100 years; longer ones are cut to it."""
 
 
 def plain_number(value: object) -> float | None:
-    """A plain finite int or float, or None for anything else."""
+    """Return a finite int or float as a plain one; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -30,26 +31,27 @@ def plain_number(value: object) -> float | None:
             return None
     except OverflowError:
         return None
-    # A subclass, such as numpy.float64, may have a repr that is no numeral.
+    # A subclass, such as numpy.float64, may have a repr that is not a number.
     return int(value) if isinstance(value, int) else float(value)
 
 
 def nanoseconds(seconds: float) -> int:
+    """Return seconds as nanoseconds, at most `MAX_DELAY_NS`."""
     return min(to_ns(seconds), MAX_DELAY_NS)
 
 
 def half_even(numerator: int, denominator: int) -> int:
+    """Return a fraction rounded half to even."""
     quotient, rest = divmod(numerator, denominator)
     return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient & 1))
 
 
 @lru_cache(maxsize=4096)  # flows are built anew far more often than their policies differ
 def backoff_ns(delay: float, growth: float, retry: int, digits: int = 64) -> int:
-    """`delay × growth^(retry−1)` seconds, correctly rounded to nanoseconds, whatever the retry.
+    """Return `delay × growth^(retry−1)` seconds, correctly rounded to nanoseconds.
 
-    Decimals hold the arguments without loss. The power is taken to some digits, and to twice as
-    many for as long as its error could reach a rounding boundary: the result is that of exact
-    fractions, but retry 10**9 costs no more than retry 100.
+    The power is computed with `digits` digits, and with twice as many while its error could cross
+    a rounding boundary.
     """
     if retry == 1 or growth == 1 or delay == 0:
         return nanoseconds(delay)

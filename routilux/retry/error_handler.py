@@ -1,10 +1,9 @@
-"""`ErrorHandler`: what happens after a failed attempt (stop, continue, skip, retry), and when.
+"""`ErrorHandler`: decides whether a failed attempt stops, continues, skips or is retried, and when.
 
 Invariants:
-- An error handler is a value: it is never changed, is compared by its options, and refers to no
-  job.
+- An error handler is a value: it never changes, is compared by its options, and refers to no job.
 - A delay is a pure function of the options, the retry and one draw, in whole nanoseconds.
-- An author's mistake is never retried; neither is anything that is not an `Exception`.
+- Errors in the definition of a flow are never retried, nor is anything but an `Exception`.
 """
 
 from __future__ import annotations
@@ -53,14 +52,14 @@ class ErrorHandler:
 
     `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
     `retry_delay × retry_backoff^(k−1)`, then `jitter` (0.1 is ±10 %), then at most `max_delay`.
-    `max_retries=None` never gives up. `on_exhausted` is the strategy once no retry is left, or
-    where the type of the error forbids one. `timeout` limits one attempt, under every strategy;
+    `max_retries=None` never gives up. `on_exhausted` is the strategy when no retry is left, or the
+    type of the error forbids one. `timeout` limits one attempt, under every strategy;
     `deadline` limits the task since its first start. Retry options with a strategy other than
     RETRY, and invalid values, raise `FlowDefinitionError`.
 
-    `retry_count` is for people: on a handler of a loaded flow it is the most retries that a task
-    had spent when the job was captured, else 0. It is part of the saved form, not of equality or
-    of the flow's fingerprint, and the engine never reads it.
+    `retry_count` is information: on a handler of a loaded flow it is the most retries that a task
+    had spent when the job was captured, else 0. It is part of the saved form, but not of equality
+    or of the flow's fingerprint, and the engine never reads it.
 
     >>> handler = ErrorHandler("retry", retry_delay=0.3, retry_backoff=1.5)
     >>> [handler.delay_ns(retry) for retry in (1, 2, 3)]
@@ -192,7 +191,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             if self.retry_delay == 0 or self.retry_backoff == 1
             else None
         )
-        # Handlers are shared: two threads may store the same result in these dicts.
+        # Two threads may share a handler and store the same result in these dicts.
         self._delays: Final[dict[int, int]] = {}
         self._verdicts: Final[dict[type[BaseException], bool]] = {}
         object.__setattr__(self, "_sealed", True)
@@ -272,7 +271,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                 and not issubclass(exception_type, self.non_retryable_exceptions)
                 and not issubclass(exception_type, _NEVER_RETRIED)
             )
-            # Bounded: a class that a handler defines is a new one in every attempt.
+            # Bounded: a handler that defines a class makes a new one in every attempt.
             if len(self._verdicts) < _CACHED:
                 self._verdicts[exception_type] = verdict
         return verdict

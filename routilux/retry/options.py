@@ -1,9 +1,9 @@
-"""The options of an error handler, each checked where it is given and where it is loaded.
+"""Checks the options of an error handler, as arguments and in a saved form.
 
-Laws:
-- Each check gives back the effective value, or refuses it with the option, the value and the cure.
-- An exception class is saved by name and found again only where it is defined already: nothing is
-  imported or called, and no code of a module runs.
+Invariants:
+- A check returns the effective value, or raises with the option, the value and the cure.
+- An exception class is saved by name. It is found only in modules that are already imported, and
+  no code of a module runs during the search.
 """
 
 from __future__ import annotations
@@ -17,18 +17,7 @@ from typing import Any, Final, TypeVar, cast
 from routilux.errors import CorruptStateError, FlowDefinitionError
 from routilux.retry.backoff import nanoseconds, plain_number
 
-__all__ = [
-    "CHECKS",
-    "WITH_ANY_STRATEGY",
-    "Default",
-    "ErrorStrategy",
-    "RetryAfter",
-    "default",
-    "find_class",
-    "loaded",
-    "refusal",
-    "shown",
-]
+__all__ = ["CHECKS", "WITH_ANY_STRATEGY", "Default", "ErrorStrategy", "RetryAfter", "default"]
 
 
 _MOST_RETRIES: Final = 1 << 53
@@ -49,17 +38,17 @@ class ErrorStrategy(Enum):
     SKIP = "skip"
 
 
-class RetryAfter(Exception):  # noqa: N818 - it asks for something, as StopIteration does
-    """Raised by a handler to be tried again after exactly `seconds`.
+class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration is
+    """Raised by a handler to be retried after exactly `seconds`.
 
-    It is retryable under every RETRY handler, spends one retry, and is subject to neither backoff,
-    jitter nor `max_delay`. `seconds` that are negative, not finite or no number are a `ValueError`.
+    It is retryable under every RETRY handler and spends one retry; backoff, jitter and `max_delay`
+    do not apply. Raises `ValueError` if `seconds` is negative, not finite or not a number.
 
     >>> RetryAfter(1.5, "429 from the gateway").delay_ns
     1500000000
     """
 
-    __module__ = "routilux"  # saved jobs name it so
+    __module__ = "routilux"  # its name in saved jobs
 
     def __init__(self, seconds: float, message: str = "") -> None:
         number = plain_number(seconds)
@@ -104,7 +93,7 @@ def _strategy(name: str, value: object) -> ErrorStrategy:
     raise refusal(name, value, f"give an ErrorStrategy or one of {names}")
 
 
-def _last_word(name: str, value: object) -> ErrorStrategy:
+def _final_strategy(name: str, value: object) -> ErrorStrategy:
     strategy = _strategy(name, value)
     if strategy is ErrorStrategy.RETRY:
         raise refusal(
@@ -121,43 +110,16 @@ def _count(name: str, value: object) -> int | None:
     return int(value)
 
 
-def _delay(name: str, value: object) -> float:
-    number = plain_number(value)
-    if number is None or number < 0:
-        raise refusal(name, value, "give a finite number of seconds, 0 or more")
-    return number
+def _number(
+    accepts: Callable[[float], bool], cure: str, *, optional: bool = False
+) -> Callable[[str, object], float | None]:
+    def check(name: str, value: object) -> float | None:
+        number = plain_number(value)
+        if (number is None or not accepts(number)) and not (optional and value is None):
+            raise refusal(name, value, f"give a finite number{cure}")
+        return number
 
-
-def _ceiling(name: str, value: object) -> float | None:
-    number = plain_number(value)
-    if value is not None and (number is None or number < 0):
-        raise refusal(
-            name, value, "give a finite number of seconds, 0 or more, or None for no ceiling"
-        )
-    return number
-
-
-def _bound(name: str, value: object) -> float | None:
-    number = plain_number(value)
-    if value is not None and (number is None or number < 0 or nanoseconds(number) < 1):
-        raise refusal(
-            name, value, "give a finite number of seconds, at least 1e-9, or None for no bound"
-        )
-    return number
-
-
-def _growth(name: str, value: object) -> float:
-    number = plain_number(value)
-    if number is None or number < 1:
-        raise refusal(name, value, "give a finite number, 1 (equal delays) or more")
-    return number
-
-
-def _share(name: str, value: object) -> float:
-    number = plain_number(value)
-    if number is None or not 0 <= number <= 1:
-        raise refusal(name, value, "give a fraction from 0 to 1, such as 0.1 for ±10 %")
-    return number
+    return check
 
 
 def _classes(name: str, value: object) -> tuple[type[Exception], ...]:
@@ -167,25 +129,32 @@ def _classes(name: str, value: object) -> tuple[type[Exception], ...]:
             raise refusal(
                 name,
                 value,
-                f"{shown(item)} is no class derived from Exception; "
+                f"{shown(item)} is not a class derived from Exception; "
                 "give such a class or a tuple of them",
             )
     return classes
 
 
+_LIMIT: Final = _number(
+    lambda n: n > 0 and nanoseconds(n) >= 1,
+    " of seconds, at least 1e-9, or None for no limit",
+    optional=True,
+)
 CHECKS: Final[Mapping[str, Callable[[str, object], Any]]] = MappingProxyType(
     {
         "strategy": _strategy,
         "max_retries": _count,
-        "retry_delay": _delay,
-        "retry_backoff": _growth,
+        "retry_delay": _number(lambda n: n >= 0, " of seconds, 0 or more"),
+        "retry_backoff": _number(lambda n: n >= 1, ", 1 (equal delays) or more"),
         "retryable_exceptions": _classes,
         "non_retryable_exceptions": _classes,
-        "max_delay": _ceiling,
-        "jitter": _share,
-        "timeout": _bound,
-        "deadline": _bound,
-        "on_exhausted": _last_word,
+        "max_delay": _number(
+            lambda n: n >= 0, " of seconds, 0 or more, or None for no limit", optional=True
+        ),
+        "jitter": _number(lambda n: 0 <= n <= 1, " from 0 to 1, such as 0.1 for ±10 %"),
+        "timeout": _LIMIT,
+        "deadline": _LIMIT,
+        "on_exhausted": _final_strategy,
     }
 )
 WITH_ANY_STRATEGY: Final = ("strategy", "timeout")
@@ -194,7 +163,7 @@ _T = TypeVar("_T")
 
 
 class Default:
-    """Stands for an option that was left out, and reads as the default in `help()`."""
+    """Marks an option that was not given; its repr is the default, which `help()` shows."""
 
     __slots__ = ("value",)
 
@@ -213,10 +182,10 @@ def default(value: _T) -> _T:
 
 
 def find_class(name: str) -> type[Exception] | None:
-    """The exception class of that name, if its module is loaded; runs nothing while looking.
+    """Return the exception class of a name, if its module is loaded, without running any code.
 
-    A lazy module, a module's `__getattr__` and a proxy object would each run code when asked in the
-    usual way; namespaces are therefore read directly and types taken from `type()` alone.
+    `getattr` and `isinstance` would run code of a lazy module, of a module's `__getattr__` or of a
+    proxy object. So namespaces are read directly, and types are taken from `type()` only.
     """
     module_name, _, qualname = name.partition(":")
     found: object = sys.modules.get(module_name)
@@ -233,7 +202,7 @@ def find_class(name: str) -> type[Exception] | None:
 
 
 def loaded(name: str, value: object, path: str) -> Any:
-    """One option of a saved form, checked by the same rule as an argument."""
+    """Return an option of a saved form, checked by the same rule as an argument."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):

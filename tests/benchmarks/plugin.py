@@ -14,13 +14,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import examine
-from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.explore import explore
+from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import Case
-from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
-from pytest_routilux.sim.simulator.world import World
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import Case, World
+from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.virtual_time.freeze import frozen_clock
 from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, codec, use_runtime
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
@@ -42,7 +41,7 @@ from tests.benchmarks.race import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.simulator.scheduler import Choices
+    from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import JobState
 
 # --- pytest -------------------------------------------------------------------------------------
@@ -128,11 +127,11 @@ SCENARIOS = {
 }  # fmt: skip
 
 
-def run(case: Case, choices: Choices = FIFO, flow: Flow | None = None) -> JobState:
-    life = live(case, World(START), choices=choices, flow=flow)
-    assert life.job is not None
-    assert life.job.is_final
-    return life.job
+def run(case: Case, scheduler: Scheduler = FIFO, flow: Flow | None = None) -> JobState:
+    host = run_host(case, World(START), scheduler=scheduler, flow=flow)
+    assert host.job is not None
+    assert host.job.is_final
+    return host.job
 
 
 def simulated_runs(rounds: int, runs: int) -> Measurement:
@@ -160,12 +159,12 @@ def simulated_runs(rounds: int, runs: int) -> Measurement:
 
 def crash_scenarios(rounds: int) -> Measurement:
     """Measure crashes a second: from what was durable, on another host, to the end."""
-    reference = undisturbed(PIPELINE, START, FIFO)
+    reference = run_undisturbed(PIPELINE, START)
     points = [p for p in crash_points(reference, documents=False) if "store" not in p.kind]
 
     def every() -> None:
         for point in points:
-            job = recover(reference, point).life.job
+            job = recover(reference, point).host.job
             assert job is not None
             assert job.is_final
 
@@ -179,7 +178,7 @@ def all_crash_points(rounds: int, scenarios: Sequence[str] = tuple(SCENARIOS)) -
     points: dict[str, int] = {}
 
     def tried(name: str) -> None:
-        found = examine(SCENARIOS[name], START, Checks())
+        found = explore(SCENARIOS[name], START, Checks())
         assert not found.failures
         assert found.coverage.word == "complete"
         points[name] = found.coverage.executed.total()
@@ -201,7 +200,7 @@ def seeds_repeat(seeds: int, rounds: int) -> Measurement:
     numbers = count()
 
     def digest(seed: int) -> str:
-        text = codec.dumps(run(case, Seeded(seed)).serialize())
+        text = codec.dumps(run(case, SeededScheduler(seed)).serialize())
         return hashlib.sha256(text.encode()).hexdigest()
 
     def twice() -> None:

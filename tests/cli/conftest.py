@@ -8,8 +8,7 @@ import pytest
 
 from routilux import Runtime, SqliteStore
 from routilux.cli import main
-from tests.cli.payments import NOW, after, payment
-from tests.cli.program import Told
+from tests.cli.payments import NOW, Call, after, payment
 
 
 @pytest.fixture
@@ -43,7 +42,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def told(capsys: pytest.CaptureFixture[str]) -> Told:
+def output(capsys: pytest.CaptureFixture[str]) -> Call:
     """What a command writes; on stdout where it succeeds, else on stderr, as one line."""
 
     def called(*arguments: object, status: int = 0) -> str:
@@ -57,11 +56,11 @@ def told(capsys: pytest.CaptureFixture[str]) -> Told:
 
 
 @pytest.fixture
-def refused(told: Told) -> Told:
+def refused(output: Call) -> Call:
     """Why a command is refused, in one line."""
 
     def called(*arguments: object, status: int = 1) -> str:
-        err = told(*arguments, status=status)
+        err = output(*arguments, status=status)
         assert err.startswith("routilux: ")
         assert 1 == err.count("\n")
         return err.removeprefix("routilux: ").rstrip("\n")

@@ -1,18 +1,23 @@
-"""The flow and the clock of the tests of the command line."""
+"""The flow, the clock and the program calls of the tests of the command line."""
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from routilux import ErrorHandler, FakeClock, Flow, Routine
 from routilux.persist.rows import with_checksum, without_checksum
+from tests.routines import PATIENCE
 
+ROOT = Path(__file__).parents[2]
 START = "2026-01-01T12:00:00"
 SECOND = 10**9
 
-# In a file of a short name, since the story tells where an error was raised.
+# Compiled under a short file name, because a timeline shows where an error was raised.
 _shop: dict[str, Any] = {}
 exec(
     compile(
@@ -85,7 +90,7 @@ NOW = after(3600)
 
 
 def replace_in_rows(store: Path, old: str, new: str, where: str = "") -> None:
-    """Replace a text in the rows of a store, and renew their checksums."""
+    """Replace a text in the rows of a store and update their checksums."""
 
     def replaced(row: bytes) -> bytes:
         return with_checksum(without_checksum(row, "$").replace(old.encode(), new.encode()))
@@ -94,3 +99,24 @@ def replace_in_rows(store: Path, old: str, new: str, where: str = "") -> None:
         db.create_function("replaced", 1, replaced)
         db.execute(f"UPDATE commits SET row = replaced(row) {where}")
     db.close()
+
+
+class Call(Protocol):
+    """Runs a command and returns its output."""
+
+    def __call__(self, *arguments: object, status: int = 0) -> str: ...
+
+
+def command(
+    *arguments: object, folder: Path, encoding: str = "utf-8", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    env = {name: text for name, text in os.environ.items() if name != "COLUMNS"}
+    return subprocess.run(
+        [sys.executable, "-m", "routilux", *map(str, arguments)],
+        cwd=folder,
+        env={**env, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding},
+        encoding="utf-8",
+        timeout=PATIENCE,
+        check=False,
+        **{"capture_output": True, **options},
+    )

@@ -9,19 +9,18 @@ import pytest
 
 from routilux import JobStatus, LeaseLostError, MemoryStore, NotResumableError, Runtime, SqliteStore
 from routilux.persist import admin
-from tests.cli.payments import NOW, SECOND, payment
-from tests.cli.program import Told
+from tests.cli.payments import NOW, SECOND, Call, payment
 from tests.persist.stores import acquire
 from tests.routines import chain
 
 
-def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, told: Told) -> None:
+def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, output: Call) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=NOW, store=jobs)
         assert "queued" == acquire(jobs, host.owner, ["payment"], 10 * SECOND)
         drive = host.resumed(payment(), host.load("queued"))
         line = "job queued is cancelled (commit 3)\n"
-        assert line == told("cancel", store, "queued", "--reason", "by phone")
+        assert line == output("cancel", store, "queued", "--reason", "by phone")
         with pytest.raises(LeaseLostError, match="belongs to 'operator-"):
             drive.request("pause")
         job = host.load("queued")

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from routilux import JobState, JobStatus, Runtime, SqliteStore
-from tests.cli.payments import NOW, SECOND, after, payment
-from tests.cli.program import Told
+from tests.cli.payments import NOW, SECOND, Call, after, payment
 
 
-def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(store: Path, told: Told) -> None:
+def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(
+    store: Path, output: Call
+) -> None:
     Path("job.json").write_text("what was there before")
-    line = told("export", store, "waits", "job.json")
+    line = output("export", store, "waits", "job.json")
     size = Path("job.json").stat().st_size
     assert f"job waits as of commit 2 is in job.json, {size:,} bytes\n" == line
     document = json.loads(Path("job.json").read_text("utf-8"))
@@ -31,22 +32,22 @@ def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(store: Path, 
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("jobs.db", "jobs.db is the store itself; name another file"),
-        (".", ". is a folder; name a file in a folder that is there"),
-        ("no/job.json", "no/job.json would stand in a folder that is not there; name a file in a"),
+        ("jobs.db", "jobs.db is the store itself; give another file"),
+        (".", ". is a folder; give the path of a file"),
+        ("no/job.json", "the folder of no/job.json does not exist; create it first"),
     ],
 )
 def test_a_job_is_exported_to_a_file_of_its_own(
-    store: Path, refused: Told, file: str, message: str
+    store: Path, refused: Call, file: str, message: str
 ) -> None:
     before = store.read_bytes()
     assert refused("export", store, "done", file).startswith(message)
     assert before == store.read_bytes()
 
 
-def test_every_command_gives_json_of_one_shape(store: Path, told: Told) -> None:
+def test_every_command_gives_json_of_one_shape(store: Path, output: Call) -> None:
     def data(name: str, *arguments: object) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(told(name, store, *arguments, "--json"))
+        found: dict[str, Any] = json.loads(output(name, store, *arguments, "--json"))
         head = {"format": f"routilux-{name}/1", "store": "jobs.db", "at_ns": NOW.now_ns()}
         assert head == {key: found.pop(key) for key in head}
         return found

@@ -8,31 +8,30 @@ import pytest
 
 from routilux import Runtime, SqliteStore
 from tests.cli.pages import JOBS
-from tests.cli.payments import NOW, after, payment
-from tests.cli.program import Told, command
+from tests.cli.payments import NOW, Call, after, command, payment
 
 
-def test_the_jobs_are_listed_with_the_newest_first(store: Path, told: Told) -> None:
-    assert JOBS == told("jobs", store)
+def test_the_jobs_are_listed_with_the_newest_first(store: Path, output: Call) -> None:
+    assert JOBS == output("jobs", store)
 
 
 def test_jobs_can_be_asked_for_by_status_and_flow_and_only_the_newest(
-    store: Path, told: Told
+    store: Path, output: Call
 ) -> None:
-    lines = told("jobs", store, "--status", "failed").splitlines()
+    lines = output("jobs", store, "--status", "failed").splitlines()
     assert ["job", "failed", "", "1 of 5 jobs: 1 failed"] == [line.split("  ")[0] for line in lines]
-    assert 5 == told("jobs", store, "--flow", "payment").count(" payment ")
-    lines = told("jobs", store, "--limit", 2).splitlines()
+    assert 5 == output("jobs", store, "--flow", "payment").count(" payment ")
+    lines = output("jobs", store, "--limit", 2).splitlines()
     assert ["job", "queued", "paused", ""] == [line.split("  ")[0] for line in lines[:-1]]
     assert lines[-1].endswith("1 failed; the 2 newest are shown")
-    assert "0 of 5 jobs; flows: payment\n" == told("jobs", store, "--flow", "refunds")
+    assert "0 of 5 jobs; flows: payment\n" == output("jobs", store, "--flow", "refunds")
 
 
-def test_a_store_without_jobs_says_so(tmp_path: Path, told: Told, refused: Told) -> None:
+def test_a_store_without_jobs_says_so(tmp_path: Path, output: Call, refused: Call) -> None:
     SqliteStore(tmp_path / "new.db").close()
-    assert "0 jobs\n" == told("jobs", tmp_path / "new.db")
+    assert "0 jobs\n" == output("jobs", tmp_path / "new.db")
     err = refused("show", tmp_path / "new.db", "j")
-    assert err.endswith("new.db; it holds no jobs at all")
+    assert err.endswith("new.db; the store holds no jobs; check its name")
 
 
 @pytest.mark.parametrize(
@@ -43,14 +42,14 @@ def test_a_store_without_jobs_says_so(tmp_path: Path, told: Told, refused: Told)
     ],
 )
 def test_a_narrow_terminal_gets_fewer_columns_and_whole_ids(
-    store: Path, told: Told, monkeypatch: pytest.MonkeyPatch, columns: str, head: str
+    store: Path, output: Call, monkeypatch: pytest.MonkeyPatch, columns: str, head: str
 ) -> None:
     job_id = "f58be812-0654-9787-994d-a80c990fd1b7-ab"
     with SqliteStore(store, clock=NOW) as jobs:
         late = Runtime(clock=after(3595, autojump=False), store=jobs)
         late.submit(payment(), "charge", {"order": "A6"}, job_id=job_id)
     monkeypatch.setenv("COLUMNS", columns)
-    lines = told("jobs", store).splitlines()
+    lines = output("jobs", store).splitlines()
     assert head.split() == lines[0].split()
     assert lines[1].startswith(f"{job_id}  payment  ")
     assert all(len(line) <= int(columns) for line in lines)

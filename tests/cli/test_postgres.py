@@ -11,8 +11,7 @@ import pytest
 
 from routilux import PostgresStore, Runtime
 from tests.cli.pages import FAILED
-from tests.cli.payments import after, payment
-from tests.cli.program import Told
+from tests.cli.payments import Call, after, payment
 from tests.persist import postgres_server
 
 
@@ -28,25 +27,25 @@ def dsn(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_a_store_in_postgresql_is_looked_into_and_changed_in_the_same_way(
-    dsn: str, tmp_path: Path, told: Told, refused: Told
+    dsn: str, tmp_path: Path, output: Call, refused: Call
 ) -> None:
     with PostgresStore(dsn) as jobs:
         host = Runtime(clock=after(0), store=jobs)
         payment(9, retries=1).execute("charge", {"order": "A2"}, job_id="failed", runtime=host)
-    assert told("jobs", dsn).endswith("\n1 job: 1 failed\n")
-    shown = told("show", dsn, "failed").splitlines()
+    assert output("jobs", dsn).endswith("\n1 job: 1 failed\n")
+    shown = output("show", dsn, "failed").splitlines()
     assert FAILED.splitlines()[3:] == shown[3:]
-    assert "a fresh budget" in told("retry", dsn, "failed")
-    assert "is cancelled (commit 5)" in told("cancel", dsn, "failed")
-    told("export", dsn, "failed", tmp_path / "job.json")
-    store = json.loads(told("jobs", dsn, "--json"))["store"]
+    assert "a fresh budget" in output("retry", dsn, "failed")
+    assert "is cancelled (commit 5)" in output("cancel", dsn, "failed")
+    output("export", dsn, "failed", tmp_path / "job.json")
+    store = json.loads(output("jobs", dsn, "--json"))["store"]
     assert store.startswith("postgresql://test:***@/postgres?host=")
     err = refused("show", dsn, "fail")
     assert "did you mean failed?" in err
     assert "secret" not in err
 
 
-def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn: str, refused: Told) -> None:
+def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn: str, refused: Call) -> None:
     for arguments in (("jobs",), ("cancel", "j")):
         err = refused(arguments[0], dsn, *arguments[1:])
         assert err.endswith("dbname=postgres: holds no store: its tables were never created"), err
@@ -68,7 +67,7 @@ def test_a_reader_of_postgresql_writes_nothing(dsn: str) -> None:
     ],
 )
 def test_a_server_that_does_not_answer_is_named_without_its_password(
-    refused: Told, dsn: str, message: str
+    refused: Call, dsn: str, message: str
 ) -> None:
     pytest.importorskip("psycopg")
     err = refused("jobs", dsn)
@@ -77,7 +76,7 @@ def test_a_server_that_does_not_answer_is_named_without_its_password(
 
 
 def test_without_its_driver_a_store_in_postgresql_is_refused_with_the_cure(
-    refused: Told, monkeypatch: pytest.MonkeyPatch
+    refused: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
     err = refused("jobs", "postgresql://user@host/jobs")

@@ -13,10 +13,9 @@ import pytest
 
 import routilux.cli
 from routilux.cli import main
-from routilux.cli.open_store import shown
+from routilux.cli.open_store import without_password
 from tests.cli.pages import FAILED
-from tests.cli.payments import NOW
-from tests.cli.program import ROOT, Told, command
+from tests.cli.payments import NOW, ROOT, Call, command
 from tests.routines import PATIENCE
 
 
@@ -27,7 +26,7 @@ from tests.routines import PATIENCE
         (("jobs",), "required: STORE"),
         (("show", "jobs.db"), "required: JOB"),
         (("jobs", "jobs.db", "--status", "lost"), "invalid choice: 'lost'"),
-        (("jobs", "jobs.db", "--limit", "0"), "'0' is no whole number from 1"),
+        (("jobs", "jobs.db", "--limit", "0"), "'0' is not a whole number of 1 or more"),
         (("export", "jobs.db", "done"), "required: FILE"),
     ],
 )
@@ -67,10 +66,10 @@ def test_colours_are_for_terminals_and_not_where_they_are_not_wanted(
 
 
 def test_a_long_line_is_wrapped_below_its_text(
-    store: Path, told: Told, monkeypatch: pytest.MonkeyPatch
+    store: Path, output: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "50")
-    lines = told("show", store, "failed").splitlines()
+    lines = output("show", store, "failed").splitlines()
     at = next(place for place, line in enumerate(lines) if line.startswith("💥"))
     assert [
         "💥 [ 0.120s] charge attempt 1 → retry 1 in 0.5000",
@@ -92,9 +91,9 @@ def test_the_module_runs_as_a_program(store: Path) -> None:
     assert "5 jobs: 1 pending, 1 running, 1 paused, 1 completed, 1 failed" in done.stdout
     failed = command("show", store, "order", folder=store.parent)
     assert (1, "") == (failed.returncode, failed.stdout)
-    assert "routilux: no job order is in jobs.db; `routilux jobs" in failed.stderr
+    assert "routilux: there is no job order in jobs.db; run `routilux jobs" in failed.stderr
     strange = command("show", store, b"\xff".decode(errors="surrogateescape"), folder=store.parent)
-    assert "routilux: no job \\udcff is in jobs.db" in strange.stderr
+    assert "routilux: there is no job \\udcff in jobs.db" in strange.stderr
     assert 2 == command("look", folder=store.parent).returncode
 
 
@@ -143,7 +142,7 @@ def test_a_closed_output_is_reported(store: Path) -> None:
         check=False,
     )
     assert (1, "") == (done.returncode, done.stdout)
-    assert "routilux: stdout is closed, so nothing can be told; open it\n" == done.stderr
+    assert "routilux: stdout is closed; open it to get a result\n" == done.stderr
 
 
 def test_a_command_without_stderr_still_ends_with_its_status(
@@ -154,7 +153,7 @@ def test_a_command_without_stderr_still_ends_with_its_status(
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "safe"),
     [
         ("postgresql://u:secret@h/d", "postgresql://u:***@h/d"),
         ("postgresql://u:sec@ret@h/d", "postgresql://u:***@h/d"),
@@ -165,16 +164,18 @@ def test_a_command_without_stderr_still_ends_with_its_status(
         ("u:secret@h", "u:secret@h"),  # a path
     ],
 )
-def test_a_name_is_shown_without_its_password(name: str, told: str) -> None:
-    assert told == shown(name)
+def test_a_name_is_shown_without_its_password(name: str, safe: str) -> None:
+    assert safe == without_password(name)
 
 
 @pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
 def test_a_connection_string_that_is_no_url_is_refused_without_its_password(
-    name: str, refused: Told
+    name: str, refused: Call
 ) -> None:
-    why = "a PostgreSQL database is named by its URL: postgresql://user@host/database"
-    assert why == refused("jobs", name)
+    assert refused("jobs", name) == (
+        "the store's name is a connection string; give a PostgreSQL database by its URL:"
+        " postgresql://user@host/database"
+    )
 
 
 def test_an_interrupt_ends_it_quietly(
@@ -183,19 +184,19 @@ def test_an_interrupt_ends_it_quietly(
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(routilux.cli, "looked", interrupted)
+    monkeypatch.setattr(routilux.cli, "read_store", interrupted)
     assert 130 == main(["jobs", str(store)])
     assert ("", "") == tuple(capsys.readouterr())
 
 
-def test_the_run_in_the_readme_is_a_real_one(store: Path, told: Told) -> None:
+def test_the_run_in_the_readme_is_a_real_one(store: Path, output: Call) -> None:
     (block,) = re.findall(
         r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
     )
     runs = re.findall(r"^\$ python -m routilux (.*)\n((?:[^$].*\n|\n)+)", block, re.M)
     assert 4 == len(runs)
-    for line, output in runs:
-        assert output == told(*line.split())
+    for line, expected in runs:
+        assert expected == output(*line.split())
 
 
 def test_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,10 +12,9 @@ import pytest
 
 from routilux import CorruptStateError, JobStore, SqliteStore
 from routilux.cli import main
-from routilux.cli.open_store import looked
+from routilux.cli.open_store import read_store
 from tests.cli.pages import JOBS
-from tests.cli.payments import NOW, replace_in_rows
-from tests.cli.program import Told
+from tests.cli.payments import NOW, Call, replace_in_rows
 
 
 def _no_store(path: Path) -> None:
@@ -66,8 +65,8 @@ EVERY: list[tuple[str, ...]] = [
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_no_store, r"there is no file jobs\.db; is the path right\?"),
-        (_folder, r"jobs\.db is a folder; a store is one file in it"),
+        (_no_store, r"jobs\.db does not exist; check the path"),
+        (_folder, r"jobs\.db is a folder; give the path of the store's file"),
         (_empty, r"jobs\.db: is empty: no store was ever written to it"),
         (_letter, r"jobs\.db: is no valid database .*restore it from a backup"),
         (_half, r"jobs\.db: is no valid database .*restore it from a backup"),
@@ -80,7 +79,7 @@ EVERY: list[tuple[str, ...]] = [
 )
 def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
     store: Path,
-    refused: Told,
+    refused: Call,
     change: Callable[[Path], None],
     message: str,
     arguments: tuple[str, ...],
@@ -101,15 +100,15 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("arguments", [("jobs",), ("show", "done"), ("show", "done", "--json")])
-def test_reading_leaves_no_trace(store: Path, told: Told, arguments: tuple[str, ...]) -> None:
+def test_reading_leaves_no_trace(store: Path, output: Call, arguments: tuple[str, ...]) -> None:
     before = files(store.parent)
-    told(arguments[0], store, *arguments[1:])
+    output(arguments[0], store, *arguments[1:])
     assert ["jobs.db"] == list(before)
     assert before == files(store.parent)
 
 
 def test_a_store_that_another_process_keeps_for_itself_is_named(
-    store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
+    store: Path, output: Call, refused: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("routilux.persist.sqlite_connection._READERS_PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
@@ -118,16 +117,16 @@ def test_a_store_that_another_process_keeps_for_itself_is_named(
     message = "the store jobs.db: database is locked; another process has kept it locked"
     assert refused("jobs", store).startswith(message)
     other.close()
-    assert JOBS == told("jobs", store)
+    assert JOBS == output("jobs", store)
 
 
 def test_a_write_waits_for_no_lock_for_ever(
-    store: Path, told: Told, refused: Told, monkeypatch: pytest.MonkeyPatch
+    store: Path, output: Call, refused: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    assert JOBS == told("jobs", store)
+    assert JOBS == output("jobs", store)
     assert "database is locked; another process" in refused("cancel", store, "waits")
     other.close()
 
@@ -143,7 +142,7 @@ def test_a_reader_reads_again_after_a_writer_has_changed_the_file(store: Path) -
             reads.append(len(jobs.job_ids()))
             return reads[-1]
 
-        assert 6 == looked(str(store), look, NOW)
+        assert 6 == read_store(str(store), look, NOW)
     assert [5, 6] == reads
 
 
@@ -159,7 +158,7 @@ def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
                 raise CorruptStateError("jobs.db", "is no valid database")
             return jobs.job_ids()
 
-        assert "new" in looked(str(store), look, NOW)
+        assert "new" in read_store(str(store), look, NOW)
 
 
 @pytest.mark.parametrize(
@@ -167,15 +166,15 @@ def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
     [
         ("fail", "did you mean failed?"),
         ("quued", "did you mean queued?"),
-        ("zzzzzz", "`routilux jobs jobs.db` lists those that are"),
-        ("", "`routilux jobs jobs.db` lists those that are"),
+        ("zzzzzz", "run `routilux jobs jobs.db` to list its jobs"),
+        ("", "run `routilux jobs jobs.db` to list its jobs"),
     ],
 )
 @pytest.mark.parametrize("what", ["show", "cancel"])
 def test_of_a_job_that_is_not_there_the_nearest_are_named(
-    store: Path, refused: Told, what: str, job_id: str, cure: str
+    store: Path, refused: Call, what: str, job_id: str, cure: str
 ) -> None:
-    assert f"no job {job_id} is in jobs.db; {cure}" == refused(what, store, job_id)
+    assert f"there is no job {job_id} in jobs.db; {cure}" == refused(what, store, job_id)
 
 
 _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
@@ -201,10 +200,14 @@ _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
     ],
 )
 def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
-    store: Path, refused: Told, capsys: pytest.CaptureFixture[str], statement: str, reason: str
+    store: Path,
+    refused: Call,
+    capsys: pytest.CaptureFixture[str],
+    statement: str,
+    reason: str,
 ) -> None:
     _sql(statement)(store)
-    message = rf"job failed in jobs\.db is damaged: {reason}.*; restore the store from a copy"
+    message = rf"job failed in jobs\.db is damaged: {reason}.*; restore the store from a backup"
     for what in ("show", "retry", "cancel"):
         err = refused(what, store, "failed")
         assert re.fullmatch(message, err), err
@@ -217,7 +220,7 @@ def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
 
 
 def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_damaged(
-    store: Path, refused: Told, capsys: pytest.CaptureFixture[str]
+    store: Path, refused: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
     replace_in_rows(store, "routilux/1", "routilux/7", f"{_FAILED_ROWS} AND seq = 1")
     message = (

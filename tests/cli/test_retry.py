@@ -9,8 +9,7 @@ import pytest
 
 from routilux import Flow, JobState, JobStatus, LeaseLostError, Runtime, SqliteStore, Worker
 from routilux.persist import admin
-from tests.cli.payments import NOW, SECOND, after, payment
-from tests.cli.program import Told
+from tests.cli.payments import NOW, SECOND, Call, after, payment
 from tests.persist.stores import acquire
 
 
@@ -24,16 +23,16 @@ def worked(store: Path, job_id: str, flow: Flow, *, at: float) -> JobState:
 
 
 def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
-    store: Path, told: Told
+    store: Path, output: Call
 ) -> None:
-    line = "job failed has a fresh budget; a worker of flow payment can take it up (commit 4)\n"
-    assert line == told("retry", store, "failed")
-    assert "failed  payment  pending " in told("jobs", store)
+    line = "job failed has a fresh budget; a worker of flow payment can resume it (commit 4)\n"
+    assert line == output("retry", store, "failed")
+    assert "failed  payment  pending " in output("jobs", store)
     job = worked(store, "failed", payment(3, retries=1), at=3605)
     assert JobStatus.COMPLETED is job.status
     assert [1, 2, 3, 4, 4] == [c.attempt for c in job.commits if c.routine_id == "charge"]
     assert [0, 0] == [(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"]
-    page = told("show", store, "failed")
+    page = output("show", store, "failed")
     assert "resumed, job pending · after 599.260 s · a fresh budget for what failed" in page
 
 
@@ -56,42 +55,48 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
     ids=["lease", "lease over"],
 )
 def test_the_owner_of_a_job_is_shown_with_the_end_of_its_lease(
-    store: Path, told: Told, refused: Told, seconds: int, listed: str, shown: str, refusal: str
+    store: Path,
+    output: Call,
+    refused: Call,
+    seconds: int,
+    listed: str,
+    shown: str,
+    refusal: str,
 ) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         assert "queued" == acquire(jobs, "web-2:7:cafe", ["payment"], seconds * SECOND)
-    assert listed in told("jobs", store)
-    assert f"\n{shown}\n" in told("show", store, "queued")
-    held = json.loads(told("show", store, "queued", "--json"))["held"]
+    assert listed in output("jobs", store)
+    assert f"\n{shown}\n" in output("show", store, "queued")
+    held = json.loads(output("show", store, "queued", "--json"))["held"]
     assert {"owner": "web-2:7:cafe", "free_in_ns": seconds * SECOND} == held
     assert f"job queued is pending, {shown}; {refusal}" == refused("retry", store, "queued")
 
 
 def test_a_job_is_taken_over_from_a_dead_process_and_a_worker_completes_it(
-    store: Path, told: Told
+    store: Path, output: Call
 ) -> None:
-    line = "job waits is taken over; a worker of flow payment can take it up (commit 3)\n"
-    assert line == told("retry", store, "waits", "--take-over")
-    assert "\nheld by nobody, and free to be taken now\n" in told("show", store, "waits")
+    line = "job waits is taken over; a worker of flow payment can resume it (commit 3)\n"
+    assert line == output("retry", store, "waits", "--take-over")
+    assert "\nheld by nobody, and free to be taken now\n" in output("show", store, "waits")
     job = worked(store, "waits", payment(), at=3601)
     assert JobStatus.COMPLETED is job.status
     assert [1, 2, 3] == [
         c.attempt for c in job.commits if c.routine_id == "charge" and not c.effect
     ]
-    page = told("show", store, "waits")
+    page = output("show", store, "waits")
     assert "⏩ [ 90.000s] taken over, job pending · after 89.880 s\n" in page
 
 
 @pytest.mark.parametrize("lease", [None, 3600])
 def test_a_process_that_is_alive_after_all_can_commit_no_more_to_a_job_that_was_taken_over(
-    store: Path, told: Told, lease: int | None
+    store: Path, output: Call, lease: int | None
 ) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=NOW, store=jobs)
         if lease:
             jobs.acquire(host.owner, ["payment"], lease * SECOND)
         drive = host.resumed(payment(), host.load("queued"))
-        told("retry", store, "queued", "--take-over")
+        output("retry", store, "queued", "--take-over")
         with pytest.raises(LeaseLostError, match="'queued' is free to be taken by any host now"):
             drive.request("pause")
         job = host.load("queued")
@@ -99,7 +104,7 @@ def test_a_process_that_is_alive_after_all_can_commit_no_more_to_a_job_that_was_
 
 
 def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(
-    store: Path, told: Told
+    store: Path, output: Call
 ) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         statuses = []
@@ -108,7 +113,7 @@ def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(
             host.resumed(payment(), host.load("queued"))  # it dies at once
             statuses.append(host.load("queued").status.value)
             if statuses[-1] == "running":
-                told("retry", store, "queued", "--take-over")
+                output("retry", store, "queued", "--take-over")
         job = host.load("queued", history=True)
     assert ["running"] * 3 + ["failed"] == statuses
     assert "recovered 2 times without progress" in str(job.error)
@@ -136,8 +141,8 @@ NEEDS = "start a worker of flow payment, which resumes the job"
     ],
 )
 def test_a_refused_command_changes_nothing(
-    store: Path, told: Told, refused: Told, what: str, job_id: str, message: str
+    store: Path, output: Call, refused: Call, what: str, job_id: str, message: str
 ) -> None:
-    before = told("show", store, job_id, "--json")
+    before = output("show", store, job_id, "--json")
     assert message == refused(what, store, job_id)
-    assert before == told("show", store, job_id, "--json")
+    assert before == output("show", store, job_id, "--json")

@@ -9,25 +9,24 @@ import pytest
 from routilux import Runtime, SqliteStore
 from routilux.persist import admin
 from tests.cli.pages import DONE, FAILED, WAITS
-from tests.cli.payments import NOW, after, payment, replace_in_rows
-from tests.cli.program import Told
+from tests.cli.payments import NOW, Call, after, payment, replace_in_rows
 
 
 @pytest.mark.parametrize(("job_id", "page"), [("done", DONE), ("failed", FAILED), ("waits", WAITS)])
 def test_a_job_is_shown_with_all_its_commits_and_its_pending_tasks(
-    store: Path, told: Told, job_id: str, page: str
+    store: Path, output: Call, job_id: str, page: str
 ) -> None:
-    assert page == told("show", store, job_id)
+    assert page == output("show", store, job_id)
 
 
-def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, told: Told) -> None:
+def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, output: Call) -> None:
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=after(3620, autojump=False), store=jobs)
         host.resumed(payment(), host.load("paused"))
         later = Runtime(clock=after(3650, autojump=False), store=jobs)
         later.resumed(payment(), later.load("paused"))
         admin.cancel(jobs, "paused", after(3660).now_ns(), "the customer\nhas called")
-    lines = told("show", store, "paused").splitlines()
+    lines = output("show", store, "paused").splitlines()
     assert [
         "🛑 [ 0.120s] job paused",
         "⏩ [40.000s] resumed, job running · after 39.880 s",
@@ -36,21 +35,21 @@ def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, told: 
     ] == [line for line in lines if line[:1] in ("🛑", "⏩")]
 
 
-def test_stored_text_never_controls_the_terminal(store: Path, told: Told) -> None:
+def test_stored_text_never_controls_the_terminal(store: Path, output: Call) -> None:
     evil = "A\x1b[2J\u202eB"
     with SqliteStore(store, clock=NOW) as jobs:
         Runtime(clock=NOW, store=jobs).submit(payment(), "charge", {"order": evil}, job_id=evil)
-    for out in (told("show", store, evil), told("jobs", store)):
+    for out in (output("show", store, evil), output("jobs", store)):
         assert "A\\x1b[2J\\u202eB" in out
         assert "\x1b" not in out
 
 
 def test_values_of_types_that_only_the_flows_program_knows_are_shown_and_exported_as_they_are(
-    store: Path, told: Told
+    store: Path, output: Call
 ) -> None:
     order = '{"$type":"shop.types:Order","value":{"id":7}}'
     replace_in_rows(store, '"A2"', order)
-    assert "  order  Order({'id': 7})\n" in told("show", store, "failed")
-    told("export", store, "failed", "job.json")
+    assert "  order  Order({'id': 7})\n" in output("show", store, "failed")
+    output("export", store, "failed", "job.json")
     assert 2 == Path("job.json").read_text("utf-8").count(order)
-    told("retry", store, "failed")
+    output("retry", store, "failed")

@@ -1,7 +1,7 @@
-"""What the tests of the core share: routines without a life of their own, and a teller of tales.
+"""Routines and a `Story` for the tests of the core.
 
-A tale plays the runtime's part by hand: it has the time as an integer, begins steps, and says how
-each of them ends. No handler ever runs.
+A story drives the machine in place of a runtime: its time is an integer, it begins steps and gives
+each of them an outcome. No handler runs.
 """
 
 from __future__ import annotations
@@ -13,13 +13,12 @@ from routilux import codec
 from routilux.codec.copying import is_flat
 from routilux.core.commits import Commit
 from routilux.core.machine import Machine
+from routilux.core.requests import request
 from routilux.core.state import JobState
 from routilux.flow import Flow
 from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
 from routilux.graph.routine import Routine
 from routilux.retry.error_handler import ErrorHandler
-
-SECOND = 1_000_000_000
 
 
 class Stage(Routine):
@@ -33,14 +32,14 @@ class Stage(Routine):
         self.set_error_handler(handler)
 
     def take(self, n: int = 0) -> None:
-        raise AssertionError("a tale runs no handlers")
+        raise AssertionError("a story runs no handlers")
 
 
 class Strict(Stage):
     """A stage that can't be called without `n`."""
 
     def take(self, n: int) -> None:  # type: ignore[override]
-        raise AssertionError("a tale runs no handlers")
+        raise AssertionError("a story runs no handlers")
 
 
 class Wide(Stage):
@@ -50,14 +49,10 @@ class Wide(Stage):
 
 
 class Collect(Stage):
-    """A stage that takes whatever an `error` event tells."""
+    """A stage that takes any fields, such as those of an `error` event."""
 
-    def take(self, **told: object) -> None:  # type: ignore[override]
-        raise AssertionError("a tale runs no handlers")
-
-
-def retrying(**options: Any) -> ErrorHandler:
-    return ErrorHandler("retry", **options)
+    def take(self, **fields: object) -> None:  # type: ignore[override]
+        raise AssertionError("a story runs no handlers")
 
 
 def flow_of(
@@ -65,7 +60,7 @@ def flow_of(
 ) -> Flow:
     """A flow from routines and edges written as `a.out -> b`."""
     flow = Flow(
-        "tale", execution_strategy="concurrent" if width > 1 else "sequential", max_workers=width
+        "flow", execution_strategy="concurrent" if width > 1 else "sequential", max_workers=width
     )
     for routine_id, routine in routines.items():
         flow.add_routine(routine, routine_id)
@@ -123,11 +118,10 @@ def by_text(job: JobState) -> JobState:
 
 
 def by_folding(job: JobState) -> JobState:
-    """As a store gives it back: each commit through its own text, folded one after the other."""
+    """As a store reads it: each commit from its own text, folded one after the other."""
     restored = JobState(job.job_id)
     for commit in job.commits:
-        row = codec.loads(commit.dumps())
-        restored.fold(Commit.load(row, f"$.row[{commit.seq}]"))
+        restored.fold(Commit.load(codec.loads(commit.dumps()), f"$.row[{commit.seq}]"))
     return restored
 
 
@@ -135,8 +129,8 @@ def text_of(job: JobState) -> str:
     return codec.dumps(job.serialize())
 
 
-class Tale:
-    """One job, told by hand: `now` is the time, `machine` what the tale is about."""
+class Story:
+    """One job that is driven by hand; `now` is the time in nanoseconds."""
 
     def __init__(
         self,
@@ -178,7 +172,7 @@ class Tale:
 
     def end(self, step: StepInput, outcome: StepOutcome) -> Commit:
         commit = self.machine.finish(step, outcome, self.now)
-        assert commit is not None, f"the outcome of task {step.task.task_id} came too late"
+        assert commit is not None, f"the outcome of task {step.task.task_id} is too late"
         return self.accept(commit)
 
     def run(self, *emitted: str | Emission, task_id: str | None = None) -> Commit:
@@ -196,7 +190,7 @@ class Tale:
         return None if task is None else task.due_ns
 
     def wait(self) -> int:
-        """Let the time pass until the next due instant; return how long that was."""
+        """Let the time pass until the next task is due; return the length of the wait."""
         due = self.due()
         assert due is not None, "nothing is due"
         waited, self.now = due - self.now, max(due, self.now)
@@ -219,8 +213,8 @@ class Tale:
     def request(self, kind: str) -> Commit:
         if kind == "resume":
             return self.resume()
-        return self.accept(self.machine.request(kind, self.now))  # type: ignore[arg-type]
+        return self.accept(request(self.job, kind, self.now))  # type: ignore[arg-type]
 
     def crash(self) -> None:
-        """Lose the process; what the commits say is read by another one."""
+        """Lose the process; another one reads the job from its saved form."""
         self.machine = Machine(self.plan, by_text(self.job))

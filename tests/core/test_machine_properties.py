@@ -1,15 +1,14 @@
-"""One job, driven at random: whatever happens to it, nothing is lost, doubled or forgotten.
+"""One job, driven at random: no task, update or attempt is lost or doubled.
 
-The machine is driven without a runtime and without a clock. Beside it stands a model that knows
-only what was created, how it ended, and what was counted; after each move both must agree, and the
-job must be the same by each way of restoring it.
+The machine is driven without a runtime and without a clock. A model knows only which tasks were
+created, how they ended, and what was counted. After each move the model and the job must agree, and
+the job must be the same by each way of restoring it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from fractions import Fraction
 from typing import Any, ClassVar, Final
 
 import pytest
@@ -28,7 +27,7 @@ from routilux.codec.equality import same_value
 from routilux.core.commits import Commit, CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS, Machine
 from routilux.core.parts import PendingTask
-from routilux.core.requests import take_over
+from routilux.core.requests import request, take_over
 from routilux.core.state import JobState
 from routilux.errors import NotResumableError
 from routilux.flow import Flow
@@ -36,7 +35,6 @@ from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, Step
 from routilux.graph.routine import Routine
 from routilux.retry.error_handler import ErrorHandler
 from tests.core.stories import (
-    SECOND,
     Collect,
     Stage,
     Wide,
@@ -45,9 +43,9 @@ from tests.core.stories import (
     by_text,
     emission,
     flow_of,
-    retrying,
     text_of,
 )
+from tests.routines import SECOND, retrying
 
 MOST_TASKS: Final = 40
 MOST_RECOVERIES: Final = 3
@@ -68,7 +66,7 @@ HANDLERS: Final[dict[str, ErrorHandler]] = {
 
 
 def every_shape(width: int) -> Flow:
-    """A flow with fan-out, fan-in, a cycle, an `error` event, and an event that nobody takes."""
+    """A flow with fan-out, fan-in, a cycle, an `error` event, and an event without connection."""
     routines: dict[str, Routine] = {
         "source": Stage("out", "extra", handler=HANDLERS["source"]),
         "wide": Wide("out", "extra", handler=HANDLERS["wide"]),
@@ -87,18 +85,9 @@ def every_shape(width: int) -> Flow:
     )  # fmt: skip
 
 
-def exact_delay(handler: ErrorHandler, retry: int) -> int:
-    seconds = Fraction(repr(handler.retry_delay)) * Fraction(repr(handler.retry_backoff)) ** (
-        retry - 1
-    )
-    if handler.max_delay is not None:
-        seconds = min(seconds, Fraction(repr(handler.max_delay)))
-    return round(seconds * SECOND)
-
-
 @dataclass
 class Known:
-    """What the model knows of one task: where it is, how often it was tried, what is recorded."""
+    """A task in the model: its place, its attempts, its recorded effects."""
 
     routine: str
     place: str = "pending"
@@ -120,7 +109,7 @@ picks = st.integers(0, 9)
 
 
 class JobUnderWay(RuleBasedStateMachine):
-    """A job, its model, and everything that may happen to it."""
+    """A job, its model, and every event that may happen to it."""
 
     seen: ClassVar[Counter[str]] = Counter()
 
@@ -146,7 +135,7 @@ class JobUnderWay(RuleBasedStateMachine):
         self.final: JobStatus | None = None
         self.accept(self.machine.start("source", "trigger", {"n": 1}, self.now, queued=queued))
         if queued:
-            self.go_on(False)
+            self.restart(False)
         if spread:
             self.succeed(0, [("out", 1)] * spread, False, False, "", None, 0)
 
@@ -168,15 +157,15 @@ class JobUnderWay(RuleBasedStateMachine):
         self.seen[f"{commit.kind} -> {commit.status}"] += 1
 
     def pure(self, ask: Any) -> Any:
-        """Ask the machine for a commit, twice; the job must be as before, the answers the same."""
+        """Ask the machine for a commit twice: the same answer, and the job is unchanged."""
         before, due = text_of(self.job), self.machine.next_task()
         once, twice = ask(), ask()
-        assert repr(once) == repr(twice)  # a nan in it is no other value
+        assert repr(once) == repr(twice)  # repr, because NaN is not equal to itself
         assert (text_of(self.job), self.machine.next_task()) == (before, due)
         return once
 
     def free(self) -> list[PendingTask]:
-        """The tasks for whose routine there is room, in order."""
+        """The tasks whose routine is not busy, in order."""
         flying = {step.task.task_id for step in self.machine.flights}
         busy = Counter(step.task.routine_id for step in self.machine.flights)
         return [
@@ -263,7 +252,7 @@ class JobUnderWay(RuleBasedStateMachine):
     @precondition(lambda self: self.plan.width > 1 and len(self.machine.startable(self.now)) > 1)
     @rule(times=st.integers(1, 5))
     def race(self, times: int) -> None:
-        """Let one task meet what others commit while it runs, as often as it takes."""
+        """Let other steps commit while one task runs, so that it conflicts several times."""
         unlucky = self.machine.startable(self.now)[0].task_id
         for number in range(times):
             if self.machine.startable(self.now):
@@ -307,7 +296,7 @@ class JobUnderWay(RuleBasedStateMachine):
         step = self.one_in_flight(pick)
         outcome = StepOutcome(
             step.number,
-            [emission("extra", n=1)],  # an engine that committed these would be caught
+            [emission("extra", n=1)],  # must not be committed, nor the writes
             Writes({"total": -1}),
             Writes({"total": -1}),
             None if looks is None else frozenset(looks),
@@ -378,8 +367,8 @@ class JobUnderWay(RuleBasedStateMachine):
             outcome.error_type, handler.non_retryable_exceptions
         )
         retries = retries and (handler.max_retries is None or known.spent < handler.max_retries)
-        (told,) = commit.emissions or (None,)
-        assert told is None or (known.routine, told.event) == ("shy", "error")
+        (error_event,) = commit.emissions or (None,)
+        assert error_event is None or (known.routine, error_event.event) == ("shy", "error")
         assert (commit.state, commit.shared) == (None, None)
         assert (self.job.shared_data, len(self.job.outputs)) == (
             before.shared_data, len(before.outputs),
@@ -389,7 +378,7 @@ class JobUnderWay(RuleBasedStateMachine):
         ].state  # fmt: skip
         if commit.kind is CommitKind.RETRY:
             assert retries
-            assert told is None
+            assert error_event is None
             known.spent += 1
             delay = commit.delay_ns
             assert delay is not None
@@ -398,7 +387,7 @@ class JobUnderWay(RuleBasedStateMachine):
             assert self.job._pending[step.task.task_id].due_ns == commit.due_ns
             return
         assert not retries or handler.deadline is not None
-        assert (told is not None) is (known.routine == "shy")
+        assert (error_event is not None) is (known.routine == "shy")
         last = handler.on_exhausted if handler.strategy.value == "retry" else handler.strategy
         if last.value == "stop":
             assert commit.kind is CommitKind.FAILED
@@ -415,9 +404,9 @@ class JobUnderWay(RuleBasedStateMachine):
             assert delay == outcome.retry_after_ns
         elif handler.jitter:
             assert self.jitters.setdefault((task_id, retry), delay) == delay
-            assert abs(delay - exact_delay(handler, retry)) <= exact_delay(handler, retry) // 4
+            assert abs(delay - handler.delay_ns(retry)) <= handler.delay_ns(retry) // 4
         else:
-            assert delay == exact_delay(handler, retry)
+            assert delay == handler.delay_ns(retry)
 
     @precondition(lambda self: self.machine.flights)
     @rule(pick=picks, result=payloads)
@@ -454,27 +443,27 @@ class JobUnderWay(RuleBasedStateMachine):
         due = self.due()
         assert due is not None
         self.now = due
-        assert self.machine.startable(self.now), "it was due, yet nothing may start"
+        assert self.machine.startable(self.now), "a task is due, but none may start"
 
     @precondition(lambda self: self.machine.in_flight)
     @rule()
     def pause(self) -> None:
-        self.request("pause")
+        self.ask_for("pause")
 
     @precondition(lambda self: self.job.seq > 12)
     @rule()
     def cancel(self) -> None:
-        self.request("cancel")
+        self.ask_for("cancel")
 
-    def request(self, kind: Any) -> None:
+    def ask_for(self, kind: Any) -> None:
         job = self.job
         allowed = job.status not in FINAL and (kind == "cancel" or job.status is JobStatus.RUNNING)
         if not allowed:
             with pytest.raises(NotResumableError):
-                self.pure(lambda: self.machine.request(kind, self.now))
+                self.pure(lambda: request(self.job, kind, self.now))
             return
         pending = list(job.pending_tasks)
-        self.accept(self.pure(lambda: self.machine.request(kind, self.now)))
+        self.accept(self.pure(lambda: request(self.job, kind, self.now)))
         assert job.status is (JobStatus.PAUSED if kind == "pause" else JobStatus.CANCELLED)
         assert list(job.pending_tasks) == pending
 
@@ -494,17 +483,17 @@ class JobUnderWay(RuleBasedStateMachine):
                 )
             assert text_of(job) == before
             return
-        self.go_on(retry_failed)
+        self.restart(retry_failed)
 
-    def go_on(self, retry_failed: bool, how: str = "died") -> None:
+    def restart(self, retry_failed: bool, how: str = "died") -> None:
         job = self.job
         was = job.status
         if how == "taken over" and was is JobStatus.RUNNING:
             self.accept(self.pure(lambda: take_over(job, self.now)))
             assert job.status is JobStatus.PENDING
         waits = {task.task_id: task.due_ns for task in job.pending_tasks}
-        told = {t for t in waits if "." in t and self.known[t.rpartition(".")[0]].failed}
-        left = len(waits) - len(told)
+        withdrawn = {t for t in waits if "." in t and self.known[t.rpartition(".")[0]].failed}
+        left = len(waits) - len(withdrawn)
         ready = [t for t in job.pending_tasks if t.due_ns <= self.now]
         commit = self.pure(
             lambda: self.machine.resume(
@@ -526,7 +515,7 @@ class JobUnderWay(RuleBasedStateMachine):
                 return
         if was is JobStatus.FAILED:
             self.recoveries = 0
-            for task_id in told:
+            for task_id in withdrawn:
                 self.known[task_id].place = "withdrawn"
             for task_id, known in self.known.items():
                 if known.failed:
@@ -534,10 +523,10 @@ class JobUnderWay(RuleBasedStateMachine):
                     waits[task_id] = self.now
             assert job.error is None
         else:
-            assert not told
+            assert not withdrawn
         assert job.status is (JobStatus.RUNNING if left else JobStatus.COMPLETED)
         for task in job.pending_tasks:
-            # Here the time never ran back, so the rest of a wait is all of it.
+            # The clock never runs back here, so the due time is unchanged.
             assert task.due_ns == waits[task.task_id]
 
     @precondition(lambda self: self.job.commits[-1].kind is not CommitKind.RESUMED)
@@ -559,13 +548,13 @@ class JobUnderWay(RuleBasedStateMachine):
             self.ended += lost
             self.machine = Machine(self.plan, restored)
             self.seen["steps lost"] += len(lost)
-            # The new host's clock may stand before the old one's, though never before the job's.
+            # The new host's clock may be behind the old host's, but not behind the last commit.
             self.now = self.job.updated_ns + idle
             if self.job.status not in FINAL and (
                 retry_failed or self.job.status is not JobStatus.FAILED
             ):
                 self.seen[how] += 1
-                self.go_on(retry_failed, how)
+                self.restart(retry_failed, how)
 
     # --- what always holds ----------------------------------------------------------------------
 
@@ -579,7 +568,7 @@ class JobUnderWay(RuleBasedStateMachine):
         pending = [task.task_id for task in self.job.pending_tasks]
         for place, found in (("done", ended), ("dropped", dropped), ("pending", pending)):
             assert len(found) == len(set(found)), f"a task is {place} twice"
-            assert set(found) == self.places(place), f"what is {place}"
+            assert set(found) == self.places(place), f"other tasks are {place}"
         assert len(self.job.outputs) == self.extras
 
     @invariant()
@@ -610,7 +599,7 @@ class JobUnderWay(RuleBasedStateMachine):
         assert history == sorted(history)
 
     @invariant()
-    def what_may_start_is_what_has_room_in_order(self) -> None:
+    def the_tasks_with_room_may_start_in_order(self) -> None:
         flights = self.machine.flights
         assert len(flights) <= self.plan.width
         busy = Counter(step.task.routine_id for step in flights)
@@ -629,7 +618,7 @@ class JobUnderWay(RuleBasedStateMachine):
         assert self.machine.stopped is (not flights and self.job.status is not JobStatus.RUNNING)
 
     @invariant()
-    def the_status_says_how_it_stands(self) -> None:
+    def the_status_agrees_with_the_tasks(self) -> None:
         status = self.job.status
         if status is JobStatus.COMPLETED:
             assert not self.job.pending_tasks
@@ -638,7 +627,7 @@ class JobUnderWay(RuleBasedStateMachine):
         assert self.final in (None, status), "a final status has changed"
         if status in FINAL:
             self.final = status
-        # A takeover that was one too many stands in the job that it has failed, cancelled or not.
+        # A take-over may exceed the limit by one; the resume then fails the job.
         most = MOST_RECOVERIES + (status in (JobStatus.FAILED, JobStatus.CANCELLED))
         assert self.job.recoveries == self.recoveries <= most
 
@@ -650,13 +639,13 @@ class JobUnderWay(RuleBasedStateMachine):
                 assert restore(self.job) == self.job
 
 
-def test_nothing_is_lost_doubled_or_forgotten_whatever_happens() -> None:
+def test_no_task_update_or_attempt_is_lost_or_doubled() -> None:
     JobUnderWay.seen.clear()
     run_state_machine_as_test(JobUnderWay, settings=settings(stateful_step_count=40))
-    # A search that never met the interesting moves would pass as well.
+    # The examples must contain each kind of commit and each kind of restart.
     seen = " ".join(JobUnderWay.seen)
     missed = [kind.value for kind in CommitKind if f"{kind} -> " not in seen]
-    assert not missed, f"no example came to a commit of these kinds: {missed}"
+    assert not missed, f"no example has a commit of these kinds: {missed}"
     assert JobUnderWay.seen["steps lost"], "no example lost a step in a crash"
     unseen = {"died", "given back", "taken over"} - set(JobUnderWay.seen)
-    assert not unseen, f"no example went on after its host had {unseen}"
+    assert not unseen, f"no example has a job that was resumed after its host {unseen}"

@@ -22,21 +22,21 @@ from routilux.retry.error_handler import ErrorHandler
 from tests.core.stories import (
     Collect,
     Stage,
-    Tale,
+    Story,
     by_document,
     by_folding,
     by_text,
     done,
     emission,
     flow_of,
-    retrying,
     text_of,
 )
+from tests.routines import retrying
 
 WAYS = [by_document, by_text, by_folding]
 
 
-def eventful(limit: int | None = None, *, n: object = 1) -> Tale:
+def eventful(limit: int | None = None, *, n: object = 1) -> Story:
     """A job that has seen every kind of commit but the cancellation; it waits for a retry."""
     flow = flow_of(
         {
@@ -49,28 +49,28 @@ def eventful(limit: int | None = None, *, n: object = 1) -> Tale:
         "a.out -> b", "a.out -> d", "a.out -> e", "b.error -> c",
         width=3,
     )  # fmt: skip
-    tale = Tale(flow, limit=limit, n=n)
-    tale.fail()
-    tale.wait()
-    step = tale.begin()
-    tale.record(step, "charge", ("ch_1", n))
+    story = Story(flow, limit=limit, n=n)
+    story.fail()
+    story.wait()
+    step = story.begin()
+    story.record(step, "charge", ("ch_1", n))
     outcome = done(step, emission("out", n=n), "extra", state={"seen": {n}}, shared={"total": 1})
-    tale.end(step, outcome)
-    tale.fail(task_id="0.0")
-    unlucky, lucky = tale.begin("0.0.0"), tale.begin("0.1")
-    tale.end(lucky, done(lucky, "out", shared={"total": [n]}))
-    tale.end(unlucky, done(unlucky, reads=["total"]))
-    tale.run(task_id="0.0.0")
-    tale.request("pause")
-    tale.resume()
-    tale.fail(task_id="0.2")
-    return tale
+    story.end(step, outcome)
+    story.fail(task_id="0.0")
+    unlucky, lucky = story.begin("0.0.0"), story.begin("0.1")
+    story.end(lucky, done(lucky, "out", shared={"total": [n]}))
+    story.end(unlucky, done(unlucky, reads=["total"]))
+    story.run(task_id="0.0.0")
+    story.request("pause")
+    story.resume()
+    story.fail(task_id="0.2")
+    return story
 
 
-def failed() -> Tale:
-    tale = Tale(flow_of({"a": Stage()}))
-    tale.fail(ValueError("no stock"))
-    return tale
+def failed() -> Story:
+    story = Story(flow_of({"a": Stage()}))
+    story.fail(ValueError("no stock"))
+    return story
 
 
 # --- what it was ----------------------------------------------------------------------------------
@@ -147,21 +147,21 @@ def test_raise_for_status_names_the_failed_task() -> None:
 
 @pytest.mark.parametrize("runs", ["the job", "its copy"])
 def test_commits_of_a_job_do_not_change_its_copy_nor_the_other_way_round(runs: str) -> None:
-    tale = eventful()
-    kept, copy = tale.job, tale.job.copy()
+    story = eventful()
+    kept, copy = story.job, story.job.copy()
     assert kept == copy
     if runs == "the job":
         kept = copy
     else:
-        tale.machine = type(tale.machine)(tale.plan, copy)
+        story.machine = type(story.machine)(story.plan, copy)
     before = text_of(kept)
-    tale.wait()
-    step = tale.begin()
-    tale.record(step, "late", 1)
-    tale.end(step, done(step, "out", state={"n": 1}, shared={"total": 99}))
-    assert tale.job.status is JobStatus.COMPLETED
+    story.wait()
+    step = story.begin()
+    story.record(step, "late", 1)
+    story.end(step, done(step, "out", state={"n": 1}, shared={"total": 99}))
+    assert story.job.status is JobStatus.COMPLETED
     assert text_of(kept) == before
-    assert kept != tale.job
+    assert kept != story.job
 
 
 def test_jobs_are_equal_by_value_and_can_not_be_hashed() -> None:
@@ -194,9 +194,9 @@ def test_deserialize_does_not_change_its_document() -> None:
 
 
 def test_an_error_names_the_path_of_a_value_that_can_not_be_saved() -> None:
-    tale = Tale(flow_of({"a": Stage("out")}), n={"deep": [object()]})
+    story = Story(flow_of({"a": Stage("out")}), n={"deep": [object()]})
     with pytest.raises(UnserializableError) as refusal:
-        tale.job.serialize()
+        story.job.serialize()
     assert refusal.value.path == "$.pending_tasks[0].payload.n.deep[0]"
 
 
@@ -294,26 +294,26 @@ def test_a_job_without_its_first_commits_must_agree_with_its_last_commit() -> No
         ({"attempt": 2}, "commit 4 ends attempt 2 of task 0.0, which is not the next one"),
         ({"task_id": "0.9"}, "commit 4 ends attempt 1 of task 0.9, which is not the next one"),
         ({"kind": CommitKind.START}, "only the first commit starts a job"),
-        ({"kind": CommitKind.RETRY}, "commit 4 lacks what a retry has"),
-        ({"kind": CommitKind.DROPPED}, "commit 4 lacks what a dropped task has"),
-        ({"kind": CommitKind.EFFECT}, "commit 4 records an effect of no task"),
+        ({"kind": CommitKind.RETRY}, "commit 4 is a retry without due_ns"),
+        ({"kind": CommitKind.DROPPED}, "commit 4 drops a task without an error and a detail"),
+        ({"kind": CommitKind.EFFECT}, "commit 4 has no effect, or its task is not pending"),
         (
             {
                 "kind": CommitKind.RESUMED,
                 "detail": {"recoveries": 7, "shape": [], "routines": ["z"], "withdrawn": ["0.9"]},
             },
-            "commit 4 withdraws a task that is not there",
+            "commit 4 withdraws a task that is not pending",
         ),
     ],
 )
 def test_a_commit_that_does_not_fit_is_refused_and_changes_nothing(
     change: dict[str, Any], message: str
 ) -> None:
-    tale = Tale(flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b"))
-    tale.run("out")
-    tale.request("pause")
-    tale.resume()
-    job = tale.job.at(3)
+    story = Story(flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b"))
+    story.run("out")
+    story.request("pause")
+    story.resume()
+    job = story.job.at(3)
     commit = Commit(4, CommitKind.DONE, 0, JobStatus.RUNNING, "0.0", "b", 1, 0)
     for name, value in change.items():
         setattr(commit, name, value)

@@ -194,7 +194,7 @@ def test_an_observer_that_waits_for_a_job_is_told_and_hangs_nobody() -> None:
     assert "an observer can't execute a job" in str(failure.error)
 
 
-def test_a_run_that_broke_off_says_why_it_cannot_be_cancelled() -> None:
+def test_a_run_that_an_error_has_ended_says_why_it_cannot_be_cancelled() -> None:
     class Full(MemoryStore):
         def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
             raise OSError("disk full")
@@ -203,7 +203,9 @@ def test_a_run_that_broke_off_says_why_it_cannot_be_cancelled() -> None:
         run = alone(lambda self: None).start("does", runtime=runtime)
         with pytest.raises(OSError, match="disk full"):
             run.wait()
-        with pytest.raises(NotResumableError, match=r"broke off here \(OSError: disk full\)"):
+        with pytest.raises(
+            NotResumableError, match=r"an error ended the run of job .* \(OSError: disk full\)"
+        ):
             run.cancel()
 
 

@@ -93,25 +93,6 @@ def test_a_handler_gets_the_payload_fields_that_it_names(slot, payload, expected
     assert [expected] == taker.got
 
 
-def test_param_mapping_renames_fields_on_their_way():
-    flow, taker = Flow(), Taker()
-    flow.add_routine(Giver(a=1, b=2, c=3), "giver")
-    flow.add_routine(taker, "taker")
-    flow.connect("giver", "output", "taker", "rest", {"a": "first", "b": "a"})
-    flow.execute("giver").raise_for_status()
-    assert [(2, {"first": 1, "c": 3})] == taker.got
-
-
-def test_a_field_that_was_not_emitted_though_it_is_needed_fails_the_attempt_that_left_it_out():
-    flow = Flow()
-    flow.add_routine(Giver(a=1), "giver")
-    flow.add_routine(Taker(), "taker")
-    flow.connect("giver", "output", "taker", "named")
-    job = flow.execute("giver")
-    assert "giver emitted 'output' without 'b', which taker.named needs" == job.error.message
-    assert [] == [task for task in job.pending_tasks if task.routine_id == "taker"]
-
-
 def test_slots_and_events_can_be_read_as_they_were_declared():
     giver = Giver()
     assert {"trigger": Slot("trigger", giver.give, giver.slots["trigger"].binding)} == giver.slots

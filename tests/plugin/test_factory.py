@@ -238,7 +238,7 @@ def test_what_a_function_may_not_return_fails_its_task(
         ({"chain": [double, Splitter()]}, "Splitter has the slots 'left', 'right'"),
         ({"chain": [Store(), double]}, "Store has the events none"),
         ({"chain": [lambda n, /: None]}, "takes 'n' by position only"),
-        ({"chain": [parse, double], "fan_out": (parse, [double])}, "stands already"),
+        ({"chain": [parse, double], "fan_out": (parse, [double])}, "already exists"),
     ],
 )
 def test_what_can_not_be_connected_is_refused_at_once(

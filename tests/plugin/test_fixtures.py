@@ -115,8 +115,8 @@ def test_two_clocks_in_one_test_are_refused(pytester: pytest.Pytester) -> None:
     result = run_inside(pytester)
     result.assert_outcomes(errors=2, failed=1, passed=1)
     line = (
-        "this test uses flow_clock and flow_clock_bare, which are two clocks with a time each;"
-        " keep flow_clock if user code asks time or datetime, else flow_clock_bare"
+        "this test uses flow_clock and flow_clock_bare, two clocks that show different times;"
+        " keep flow_clock if your code uses time or datetime, else flow_clock_bare"
     )
     assert 3 == result.stdout.lines.count(line)
 

@@ -25,6 +25,7 @@ from routilux.errors import (
 )
 from routilux.retry.backoff import backoff_ns
 from routilux.retry.error_handler import MAX_DELAY_NS, ErrorHandler, ErrorStrategy, RetryAfter
+from routilux.retry.options import CHECKS, WITH_ANY_STRATEGY
 from tests.routines import refused_at, retrying
 
 MS = 1_000_000
@@ -190,18 +191,21 @@ def test_a_delay_stays_the_same_when_asked_in_any_order_and_past_the_cache():
     assert backwards == {retry: handler.delay_ns(retry) for retry in backwards}
 
 
-@pytest.mark.parametrize("retry", [0, -1])
-def test_retries_count_from_one(retry):
-    with pytest.raises(ValueError, match=rf"^retry={retry} does not exist; the first retry is 1$"):
-        retrying().delay_ns(retry)
-    with pytest.raises(ValueError, match="the first retry is 1"):
-        retrying().delay_before(retry)
-
-
-@pytest.mark.parametrize("draw", [-1, 2**53])
-def test_a_draw_out_of_range_is_refused(draw):
-    with pytest.raises(ValueError, match=rf"^draw={draw} is not a 53-bit integer$"):
-        retrying(jitter=0.1).delay_ns(1, draw)
+@pytest.mark.parametrize(
+    ("retry", "draw", "message"),
+    [
+        (0, None, "retry=0 does not exist; the first retry is 1"),
+        (-1, None, "retry=-1 does not exist; the first retry is 1"),
+        (1, -1, "draw=-1 is not a 53-bit integer"),
+        (1, 2**53, f"draw={2**53} is not a 53-bit integer"),
+    ],
+)
+def test_a_retry_or_a_draw_out_of_range_is_refused(retry, draw, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        retrying(jitter=0.1).delay_ns(retry, draw)
+    if draw is None:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            retrying().delay_before(retry)
 
 
 def test_timeout_and_deadline_are_known_in_nanoseconds():
@@ -216,25 +220,19 @@ def test_timeout_and_deadline_are_known_in_nanoseconds():
 
 
 def test_the_defaults_are_those_of_the_signature():
-    handler = ErrorHandler()
-    assert ErrorStrategy.STOP is handler.strategy
-    assert 3 == handler.max_retries
-    assert 1.0 == handler.retry_delay
-    assert 2.0 == handler.retry_backoff
-    assert (Exception,) == handler.retryable_exceptions
-    assert () == handler.non_retryable_exceptions
-    assert handler.max_delay is handler.timeout is handler.deadline is None
-    assert 0.0 == handler.jitter
-    assert ErrorStrategy.STOP is handler.on_exhausted
-    assert 0 == handler.retry_count
+    assert ErrorHandler("stop", timeout=None) == ErrorHandler()
+    options = {"max_retries": 3, "retry_delay": 1.0, "retry_backoff": 2.0, "jitter": 0.0}
+    options |= {"retryable_exceptions": (Exception,), "non_retryable_exceptions": ()}
+    options |= {"max_delay": None, "deadline": None, "on_exhausted": ErrorStrategy.STOP}
+    for handler in (ErrorHandler(), retrying(), retrying(**options)):
+        assert options == {name: getattr(handler, name) for name in options}
+        assert handler.timeout is None
+        assert 0 == handler.retry_count
 
 
-@pytest.mark.parametrize("strategy", ErrorStrategy)
-def test_a_strategy_goes_by_its_lower_case_name(strategy):
-    assert ErrorHandler(strategy) == ErrorHandler(strategy.name.lower())
-
-
-def test_a_single_exception_class_needs_no_tuple():
+def test_a_strategy_goes_by_its_lower_case_name_and_one_class_needs_no_tuple():
+    for strategy in ErrorStrategy:
+        assert ErrorHandler(strategy) == ErrorHandler(strategy.name.lower())
     assert retrying(retryable_exceptions=(OSError,)) == retrying(retryable_exceptions=OSError)
 
 
@@ -251,21 +249,13 @@ def test_a_number_of_a_subclass_counts_as_its_plain_value():
     assert 300 * MS == handler.delay_ns(1)
 
 
+RETRY_OPTIONS = [name for name in CHECKS if name not in WITH_ANY_STRATEGY]
+
+
 @pytest.mark.parametrize("strategy", ["stop", "continue", "skip"])
 @pytest.mark.parametrize(
     ("name", "value"),
-    [
-        ("max_retries", 3),
-        ("max_retries", None),
-        ("retry_delay", 1.0),
-        ("retry_backoff", 2.0),
-        ("retryable_exceptions", (Exception,)),
-        ("non_retryable_exceptions", ()),
-        ("max_delay", None),
-        ("jitter", 0.0),
-        ("deadline", None),
-        ("on_exhausted", ErrorStrategy.STOP),
-    ],
+    [("max_retries", None), *((name, getattr(retrying(), name)) for name in RETRY_OPTIONS)],
 )
 def test_a_retry_option_without_retry_is_refused_even_at_its_default(strategy, name, value):
     with pytest.raises(FlowDefinitionError) as caught:
@@ -279,9 +269,10 @@ def test_a_retry_option_without_retry_is_refused_even_at_its_default(strategy, n
 COUNT = "give an int, 0 or more, or None to never give up"
 DELAY = "give a finite number of seconds, 0 or more"
 GROWTH = "give a finite number, 1 (equal delays) or more"
-SHARE = "give a fraction from 0 to 1, such as 0.1 for ±10 %"
-BOUND = "give a finite number of seconds, at least 1e-9, or None for no bound"
-CLASSES = "is no class derived from Exception; give such a class or a tuple of them"
+SHARE = "give a finite number from 0 to 1, such as 0.1 for ±10 %"
+BOUND = "give a finite number of seconds, at least 1e-9, or None for no limit"
+STRATEGY = "give an ErrorStrategy or one of 'stop', 'continue', 'retry', 'skip'"
+CLASSES = "is not a class derived from Exception; give such a class or a tuple of them"
 NAN, INF = math.nan, math.inf
 
 
@@ -290,12 +281,13 @@ NAN, INF = math.nan, math.inf
     [
         *[("max_retries", bad, COUNT) for bad in (-1, True, 1.0, "3")],
         *[("retry_delay", bad, DELAY) for bad in (-0.1, NAN, INF, "1", None, False)],
-        *[("max_delay", bad, f"{DELAY}, or None for no ceiling") for bad in (-1, NAN, INF, "1")],
+        *[("max_delay", bad, f"{DELAY}, or None for no limit") for bad in (-1, NAN, INF, "1")],
         *[("retry_backoff", bad, GROWTH) for bad in (0.99, 0, -2, NAN, INF, None, True)],
         *[("jitter", bad, SHARE) for bad in (-0.1, 1.1, NAN, INF, None, True)],
         *[(n, bad, BOUND) for n in ("timeout", "deadline") for bad in (0, -1, NAN, INF, 1e-10)],
+        *[("strategy", bad, STRATEGY) for bad in ("RETRY", "again", "", None, 1, [])],
         ("on_exhausted", "retry", "give STOP, CONTINUE or SKIP, or max_retries=None to never"),
-        ("on_exhausted", "Stop", "give an ErrorStrategy or one of 'stop', 'continue', 'retry'"),
+        ("on_exhausted", "Stop", STRATEGY),
         *[("retryable_exceptions", bad, CLASSES) for bad in (KeyboardInterrupt, ValueError())],
         *[("retryable_exceptions", bad, CLASSES) for bad in ([OSError], (OSError, "x"), None)],
         ("non_retryable_exceptions", (BaseException,), CLASSES),
@@ -303,37 +295,24 @@ NAN, INF = math.nan, math.inf
 )
 def test_a_bad_option_is_refused_by_name_value_and_cure(name, bad, cure):
     with pytest.raises(FlowDefinitionError) as caught:
-        retrying(**{name: bad})
+        ErrorHandler(**{"strategy": "retry", name: bad})
     assert str(caught.value).startswith(f"ErrorHandler: {name}={bad!r} is refused; ")
     assert cure in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["max_retries", "retry_delay", "timeout"])
-def test_an_int_too_long_to_print_is_refused_as_an_option_is(name):
-    with pytest.raises(FlowDefinitionError, match=f"^ErrorHandler: {name}=<int> is refused; give"):
-        retrying(**{name: 10**5000})
-
-
-@pytest.mark.parametrize("bad", ["RETRY", "again", "", None, 1, []])
-def test_an_unknown_strategy_is_refused(bad):
-    with pytest.raises(FlowDefinitionError) as caught:
-        ErrorHandler(bad)
-
-    assert (
-        f"ErrorHandler: strategy={bad!r} is refused; "
-        "give an ErrorStrategy or one of 'stop', 'continue', 'retry', 'skip'"
-    ) == str(caught.value)
+def test_an_int_too_long_to_print_is_refused_as_an_option_is():
+    for name in ("max_retries", "retry_delay", "timeout"):
+        with pytest.raises(FlowDefinitionError, match=f"{name}=<int> is refused; give"):
+            retrying(**{name: 10**5000})
 
 
 def test_a_handler_can_not_be_changed():
     handler = retrying(max_retries=2)
-
     for name in ("max_retries", "retry_count", "max_retrys"):
         with pytest.raises(AttributeError, match=f"{name} can't be changed; make a new handler"):
             setattr(handler, name, 5)
     with pytest.raises(AttributeError, match="max_retries can't be deleted"):
         del handler.max_retries
-
     assert (2, 0) == (handler.max_retries, handler.retry_count)
 
 
@@ -346,7 +325,6 @@ def loaded(handler: ErrorHandler, retry_count: int) -> ErrorHandler:
 @given(handlers)
 def test_handlers_are_equal_by_their_options_and_not_by_the_retry_count(handler):
     other = loaded(handler, 7)
-
     assert handler == other
     assert hash(handler) == hash(other)
     assert handler != retrying(retry_delay=123.456)
@@ -359,7 +337,6 @@ def test_a_handler_can_be_pickled_and_copied_after_it_has_seen_a_local_class():
 
     handler = loaded(retrying(retryable_exceptions=OSError), 2)
     assert not handler.is_retryable(Local)
-
     for restored in (pickle.loads(pickle.dumps(handler)), copy.deepcopy(handler)):
         assert (handler, 2) == (restored, restored.retry_count)
 
@@ -386,7 +363,6 @@ def test_the_repr_shows_what_differs_from_the_default():
 
 def test_a_subclass_of_a_retryable_exception_is_retryable_unless_taken_out():
     handler = retrying(retryable_exceptions=OSError, non_retryable_exceptions=FileNotFoundError)
-
     for _ in range(2):
         assert handler.is_retryable(OSError)
         assert handler.is_retryable(GatewayError)
@@ -395,33 +371,29 @@ def test_a_subclass_of_a_retryable_exception_is_retryable_unless_taken_out():
 
 
 @pytest.mark.parametrize(
-    "mistake", [FlowDefinitionError, UnserializableError, NoActiveStepError, IllegalTransitionError]
+    "error",
+    [
+        *(FlowDefinitionError, UnserializableError, NoActiveStepError, IllegalTransitionError),
+        *(KeyboardInterrupt, SystemExit, GeneratorExit),
+    ],
 )
-def test_a_mistake_of_the_author_is_never_retried(mistake):
-    assert not retrying(retryable_exceptions=(Exception, mistake)).is_retryable(mistake)
-
-
-@pytest.mark.parametrize("signal", [KeyboardInterrupt, SystemExit, GeneratorExit])
-def test_only_an_exception_is_ever_retried(signal):
-    assert not retrying().is_retryable(signal)
+def test_a_mistake_in_a_flow_and_anything_but_an_exception_are_never_retried(error):
+    handlers = [retrying()]
+    if issubclass(error, Exception):
+        handlers.append(retrying(retryable_exceptions=(Exception, error)))
+    assert not any(handler.is_retryable(error) for handler in handlers)
 
 
 def test_retry_after_is_always_retryable():
-    class Throttled(RetryAfter):
-        pass
-
     handler = retrying(retryable_exceptions=(), non_retryable_exceptions=Exception)
-
     assert handler.is_retryable(RetryAfter)
-    assert handler.is_retryable(Throttled)
+    assert handler.is_retryable(type("Throttled", (RetryAfter,), {}))
 
 
 def test_verdicts_on_ever_new_classes_stay_right_and_bounded():
     handler = retrying(retryable_exceptions=OSError)
-
     for _ in range(3000):
         assert handler.is_retryable(type("Fresh", (OSError,), {}))
-
     assert 1024 == len(handler._verdicts)
 
 
@@ -430,7 +402,6 @@ def test_verdicts_on_ever_new_classes_stay_right_and_bounded():
 
 def test_retry_after_keeps_its_seconds_its_message_and_its_exact_delay():
     asked = pickle.loads(pickle.dumps(RetryAfter(0.3, "429")))
-
     assert (0.3, 300 * MS, "429") == (asked.seconds, asked.delay_ns, str(asked))
     assert "try again after 2 s" == str(RetryAfter(2))
     assert MAX_DELAY_NS == RetryAfter(1e300).delay_ns
@@ -440,7 +411,6 @@ def test_retry_after_keeps_its_seconds_its_message_and_its_exact_delay():
 def test_retry_after_refuses_an_invalid_delay(bad):
     with pytest.raises(ValueError, match="is not a delay; give a finite number") as caught:
         RetryAfter(bad)
-
     assert str(caught.value).startswith(f"RetryAfter: seconds={bad!r} ")
 
 
@@ -450,7 +420,6 @@ def test_retry_after_refuses_an_invalid_delay(bad):
 @given(handler=handlers, count=st.integers(0, 100))
 def test_a_saved_handler_comes_back_equal_through_json(handler, count):
     restored = loaded(handler, count)
-
     assert handler == restored
     assert {**handler.serialize(), "retry_count": count} == restored.serialize()
     assert count == restored.retry_count
@@ -458,7 +427,6 @@ def test_a_saved_handler_comes_back_equal_through_json(handler, count):
 
 def test_the_saved_form_is_plain():
     handler = retrying(max_retries=2, retry_delay=0.3, retryable_exceptions=GatewayError.Busy)
-
     assert {
         "strategy": "retry",
         "max_retries": 2,
@@ -475,22 +443,16 @@ def test_the_saved_form_is_plain():
     } == handler.serialize()
 
 
-def test_a_local_exception_class_can_not_be_saved():
+def test_a_class_that_can_not_be_found_by_its_name_can_not_be_saved():
     class Local(Exception):
         pass
 
-    handler = retrying(retryable_exceptions=(OSError, Local))
-
-    with pytest.raises(UnserializableError, match=r"<locals>\.Local can't be found") as caught:
-        handler.serialize("$.flow.error_handler")
-    assert "$.flow.error_handler.retryable_exceptions[1]" == caught.value.path
-
-
-def test_a_class_whose_name_belongs_to_another_class_can_not_be_saved():
     impostor = type("ValueError", (Exception,), {"__module__": "builtins"})
-
-    with pytest.raises(UnserializableError, match="builtins:ValueError can't be found"):
-        retrying(retryable_exceptions=impostor).serialize()
+    for cls, name in ((Local, r"<locals>\.Local"), (impostor, "builtins:ValueError")):
+        handler = retrying(retryable_exceptions=(OSError, cls))
+        with pytest.raises(UnserializableError, match=f"{name} can't be found") as caught:
+            handler.serialize("$.flow.error_handler")
+        assert "$.flow.error_handler.retryable_exceptions[1]" == caught.value.path
 
 
 SAVED = retrying(retryable_exceptions=OSError).serialize()
@@ -499,7 +461,6 @@ SAVED = retrying(retryable_exceptions=OSError).serialize()
 @pytest.mark.parametrize("field", [name for name in SAVED if name != "strategy"])
 def test_a_missing_field_is_corrupt(field):
     data = {name: value for name, value in SAVED.items() if name != field}
-
     with pytest.raises(CorruptStateError, match=rf"^\$\.h\.{field}: is missing$"):
         ErrorHandler.deserialize(data, "$.h")
 
@@ -538,30 +499,18 @@ def test_anything_but_an_object_is_corrupt(data):
         ErrorHandler.deserialize({})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "this_module_is_not_there:Error",
-        "antigravity:Error",
-        "builtins:print",
-        "builtins:int",
-        "builtins:KeyboardInterrupt",
-        "builtins:no_such_name",
-        "builtins:OSError.__class__",
-        "builtins",
-        "builtins:",
-        ":OSError",
-        "",
-        "os.path:join",
-        "builtins:OSError:x",
-    ],
+NO_CLASS = (
+    *(":OSError", "", "builtins", "this_module_is_not_there:Error", "antigravity:Error"),
+    *("os.path:join", "builtins:", "builtins:print", "builtins:int", "builtins:KeyboardInterrupt"),
+    *("builtins:no_such_name", "builtins:OSError.__class__", "builtins:OSError:x"),
 )
+
+
+@pytest.mark.parametrize("name", NO_CLASS)
 def test_a_name_of_no_imported_exception_class_is_corrupt_and_imports_nothing(name):
     loaded = set(sys.modules)
-
     with pytest.raises(CorruptStateError) as caught:
         ErrorHandler.deserialize({**SAVED, "non_retryable_exceptions": ["builtins:OSError", name]})
-
     assert "$.non_retryable_exceptions[1]" == caught.value.path
     assert (
         f"{name!r} is no exception class of an imported module; "
@@ -592,12 +541,10 @@ def test_looking_up_a_class_runs_no_code_of_the_module(monkeypatch, name):
     module = Lazy("lazy")
     vars(module).update(trap=Trap(), door=Trapdoor("Door", (), {}))
     asked.clear()
-
     # The module is gone again before pytest or Hypothesis look through sys.modules.
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "lazy", module)
         with pytest.raises(CorruptStateError, match="is no exception class") as caught:
             ErrorHandler.deserialize({**SAVED, "retryable_exceptions": [f"lazy:{name}"]})
-
     assert "$.retryable_exceptions[0]" == caught.value.path
     assert [] == asked

@@ -1,11 +1,12 @@
-"""What must hold of every run, disturbed or not, by a model that shares no code with the engine.
+"""Checks that a simulated run keeps the engine's rules, by a model that shares no code with it.
 
-Laws:
-- One walk over the durable commits, and the steps that began between them, by a second account of
-  the job. Every law looks at one commit, one beginning or the end, and stops the walk.
-- A law says what broke it in the user's terms: routine, task, attempt, figures in seconds.
-- Whatever a sound engine could do is left alone: a law that can't know is silent. Being late is
-  looked at only where durations are exact, and at steps whose whole life was seen.
+Invariants:
+- One walk over the durable commits, and over the steps that started between them, keeps a
+  `ShadowJob`. A rule looks at one commit, one start of a step or the end of the run. The first
+  broken rule stops the walk.
+- A finding names the broken rule in the user's terms: routine, task, attempt, times in seconds.
+- A rule that lacks the facts to decide reports nothing, so a sound engine never breaks one. A late
+  start is reported only where durations are exact, and only for a step whose every wait is known.
 """
 
 from __future__ import annotations
@@ -14,344 +15,311 @@ import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.sim.conformance.retry_rules import (
-    BrokenError,
-    Verdicts,
-    broken,
+    BrokenRuleError,
+    RetryRules,
     commit_text,
+    fail,
 )
-from pytest_routilux.sim.conformance.shadow_job import Account, Ledger
-from pytest_routilux.sim.conformance.spec import Promise, width_of
-from pytest_routilux.sim.conformance.start_rules import Beginnings, same, too_early, wrong_attempt
+from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
+from pytest_routilux.sim.conformance.spec import FlowSpec, width_of
+from pytest_routilux.sim.conformance.start_rules import StartRules, same, too_early, wrong_attempt
 from pytest_routilux.text import seconds
 from routilux import ClockStalledError, CommitKind, JobStatus
 from routilux.codec.equality import first_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
-    from pytest_routilux.sim.simulator.lives import Case, Life
-    from pytest_routilux.sim.simulator.world import Finding, World
+    from pytest_routilux.sim.simulator.model import Case, Finding, Host, World
     from routilux import Commit
     from routilux.graph.messages import Task
 
-__all__ = ["broken_law"]
+__all__ = ["broken_rule"]
 
 _LONGEST_ID: Final = 64
-
-_START = CommitKind.START
 _DONE = CommitKind.DONE
-_RETRY = CommitKind.RETRY
 _FAILED = CommitKind.FAILED
 _CONFLICT = CommitKind.CONFLICT
 _EFFECT = CommitKind.EFFECT
 _RESUMED = CommitKind.RESUMED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
-_CANCELLED: Final = JobStatus.CANCELLED
-# What may lead out of a status in which the job rests.
+_CANCELLED = JobStatus.CANCELLED
+# The commits that may change the status of a job that stopped.
 _WAYS_OUT: Final = {
     JobStatus.FAILED: (_RESUMED, CommitKind.CANCELLED),
     JobStatus.PAUSED: (_RESUMED, CommitKind.CANCELLED, _FAILED),
 }
+_NO_STEP: Final[tuple[int, Any]] = (-1, None)
+
+_latest: list[tuple[Case, FlowSpec]] = []
 
 
-def broken_law(world: World, lives: Sequence[Life], case: Case) -> Finding | None:
-    """Return the first law of the engine that a run has broken."""
-    walk = _Walk(_promise_of(case), lives)
-    steps = ((number, step) for life in lives for number, step in life.steps)
+def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
+    """Return the first rule of the engine that a run has broken."""
+    checker = _Checker(_spec_of(case), hosts)
+    steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
     try:
-        count = 0
-        begin = walk.beginnings.take
-        for commit in world.commits:
+        start = checker.start_rules.check
+        for count, commit in enumerate(world.commits):
             while number == count:
-                begin(step)
+                start(step)
                 number, step = next(steps, _NO_STEP)
-            walk.take(commit)
-            count += 1
-        while number == count:
-            begin(step)
+            checker.check(commit)
+        while number == len(world.commits):
+            start(step)
             number, step = next(steps, _NO_STEP)
-        walk.end(lives[-1])
-    except BrokenError as error:
+        checker.check_end(hosts[-1])
+    except BrokenRuleError as error:
         return error.finding
     return None
 
 
-_NO_STEP: Final[tuple[int, Any]] = (-1, None)
-_latest: list[tuple[Case, Promise]] = []
-
-
-def _promise_of(case: Case) -> Promise:
+def _spec_of(case: Case) -> FlowSpec:
     # Thousands of runs of one case follow each other.
     if not _latest or _latest[0][0] is not case:
-        _latest[:] = [(case, Promise(case.build()))]
+        _latest[:] = [(case, FlowSpec(case.build()))]
     return _latest[0][1]
 
 
-class _Walk:
-    __slots__ = ("_exact", "_ledger", "_promise", "_verdicts", "beginnings")
+class _Checker:
+    __slots__ = ("_exact", "_job", "_retry_rules", "_spec", "start_rules")
 
-    def __init__(self, promise: Promise, lives: Sequence[Life]) -> None:
-        self._promise = promise
-        widths = {width_of(life.flow) for life in lives}
-        self._exact = len(widths) == 1 and all(life.exact for life in lives)
-        self._ledger = Ledger(max(widths), promise.limits)
-        self._verdicts = Verdicts(promise, self._ledger, lives)
-        self.beginnings = Beginnings(self._ledger, exact=self._exact)
+    def __init__(self, spec: FlowSpec, hosts: Sequence[Host]) -> None:
+        self._spec = spec
+        widths = {width_of(host.flow) for host in hosts}
+        self._exact = len(widths) == 1 and all(host.exact for host in hosts)
+        self._job = ShadowJob(max(widths), spec.limits)
+        self._retry_rules = RetryRules(spec, self._job, hosts)
+        self.start_rules = StartRules(self._job, exact=self._exact)
 
     # --- a commit -------------------------------------------------------------------------------
 
-    def take(self, commit: Commit) -> None:
-        ledger = self._ledger
+    def check(self, commit: Commit) -> None:
+        job = self._job
         at, kind = commit.at_ns, commit.kind
-        if at < ledger.at:
-            back = f"{seconds(ledger.at - at)} s"
-            broken("time-ran-back", f"time runs back by {back} at {commit_text(commit)}", commit)
+        if at < job.at:
+            back = f"{seconds(job.at - at)} s"
+            fail("time-ran-back", f"time runs back by {back} at {commit_text(commit)}", commit)
         if kind is _DONE:
-            account = self._ended(commit)
+            shadow = self._end_attempt(commit)
             if commit.emissions or commit.tasks:
-                self._deliveries(commit, account.task)
-                self._unique(commit)
-            self._in_time(commit, account)
-            ledger.close(account, "was done")
+                self._check_tasks(commit, shadow.task)
+            self._check_timeout(commit, shadow)
+            job.close(shadow, "was done")
             if commit.state is not None or commit.shared is not None:
-                ledger.write(account.task.routine_id, commit.state, commit.shared)
-            if commit.tasks:
-                ledger.create(commit)
-        elif kind is _START:
-            self._unique(commit)
-            ledger.start = at
-            ledger.create(commit)
+                job.write(shadow.task.routine_id, commit.state, commit.shared)
+            job.create(commit)
+        elif kind is CommitKind.START:
+            self._check_new(commit)
+            job.start = at
+            job.create(commit)
         elif kind is _RESUMED:
-            ledger.resume(commit)
+            job.resume(commit)
         elif commit.task_id is not None:
-            self._unhappy(commit)
-        self._status(commit)
-        ledger.at = at
-        ledger.status = commit.status
+            self._check_unfinished(commit)
+        self._check_status(commit)
+        job.at = at
+        job.status = commit.status
 
-    def _ended(self, commit: Commit) -> Account:
-        """Return the account of the task whose attempt a commit ends."""
-        ledger = self._ledger
-        account = ledger.accounts.get(commit.task_id or "")
-        if account is None or account.task.routine_id != commit.routine_id:
-            what = f"{commit_text(commit)} is of a task that no commit creates"
-            broken("unknown-task", what, commit)
-        if account.ended or account.failed or account.attempt != commit.attempt:
-            wrong_attempt(account, commit.attempt, "is committed", commit.at_ns)
+    def _end_attempt(self, commit: Commit) -> ShadowTask:
+        """Return the task of the attempt that a commit ends, or of its recorded effect."""
+        job = self._job
+        shadow = job.tasks.get(commit.task_id or "")
+        if shadow is None or shadow.task.routine_id != commit.routine_id:
+            what = f"{commit_text(commit)} has a task that no commit creates"
+            fail("unknown-task", what, commit)
+        if shadow.ended or shadow.failed or shadow.attempt != commit.attempt:
+            wrong_attempt(shadow, commit.attempt, "is committed", commit.at_ns)
         started = commit.started_ns or 0
         if started > commit.at_ns:
-            broken("time-ran-back", f"{commit_text(commit)} ends before it begins", commit)
-        if started < account.due:
-            too_early(account, started)
+            fail("time-ran-back", f"{commit_text(commit)} ends before it starts", commit)
+        if started < shadow.due:
+            too_early(shadow, started)
         if commit.kind is not _EFFECT:
-            ledger.left(account, commit.at_ns)
-            if account.first is None:
-                account.first = started
+            job.end_step(shadow, commit.at_ns)
+            if shadow.first is None:
+                shadow.first = started
             if commit.kind is not _CONFLICT:
-                routine = account.task.routine_id
-                ledger.attempts[routine] = ledger.attempts.get(routine, 0) + 1
-        return account
+                routine = shadow.task.routine_id
+                job.attempts[routine] = job.attempts.get(routine, 0) + 1
+        return shadow
 
-    def _deliveries(self, commit: Commit, task: Task) -> None:
-        """Hold the tasks of a commit against the connections of what it emits."""
-        ledger, edges, tasks = self._ledger, self._promise.edges, commit.tasks
-        routine = task.routine_id
-        place = 0
+    def _check_tasks(self, commit: Commit, task: Task) -> None:
+        """Check that a commit creates one task for each connection of what it emits."""
+        tasks = commit.tasks
+        created = 0
         for index, emission in enumerate(commit.emissions):
-            following = edges.get((routine, emission.event))
-            if following is None:
-                ledger.outputs.append((routine, emission.event))
+            edges = self._spec.edges.get((task.routine_id, emission.event))
+            if edges is None:
+                self._job.outputs.append((task.routine_id, emission.event))
                 continue
-            for target, slot, names in following:
-                made = tasks[place] if place < len(tasks) else None
-                if (
-                    made is None
-                    or made.routine_id != target
-                    or made.slot != slot
-                    or made.emission != index
+            for target, slot, names in edges:
+                new = tasks[created] if created < len(tasks) else None
+                if new is None or (target, slot, index) != (
+                    new.routine_id,
+                    new.slot,
+                    new.emission,
                 ):
                     what = (
-                        f"{routine} emits {emission.event!r} in {commit_text(commit)}, but no task"
-                        f" comes of it for {target}.{slot}, which is connected to it"
+                        f"{task.routine_id} emits {emission.event!r} in {commit_text(commit)},"
+                        f" but no task is created for {target}.{slot}, which is connected to it"
                     )
-                    broken("edge-missing", what, commit)
-                lineage = _child(task.task_id, place)
-                if made.task_id != lineage:
+                    fail("edge-missing", what, commit)
+                expected = _child_id(task.task_id, created)
+                if new.task_id != expected:
                     what = (
-                        f"task {place + 1} that {commit_text(commit)} creates is named"
-                        f" {made.task_id}; by its lineage it is {lineage}"
+                        f"task {created + 1} that {commit_text(commit)} creates has the id"
+                        f" {new.task_id}; by its lineage it is {expected}"
                     )
-                    kind = "task-id-twice" if made.task_id in ledger.accounts else "task-id-strange"
-                    broken(kind, what, commit)
-                if names or made.payload is not emission.payload:
-                    self._payload(commit, made, emission.payload, names)
-                place += 1
-        if place < len(tasks):
+                    known = new.task_id in self._job.tasks
+                    fail("task-id-twice" if known else "task-id-wrong", what, commit)
+                if names or new.payload is not emission.payload:
+                    sent = {names.get(name, name): v for name, v in emission.payload.items()}
+                    if not same(sent, new.payload):
+                        what = (
+                            f"{new.routine_id} gets another payload than {task.routine_id} emits in"
+                            f" {commit_text(commit)}: {first_difference(sent, new.payload)}"
+                        )
+                        fail("payload-wrong", what, commit)
+                created += 1
+        if created < len(tasks):
             what = (
-                f"{commit_text(commit)} creates task {tasks[place].task_id} for"
-                f" {tasks[place].routine_id}, to which nothing that it emits is connected"
+                f"{commit_text(commit)} creates task {tasks[created].task_id} for"
+                f" {tasks[created].routine_id}, but emits nothing that is connected to it"
             )
-            broken("task-unasked", what, commit)
+            fail("task-unexpected", what, commit)
+        self._check_new(commit)
 
-    def _payload(
-        self, commit: Commit, made: Task, sent: Mapping[str, object], names: Mapping[str, str]
-    ) -> None:
-        expected = {names.get(name, name): value for name, value in sent.items()}
-        if not same(expected, made.payload):
-            what = (
-                f"what {commit.routine_id} sends in {commit_text(commit)} does not reach"
-                f" {made.routine_id} as it is: {first_difference(expected, made.payload)}"
-            )
-            broken("payload-wrong", what, commit)
-
-    def _unique(self, commit: Commit) -> None:
-        known = self._ledger.accounts
+    def _check_new(self, commit: Commit) -> None:
         for task in commit.tasks:
-            if task.task_id in known:
+            if task.task_id in self._job.tasks:
                 what = (
-                    f"{commit_text(commit)} creates task {task.task_id} of {task.routine_id}, but"
-                    " there is one of that name already"
+                    f"{commit_text(commit)} creates task {task.task_id} of {task.routine_id}, but a"
+                    " task with this id exists"
                 )
-                broken("task-id-twice", what, task, commit.at_ns)
+                fail("task-id-twice", what, task, commit.at_ns)
 
-    def _in_time(self, commit: Commit, account: Account) -> None:
-        policy = self._promise.policies[account.task.routine_id]
-        if policy.timeout is None or not self._exact:
-            return
+    def _check_timeout(self, commit: Commit, shadow: ShadowTask) -> None:
+        timeout = self._spec.policies[shadow.task.routine_id].timeout
         took = commit.at_ns - (commit.started_ns or 0)
-        if took > policy.timeout:
+        if timeout is not None and self._exact and took > timeout:
             what = (
-                f"attempt {commit.attempt} of {account} took {seconds(took)} s and is taken for"
-                f" done; its timeout is {seconds(policy.timeout)} s"
+                f"attempt {commit.attempt} of {shadow} took {seconds(took)} s and counts as done;"
+                f" its timeout is {seconds(timeout)} s"
             )
-            broken("timeout-ignored", what, commit)
+            fail("timeout-ignored", what, commit)
 
-    def _unhappy(self, commit: Commit) -> None:
-        ledger = self._ledger
-        kind = commit.kind
-        account = self._ended(commit)
+    def _check_unfinished(self, commit: Commit) -> None:
+        """Check a commit that does not finish its task: effect, conflict, retry, failure, drop."""
+        job, kind = self._job, commit.kind
+        shadow = self._end_attempt(commit)
         if kind is _EFFECT:
-            self._record(commit, account)
+            self._record_effect(commit, shadow)
             return
-        self._verdicts.no_trace(commit, account)
+        self._retry_rules.check_no_trace(commit, shadow)
         if kind is _CONFLICT:
-            ledger.conflict(account, commit.at_ns)
+            job.conflict(shadow, commit.at_ns)
             return
-        self._verdicts.follows(commit, account)
-        if kind is _RETRY:
-            ledger.spend(account, commit)
+        self._retry_rules.check_failure(commit, shadow)
+        if kind is CommitKind.RETRY:
+            job.retry(shadow, commit)
             return
-        self._deliveries(commit, account.task)
-        self._unique(commit)
+        self._check_tasks(commit, shadow.task)
         if kind is _FAILED:
-            account.failed = True
-            account.attempt += 1
-            account.delay = 0
+            shadow.failed = True
+            shadow.attempt += 1
+            shadow.delay = 0
         else:
-            ledger.close(account, "was dropped")
-            ledger.dropped += 1
-        ledger.create(commit)
+            job.close(shadow, "was dropped")
+            job.dropped += 1
+        job.create(commit)
 
-    def _record(self, commit: Commit, account: Account) -> None:
+    def _record_effect(self, commit: Commit, shadow: ShadowTask) -> None:
         name = str((commit.detail or {}).get("name"))
-        if name in account.recorded:
-            what = f"once({name!r}) of {account} is recorded twice, at attempt {commit.attempt}"
-            broken("record-twice", what, commit)
-        account.recorded.add(name)
+        if name in shadow.effects:
+            what = f"once({name!r}) of {shadow} is recorded twice, at attempt {commit.attempt}"
+            fail("record-twice", what, commit)
+        shadow.effects.add(name)
 
     # --- the job --------------------------------------------------------------------------------
 
-    def _status(self, commit: Commit) -> None:
-        ledger = self._ledger
-        before, after = ledger.status, commit.status
-        left = len(ledger.open)
-        if (
-            before is _COMPLETED
-            or (after is not before and before is _CANCELLED)
-            or (after is not before and commit.kind not in _WAYS_OUT.get(before, (commit.kind,)))
+    def _check_status(self, commit: Commit) -> None:
+        job = self._job
+        before, after = job.status, commit.status
+        if before is _COMPLETED or (
+            after is not before
+            and (before is _CANCELLED or commit.kind not in _WAYS_OUT.get(before, (commit.kind,)))
         ):
             what = f"{commit_text(commit)} makes the job {after.value}, which was {before.value}"
-            broken("changed-after-end", what, commit)
+            fail("changed-after-end", what, commit)
         if commit.kind is _FAILED and after is not JobStatus.FAILED and before is not _CANCELLED:
             what = f"the job is {after.value} after {commit_text(commit)}"
-            broken("failure-ignored", what, commit)
-        if after is _COMPLETED and left:
-            account = next(iter(ledger.open.values()))
-            waits = f" waits for its retry {account.spent}" if account.delay else " is pending"
-            what = f"the job is completed at {commit_text(commit)}, but {account}{waits}"
-            broken("completed-too-early", what, account.task, commit.at_ns)
-        if after is _RUNNING and not left:
-            what = f"nothing is left to do after {commit_text(commit)}, but the job goes on"
-            broken("not-completed", what, commit)
+            fail("failure-ignored", what, commit)
+        if after is _COMPLETED and job.open:
+            shadow = next(iter(job.open.values()))
+            waits = f"waits for its retry {shadow.retries}" if shadow.delay else "is pending"
+            what = f"the job is completed at {commit_text(commit)}, but {shadow} {waits}"
+            fail("completed-too-early", what, shadow.task, commit.at_ns)
+        if after is _RUNNING and not job.open:
+            what = f"no task is left after {commit_text(commit)}, but the job is still running"
+            fail("not-completed", what, commit)
 
-    def end(self, life: Life) -> None:
-        """Hold what the last host has in memory against what the commits say."""
-        ledger, job = self._ledger, life.job
-        if life.error is not None or job is None:
-            if isinstance(life.error, ClockStalledError) and not ledger.flights:
-                self._stalled()
+    def check_end(self, host: Host) -> None:
+        """Compare what the last host has in memory with what the commits say."""
+        job, real = self._job, host.job
+        if host.error is not None or real is None:
+            if isinstance(host.error, ClockStalledError) and not job.in_flight:
+                self._check_stalled()
             return
-        for name, routine in job.routine_states.items():
-            state = ledger.state.get(name)
-            if (state or routine.state) and not same(state or {}, routine.state):
-                difference = first_difference(state or {}, routine.state)
+        for name, routine in real.routine_states.items():
+            state = job.state.get(name, {})
+            if (state or routine.state) and not same(state, routine.state):
+                difference = first_difference(state, routine.state)
                 what = f"the state of {name} is not what its commits wrote: {difference}"
-                broken("state-not-folded", what, None, name)
-            if routine.attempts != ledger.attempts.get(name, 0):
-                what = (
-                    f"{name} is said to have made {routine.attempts} attempts; its commits end"
-                    f" {ledger.attempts.get(name, 0)}"
-                )
-                broken("attempts-miscounted", what, None, name)
-        if (ledger.shared or job.shared_data) and not same(ledger.shared, job.shared_data):
-            difference = first_difference(ledger.shared, job.shared_data)
+                fail("state-not-folded", what, None, name)
+            attempts = job.attempts.get(name, 0)
+            if routine.attempts != attempts:
+                what = f"{name} counts {routine.attempts} attempts; its commits end {attempts}"
+                fail("attempts-miscounted", what, None, name)
+        if (job.shared or real.shared_data) and not same(job.shared, real.shared_data):
+            difference = first_difference(job.shared, real.shared_data)
             what = f"the shared data is not what the commits wrote: {difference}"
-            broken("shared-not-folded", what, None)
-        if len(job.outputs) != len(ledger.outputs) or len(job.dropped) != ledger.dropped:
+            fail("shared-not-folded", what, None)
+        if len(real.outputs) != len(job.outputs) or len(real.dropped) != job.dropped:
             what = (
-                f"the job has {len(job.outputs)} outputs and {len(job.dropped)} dropped tasks; its"
-                f" commits have {len(ledger.outputs)} and {ledger.dropped}"
+                f"the job has {len(real.outputs)} outputs and {len(real.dropped)} dropped tasks;"
+                f" its commits have {len(job.outputs)} and {job.dropped}"
             )
-            broken("outputs-not-folded", what, None)
-        if job.status is not ledger.status:
-            what = f"the job is {job.status.value}; by its commits it is {ledger.status.value}"
-            broken("status-not-folded", what, None)
-        if ledger.open or job.pending_tasks:
-            self._still_pending(life)
+            fail("outputs-not-folded", what, None)
+        if real.status is not job.status:
+            what = f"the job is {real.status.value}; by its commits it is {job.status.value}"
+            fail("status-not-folded", what, None)
+        if job.open or real.pending_tasks:
+            held = {t.task_id: (t.attempt, t.retries, t.failed) for t in real.pending_tasks}
+            known = {name: (t.attempt, t.retries, t.failed) for name, t in job.open.items()}
+            if held != known:
+                what = (
+                    "pending tasks (next attempt, retries, failed) are not those of the commits:"
+                    f" {first_difference(known, held)}"
+                )
+                fail("pending-not-folded", what, None)
 
-    def _stalled(self) -> None:
-        ledger = self._ledger
-        waiting = [account for account in ledger.open.values() if not account.failed]
-        if ledger.status is _RUNNING and waiting:
-            account = min(waiting, key=lambda account: account.due)
-            due = account.due - ledger.start
+    def _check_stalled(self) -> None:
+        job = self._job
+        waiting = [shadow for shadow in job.open.values() if not shadow.failed]
+        if job.status is _RUNNING and waiting:
+            shadow = min(waiting, key=lambda shadow: shadow.due)
             what = (
-                f"attempt {account.attempt} of {account} is never begun, though it is due"
-                f" {seconds(due)} s after the start and nothing is in flight: a wake-up was lost"
+                f"attempt {shadow.attempt} of {shadow} never starts, though it is due"
+                f" {seconds(shadow.due - job.start)} s after the start of the job and no step is in"
+                " flight: a wake-up was lost"
             )
-            broken("wake-up-lost", what, account.task)
-
-    def _still_pending(self, life: Life) -> None:
-        assert life.job is not None
-        held = {
-            task.task_id: (task.attempt, task.retries, task.failed)
-            for task in life.job.pending_tasks
-        }
-        known = {
-            task_id: (account.attempt, account.spent, account.failed)
-            for task_id, account in self._ledger.open.items()
-        }
-        if held != known:
-            what = (
-                "pending tasks (next attempt, retries, failed) are not those of the commits:"
-                f" {first_difference(known, held)}"
-            )
-            broken("pending-not-folded", what, None)
+            fail("wake-up-lost", what, shadow.task)
 
 
-def _child(parent: str, number: int) -> str:
+def _child_id(parent: str, number: int) -> str:
     name = f"{parent}.{number}"
     if len(name) <= _LONGEST_ID:
         return name

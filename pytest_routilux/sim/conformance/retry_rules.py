@@ -1,213 +1,223 @@
-"""What becomes of an attempt that did not succeed: tried again after a wait, given up, or dropped.
+"""Rules for attempts that fail: when a task is retried, given up or dropped.
 
-Laws:
-- A failed attempt leaves no trace but its record.
-- A retry is made where the handler's options say so, as often as they say, after the wait that they
-  say; what each task has spent is its own, and lasts.
-- An error whose class was not seen is judged by nothing that depends on it.
+Invariants:
+- A failed attempt leaves nothing in the job but its record.
+- A task is retried exactly when its handler's options allow it, after the delay that they set. Its
+  retries are counted for it alone, and outlive the host.
+- Where the class of an error is not known, no rule that depends on the class applies.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NoReturn, final
+from typing import TYPE_CHECKING, NoReturn, final
 
 from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
 from routilux import CommitKind, ErrorStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from pytest_routilux.sim.conformance.shadow_job import Account, Ledger
-    from pytest_routilux.sim.conformance.spec import Policy, Promise
-    from pytest_routilux.sim.simulator.lives import Life
+    from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
+    from pytest_routilux.sim.conformance.spec import FlowSpec, RetryPolicy
+    from pytest_routilux.sim.simulator.model import Host
     from routilux import Commit, StepInput
     from routilux.graph.messages import Task
 
-__all__ = ["BrokenError", "Verdicts", "broken", "commit_text", "step_text"]
+__all__ = ["BrokenRuleError", "RetryRules", "commit_text", "fail", "step_text"]
 
-_SECOND: Final = 10**9
-_RETRY = CommitKind.RETRY
 _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
 
 
-class BrokenError(Exception):
-    """A law does not hold; raised by `broken` to stop the walk."""
+class BrokenRuleError(Exception):
+    """A run broke a rule; `fail` raises it to stop the walk."""
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
 
 
 @final
-class Verdicts:
-    """The laws of failed attempts, on the account that is kept of a job."""
+class RetryRules:
+    """The rules for the failed attempts of a job."""
 
-    __slots__ = ("_asked", "_errors", "_ledger", "_promise")
+    __slots__ = ("_errors", "_job", "_retry_after", "_spec")
 
-    def __init__(self, promise: Promise, ledger: Ledger, lives: Sequence[Life]) -> None:
-        self._promise = promise
-        self._ledger = ledger
-        self._errors = lives[0].errors
-        self._asked = lives[0].asked
-        if len(lives) > 1:
-            # An attempt whose end was lost is made again: the later host knows how it ended.
-            self._errors = {key: e for life in lives for key, e in life.errors.items()}
-            self._asked = {key: d for life in lives for key, d in life.asked.items()}
+    def __init__(self, spec: FlowSpec, job: ShadowJob, hosts: Sequence[Host]) -> None:
+        self._spec = spec
+        self._job = job
+        self._errors = hosts[0].errors
+        self._retry_after = hosts[0].retry_after
+        if len(hosts) > 1:
+            # An attempt whose commit was lost is repeated; the later host knows how it ended.
+            self._errors = {key: e for host in hosts for key, e in host.errors.items()}
+            self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
 
-    def no_trace(self, commit: Commit, account: Account) -> None:
-        """A failed attempt leaves nothing but its record, and the event `error` where it ends."""
-        who = f"attempt {commit.attempt} of {account}"
+    def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
+        """Check that a failed attempt commits nothing but its record and a last `error` event."""
+        failed = f"attempt {commit.attempt} of {shadow} did not succeed"
         for writes, where in ((commit.state, "state"), (commit.shared, "shared data")):
             if writes is not None:
                 keys = ", ".join(map(repr, [*writes.values, *writes.removed]))
-                what = f"{who} did not succeed, but its {where} {keys} is kept"
-                broken("failed-attempt-wrote", what, commit)
-        ends = commit.kind in (_FAILED, _DROPPED)
+                fail("failed-attempt-wrote", f"{failed}, but its {where} {keys} is kept", commit)
+        final = commit.kind in (_FAILED, _DROPPED)
         events = [emission.event for emission in commit.emissions]
-        told = ["error"] if ends and account.task.routine_id in self._promise.tells_errors else []
-        if told and not events:
-            what = f"{who} fails for good, and its event 'error' is not emitted"
-            broken("error-untold", what, commit)
-        if events != told:
-            what = f"{who} did not succeed, but what it emitted is kept: {', '.join(events)}"
-            broken("failed-attempt-emitted", what, commit)
-        if commit.tasks and not ends:
-            what = f"{who} did not succeed, but it creates task {commit.tasks[0].task_id}"
-            broken("failed-attempt-emitted", what, commit)
+        expected = ["error"] if final and shadow.task.routine_id in self._spec.emits_error else []
+        if expected and not events:
+            what = (
+                f"attempt {commit.attempt} of {shadow} fails for good, and its event 'error' is not"
+                " emitted"
+            )
+            fail("error-not-emitted", what, commit)
+        if events != expected:
+            what = f"{failed}, but what it emitted is kept: {', '.join(events)}"
+            fail("failed-attempt-emitted", what, commit)
+        if commit.tasks and not final:
+            what = f"{failed}, but it creates task {commit.tasks[0].task_id}"
+            fail("failed-attempt-emitted", what, commit)
 
-    def follows(self, commit: Commit, account: Account) -> None:
-        """What becomes of a failed attempt is what its handler's options say."""
-        policy = self._promise.policies[account.task.routine_id]
-        key = (account.task.task_id, commit.attempt)
+    def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
+        """Check that the options of its handler decide what follows a failed attempt."""
+        policy = self._spec.policies[shadow.task.routine_id]
+        key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type
         error = self._errors.get(key)
-        asked = self._asked.get(key)
+        retry_after = self._retry_after.get(key)
         if error is not None and error_name(error) != name:
-            error, asked = None, None  # it was not the handler's: a timeout, an author's mistake
+            error, retry_after = (
+                None,
+                None,
+            )  # the engine raised it: a timeout, or an author's mistake
         error = error or raised_by_engine(name)
-        if commit.kind is _RETRY:
-            self._retried(commit, account, policy, error)
-            if error is not None:  # else it may have asked for the delay that it got
-                self._delay(commit, account, policy, asked)
+        if commit.kind is CommitKind.RETRY:
+            self._check_retry(commit, shadow, policy, error)
+            if error is not None:  # else the handler may have asked for this delay
+                self._check_delay(commit, shadow, policy, retry_after)
         else:
-            self._given_up(commit, account, policy, error, asked)
+            self._check_given_up(commit, shadow, policy, error, retry_after)
 
-    def _retried(
-        self, commit: Commit, account: Account, policy: Policy, error: type[BaseException] | None
-    ) -> None:
-        name = "" if commit.error is None else commit.error.type
-        again = f"{account} is tried again after {name} at attempt {commit.attempt}"
-        if not policy.retries:
-            what = f"{again}, but its strategy is {policy.given_up.name}"
-            broken("retried-unasked", what, commit)
-        if error is not None and not policy.is_retryable(error):
-            broken("non-retryable-retried", f"{again}, which is not retryable", commit)
-        most = policy.max_retries
-        if most is not None and account.spent >= most:
-            what = f"{again}, but its {most} retries are spent"
-            if account.since_resume is not None and account.since_resume < most:
-                what += f"; {account.since_resume} of them since another host went on"
-                broken("budget-reset", what, commit)
-            broken("retry-too-many", what, commit)
-        if policy.deadline is not None and account.first is not None:
-            late = (commit.due_ns or 0) - account.first - policy.deadline
-            if late > 0:
-                broken("deadline-crossed", f"{again}, {seconds(late)} s after its deadline", commit)
-
-    def _delay(self, commit: Commit, account: Account, policy: Policy, asked: int | None) -> None:
-        delay = commit.delay_ns or 0
-        retry = account.spent + 1
-        if commit.due_ns != commit.at_ns + delay:
-            off = (commit.due_ns or 0) - commit.at_ns
-            what = (
-                f"retry {retry} of {account} waits {seconds(delay)} s, but is due in"
-                f" {seconds(off)} s"
-            )
-            broken("due-wrong", what, commit)
-        bounds = (asked, asked) if asked is not None else policy.bounds(retry)
-        if bounds is None or bounds[0] <= delay <= bounds[1]:
-            return
-        expected = f"{seconds(bounds[0])} s"
-        if bounds[1] > bounds[0]:
-            expected = f"{seconds(bounds[0])} to {seconds(bounds[1])} s"
-        what = f"retry {retry} of {account}: expected {expected}, waited {seconds(delay)} s"
-        if asked is None:
-            for number, kind, why in self._other_counts(account):
-                other = policy.bounds(number) if number != retry else None
-                if other is not None and other[0] <= delay <= other[1]:
-                    broken(kind, f"{what}, as before retry {number}: {why}", commit)
-        broken("backoff-wrong", what, commit)
-
-    def _other_counts(self, account: Account) -> Iterator[tuple[int, str, str]]:
-        """Yield how else a retry may have been counted."""
-        routine = account.task.routine_id
-        if account.since_resume is not None:
-            why = "the retries before another host went on are forgotten"
-            yield account.since_resume + 1, "budget-reset", why
-        if self._ledger.retries.get(routine, 0) > account.spent:
-            why = f"retries of other tasks of {routine} are counted"
-            yield self._ledger.retries[routine] + 1, "budget-shared", why
-
-    def _given_up(
+    def _check_retry(
         self,
         commit: Commit,
-        account: Account,
-        policy: Policy,
+        shadow: ShadowTask,
+        policy: RetryPolicy,
         error: type[BaseException] | None,
-        asked: int | None,
     ) -> None:
-        as_ = (commit.detail or {}).get("as")
-        if policy.given_up is ErrorStrategy.STOP:
-            fits = commit.kind is _FAILED
-        else:
-            skips = policy.given_up is ErrorStrategy.SKIP
-            fits = commit.kind is _DROPPED and as_ == ("skipped" if skips else "error_continued")
-        if not fits:
-            how = "failed" if commit.kind is _FAILED else f"dropped as {as_}"
-            what = f"{account} is {how}, but {policy.given_up.name} is what its handler says"
-            broken("strategy-wrong", what, commit)
+        name = "" if commit.error is None else commit.error.type
+        retried = f"{shadow} is retried after {name} at attempt {commit.attempt}"
+        if not policy.retries:
+            what = f"{retried}, but its strategy is {policy.given_up.name}"
+            fail("retried-unexpectedly", what, commit)
+        if error is not None and not policy.is_retryable(error):
+            fail("non-retryable-retried", f"{retried}, which is not retryable", commit)
+        most = policy.max_retries
+        if most is not None and shadow.retries >= most:
+            what = f"{retried}, but its {most} retries are spent"
+            if shadow.since_resume is not None and shadow.since_resume < most:
+                what += f"; {shadow.since_resume} of them since another host resumed the job"
+                fail("budget-reset", what, commit)
+            fail("retry-too-many", what, commit)
+        if policy.deadline is not None and shadow.first is not None:
+            late = (commit.due_ns or 0) - shadow.first - policy.deadline
+            if late > 0:
+                what = f"{retried}, {seconds(late)} s after its deadline"
+                fail("deadline-crossed", what, commit)
+
+    def _check_delay(
+        self, commit: Commit, shadow: ShadowTask, policy: RetryPolicy, retry_after: int | None
+    ) -> None:
+        delay = commit.delay_ns or 0
+        retry = shadow.retries + 1
+        if commit.due_ns != commit.at_ns + delay:
+            due = seconds((commit.due_ns or 0) - commit.at_ns)
+            what = f"retry {retry} of {shadow} waits {seconds(delay)} s, but is due in {due} s"
+            fail("due-wrong", what, commit)
+        bounds = policy.bounds(retry) if retry_after is None else (retry_after, retry_after)
+        if bounds is None or bounds[0] <= delay <= bounds[1]:
+            return
+        least, most = map(seconds, bounds)
+        expected = f"{least} s" if least == most else f"{least} to {most} s"
+        what = f"retry {retry} of {shadow}: expected {expected}, waited {seconds(delay)} s"
+        if retry_after is None:
+            for number, kind, why in self._miscounts(shadow):
+                other = policy.bounds(number)
+                if number != retry and other is not None and other[0] <= delay <= other[1]:
+                    fail(kind, f"{what}, as before retry {number}: {why}", commit)
+        fail("backoff-wrong", what, commit)
+
+    def _miscounts(self, shadow: ShadowTask) -> Iterator[tuple[int, str, str]]:
+        """Yield other numbers that the engine may take the retry for, by a wrong count."""
+        routine = shadow.task.routine_id
+        if shadow.since_resume is not None:
+            why = "the retries before another host resumed the job are forgotten"
+            yield shadow.since_resume + 1, "budget-reset", why
+        if self._job.retries.get(routine, 0) > shadow.retries:
+            why = f"retries of other tasks of {routine} are counted"
+            yield self._job.retries[routine] + 1, "budget-shared", why
+
+    def _check_given_up(
+        self,
+        commit: Commit,
+        shadow: ShadowTask,
+        policy: RetryPolicy,
+        error: type[BaseException] | None,
+        retry_after: int | None,
+    ) -> None:
+        end = (
+            "failed" if commit.kind is _FAILED else f"dropped as {(commit.detail or {}).get('as')}"
+        )
+        expected = {
+            ErrorStrategy.STOP: "failed",
+            ErrorStrategy.SKIP: "dropped as skipped",
+        }.get(policy.given_up, "dropped as error_continued")
+        if end != expected:
+            what = f"{shadow} is {end}, but its handler's strategy is {policy.given_up.name}"
+            fail("strategy-wrong", what, commit)
         if not policy.retries or error is None or not policy.is_retryable(error):
             return
         most = policy.max_retries
-        if most is not None and account.spent >= most:
+        if most is not None and shadow.retries >= most:
             return
         if policy.deadline is not None:
-            bounds = (asked, asked) if asked is not None else policy.bounds(account.spent + 1)
-            first = commit.started_ns if account.first is None else account.first
+            bounds = (
+                (retry_after, retry_after)
+                if retry_after is not None
+                else policy.bounds(shadow.retries + 1)
+            )
+            first = commit.started_ns if shadow.first is None else shadow.first
             if bounds is None or commit.at_ns + bounds[1] > (first or 0) + policy.deadline:
                 return
         what = (
-            f"{account} is given up after {error.__name__} at attempt {commit.attempt}, with"
-            f" {account.spent} of {'endless' if most is None else most} retries spent"
+            f"{shadow} is given up after {error.__name__} at attempt {commit.attempt}, with"
+            f" {shadow.retries} of {'endless' if most is None else most} retries spent"
         )
-        made = self._ledger.retries.get(account.task.routine_id, 0)
+        routine = shadow.task.routine_id
+        made = self._job.retries.get(routine, 0)
         if most is not None and made >= most:
-            what += f"; all tasks of {account.task.routine_id} together have spent {made}"
-            broken("budget-shared", what, commit)
+            what += f"; all tasks of {routine} together have spent {made}"
+            fail("budget-shared", what, commit)
         if error not in policy.handler.retryable_exceptions:
-            broken("subclass-not-retried", f"{what}; it derives from what is retryable", commit)
-        broken("given-up-early", what, commit)
+            fail("subclass-not-retried", f"{what}; it derives from a retryable class", commit)
+        fail("given-up-early", what, commit)
 
 
-# --- telling it -----------------------------------------------------------------------------------
+# --- findings -------------------------------------------------------------------------------------
 
 
-def broken(kind: str, what: str, of: Commit | Task | None, at: int | str | None = None) -> NoReturn:
+def fail(kind: str, what: str, of: Commit | Task | None, at: int | str | None = None) -> NoReturn:
+    """Report a broken rule at a commit or a task; `at` is its instant or its routine."""
     routine = at if isinstance(at, str) else None if of is None else of.routine_id
     instant = at if isinstance(at, int) else getattr(of, "at_ns", None)
     path = f"engine.{routine or 'job'}"
-    raise BrokenError(Finding(kind, what, path, routine, at_ns=instant))
+    raise BrokenRuleError(Finding(kind, what, path, routine, at_ns=instant))
 
 
 def step_text(step: StepInput) -> str:
-    """Name a step."""
     return f"attempt {step.attempt} of {step.task.routine_id} (task {step.task.task_id})"
 
 
 def commit_text(commit: Commit) -> str:
-    """Name a commit."""
     if commit.task_id is None:
         return f"commit {commit.seq} ({commit.kind.value})"
     return (

@@ -1,11 +1,10 @@
-"""What a flow promises of every job: its edges, its places to work, and how it retries.
+"""What a flow's definition requires of every job: edges, limits on steps, retry policies.
 
-Laws:
-- It is read from a flow as its author builds it, by public names only, and computed here a second
-  time: nothing of the engine's backoff, routing or folding is used.
-- Numbers mean what their decimals say, in exact fractions; a draw of jitter is only bounded.
-- What can't be known (an error that was not seen, a retry past all computing) is None, never a
-  guess.
+Invariants:
+- It is read from the flow that the author builds, by public names only. Delays are computed here a
+  second time, with nothing of the engine's backoff.
+- Durations are exact fractions of their decimal texts. A delay with jitter has bounds.
+- A value that is not known (the class of an error, the delay of a very late retry) is None.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
     from routilux import Flow
 
-__all__ = ["Policy", "Promise", "error_name", "raised_by_engine", "width_of"]
+__all__ = ["FlowSpec", "RetryPolicy", "error_name", "raised_by_engine", "width_of"]
 
 _SECOND: Final = 10**9
 _CENTURY: Final = 36_525 * 86_400 * _SECOND
@@ -53,7 +52,7 @@ _KNOWN: Final = {error_name(kind): kind for kind in (StepTimeoutError, *_NEVER)}
 
 
 def raised_by_engine(name: str) -> type[BaseException] | None:
-    """Return the class of an error that no handler raised, by its name in a commit."""
+    """Return the class of an error that the engine raises, by its name in a commit."""
     return _KNOWN.get(name)
 
 
@@ -71,8 +70,8 @@ def _length(seconds: float) -> int:
 
 
 @final
-class Policy:
-    """How a routine's failures are met; `max_retries` is None where it never gives up."""
+class RetryPolicy:
+    """The retry policy of a routine; `max_retries` is None where it never gives up."""
 
     __slots__ = (
         "_bounds",
@@ -124,7 +123,7 @@ class Policy:
         return min(least, self._ceiling), min(most, self._ceiling)
 
     def is_retryable(self, kind: type[BaseException]) -> bool:
-        """Return whether trying again is meant to help against such an error."""
+        """Return whether the policy retries after an error of this class."""
         known = self._retryable.get(kind)
         if known is None:
             handler = self.handler
@@ -137,15 +136,15 @@ class Policy:
 
 
 @final
-class Promise:
-    """What a flow promises; `edges` are (target, slot, renamed fields), in order, by event."""
+class FlowSpec:
+    """What a flow requires; `edges` are (target, slot, renamed fields), in order, by event."""
 
-    __slots__ = ("edges", "limits", "policies", "tells_errors", "width")
+    __slots__ = ("edges", "emits_error", "limits", "policies")
 
     def __init__(self, flow: Flow) -> None:
         of_flow = flow.error_handler or ErrorHandler()
         handlers = {name: r.error_handler or of_flow for name, r in flow.routines.items()}
-        policies = {handler: Policy(handler) for handler in handlers.values()}
+        policies = {handler: RetryPolicy(handler) for handler in handlers.values()}
         self.policies: Final = {name: policies[handler] for name, handler in handlers.items()}
         edges: dict[tuple[str, str], list[tuple[str, str, Mapping[str, str]]]] = {}
         for edge in flow.connections:
@@ -153,5 +152,4 @@ class Promise:
             edges.setdefault((edge.source, edge.event), []).append(to)
         self.edges: Final = edges
         self.limits: Final = {name: r.max_concurrency for name, r in flow.routines.items()}
-        self.tells_errors: Final = {n for n, r in flow.routines.items() if "error" in r.events}
-        self.width: Final = width_of(flow)
+        self.emits_error: Final = {n for n, r in flow.routines.items() if "error" in r.events}

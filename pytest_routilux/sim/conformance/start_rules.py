@@ -1,193 +1,174 @@
-"""When a step may begin, and what it must see then.
+"""Rules for the start of a step: when it may start, and the data that it gets.
 
-Laws:
-- A step begins while its job runs, as the next attempt of its task, not before it is due, and sees
-  what is committed.
-- It takes a place of the job and one of its routine, where one is free.
-- Where durations are exact, nobody waits with a place free: a task that is due begins.
+Invariants:
+- A step starts only while its job runs, as the next attempt of its task, and not before it is due.
+  It gets the committed data.
+- It starts only while fewer steps are in flight than the job and its routine allow.
+- Where durations are exact, a task that is due starts as soon as the limits allow.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, final
 
-from pytest_routilux.sim.conformance.retry_rules import broken, step_text
+from pytest_routilux.sim.conformance.retry_rules import fail, step_text
 from pytest_routilux.sim.conformance.shadow_job import MOST_CONFLICTS
 from pytest_routilux.text import seconds
 from routilux import JobStatus
 from routilux.codec.equality import first_difference, same_value
 
 if TYPE_CHECKING:
-    from pytest_routilux.sim.conformance.shadow_job import Account, Ledger
+    from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
     from routilux import StepInput
 
-__all__ = ["Beginnings", "same", "too_early", "wrong_attempt"]
-
-_RUNNING = JobStatus.RUNNING
+__all__ = ["StartRules", "same", "too_early", "wrong_attempt"]
 
 
 @final
-class Beginnings:
-    """The laws of beginning, on the account that is kept of a job."""
+class StartRules:
+    """The rules for the starts of a job's steps; `exact`: durations are no lower bounds."""
 
-    __slots__ = ("_compared", "_exact", "_ledger")
+    __slots__ = ("_compared", "_exact", "_job")
 
-    def __init__(self, ledger: Ledger, *, exact: bool) -> None:
-        self._ledger = ledger
+    def __init__(self, job: ShadowJob, *, exact: bool) -> None:
+        self._job = job
         self._exact = exact
-        # What was found to be the same, by routine; it is replaced, not changed, so once is enough.
+        # Equal pairs, by routine. Values are replaced and never changed, so one comparison lasts.
         self._compared: dict[str | None, tuple[object, object]] = {}
 
-    def take(self, step: StepInput) -> None:
-        """Look at a step that begins, and take a place for it."""
-        ledger = self._ledger
-        task = step.task
-        account = ledger.accounts.get(task.task_id)
-        at = step.started_ns
-        if account is None:
-            broken(
-                "unknown-task", f"{step_text(step)} begins, but no commit creates its task", task
-            )
-        if ledger.status is not _RUNNING:
-            self._begun_at_rest(step)
-        if account.ended or account.failed or account.attempt != step.attempt:
-            wrong_attempt(account, step.attempt, "begins", at)
-        if task.task_id in ledger.flights:
-            what = f"{step_text(step)} begins while it is in flight already"
-            broken("begun-twice", what, task, at)
-        if at < ledger.at:
+    def check(self, step: StepInput) -> None:
+        """Check a step that starts, and add it to those in flight."""
+        job, task, at = self._job, step.task, step.started_ns
+        shadow = job.tasks.get(task.task_id)
+        if shadow is None:
+            what = f"{step_text(step)} starts, but no commit creates its task"
+            fail("unknown-task", what, task)
+        if job.status is not JobStatus.RUNNING:
+            what = f"{step_text(step)} starts although the job is {job.status.value}"
+            failed = job.status is JobStatus.FAILED
+            fail("ran-after-failure" if failed else "ran-while-stopped", what, task, at)
+        if shadow.ended or shadow.failed or shadow.attempt != step.attempt:
+            wrong_attempt(shadow, step.attempt, "starts", at)
+        if task.task_id in job.in_flight:
+            fail("started-twice", f"{step_text(step)} starts while it is in flight", task, at)
+        if at < job.at:
             what = (
-                f"time runs back: {step_text(step)} begins {seconds(ledger.at - at)} s before the"
-                " commit that was there already"
+                f"time runs back: {step_text(step)} starts {seconds(job.at - at)} s before the"
+                " commit that precedes it"
             )
-            broken("time-ran-back", what, task, at)
-        if at < account.due:
-            too_early(account, at)
+            fail("time-ran-back", what, task, at)
+        if at < shadow.due:
+            too_early(shadow, at)
         if self._exact:
-            self._too_late(account, at)
-        self._places(step)
-        self._snapshot(step, account)
-        ledger.began(step)
+            self._check_not_late(shadow, at)
+        self._check_limits(step)
+        self._check_data(step, shadow)
+        job.start_step(step)
 
-    def _begun_at_rest(self, step: StepInput) -> NoReturn:
-        status = self._ledger.status
-        what = f"{step_text(step)} begins although the job is {status.value} by then"
-        kind = "ran-after-failure" if status is JobStatus.FAILED else "ran-at-rest"
-        broken(kind, what, step.task, step.started_ns)
-
-    def _too_late(self, account: Account, at: int) -> None:
-        ledger = self._ledger
-        if account.conflicts >= MOST_CONFLICTS or ledger.aloof:
-            ready = max(account.due, account.ready, ledger.idle_since)
-            if ledger.flights or account.conflicts < MOST_CONFLICTS:
+    def _check_not_late(self, shadow: ShadowTask, at: int) -> None:
+        job = self._job
+        if shadow.conflicts >= MOST_CONFLICTS or job.alone:
+            ready = max(shadow.due, shadow.ready, job.idle_since)
+            if job.in_flight or shadow.conflicts < MOST_CONFLICTS:
                 return
         else:
-            ready = max(account.due, account.ready, ledger.free_since)
-            room = ledger.room_since.get(account.task.routine_id)
-            if room is not None and room > ready:
-                ready = room
+            routine_free = job.routine_free_since.get(shadow.task.routine_id, shadow.due)
+            ready = max(shadow.due, shadow.ready, job.free_since, routine_free)
         if at <= ready:
             return
         late = f"{seconds(at - ready)} s"
-        if not account.delay:
+        if not shadow.delay:
             what = (
-                f"attempt {account.attempt} of {account} begins {late} after it could, with a"
-                " place free for it all the time"
+                f"attempt {shadow.attempt} of {shadow} starts {late} late: no limit holds it back"
+                " in this time"
             )
-            broken("started-late", what, account.task, at)
-        told = (
-            f"retry {account.spent} of {account} begins {late} after it was due, with a place free"
-            " for it all the time"
-        )
-        if account.since_resume == 0 and at == account.resumed + account.delay:
+            fail("started-late", what, shadow.task, at)
+        retry = f"retry {shadow.retries} of {shadow}"
+        if shadow.since_resume == 0 and at == shadow.resumed + shadow.delay:
             what = (
-                f"retry {account.spent} of {account} waits its {seconds(account.delay)} s anew"
-                f" after the resume: it begins {late} late"
+                f"{retry} waits its {seconds(shadow.delay)} s anew after the resume: it starts"
+                f" {late} late"
             )
-            broken("timer-restarted", what, account.task, at)
-        broken("retry-late", told, account.task, at)
+            fail("timer-restarted", what, shadow.task, at)
+        what = f"{retry} starts {late} after it was due: no limit holds it back in this time"
+        fail("retry-late", what, shadow.task, at)
 
-    def _places(self, step: StepInput) -> None:
-        ledger = self._ledger
-        task = step.task
-        if len(ledger.flights) >= ledger.width:
+    def _check_limits(self, step: StepInput) -> None:
+        job, task = self._job, step.task
+        if len(job.in_flight) >= job.width:
+            what = f"{step_text(step)} starts with {len(job.in_flight)} in flight of {job.width}"
+            fail("too-many-at-once", what, task, step.started_ns)
+        in_flight, limit = job.in_flight_of.get(task.routine_id, 0), job.limits[task.routine_id]
+        if in_flight >= limit:
             what = (
-                f"{step_text(step)} begins with {len(ledger.flights)} in flight of {ledger.width}"
+                f"{step_text(step)} starts with {in_flight} steps of {task.routine_id} in flight;"
+                f" its max_concurrency is {limit}"
             )
-            broken("too-many-at-once", what, task, step.started_ns)
-        if ledger.busy.get(task.routine_id, 0) >= ledger.limits[task.routine_id]:
-            what = (
-                f"{step_text(step)} begins with {ledger.busy[task.routine_id]} steps of"
-                f" {task.routine_id} in flight; its max_concurrency is"
-                f" {ledger.limits[task.routine_id]}"
-            )
-            broken("too-many-at-once", what, task, step.started_ns)
+            fail("too-many-at-once", what, task, step.started_ns)
 
-    def _snapshot(self, step: StepInput, account: Account) -> None:
-        ledger = self._ledger
-        task = step.task
-        seen, known = step.state, ledger.state.get(task.routine_id)
-        if seen or known:
-            was = self._compared.get(task.routine_id)
-            if was is None or was[0] is not seen or was[1] is not known:
-                if not same(known or {}, seen):
-                    self._wrong_snapshot(step, f"the state of {task.routine_id}", known or {}, seen)
-                self._compared[task.routine_id] = seen, known
-        seen, known = step.shared, ledger.shared
-        if seen or known:
-            was = self._compared.get(None)
-            if was is None or was[0] is not seen or was[1] is not known:
-                if not same(known, seen):
-                    self._wrong_snapshot(step, "the shared data", known, seen)
-                self._compared[None] = seen, known
-        if task.payload is not account.task.payload and not same(
-            account.task.payload, task.payload
-        ):
-            self._wrong_snapshot(step, "its payload", account.task.payload, task.payload)
-        if (step.effects or account.recorded) and set(step.effects or ()) != account.recorded:
+    def _check_data(self, step: StepInput, shadow: ShadowTask) -> None:
+        job, task = self._job, step.task
+        state = job.state.get(task.routine_id)
+        if step.state or state:
+            self._compare(step, task.routine_id, state or {}, step.state)
+        if step.shared or job.shared:
+            self._compare(step, None, job.shared, step.shared)
+        payload = shadow.task.payload
+        if task.payload is not payload and not same(payload, task.payload):
+            self._wrong_data(step, "its payload", payload, task.payload)
+        if (step.effects or shadow.effects) and set(step.effects or ()) != shadow.effects:
             what = (
-                f"{step_text(step)} knows the records of once() {sorted(step.effects or ())},"
-                f" but {sorted(account.recorded)} are committed"
+                f"{step_text(step)} gets the records of once() {sorted(step.effects or ())},"
+                f" but {sorted(shadow.effects)} are committed"
             )
-            broken("record-lost", what, task, step.started_ns)
+            fail("record-lost", what, task, step.started_ns)
 
-    def _wrong_snapshot(self, step: StepInput, whose: str, known: object, seen: object) -> NoReturn:
-        what = (
-            f"{step_text(step)} sees {whose} otherwise than it is committed:"
-            f" {first_difference(known, seen)}"
-        )
-        broken("snapshot-wrong", what, step.task, step.started_ns)
+    def _compare(
+        self, step: StepInput, routine: str | None, committed: object, given: object
+    ) -> None:
+        """Compare the state of a routine, or the shared data, with what a step gets."""
+        known = self._compared.get(routine)
+        if known is None or known[0] is not given or known[1] is not committed:
+            if not same(committed, given):
+                name = "the shared data" if routine is None else f"the state of {routine}"
+                self._wrong_data(step, name, committed, given)
+            self._compared[routine] = given, committed
+
+    def _wrong_data(self, step: StepInput, name: str, committed: object, given: object) -> NoReturn:
+        difference = first_difference(committed, given)
+        what = f"{step_text(step)} gets {name} otherwise than committed: {difference}"
+        fail("snapshot-wrong", what, step.task, step.started_ns)
 
 
-def too_early(account: Account, at: int) -> NoReturn:
-    """Tell of an attempt that begins before its task may be begun."""
-    early = f"{seconds(account.due - at)} s"
-    if not account.delay:
-        what = f"attempt {account.attempt} of {account} begins {early} before it was created"
-        broken("time-ran-back", what, account.task, at)
-    told = (
-        f"retry {account.spent} of {account} begins {early} before it is due; its wait is"
-        f" {seconds(account.delay)} s"
+def too_early(shadow: ShadowTask, at: int) -> NoReturn:
+    """Report an attempt that starts before its task may start."""
+    early = f"{seconds(shadow.due - at)} s"
+    if not shadow.delay:
+        what = f"attempt {shadow.attempt} of {shadow} starts {early} before it was created"
+        fail("time-ran-back", what, shadow.task, at)
+    what = (
+        f"retry {shadow.retries} of {shadow} starts {early} before it is due; its wait is"
+        f" {seconds(shadow.delay)} s"
     )
-    if account.since_resume is not None and not account.since_resume:
-        what = f"{told}, which the host that went on did not keep"
-        broken("timer-lost", what, account.task, at)
-    broken("retry-too-early", told, account.task, at)
+    if shadow.since_resume == 0:
+        what += ", which the resuming host did not keep"
+        fail("timer-lost", what, shadow.task, at)
+    fail("retry-too-early", what, shadow.task, at)
 
 
-def wrong_attempt(account: Account, attempt: int, does: str, at: int) -> NoReturn:
-    """Tell of an attempt that is not the next one of its task."""
-    told = f"attempt {attempt} of {account} {does}"
-    if account.ended or account.failed:
-        how = account.ended or "has failed"
-        broken("attempt-repeated", f"{told} after the task {how}", account.task, at)
-    if attempt < account.attempt:
-        what = f"{told} again; attempt {account.attempt} is the next"
-        broken("attempt-repeated", what, account.task, at)
-    what = f"{told}, but attempt {account.attempt} is the next"
-    broken("attempt-skipped", what, account.task, at)
+def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoReturn:
+    """Report an attempt that is not the next one of its task."""
+    what = f"attempt {attempt} of {shadow} {verb}"
+    if shadow.ended or shadow.failed:
+        what += f" after the task {shadow.ended or 'has failed'}"
+        fail("attempt-repeated", what, shadow.task, at)
+    if attempt < shadow.attempt:
+        what += f" again; attempt {shadow.attempt} is the next"
+        fail("attempt-repeated", what, shadow.task, at)
+    what += f", but attempt {shadow.attempt} is the next"
+    fail("attempt-skipped", what, shadow.task, at)
 
 
 def same(a: object, b: object) -> bool:
-    """Return whether two values are the same, by type and all."""
+    """Return whether two values are equal and of one type."""
     return a is b or same_value(a, b)

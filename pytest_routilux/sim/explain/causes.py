@@ -27,8 +27,7 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.isolation.hidden_state import HiddenChange
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed
-    from pytest_routilux.sim.simulator.world import Finding
+    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed, Finding
 
 __all__ = ["Asked", "Reason", "reason_of"]
 
@@ -71,7 +70,7 @@ class Asked:
     @property
     def handler(self) -> str:
         """Where the routine's handler is defined, as ` (file:line)`, or nothing."""
-        return self.at(handler_of(self.known.run.life.flow, self.finding.routine))
+        return self.at(handler_of(self.known.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
         """Return a place as ` (file:line)`, or nothing."""
@@ -227,7 +226,7 @@ def _unsaved(asked: Asked) -> Reason:
 
 def _status(asked: Asked) -> Reason:
     reason = _budget(asked)
-    job = asked.disturbed.life.job if asked.disturbed is not None else None
+    job = asked.disturbed.host.job if asked.disturbed is not None else None
     if job is None or job.error is None:
         return reason
     ends = f"with the crash the job ends by {class_name(job.error.type)}{asked.at(job.error.where)}"
@@ -279,7 +278,7 @@ def _began(asked: Asked) -> str:
     if asked.disturbed is None:
         return ""
     start = asked.disturbed.world.log[0][0]
-    for _, step in asked.disturbed.life.steps:
+    for _, step in asked.disturbed.host.steps:
         if step.task.routine_id == asked.finding.routine:
             return f"{step.attempt} at {seconds_text(step.started_ns - start)}"
     return ""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, hidden_state
 from pytest_routilux.sim.oracle import masked
-from pytest_routilux.sim.simulator.world import Call
+from pytest_routilux.sim.simulator.model import Call
 from routilux import Commit
 from routilux.codec.equality import same_value
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.world import Finding, World
+    from pytest_routilux.sim.simulator.model import Finding, World
 
 __all__ = ["calls_of", "changed_by", "key_part", "recorded_by", "repeated"]
 

@@ -33,10 +33,9 @@ from routilux.codec.equality import same_value
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pytest_routilux.sim.results import Examination, Reference
+    from pytest_routilux.sim.results import Exploration, Reference
     from pytest_routilux.sim.shrink import Cause
-    from pytest_routilux.sim.simulator.lives import Case, CrashPoint, Disturbed
-    from pytest_routilux.sim.simulator.world import Finding, World
+    from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding, World
 
 __all__ = ["explain", "explain_cause", "not_compared"]
 
@@ -89,9 +88,9 @@ def explain_cause(
 ) -> str:
     """Return the text for the smallest cause of a failure."""
     return explain(
-        cause.examination,
+        cause.exploration,
         cause.finding,
-        cause.examination.disturbed.get(cause.finding.signature),
+        cause.exploration.disturbed.get(cause.finding.signature),
         columns,
         repro=repro,
         shrunk=None if cause.text is None else f"{cause.text}, {count(cause.runs, 'run')}",
@@ -101,7 +100,7 @@ def explain_cause(
 
 
 def explain(
-    examination: Examination,
+    exploration: Exploration,
     finding: Finding,
     disturbed: Disturbed | None,
     columns: int,
@@ -120,9 +119,9 @@ def explain(
     least, most = _COLUMNS
     columns = min(max(columns, least), most)
     root = Path.cwd() if root is None else root
-    known = examination.reference
+    known = exploration.reference
     point = None if disturbed is None else disturbed.point
-    only = frozenset(p.kind for p, f in examination.failures if f.signature == finding.signature)
+    only = frozenset(p.kind for p, f in exploration.failures if f.signature == finding.signature)
     reason = reason_of(Asked(finding, known, disturbed, point, root, only))
     above = [
         "",
@@ -130,7 +129,7 @@ def explain(
         *_compared(known, finding, disturbed, columns),
         "",
     ]
-    tried = _tried(examination, finding)
+    tried = _tried(exploration, finding)
     below = [
         "",
         *_labelled("why", reason.why, _MOST_OF_WHY, columns),
@@ -176,11 +175,11 @@ def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, ce
             unstable = finding.kind == "key-unstable"
             tail += " under other keys" if unstable else f", undisturbed run {was}x"
             return f"{call_text(call, cells - len(tail))}{tail}"
-    if disturbed is None or disturbed.life.job is None:
+    if disturbed is None or disturbed.host.job is None:
         return what
     if finding.kind in ("attempts-differ", "budget-reset") and finding.routine is not None:
         before = _attempts(known.view, finding.routine)
-        after = _attempts(view_of(disturbed.life.job, disturbed.world), finding.routine)
+        after = _attempts(view_of(disturbed.host.job, disturbed.world), finding.routine)
         if before != after:
             return f"{finding.routine} attempted {after}x, undisturbed run {before}x"
     if finding.kind == "module-state" and finding.routine is not None:
@@ -236,8 +235,8 @@ def _compared(
     longest_name = columns * 46 // 100
     rows = list(finding.rows)
     equal: list[str] = []
-    if disturbed is not None and disturbed.life.job is not None and known.view:
-        other = view_of(disturbed.life.job, disturbed.world)
+    if disturbed is not None and disturbed.host.job is not None and known.view:
+        other = view_of(disturbed.host.job, disturbed.world)
         if finding.path.startswith("effects."):
             rows = _effect_rows(known, finding, disturbed.world, longest_name)
             more = known.expected.compare(other)
@@ -339,8 +338,8 @@ def _labelled(label: str, sentences: Sequence[str], most: int, columns: int) -> 
     return [f"{label if i == 0 else '':<{_LABEL}}{line}" for i, line in enumerate(found)]
 
 
-def _tried(examination: Examination, finding: Finding) -> list[str]:
-    coverage = examination.coverage
+def _tried(exploration: Exploration, finding: Finding) -> list[str]:
+    coverage = exploration.coverage
     planned, done = coverage.planned.total(), coverage.executed.total()
     if not planned:
         text = (
@@ -348,7 +347,7 @@ def _tried(examination: Examination, finding: Finding) -> list[str]:
             " nothing is disturbed"
         )
         return [text, *coverage.notes]
-    failing = [f for _, f in examination.failures]
+    failing = [f for _, f in exploration.failures]
     same = sum(f.signature == finding.signature for f in failing)
     if len(failing) == 1:
         fail = "1 point fails"
@@ -360,7 +359,7 @@ def _tried(examination: Examination, finding: Finding) -> list[str]:
         f"{done} of {planned} crash points x 1 schedule, {coverage.word}, {coverage.seconds:.2f} s;"
         f" {fail}"
     )
-    return [text, *not_compared(examination.reference), *coverage.notes]
+    return [text, *not_compared(exploration.reference), *coverage.notes]
 
 
 def not_compared(known: Reference) -> list[str]:

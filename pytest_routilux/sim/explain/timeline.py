@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.explain.evidence import repeated
 from pytest_routilux.sim.oracle import canonical, masked
-from pytest_routilux.sim.simulator.world import Call, Note
+from pytest_routilux.sim.simulator.model import Call, Note
 from pytest_routilux.text import listed, padded, plain, shorten, shown, width
 from routilux import Commit, CommitKind
 from routilux.clocks.durations import seconds_text
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.lives import CrashPoint
-    from pytest_routilux.sim.simulator.world import Entry, Finding, World
+    from pytest_routilux.sim.simulator.model import CrashPoint, Finding, LogEntry, World
 
 __all__ = ["TimelineRow", "call_text", "rows_of", "timeline_table", "where_text"]
 
@@ -95,7 +94,7 @@ def rows_of(
     return lines
 
 
-def _shown(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
+def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
     """Return the entries without the starts of steps whose end follows."""
     entries = list(log)
     ended = {
@@ -103,7 +102,7 @@ def _shown(log: Iterable[Entry], point: CrashPoint | None) -> list[Entry]:
         for _, host, what in entries
         if isinstance(what, Commit) and what.kind is not CommitKind.EFFECT
     }
-    kept: list[Entry] = []
+    kept: list[LogEntry] = []
     for entry in entries:
         _, host, what = entry
         if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _BY_KIND:
@@ -206,7 +205,7 @@ def where_text(where: str, root: Path) -> str:
 
 
 def _first_difference(
-    world: World, entries: Sequence[Entry], known: Reference, finding: Finding, crash: int
+    world: World, entries: Sequence[LogEntry], known: Reference, finding: Finding, crash: int
 ) -> int | None:
     """Return the index of the first thing after a crash that the undisturbed run did not do."""
     if finding.path.startswith("effects."):

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pytest_routilux.hosts.flow_hosts import FlowHosts, HostError
-from pytest_routilux.sim.recovery import undisturbed
-from pytest_routilux.sim.simulator.lives import Case
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.recovery import run_undisturbed
+from pytest_routilux.sim.simulator.model import Case
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import UnserializableError, codec
 
@@ -80,5 +79,5 @@ def simulate(build: Callable[[], Flow], request: Mapping[str, Any]) -> dict[str,
     params = codec.decode(request["params"], "$.params")
     case = Case(build, request["entry"], params, request["slot"], request["job_id"])
     with frozen_simulation(start_ns):
-        run = undisturbed(case, start_ns, FIFO)
+        run = run_undisturbed(case, start_ns)
     return {"rows": [commit.dumps() for commit in run.world.commits]}

@@ -1,9 +1,9 @@
-"""Doubles of external services: what a handler does outside, kept with its key and its time.
+"""`Effect`: a double of an external call, which records the inputs, key and time of each call.
 
-Laws:
-- A double records; it does nothing. What it returns depends on its inputs alone, so that a repeat
-  is told by the record and not by chance.
-- It works inside a simulated handler only; anywhere else it is an error that says so.
+Invariants:
+- A double records each call and does nothing else. Its result depends on its inputs alone, so a
+  repeated call shows in the record.
+- It works inside a simulated handler only; anywhere else it raises an error.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import inspect
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.sim.simulator.world import Call
+from pytest_routilux.sim.simulator.model import Call
 from pytest_routilux.text import without_addresses
 from pytest_routilux.virtual_time.simulated_step import running
 from routilux import RoutiluxError
@@ -30,8 +30,8 @@ _OURS: Final = ("pytest_routilux.", "routilux.")
 class Effect:
     """A double of one external call; made by `flow_sim.effect`.
 
-    `key` is the name of the parameter that carries an idempotency key. `returns` gives the result
-    from the same arguments; without it a text is returned that is the same for the same inputs.
+    `key` is the name of the parameter that carries an idempotency key. `returns` makes the result
+    from the same arguments; without it the result is a text that depends on the inputs.
     """
 
     def __init__(
@@ -45,12 +45,11 @@ class Effect:
         flight, clock = running.flight, running.clock
         if flight is None or clock is None:
             raise RoutiluxError(
-                f"the effect {self.name!r} was called outside a handler that flow_sim runs; it is"
-                " a double and does nothing elsewhere"
+                f"the effect {self.name!r} was called outside a handler that flow_sim runs; call it"
+                " only in handlers of simulated jobs"
             )
-        named = dict(kwargs)
-        key = named.pop(self.key, None) if self.key is not None else None
-        inputs = {**{str(i): value for i, value in enumerate(args)}, **named}
+        inputs = {**{str(i): value for i, value in enumerate(args)}, **kwargs}
+        key = inputs.pop(self.key, None) if self.key is not None else None
         inputs = copied_payload(inputs, self.name)
         result = (
             self._returns(*args, **kwargs)
@@ -85,7 +84,7 @@ def _digest(inputs: dict[str, object]) -> str:
 
 
 def _caller() -> str:
-    # The user's line: a call through ctx.once comes by way of the engine.
+    # The line of the user's code; a call through ctx.once has frames of the engine above it.
     frame = inspect.currentframe()
     while frame is not None:
         name = frame.f_globals.get("__name__", "")

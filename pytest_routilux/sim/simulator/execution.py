@@ -1,23 +1,24 @@
-"""A discrete-event run of one job on one host: the engine's own loop in virtual time.
+"""Runs one job on one simulated host: the engine's own loop in virtual time.
 
 Invariants:
-- It is the loop of production, with a driver, a clock and a journal of its own; the machine, the
-  commits and everything between them are the engine's.
+- The loop, the machine and the commits are the engine's; the driver, the clock and the journal are
+  the simulation's.
 - A commit is durable once the world has it. The journal refuses what a store would refuse.
-- With other choices than FIFO any task that may start may start first.
+- With another scheduler than FIFO, any task that may start may start first.
+- A perturbation must not change the result of a correct flow.
 """
 
 from __future__ import annotations
 
 import marshal
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.faults.faults import failing_write
-from pytest_routilux.sim.simulator.driver import OUTCOMES, SimDriver, threads_started
-from pytest_routilux.sim.simulator.lives import STEADY, Life
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.driver import TEST_OUTCOMES, SimDriver, record_started_threads
+from pytest_routilux.sim.simulator.model import NORMAL_PACE, Finding, Host, Pace, World
+from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.virtual_time.simulated_step import SimClock
 from routilux import (
     Commit,
@@ -41,16 +42,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from threading import Thread
 
-    from pytest_routilux.faults.faults import Fault
-    from pytest_routilux.sim.simulator.lives import Case, Pace
-    from pytest_routilux.sim.simulator.scheduler import Choices
-    from pytest_routilux.sim.simulator.world import World
+    from pytest_routilux.sim.simulator.model import Case
+    from pytest_routilux.sim.simulator.scheduler import Scheduler
     from routilux import Flow, StepInput
     from routilux.engine.driver import Driver
     from routilux.graph.plan import Plan
 
-__all__ = ["live"]
+__all__ = ["OTHER_START", "Variation", "run_host", "run_variation", "variations"]
 
+OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
+_ORDERS: Final = 6
 _MOST_STEPS: Final = 100_000
 _UPTIME: Final = 7_919 * SECOND
 _MOST_ENCODED: Final = 1_000
@@ -59,20 +60,20 @@ _MOST_ENCODED: Final = 1_000
 class _WorldJournal:
     """Writes commits into the world.
 
-    `checked` reads each one back from its saved form, and looks whether it stays as it was written:
-    at the end, and at the end of each attempt at the commits that brought its payload, its
-    routine's state and the shared data.
+    With `checked`, each commit is read back from its saved form. It is compared with that form at
+    the end of the run, and after each attempt that has read it: as the commit that created the
+    task, or as the last one with the routine's state or the shared data.
     """
 
-    def __init__(self, host: _SimRuntime, world: World, faults: Sequence[Fault], checked: bool):
-        self._host = host
-        self._world = world
-        self._faults = faults
+    def __init__(self, runtime: _SimRuntime, *, checked: bool) -> None:
+        self._runtime = runtime
+        self._world = runtime.world
+        self._faults = runtime.case.faults
         self._checked = checked
         self._written: dict[int, tuple[Commit, str]] = {}
-        self._brought: dict[str, int] = {}  # a task -> the commit that created it
-        self._wrote: dict[str | None, int] = {}  # a routine -> the last one with its state
-        self._shared = 0  # the last one with shared data
+        self._created_by: dict[str | None, int] = {}  # a task -> its commit
+        self._state_in: dict[str | None, int] = {}  # a routine -> the last commit with its state
+        self._shared_in = 0  # the last commit with shared data
 
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
@@ -80,7 +81,7 @@ class _WorldJournal:
         self._write(*self.row(job_id, commit, owner), claims=claims)
 
     def row(self, job_id: str, commit: Commit, owner: str) -> tuple[str, Commit, str]:
-        if job_id == self._host.case.job_id:
+        if job_id == self._runtime.case.job_id:
             if self._checked:
                 commit.dumps()
             else:
@@ -93,54 +94,49 @@ class _WorldJournal:
         return [None] * len(appends)
 
     def _write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
-        host, world = self._host, self._world
-        if job_id != host.case.job_id:
+        runtime, world = self._runtime, self._world
+        if job_id != runtime.case.job_id:
             return  # a handler executes this job; no store keeps it
-        whose = commit.routine_id or "the job"
-        this = f"commit {commit.seq} ({commit.kind} of {whose})"
-        if host.life.job is not None and host.life.job.seq >= commit.seq:
-            host.broken(
-                "folded-before-written",
-                f"{this} was folded into the job before it was written",
-                commit,
-            )
+        this = f"commit {commit.seq} ({commit.kind} of {_routine_of(commit)})"
+        if runtime.host.job is not None and runtime.host.job.seq >= commit.seq:
+            what = f"{this} was folded into the job before it was written"
+            runtime.report("folded-before-written", what, commit)
         if commit.seq != len(world.commits) + 1:
-            host.broken(
-                "written-twice", f"{this} was written after {len(world.commits)} others", commit
-            )
+            what = f"{this} was written after {len(world.commits)} others"
+            runtime.report("written-twice", what, commit)
             raise LeaseLostError(f"the store holds {len(world.commits)} commits")
         if self._checked:
             self._read_back(commit)
         with failing_write(self._faults, commit):
             if world.files is not None:
                 world.files.write(job_id, commit, owner, claims=claims)
-            world.committed(commit)
+            world.add_commit(commit)
 
     def _read_back(self, commit: Commit) -> None:
         data = commit.dumps()
-        where = f"commit {commit.seq} of {commit.routine_id or 'the job'}"
+        where = f"commit {commit.seq} of {_routine_of(commit)}"
         try:
             difference = first_difference(commit, Commit.load(codec.loads(data), "$"))
         except CorruptStateError as error:
-            self._host.broken("unreadable", f"{where} can't be read back: {error}", commit)
+            self._runtime.report("unreadable", f"{where} can't be read back: {error}", commit)
             return
         if difference is not None:
             what = f"{where} is changed by saving and loading it: {difference}"
-            self._host.broken("changed-by-saving", what, commit)
+            self._runtime.report("changed-by-saving", what, commit)
         who = f"an attempt of {commit.routine_id} (task {commit.task_id}, attempt {commit.attempt})"
-        brought = self._brought.get(commit.task_id or "", 0)
-        for seq in {brought, self._wrote.get(commit.routine_id, 0), self._shared}:
+        created = self._created_by.get(commit.task_id, 0)
+        for seq in {created, self._state_in.get(commit.routine_id, 0), self._shared_in}:
             self._compare(seq, commit, who)
         self._written[commit.seq] = commit, data
         for task in commit.tasks:
-            self._brought[task.task_id] = commit.seq
+            self._created_by[task.task_id] = commit.seq
         if commit.state is not None:
-            self._wrote[commit.routine_id] = commit.seq
+            self._state_in[commit.routine_id] = commit.seq
         if commit.shared is not None:
-            self._shared = commit.seq
+            self._shared_in = commit.seq
 
-    def compare(self) -> None:
-        """Look whether every commit still is as it was written."""
+    def compare_all(self) -> None:
+        """Report each commit that has changed since it was written."""
         for seq in self._written:
             self._compare(seq, None, "a handler")
 
@@ -158,14 +154,18 @@ class _WorldJournal:
         difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
         targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
         what = (
-            f"{who} changes commit {seq} of {commit.routine_id or 'the job'} after it was written"
+            f"{who} changes commit {seq} of {_routine_of(commit)} after it was written"
             f"{targets and f' (it went to {targets})'}: {difference or text}"
         )
-        self._host.broken("payload-changed", what, culprit or commit)
+        self._runtime.report("payload-changed", what, culprit or commit)
+
+
+def _routine_of(commit: Commit) -> str:
+    return commit.routine_id or "the job"
 
 
 def _refuse_unsaved(commit: Commit) -> None:
-    """Raise `UnserializableError` where a store would; `once` looks at its results by itself."""
+    """Raise `UnserializableError` if a store would; `once` checks its results by itself."""
     for index, emission in enumerate(commit.emissions):
         if not emission.flat:
             _encode(emission.payload, f"$.emissions[{index}].payload")
@@ -179,7 +179,7 @@ _encoded: set[bytes] = set()
 
 
 def _encode(data: dict[str, object], path: str) -> None:
-    # Runs of one case write the same over and over; equal bytes of plain data are equal values.
+    # Runs of one case write the same values again; equal bytes of plain data are equal values.
     try:
         form = marshal.dumps(data, 2)
     except ValueError:
@@ -193,88 +193,74 @@ def _encode(data: dict[str, object], path: str) -> None:
 
 
 class _ChoosingMachine(Machine):
-    """A machine whose next task is a decision."""
+    """A machine whose scheduler decides which task starts next."""
 
-    __slots__ = ("choices",)
+    __slots__ = ("scheduler",)
 
-    choices: Choices
+    scheduler: Scheduler
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
         options = self.startable(now)
         if len(options) > 1:
             names = [f"{task.task_id} {task.routine_id}" for task in options]
-            pending = options[self.choices.choose("start", names)]
+            pending = options[self.scheduler.choose("start", names)]
         return super().begin(pending, now)
 
 
 class _SimRuntime(Runtime):
-    """A runtime that lives in one simulated host."""
+    """The runtime of one simulated host."""
 
     def __init__(
         self,
         case: Case,
         world: World,
-        life: Life,
-        choices: Choices,
+        host: Host,
+        scheduler: Scheduler,
         pace: Pace,
         *,
         checked: bool,
     ) -> None:
-        # Each machine was switched on at another time.
-        clock = SimClock(world.now_ns, mono=world.host * _UPTIME)
+        # The monotonic clocks of two hosts have nothing in common.
+        clock = SimClock(world.now_ns, mono=world.host_number * _UPTIME)
         super().__init__(clock=clock, max_steps=_MOST_STEPS)
         self.threads = _SimThreads(self)
         self.sim_clock = clock
         self.case = case
         self.world = world
-        self.life = life
-        self._choices = choices
-        self._pace = pace
+        self.host = host
+        self.scheduler = scheduler
+        self.pace = pace
         self.started: list[Thread] = []  # by handlers
         environment = self.environment
-        environment.journal = _WorldJournal(self, world, case.faults, checked)  # type: ignore[assignment]  # as one
+        environment.journal = _WorldJournal(self, checked=checked)  # type: ignore[assignment]  # as one
         environment.observers.registered = () if case.always is None else (self,)
 
-    def broken(self, kind: str, what: str, commit: Commit) -> None:
+    def report(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id
         path = f"engine.{routine or 'job'}"
-        self.life.broken.append(Finding(kind, what, path, routine, at_ns=commit.at_ns))
+        self.host.findings.append(Finding(kind, what, path, routine, at_ns=commit.at_ns))
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
         check = self.case.always
         if check is None or job.job_id != self.case.job_id:
             return
+        what = f"always() does not hold after commit {commit.seq}"
         try:
             held = check(job)
         except AssertionError as error:
-            self.broken(
-                "always", f"always() does not hold after commit {commit.seq}: {error}", commit
-            )
+            self.report("always", f"{what}: {error}", commit)
             return
         if held is not None and not held:
-            self.broken("always", f"always() does not hold after commit {commit.seq}", commit)
+            self.report("always", what, commit)
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
         if job.job_id == self.case.job_id:
-            self.life.job = job
-        if self._choices is FIFO:
+            self.host.job = job
+        if self.scheduler is FIFO:
             return Drive(self.environment, Machine(plan, job))
         machine = _ChoosingMachine(plan, job)
-        machine.choices = self._choices
+        machine.scheduler = self.scheduler
         return Drive(self.environment, machine)
-
-    def driver(self) -> Driver:
-        """Return what runs the steps of one job."""
-        return SimDriver(
-            self.sim_clock,
-            self.world,
-            self.life,
-            self._choices,
-            self.case.faults,
-            self._pace,
-            self.case.job_id,
-            self.started,
-        )
 
 
 class _SimThreads(Threads):
@@ -285,7 +271,16 @@ class _SimThreads(Threads):
         self._runtime = runtime
 
     def driver_for(self, drive: Drive) -> Driver:
-        return self._runtime.driver()
+        runtime = self._runtime
+        return SimDriver(
+            runtime.sim_clock,
+            runtime.world,
+            runtime.host,
+            runtime.scheduler,
+            runtime.case,
+            runtime.pace,
+            runtime.started,
+        )
 
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
@@ -294,45 +289,81 @@ class _SimThreads(Threads):
         )
 
 
-def live(
+def run_host(
     case: Case,
     world: World,
     job: JobState | None = None,
     *,
-    choices: Choices = FIFO,
-    pace: Pace = STEADY,
+    scheduler: Scheduler = FIFO,
+    pace: Pace = NORMAL_PACE,
     checked: bool = False,
     flow: Flow | None = None,
-) -> Life:
-    """Let one host run the job until it rests, or the host dies; the world keeps what it did.
+) -> Host:
+    """Run the job on one host until the job stops or the host dies; the world keeps its commits.
 
-    Without `job` it starts anew, else it goes on with what a store would give back. `pace` is
-    how long steps take. `checked` reads each commit back from its saved form. `flow` is used in
-    place of one that `case.build` makes.
+    Without `job` a new job starts, else the host resumes `job`. `checked` reads each commit back
+    from its saved form. `flow` takes the place of one that `case.build` makes.
     """
     flow = case.build() if flow is None else flow
-    life = Life(flow, exact=choices is FIFO)
-    world.host += 1
-    runtime = _SimRuntime(case, world, life, choices, pace, checked=checked)
+    host = Host(flow, exact=scheduler is FIFO)
+    world.host_number += 1
+    runtime = _SimRuntime(case, world, host, scheduler, pace, checked=checked)
     try:
         with (
             nullcontext() if world.files is None else world.files.opened(),
             use_runtime(runtime),
-            threads_started(runtime.sim_clock) as runtime.started,
+            record_started_threads(runtime.sim_clock) as runtime.started,
         ):
             if job is None:
-                life.job = runtime.execute(
+                host.job = runtime.execute(
                     flow, case.entry, case.params, slot=case.slot, job_id=case.job_id
                 )
             else:
-                life.job = runtime.resume(flow, job)
-    except OUTCOMES:
+                host.job = runtime.resume(flow, job)
+    except TEST_OUTCOMES:
         raise
     except BaseException as error:
-        life.error = error
+        host.error = error
     for failure in runtime.observer_failures:
-        raise failure.error  # by the test's `always`, which has proved nothing then
+        raise failure.error  # of the test's `always`, which has checked nothing then
     if checked:
-        runtime.environment.journal.compare()  # type: ignore[union-attr]  # a _WorldJournal
+        runtime.environment.journal.compare_all()  # type: ignore[union-attr]  # a _WorldJournal
     world.now_ns = max(world.now_ns, runtime.clock.now_ns())
-    return life
+    return host
+
+
+# --- perturbations --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Variation:
+    """A perturbation: another start, other durations, one worker instead of many, another order."""
+
+    shift_ns: int = 0
+    pace: Pace = NORMAL_PACE
+    sequential: bool = False
+    seed: int | None = None
+
+
+def variations(plan: Plan) -> list[Variation]:
+    """Return the perturbations for a flow of this plan."""
+    found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
+    if all(handler.deadline is None for handler in plan.handlers.values()):
+        # So slow that a retry is due before the steps in flight end, as after a long downtime.
+        found.append(Variation(pace=Pace(more_ns=3600 * SECOND)))
+    if plan.width > 1:
+        found.append(Variation(sequential=True))
+        found += [Variation(seed=seed) for seed in range(_ORDERS)]
+    return found
+
+
+def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
+    """Run a job without a crash, with a perturbation."""
+    for fault in case.faults:
+        fault.begin(0)
+    world = World(start_ns + variation.shift_ns)
+    flow = case.build()
+    if variation.sequential:
+        flow.execution_strategy = "sequential"
+    scheduler = FIFO if variation.seed is None else SeededScheduler(variation.seed)
+    return world, run_host(case, world, flow=flow, scheduler=scheduler, pace=variation.pace)

@@ -1,9 +1,9 @@
-"""The files of a real store under simulated hosts, and what a dead host leaves in them.
+"""The files of a real store under simulated hosts, as a dead host leaves them.
 
 Invariants:
 - A dead host leaves each file as another process reads it at that instant, while the store is open:
   nothing is committed, rolled back, flushed or closed after the host's death.
-- The next host gets a copy in a folder of its own, and opens it anew.
+- The next host gets a copy in its own folder, and opens it anew.
 - A store returns the rows that it acknowledged, byte for byte. It may have one more: the row
   whose write raised. It hands out no job that has ended, and refuses a row of an earlier owner
   after another host has claimed the job.
@@ -18,9 +18,9 @@ from contextlib import contextmanager, suppress
 from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Final, TypeAlias
 
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import error_text
 from routilux import (
     DuplicateJobError,
@@ -29,60 +29,58 @@ from routilux import (
     LeaseLostError,
     RoutiluxError,
 )
+from routilux.persist import rows as saved_rows
 from routilux.persist.journal import Journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
-    from pytest_routilux.sim.simulator.lives import Opens
-    from pytest_routilux.sim.simulator.world import World
+    from pytest_routilux.sim.simulator.model import OpenStore, World
     from routilux import Commit, JobState
 
-__all__ = ["Files", "Folder", "Image", "checked_store", "store_name"]
+__all__ = ["Folder", "Image", "RealStoreFiles", "checked_store", "store_name"]
 
 Image: TypeAlias = dict[str, tuple[bytes, ...]]
-"""The files of a folder by their names, in pieces that successive images share."""
+"""The contents of the files in a folder, by name, in pieces that successive images share."""
 
 _PIECE: Final = 4096
 _MEMORY: Final = Path("/dev/shm")
-# Hosts die here, not machines; so no flush has to reach a disk.
+# Hosts die here, not machines, so no flush has to reach a disk.
 _WHERE: Final = _MEMORY if os.access(_MEMORY, os.W_OK) else None
 _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
-class Files:
+class RealStoreFiles:
     """The files of a store, as they are `now` and as they were `after` each commit, from 0.
 
-    `rows` are those that the store has acknowledged; `doubtful` is a commit whose write raised,
+    `rows` are those that the store has acknowledged; `doubtful` is the commit whose write raised,
     with its row.
     """
 
-    def __init__(self, opens: Opens) -> None:
-        self._opens = opens
+    def __init__(self, open_store: OpenStore) -> None:
+        self._open_store = open_store
         self.now: Image = {}
         self.after: list[Image] = []
         self.rows: list[bytes] = []
         self._owner = ""
-        self._wrong: Finding | None = None
+        self._finding: Finding | None = None
         self.doubtful: tuple[Commit, bytes] | None = None
         self._folder = Folder()
         self._store: JobStore | None = None
 
-    def cut(self, commits: int) -> Files:
+    def cut(self, commits: int) -> RealStoreFiles:
         """Return the files as they were after so many commits."""
-        files = Files(self._opens)
+        files = RealStoreFiles(self._open_store)
         files.after = self.after[: commits + 1]
         files.now = files.after[-1]
         files.rows = self.rows[:commits]
         files._owner = self._owner
         return files
 
-    # --- a host ---------------------------------------------------------------------------------
-
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Keep the store open for a host; the next host finds the files as they are at the end."""
+        """Keep the store open for one host, and keep the files as that host leaves them."""
         with self._copied() as store:
             self._store = store
             if not self.after:
@@ -97,56 +95,54 @@ class Files:
         """Write a commit as the host with the open store; raises what the store raises."""
         store = self._store
         assert store is not None
-        watched = _Watched(store)
+        row = saved_rows.dump(commit, first=claims or commit.seq == 1)  # as the journal makes it
         try:
-            Journal(cast("JobStore", watched)).write(job_id, commit, owner, claims=claims)
+            Journal(store).write(job_id, commit, owner, claims=claims)
         except BaseException as error:
-            self.doubtful = commit, watched.row
+            self.doubtful = commit, row
             if isinstance(error, DuplicateJobError | LeaseLostError):
                 what = f"it refuses the only host that is alive: {error}"
-                self._wrong = Finding("store-refuses", what, "store.owner", at_ns=commit.at_ns)
+                self._finding = Finding("store-refuses", what, "store.owner", at_ns=commit.at_ns)
             raise
-        self.rows.append(watched.row)
+        self.rows.append(row)
         self.now = self._folder.image(self.now)
         self.after.append(self.now)
         before, self._owner = self._owner, owner
         if claims and before != owner:
             with suppress(Exception):
-                # The host before is not dead, only slow, and writes what it would have written.
+                # The host before may be slow, not dead, and write a row now.
                 store.append(job_id, commit.seq, self.rows[-2], before, stopped=False)
                 what = f"it takes commit {commit.seq} of a host that has lost the job to another"
-                self._wrong = Finding("store-fence", what, "store.fence", at_ns=commit.at_ns)
+                self._finding = Finding("store-fence", what, "store.fence", at_ns=commit.at_ns)
 
-    # --- what it left ---------------------------------------------------------------------------
+    def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
+        """Open the files anew and return the job in them, None if there is none.
 
-    def given_back(self, job_id: str, world: World) -> JobState | Finding | None:
-        """Open the files anew and return the job in them, None where there is none.
-
-        A commit whose write raised is in the world if it is in the files. Where the store does not
-        keep to its laws, what is wrong is returned.
+        Adds the commit whose write raised to the world if it is in the files. Returns a finding if
+        the store has broken a rule.
         """
-        if self._wrong is not None:
-            return self._wrong
+        if self._finding is not None:
+            return self._finding
         try:
             with self._copied() as store:
                 rows = store.rows(job_id)
                 if self.doubtful is not None and rows == [*self.rows, self.doubtful[1]]:
-                    world.committed(self.doubtful[0])
+                    world.add_commit(self.doubtful[0])
                     self.rows.append(rows[-1])
                     self.after.append(self.now)
                 self.doubtful = None
                 if rows != self.rows:
                     return self._difference(rows, world)
                 if not rows and store.job_ids():
-                    what = f"job {job_id!r} is there without a commit: half of its first write"
+                    what = f"job {job_id!r} exists without a commit: half of its first write"
                     return Finding("store-lost", what, "store.rows")
                 job = Journal(store).read(job_id, history=True)
                 if job is None or job.status.is_live or store.free_in([job.flow_id]) is None:
                     return job
         except (OSError, RoutiluxError) as error:
-            what = f"what is left can't be read: {error_text(error)}"
+            what = f"the files that a dead host left can't be read: {error_text(error)}"
             return Finding("store-unreadable", what, "store.read")
-        what = f"the job is {job.status.value}, and whoever asks for work gets it"
+        what = f"the job is {job.status.value}, and a worker that asks for work gets it"
         return Finding("store-frees", what, "store.free")
 
     def _difference(self, rows: list[bytes], world: World) -> Finding:
@@ -167,34 +163,12 @@ class Files:
         with TemporaryDirectory(prefix="flow_sim-", dir=_WHERE) as name:
             self._folder = folder = Folder(Path(name))
             folder.fill(self.now)
-            store = self._opens(Path(name, "jobs.db"))
+            store = self._open_store(Path(name, "jobs.db"))
             try:
                 yield store
             finally:
-                close = getattr(store, "close", None)
-                if close is not None:
-                    close()
+                _close(store)
                 folder.close()
-
-
-class _Watched:
-    """A store that is only written to; `row` is the last one that it got."""
-
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
-        self.row = b""
-
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        self.row = row
-        self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
-
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        self.row = row
-        self._store.append(job_id, seq, row, owner, stopped=stopped)
-
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        self.row = row
-        self._store.claim(job_id, seq, row, owner, stopped=stopped)
 
 
 class Folder:
@@ -213,7 +187,7 @@ class Folder:
             file.write_bytes(b"".join(pieces))
 
     def image(self, before: Image) -> Image:
-        """Return what the files hold now; it shares with another image what is the same."""
+        """Return the contents of the files now, sharing equal pieces with another image."""
         assert self._path is not None
         found: Image = {}
         for file in sorted(self._path.rglob("*")):
@@ -238,43 +212,46 @@ class Folder:
         return handle.read()
 
     def close(self) -> None:
-        """Close the handles; no store has the files open any more."""
+        """Close the handles, after the store is closed."""
         for handle in self._handles.values():
             handle.close()
 
 
-def store_name(opens: Opens) -> str:
+def store_name(open_store: OpenStore) -> str:
     """Return the name of a function or class that opens a store."""
-    return getattr(opens, "__qualname__", type(opens).__qualname__)
+    return getattr(open_store, "__qualname__", type(open_store).__qualname__)
 
 
-def checked_store(opens: object) -> Opens:
+def checked_store(open_store: object) -> OpenStore:
     """Check that a function or class opens a store in a file, and return it.
 
-    Raises `FlowDefinitionError` for anything else.
+    Raises `FlowDefinitionError` if it does not.
     """
-    how = "give what opens a store in the file at a path, anew for each host, such as SqliteStore"
-    if not callable(opens):
-        raise FlowDefinitionError(f"store={opens!r} can't be called; {how}")
+    how = "give a function that opens a store in the file at a path, such as SqliteStore"
+    if not callable(open_store):
+        raise FlowDefinitionError(f"store={open_store!r} can't be called; {how}")
     with TemporaryDirectory(prefix="flow_sim-", dir=_WHERE) as name:
         try:
-            store = opens(Path(name, "jobs.db"))
+            store = open_store(Path(name, "jobs.db"))
         except Exception as error:
-            why = error_text(error)
-            raise FlowDefinitionError(f"store={opens!r} opens no file ({why}); {how}") from error
-        try:
-            lacks = [name for name in _NEEDED if not callable(getattr(store, name, None))]
-            if lacks:
-                raise FlowDefinitionError(
-                    f"store={opens!r} opens {store!r}, which has no {lacks[0]}(); {how}"
-                )
-            if not any(Path(name).iterdir()):
-                raise FlowDefinitionError(
-                    f"store={opens!r} makes no file at the path that it is given, so a host would"
-                    f" leave nothing to the next; {how}"
-                )
-        finally:
-            close = getattr(store, "close", None)
-            if close is not None:
-                close()
-    return opens
+            why = f"opens no file ({error_text(error)})"
+            raise FlowDefinitionError(f"store={open_store!r} {why}; {how}") from error
+        missing = [name for name in _NEEDED if not callable(getattr(store, name, None))]
+        empty = not any(Path(name).iterdir())
+        _close(store)
+    if missing:
+        raise FlowDefinitionError(
+            f"store={open_store!r} opens {store!r}, which has no {missing[0]}(); {how}"
+        )
+    if empty:
+        raise FlowDefinitionError(
+            f"store={open_store!r} makes no file at the given path, so the next host would find"
+            f" nothing; {how}"
+        )
+    return open_store
+
+
+def _close(store: object) -> None:
+    close = getattr(store, "close", None)
+    if close is not None:
+        close()

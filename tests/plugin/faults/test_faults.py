@@ -9,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_routilux.faults.flow_faults import FlowFaults
-from pytest_routilux.sim.recovery import undisturbed
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import Case, Life
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.world import World
+from pytest_routilux.sim.recovery import run_undisturbed
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import Case, Host, World
 from routilux import Commit, FakeClock, FlowDefinitionError, JobState
 from showcase.flows import data_pipeline
 
@@ -26,13 +24,13 @@ START = FakeClock().now_ns()
 SECOND = 1_000_000_000
 
 
-def run(*faults: Fault) -> tuple[Life, JobState]:
+def run(*faults: Fault) -> tuple[Host, JobState]:
     case = Case(lambda: data_pipeline(1), "data_fetch", {"request_id": "r"}, faults=faults)
     for fault in faults:
         fault.begin(0)
-    life = live(case, World(START))
-    assert life.job is not None
-    return life, life.job
+    host = run_host(case, World(START))
+    assert host.job is not None
+    return host, host.job
 
 
 def test_a_routine_raises_in_the_attempts_that_are_named() -> None:
@@ -80,17 +78,17 @@ def test_a_write_of_the_store_fails_with_the_commit_kept_or_not(durable: bool, k
     fault = FlowFaults().store_fails(3, durable=durable)
     world = World(START)
     case = Case(lambda: data_pipeline(1), "data_fetch", {"request_id": "r"}, faults=(fault,))
-    life = live(case, world)
-    assert isinstance(life.error, OSError)
+    host = run_host(case, world)
+    assert isinstance(host.error, OSError)
     assert (kept, 1) == (len(world.commits), fault.struck)
-    assert life.job is not None
-    assert 2 == life.job.seq  # it believes what was acknowledged
+    assert host.job is not None
+    assert 2 == host.job.seq  # it believes what was acknowledged
 
 
 def test_every_fault_of_the_store_counts_the_writes_that_another_one_fails() -> None:
     faults = FlowFaults().store_fails(2), FlowFaults().store_fails(3)
     case = Case(lambda: data_pipeline(0), "data_fetch", {"request_id": "r"}, faults=faults)
-    run = undisturbed(case, START, FIFO)
+    run = run_undisturbed(case, START)
     assert [1, 1] == [fault.struck for fault in faults]
     # The host after the first one that ends does not come to a commit of its own.
     log = [what for _, _, what in run.world.log if not isinstance(what, tuple)]

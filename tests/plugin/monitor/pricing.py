@@ -1,4 +1,4 @@
-"""A shop that prices orders and sometimes fails, for tests about what is said of it."""
+"""A shop that prices orders and sometimes fails, and the text of a failed assertion."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Interrupted(Store):
 
 
 class Bounce(Routine):
-    """Gives a ball back `times` times."""
+    """Emits again until the height is `times`."""
 
     def __init__(self, times: int) -> None:
         super().__init__()
@@ -86,9 +86,15 @@ def shop(failures: int = 0, orders: int = 1, store: Store | None = None) -> Flow
     return flow
 
 
-def run(monitor: FlowMonitor, *, job_id: str = "job", **options: int) -> JobState:
+def execute(
+    flow: Flow, monitor: FlowMonitor, entry: str = "fetch", job_id: str | None = "job"
+) -> JobState:
     runtime = Runtime(clock=FakeClock(), observers=[monitor])
-    return shop(**options).execute("fetch", job_id=job_id, runtime=runtime)
+    return flow.execute(entry, job_id=job_id, runtime=runtime)
+
+
+def run(monitor: FlowMonitor, *, job_id: str = "job", **options: int) -> JobState:
+    return execute(shop(**options), monitor, job_id=job_id)
 
 
 def message_of(check: Callable[..., None], *args: Any, **options: Any) -> str:

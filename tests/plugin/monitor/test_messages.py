@@ -1,4 +1,4 @@
-"""flow_monitor: what a failure says, word for word, when a flow is broken on purpose."""
+"""The texts of failed assertions, word for word, for flows that are broken on purpose."""
 
 from __future__ import annotations
 
@@ -10,12 +10,21 @@ from typing import Any
 import pytest
 
 from pytest_routilux import FlowMonitor
-from routilux import ErrorHandler, FakeClock, Flow, Runtime
+from routilux import ErrorHandler, Flow
 from tests.plugin.golden import compare, sections
-from tests.plugin.monitor.pricing import Interrupted, LockedError, Store, message_of, run, shop
+from tests.plugin.monitor.pricing import (
+    Interrupted,
+    LockedError,
+    Store,
+    execute,
+    message_of,
+    run,
+    shop,
+)
 
 GOLDEN = sections("assertions.txt")
 DELAYS = [0.3, 0.45, 0.675, 1.0125]
+STATES = {"fetch": "completed", "price": "completed", "store": "failed"}
 
 CASES: dict[str, tuple[dict[str, int], Callable[[Any], None]]] = {
     "a delay is wrong": (
@@ -31,23 +40,14 @@ CASES: dict[str, tuple[dict[str, int], Callable[[Any], None]]] = {
         lambda m: m.assert_emitted("fetch", event="output", data={"order": {"id": 0, "total": 13}}),
     ),
     "a field that is missing": ({}, lambda m: m.assert_emitted("price", data={"tax": 1})),
-    "an emission too many": (
-        {"orders": 3},
-        lambda m: m.assert_emitted("price", event="output", times=1),
-    ),
+    "an emission too many": ({"orders": 3}, lambda m: m.assert_emitted("price", "output", times=1)),
     "nothing emitted": ({"failures": 5}, lambda m: m.assert_emitted("price")),
     "a routine that ran": ({"orders": 2}, lambda m: m.assert_not_run("store")),
     "a delivery too many": ({"orders": 2}, lambda m: m.assert_flowed("fetch", "price", times=1)),
     "nothing delivered": ({"failures": 5}, lambda m: m.assert_flowed("price", "store")),
-    "other states": (
-        {"failures": 5},
-        lambda m: m.assert_states({"fetch": "completed", "price": "completed", "store": "failed"}),
-    ),
+    "other states": ({"failures": 5}, lambda m: m.assert_states(STATES)),
     "another order": ({}, lambda m: m.assert_order(["fetch", "store", "price"])),
-    "an order cut short": (
-        {"failures": 5},
-        lambda m: m.assert_order(["fetch", "price", "store"]),
-    ),
+    "an order cut short": ({"failures": 5}, lambda m: m.assert_order(["fetch", "price", "store"])),
     "another status": ({"failures": 5}, lambda m: m.assert_status("completed")),
 }
 
@@ -57,11 +57,15 @@ def monitor() -> FlowMonitor:
     return FlowMonitor()
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_failure_reads_as_it_should(monitor: FlowMonitor, name: str) -> None:
+def text_of(monitor: FlowMonitor, name: str) -> str:
     options, check = CASES[name]
     run(monitor, **options)
-    text = re.sub(r"raised   \S*(pricing\.py):\d+", r"raised   \1", message_of(check, monitor))
+    return re.sub(r"raised   \S*(pricing\.py):\d+", r"raised   \1", message_of(check, monitor))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_text_of_a_failure(monitor: FlowMonitor, name: str) -> None:
+    text = text_of(monitor, name)
     compare(GOLDEN[name], text, name)
     lines = text.splitlines()
     assert 25 >= len(lines)
@@ -78,23 +82,20 @@ def test_every_golden_text_has_its_case() -> None:
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [
-        (
-            {"retry_backoff": 2.0},
-            "retry 2 of price: expected 0.45 s, waited 0.6 s",
-        ),
+        ({"retry_backoff": 2.0}, "retry 2 of price: expected 0.45 s, waited 0.6 s"),
         ({"retry_delay": 0.4}, "retry 1 of price: expected 0.3 s, waited 0.4 s"),
         ({"max_delay": 1.0}, "retry 4 of price: expected 1.0125 s, waited 1 s"),
         ({"max_retries": 3}, "price: expected 4 retries, made 3"),
         ({"retryable_exceptions": OSError}, "price: expected 4 retries, made none"),
     ],
 )
-def test_a_policy_that_was_changed_by_mistake_is_told_by_its_first_wrong_wait(
+def test_the_first_line_names_the_first_wrong_wait_of_a_changed_policy(
     monitor: FlowMonitor, broken: dict[str, Any], problem: str
 ) -> None:
     flow = shop(4)
     meant = {"max_retries": 4, "retry_delay": 0.3, "retry_backoff": 1.5}
     flow.routines["price"].set_error_handler(ErrorHandler("retry", **(meant | broken)))
-    flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+    execute(flow, monitor)
     message = message_of(monitor.assert_retried, "price", times=4, delays=DELAYS)
     assert problem == message.splitlines()[0]
 
@@ -104,23 +105,22 @@ def test_the_policy_that_is_meant_passes(monitor: FlowMonitor) -> None:
     monitor.assert_retried("price", times=4, delays=DELAYS)
 
 
-def test_a_connection_that_is_missing_shows_what_there_is(monitor: FlowMonitor) -> None:
+def test_a_missing_connection_is_named(monitor: FlowMonitor) -> None:
     flow = Flow("shop")
     for name, routine in shop().routines.items():
         flow.add_routine(routine, name)
     flow.connect("fetch", "output", "price", "input")
-    flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+    execute(flow, monitor)
     assert message_of(monitor.assert_states, {"store": "completed"}).endswith(
-        "look at  store never ended an attempt, and no connection leads to it"
+        "look at  store, which ended no attempt; connections to it: none"
     )
 
 
-def test_an_attempt_that_began_and_never_ended_was_a_run(monitor: FlowMonitor) -> None:
-    flow = shop(store=Interrupted())
+def test_an_attempt_that_started_and_never_ended_counts_as_a_run(monitor: FlowMonitor) -> None:
     with pytest.raises(KeyboardInterrupt):
-        flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
+        execute(shop(store=Interrupted()), monitor)
     assert message_of(monitor.assert_not_run, "store").startswith(
-        "store: expected never to run, began 1 attempt\n\n> task 0.0.0  attempt 1\n"
+        "store: expected never to run, started 1 attempt\n\n> task 0.0.0  attempt 1\n"
     )
 
 
@@ -129,9 +129,8 @@ class Wordy(Store):
         raise LockedError("a line of it\n" * 500)
 
 
-def test_an_error_of_many_lines_stays_on_one_in_the_timeline(monitor: FlowMonitor) -> None:
-    flow = shop(store=Wordy())
-    flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]), job_id="job")
+def test_an_error_of_many_lines_takes_one_line_of_the_timeline(monitor: FlowMonitor) -> None:
+    execute(shop(store=Wordy()), monitor)
     text = message_of(monitor.assert_states, {"store": "completed"})
     assert "> 1.300  #4  store attempt 1 fails for good: LockedError: a line of it …" in text
     assert 72 >= max(map(len, text.splitlines()))
@@ -142,9 +141,7 @@ def test_an_error_of_many_lines_stays_on_one_in_the_timeline(monitor: FlowMonito
         in status
     )
     for message in (text, status):
-        assert 7 == message.count("\n         a line of it") + message.count(
-            "error    LockedError:"
-        )
+        assert 7 == len(re.findall(r"\n(?:error  |       )  .*a line of it", message))
         assert "\n         …\nraised   " in message
     assert 25 >= len(status.splitlines())
 
@@ -157,38 +154,27 @@ class Unreachable(Store):
         )
 
 
-@pytest.mark.parametrize("asked", ["status", "states", "not run"])
-def test_a_long_error_is_told_in_full_with_its_place(monitor: FlowMonitor, asked: str) -> None:
-    flow = shop(store=Unreachable())
-    flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
-    checks: dict[str, Callable[[], None]] = {
-        "status": lambda: monitor.assert_status("completed"),
-        "states": lambda: monitor.assert_states({"store": "completed"}),
-        "not run": lambda: monitor.assert_not_run("store"),
-    }
+def test_a_long_error_is_shown_in_full_with_the_line_that_raised_it(monitor: FlowMonitor) -> None:
+    job = execute(shop(store=Unreachable()), monitor, job_id=None)
     line = Unreachable.store.__code__.co_firstlineno + 1
     here = Path(__file__).relative_to(Path.cwd())
-    text = message_of(checks[asked])
-    assert (
-        "\n\n"
-        "error    LockedError: the ledger at\n"
-        "         https://ledger.example.com/v1/accounts/7 does not answer; check\n"
-        "         that LEDGER_URL is set and the VPN is up\n"
-        f"raised   {here}:{line}\n"
-    ) in text
-    assert 72 >= max(map(len, text.splitlines()[1:]))
-
-
-def test_the_first_line_of_a_status_has_room_for_what_is_wrong(monitor: FlowMonitor) -> None:
-    flow = shop(store=Unreachable())
-    job = flow.execute("fetch", runtime=Runtime(clock=FakeClock(), observers=[monitor]))
-    first = message_of(monitor.assert_status, "completed").splitlines()[0]
-    assert first.startswith(
+    status = message_of(monitor.assert_status, "completed")
+    states = message_of(monitor.assert_states, {"store": "completed"})
+    for text in (status, states, message_of(monitor.assert_not_run, "store")):
+        assert (
+            "\n\n"
+            "error    LockedError: the ledger at\n"
+            "         https://ledger.example.com/v1/accounts/7 does not answer; check\n"
+            "         that LEDGER_URL is set and the VPN is up\n"
+            f"raised   {here}:{line}\n"
+        ) in text
+        assert 72 >= max(map(len, text.splitlines()[1:]))
+    assert status.startswith(
         f"job {job.job_id[:8]}…: expected completed, is failed: LockedError: the ledger"
     )
 
 
-# --- the goldens themselves -----------------------------------------------------------------------
+# --- golden texts ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,10 +190,8 @@ def test_the_first_line_of_a_status_has_room_for_what_is_wrong(monitor: FlowMoni
 def test_a_golden_text_with_a_wrong_figure_fails_at_its_line(
     monitor: FlowMonitor, figure: str, planted: str
 ) -> None:
-    options, check = CASES["a delay is wrong"]
-    run(monitor, **options)
-    text = message_of(check, monitor)
     golden = GOLDEN["a delay is wrong"]
+    text = text_of(monitor, "a delay is wrong")
     number = next(i for i, line in enumerate(golden.splitlines(), 1) if figure in line)
     with pytest.raises(AssertionError, match=rf"^it, line {number}:\n  expected  .*{planted}"):
         compare(golden.replace(figure, planted, 1), text, "it")

@@ -191,7 +191,7 @@ def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester)
         flow_sim.check_determinism(lambda: stamp(), "orders", {{"id": 7}})
 """,
         [
-            "*hosts in other processes: not tried, the test does without",
+            "*hosts in other processes: not tried, the test turns them off",
             "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.output.order",
             "*the same again",
@@ -231,7 +231,9 @@ def test_a_job_that_fails_undisturbed_is_told_and_not_with_q(
     if option == "-q":
         result.stdout.no_fnmatch_line("*undisturbed*")
     else:
-        result.stdout.fnmatch_lines(["*flow simulations*", told, "where that is meant: inv*"])
+        result.stdout.fnmatch_lines(
+            ["*flow simulations*", told, "if the job should fail, pass inv*"]
+        )
 
 
 def test_a_job_that_is_meant_to_fail_is_not_told(pytester: pytest.Pytester) -> None:
@@ -260,12 +262,12 @@ def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pyte
         pytester,
         """
     def test_survives(flow_sim, monkeypatch):
-        from pytest_routilux import crash
+        from pytest_routilux.sim import recovery
 
         def softened(fault, commit):
             pass  # the store takes what it should refuse
 
-        monkeypatch.setattr(crash._FailsAt, "before_write", softened)
+        monkeypatch.setattr(recovery._FailsAt, "before_write", softened)
         flow_sim.crash_everywhere(build, entry="orders", params={{"id": 7}})
 """,
         ["*cut at * of *: planned *, executed *; a crash that did not*"],
@@ -349,13 +351,19 @@ def test_a_flow_survives_on_a_real_store_and_v_tells_which(pytester: pytest.Pyte
 @pytest.mark.parametrize(
     ("store", "says"),
     [
-        ("SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give what opens "),
-        ("7", "store=7 can't be called; give what opens a store in the file at a path*"),
+        (
+            "SqliteStore('x.db')",
+            "store=<*SqliteStore object *> can't be called; give a f*",
+        ),
+        ("7", "store=7 can't be called; give a function that opens a store in the file at a path*"),
         ("MemoryStore", "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')*"),
-        ("lambda path: MemoryStore()", "store=*lambda* makes no file at the path that it is given"),
-        ("opens_elsewhere", "store=*opens_elsewhere* makes no file at the path that it is given"),
+        ("lambda path: MemoryStore()", "store=*lambda* makes no file at the given path"),
+        ("opens_elsewhere", "store=*opens_elsewhere* makes no file at the given path"),
         ("open", "store=<built-in function open> opens no file (FileNotFoundError: *"),
-        ("str", "store=<class 'str'> opens '*jobs.db', which has no create(); give what opens*"),
+        (
+            "str",
+            "store=<class 'str'> opens '*jobs.db', which has no create(); give *",
+        ),
     ],
 )
 def test_what_opens_no_store_in_a_file_is_refused(

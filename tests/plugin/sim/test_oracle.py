@@ -18,7 +18,7 @@ from pytest_routilux.sim.oracle import (
     unstable_key,
     varying,
 )
-from pytest_routilux.sim.simulator.world import Call, World
+from pytest_routilux.sim.simulator.model import Call, World
 from routilux.codec.equality import same_value
 
 VIEW: dict[str, Any] = {

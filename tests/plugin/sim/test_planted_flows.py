@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pytest_routilux.faults.faults import Raises, Slow
-from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.model import Case
 from routilux import ErrorHandler, FakeClock, Flow, Routine
 from tests.soak import sampled
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pytest_routilux.faults.faults import Fault
-    from pytest_routilux.sim.results import Examination
+    from pytest_routilux.sim.results import Exploration
 
 START = FakeClock().now_ns()
 charge = Effect("gateway.charge", key="key")
@@ -194,9 +194,9 @@ def order_flow(routine: type[Charge], ship: str = "") -> Callable[[], Flow]:
     return build
 
 
-def examined(build: Callable[[], Flow], *faults: Fault, **checks: Any) -> Examination:
+def examined(build: Callable[[], Flow], *faults: Fault, **checks: Any) -> Exploration:
     case = Case(build, "orders", {"order": "A7"}, faults=faults)
-    return examine(case, START, Checks(**checks))
+    return explore(case, START, Checks(**checks))
 
 
 @dataclass(frozen=True)
@@ -338,8 +338,8 @@ def test_always_is_asked_after_every_commit() -> None:
         assert job.seq < 3, f"commit {job.seq}"
 
     case = Case(order_flow(ChargesWithKey), "orders", {"order": "A7"}, always=none_pending)
-    assert examine(case, START, Checks()).reference.finding is None
+    assert explore(case, START, Checks()).reference.finding is None
     case = Case(order_flow(ChargesWithKey), "orders", {"order": "A7"}, always=few_commits)
-    finding = examine(case, START, Checks()).reference.finding
+    finding = explore(case, START, Checks()).reference.finding
     assert finding is not None
     assert "always() does not hold after commit 3: commit 3" in finding.what

@@ -12,12 +12,11 @@ import pytest
 
 from pytest_routilux.faults.faults import ClockJump, Raises, Slow, StoreFails
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import examine, judge, reference
-from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
+from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks, Coverage
 from pytest_routilux.sim.simulator import execution
-from pytest_routilux.sim.simulator.lives import Case
-from pytest_routilux.sim.simulator.scheduler import FIFO
+from pytest_routilux.sim.simulator.model import Case
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
 from routilux.codec.equality import first_difference
 from routilux.persist.rows import without_checksum
@@ -33,8 +32,7 @@ from tests.soak import also, sampled
 
 if TYPE_CHECKING:
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed, Opens
-    from pytest_routilux.sim.simulator.world import World
+    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed, OpenStore, World
 
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
@@ -206,25 +204,27 @@ def rows_of(world: World) -> list[str]:
 
 def told(known: Reference, after: Disturbed) -> dict[str, object]:
     """All that came of a crash, but what differs between any two runs."""
-    finding = known.finding or judge(known, after, ALONE)
-    job = after.life.job
+    finding = known.finding or check_disturbed(known, after, ALONE)
+    job = after.host.job
     return {
         "executed": after.executed,
         "commits": rows_of(after.world),
         "calls": [(c.effect, c.number, c.arguments, c.key, c.at_ns) for c in after.world.calls],
-        "hosts end by": [f"{type(life.error).__name__}: {life.error}" for life in after.lives],
+        "hosts end by": [f"{type(host.error).__name__}: {host.error}" for host in after.hosts],
         "job": None if job is None else codec.dumps(job.serialize()),
         "verdict": None if finding is None else (*finding.signature, finding.what, finding.rows),
     }
 
 
 def known_of(case: Case) -> Reference:
-    return reference(case, START, ALONE, Coverage())
+    return run_reference(case, START, ALONE, Coverage())
 
 
-def disagreements(case: Case, opens: Opens = SqliteStore, sample: int | None = None) -> list[str]:
+def disagreements(
+    case: Case, open_store: OpenStore = SqliteStore, sample: int | None = None
+) -> list[str]:
     """Where crashes on a store come to something else than on memory, a line each."""
-    memory, store = known_of(case), known_of(replace(case, store=opens))
+    memory, store = known_of(case), known_of(replace(case, store=open_store))
     first, second = memory.run, store.run
     difference = first_difference(rows_of(first.world), rows_of(second.world))
     if difference is not None:
@@ -269,20 +269,20 @@ def test_every_crash_comes_to_the_same_on_a_real_store_as_on_memory(
 
 
 @pytest.mark.parametrize("sample", also(FEW, None), ids=["few", "all"])
-@pytest.mark.parametrize("opens", [Leased, Grouped])
+@pytest.mark.parametrize("open_store", [Leased, Grouped])
 @pytest.mark.parametrize("name", ["once, an effect and a wait", "a store that fails by itself"])
 def test_so_it_does_under_a_lease_and_by_writes_of_several_jobs(
-    name: str, opens: Opens, sample: int | None
+    name: str, open_store: OpenStore, sample: int | None
 ) -> None:
-    assert [] == disagreements(CASES[name], opens, sample)
+    assert [] == disagreements(CASES[name], open_store, sample)
 
 
 @pytest.mark.parametrize(
     "name", sampled(["fan-out, fan-in and shared data", "timeouts", "skip"], ["timeouts"])
 )
 def test_every_planned_crash_is_executed_on_both(name: str) -> None:
-    memory = examine(CASES[name], START, ALONE).coverage
-    store = examine(replace(CASES[name], store=SqliteStore), START, ALONE).coverage
+    memory = explore(CASES[name], START, ALONE).coverage
+    store = explore(replace(CASES[name], store=SqliteStore), START, ALONE).coverage
     assert memory.planned == memory.executed == store.planned == store.executed
     assert 5 < store.executed.total()
 
@@ -306,8 +306,8 @@ def test_crashes_of_flows_drawn_at_random_come_to_the_same(
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_store_that_lies_does_not_agree(lie: str) -> None:
-    opens, _, _, says = LIES[lie]
-    assert says in "\n".join(disagreements(ALONE_WORKED, opens))
+    open_store, _, _, says = LIES[lie]
+    assert says in "\n".join(disagreements(ALONE_WORKED, open_store))
 
 
 SHOP = {"order": "A7", "amount": 19.9}
@@ -328,8 +328,8 @@ BUGS["SecondThoughts"] = replace(
     "name", sampled(BUGS, ["Numbered", "planted: a key drawn anew on each host"])
 )
 def test_a_bug_of_a_flow_is_found_at_the_same_crashes(name: str) -> None:
-    def found(store: Opens | None) -> list[tuple[object, ...]]:
-        result = examine(replace(BUGS[name], store=store), START, ALONE)
+    def found(store: OpenStore | None) -> list[tuple[object, ...]]:
+        result = explore(replace(BUGS[name], store=store), START, ALONE)
         assert result.coverage.planned == result.coverage.executed
         first = result.reference.finding
         return [
@@ -371,7 +371,7 @@ BULKY = Case(bulky, "first", {"data": 9_000 * "x"})
 
 
 def refused_on_memory(seq: int, kind: str) -> Disturbed:
-    run = undisturbed(BULKY, START, FIFO)
+    run = run_undisturbed(BULKY, START)
     [point] = [p for p in crash_points(run) if p.kind == kind and p.commits == seq - 1]
     return recover(run, point)
 
@@ -389,11 +389,11 @@ def refused_on_memory(seq: int, kind: str) -> Disturbed:
 def test_a_real_store_that_fails_leaves_what_a_simulated_one_does(
     how: str, kind: str, says: str, seq: int
 ) -> None:
-    opens = failing(seq, how)
-    run = undisturbed(replace(BULKY, store=opens), START, FIFO)
-    assert 1 == opens.struck
+    open_store = failing(seq, how)
+    run = run_undisturbed(replace(BULKY, store=open_store), START)
+    assert 1 == open_store.struck
     ends = [note.text for _, _, note in run.world.log if hasattr(note, "text")]
     assert [True] == [says in text for text in ends if text.startswith("the host ends: OSError")]
     assert rows_of(refused_on_memory(seq, kind).world) == rows_of(run.world)
-    assert {} == run.lost
-    assert run.life.lost is None
+    assert {} == run.store_findings
+    assert run.host.store_finding is None

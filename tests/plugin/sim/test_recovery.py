@@ -8,17 +8,15 @@ import pytest
 
 from pytest_routilux.faults.flow_faults import FlowFaults
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.lives import Case, Undisturbed
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.world import Note
+from pytest_routilux.sim.simulator.model import Case, Note, Undisturbed
 from routilux import CommitKind, ErrorHandler, FakeClock, Flow, Routine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pytest_routilux.sim.simulator.lives import CrashPoint, Disturbed
+    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed
 
 START = FakeClock().now_ns()
 SECOND = 1_000_000_000
@@ -56,7 +54,7 @@ def build(deadline: float | None = None) -> Callable[[], Flow]:
 
 @pytest.fixture(scope="module")
 def run() -> Undisturbed:
-    return undisturbed(Case(build(), "pay", {"order": "A7"}), START, FIFO)
+    return run_undisturbed(Case(build(), "pay", {"order": "A7"}), START)
 
 
 def at(run: Undisturbed, name: str) -> CrashPoint:
@@ -118,7 +116,7 @@ def test_names_are_unique_and_texts_say_the_task_and_the_attempt(run: Undisturbe
 
 
 def test_a_flow_with_a_deadline_is_not_left_alone_past_it() -> None:
-    limited = undisturbed(Case(build(60), "pay", {"order": "A7"}), START, FIFO)
+    limited = run_undisturbed(Case(build(60), "pay", {"order": "A7"}), START)
     names = {point.name for point in crash_points(limited)}
     assert "0@a1.wait.late" in names
     assert not {"0@a1.wait.overdue", "0@a1.wait.long"} & names
@@ -163,7 +161,7 @@ def test_a_store_that_fails_stops_the_host_and_the_next_one_goes_on(
     name: str, run: Undisturbed
 ) -> None:
     disturbed = crashed(run, name)
-    first, last = disturbed.lives
+    first, last = disturbed.hosts
     assert isinstance(first.error, OSError)
     assert last.error is None
     assert [1, 2, 3] == [c.seq for c in disturbed.world.commits if c.at_ns <= START + SECOND][:3]
@@ -177,14 +175,14 @@ def test_a_host_that_dies_in_its_recovery_is_counted(run: Undisturbed) -> None:
     resumed = [c for c in disturbed.world.commits if c.kind is CommitKind.RESUMED]
     assert [1, 2] == [(c.detail or {})["recoveries"] for c in resumed]
     notes = [what.text for _, _, what in disturbed.world.log if isinstance(what, Note)]
-    assert "CRASH, right after it went on" in notes
+    assert "CRASH, right after it resumed" in notes
 
 
 def test_a_second_crash_that_does_not_come_is_said_not_to_be_executed(
     run: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert crashed(run, "start.recovery").executed
-    monkeypatch.delattr("pytest_routilux.sim.recovery._DiesAfter.after_write")
+    monkeypatch.delattr("pytest_routilux.sim.recovery._FailsAt.after_write")
     assert not crashed(run, "start.recovery").executed
 
 
@@ -201,7 +199,7 @@ def test_every_point_is_executed_also_where_the_test_lets_the_store_fail(
     write: int, durable: bool
 ) -> None:
     fault = FlowFaults().store_fails(write, durable=durable)
-    run = undisturbed(Case(build(), "pay", {"order": "A7"}, faults=(fault,)), START, FIFO)
+    run = run_undisturbed(Case(build(), "pay", {"order": "A7"}, faults=(fault,)), START)
     points = crash_points(run)
     assert 30 < len(points)
     assert [] == [point.name for point in points if not recover(run, point).executed]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from pytest_routilux.faults.faults import Raises, Slow
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import reference
+from pytest_routilux.sim.explore import run_reference
 from pytest_routilux.sim.repro import Repro, Stale, command, digest_of
 from pytest_routilux.sim.results import Checks, Coverage
-from pytest_routilux.sim.simulator.lives import Case, CrashPoint
+from pytest_routilux.sim.simulator.model import Case, CrashPoint
 from routilux import Flow, Routine
 from routilux.clocks.durations import instant_ns
 from tests.plugin.sim import bugs
@@ -38,7 +38,7 @@ def point(name: str) -> CrashPoint:
 
 
 def points_of(case: Case) -> list[CrashPoint]:
-    return crash_points(reference(case, START, Checks(), Coverage()).run)
+    return crash_points(run_reference(case, START, Checks(), Coverage()).run)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 
 from pytest_routilux.faults.faults import ClockJump, Fault, Raises, Slow
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import examine, judge
+from pytest_routilux.sim.explore import check_disturbed, explore
 from pytest_routilux.sim.recovery import recover
-from pytest_routilux.sim.results import Checks, Examination
+from pytest_routilux.sim.results import Checks, Exploration
 from pytest_routilux.sim.shrink import Cause, shrink
-from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.model import Case
 from routilux.clocks.durations import instant_ns
 from tests.plugin.sim import bugs
 
@@ -26,17 +26,17 @@ def case_of(charge: type[bugs.Charge], *faults: Fault) -> Case:
     return Case(build, "orders", {"order": "A7", "amount": 19.9}, faults=faults)
 
 
-def shrunk(case: Case, checks: Checks = CHECKS) -> tuple[Examination, Cause]:
-    examination = examine(case, START, checks)
-    return examination, shrink(examination, case, START, checks)
+def shrunk(case: Case, checks: Checks = CHECKS) -> tuple[Exploration, Cause]:
+    exploration = explore(case, START, checks)
+    return exploration, shrink(exploration, case, START, checks)
 
 
 def test_a_double_charge_shrinks_to_one_crash_in_well_under_a_second() -> None:
     case = case_of(bugs.Charge, Slow("orders", 1), Slow("charge", 0.5, [1]), ClockJump(3600))
-    examination = examine(case, START, CHECKS)
+    exploration = explore(case, START, CHECKS)
 
     begun = process_time()
-    cause = shrink(examination, case, START, CHECKS)
+    cause = shrink(exploration, case, START, CHECKS)
 
     assert process_time() - begun < 0.5
     assert cause.point is not None
@@ -58,18 +58,18 @@ def test_a_fault_without_which_the_finding_is_gone_stays_under_its_own_number() 
     assert (2,) == cause.faults
     assert cause.point is not None
     assert "0.0@a2.effect1" == cause.point.name
-    assert (case.faults[1],) == cause.examination.reference.run.case.faults
+    assert (case.faults[1],) == cause.exploration.reference.run.case.faults
 
 
 @pytest.mark.parametrize("charge", [bugs.Charge, bugs.OnceAlone, bugs.MiddlingBudget])
 def test_kind_routine_and_place_stay_the_same(charge: type[bugs.Charge]) -> None:
     case = case_of(charge, Slow("charge", 1))
-    examination = examine(case, START, CHECKS)
-    findings = {finding.signature: finding for _, finding in examination.failures}
+    exploration = explore(case, START, CHECKS)
+    findings = {finding.signature: finding for _, finding in exploration.failures}
     assert (2 if charge is bugs.MiddlingBudget else 1) == len(findings)
 
     for finding in findings.values():
-        cause = shrink(examination, case, START, CHECKS, finding)
+        cause = shrink(exploration, case, START, CHECKS, finding)
 
         assert finding.signature == cause.finding.signature
         assert () == cause.faults
@@ -81,17 +81,17 @@ def test_what_is_given_back_fails_in_the_same_way_when_it_is_run(
 ) -> None:
     _, cause = shrunk(case_of(charge, Slow("charge", 1)))
 
-    known = cause.examination.reference
+    known = cause.exploration.reference
     assert cause.point is not None
-    again = judge(known, recover(known.run, cause.point), CHECKS)
+    again = check_disturbed(known, recover(known.run, cause.point), CHECKS)
 
     assert again is not None
     assert cause.finding.signature == again.signature
 
 
 def test_the_simplest_crash_is_around_an_effect_then_at_a_write_then_in_a_wait() -> None:
-    known = examine(case_of(bugs.OwnBudget), START, CHECKS).reference
-    charge = examine(case_of(bugs.Charge), START, CHECKS).reference
+    known = explore(case_of(bugs.OwnBudget), START, CHECKS).reference
+    charge = explore(case_of(bugs.Charge), START, CHECKS).reference
     points = [*crash_points(known.run), *crash_points(charge.run)]
 
     kinds = dict.fromkeys(
@@ -120,9 +120,9 @@ def test_what_shows_without_a_crash_shrinks_to_no_crash() -> None:
 
 
 def test_the_smallest_cause_already_is_left_as_it_is() -> None:
-    examination, cause = shrunk(case_of(bugs.Charge))
+    exploration, cause = shrunk(case_of(bugs.Charge))
 
-    assert examination.failures[0] == (cause.point, cause.finding)
+    assert exploration.failures[0] == (cause.point, cause.finding)
     assert (0, None) == (cause.runs, cause.text)
 
 

@@ -292,12 +292,12 @@ def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
     shop.makepyfile(
         f"""
         import itertools
-        from routilux.clocks import fake_clock
+        from routilux.clocks import turns
         from shop import shop
 
         def test_computes(flow_runtime, checks, monkeypatch):
             seconds = itertools.count(0, 10**9)
-            monkeypatch.setattr(fake_clock, "thread_cpu_ns", lambda _: next(seconds))
+            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
             compute = lambda: [checks.acquire() for _ in range(12)]
             shop(compute, "{strategy}").execute("charge").raise_for_status()
 

@@ -130,7 +130,7 @@ def shop(
     charge: type[Charge] = Charge,
     **options: Any,
 ) -> Callable[[], Flow]:
-    """orders -> charge -> book, and orders -> audit; charge is tried again, by default 4 times."""
+    """orders -> charge -> book, and orders -> audit; charge is retried, by default 4 times."""
     handler = {
         "strategy": "retry",
         "max_retries": 4,
@@ -242,7 +242,7 @@ def _(patch: Patch) -> None:
 @bug(
     "jitter goes twice as far as it may",
     "backoff-wrong",
-    "retry 1 of charge (task 0.0): expected 0.27 s to 0.33 s, waited 0.24 s",
+    "retry 1 of charge (task 0.0): expected 0.27 to 0.33 s, waited 0.24 s",
     build=shop(jitter=0.1),
 )
 def _(patch: Patch) -> None:
@@ -265,7 +265,7 @@ def _(patch: Patch) -> None:
 @bug(
     "one retry too many is made",
     "retry-too-many",
-    "charge (task 0.0) is tried again",
+    "charge (task 0.0) is retried",
     "GatewayDown at attempt 5, but its 4 retries are spent",
     build=shop(fails=(9,)),
 )
@@ -295,7 +295,7 @@ def _(patch: Patch) -> None:
     "the retry budget is reset on resume",
     "budget-reset",
     "of charge (task 0.0): expected 0.45 s, waited 0.3 s",
-    "the retries before another host went on are forgotten",
+    "the retries before another host resumed the job are forgotten",
 )
 def _(patch: Patch) -> None:
     def forget(result: None, self: JobState, commit: Commit) -> None:
@@ -308,8 +308,8 @@ def _(patch: Patch) -> None:
 @bug(
     "the retry budget is reset on resume, where all delays are alike",
     "budget-reset",
-    "charge (task 0.0) is tried again after",
-    "but its 4 retries are spent; 3 of them since another host went on",
+    "charge (task 0.0) is retried after",
+    "but its 4 retries are spent; 3 of them since another host resumed the job",
     build=shop(fails=(9,), retry_backoff=1),
 )
 def _(patch: Patch) -> None:
@@ -350,7 +350,7 @@ def _(patch: Patch) -> None:
 @bug(
     "an error that is not retryable is retried",
     "non-retryable-retried",
-    "charge (task 0.0) is tried again after",
+    "charge (task 0.0) is retried after",
     "CardRefused at attempt 1, which is not retryable",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
 )
@@ -373,9 +373,9 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "a task is tried again past its deadline",
+    "a task is retried past its deadline",
     "deadline-crossed",
-    "charge (task 0.0) is tried again after",
+    "charge (task 0.0) is retried after",
     "after its deadline",
     build=shop(deadline=1.0),
 )
@@ -389,7 +389,7 @@ def _(patch: Patch) -> None:
 @bug(
     "what is to be skipped fails the job",
     "strategy-wrong",
-    "charge (task 0.0) is failed, but SKIP is what its handler says",
+    "charge (task 0.0) is failed, but its handler's strategy is SKIP",
     build=shop(fails=(9,), max_retries=1, on_exhausted="skip"),
 )
 def _(patch: Patch) -> None:
@@ -409,9 +409,9 @@ def _continues() -> Flow:
 
 
 @bug(
-    "what is to be dropped is tried again",
-    "retried-unasked",
-    "charge (task 0.0) is tried again after",
+    "what is to be dropped is retried",
+    "retried-unexpectedly",
+    "charge (task 0.0) is retried after",
     "GatewayDown at attempt 1, but its strategy is CONTINUE",
     build=_continues,
 )
@@ -430,7 +430,7 @@ def _(patch: Patch) -> None:
 @bug(
     "an attempt that a crash cut off is counted",
     "attempt-skipped",
-    "attempt 2 of orders (task 0) begins, but attempt 1 is the next",
+    "attempt 2 of orders (task 0) starts, but attempt 1 is the next",
     routine="orders",
 )
 def _(patch: Patch) -> None:
@@ -462,22 +462,22 @@ def _on_resume(change: Callable[[Any, Commit, int], int]) -> Callable[[Patch], N
 bug(
     "a timer is lost on resume",
     "timer-lost",
-    "retry 1 of charge (task 0.0) begins",
-    "before it is due; its wait is 0.3 s, which the host that went on did not keep",
+    "retry 1 of charge (task 0.0) starts",
+    "before it is due; its wait is 0.3 s, which the resuming host did not keep",
 )(_on_resume(lambda task, commit, due: commit.at_ns))
 
 bug(
     "a timer starts anew on resume",
     "timer-restarted",
-    "retry 1 of charge (task 0.0) waits its 0.3 s anew after the resume: it begins 0.15 s late",
+    "retry 1 of charge (task 0.0) waits its 0.3 s anew after the resume: it starts 0.15 s late",
 )(_on_resume(lambda task, commit, due: commit.at_ns + task.delay_ns))
 
 
 @bug(
     "a due time is kept by the monotonic clock of the host that set it",
     "timer-lost",
-    "retry 1 of charge (task 0.0) begins",
-    "which the host that went on did not keep",
+    "retry 1 of charge (task 0.0) starts",
+    "which the resuming host did not keep",
 )
 def _(patch: Patch) -> None:
     offsets: list[int] = []
@@ -492,7 +492,7 @@ def _(patch: Patch) -> None:
 @bug(
     "of two tasks that are due at one instant one is forgotten",
     "wake-up-lost",
-    "attempt 2 of charge (task 0.2) is never begun, though it is due 0.37 s after the start",
+    "attempt 2 of charge (task 0.2) never starts, though it is due 0.37 s after the start",
     build=shop(fails=(1, 1), workers=2, charge=Wide),
 )
 def _(patch: Patch) -> None:
@@ -507,9 +507,9 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "of two tasks that are due at one instant one begins when the other has ended",
+    "of two tasks that are due at one instant one starts when the other has ended",
     "retry-late",
-    "retry 1 of charge (task 0.2) begins 0.05 s after it was due, with a place free",
+    "retry 1 of charge (task 0.2) starts 0.05 s after it was due: no limit",
     build=shop(fails=(1, 1), workers=4, charge=Wide),
 )
 def _(patch: Patch) -> None:
@@ -522,7 +522,7 @@ def _(patch: Patch) -> None:
 @bug(
     "two steps of one routine run at a time",
     "too-many-at-once",
-    "attempt 1 of charge (task 0.2) begins with 1 steps of charge in flight",
+    "attempt 1 of charge (task 0.2) starts with 1 steps of charge in flight",
     build=shop(fails=(1, 1), workers=4),
 )
 def _(patch: Patch) -> None:
@@ -587,7 +587,7 @@ def _(patch: Patch) -> None:
 @bug(
     "the state of a failed attempt is kept in memory alone",
     "snapshot-wrong",
-    "attempt 2 of charge (task 0.0) sees the state of charge otherwise than it is committed",
+    "attempt 2 of charge (task 0.0) gets the state of charge otherwise than committed",
 )
 def _(patch: Patch) -> None:
     _leaky(patch)
@@ -602,7 +602,7 @@ def _(patch: Patch) -> None:
 
 @bug(
     "nobody is told of a task that fails for good",
-    "error-untold",
+    "error-not-emitted",
     "attempt 5 of charge (task 0.0) fails for good, and its event 'error' is not emitted",
     build=shop(fails=(9,)),
 )
@@ -660,7 +660,7 @@ def _(patch: Patch) -> None:
 @bug(
     "a commit is folded in twice",
     "attempts-miscounted",
-    "orders is said to have made 2 attempts; its commits end 1",
+    "orders counts 2 attempts; its commits end 1",
     routine="orders",
 )
 def _(patch: Patch) -> None:
@@ -701,7 +701,7 @@ def _(patch: Patch) -> None:
     "after a resume tasks are numbered from 0 again",
     "task-id-twice",
     "task 1 that commit",
-    "creates is named 0.0; by its lineage it is 0.0.0",
+    "creates has the id 0.0; by its lineage it is 0.0.0",
 )
 def _(patch: Patch) -> None:
     original = transitions.child_id
@@ -734,7 +734,7 @@ def _(patch: Patch) -> None:
 @bug(
     "work goes on after the job has failed",
     "ran-after-failure",
-    "attempt 1 of audit (task 0.1) begins although the job is failed",
+    "attempt 1 of audit (task 0.1) starts although the job is failed",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
     routine="audit",
 )
@@ -759,7 +759,7 @@ def _(patch: Patch) -> None:
     "an edge is missing after a flow was loaded",
     "edge-missing",
     "charge emits 'output' in commit",
-    "no task comes of it for book.input, which is connected to it",
+    "no task is created for book.input, which is connected to it",
     points="by document",
 )
 def _(patch: Patch) -> None:

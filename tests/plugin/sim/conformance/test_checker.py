@@ -11,16 +11,15 @@ from typing import Any
 import pytest
 
 from pytest_routilux.faults.flow_faults import FlowFaults
-from pytest_routilux.sim.conformance.checker import broken_law
+from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import examine
-from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.explore import explore
+from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator import execution
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import Case, Undisturbed
-from pytest_routilux.sim.simulator.scheduler import FIFO, Seeded
-from pytest_routilux.sim.simulator.world import World
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import Case, Undisturbed, World
+from pytest_routilux.sim.simulator.scheduler import SeededScheduler
 from routilux import (
     Commit,
     CommitKind,
@@ -149,18 +148,18 @@ def test_no_law_is_broken_by_a_sound_engine(tenth: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(execution, "_MOST_STEPS", 60)
     for seed in range(20 * tenth, 20 * tenth + 20):
         case = Case(lambda seed=seed: flow_of(seed), "r0", {"n": 3})  # type: ignore[misc]
-        run = undisturbed(case, START, FIFO)
-        assert [] == run.life.broken
-        assert broken_law(run.world, [run.life], case) is None, seed
+        run = run_undisturbed(case, START)
+        assert [] == run.host.findings
+        assert broken_rule(run.world, [run.host], case) is None, seed
         points = crash_points(run, documents=False)
         for point in Random(seed).sample(points, min(12, len(points))):
             after = recover(run, point)
-            finding = broken_law(after.world, after.lives, case)
+            finding = broken_rule(after.world, after.hosts, case)
             assert finding is None, (seed, point.name, finding)
         for number in range(2):
             world = World(START)
-            life = live(case, world, choices=Seeded(number))
-            finding = broken_law(world, [life], case)
+            host = run_host(case, world, scheduler=SeededScheduler(number))
+            finding = broken_rule(world, [host], case)
             assert finding is None, (seed, number, finding)
 
 
@@ -184,9 +183,9 @@ def test_what_can_not_be_saved_is_refused_after_a_crash_as_before() -> None:
         flow.add_routine(SendsOdd(), "send")
         return flow
 
-    run = undisturbed(Case(build, "send"), START, FIFO)
+    run = run_undisturbed(Case(build, "send"), START)
     for point in crash_points(run):
-        job = recover(run, point).life.job
+        job = recover(run, point).host.job
         assert job is not None
         assert job.error is not None
         assert "routilux.UnserializableError" == job.error.type
@@ -199,7 +198,7 @@ def test_a_flow_that_fails_by_its_authors_mistake_is_no_flow_that_survives() -> 
         flow.set_error_handler(ErrorHandler("continue"))  # and the job is completed
         return flow
 
-    finding = examine(Case(build, "send"), START, Checks()).reference.finding
+    finding = explore(Case(build, "send"), START, Checks()).reference.finding
     assert finding is not None
     assert ("mistake", "send") == (finding.kind, finding.routine)
     assert (
@@ -223,11 +222,11 @@ def test_a_job_that_is_given_up_since_its_handler_ends_each_host_does_not_surviv
         flow.add_routine(Cancelled(), "cancel")
         return flow
 
-    finding = examine(Case(build, "cancel"), START, Checks()).reference.finding
+    finding = explore(Case(build, "cancel"), START, Checks()).reference.finding
     assert finding is not None
     assert "stuck" == finding.kind
     down = tuple(FlowFaults().store_fails(write) for write in (2, 4, 6, 8))
-    asked_for = examine(Case(worked, "first", {"data": "a"}, faults=down), START, Checks())
+    asked_for = explore(Case(worked, "first", {"data": "a"}, faults=down), START, Checks())
     assert asked_for.reference.finding is None
     assert "routilux.PoisonJobError" == asked_for.reference.view["error"]
 
@@ -287,7 +286,7 @@ def _task(**values: Any) -> Callable[[Undisturbed], None]:
 def _step(place: int, **values: Any) -> Callable[[Undisturbed], None]:
     def tamper(run: Undisturbed) -> None:
         for name, value in values.items():
-            step = run.life.steps[place][1]
+            step = run.host.steps[place][1]
             old = getattr(step, name)
             setattr(step, name, value(old) if callable(value) else value)
 
@@ -295,7 +294,7 @@ def _step(place: int, **values: Any) -> Callable[[Undisturbed], None]:
 
 
 def _begun_again(run: Undisturbed) -> None:
-    run.life.steps.insert(1, run.life.steps[0])
+    run.host.steps.insert(1, run.host.steps[0])
 
 
 def _goes_on(run: Undisturbed) -> None:
@@ -324,11 +323,11 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
     "time-ran-back": _set(DONE, at_ns=START),
     "due-wrong": _set(FIRST_RETRY, due_ns=_more),
     "backoff-wrong": _set(FIRST_RETRY, due_ns=_more, delay_ns=_more),
-    "task-id-strange": _task(task_id="0.7"),
+    "task-id-wrong": _task(task_id="0.7"),
     "task-id-twice": _task(task_id="0"),
     "payload-wrong": _task(payload={"data": 1}),
     "edge-missing": _task(slot="other"),
-    "task-unasked": _set(FIRST_DONE, emissions=()),
+    "task-unexpected": _set(FIRST_DONE, emissions=()),
     "failed-attempt-wrote": lambda run: _set(RETRY, state=run.world.commits[DONE].state)(run),
     "retry-too-early": _step(1, started_ns=lambda old: old - 1),
     "retry-late": _step(1, started_ns=lambda old: old + 1),
@@ -336,9 +335,9 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
     "snapshot-wrong": _step(3, shared=lambda old: {**old, "data": 2}),
     "record-lost": _step(1, effects=None),
     "record-twice": lambda run: run.world.commits.insert(2, run.world.commits[FIRST_EFFECT]),
-    "begun-twice": _begun_again,
+    "started-twice": _begun_again,
     "ran-after-failure": _set(0, status=JobStatus.FAILED),
-    "ran-at-rest": _set(DONE - 1, status=JobStatus.PENDING),
+    "ran-while-stopped": _set(DONE - 1, status=JobStatus.PENDING),
     "changed-after-end": _resumed_after_its_end,
     "failure-ignored": _set(DONE, kind=CommitKind.FAILED, state=None, shared=None, emissions=()),
     "strategy-wrong": _set(
@@ -367,8 +366,8 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
 
 @pytest.fixture
 def run() -> Undisturbed:
-    run = undisturbed(Case(worked, "first", {"data": "x"}), START, FIFO)
-    assert broken_law(run.world, [run.life], run.case) is None
+    run = run_undisturbed(Case(worked, "first", {"data": "x"}), START)
+    assert broken_rule(run.world, [run.host], run.case) is None
     run.world.commits = copy.deepcopy(run.world.commits)
     return run
 
@@ -376,6 +375,6 @@ def run() -> Undisturbed:
 @pytest.mark.parametrize("kind", TAMPERED)
 def test_a_record_that_was_tampered_with_breaks_a_law(kind: str, run: Undisturbed) -> None:
     TAMPERED[kind](run)
-    finding = broken_law(run.world, [run.life], run.case)
+    finding = broken_rule(run.world, [run.host], run.case)
     assert finding is not None
     assert kind == finding.kind, finding.what

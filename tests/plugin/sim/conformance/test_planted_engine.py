@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from pytest_routilux.sim.explore import examine
-from pytest_routilux.sim.results import Checks, Examination
-from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.explore import explore
+from pytest_routilux.sim.results import Checks, Exploration
+from pytest_routilux.sim.simulator.model import Case
 from routilux import FakeClock
 from tests.plugin.sim.conformance.engine_bugs import BUGS, Bug
 from tests.soak import sampled
@@ -15,8 +15,8 @@ START = FakeClock().now_ns()
 FEW = [*BUGS][::5]
 
 
-def examined(bug: Bug) -> Examination:
-    return examine(Case(bug.build, "orders", faults=bug.faults), START, Checks())
+def examined(bug: Bug) -> Exploration:
+    return explore(Case(bug.build, "orders", faults=bug.faults), START, Checks())
 
 
 @pytest.mark.parametrize("what", sampled(BUGS, FEW))

@@ -24,12 +24,11 @@ from pytest_routilux.faults.faults import Raises
 from pytest_routilux.hosts import fork_server
 from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
-from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, hidden_state
 from pytest_routilux.sim.results import Checks, Coverage
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.lives import Case
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Case, Finding
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import ErrorHandler, Flow, FlowDefinitionError, RoutiluxError, Routine
 from routilux.clocks.durations import instant_ns
@@ -147,8 +146,8 @@ def test_a_call_that_does_not_repeat_is_named_with_its_line(work: Work, call: st
         finding.hint,
     )
     assert finding.what.startswith(
-        f"r1 calls {call}: the same decisions gave something else, first at r1 (task 0.0, attempt"
-        " 1): emissions[0].payload.number "
+        f"r1 calls {call}: a second run with the same decisions differs, first at r1 (task 0.0,"
+        " attempt 1): emissions[0].payload.number "
     )
 
 
@@ -203,7 +202,7 @@ def test_a_shape_by_the_wall_clock_is_found() -> None:
 
     finding = checked(only_in_january)
     assert finding is not None
-    assert "started at another instant it did something else" in finding.what
+    assert "a run that starts at another instant differs" in finding.what
     assert line_of(only_in_january) == finding.hint
 
 
@@ -479,12 +478,12 @@ def test_a_thread_that_outlives_its_step_is_found_and_one_that_is_joined_is_not(
         return number
 
     try:
-        finding = examine(chain(same, leaks), START, Checks()).reference.finding
+        finding = explore(chain(same, leaks), START, Checks()).reference.finding
     finally:
         stop.set()
     assert finding is not None
     assert ("leaked-thread", "r1") == (finding.kind, finding.routine)
-    assert examine(chain(same, joins), START, Checks()).reference.finding is None
+    assert explore(chain(same, joins), START, Checks()).reference.finding is None
 
 
 def test_a_thread_of_a_threads_own_is_found_and_one_of_the_tests_server_is_not() -> None:
@@ -516,10 +515,10 @@ def test_a_thread_of_a_threads_own_is_found_and_one_of_the_tests_server_is_not()
     threading.Thread(target=serve, daemon=True).start()
     checks = Checks(isolated=False)  # the server is not in other processes
     try:
-        finding = examine(chain(same, leaks), START, checks).reference.finding
+        finding = explore(chain(same, leaks), START, checks).reference.finding
         assert finding is not None
         assert ("leaked-thread", "r1") == (finding.kind, finding.routine)
-        found = examine(chain(same, asks), START, checks)
+        found = explore(chain(same, asks), START, checks)
         assert (None, []) == (found.reference.finding, found.failures)
     finally:
         stop.set()
@@ -558,7 +557,7 @@ FLOWS = [
 def test_the_flows_of_the_showcase_are_clean(case: Case) -> None:
     assert check_determinism(case, START) is None
     assert swallowed_crash(case, START) is None
-    result = examine(case, START, Checks())
+    result = explore(case, START, Checks())
     assert result.reference.finding is None
     assert [] == [finding.what for _, finding in result.failures]
     assert [] == [note for note in result.coverage.notes if "process" in note]

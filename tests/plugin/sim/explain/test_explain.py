@@ -19,14 +19,13 @@ from pytest_routilux.faults.faults import Fault, Raises, Slow
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explain.evidence import key_part
 from pytest_routilux.sim.explain.explain import explain, explain_cause
-from pytest_routilux.sim.explore import examine
+from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.recovery import recover
 from pytest_routilux.sim.repro import Repro, command
-from pytest_routilux.sim.results import Checks, Examination
+from pytest_routilux.sim.results import Checks, Exploration
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.lives import Case, Disturbed
-from pytest_routilux.sim.simulator.world import Call, Finding
+from pytest_routilux.sim.simulator.model import Call, Case, Disturbed, Finding
 from pytest_routilux.text import plain, shorten, width, wrapped
 from routilux import Commit, Flow, Routine
 from routilux.clocks.durations import instant_ns
@@ -48,10 +47,10 @@ def case_of(
 
 def cause_of(case: Case, kind: str | None = None, checks: Checks | None = None) -> Cause:
     checks = checks or Checks()
-    examination = examine(case, START, checks)
-    examination.coverage.seconds, examination.coverage.runs = 0.04, 5
-    told = [finding for _, finding in examination.failures if kind in (None, finding.kind)]
-    return shrink(examination, case, START, checks, told[0] if told else None)
+    exploration = explore(case, START, checks)
+    exploration.coverage.seconds, exploration.coverage.runs = 0.04, 5
+    told = [finding for _, finding in exploration.failures if kind in (None, finding.kind)]
+    return shrink(exploration, case, START, checks, told[0] if told else None)
 
 
 def told(
@@ -105,67 +104,67 @@ def test_a_narrow_terminal_gets_the_same_parts_in_80_columns() -> None:
 first_cause = cache(lambda charge: cause_of(case_of(charge)))
 
 
-def parts(charge: type[bugs.Charge]) -> tuple[Examination, Finding, Disturbed]:
+def parts(charge: type[bugs.Charge]) -> tuple[Exploration, Finding, Disturbed]:
     """Return what a text is made of; a test may change it."""
     cause = first_cause(charge)
     assert cause.point is not None
-    examination = replace(
-        cause.examination,
-        failures=list(cause.examination.failures),
-        coverage=deepcopy(cause.examination.coverage),
+    exploration = replace(
+        cause.exploration,
+        failures=list(cause.exploration.failures),
+        coverage=deepcopy(cause.exploration.coverage),
     )
-    return examination, replace(cause.finding), recover(examination.reference.run, cause.point)
+    return exploration, replace(cause.finding), recover(exploration.reference.run, cause.point)
 
 
 @pytest.fixture(scope="module")
-def charged() -> tuple[Examination, Finding, Disturbed]:
+def charged() -> tuple[Exploration, Finding, Disturbed]:
     """The parts of a double charge, for tests that do not change them."""
     return parts(bugs.Charge)
 
 
-def text_of(examination: Examination, finding: Finding, disturbed: Disturbed) -> str:
-    return explain(examination, finding, disturbed, 100, repro=None, root=ROOT)
+def text_of(exploration: Exploration, finding: Finding, disturbed: Disturbed) -> str:
+    return explain(exploration, finding, disturbed, 100, repro=None, root=ROOT)
 
 
-def one_more_call(_: Examination, disturbed: Disturbed) -> None:
-    disturbed.world.called(disturbed.world.calls[-1])
+def one_more_call(_: Exploration, disturbed: Disturbed) -> None:
+    disturbed.world.add_call(disturbed.world.calls[-1])
 
 
-def one_call_less(_: Examination, disturbed: Disturbed) -> None:
+def one_call_less(_: Exploration, disturbed: Disturbed) -> None:
     disturbed.world.calls.pop()
 
 
-def a_later_commit(_: Examination, disturbed: Disturbed) -> None:
+def a_later_commit(_: Exploration, disturbed: Disturbed) -> None:
     log = disturbed.world.log
     log[-1] = (log[-1][0] + 5_000_000, *log[-1][1:])
 
 
-def another_host(_: Examination, disturbed: Disturbed) -> None:
+def another_host(_: Exploration, disturbed: Disturbed) -> None:
     log = disturbed.world.log
     log[-1] = (log[-1][0], 7, log[-1][2])
 
 
-def a_commit_that_is_missing(_: Examination, disturbed: Disturbed) -> None:
+def a_commit_that_is_missing(_: Exploration, disturbed: Disturbed) -> None:
     commit = next(entry for entry in disturbed.world.log if isinstance(entry[2], Commit))
     disturbed.world.log.remove(commit)
 
 
-def another_result(_: Examination, disturbed: Disturbed) -> None:
+def another_result(_: Exploration, disturbed: Disturbed) -> None:
     for index, (at_ns, host, what) in enumerate(disturbed.world.log):
         if isinstance(what, Call):
             disturbed.world.log[index] = (at_ns, host, replace(what, result="another"))
 
 
-def a_point_that_was_not_executed(examination: Examination, _: Disturbed) -> None:
-    examination.coverage.executed["after a write"] -= 1
+def a_point_that_was_not_executed(exploration: Exploration, _: Disturbed) -> None:
+    exploration.coverage.executed["after a write"] -= 1
 
 
-def one_failure_less(examination: Examination, _: Disturbed) -> None:
-    examination.failures.pop()
+def one_failure_less(exploration: Exploration, _: Disturbed) -> None:
+    exploration.failures.pop()
 
 
-def other_seconds(examination: Examination, _: Disturbed) -> None:
-    examination.coverage.seconds = 0.05
+def other_seconds(exploration: Exploration, _: Disturbed) -> None:
+    exploration.coverage.seconds = 0.05
 
 
 @pytest.mark.parametrize(
@@ -183,20 +182,20 @@ def other_seconds(examination: Examination, _: Disturbed) -> None:
     ],
 )
 def test_a_figure_that_is_planted_wrong_changes_the_text(plant) -> None:  # type: ignore[no-untyped-def]
-    examination, finding, disturbed = parts(bugs.Charge)
-    right = text_of(examination, finding, disturbed)
+    exploration, finding, disturbed = parts(bugs.Charge)
+    right = text_of(exploration, finding, disturbed)
     assert right in golden.sections("explanations.txt")["an effect that is repeated"]
 
-    plant(examination, disturbed)
+    plant(exploration, disturbed)
 
-    assert right != text_of(examination, finding, disturbed)
+    assert right != text_of(exploration, finding, disturbed)
 
 
 def test_incomplete_coverage_is_reported() -> None:
-    examination, finding, disturbed = parts(bugs.Charge)
-    examination.coverage.executed["after a write"] -= 1
+    exploration, finding, disturbed = parts(bugs.Charge)
+    exploration.coverage.executed["after a write"] -= 1
 
-    assert "cut at 18 of 19" in text_of(examination, finding, disturbed)
+    assert "cut at 18 of 19" in text_of(exploration, finding, disturbed)
 
 
 # --- why and fix ----------------------------------------------------------------------------------
@@ -216,7 +215,7 @@ KINDS = [
     "invariant",
     "always",
     "stuck",
-    "engine-law",
+    "engine-rule",
     "leaked-thread",
     "module-state",
     "hash-order",
@@ -228,20 +227,20 @@ KINDS = [
     "payload-changed",
     "unreadable",
     "backoff-wrong",
-    "of a law that is yet to come",
+    "of a rule that is yet to come",
 ]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("crash", [True, False])
 def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
-    kind: str, crash: bool, charged: tuple[Examination, Finding, Disturbed]
+    kind: str, crash: bool, charged: tuple[Exploration, Finding, Disturbed]
 ) -> None:
-    examination, _, disturbed = charged
+    exploration, _, disturbed = charged
     finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
 
     text = explain(
-        examination,
+        exploration,
         finding,
         disturbed if crash else None,
         100,
@@ -253,13 +252,13 @@ def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
     assert f"[{kind}]" in text.splitlines()[0]
 
 
-@pytest.mark.parametrize("kind", ["engine-law", "backoff-wrong", "budget-reset", "unheard-of"])
-def test_a_broken_law_of_the_engine_is_reported_as_a_bug_of_routilux(
-    kind: str, charged: tuple[Examination, Finding, Disturbed]
+@pytest.mark.parametrize("kind", ["engine-rule", "backoff-wrong", "budget-reset", "unheard-of"])
+def test_a_broken_rule_of_the_engine_is_reported_as_a_bug_of_routilux(
+    kind: str, charged: tuple[Exploration, Finding, Disturbed]
 ) -> None:
-    examination, _, disturbed = charged
+    exploration, _, disturbed = charged
 
-    text = text_of(examination, Finding(kind, "a law", "engine.charge", "charge"), disturbed)
+    text = text_of(exploration, Finding(kind, "a rule", "engine.charge", "charge"), disturbed)
 
     assert "That is a bug of routilux, not of this flow" in text
     assert "report it to routilux" in text
@@ -267,11 +266,11 @@ def test_a_broken_law_of_the_engine_is_reported_as_a_bug_of_routilux(
 
 @pytest.mark.parametrize("kind", ["always", "payload-changed", "unreadable"])
 def test_a_finding_that_a_flow_can_cause_is_not_reported_as_a_bug_of_routilux(
-    kind: str, charged: tuple[Examination, Finding, Disturbed]
+    kind: str, charged: tuple[Exploration, Finding, Disturbed]
 ) -> None:
-    examination, _, disturbed = charged
+    exploration, _, disturbed = charged
 
-    text = text_of(examination, Finding(kind, "it", "engine.charge", "charge"), disturbed)
+    text = text_of(exploration, Finding(kind, "it", "engine.charge", "charge"), disturbed)
 
     assert "bug of routilux" not in text
 
@@ -311,22 +310,22 @@ def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:
 
 
 def test_a_crash_in_a_recovery_counts_as_two() -> None:
-    examination, finding, _ = parts(bugs.OwnBudget)
-    point = next(p for p, _ in examination.failures if p.kind == "in a recovery")
-    disturbed = recover(examination.reference.run, point)
+    exploration, finding, _ = parts(bugs.OwnBudget)
+    point = next(p for p, _ in exploration.failures if p.kind == "in a recovery")
+    disturbed = recover(exploration.reference.run, point)
 
-    text = text_of(examination, finding, disturbed)
+    text = text_of(exploration, finding, disturbed)
 
     assert "smallest cause  2 crashes, 0 faults" in text
-    assert "CRASH  again, right after it went on" in text
+    assert "CRASH  again, right after it resumed" in text
 
 
 def test_a_key_on_one_call_alone_is_reported() -> None:
-    examination, finding, disturbed = parts(bugs.Charge)
+    exploration, finding, disturbed = parts(bugs.Charge)
     finding.kind = "key-unstable"
     disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
 
-    text = text_of(examination, finding, disturbed)
+    text = text_of(exploration, finding, disturbed)
 
     assert "one call carried a key and another none" in text
     assert "x2   keys: A7, none" in text
@@ -385,11 +384,11 @@ def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> 
     ],
 )
 def test_a_crash_says_what_survives_it(kind: str, says: str) -> None:
-    examination, finding, _ = parts(bugs.OwnBudget)
-    points = crash_points(examination.reference.run)
+    exploration, finding, _ = parts(bugs.OwnBudget)
+    points = crash_points(exploration.reference.run)
     point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
 
-    text = text_of(examination, finding, recover(examination.reference.run, point))
+    text = text_of(exploration, finding, recover(exploration.reference.run, point))
 
     assert says in text
 
@@ -470,12 +469,12 @@ def test_a_failure_fits_on_a_screen_for_all_names_payloads_and_paths(
 
     case = Case(build, routine, {"payload": payload})
     checks = Checks()
-    examination = examine(case, START, checks)
-    assert examination.failures
+    exploration = explore(case, START, checks)
+    assert exploration.failures
 
     root = Path("/", *(part for part in path.split("/") if "\0" not in part))
-    for finding in {finding.kind: finding for _, finding in examination.failures}.values():
-        cause = shrink(examination, case, START, checks, finding)
+    for finding in {finding.kind: finding for _, finding in exploration.failures}.values():
+        cause = shrink(exploration, case, START, checks, finding)
         repro = Repro.of(case, build(), cause.point)
         node = f"{path}::{routine}[{effect}]"
         assert_well_formed(explain_cause(cause, case, 100, repro=command(node, repro), root=root))

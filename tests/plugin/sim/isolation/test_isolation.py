@@ -22,10 +22,10 @@ from typing import Any, ClassVar
 import pytest
 
 from pytest_routilux.hosts import fork_server
-from pytest_routilux.sim.explore import examine, reference
-from pytest_routilux.sim.results import Checks, Coverage, Examination
+from pytest_routilux.sim.explore import explore, run_reference
+from pytest_routilux.sim.results import Checks, Coverage, Exploration
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.lives import Case
+from pytest_routilux.sim.simulator.model import Case
 from routilux import Commit, ErrorHandler, Flow, Routine
 from routilux.clocks.durations import instant_ns
 from tests.plugin.inner import run_inside
@@ -62,8 +62,8 @@ def chain(*works: Callable[[Any, Any], object], **retry: Any) -> Case:
     return Case(build, "r0")
 
 
-def looked_at(case: Case) -> Examination:
-    return examine(case, START, Checks())
+def looked_at(case: Case) -> Exploration:
+    return explore(case, START, Checks())
 
 
 def found(case: Case) -> list[str]:
@@ -378,12 +378,12 @@ def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> 
 
 
 def test_a_test_may_do_without() -> None:
-    result = examine(chain(same, same), START, Checks(isolated=False))
-    assert "hosts in other processes: not tried, the test does without" in result.coverage.notes
+    result = explore(chain(same, same), START, Checks(isolated=False))
+    assert "hosts in other processes: not tried, the test turns them off" in result.coverage.notes
 
 
 def test_a_reference_alone_is_as_careful() -> None:
-    known = reference(chain(lambda r, n: os._exit(1)), START, Checks(), Coverage())
+    known = run_reference(chain(lambda r, n: os._exit(1)), START, Checks(), Coverage())
     assert known.finding is not None
     assert "kills-process" == known.finding.kind
 

@@ -1,4 +1,4 @@
-"""A simulated run is the run that threads would make, and repeats for the same choices."""
+"""A simulated run is the run that threads would make, and repeats for the same scheduler."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import Case, Life
-from pytest_routilux.sim.simulator.scheduler import FIFO, Recorded, Seeded
-from pytest_routilux.sim.simulator.world import Call, World
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import Call, Case, Host, World
+from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import (
     Commit,
@@ -31,9 +30,9 @@ from showcase.test_fan_out import ALBUM, pictures
 from tests.soak import also, sampled
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.simulator.scheduler import Choices
+    from pytest_routilux.sim.simulator.scheduler import Decision, Scheduler
 
 START = FakeClock().now_ns()
 SECOND = 1_000_000_000
@@ -43,10 +42,10 @@ def simulated(
     build: Callable[[], Flow],
     entry: str,
     params: dict[str, object] | None = None,
-    choices: Choices = FIFO,
-) -> tuple[World, Life]:
+    scheduler: Scheduler = FIFO,
+) -> tuple[World, Host]:
     world = World(START)
-    return world, live(Case(build, entry, params), world, choices=choices, checked=True)
+    return world, run_host(Case(build, entry, params), world, scheduler=scheduler, checked=True)
 
 
 def on_threads(
@@ -115,10 +114,10 @@ def test_a_simulation_is_what_threads_on_a_fake_clock_do(
             previous = routine_id
         return flow
 
-    _, life = simulated(build, "r0", {"depth": 0})
-    assert life.error is None
-    assert [] == life.broken
-    assert on_threads(build, "r0", {"depth": 0}) == life.job
+    _, host = simulated(build, "r0", {"depth": 0})
+    assert host.error is None
+    assert [] == host.findings
+    assert on_threads(build, "r0", {"depth": 0}) == host.job
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
@@ -129,10 +128,10 @@ def test_the_pipeline_of_the_showcase_is_the_same_in_simulation(
     def build() -> Flow:
         return data_pipeline(failures, strategy)
 
-    world, life = simulated(build, "data_fetch", {"request_id": "r-1"})
-    assert [] == life.broken
-    assert on_threads(build, "data_fetch", {"request_id": "r-1"}) == life.job
-    assert list(life.job.commits) == world.commits
+    world, host = simulated(build, "data_fetch", {"request_id": "r-1"})
+    assert [] == host.findings
+    assert on_threads(build, "data_fetch", {"request_id": "r-1"}) == host.job
+    assert list(host.job.commits) == world.commits
 
 
 @pytest.mark.parametrize("width", sampled([1, 2, 4, 8], [1, 2]))
@@ -140,25 +139,27 @@ def test_the_fan_out_of_the_showcase_is_the_same_in_simulation(width: int) -> No
     def build() -> Flow:
         return fan_out_and_in(width)
 
-    world, life = simulated(build, "split", pictures(ALBUM))
-    assert [] == life.broken
-    assert on_threads(build, "split", pictures(ALBUM)) == life.job
+    world, host = simulated(build, "split", pictures(ALBUM))
+    assert [] == host.findings
+    assert on_threads(build, "split", pictures(ALBUM)) == host.job
     conflicts = sum(commit.kind is CommitKind.CONFLICT for commit in world.commits)
     assert (conflicts > 0) is (width > 1)
 
 
-# --- choices ------------------------------------------------------------------------------------
+# --- scheduler ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seeds", also(4, 12))
 def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds: int) -> None:
     def run(seed: int) -> str:
-        _, life = simulated(lambda: fan_out_and_in(4), "split", pictures(ALBUM), Seeded(seed))
-        assert life.error is None
-        assert life.job is not None
-        assert "completed" == life.job.status
-        assert [] == life.broken
-        return history(life.job)
+        _, host = simulated(
+            lambda: fan_out_and_in(4), "split", pictures(ALBUM), SeededScheduler(seed)
+        )
+        assert host.error is None
+        assert host.job is not None
+        assert "completed" == host.job.status
+        assert [] == host.findings
+        return history(host.job)
 
     histories = [run(seed) for seed in range(seeds)]
     assert histories == [run(seed) for seed in range(seeds)]
@@ -166,14 +167,17 @@ def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds: i
 
 
 def test_every_decision_is_one_choice_among_named_options() -> None:
-    recorded = Recorded(Seeded(1))
-    simulated(lambda: fan_out_and_in(2), "split", pictures(ALBUM[:3]), recorded)
-    kinds = {kind for kind, _, _ in recorded.made}
+    kinds = set()
+
+    class Recording(SeededScheduler):
+        def choose(self, kind: Decision, options: Sequence[str]) -> int:
+            kinds.add(kind)
+            assert len(options) >= 2
+            assert len(options) == len(set(options))
+            return super().choose(kind, options)
+
+    simulated(lambda: fan_out_and_in(2), "split", pictures(ALBUM[:3]), Recording(1))
     assert {"start", "commit"} == kinds
-    for _, index, options in recorded.made:
-        assert len(options) >= 2
-        assert 0 <= index < len(options)
-        assert len(options) == len(set(options))
 
 
 def test_the_first_option_is_what_no_choice_gives() -> None:
@@ -232,8 +236,8 @@ def shop() -> Flow:
 
 
 def test_what_handlers_do_stands_in_the_log_when_its_instant_has_come() -> None:
-    world, life = simulated(shop, "shop")
-    assert life.error is None
+    world, host = simulated(shop, "shop")
+    assert host.error is None
     told = [
         (
             (at - START) / SECOND,
@@ -293,8 +297,8 @@ def test_an_attempt_that_takes_too_long_ends_at_its_timeout(seconds: float) -> N
         flow.set_error_handler(ErrorHandler(timeout=2))
         return flow
 
-    _, life = simulated(build, "slow")
-    assert on_threads(build, "slow") == life.job
+    _, host = simulated(build, "slow")
+    assert on_threads(build, "slow") == host.job
 
 
 class Nested(Routine):
@@ -324,18 +328,18 @@ def nested(how: str) -> Callable[[], Flow]:
 
 
 def test_a_job_inside_a_handler_takes_its_virtual_time() -> None:
-    world, life = simulated(nested("execute"), "outer")
-    assert life.job is not None
-    assert {"took": 3.05} == life.job.routine_states["outer"].state
+    world, host = simulated(nested("execute"), "outer")
+    assert host.job is not None
+    assert {"took": 3.05} == host.job.routine_states["outer"].state
     assert 2 == len(world.commits)
-    assert 3.05 == (life.job.updated_ns - START) / SECOND
+    assert 3.05 == (host.job.updated_ns - START) / SECOND
 
 
 def test_a_job_in_the_background_is_refused_since_a_simulation_has_one_thread() -> None:
-    _, life = simulated(nested("start"), "outer")
-    assert life.job is not None
-    assert life.job.error is not None
-    assert "use execute() where the handler uses start()" in life.job.error.message
+    _, host = simulated(nested("start"), "outer")
+    assert host.job is not None
+    assert host.job.error is not None
+    assert "use execute() where the handler uses start()" in host.job.error.message
 
 
 class Later(Routine):
@@ -355,20 +359,20 @@ def test_an_async_handler_is_run_to_its_end() -> None:
         flow.add_routine(Later(), "later")
         return flow
 
-    _, life = simulated(build, "later")
-    assert life.job is not None
-    assert "completed" == life.job.status
-    assert 0.5 == (life.job.updated_ns - START) / SECOND
+    _, host = simulated(build, "later")
+    assert host.job is not None
+    assert "completed" == host.job.status
+    assert 0.5 == (host.job.updated_ns - START) / SECOND
 
 
 def test_a_sleep_of_the_clock_itself_is_a_duration() -> None:
     names = [f"w{n}" for n in range(50)]
     handler = ErrorHandler("continue")
     with frozen_simulation(START):
-        _, life = simulated(lambda: word_count(handler), "read", {"records": names})
-    assert life.job is not None
-    assert "completed" == life.job.status
-    assert 5.0 == (life.job.updated_ns - START) / SECOND
+        _, host = simulated(lambda: word_count(handler), "read", {"records": names})
+    assert host.job is not None
+    assert "completed" == host.job.status
+    assert 5.0 == (host.job.updated_ns - START) / SECOND
 
 
 def test_what_can_not_go_on_is_told_and_not_waited_for() -> None:
@@ -385,6 +389,6 @@ def test_what_can_not_go_on_is_told_and_not_waited_for() -> None:
         flow.add_routine(Forever(), "forever")
         return flow
 
-    world, life = simulated(build, "forever")
-    assert isinstance(life.error, SystemExit)
+    world, host = simulated(build, "forever")
+    assert isinstance(host.error, SystemExit)
     assert 1 == len(world.commits)

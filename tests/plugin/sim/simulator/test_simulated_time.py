@@ -14,11 +14,9 @@ import pytest
 
 from pytest_routilux.faults.faults import ClockJump
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.recovery import recover, undisturbed
-from pytest_routilux.sim.simulator.execution import live
-from pytest_routilux.sim.simulator.lives import Case
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.world import World
+from pytest_routilux.sim.recovery import recover, run_undisturbed
+from pytest_routilux.sim.simulator.execution import run_host
+from pytest_routilux.sim.simulator.model import Case, World
 from pytest_routilux.virtual_time.freeze import frozen_clock, frozen_simulation
 from routilux import ErrorHandler, Flow, JobState, Routine
 from routilux.clocks.durations import instant_ns
@@ -51,11 +49,11 @@ def flow_of(*works: Callable[[Any], object], **options: Any) -> Flow:
 
 def ran(*works: Callable[[Any], object], faults: Any = (), **options: Any) -> JobState:
     case = Case(lambda: flow_of(*works, **options), "r0", faults=faults)
-    life = live(case, World(START))
-    assert life.error is None
-    assert life.job is not None
-    life.job.raise_for_status()
-    return life.job
+    host = run_host(case, World(START))
+    assert host.error is None
+    assert host.job is not None
+    host.job.raise_for_status()
+    return host.job
 
 
 def result(job: JobState) -> Any:
@@ -125,9 +123,9 @@ def test_a_wait_for_a_retry_passes_in_what_the_next_attempt_reads() -> None:
         return flow
 
     with frozen_simulation(START):
-        life = live(Case(build, "r0"), World(START))
-    assert life.job is not None
-    assert life.job.commits[2].emissions[0].payload["result"] == NOON + timedelta(seconds=0.3)
+        host = run_host(Case(build, "r0"), World(START))
+    assert host.job is not None
+    assert host.job.commits[2].emissions[0].payload["result"] == NOON + timedelta(seconds=0.3)
 
 
 def test_where_no_handler_runs_it_is_the_first_instant() -> None:
@@ -142,10 +140,10 @@ def test_where_no_handler_runs_it_is_the_first_instant() -> None:
 def test_a_host_that_goes_on_later_reads_its_own_time() -> None:
     case = Case(lambda: flow_of(lambda ctx: None, lambda ctx: datetime.now()), "r0")
     with frozen_simulation(START):
-        run = undisturbed(case, START, FIFO)
+        run = run_undisturbed(case, START)
         point = next(p for p in crash_points(run) if p.kind == "after a write")
         later = replace(point, resume_ns=START + 60 * 10**9)
-        job = recover(run, later).life.job
+        job = recover(run, later).host.job
     assert job is not None
     assert job.outputs[-1].data["result"] == NOON + timedelta(seconds=60)
 

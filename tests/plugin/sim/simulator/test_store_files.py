@@ -10,13 +10,11 @@ import pytest
 
 from pytest_routilux.faults.faults import StoreFails
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explore import examine
-from pytest_routilux.sim.recovery import recover, undisturbed
+from pytest_routilux.sim.explore import explore
+from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks
-from pytest_routilux.sim.simulator.lives import Case
-from pytest_routilux.sim.simulator.scheduler import FIFO
-from pytest_routilux.sim.simulator.store_files import Files, Folder
-from pytest_routilux.sim.simulator.world import Finding
+from pytest_routilux.sim.simulator.model import Case, Finding
+from pytest_routilux.sim.simulator.store_files import Folder, RealStoreFiles
 from routilux import Append, FakeClock, SqliteStore
 from tests.persist.test_sqlite import line_of, process
 from tests.plugin.sim import sqlite_stores as stores
@@ -27,9 +25,8 @@ from tests.soak import sampled
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pytest_routilux.sim.simulator.lives import Disturbed, Opens, Undisturbed
+    from pytest_routilux.sim.simulator.model import Disturbed, OpenStore, Undisturbed, World
     from pytest_routilux.sim.simulator.store_files import Image
-    from pytest_routilux.sim.simulator.world import World
 
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
@@ -55,7 +52,7 @@ def died_inside(run: Undisturbed, seq: int, image: Image) -> Disturbed | Finding
     kept = files.after[seq - 1]
     files.after[seq - 1] = image
     try:
-        given = files.cut(seq - 1).given_back("job", run.world)
+        given = files.cut(seq - 1).stored_job("job", run.world)
         if isinstance(given, Finding):
             return given
         assert (seq - 1, run.states[seq - 1] if seq > 1 else None) == (seq - 1, given)
@@ -71,14 +68,16 @@ def stepped(every: int, store: type[stores.Stepped] = stores.Stepped) -> type[st
     return type("Stepped", (store,), {"seen": [], "every": every})
 
 
-def looked_into(opens: type[stores.Stepped]) -> tuple[Undisturbed, list[tuple[int, str, Image]]]:
-    run = undisturbed(replace(WORKED, store=opens), START, FIFO)
+def looked_into(
+    open_store: type[stores.Stepped],
+) -> tuple[Undisturbed, list[tuple[int, str, Image]]]:
+    run = run_undisturbed(replace(WORKED, store=open_store), START)
     assert 8 == len(run.world.commits)
-    return run, [*opens.seen]
+    return run, [*open_store.seen]
 
 
 def test_between_the_statements_of_a_write_the_files_show_the_job_before_it() -> None:
-    memory = undisturbed(WORKED, START, FIFO)
+    memory = run_undisturbed(WORKED, START)
     run, seen = looked_into(stepped(0))
     expected = {seq: saved(died_before(memory, seq).world) for seq in range(1, 9)}
     for seq, _, image in seen:
@@ -104,7 +103,7 @@ def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing() ->
         assert world.files is not None
         world.files.now = image
         world.files.doubtful = run.world.commits[seq - 1], files.rows[seq - 1]
-        given = world.files.given_back("job", world)
+        given = world.files.stored_job("job", world)
         whole = len(world.commits) == seq
         assert (run.states[len(world.commits)] if world.commits else None) == given
         shown.setdefault(seq, []).append(whole)
@@ -118,14 +117,14 @@ def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing() ->
 def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(
     tmp_path: Path,
 ) -> None:
-    opens = stepped(3)
+    open_store = stepped(3)
     appends = [Append(name, 2, b"row 2", "a", name == "b") for name in "abc"]
-    with opens(tmp_path / "jobs.db") as store:
+    with open_store(tmp_path / "jobs.db") as store:
         for name in "abc":
             SqliteStore.create(store, name, b"row 1", "a", flow_id="f", queued=False)
         assert [None, None, None] == store.append_all(appends)
     shown = []
-    for number, (_, _, image) in enumerate(opens.seen):
+    for number, (_, _, image) in enumerate(open_store.seen):
         folder = tmp_path / str(number)
         Folder(folder).fill(image)
         with SqliteStore(folder / "jobs.db") as left:
@@ -136,7 +135,7 @@ def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(
 
 
 def test_a_log_that_is_cut_anywhere_within_a_write_shows_the_job_before_it() -> None:
-    run = undisturbed(replace(WORKED, store=SqliteStore), START, FIFO)
+    run = run_undisturbed(replace(WORKED, store=SqliteStore), START)
     files = run.world.files
     assert files is not None
     tried = 0
@@ -152,12 +151,12 @@ def test_a_log_that_is_cut_anywhere_within_a_write_shows_the_job_before_it() -> 
         for at in sorted(cuts):
             cut = files.cut(seq - 1)
             cut.now = {**before, "jobs.db-wal": (new[:at],)}
-            given = cut.given_back("job", run.world)
+            given = cut.stored_job("job", run.world)
             assert (run.states[seq - 1] if seq > 1 else None) == given, (seq, at)
             tried += 1
         cut = files.cut(seq)
         cut.now = {**before, "jobs.db-wal": (new,)}
-        assert run.states[seq] == cut.given_back("job", run.world)
+        assert run.states[seq] == cut.stored_job("job", run.world)
     assert 30 < tried
 
 
@@ -226,12 +225,12 @@ def test_images_share_what_has_not_changed(tmp_path: Path) -> None:
 
 
 def test_nothing_is_committed_and_nothing_closed_for_a_host_that_dies() -> None:
-    run = undisturbed(ALONE_WORKED, START, FIFO)
-    files = Files(stores.CommitsAtRest)
+    run = run_undisturbed(ALONE_WORKED, START)
+    files = RealStoreFiles(stores.CommitsAtRest)
     with files.opened():
         for commit in run.world.commits[:3]:
             files.write("job", commit, "host 1", claims=False)
-    left = files.given_back("job", run.world)
+    left = files.stored_job("job", run.world)
     assert isinstance(left, Finding)
     assert "commit 2 (effect of first) was acknowledged, and is not in the files" == left.what
 
@@ -239,7 +238,7 @@ def test_nothing_is_committed_and_nothing_closed_for_a_host_that_dies() -> None:
 # --- stores that lie ------------------------------------------------------------------------------
 
 
-LIES: dict[str, tuple[Opens, str, str | None, str]] = {
+LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
     "acknowledged before COMMIT": (
         stores.CommitsLate,
         "store-lost",
@@ -268,7 +267,7 @@ LIES: dict[str, tuple[Opens, str, str | None, str]] = {
         stores.ForgetsRests,
         "store-frees",
         None,
-        "the job is completed, and whoever asks for work gets it",
+        "the job is completed, and a worker that asks for work gets it",
     ),
     "another row than was given": (
         stores.Tidies,
@@ -281,8 +280,8 @@ LIES: dict[str, tuple[Opens, str, str | None, str]] = {
 
 @pytest.mark.parametrize("lie", LIES)
 def test_a_store_that_lies_is_found_and_named(lie: str) -> None:
-    opens, kind, place, says = LIES[lie]
-    found = examine(replace(ALONE_WORKED, store=opens), START, ALONE)
+    open_store, kind, place, says = LIES[lie]
+    found = explore(replace(ALONE_WORKED, store=open_store), START, ALONE)
     failed = {point.name: finding for point, finding in found.failures}
     finding = found.reference.finding if place is None else failed[place]
     assert finding is not None
@@ -291,9 +290,9 @@ def test_a_store_that_lies_is_found_and_named(lie: str) -> None:
     assert found.coverage.planned == found.coverage.executed
 
 
-@pytest.mark.parametrize("opens", sampled([None, SqliteStore, stores.Leased], [stores.Leased]))
-def test_a_store_that_does_not_lie_passes(opens: Opens | None) -> None:
-    found = examine(replace(ALONE_WORKED, store=opens), START, ALONE)
+@pytest.mark.parametrize("open_store", sampled([None, SqliteStore, stores.Leased], [stores.Leased]))
+def test_a_store_that_does_not_lie_passes(open_store: OpenStore | None) -> None:
+    found = explore(replace(ALONE_WORKED, store=open_store), START, ALONE)
     assert found.reference.finding is None
     assert [] == found.failures
 
@@ -301,7 +300,7 @@ def test_a_store_that_does_not_lie_passes(opens: Opens | None) -> None:
 @pytest.mark.parametrize(
     ("half", "seq", "says"),
     [
-        (stores.HalfCreates, 1, "job 'job' is there without a commit: half of its first write"),
+        (stores.HalfCreates, 1, "job 'job' exists without a commit: half of its first write"),
         (stores.HalfClaims, 4, "4 commits come back, of which 3 were acknowledged"),
     ],
 )

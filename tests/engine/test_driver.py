@@ -47,7 +47,7 @@ def test_it_takes_one_step_at_a_time_and_runs_it_when_asked_for_the_next() -> No
     assert driver.room
     flow = chain(a=looks)
     runtime = Runtime(clock=FakeClock())
-    drive = runtime._new(flow, "a", None, "trigger", "j")
+    drive = runtime._new(flow, "a", None, job_id="j")
     task = drive.machine.next_task()
     assert task is not None
     step = drive.machine.begin(task, drive.now_ns())

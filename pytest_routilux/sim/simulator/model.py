@@ -1,0 +1,314 @@
+"""Values of a simulation: the case, its hosts, the world that outlives them, and findings.
+
+Invariants:
+- A case is a value: any number of runs share it.
+- A host holds what one host saw and did; the world holds what outlives it.
+- A world only grows. Its log holds everything that happened, in order. The world of any instant is
+  a prefix of the log, so a crash cuts the log.
+- A commit is in the world once the store has it, even if the host died before the answer.
+- An effect enters the world at its virtual instant, not when the handler's code runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, get_args
+
+from routilux import Commit, JobStatus, JobStore
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+    from pytest_routilux.faults.faults import Fault
+    from routilux import Flow, JobState, StepInput
+
+__all__ = [
+    "ENDED",
+    "NORMAL_PACE",
+    "Call",
+    "Case",
+    "CrashPoint",
+    "Disturbed",
+    "Finding",
+    "Host",
+    "HostCrash",
+    "Kind",
+    "LogEntry",
+    "Note",
+    "OpenStore",
+    "Pace",
+    "Signature",
+    "Start",
+    "StoreFiles",
+    "Undisturbed",
+    "World",
+]
+
+OpenStore: TypeAlias = Callable[[Path], JobStore]
+"""Opens a store in the file at a path, which may exist already; such as `SqliteStore`."""
+Kind: TypeAlias = Literal[
+    "around an effect",
+    "before a write",
+    "after a write",
+    "in a wait",
+    "in a recovery",
+    "by document",
+    "store refuses",
+    "store does not answer",
+]
+"""The kinds of crash points, the simplest to understand first."""
+_KINDS: Final = get_args(Kind)
+ENDED: Final = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.CANCELLED})
+"""The statuses of a job that no host resumes."""
+Signature: TypeAlias = tuple[str, str | None, str]
+"""What shrinking keeps of a finding: its kind, its routine and the first path that differs."""
+Start: TypeAlias = tuple[str, str, int]
+"""The start of a step: task id, routine id, attempt. A plain tuple costs a simulated step least."""
+LogEntry: TypeAlias = "tuple[int, int, Commit | Call | Start | Note]"
+"""An instant (UTC nanoseconds), the number of the host, and what happened."""
+
+
+# --- what is simulated ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A job to simulate: how its flow is built, how it starts, and the `faults` of every run.
+
+    With `store`, only what that store keeps in its files is durable.
+    """
+
+    build: Callable[[], Flow]
+    entry: str
+    params: Mapping[str, object] | None = None
+    slot: str = "trigger"
+    job_id: str = "job"
+    faults: Sequence[Fault] = ()
+    always: Callable[[JobState], object] | None = None
+    store: OpenStore | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long steps take: `percent` of what handlers sleep, plus `more_ns` for each step.
+
+    `more_ns` is not added to a step whose attempt has a timeout.
+    """
+
+    percent: int = 100
+    more_ns: int = 0
+
+
+NORMAL_PACE: Final = Pace()
+
+
+@dataclass(frozen=True, slots=True)
+class CrashPoint:
+    """A point at which a host dies.
+
+    `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
+    when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for reproducers,
+    `text` for people.
+    """
+
+    kind: Kind
+    name: str
+    text: str
+    commits: int
+    calls: int
+    at_ns: int
+    resume_ns: int
+    task_id: str | None = None
+    routine_id: str | None = None
+    attempt: int = 0
+
+    @property
+    def simplicity(self) -> tuple[int, int]:
+        """The sort key that puts the simplest point first: the kind, then the time."""
+        return _KINDS.index(self.kind), self.at_ns
+
+
+# --- what outlives a host -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an effect's double.
+
+    `number` counts the effects of this attempt from 1; `arguments` are its inputs by name, without
+    the key; `where` is the line of the user's code; `at_ns` is virtual time (UTC).
+    """
+
+    effect: str
+    number: int
+    arguments: Mapping[str, object]
+    key: object
+    result: object
+    where: str
+    routine_id: str
+    task_id: str
+    attempt: int
+    at_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Says how a host ended."""
+
+    text: str
+
+
+class StoreFiles(Protocol):
+    """The files of a real store, as simulated hosts leave them; see `store_files`."""
+
+    def cut(self, commits: int) -> StoreFiles:
+        """Return the files as they were after so many commits."""
+
+    def opened(self) -> AbstractContextManager[None]:
+        """Keep the store open until one host ends."""
+
+    def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
+        """Write a commit to the open store; raises what the store raises."""
+
+    def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
+        """Return the job in the files, None without one, or how the store breaks its rules."""
+
+
+@dataclass(slots=True)
+class World:
+    """The commits and effects of all hosts; `now_ns` is the last instant.
+
+    `host_number` counts the hosts. `files` are those of a real store, if the case has one.
+    """
+
+    now_ns: int
+    commits: list[Commit] = field(default_factory=list)
+    calls: list[Call] = field(default_factory=list)
+    log: list[LogEntry] = field(default_factory=list)
+    host_number: int = 0
+    files: StoreFiles | None = None
+
+    def add_commit(self, commit: Commit) -> None:
+        """Add a commit that the store has."""
+        self.commits.append(commit)
+        self.log.append((commit.at_ns, self.host_number, commit))
+
+    def add_call(self, call: Call) -> None:
+        """Add an effect."""
+        self.calls.append(call)
+        self.log.append((call.at_ns, self.host_number, call))
+
+    def add_note(self, at_ns: int, text: str) -> None:
+        """Add how a host ended."""
+        self.log.append((at_ns, self.host_number, Note(text)))
+
+    def cut(self, commits: int, calls: int, at_ns: int) -> World:
+        """Return the world as it was after so many commits and effects, when no host runs."""
+        files = None if self.files is None else self.files.cut(commits)
+        world = World(
+            at_ns, self.commits[:commits], self.calls[:calls], [], self.host_number, files
+        )
+        for entry in self.log:
+            if isinstance(entry[2], Commit):
+                commits -= 1
+            elif isinstance(entry[2], Call):
+                calls -= 1
+            if commits < 0 or calls < 0 or entry[0] > at_ns:
+                break
+            world.log.append(entry)
+        return world
+
+
+# --- what was seen --------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Finding:
+    """One thing that a crash changed.
+
+    `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
+    together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
+    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
+    `call` the effect that it is about, `hint` a line of the user's code.
+    """
+
+    kind: str
+    what: str
+    path: str
+    routine: str | None = None
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+    at_ns: int | None = None
+    hint: str = ""
+    call: Call | None = None
+
+    @property
+    def signature(self) -> Signature:
+        """What identifies the finding."""
+        return self.kind, self.routine, self.path
+
+
+class HostCrash(BaseException):
+    """The simulated host is dead; raised where no code of the user is on the stack."""
+
+
+@dataclass(slots=True)
+class Host:
+    """One simulated host: the flow that it built, and the job in its memory at the end.
+
+    `error` ended it from outside: an error of the store, an exit of the process, a stall.
+    `findings` are rules that the engine broke, `store_finding` one that a real store broke.
+    `steps` are the steps that began, each with the number of commits that were durable then.
+    By (task id, attempt), `errors` are the classes of what steps raised, and `retry_after` the
+    delays (ns) that they asked for. `leaked_threads` are threads that outlived a step, with its
+    routine. `exact`: durations and delays are exact, not lower bounds.
+    """
+
+    flow: Flow
+    job: JobState | None = None
+    error: BaseException | None = None
+    findings: list[Finding] = field(default_factory=list)
+    steps: list[tuple[int, StepInput]] = field(default_factory=list)
+    errors: dict[tuple[str, int], type[BaseException]] = field(default_factory=dict)
+    retry_after: dict[tuple[str, int], int] = field(default_factory=dict)
+    leaked_threads: list[tuple[str, str]] = field(default_factory=list)
+    exact: bool = True
+    store_finding: Finding | None = None
+
+
+@dataclass(slots=True)
+class Undisturbed:
+    """The run without a crash, and the job that the store returns at each of its commits.
+
+    `store_findings` are rules that a real store broke, by the number of commits.
+    """
+
+    case: Case
+    world: World
+    host: Host
+    durable: list[Commit]
+    states: list[JobState]
+    store_findings: dict[int, Finding] = field(default_factory=dict)
+
+    @property
+    def job(self) -> JobState:
+        """The job at the end."""
+        assert self.host.job is not None
+        return self.host.job
+
+
+@dataclass(slots=True)
+class Disturbed:
+    """A run with a crash: its world, its hosts, and whether the crash happened."""
+
+    point: CrashPoint
+    world: World
+    hosts: list[Host]
+    executed: bool
+
+    @property
+    def host(self) -> Host:
+        """The last host."""
+        return self.hosts[-1]

@@ -1,0 +1,83 @@
+"""The saved form of a routine and of an error handler in a flow.
+
+Invariants:
+- It holds the class's name and the constructor's arguments. Loading imports nothing: the program
+  must have defined the class already.
+- A routine that can't be built is refused with its path in the document.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+from routilux import codec
+from routilux.codec.registry import error_text
+from routilux.errors import CorruptStateError, FlowDefinitionError, UnknownRoutineError
+from routilux.graph.routine import find_class
+from routilux.retry.error_handler import ErrorHandler
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from routilux.graph.routine import Routine
+
+__all__ = ["load_handler", "load_routine", "saved_handler", "saved_routine"]
+
+_FIELDS: codec.Fields = {
+    "id": str,
+    "routine": str,
+    "args": list,
+    "kwargs": dict,
+    "error_handler": (dict, type(None)),
+}
+
+
+def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, object]:
+    """Return a routine as JSON-able data; `path` is its place in the document."""
+    args, kwargs = routine.arguments
+    return {
+        "id": routine_id,
+        "routine": routine.saved_name(),
+        "args": codec.encode(list(args), f"{path}.args"),
+        "kwargs": codec.encode(kwargs, f"{path}.kwargs"),
+        "error_handler": saved_handler(routine.error_handler, path),
+    }
+
+
+def load_routine(entry: object, path: str) -> tuple[str, Routine]:
+    """Build a routine from decoded data, and return it with its id."""
+    data = codec.check_fields(entry, path, _FIELDS, {})
+    name = cast(str, data["routine"])
+    found = find_class(name)
+    if found is None:
+        raise UnknownRoutineError(
+            f"{path}.routine",
+            f"no routine class {name!r} is defined in this program; import the module that"
+            " defines it before loading (a class of another program's __main__ or one made"
+            " inside a function needs a routine_name)",
+        )
+    handler = load_handler(data, path)
+    try:
+        routine = found(
+            *cast(list[object], data["args"]), **cast(dict[str, object], data["kwargs"])
+        )
+    except Exception as error:
+        raise CorruptStateError(
+            path, f"{name} can't be built from its saved arguments: {error_text(error)}"
+        ) from error
+    try:
+        routine.set_error_handler(handler)
+    except FlowDefinitionError as error:
+        raise CorruptStateError(path, str(error)) from None
+    return cast(str, data["id"]), routine
+
+
+def saved_handler(handler: ErrorHandler | None, owner: str) -> object:
+    """Return the handler of the flow or routine at the path `owner` as JSON-able data."""
+    return None if handler is None else handler.serialize(f"{owner}.error_handler")
+
+
+def load_handler(data: Mapping[str, object], owner: str) -> ErrorHandler | None:
+    """Build the handler of the flow or routine whose decoded fields are given, if it has one."""
+    saved = data["error_handler"]
+    return None if saved is None else ErrorHandler.deserialize(saved, f"{owner}.error_handler")

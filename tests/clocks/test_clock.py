@@ -1,0 +1,104 @@
+"""The system's clock: real time, waits for signals and instants, and a wall clock that is set."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from routilux import FakeClock, JobStatus, Runtime, SystemClock
+from routilux.clocks.clock import Signal
+from tests.engine.workshop import HandClock, no_thread_remains
+from tests.routines import PATIENCE, SECOND, Works, chain, ended_at, fails, rest, retrying
+
+
+def test_a_signal_of_another_clock_is_refused() -> None:
+    signal = FakeClock().signal()
+    with pytest.raises(TypeError, match="belongs to another clock"):
+        SystemClock().wait(signal, None)
+    with pytest.raises(TypeError, match="belongs to another clock"):
+        FakeClock().wait(SystemClock().signal(), None)
+
+
+def test_the_system_clock_is_real_though_time_is_patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def patched(*_: object) -> float:
+        raise AssertionError("the patched function was asked")
+
+    for name in ("time", "time_ns", "monotonic", "monotonic_ns", "sleep", "perf_counter"):
+        monkeypatch.setattr(time, name, patched)
+    clock = SystemClock()
+    before, wall = clock.monotonic_ns(), clock.now_ns()
+    assert clock.wait(None, before + 1_000_000) is False
+    assert clock.wait(clock.signal(), clock.monotonic_ns() + 1_000_000) is False
+    assert clock.monotonic_ns() >= before + 2_000_000
+    assert clock.now_ns() > wall > 1_700_000_000 * SECOND
+
+
+def test_a_wait_of_the_system_clock_ends_when_its_signal_is_set() -> None:
+    clock = SystemClock()
+    signal = clock.signal()
+    threading.Thread(target=signal.set).start()
+    assert clock.wait(signal, None) is True
+    assert clock.wait(signal, clock.monotonic_ns() + 10**12) is True
+    signal.clear()
+    assert clock.wait(signal, clock.monotonic_ns() - 1) is False
+    with pytest.raises(ValueError, match="without a signal or an instant"):
+        clock.wait(None, None)
+
+
+def test_a_wait_longer_than_the_system_takes_is_waited_for_in_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[float] = []
+    monkeypatch.setattr("routilux.clocks.clock.real_sleep", asked.append)
+    passed = iter([0, 9 * 10**18, 10**20])
+    monkeypatch.setattr("routilux.clocks.clock._monotonic_ns", lambda: next(passed))
+    clock = SystemClock()
+    assert clock.wait(None, 10**20) is False
+    assert [threading.TIMEOUT_MAX, threading.TIMEOUT_MAX] == asked
+
+
+@pytest.mark.parametrize("waiters", [1, 3])
+def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_set(
+    waiters: int,
+) -> None:
+    clock = SystemClock()
+    for _ in range(200):
+        signal = clock.signal()
+        together = threading.Barrier(waiters + 1)
+        ended: list[bool] = []
+
+        def waits(
+            signal: Signal = signal,
+            together: threading.Barrier = together,
+            ended: list[bool] = ended,
+        ) -> None:
+            together.wait(PATIENCE)
+            ended.append(clock.wait(signal, clock.monotonic_ns() + 10 * SECOND))
+
+        threads = [threading.Thread(target=waits) for _ in range(waiters)]
+        for thread in threads:
+            thread.start()
+        together.wait(PATIENCE)
+        signal.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert [True] * waiters == ended
+        assert signal.is_set()
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_a_step_of_the_wall_clock_skips_and_stretches_no_wait(step: float) -> None:
+    clock = HandClock()
+    with no_thread_remains(), Runtime(clock=clock) as runtime:
+        run = chain(a=Works(fails(1), retrying(retry_delay=10)), b=rest).start("a", runtime=runtime)
+        clock.until_waited_for(10)
+        clock.set_wall(step)
+        clock.move(9.5)
+        assert 1 == run.job.retry_count()
+        assert JobStatus.RUNNING is run.job.status
+        clock.move(0.5)
+        job = run.wait()
+    assert JobStatus.COMPLETED is job.status
+    assert 10 == ended_at(job)

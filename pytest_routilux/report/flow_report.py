@@ -1,10 +1,10 @@
-"""What a test tells about its flows: `flow_report`, shown with -v and on failure.
+"""The fixture `flow_report`: what a test shows of its flows, with -v and on failure.
 
-Laws:
-- What is added is rendered at once: a report shows a thing as it stood then, and a renderable
-  that can't be shown fails the test at the line that adds it.
-- Width and colours are those of the terminal that will show it: under xdist, the controller's.
-- A row of a verification comes from a comparison that was made; a ❌ fails the test.
+Invariants:
+- A part is rendered when it is added: the report shows the state of that moment. A renderable that
+  raises fails the test at the line that adds it.
+- Width and colours are those of the terminal that prints; with xdist, the controller's.
+- Each row of a verification comes from a comparison that was made. A ❌ fails the test.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ __all__ = ["FlowReport", "Verification"]
 
 
 class FlowReport:
-    """Collects what a test shows; each method adds a part, under a title of its own if it has one.
+    """Collects the report of a test; each method adds a part, with a title if one is given.
 
-    A source is a job or a monitor. Nothing is shown by default or with -q, unless the test fails;
-    `--routilux-report=always` shows all, `never` nothing.
+    A source is a job or a monitor. The report is shown with -v and if the test fails;
+    `--routilux-report=always` shows every report, `never` none.
     """
 
     def __init__(self, node: pytest.Item, config: pytest.Config) -> None:
@@ -42,13 +42,13 @@ class FlowReport:
         self._width, self._colour = report_look(config)
 
     def add(self, *renderables: RenderableType, title: str | None = None) -> None:
-        """Add anything that rich can render; a `str` is taken as it is, without markup."""
+        """Add anything that rich can render; a `str` is printed as it is, without markup."""
         from rich.console import Console
         from rich.padding import Padding
         from rich.rule import Rule
         from rich.text import Text
 
-        # Without the environment: pytest has decided about colours, and a width is given.
+        # The environment is ignored: pytest has decided about width and colours.
         console = Console(
             file=io.StringIO(),
             width=self._width,
@@ -72,12 +72,12 @@ class FlowReport:
 
     def timeline(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
         """Add what happened, line by line, with times since the job's start."""
-        from pytest_routilux.report.timeline import timeline
+        from pytest_routilux.report.tables import timeline
 
         self.add(timeline(source), title=title)
 
     def status(self, job: JobState, *, max_retries: int | None = None) -> None:
-        """Add one line: where the job stands, its retries (of `max_retries`), its history."""
+        """Add one line: the job's status, its retries (of `max_retries`), its history."""
         from pytest_routilux.report.tables import status
 
         self.add(status(job, max_retries))
@@ -89,7 +89,7 @@ class FlowReport:
         self.add(summary(source), title=title)
 
     def retries(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add every retry with its planned and its actual wait."""
+        """Add a chart of the attempts, and every retry with its planned and its real wait."""
         from pytest_routilux.report.tables import retries
 
         self.add(retries(source, self._width - 2), title=title)
@@ -107,18 +107,18 @@ class FlowReport:
         self.add(saved_state(saved, path), title=title)
 
     def verification(self, title: str, *, brief: bool = False) -> Verification:
-        """Return a block whose checks are all made, shown as one table, and asserted at its end.
+        """Return a block of checks, which are shown as one table and asserted at its end.
 
-        `brief` shows one line instead of the table where every check passed.
+        `brief` shows one line instead of the table if every check passed.
         """
         return Verification(self, title, brief)
 
 
 class Verification:
-    """Checks that are made one by one and asserted together, when the block ends.
+    """Checks that are asserted together when the block ends.
 
-    `verify(check, expected, actual)` compares, `verify.that(check, condition, detail)` takes a
-    condition as it is. A block without a check is an error: it would prove nothing.
+    `verify(check, expected, actual)` compares two values; `verify.that(check, condition, detail)`
+    checks a condition. A block without a check fails.
     """
 
     def __init__(self, report: FlowReport, title: str, brief: bool) -> None:
@@ -132,7 +132,7 @@ class Verification:
         self._rows.append((bool(expected == actual), check, _shown(expected), _shown(actual)))
 
     def that(self, check: str, condition: object, detail: object = "") -> None:
-        """Check that a condition holds; `detail` tells what was seen."""
+        """Check that a condition holds; `detail` is shown as the actual value."""
         self._rows.append((bool(condition), check, "", _shown(detail)))
 
     def __enter__(self) -> Self:
@@ -158,10 +158,12 @@ class Verification:
         ]
         if error is not None:
             if lines:
-                error.add_note("\n".join([f"{self._title}: failed before it broke off", *lines]))
+                error.add_note(
+                    "\n".join([f"{self._title}: these checks had failed before", *lines])
+                )
             return
         if not self._rows:
-            raise AssertionError(f"{self._title}: nothing was checked")
+            raise AssertionError(f"{self._title}: no check was made; call verify() in the block")
         if failed:
             head = f"{len(failed)} of {len(self._rows)} checks failed"
             raise AssertionError("\n".join([f"{self._title}: {head}", *lines]))
@@ -173,7 +175,7 @@ class Verification:
 
         table = plain_table("", "check", "expected", "actual")
         for good, check, expected, actual in self._rows:
-            # What is as it should be takes one line; what is wrong is shown in full.
+            # A check that passed takes one line; one that failed is shown in full.
             mark, style = ("✅", "") if good else ("❌", "bold red")
             overflow: OverflowMethod = "ellipsis" if good else "fold"
             texts = (" ".join(cell.split()) for cell in (check, expected, actual))

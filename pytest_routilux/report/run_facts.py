@@ -1,11 +1,11 @@
-"""What one run of a test tells: its reports, its simulations, and the facts of its jobs.
+"""Facts of one run of a test: its reports, its simulations, and the counts of its jobs.
 
-Laws:
-- A run has one `RunFacts`. A test that is run again begins anew, and nothing is told twice.
-- Facts are counted where the test runs, once its fixtures are gone, and travel with its last
-  report. Of a run that is broken off they are what is known by then.
-- Virtual time is what the test's clocks went on, and what its simulated runs took, in exact
-  nanoseconds. Real time goes from the first fixture of ours to the end of the last one.
+Invariants:
+- A run has one `RunFacts`. A test that is run again gets a new one, and no fact is reported twice.
+- Facts are counted after the teardown of the fixtures and travel with the last report of the test.
+  A run that is interrupted has the facts that are known by then.
+- Virtual time is the sum over the test's clocks and its simulated runs, in nanoseconds. Real time
+  is from the first fixture of the plugin to the end of the last one.
 """
 
 from __future__ import annotations
@@ -32,83 +32,81 @@ _PROPERTIES: Final = {f"{_HEAD}{name}" for name in (*_COUNTS, "virtual_seconds",
 
 
 def facts_of(item: pytest.Item) -> RunFacts:
-    """Return what the present run of a test tells."""
-    told = item.stash.get(RUN_FACTS, None)
-    if told is None:
-        told = item.stash[RUN_FACTS] = item.config.stash[OPEN_RUN] = RunFacts()
-    return told
+    """Return the facts of the present run of a test."""
+    facts = item.stash.get(RUN_FACTS, None)
+    if facts is None:
+        facts = item.stash[RUN_FACTS] = item.config.stash[OPEN_RUN] = RunFacts()
+    return facts
 
 
 class RunFacts:
-    """Collects what a run tells, until its reports take it along."""
+    """Collects the facts of a run until its reports are made."""
 
     def __init__(self) -> None:
         self.parts: list[str] = []
         self.simulations: list[dict[str, Any]] = []
-        self._begun_ns = perf_counter_ns()
+        self._started_ns = perf_counter_ns()
         self._clock_name: str | None = None
         self._clocks: list[FakeClock] = []
         self._monitors: list[Observer] = []
         self._simulated: list[JobState] = []
         self._tried: Counter[str] = Counter()
-        self._facts: dict[str, int] = {}  # at its end
+        self._counts: dict[str, int] = {}  # empty until the run ends
 
     def refuse_two_clocks(self, name: str) -> None:
-        """Fail the test if it has the other clock already."""
+        """Fail the test if it already uses the other clock."""
         if self._clock_name not in (None, name):
             pytest.fail(
-                "this test uses flow_clock and flow_clock_bare, which are two clocks with a time"
-                " each; keep flow_clock if user code asks time or datetime, else flow_clock_bare",
+                "this test uses flow_clock and flow_clock_bare, two clocks that show different"
+                " times; keep flow_clock if your code uses time or datetime, else"
+                " flow_clock_bare",
                 pytrace=False,
             )
         self._clock_name = name
 
     def add_clock(self, clock: FakeClock) -> None:
-        """Count the time of a clock that starts now."""
+        """Count the time of a clock."""
         self._clocks.append(clock)
 
     def add_monitor(self, monitor: Observer) -> None:
-        """Count the jobs of a monitor; of an observer that keeps no commits nothing is known."""
+        """Count the jobs of a monitor; the jobs of another observer are not counted."""
         if not any(monitor is known for known in self._monitors):
             self._monitors.append(monitor)
 
     def add_simulated_job(self, job: JobState) -> None:
-        """Count a job that ran in a simulation, with its time."""
+        """Count a simulated job and its time."""
         self._simulated.append(job)
 
     def add_simulation(self, simulation: dict[str, Any]) -> None:
-        """Add what was tried of a flow: crash points planned and executed."""
+        """Add the crash points that a simulation planned and executed."""
         self.simulations.append(simulation)
         for name in ("planned", "executed"):
             self._tried[name] += sum(simulation[name].values())
 
     def end(self, item: pytest.Item, *, properties: bool) -> None:
-        """Take the run as ended; its last report, made next, has the facts as properties."""
+        """End the run; its last report, which is made next, gets the facts as properties."""
         del item.stash[RUN_FACTS]
         del item.config.stash[OPEN_RUN]
-        # Those of an earlier run of the same test are its own.
+        # Properties of an earlier run of the same test are removed.
         kept = [(name, value) for name, value in item.user_properties if name not in _PROPERTIES]
-        self._facts = self.counts()
-        item.user_properties[:] = kept + (_properties(self._facts) if properties else [])
+        self._counts = self.counts()
+        item.user_properties[:] = kept + (_properties(self._counts) if properties else [])
 
     def attach_to(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
-        """Let a report take along what there is, for the process that prints.
-
-        xdist sends every attribute of a report.
-        """
-        taken = vars(report)
+        """Attach all that is new to a report; xdist sends its attributes to the controller."""
+        attributes = vars(report)
         if self.simulations:
-            taken["flow_simulations"] = self.simulations
+            attributes["flow_simulations"] = self.simulations
             self.simulations = []
         wanted = failing if report.failed else passing and report.when != "setup"
         if self.parts and wanted:
-            taken["flow_report"] = "\n".join(self.parts)
+            attributes["flow_report"] = "\n".join(self.parts)
             self.parts.clear()
-        if self._facts:
-            taken["flow_facts"] = self._facts
+        if self._counts:
+            attributes["flow_facts"] = self._counts
 
     def counts(self) -> dict[str, int]:
-        """Return the counts by name, lengths of time in nanoseconds; empty if all are zero."""
+        """Return counts and lengths of time, in nanoseconds, by name; empty if all are zero."""
         if not (self._clocks or self._monitors or self._simulated or self._tried):
             return {}
         from routilux import ExecutionMonitor
@@ -124,18 +122,18 @@ class RunFacts:
             **self._tried,
         }
         if any(facts.values()):
-            facts["real_ns"] = perf_counter_ns() - self._begun_ns
+            facts["real_ns"] = perf_counter_ns() - self._started_ns
             return facts
         return {}
 
 
 def _properties(facts: Mapping[str, int]) -> list[tuple[str, object]]:
-    """Return facts as what a report for machines says of a test, each under a name of ours."""
-    told: list[tuple[str, object]] = []
+    # For --junitxml.
+    found: list[tuple[str, object]] = []
     if facts.get("jobs") or facts.get("virtual_ns"):
-        told += [(f"{_HEAD}{name}", facts[name]) for name in _COUNTS]
+        found += [(f"{_HEAD}{name}", facts[name]) for name in _COUNTS]
         seconds = Decimal(facts["virtual_ns"]).scaleb(-9).normalize()
-        told.append((f"{_HEAD}virtual_seconds", f"{seconds:f}"))
+        found.append((f"{_HEAD}virtual_seconds", f"{seconds:f}"))
     if facts.get("planned"):
-        told.append((f"{_HEAD}crash_points", f"{facts['executed']} of {facts['planned']}"))
-    return told
+        found.append((f"{_HEAD}crash_points", f"{facts['executed']} of {facts['planned']}"))
+    return found

@@ -1,9 +1,9 @@
-"""What the plugin shows of a whole session: reports, simulations, and the figures in one line.
+"""Prints the parts that concern the whole session: reports, simulations, and a line of figures.
 
-Laws:
-- It shows what the reports of tests have brought, each once, in the process with the terminal.
-- Figures are sums over the tests that ran; virtual time is written from integer nanoseconds.
-- A session that ran no job and tried no crash point is told nothing.
+Invariants:
+- It prints what the reports of tests carry, each once, in the process that has the terminal.
+- Figures are sums over the tests that ran. Virtual time is written from integer nanoseconds.
+- A session that ran no job and tried no crash point gets no line.
 - A report that pytest shows with a failure is not shown again; one that --show-capture hides is.
 """
 
@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.settings import report_look
-from pytest_routilux.text import count, shorten
+from pytest_routilux.text import count, seconds, shorten
 from routilux.clocks.durations import SECOND, seconds_text
 
 if TYPE_CHECKING:
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionSummary", "summary_lines"]
 
-_TIED: Final = "\u00a0"  # a blank at which no line ends
+_TIED: Final = "\u00a0"  # a blank at which no line is broken
 _SHORTEST_NAME: Final = 24
-_MEANT: Final = 'where that is meant: invariant=lambda outcome: outcome.job.status == "failed"'
-_UNITS: Final = ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s"))
+_MEANT: Final = (
+    'if the job should fail, pass invariant=lambda outcome: outcome.job.status == "failed"'
+)
 
 
 class SessionSummary:
-    """Collects what reports bring, and shows it below the tests and at the end."""
+    """Collects what reports carry, and prints it below the tests and at the end."""
 
     def __init__(self, config: pytest.Config, mode: str) -> None:
         self._config = config
@@ -44,17 +45,17 @@ class SessionSummary:
         self._later: list[tuple[str, str]] = []
 
     def before(self, report: pytest.TestReport) -> None:
-        """Let pytest show the test's report together with its failure."""
+        """Make pytest print the report of a test together with its failure."""
         text = getattr(report, "flow_report", None)
         if text is not None and report.failed:
             report.sections.append(("Flow report", text))
 
     def after(self, report: pytest.TestReport) -> None:
-        """Show the test's report below its line, or keep it for the end."""
+        """Print the report of a test below its line, or keep it for the end."""
         text = getattr(report, "flow_report", None)
         if text is not None and self._terminal is not None:
             if not report.failed and self._config.option.verbose > 0:
-                self._terminal.write_line(text)  # which first ends the line of the test
+                self._terminal.write_line(text)  # it first ends the line of the test
             elif not report.failed or self._hidden():
                 self._later.append((report.nodeid, text))
         for simulation in getattr(report, "flow_simulations", ()):
@@ -62,7 +63,7 @@ class SessionSummary:
         self.count(getattr(report, "flow_facts", {}))
 
     def _hidden(self) -> bool:
-        # Of a failure. Who wants to see nothing of failures means this, too, unless told otherwise.
+        # --tb=no hides the reports of failures too, unless all reports are asked for.
         option = self._config.option
         if option.tbstyle == "no":
             return self._mode == "always"
@@ -75,11 +76,11 @@ class SessionSummary:
 
     @property
     def reproduced(self) -> list[str]:
-        """What became of the reproducer, by each simulation that took it."""
+        """The result of the reproducer, for each simulation that ran it."""
         return [f"{nodeid}: {s['repro']}" for nodeid, s in self._simulations if s["repro"]]
 
     def show(self) -> None:
-        """Write what is to be said at the end of the session."""
+        """Print the parts at the end of the session."""
         terminal = self._terminal
         assert terminal is not None
         if self._later:
@@ -93,7 +94,7 @@ class SessionSummary:
         repro = self._config.getoption("routilux_repro")
         if repro is not None:
             terminal.write_sep("=", "reproducer")
-            stale = f"{repro}: stale, no simulation of these tests has taken it"
+            stale = f"{repro}: stale, no simulation of these tests ran it"
             for line in self.reproduced or [stale]:
                 terminal.write_line(line)
         elif lines := [*(self._table() if verbose > 0 else ()), *self._failed(verbose)]:
@@ -103,7 +104,7 @@ class SessionSummary:
         if self._facts and verbose >= 0:
             if terminal.currentfspath is None:
                 terminal.write_line("")
-            terminal.ensure_newline()  # below the line of a test this makes the blank one, too
+            terminal.ensure_newline()  # it also makes the blank line
             for line in summary_lines(self._facts, report_look(self._config)[0]):
                 terminal.write_line(line)
 
@@ -128,13 +129,13 @@ class SessionSummary:
         room = max(report_look(self._config)[0] - first - second - third - 6, _SHORTEST_NAME)
         names = ["test", *(shorten(nodeid, room, "both") for nodeid, _ in self._simulations)]
         return [
-            f"{points:<{first}}  {runs:>{second}}  {seconds:>{third}}  {name}"
-            for (points, runs, seconds), name in zip(rows, names, strict=True)
+            f"{points:<{first}}  {runs:>{second}}  {took:>{third}}  {name}"
+            for (points, runs, took), name in zip(rows, names, strict=True)
         ]
 
 
 def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
-    """Return the facts of a session in words, as lines of `width` columns; usually it is one.
+    """Return the facts of a session in words, as lines of at most `width` columns.
 
     >>> facts = {"jobs": 1, "commits": 7, "retries": 4, "virtual_ns": 5_737_500_000}
     >>> summary_lines({**facts, "real_ns": 12_345_678}, 80)
@@ -142,9 +143,9 @@ def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
     >>> summary_lines({"planned": 72, "executed": 71, "real_ns": 110_000_000}, 80)
     ['routilux: 71 of 72 crash points in 0.11 s']
     """
-    told: list[str] = []
+    parts: list[str] = []
     if facts.get("jobs"):
-        told += [
+        parts += [
             count(facts["jobs"], "job"),
             count(facts["commits"], "commit"),
             count(facts["retries"], "retry", "retries"),
@@ -152,28 +153,18 @@ def summary_lines(facts: Mapping[str, int], width: int) -> list[str]:
     if facts.get("planned"):
         executed, planned = facts["executed"], facts["planned"]
         cut = "" if executed == planned else f"{executed:,} of "
-        told.append(f"{cut}{count(planned, 'crash point')}")
+        parts.append(f"{cut}{count(planned, 'crash point')}")
     if facts.get("virtual_ns"):
-        told.append(f"{_length_text(facts['virtual_ns'])} of virtual time")
-    told[-1] += f" in {seconds_text(facts['real_ns'], 2)} s"
-    text = f"routilux: {', '.join(part.replace(' ', _TIED) for part in told)}"
+        parts.append(f"{_length(facts['virtual_ns'])} of virtual time")
+    parts[-1] += f" in {seconds_text(facts['real_ns'], 2)} s"
+    text = f"routilux: {', '.join(part.replace(' ', _TIED) for part in parts)}"
     return [line.replace(_TIED, " ") for line in wrap(text, width, subsequent_indent="  ")]
 
 
-def _length_text(length_ns: int) -> str:
-    """Return a length of time as people say it: up to a minute in seconds, then in two units.
-
-    >>> [_length_text(seconds * SECOND) for seconds in (59, 60, 3_799, 187_200)]
-    ['59 s', '1 min', '1 h 3 min', '2 d 4 h']
-    >>> _length_text(5_737_500_000), _length_text(1)
-    ('5.7375 s', '0.000000001 s')
-    """
+def _length(length_ns: int) -> str:
     if length_ns < 60 * SECOND:
-        return f"{seconds_text(length_ns, 9).rstrip('0').rstrip('.')} s"
-    counts: list[str] = []
-    rest = length_ns // SECOND
-    for size, unit in _UNITS:
-        count, rest = divmod(rest, size)
-        if count or counts:
-            counts.append(f"{count:,} {unit}" if count else "")
-    return " ".join(filter(None, counts[:2]))
+        return f"{seconds(length_ns)} s"
+    hours, minutes = divmod(length_ns // (60 * SECOND), 60)
+    if hours >= 24:
+        return f"{hours:,} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

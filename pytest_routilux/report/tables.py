@@ -1,8 +1,9 @@
-"""What a job came to, as rich tables: counts by routine, waits by retry, the facts of a save.
+"""Parts of a report as rich tables: timeline, status, summary, retries, saved state.
 
-Laws:
-- Every figure is counted from commits or read from the saved state; none is given by a caller.
-- Lengths of time are written from integer nanoseconds, so that 0.3 s is 0.3000 and not near it.
+Invariants:
+- Every figure is counted from commits or read from the saved state.
+- The lines of a timeline are the engine's own, from `routilux.timeline`.
+- Seconds are written from integer nanoseconds: 0.3 s is exactly 0.3000.
 """
 
 from __future__ import annotations
@@ -16,21 +17,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from pytest_routilux.report.timeline import STATUS_STYLES, monitor_of, stories
 from pytest_routilux.text import count
 from routilux.clocks.durations import from_ns, seconds_text
 from routilux.core.commits import CommitKind
 from routilux.core.state import JobState
+from routilux.monitor import ExecutionMonitor
+from routilux.timeline import STATUS_STYLES, job_lines
 
 if TYPE_CHECKING:
     import os
 
     from rich.console import RenderableType
 
-    from routilux.monitor import ExecutionMonitor
+    from routilux.core.commits import Commit
     from routilux.saved_state import SavedState
 
-__all__ = ["plain_table", "retries", "saved_state", "status", "summary"]
+__all__ = ["plain_table", "retries", "saved_state", "status", "summary", "timeline"]
 
 _LONGEST_LANE: Final = 72
 _ATTEMPTS: Final = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED)
@@ -50,8 +52,30 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
+def timeline(source: JobState | ExecutionMonitor) -> Table:
+    """Return what a job did, or each job that a monitor recorded, line by line."""
+    monitor = _monitor_of(source)
+    jobs = _commits_by_job(monitor)
+    table = Table.grid(padding=(0, 1))
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for job_id, commits in jobs.items():
+        if len(jobs) > 1:
+            table.add_row("🧵", Text(job_id, style="bold"))
+        start = source.started_ns if isinstance(source, JobState) else commits[0].at_ns
+        for line in job_lines(monitor, job_id, commits, start):
+            text = Text.assemble(*line.parts)
+            if line.cut:
+                text.no_wrap, text.overflow = True, "ellipsis"
+            mark = Text.assemble(f"{line.mark} ", (line.clock, "dim")) if line.mark else ""
+            table.add_row(mark, text)
+    if not jobs:
+        table.add_row("", Text("no job has run", style="dim"))
+    return table
+
+
 def status(job: JobState, max_retries: int | None) -> Text:
-    """Return where a job stands, in one line."""
+    """Return the status, the retries and the length of the history of a job, in one line."""
     spent = job.retry_count()
     retry = f"{spent}" if max_retries is None else f"{spent}/{max_retries}"
     style = STATUS_STYLES.get(job.status.value, "bold")
@@ -63,9 +87,9 @@ def status(job: JobState, max_retries: int | None) -> Text:
 
 
 def summary(source: JobState | ExecutionMonitor) -> RenderableType:
-    """Return the counts of what happened, and a table of the routines."""
-    monitor = monitor_of(source)
-    jobs = stories(monitor)
+    """Return counts of events, data flows and state changes, and a table of the routines."""
+    monitor = _monitor_of(source)
+    jobs = _commits_by_job(monitor)
     starts = _starts(source, monitor)
     duration = sum(commits[-1].at_ns - starts[job_id] for job_id, commits in jobs.items())
     counts = monitor.summary()
@@ -111,11 +135,8 @@ def summary(source: JobState | ExecutionMonitor) -> RenderableType:
 
 
 def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
-    """Return who ran, failed and waited when, and every retry with planned and actual wait.
-
-    `width` is how many columns there are.
-    """
-    monitor = monitor_of(source)
+    """Return a chart of the attempts and waits, and a table of the retries, in `width` columns."""
+    monitor = _monitor_of(source)
     if not monitor.retries:
         return Text("⏳ no retries", style="dim")
     starts = _starts(source, monitor)
@@ -127,9 +148,9 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
         f"{exact} of {len(ended)} waits as planned, to the nanosecond",
     )
     several = len({(retry.job_id, retry.task_id) for retry in monitor.retries}) > 1
-    right = ("retry", "failed", "planned", "due", "began", "actual")
-    columns = ["routine", *(["task"] if several else []), "retry", "failed", "error"]
-    table = plain_table(*columns, "planned", "due", "began", "actual", right=right)
+    right = ("retry", "failed at", "planned", "due at", "started at", "waited")
+    columns = ["routine", *(["task"] if several else []), "retry", "failed at", "error"]
+    table = plain_table(*columns, "planned", "due at", "started at", "waited", right=right)
     for retry in monitor.retries:
         start = starts[retry.job_id]
         actual, began = Text("waits", style="yellow"), Text("…", style="dim")
@@ -154,7 +175,7 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
 
 
 def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
-    # One line a routine, one cell a slice of the job's time: running, failed, waiting.
+    # One line for each routine; each cell is a slice of the job's time.
     steps = [c for _, c in monitor.commits if c.kind in _ATTEMPTS and c.started_ns is not None]
     names = list(dict.fromkeys(str(commit.routine_id) for commit in steps))
     size = min(_LONGEST_LANE, max(width - max(map(len, names)) - 6, 10))
@@ -171,7 +192,7 @@ def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
             lanes[retry.routine_id][cell] = "░"
     for commit in steps:
         run = cells(commit.started_ns or 0, commit.at_ns)
-        run = range(run.start, max(run.stop, run.start + 1))  # an instant is to be seen, too
+        run = range(run.start, max(run.stop, run.start + 1))  # an attempt without length is visible
         lane = lanes[str(commit.routine_id)]
         for cell in run:
             lane[cell] = "█"
@@ -187,7 +208,7 @@ def _lanes(monitor: ExecutionMonitor, start: int, width: int) -> Table:
 
 
 def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> RenderableType:
-    """Return the facts of a saved state: when, how far, and what waits for what."""
+    """Return when a state was saved, its job's status, and its pending tasks."""
     job = saved.job
     counts = saved.monitor_summary
     name = Path(path).name if path is not None else "in memory"
@@ -215,10 +236,21 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
     return Group(head, Padding(table, (0, 0, 0, 3)))
 
 
+def _monitor_of(source: JobState | ExecutionMonitor) -> ExecutionMonitor:
+    return ExecutionMonitor.of(source) if isinstance(source, JobState) else source
+
+
+def _commits_by_job(monitor: ExecutionMonitor) -> dict[str, list[Commit]]:
+    jobs: dict[str, list[Commit]] = {}
+    for job_id, commit in monitor.commits:
+        jobs.setdefault(job_id, []).append(commit)
+    return jobs
+
+
 def _starts(source: JobState | ExecutionMonitor, monitor: ExecutionMonitor) -> dict[str, int]:
     if isinstance(source, JobState):
         return {source.job_id: source.started_ns}
-    return {job_id: commits[0].at_ns for job_id, commits in stories(monitor).items()}
+    return {job_id: commits[0].at_ns for job_id, commits in _commits_by_job(monitor).items()}
 
 
 def _routines(source: JobState | ExecutionMonitor, monitor: ExecutionMonitor) -> list[str]:

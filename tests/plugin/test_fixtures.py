@@ -115,8 +115,8 @@ def test_two_clocks_in_one_test_are_refused(pytester: pytest.Pytester) -> None:
     result = run_inside(pytester)
     result.assert_outcomes(errors=2, failed=1, passed=1)
     line = (
-        "this test uses flow_clock and flow_clock_bare, which are two clocks with a time each;"
-        " keep flow_clock if user code asks time or datetime, else flow_clock_bare"
+        "this test uses flow_clock and flow_clock_bare, two clocks that show different times;"
+        " keep flow_clock if your code uses time or datetime, else flow_clock_bare"
     )
     assert 3 == result.stdout.lines.count(line)
 
@@ -258,11 +258,8 @@ def test_each_fixture_says_in_one_line_what_it_gives(pytester: pytest.Pytester) 
         "flow_clock_bare": (
             "The fake clock without freezegun: microseconds a test; user code must use ctx.now()."
         ),
-        "flow_monitor": (
-            "Everything that the jobs of `flow_runtime` did, with assertions about it."
-        ),
+        "flow_monitor": "Records what the jobs of `flow_runtime` do, and has assertions about it.",
         "flow_runtime": (
-            "A runtime on the fake clock, watched by `flow_monitor`; the default of code under"
-            " test."
+            "A runtime on the fake clock with `flow_monitor`; the default runtime in the test."
         ),
     }.items() <= lines.items()

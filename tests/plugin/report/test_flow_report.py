@@ -1,6 +1,6 @@
-"""Where reports are shown, and how they look there.
+"""flow_report: where reports are shown, how wide and how colourful they are, and verifications.
 
-What is printed is read from an inner pytest; a terminal is a pseudo-terminal of a known width.
+The output is that of an inner pytest; terminals are pseudo-terminals of a known width.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ from typing import TYPE_CHECKING, Final
 import pytest
 from rich.cells import cell_len
 
+from pytest_routilux.report.run_facts import facts_of
 from tests.plugin.inner import PLUGIN, run_fresh, run_pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
+
+    from pytest_routilux import FlowReport, Verification
+
+    Verified = Callable[..., tuple[str, str]]
 
 ESCAPE: Final = "\x1b["
 
@@ -40,7 +46,7 @@ FAILING: Final = """
 """
 
 
-# --- where they are shown -----------------------------------------------------------------------
+# --- where reports are shown ----------------------------------------------------------------------
 
 
 def test_verbose_shows_the_report_of_a_passing_test_below_its_line(inner: pytest.Pytester) -> None:
@@ -52,7 +58,9 @@ def test_verbose_shows_the_report_of_a_passing_test_below_its_line(inner: pytest
     assert out.str().count("of one") == out.str().count("of two") == 1
 
 
-def test_what_a_fixture_adds_comes_with_what_the_test_adds(inner: pytest.Pytester) -> None:
+def test_a_report_has_the_parts_of_the_fixtures_and_of_the_test_in_order(
+    inner: pytest.Pytester,
+) -> None:
     inner.makepyfile(
         test_it="""
         import pytest
@@ -74,7 +82,7 @@ def test_what_a_fixture_adds_comes_with_what_the_test_adds(inner: pytest.Pyteste
 
 
 @pytest.mark.parametrize("verbosity", [(), ("-q",), ("-v", "-q"), ("-rA",)])
-def test_a_passing_test_keeps_its_report_to_itself_unless_asked(
+def test_without_verbose_a_passing_test_shows_no_report(
     inner: pytest.Pytester, verbosity: tuple[str, ...]
 ) -> None:
     inner.makepyfile(TWO_TESTS)
@@ -83,19 +91,21 @@ def test_a_passing_test_keeps_its_report_to_itself_unless_asked(
     assert "of one" not in result.stdout.str()
 
 
-@pytest.mark.parametrize("verbosity", ["-q", "-v", "-vv"])
+@pytest.mark.parametrize("verbosity", ["-q", "-v", "-vv", "-v -p xdist.plugin -n 2"])
 def test_a_failure_has_the_report_as_a_section_once(inner: pytest.Pytester, verbosity: str) -> None:
     inner.makepyfile(FAILING)
-    out = inner.runpytest_inprocess(*PLUGIN, verbosity).stdout
+    out = inner.runpytest_inprocess(*PLUGIN, *verbosity.split()).stdout
     out.fnmatch_lines(["E *assert 1 == 2", "*- Flow report -*", "  marker"])
     assert out.str().count("\n  marker") == 1
 
 
-def test_a_failing_call_and_a_failing_teardown_have_the_report_once(
-    inner: pytest.Pytester,
+@pytest.mark.parametrize("verbosity", ["-q", "-v"])
+@pytest.mark.parametrize("body", ["assert 1 == 2", "pass"])
+def test_a_failing_teardown_has_the_report_once(
+    inner: pytest.Pytester, body: str, verbosity: str
 ) -> None:
     inner.makepyfile(
-        """
+        f"""
         import pytest
 
         @pytest.fixture
@@ -105,31 +115,12 @@ def test_a_failing_call_and_a_failing_teardown_have_the_report_once(
 
         def test_one(late, flow_report):
             flow_report.add("marker")
-            assert 1 == 2
+            {body}
         """
     )
-    result = inner.runpytest_inprocess(*PLUGIN)
-    result.assert_outcomes(failed=1, errors=1)
+    result = inner.runpytest_inprocess(*PLUGIN, verbosity)
+    assert 1 == result.parseoutcomes()["errors"]
     assert result.stdout.str().count("\n  marker") == 1
-
-
-def test_a_failing_teardown_has_the_report_once_however_verbose(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        """
-        import pytest
-
-        @pytest.fixture
-        def late():
-            yield
-            raise RuntimeError("late")
-
-        def test_one(late, flow_report):
-            flow_report.add("marker")
-        """
-    )
-    for verbosity in ("-q", "-v"):
-        out = inner.runpytest_inprocess(*PLUGIN, verbosity).stdout.str()
-        assert out.count("\n  marker") == 1
 
 
 def test_a_verification_that_fails_points_at_its_block(inner: pytest.Pytester) -> None:
@@ -153,7 +144,7 @@ def test_a_verification_that_fails_points_at_its_block(inner: pytest.Pytester) -
     assert "report.py:" not in out.str()
 
 
-def test_a_thing_that_cannot_be_rendered_fails_the_test_where_it_is_added(
+def test_a_renderable_that_raises_fails_the_test_at_the_line_that_adds_it(
     inner: pytest.Pytester,
 ) -> None:
     inner.makepyfile(
@@ -193,18 +184,11 @@ def test_with_workers_the_controller_prints_every_report_once_below_its_test(
         assert cell_len(lines[place - 1]) == 100
 
 
-def test_with_workers_a_failure_has_its_report_once(inner: pytest.Pytester) -> None:
-    inner.makepyfile(FAILING)
-    out = inner.runpytest_inprocess(*PLUGIN, "-p", "xdist.plugin", "-n", "2", "-v").stdout.str()
-    assert out.count("\n  marker") == 1
-    assert "Flow report" in out
-
-
-# --- how they look there ------------------------------------------------------------------------
+# --- width and colours ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("columns", ["60", "132"])
-def test_the_width_is_that_of_columns(
+def test_the_width_is_that_of_the_variable_columns(
     inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, columns: str
 ) -> None:
     monkeypatch.setenv("COLUMNS", columns)
@@ -225,7 +209,7 @@ def test_without_a_terminal_the_width_is_100_and_there_are_no_colours(
     assert ESCAPE not in result.stdout.str()
 
 
-def test_colours_come_when_asked_for_also_from_workers(inner: pytest.Pytester) -> None:
+def test_color_yes_gives_colours_with_workers_too(inner: pytest.Pytester) -> None:
     inner.makepyfile(TWO_TESTS)
     for workers in ((), ("-p", "xdist.plugin", "-n", "2")):
         out = inner.runpytest_inprocess(*PLUGIN, *workers, "-v", "--color=yes").outlines
@@ -291,3 +275,101 @@ def test_a_suite_without_reports_imports_neither_rich_nor_the_engine(
         """
     )
     run_fresh(inner, "-v").assert_outcomes(passed=1)
+
+
+# --- verifications --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def verify_in(flow_report: FlowReport, request: pytest.FixtureRequest) -> Verified:
+    """Return the error of a verification, and what it shows."""
+
+    def verified(body: Callable[[Verification], None], *, brief: bool = False) -> tuple[str, str]:
+        raised = ""
+        try:
+            with flow_report.verification("Saved and continued", brief=brief) as verify:
+                body(verify)
+        except AssertionError as error:
+            raised = "\n".join([str(error), *getattr(error, "__notes__", ())])
+        parts = facts_of(request.node).parts
+        text = re.sub(r"\x1b\[[\d;]*m", "", "\n".join(parts))
+        parts.clear()
+        return raised, text
+
+    return verified
+
+
+def test_each_check_that_holds_has_a_green_row(
+    verify_in: Verified,
+) -> None:
+    def body(verify: Verification) -> None:
+        verify("retry count", 2, 2)
+        verify.that("items complete", True, "3 of 3")
+
+    raised, text = verify_in(body)
+    assert raised == ""
+    assert text.splitlines()[0].startswith("Saved and continued ─")
+    assert [line.split() for line in text.splitlines()[-2:]] == [
+        ["✅", "retry", "count", "2", "2"],
+        ["✅", "items", "complete", "3", "of", "3"],
+    ]
+
+
+def test_a_wrong_value_has_a_red_row_and_fails_the_block_at_its_end(
+    verify_in: Verified,
+) -> None:
+    def body(verify: Verification) -> None:
+        verify("retry count", 2, 3)
+        verify("history", 2, 2)
+        verify.that("items complete", False, "2 of 3")
+
+    raised, text = verify_in(body)
+    assert raised.splitlines() == [
+        "Saved and continued: 2 of 3 checks failed",
+        "  ❌ retry count: expected 2, actual 3",
+        "  ❌ items complete: 2 of 3",
+    ]
+    assert [line.split()[0] for line in text.splitlines()[-3:]] == ["❌", "✅", "❌"]
+
+
+def test_brief_is_one_line_if_every_check_holds_and_a_table_if_not(
+    verify_in: Verified,
+) -> None:
+    _, text = verify_in(lambda verify: verify("retry count", 2, 2), brief=True)
+    assert text == "  ✅ Saved and continued: 1 check"
+    _, text = verify_in(lambda verify: verify("retry count", 2, 3), brief=True)
+    assert "❌  retry count  2" in text
+
+
+def test_a_block_that_raises_keeps_its_error_and_lists_the_checks_that_had_failed(
+    verify_in: Verified,
+) -> None:
+    def body(verify: Verification) -> None:
+        verify("retry count", 2, 3)
+        raise AssertionError("the file is gone")
+
+    raised, text = verify_in(body)
+    assert raised.splitlines() == [
+        "the file is gone",
+        "Saved and continued: these checks had failed before",
+        "  ❌ retry count: expected 2, actual 3",
+    ]
+    assert "❌  retry count" in text
+
+
+def test_a_block_without_a_check_fails(verify_in: Verified) -> None:
+    raised, _ = verify_in(lambda _: None)
+    assert raised == ("Saved and continued: no check was made; call verify() in the block")
+
+
+def test_a_wrong_value_is_shown_in_full_and_a_right_one_in_one_line(
+    verify_in: Verified,
+) -> None:
+    def body(verify: Verification) -> None:
+        verify("right", "+" * 300, "+" * 300)
+        verify("wrong", "@" * 300, "%" * 300)
+
+    raised, text = verify_in(body)
+    assert sum("+" in line for line in text.splitlines()) == 1
+    assert text.count("@") == text.count("%") == 300
+    assert f"expected {'@' * 300}, actual {'%' * 300}" in raised

@@ -1,6 +1,6 @@
-"""The line at the end of a session: what it counts, where, and that nothing is lost or doubled.
+"""The line of figures at the end of a session: what it counts, and when it is shown.
 
-Its figures are compared as they stand, by golden lines: only real time (`⏱`) may differ.
+Lines are compared exactly; only real time (`⏱`) may differ.
 """
 
 from __future__ import annotations
@@ -62,121 +62,7 @@ def line_of(result: pytest.RunResult) -> list[str]:
 
 # --- what it counts -------------------------------------------------------------------------------
 
-
-def test_jobs_commits_retries_and_virtual_time_are_sums_over_the_tests(
-    inner: pytest.Pytester,
-) -> None:
-    inner.makepyfile(test_pay=PAY + TWO)
-    result = inner.runpytest_inprocess(*PLUGIN)
-    result.assert_outcomes(passed=2)
-    assert_golden(TWO_LINE, result.outlines)
-
-
-@pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
-@pytest.mark.parametrize("assertion", ["assert True", "assert False"])
-def test_it_stands_below_one_blank_line(
-    inner: pytest.Pytester, args: tuple[str, ...], assertion: str
-) -> None:
-    inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
-    lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
-    [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
-    assert "" == lines[at - 1]
-    assert "" != lines[at - 2]
-
-
-@pytest.mark.parametrize(
-    ("real", "planted"),
-    [("3 jobs", "2 jobs"), ("11 commits", "10 commits"), ("5 retries", "6 retries"),
-     ("6.7375 s", "6.7376 s"), ("6.7375 s", "⏱ s")],
-)  # fmt: skip
-def test_a_wrong_figure_in_a_golden_line_is_not_let_through(real: str, planted: str) -> None:
-    printed = TWO_LINE.replace("⏱", "0.04")
-    assert_golden(TWO_LINE, ["", printed, ""])
-    with pytest.raises(AssertionError, match="expected:"):
-        assert_golden(TWO_LINE.replace(real, planted), ["", printed, ""])
-
-
-def test_a_job_that_is_paused_and_resumed_is_one_job(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        PAY
-        + """
-    def test_paused(flow_runtime, flow_clock):
-        run = pay(2).start("pay")
-        flow_clock.advance(0.6)
-        run.pause()
-        pay(2).resume(run.job)
-    """
-    )
-    assert_golden(
-        "routilux: 1 job, 6 commits, 2 retries, 2.25 s of virtual time in ⏱ s",
-        inner.runpytest_inprocess(*PLUGIN).outlines,
-    )
-
-
-def test_time_without_jobs_and_jobs_without_time_are_told_alone(inner: pytest.Pytester) -> None:
-    inner.makepyfile("def test_hour(flow_clock_bare): flow_clock_bare.advance(3_780)")
-    hour = inner.runpytest_inprocess(*PLUGIN)
-    assert_golden("routilux: 1 h 3 min of virtual time in ⏱ s", hour.outlines)
-    inner.makepyfile(
-        """
-        def nothing():
-            return {}
-
-        def test_instant(flow_runtime, flow_factory):
-            flow_factory(chain=[nothing]).execute("nothing")
-        """
-    )
-    instant = inner.runpytest_inprocess(*PLUGIN)
-    instant.assert_outcomes(passed=1)
-    assert_golden("routilux: 1 job, 2 commits, 0 retries in ⏱ s", instant.outlines)
-
-
-def test_simulated_jobs_and_crash_points_are_counted(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        PAY
-        + """
-    def test_simulated(flow_sim):
-        flow_sim.run(lambda: pay(4), "pay")
-
-    def test_everywhere(flow_sim):
-        first = flow_sim.crash_everywhere(lambda: pay(1), "pay")
-        second = flow_sim.crash_everywhere(lambda: pay(0), "pay")
-        assert [21, 10] == [first.executed.total(), second.executed.total()]
-    """
-    )
-    result = run_pytest(inner, *PLUGIN)
-    result.assert_outcomes(passed=2)
-    assert_golden(
-        "routilux: 1 job, 6 commits, 4 retries, 31 crash points, 4.9375 s of virtual time in ⏱ s",
-        result.outlines,
-    )
-
-
-def test_a_set_up_that_fails_after_its_job_is_counted(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        PAY
-        + """
-    @pytest.fixture
-    def paid(flow_runtime):
-        pay(1).execute("pay")
-        raise OSError("full")
-
-    def test_one(paid): pass
-    """
-    )
-    result = inner.runpytest_inprocess(*PLUGIN)
-    result.assert_outcomes(errors=1)
-    assert_golden(
-        "routilux: 1 job, 3 commits, 1 retry, 1.3 s of virtual time in ⏱ s", result.outlines
-    )
-
-
-def test_fixtures_that_the_project_overrides_are_counted_as_far_as_they_tell(
-    inner: pytest.Pytester,
-) -> None:
-    inner.makepyfile(
-        PAY
-        + """
+OVERRIDES: Final = """
     class TestOwnRuntime:
         @pytest.fixture
         def flow_runtime(self, flow_clock, flow_monitor):
@@ -204,16 +90,106 @@ def test_fixtures_that_the_project_overrides_are_counted_as_far_as_they_tell(
 
         def test_it(self, flow_runtime):
             pay(0).execute("pay")
+"""
+PAUSED: Final = """
+    def test_paused(flow_runtime, flow_clock):
+        run = pay(2).start("pay")
+        flow_clock.advance(0.6)
+        run.pause()
+        pay(2).resume(run.job)
+"""
+INSTANT: Final = """
+    def nothing():
+        return {}
+
+    def test_instant(flow_runtime, flow_factory):
+        flow_factory(chain=[nothing]).execute("nothing")
+"""
+SET_UP: Final = """
+    @pytest.fixture
+    def paid(flow_runtime):
+        pay(1).execute("pay")
+        raise OSError("full")
+
+    def test_one(paid): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (TWO, TWO_LINE),
+        (PAUSED, "routilux: 1 job, 6 commits, 2 retries, 2.25 s of virtual time in ⏱ s"),
+        (
+            "    def test_hour(flow_clock_bare): flow_clock_bare.advance(3_780)",
+            "routilux: 1 h 3 min of virtual time in ⏱ s",
+        ),
+        (INSTANT, "routilux: 1 job, 2 commits, 0 retries in ⏱ s"),
+        (SET_UP, "routilux: 1 job, 3 commits, 1 retry, 1.3 s of virtual time in ⏱ s"),
+        (OVERRIDES, "routilux: 2 jobs, 7 commits, 3 retries, 4.05 s of virtual time in ⏱ s"),
+    ],
+    ids=[
+        "sums over the tests",
+        "a resumed job counts once",
+        "time without jobs",
+        "jobs without time",
+        "a set-up that fails after its job",
+        "fixtures that the project overrides",
+    ],
+)
+def test_it_counts(inner: pytest.Pytester, code: str, line: str) -> None:
+    inner.makepyfile(PAY + code)
+    result = inner.runpytest_inprocess(*PLUGIN)
+    assert (0 if code is not SET_UP else 1) == result.ret
+    assert_golden(line, result.outlines)
+
+
+def test_simulated_jobs_and_crash_points_are_counted(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        PAY
+        + """
+    def test_simulated(flow_sim):
+        flow_sim.run(lambda: pay(4), "pay")
+
+    def test_everywhere(flow_sim):
+        first = flow_sim.crash_everywhere(lambda: pay(1), "pay")
+        second = flow_sim.crash_everywhere(lambda: pay(0), "pay")
+        assert [21, 10] == [first.executed.total(), second.executed.total()]
     """
     )
-    result = inner.runpytest_inprocess(*PLUGIN)
-    result.assert_outcomes(passed=3)
+    result = run_pytest(inner, *PLUGIN)
+    result.assert_outcomes(passed=2)
     assert_golden(
-        "routilux: 2 jobs, 7 commits, 3 retries, 4.05 s of virtual time in ⏱ s", result.outlines
+        "routilux: 1 job, 6 commits, 4 retries, 31 crash points, 4.9375 s of virtual time in ⏱ s",
+        result.outlines,
     )
 
 
-def test_a_test_that_is_run_again_is_two_runs_and_has_the_facts_of_its_last(
+@pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
+@pytest.mark.parametrize("assertion", ["assert True", "assert False"])
+def test_it_is_printed_below_one_blank_line(
+    inner: pytest.Pytester, args: tuple[str, ...], assertion: str
+) -> None:
+    inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
+    lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
+    [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
+    assert "" == lines[at - 1]
+    assert "" != lines[at - 2]
+
+
+@pytest.mark.parametrize(
+    ("real", "planted"),
+    [("3 jobs", "2 jobs"), ("11 commits", "10 commits"), ("5 retries", "6 retries"),
+     ("6.7375 s", "6.7376 s"), ("6.7375 s", "⏱ s")],
+)  # fmt: skip
+def test_a_golden_line_with_a_wrong_figure_fails(real: str, planted: str) -> None:
+    printed = TWO_LINE.replace("⏱", "0.04")
+    assert_golden(TWO_LINE, ["", printed, ""])
+    with pytest.raises(AssertionError, match="expected:"):
+        assert_golden(TWO_LINE.replace(real, planted), ["", printed, ""])
+
+
+def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(
     inner: pytest.Pytester,
 ) -> None:
     inner.makeconftest(RERUNS)
@@ -275,31 +251,27 @@ RERUNS: Final = """
 # --- when it is shown -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("args", [("-v",), ("-vv",), ("-q", "-v"), ("--tb=no",), ("-rA",)])
-def test_it_is_shown_once_unless_quiet(inner: pytest.Pytester, args: tuple[str, ...]) -> None:
-    inner.makepyfile(PAY + TWO)
-    [line] = line_of(inner.runpytest_inprocess(*PLUGIN, *args))
-    assert_golden(TWO_LINE, [line])
-
-
-@pytest.mark.parametrize("args", [("-q",), ("-qq",), ("--routilux-report=never", "-v")])
-def test_it_is_not_shown_with_quiet_or_never(inner: pytest.Pytester, args: tuple[str, ...]) -> None:
-    inner.makepyfile(PAY + TWO)
-    result = inner.runpytest_inprocess(*PLUGIN, *args)
-    assert pytest.ExitCode.OK == result.ret
-    assert [] == line_of(result)
-
-
-@pytest.mark.parametrize("quiet", ["-q", "-qq"])
-def test_it_is_shown_however_quiet_where_always_is_asked(
-    inner: pytest.Pytester, quiet: str
+@pytest.mark.parametrize(
+    ("args", "shown"),
+    [
+        *((args, True) for args in ("-v", "-vv", "-q -v", "--tb=no", "-rA")),
+        *((f"{quiet} --routilux-report=always", True) for quiet in ("-q", "-qq")),
+        *((args, False) for args in ("-q", "-qq", "--routilux-report=never -v")),
+    ],
+)
+def test_it_is_shown_once_unless_quiet_or_never(
+    inner: pytest.Pytester, args: str, shown: bool
 ) -> None:
     inner.makepyfile(PAY + TWO)
-    [line] = line_of(inner.runpytest_inprocess(*PLUGIN, quiet, "--routilux-report=always"))
-    assert_golden(TWO_LINE, [line])
+    result = inner.runpytest_inprocess(*PLUGIN, *args.split())
+    assert pytest.ExitCode.OK == result.ret
+    lines = line_of(result)
+    assert int(shown) == len(lines)
+    if shown:
+        assert_golden(TWO_LINE, lines)
 
 
-def test_a_session_that_ran_no_job_is_told_nothing(inner: pytest.Pytester) -> None:
+def test_a_session_that_ran_no_job_gets_no_line(inner: pytest.Pytester) -> None:
     inner.makepyfile(
         """
         def test_nothing(): pass
@@ -330,7 +302,7 @@ def test_it_is_as_wide_as_the_terminal_and_breaks_between_figures(width: int) ->
     assert max(map(cell_len, lines)) <= width
     whole = (
         "routilux: 12,345 jobs, 340,123 commits, 25,000 retries, 54,000 of 54,321 crash points,"
-        " 11 d 13 h of virtual time in 210.00 s"
+        " 277 h of virtual time in 210.00 s"
     )
     assert whole == " ".join(map(str.strip, lines))
     assert not [line for line in lines[:-1] if not line.endswith(",")]
@@ -364,9 +336,7 @@ def test_with_maxfail_it_counts_the_tests_that_ran(inner: pytest.Pytester, stop:
 
 
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
-def test_a_test_that_is_broken_off_is_counted_as_far_as_it_came(
-    inner: pytest.Pytester, end: str
-) -> None:
+def test_an_interrupted_test_counts_what_it_did(inner: pytest.Pytester, end: str) -> None:
     inner.makepyfile(LONG.format(end=end))
     result = run_pytest(inner, *PLUGIN)
     assert pytest.ExitCode.INTERRUPTED == result.ret
@@ -374,7 +344,7 @@ def test_a_test_that_is_broken_off_is_counted_as_far_as_it_came(
     assert 1 == len(line_of(result))
 
 
-def test_a_handler_that_is_interrupted_leaves_what_was_committed(inner: pytest.Pytester) -> None:
+def test_an_interrupted_handler_counts_what_was_committed(inner: pytest.Pytester) -> None:
     inner.makepyfile(
         PAY
         + """
@@ -411,7 +381,9 @@ def test_a_handler_that_is_interrupted_leaves_what_was_committed(inner: pytest.P
         pytest.param((*XDIST, "-v"), marks=pytest.mark.soak),
     ],
 )
-def test_workers_lose_and_double_nothing(inner: pytest.Pytester, workers: tuple[str, ...]) -> None:
+def test_with_workers_every_test_counts_once(
+    inner: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
     inner.makepyfile(
         PAY
         + """
@@ -428,7 +400,7 @@ def test_workers_lose_and_double_nothing(inner: pytest.Pytester, workers: tuple[
     )
 
 
-def test_a_worker_that_crashes_takes_only_its_own_test_along(inner: pytest.Pytester) -> None:
+def test_only_the_test_of_a_crashed_worker_is_not_counted(inner: pytest.Pytester) -> None:
     inner.makepyfile(LONG.format(end="os._exit(1)"))
     result = inner.runpytest_inprocess(*PLUGIN, *XDIST)
     result.assert_outcomes(passed=2, failed=1)
@@ -437,7 +409,7 @@ def test_a_worker_that_crashes_takes_only_its_own_test_along(inner: pytest.Pytes
     )
 
 
-def test_with_workers_and_maxfail_the_line_still_comes(inner: pytest.Pytester) -> None:
+def test_with_workers_and_maxfail_the_line_is_shown(inner: pytest.Pytester) -> None:
     inner.makepyfile(LONG.format(end="assert False"))
     result = inner.runpytest_inprocess(*PLUGIN, "-p", "xdist.plugin", "-n", "1", "-x")
     assert pytest.ExitCode.OK != result.ret
@@ -445,7 +417,7 @@ def test_with_workers_and_maxfail_the_line_still_comes(inner: pytest.Pytester) -
     assert re.match(r"routilux: [23] jobs, ", line)
 
 
-# --- what machines read ---------------------------------------------------------------------------
+# --- --junitxml ---------------------------------------------------------------------------
 
 
 def properties(path: Path) -> dict[str, list[tuple[str, str]]]:
@@ -459,7 +431,7 @@ def properties(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("args", [(), XDIST, ("--routilux-report=always",)])
-def test_junit_has_the_facts_of_each_test_that_has_any(
+def test_junitxml_has_the_figures_of_each_test(
     inner: pytest.Pytester, args: tuple[str, ...]
 ) -> None:
     inner.makepyfile(
@@ -491,7 +463,7 @@ def test_junit_has_the_facts_of_each_test_that_has_any(
     } == properties(inner.path / "out.xml")
 
 
-def test_junit_has_none_of_them_with_never(inner: pytest.Pytester) -> None:
+def test_junitxml_has_no_figures_with_never(inner: pytest.Pytester) -> None:
     inner.makepyfile(PAY + TWO)
     result = inner.runpytest_inprocess(
         *PLUGIN, "--junitxml=out.xml", "--routilux-report=never", "-W", "error"

@@ -1,4 +1,4 @@
-"""What reports say: timelines, the status line, summaries, retries and saved states."""
+"""Texts of the parts of a report: timeline, status, summary, retries and saved state."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console, Group
 
-from pytest_routilux.report.tables import retries, saved_state, status, summary
-from pytest_routilux.report.timeline import timeline
+from pytest_routilux.report.tables import retries, saved_state, status, summary, timeline
 from routilux import (
     ErrorHandler,
     ErrorStrategy,
@@ -23,6 +22,7 @@ from routilux import (
     Runtime,
     SavedState,
 )
+from tests.routines import fan
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,31 +60,6 @@ class Process(Routine):
             raise ValueError(f"busy, try {self.ctx.attempt}")
 
 
-class Fork(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.fork)
-        self.define_event("to_left", ["n"])
-        self.define_event("to_right", ["n"])
-
-    def fork(self) -> None:
-        self.ctx.once("ticket", int, 7)
-        self.emit("to_left", n=1)
-        self.emit("to_right", n=2)
-
-
-class Add(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("input", handler=self.add)
-
-    def add(self, n: int) -> None:
-        total = self.ctx.shared.get("total", 0)
-        assert isinstance(total, int)
-        self.ctx.sleep(0.1)
-        self.ctx.shared["total"] = total + n
-
-
 def pipeline(
     failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY, *, seconds: float = 0.5
 ) -> Flow:
@@ -112,7 +87,7 @@ def shown(renderable: RenderableType, width: int = 100) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def test_the_timeline_tells_every_emission_delivery_failure_and_change() -> None:
+def test_the_timeline_has_every_emission_delivery_failure_and_change() -> None:
     assert shown(timeline(run(5))) == [
         "🚀 [ 0.000s] data_fetch.trigger",
         "               request_id  r7",
@@ -133,55 +108,49 @@ def test_the_timeline_tells_every_emission_delivery_failure_and_change() -> None
     ]
 
 
-def test_a_job_and_the_monitor_that_watched_it_tell_the_same() -> None:
+def test_a_job_and_its_monitor_give_the_same_parts() -> None:
     job = run(2)
-    for told in (timeline, summary, lambda source: retries(source, 98)):
-        assert shown(told(job)) == shown(told(ExecutionMonitor.of(job)))
+    for part in (timeline, summary, lambda source: retries(source, 98)):
+        assert shown(part(job)) == shown(part(ExecutionMonitor.of(job)))
 
 
-def test_a_dropped_task_is_told_with_what_became_of_it() -> None:
+def test_the_timeline_shows_how_a_task_was_dropped() -> None:
     assert (
         "💥 [ 1.300s] data_process attempt 1 → dropped as skipped: ValueError: busy, try 1"
         in shown(timeline(run(1, ErrorStrategy.SKIP)))
     )
 
 
-def test_each_delivery_is_told_below_the_emission_that_it_carries() -> None:
-    flow = Flow("fork")
-    flow.add_routine(Fork(), "fork")
-    flow.add_routine(Add(), "left")
-    flow.add_routine(Add(), "right")
-    flow.connect("fork", "to_left", "left", "input")
-    flow.connect("fork", "to_right", "right", "input")
+def test_each_delivery_is_below_its_emission_and_conflicts_and_effects_are_shown() -> None:
+    def fork(self: Routine) -> None:
+        self.ctx.once("ticket", int, 7)
+        self.emit("out", n=1)
+        self.emit("out", n=2)
 
-    lines = shown(timeline(flow.execute("fork", runtime=Runtime(clock=FakeClock()))))
+    def add(self: Routine, n: int) -> None:
+        total = self.ctx.shared.get("total", 0)
+        self.ctx.sleep(0.1)
+        self.ctx.shared["total"] = total + n  # type: ignore[operator]
 
-    at = lines.index("📤 [ 0.000s] fork.to_left")
-    assert lines[at : at + 6] == [
-        "📤 [ 0.000s] fork.to_left",
+    flow = fan(fork, workers=2, left=add, right=add)
+    lines = shown(timeline(flow.execute("source", runtime=Runtime(clock=FakeClock()))))
+
+    at = lines.index("📤 [ 0.000s] source.out")
+    assert lines[at : at + 8] == [
+        "📤 [ 0.000s] source.out",
         "               n  1",
-        "🔀 [ 0.000s] fork → left: n=1",
-        "📤 [ 0.000s] fork.to_right",
+        "🔀 [ 0.000s] source → left: n=1",
+        "🔀 [ 0.000s] source → right: n=1",
+        "📤 [ 0.000s] source.out",
         "               n  2",
-        "🔀 [ 0.000s] fork → right: n=2",
+        "🔀 [ 0.000s] source → left: n=2",
+        "🔀 [ 0.000s] source → right: n=2",
     ]
-
-
-def test_conflicts_and_recorded_effects_are_told() -> None:
-    flow = Flow("fork", execution_strategy="concurrent")
-    flow.add_routine(Fork(), "fork")
-    flow.add_routine(Add(), "left")
-    flow.add_routine(Add(), "right")
-    flow.connect("fork", "to_left", "left", "input")
-    flow.connect("fork", "to_right", "right", "input")
-
-    lines = shown(timeline(flow.execute("fork", runtime=Runtime(clock=FakeClock()))))
-
-    assert "📌 [ 0.000s] fork attempt 1: once('ticket') recorded" in lines
+    assert "📌 [ 0.000s] source attempt 1: once('ticket') recorded" in lines
     assert "💫 [ 0.100s] right attempt 1: conflict, runs again" in lines
 
 
-def test_pauses_resumptions_and_cancellations_are_told() -> None:
+def test_the_timeline_has_pauses_resumptions_and_cancellations() -> None:
     clock = FakeClock(autojump=False)
     runtime = Runtime(clock=clock)
     flow = pipeline(5)
@@ -201,7 +170,7 @@ def test_pauses_resumptions_and_cancellations_are_told() -> None:
     assert "🛑 [ 1.000s] job cancelled" in shown(timeline(second.wait()))
 
 
-def test_a_monitor_of_two_jobs_tells_one_after_the_other() -> None:
+def test_the_timeline_of_two_jobs_has_one_after_the_other() -> None:
     monitor = ExecutionMonitor()
     runtime = Runtime(clock=FakeClock(), observers=[monitor])
     for name in ("job-a", "job-b"):
@@ -238,7 +207,7 @@ def test_a_routine_that_never_ran_is_in_the_summary_of_the_job() -> None:
     ]
 
 
-def test_the_retries_are_drawn_and_listed_with_planned_and_actual_wait() -> None:
+def test_retries_are_drawn_and_listed_with_planned_and_real_waits() -> None:
     lines = shown(retries(run(2), 98))
     assert lines[0] == "⏳ 2 retries · 2 of 2 waits as planned, to the nanosecond"
     lane = lines[2].split("  ", 1)[1]
@@ -249,27 +218,27 @@ def test_the_retries_are_drawn_and_listed_with_planned_and_actual_wait() -> None
     ]
 
 
-def test_an_attempt_that_takes_no_time_is_drawn_all_the_same() -> None:
+def test_an_attempt_that_takes_no_time_is_drawn() -> None:
     flow = pipeline(2, seconds=0)
     job = flow.execute("data_fetch", {"request_id": "r7"}, runtime=Runtime(clock=FakeClock()))
     lane = shown(retries(job, 98))[2].split("  ", 1)[1]
     assert re.fullmatch(r" +✗░+✗░+█", lane), lane
 
 
-def test_a_retry_that_still_waits_has_no_actual_wait() -> None:
+def test_a_retry_that_still_waits_has_no_real_wait() -> None:
     lines = shown(retries(run(5).at(4), 98))
     assert lines[0] == "⏳ 2 retries · 1 of 1 waits as planned, to the nanosecond"
     assert lines[-1].split()[-2:] == ["…", "waits"]
 
 
-def test_a_wait_that_a_late_host_made_longer_is_not_counted_as_planned() -> None:
+def test_a_wait_that_a_late_host_made_longer_does_not_count_as_planned() -> None:
     late = Runtime(clock=FakeClock(start="2026-01-01T00:01:00"))
     lines = shown(retries(late.resume(pipeline(3), run(5).at(4)), 98))
     assert lines[0] == "⏳ 3 retries · 2 of 3 waits as planned, to the nanosecond"
     assert lines[-2].split()[-4:] == ["0.4500", "2.5500", "60.0000", "57.9000"]
 
 
-def test_the_saved_state_is_told_by_its_file_and_what_is_pending(tmp_path: Path) -> None:
+def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path: Path) -> None:
     runtime = Runtime(clock=FakeClock(autojump=False))
     path = tmp_path / "job.json"
     process = pipeline(5)

@@ -203,7 +203,9 @@ def test_a_run_that_an_error_has_ended_says_why_it_cannot_be_cancelled() -> None
         run = alone(lambda self: None).start("does", runtime=runtime)
         with pytest.raises(OSError, match="disk full"):
             run.wait()
-        with pytest.raises(NotResumableError, match=r"an error ended the run of job .* \(OSError: disk full\)"):
+        with pytest.raises(
+            NotResumableError, match=r"an error ended the run of job .* \(OSError: disk full\)"
+        ):
             run.cancel()
 
 

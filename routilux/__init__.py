@@ -1,4 +1,4 @@
-"""Event-driven flows that survive: retries, exact backoff, state that is saved and continued.
+"""Event-driven flows with retries, exact backoff, and state that survives a crash.
 
 >>> from routilux import Flow, Routine
 >>> class Hello(Routine):
@@ -13,7 +13,7 @@
 >>> flow.execute("hello", {"name": "world"}).outputs[0].data
 {'text': 'hello world'}
 
-PYTEST_DONT_REWRITE: pytest is not to read and compile it anew, nor to warn that it can't.
+PYTEST_DONT_REWRITE: pytest must not compile this module again, nor warn that it can't.
 """
 
 from importlib import import_module
@@ -137,7 +137,7 @@ _LATE = {
     "PostgresStore": "routilux.persist.postgres",
     "SqliteStore": "routilux.persist.sqlite",
 }
-"""What is imported when it is asked for: it brings a database with it."""
+"""Names that are imported when they are first used, since they import a database."""
 
 
 def __getattr__(name: str) -> object:

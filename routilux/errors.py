@@ -1,11 +1,10 @@
-"""Every error that routilux raises, grouped by whose mistake it is.
+"""All errors that routilux raises, grouped by the party that has to act.
 
-Laws:
-- One tree, `RoutiluxError` at the root; the class says who has to act, the message says what,
-  where and how.
-- An error of saved data carries the path of the value in it, so that a person can
-  find it with an editor.
-- Raising one of these leaves the thing that was asked to change as it was.
+Invariants:
+- `RoutiluxError` is the root of one tree. The class says who has to act; the message says what
+  happened, where, and what to do.
+- An error of saved data carries the path of the value, so that a person finds it with an editor.
+- An operation that raises one of these leaves the object that it was to change as it was.
 """
 
 from __future__ import annotations
@@ -38,14 +37,14 @@ __all__ = [
 
 
 class RoutiluxError(Exception):
-    """The root of all errors that routilux raises on its own account."""
+    """The root of all errors of routilux."""
 
 
 # --- the author of the flow ---------------------------------------------------------------------
 
 
 class FlowDefinitionError(RoutiluxError):
-    """The flow, a routine or a handler is put together wrongly; trying again can't help."""
+    """A flow, a routine or a handler is defined wrongly; a retry can't help."""
 
 
 # --- a job that runs ----------------------------------------------------------------------------
@@ -64,11 +63,11 @@ class StepLimitError(RoutiluxError):
 
 
 class PoisonJobError(RoutiluxError):
-    """The job was recovered too often without getting on; its handler probably ends the process."""
+    """The job was recovered too often without progress; a handler probably ends the process."""
 
 
 class ClockStalledError(RoutiluxError):
-    """A job on a fake clock waits for an instant to which nobody will move the clock."""
+    """A job waits for an instant to which nothing will move its fake clock."""
 
 
 # --- saved data ---------------------------------------------------------------------------------
@@ -77,9 +76,9 @@ class ClockStalledError(RoutiluxError):
 class SavedStateError(RoutiluxError):
     """Saved data can't be written or read.
 
-    `path` is the place: a JSON path such as `$.job_state.commits[2]`, or a file's path where the
-    file itself is the trouble. `reason` says what is wrong there and what to do. Of what the data
-    itself holds without end, the middle is left out.
+    `path` is a JSON path such as `$.job_state.commits[2]`, or the path of a file that is wrong as
+    a whole. `reason` says what is wrong there and what to do. Long texts are shortened in the
+    middle.
 
     >>> SavedStateError("$.flow", "is missing").path
     '$.flow'
@@ -115,29 +114,29 @@ class UnknownRoutineError(SavedStateError):
 
 
 class FlowMismatchError(SavedStateError):
-    """The job was started on a flow of another shape than the one that is to continue it."""
+    """The job was started on a flow of another shape than the flow to resume it on."""
 
 
 class UnserializableError(SavedStateError):
-    """A value has no form in which it could be saved and come back equal and of the same type."""
+    """A value has no saved form that comes back equal and of the same type."""
 
 
 # --- the environment ----------------------------------------------------------------------------
 
 
 class LeaseLostError(RoutiluxError):
-    """Another host owns the job now; what this host tried to commit was refused."""
+    """Another host owns the job now; the store refused the commit of this host."""
 
 
 class DuplicateJobError(RoutiluxError):
-    """The store already holds a job of this id."""
+    """The store already holds a job with this id."""
 
 
 class NotResumableError(RoutiluxError):
-    """The job is in a status from which it can't go on."""
+    """The job can't be resumed, paused or cancelled in its present status."""
 
 
-# --- use, and ourselves -------------------------------------------------------------------------
+# --- wrong calls, and our own bugs --------------------------------------------------------------
 
 
 class NoActiveStepError(RoutiluxError):
@@ -148,11 +147,11 @@ class IllegalTransitionError(RoutiluxError):
     """The engine broke one of its own rules. Please report it; nothing was changed."""
 
 
-# --- what they say --------------------------------------------------------------------------------
+# --- messages -----------------------------------------------------------------------------------
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message about a name that is not known: which one was perhaps meant.
+    """Return the end of a message about an unknown name: the known name that is closest.
 
     >>> nearest("chrage", ["fetch", "charge"]), nearest("ship", ["fetch", "charge"])
     ("; did you mean 'charge'?", '')
@@ -163,6 +162,6 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-# Saved jobs name these classes by their public place, which stays when this module moves.
+# Saved jobs name these classes by their public module, which stays when this module moves.
 for _name in __all__:
     globals()[_name].__module__ = "routilux"

@@ -1,8 +1,8 @@
-"""`Run`: the handle of a job that is driven in the background.
+"""`Run`: the handle of a job that runs in the background.
 
-Laws:
-- What it shows is a copy of the job as of its last commit; nothing done to it changes the job.
-- Whatever ended the job from outside is raised by whoever waits for it, each time.
+Invariants:
+- It shows a copy of the job as of its last commit; changing the copy does not change the job.
+- An error from outside the flow that ended the run is raised by each `wait`.
 - An observer can't wait for a job: all jobs wait for the observer.
 """
 
@@ -35,7 +35,7 @@ class Run:
     ...         super().__init__()
     ...         self.define_slot("trigger", handler=self.hello)
     ...     def hello(self):
-    ...         self.ctx.state["said"] = "hello"
+    ...         self.ctx.state["greeting"] = "hello"
     >>> flow = Flow("greeting")
     >>> _ = flow.add_routine(Hello(), "hello")
     >>> run = flow.start("hello")
@@ -53,18 +53,18 @@ class Run:
         return self._drive.snapshot()
 
     def wait(self, timeout: float | timedelta | None = None) -> JobState:
-        """Wait until the job rests, and return it; `timeout` is in seconds of the runtime's clock.
+        """Wait until the job has stopped, and return it; `timeout` is in seconds of its clock.
 
-        Raises `TimeoutError`, and whatever ended the job from outside (a broken store, an
-        interrupt of its handler).
+        Raises `TimeoutError`, and the error from outside the flow that ended the run, such as a
+        store that fails or an interrupt.
         """
         drive = self._drive
         drive.environment.observers.refuse("wait for a job")
         clock = drive.environment.clock
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
-        if not clock.wait(drive.stopped, until, who=f"whoever waits for job {job.job_id}"):
-            raise TimeoutError(f"job {job.job_id} is {job.status.value} after {timeout} s")
+        if not clock.wait(drive.stopped, until, who=f"the caller that waits for job {job.job_id}"):
+            raise TimeoutError(f"job {job.job_id} is still {job.status.value} after {timeout} s")
         if drive.error is not None:
             raise drive.error
         return drive.snapshot()

@@ -1,9 +1,10 @@
-"""`Runtime`: what flows run with, and which one serves code that names none.
+"""`Runtime`: the clock, store, executor and observers that flows run with.
 
-Laws:
+Invariants:
 - `execute` drives a job in the caller's thread, `start` in the background; it is the same loop.
-- Jobs never see each other: what breaks one is kept by it and told to whoever waits for it.
-- A forked child is another host: it has a name of its own, and none of the threads and jobs.
+- Jobs never see each other. An error from outside a flow ends one job, and its `wait` raises it.
+- A forked child is another host: it has another owner name, and no threads and jobs yet.
+- Code that names no runtime uses the one of `use_runtime`, or one on the system's clock.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ __all__ = ["Runtime", "default_runtime", "use_runtime"]
 
 
 class Runtime:
-    """What flows run with; any number of flows, jobs and threads may share one.
+    """Runs flows; any number of flows, jobs and threads may share one.
 
-    `clock` is the system's by default. With a `store` every commit is written to it before it
-    counts. `executor` runs the steps instead of our own threads. `observers` hear of every commit.
+    `clock` is the system's by default. With a `store`, a commit counts once the store has it.
+    `executor` runs the steps instead of our own threads. `observers` are notified of every commit.
     `max_steps` fails a job that makes more attempts. `max_recoveries` fails a job that was resumed
-    so often without progress; None never does. `history_limit` bounds the commits that a job
-    keeps in memory: at least that many, at most twice; one that was loaded begins with those since
-    its snapshot.
+    more often in a row without progress; None never does. `history_limit` bounds the commits that
+    a job keeps in memory: at least that many, at most twice as many. A loaded job starts with its
+    commits since a snapshot.
 
     >>> Runtime(max_steps=1000).max_steps
     1000
@@ -108,12 +109,12 @@ class Runtime:
 
     @property
     def owner(self) -> str:
-        """The name of this runtime in a store: host, process and a random part."""
+        """The name of this runtime in a store."""
         return self.environment.owner
 
     @property
     def max_steps(self) -> int | None:
-        """How many attempts a job may make; None is any number."""
+        """How many attempts a job may make; None is no limit."""
         return self.environment.max_steps
 
     # --- running --------------------------------------------------------------------------------
@@ -121,29 +122,29 @@ class Runtime:
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
-        """Run a new job in this thread and return it when it rests; see `Flow.execute`."""
+        """Run a new job in this thread and return it when it has stopped; see `Flow.execute`."""
         self.environment.observers.refuse("execute a job")
         return self.threads.drive(self._new(flow, entry, params, **options))
 
     async def aexecute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> JobState:
-        """Run a new job without holding up the event loop; see `Flow.aexecute`.
+        """Run a new job without blocking the event loop; see `Flow.aexecute`.
 
         If the awaiting task is cancelled, so is the job.
         """
-        import asyncio  # slow at import, for those only who have an event loop anyway
+        import asyncio  # slow to import, and the caller has imported it already
 
         run = self.start(flow, entry, params, **options)
         done: Future[JobState] = Future()
         done.set_running_or_notify_cancel()  # so that only the job can end it
-        # Not a thread of the event loop's own few: those would hold up each other's jobs.
+        # Not the event loop's own pool: jobs would wait for each other's threads.
         threading.Thread(target=_hand_over, args=(run, done), daemon=True).start()
         try:
             return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
-            if run._drive.error is None:  # else it is the handler's own, and nobody gave up
-                with suppress(NotResumableError):  # it may be over already
+            if run._drive.error is None:  # else the handler raised it, and no caller cancelled
+                with suppress(NotResumableError):  # the job may have stopped
                     run.cancel("the task that awaited it was cancelled")
             raise
 
@@ -158,16 +159,16 @@ class Runtime:
             try:
                 SavedState.capture(flow, job).write(path, key=key)
             finally:
-                del key  # no traceback shows it
+                del key  # so that no traceback shows it
 
         return Run(drive, save)
 
     def submit(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
     ) -> str:
-        """Put a new job into the store, to be resumed by anybody, and return its id.
+        """Put a new job into the store, for any host to resume, and return its id.
 
-        Raises `DuplicateJobError` where the store holds that id already.
+        Raises `DuplicateJobError` if the store already holds that id.
         """
         if self.store is None:
             raise FlowDefinitionError(
@@ -190,10 +191,10 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
         acquired: Acquired | None = None,
     ) -> Drive:
-        """Commit that a job goes on, here and nowhere else; whoever asked has to drive it.
+        """Commit that this host alone resumes a job; the caller has to drive it.
 
-        One that was `acquired` goes on under its lease alone: claimed, it would be held without
-        one where the lease was lost meanwhile, and nobody could take it from a host that died.
+        A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
+        lost meanwhile, a claim would hold the job without one, and no host could take it over.
         """
         if acquired is None:
             clean = self._was_given_back(job.job_id)
@@ -222,7 +223,7 @@ class Runtime:
         """Return a job of the store as of its last commit, with its commits since a snapshot.
 
         With `history` it has every commit, whatever the runtime's `history_limit`. Raises
-        `KeyError` where the store does not hold it, `SavedStateError` for damaged rows.
+        `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.
         """
         job = None
         if self.environment.journal is not None:
@@ -238,12 +239,12 @@ class Runtime:
 
     @property
     def observers(self) -> tuple[Observer, ...]:
-        """Those who hear of every commit."""
+        """The observers that are notified of every commit."""
         return self.environment.observers.registered
 
     @property
     def observer_failures(self) -> list[ObserverFailure]:
-        """What observers raised, one entry for each that did."""
+        """The errors of observers, one entry for each observer that raised."""
         return self.environment.observers.failures
 
     def __enter__(self) -> Self:
@@ -252,7 +253,7 @@ class Runtime:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # --- how ------------------------------------------------------------------------------------
+    # --- jobs to drive --------------------------------------------------------------------------
 
     def _new(
         self,
@@ -285,7 +286,7 @@ class Runtime:
             hold.owner != self.environment.owner or job_id in self.environment.leases
         ):
             raise LeaseLostError(
-                f"job {job_id!r} is {hold}; until then nobody else can go on with it"
+                f"job {job_id!r} is {hold}; until then no other host can resume it"
             )
         return hold.clean
 
@@ -296,10 +297,10 @@ class Runtime:
         flying = ", ".join(
             f"{step.task.routine_id} ({step.task.task_id})" for step in machine.flights
         )
-        what = f"still has steps in flight, at {flying}" if flying else "goes on already"
+        what = f"still has steps in flight, at {flying}" if flying else "is already running"
         raise NotResumableError(
-            f"job {job_id} is {machine.job.status.value} in this runtime, and {what};"
-            " wait() for its run, then resume what that returns"
+            f"job {job_id} is {machine.job.status.value} in this runtime and {what};"
+            " wait() for its run, then resume the job that it returns"
         )
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
@@ -343,7 +344,7 @@ set_default_runner(default_runtime)
 
 @contextmanager
 def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
-    """Make a runtime the default for code that names none, in all threads, until the block ends.
+    """Make a runtime the default of all threads until the block ends.
 
     >>> with use_runtime(Runtime(max_steps=10)) as runtime:
     ...     default_runtime() is runtime

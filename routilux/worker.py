@@ -1,16 +1,16 @@
 """`Worker`: takes jobs from a store under a lease and drives them; any number of hosts may run one.
 
-Laws:
-- A job is driven by the one host that has acquired it. While its handlers run, the lease is
-  renewed; a host that stands still loses it, and with it the right to commit.
-- A worker that ends gives back what it holds; one that is killed leaves it to its leases. What it
-  has a lease on but does not drive, since the answer of the store was lost, it gives back too.
-- It waits for what will happen: a job that rests, the next job that is free, the next renewal. Only
-  what other processes do, which nobody tells it, is looked for every `POLL` seconds.
-- What can't be resumed is put aside for the length of a lease, in which another worker may take it,
-  and holds up nothing else. Why is told once, and again where the reason has changed.
-- A store that can't be used is waited for as long as a lease lasts: so long no other host can have
-  taken over. A job whose commit it did not keep is given back, to be run again from the one before.
+Invariants:
+- Only the host that has acquired a job drives it. It renews the lease while handlers run. A host
+  that was suspended loses the lease, and with it the right to commit.
+- A worker that ends gives its jobs back; the jobs of a killed worker are free when their leases
+  end. If the store's answer to an acquire was lost, the job is given back too.
+- A worker waits for events: a job that stops, the next free job, the next renewal. Changes by other
+  processes raise no event, so it reads the store for them every `POLL` seconds.
+- A job that can't be resumed is put aside for the length of a lease, for another worker to take,
+  and delays no other job. The log gives the reason once, and again when it changes.
+- A store that fails is retried for as long as a lease: no other host can take over meanwhile. A job
+  whose commit it did not accept is given back, and resumes after the commit before.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ __all__ = ["POLL", "Worker"]
 
 _log = logging.getLogger("routilux")
 POLL: Final = 0.1
-"""How many seconds pass at most before a worker sees what another process has put into a store."""
-_AT_ONCE: Final = 16  # jobs with something to run; those that wait for a retry don't count
-_RENEWALS: Final = 3  # in a lease, so that one that comes late does no harm
+"""How many seconds pass at most until a worker sees a change by another process."""
+_AT_ONCE: Final = 16  # jobs with a step to run; jobs that wait for a retry don't count
+_RENEWALS: Final = 3  # in a lease, so that one late renewal does no harm
 _FIRST_WAIT: Final = SECOND // 20
 _LONGEST_WAIT: Final = SECOND
 _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
 class Worker:
-    """Drives the jobs of some flows that stand in a store, until it is told to stop.
+    """Drives the jobs of some flows in a store, until `stop`.
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
-    is in seconds: how long others wait before they take over from a host that has died. `runtime`
-    is what jobs run with; its store is `store`. A job that can't be resumed is logged, once, and
+    is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
+    run with `runtime`, whose store is `store`. A job that can't be resumed is logged once, and
     tried again after each `lease`.
 
     >>> from routilux import MemoryStore, Flow, Routine
@@ -63,7 +63,7 @@ class Worker:
     ...         super().__init__()
     ...         self.define_slot("trigger", handler=self.hello)
     ...     def hello(self):
-    ...         self.ctx.state["said"] = "hello"
+    ...         self.ctx.state["greeting"] = "hello"
     >>> flow = Flow("greeting")
     >>> _ = flow.add_routine(Hello(), "hello")
     >>> store = MemoryStore()
@@ -86,28 +86,31 @@ class Worker:
         for flow in flows:
             if self._flows.setdefault(flow.flow_id, flow) is not flow:
                 raise FlowDefinitionError(
-                    f"two flows are called {flow.flow_id!r}; a job names its flow by that"
+                    f"two flows have the id {flow.flow_id!r}, by which a job names its flow;"
+                    " give one of them another flow_id"
                 )
         if not self._flows:
-            raise FlowDefinitionError("a worker needs the flows whose jobs it is to drive")
+            raise FlowDefinitionError(
+                "a worker needs at least one flow; pass the flows whose jobs it drives"
+            )
         self._lease_ns = _checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
             raise FlowDefinitionError(
-                "the worker's runtime writes to another store than the worker takes its jobs from;"
-                " make it with Runtime(store=...) of the same store"
+                "the worker takes jobs from one store and its runtime writes to another;"
+                " make the runtime with Runtime(store=...) of the same store"
             )
         self._environment = self._runtime.environment
         self._clock = self._runtime.clock
         self._signal = self._clock.signal()
         self._stopping = False
         self._drives: dict[str, Drive] = {}
-        self._active: set[Drive] = set()  # those that had something to run when last looked at
+        self._active: set[Drive] = set()  # had a step to run at the last check
         self._stopped_jobs: deque[Drive] = deque()
         self._renew_at = 0
-        self._put_aside: dict[str, str] = {}  # job id -> why, as it was told
-        # Jobs that are to be given back: when they are to be free, and whether the stop was clean.
-        self._owed: dict[str, tuple[int, bool]] = {}
+        self._put_aside: dict[str, str] = {}  # job id -> the reason, as it was logged
+        # Jobs to give back: the instant from which each is free, and whether it stopped cleanly.
+        self._to_release: dict[str, tuple[int, bool]] = {}
         self._outage = _Outage(self._clock, self._lease_ns)
 
     def stop(self) -> None:
@@ -119,14 +122,14 @@ class Worker:
         """Take and drive jobs until `stop`, or SIGTERM where this is the main thread.
 
         Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
-        ends when no job of its flows has anything left to do, here or on other hosts, and a job
-        that can't be resumed is raised. Raises what the store raises; an `OSError` only where it
-        has lasted as long as a lease.
+        ends when every job of its flows has stopped, here and on other hosts, and the error of a
+        job that can't be resumed is raised. Raises the errors of the store; an `OSError` only if
+        the store has failed for as long as a lease.
         """
         party = self._clock.party("a worker", result=True)
         party.start()
         try:
-            with self._told_by_signal():
+            with self._stopped_by_sigterm():
                 try:
                     self._run(until_idle)
                 finally:
@@ -135,17 +138,17 @@ class Worker:
             party.stop()
 
     def _run(self, until_idle: bool) -> None:
-        goes_on = True
-        while goes_on:
+        more = True
+        while more:
             try:
-                goes_on = self._turn(until_idle)
+                more = self._turn(until_idle)
             except OSError as error:
-                self._bear(error)
+                self._wait_out(error)
             else:
                 self._outage.end()
 
     def _turn(self, until_idle: bool) -> bool:
-        self._look_after()
+        self._maintain()
         if self._stopping:
             return False
         room = self._has_room()
@@ -160,22 +163,22 @@ class Worker:
     def _leave(self) -> None:
         for drive in self._drives.values():
             drive.leave()
-        while self._drives or self._owed:
+        while self._drives or self._to_release:
             try:
-                self._look_after()
+                self._maintain()
                 if self._drives:
                     self._wait(None)
             except OSError as error:
-                self._bear(error)
+                self._wait_out(error)
 
-    def _bear(self, error: OSError) -> None:
+    def _wait_out(self, error: OSError) -> None:
         self._clock.wait(self._signal, self._outage.retry_at(error), who="a worker")
 
-    def _look_after(self) -> None:
+    def _maintain(self) -> None:
         self._signal.clear()
         while self._stopped_jobs:
-            self._let_go(self._stopped_jobs.popleft())
-        self._give_back()
+            self._finish(self._stopped_jobs.popleft())
+        self._release()
         if self._drives and self._renew_at <= self._clock.monotonic_ns():
             self._renew()
 
@@ -185,7 +188,7 @@ class Worker:
         until = self._renew_at if self._drives else now + renewal
         if free_in is not None:
             until = min(until, now + free_in)
-        if isinstance(self._clock, SystemClock):  # no other process lives by another clock
+        if isinstance(self._clock, SystemClock):  # other processes use no other clock
             until = min(until, now + int(POLL * SECOND))
         self._clock.wait(self._signal, until, who="a worker")
 
@@ -211,31 +214,31 @@ class Worker:
             if acquired is None:
                 return False
             job_id = acquired.job_id
-            told = environment.leases.get(job_id)
+            lost_by = environment.leases.get(job_id)
             environment.leases[job_id] = self._lose
-        self._owed.pop(job_id, None)  # its lease was over meanwhile
-        if told is not None:  # it was lost here, or at another worker of this owner
-            told(job_id)
+        self._to_release.pop(job_id, None)  # its lease has ended meanwhile
+        if lost_by is not None:  # this worker or another one of this owner has lost the job
+            lost_by(job_id)
         drive = None
         try:
             job = runtime.load(job_id)
-            if not job.status.is_live:  # no job that rests is free, so somebody was faster
+            if not job.status.is_live:  # it was free, so another host was faster
                 raise LeaseLostError(
-                    f"job {job_id!r} is {job.status.value} now: another host has gone on with it"
-                    " while this one stood still for too long"
+                    f"job {job_id!r} is {job.status.value} now: another host has resumed it while"
+                    " this one was suspended for longer than its lease"
                 )
             drive = runtime.resumed(self._flows[job.flow_id], job, acquired=acquired)
         except LeaseLostError as error:
             _log.info("%s", error)
         except RoutiluxError as error:
             if self._put_aside.get(job_id) != str(error):
-                _log.error("job %s can't be resumed here, and is put aside: %s", job_id, error)
+                _log.error("job %s can't be resumed here and is put aside: %s", job_id, error)
             self._put_aside[job_id] = str(error)
-            self._owe(job_id, self._lease_ns, clean=acquired.clean)
+            self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise
         except OSError:
-            self._owe(job_id, 0, clean=acquired.clean)
+            self._release_later(job_id, 0, clean=acquired.clean)
             raise
         else:
             self._put_aside.pop(job_id, None)
@@ -245,10 +248,10 @@ class Worker:
             self._active.add(drive)
             runtime.threads.drive_in_background(drive)
         finally:
-            if drive is None and job_id not in self._owed:
+            if drive is None and job_id not in self._to_release:
                 with environment.lease_lock:
                     self._forget(job_id)
-        self._give_back()
+        self._release()
         return True
 
     def _note_stop(self, drive: Drive) -> None:
@@ -257,61 +260,65 @@ class Worker:
 
     def _note_wait(self, drive: Drive) -> None:
         if len(self._active) >= _AT_ONCE:
-            self._signal.set()  # there may be room for another one
+            self._signal.set()  # there may be room for another job
 
-    def _let_go(self, drive: Drive) -> None:
+    def _finish(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
-            _log.warning("job %s broke off here, and is given back: %s", job.job_id, error)
+            _log.warning(
+                "job %s is given back after an error here: %s",
+                job.job_id,
+                error,
+            )
         elif error is not None:
-            _log.error("job %s broke off here, and is given back", job.job_id, exc_info=error)
+            _log.error("job %s is given back after an error here", job.job_id, exc_info=error)
         self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
-            return  # it was taken anew meanwhile
+            return  # this worker has taken the job again meanwhile
         del self._drives[job.job_id]
         if error is None and job.status is JobStatus.RUNNING:
             task = drive.machine.next_task()
             wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
-            self._owe(job.job_id, wait, clean=True)
+            self._release_later(job.job_id, wait, clean=True)
         elif isinstance(error, OSError):
-            # Not the job's fault. Where only this one can't be kept, it does not come at once.
-            self._owe(job.job_id, self._lease_ns // _RENEWALS, clean=True)
+            # Not the job's fault. If the store refuses only this job, a short wait saves work.
+            self._release_later(job.job_id, self._lease_ns // _RENEWALS, clean=True)
         elif error is not None and not isinstance(error, LeaseLostError):
-            self._owe(job.job_id, 0, clean=False)
+            self._release_later(job.job_id, 0, clean=False)
         else:
             with self._environment.lease_lock:
                 self._forget(job.job_id)
 
-    def _owe(self, job_id: str, after_ns: int, *, clean: bool) -> None:
-        self._owed[job_id] = self._clock.monotonic_ns() + after_ns, clean
+    def _release_later(self, job_id: str, after_ns: int, *, clean: bool) -> None:
+        self._to_release[job_id] = self._clock.monotonic_ns() + after_ns, clean
 
-    def _give_back(self) -> None:
+    def _release(self) -> None:
         environment = self._environment
-        for job_id, (free_at, clean) in list(self._owed.items()):
+        for job_id, (free_at, clean) in list(self._to_release.items()):
             with environment.lease_lock:
-                if environment.leases.get(job_id) == self._lose:  # else another worker has taken it
+                if environment.leases.get(job_id) == self._lose:  # else another worker has it
                     wait = max(0, free_at - self._clock.monotonic_ns())
                     self._store.release(job_id, environment.owner, wait, clean=clean)
                     self._forget(job_id)
-            del self._owed[job_id]
+            del self._to_release[job_id]
 
     def _forget(self, job_id: str) -> None:
-        """Hold a job no longer (under `taking`), unless somebody else has taken it since."""
+        """Forget the lease of a job (under `lease_lock`), unless another worker has it."""
         taken = self._environment.leases
         if taken.get(job_id) == self._lose:
             del taken[job_id]
 
     def _renew(self) -> None:
-        # The next one is reckoned from before this one: the store's lease is not shorter.
+        # Counted from before the call, so that the store's lease ends later than this one.
         now = self._clock.monotonic_ns()
         environment, store = self._environment, self._store
         with environment.lease_lock:
             held = set(store.renew(environment.owner, self._lease_ns))
             for job_id in sorted(held - environment.leases.keys()):
-                _log.info("job %s is given back: its lease is held here, and unknown", job_id)
-                # Nobody knows any more how it was left. As if the lease had run out: unclean.
+                _log.info("job %s is given back: no worker here knows its lease", job_id)
+                # How it stopped is unknown, so it counts as unclean, as if the lease had ended.
                 store.release(job_id, environment.owner, 0, clean=False)
         self._renew_at = now + self._lease_ns // _RENEWALS
         for job_id, drive in self._drives.items():
@@ -321,27 +328,29 @@ class Worker:
                 self._lose(job_id)
 
     def _lose(self, job_id: str) -> None:
-        """Drive a job no longer that is not held any more; from any thread."""
+        """Stop driving a job whose lease is lost; from any thread."""
         drive = self._drives.get(job_id)
         if drive is None:
             return
         with self._environment.lock:
             if drive.loop is not None and drive.machine.job.status is JobStatus.RUNNING:
-                whom = "an operator, or another host while this one stood still for too long"
-                lost = LeaseLostError(f"job {job_id!r} was taken over by {whom}")
+                lost = LeaseLostError(
+                    f"job {job_id!r} was taken over by an operator, or by another host while this"
+                    " one was suspended for longer than its lease"
+                )
                 drive.loop.fail(drive, lost)
 
     @contextmanager
-    def _told_by_signal(self) -> Iterator[None]:
+    def _stopped_by_sigterm(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
 
-        def told(*_: object) -> None:
-            # Not stop(): the main thread may hold the signal's lock just now.
+        def stops(*_: object) -> None:
+            # Not stop(): the main thread may hold the lock of `_signal` now.
             self._stopping = True
 
-        before = signal.signal(signal.SIGTERM, told)
+        before = signal.signal(signal.SIGTERM, stops)
         try:
             yield
         finally:
@@ -355,7 +364,7 @@ def _checked_lease(lease: float | timedelta) -> int:
         length = 0
     if not 0 < length <= _LONGEST_LEASE:
         raise FlowDefinitionError(
-            f"lease is {lease!r}; it is some seconds, more than 0 and at most a year"
+            f"lease is {lease!r}; give seconds, more than 0 and at most a year"
         )
     return length
 
@@ -363,8 +372,8 @@ def _checked_lease(lease: float | timedelta) -> int:
 class _Outage:
     """Retry policy for an unavailable store; lengths are in nanoseconds.
 
-    Tries come at growing distances up to `patience_ns`, and the last one at its end. The log says
-    once that the store fails and once that it works again.
+    The waits between retries grow; the last retry is `patience_ns` after the first error. The log
+    reports the first error and the end of the outage.
     """
 
     def __init__(self, clock: Clock, patience_ns: int) -> None:
@@ -376,13 +385,13 @@ class _Outage:
     def retry_at(self, error: OSError) -> int:
         """Return the instant of the clock's monotonic time at which to try again.
 
-        Raises the error where the outage has lasted for too long.
+        Raises the error if the outage has lasted for `patience_ns`.
         """
         now = self._clock.monotonic_ns()
         if self._since is None:
             self._since, self._next_wait = now, _FIRST_WAIT
             length = seconds_text(self._patience, 1)
-            _log.warning("the store can't be used, and is tried again for %s s: %s", length, error)
+            _log.warning("the store fails and is retried for %s s: %s", length, error)
         until = self._since + self._patience
         if now >= until:
             raise error
@@ -390,8 +399,8 @@ class _Outage:
         return min(now + wait, until)
 
     def end(self) -> None:
-        """Note that a call of the store succeeded."""
+        """Record that a call of the store has succeeded."""
         if self._since is not None:
             length = seconds_text(self._clock.monotonic_ns() - self._since, 1)
-            _log.info("the store can be used again, after %s s", length)
+            _log.info("the store works again after %s s", length)
             self._since = None

@@ -170,9 +170,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
         run = flow.start("a", job_id="j", runtime=runtime)
         assert began.wait(PATIENCE)
         run.pause()
-        message = (
-            r"job j is paused in this runtime, and still has steps in flight, at a \(0\); wait"
-        )
+        message = r"job j is paused in this runtime and still has steps in flight, at a \(0\); wait"
         with pytest.raises(NotResumableError, match=message):
             flow.resume(run.job, runtime=runtime)
         let_go.set()
@@ -344,7 +342,7 @@ def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path: Path) -> N
         clock.advance(1)
         run.checkpoint(path, key=key)
         assert run.job == SavedState.read(path, key=key).job
-        with pytest.raises(CorruptStateError, match="is not that of this key"):
+        with pytest.raises(CorruptStateError, match="does not match this key"):
             SavedState.read(path, key=key[::-1])
         before = path.read_bytes()
         with pytest.raises(ValueError, match="at least 16") as told:

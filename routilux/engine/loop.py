@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driver, Ended
     from routilux.engine.environment import Environment
     from routilux.graph.messages import StepInput
-    from routilux.persist.journal import Journal, Row
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
 
 __all__ = ["Loop"]
 
@@ -137,8 +138,8 @@ class Loop:
         if made + drive.machine.in_flight < limit:
             return False
         error = StepLimitError(
-            f"job {job.job_id} made {made} attempts, as many as the runtime's max_steps allows;"
-            " check that each cycle of its flow ends, or raise max_steps"
+            f"job {job.job_id} made {made} attempts, the runtime's max_steps; check that each"
+            " cycle of its flow ends, or raise max_steps"
         )
         drive.commit(drive.machine.fail(ErrorInfo.of(error), drive.now_ns()))
         return True
@@ -146,7 +147,7 @@ class Loop:
     def _end(self, group: Sequence[Ended], now: int) -> None:
         """Commit the ends of steps, of one job each, by one write; often it is one step."""
         endings: list[tuple[Drive, Commit]] = []
-        rows: list[Row] = []
+        rows: list[Append] = []
         journal = self._journal
         for drive, step, outcome in group:
             if drive.error is not None:
@@ -177,7 +178,7 @@ class Loop:
             self._mark(drive)
 
     def _written(
-        self, endings: list[tuple[Drive, Commit]], rows: Sequence[Row], journal: Journal
+        self, endings: list[tuple[Drive, Commit]], rows: Sequence[Append], journal: Journal
     ) -> list[tuple[Drive, Commit]]:
         refusals: Sequence[BaseException | None]
         try:

@@ -364,7 +364,9 @@ def test_waiting_for_a_stalled_job_raises_and_the_job_can_still_run() -> None:
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(3)).start("a", job_id="j1", runtime=runtime)
-        with pytest.raises(ClockStalledError, match="whoever waits for job j1 waits for a signal"):
+        with pytest.raises(
+            ClockStalledError, match="the caller that waits for job j1 waits for a signal"
+        ):
             run.wait()
         clock.advance(3)
         assert JobStatus.COMPLETED is run.wait().status
@@ -484,7 +486,7 @@ def test_a_waiter_is_given_up_after_its_timeout_in_virtual_time() -> None:
     clock = FakeClock()
     with Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(10)).start("a", job_id="j1", runtime=runtime)
-        with pytest.raises(TimeoutError, match="job j1 is running after 4 s"):
+        with pytest.raises(TimeoutError, match="job j1 is still running after 4 s"):
             run.wait(timeout=4)
         assert START + timedelta(seconds=4) == clock.now()
         assert 10 == ended_at(run.wait(timeout=timedelta(seconds=6)))

@@ -47,9 +47,9 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
         clock.advance(10)
         admin.retry(store, job_id, clock.now_ns(), take_over=True)
     assert second._take(False)
-    first._look_after()
+    first._maintain()
     clock.advance(10)  # the next renewal is due
-    second._look_after()
+    second._maintain()
     assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back meanwhile"
     second.run(until_idle=True)
     assert ["begins", "begins", "ends"] == ran

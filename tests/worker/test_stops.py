@@ -123,7 +123,7 @@ def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(
     runtime.environment.observers = Observers([Stops()])
     host.run()
     assert ["pending", "completed"] == [runtime.load(i).status.value for i in (job_id, good)]
-    assert f"job {job_id} can't be resumed here, and is put aside" in caplog.text
+    assert f"job {job_id} can't be resumed here and is put aside" in caplog.text
     assert (store.free_in(["tale"]) or 0) > 29 * SECOND
     worker(runtime, old).run(until_idle=True)
     assert {"completed"} == statuses(runtime, [job_id])

@@ -114,7 +114,7 @@ def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_tas
     assert job.error is not None
     assert "recovered 3 times without progress" in job.error.message
     assert "a (task 0, attempt 1)" in job.error.message
-    assert [f"job {job_id} broke off here, and is given back"] * 4 == caplog.messages
+    assert [f"job {job_id} is given back after an error here"] * 4 == caplog.messages
 
 
 def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
@@ -191,14 +191,14 @@ def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path)
 def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
     flow = chain(a=rest)
     for arguments, message in (
-        ({"flows": []}, "needs the flows whose jobs"),
-        ({"flows": [flow, chain(a=rest)]}, "two flows are called 'tale'"),
-        ({"flows": [flow], "lease": 0}, "lease is 0; it is some seconds"),
-        ({"flows": [flow], "lease": -1}, "lease is -1; it is some seconds, more than 0"),
-        ({"flows": [flow], "lease": float("inf")}, "lease is inf; it is some seconds"),
+        ({"flows": []}, "needs at least one flow"),
+        ({"flows": [flow, chain(a=rest)]}, "two flows have the id 'tale'"),
+        ({"flows": [flow], "lease": 0}, "lease is 0; give seconds"),
+        ({"flows": [flow], "lease": -1}, "lease is -1; give seconds, more than 0"),
+        ({"flows": [flow], "lease": float("inf")}, "lease is inf; give seconds"),
         ({"flows": [flow], "lease": 1e10}, "lease is 10000000000.0; .* and at most a year"),
-        ({"flows": [flow], "lease": None}, "lease is None; it is some seconds"),
-        ({"flows": [flow], "runtime": Runtime()}, "writes to another store"),
+        ({"flows": [flow], "lease": None}, "lease is None; give seconds"),
+        ({"flows": [flow], "runtime": Runtime()}, "writes to another; make"),
     ):
         with pytest.raises(FlowDefinitionError, match=message):
             Worker(store, **arguments)  # type: ignore[arg-type]

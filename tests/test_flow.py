@@ -74,9 +74,9 @@ def test_routines_and_connections_can_be_read_and_not_written():
     flow = shop()
     assert (Connection("source", "output", "sink", "input", {}),) == flow.connections
     with pytest.raises(TypeError):
-        flow.routines["other"] = Sink()  # type: ignore[index]
+        flow.routines["other"] = Sink()
     with pytest.raises(TypeError):
-        flow.connections[0].param_mapping["item"] = "x"  # type: ignore[index]
+        flow.connections[0].param_mapping["item"] = "x"
 
 
 def test_the_mapping_of_a_connection_is_its_own():
@@ -259,7 +259,7 @@ def test_a_saved_flow_has_no_handler_where_it_had_none_though_the_class_sets_one
     class Cautious(Sink):
         routine_name = "flow/cautious"
 
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.set_error_handler(ErrorHandler("skip"))
 

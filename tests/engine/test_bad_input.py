@@ -163,7 +163,7 @@ def test_a_connection_that_can_not_work_is_refused_and_the_flow_is_unchanged(row
 
 def test_ends_that_only_read_alike_are_two_connections():
     class Dotted(Routine):
-        def __init__(self, event: str) -> None:
+        def __init__(self, event):
             super().__init__()
             self.define_event(event)
 
@@ -480,7 +480,7 @@ WRONG_EMITS = [
 def test_a_wrong_emit_fails_the_attempt_at_once_and_leaves_nothing_but_its_record(
     emit, error_type, message
 ):
-    def handler(routine: Routine) -> None:
+    def handler(routine):
         routine.emit("out", n="sent before")
         emit(routine)
 

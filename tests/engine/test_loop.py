@@ -30,8 +30,6 @@ from routilux.graph.context import Context
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from routilux import Commit
-
 
 class Does(Routine):
     """Does what it is told; its event `output` carries `n`."""
@@ -70,9 +68,9 @@ def alive(kind: type) -> list[object]:
     return [found for found in gc.get_objects() if type(found) is kind]
 
 
-def test_no_history_runs_back_when_an_observer_commits_between_two_timeouts() -> None:
+def test_no_history_runs_back_when_an_observer_commits_between_two_timeouts():
     class Canceller:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             clock.jump(5)
             if commit.kind == "dropped" and job.status == "running":
                 runs[0].cancel()
@@ -89,20 +87,20 @@ def test_no_history_runs_back_when_an_observer_commits_between_two_timeouts() ->
     assert JobState.deserialize(job.serialize()) == job
 
 
-def test_a_value_that_is_set_to_what_stood_there_must_still_stand_there() -> None:
-    def first(self: Routine) -> None:
+def test_a_value_that_is_set_to_what_stood_there_must_still_stand_there():
+    def first(self):
         self.ctx.shared["x"] = 1
         self.ctx.sleep(2)
         self.ctx.shared["x"] = 1
         self.ctx.shared["last"] = "first"
 
-    def second(self: Routine) -> None:
+    def second(self):
         self.ctx.sleep(1)
         self.ctx.shared["x"] = 2
         self.ctx.shared["last"] = "second"
 
     flow = two(first, second)
-    flow.routines["source"].what = lambda self: (  # type: ignore[attr-defined]  # Does has it
+    flow.routines["source"].what = lambda self: (
         self.ctx.shared.update(x=1),
         self.emit("output", n=1),
     )
@@ -112,16 +110,16 @@ def test_a_value_that_is_set_to_what_stood_there_must_still_stand_there() -> Non
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-def test_a_generator_for_a_handler_is_refused_and_not_taken_for_done(strategy: str) -> None:
+def test_a_generator_for_a_handler_is_refused_and_not_taken_for_done(strategy):
     flow = alone(lambda self: (n for n in range(3)))
-    flow.execution_strategy = strategy  # type: ignore[assignment]  # one of the two
+    flow.execution_strategy = strategy
     job = flow.execute("does", runtime=Runtime(clock=FakeClock()))
     assert "failed" == job.status
     assert job.error is not None
     assert "is a generator, so none of it has run" in job.error.message
 
 
-def test_finished_jobs_are_not_kept_by_their_timers() -> None:
+def test_finished_jobs_are_not_kept_by_their_timers():
     gate = threading.Event()
     quick = alone(lambda self: None)
     quick.set_error_handler(ErrorHandler(timeout=3600))
@@ -136,8 +134,8 @@ def test_finished_jobs_are_not_kept_by_their_timers() -> None:
     assert 20 > kept, f"{kept} of 50 finished jobs are still in memory"
 
 
-def test_a_step_that_used_state_and_shared_data_leaves_no_cycle() -> None:
-    def looks(self: Routine) -> None:
+def test_a_step_that_used_state_and_shared_data_leaves_no_cycle():
+    def looks(self):
         self.ctx.state["n"] = 1
         self.ctx.shared["n"] = 1
 
@@ -151,10 +149,10 @@ def test_a_step_that_used_state_and_shared_data_leaves_no_cycle() -> None:
     assert before == left
 
 
-def test_many_awaited_jobs_do_not_hold_up_each_other() -> None:
+def test_many_awaited_jobs_do_not_hold_up_each_other():
     gate = threading.Event()
 
-    async def story() -> list[str]:
+    async def story():
         slow = [
             asyncio.create_task(alone(lambda self: gate.wait(30)).aexecute("does", runtime=runtime))
             for _ in range(20)
@@ -168,8 +166,8 @@ def test_many_awaited_jobs_do_not_hold_up_each_other() -> None:
         assert ["completed", "False"] + ["completed"] * 20 == asyncio.run(story())
 
 
-def test_a_cancelled_error_of_the_handlers_own_leaves_the_task_pending() -> None:
-    def gives_up(self: Routine) -> None:
+def test_a_cancelled_error_of_the_handlers_own_leaves_the_task_pending():
+    def gives_up(self):
         raise asyncio.CancelledError
 
     store = MemoryStore()
@@ -181,9 +179,9 @@ def test_a_cancelled_error_of_the_handlers_own_leaves_the_task_pending() -> None
     assert ["0"] == [task.task_id for task in job.pending_tasks]
 
 
-def test_an_observer_that_waits_for_a_job_is_told_and_hangs_nobody() -> None:
+def test_an_observer_that_waits_for_a_job_is_told_and_hangs_nobody():
     class Waits:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             alone(lambda self: None).execute("does", runtime=runtime)
 
     runtime = Runtime(clock=FakeClock(), observers=[Waits()])
@@ -194,9 +192,9 @@ def test_an_observer_that_waits_for_a_job_is_told_and_hangs_nobody() -> None:
     assert "an observer can't execute a job" in str(failure.error)
 
 
-def test_a_run_that_an_error_has_ended_says_why_it_cannot_be_cancelled() -> None:
+def test_a_run_that_an_error_has_ended_says_why_it_cannot_be_cancelled():
     class Full(MemoryStore):
-        def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+        def append(self, job_id, seq, row, owner, *, stopped):
             raise OSError("disk full")
 
     with Runtime(clock=FakeClock(), store=Full()) as runtime:
@@ -209,15 +207,15 @@ def test_a_run_that_an_error_has_ended_says_why_it_cannot_be_cancelled() -> None
             run.cancel()
 
 
-def test_what_cannot_leave_its_process_fails_the_attempt_and_not_the_job() -> None:
+def test_what_cannot_leave_its_process_fails_the_attempt_and_not_the_job():
     class Local(ValueError):
         pass
 
     class Stuck:
-        def __reduce__(self) -> str:
+        def __reduce__(self):
             raise TypeError("no way out")
 
-    def raises(self: Routine) -> None:
+    def raises(self):
         raise Local("here")
 
     for what, expected in ((raises, ValueError), (lambda self: self.emit("output", n=Stuck()), 0)):
@@ -226,10 +224,10 @@ def test_what_cannot_leave_its_process_fails_the_attempt_and_not_the_job() -> No
         steps = []
 
         class Keeps:
-            def on_commit(self, job: JobState, commit: Commit) -> None:
+            def on_commit(self, job, commit):
                 pass
 
-            def on_step(self, job: JobState, step: object) -> None:
+            def on_step(self, job, step):
                 steps.append(step)  # noqa: B023 - it is used in this round only
 
         flow.execute("does", runtime=Runtime(clock=FakeClock(), observers=[Keeps()]))
@@ -238,13 +236,13 @@ def test_what_cannot_leave_its_process_fails_the_attempt_and_not_the_job() -> No
         assert (expected or UnserializableError) is outcome.error_type
 
 
-def test_a_job_can_be_copied_and_pickled_though_a_clock_drove_it() -> None:
+def test_a_job_can_be_copied_and_pickled_though_a_clock_drove_it():
     job = alone(lambda self: None).execute("does", runtime=Runtime(clock=FakeClock()))
     assert job == copy.deepcopy(job)
     assert job == pickle.loads(pickle.dumps(job))
 
 
-def test_what_a_routine_declares_after_it_was_added_counts() -> None:
+def test_what_a_routine_declares_after_it_was_added_counts():
     flow = alone(lambda self: None)
     before = flow.fingerprint
     flow.routines["does"].define_event("later", ["n"])
@@ -252,8 +250,8 @@ def test_what_a_routine_declares_after_it_was_added_counts() -> None:
     assert "event does.later(n)" in flow.shape
 
 
-def test_the_rest_of_a_wait_is_asked_of_the_clock_of_the_next_host() -> None:
-    def fails(self: Routine) -> None:
+def test_the_rest_of_a_wait_is_asked_of_the_clock_of_the_next_host():
+    def fails(self):
         if self.ctx.attempt == 1:
             raise ValueError("once")
 

@@ -12,7 +12,6 @@ from routilux import (
     FakeClock,
     LeaseLostError,
     MemoryStore,
-    Routine,
     Runtime,
 )
 from routilux.persist import admin
@@ -29,12 +28,10 @@ from tests.worker.jobs import (
 )
 
 
-def test_the_lease_is_renewed_while_a_handler_runs(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_the_lease_is_renewed_while_a_handler_runs(runtime, store, clock):
     seen: list[str | None] = []
 
-    def works_long(self: Routine) -> None:
+    def works_long(self):
         for _ in range(10):
             self.ctx.sleep(9)
             seen.append(acquire(store, "thief", ["tale"], SECOND))
@@ -47,12 +44,12 @@ def test_the_lease_is_renewed_while_a_handler_runs(
 
 
 def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+    runtime, store, clock, caplog
+):
     caplog.set_level("INFO")
     ran: list[str] = []
 
-    def stolen(self: Routine) -> None:
+    def stolen(self):
         ran.append(self.ctx.job_id)
         if len(ran) == 1:
             # As if this host had stood still until its lease was over, and another came.
@@ -69,9 +66,9 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
 
 @pytest.mark.parametrize("status", ["completed", "failed", "paused"])
 def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_left_it(
-    status: str, runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
-    def ends(self: Routine) -> None:
+    status, runtime, store, clock
+):
+    def ends(self):
         if status == "failed":
             raise ValueError
 
@@ -79,7 +76,7 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
 
-    def others_go_on() -> None:
+    def others_go_on():
         clock.advance(11)
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
@@ -97,18 +94,18 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
 
 
 def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without_a_lease(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+    runtime, store, clock, caplog
+):
     caplog.set_level("INFO")
     leases: list[int | None] = []
 
-    def looks(self: Routine) -> None:
+    def looks(self):
         leases.append(store._jobs[self.ctx.job_id].free_at)
 
     flow = chain(a=looks)
     job_id = runtime.submit(flow, "a")
 
-    def another_host_takes_it_and_dies() -> None:
+    def another_host_takes_it_and_dies():
         clock.advance(11)
         assert job_id == acquire(store, "b, who dies", [flow.flow_id], 10 * SECOND)
         clock.advance(11)
@@ -120,12 +117,10 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_a_host_that_lost_its_lease_records_no_effect_either(
-    runtime: Runtime, store: MemoryStore
-) -> None:
+def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
     done: list[str] = []
 
-    def affects(self: Routine) -> None:
+    def affects(self):
         if not done:
             # As if this host had stood still until its lease was over, and another came.
             store._jobs[self.ctx.job_id].free_at = 0
@@ -144,11 +139,11 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(
 
 
 def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+    runtime, store, clock
+):
     ran: list[int] = []
 
-    def fails(self: Routine) -> None:
+    def fails(self):
         ran.append(self.ctx.attempt)
         raise ValueError
 
@@ -169,9 +164,7 @@ def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     assert [1] == ran
 
 
-def test_a_host_that_acquires_its_own_job_again_drives_it_once(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_a_host_that_acquires_its_own_job_again_drives_it_once(runtime, store, clock):
     flow = retrying(2, delay=100)
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
@@ -182,9 +175,7 @@ def test_a_host_that_acquires_its_own_job_again_drives_it_once(
     assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_worker_can_take_a_job_again_after_an_operator_took_it(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_can_take_a_job_again_after_an_operator_took_it(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
     flow = chain(a=working(20, ran))
@@ -218,9 +209,7 @@ class Forgets(MemoryStore):
         return acquired
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
-    clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(clock, caplog):
     caplog.set_level("INFO")
     store = Forgets(clock, 2)
 
@@ -242,7 +231,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
     assert [f"job {job_ids[1]} is given back: no worker here knows its lease"] == caplog.messages
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: FakeClock) -> None:
+def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock):
     store = Forgets(clock, 2)
 
     works_long = sleeps(100)
@@ -259,9 +248,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: F
         assert not store.holders(job_id)[job_id].clean, "nobody knows that it was left in order"
 
 
-def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(runtime, store, clock):
     works_long = sleeps(1000)
     flows = [chain(a=works_long), chain(a=works_long)]
     flows[1].flow_id = "other"

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import os
 import threading
-from pathlib import Path
 
 import pytest
 
 from routilux import (
-    FakeClock,
     JobStatus,
     LeaseLostError,
-    MemoryStore,
-    Routine,
     Runtime,
     SqliteStore,
     Worker,
@@ -29,12 +25,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 @pytest.mark.parametrize("by", ["an operator", "time"])
 def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
-    by: str,
-    runtime: Runtime,
-    store: MemoryStore,
-    clock: FakeClock,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    by, runtime, store, clock, caplog
+):
     caplog.set_level("INFO")
     ran: list[str] = []
     flow = chain(a=working(25, ran))
@@ -60,8 +52,8 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
 
 
 def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtime(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+    runtime, store, clock
+):
     ran: list[str] = []
     flow = chain(a=working(25, ran))
     job_id = runtime.submit(flow, "a")
@@ -75,16 +67,14 @@ def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtim
     assert ["start", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(
-    tmp_path: Path,
-) -> None:
+def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(tmp_path):
     flow = chain(a=rest)
     with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
         flow.start("a", runtime=runtime).wait(PATIENCE)
         parent = runtime.owner
         job_id = runtime.submit(flow, "a")
 
-        def works() -> None:
+        def works():
             Worker(store, [flow], runtime=runtime).run(until_idle=True)
             assert parent != runtime.owner
             assert f":{os.getpid()}:" in runtime.owner
@@ -94,12 +84,10 @@ def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(
         assert parent == runtime.owner
 
 
-def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_then(
-    tmp_path: Path,
-) -> None:
+def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_then(tmp_path):
     begun, over = threading.Event(), threading.Event()
 
-    def waits(self: Routine) -> None:
+    def waits(self):
         begun.set()
         over.wait(PATIENCE)
 
@@ -109,7 +97,7 @@ def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_
         assert begun.wait(PATIENCE)
         holding = threading.Event()
 
-        def holds() -> None:
+        def holds():
             with runtime.environment.lock, runtime.environment.lease_lock:
                 holding.set()
                 over.wait(PATIENCE)
@@ -118,7 +106,7 @@ def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_
         thread.start()
         assert holding.wait(PATIENCE)
 
-        def works() -> None:
+        def works():
             short.start("a", job_id="mine", runtime=runtime).wait(PATIENCE)
 
         try:

@@ -5,13 +5,9 @@ from __future__ import annotations
 import pytest
 
 from routilux import (
-    FakeClock,
     FlowMismatchError,
-    JobState,
     JobStatus,
     LeaseLostError,
-    MemoryStore,
-    Routine,
     Runtime,
     Worker,
 )
@@ -20,13 +16,11 @@ from tests.routines import SECOND, chain, rest
 from tests.worker.jobs import statuses, worker
 
 
-def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(
-    clock: FakeClock, store: MemoryStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(clock, store, monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     hosts: list[Worker] = []
 
-    def is_stopped(self: Routine) -> None:
+    def is_stopped(self):
         self.ctx.sleep(1)  # the other jobs are taken, and find no thread that is free
         hosts[-1].stop()
         self.ctx.sleep(5)
@@ -44,9 +38,7 @@ def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(
         assert {0} == {(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"}
 
 
-def test_a_host_that_dies_again_and_again_poisons_its_job(
-    clock: FakeClock, store: MemoryStore
-) -> None:
+def test_a_host_that_dies_again_and_again_poisons_its_job(clock, store):
     flow = chain(a=rest)
     job_id = Runtime(clock=clock, store=store).submit(flow, "a")
     jobs = []
@@ -64,8 +56,8 @@ def test_a_host_that_dies_again_and_again_poisons_its_job(
 
 @pytest.mark.parametrize("given_back", [True, False])
 def test_a_job_that_is_resumed_by_name_counts_only_an_unclean_stop(
-    given_back: bool, runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+    given_back, runtime, store, clock
+):
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
     host = Runtime(clock=clock, store=store)
@@ -83,8 +75,8 @@ def test_a_job_that_is_resumed_by_name_counts_only_an_unclean_stop(
 
 
 def test_a_job_under_a_lease_can_not_be_resumed_by_name_and_the_error_names_its_owner(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+    runtime, store, clock
+):
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
     store.acquire("web-1:7:cafe", ["tale"], 5 * SECOND)
@@ -93,9 +85,7 @@ def test_a_job_under_a_lease_can_not_be_resumed_by_name_and_the_error_names_its_
         flow.resume(runtime.load(job_id), runtime=runtime)
 
 
-def test_a_job_that_is_put_aside_keeps_how_it_was_left(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_a_job_that_is_put_aside_keeps_how_it_was_left(runtime, store, clock):
     old, new = chain(a=rest), chain(a=rest, b=rest)
     job_id = runtime.submit(old, "a")
     for dies in (False, True):
@@ -107,16 +97,14 @@ def test_a_job_that_is_put_aside_keeps_how_it_was_left(
         assert dies is not store.holders(job_id)[job_id].clean
 
 
-def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(
-    runtime: Runtime, store: MemoryStore, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(runtime, store, caplog):
     old, new = chain(a=rest), chain(a=rest, b=rest)
     job_id = runtime.submit(old, "a")
     good = runtime.submit(new, "a")
     host = worker(runtime, new, lease=30)
 
     class Stops:
-        def on_commit(self, job: JobState, commit: object) -> None:
+        def on_commit(self, job, commit):
             if job.status is JobStatus.COMPLETED:
                 host.stop()
 
@@ -129,9 +117,7 @@ def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_the_reason_for_putting_a_job_aside_is_logged_once(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_the_reason_for_putting_a_job_aside_is_logged_once(runtime, store, clock, caplog):
     job_id = runtime.submit(chain(a=rest), "a")
     host = worker(runtime, chain(a=rest, b=rest), lease=30)
     for _ in range(5):
@@ -146,7 +132,7 @@ def test_the_reason_for_putting_a_job_aside_is_logged_once(
     assert f"$.{job_id}[1]" in caplog.messages[1]
 
 
-def test_a_worker_that_is_to_run_until_idle_raises_what_it_can_not_resume(runtime: Runtime) -> None:
+def test_a_worker_that_is_to_run_until_idle_raises_what_it_can_not_resume(runtime):
     runtime.submit(chain(a=rest), "a")
     with pytest.raises(FlowMismatchError, match="was started on another flow"):
         worker(runtime, chain(a=rest, b=rest)).run(until_idle=True)

@@ -6,15 +6,12 @@ import os
 import signal
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from routilux import (
-    FakeClock,
     FlowDefinitionError,
     JobStatus,
-    MemoryStore,
     Routine,
     Runtime,
     SqliteStore,
@@ -27,9 +24,7 @@ from tests.test_runtime import Refuses
 from tests.worker.jobs import retrying, statuses, story, worker
 
 
-def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(
-    runtime: Runtime,
-) -> None:
+def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(runtime):
     flow = retrying(3)
     job_ids = [runtime.submit(flow, "a") for _ in range(50)]
     worker(runtime, flow).run(until_idle=True)
@@ -39,9 +34,7 @@ def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left
     assert [60, 60] == delays(job)
 
 
-def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
-    runtime: Runtime, clock: FakeClock
-) -> None:
+def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(runtime, clock):
     flow = retrying(2, delay=1000)
     began = clock.now_ns()
     job_ids = [runtime.submit(flow, "a") for _ in range(100)]
@@ -50,9 +43,7 @@ def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
     assert {began} == {commit.started_ns for commit in first}, "some waited for a renewal"
 
 
-def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(
-    runtime: Runtime,
-) -> None:
+def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(runtime):
     mine, other = chain(a=rest), chain(a=rest)
     other.flow_id = "other"
     ids = [runtime.submit(mine, "a"), runtime.submit(other, "a")]
@@ -69,9 +60,7 @@ def exits(self: Routine) -> None:
     raise SystemExit
 
 
-def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(runtime, store, clock):
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
     assert job_id == acquire(store, "dead host", ["tale"], 20 * SECOND)
@@ -83,8 +72,8 @@ def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(
 
 
 def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_it(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+    runtime, store, clock
+):
     flow = retrying(2, delay=100)
     job_id = runtime.submit(flow, "a")
     first = Worker(store, [flow], runtime=Runtime(clock=clock, store=store), lease=10)
@@ -103,9 +92,7 @@ def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_i
     assert 0 == job.recoveries
 
 
-def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_task(
-    runtime: Runtime, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_task(runtime, caplog):
     flow = chain(a=exits)
     job_id = runtime.submit(flow, "a")
     worker(runtime, flow).run(until_idle=True)
@@ -117,10 +104,8 @@ def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_tas
     assert [f"job {job_id} is given back after an error here"] * 4 == caplog.messages
 
 
-def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
-    runtime: Runtime, store: MemoryStore
-) -> None:
-    def first(self: Routine) -> None:
+def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(runtime, store):
+    def first(self):
         host.stop()
         self.ctx.sleep(5)
         self.emit("out", n=1)
@@ -141,9 +126,9 @@ def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
     assert {"completed"} == statuses(runtime, [job_id, waiting])
 
 
-def test_what_the_store_raises_ends_the_worker(clock: FakeClock) -> None:
+def test_what_the_store_raises_ends_the_worker(clock):
     class Breaks(Refuses):
-        def release(self, *rest: object, **clean: bool) -> None:
+        def release(self, *rest, **clean):
             raise OSError("disk full")
 
     store = Breaks(2)
@@ -154,8 +139,8 @@ def test_what_the_store_raises_ends_the_worker(clock: FakeClock) -> None:
         worker(runtime, flow).run()
 
 
-def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path: Path) -> None:
-    def told(self: Routine) -> None:
+def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path):
+    def told(self):
         os.kill(os.getpid(), signal.SIGTERM)
         self.emit("out", n=1)
 
@@ -168,11 +153,11 @@ def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path: P
     assert before is signal.getsignal(signal.SIGTERM)
 
 
-def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
+def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path):
     ran: list[str] = []
     met = threading.Barrier(2)
 
-    def meets(self: Routine, meet: bool = False) -> None:
+    def meets(self, meet=False):
         ran.append(self.ctx.job_id)
         if meet:
             met.wait(PATIENCE)  # both workers have one of these two in their hands
@@ -188,7 +173,7 @@ def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path)
             runtime.close()
 
 
-def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
+def test_a_worker_that_can_not_work_is_refused(store):
     flow = chain(a=rest)
     for arguments, message in (
         ({"flows": []}, "needs at least one flow"),
@@ -201,4 +186,4 @@ def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
         ({"flows": [flow], "runtime": Runtime()}, "writes to another; make"),
     ):
         with pytest.raises(FlowDefinitionError, match=message):
-            Worker(store, **arguments)  # type: ignore[arg-type]
+            Worker(store, **arguments)

@@ -1,8 +1,8 @@
-"""A pytest plugin that proves that flows survive: virtual time, saving, other hosts, reports.
+"""A pytest plugin for flows: virtual time, crash simulation, saving, other hosts, reports.
 
-The fixtures are there once the package is installed; the types below are for annotations.
+pytest finds the fixtures once the package is installed; the types below are for annotations.
 
-PYTEST_DONT_REWRITE: no assertion of ours gains by it; see `_leave_as_they_are` of the plugin.
+PYTEST_DONT_REWRITE: the package has no assertions that pytest could explain.
 """
 
 from __future__ import annotations
@@ -39,32 +39,31 @@ __all__ = [
     "Verification",
 ]
 
-_HOMES = {
-    "At": "pytest_routilux.hosts.flow_hosts",
-    "Coverage": "pytest_routilux.sim.results",
-    "Effect": "pytest_routilux.sim.simulator.effects",
-    "Fault": "pytest_routilux.faults.faults",
-    "FlowFactory": "pytest_routilux.factory",
-    "FlowFaults": "pytest_routilux.faults.flow_faults",
-    "FlowHosts": "pytest_routilux.hosts.flow_hosts",
-    "FlowMonitor": "pytest_routilux.monitor.assertions",
-    "FlowReport": "pytest_routilux.report.flow_report",
-    "FlowSim": "pytest_routilux.sim.flow_sim",
-    "HostError": "pytest_routilux.hosts.flow_hosts",
-    "HostResult": "pytest_routilux.hosts.flow_hosts",
-    "Outcome": "pytest_routilux.sim.results",
-    "SerializeRoundtrip": "pytest_routilux.hosts.roundtrip",
-    "Verification": "pytest_routilux.report.flow_report",
+_DEFINED_IN = {
+    "At": "hosts.flow_hosts",
+    "Coverage": "sim.results",
+    "Effect": "sim.simulator.effects",
+    "Fault": "faults.faults",
+    "FlowFactory": "factory",
+    "FlowFaults": "faults.flow_faults",
+    "FlowHosts": "hosts.flow_hosts",
+    "FlowMonitor": "monitor.assertions",
+    "FlowReport": "report.flow_report",
+    "FlowSim": "sim.flow_sim",
+    "HostError": "hosts.flow_hosts",
+    "HostResult": "hosts.flow_hosts",
+    "Outcome": "sim.results",
+    "SerializeRoundtrip": "hosts.roundtrip",
+    "Verification": "report.flow_report",
 }
 
 
-if not TYPE_CHECKING:  # a type checker takes the imports above, and tells a misspelt name
+if not TYPE_CHECKING:  # a type checker reads the imports above, and reports a misspelt name
 
     def __getattr__(name: str) -> object:
-        # The plugin is loaded by every pytest of the environment; nothing heavy before it is used.
-        home = _HOMES.get(name)
-        if home is None:
+        # Every pytest of the environment loads this module, so the heavy ones wait until used.
+        if name not in _DEFINED_IN:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        return getattr(import_module(home), name)
+        return getattr(import_module(f"{__name__}.{_DEFINED_IN[name]}"), name)

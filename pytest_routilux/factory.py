@@ -1,19 +1,18 @@
-"""Flows in one line, from routines and plain functions: `flow_factory(chain=[parse, double])`.
+"""Makes flows in one line from routines and plain functions: `flow_factory(chain=[parse, double])`.
 
-Laws:
-- A function is called as a handler is: its parameters name fields of the payload, and `**rest`
-  takes the others. A lone parameter called `payload` takes the whole payload as a dict.
-- The dict that it returns is emitted as `output`; None emits nothing.
-- The fields of that event are those that the parameters of what follows name. Where nothing
-  follows, or what follows takes the whole payload, any field may be emitted.
-- A function is saved by its name and found by it where its module is imported, never imported or
-  called by loading. One that can't be found so, such as a lambda, is refused when it is saved.
+Invariants:
+- A function is called like a handler: its parameters name fields of the payload, and `**rest` takes
+  the others. A single parameter called `payload` takes the whole payload as a dict.
+- The dict that a function returns is emitted as `output`; None emits nothing.
+- The fields of `output` are the parameters of the next functions. If there are none, or if a next
+  function takes the whole payload, the function may emit any field.
+- A function is saved by its name. Loading finds it in a module that is imported already, and
+  neither imports nor calls it. A function without such a name, such as a lambda, can't be saved.
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from functools import wraps
 from itertools import pairwise
 from typing import TYPE_CHECKING, cast
 
+from pytest_routilux.frames import definition_of, object_named
 from pytest_routilux.text import shown
 from routilux import Emission, Flow, FlowDefinitionError, Routine, Slot, register_type
 from routilux.codec.copying import copy_value, is_flat
@@ -40,14 +40,14 @@ Node = Routine | Function
 class FlowFactory:
     """Makes flows: `flow_factory(chain=[...], fan_out=(source, [...]), fan_in=([...], target))`.
 
-    Each is given by itself, or several together: the same function or routine standing in two of
-    them is one routine of the flow, so `fan_out` and `fan_in` with the same middle are a diamond.
-    Within one of them each place is a routine of its own. Ids are the names of functions and of
-    routine classes; a name that is taken gets `_2`, `_3`, …
+    The shapes can be combined. A function or routine that two shapes share is one routine of the
+    flow, so `fan_out` and `fan_in` with the same middle make a diamond. Within one shape each entry
+    is a routine of its own. Ids are the names of functions and of routine classes; a name that is
+    taken gets `_2`, `_3`, …
 
     Routines are connected from `output` (else their only event) to `input` (else their only slot
-    besides `trigger`, else that). The other options are those of `Flow`. Raises
-    `FlowDefinitionError` for what can't be connected.
+    besides `trigger`, else `trigger`). The other options are those of `Flow`. Raises
+    `FlowDefinitionError` for routines that can't be connected.
 
     >>> def parse(text): return {"n": int(text)}
     >>> def double(n): return {"n": 2 * n}
@@ -71,8 +71,7 @@ class FlowFactory:
     ) -> Flow:
         """Return a new flow; see the class."""
         draft = _Draft()
-        places = draft.add(chain, "chain")
-        draft.edges += pairwise(places)
+        draft.edges += pairwise(draft.add(chain, "chain"))
         if fan_out is not None:
             source, targets = _pair(fan_out, "fan_out=(source, [target, ...])")
             first, *rest = draft.add([cast(Node, source), *_nodes(targets, "fan_out")], "fan_out")
@@ -80,10 +79,10 @@ class FlowFactory:
         if fan_in is not None:
             sources, target = _pair(fan_in, "fan_in=([source, ...], target)")
             *rest, last = draft.add([*_nodes(sources, "fan_in"), cast(Node, target)], "fan_in")
-            draft.edges += [(place, last) for place in rest]
+            draft.edges += [(source, last) for source in rest]
         if not draft.nodes:
             raise FlowDefinitionError(
-                "the flow would be empty; say chain=[...], fan_out=(source, [...]) or"
+                "the flow would be empty; give chain=[...], fan_out=(source, [...]) or"
                 " fan_in=([...], target)"
             )
         flow = Flow(flow_id, execution_strategy=execution_strategy, max_workers=max_workers)
@@ -92,7 +91,7 @@ class FlowFactory:
 
 
 class FunctionRoutine(Routine):
-    """A routine whose handler, behind the slots `trigger` and `input`, is a plain function.
+    """A routine whose handler is a plain function, with the slots `trigger` and `input`.
 
     `fields` are those of its event `output`; with `more` the function may return others too.
     """
@@ -125,11 +124,11 @@ class FunctionRoutine(Routine):
 
     def _returned(self, result: object) -> object:
         if inspect.iscoroutine(result):
-            return self._awaited(result)
+            return self._emit_awaited(result)
         self._emit_output(result)
         return None
 
-    async def _awaited(self, coroutine: Coroutine[object, object, object]) -> None:
+    async def _emit_awaited(self, coroutine: Coroutine[object, object, object]) -> None:
         self._emit_output(await coroutine)
 
     def _emit_output(self, result: object) -> None:
@@ -144,9 +143,8 @@ class FunctionRoutine(Routine):
         if not self.more and not self.output.allowed.issuperset(result):
             unknown = [key for key in result if key not in self.output.allowed]
             raise FlowDefinitionError(
-                f"{name} returned {_list(unknown)}, which nothing after it takes; what follows"
-                f" takes {_list(self.output.fields) or 'no fields'}: name it in a parameter there,"
-                " or take the rest with **rest"
+                f"{name} returned {_list(unknown)}, which no next function takes; these take"
+                f" {_list(self.output.fields) or 'no fields'}: add a parameter there, or **rest"
             )
         flat = is_flat(result)
         payload = result.copy() if flat else copy_value(result)
@@ -155,19 +153,19 @@ class FunctionRoutine(Routine):
 
 @dataclass(frozen=True, slots=True)
 class PlainFunction:
-    """A function as an argument of a routine, so that a saved flow can hold it by its name."""
+    """A function as an argument of a routine, which a saved flow holds by its name."""
 
     function: Function
 
     @property
     def name(self) -> str:
-        """Its name: `parse`; `lambda` for one without."""
+        """The function's name; `lambda` for a lambda."""
         name: str = self.function.__name__
         return "lambda" if name == "<lambda>" else name
 
     @property
     def takes_payload(self) -> bool:
-        """Whether its lone parameter is called `payload`, and takes all of it."""
+        """Whether the function's only parameter is `payload`, which takes the whole payload."""
         parameters = inspect.signature(self.function).parameters
         return [p.kind for p in parameters.values()] == [
             inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -175,15 +173,14 @@ class PlainFunction:
 
     @property
     def module(self) -> str:
-        """The module that has to be imported where a flow with it is loaded."""
+        """The module that must be imported before a flow with the function is loaded."""
         return self.function.__module__
 
     def saved_name(self) -> str:
-        """Return `module:qualname`; raises `ValueError` if it can't be found by that."""
+        """Return `module:qualname`; raises `ValueError` if this name does not find the function."""
         name = f"{self.module}:{self.function.__qualname__}"
         if _found(name) is not self.function:
-            code = getattr(self.function, "__code__", None)
-            place = f" ({code.co_filename}:{code.co_firstlineno})" if code is not None else ""
+            place = f" ({where})" if (where := definition_of(self.function)) else ""
             raise ValueError(
                 f"{self.name}{place} can't be found by the name {name} on another host;"
                 " define it with def at the top level of a module"
@@ -192,7 +189,7 @@ class PlainFunction:
 
     @classmethod
     def of_saved_name(cls, name: object) -> PlainFunction:
-        """Find a function that was saved; its module must have been imported."""
+        """Return the function of a saved name; its module must be imported already."""
         found = _found(name) if type(name) is str else None
         if found is None:
             raise ValueError(
@@ -211,15 +208,12 @@ register_type(
 
 
 def _found(name: str) -> Function | None:
-    module, _, qualname = name.partition(":")
-    found: object = sys.modules.get(module)
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
+    found = object_named(name)
     return found if inspect.isfunction(found) else None
 
 
 class _Draft:
-    """A flow before it is built: the nodes by id, and the edges between them."""
+    """A flow before it is built: its nodes by id, and the edges between them."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Routine | PlainFunction] = {}
@@ -227,7 +221,7 @@ class _Draft:
         self._ids: dict[tuple[Node, int], str] = {}
 
     def add(self, nodes: Sequence[Node], where: str) -> list[str]:
-        """Return the ids of some nodes; those of them that other calls added are the same."""
+        """Return the ids of nodes; a node that another call has added keeps its id."""
         seen: Counter[Node] = Counter()
         ids = []
         for node in _nodes(nodes, where):
@@ -259,25 +253,20 @@ class _Draft:
         return routine_id
 
     def build(self, flow: Flow) -> Flow:
-        """Put the routines and connections into an empty flow."""
+        """Add the routines and connections to an empty flow."""
         for routine_id, node in self.nodes.items():
-            flow.add_routine(
-                node if isinstance(node, Routine) else self._function_routine(routine_id, node),
-                routine_id,
-            )
+            if isinstance(node, PlainFunction):
+                node = self._function_routine(routine_id, node)
+            flow.add_routine(node, routine_id)
         for source, target in self.edges:
-            flow.connect(
-                source,
-                _event_of(flow.routines[source], source),
-                target,
-                _slot_of(flow.routines[target], target).name,
-            )
+            event = _event_of(flow.routines[source], source)
+            flow.connect(source, event, target, _slot_of(flow.routines[target], target).name)
         return flow
 
     def _function_routine(self, routine_id: str, function: PlainFunction) -> FunctionRoutine:
-        takers = [self._binding(target) for source, target in self.edges if source == routine_id]
-        fields = list(dict.fromkeys(name for taker in takers for name in sorted(taker.names)))
-        more = not takers or any(taker.takes_rest for taker in takers)
+        targets = [self._binding(target) for source, target in self.edges if source == routine_id]
+        fields = list(dict.fromkeys(name for target in targets for name in sorted(target.names)))
+        more = not targets or any(target.takes_rest for target in targets)
         return FunctionRoutine(function, fields, more)
 
     def _binding(self, routine_id: str) -> Binding:
@@ -289,25 +278,22 @@ class _Draft:
 
 def _event_of(routine: Routine, routine_id: str) -> str:
     own = [name for name in routine.events if name != "error"]
-    if "output" in own:
-        return "output"
-    if len(own) == 1:
-        return own[0]
-    raise FlowDefinitionError(
-        f"{routine_id} has the events {_list(own) or 'none'}; a flow_factory connects 'output' or"
-        " the only event: build this flow with Flow.connect"
-    )
+    return _one_of(own, "output", "event", routine_id)
 
 
 def _slot_of(routine: Routine, routine_id: str) -> Slot:
     own = [name for name in routine.slots if name != "trigger"] or list(routine.slots)
-    if "input" in own:
-        return routine.slots["input"]
-    if len(own) == 1:
-        return routine.slots[own[0]]
+    return routine.slots[_one_of(own, "input", "slot", routine_id)]
+
+
+def _one_of(names: Sequence[str], preferred: str, noun: str, routine_id: str) -> str:
+    if preferred in names:
+        return preferred
+    if len(names) == 1:
+        return names[0]
     raise FlowDefinitionError(
-        f"{routine_id} has the slots {_list(own) or 'none'}; a flow_factory connects to 'input' or"
-        " the only slot: build this flow with Flow.connect"
+        f"{routine_id} has the {noun}s {_list(names) or 'none'}; flow_factory connects"
+        f" {preferred!r} or the only {noun}: build this flow with Flow.connect"
     )
 
 
@@ -319,7 +305,9 @@ def _pair(value: object, form: str) -> tuple[object, object]:
 
 def _nodes(value: object, where: str) -> list[Node]:
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise FlowDefinitionError(f"{where}: {shown(value)} is no list of routines and functions")
+        raise FlowDefinitionError(
+            f"{where}: {shown(value)} is not a list of routines and functions"
+        )
     return list(value)
 
 

@@ -1,9 +1,9 @@
-"""Frames and code lines: whose they are, `file:line`, and which of ours a traceback hides.
+"""Frames, code lines and names: `file:line`, user code or ours, which frames a traceback hides.
 
 Invariants:
-- Our frames are hidden if the error names its culprit and the cure. They are shown if it may be a
-  bug of ours, and with `--full-trace`.
-- Frames of user code are shown, also those between ours: a handler, an observer, a `build`.
+- A traceback hides our frames if the error names its culprit and what to do. It shows them if the
+  error may be a bug of ours, and with `--full-trace`.
+- Frames of user code are always shown, also between ours: a handler, an observer, a `build`.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ __all__ = [
     "handler_of",
     "hide_ours",
     "is_users",
+    "object_named",
     "outwards",
     "place_of",
     "seen_from_here",
@@ -79,6 +80,15 @@ def users_frame(frames: Iterable[FrameType]) -> FrameType | None:
     return None
 
 
+def object_named(name: str) -> object:
+    """Return the object `module:qualname` of an imported module; None if there is none."""
+    module, _, qualname = name.partition(":")
+    found: object = sys.modules.get(module)
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
 def definition_of(function: Callable[..., object]) -> str:
     """Return `file:line` of a function's definition; "" of a callable without Python code."""
     code = getattr(inspect.unwrap(function), "__code__", None)
@@ -93,18 +103,18 @@ def handler_of(flow: Flow, routine_id: str | None) -> str:
 
 
 def place_of(frame: FrameType) -> str:
-    """Return `file:line`, as seen from the current folder; of a file elsewhere the whole path."""
+    """Return `file:line` of a frame, relative to the current folder if the file is inside it."""
     return seen_from_here(f"{frame.f_code.co_filename}:{frame.f_lineno}")
 
 
 def seen_from_here(where: str) -> str:
-    """Return `file:line` as seen from the current folder; of a file elsewhere it stays whole."""
-    path = Path(where)  # the line is a part of its last name
+    """Return `file:line` relative to the current folder if the file is inside it."""
+    path = Path(where)  # its last part contains the line
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else where
 
 
 def hide_ours(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
-    """Make pytest hide our frames of a traceback, if the error names its culprit."""
+    """Make pytest hide our frames in a traceback if the error names its culprit."""
     if not _names_its_culprit(excinfo):
         return
     for entry in excinfo.traceback:
@@ -116,6 +126,6 @@ def hide_ours(excinfo: pytest.ExceptionInfo[BaseException]) -> None:
 def _names_its_culprit(excinfo: pytest.ExceptionInfo[BaseException] | None) -> bool:
     if excinfo is None or issubclass(excinfo.type, IllegalTransitionError):
         return False
-    if issubclass(excinfo.type, RoutiluxError | TimeoutError):  # run.wait(timeout) raises this one
+    if issubclass(excinfo.type, RoutiluxError | TimeoutError):  # by run.wait(timeout)
         return True
     return excinfo.type.__module__.partition(".")[0] == "pytest_routilux"

@@ -1,9 +1,9 @@
-"""Fixtures and hooks, thin: everything heavy is imported when it is used.
+"""The plugin's fixtures and hooks, which import everything heavy when it is used.
 
-Laws:
-- A suite that uses no fixture of ours imports neither routilux nor freezegun nor rich.
+Invariants:
+- A suite that uses no fixture of the plugin imports neither routilux nor freezegun nor rich.
 - A fixture leaves nothing behind: no frozen time, no default runtime, no thread, no process.
-- Errors that observers raise fail the test that used `flow_runtime`.
+- An error that an observer raises fails the test that used `flow_runtime`.
 """
 
 from __future__ import annotations
@@ -32,38 +32,40 @@ if TYPE_CHECKING:
 @pytest.fixture
 def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
-    _facts(request).refuse_two_clocks("flow_clock")
+    facts = _facts(request)
+    facts.refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import sleeping
     from pytest_routilux.virtual_time.freeze import frozen_clock
-    from pytest_routilux.virtual_time.unawaited import all_awaited
-    from pytest_routilux.virtual_time.watchdog import watched
+    from pytest_routilux.virtual_time.late_failures import fail_at_end
+    from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
 
     with (
+        fail_at_end(),
         frozen_clock(sleeping(request.config)) as clock,
-        watched(clock, request.config),
-        all_awaited(),
+        fail_blocked_steps(clock, request.config),
     ):
-        _facts(request).add_clock(clock)
+        facts.add_clock(clock)
         yield clock
 
 
 @pytest.fixture
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
     """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
-    _facts(request).refuse_two_clocks("flow_clock_bare")
-    from pytest_routilux.virtual_time.unawaited import all_awaited
-    from pytest_routilux.virtual_time.watchdog import watched
+    facts = _facts(request)
+    facts.refuse_two_clocks("flow_clock_bare")
+    from pytest_routilux.virtual_time.late_failures import fail_at_end
+    from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
     from routilux import FakeClock
 
     clock = FakeClock()
-    _facts(request).add_clock(clock)
-    with watched(clock, request.config), all_awaited():
+    facts.add_clock(clock)
+    with fail_at_end(), fail_blocked_steps(clock, request.config):
         yield clock
 
 
 @pytest.fixture
 def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
-    """Everything that the jobs of `flow_runtime` did, with assertions about it."""
+    """Records what the jobs of `flow_runtime` do, and has assertions about it."""
     from pytest_routilux.monitor.assertions import FlowMonitor
 
     monitor = FlowMonitor()
@@ -73,7 +75,7 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
 
 @pytest.fixture
 def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
-    """A runtime on the fake clock, watched by `flow_monitor`; the default of code under test."""
+    """A runtime on the fake clock with `flow_monitor`; the default runtime in the test."""
     from routilux import Runtime, use_runtime
 
     _facts(request).add_monitor(flow_monitor)
@@ -89,8 +91,8 @@ def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> I
         lines = []
         for failure in runtime.observer_failures:
             error = ErrorInfo.of(failure.error)
-            often = "once" if failure.count == 1 else f"{failure.count}x, first"
-            lines.append(f"observer {failure.observer!r} raised {often} {error} ({error.where})")
+            times = "once" if failure.count == 1 else f"{failure.count} times, first"
+            lines.append(f"observer {failure.observer!r} raised {times} {error} ({error.where})")
         pytest.fail("\n".join(lines), pytrace=False)
 
 
@@ -104,7 +106,7 @@ def flow_factory() -> FlowFactory:
 
 @pytest.fixture
 def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
-    """Saves and restores an object, and fails at the first path that differs in value or type."""
+    """Saves and loads an object, and fails at the first path that differs in value or type."""
     from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
 
     return SerializeRoundtrip(tmp_path)
@@ -112,14 +114,14 @@ def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
 
 @pytest.fixture
 def flow_hosts(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[FlowHosts]:
-    """Starts, kills and resumes jobs in fresh interpreters, as other hosts would."""
+    """Starts, kills and resumes jobs on hosts: processes with a fresh interpreter."""
     from pytest_routilux.hosts.flow_hosts import FlowHosts
     from pytest_routilux.settings import sleeping
 
-    def tell(name: str, said: str) -> None:
-        request.node.add_report_section("call", f"output of {name}", said)
+    def show(name: str, output: str) -> None:
+        request.node.add_report_section("call", f"output of {name}", output)
 
-    with FlowHosts(tmp_path, sleeping=sleeping(request.config), tell=tell) as hosts:
+    with FlowHosts(tmp_path, sleeping=sleeping(request.config), on_output=show) as hosts:
         yield hosts
 
 
@@ -134,26 +136,26 @@ def flow_faults(request: pytest.FixtureRequest) -> Iterator[FlowFaults]:
     failed = request.session.testsfailed
     yield faults
     faults.close()
-    trouble = faults.trouble(after_failure=request.session.testsfailed > failed)
-    if trouble:
-        pytest.fail("\n".join(trouble), pytrace=False)
+    problems = faults.problems(after_failure=request.session.testsfailed > failed)
+    if problems:
+        pytest.fail("\n".join(problems), pytrace=False)
 
 
 @pytest.fixture
 def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
-    """Simulates jobs: lets a host die at every point, and proves that the flow survives."""
-    _facts(request)  # its time begins
+    """Simulates jobs: crashes a host at every point, and proves that the flow survives."""
+    _facts(request)  # real time is counted from here
     from pytest_routilux.settings import sleeping
     from pytest_routilux.sim.flow_sim import START, FlowSim
     from pytest_routilux.virtual_time.freeze import frozen_simulation
-    from pytest_routilux.virtual_time.unawaited import all_awaited
-    from pytest_routilux.virtual_time.watchdog import watched
+    from pytest_routilux.virtual_time.late_failures import fail_at_end
+    from pytest_routilux.virtual_time.watchdog import fail_blocked_steps
 
     sim = FlowSim(request.node, request.config.getoption("routilux_repro"))
     with (
+        fail_at_end(),
         frozen_simulation(START, sleeping(request.config)),
-        watched(None, request.config),
-        all_awaited(),
+        fail_blocked_steps(None, request.config),
     ):
         yield sim
     sim.close()
@@ -173,7 +175,7 @@ def flow_report(request: pytest.FixtureRequest) -> FlowReport:
 def pytest_assertrepr_compare(
     config: pytest.Config, op: str, left: object, right: object
 ) -> list[str] | None:
-    """Say what differs between jobs, flows and error handlers, where an assert compares them."""
+    """Show what differs between jobs, flows and error handlers that an assert compares."""
     if "routilux" not in sys.modules:
         return None
     from pytest_routilux.monitor.comparison import explain_comparison
@@ -186,19 +188,14 @@ def pytest_assertrepr_compare(
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add what can be said on the command line and in the configuration file."""
-    _leave_as_they_are(pluginmanager)
+    """Add the command line options and the settings of the configuration file."""
+    # pytest marks the packages of the plugin's distribution, the engine too, to rewrite their
+    # assertions. Neither has any, and where no bytecode can be written every run pays for it.
+    marked: set[str] = getattr(pluginmanager.rewrite_hook, "_must_rewrite", set())
+    marked -= {"routilux", "pytest_routilux"}
     from pytest_routilux.settings import add_options
 
     add_options(parser)
-
-
-def _leave_as_they_are(pluginmanager: pytest.PytestPluginManager) -> None:
-    # pytest marks all that the plugin's distribution holds, the engine too, to be read, rewritten
-    # and compiled by itself: no assertion gains by it, and where no bytecode can be written every
-    # run pays anew.
-    marked: set[str] = getattr(pluginmanager.rewrite_hook, "_must_rewrite", set())
-    marked -= {"routilux", "pytest_routilux"}
 
 
 # --- reports: rendered where the test runs, printed once by the process that has the terminal ----
@@ -215,22 +212,22 @@ def _facts(request: pytest.FixtureRequest) -> RunFacts:
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    from pytest_routilux.settings import check, find_report_look, report_mode
+    from pytest_routilux.settings import blocked_after, find_report_look, report_mode, sleeping
 
-    check(config)
+    sleeping(config), blocked_after(config)  # an invalid value ends the session here
+    config.stash[_MODE] = report_mode(config)
     repro = config.getoption("routilux_repro")
     if repro is not None:
         from pytest_routilux.sim.repro import Repro
 
         Repro.parse(repro)
-    config.stash[_MODE] = report_mode(config)
     if find_report_look(config):
         config.pluginmanager.register(_Printer(config), "routilux-reports")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:  # xdist has no types
-    """Tell a worker of xdist how wide and how colourful the controller's terminal is."""
+    """Send an xdist worker the width and the colours of the controller's terminal."""
     from pytest_routilux.settings import report_look
 
     node.workerinput["routilux_look"] = report_look(node.config)
@@ -240,12 +237,12 @@ def pytest_configure_node(node: Any) -> None:  # xdist has no types
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Give what the test tells to its report, which travels to the printing process."""
+    """Attach a run's facts to its report, which travels to the process that prints."""
     if call.excinfo is not None and "routilux" in sys.modules:
         from pytest_routilux.frames import hide_ours
 
         hide_ours(call.excinfo)
-    if _FACTS not in sys.modules:  # no test of this process has used a fixture of ours yet
+    if _FACTS not in sys.modules:  # no test of this process has used a fixture of the plugin
         return (yield)
     from pytest_routilux.report.run_facts import RUN_FACTS
 
@@ -262,13 +259,13 @@ def pytest_runtest_makereport(
 
 
 class _Printer:
-    """Shows what reports bring with them, in the one process that has the terminal."""
+    """Prints the parts that reports carry, in the one process that has the terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._summary: SessionSummary | None = None
 
-    def _made(self) -> SessionSummary:
+    def _used(self) -> SessionSummary:
         if self._summary is None:
             from pytest_routilux.report.session_summary import SessionSummary
 
@@ -279,19 +276,19 @@ class _Printer:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> Generator[None]:
         from pytest_routilux.settings import REPORT_PARTS
 
-        brought = not vars(report).keys().isdisjoint(REPORT_PARTS)
-        if brought:
-            self._made().before(report)
+        has_parts = not vars(report).keys().isdisjoint(REPORT_PARTS)
+        if has_parts:
+            self._used().before(report)
         yield
-        if brought:
-            self._made().after(report)
+        if has_parts:
+            self._used().after(report)
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        # A reproducer that no test has taken is stale, whatever the tests say that were run.
+        # A reproducer that no test has used is stale, even if all tests pass.
         if self._config.getoption("routilux_repro") is None or session.exitstatus:
             return
-        if not self._made().reproduced:
+        if not self._used().reproduced:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self) -> None:
@@ -300,6 +297,6 @@ class _Printer:
 
             unfinished = self._config.stash.get(OPEN_RUN, None)
             if unfinished is not None:
-                self._made().count(unfinished.counts())
+                self._used().count(unfinished.counts())
         if self._config.getoption("routilux_repro") is not None or self._summary is not None:
-            self._made().show()
+            self._used().show()

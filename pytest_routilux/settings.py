@@ -1,8 +1,8 @@
-"""What can be said on the command line and in the configuration file, and what it may be.
+"""The command line options and configuration settings of the plugin, and their valid values.
 
-Laws:
-- One that can't be meant so ends the session before it runs, with its name and what it may be.
-- Loaded by every pytest of the environment: nothing is imported here but pytest.
+Invariants:
+- An invalid value ends the session before it runs, with its name and the valid values.
+- Every pytest of the environment loads this module, so it imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ __all__ = [
     "Sleeping",
     "add_options",
     "blocked_after",
-    "check",
     "find_report_look",
     "report_look",
     "report_mode",
@@ -29,8 +28,8 @@ Sleeping: TypeAlias = Literal["virtual", "error", "real"]
 """What `time.sleep()` in a handler does."""
 
 _LOOK: Final = pytest.StashKey[tuple[int, bool]]()
-_MODES: Final = ("auto", "always", "never")
-_NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # which is all there was
+_MODES: Final = "it is auto, always or never"
+_NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # older ones have no float
 
 
 def add_options(parser: pytest.Parser) -> None:
@@ -39,27 +38,25 @@ def add_options(parser: pytest.Parser) -> None:
     group.addoption(
         "--routilux-repro",
         metavar="R1.…",
-        default=None,
         help="run flow_sim with this reproducer alone: it fails, is fixed, or is stale",
     )
     group.addoption(
         "--routilux-report",
         metavar="MODE",
-        default=None,
-        help="when reports of flow_report and the summary of jobs are shown: auto (reports on"
+        help="when to show reports of flow_report and the summary of jobs: auto (reports on"
         " failure and with -v, the summary unless -q), always, or never, which keeps them out of"
         " --junitxml too; default: routilux_report of the configuration, or auto",
     )
     parser.addini(
         "routilux_report",
-        "when reports of flow_report and the summary of jobs are shown: auto, always or never",
+        "when to show reports of flow_report and the summary of jobs: auto, always or never",
         type="string",
         default="auto",
     )
     parser.addini(
         "routilux_sleep",
-        "time.sleep() in a handler: virtual lets the flow's time pass, error fails the test, real"
-        " really sleeps",
+        "time.sleep() in a handler: virtual lets virtual time pass, error fails the test, real"
+        " sleeps in real time",
         type="string",
         default="virtual",
     )
@@ -71,17 +68,10 @@ def add_options(parser: pytest.Parser) -> None:
     )
 
 
-def check(config: pytest.Config) -> None:
-    """Raise `pytest.UsageError` for a setting with an invalid value."""
-    report_mode(config)
-    sleeping(config)
-    blocked_after(config)
-
-
 def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
     try:
         return config.getini(name)
-    except (TypeError, ValueError, pytest.UsageError) as error:  # pytest before 9.2, and since
+    except (TypeError, ValueError, pytest.UsageError) as error:  # the last is of pytest 9.2
         raise pytest.UsageError(f"{error}; {allowed}") from None
 
 
@@ -108,25 +98,21 @@ def blocked_after(config: pytest.Config) -> float:
 
 def report_mode(config: pytest.Config) -> str:
     """Return when reports are shown: auto, always or never."""
-    given, told = config.getoption("routilux_report"), "--routilux-report={!r}"
-    if given is None:
-        told = "the option routilux_report = {!r} of the configuration"
-        given = _setting(config, "routilux_report", _allowed())
-    if given not in _MODES:
-        raise pytest.UsageError(f"{told.format(given)} is no mode; {_allowed()}")
-    mode: str = given
+    mode: str | None = config.getoption("routilux_report")
+    source = f"--routilux-report={mode!r}"
+    if mode is None:
+        mode = _setting(config, "routilux_report", _MODES)
+        source = f"the setting routilux_report = {mode!r}"
+    if mode not in ("auto", "always", "never"):
+        raise pytest.UsageError(f"{source} is no mode; {_MODES}")
     return mode
 
 
-def _allowed() -> str:
-    return f"allowed are {', '.join(_MODES[:-1])} and {_MODES[-1]}"
-
-
 def find_report_look(config: pytest.Config) -> bool:
-    """Find how wide and how colourful reports are; return whether this process prints them.
+    """Find the width and colours of reports; return whether this process prints them.
 
-    A worker of xdist takes what its controller found. It is asked at the start, since pytest's
-    capturing hides the terminal later.
+    An xdist worker gets them from its controller. This runs at the start, since pytest's capturing
+    hides the terminal later.
     """
     from_controller = getattr(config, "workerinput", {}).get("routilux_look")
     if from_controller is not None:
@@ -139,5 +125,5 @@ def find_report_look(config: pytest.Config) -> bool:
 
 
 def report_look(config: pytest.Config) -> tuple[int, bool]:
-    """Return the width of reports, and whether colours are wanted."""
+    """Return the width of reports, and whether they have colours."""
     return config.stash[_LOOK]

@@ -52,7 +52,7 @@ def plain(text: str) -> str:
 
 
 def width(text: str) -> int:
-    """Return how many cells a text takes."""
+    """Return the number of cells that a text takes."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # here, so that a test without reports does not load it
@@ -61,12 +61,12 @@ def width(text: str) -> int:
 
 
 def padded(text: str, cells: int) -> str:
-    """Return a text, filled up with blanks to at least so many cells."""
+    """Return a text, filled up with blanks to at least this many cells."""
     return text + " " * (cells - width(text))
 
 
 def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "start") -> str:
-    """Return a text of at most so many cells; a longer one keeps its start, its end, or both.
+    """Return a text of at most this many cells; a longer one keeps its start, its end, or both.
 
     >>> shorten("gateway.charge", 8)
     'gateway…'
@@ -91,9 +91,9 @@ def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "star
 
 
 def wrapped(text: str, cells: int, lines: int) -> list[str]:
-    """Return a text as at most so many lines, broken between words; the last may be shortened.
+    """Return a text as at most this many lines, broken between words; the last may be shortened.
 
-    A no-break space keeps words together, and is written as a blank.
+    A no-break space joins words, and is written as a blank.
 
     >>> wrapped("one two three four", 9, 2)
     ['one two', 'three fo…']
@@ -113,7 +113,7 @@ def wrapped(text: str, cells: int, lines: int) -> list[str]:
 
 
 def _most(size: int, fits: Callable[[int], bool]) -> int:
-    # The largest number of 0 to size that fits; each smaller one fits as well.
+    # The largest number from 0 to size that fits; each smaller one fits too.
     low, high = 0, size
     while low < high:
         middle = (low + high + 1) // 2
@@ -182,7 +182,7 @@ def error_text(error: ErrorInfo | BaseException) -> str:
 
 
 def short_id(job_id: str) -> str:
-    """Return a job's id; a long one, as the engine makes it, is shortened.
+    """Return a job's id; a long one, such as the engine makes, is shortened.
 
     >>> short_id("order-A7"), short_id("6483cf7c27cffd2c2c587a4bcbae9d52")
     ('order-A7', '6483cf7c…')

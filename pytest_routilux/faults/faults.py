@@ -1,9 +1,10 @@
-"""What goes wrong on purpose: handlers that raise or dawdle, clocks that jump, stores that fail.
+"""Injected faults: handlers that raise or start late, clocks that jump, stores that fail.
 
-Laws:
-- A fault says what it hits in the user's names; one that names nothing is refused before the run.
-- It counts how often it struck. One that never did is an error, never a pass.
-- A fault is a value but for that count: struck anew, it does the same again.
+Invariants:
+- A fault names its routine as the user does. A fault that names no routine is refused before the
+  run.
+- A fault counts how often it struck. A fault that never struck is an error, never a pass.
+- A fault is a value except for this count: it does the same in every run.
 """
 
 from __future__ import annotations
@@ -37,43 +38,43 @@ __all__ = [
 
 
 NEVER_STRUCK: Final = (
-    "{} never struck: no such attempt or write was made; a fault that does not happen proves"
-    " nothing"
+    "{} never struck, so the test proves nothing about it: no such attempt or write was made; name"
+    " one that happens"
 )
 
 
 class Fault:
-    """One fault; `struck` counts how often it hit, `used` says whether a run was given it.
+    """One fault; `struck` counts how often it hit, `used` is true once a simulation has it.
 
-    This one does nothing.
+    This class does nothing.
     """
 
     struck: int = 0
     used: bool = False
 
     def begin(self, writes: int) -> None:
-        """Hear that another run begins, whose store has so many commits already."""
+        """Prepare for another run, whose store already has this many commits."""
 
     def check(self, flow: Flow) -> None:
-        """Raise `FlowDefinitionError` where it names something that the flow does not have."""
+        """Raise `FlowDefinitionError` if the fault names something that the flow does not have."""
 
     def unfit(self, runtime: Runtime) -> str | None:
-        """Return why it can't strike on a runtime, and what to do; None where it can."""
+        """Return why the fault can't strike on a runtime, and what to do; None if it can."""
         return None
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
-        """Return the slot whose handler runs for a step: the same, or one that does the fault."""
+        """Return the slot whose handler runs for a step: the given one, or a faulty one."""
         return slot
 
     def before_write(self, commit: Commit) -> None:
-        """Raise where the store refuses a commit, which is not durable then."""
+        """Raise if the store refuses a commit, which then is not durable."""
 
     def after_write(self, commit: Commit) -> None:
-        """Raise where the store fails to acknowledge a commit, which is durable all the same."""
+        """Raise if the store fails to acknowledge a commit, which is durable."""
 
 
 class OfRoutine(Fault):
-    """A fault of one routine, in these attempts or in all."""
+    """A fault of one routine, in these attempts; None means in all."""
 
     def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
         self.routine = routine
@@ -83,11 +84,12 @@ class OfRoutine(Fault):
                 f" attempts=[{attempts!r}]"
             )
         self.attempts = None if attempts is None else frozenset(attempts)
-        wrong = [n for n in self.attempts or () if type(n) is not int or n < 1]
-        if wrong or (attempts is not None and not self.attempts):
+        if self.attempts is not None and not (
+            self.attempts and all(type(n) is int and n >= 1 for n in self.attempts)
+        ):
             raise FlowDefinitionError(
-                f"a fault of {routine!r} hits attempts {sorted(map(repr, self.attempts or ()))};"
-                " they are whole numbers from 1, at least one of them"
+                f"a fault of {routine!r} hits attempts {sorted(map(repr, self.attempts))};"
+                " give at least one, as whole numbers from 1"
             )
 
     def check(self, flow: Flow) -> None:
@@ -96,7 +98,7 @@ class OfRoutine(Fault):
             raise FlowDefinitionError(self.misnamed(f"flow {flow.flow_id!r}", list(flow.routines)))
 
     def misnamed(self, where: str, routines: Sequence[str]) -> str:
-        """Say that it names no routine of those that there are."""
+        """Return the message that the fault names none of these routines."""
         known = ", ".join(map(repr, routines)) or "none"
         hint = nearest(self.routine, routines)
         return f"{self!r} names no routine of {where}; known: {known}{hint}"
@@ -114,7 +116,7 @@ class OfRoutine(Fault):
 
 
 class Raises(OfRoutine):
-    """Raises in place of the handler of a routine, in these attempts or in all."""
+    """Raises in place of the handler of a routine."""
 
     def __init__(
         self,
@@ -126,7 +128,7 @@ class Raises(OfRoutine):
         kind = error if isinstance(error, type) else type(error)
         if not issubclass(kind, Exception):
             raise FlowDefinitionError(
-                f"raises({routine!r}, {error!r}): give an Exception, as a handler would raise it"
+                f"raises({routine!r}, {error!r}): give an Exception, which the handler raises"
             )
         if isinstance(error, type):
             try:
@@ -144,8 +146,8 @@ class Raises(OfRoutine):
         return Slot(slot.name, self._raise, slot.binding)
 
     def _raise(self, **_: object) -> None:
-        # Not made anew: what its `args` hold need not be what it was made of. Without the frames
-        # and the causes that it has collected before.
+        # The same instance each time, since its `args` may not be its constructor's arguments;
+        # without the frames and causes that it has collected before.
         error = self.error
         if isinstance(error, type):
             raise error
@@ -158,7 +160,7 @@ class Raises(OfRoutine):
 
 
 class Slow(OfRoutine):
-    """Lets the handler of a routine begin its work so many seconds late."""
+    """Delays the handler of a routine by this many seconds."""
 
     def __init__(
         self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
@@ -172,7 +174,7 @@ class Slow(OfRoutine):
 
     def unfit(self, runtime: Runtime) -> str | None:
         if isinstance(runtime.clock, SystemClock):
-            return "would take its time for real; give the runtime a FakeClock, as flow_runtime has"
+            return "would sleep in real time; give the runtime a FakeClock, as flow_runtime has"
         return None
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
@@ -196,16 +198,14 @@ class _Settable(Protocol):
 
 
 class ClockJump(Fault):
-    """Sets the wall clock by so many seconds, also back, when the first step of a host begins."""
+    """Sets the wall clock forward or back by seconds when the first step of a host begins."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise FlowDefinitionError(f"clock_jump({seconds!r}): give a number of seconds")
         if not signed_ns(seconds):
-            raise FlowDefinitionError(
-                "clock_jump(0) does nothing; give seconds, also negative ones"
-            )
+            raise FlowDefinitionError("clock_jump(0) does nothing; give seconds, or minus seconds")
         self._set: set[Clock] = set()
 
     def begin(self, writes: int) -> None:
@@ -231,7 +231,7 @@ class ClockJump(Fault):
 class StoreFails(Fault):
     """Fails the store's n-th write, counted from 1 over all hosts, with an `OSError`.
 
-    With `durable` the commit is kept all the same: the write was not acknowledged.
+    With `durable` the commit is kept, and only its acknowledgement fails.
     """
 
     def __init__(self, write: int, *, durable: bool = False) -> None:
@@ -247,7 +247,7 @@ class StoreFails(Fault):
     def unfit(self, runtime: Runtime) -> str | None:
         if runtime.store is None:
             return (
-                "needs a store, and this runtime has none:"
+                "needs a store, and this runtime has none; use"
                 " flow_faults.on(Runtime(clock=flow_clock, store=MemoryStore()))"
             )
         return None
@@ -268,7 +268,7 @@ class StoreFails(Fault):
 
 
 def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
-    """Return the slot whose handler runs for a step, after each fault could replace it."""
+    """Return the slot whose handler runs for a step, as all faults leave it."""
     for fault in faults:
         slot = fault.affect(step, slot, clock)
     return slot
@@ -276,7 +276,7 @@ def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock
 
 @contextmanager
 def failing_write(faults: Sequence[Fault], commit: Commit) -> Iterator[None]:
-    """Let faults fail the write of a commit, which the block makes."""
+    """Let faults fail the block, which writes a commit to the store."""
     _call_all([fault.before_write for fault in faults], commit)
     yield
     _call_all([fault.after_write for fault in faults], commit)

@@ -1,12 +1,12 @@
-"""`flow_faults`: makes faults, and lets them strike in the jobs of a runtime.
+"""Makes faults, and lets them strike in the jobs of a runtime: the fixture `flow_faults`.
 
-Laws:
-- What a fault does is in `faults.py`, for simulations and for runtimes alike. A runtime has two
-  places where it is let loose, `run_step` and `journal`, and both are put back at the end.
-- A fault that was given to a simulation is of that simulation alone. Any other strikes on every
+Invariants:
+- `faults.py` has the behaviour of each fault, for simulations and runtimes alike. In a runtime this
+  module replaces `run_step` and `journal`, and restores both at the end.
+- A fault that was given to a simulation strikes only there. Any other fault strikes on every
   runtime that `on` was called for, in jobs that begin after that.
-- One that can't strike on a runtime breaks the job off at its first step, with the cure.
-- One that has never struck when the test is over fails it; so does one that names nothing.
+- A fault that can't strike on a runtime aborts the job at its first step, with what to do.
+- A fault that never struck fails the test at its end. So does one that names no routine.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ __all__ = ["FlowFaults"]
 class FlowFaults:
     """Makes faults; the fixture `flow_faults`.
 
-    They strike in the jobs of `flow_runtime` where the test uses that too, in those of any runtime
-    that `on` is given, and in a simulation that gets them as `faults=[...]`. `attempts` are counted
-    from 1, and are all where they are left out. Raises `FlowDefinitionError` for what can't be a
-    fault.
+    Faults strike in the jobs of `flow_runtime` if the test uses it too, of each runtime that is
+    passed to `on`, and of a simulation that gets them as `faults=[...]`. `attempts` are counted
+    from 1; without it a fault hits all attempts. Invalid arguments raise `FlowDefinitionError`.
 
         def test_an_outage(flow_runtime, flow_monitor, flow_faults):
             flow_faults.raises("charge", ConnectionError, attempts=[1, 2])
@@ -61,8 +60,8 @@ class FlowFaults:
     def __init__(self) -> None:
         self._made: list[Fault] = []
         self._attached: list[_Attached] = []
-        self._routines: dict[str, None] = {}  # of the flows that ran with them
-        self._lock = threading.Lock()  # steps of several threads meet the same faults
+        self._routines: dict[str, None] = {}  # of the flows that ran with the faults
+        self._lock = threading.Lock()  # steps of several threads share the faults
 
     def raises(
         self,
@@ -76,34 +75,34 @@ class FlowFaults:
     def slow(
         self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
     ) -> Fault:
-        """Return a fault that lets a routine's handler begin its work so much later.
+        """Return a fault that delays a routine's handler.
 
-        It sleeps by the job's clock, and no longer than the attempt's timeout. A runtime on the
-        system's clock is refused, since that would be a real sleep.
+        It sleeps on the job's clock, at most for the attempt's timeout. A runtime on the system's
+        clock is refused, since that would be a real sleep.
         """
         return self._make(Slow(routine, seconds, attempts))
 
     def clock_jump(self, seconds: float) -> Fault:
-        """Return a fault that sets the wall clock of each host, once its first step has begun."""
+        """Return a fault that sets the wall clock of each host when its first step begins."""
         return self._make(ClockJump(seconds))
 
     def store_fails(self, write: int, *, durable: bool = False) -> Fault:
         """Return a fault that fails a write of the store, counted from 1.
 
-        With `durable` the commit is kept all the same, only its acknowledgement is lost.
+        With `durable` the commit is kept, and only its acknowledgement is lost.
         """
         return self._make(StoreFails(write, durable=durable))
 
     def on(self, runtime: Runtime) -> Runtime:
-        """Let the faults strike in jobs that begin on a runtime, until the test ends; returns it.
+        """Let the faults strike in jobs that begin on a runtime until the test ends; return it.
 
-        Faults that are made later strike there too, from then on. Raises `FlowDefinitionError`
-        where its steps run in other processes, which no fault reaches.
+        Faults that are made later strike there too. Raises `FlowDefinitionError` if its steps run
+        in other processes, which no fault reaches.
         """
         executor = runtime.executor
         if executor is not None and not isinstance(executor, ThreadPoolExecutor):
             raise FlowDefinitionError(
-                f"faults can't strike where steps run elsewhere: the runtime's executor is a"
+                "faults can't strike in other processes: the runtime's executor is a"
                 f" {type(executor).__name__}; leave executor=None in this test"
             )
         if all(attached.runtime is not runtime for attached in self._attached):
@@ -111,32 +110,30 @@ class FlowFaults:
         return runtime
 
     def close(self) -> None:
-        """Leave all runtimes as they were found."""
+        """Restore all runtimes."""
         while self._attached:
             self._attached.pop().detach()
 
     @property
     def live(self) -> list[Fault]:
-        """The faults that no simulation was given."""
+        """The faults that no simulation has."""
         return [fault for fault in self._made if not fault.used]
 
-    def trouble(self, *, after_failure: bool = False) -> list[str]:
-        """Say of each fault that has struck nowhere why that is, the misspelt ones first.
+    def problems(self, *, after_failure: bool = False) -> list[str]:
+        """Return why faults have never struck, the misspelt ones first.
 
-        After a failure of the test only those: it may have ended before the others could strike.
+        After a failure of the test these are the only ones, since the test may have ended before
+        the others could strike.
         """
         idle = [fault for fault in self.live if not fault.struck]
-        if not idle:
+        if not idle or (after_failure and not self._routines):
             return []
         if not self._routines:
-            if after_failure:
-                return []
-            faults = ", ".join(map(repr, idle))
-            said = (
-                f"{faults}: made, and met no job; use flow_runtime in the test too, call"
-                " flow_faults.on(runtime), or give it to a simulation as faults=[...]"
+            text = (
+                f"no job ran with {', '.join(map(repr, idle))}; use flow_runtime in the test too,"
+                " call flow_faults.on(runtime), or pass faults=[...] to a simulation"
             )
-            return [said]
+            return [text]
         known = list(self._routines)
         misnamed = [f for f in idle if isinstance(f, OfRoutine) and f.routine not in known]
         lines = [fault.misnamed("the flows that ran", known) for fault in misnamed]
@@ -162,7 +159,7 @@ class FlowFaults:
 
 
 class _Attached:
-    """What stands in the two places of one runtime."""
+    """The replaced parts of one runtime."""
 
     def __init__(self, faults: FlowFaults, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -193,12 +190,12 @@ class _FailingJournal(Journal):
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
-        commit.dumps()  # what can't be saved is no write, and is not counted
+        commit.dumps()  # raises for a commit that can't be saved, which counts as no write
         with failing_write(self._faults.live, commit):
             super().write(job_id, commit, owner, claims=claims, acquired=acquired)
 
     def append_all(self, added: Sequence[Row]) -> Sequence[Exception | None]:
-        # One at a time, so that each of them counts, and one that fails holds up no other.
+        # One at a time, so that each one counts and a failed one delays no other.
         refusals: list[Exception | None] = []
         for row in added:
             try:

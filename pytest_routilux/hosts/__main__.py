@@ -1,19 +1,18 @@
 """The program of a host: `python -m pytest_routilux.hosts.__main__ FOLDER LIFELINE`.
 
 Invariants:
-- A host shares only files with the process that started it: it reads `request.json` in its folder,
-  and writes `report.json` there, in one piece.
+- A host reads `request.json` in its folder, and writes `report.json` there atomically. It shares
+  nothing else with the process that started it.
 - Time is virtual, for user code too.
-- A kill is a real SIGKILL of the whole process group, from inside a commit's observer, so that
-  nothing of the host runs after that commit.
-- A request that can't be met (a module that can't be imported) is reported; any other error ends
-  the process with a traceback.
+- A kill is a real SIGKILL of the whole process group. A commit's observer sends it, so nothing of
+  the host runs after that commit.
+- The report names the reason if the host can't do the request, such as a missing module. Any other
+  error ends the process with a traceback.
 - The task `call` runs a function that the request names, so this module imports no simulation.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import json
 import os
@@ -22,9 +21,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from pytest_routilux.frames import object_named
 from pytest_routilux.hosts.child import die_with_parent
 from pytest_routilux.hosts.roundtrip import restored, saved
 from pytest_routilux.virtual_time.freeze import frozen_clock
+from pytest_routilux.virtual_time.late_failures import fail_at_end
 from routilux import (
     ExecutionMonitor,
     FakeClock,
@@ -49,12 +50,12 @@ __all__ = ["main"]
 Request = dict[str, Any]
 
 
-class _TroubleError(Exception):
-    """The request can't be met on this host."""
+class _RequestError(Exception):
+    """The host can't do the request."""
 
 
 class _Host:
-    """An observer that saves and kills where the request says so, and reports."""
+    """An observer that saves the job and kills the host at the requested commits, and reports."""
 
     def __init__(self, folder: Path, request: Request, flow: Flow, clock: FakeClock) -> None:
         self._folder = folder
@@ -72,7 +73,7 @@ class _Host:
         self.runtime = Runtime(clock=self.clock, store=store, observers=[self])
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Save, then kill, if this is the commit to do so."""
+        """Save, then kill, if the request asks for it at this commit."""
         self._job_id = job.job_id
         self._missed = [point for point in self._missed if not _is_at(point, commit)]
         self._commits.append(
@@ -86,12 +87,12 @@ class _Host:
             os.killpg(0, signal.SIGKILL)
 
     def look(self, name: str | None, state: SavedState) -> None:
-        """Let the request's function see the state that was read, and report what it says."""
+        """Call the request's function with the loaded state, and keep its result for the report."""
         if name is not None:
             self._seen = codec.encode(_function(name)(state), "$.seen")
 
     def end(self, job: JobState) -> None:
-        """Save the job as it is at the end, and report."""
+        """Save the job that has stopped, and report."""
         for failure in self.runtime.observer_failures:
             raise failure.error
         SavedState.capture(self._flow, job).write(self._folder / "end.json")
@@ -115,7 +116,7 @@ class _Host:
 
 def _start(folder: Path, request: Request) -> None:
     flow = _built(request)
-    with frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
+    with fail_at_end(), frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
         host = _Host(folder, request, flow, clock)
         host.end(
             host.runtime.execute(
@@ -136,7 +137,7 @@ def _resume(folder: Path, request: Request) -> None:
         state = _read(request)
         flow = state.flow if request["build"] is None else _built(request)
     start = request["clock_start"] or from_ns(state.saved_at_ns).isoformat()
-    with frozen_clock(request["sleeping"], start=start) as clock:
+    with fail_at_end(), frozen_clock(request["sleeping"], start=start) as clock:
         host = _Host(folder, request, flow, clock)
         host.look(request["look"], state)
         host.end(
@@ -153,9 +154,9 @@ def _read(request: Request) -> SavedState:
     try:
         return SavedState.read(request["document"])
     except SavedStateError as error:
-        raise _TroubleError(
-            f"the document can't be read on the host: {error}; modules that it needs are passed"
-            f" as imports=[...], and here that was {list(request['imports'])}"
+        raise _RequestError(
+            f"the document can't be loaded on the host: {error}; the host imported"
+            f" {_imported(request)}; pass other modules that the document needs as imports=[...]"
         ) from None
 
 
@@ -165,7 +166,7 @@ def _stored(request: Request) -> SavedState:
             job = Runtime(store=store).load(request["job_id"], history=True)
         except KeyError:
             known = ", ".join(map(repr, store.job_ids())) or "none"
-            raise _TroubleError(
+            raise _RequestError(
                 f"the store {request['store']} holds no job {request['job_id']!r}; known: {known}"
             ) from None
     return SavedState(_built(request), job, job.updated_ns, ExecutionMonitor.summary_of(job))
@@ -176,16 +177,15 @@ def _roundtrip(folder: Path, request: Request) -> None:
     try:
         found = restored(kind, Path(request["document"]).read_bytes())
     except SavedStateError as error:
-        known = ", ".join(request["imports"]) or "nothing"
-        raise _TroubleError(
-            f"a fresh interpreter can't load it: {error}; it imported {known}; define and register"
-            " each class at the top level of a module, and pass modules that are not among these"
-            " as imports=[...]"
+        raise _RequestError(
+            f"a fresh interpreter can't load it: {error}; it imported {_imported(request)}; define"
+            " and register each class at the top level of a module, and pass other modules that"
+            " the object needs as imports=[...]"
         ) from None
     try:
         data = saved(found)
     except UnserializableError as error:
-        raise _TroubleError(f"what was loaded can't be saved again: {error}") from None
+        raise _RequestError(f"the loaded object can't be saved again: {error}") from None
     (folder / "end.json").write_bytes(data)
     _write_report(folder, {})
 
@@ -204,14 +204,14 @@ _TASKS: Final[Mapping[str, Callable[[Path, Request], None]]] = {
 
 
 def main(folder: Path) -> int:
-    """Do what the request in a folder says; returns the exit status."""
+    """Do the request in a folder; returns the exit status."""
     request: Request = json.loads((folder / "request.json").read_bytes())
     try:
         for name, file in {"pytest_routilux.factory": None, **request["imports"]}.items():
             _import(name, file)
         _TASKS[request["task"]](folder, request)
-    except _TroubleError as trouble:
-        _write_report(folder, {"trouble": str(trouble)})
+    except _RequestError as error:
+        _write_report(folder, {"error": str(error)})
         return 1
     return 0
 
@@ -224,10 +224,10 @@ def _import(name: str, file: str | None) -> None:
             raise
         if file is None:
             places = "".join(f"\n  {place}" for place in sys.path)
-            raise _TroubleError(
-                f"module {name!r} can't be imported on the host ({error}); it looked in{places}"
+            raise _RequestError(
+                f"module {name!r} can't be imported on the host ({error}); the path is{places}"
             ) from None
-        # A test module that pytest imported from its file, from outside of sys.path.
+        # pytest has imported this test module from its file, outside of sys.path.
         spec = importlib.util.spec_from_file_location(name, file)
         if spec is None or spec.loader is None:
             raise
@@ -236,13 +236,15 @@ def _import(name: str, file: str | None) -> None:
         spec.loader.exec_module(module)
 
 
+def _imported(request: Request) -> str:
+    return ", ".join(request["imports"]) or "no modules"
+
+
 def _function(name: str) -> Callable[..., object]:
-    module, _, qualname = name.partition(":")
-    found: object = sys.modules[module]
-    for part in qualname.split("."):
-        found = getattr(found, part, None)
+    found = object_named(name)
     if not callable(found):
-        raise _TroubleError(f"module {module!r} has no function {qualname!r} on the host")
+        module, _, qualname = name.partition(":")
+        raise _RequestError(f"module {module!r} has no function {qualname!r} on the host")
     return found
 
 
@@ -258,9 +260,9 @@ def _is_at(point: Mapping[str, object], commit: Commit) -> bool:
 
 
 def _write_report(folder: Path, report: Mapping[str, object]) -> None:
-    beside = folder / ".report.json"
-    beside.write_text(json.dumps({"pid": os.getpid(), **report}))
-    beside.replace(folder / "report.json")
+    unfinished = folder / ".report.json"
+    unfinished.write_text(json.dumps({"pid": os.getpid(), **report}))
+    unfinished.replace(folder / "report.json")
 
 
 if __name__ == "__main__":

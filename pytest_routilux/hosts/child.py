@@ -1,10 +1,10 @@
 """A child process with bounded output and a real time limit, which dies with its parent.
 
 Invariants:
-- A child's whole process group is killed at its end, before the child is reaped: until then the
-  group's number belongs to no other process.
+- The whole process group of a child is killed before the child is reaped. Until then no other
+  process can get the group's number.
 - A child holds the reading end of a pipe, and its parent the only writing end. When that end
-  closes, for whatever reason, the child kills itself. So it outlives no killed test run.
+  closes, for any reason, the child kills itself. So it never outlives a killed test run.
 - Its output on both streams goes to one file, in order.
 - Waiting uses the kernel's clock, which no test freezes.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Child", "die_with_parent", "shown"]
+__all__ = ["Child", "die_with_parent", "end_text", "quoted"]
 
 _MOST_KEPT: Final = 1 << 20  # bytes of output
 _MOST_LINES: Final = 40  # that a message shows
@@ -36,17 +36,17 @@ _WIDEST: Final = 400
 class Child:
     """A fresh interpreter that runs a module: `python -m module arguments… FD`.
 
-    The last argument is the pipe that it has to give to `die_with_parent`.
+    The last argument is the pipe that the module passes to `die_with_parent`.
     """
 
     def __init__(
         self, module: str, arguments: Sequence[str], folder: Path, environ: Mapping[str, str]
     ) -> None:
         self._lock = threading.Lock()
-        self._said = folder / "output.txt"
+        self._output = folder / "output.txt"
         lifeline, self._held = os.pipe()
         try:
-            with self._said.open("wb") as output:
+            with self._output.open("wb") as output:
                 self._process = subprocess.Popen(
                     [sys.executable, "-u", "-P", "-m", module, *arguments, str(lifeline)],
                     stdin=subprocess.DEVNULL,
@@ -57,7 +57,7 @@ class Child:
                     start_new_session=True,
                     pass_fds=[lifeline],
                 )
-            # Now, since a number that was reaped may belong to another.
+            # Opened now, since the number of a reaped process may belong to another one.
             self._end = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
         except BaseException:
             os.close(self._held)
@@ -67,18 +67,18 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Its process id, which is that of its group too."""
+        """The id of the process and of its group."""
         return self._process.pid
 
     @property
     def status(self) -> int:
-        """Its exit status, or minus the signal that killed it."""
+        """The exit status, or minus the signal that killed the child."""
         status = self._process.returncode
         assert status is not None
         return status
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait for its end; return whether it ended in time. It is not reaped."""
+        """Wait for the child's end without reaping it; return whether it ended in time."""
         if self._end is None:
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(seconds)
@@ -88,7 +88,7 @@ class Child:
         return bool(poll.poll(seconds * 1000))
 
     def kill(self) -> None:
-        """Kill what is left of it and of its children, and reap it."""
+        """Kill the process group, and reap the child."""
         with self._lock:
             if self._process.returncode is not None:
                 return
@@ -98,30 +98,43 @@ class Child:
             os.close(self._held)
 
     def close(self) -> None:
-        """Release its handle; call this once, after `kill`, when no thread waits for its end."""
+        """Release the handle; call this once, after `kill`, when no thread waits for the end."""
         if self._end is not None:
             os.close(self._end)
 
     def output(self) -> str:
-        """Return its output, or the last mebibyte of it."""
-        with self._said.open("rb") as file:
+        """Return the output, or its last mebibyte."""
+        with self._output.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _MOST_KEPT))
             return file.read().decode(errors="replace")
 
 
-def shown(output: str) -> str:
-    """Return the last lines of an output for a message, each of them marked.
+def quoted(output: str) -> str:
+    """Return the last lines of an output for a message, each with a mark.
 
-    >>> print(shown("one\\ntwo"))
+    >>> print(quoted("one\\ntwo"))
       | one
       | two
     """
     lines = output.splitlines()
-    told = [f"  | {shorten(line, _WIDEST)}" for line in lines]
-    if len(told) > _MOST_LINES:
-        told = [f"  | … {len(told) - _MOST_LINES} lines before these", *told[-_MOST_LINES:]]
-    return "\n".join(told)
+    omitted = len(lines) - _MOST_LINES
+    head = [f"… {omitted} lines before these"] if omitted > 0 else []
+    return "\n".join(f"  | {shorten(line, _WIDEST)}" for line in head + lines[-_MOST_LINES:])
+
+
+def end_text(status: int) -> str:
+    """Return how a process ended, from its exit status or minus its signal.
+
+    >>> end_text(3), end_text(-9)
+    ('exit status 3', 'SIGKILL')
+    """
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:
+        return f"signal {-status}"
 
 
 def die_with_parent(lifeline: int) -> None:

@@ -1,9 +1,9 @@
-"""Hosts in fresh interpreters, on which jobs are started, killed and resumed.
+"""Starts, kills and resumes jobs on hosts: processes with a fresh interpreter.
 
 Invariants:
-- A host is a process of its own, with its own module state and clock; it shares only files with the
-  test. A job travels as a `SavedState` document or in a store.
-- A host's time is virtual. It ends by itself, or by SIGKILL at the commit that the test names.
+- A host has its own module state and clock, and shares only files with the test. A job travels as a
+  `SavedState` document or in a store.
+- A host's time is virtual. A host ends by itself, or by SIGKILL at the commit that the test names.
 - A point that was never reached, a host that died by itself, a missing module or document: each
   raises a `HostError` with the host's output.
 - No host outlives the `with` block, `timeout` seconds of real time, or the process that started it.
@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Self
 
-from pytest_routilux.hosts.child import Child, shown
+from pytest_routilux.hosts.child import Child, end_text, quoted
 from routilux import (
     CommitKind,
     ExecutionMonitor,
@@ -55,9 +55,9 @@ class HostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Names commits by their values: each commit that has all the values given here.
+    """Matches each commit that has all the values given here.
 
-    `kind` is one of `CommitKind`; `At()` is every commit. An unknown kind is a `ValueError`.
+    `kind` is one of `CommitKind`; `At()` matches every commit. An unknown kind is a `ValueError`.
 
     >>> At(kind="retry", routine_id="charge", attempt=2)
     At(kind='retry', routine_id='charge', attempt=2)
@@ -69,16 +69,15 @@ class At:
     attempt: int | None = None
 
     def __post_init__(self) -> None:
-        if self.kind is not None:
-            kinds = [kind.value for kind in CommitKind]
-            if self.kind not in kinds:
-                raise ValueError(
-                    f"kind={self.kind!r} is no kind of commit; known: {', '.join(kinds)}"
-                    f"{nearest(self.kind, kinds)}"
-                )
+        kinds = [kind.value for kind in CommitKind]
+        if self.kind is not None and self.kind not in kinds:
+            raise ValueError(
+                f"kind={self.kind!r} is no kind of commit; known: {', '.join(kinds)}"
+                f"{nearest(self.kind, kinds)}"
+            )
 
     def fields(self) -> dict[str, object]:
-        """Return the values that were given, by name."""
+        """Return the given values by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __repr__(self) -> str:
@@ -87,11 +86,11 @@ class At:
 
 @dataclass(frozen=True)
 class HostResult:
-    """What a host did.
+    """The result of a host.
 
-    `saved` are the documents that it wrote, by commit; `end` the one that it wrote when the job
-    came to rest, None if it was killed at commit `killed_at`. `waits` are those that its clock was
-    asked for, `seen` what the function `look` returned there, `output` what it printed.
+    `saved` are the documents that it wrote, by commit; `end` is the document that it wrote when the
+    job stopped, None if the host was killed at commit `killed_at`. `waits` are the waits on its
+    clock, `seen` is the value that `look` returned there, `output` is what it printed.
     """
 
     pid: int
@@ -107,19 +106,19 @@ class HostResult:
 
     @property
     def document(self) -> Path:
-        """The last document, which another host can resume. `HostError` if there is none."""
+        """The last document, which another host can resume; `HostError` if there is none."""
         if self.end is not None:
             return self.end
         if not self.saved:
             raise HostError(
-                f"the host (pid {self.pid}) was killed at commit {self.killed_at} and had saved"
-                " nothing; let it save with save_at=At(...)"
+                f"the host (pid {self.pid}) was killed at commit {self.killed_at} before it saved"
+                " a document; let it save with save_at=At(...)"
             )
         return self.saved[max(self.saved)]
 
     @cached_property
     def job(self) -> JobState:
-        """The job in the store, or else in the last document."""
+        """The job in the store, without a store the one in the last document."""
         for name in self.modules:
             importlib.import_module(name)
         if self.store is not None:
@@ -129,13 +128,13 @@ class HostResult:
 
     @cached_property
     def monitor(self) -> ExecutionMonitor:
-        """The job's history, on this host and on those before it."""
+        """The job's history, on this host and on earlier ones."""
         return ExecutionMonitor.of(self.job)
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A host that did its task: its folder, what it reported and what it printed."""
+    """A host that has done its task: its folder, its report and its output."""
 
     name: str
     pid: int
@@ -150,15 +149,15 @@ class FlowHosts:
     `build` makes the flow there: a function at the top level of a module, or its name
     `package.module:function`; `build_args` are its arguments by name. The host finds modules where
     this process does. `imports` are modules, or their names, that define what a document needs.
-    `save_at` and `kill_at` name commits: at each of the first the host saves the job, at the
-    second it saves what is to be saved there and gets SIGKILL. `timeout` is in real seconds.
-    A host's `time` and `datetime` follow its virtual clock; `sleeping` is `routilux_sleep`.
+    The host saves the job at each commit that matches `save_at`, and gets SIGKILL at the first one
+    that matches `kill_at`, after saving. `timeout` is in real seconds. A host's `time` and
+    `datetime` follow its virtual clock; `sleeping` is `routilux_sleep`.
 
         host_a = flow_hosts.start("shop.flows:build", "orders", save_at=At(), kill_at=At(seq=4))
         host_b = flow_hosts.resume(host_a.document, imports=["shop.flows"])
         assert host_b.job.status == "completed"
 
-    or, where every commit is to be on the disk before it counts:
+    or with a store, in which every commit is durable:
 
         host_a = flow_hosts.start(build, "orders", job_id="A7", store=path, kill_at=At(seq=4))
         host_b = flow_hosts.resume(store=path, job_id="A7", build=build)
@@ -170,23 +169,23 @@ class FlowHosts:
         *,
         timeout: float = 60.0,
         sleeping: Sleeping = "virtual",
-        tell: Callable[[str, str], object] = lambda name, said: None,
+        on_output: Callable[[str, str], object] = lambda name, output: None,
     ) -> None:
         self._folder = folder
         self._timeout = timeout
         self._sleeping = sleeping
-        self._tell = tell
+        self._on_output = on_output
         self._lock = threading.Lock()
         self._count = 0
         self._running: list[Child] = []
-        self._over = False
+        self._closed = False
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
-            self._over = True
+            self._closed = True
             for child in self._running:
                 child.kill()
 
@@ -205,10 +204,10 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Run a new job on a new host until the job ends, or the host is killed.
+        """Run a new job on a new host until the job stops, or the host is killed.
 
-        `clock_start` is what the host's wall clock shows at the beginning (naive means UTC). With
-        `store`, the path of a `SqliteStore`, every commit is written to it before it counts.
+        The host's wall clock starts at `clock_start` (naive means UTC). `store` is the path of a
+        `SqliteStore` for the job.
         """
         name = _name_of(build)
         request = {
@@ -222,7 +221,7 @@ class FlowHosts:
             "clock_start": _iso(clock_start),
             "store": _store(store),
         }
-        return self._run(request, [*imports, _module_of(name)], save_at, kill_at)
+        return self._run(request, [*imports, name.partition(":")[0]], save_at, kill_at)
 
     def resume(
         self,
@@ -240,39 +239,39 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Resume a saved job on a new host until the job ends, or the host is killed.
+        """Resume a saved job on a new host until the job stops, or the host is killed.
 
-        The job is that of the `document`, or the one with this `job_id` in the `store`, which needs
-        `build`: a store keeps no flows. Otherwise the flow is the saved one unless `build` makes
-        it. The wall clock starts when the job was saved, or at its last commit in the store, unless
-        `clock_start` says otherwise. `look` is a function that the host calls
-        with the `SavedState` before it goes on; what it returns is `seen` in the result.
+        The job comes from the `document` or, by its `job_id`, from the `store`. A store keeps no
+        flows, so it needs `build`; a document holds its flow, which `build` can replace. The wall
+        clock starts at `clock_start`, else when the job was saved or last committed. Before the
+        host resumes the job, it calls `look` with the `SavedState`; the result has the returned
+        value as `seen`.
         """
         if (document is None) == (store is None):
             raise HostError("resume() takes a document, or a store with job_id= and build=")
         if store is not None and (job_id is None or build is None):
-            raise HostError("a job of a store is resumed with job_id= and build=, its flow")
+            raise HostError("resume() of a job in a store needs job_id= and build=, its flow")
         path = None if document is None else Path(document).resolve()
         if path is not None and not path.is_file():
             raise HostError(
-                f"there is no document {path}; a host writes one with save_at=At(...), a test with"
-                " run.checkpoint(path) or SavedState.capture(flow, job).write(path)"
+                f"there is no document {path}; write it on a host with save_at=At(...), or in the"
+                " test with run.checkpoint(path) or SavedState.capture(flow, job).write(path)"
             )
-        named = [None if function is None else _name_of(function) for function in (build, look)]
+        build_name, look_name = (f if f is None else _name_of(f) for f in (build, look))
         request = {
             "task": "resume",
             "document": None if path is None else str(path),
             "store": _store(store),
             "job_id": job_id,
-            "build": named[0],
+            "build": build_name,
             "build_args": codec.encode(dict(build_args or {}), "$.build_args"),
-            "look": named[1],
+            "look": look_name,
             "clock_start": None if clock_start is None else _iso(clock_start),
             "execution_strategy": execution_strategy,
             "retry_failed": retry_failed,
         }
-        modules = [*imports, *(_module_of(name) for name in named if name is not None)]
-        return self._run(request, modules, save_at, kill_at)
+        modules = [name.partition(":")[0] for name in (build_name, look_name) if name is not None]
+        return self._run(request, [*imports, *modules], save_at, kill_at)
 
     def _run(
         self,
@@ -289,12 +288,11 @@ class FlowHosts:
         host = self.launch(request, names)
         report, folder = host.report, host.folder
         killed_at = report["killed_at"]
-        for point, when in [(p, "to save") for p in points] + (
-            [] if kill_at is None else [(kill_at, "to be killed")]
-        ):
-            if point.fields() in report["missed"]:
+        actions = [*((p, "to save") for p in points), (kill_at, "to be killed")]
+        for point, action in actions:
+            if point is not None and point.fields() in report["missed"]:
                 raise HostError(
-                    f"{host.name} never came to {point}, where it was {when}; its commits were"
+                    f"{host.name} never reached {point}, where it was {action}; its commits were"
                     + "".join(f"\n  {line}" for line in report["commits"])
                 )
         return HostResult(
@@ -316,7 +314,7 @@ class FlowHosts:
         imports: Iterable[str],
         environ: Mapping[str, str] | None = None,
     ) -> Launched:
-        """Run one task of `host_main` in a fresh interpreter; raises `HostError` if it can't."""
+        """Run a task of `hosts.__main__` in a fresh interpreter; raises `HostError` if it fails."""
         with self._lock:
             self._count += 1
             number = self._count
@@ -324,56 +322,37 @@ class FlowHosts:
         folder.mkdir(parents=True)
         files = {name: getattr(sys.modules.get(name), "__file__", None) for name in imports}
         (folder / "request.json").write_text(json.dumps({**request, "imports": files}))
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_paths()), **(environ or {})}
+        # The host runs in its own folder, where "" and "." of the path would be another place.
+        paths = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
+        environment = {**os.environ, "PYTHONPATH": paths, **(environ or {})}
         child = Child("pytest_routilux.hosts.__main__", [str(folder)], folder, environment)
         name = f"host {number} (pid {child.pid})"
         try:
             with self._lock:
                 self._running.append(child)
-                over = self._over
-            ended = not over and child.ends_within(self._timeout)
+                closed = self._closed
+            ended = not closed and child.ends_within(self._timeout)
         finally:
             child.kill()
             child.close()
             with self._lock:
                 self._running.remove(child)
         output = child.output()
-        if over:
-            raise HostError(f"{name} was killed: the test that started it was over")
+        if closed:
+            raise HostError(f"{name} was killed: the test that started it has ended")
+        printed = f"; its output:\n{quoted(output)}" if output.strip() else "; it printed nothing"
         if not ended:
-            raise HostError(
-                f"{name} did not end within {self._timeout:g} s and was killed{_said(output)}"
-            )
-        report = _report(child, name, folder, output)
+            raise HostError(f"{name} was killed: it ran for {self._timeout:g} s{printed}")
+        path = folder / "report.json"
+        report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+        if "error" in report:
+            raise HostError(f"{name}: {report['error']}{printed}")
+        expected = 0 if report.get("killed_at") is None else -signal.SIGKILL
+        if report.get("pid") != child.pid or child.status != expected:
+            raise HostError(f"{name} died with {end_text(child.status)}{printed}")
         if output.strip():
-            self._tell(name, shown(output))
+            self._on_output(name, quoted(output))
         return Launched(name, child.pid, folder, report, output)
-
-
-def _report(child: Child, name: str, folder: Path, output: str) -> Mapping[str, Any]:
-    path = folder / "report.json"
-    report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
-    if "trouble" in report:
-        raise HostError(f"{name}: {report['trouble']}{_said(output)}")
-    killed = report.get("killed_at") is not None
-    if report.get("pid") != child.pid or child.status != (-signal.SIGKILL if killed else 0):
-        raise HostError(f"{name} died of itself: {_end_of(child.status)}{_said(output)}")
-    return report
-
-
-def _end_of(status: int) -> str:
-    if status >= 0:
-        return f"exit status {status}"
-    return f"killed by {signal.Signals(-status).name}"
-
-
-def _said(output: str) -> str:
-    return f"; it said\n{shown(output)}" if output.strip() else "; it said nothing"
-
-
-def _paths() -> list[str]:
-    # The host works in a folder of its own, so that "" and "." would mean another place.
-    return [str(Path(entry).absolute()) for entry in sys.path]
 
 
 def _name_of(function: Named) -> str:
@@ -389,10 +368,6 @@ def _name_of(function: Named) -> str:
             " level of a module"
         )
     return name
-
-
-def _module_of(name: str) -> str:
-    return name.partition(":")[0]
 
 
 def _store(path: str | os.PathLike[str] | None) -> str | None:

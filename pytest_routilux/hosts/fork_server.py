@@ -1,14 +1,14 @@
 """Runs functions in child processes that are forked from the test's process.
 
 Invariants:
-- The fork server is forked before anything has run, and forks one child for each request. So every
-  child starts with what the test had then: module globals, monkeypatches, closures.
+- The fork server is forked before the simulation has run, and forks one child for each request. So
+  every child starts with the test's state of that moment: module globals, monkeypatches, closures.
 - A child ends by itself, or by SIGKILL after its limit of real time; the reply says which. Its
-  process group ends with it, and it ends with the test's process, however that one ends.
-- A child prints to /dev/null, runs no `atexit` function and no teardown, and draws other random
-  numbers than its siblings.
-- A child sends one pickle after another. A pickle knows its own length, so one that is cut short
-  by the child's death is dropped, and reading never waits for the rest of it.
+  process group ends with it, and it ends with the test's process, even if that is killed.
+- A child prints to /dev/null, runs no `atexit` function and no teardown, and draws different random
+  numbers from its siblings.
+- A child sends one pickle after another. The reader drops a pickle that the child's death cuts
+  short, and never waits for its rest.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from multiprocessing.connection import Connection, Pipe
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Self
 
+from pytest_routilux.hosts.child import end_text
 from pytest_routilux.text import error_text
 
 if TYPE_CHECKING:
@@ -34,14 +35,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ForkServer", "Reply", "can_fork"]
 
-_TOLD: Final = "told"
+_SENT: Final = "sent"
 _RESULT: Final = "result"
 _FAILED: Final = "failed"
 _END: Final = pickle.dumps(("end", b""))
 _GRACE: Final = 5.0
-_LOOK: Final = 0.5
-_SOON: Final = 0.001
-# A test may replace them. So waiting is by selectors too: `poll` of a connection reads the clock.
+_WAIT: Final = 0.5
+_SHORT_WAIT: Final = 0.001
+# A test may replace these. Waiting uses selectors, since `poll` of a connection reads the clock.
 _exit, _kill, _killpg, _monotonic = os._exit, os.kill, getattr(os, "killpg", None), monotonic
 
 
@@ -67,10 +68,11 @@ class Reply:
 
 
 class ForkServer:
-    """A fork server: runs each work on a subject in a new child.
+    """Runs each function on a subject in a new child.
 
-    A work is a function at the top level of a module: `work(subject, tell, *args)`, where `tell`
-    sends a value at once. Arguments, results and told values are pickled; the subject is not.
+    The function is defined at the top level of a module and called as `function(subject, send,
+    *args)`, where `send` sends a value at once. Arguments, results and sent values are pickled; the
+    subject is not.
     """
 
     def __init__(self, subject: object, *, timeout: float = 30.0) -> None:
@@ -92,36 +94,36 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the fork server, and the child that it may have."""
+        """End the fork server, and a child that still runs."""
         self._to.close()
-        # It sends no reply now, so it has ended when this pipe has.
+        # It sends no reply now, so the pipe becomes readable only at its end.
         ended = _readable(self._from, _GRACE)
         self._from.close()
         if not ended:
             _kill(self._pid, signal.SIGKILL)
         _reap(self._pid)
 
-    def ask(self, work: Callable[..., object], *args: object) -> Reply:
-        """Run one work in a new child, and wait for its result or its end."""
+    def ask(self, function: Callable[..., object], *args: object) -> Reply:
+        """Run a function in a new child, and wait for its result or the child's end."""
         try:
-            self._to.send_bytes(pickle.dumps((work, args)))
+            self._to.send_bytes(pickle.dumps((function, args)))
             if not _readable(self._from, self._timeout + _GRACE):
                 return Reply(ended="no answer", failed=True)
             sent, ended, hung = pickle.loads(self._from.recv_bytes())  # our own code wrote it
         except (OSError, EOFError):
-            return Reply(ended="the end of the process that forks the others", failed=True)
+            return Reply(ended="the end of the fork server", failed=True)
         reply = Reply(ended=ended, hung=hung)
         stream = BytesIO(sent.removesuffix(_END))
         while True:
             try:
                 kind, body = pickle.load(stream)
-            except Exception:  # nothing more, or the child died while it wrote
+            except Exception:  # the end, or a pickle that the child's death cut short
                 return reply
             try:
                 value = pickle.loads(body)
             except Exception as error:
                 return Reply(ended=error_text(error), failed=True)
-            if kind == _TOLD:
+            if kind == _SENT:
                 reply.sent.append(value)
             elif kind == _RESULT:
                 reply.result, reply.ended, reply.hung = value, None, False
@@ -133,7 +135,7 @@ class ForkServer:
 
 
 def _serve(subject: object, requests: Connection, replies: Connection, timeout: float) -> None:
-    os.setsid()  # a Ctrl-C at the terminal is the test's
+    os.setsid()  # a Ctrl-C at the terminal interrupts only the test
     faulthandler.disable()
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -151,7 +153,7 @@ def _serve(subject: object, requests: Connection, replies: Connection, timeout: 
 def _in_child(
     subject: object, request: bytes, requests: Connection, replies: Connection, timeout: float
 ) -> tuple[bytes, str, bool]:
-    """Return what a new child sent, how it ended, and whether that was by its limit of time."""
+    """Return what a new child sent, how it ended, and whether its time limit ended it."""
     out, into = os.pipe()
     pid = _fork()
     if pid == 0:
@@ -160,7 +162,7 @@ def _in_child(
             os.close(out)
             requests.close()
             replies.close()
-            _work(subject, request, into)
+            _run(subject, request, into)
         finally:
             _exit(0)
     os.close(into)
@@ -170,11 +172,13 @@ def _in_child(
         os.close(out)
         _end_group(pid)
         status = _reap(pid)
-    return sent, f"no end within {timeout:g} s of real time" if hung else _said(status), hung
+    if hung:
+        return sent, f"no end within {timeout:g} s of real time", True
+    return sent, end_text(os.waitstatus_to_exitcode(status)), False
 
 
 def _collect(out: int, requests: Connection, pid: int, timeout: float) -> tuple[bytes, bool]:
-    """Read what a child sends until it ends, or its time is over."""
+    """Read what a child sends until it ends or its time is over; return whether the latter."""
     sent = bytearray()
     closed = False
     until = _monotonic() + timeout
@@ -182,20 +186,20 @@ def _collect(out: int, requests: Connection, pid: int, timeout: float) -> tuple[
         selector.register(out, selectors.EVENT_READ)
         selector.register(requests, selectors.EVENT_READ)
         while (left := until - _monotonic()) > 0:
-            over = _is_over(pid, closed=closed)  # before the last look into the pipe
-            look = 0 if over else min(left, _SOON if closed else _LOOK)
-            ready = {key.fileobj for key, _ in selector.select(look)}
+            ended = _has_ended(pid, closed=closed)  # before the last read from the pipe
+            wait = 0 if ended else min(left, _SHORT_WAIT if closed else _WAIT)
+            ready = {key.fileobj for key, _ in selector.select(wait)}
             if out in ready:
                 part = os.read(out, 1 << 16)
                 sent += part
                 if sent.endswith(_END):
                     return bytes(sent), False
-                if not part:  # it ends, or its code has closed all files
+                if not part:  # the child ends, or its code has closed all files
                     closed = True
                     selector.unregister(out)
-            elif over or requests in ready:
+            elif ended or requests in ready:
                 # A process that the child started may hold the pipe open. Or the test's process
-                # has ended; then so do the child and the fork server.
+                # has ended; then the child and the fork server end too.
                 return bytes(sent), False
     return bytes(sent), True
 
@@ -203,10 +207,9 @@ def _collect(out: int, requests: Connection, pid: int, timeout: float) -> tuple[
 # --- the child ------------------------------------------------------------------------------------
 
 
-def _work(subject: object, request: bytes, into: int) -> None:
-    for name in ("numpy.random",):  # `random` sees to itself
-        if (module := sys.modules.get(name)) is not None:
-            module.seed()
+def _run(subject: object, request: bytes, into: int) -> None:
+    if (numpy_random := sys.modules.get("numpy.random")) is not None:
+        numpy_random.seed()  # `random` does this by itself
 
     def send(kind: str, value: object) -> None:
         rest = memoryview(pickle.dumps((kind, pickle.dumps(value))))
@@ -214,8 +217,8 @@ def _work(subject: object, request: bytes, into: int) -> None:
             rest = rest[os.write(into, rest) :]
 
     try:
-        work, args = pickle.loads(request)
-        send(_RESULT, work(subject, lambda value: send(_TOLD, value), *args))
+        function, args = pickle.loads(request)
+        send(_RESULT, function(subject, lambda value: send(_SENT, value), *args))
     except BaseException as error:
         send(_FAILED, error_text(error))
     os.write(into, _END)
@@ -226,7 +229,7 @@ def _work(subject: object, request: bytes, into: int) -> None:
 
 def _fork() -> int:
     with warnings.catch_warnings():
-        # Of other threads there are those of execnet, which a child does not need.
+        # The only other threads are those of execnet, which a child does not need.
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
@@ -240,7 +243,7 @@ def _end_group(pid: int) -> None:
             continue
 
 
-def _is_over(pid: int, *, closed: bool) -> bool:
+def _has_ended(pid: int, *, closed: bool) -> bool:
     if not hasattr(os, "waitid"):
         return closed
     try:
@@ -254,16 +257,6 @@ def _reap(pid: int) -> int:
         return os.waitpid(pid, 0)[1]
     except ChildProcessError:  # the test's code has reaped it
         return 0
-
-
-def _said(status: int) -> str:
-    if os.WIFSIGNALED(status):
-        number = os.WTERMSIG(status)
-        try:
-            return signal.Signals(number).name
-        except ValueError:
-            return f"signal {number}"
-    return f"exit status {os.WEXITSTATUS(status)}"
 
 
 def _readable(source: Connection, timeout: float) -> bool:

@@ -1,4 +1,4 @@
-"""Saving and loading in one call: `serialize_roundtrip(flow, via="process")`.
+"""Saves and loads an object in one call: `serialize_roundtrip(flow, via="process")`.
 
 Invariants:
 - The loaded object is equal in value and in type, with dicts in the same order; else the error
@@ -20,13 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar, cast
 from pytest_routilux.factory import PlainFunction
 from pytest_routilux.hosts.flow_hosts import FlowHosts
 from pytest_routilux.monitor.snapshot import view
-from routilux import (
-    ErrorHandler,
-    Flow,
-    JobState,
-    SavedState,
-    codec,
-)
+from routilux import ErrorHandler, Flow, JobState, SavedState, codec
 from routilux.codec.equality import first_difference, path_step, same_value
 from routilux.codec.registry import form_tagged
 
@@ -39,20 +33,25 @@ _T = TypeVar("_T")
 Via = Literal["memory", "file", "process"]
 
 _FEW: Final = 8  # keys that are shown
-_KINDS: Final = {"flow": Flow, "job": JobState, "handler": ErrorHandler, "state": SavedState}
+_KINDS: Final[dict[str, Any]] = {
+    "flow": Flow,
+    "job": JobState,
+    "handler": ErrorHandler,
+    "state": SavedState,
+}
 
 
 class SerializeRoundtrip:
-    """Saves an object, loads it again and returns what was loaded; the fixture's type.
+    """Saves an object, loads it, compares both, and returns the loaded one; the fixture's type.
 
     Takes flows, jobs, error handlers, `SavedState`, and any value that a payload may hold.
     `via="memory"` goes through bytes, "file" through a file, "process" through a file to a fresh
-    interpreter, which loads the object, saves it again and sends it back. It has imported the
-    modules that define the object's classes or register their saved forms; `imports` are more of
-    them, or their names.
+    interpreter, which loads the object, saves it again and sends it back. That interpreter imports
+    the modules that define the object's classes or register their saved forms; `imports` are
+    further modules, or their names.
 
-    Raises `AssertionError` naming the first path that came back different, `UnserializableError`
-    for what can't be saved, and `HostError` for what the fresh interpreter does not know.
+    Raises `AssertionError` with the first path that differs, `UnserializableError` if the object
+    can't be saved, and `HostError` if the fresh interpreter can't load it.
 
     >>> SerializeRoundtrip(Path("unused"))({"at": (1, 2.5)})
     {'at': (1, 2.5)}
@@ -123,12 +122,12 @@ def restored(kind: str, data: bytes) -> object:
         return SavedState.from_bytes(data)
     if kind == "value":
         return codec.loads(data)
-    loaders: dict[str, Any] = {"flow": Flow, "job": JobState, "handler": ErrorHandler}
-    return loaders[kind].deserialize(json.loads(data))
+    found: object = _KINDS[kind].deserialize(json.loads(data))
+    return found
 
 
 def first_reordered(was: object, became: object, path: str) -> str | None:
-    """Return the first dict, of two equal values, whose keys came back in another order."""
+    """Return the first dict of two equal values whose keys differ in their order."""
     if isinstance(was, dict) and isinstance(became, dict):
         keys = list(was), list(became)
         if any(not same_value(a, b) for a, b in zip(*keys, strict=True)):
@@ -152,7 +151,7 @@ def first_reordered(was: object, became: object, path: str) -> str | None:
 
 
 def _modules(obj: object) -> set[str]:
-    """Return the modules that define the routines, exceptions, types and functions of an object."""
+    """Return the modules that define an object's routines, exceptions, types and functions."""
     if isinstance(obj, SavedState):
         return _modules(obj.flow) | _modules(obj.job)
     if isinstance(obj, ErrorHandler):

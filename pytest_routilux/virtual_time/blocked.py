@@ -1,8 +1,8 @@
-"""Report of a thread that is blocked, in the user's terms: its step, the line, the call, the stack.
+"""Report of a blocked thread: its step, the user's line, the call, the stack.
 
 Invariants:
-- The line is the user's innermost one; the call is what that line calls or awaits.
-- The report changes nothing: frames of other threads are read and released.
+- The line is the innermost line of user code. The call is the function that it calls or awaits.
+- The report changes nothing: it reads the frames of other threads and releases them.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from routilux.engine.step import run_step
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["report"]
+__all__ = ["blocked_report"]
 
 _MOST_LINES: Final = 12
 _RUN_STEP: Final = run_step.__code__
 
 
-def report(frame: FrameType, who: str, seconds: float) -> str:
-    """Return the report of a thread that has been blocked for so many seconds."""
+def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
+    """Return the report of a thread that has been blocked for this many seconds."""
     stack = _stack_of(frame)
     lines = [
-        f"{who} is blocked: for {seconds:g} s of real time its virtual clock has waited for it"
+        f"{who} is blocked: it has neither ended nor waited on its virtual clock for {seconds:g} s"
     ]
     at = users_frame(reversed(stack))
     if at is not None:
@@ -41,8 +41,9 @@ def report(frame: FrameType, who: str, seconds: float) -> str:
     return "\n".join(
         [
             *lines,
-            "  to let time pass, use self.ctx.sleep(seconds); to wait for other work, let it emit",
-            "  an event; if the wait is meant, raise routilux_blocked_after (seconds; 0: no limit)",
+            "  to let time pass, call self.ctx.sleep(seconds); to wait for other work, let that",
+            "  work emit an event; to allow longer waits, raise routilux_blocked_after (seconds;",
+            "  0: no limit)",
             "  its stack, innermost last:",
             *(f"    {_shown(f)} in {f.f_code.co_qualname}" for f in stack[-_MOST_LINES:]),
         ]
@@ -50,7 +51,7 @@ def report(frame: FrameType, who: str, seconds: float) -> str:
 
 
 def _stack_of(frame: FrameType) -> list[FrameType]:
-    """Return the frames inside the innermost step and those that it awaits, without ours."""
+    """Return the frames inside the innermost step, and of its coroutines, without ours."""
     inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
     inside.reverse()
     stack = inside + _awaited(inside)
@@ -58,7 +59,7 @@ def _stack_of(frame: FrameType) -> list[FrameType]:
 
 
 def _awaited(frames: list[FrameType]) -> list[FrameType]:
-    # The coroutines of an event loop that waits are not on the stack.
+    # While an event loop waits, its coroutines are not on the stack.
     found: list[FrameType] = []
     for frame in frames:
         if frame.f_code.co_qualname == "Runner.run":

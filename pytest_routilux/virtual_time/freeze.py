@@ -1,28 +1,27 @@
-"""Virtual time for code that asks `time` and `datetime`: `frozen_clock()`, `frozen_simulation()`.
+"""Makes `time` and `datetime` follow a virtual clock: `frozen_clock()`, `frozen_simulation()`.
 
-Laws:
-- A clock owns the time, and every reading asks it; nothing is moved when it moves. In a handler of
-  a simulation that is the clock of its host, else the one of the block.
-- `time()`, `localtime()`, `ctime()`, `datetime.now()` and their kin tell the clock's wall time,
-  `monotonic()` and `perf_counter()` its progress: a wall clock that is set moves no timer. Real are
-  `process_time()` and `thread_time()`, which count work, and `clock_gettime()`, which asks for a
-  clock of the system by name.
-- `time.sleep` in a step is the step's `ctx.sleep`, or fails the test, or stays real, as
-  `routilux_sleep` says. Elsewhere it is real: in a test's body, and in threads that a handler
-  starts by itself.
-- Nobody else freezes the time meanwhile.
-- Who calls decides, not who is on the stack: the timers of threads, queues, processes and event
-  loops, of pytest and its companions, stay real in every thread, also while a handler is running.
-- What `datetime.now()` returns is an ordinary `datetime`, so it is copied, saved, pickled and
-  compared like any other.
-- Local time is UTC. Everything is as before when the block ends, however it ends.
+Invariants:
+- Every reading asks the clock. In a handler of a simulation this is the clock of its host,
+  elsewhere the clock of the block.
+- `time()`, `localtime()`, `ctime()`, `datetime.now()` and the like return the clock's wall time.
+  `monotonic()` and `perf_counter()` return its progress, which setting the wall clock never moves.
+  `process_time()` and `thread_time()`, which count work, and `clock_gettime()` stay real.
+- `time.sleep` in a step is the step's `ctx.sleep`, fails the test, or stays real, as
+  `routilux_sleep` says. It stays real in the test's body and in threads that a handler starts.
+- No other freeze of the time is active in the block.
+- The module that calls decides, not the callers above it: the timers of threads, queues, processes,
+  event loops, pytest and its plugins stay real in every thread, also while a handler runs.
+- `datetime.now()` returns an ordinary `datetime`, which is copied, saved, pickled and compared like
+  any other.
+- Local time is UTC. Everything is as before when the block ends, even with an error.
 
-freezegun alone does not do this. It leaves `time.sleep` alone, lets `monotonic()` follow the wall
-time, looks five frames up to see who calls, matches modules by prefix, rounds `time_ns()` through a
-float, and makes instances of a class of its own, which no saved form knows. So it is told to patch
-no module (every name begins with ""), which also saves most of its cost, and the names are replaced
-here: those that modules have imported, other than the standard library's, and those of `time` and
-`datetime`. A function kept elsewhere (a default argument, a class attribute) keeps being real.
+freezegun alone does not do this: it leaves `time.sleep` real, makes `monotonic()` follow the wall
+time, checks the callers five frames up, matches modules by prefix, rounds `time_ns()` through a
+float, and returns instances of its own class, which have no saved form. So freezegun patches no
+module here (`ignore=[""]` matches every name), which also saves most of its cost. This module
+replaces the names of `time` and `datetime`, and the same names in modules that imported them,
+except those of the standard library. A function that is kept elsewhere, such as in a default
+argument, stays real.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ import pytest
 from freezegun import api
 
 from pytest_routilux.virtual_time.freeze_conflicts import refuse_around, refused_inside
-from pytest_routilux.virtual_time.late_failures import all_told, note
+from pytest_routilux.virtual_time.late_failures import record_failure
 from routilux import FakeClock
 from routilux.clocks.clock import real_sleep
 from routilux.clocks.durations import SECOND, from_ns
@@ -54,37 +53,21 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from pytest_routilux.settings import Sleeping
-    from pytest_routilux.virtual_time.simulated_step import running
+    from pytest_routilux.virtual_time.simulated_step import Running
     from routilux import Context
 
 __all__ = ["frozen_clock", "frozen_simulation"]
 
-# Their timers measure or bound what really happens. (Those of threading are out of reach already:
-# a module of the standard library keeps the functions that it has imported by name.)
+# Their timers measure or limit real work. (`threading` needs no entry: modules of the standard
+# library keep the functions that they have imported by name.)
 _REAL_CALLERS: Final = frozenset(
     {
-        "_pytest",
-        "asyncio",
-        "concurrent",
-        "execnet",
-        "freezegun",
-        "hypothesis",
-        "multiprocessing",
-        "pluggy",
-        "pytest",
-        "pytest_benchmark",
-        "pytest_routilux",
-        "pytest_timeout",
-        "queue",
-        "routilux",
-        "socketserver",
-        "subprocess",
+        *("_pytest", "execnet", "freezegun", "hypothesis", "pluggy", "pytest", "xdist"),
+        *("pytest_benchmark", "pytest_routilux", "pytest_timeout", "routilux"),
+        *("asyncio", "concurrent", "multiprocessing", "queue", "socketserver", "subprocess"),
         "trio",
-        "xdist",
     }
 )
-# freezegun leaves these alone, so what stands in `time` is the real one.
-_real_asctime, _real_ctime = time.asctime, time.ctime
 _UNTOUCHED: Final = _REAL_CALLERS | sys.stdlib_module_names
 
 
@@ -94,8 +77,8 @@ class _Clock(Protocol):
     def runs_here(self) -> bool: ...
 
 
-class _Standing:
-    """What a simulation shows where no handler runs: its first instant."""
+class _StoppedClock:
+    """The clock of a simulation while no handler runs: it shows the first instant."""
 
     def __init__(self, start_ns: int) -> None:
         self._start_ns = start_ns
@@ -110,12 +93,14 @@ class _Standing:
         return False
 
 
+# freezegun never replaces these two, so they are real.
+_real_asctime, _real_ctime = time.asctime, time.ctime
 _block: _Clock | None = None
-_simulation: type[running] | None = None
+_simulation: Running | None = None
 _sleeping: Sleeping = "virtual"
 
 
-# --- what callers get -----------------------------------------------------------------------------
+# --- readings -------------------------------------------------------------------------------------
 
 
 def _clock() -> _Clock | None:
@@ -124,18 +109,19 @@ def _clock() -> _Clock | None:
     return _block
 
 
-def _reads_real(caller: str) -> bool:
+def _reads_real() -> bool:
+    caller = sys._getframe(2).f_globals.get("__name__", "")  # of the function that asks this
     return _block is None or caller.partition(".")[0] in _REAL_CALLERS
 
 
-def _wall() -> int:
+def _microseconds() -> int:
     clock = _clock()  # None: a thread that outlives the block reads after its end
     now: int = api.real_time_ns() if clock is None else clock.now_ns()
     return now // 1000
 
 
-def _wall_seconds() -> float:
-    return _wall() / 1_000_000
+def _seconds() -> float:
+    return _microseconds() / 1_000_000
 
 
 def _monotonic_ns() -> int:
@@ -149,7 +135,7 @@ def _monotonic() -> float:
 
 def _sleep(seconds: Any, /) -> None:
     context, clock = active.get(), _clock()
-    # A handler's thread has the turn; one that it started, even with its context, has none.
+    # The handler's thread has the turn; a thread that it started has none, even with its context.
     if context is None or clock is None or not clock.runs_here() or _sleeping == "real":
         real_sleep(seconds)
         return
@@ -174,16 +160,16 @@ def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoRet
         f" routilux_sleep = error forbids: use self.ctx.sleep({seconds!r})",
         pytrace=False,
     )
-    note(error)
+    record_failure(error)
     raise error
 
 
 def _localtime(seconds: float | None = None, /) -> time.struct_time:
-    return api.real_localtime(_wall_seconds() if seconds is None else seconds)
+    return api.real_localtime(_seconds() if seconds is None else seconds)
 
 
 def _gmtime(seconds: float | None = None, /) -> time.struct_time:
-    return api.real_gmtime(_wall_seconds() if seconds is None else seconds)
+    return api.real_gmtime(_seconds() if seconds is None else seconds)
 
 
 def _strftime(form: str, moment: Any = None, /) -> str:
@@ -198,39 +184,37 @@ def _ctime(seconds: float | None = None, /) -> str:
     return _real_asctime(_localtime(seconds))
 
 
-def _stand_in(real: Callable[..., Any], virtual: Callable[..., Any]) -> Callable[..., Any]:
+def _replacement(real: Callable[..., Any], virtual: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(real)
     def read(*args: Any, **kwargs: Any) -> Any:
-        if _reads_real(sys._getframe(1).f_globals.get("__name__", "")):
-            return real(*args, **kwargs)
-        return virtual(*args, **kwargs)
+        return (real if _reads_real() else virtual)(*args, **kwargs)
 
     return read
 
 
-class _StandIn(type):
-    """Of classes that pass for the real one in isinstance, issubclass, == and as keys of a dict."""
+class _Replacement(type):
+    """Makes a class equal the real one in isinstance, issubclass, == and as a key of a dict."""
 
     def __instancecheck__(cls, value: object) -> bool:
-        return type.__instancecheck__(_passes_for(cls), value)
+        return type.__instancecheck__(_real_class(cls), value)
 
     def __subclasscheck__(cls, kind: type) -> bool:
-        return type.__subclasscheck__(_passes_for(cls), kind)
+        return type.__subclasscheck__(_real_class(cls), kind)
 
     def __eq__(cls, other: object) -> bool:
-        return cls is other or _passes_for(cls) is other
+        return cls is other or _real_class(cls) is other
 
     def __hash__(cls) -> int:
-        return hash(_passes_for(cls)) if _passes_for(cls) is not cls else type.__hash__(cls)
+        return hash(_real_class(cls)) if _real_class(cls) is not cls else type.__hash__(cls)
 
 
-def _passes_for(kind: type) -> type:
-    # A class that user code derives from one of ours passes for nothing but itself.
+def _real_class(kind: type) -> type:
+    # A class that user code derives from one of ours is only itself.
     found: type = vars(kind).get("_real", kind)
     return found
 
 
-class _Date(api.real_date, metaclass=_StandIn):
+class _Date(api.real_date, metaclass=_Replacement):
     _real = api.real_date
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -238,12 +222,10 @@ class _Date(api.real_date, metaclass=_StandIn):
 
     @classmethod
     def today(cls) -> Any:
-        if _reads_real(sys._getframe(1).f_globals.get("__name__", "")):
-            return super().today()
-        return cls.fromordinal(_local_now().toordinal())
+        return super().today() if _reads_real() else cls.fromordinal(_local().toordinal())
 
 
-class _Datetime(api.real_datetime, metaclass=_StandIn):
+class _Datetime(api.real_datetime, metaclass=_Replacement):
     _real = api.real_datetime
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
@@ -251,32 +233,33 @@ class _Datetime(api.real_datetime, metaclass=_StandIn):
 
     @classmethod
     def now(cls, tz: dt.tzinfo | None = None) -> Any:
-        if _reads_real(sys._getframe(1).f_globals.get("__name__", "")):
+        if _reads_real():
             return super().now(tz)
-        now = _local_now() if tz is None else from_ns(_wall() * 1000).astimezone(tz)
-        return cls.combine(now.date(), now.timetz())
+        return _of_class(cls, _local() if tz is None else _utc().astimezone(tz))
 
     @classmethod
     def today(cls) -> Any:
-        if _reads_real(sys._getframe(1).f_globals.get("__name__", "")):
-            return super().today()
-        now = _local_now()
-        return cls.combine(now.date(), now.timetz())
+        return super().today() if _reads_real() else _of_class(cls, _local())
 
     @classmethod
     def utcnow(cls) -> Any:
-        if _reads_real(sys._getframe(1).f_globals.get("__name__", "")):
-            return super().utcnow()
-        now = from_ns(_wall() * 1000)
-        return cls.combine(now.date(), now.time())
+        return super().utcnow() if _reads_real() else _of_class(cls, _utc().replace(tzinfo=None))
 
 
-def _local_now() -> dt.datetime:
-    return from_ns(_wall() * 1000).astimezone().replace(tzinfo=None)
+def _utc() -> dt.datetime:
+    return from_ns(_microseconds() * 1000)
+
+
+def _local() -> dt.datetime:
+    return _utc().astimezone().replace(tzinfo=None)
+
+
+def _of_class(kind: type[_Datetime], moment: dt.datetime) -> _Datetime:
+    return kind.combine(moment.date(), moment.timetz())
 
 
 for _kind, _name in ((_Date, "date"), (_Datetime, "datetime")):
-    # A pickle names the class as anybody's would, so it can be read anywhere.
+    # A pickle holds the real class's name, so it can be read anywhere.
     _kind.__module__, _kind.__qualname__, _kind.__name__ = "datetime", _name, _name
 
 
@@ -286,32 +269,29 @@ def _reduced(moment: Any) -> tuple[Any, ...]:
 
 
 _FUNCTIONS: Final = {
-    "asctime": _stand_in(_real_asctime, _asctime),
-    "ctime": _stand_in(_real_ctime, _ctime),
-    "gmtime": _stand_in(api.real_gmtime, _gmtime),
-    "localtime": _stand_in(api.real_localtime, _localtime),
-    "monotonic": _stand_in(api.real_monotonic, _monotonic),
-    "monotonic_ns": _stand_in(api.real_monotonic_ns, _monotonic_ns),
-    "perf_counter": _stand_in(api.real_perf_counter, _monotonic),
-    "perf_counter_ns": _stand_in(api.real_perf_counter_ns, _monotonic_ns),
-    "sleep": _stand_in(real_sleep, _sleep),
-    "strftime": _stand_in(api.real_strftime, _strftime),
-    "time": _stand_in(api.real_time, _wall_seconds),
-    "time_ns": _stand_in(api.real_time_ns, lambda: _wall() * 1000),
+    "asctime": _replacement(_real_asctime, _asctime),
+    "ctime": _replacement(_real_ctime, _ctime),
+    "gmtime": _replacement(api.real_gmtime, _gmtime),
+    "localtime": _replacement(api.real_localtime, _localtime),
+    "monotonic": _replacement(api.real_monotonic, _monotonic),
+    "monotonic_ns": _replacement(api.real_monotonic_ns, _monotonic_ns),
+    "perf_counter": _replacement(api.real_perf_counter, _monotonic),
+    "perf_counter_ns": _replacement(api.real_perf_counter_ns, _monotonic_ns),
+    "sleep": _replacement(real_sleep, _sleep),
+    "strftime": _replacement(api.real_strftime, _strftime),
+    "time": _replacement(api.real_time, _seconds),
+    "time_ns": _replacement(api.real_time_ns, lambda: _microseconds() * 1000),
 }
 _CLASSES: Final[dict[str, Any]] = {"date": _Date, "datetime": _Datetime}
-_REAL_OF: Final[dict[int, object]] = {
-    **{id(fake): vars(fake)["__wrapped__"] for fake in _FUNCTIONS.values()},
-    **{id(fake): fake._real for fake in _CLASSES.values()},
-}
-_FAKE_OF: Final[dict[int, object]] = {
-    id(real): fake
-    for fake in (*_FUNCTIONS.values(), *_CLASSES.values())
-    for real in (_REAL_OF[id(fake)],)
-}
+_PAIRS: Final[list[tuple[object, object]]] = [
+    *((vars(fake)["__wrapped__"], fake) for fake in _FUNCTIONS.values()),
+    *((fake._real, fake) for fake in _CLASSES.values()),
+]
+_REAL_OF: Final = {id(fake): real for real, fake in _PAIRS}
+_FAKE_OF: Final = {id(real): fake for real, fake in _PAIRS}
 
 
-# --- putting it in place --------------------------------------------------------------------------
+# --- installation ---------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -320,9 +300,9 @@ def frozen_clock(
 ) -> Iterator[FakeClock]:
     """Yield a fake clock that `time` and `datetime` follow until the block ends, in all threads.
 
-    Fails the test where something else freezes the time, around it or inside it.
+    Fails the test if another freeze of the time is active around the block or begins in it.
     """
-    if not isinstance(_block, _Standing):
+    if not isinstance(_block, _StoppedClock):
         refuse_around("flow_clock")
     clock = FakeClock(start)
     with _owned_by(clock, "flow_clock", sleeping):
@@ -333,8 +313,8 @@ def frozen_clock(
 def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator[None]:
     """Let `time` and `datetime` follow the simulated handler that runs, until the block ends.
 
-    Where none runs they show `start_ns`, or the clock of a `frozen_clock()` around this.
-    Fails the test where something else freezes the time, around it or inside it.
+    While none runs they show `start_ns`, or the clock of a `frozen_clock()` around this.
+    Fails the test if another freeze of the time is active around the block or begins in it.
     """
     global _simulation
     from pytest_routilux.virtual_time.simulated_step import running
@@ -343,7 +323,7 @@ def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator
         refuse_around("flow_sim")
     outer, _simulation = _simulation, running
     try:
-        with _owned_by(_Standing(start_ns) if _block is None else _block, "flow_sim", sleeping):
+        with _owned_by(_StoppedClock(start_ns) if _block is None else _block, "flow_sim", sleeping):
             yield
     finally:
         _simulation = outer
@@ -354,9 +334,8 @@ def _owned_by(clock: _Clock, fixture: str, sleeping: Sleeping) -> Iterator[None]
     global _block, _sleeping
     outer = _block, _sleeping
     with ExitStack() as undo:
-        undo.enter_context(all_told())
         if _block is None:
-            _put_in_place(undo, clock)
+            _install(undo, clock)
             undo.enter_context(refused_inside(fixture))
         _block, _sleeping = clock, sleeping
         try:
@@ -365,10 +344,11 @@ def _owned_by(clock: _Clock, fixture: str, sleeping: Sleeping) -> Iterator[None]
             _block, _sleeping = outer
 
 
-def _put_in_place(undo: ExitStack, clock: _Clock) -> None:
-    undo.callback(_restore_zone, os.environ.get("TZ"))
+def _install(undo: ExitStack, clock: _Clock) -> None:
+    undo.callback(_set_zone, os.environ.get("TZ"))
     _set_zone("UTC")
-    undo.callback(_drop_clock_of_python_2, hasattr(time, "clock"))
+    if not hasattr(time, "clock"):
+        undo.callback(vars(time).pop, "clock", None)  # which freezegun adds
     loaded = frozenset(sys.modules)
     frozen = freezegun.freeze_time(from_ns(clock.now_ns()), ignore=[""])
     frozen.start()
@@ -386,13 +366,13 @@ def _put_in_place(undo: ExitStack, clock: _Clock) -> None:
 
 
 def _replace(by_id: dict[int, object], loaded: frozenset[str]) -> None:
-    """Replace in the names of modules; of the untouched ones, in those not loaded at the start."""
+    """Replace values of module names; in untouched modules only if they were loaded later."""
     wanted = by_id.keys()
     for name, module in sys.modules.copy().items():
         if name.partition(".")[0] in _UNTOUCHED and name in loaded:
             continue
         try:
-            # Not vars(): a lazy module would load itself.
+            # Not vars(), which makes a lazy module load itself.
             names = object.__getattribute__(module, "__dict__")
         except AttributeError:
             continue
@@ -409,12 +389,3 @@ def _set_zone(zone: str | None) -> None:
         os.environ["TZ"] = zone
     with suppress(AttributeError):  # Windows has no tzset
         time.tzset()
-
-
-_restore_zone = _set_zone
-
-
-def _drop_clock_of_python_2(had_it: bool) -> None:
-    if not had_it:
-        with suppress(AttributeError):
-            del time.clock  # type: ignore[attr-defined]  # freezegun adds it

@@ -1,9 +1,9 @@
-"""Other freezes of the time beside ours: refused, in the words of whoever has to drop one.
+"""Refuses a second freeze of the time in a test.
 
-Laws:
-- Time has one owner in a test. A `freeze_time()` around a fixture of ours fails the test when the
-  fixture is set up; one inside it fails the test where it begins, before it has changed anything.
-- The message names both: the fixture of ours, and the freeze with its instant and its place.
+Invariants:
+- One freeze owns the time of a test. A `freeze_time()` around a fixture of ours fails the test when
+  the fixture is set up. One inside it fails the test where it begins, before it changes anything.
+- The message names the fixture, and the other freeze with its instant and its place.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _owners: Final[list[str]] = []
 
 
 def refuse_around(fixture: str) -> None:
-    """Fail the test where a freeze is active already, ours or another."""
+    """Fail the test if a freeze is already active, ours or another."""
     if _owners:
         _refuse(fixture, f"the {_owners[-1]} of a test around it")
     if api.freeze_factories:
@@ -36,22 +36,22 @@ def refuse_around(fixture: str) -> None:
 
 @contextmanager
 def refused_inside(fixture: str) -> Iterator[None]:
-    """Let every freeze that begins before the block ends fail the test."""
+    """Make every freeze that begins before the block ends fail the test."""
     start = api._freeze_time.start
 
     def refuse(freeze: Any) -> NoReturn:
-        _refuse(fixture, f"freeze_time({str(freeze.time_to_freeze)!r}) {_beginning()}")
+        _refuse(fixture, f"freeze_time({str(freeze.time_to_freeze)!r}) {_origin()}")
 
-    api._freeze_time.start = refuse  # type: ignore[method-assign, assignment]  # undone below
+    api._freeze_time.start = refuse  # type: ignore[method-assign, assignment]
     _owners.append(fixture)
     try:
         yield
     finally:
         _owners.pop()
-        api._freeze_time.start = start  # type: ignore[method-assign]  # as it was
+        api._freeze_time.start = start  # type: ignore[method-assign]
 
 
-def _beginning() -> str:
+def _origin() -> str:
     frame = sys._getframe(2)
     while (module := frame.f_globals.get("__name__", "")).partition(".")[0] == "freezegun":
         assert frame.f_back is not None
@@ -64,6 +64,6 @@ def _beginning() -> str:
 def _refuse(fixture: str, freeze: str) -> NoReturn:
     advance = "; flow_clock.move_to(...) sets its time" if fixture == "flow_clock" else ""
     pytest.fail(
-        f"{fixture} and {freeze} both want to own the time of this test: drop one of them{advance}",
+        f"{fixture} and {freeze} both set the time of this test; remove one of them{advance}",
         pytrace=False,
     )

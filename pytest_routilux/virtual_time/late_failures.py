@@ -1,52 +1,70 @@
-"""Errors that are raised where a test may never see them: in a thread, under a bare `except`.
+"""Failures that a test can miss: errors in threads or under a bare `except`, lost coroutines.
 
-Laws:
-- Nothing is told twice: an error that came out at whoever waits for the job is left alone.
-- One that did not fails the test at the end of the block.
+Invariants:
+- An error that reached the code that waits for the job is not reported again. Any other recorded
+  error fails the test at the end of the block.
+- A coroutine that a step creates and never awaits fails the test. So does an `aexecute` that is
+  never awaited. Python warns of any other coroutine as usual.
+- Everything is as before when the block ends.
 """
 
 from __future__ import annotations
 
+import sys
+import warnings
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 
-from routilux import FakeClock, Run
+from pytest_routilux.frames import outwards, place_of, users_frame
+from routilux import FakeClock, Flow, Run, Runtime
 from routilux.engine.threads import Threads
+from routilux.graph.context import active
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["all_told", "note"]
+__all__ = ["fail_at_end", "record_failure"]
 
-_noted: Final[list[BaseException]] = []
-# Whoever waits for a job is in one of these, or in a method of flow_sim.
+_recorded: Final[list[BaseException]] = []
+# Code that waits for a job is in one of these functions, or in a method of flow_sim.
 _WAITS: Final = {f.__code__ for f in (Threads.drive, Run.wait, FakeClock._advance)}
 _SIMULATION: Final = "pytest_routilux.sim.flow_sim"
+_EXECUTES: Final = {Flow.aexecute.__code__, Runtime.aexecute.__code__}
+_HOOK: Final = "_warn_unawaited_coroutine"  # the function of `warnings` that Python calls
 
 
-def note(error: BaseException) -> None:
-    """Have an error told by the end of the innermost block, if nobody has heard of it by then."""
-    _noted.append(error)
+def record_failure(error: BaseException) -> None:
+    """Record an error, which fails the test at the end of the block unless the test gets it."""
+    _recorded.append(error)
 
 
 @contextmanager
-def all_told() -> Iterator[None]:
-    """Fail the test at the end of the block for the first error that nobody has heard of."""
-    before = len(_noted)
+def fail_at_end() -> Iterator[None]:
+    """Fail the test at the end of the block with the first failure that it missed."""
+    before = len(_recorded)
+    warn = getattr(warnings, _HOOK)
+
+    def record_or_warn(coroutine: Any) -> None:
+        text = _lost(coroutine)
+        if text is None:
+            warn(coroutine)
+        else:
+            record_failure(pytest.fail.Exception(text, pytrace=False))
+
+    setattr(warnings, _HOOK, record_or_warn)
     try:
         yield
-    except BaseException:
-        del _noted[before:]
-        raise
-    untold = [error for error in _noted[before:] if not _was_heard(error)]
-    del _noted[before:]
-    if untold:
-        pytest.fail(str(untold[0]), pytrace=False)
+        missed = [error for error in _recorded[before:] if not _was_raised_at_a_wait(error)]
+    finally:
+        setattr(warnings, _HOOK, warn)
+        del _recorded[before:]
+    if missed:
+        pytest.fail(str(missed[0]), pytrace=False)
 
 
-def _was_heard(error: BaseException) -> bool:
+def _was_raised_at_a_wait(error: BaseException) -> bool:
     trace = error.__traceback__
     while trace is not None:
         frame = trace.tb_frame
@@ -54,3 +72,18 @@ def _was_heard(error: BaseException) -> bool:
             return True
         trace = trace.tb_next
     return False
+
+
+def _lost(coroutine: Any) -> str | None:
+    """Return why a coroutine that is never awaited fails the test; None if it does not."""
+    at = users_frame(outwards(sys._getframe(2)))
+    where = "" if at is None else f" at {place_of(at)}"
+    context = active.get()
+    name = f"{coroutine.__qualname__}()"
+    if getattr(coroutine, "cr_code", None) in _EXECUTES:
+        return f"{name} was called{where} and not awaited, so its job never started: await it"
+    if context is None or context.step is None or at is None:
+        return None
+    return (
+        f"{context.step.who} called {name}{where} and did not await it, so it never ran: await it"
+    )

@@ -1,15 +1,15 @@
 """The simulated step whose handler runs now, and the clock of its simulation.
 
 Invariants:
-- A simulation has one thread; time passes in it only where a handler sleeps or the driver waits.
-- `running` names the step and the clock only while a handler of the simulation runs.
+- A simulation has one thread. Its time passes only while a handler sleeps or the driver waits.
+- `running` holds the step and the clock only while a handler of the simulation runs.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from routilux import Clock, ClockStalledError, Signal
 from routilux.clocks.durations import from_ns, signed_ns
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven
 
-__all__ = ["Flight", "SimClock", "running"]
+__all__ = ["Flight", "Running", "SimClock", "running"]
 
 
 class _SimSignal(Signal):
@@ -42,7 +42,7 @@ class _SimSignal(Signal):
 
 @final
 class SimClock(Clock):
-    """Time as one thread makes it pass: whoever waits, waits at once."""
+    """The clock of a simulation: every wait ends at once, by moving the time."""
 
     def __init__(self, start_ns: int, mono: int = 0) -> None:
         self.wall = start_ns - mono  # what the wall clock showed at monotonic 0
@@ -67,21 +67,24 @@ class SimClock(Clock):
         return _SimSignal()
 
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
-        # Only a job that a handler executes waits here; the simulated one waits in the driver.
+        # Only a job that a handler executes waits here. The simulated job waits in the driver.
         if signal is not None and signal.is_set():
             return True
         if until is None:
-            raise ClockStalledError(f"{who} waits for what nobody will do: a simulation is alone")
+            raise ClockStalledError(
+                f"{who} waits for a signal without a timeout, which can never come: a simulation"
+                " has one thread"
+            )
         self.mono = max(self.mono, until)
         return False
 
     def runs_here(self) -> bool:
-        """Return whether the calling thread is the one of the simulation."""
+        """Return whether the calling thread is that of the simulation."""
         return threading.get_ident() == self._thread
 
 
 class Flight:
-    """A step whose handler was run; its outcome and effects are held back until their instants."""
+    """A step whose handler has run; its outcome and effects wait for their instants."""
 
     __slots__ = ("driven", "effects", "events", "step")
 
@@ -96,8 +99,11 @@ class Flight:
         return (self.driven.ordinal, *self.step.order)
 
 
-class running:  # noqa: N801 - it reads as what it is: running.flight
+class Running:
     """The step of a simulation whose handler runs at this moment, and its clock."""
 
     flight: Flight | None = None
     clock: SimClock | None = None
+
+
+running: Final = Running()

@@ -1,15 +1,16 @@
-"""Fails a handler that blocks or polls in real time under a virtual clock, instead of hanging.
+"""Fails a test whose handler blocks or polls in real time under a virtual clock.
 
 Invariants:
-- A step is blocked when it has waited for `routilux_blocked_after` seconds: real time in which it
-  neither ends nor waits on its virtual clock, less four times the CPU time of its thread.
-- So a handler that computes is never blocked where it gets a quarter of a CPU, and one that polls
-  in short waits is. Where the system does not report the CPU time of a thread, computing is
-  waiting. A step in a debugger is ignored: it waits for a human.
+- A step is blocked when it has waited for `routilux_blocked_after` seconds. Its wait is the real
+  time in which it neither ends nor waits on its virtual clock, less four times the CPU time of its
+  thread.
+- So a handler that computes with a quarter of a CPU is never blocked, and one that polls in short
+  waits is. If the system does not report the CPU time of a thread, computing counts as waiting.
+  A step in a debugger is ignored, since it waits for a human.
 - The test fails with the report. A step in the thread of the test is interrupted, as by Ctrl-C. A
   step in another thread can't be stopped: its job fails, and the thread is left alone.
-- A blocked step whose job nobody waits for on the clock, and a blocked observer or store, is
-  written to the terminal and left alone.
+- If nothing waits on the clock for the job of a blocked step, or if an observer or a store blocks,
+  the report is written to the terminal.
 - One thread checks all clocks. It exists only while there are clocks to check and a little longer,
   `threading` does not list it, and it ends before the process forks.
 """
@@ -29,8 +30,8 @@ import pytest
 
 from pytest_routilux.frames import outwards
 from pytest_routilux.settings import blocked_after
-from pytest_routilux.virtual_time.blocked import report
-from pytest_routilux.virtual_time.late_failures import all_told, note
+from pytest_routilux.virtual_time.blocked import blocked_report
+from pytest_routilux.virtual_time.late_failures import record_failure
 from routilux import FakeClock, SystemClock
 from routilux.clocks.clock import thread_cpu_ns
 from routilux.engine.drive import Drive
@@ -44,36 +45,36 @@ if TYPE_CHECKING:
     from routilux.clocks.fake_clock import Turn
     from routilux.graph.context import Host
 
-__all__ = ["watched"]
+__all__ = ["fail_blocked_steps"]
 
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
 _CHECKS: Final = 4  # within the time that a step may wait
-_CPU_WEIGHT: Final = 4  # how many seconds of waiting one second of CPU time makes up for
+_CPU_WEIGHT: Final = 4  # seconds of waiting that one second of CPU time cancels
 _PATIENCE: Final = 1.0  # seconds, for a lock or an answer that may never come
-_URGENT: Final = getattr(signal, "SIGURG", None)  # which does nothing where nobody handles it
+_URGENT: Final = getattr(signal, "SIGURG", None)  # does nothing without a handler
 _RUN_STEP: Final = run_step.__code__
 _WAITS: Final = {FakeClock.wait.__code__, FakeClock._advance.__code__}
 _now: Final = SystemClock.monotonic_ns
 
 
 @contextmanager
-def watched(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
-    """Fail blocked steps on the clock until the block ends; None: those of a simulation."""
+def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
+    """Fail blocked steps on the clock until the block ends; None means those of a simulation."""
     after = blocked_after(config)
     if not after:
         yield
         return
     watch = _Watch(clock, after, config)
-    with all_told(), _interruptible():
-        _dog.add(watch)
+    with _interruptible():
+        _watchdog.add(watch)
         try:
             yield
         finally:
-            _dog.remove(watch)
+            _watchdog.remove(watch)
 
 
 class _Sight(NamedTuple):
-    """The step that runs on a clock, and marks that change as soon as it makes progress."""
+    """The step that runs on a clock, and marks that change whenever it makes progress."""
 
     thread: int
     frame: FrameType
@@ -109,7 +110,7 @@ class _Watch:
         computed_ns = sight.computed_ns or 0
         computed = (computed_ns - self._computed_ns) / 1e9 / self.every
         self._computed_ns = computed_ns
-        # Checks are counted: a process that was stopped for an hour has not waited for an hour.
+        # Checks are counted, since a process that was stopped for an hour has not waited so long.
         self._waited = max(0.0, self._waited + 1 - _CPU_WEIGHT * computed)
         if self._sent:
             if _pending is None or _pending[0] is not self._sent:
@@ -117,7 +118,7 @@ class _Watch:
             elif _now() - self._sent_at > _PATIENCE * 1e9:
                 self._write(self._sent)  # the thread does not handle the signal
                 self._sent = ""
-        elif not self._reported and self._waited > _CHECKS - 1:  # waiting takes some CPU time too
+        elif not self._reported and self._waited > _CHECKS - 1:  # waiting takes a little CPU time
             self._reported = True
             self._report(sight)
 
@@ -147,7 +148,7 @@ class _Watch:
             step = steps[0][0]
             whose = "of a simulation" if sight.turn is None else f"of job {step.job_id}"
             who = f"{step.who} {whose}"
-        text = report(sight.frame, who, self._after)
+        text = blocked_report(sight.frame, who, self._after)
         if steps and sight.thread == _main() and _interrupt(text, steps[0][0]):
             self._sent, self._sent_at = text, _now()
             return
@@ -155,7 +156,7 @@ class _Watch:
             error = pytest.fail.Exception(text, pytrace=False)
             failed = [_failed(host, error) for _, host in steps]
             if all(failed):
-                note(error)
+                record_failure(error)
                 self._clock.revoke(sight.turn, error)
                 if _waits_on_a_clock(_main()):
                     return
@@ -178,14 +179,14 @@ def _to_terminal(text: str) -> None:
 
 
 def _same(marks: tuple[object, ...], others: tuple[object, ...]) -> bool:
-    # A step is the same one, not an equal one; an instant is a number.
+    # Steps are compared by identity, instants by value.
     return len(marks) == len(others) and all(
         a is b or (type(a) is int and a == b) for a, b in zip(marks, others, strict=True)
     )
 
 
 def _frame_of(thread: int) -> FrameType | None:
-    # Before 3.12 a collection within this call can wait for ever for a lock that the call holds.
+    # Before 3.12 a garbage collection in this call can wait for ever for a lock that it holds.
     collects = gc.isenabled()
     gc.disable()
     try:
@@ -244,30 +245,30 @@ def _interruptible() -> Iterator[None]:
     ):
         yield
         return
-    signal.signal(_URGENT, _break_off)
+    signal.signal(_URGENT, _fail_step)
     try:
         yield
     finally:
-        if signal.getsignal(_URGENT) is _break_off:
+        if signal.getsignal(_URGENT) is _fail_step:
             signal.signal(_URGENT, signal.SIG_DFL)
 
 
 def _interrupt(text: str, step: StepInput) -> bool:
     global _pending
-    if _URGENT is None or signal.getsignal(_URGENT) is not _break_off:
+    if _URGENT is None or signal.getsignal(_URGENT) is not _fail_step:
         return False
     _pending = text, step
     signal.pthread_kill(_main(), _URGENT)
     return True
 
 
-def _break_off(_: int, frame: FrameType | None) -> None:
+def _fail_step(_: int, frame: FrameType | None) -> None:
     global _pending
     pending, _pending = _pending, None
-    # Only the step that was checked: by now the thread may run another one.
+    # Only the step that was checked, since the thread may run another one by now.
     if pending is not None and any(step is pending[1] for step, _ in _steps_of(frame)):
         error = pytest.fail.Exception(pending[0], pytrace=False)
-        note(error)
+        record_failure(error)
         raise error from None
 
 
@@ -280,8 +281,8 @@ class _Watchdog:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._watches: list[_Watch] = []
-        self._bell = threading.Lock()  # held until the thread must end
-        self._gone = threading.Lock()  # held while the thread runs
+        self._must_run = threading.Lock()  # held until the thread must end
+        self._runs = threading.Lock()  # held while the thread runs
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(before=self.end)
 
@@ -289,22 +290,22 @@ class _Watchdog:
         """Check one more clock, in a thread that is started if there is none."""
         with self._lock:
             self._watches.append(watch)
-            if self._gone.acquire(blocking=False):
-                self._bell.acquire(blocking=False)
-                # Not of `threading`: a test may count the threads that its code leaves behind.
+            if self._runs.acquire(blocking=False):
+                self._must_run.acquire(blocking=False)
+                # Not by `threading`, since a test may count the threads that its code leaves.
                 _thread.start_new_thread(self._run, ())
 
     def remove(self, watch: _Watch) -> None:
         """Stop checking a clock."""
-        with self._lock, suppress(ValueError):  # its check failed, and it was removed
+        with self._lock, suppress(ValueError):  # it was removed when its check failed
             self._watches.remove(watch)
 
     def end(self) -> None:
         """End the thread, and wait until it has ended."""
-        if self._gone.locked():
-            self._bell.release()
-            if self._gone.acquire(timeout=_PATIENCE):
-                self._gone.release()
+        if self._runs.locked():
+            self._must_run.release()
+            if self._runs.acquire(timeout=_PATIENCE):
+                self._runs.release()
 
     def _run(self) -> None:
         every = _PATIENCE
@@ -312,19 +313,19 @@ class _Watchdog:
             with self._lock:
                 watches = self._watches.copy()
                 every = min([watch.every for watch in watches], default=every)
-            ends = self._bell.acquire(timeout=every)
+            ends = self._must_run.acquire(timeout=every)
             with self._lock:
                 if ends or not (watches or self._watches):
-                    self._gone.release()
+                    self._runs.release()
                     return
             for watch in watches:
                 try:
                     watch.check()
-                except Exception as error:  # the others are checked all the same
-                    what = f"the check for blocked steps failed, a bug of routilux: {error!r}"
-                    note(RuntimeError(what))
+                except Exception as error:  # the other clocks are still checked
+                    text = f"the check for blocked steps failed, a bug of routilux: {error!r}"
+                    record_failure(RuntimeError(text))
                     with self._lock, suppress(ValueError):
                         self._watches.remove(watch)
 
 
-_dog: Final = _Watchdog()
+_watchdog: Final = _Watchdog()

@@ -128,13 +128,13 @@ def test_fan_out_and_fan_in_with_the_same_middle_are_a_diamond(flow_factory: Flo
     assert [{"total": 42}, {"total": -21}] == outputs(run(flow, "Fetch"))
 
 
-def test_a_function_that_stands_twice_in_a_chain_is_two_routines(flow_factory: FlowFactory) -> None:
+def test_a_function_twice_in_a_chain_is_two_routines(flow_factory: FlowFactory) -> None:
     flow = flow_factory(chain=[parse, double, double, double])
     assert ["parse", "double", "double_2", "double_3"] == list(flow.routines)
     assert [{"n": 8}] == outputs(run(flow, "parse", {"text": "1"}))
 
 
-def test_routines_and_functions_stand_in_one_chain(flow_factory: FlowFactory) -> None:
+def test_a_chain_mixes_routines_and_functions(flow_factory: FlowFactory) -> None:
     flow = flow_factory(chain=[Fetch(), parse, double, Store()])
     assert "double.output -> Store.rows" == edges(flow)[-1]
     job = run(flow, "Fetch")
@@ -199,7 +199,7 @@ def test_the_options_are_those_of_a_flow(flow_factory: FlowFactory) -> None:
     [
         (
             {"n": 1, "m": 2},
-            "give returned 'm', which nothing after it takes; what follows takes 'n': name it in",
+            "give returned 'm', which no next function takes; these take 'n': add a",
         ),
         ({}, "give emitted 'output' without 'n', which double.input needs"),
         (
@@ -226,13 +226,13 @@ def test_what_a_function_may_not_return_fails_its_task(
 @pytest.mark.parametrize(
     ("shapes", "message"),
     [
-        ({}, "the flow would be empty; say chain=[...]"),
+        ({}, "the flow would be empty; give chain=[...]"),
         ({"chain": [parse, 7]}, "chain: 7 is neither a routine nor a function"),
         ({"chain": [Fetch, parse]}, "chain: Fetch is a class; pass a routine, Fetch(...)"),
-        ({"chain": parse}, "is no list of routines and functions"),
+        ({"chain": parse}, "is not a list of routines and functions"),
         ({"fan_out": [parse, [double]]}, "is not of the form fan_out=(source, [target, ...])"),
         ({"fan_in": (double, negate, total)}, "is not of the form fan_in=([source, ...], target)"),
-        ({"fan_out": (parse, double)}, "is no list of routines and functions"),
+        ({"fan_out": (parse, double)}, "is not a list of routines and functions"),
         ({"chain": [Fetch(), order]}, "the handler needs 'price', 'sku', but the event carries"),
         ({"chain": [Splitter(), double]}, "Splitter has the events 'even', 'odd'"),
         ({"chain": [double, Splitter()]}, "Splitter has the slots 'left', 'right'"),

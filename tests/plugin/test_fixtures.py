@@ -258,11 +258,8 @@ def test_each_fixture_says_in_one_line_what_it_gives(pytester: pytest.Pytester) 
         "flow_clock_bare": (
             "The fake clock without freezegun: microseconds a test; user code must use ctx.now()."
         ),
-        "flow_monitor": (
-            "Everything that the jobs of `flow_runtime` did, with assertions about it."
-        ),
+        "flow_monitor": "Records what the jobs of `flow_runtime` do, and has assertions about it.",
         "flow_runtime": (
-            "A runtime on the fake clock, watched by `flow_monitor`; the default of code under"
-            " test."
+            "A runtime on the fake clock with `flow_monitor`; the default runtime in the test."
         ),
     }.items() <= lines.items()

@@ -16,7 +16,7 @@ TELLS: Final = """
         flow_report.add("marker")
         flow_clock_bare.advance(1)
 """
-ALLOWED: Final = "allowed are auto, always and never"
+ALLOWED: Final = "it is auto, always or never"
 NATIVE: Final = pytest.mark.skipif(
     pytest.version_tuple < (9,), reason="pytest has native tables since 9.0"
 )
@@ -198,10 +198,7 @@ def test_another_mode_on_the_command_line_is_refused(inner: pytest.Pytester, val
 @pytest.mark.parametrize("form", FORMS)
 def test_another_mode_in_the_configuration_is_refused(inner: pytest.Pytester, form: str) -> None:
     written(inner.path, form, "sometimes")
-    line = (
-        "ERROR: the option routilux_report = 'sometimes' of the configuration is no mode;"
-        f" {ALLOWED}"
-    )
+    line = f"ERROR: the setting routilux_report = 'sometimes' is no mode; {ALLOWED}"
     assert line == refused(inner.runpytest_inprocess(*PLUGIN))
 
 

@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import users_modules
-from pytest_routilux.sim.determinism.sources import Culprit, caught
+from pytest_routilux.sim.determinism.sources import Source, recorded_sources
 from pytest_routilux.sim.explore import check_undisturbed
 from pytest_routilux.sim.isolation.forked import hidden_changes, pickled_value, restore_value
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
-from pytest_routilux.sim.isolation.hidden_state import globals_of
+from pytest_routilux.sim.isolation.hidden_state import Variable, globals_of
 from pytest_routilux.sim.isolation.host_task import importable, rows_by_seed
 from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.results import Coverage
@@ -31,7 +31,7 @@ from routilux import RoutiluxError, codec
 from routilux.codec.equality import first_difference
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from pytest_routilux.sim.simulator.model import Case
 
@@ -57,20 +57,19 @@ def check_determinism(
         if killed is not None:
             return killed.finding
         here = run_undisturbed(case, start_ns)
-        first = _asked(hosts, _trace, start_ns)
-        second = _asked(hosts, _trace, start_ns, True)
+        runs = _Runs(hosts, start_ns)
         finding = (
-            _repeated(hosts, start_ns, first, second)
-            or _with_another_start(hosts, start_ns, first)
-            or _with_another_id(hosts, start_ns, first)
-            or _in_one_process(hosts, start_ns, first)
+            runs.repeated()
+            or runs.started_later()
+            or runs.with_another_id()
+            or runs.in_one_process()
             or check_undisturbed(here)
         )
     if finding is not None:
         return finding
     if not fresh:
         why: Finding | str | None = "the test patches code that a fresh interpreter would call"
-    elif first.doubles:
+    elif runs.first.doubles:
         why = "an effect's double exists in this process alone"
     elif not importable(case):
         why = "needs a build that can be imported by its name, and no faults"
@@ -82,84 +81,91 @@ def check_determinism(
     return why
 
 
-def _asked(hosts: ForkedHosts, work: Callable[..., object], *args: object) -> Any:
-    reply = hosts.ask(work, *args)
-    if reply.ended is not None:
-        raise RoutiluxError(
-            "the flow could not be checked for determinism: a run in another process ended by"
-            f" {reply.ended}"
-        )
-    return reply.result
-
-
 @dataclass(slots=True)
 class _Trace:
-    """A run: its commits as rows, and the calls in it that do not repeat, if it was profiled.
-
-    `doubles`: whether it called a double of an effect.
-    """
+    """A run: its commits as rows, its sources if it was profiled, and whether it called doubles."""
 
     rows: list[Row]
-    culprits: list[Culprit]
+    sources: list[Source]
     doubles: bool
 
 
-def _repeated(hosts: ForkedHosts, start_ns: int, first: _Trace, second: _Trace) -> Finding | None:
-    at = _first(first.rows, second.rows, _everything)
-    if at is None:
-        return None
-    looked = hosts.ask(_trace, start_ns, True, None, True).result
-    culprits = [] if looked is None else [c for c in looked.culprits if not c.repeats]
-    culprit = _blamed(culprits, first.rows, at)
-    said = "the same decisions gave something else"
-    return _finding("nondeterminism", said, first.rows, second.rows, at, culprit)
+class _Runs:
+    """Runs of a case in processes of their own, each compared with the first of them."""
 
+    def __init__(self, hosts: ForkedHosts, start_ns: int) -> None:
+        self._hosts = hosts
+        self._start_ns = start_ns
+        self.first: _Trace = self._result(_trace, start_ns)
 
-def _with_another_start(hosts: ForkedHosts, start_ns: int, first: _Trace) -> Finding | None:
-    other = _asked(hosts, _trace, start_ns + OTHER_START)
-    at = _first(first.rows, other.rows, _shape)
-    if at is None:
-        return None
-    looked = hosts.ask(_trace, start_ns, False, None, True).result
-    culprits = [] if looked is None else [c for c in looked.culprits if c.of_time]
-    culprit = _blamed(culprits, first.rows, at)
-    if culprit is None or any(c.call == "ctx.now()" for c in culprits):
-        return None
-    said = "started at another instant it did something else"
-    return _finding("nondeterminism", said, first.rows, other.rows, at, culprit, _shape)
+    def repeated(self) -> Finding | None:
+        second = self._result(_trace, self._start_ns, True)
+        at = _first_difference(self.first.rows, second.rows)
+        if at is None:
+            return None
+        sources = [source for source in self._sources(True) or () if not source.repeats]
+        source = _source_of(sources, self.first.rows, at)
+        what = "a second run with the same decisions differs"
+        return _finding("nondeterminism", what, self.first.rows, second.rows, at, source)
 
+    def started_later(self) -> Finding | None:
+        other = self._result(_trace, self._start_ns + OTHER_START)
+        at = _first_difference(self.first.rows, other.rows, _shape)
+        if at is None:
+            return None
+        sources = [source for source in self._sources() or () if source.of_time]
+        source = _source_of(sources, self.first.rows, at)
+        if source is None or any(source.call == "ctx.now()" for source in sources):
+            return None
+        what = "a run that starts at another instant differs"
+        return _finding("nondeterminism", what, self.first.rows, other.rows, at, source, _shape)
 
-def _with_another_id(hosts: ForkedHosts, start_ns: int, first: _Trace) -> Finding | None:
-    other = _asked(hosts, _trace, start_ns, False, "another job")
-    at = _first(first.rows, other.rows, _shape)
-    if at is None:
-        return None
-    looked = hosts.ask(_trace, start_ns, False, None, True).result
-    if looked is None or any(c.repeats for c in looked.culprits):
-        return None
-    said = "under another job id it did something else"
-    return _finding("nondeterminism", said, first.rows, other.rows, at, None, _shape)
+    def with_another_id(self) -> Finding | None:
+        other = self._result(_trace, self._start_ns, False, "another job")
+        at = _first_difference(self.first.rows, other.rows, _shape)
+        if at is None:
+            return None
+        sources = self._sources()
+        if sources is None or any(source.repeats for source in sources):
+            return None
+        what = "a run with another job id differs"
+        return _finding("nondeterminism", what, self.first.rows, other.rows, at, None, _shape)
 
-
-def _in_one_process(hosts: ForkedHosts, start_ns: int, first: _Trace) -> Finding | None:
-    """Find a global by which one run makes the next one in the same process differ."""
-    places, again = _asked(hosts, _twice, start_ns)
-    at = _first(first.rows, again.rows, _everything)
-    if at is None:
+    def in_one_process(self) -> Finding | None:
+        """Find a global by which one run makes the next one in the same process differ."""
+        rows = self.first.rows
+        variables, second = self._result(_run_twice, self._start_ns)
+        at = _first_difference(rows, second.rows)
+        if at is None:
+            return None
+        for variable in variables:
+            _, other = self._hosts.ask(_run_twice, self._start_ns, variable).result or ((), second)
+            if _first_difference(rows, other.rows) is not None:
+                continue
+            scope, module, name = variable
+            name = f"{module}:{name}"
+            changes = self._hosts.ask(hidden_changes, self._start_ns).result or ()
+            what = f"a second run in one process finds {name} as the first one left it"
+            finding = _finding("module-state", what, rows, second.rows, at, None)
+            for change in [change for change in changes if change.name == name][:1]:
+                finding.routine, finding.hint = change.routine_id, change.where
+            finding.path = f"{scope}.{name}"
+            return finding
         return None
-    for place in places:
-        _, other = hosts.ask(_twice, start_ns, place).result or ((), again)
-        if _first(first.rows, other.rows, _everything) is not None:
-            continue
-        name = f"{place[1]}:{place[2]}"
-        changes = [c for c in hosts.ask(hidden_changes, start_ns).result or () if c.name == name]
-        said = f"a second run in one process finds {name} as the first one left it"
-        finding = _finding("module-state", said, first.rows, again.rows, at, None)
-        if changes:
-            finding.routine, finding.hint = changes[0].routine_id, changes[0].where
-        finding.path = f"{place[0]}.{name}"
-        return finding
-    return None
+
+    def _result(self, function: Callable[..., object], *args: object) -> Any:
+        reply = self._hosts.ask(function, *args)
+        if reply.ended is not None:
+            raise RoutiluxError(
+                "the flow could not be checked for determinism: a run in another process ended by"
+                f" {reply.ended}"
+            )
+        return reply.result
+
+    def _sources(self, moved: bool = False) -> list[Source] | None:
+        """Profile one more run; None if it does not finish."""
+        trace = self._hosts.ask(_trace, self._start_ns, moved, None, True).result
+        return None if trace is None else trace.sources
 
 
 def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
@@ -168,24 +174,24 @@ def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
     if isinstance(found, str):
         return found
     rows, other = ([_loaded(row) for row in each] for each in found)
-    at = _first(rows, other, _everything)
+    at = _first_difference(rows, other)
     if at is None:
         return None
     again = rows_by_seed(case, start_ns, _SEEDS[:1])
     if isinstance(again, str) or [_loaded(row) for row in again[0]] != rows:
-        return None  # it does not repeat by itself, so the seed is not to blame
-    said = "with another PYTHONHASHSEED (the order of sets) it did something else"
-    return _finding("hash-order", said, rows, other, at, None)
+        return None  # it does not repeat with one seed either, so the seed is not the cause
+    what = "a run with another PYTHONHASHSEED (the order of sets) differs"
+    return _finding("hash-order", what, rows, other, at, None)
 
 
 # --- comparing ------------------------------------------------------------------------------------
 
 
-def _everything(row: Row) -> object:
+def _whole(row: Row) -> Row:
     return row
 
 
-def _shape(row: Row) -> object:
+def _shape(row: Row) -> Row:
     return {
         **{name: row.get(name) for name in ("kind", "task_id", "routine_id", "attempt", "status")},
         "emissions": [emission["event"] for emission in row.get("emissions", ())],
@@ -193,60 +199,55 @@ def _shape(row: Row) -> object:
     }
 
 
-def _first(a: Sequence[Row], b: Sequence[Row], look: Callable[[Row], object]) -> int | None:
+def _first_difference(
+    a: Sequence[Row], b: Sequence[Row], part: Callable[[Row], Row] = _whole
+) -> int | None:
     for index, (one, other) in enumerate(zip(a, b, strict=False)):
-        if look(one) != look(other):
+        if part(one) != part(other):
             return index
     return None if len(a) == len(b) else min(len(a), len(b))
 
 
-def _blamed(culprits: Sequence[Culprit], rows: Sequence[Row], at: int) -> Culprit | None:
+def _source_of(sources: Iterable[Source], rows: Sequence[Row], at: int) -> Source | None:
     """Return a call of the first step that differs, else the last call before it."""
     steps = [(row.get("task_id"), row.get("attempt", 0)) for row in rows[: at + 1]]
-    here = [c for c in culprits if (c.task_id, c.attempt) == steps[-1]] if steps else []
-    before = [c for c in culprits if (c.task_id, c.attempt) in steps]
-    for calls in (here, before[::-1]):
-        # Most calls of id() do not matter.
-        for culprit in sorted(calls, key=lambda c: c.call == "id()"):
-            return culprit
-    return None
+    before = [source for source in sources if (source.task_id, source.attempt) in steps]
+    here = [source for source in before if (source.task_id, source.attempt) == steps[-1]]
+    # Most calls of id() do not matter.
+    ordered = sorted(here or before[::-1], key=lambda source: source.call == "id()")
+    return ordered[0] if ordered else None
 
 
 def _finding(
     kind: str,
-    said: str,
+    what: str,
     rows: Sequence[Row],
     others: Sequence[Row],
     at: int,
-    culprit: Culprit | None,
-    look: Callable[[Row], object] = _everything,
+    source: Source | None,
+    part: Callable[[Row], Row] = _whole,
 ) -> Finding:
     one, other = (each[at] if at < len(each) else None for each in (rows, others))
     row: Row = one or other or {}
     routine = row.get("routine_id")
-    who = f"commit {at + 1}, {row.get('kind')}"
+    where = f"commit {at + 1}, {row.get('kind')}"
     if row.get("task_id") is not None:
-        who = f"{routine} (task {row['task_id']}, attempt {row.get('attempt', 0)})"
-    if one is None or other is None:
-        path, was, became = "record", *("there" if each else "not there" for each in (one, other))
-    else:
-        difference = first_difference(look(one), look(other))
-        path = "record" if difference is None else difference.path.removeprefix("$.")
-        was, became = (
-            ("?", "?")
-            if difference is None
-            else (shown(difference.expected), shown(difference.actual))
-        )
-    blame = "" if culprit is None else f"{culprit.routine_id} calls {culprit.call}: "
-    what = f"{blame}{said}, first at {who}: {path} {was}, then {became}"
+        where = f"{routine} (task {row['task_id']}, attempt {row.get('attempt', 0)})"
+    path, was, became = "record", *("there" if each else "not there" for each in (one, other))
+    if one is not None and other is not None:
+        difference = first_difference(part(one), part(other))
+        assert difference is not None
+        path = difference.path.removeprefix("$.")
+        was, became = shown(difference.expected), shown(difference.actual)
+    calls = "" if source is None else f"{source.routine_id} calls {source.call}: "
     return Finding(
         kind,
-        what,
+        f"{calls}{what}, first at {where}: {path} {was}, then {became}",
         f"{kind}.{routine or 'job'}.{path}",
-        routine if culprit is None else culprit.routine_id,
+        routine if source is None else source.routine_id,
         [(path, was, became)],
         row.get("at_ns"),
-        "" if culprit is None else culprit.where,
+        "" if source is None else source.where,
     )
 
 
@@ -259,20 +260,20 @@ def _trace(
     start_ns: int,
     moved: bool = False,
     job_id: str | None = None,
-    look: bool = False,
+    profiled: bool = False,
 ) -> _Trace:
-    kept = _ballast() if moved else []
-    if job_id is not None:
-        case = replace(case, job_id=job_id)
-    if look:
-        with caught() as culprits:
+    """Run a case; `moved`: with other addresses of objects."""
+    ballast = _ballast() if moved else []
+    case = case if job_id is None else replace(case, job_id=job_id)
+    sources: list[Source] = []
+    if profiled:
+        with recorded_sources() as sources:
             run = run_undisturbed(case, start_ns)
     else:
-        culprits = []
         run = run_undisturbed(case, start_ns)
+    del ballast
     rows = [_loaded(commit.dumps()) for commit in run.world.commits]
-    del kept
-    return _Trace(rows, culprits, bool(run.world.calls))
+    return _Trace(rows, sources, bool(run.world.calls))
 
 
 def _ballast() -> list[object]:
@@ -291,15 +292,18 @@ def _loaded(row: str) -> Row:
     return data  # type: ignore[no-any-return]  # JSON
 
 
-def _twice(
-    case: Case, send: object, start_ns: int, place: tuple[str, str, str] | None = None
-) -> tuple[list[tuple[str, str, str]], _Trace]:
-    """Run a case twice; the value at a place is put back between the runs."""
+def _run_twice(
+    case: Case, send: object, start_ns: int, variable: Variable | None = None
+) -> tuple[list[Variable], _Trace]:
+    """Run a case twice, with the old value of a variable the second time.
+
+    Returns the variables that the first run changed, and the second run.
+    """
     before = globals_of(users_modules())
-    kept = None if place is None else pickled_value(place)
+    kept = None if variable is None else pickled_value(variable)
     _trace(case, send, start_ns)
     after = globals_of(users_modules())
-    if place is not None and kept is not None:
-        restore_value(place, kept)
-    changed = [where for where, held in before.items() if held != after.get(where)]
+    if variable is not None and kept is not None:
+        restore_value(variable, kept)
+    changed = [name for name, value in before.items() if value != after.get(name)]
     return changed, _trace(case, send, start_ns)

@@ -30,32 +30,27 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["Culprit", "caught"]
+__all__ = ["Source", "recorded_sources"]
 
 _GLOBAL: Final[Any] = random._inst  # behind random.random() and its kin
-_CLOCKS: Final = ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns")
-_OTHER_CLOCKS: Final = ("clock_gettime", "clock_gettime_ns", "process_time", "thread_time")
-_TAKEN: Final = ("localtime", "gmtime", "strftime")
+_CLOCKS: Final = (
+    *("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"),
+    *("clock_gettime", "clock_gettime_ns", "process_time", "thread_time"),
+    *("localtime", "gmtime", "strftime"),
+)
 _VIRTUAL: Final = "virtual time"
 _OURS: Final = ("routilux", "pytest_routilux", "freezegun")
 
 
 def _built_in() -> dict[int, str]:
     # By identity: virtual time replaces the names, not the functions.
-    found = {
-        id(real): f"time.{name}()"
-        for name in (*_CLOCKS, *_OTHER_CLOCKS, *_TAKEN)
-        if (real := _real(getattr(time, name, None))) is not None
-    }
-    found[id(os.urandom)] = "os.urandom()"
-    found[id(id)] = "id()"
+    found = {id(os.urandom): "os.urandom()", id(id): "id()"}
+    for name in _CLOCKS:
+        clock = getattr(time, name, None)
+        found[id(getattr(clock, "__wrapped__", clock))] = f"time.{name}()"
     if hasattr(os, "getrandom"):
         found[id(os.getrandom)] = "os.getrandom()"
     return found
-
-
-def _real(function: object) -> object:
-    return getattr(function, "__wrapped__", function)
 
 
 def _codes() -> dict[CodeType, str]:
@@ -80,8 +75,8 @@ def _codes() -> dict[CodeType, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Culprit:
-    """A call that does not repeat, the user's line, and the step in which it was made."""
+class Source:
+    """A call whose result may differ between runs, with the user's line and the step."""
 
     call: str
     where: str
@@ -91,7 +86,7 @@ class Culprit:
 
     @property
     def repeats(self) -> bool:
-        """Whether it gives the same to the same job at the same instant."""
+        """Whether the same job gets the same result at the same instant."""
         return self.call == _VIRTUAL or self.call.startswith("ctx.")
 
     @property
@@ -101,9 +96,9 @@ class Culprit:
 
 
 @contextmanager
-def caught() -> Iterator[list[Culprit]]:
-    """Yield a list that collects the culprits of all handlers until the block ends."""
-    found: list[Culprit] = []
+def recorded_sources() -> Iterator[list[Source]]:
+    """Yield a list that collects the sources in all handlers until the block ends."""
+    found: list[Source] = []
     built_in, codes = _built_in(), _codes()
 
     def profile(frame: FrameType, event: str, what: Any) -> None:
@@ -129,7 +124,7 @@ def caught() -> Iterator[list[Culprit]]:
         if where is not None:
             step = flight.step
             task = step.task
-            found.append(Culprit(call, where, task.routine_id, task.task_id, step.attempt))
+            found.append(Source(call, where, task.routine_id, task.task_id, step.attempt))
 
     before = sys.getprofile()
     sys.setprofile(profile)

@@ -49,37 +49,55 @@ def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Find
 
 def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
     run = run_undisturbed(case, start_ns)
-    kinds: dict[tuple[str, str], StepInput] = {}
+    first: dict[tuple[str, str], StepInput] = {}
     for _, step in run.host.steps:
-        kinds.setdefault((step.task.routine_id, step.task.slot), step)
+        first.setdefault((step.task.routine_id, step.task.slot), step)
     flow = case.build()
-    for (routine_id, slot), step in kinds.items():
-        for place in range(1, _MOST + 1):
-            trap = _Trap(place)
-            returned = _call(flow, routine_id, slot, step, trap)
+    for step in first.values():
+        for number in range(1, _MOST + 1):
+            trap = _Trap(step, number)
+            returned = _call(flow, step, trap)
             if trap.sprung is None:
                 break
             if returned:
-                return _finding(flow, routine_id, slot, step, trap.sprung)
+                return _finding(flow, step, trap.sprung)
     return None
 
 
 class _Trap:
-    """Raises at the n-th call that a handler makes to the engine or a double."""
+    """The host of a step, which dies at the n-th call of its handler to `ctx` or an effect."""
 
-    def __init__(self, place: int) -> None:
-        self._left = place
+    def __init__(self, step: StepInput, number: int) -> None:
+        self.clock = SimClock(step.started_ns)
         self.sprung: str | None = None
+        self._start = step.started_ns
+        self._left = number
 
-    def step_on(self, what: str) -> None:
+    def step_on(self, call: str) -> None:
         self._left -= 1
         if self._left == 0:
-            self.sprung = what
-            raise _HostDies(what)
+            self.sprung = call
+            raise _HostDies(call)
+
+    def now_ns(self) -> int:
+        return self._start + self.clock.mono
+
+    def sleep(self, step: StepInput, length: int) -> None:
+        self.step_on("ctx.sleep")
+        self.clock.mono += length
+
+    def check(self, step: StepInput) -> None:
+        """Do nothing: the step owns the job."""
+
+    def record(self, step: StepInput, name: str, effect: Effect) -> None:
+        self.step_on(f"ctx.once({name!r})")
+
+    def opened(self, context: Context) -> None:
+        """Do nothing: no step runs on after its timeout."""
 
 
 class _Events(deque[Any]):
-    """The events of a step, to which a double appends its calls."""
+    """The events of a step, to which a double of an effect appends its calls."""
 
     def __init__(self, trap: _Trap) -> None:
         super().__init__()
@@ -90,33 +108,8 @@ class _Events(deque[Any]):
         self._trap.step_on(f"the effect {event[1].effect}")
 
 
-class _TrapHost:
-    """The host of a step, which dies at the trap."""
-
-    def __init__(self, clock: SimClock, step: StepInput, trap: _Trap) -> None:
-        self._clock = clock
-        self._offset = step.started_ns - clock.mono
-        self._trap = trap
-
-    def now_ns(self) -> int:
-        return self._clock.mono + self._offset
-
-    def sleep(self, step: StepInput, length: int) -> None:
-        self._trap.step_on("ctx.sleep")
-        self._clock.mono += length
-
-    def check(self, step: StepInput) -> None:
-        """Do nothing: the step owns the job."""
-
-    def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        self._trap.step_on(f"ctx.once({name!r})")
-
-    def opened(self, context: Context) -> None:
-        """Do nothing: no step runs on after its timeout."""
-
-
 class _Flight:
-    """The running step, as a double needs it."""
+    """The running step, as a double of an effect needs it."""
 
     def __init__(self, step: StepInput, trap: _Trap) -> None:
         self.step = step
@@ -124,19 +117,18 @@ class _Flight:
         self.events = _Events(trap)
 
 
-def _call(flow: Flow, routine_id: str, slot: str, step: StepInput, trap: _Trap) -> bool:
+def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
     """Run one step, and return whether its handler returned."""
-    plan = flow.plan()
-    clock = SimClock(step.started_ns)
+    plan, routine_id = flow.plan(), step.task.routine_id
     outer = running.flight, running.clock
-    running.flight, running.clock = _Flight(step, trap), clock  # type: ignore[assignment]  # as one
+    running.flight, running.clock = _Flight(step, trap), trap.clock  # type: ignore[assignment]
     try:
         outcome = run_step(
             step,
             plan.routines[routine_id],
-            plan.slot(routine_id, slot),
+            plan.slot(routine_id, step.task.slot),
             plan.handlers[routine_id],
-            _TrapHost(clock, step, trap),
+            trap,
         )
     except BaseException:
         return False
@@ -145,13 +137,14 @@ def _call(flow: Flow, routine_id: str, slot: str, step: StepInput, trap: _Trap) 
     return outcome.error is None
 
 
-def _finding(flow: Flow, routine_id: str, slot: str, step: StepInput, place: str) -> Finding:
+def _finding(flow: Flow, step: StepInput, call: str) -> Finding:
+    routine_id, slot = step.task.routine_id, step.task.slot
     handler = flow.routines[routine_id].slots[slot].handler
     name = getattr(handler, "__qualname__", repr(handler))
     what = (
-        f"{routine_id} continues when its host dies in {place}: {name} catches BaseException and"
+        f"{routine_id} continues when its host dies in {call}: {name} catches BaseException and"
         " returns"
     )
-    where = definition_of(handler)
     path = f"swallowed.{routine_id}.{slot}"
+    where = definition_of(handler)
     return Finding("swallowed-crash", what, path, routine_id, [], step.started_ns, where)

@@ -20,16 +20,17 @@ from typing import TYPE_CHECKING, Final
 from pytest_routilux.frames import handler_of
 from pytest_routilux.hosts.fork_server import ForkServer, Reply, can_fork
 from pytest_routilux.sim.isolation.forked import (
+    Entry,
     HostLog,
-    captured_value,
     fold_commits,
     hidden_changes,
+    recovery_log,
     replay,
-    run_recovery,
     undisturbed_log,
+    value_at_commit,
     variation_log,
 )
-from pytest_routilux.sim.isolation.hidden_state import HiddenChange
+from pytest_routilux.sim.isolation.hidden_state import HiddenChange, Variable
 from pytest_routilux.sim.oracle import Expected, compare_effects, trie_of, varying, view_of
 from pytest_routilux.sim.simulator.execution import Variation, variations
 from pytest_routilux.sim.simulator.model import (
@@ -45,7 +46,6 @@ from routilux import Commit
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from pytest_routilux.sim.isolation.forked import Entry, Variable
     from pytest_routilux.sim.oracle import Trie, View
     from pytest_routilux.sim.results import Coverage, Reference
     from pytest_routilux.sim.simulator.model import Case
@@ -53,9 +53,7 @@ if TYPE_CHECKING:
 __all__ = ["ENDS_PROCESS", "ForkedHosts", "Killed"]
 
 _SAMPLE: Final = 6
-_ABLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
-_NO_FORK: Final = "hosts in other processes: not tried, this system can't fork"
-_NOT_WANTED: Final = "hosts in other processes: not tried, the test does without"
+_SINGLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
 ENDS_PROCESS: Final = ("kills-process", "hangs")
 """The kinds of findings whose flow must not run in the test's process."""
 
@@ -82,7 +80,8 @@ class ForkedHosts:
         self._threads = threading.active_count() > 1
         self._changed: list[Variable] = []
         if self._server is None:
-            coverage.notes.append(_NO_FORK if isolated else _NOT_WANTED)
+            why = "this system can't fork" if isolated else "the test turns them off"
+            self._note(f"hosts in other processes: not tried, {why}")
 
     def __enter__(self) -> ForkedHosts:
         return self
@@ -91,32 +90,31 @@ class ForkedHosts:
         if self._server is not None:
             self._server.__exit__()
 
-    def ask(self, work: Callable[..., object], *args: object) -> Reply:
-        """Run a work on the case in another process, or in this one if it can't fork."""
+    def ask(self, function: Callable[..., object], *args: object) -> Reply:
+        """Call `function(case, send, *args)` in another process, or in this one without a fork."""
         if self._server is None:
-            return Reply(work(self._case, lambda value: None, *args))
+            return Reply(function(self._case, lambda value: None, *args))
         self._coverage.runs += 1
-        return self._server.ask(work, *args)
+        return self._server.ask(function, *args)
 
-    # --- the canary -----------------------------------------------------------------------------
+    # --- handlers that end their process --------------------------------------------------------
 
     def canary(self) -> Killed | None:
         """Run the case undisturbed in another process; return how a handler ended it."""
         if self._server is None:
             return None
-        self._coverage.runs += 1
-        reply = self._server.ask(undisturbed_log, self._start_ns)
+        reply = self.ask(undisturbed_log, self._start_ns)
         if reply.failed:
-            self._note(f"the undisturbed run in another process: {reply.ended}")
+            self._note(f"the undisturbed run in another process failed: {reply.ended}")
             return None
         if reply.ended is None:
-            ran: HostLog = reply.result
-            self._changed = ran.changed
-            return None if ran.ended is None else self._killed(ran.ended, ran.told)
+            log: HostLog = reply.result
+            self._changed = log.changed
+            return None if log.ended is None else self._killed(log.ended, log.entries)
         if reply.hung and self._threads:
             self._note(
-                f"the undisturbed run in another process came to {reply.ended}; the other threads"
-                " of this process are not there, so this may be why"
+                f"the undisturbed run in another process had {reply.ended}; it lacks the other"
+                " threads of this process, so this may be why"
             )
             return None
         if not reply.hung and self._server.ask(undisturbed_log, self._start_ns).ended is None:
@@ -124,22 +122,21 @@ class ForkedHosts:
             return None
         return self._killed(reply.ended, reply.sent, hung=reply.hung)
 
-    def _killed(self, how: str, told: Sequence[Entry], *, hung: bool = False) -> Killed:
+    def _killed(self, how: str, entries: Sequence[Entry], *, hung: bool = False) -> Killed:
         world = World(self._start_ns)
-        replay(world, self._case.job_id, told)
+        replay(world, self._case.job_id, entries)
         step = next((what for _, _, what in reversed(world.log) if isinstance(what, tuple)), None)
         routine, who = None, "build()"
         if step is not None:
             task_id, routine, attempt = step
             who = f"{routine} (task {task_id}, attempt {attempt})"
         if hung:
-            kind, what = "hangs", f"{who} does not come to an end: {how}"
+            kind, what = "hangs", f"{who} does not end: {how}"
         else:
             kind, what = "kills-process", f"{who} kills its process: {how}"
         if not world.log or not isinstance(world.log[-1][2], Commit):  # else the job was given up
-            world.add_note(
-                world.log[-1][0] if world.log else self._start_ns, f"the host ends: {how}"
-            )
+            at = world.log[-1][0] if world.log else self._start_ns
+            world.add_note(at, f"the host ends: {how}")
         flow = self._case.build()
         job = fold_commits(self._case.job_id, world.commits)
         path = f"process.{routine or 'build'}"
@@ -147,7 +144,7 @@ class ForkedHosts:
         durable = list(world.commits)
         return Killed(finding, Undisturbed(self._case, world, Host(flow, job), durable, [job]))
 
-    # --- the sample -----------------------------------------------------------------------------
+    # --- progress that a process keeps ----------------------------------------------------------
 
     def compare(
         self,
@@ -158,106 +155,93 @@ class ForkedHosts:
         """Recover some of the points in other processes; return a finding that only they show."""
         if self._server is None or not self._changed:
             return None
-        known_at = dict(failures)
-        own: Trie | None = None
+        known_at = {point: finding.signature for point, finding in failures}
+        trie: Trie | None = None
         for point in _sample(points, len(known.run.durable)):
             world = self._recovered(known.run, point)
             if world is None or _difference(known, world, {}) is None:
                 continue
-            if own is None:
-                own = self._mask(known)
-                if own is None:
-                    return None
-            finding = _difference(known, world, own)
-            if finding is None or _is_known(finding, known_at.get(point)):
+            if trie is None and (trie := self._variance(known)) is None:
+                return None
+            finding = _difference(known, world, trie)
+            if finding is None or finding.signature == known_at.get(point):
                 continue
             again = self._recovered(known.run, point)
-            if again is None:
+            repeated = None if again is None else _difference(known, again, trie)
+            if again is None or repeated is None or repeated.signature != finding.signature:
                 continue
-            repeated = _difference(known, again, own)
-            if repeated is None or repeated.signature != finding.signature:
-                continue
-            for place in self._changed:
-                other = self._recovered(known.run, point, place)
-                if other is not None and _difference(known, other, own) is None:
+            for variable in self._changed:
+                other = self._recovered(known.run, point, variable)
+                if other is not None and _difference(known, other, trie) is None:
                     job = fold_commits(self._case.job_id, again.commits)
                     host = Host(known.run.host.flow, job)
-                    named = self._named(finding, place)
+                    named = self._named(finding, variable)
                     return named, Disturbed(point, again, [host], executed=True)
             self._note(
-                f"another process comes to something else, {point.text}: {finding.what}; but none"
-                " of the module globals that a run changes makes the difference"
+                f"in another process the job ends differently, {point.text}: {finding.what}; but"
+                " none of the module globals that a run changes makes the difference"
             )
             return None
         return None
 
     def _recovered(
-        self, run: Undisturbed, point: CrashPoint, place: Variable | None = None
+        self, run: Undisturbed, point: CrashPoint, variable: Variable | None = None
     ) -> World | None:
-        """Recover a point in another process, which gets the value of a place at the crash."""
-        assert self._server is not None
-        self._coverage.runs += 1
+        """Recover a point in another process, which gets the value of a variable at the crash."""
         kept = None
-        if place is not None:
-            reply = self._server.ask(captured_value, self._start_ns, point.commits, place)
-            kept = reply.result
-            if kept is None:
+        if variable is not None:
+            data = self.ask(value_at_commit, self._start_ns, point.commits, variable).result
+            if data is None:
                 return None
+            kept = (variable, data)
         rows = [commit.dumps() for commit in run.durable[: point.commits]]
-        reply = self._server.ask(run_recovery, self._start_ns, rows, point, kept)
+        reply = self.ask(recovery_log, self._start_ns, rows, point, kept)
         if reply.ended is not None:
-            self._note(f"another process can't go on, {point.text}: {reply.ended}")
+            self._note(f"another process can't resume the job, {point.text}: {reply.ended}")
             return None
         world = run.world.cut(point.commits, point.calls, point.at_ns)
-        replay(world, self._case.job_id, reply.result.told)
+        replay(world, self._case.job_id, reply.result.entries)
         return world
 
-    def _mask(self, known: Reference) -> Trie | None:
+    def _variance(self, known: Reference) -> Trie | None:
         """Return what varies between undisturbed runs in processes of their own."""
-        assert self._server is not None
-        plan = known.run.host.flow.plan()
         views = []
-        for variation in [*variations(plan), Variation(), Variation()]:
-            self._coverage.runs += 1
-            reply = self._server.ask(variation_log, self._start_ns, variation)
+        for variation in [*variations(known.run.host.flow.plan()), Variation(), Variation()]:
+            reply = self.ask(variation_log, self._start_ns, variation)
             if reply.ended is None:
                 world = World(self._start_ns)
-                replay(world, self._case.job_id, reply.result.told)
+                replay(world, self._case.job_id, reply.result.entries)
                 views.append(_view(self._case.job_id, world))
         return trie_of(varying(known.view, views, ordered=known.ordered)) if views else None
 
-    def _named(self, finding: Finding, place: Variable) -> Finding:
-        assert self._server is not None
-        scope, module, name = place
-        kind = "module global" if scope == "global" else "class attribute"
+    def _named(self, finding: Finding, variable: Variable) -> Finding:
+        scope, module, name = variable
         full = f"{module}:{name}"
-        reply = self._server.ask(hidden_changes, self._start_ns)
-        changes: list[HiddenChange] = [c for c in reply.result or () if c.name == full]
-        change = changes[0] if changes else HiddenChange("?", "global", full, "", "?", "?")
-        routine = change.routine_id if changes else finding.routine
+        changes: list[HiddenChange] = self.ask(hidden_changes, self._start_ns).result or []
+        unknown = HiddenChange(finding.routine or "?", "global", full, "", "?", "?")
+        change = next((change for change in changes if change.name == full), unknown)
+        kind = "module global" if scope == "global" else "class attribute"
         what = (
-            f"{routine} keeps progress in the {kind} {full}, which a host that starts anew does not"
+            f"{change.routine_id} keeps progress in the {kind} {full}, which a new host does not"
             f" have: {finding.what}"
         )
         rows = [(full, f"{change.was} -> {change.became}", change.was), *finding.rows]
         path = f"{scope}.{full}"
-        return Finding("module-state", what, path, routine, rows, finding.at_ns, change.where)
+        return Finding(
+            "module-state", what, path, change.routine_id, rows, finding.at_ns, change.where
+        )
 
     def _note(self, text: str) -> None:
         self._coverage.notes.append(text)
 
 
 def _sample(points: Sequence[CrashPoint], commits: int) -> list[CrashPoint]:
-    able = [p for p in points if p.kind == "after a write" and p.commits < commits]
-    if not able:  # a reproducer names one point
-        able = [p for p in points[:_SAMPLE] if p.kind in _ABLE and p.commits < commits]
-    if len(able) <= _SAMPLE:
-        return able
-    return [able[round(i * (len(able) - 1) / (_SAMPLE - 1))] for i in range(_SAMPLE)]
-
-
-def _is_known(finding: Finding, other: Finding | None) -> bool:
-    return other is not None and other.signature == finding.signature
+    sample = [p for p in points if p.kind == "after a write" and p.commits < commits]
+    if not sample:  # a reproducer names one point
+        sample = [p for p in points[:_SAMPLE] if p.kind in _SINGLE and p.commits < commits]
+    if len(sample) <= _SAMPLE:
+        return sample
+    return [sample[round(i * (len(sample) - 1) / (_SAMPLE - 1))] for i in range(_SAMPLE)]
 
 
 def _difference(known: Reference, world: World, trie: Trie) -> Finding | None:

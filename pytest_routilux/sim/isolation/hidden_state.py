@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from pytest_routilux.faults.faults import Fault
 from pytest_routilux.frames import definition_of, users_modules
 from pytest_routilux.sim.recovery import run_undisturbed
+from pytest_routilux.text import shorten
 from routilux import Routine, Slot
 from routilux.retry.error_handler import ErrorHandler
 
@@ -30,17 +31,18 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case
     from routilux import Clock, StepInput
 
-__all__ = ["HiddenChange", "Values", "globals_of", "hidden_state"]
+__all__ = ["HiddenChange", "Values", "Variable", "globals_of", "hidden_state"]
 
-Values = dict[tuple[str, str, str], str]
-"""The values at (scope, module, name), as texts."""
+Variable = tuple[str, str, str]
+"""The scope of a variable (`attribute`, `global` or `class`), its module, and its name there."""
+Values = dict[Variable, str]
+"""The values of variables, as texts."""
 
 _OWN: Final = frozenset({"_arguments", "_slots", "_events", "_error_handler"})
 _LONGEST: Final = 200
 _LEVELS: Final = 4
 _NODES: Final = 200
 _MANY: Final = 20
-_SHOWN: Final = 60
 _PLAIN: Final = frozenset({bool, int, float, complex, str, bytes, type(None)})
 _CODE: Final = (type, FunctionType, ModuleType, property, classmethod, staticmethod)
 
@@ -78,7 +80,7 @@ class _Watch(Fault):
     `everywhere`: the globals of all modules of the user.
     """
 
-    def __init__(self, *, everywhere: bool = False) -> None:
+    def __init__(self, *, everywhere: bool) -> None:
         self.found: list[HiddenChange] = []
         self._everywhere = everywhere
         self._known: set[tuple[str, str]] = set()
@@ -91,37 +93,37 @@ class _Watch(Fault):
         routine_id, where = step.task.routine_id, definition_of(handler)
 
         def watched(**payload: object) -> object:
-            before = self._look(routine)
+            before = self._read(routine)
             result: object = None
             try:
                 result = handler(**payload)
             finally:
                 if not inspect.iscoroutine(result):
-                    self._compare(routine_id, where, before, self._look(routine))
+                    self._record(routine_id, where, before, self._read(routine))
             return awaited(result, before) if inspect.iscoroutine(result) else result
 
         async def awaited(coroutine: Any, before: Values) -> object:
             try:
                 return await coroutine
             finally:
-                self._compare(routine_id, where, before, self._look(routine))
+                self._record(routine_id, where, before, self._read(routine))
 
         return Slot(slot.name, watched, slot.binding)
 
-    def _look(self, routine: Routine) -> Values:
+    def _read(self, routine: Routine) -> Values:
         seen: Values = {
             ("attribute", type(routine).__module__, name): _digest(value)
             for name, value in vars(routine).items()
             if name not in _OWN
         }
-        modules = users_modules() if self._everywhere else _module(routine)
-        seen.update(globals_of(modules))
+        own = sys.modules.get(type(routine).__module__)
+        seen |= globals_of(users_modules() if self._everywhere else [own] if own else [])
         return seen
 
-    def _compare(self, routine_id: str, where: str, before: Values, after: Values) -> None:
-        for place in {**before, **after}:
-            was, became = before.get(place, "nothing"), after.get(place, "nothing")
-            scope, module, name = place
+    def _record(self, routine_id: str, where: str, before: Values, after: Values) -> None:
+        for variable in {**before, **after}:
+            was, became = before.get(variable, "nothing"), after.get(variable, "nothing")
+            scope, module, name = variable
             if was == became or (routine_id, f"{scope}:{name}") in self._known:
                 continue
             self._known.add((routine_id, f"{scope}:{name}"))
@@ -131,8 +133,8 @@ class _Watch(Fault):
                     scope,  # type: ignore[arg-type]  # one of the three
                     f"self.{name}" if scope == "attribute" else f"{module}:{name}",
                     where,
-                    _shown(was),
-                    _shown(became),
+                    shorten(was, 60),
+                    shorten(became, 60),
                 )
             )
 
@@ -154,12 +156,12 @@ def globals_of(modules: Iterable[ModuleType]) -> Values:
     return seen
 
 
-def _digest(value: object) -> str:
-    """Return a text that changes with the value, as far as it is read; runs no code of the user."""
-    return _digested(value, _LEVELS, [_NODES])
+def _digest(value: object, levels: int = _LEVELS, left: list[int] | None = None) -> str:
+    """Return a text that changes with the value, as far as it is read; runs no code of the user.
 
-
-def _digested(value: object, levels: int, left: list[int]) -> str:
+    It reads so many more `levels`, and so many more nodes as `left` holds.
+    """
+    left = [_NODES] if left is None else left
     kind = type(value)
     if kind in _PLAIN:
         text = repr(value)
@@ -171,16 +173,16 @@ def _digested(value: object, levels: int, left: list[int]) -> str:
         return str(id(value))
     if isinstance(value, dict):
         items = [
-            f"{_digested(key, levels - 1, left)}: {_digested(item, levels - 1, left)}"
+            f"{_digest(key, levels - 1, left)}: {_digest(item, levels - 1, left)}"
             for key, item in _ends(dict.items(value), dict.__len__(value))
         ]
         return f"{{{', '.join(items)}}}{_length(value)}"
     if isinstance(value, list | tuple | deque | set | frozenset):
-        items = [_digested(item, levels - 1, left) for item in _ends(value, len(value))]
+        items = [_digest(item, levels - 1, left) for item in _ends(value, len(value))]
         return f"[{', '.join(items)}]{_length(value)}"
     inner = getattr(value, "__dict__", None)
     if isinstance(inner, dict) and not isinstance(value, ErrorHandler | Routine):
-        return f"{kind.__name__} {id(value)} {_digested(inner, levels - 1, left)}"
+        return f"{kind.__name__} {id(value)} {_digest(inner, levels - 1, left)}"
     return f"{kind.__name__} {id(value)}"
 
 
@@ -195,12 +197,3 @@ def _ends(items: Any, length: int) -> list[Any]:
 
 def _length(value: Any) -> str:
     return f" of {len(value)}" if len(value) > 2 * _MANY else ""
-
-
-def _shown(digest: str) -> str:
-    return digest if len(digest) <= _SHOWN else f"{digest[: _SHOWN - 1]}…"
-
-
-def _module(routine: Routine) -> list[ModuleType]:
-    module = sys.modules.get(type(routine).__module__)
-    return [] if module is None else [module]

@@ -8,12 +8,12 @@ Invariants:
 
 from __future__ import annotations
 
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pytest_routilux.frames import object_named
 from pytest_routilux.hosts.flow_hosts import FlowHosts, HostError
 from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.simulator.model import Case
@@ -30,14 +30,8 @@ __all__ = ["importable", "rows_by_seed", "simulate"]
 
 def importable(case: Case) -> bool:
     """Return whether a fresh interpreter can build the flow of a case and run it alike."""
-    module = getattr(case.build, "__module__", None)
-    path = getattr(case.build, "__qualname__", "<")
-    if case.faults or module not in sys.modules or "<" in path:
-        return False
-    found: object = sys.modules[module]
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found is case.build
+    name = getattr(case.build, "__qualname__", "")
+    return not case.faults and object_named(f"{case.build.__module__}:{name}") is case.build
 
 
 def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:

@@ -100,7 +100,7 @@ def test_every_fault_of_the_store_counts_the_writes_that_another_one_fails() -> 
     [
         (lambda f: f.raises("a", KeyboardInterrupt), "give an Exception"),
         (lambda f: f.raises("a", UnicodeDecodeError), "without arguments .*; give an instance"),
-        (lambda f: f.raises("a", ValueError, attempts=[]), "at least one of them"),
+        (lambda f: f.raises("a", ValueError, attempts=[]), "give at least one"),
         (lambda f: f.slow("a", 1, attempts=[0]), "whole numbers from 1"),
         (lambda f: f.clock_jump(0), "does nothing"),
         (lambda f: f.store_fails(0), "counted from 1"),

@@ -249,7 +249,7 @@ def test_a_runtime_is_left_as_it_was_found() -> None:
             lambda f: f.slow("charge", 1),
             Runtime(),
             (
-                "slow('charge', 1) would take its time for real; give the runtime a FakeClock, as"
+                "slow('charge', 1) would sleep in real time; give the runtime a FakeClock, as"
                 " flow_runtime has"
             ),
         ),
@@ -262,7 +262,7 @@ def test_a_runtime_is_left_as_it_was_found() -> None:
             lambda f: f.store_fails(1),
             Runtime(clock=FakeClock()),
             (
-                "store_fails(1) needs a store, and this runtime has none:"
+                "store_fails(1) needs a store, and this runtime has none; use"
                 " flow_faults.on(Runtime(clock=flow_clock, store=MemoryStore()))"
             ),
         ),
@@ -322,16 +322,16 @@ def test_a_fault_that_never_strikes_fails_the_test(pytester: pytest.Pytester) ->
     result.assert_outcomes(passed=4, errors=3)
     for line in (
         (
-            "raises('charge', OSError, attempts=[2]) never struck: no such attempt or write was"
-            " made; a fault that does not happen proves nothing"
+            "raises('charge', OSError, attempts=[2]) never struck, so the test proves nothing about"
+            " it: no such attempt or write was made; name one that happens"
         ),
         (
             "raises('chrage', OSError) names no routine of the flows that ran; known: 'order',"
             " 'charge'; did you mean 'charge'?"
         ),
         (
-            "raises('charge', OSError): made, and met no job; use flow_runtime in the test too,"
-            " call flow_faults.on(runtime), or give it to a simulation as faults=[...]"
+            "no job ran with raises('charge', OSError); use flow_runtime in the test too, call"
+            " flow_faults.on(runtime), or pass faults=[...] to a simulation"
         ),
     ):
         assert line in result.outlines

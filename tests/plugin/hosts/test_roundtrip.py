@@ -299,7 +299,7 @@ def test_a_form_that_does_not_tell_its_module_is_told_with_the_cure(
     assert "a fresh interpreter can't load it: $.shop: " in text
     assert "'tests.rates.namespace'" in text
     assert "it imported builtins, types; " in text
-    assert "pass modules that are not among these as imports=[...]" in text
+    assert "pass other modules that the object needs as imports=[...]" in text
     for imports in ([rates], ["tests.plugin.hosts.rates"]):
         assert value == serialize_roundtrip(value, via="process", imports=imports)
 

@@ -86,7 +86,9 @@ CONFTEST = """
         )
         return checked
 """
-HEAD = "charge (task 0, attempt 1) of job j is blocked: for 0.05 s of real time its virtual clock"
+HEAD = (
+    "charge (task 0, attempt 1) of job j is blocked: it has neither ended nor waited on its virtual"
+)
 needs_signal = pytest.mark.skipif(
     not hasattr(signal, "SIGURG"), reason="this system has no such signal"
 )
@@ -148,12 +150,13 @@ def test_the_report_is_the_whole_failure(shop: pytest.Pytester) -> None:
     assert [
         "  at shop.py:26: threading.Event().wait()",
         "  in threading.Event.wait()",
-        "  to let time pass, use self.ctx.sleep(seconds); to wait for other work, let it emit",
-        "  an event; if the wait is meant, raise routilux_blocked_after (seconds; 0: no limit)",
+        "  to let time pass, call self.ctx.sleep(seconds); to wait for other work, let that",
+        "  work emit an event; to allow longer waits, raise routilux_blocked_after (seconds;",
+        "  0: no limit)",
         "  its stack, innermost last:",
         "    shop.py:12 in Charge.charge",
         "    shop.py:26 in event",
-    ] == lines[begin + 1 : begin + 8]
+    ] == lines[begin + 1 : begin + 9]
 
 
 def test_every_way_of_waiting_on_the_clock_fails_with_the_report(shop: pytest.Pytester) -> None:
@@ -269,7 +272,7 @@ def test_a_check_that_fails_fails_its_test_and_not_the_others(shop: pytest.Pytes
                 raise LookupError("no eyes")
 
             monkeypatch.setattr(watchdog._Watch, "check", broken)
-            while watchdog._dog._watches:
+            while watchdog._watchdog._watches:
                 pass
 
         def test_is_blocked(flow_runtime):
@@ -387,7 +390,7 @@ def test_0_checks_nothing(shop: pytest.Pytester) -> None:
 
         def test_waits(flow_runtime):
             shop(lambda: None).execute("charge")
-            assert watchdog._dog._watches == [] and not watchdog._dog._gone.locked()
+            assert watchdog._watchdog._watches == [] and not watchdog._watchdog._runs.locked()
         """
     )
     run_inside(shop, "-o", "routilux_blocked_after=0").assert_outcomes(passed=1)
@@ -494,10 +497,10 @@ def test_no_thread_shows_and_a_fork_finds_none(pytester: pytest.Pytester) -> Non
             if (child := os.fork()) == 0:
                 os._exit(0)
             os.waitpid(child, 0)
-            assert not watchdog._dog._gone.locked()
+            assert not watchdog._watchdog._runs.locked()
 
         def test_checks_again(flow_clock):
-            assert watchdog._dog._gone.locked()
+            assert watchdog._watchdog._runs.locked()
         """
     )
     run_inside(pytester).assert_outcomes(passed=2)
@@ -517,8 +520,8 @@ def test_the_thread_ends_when_there_is_nothing_to_check() -> None:
     dog.add(watch)
     checked.wait()
     dog.remove(watch)
-    assert dog._gone.acquire(timeout=60)  # which the thread holds to its end
-    dog._gone.release()
+    assert dog._runs.acquire(timeout=60)  # which the thread holds to its end
+    dog._runs.release()
     checked.clear()
     dog.add(watch)
     checked.wait()
@@ -552,5 +555,5 @@ def test_the_signal_is_as_before_and_one_of_the_users_own_stays(pytester: pytest
 
 def test_a_signal_that_comes_too_late_interrupts_nothing() -> None:
     watchdog._pending = "blocked", object()  # type: ignore[assignment]  # a step that is gone
-    watchdog._break_off(0, sys._getframe())
+    watchdog._fail_step(0, sys._getframe())
     assert watchdog._pending is None

@@ -611,8 +611,8 @@ def test_a_freeze_around_it_is_refused() -> None:
     ):
         pass
     assert (
-        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both want to own the time of"
-        " this test: drop one of them; flow_clock.move_to(...) sets its time"
+        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
+        " test; remove one of them; flow_clock.move_to(...) sets its time"
     ) == str(caught.value)
     with frozen_clock():
         pass
@@ -623,7 +623,7 @@ def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock) -> None:
     freeze = freezegun.freeze_time("2030-01-01")
     with pytest.raises(pytest.fail.Exception, match="flow_clock and freeze_time") as caught:
         freeze.start()
-    assert "test_a_freeze_inside_it_is_refused_and_changes_nothing both want" in str(caught.value)
+    assert "test_a_freeze_inside_it_is_refused_and_changes_nothing both set" in str(caught.value)
     assert START + timedelta(seconds=1) == datetime.now(UTC)
 
 

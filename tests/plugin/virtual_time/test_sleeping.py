@@ -265,7 +265,7 @@ def test_every_freeze_of_the_users_own_is_refused_by_name(pytester: pytest.Pytes
     pytester.makepyfile(test_summer=SUMMER)
     result = run_inside(pytester, "-p", "pytest_freezer")
     result.assert_outcomes(errors=5, failed=3, passed=2)
-    ends = "both want to own the time of this test: drop one of them"
+    ends = "both set the time of this test; remove one of them"
     told = [line.partition(f" {ends}")[0] for line in result.outlines if ends in line]
     july = "freeze_time('2030-07-01 00:00:00')"
     assert 8 == len(told)

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from pytest_routilux.virtual_time import unawaited
+from pytest_routilux.virtual_time import late_failures
 from tests.plugin.inner import run_inside
 
 SHOP = """
@@ -90,7 +90,7 @@ def test_a_job_that_is_forgotten_fails_the_test(shop: pytest.Pytester) -> None:
     for name, line in (("Flow", 4), ("Runtime", 7)):
         result.stdout.fnmatch_lines(
             f"{name}.aexecute() was called at test_a_job_that_is_forgotten_fails_the_test.py:{line}"
-            " and not awaited, so its job never began: await it"
+            " and not awaited, so its job never started: await it"
         )
 
 
@@ -111,10 +111,10 @@ def test_of_any_other_coroutine_python_warns_as_ever(shop: pytest.Pytester) -> N
 
 
 def test_everything_is_as_before_at_the_end() -> None:
-    before = vars(warnings)[unawaited._HOOK]
+    before = vars(warnings)[late_failures._HOOK]
     broken = ExitStack()
-    broken.enter_context(unawaited.all_awaited())
-    assert before is not vars(warnings)[unawaited._HOOK]
+    broken.enter_context(late_failures.fail_at_end())
+    assert before is not vars(warnings)[late_failures._HOOK]
     with pytest.raises(KeyError), broken:
         raise KeyError
-    assert before is vars(warnings)[unawaited._HOOK]
+    assert before is vars(warnings)[late_failures._HOOK]

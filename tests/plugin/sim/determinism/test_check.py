@@ -146,8 +146,8 @@ def test_a_call_that_does_not_repeat_is_named_with_its_line(work: Work, call: st
         finding.hint,
     )
     assert finding.what.startswith(
-        f"r1 calls {call}: the same decisions gave something else, first at r1 (task 0.0, attempt"
-        " 1): emissions[0].payload.number "
+        f"r1 calls {call}: a second run with the same decisions differs, first at r1 (task 0.0,"
+        " attempt 1): emissions[0].payload.number "
     )
 
 
@@ -202,7 +202,7 @@ def test_a_shape_by_the_wall_clock_is_found() -> None:
 
     finding = checked(only_in_january)
     assert finding is not None
-    assert "started at another instant it did something else" in finding.what
+    assert "a run that starts at another instant differs" in finding.what
     assert line_of(only_in_january) == finding.hint
 
 

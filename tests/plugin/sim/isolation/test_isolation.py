@@ -379,7 +379,7 @@ def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> 
 
 def test_a_test_may_do_without() -> None:
     result = explore(chain(same, same), START, Checks(isolated=False))
-    assert "hosts in other processes: not tried, the test does without" in result.coverage.notes
+    assert "hosts in other processes: not tried, the test turns them off" in result.coverage.notes
 
 
 def test_a_reference_alone_is_as_careful() -> None:

@@ -175,7 +175,7 @@ def test_a_freeze_around_it_is_refused() -> None:
     with (
         freezegun.freeze_time("2000-01-01"),
         pytest.raises(
-            pytest.fail.Exception, match=r"flow_sim and freeze_time.* around it both want"
+            pytest.fail.Exception, match=r"flow_sim and freeze_time.* around it both set"
         ),
         frozen_simulation(START),
     ):

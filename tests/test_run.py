@@ -21,7 +21,6 @@ from routilux import (
     ErrorHandler,
     FakeClock,
     Flow,
-    FlowMismatchError,
     JobStatus,
     MemoryStore,
     NotResumableError,
@@ -257,20 +256,6 @@ def test_a_job_can_change_between_sequential_and_concurrent(workers):
     with Runtime(clock=FakeClock()) as runtime:
         done = flow.resume(job, execution_strategy=other, runtime=runtime)
     assert (1 if other == "concurrent" else 2) == ended_at(done)
-
-
-def test_a_flow_that_has_changed_is_refused_and_the_job_unharmed():
-    flow = chain(a=sleeps(1), b=rest)
-    job = Runtime(clock=FakeClock()).execute(flow, "a").at(2)
-    before = job.copy()
-    other = chain(a=sleeps(1), b=rest, c=rest)
-    with pytest.raises(FlowMismatchError, match="routine c"):
-        other.resume(job, runtime=Runtime(clock=FakeClock()))
-    with pytest.raises(FlowMismatchError, match=r"waits for b.trigger"):
-        chain(a=sleeps(1)).resume(job, allow_changed_flow=True, runtime=Runtime(clock=FakeClock()))
-    assert before == job
-    done = other.resume(job, allow_changed_flow=True, runtime=Runtime(clock=FakeClock()))
-    assert JobStatus.COMPLETED is done.status
 
 
 # --- saved while it runs --------------------------------------------------------------------------

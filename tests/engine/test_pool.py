@@ -33,20 +33,15 @@ from tests.engine.workshop import Dies, Doubles, FailsOnce, no_thread_remains
 from tests.routines import (
     PATIENCE,
     Watcher,
-    Wide,
     Works,
     chain,
-    ended_at,
     error_of,
     fan,
     kinds,
     rest,
     retrying,
-    run,
     run_by,
     send,
-    sends,
-    sleeps,
 )
 
 
@@ -254,11 +249,3 @@ def test_a_poke_returns_at_once_and_is_not_lost():
     poker.start()
     assert driver.next(None, (), "") is None
     poker.join(PATIENCE)
-
-
-def test_more_steps_than_threads_wait_for_room_and_all_are_made():
-    with no_thread_remains():
-        job = run(fan(sends(*range(20)), workers=4, a=Wide(sleeps(1))), "source")
-    job.raise_for_status()
-    assert 5 == ended_at(job)
-    assert {0, 1, 2, 3} == {commit.worker for commit in job.commits[2:]}

@@ -322,7 +322,7 @@ def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path):
         clock.advance(1)
         run.checkpoint(path, key=key)
         assert run.job == SavedState.read(path, key=key).job
-        with pytest.raises(CorruptStateError, match="is not that of this key"):
+        with pytest.raises(CorruptStateError, match="does not match this key"):
             SavedState.read(path, key=key[::-1])
         before = path.read_bytes()
         with pytest.raises(ValueError, match="at least 16") as told:

@@ -445,7 +445,7 @@ def edited(text: bytes, old: bytes, new: bytes) -> bytes:
     return text.replace(old, new)
 
 
-EMPTY = "the file is empty; the state was never written to it"
+EMPTY = "is empty: no state was written to it; restore a copy"
 FOREIGN = "is missing: this was not written by routilux"
 UNCHECKED = "read(path, verify=False) reads it all the same"
 FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
@@ -454,7 +454,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "cut off": (
         lambda text: text[: len(text) // 2],
         "$",
-        "is cut off: JSON ends in the middle of a value that is open at line 3, column *",
+        "is cut off in a value that starts at line 3, column *; restore a whole copy",
     ),
     "no JSON": (
         lambda text: b"PK\x03\x04",
@@ -475,7 +475,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "edited": (
         lambda text: edited(text, b'"retry_count": 2', b'"retry_count": 3'),
         "$.digest",
-        f"the file was changed after it was written: its digest is another one; {UNCHECKED}",
+        f"does not match: the file was changed after it was written; {UNCHECKED}",
     ),
     "without a digest": (
         lambda text: text[: text.index(b',\n"digest"')] + b"}\n",
@@ -525,7 +525,7 @@ def test_no_more_is_written_than_can_be_read(monkeypatch):
     assert (size, saved.job) == (len(read.to_bytes(key=KEY)), read.job)
     monkeypatch.setattr("routilux.codec.encoding.MAX_BYTES", body - 1)
     with pytest.raises(
-        UnserializableError, match=f"takes {body:,} bytes; at most {body - 1:,} can"
+        UnserializableError, match=f"takes {body:,} bytes; keep it under {body - 1:,}"
     ):
         saved.to_bytes()
 
@@ -658,7 +658,7 @@ WRONG = {
         | ~ a commit 'retry' can't turn a job from running to paused
     """,
     "document": """
-      note = 1 | same | is a field that is not known here
+      note = 1 | same | is an unknown field
       drop saved_at | same | is missing
       retry_count = 3 | same | is 3, but the job *
       flow.routines[1].error_handler.retry_count = 3 | same | is 3, but the job has 2
@@ -722,7 +722,7 @@ def test_an_error_about_endless_data_is_short(retried):
     for path, place, start, end in (
         ("flow.execution_strategy", "$.flow", "execution_strategy is 'xxx", "t'"),
         ("job_state.status", "$.job_state.status", "'xxx", " JobStatus"),
-        (endless, f"$.{endless}", "is a field that is not known here", " here"),
+        (endless, f"$.{endless}", "is an unknown field", " field"),
     ):
         document = json.loads(retried)
         spoil(document, f'{path} = "{endless}"')

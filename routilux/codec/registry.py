@@ -1,11 +1,11 @@
-"""Tagged values: the saved forms of all that JSON itself has no form for.
+"""Registry of tagged values: the saved forms of types that JSON does not have.
 
-Laws:
-- A form is a type, a tag and two functions: `write` gives data of simpler types, and `parse` makes
-  an equal value of the same type from it.
-- One table finds a form by type and by tag. A tag has one meaning; a class has one tag.
-- Only what a built-in form would write is read by it: another spelling is refused.
-- A form is used only for its exact type. A subclass may hold more, and would come back as less.
+Invariants:
+- A form is a type, a tag and two functions: `write` returns data of simpler types, and `parse`
+  returns an equal value of the same type from it.
+- A tag has one type; a type has one tag.
+- A built-in form reads only data that it would write: another spelling is refused.
+- A form is used only for its exact type: a subclass could hold more, which would be lost.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def class_name(cls: type) -> str:
 
 
 def type_name(kind: type) -> str:
-    """Return how a class is named in messages: `int`, `pandas.DataFrame`.
+    """Return the name of a class in messages: `int`, `pandas.DataFrame`.
 
     >>> type_name(Decimal)
     'decimal.Decimal'
@@ -59,7 +59,7 @@ def type_name(kind: type) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """Return what a stranger's exception says: `KeyError: 'x'`; its own `__str__` may fail.
+    """Return type and message of an exception: `KeyError: 'x'`; its own `__str__` may fail.
 
     >>> error_text(KeyError("x"))
     "KeyError: 'x'"
@@ -72,9 +72,9 @@ def error_text(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the exact instances of `kind` are saved: under `tag`, by `write`; `parse` reads them.
+    """The saved form of the exact instances of `kind`: `tag`, `write` and `parse`.
 
-    Where `strict`, data that `write` would not have given is refused.
+    A `strict` form refuses data that `write` would not return.
 
     >>> form_tagged("date").read("2026-01-03")
     datetime.date(2026, 1, 3)
@@ -100,9 +100,9 @@ class Form:
         return value
 
 
-# Classes are bound here, in closures: freezegun replaces the names of a module while it is active.
+# The closures keep the real classes: freezegun replaces the names of a module while it is active.
 def _moment(tag: str, kind: Any) -> Form:
-    """Return the form of datetime or time: ISO text, with a dict around it where that loses."""
+    """Return the form of datetime or time: ISO text, or a dict if the text would lose a part."""
 
     def write(value: Any) -> object:
         zone = value.tzinfo
@@ -185,7 +185,7 @@ def _parse_tuple(data: Any) -> tuple[object, ...]:
 def _parse_set(data: Any) -> set[object]:
     found = set(_list(data))
     if len(found) != len(data):
-        raise ValueError("an element stands twice")
+        raise ValueError("it has a duplicate element")
     return found
 
 
@@ -196,7 +196,7 @@ def _parse_frozenset(data: Any) -> frozenset[object]:
 def _parse_dict(data: Any) -> dict[object, object]:
     found = dict(map(_list, _list(data)))
     if len(found) != len(data):
-        raise ValueError("a key stands twice")
+        raise ValueError("it has a duplicate key")
     return found
 
 
@@ -236,7 +236,7 @@ form_tagged: Final = _by_tag.get
 
 
 class Foreign:
-    """A value of a type that this program does not know: it can be shown, compared and saved."""
+    """A value of a type that this program has not registered; it can be shown and saved again."""
 
     __slots__ = ("data",)
     tag = ""
@@ -258,7 +258,7 @@ _foreign: dict[str, Form] = {}
 
 
 def foreign(tag: str) -> Form:
-    """Return the form of values of a type that nobody registered: what is saved of them.
+    """Return a form for values of an unregistered type, which keeps their saved data.
 
     >>> foreign("shop.types:Money").read({"amount": 5})
     Money({'amount': 5})
@@ -304,14 +304,14 @@ def register_type(
 ) -> type[_T] | Callable[[type[_T]], type[_T]]:
     """Give a class a saved form: a dataclass, an enum, or any class with `encode` and `decode`.
 
-    `name` is what stands in the saved data, by default `module:qualname`; give one, and the class
-    can move. `encode` returns any value that can be saved, `decode` makes an equal instance of it.
-    A dataclass is rebuilt by its constructor from its fields, which then get their saved values;
-    attributes that are no fields are not kept. An enum is saved by the member's name, a flag by
-    its value. The class of the same module and qualname may be registered again.
+    `name` is the type's name in saved data, by default `module:qualname`; with a name of its own
+    the class can move. `encode` returns any value that can be saved; `decode` returns an equal
+    instance from it. A dataclass is rebuilt by its constructor; then its fields get their saved
+    values. Attributes that are no fields are lost. An enum is saved by the member's name, a flag
+    by its value. A class of the same module and qualname may be registered again.
 
-    Raises `FlowDefinitionError` for a class that has no form of its own, and for a name that is
-    taken.
+    Raises `FlowDefinitionError` for a class that needs `encode` and `decode`, and for a name that
+    is taken.
 
     >>> from routilux import codec
     >>> @register_type(name="money")
@@ -342,7 +342,7 @@ def _own_form(
     if encode is not None and decode is not None:
         return Form(name, cls, encode, decode, strict=False)
     if encode is not None or decode is not None:
-        raise FlowDefinitionError(f"register_type({cls.__qualname__}) needs encode and decode both")
+        raise FlowDefinitionError(f"register_type({cls.__qualname__}) needs both encode and decode")
     if issubclass(cls, Flag):
         return Form(name, cls, _write_flag, cls)
     if issubclass(cls, Enum):
@@ -370,7 +370,7 @@ def _dataclass_form(cls: Any, name: str) -> Form:
         cls, (BaseException, *_BUILT_IN)
     ):
         raise FlowDefinitionError(
-            f"{cls.__qualname__} is more than its fields, or its constructor takes others than"
+            f"{cls.__qualname__} holds more than its fields, or its constructor takes others than"
             f" {', '.join(given) or 'none'}: give register_type an encode and a decode"
         )
 
@@ -390,11 +390,11 @@ def _dataclass_form(cls: Any, name: str) -> Form:
 
 def _add(form: Form) -> None:
     if form.kind in _BUILT_IN:
-        raise FlowDefinitionError(f"{type_name(form.kind)} has a saved form already")
+        raise FlowDefinitionError(f"{type_name(form.kind)} already has a saved form; use that")
     if type(form.tag) is not str or not form.tag.isprintable() or not form.tag:
         raise FlowDefinitionError(f"a type's name must be printable text, not {form.tag!r}")
     if form.tag in _RESERVED:
-        raise FlowDefinitionError(f"the name {form.tag!r} belongs to a built-in type")
+        raise FlowDefinitionError(f"the name {form.tag!r} is that of a built-in type; give another")
     identity = class_name(form.kind)
     taken = _by_tag.get(form.tag)
     if taken is not None and class_name(taken.kind) != identity:

@@ -108,7 +108,7 @@ class SavedState:
         'job-1'
         >>> SavedState.from_bytes(text, key=b"the key of others").job.job_id
         Traceback (most recent call last):
-        routilux.CorruptStateError: $.signature: is not that of this key: the file was...
+        routilux.CorruptStateError: $.signature: does not match this key: the file was...
         """
         try:
             mac = new_mac(key)

@@ -475,7 +475,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "edited": (
         lambda text: edited(text, b'"retry_count": 2', b'"retry_count": 3'),
         "$.digest",
-        f"the file was changed after it was written: its digest is another one; {UNCHECKED}",
+        f"does not match: the file was changed after it was written; {UNCHECKED}",
     ),
     "without a digest": (
         lambda text: text[: text.index(b',\n"digest"')] + b"}\n",

@@ -1,10 +1,10 @@
-"""Stories of a job's state: reading it at each commit, copying, saving, loading, refusing."""
+"""The state of a job: reading it at each commit, copying, saving, loading, refused commits."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -200,87 +200,80 @@ def test_an_error_names_the_path_of_a_value_that_can_not_be_saved() -> None:
     assert refusal.value.path == "$.pending_tasks[0].payload.n.deep[0]"
 
 
-def _set(*path: str | int, to: object) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
-        target: Any = document
-        for step in path[:-1]:
-            target = target[step]
-        target[path[-1]] = to
-
-    return change
+DROP = object()
 
 
-def _drop(*path: str | int) -> Callable[[dict[str, Any]], None]:
-    def change(document: dict[str, Any]) -> None:
-        target: Any = document
-        for step in path[:-1]:
-            target = target[step]
+def changed(document: dict[str, Any], *path: str | int, to: object) -> dict[str, Any]:
+    """Return a copy of a document with another value at a path, or without it."""
+    result: Any = copy.deepcopy(document)
+    target = result
+    for step in path[:-1]:
+        target = target[step]
+    if to is DROP:
         del target[path[-1]]
-
-    return change
+    else:
+        target[path[-1]] = to
+    return cast("dict[str, Any]", result)
 
 
 @pytest.mark.parametrize(
-    ("change", "path"),
+    ("place", "value", "path"),
     [
-        (_set("colour", to="red"), "$.colour"),
-        (_drop("seq"), "$.seq"),
-        (_set("seq", to="13"), "$.seq"),
-        (_set("seq", to=True), "$.seq"),
-        (_set("seq", to=-1), "$.seq"),
-        (_set("seq", to=12), "$.commits"),
-        (_set("status", to="asleep"), "$.status"),
-        (_set("status", to="paused"), "$.status"),
-        (_set("recoveries", to=1), "$.recoveries"),
-        (_set("updated_ns", to=10**30), "$.updated_ns"),
-        (_set("updated_ns", to=1), "$.updated_ns"),
-        (_set("shape", to=[1]), "$.shape"),
-        (_set("shared_data", "total", to=2), "$.shared_data"),
-        (_set("error", to={"type": "ValueError", "message": ""}), "$.error"),
-        (_set("pending_tasks", to=[]), "$.pending_tasks"),
-        (_set("pending_tasks", 0, "attempt", to=3), "$.pending_tasks"),
-        (_set("pending_tasks", 0, "attempt", to=0), "$.pending_tasks[0].retries"),
-        (_set("pending_tasks", 0, "mood", to="good"), "$.pending_tasks[0].mood"),
-        (_set("pending_tasks", 0, "failed", to=1), "$.pending_tasks[0].failed"),
-        (_set("pending_tasks", 0, "delay_ns", to=-1), "$.pending_tasks[0].delay_ns"),
-        (_set("outputs", 0, "event", to="other"), "$.outputs"),
-        (_set("dropped", 0, "outcome", to="lost"), "$.dropped[0].outcome"),
-        (_set("dropped", to=[]), "$.dropped"),
-        (_set("routine_states", "a", "status", to="failed"), "$.routine_states['a'].status"),
-        (_set("routine_states", "a", "attempts", to=9), "$.routine_states"),
-        (_set("commits", 3, "kind", to="guess"), "$.commits[3]"),
-        (_set("commits", 3, "kind", to="retry"), "$.commits[3].delay_ns"),
-        (_set("commits", 3, "attempt", to=7), "$.commits[3]"),
-        (_set("commits", 3, "task_id", to="9"), "$.commits[3]"),
-        (_set("commits", 3, "at_ns", to=0), "$.commits[3]"),
-        (_set("commits", 3, "status", to="completed"), "$.commits[3]"),
-        (_set("commits", 3, "state", "removed", to=[1]), "$.commits[3].state.removed"),
-        (_set("commits", 3, "tasks", 0, "emission", to=9), "$.commits[3].tasks[0].emission"),
-        (_set("commits", 3, "tasks", 1, "task_id", to="0.0"), "$.commits[3]"),
-        (_set("commits", 1, "seq", to=3), "$.commits"),
-        (_drop("commits", 3), "$.commits"),
-        (_drop("commits", 0, "detail"), "$.commits[0].detail"),
+        (("colour",), "red", "$.colour"),
+        (("seq",), DROP, "$.seq"),
+        (("seq",), "13", "$.seq"),
+        (("seq",), True, "$.seq"),
+        (("seq",), -1, "$.seq"),
+        (("seq",), 12, "$.commits"),
+        (("status",), "asleep", "$.status"),
+        (("status",), "paused", "$.status"),
+        (("recoveries",), 1, "$.recoveries"),
+        (("updated_ns",), 10**30, "$.updated_ns"),
+        (("updated_ns",), 1, "$.updated_ns"),
+        (("shape",), [1], "$.shape"),
+        (("shared_data", "total"), 2, "$.shared_data"),
+        (("error",), {"type": "ValueError", "message": ""}, "$.error"),
+        (("pending_tasks",), [], "$.pending_tasks"),
+        (("pending_tasks", 0, "attempt"), 3, "$.pending_tasks"),
+        (("pending_tasks", 0, "attempt"), 0, "$.pending_tasks[0].retries"),
+        (("pending_tasks", 0, "mood"), "good", "$.pending_tasks[0].mood"),
+        (("pending_tasks", 0, "failed"), 1, "$.pending_tasks[0].failed"),
+        (("pending_tasks", 0, "delay_ns"), -1, "$.pending_tasks[0].delay_ns"),
+        (("outputs", 0, "event"), "other", "$.outputs"),
+        (("dropped", 0, "outcome"), "lost", "$.dropped[0].outcome"),
+        (("dropped",), [], "$.dropped"),
+        (("routine_states", "a", "status"), "failed", "$.routine_states['a'].status"),
+        (("routine_states", "a", "attempts"), 9, "$.routine_states"),
+        (("commits", 3, "kind"), "guess", "$.commits[3]"),
+        (("commits", 3, "kind"), "retry", "$.commits[3].delay_ns"),
+        (("commits", 3, "attempt"), 7, "$.commits[3]"),
+        (("commits", 3, "task_id"), "9", "$.commits[3]"),
+        (("commits", 3, "at_ns"), 0, "$.commits[3]"),
+        (("commits", 3, "status"), "completed", "$.commits[3]"),
+        (("commits", 3, "state", "removed"), [1], "$.commits[3].state.removed"),
+        (("commits", 3, "tasks", 0, "emission"), 9, "$.commits[3].tasks[0].emission"),
+        (("commits", 3, "tasks", 1, "task_id"), "0.0", "$.commits[3]"),
+        (("commits", 1, "seq"), 3, "$.commits"),
+        (("commits", 3), DROP, "$.commits"),
+        (("commits", 0, "detail"), DROP, "$.commits[0].detail"),
     ],
 )
 def test_data_that_the_machine_could_not_have_written_is_refused_with_its_path(
-    change: Callable[[dict[str, Any]], None], path: str
+    place: tuple[str | int, ...], value: object, path: str
 ) -> None:
-    document = copy.deepcopy(eventful().job.serialize())
+    document = eventful().job.serialize()
     JobState.deserialize(document)
-    change(document)
     with pytest.raises(CorruptStateError) as refusal:
-        JobState.deserialize(document)
+        JobState.deserialize(changed(document, *place, to=value))
     assert refusal.value.path == path
 
 
 def test_a_job_without_its_first_commits_must_agree_with_its_last_commit() -> None:
     document = eventful(2).job.serialize()
     JobState.deserialize(document)
-    for change in (_set("status", to="paused"), _set("updated_ns", to=1)):
-        changed = copy.deepcopy(document)
-        change(changed)
+    for name, value in (("status", "paused"), ("updated_ns", 1)):
         with pytest.raises(CorruptStateError, match="contradicts the last commit"):
-            JobState.deserialize(changed)
+            JobState.deserialize(changed(document, name, to=value))
 
 
 # --- what can't follow ----------------------------------------------------------------------------

@@ -164,7 +164,7 @@ def changed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
         (changed(b'"job_id":"j"', b'"job_id":"k"'), "is of commit 256 of job"),
         (
             changed(b'"seq":256', b'"seq":257'),
-            "is of commit 257 of job 'j', but it was stored for commit 256",
+            "is of commit 257 of job 'j', but was stored for commit 256",
         ),
         (changed(b'"running"', b'"walking"'), "not a valid JobStatus"),
     ],

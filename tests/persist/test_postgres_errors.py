@@ -152,7 +152,7 @@ def test_a_user_with_read_rights_can_read_a_store(
 
 
 def test_one_that_only_reads_makes_no_tables_and_writes_nothing(dsn: str, admin: Any) -> None:
-    with pytest.raises(CorruptStateError, match="holds no store: its tables were never made"):
+    with pytest.raises(CorruptStateError, match="holds no store: its tables were never created"):
         PostgresStore(dsn, read_only=True)
     made = "SELECT count(*) FROM pg_tables WHERE schemaname = current_schema"
     assert (0,) == admin.execute(made).fetchone()
@@ -204,14 +204,14 @@ def test_tables_that_have_lost_their_version_are_refused(
     with pytest.raises(CorruptStateError, match="routilux_version says None; restore it"):
         PostgresStore(dsn)
     admin.execute("DROP TABLE routilux_version")
-    with pytest.raises(OSError, match="already exists; it is not the store's, or has lost"):
+    with pytest.raises(OSError, match="already exists; it is of another program, or its"):
         PostgresStore(dsn)
     assert (None,) == admin.execute("SELECT to_regclass('routilux_version')").fetchone()
 
 
 def test_a_missing_table_is_reported(postgres: PostgresStore, admin: Any) -> None:
     admin.execute("DROP TABLE routilux_commits CASCADE")
-    with pytest.raises(CorruptStateError, match=r"has no sound tables .*routilux_commits.*restore"):
+    with pytest.raises(CorruptStateError, match=r"has no valid tables .*routilux_commits.*restore"):
         postgres.rows("j")
 
 

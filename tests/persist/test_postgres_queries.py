@@ -88,7 +88,7 @@ def test_jobs_are_found_by_an_index_also_where_there_were_few_when_that_was_plan
 
     def do(*asked: Any) -> postgres_connection.Answer:
         sent.append(asked)
-        return postgres_connection.Answer([], mended=False)
+        return postgres_connection.Answer([], repeated=False)
 
     with monkeypatch.context() as patch, suppress(RoutiluxError):
         patch.setattr(postgres._database, "do", do)

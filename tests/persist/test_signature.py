@@ -21,12 +21,12 @@ from tests.persist.orders import GOLDEN, KEY, START, Fetch, at_retry, pipeline, 
 
 OTHER = b"another key of sixteen bytes or more"
 MISSING = (
-    "is missing, so nobody who has the key vouches for this file; get it from its writer once more,"
-    " written with key=..., or read it without a key if you trust its way here"
+    "is missing, so nothing proves who wrote this file; get it again from its writer,"
+    " written with key=..., or read it without a key if you trust its source"
 )
 ANOTHER = (
-    "is not that of this key: the file was signed with another key, or changed since; pass the key"
-    " that it was written with, or get it from its writer once more"
+    "does not match this key: the file was signed with another key, or changed since; pass the key"
+    " that it was written with, or get it again from its writer"
 )
 
 

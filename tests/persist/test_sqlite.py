@@ -263,7 +263,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     path.write_text("a letter to a friend" * 100)
-    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no sound database .*restore it"):
+    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database .*restore it"):
         SqliteStore(path)
     assert "a letter to a friend" * 100 == path.read_text("utf-8")
 
@@ -294,7 +294,7 @@ def test_a_damaged_file_is_named_when_it_is_read(store: SqliteStore) -> None:
     data = bytearray(store.path.read_bytes())
     data[4096:] = b"\xff" * len(data[4096:])
     store.path.write_bytes(data)
-    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no sound database"):
+    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database"):
         store.rows("j")
 
 
@@ -379,7 +379,7 @@ def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(
 
 
 def test_a_store_that_would_not_last_is_refused() -> None:
-    with pytest.raises(OSError, match=r":memory: is no file and lasts no longer; use MemoryStore"):
+    with pytest.raises(OSError, match=r":memory: is no file, so nothing lasts; use MemoryStore"):
         SqliteStore(":memory:")
 
 
@@ -390,7 +390,7 @@ def test_a_damaged_schema_is_damage(tmp_path: Path) -> None:
     assert b"job_id TEXT NOT NULL UNIQUE" in data
     (tmp_path / "jobs.db").write_bytes(data.replace(b"job_id TEXT NOT", b"kob_id TEXT NOT"))
     with (
-        pytest.raises(CorruptStateError, match="is no sound database"),
+        pytest.raises(CorruptStateError, match="is no valid database"),
         SqliteStore(tmp_path / "jobs.db") as store,
     ):
         store.job_ids()

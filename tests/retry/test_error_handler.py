@@ -33,7 +33,7 @@ SECOND = 1_000 * MS
 
 
 class GatewayError(OSError):
-    """Stands for an exception class of a user."""
+    """An exception class of a user."""
 
     class Busy(Exception):
         """A nested one."""

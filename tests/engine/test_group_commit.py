@@ -27,7 +27,7 @@ PATIENCE = 30
 
 
 class Counts(Routine):
-    """Takes two steps: `trigger` emits what it is told to, `more` keeps it."""
+    """Takes two steps: `trigger` emits what it is made with, `more` keeps it."""
 
     def __init__(self, what: Callable[[Routine], object]) -> None:
         super().__init__()
@@ -71,11 +71,11 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
     over = threading.Semaphore(0)
     end = PoolDriver._end
 
-    def told(self: PoolDriver, *what: object) -> None:
+    def ends(self: PoolDriver, *what: object) -> None:
         end(self, *what)
         over.release()
 
-    monkeypatch.setattr(PoolDriver, "_end", told)
+    monkeypatch.setattr(PoolDriver, "_end", ends)
     begun = threading.Barrier(JOBS + 1)
 
     def what(routine: Routine) -> object:
@@ -97,7 +97,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
     return start
 
 
-def rested(runs: dict[str, Run]) -> dict[str, JobState]:
+def stopped(runs: dict[str, Run]) -> dict[str, JobState]:
     return {job_id: run.wait(PATIENCE) for job_id, run in runs.items()}
 
 
@@ -106,7 +106,7 @@ def test_steps_of_several_jobs_that_are_over_share_one_write(together):
     runs: dict[str, Run] = {}
     with Runtime(store=store) as runtime:
         together(runtime, runs)
-        jobs = rested(runs)
+        jobs = stopped(runs)
     assert [str(n) for n in range(JOBS)] == sorted(store.groups[0])
     for job in jobs.values():
         assert job == Runtime(store=store).load(job.job_id)
@@ -130,7 +130,7 @@ def test_no_two_steps_of_a_job_share_a_write():
         flow.add_routine(Counts(lambda _: 1), name)
         flow.connect("counts", "out", name, "more")
     with Runtime(store=store) as runtime:
-        jobs = rested({str(n): flow.start("counts", runtime=runtime) for n in range(20)})
+        jobs = stopped({str(n): flow.start("counts", runtime=runtime) for n in range(20)})
     assert all(len(set(group)) == len(group) for group in store.groups)
     assert {JobStatus.COMPLETED} == {job.status for job in jobs.values()}
 
@@ -147,7 +147,7 @@ def test_a_row_that_is_refused_breaks_its_job_and_no_other(together):
         together(runtime, runs)
         with pytest.raises(LeaseLostError, match="'5' belongs to 'another host' now"):
             runs.pop("5").wait(PATIENCE)
-        jobs = rested(runs)
+        jobs = stopped(runs)
     assert {"2"} == {j for j, job in jobs.items() if job.status is not JobStatus.COMPLETED}
 
 
@@ -159,13 +159,13 @@ def test_a_store_that_fails_breaks_the_jobs_of_the_write_and_none_has_believed_i
                 super().append_all(appends)
             raise OSError("the disk is gone")
 
-    class Told:
+    class Sees:
         def on_commit(self, job, commit):
             assert "start" == commit.kind
 
     store = FailingStore()
     runs: dict[str, Run] = {}
-    with Runtime(store=store, observers=[Told()]) as runtime:
+    with Runtime(store=store, observers=[Sees()]) as runtime:
         flow = together(runtime, runs)
         for run in runs.values():
             with pytest.raises(OSError, match="the disk is gone"):
@@ -191,7 +191,7 @@ def test_an_observer_may_end_another_job_of_the_same_write(together):
     store = NotedStore()
     with Runtime(store=store, observers=[Canceller()]) as runtime:
         together(runtime, runs)
-        jobs = rested(runs)
+        jobs = stopped(runs)
         assert [] == runtime.observer_failures
     victim = jobs.pop(cancelled[0])
     assert ["start", "done", "cancelled"] == [*map(kind, victim.commits)]

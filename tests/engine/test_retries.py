@@ -254,10 +254,10 @@ def test_the_last_failure_is_kept_with_its_traceback_and_those_before_without():
 @MODES
 @pytest.mark.parametrize("last", ["stop", "continue", "skip"])
 def test_a_routine_reports_each_task_that_it_gives_up_by_its_event_named_error(workers, last):
-    told: list[dict[str, object]] = []
+    reports: list[dict[str, object]] = []
 
     def hears(self, **facts):
-        told.append(facts)
+        reports.append(facts)
 
     fields = ["error_type", "message", "task_id", "slot", "attempt", "payload"]
     lossy = Works(fails(9), retrying(max_retries=1, on_exhausted=last), error=fields)
@@ -275,7 +275,7 @@ def test_a_routine_reports_each_task_that_it_gives_up_by_its_event_named_error(w
             "attempt": 2,
             "payload": {"n": [1]},
         }
-    ] == (told or [t.payload for t in job.pending_tasks if t.routine_id == "hears"])
+    ] == (reports or [t.payload for t in job.pending_tasks if t.routine_id == "hears"])
 
 
 # --- planned and actual ---------------------------------------------------------------------------
@@ -370,7 +370,7 @@ class Hangs:
         self.began = threading.Semaphore(0)
         self.let_go = threading.Event()
         self.contexts: list[Context] = []
-        self.told: list[BaseException] = []
+        self.errors: list[BaseException] = []
         self.over = threading.Semaphore(0)
 
     def body(self, routine: Routine, n: object = 0) -> None:
@@ -389,7 +389,7 @@ class Hangs:
             try:
                 late()
             except NoActiveStepError as error:
-                self.told.append(error)
+                self.errors.append(error)
         self.over.release()
 
 
@@ -416,7 +416,7 @@ def test_a_handler_that_hangs_is_given_up_at_its_timeout_and_can_do_nothing_more
         before = jobs[0].copy()
         hangs.let_go.set()
         assert hangs.over.acquire(timeout=PATIENCE)
-    assert [NoActiveStepError] * 3 == [type(error) for error in hangs.told]
+    assert [NoActiveStepError] * 3 == [type(error) for error in hangs.errors]
     assert before == jobs[0]
     assert ["start", "retry", "done", "done"] == kinds(jobs[0])
     assert JobStatus.COMPLETED is jobs[0].status

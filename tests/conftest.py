@@ -1,4 +1,4 @@
-"""Fixtures of all tests: servers that end with the session, a plain environment, pytest's test bed."""
+"""Fixtures of all tests: servers that end with the session, and a plain environment."""
 
 from __future__ import annotations
 

@@ -450,25 +450,6 @@ def test_an_async_handler_under_a_running_loop_fails_with_the_advice_to_use_aexe
     assert 0 == job.retry_count()
 
 
-def test_aexecute_lets_the_event_loop_run():
-    async def both():
-        heard: list[str] = []
-        let_go = threading.Event()
-
-        def waits(self):
-            assert let_go.wait(PATIENCE)
-
-        with Runtime(clock=FakeClock()) as runtime:
-            job = asyncio.ensure_future(chain(a=waits).aexecute("a", runtime=runtime))
-            for i in range(3):
-                await asyncio.sleep(0)
-                heard.append(f"tick {i}")
-            let_go.set()
-            return (await job).status, heard
-
-    assert (JobStatus.COMPLETED, ["tick 0", "tick 1", "tick 2"]) == asyncio.run(both())
-
-
 def test_cancelling_the_task_that_awaits_a_job_cancels_the_job():
     watcher = Watcher()
 

@@ -70,6 +70,7 @@ _ELSEWHERE: Final = ("module-state",)
 """Kinds that show only in another process, which is compared with the run in this one."""
 _OF_VIEWS: Final = (
     "status-differs",
+    "attempts-differ",
     "state-differs",
     "shared-differs",
     "outputs-differ",
@@ -177,27 +178,21 @@ def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, ce
             return f"{call_text(call, cells - len(tail))}{tail}"
     if disturbed is None or disturbed.host.job is None:
         return what
-    if finding.kind in ("attempts-differ", "budget-reset") and finding.routine is not None:
-        before = _attempts(known.view, finding.routine)
-        after = _attempts(view_of(disturbed.host.job, disturbed.world), finding.routine)
-        if before != after:
-            return f"{finding.routine} attempted {after}x, undisturbed run {before}x"
     if finding.kind == "module-state" and finding.routine is not None:
         name = finding.path.partition(".")[2]
         head = f"{shorten(finding.routine, 30, 'both')} keeps progress in "
         return head + shorten(name, max(10, cells - width(head)), "both")
     if finding.kind in _OF_VIEWS and finding.rows:
         name, before, after = finding.rows[0]
+        if name.endswith(" attempts"):
+            name = name.removesuffix(" attempts")
+            return f"{name} attempted {after}x, undisturbed run {before}x"
         tail = f" is {shorten(after, 20)}, undisturbed run {shorten(before, 20)}"
         for part in ("outputs ", "emissions ", "tasks "):
             name = name.removeprefix(part)
         name = "the job" if name == "status" else name
         return shorten(name, cells - width(tail), "both") + tail
     return what
-
-
-def _attempts(view: dict[str, Any], routine: str) -> object:
-    return view["routines"].get(routine, {}).get("attempts") if view else None
 
 
 def _cause(

@@ -93,13 +93,11 @@ class Machine:
 
         None if no task can start before the next commit.
         """
-        if self.job.status is not _RUNNING or (self._flights and self._full()):
+        flying = len(self._flights)
+        if self.job.status is not _RUNNING or flying >= self._width or (flying and self._alone):
             return None
         first = self._schedule.first()
         return None if first is None or (first.conflicts and self._must_wait(first)) else first
-
-    def _full(self) -> bool:
-        return self._alone or len(self._flights) >= self._width
 
     def startable(self, now: int) -> list[PendingTask]:
         """Return the tasks that may start now, first choice first."""

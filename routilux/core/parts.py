@@ -317,30 +317,16 @@ _ROUTINE_STATE: codec.Fields = {
     "error": (dict, type(None)),
 }
 _PENDING_TASK: codec.Fields = {
-    "task_id": str,
-    "routine_id": str,
-    "slot": str,
-    "payload": dict,
-    "emission": int,
-    "seq": int,
-    "position": int,
-    "due_ns": int,
-    "attempt": int,
-    "retries": int,
-    "delay_ns": _MAYBE_INT,
-    "first_started_ns": _MAYBE_INT,
-    "conflicts": int,
+    **dict.fromkeys(("task_id", "routine_id", "slot"), str),
+    **dict.fromkeys(("emission", "seq", "position", "due_ns"), int),
+    **dict.fromkeys(("attempt", "retries", "conflicts"), int),
+    **dict.fromkeys(("delay_ns", "first_started_ns"), _MAYBE_INT),
+    **dict.fromkeys(("payload", "effects"), dict),
     "failed": bool,
-    "effects": dict,
 }
 _OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
 _DROPPED_TASK: codec.Fields = {
-    "seq": int,
-    "task_id": str,
-    "routine_id": str,
-    "slot": str,
-    "payload": dict,
-    "attempt": int,
-    "outcome": str,
-    "error": dict,
+    **dict.fromkeys(("task_id", "routine_id", "slot", "outcome"), str),
+    **dict.fromkeys(("seq", "attempt"), int),
+    **dict.fromkeys(("payload", "error"), dict),
 }

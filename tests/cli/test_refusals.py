@@ -92,7 +92,7 @@ def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What stands in a folder, and when it was written last."""
+    """The contents and the last change of every file of a folder."""
     return {
         path.name: (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
         for path in folder.iterdir()

@@ -72,7 +72,7 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
     end = PoolDriver._end
 
     def told(self: PoolDriver, *what: object) -> None:
-        end(self, *what)  # type: ignore[arg-type]  # whatever the driver hands on
+        end(self, *what)
         over.release()
 
     monkeypatch.setattr(PoolDriver, "_end", told)
@@ -101,7 +101,7 @@ def rested(runs: dict[str, Run]) -> dict[str, JobState]:
     return {job_id: run.wait(PATIENCE) for job_id, run in runs.items()}
 
 
-def test_steps_of_several_jobs_that_are_over_share_one_write(together: Together) -> None:
+def test_steps_of_several_jobs_that_are_over_share_one_write(together):
     store = NotedStore()
     runs: dict[str, Run] = {}
     with Runtime(store=store) as runtime:
@@ -122,7 +122,7 @@ def kind(commit: Commit) -> str:
     return commit.kind
 
 
-def test_no_two_steps_of_a_job_share_a_write() -> None:
+def test_no_two_steps_of_a_job_share_a_write():
     store = NotedStore()
     flow = Flow("wide", execution_strategy="concurrent", max_workers=4)
     flow.add_routine(Counts(lambda _: 1), "counts")
@@ -135,9 +135,9 @@ def test_no_two_steps_of_a_job_share_a_write() -> None:
     assert {JobStatus.COMPLETED} == {job.status for job in jobs.values()}
 
 
-def test_a_row_that_is_refused_breaks_its_job_and_no_other(together: Together) -> None:
+def test_a_row_that_is_refused_breaks_its_job_and_no_other(together):
     class TakenStore(NotedStore):
-        def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        def append_all(self, appends):
             if not self.groups:
                 self.claim("5", 2, b"{}", "another host", stopped=False)
             return super().append_all(appends)
@@ -152,17 +152,15 @@ def test_a_row_that_is_refused_breaks_its_job_and_no_other(together: Together) -
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
-def test_a_store_that_fails_breaks_the_jobs_of_the_write_and_none_has_believed_it(
-    together: Together, kept: bool
-) -> None:
+def test_a_store_that_fails_breaks_the_jobs_of_the_write_and_none_has_believed_it(together, kept):
     class FailingStore(NotedStore):
-        def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        def append_all(self, appends):
             if kept:
                 super().append_all(appends)
             raise OSError("the disk is gone")
 
     class Told:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             assert "start" == commit.kind
 
     store = FailingStore()
@@ -174,16 +172,16 @@ def test_a_store_that_fails_breaks_the_jobs_of_the_write_and_none_has_believed_i
                 run.wait(PATIENCE)
             assert 1 == run.job.seq
         assert [] == runtime.observer_failures
-    flow.routines["counts"].what = lambda _: 3  # type: ignore[attr-defined]  # Counts has it
+    flow.routines["counts"].what = lambda _: 3
     with Runtime(store=store) as runtime:
         job = runtime.load("1")
         assert (2 if kept else 1) == job.seq
         assert {"value": 1 if kept else 3} == flow.resume(job, runtime=runtime).shared_data
 
 
-def test_an_observer_may_end_another_job_of_the_same_write(together: Together) -> None:
+def test_an_observer_may_end_another_job_of_the_same_write(together):
     class Canceller:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             if commit.kind is CommitKind.DONE and not cancelled:
                 cancelled.append("7" if job.job_id != "7" else "6")
                 runs[cancelled[0]].cancel()

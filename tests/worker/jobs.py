@@ -55,8 +55,8 @@ def stands_still(store: MemoryStore, meanwhile: Callable[[], None]) -> None:
 
     def acquires(owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         acquired = acquire(owner, flow_ids, lease_ns)
-        store.acquire = acquire  # type: ignore[method-assign]
+        store.acquire = acquire
         meanwhile()
         return acquired
 
-    store.acquire = acquires  # type: ignore[method-assign]
+    store.acquire = acquires

@@ -26,14 +26,14 @@ from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
 from tests.worker.jobs import (
     TAKEN_OVER,
     retrying,
-    stands_still,
     statuses,
     story,
+    suspends,
     worker,
     working,
 )
 
-# From Python 3.12 on it tells so, and what it warns of is what is tested here.
+# Python 3.12 and later warn of a fork with threads, which is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
@@ -61,7 +61,7 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
     def stolen(self):
         ran.append(self.ctx.job_id)
         if len(ran) == 1:
-            # As if this host had stood still until its lease was over, and another came.
+            # As if this host was suspended until its lease ended, and another host came.
             store._jobs[self.ctx.job_id].free_at = 0
             assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
 
@@ -74,7 +74,7 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "paused"])
-def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_left_it(
+def test_a_host_that_was_suspended_after_it_acquired_a_job_leaves_it_as_others_left_it(
     status, runtime, store, clock
 ):
     def ends(self):
@@ -85,7 +85,7 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
 
-    def others_go_on():
+    def others_resume_it():
         clock.advance(11)
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
@@ -95,14 +95,14 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
             else:
                 worker(other, flow, lease=10).run(until_idle=True)
 
-    stands_still(store, others_go_on)
+    suspends(store, others_resume_it)
     host.run(until_idle=True)
     job = runtime.load(job_id)
     assert status == job.status.value
-    assert 3 == job.seq, "who had stood still went on with it"
+    assert 3 == job.seq, "the suspended host resumed it"
 
 
-def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without_a_lease(
+def test_a_host_that_was_suspended_after_it_acquired_a_job_never_drives_it_without_a_lease(
     runtime, store, clock, caplog
 ):
     caplog.set_level("INFO")
@@ -119,7 +119,7 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without
         assert job_id == acquire(store, "b, who dies", [flow.flow_id], 10 * SECOND)
         clock.advance(11)
 
-    stands_still(store, another_host_takes_it_and_dies)
+    suspends(store, another_host_takes_it_and_dies)
     worker(runtime, flow, lease=10).run(until_idle=True)
     assert [clock.now_ns() + 10 * SECOND] == leases
     assert f"job {job_id!r} belongs to 'b, who dies' now; commit 2 of" in caplog.text
@@ -131,7 +131,7 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
 
     def affects(self):
         if not done:
-            # As if this host had stood still until its lease was over, and another came.
+            # As if this host was suspended until its lease ended, and another host came.
             store._jobs[self.ctx.job_id].free_at = 0
             assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
             with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
@@ -144,7 +144,7 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
     worker(runtime, flow).run(until_idle=True)
     kinds = story(runtime, job_id)
     assert ["start", "resumed", "resumed", "effect", "done"] == kinds
-    assert ["late", "again"] == done, "what is not recorded is done by whoever has the job"
+    assert ["late", "again"] == done, "the owner of the job runs an effect that is not recorded"
 
 
 def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(

@@ -143,13 +143,13 @@ def test_what_the_store_raises_ends_the_worker(clock):
 
 
 def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path):
-    def told(self):
+    def terminates(self):
         os.kill(os.getpid(), signal.SIGTERM)
         self.emit("out", n=1)
 
     before = signal.getsignal(signal.SIGTERM)
     with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
-        flow = chain(a=told, b=rest)
+        flow = chain(a=terminates, b=rest)
         job_id = runtime.submit(flow, "a")
         worker(runtime, flow).run()
         assert runtime.load(job_id).seq >= 3

@@ -189,6 +189,13 @@ The value is removed if `DROPPED`; if `DOUBLED`, the last entry of a list is rep
 """
 
 # The commits of the job at retry 2: 0 start, 1 done, 2 effect, 3 retry, 4 retry.
+FIRST_TASK = {
+    "task_id": "0.0",
+    "routine_id": "process",
+    "slot": "i",
+    "emission": -1,
+    "payload": {},
+}
 JOB: list[Row] = [
     ("status", "lost", None, "'lost' is not a valid JobStatus"),
     ("status", "failed", None, "contradicts the job's commits"),
@@ -210,7 +217,7 @@ JOB: list[Row] = [
     ("commits[1].kind", "undone", "commits[1]", "'undone' is not a valid CommitKind"),
     ("commits[2].detail", {}, "commits[2].detail.name", "is missing"),
     ("commits[1].tasks[0].emission", 7, None, "the commit has no emission 7"),
-    ("commits[1].tasks[0].emission", -1, None, "only the task that a job starts with"),
+    ("commits[1].tasks[0]", FIRST_TASK, "commits[1].tasks[0].emission", "only the task that a job"),
     ("commits[4].at_ns", 0, "commits[4]", "it is earlier than the one before"),
     ("commits[1].started_ns", 10000000000000000000, "commits[1]", "its attempt starts after it"),
     ("commits[3].delay_ns", 1, "commits[3]", "its due_ns is not its at_ns plus its delay_ns"),

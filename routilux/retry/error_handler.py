@@ -75,26 +75,9 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     """
 
     __slots__ = (
-        "_ceiling_ns",
-        "_delays",
-        "_sealed",
-        "_spread",
-        "_verdicts",
-        "deadline",
-        "deadline_ns",
-        "jitter",
-        "max_delay",
-        "max_retries",
-        "most_retries",
-        "non_retryable_exceptions",
-        "on_exhausted",
-        "retry_backoff",
-        "retry_count",
-        "retry_delay",
-        "retryable_exceptions",
-        "strategy",
-        "timeout",
-        "timeout_ns",
+        *CHECKS,
+        *("_ceiling_ns", "_delays", "_sealed", "_spread", "_verdicts"),
+        *("deadline_ns", "most_retries", "retry_count", "timeout_ns"),
     )
 
     def __init__(

@@ -1,15 +1,15 @@
-"""What happened, as typed records: `ExecutionMonitor`, fed by commits.
+"""`ExecutionMonitor`: typed records of events, data flows, state changes and retries of jobs.
 
-Laws:
-- A monitor knows commits and nothing else, so it can be rebuilt from a job on any host.
-- Its times are the job's, exact, in nanoseconds.
-- An observer is told after a commit is durable; it can't change it and can't break the job.
+Invariants:
+- A monitor reads only commits, so it can be rebuilt from a job on any host.
+- Its times are those of the job, exact, in nanoseconds.
+- An observer gets a commit after it is durable; it can't change the commit or break the job.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from routilux.clocks.durations import from_ns
 from routilux.core.commits import Commit, CommitKind, HistoryRecord, history_length, history_of
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DataFlow", "ExecutionMonitor", "Observer", "Retry", "StateChange"]
 
-# Looking a member up at its enum costs as much as a call.
+# To look up a member of an enum costs as much as a call.
 _CONFLICT = CommitKind.CONFLICT
 _DONE = CommitKind.DONE
 _EFFECT = CommitKind.EFFECT
@@ -35,14 +35,14 @@ _START = CommitKind.START
 
 
 class Observer(Protocol):
-    """Hears of every commit of a runtime's jobs, in order, one at a time.
+    """Gets every commit of a runtime's jobs, in order, one at a time.
 
-    A method `on_step(job, step)`, if there is one, hears of each step that starts; that is not
-    durable. What an observer raises is logged and counted, and changes nothing.
+    An optional method `on_step(job, step)` gets each step that starts; steps are not durable. An
+    error that an observer raises is logged and counted, and changes nothing else.
     """
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Hear of a commit that was accepted; `job` must not be changed."""
+        """Handle an accepted commit; the method must not change `job`."""
 
 
 @dataclass(slots=True)
@@ -62,7 +62,7 @@ class DataFlow:
 
 @dataclass(slots=True)
 class StateChange:
-    """A routine's status changed, by the end of attempt `attempt` with `retry_count` retries."""
+    """A new status of a routine, after attempt `attempt` with `retry_count` retries."""
 
     job_id: str
     seq: int
@@ -76,10 +76,10 @@ class StateChange:
 
 @dataclass(slots=True)
 class Retry:
-    """One retry of a task: its number from 1, the planned delay, and when it really began.
+    """One retry of a task: its number from 1, its planned delay, and its real start.
 
-    `failed_ns` is when attempt `attempt` failed, `due_ns` when the next was due, `started_ns`
-    when it began; None while it has not ended.
+    Attempt `attempt` failed at `failed_ns`; the next attempt was due at `due_ns` and started at
+    `started_ns`, which is None until that attempt has ended.
     """
 
     job_id: str
@@ -105,7 +105,7 @@ class Retry:
 
     @property
     def actual_ns(self) -> int | None:
-        """How long it really waited, in nanoseconds; None while the next attempt has not ended."""
+        """The real wait in nanoseconds; None until the next attempt has ended."""
         return None if self.started_ns is None else self.started_ns - self.failed_ns
 
 
@@ -114,10 +114,10 @@ def _delivered(commit: Commit) -> Sequence[Task]:
 
 
 class ExecutionMonitor:
-    """An observer that keeps what happened as typed records.
+    """An observer that keeps typed records of its jobs.
 
     `events` are history records, `data_flows` deliveries, `state_changes` those of routines,
-    `retries` planned and actual waits, `commits` all commits in the order in which they came.
+    `retries` planned and actual waits, `commits` all commits in their order.
 
     >>> ExecutionMonitor().summary()
     {'events': 0, 'data_flows': 0, 'state_changes': 0}
@@ -130,18 +130,18 @@ class ExecutionMonitor:
         self.state_changes: list[StateChange] = []
         self.retries: list[Retry] = []
         self._states: dict[tuple[str, str], RoutineState] = {}
-        self._last: dict[tuple[str, str], Retry] = {}  # of each task that spent any
+        self._last: dict[tuple[str, str], Retry] = {}  # the last retry of each task
 
     @classmethod
     def of(cls, job: JobState) -> ExecutionMonitor:
-        """Return the monitor that would have watched a job from its first commit."""
+        """Return a monitor that has observed all commits of a job."""
         monitor = cls()
         for commit in job.commits:
             monitor.on_commit(job, commit)
         return monitor
 
     def summary(self) -> dict[str, int]:
-        """Return how many events, data flows and state changes there were."""
+        """Return the numbers of events, data flows and state changes."""
         return {
             "events": len(self.events),
             "data_flows": len(self.data_flows),
@@ -150,7 +150,7 @@ class ExecutionMonitor:
 
     @classmethod
     def summary_of(cls, job: JobState) -> dict[str, int]:
-        """Return the summary of the monitor `of` a job; events and data flows are only counted."""
+        """Return the summary of a job without keeping its events and data flows."""
         monitor = cls()
         events = data_flows = 0
         for commit in job.commits:
@@ -161,7 +161,7 @@ class ExecutionMonitor:
         return {"events": events, "data_flows": data_flows, "state_changes": state_changes}
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Add what a commit tells."""
+        """Add the records of a commit."""
         job_id = job.job_id
         self.events += history_of(commit)
         for task in _delivered(commit):
@@ -185,12 +185,13 @@ class ExecutionMonitor:
         kind = commit.kind
         if kind is _RESUMED:
             self._resumed(job_id, commit)
-            return
-        task_id, routine_id = commit.task_id, commit.routine_id
-        if task_id is None or routine_id is None:
-            return
-        if kind is not _EFFECT and kind is not _CONFLICT:
-            self._attempted(job_id, task_id, routine_id, commit)
+        elif (
+            commit.task_id is not None
+            and commit.routine_id is not None
+            and kind is not _EFFECT
+            and kind is not _CONFLICT
+        ):
+            self._attempted(job_id, commit.task_id, commit.routine_id, commit)
 
     def _attempted(self, job_id: str, task_id: str, routine_id: str, commit: Commit) -> None:
         task = job_id, task_id
@@ -226,18 +227,10 @@ class ExecutionMonitor:
         else:
             state.error_continued += 1
         if state.status is not before:
-            self.state_changes.append(
-                StateChange(
-                    job_id,
-                    commit.seq,
-                    commit.at_ns,
-                    routine_id,
-                    before,
-                    state.status,
-                    commit.attempt,
-                    spent,
-                )
-            )
+            self._changed(job_id, commit, routine_id, before, state.status, commit.attempt, spent)
+
+    def _changed(self, job_id: str, commit: Commit, *change: Any) -> None:
+        self.state_changes.append(StateChange(job_id, commit.seq, commit.at_ns, *change))
 
     def _resumed(self, job_id: str, commit: Commit) -> None:
         for (job, _), retry in self._last.items():
@@ -249,11 +242,7 @@ class ExecutionMonitor:
             if job == job_id and state.failed:
                 before = state.status
                 state.failed = 0
-                self.state_changes.append(
-                    StateChange(
-                        job_id, commit.seq, commit.at_ns, routine_id, before, state.status, 0, 0
-                    )
-                )
+                self._changed(job_id, commit, routine_id, before, state.status, 0, 0)
         for key in [key for key in self._last if key[0] == job_id]:
             if self._failed_last(key):
                 del self._last[key]

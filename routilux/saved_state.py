@@ -4,11 +4,11 @@ Invariants:
 - A document is a copy, not a lock: any number of hosts may resume the job from it.
 - It is captured between two commits; steps in flight are pending in it.
 - Capturing changes neither the flow nor the job.
-- A crash while it is written leaves the old file or the new one; see `atomic`.
-- The digest covers every byte before its own member. It shows damage, not an attack: for a file
-  that other people could change there is a signature, checked before anything is parsed.
-- Reading the content of a file raises nothing but `SavedStateError`; a file that can't be opened
-  raises the system's `OSError`.
+- A crash during a write leaves the old file or the new file; see `atomic_write`.
+- The digest covers every byte before its own member. It shows damage, not an attack. A signature
+  protects a file that other people can change; it is checked before anything is parsed.
+- No content of a file raises anything but `SavedStateError`; a file that can't be opened raises
+  the system's `OSError`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _FIELDS: codec.Fields = {
 
 @dataclass(slots=True, eq=False)
 class SavedState:
-    """A flow and a job as they were saved together; `saved_at_ns` is UTC nanoseconds.
+    """A flow and a job that are saved together; `saved_at_ns` is UTC nanoseconds.
 
     >>> import tempfile, pathlib
     >>> from routilux import Flow, Routine
@@ -58,7 +58,7 @@ class SavedState:
     ...         super().__init__()
     ...         self.define_slot("trigger", handler=self.hello)
     ...     def hello(self):
-    ...         self.ctx.state["said"] = "hello"
+    ...         self.ctx.state["word"] = "hello"
     >>> flow = Flow("greeting")
     >>> _ = flow.add_routine(Hello(), "hello")
     >>> job = flow.execute("hello")
@@ -77,29 +77,29 @@ class SavedState:
 
     @property
     def saved_at(self) -> float:
-        """When it was saved, in seconds since 1970, by the clock that drove the job."""
+        """When it was saved, in seconds since 1970, by the clock of the job's runtime."""
         return self.saved_at_ns / SECOND
 
     @property
     def retry_count(self) -> int:
-        """The most retries that any task had spent."""
+        """The most retries of any task."""
         return self.job.retry_count()
 
     @classmethod
     def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
         """Capture a job as it is now; call this while no step commits, or from an observer.
 
-        The counts of `monitor` are saved; by default they are those of the job's commits. Raises
-        `UnserializableError` for a value that has no saved form.
+        It saves the counts of `monitor`, by default those of the job's commits. Raises
+        `UnserializableError` for a value without a saved form.
         """
         own = job.copy()
         now = job.clock_ns() if job.clock_ns is not None else SystemClock().now_ns()
-        now -= now % 1000  # what a float of seconds and ISO text both hold
+        now -= now % 1000  # the precision of ISO text
         summary = ExecutionMonitor.summary_of(own) if monitor is None else monitor.summary()
         return cls(flow, own, now, summary, _texts(flow, own))
 
     def to_bytes(self, *, key: bytes | None = None) -> bytes:
-        """Return the document's text, with its digest, and signed if there is a `key`; see `write`.
+        """Return the document's text with its digest, and with a signature if a `key` is given.
 
         >>> from routilux import Flow, JobState
         >>> flow, key = Flow("empty"), b"sixteen bytes or more"
@@ -108,7 +108,7 @@ class SavedState:
         'job-1'
         >>> SavedState.from_bytes(text, key=b"the key of others").job.job_id
         Traceback (most recent call last):
-        routilux.CorruptStateError: $.signature: is not that of this key: the file was...
+        routilux.CorruptStateError: $.signature: does not match this key: the file was...
         """
         try:
             mac = new_mac(key)
@@ -128,18 +128,18 @@ class SavedState:
             "job_state": job,
             **{name: codec.dumps(value) for name, value in counts.items()},
         }
-        # One line a member, so that the head and the counts can be read at a glance.
+        # One line a member, so that people find the counts.
         lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
         text = codec.bounded("{" + ",\n".join(lines) + "}")
         return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
-        """Write the document to a file, in one piece or not at all (mode 0600).
+        """Write the document to a file atomically, with mode 0600.
 
         With a `key` of at least 16 bytes it is signed by HMAC-SHA256, for a file that other people
-        could change: reading it with that key returns what was written, or raises. The file is
-        not encrypted. Raises `UnserializableError` for a value that has no saved form, `OSError`
-        where the file can't be written, `TypeError` and `ValueError` for an invalid key.
+        can change: reading it with that key returns the written state, or raises. The file is not
+        encrypted. Raises `UnserializableError` for a value without a saved form, `OSError` if the
+        file can't be written, `TypeError` and `ValueError` for an invalid key.
         """
         try:
             data = self.to_bytes(key=key)
@@ -153,12 +153,12 @@ class SavedState:
     ) -> Self:
         """Read a document from a file.
 
-        The routine classes of the flow must have been imported. `verify=False` ignores the digest,
-        for a file that was edited by hand. With a `key` only a file is read that was written with
-        it and not changed in any byte, whatever `verify` is; without one a signed file is read
-        like any other. Raises `OSError` where there is no file, `SavedStateError` for a file that
-        is damaged, of another program, of a newer version or not signed with the key, and
-        `TypeError` and `ValueError` for an invalid key.
+        The routine classes of the flow must be imported before. `verify=False` ignores the digest,
+        for a file that was edited by hand. With a `key` the file must have been written with that
+        key and not changed, whatever `verify` is; without a key a signature is ignored. Raises
+        `OSError` if the file can't be opened; `SavedStateError` if it is damaged, of another
+        program, of a newer version or not signed with the key; `TypeError` and `ValueError` for
+        an invalid key.
         """
         try:
             return cls.from_bytes(_content(path), verify=verify, key=key)
@@ -179,7 +179,7 @@ class SavedState:
         if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
             raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
         if not data.strip():
-            raise CorruptStateError("$", "the file is empty; the state was never written to it")
+            raise CorruptStateError("$", "is empty: no state was written to it; restore a copy")
         text = without_digest(data, mac, verify=verify)
         if text is not None:
             data = text
@@ -213,7 +213,7 @@ class SavedState:
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
-    # Reads no more than a document can have: a device would never end.
+    # Reads no more than a document can have, because a device may never end.
     left = codec.MAX_BYTES + DIGEST_BYTES
     pieces: list[bytes] = []
     with Path(path).open("rb") as file:
@@ -233,9 +233,9 @@ def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
 def _handler_retries(
     flow: dict[str, Any], job: JobState
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Yield each error handler of a saved flow: its path, its data, the retries spent under it.
+    """Yield the path, the data and the retries of each error handler of a saved flow.
 
-    The handler of the flow counts for the routines that have none of their own.
+    The handler of the flow has the most retries of the routines without a handler of their own.
     """
     most = 0
     for index, routine in enumerate(flow["routines"]):
@@ -254,7 +254,7 @@ def _history_length(job: JobState) -> int:
 
 
 def _saved_at(text: str, seconds: float) -> int:
-    # The text is exact; a float of seconds loses microseconds in far centuries.
+    # The text is exact; a float of seconds loses microseconds in distant centuries.
     try:
         found = instant_ns(text)
         if from_ns(found).isoformat() != text:
@@ -269,5 +269,6 @@ def _saved_at(text: str, seconds: float) -> int:
 def _refuse_without_digest(data: bytes) -> Never:
     loads_versioned(data)  # raises for a text that is cut off, newer or of another program
     raise CorruptStateError(
-        "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
+        "$.digest",
+        "is missing at the end; read(path, verify=False) reads it all the same",
     )

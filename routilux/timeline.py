@@ -1,11 +1,11 @@
-"""What a job did, line by line, as plain texts with the names of styles: a terminal is not needed.
+"""Timeline of a job: its commits as lines of text with the names of styles.
 
 Invariants:
-- Lines are made from commits alone, so that any host tells the same story of the same job.
+- Lines are made from commits alone, so that every host shows the same lines of a job.
 - Times count from the job's start and are written from integer nanoseconds.
-- Payloads are told by what they hold (counts, first items, keys), never in full.
-- The plugin's reports and the command line tell the same story. A `thorough` one leaves out no
-  commit, and tells places, waits and reasons too.
+- Payloads are summarized (counts, first items, keys), never shown in full.
+- The plugin's reports and the command line use the same lines. A `thorough` timeline has every
+  commit, and adds places, waits and reasons.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ STATUS_STYLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: a mark and a time, both empty where it belongs to the line before it.
+    """One line: a mark, a time and a text; without mark and time it continues the line before.
 
-    One that is `cut` stays one line, however narrow the terminal.
+    A line with `cut` is cut to the width of the terminal, not wrapped.
     """
 
     mark: str
@@ -104,13 +104,11 @@ def job_lines(
     *,
     thorough: bool = False,
 ) -> Iterator[Line]:
-    """Tell what a job did by its commits, which `monitor` has watched."""
-    return _Story(monitor, job_id, commits, start_ns, thorough).lines()
+    """Yield the lines of a job from its commits, which `monitor` has observed."""
+    return _Timeline(monitor, job_id, commits, start_ns, thorough).lines()
 
 
-class _Story:
-    """The lines of one job."""
-
+class _Timeline:
     def __init__(
         self,
         monitor: ExecutionMonitor,
@@ -124,7 +122,7 @@ class _Story:
         self._thorough = thorough
         self._before = start
         retries = [retry for retry in monitor.retries if retry.job_id == job_id]
-        # Which retry, from 1, each failed attempt led to, and how long the next one then waited.
+        # The number of the retry that each failed attempt led to, and the wait of each attempt.
         self._numbers = {(retry.task_id, retry.attempt): retry.number for retry in retries}
         self._waits = {(r.task_id, r.attempt + 1): r.actual_ns for r in retries}
         self._changes: dict[int, StateChange] = {
@@ -134,10 +132,10 @@ class _Story:
 
     def lines(self) -> Iterator[Line]:
         for commit in self._commits:
-            yield from self._told(commit)
+            yield from self._commit(commit)
             self._before = commit.at_ns
 
-    def _told(self, commit: Commit) -> Iterator[Line]:
+    def _commit(self, commit: Commit) -> Iterator[Line]:
         kind = commit.kind
         who = f"{commit.routine_id} attempt {commit.attempt}: "
         if kind is CommitKind.START:
@@ -186,7 +184,7 @@ class _Story:
             parts.append((f" → retry {number} in {delay} s", "yellow"))
         elif commit.kind is CommitKind.DROPPED:
             parts.append((f" → dropped as {(commit.detail or {})['as']}", "yellow"))
-        if not self._thorough:  # one line a failure, whatever it says
+        if not self._thorough:
             yield self._line("💥", commit, *parts, ": ", (error, "red"), cut=True)
         else:
             yield self._line("💥", commit, *parts, ": ", (shorten(error, _LONGEST_ERROR), "red"))
@@ -265,7 +263,7 @@ def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
 
 
 def summarize(value: object) -> list[str]:
-    """Return what a value holds, in a few words each: counts, first items, keys, scalars."""
+    """Return short texts about a value: its counts, first items, keys or scalars."""
     if not isinstance(value, Mapping):
         return [_items(value) if isinstance(value, _COLLECTIONS) else shorten(str(value))]
     lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
@@ -283,7 +281,7 @@ def summarize(value: object) -> list[str]:
 
 
 def shorten(text: str, longest: int = 48) -> str:
-    """Return a text on one line, cut where it is longer than `longest`."""
+    """Return a text on one line of at most `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
@@ -302,7 +300,7 @@ def _item(item: object) -> str:
 
 
 def _load(payload: Mapping[str, object]) -> str:
-    # What a delivery carries, by its first collection, at most one level down.
+    # Summarizes a payload by its first collection, at most one level down.
     for value in payload.values():
         for inner in (value, *(value.values() if isinstance(value, Mapping) else ())):
             if isinstance(inner, _COLLECTIONS):

@@ -161,7 +161,7 @@ def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
     second: ErrorHandler | None,
     items: list[tuple[int, int]],
     workers: int | None,
-    tells: bool,
+    routed: bool,
 ) -> None:
     def work(self: Routine, n: tuple[int, int]) -> None:
         self.ctx.sleep(n[1])
@@ -171,12 +171,12 @@ def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
             raise ValueError
         self.emit("out", n=n)
 
-    events = {"error": ["message"]} if tells else {}
+    events = {"error": ["message"]} if routed else {}
     a, b = Works(work, first, **events), Works(work, second)
     flow = fan(sends(*items), workers=workers, a=a, b=b)
-    if tells:
-        flow.add_routine(Works(lambda self, **told: None), "told")
-        flow.connect("a", "error", "told", "trigger")
+    if routed:
+        flow.add_routine(Works(lambda self, **payload: None), "errors")
+        flow.connect("a", "error", "errors", "trigger")
     job, monitor = watched(flow, "source")
     assert facts(ExecutionMonitor.of(job)) == facts(monitor)
     assert ExecutionMonitor.summary_of(job) == monitor.summary()

@@ -27,14 +27,14 @@ from pytest_routilux.faults.faults import (
     slot_with_faults,
 )
 from routilux import Commit, FlowDefinitionError, codec
-from routilux.persist.journal import Journal, Row
+from routilux.persist.journal import Journal
 from routilux.persist.rows import without_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from datetime import timedelta
 
-    from routilux import ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
+    from routilux import Append, ErrorHandler, JobStore, Routine, Runtime, Slot, StepInput
     from routilux.engine.driver import Driven
     from routilux.engine.environment import RunStep
     from routilux.graph.messages import StepOutcome
@@ -194,12 +194,12 @@ class _FailingJournal(Journal):
         with failing_write(self._faults.live, commit):
             super().write(job_id, commit, owner, claims=claims, acquired=acquired)
 
-    def append_all(self, added: Sequence[Row]) -> Sequence[Exception | None]:
+    def append_all(self, added: Sequence[Append]) -> Sequence[Exception | None]:
         # One at a time, so that each one counts and a failed one delays no other.
         refusals: list[Exception | None] = []
         for row in added:
             try:
-                commit = Commit.load(codec.loads(without_checksum(row[2], "$")), "$")
+                commit = Commit.load(codec.loads(without_checksum(row.row, "$")), "$")
                 with failing_write(self._faults.live, commit):
                     [refusal] = super().append_all([row])
             except Exception as error:

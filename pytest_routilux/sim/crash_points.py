@@ -1,13 +1,15 @@
-"""Enumerates the crash points of a run: each place where a host can die.
+"""Enumerates the crash points of a run: each moment at which a host can die.
 
 Invariants:
-- Points are enumerated from the undisturbed run, in the order of its world.
-- A point is named by task, attempt and place. So the name stays when the flow around it changes.
+- Points are enumerated from the undisturbed run, in the order of its log.
+- A point is named by its task, its attempt and what the attempt does then. So a change elsewhere in
+  the flow keeps the name.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from itertools import chain, count
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from pytest_routilux.sim.simulator.model import ENDED, Call, CrashPoint
@@ -25,7 +27,7 @@ _LONG: Final = 3600 * SECOND
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
-    """Return every point of an undisturbed run at which a host can die, in their order."""
+    """Return every point of an undisturbed run at which a host can die, in order of the log."""
     return list(_Points(run, documents=documents).all())
 
 
@@ -34,7 +36,7 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """How many commits and effects of the run there are at an instant."""
+    """An instant (UTC nanoseconds), and how many commits and effects the run has then."""
 
     commits: int
     calls: int
@@ -74,7 +76,7 @@ class _Points:
         yield self._point(step, kind, f"{place}.before", f"{who}: before {effect}", before)
         yield self._point(step, kind, place, f"{who}: after {effect}, before its commit", after)
         if call.routine_id not in self._deadlines:
-            text = f"{who}: after {effect}; no host is there for an hour"
+            text = f"{who}: after {effect}; no host runs for an hour"
             yield self._point(step, kind, f"{place}.long", text, after, after.at_ns + _LONG)
 
     def _around_write(self, commit: Commit, before: _Instant) -> Iterator[CrashPoint]:
@@ -104,10 +106,10 @@ class _Points:
         yield self._point(step, "after a write", end, f"{who}: right after {what}", after)
         if self._run.states[after.commits].status in ENDED:
             return
-        text = f"{who}: right after {what}, and again when the next host has just gone on"
+        text = f"{who}: right after {what}, and again when the next host has just resumed"
         yield self._point(step, "in a recovery", f"{end}.recovery", text, after)
         if self._documents:
-            text = f"{who}: right after {what}; the next host has a document of it"
+            text = f"{who}: right after {what}; the next host loads a document of it"
             yield self._point(step, "by document", f"{end}.document", text, after)
         if commit.due_ns is not None and commit.delay_ns:
             yield from self._in_wait(commit, after, who, step)
@@ -128,12 +130,12 @@ class _Points:
             then = _Instant(known, seen - known, at)
             yield self._point(step, "in a wait", f"{place}.{name}", f"{what}, {where}", then)
         if commit.routine_id in self._deadlines:
-            return  # a deadline runs on while no host is alive
+            return  # the deadline would pass while no host runs
         for name, resume, where in (
             ("overdue", due + 1, "until 1 ns after it was due"),
             ("long", due + _LONG, "until an hour after it was due"),
         ):
-            text = f"{what}, at its start; no host is there {where}"
+            text = f"{what}, at its start; no host runs {where}"
             then = after._replace(at_ns=start)
             yield self._point(step, "in a wait", f"{place}.{name}", text, then, resume)
 
@@ -146,11 +148,8 @@ class _Points:
         instant: _Instant,
         resume_ns: int | None = None,
     ) -> CrashPoint:
-        unique = name
-        number = 2
-        while unique in self._names:
-            unique = f"{name}~{number}"
-            number += 1
+        names = chain([name], (f"{name}~{number}" for number in count(2)))
+        unique = next(name for name in names if name not in self._names)
         self._names.add(unique)
         resume_ns = instant.at_ns if resume_ns is None else resume_ns
         return CrashPoint(kind, unique, text, *instant, resume_ns, *step)

@@ -1,9 +1,10 @@
-"""Tries every crash point of a case and judges each outcome.
+"""Runs a case with a crash at each crash point, and checks each outcome.
 
 Invariants:
-- A flow first runs undisturbed, with every perturbation that must not change its result. Only what
-  stays the same then is expected of a run with a crash. A false alarm is worse than a missed bug.
-- Planned points equal executed ones, or the result says that it is no proof.
+- A flow first runs without a crash, with every perturbation that must not change its result. A run
+  with a crash must have only those parts that all these runs have in common. A false alarm is worse
+  than a missed bug.
+- Each planned point is executed, or the result says that it is no proof.
 - The same case gives the same findings in the same order.
 """
 
@@ -17,14 +18,7 @@ from pytest_routilux.sim.conformance.checker import broken_rule
 from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
-from pytest_routilux.sim.oracle import (
-    Expected,
-    compare_effects,
-    trie_of,
-    unstable_key,
-    varying,
-    view_of,
-)
+from pytest_routilux.sim.oracle import compare_effects, unstable_key, varying, view_of
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome, Reference
 from pytest_routilux.sim.simulator.execution import run_variation, variations
@@ -53,18 +47,18 @@ __all__ = ["check_disturbed", "check_undisturbed", "explore", "run_reference"]
 
 
 def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
-    """Run a case undisturbed and with each of its crash points, or with those chosen of them."""
+    """Run a case without a crash and with each of its crash points; `choose` may select points."""
     begun = perf_counter()
     coverage = Coverage()
     if case.store is not None:
         coverage.notes.append(f"each host opens the files anew: store={store_name(case.store)}")
     with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
-        result = _examine(case, start_ns, checks, coverage, choose, hosts)
+        result = _explore(case, start_ns, checks, coverage, choose, hosts)
     coverage.seconds = perf_counter() - begun
     return result
 
 
-def _examine(
+def _explore(
     case: Case,
     start_ns: int,
     checks: Checks,
@@ -72,32 +66,33 @@ def _examine(
     choose: Choose | None,
     hosts: ForkedHosts,
 ) -> Exploration:
-    known = run_reference(case, start_ns, checks, coverage, hosts)
+    reference = run_reference(case, start_ns, checks, coverage, hosts)
     failures: list[tuple[CrashPoint, Finding]] = []
-    kept: dict[Signature, Disturbed] = {}
-    if known.finding is None:
-        run = known.run
-        points = crash_points(run, documents=_has_saved_form(run, coverage))
-        if choose is not None:
-            points = choose(points)
-        coverage.planned.update(point.kind for point in points)
-        for point in points:
-            disturbed = recover(run, point)
-            coverage.runs += len(disturbed.hosts)
-            if disturbed.executed:
-                coverage.executed[point.kind] += 1
-            finding = check_disturbed(known, disturbed, checks)
-            if finding is not None:
-                failures.append((point, finding))
-                best = kept.setdefault(finding.signature, disturbed)
-                if point.simplicity < best.point.simplicity:
-                    kept[finding.signature] = disturbed
-        if checks.view is None and (found := hosts.compare(known, points, failures)):
-            # First, since what such a flow does in one process is misleading.
-            finding, apart = found
-            failures.insert(0, (apart.point, finding))
-            kept[finding.signature] = apart
-    return Exploration(known, failures, coverage, kept)
+    simplest: dict[Signature, Disturbed] = {}
+    if reference.finding is not None:
+        return Exploration(reference, failures, coverage, simplest)
+    run = reference.run
+    points = crash_points(run, documents=_has_saved_form(run, coverage))
+    if choose is not None:
+        points = choose(points)
+    coverage.planned.update(point.kind for point in points)
+    for point in points:
+        disturbed = recover(run, point)
+        coverage.runs += len(disturbed.hosts)
+        if disturbed.executed:
+            coverage.executed[point.kind] += 1
+        finding = check_disturbed(reference, disturbed, checks)
+        if finding is not None:
+            failures.append((point, finding))
+            best = simplest.setdefault(finding.signature, disturbed)
+            if point.simplicity < best.point.simplicity:
+                simplest[finding.signature] = disturbed
+    if checks.view is None and (found := hosts.compare(reference, points, failures)):
+        # It comes first: the other findings of a flow that keeps progress in a module mislead.
+        finding, disturbed = found
+        failures.insert(0, (disturbed.point, finding))
+        simplest[finding.signature] = disturbed
+    return Exploration(reference, failures, coverage, simplest)
 
 
 def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
@@ -112,85 +107,75 @@ def _has_saved_form(run: Undisturbed, coverage: Coverage) -> bool:
 def run_reference(
     case: Case, start_ns: int, checks: Checks, coverage: Coverage, hosts: ForkedHosts | None = None
 ) -> Reference:
-    """Run a case undisturbed with every perturbation, first in another process."""
+    """Run a case without a crash, first in another process, then with every perturbation."""
     if hosts is None:
         with ForkedHosts(case, start_ns, coverage, isolated=checks.isolated) as hosts:
             return run_reference(case, start_ns, checks, coverage, hosts)
     killed = hosts.canary()
     if killed is not None:
-        return Reference(killed.run, {}, frozenset(), finding=killed.finding)
+        return Reference(killed.run, finding=killed.finding)
     run = run_undisturbed(case, start_ns)
     coverage.runs += 1
-    known = Reference(run, {}, frozenset())
-    known.finding = check_undisturbed(run)
-    if known.finding is not None:
-        return known
-    # From what was read back: what a disturbed run starts with is the same objects then.
-    known.view = view_of(run.states[-1], run.world)
+    finding = check_undisturbed(run)
+    if finding is not None:
+        return Reference(run, finding=finding)
+    # Made from the state that was read back, so that disturbed runs share its objects.
+    view = view_of(run.states[-1], run.world)
     plan = run.host.flow.plan()
+    ordered = plan.width == 1
     views = []
     for variation in variations(plan):
         world, host = run_variation(case, start_ns, variation)
         coverage.runs += 1
         if host.job is not None and host.error is None:
             views.append(view_of(host.job, world))
-    known.ordered = plan.width == 1
-    known.mask = varying(known.view, views, ordered=known.ordered)
-    known.trie = trie_of(known.mask)
-    known.expected = Expected(known.view, known.trie, ordered=known.ordered)
-    if checks.view is not None:
-        known.custom = checks.view(Outcome(run.job, run.world.calls))
-    known.finding = unstable_key(run.world) or _invariant(checks, run.job, run.world)
-    return known
+    custom = None if checks.view is None else checks.view(Outcome(run.job, run.world.calls))
+    finding = unstable_key(run.world) or _check_invariant(checks, run.job, run.world)
+    return Reference(run, view, varying(view, views, ordered=ordered), ordered, custom, finding)
 
 
-def check_disturbed(known: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
-    """Return what is wrong with a disturbed run, the most important finding first."""
-    run, world = known.run, disturbed.world
+def check_disturbed(reference: Reference, disturbed: Disturbed, checks: Checks) -> Finding | None:
+    """Return what is wrong with a run with a crash, the most important finding first."""
+    run, world = reference.run, disturbed.world
     for host in disturbed.hosts:
         if host.store_finding is not None:
             return host.store_finding
-    finding = compare_effects(run.world, world, known.trie)
-    if finding is not None:
-        return finding
-    finding = _broken(run, world, disturbed.hosts)
+    finding = compare_effects(run.world, world, reference.trie) or _check_engine(
+        run, world, disturbed.hosts
+    )
     if finding is not None:
         return finding
     job = disturbed.host.job
     assert job is not None
-    outcome = Outcome(job, world.calls)
-    if checks.view is not None:
-        difference = first_difference(known.custom, checks.view(outcome))
-        if difference is not None:
-            return Finding("view-differs", f"view(outcome) differs: {difference}", difference.path)
+    if checks.view is None:
+        finding = reference.expected.compare(view_of(job, world))
     else:
-        finding = known.expected.compare(view_of(job, world))
-        if finding is not None:
-            return finding
-    return _invariant(checks, job, world)
+        difference = first_difference(reference.custom, checks.view(Outcome(job, world.calls)))
+        if difference is not None:
+            what = f"view(outcome) differs: {difference}"
+            finding = Finding("view-differs", what, difference.path)
+    return finding or _check_invariant(checks, job, world)
 
 
-def _invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
+def _check_invariant(checks: Checks, job: JobState, world: World) -> Finding | None:
     if checks.invariant is None:
         return None
     try:
         held = checks.invariant(Outcome(job, world.calls))
     except AssertionError as error:
-        said = str(error).splitlines()[0] if str(error) else "its assertion failed"
-        return Finding("invariant", f"the invariant does not hold: {said}", "invariant")
-    if held is not None and not held:
-        said = f"the invariant does not hold: it returned {held!r}"
-        return Finding("invariant", said, "invariant")
-    return None
+        why = str(error).splitlines()[0] if str(error) else "its assertion failed"
+    else:
+        if held is None or held:
+            return None
+        why = f"it returned {held!r}"
+    return Finding("invariant", f"the invariant does not hold: {why}", "invariant")
 
 
 def check_undisturbed(run: Undisturbed) -> Finding | None:
-    """Return what is wrong with an undisturbed run; then crashes prove nothing."""
-    broken = run.host.store_finding or _broken(run, run.world, [run.host])
-    return broken or _mistake(run) or _given_up(run)
-
-
-def _mistake(run: Undisturbed) -> Finding | None:
+    """Return what is wrong with a run without a crash; then crashes would prove nothing."""
+    finding = run.host.store_finding or _check_engine(run, run.world, [run.host])
+    if finding is not None:
+        return finding
     for commit in run.world.commits:
         error = commit.error
         if error is None or raised_by_engine(error.type) in (None, StepTimeoutError):
@@ -198,20 +183,15 @@ def _mistake(run: Undisturbed) -> Finding | None:
         routine = commit.routine_id
         what = f"{routine}: {error.message} ({class_name(error.type)})"
         return Finding("mistake", what, f"mistake.{routine}", routine, [], commit.at_ns)
-    return None
-
-
-def _given_up(run: Undisturbed) -> Finding | None:
     error = run.job.error
     if error is None or error.type != error_name(PoisonJobError):
         return None
     if any(isinstance(fault, StoreFails) for fault in run.case.faults):
-        return None  # the test lets the hosts end
-    return Finding("stuck", f"each host that goes on ends: {error.message}", "stuck")
+        return None  # the test itself ends the hosts
+    return Finding("stuck", f"each host that resumes it ends: {error.message}", "stuck")
 
 
-def _broken(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
-    last = hosts[-1]
+def _check_engine(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | None:
     rule = broken_rule(world, hosts, run.case)
     if rule is not None:
         return rule
@@ -220,16 +200,16 @@ def _broken(run: Undisturbed, world: World, hosts: Sequence[Host]) -> Finding | 
             return host.findings[0]
         if host.leaked_threads:
             routine, thread = host.leaked_threads[0]
-            what = f"{routine} leaves a thread behind that runs on after its step: {thread!r}"
+            what = f"{routine} starts a thread that still runs after its step: {thread!r}"
             return Finding("leaked-thread", what, f"threads.{routine}", routine)
+    last = hosts[-1]
     if last.error is not None or last.job is None:
         why = "it has no state" if last.error is None else error_text(last.error)
-        what = f"the job can't go on: {why}"
-        return Finding("stuck", what, "stuck")
-    kept, held = world.commits, last.job.commits
-    if len(kept) != len(held) or not same_value(kept[-1], held[-1]):
+        return Finding("stuck", f"the job can't be resumed: {why}", "stuck")
+    stored, held = world.commits, last.job.commits
+    if len(stored) != len(held) or not same_value(stored[-1], held[-1]):
         what = (
-            f"the host's memory has {len(held)} commits, its store {len(kept)}, and they are not"
+            f"the host's memory has {len(held)} commits, its store {len(stored)}, and they are not"
             " the same"
         )
         return Finding("engine-rule", what, "engine")

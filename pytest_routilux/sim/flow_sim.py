@@ -1,12 +1,10 @@
 """`flow_sim`: runs, crashes and checks a user's flow, in one line of a test.
 
-Laws:
-- What is asked for is done whole: a point that was planned and not executed fails the test, and so
-  does a fault that never struck.
-- A failure is the smallest that keeps its kind, its routine and the place where it shows.
+Invariants:
+- A planned crash point that was not executed fails the test, and so does a fault that never struck.
+- The reported failure has the smallest cause with the same kind, routine and first path.
 - A reproducer fails, is fixed, or is stale; stale is an error.
-- The doubles of effects, the faults and the order of work are the test's; nothing is left to
-  chance.
+- The test chooses the effects, the faults and the order of work; nothing happens by chance.
 """
 
 from __future__ import annotations
@@ -46,17 +44,17 @@ __all__ = ["START", "FlowSim"]
 
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
 START: Final = instant_ns("2026-01-01")
-"""What the wall clock shows when a simulated job starts (UTC nanoseconds)."""
+"""The time of the wall clock when a simulated job starts (UTC nanoseconds)."""
 _LONGEST_ERROR: Final = 70
-_TIED: Final = "\u00a0"  # a blank at which no line ends
+_NO_BREAK_SPACE: Final = "\u00a0"
 
 
 class FlowSim:
     """Simulates jobs of flows; the fixture `flow_sim`.
 
-    `build` makes a fresh flow each time it is called. `faults` are those of `flow_faults`. Handlers
-    run in this process, in virtual time; what they do outside goes through doubles made by
-    `effect`, or really happens, as often as they are run.
+    `build` makes a new flow each time it is called. `faults` are made by `flow_faults`. Handlers
+    run in this process, in virtual time. Their external calls go through doubles made by `effect`;
+    other external calls really happen, each time that a handler runs.
 
         def test_orders_survive(flow_sim):
             flow_sim.crash_everywhere(build_orders, entry="orders", params={"id": 7})
@@ -66,15 +64,15 @@ class FlowSim:
         self._node = node
         self._repro = None if repro is None else Repro.parse(repro)
         self._stale: list[str] = []
-        self._taken = False
+        self._repeated = False
 
     def effect(
         self, name: str, key: str | None = None, returns: Callable[..., object] | None = None
     ) -> Effect:
-        """Return a double of an external call, to stand in its place during the test.
+        """Return a double to use in place of an external call during the test.
 
         It records its inputs, its key and the virtual time. `key` is the name of the parameter that
-        carries the idempotency key. `returns` gives the result for the same arguments.
+        carries the idempotency key. `returns` makes the result from the same arguments.
         """
         return Effect(name, key, returns)
 
@@ -88,10 +86,10 @@ class FlowSim:
         seed: int | None = None,
         faults: Sequence[Fault] = (),
     ) -> Outcome:
-        """Run one job without a crash, and return how it ended and what it did outside.
+        """Run one job without a crash, and return the job and the calls of effects.
 
-        `seed` lets steps start and end in another order, the same for the same seed. Raises what
-        ended the job from outside, such as a failing store.
+        With `seed`, steps start and end in another order, the same for the same seed. Raises the
+        error that ended the host, such as the error of a store.
         """
         __tracebackhide__ = True
         case = _case(build, entry, params, slot, faults)
@@ -120,17 +118,17 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
     ) -> Coverage:
-        """Let a host die at every point of a job, and prove that others bring it to the same end.
+        """Crash a host at every point of a job, and check that other hosts finish it the same way.
 
-        That end may be a failure. The terminal says so where none of the following is given.
-        `invariant` must hold of every outcome and `always` of the job after every commit: where
-        they don't, they fail an assertion, or return something false that is not None. `view` gives
-        what is compared with the undisturbed run, in place of all that a user can see. A sample of
-        the hosts lives in forks of this process, so that progress in module globals is found;
-        `isolated=False` leaves that out, for flows that hold a connection which a fork would spoil.
-        `store` opens a real store in the file at a path, such as `SqliteStore`: then each host has
-        nothing but the files, as they stood when the one before it died, and opens them anew.
-        Returns what was tried; fails the test with the smallest cause of what it finds first.
+        The job may also fail each time; the terminal says so unless a check is given.
+        `invariant` must hold for every outcome, and `always` for the job after every commit: each
+        raises an AssertionError or returns a false value other than None if it does not. `view`
+        returns the value to compare with the undisturbed run, by default all that a user can see.
+        A sample of the hosts runs in forks of this process, which finds progress that is kept in
+        module globals; `isolated=False` does without, for flows with a connection that a fork would
+        break. `store` opens a real store in the file at a path, such as `SqliteStore`: then each
+        host has only the files that the host before it left, and opens them anew.
+        Returns what was tried; fails the test with the smallest cause of the first finding.
         """
         __tracebackhide__ = True
         for name, check in (("invariant", invariant), ("always", always), ("view", view)):
@@ -138,25 +136,26 @@ class FlowSim:
                 raise FlowDefinitionError(f"{name}={check!r} can't be called; give a function")
         case = _case(build, entry, params, slot, faults, always, store)
         checks = Checks(invariant, view, isolated)
-        again = None if self._repro is None else self._again(case, checks, self._repro)
-        if isinstance(again, Stale):
-            # Perhaps it is of another simulation of the test, which this one must not keep from it.
-            self._stale.append(again.reason)
-            again = None
-        case, result = again or (case, explore(case, START, checks))
-        self._taken = self._taken or again is not None
-        asked = (invariant, always, view) != (None, None, None)
-        self._tell(result, self._repro if again else None, asked=asked)
-        self._judge(case, checks, result)
-        if again is None and (finding := swallowed_crash(case, START, isolated=isolated)):
+        repeated = None if self._repro is None else self._repeat(case, checks, self._repro)
+        if isinstance(repeated, Stale):
+            # The reproducer may fit another simulation of the test.
+            self._stale.append(repeated.reason)
+            repeated = None
+        case, result = repeated or (case, explore(case, START, checks))
+        self._repeated = self._repeated or repeated is not None
+        checked = (invariant, always, view) != (None, None, None)
+        self._add_facts(result, self._repro if repeated else None, checked=checked)
+        if result.reference.finding is not None or result.failures:
+            self._fail_shrunk(case, checks, result)
+        if repeated is None and (finding := swallowed_crash(case, START, isolated=isolated)):
             self._fail(case, checks, finding)
         _refuse_idle(case.faults)
         coverage = result.coverage
         if coverage.planned != coverage.executed:
             pytest.fail(
                 f"{coverage.word}: planned {dict(coverage.planned)}, executed"
-                f" {dict(coverage.executed)}; a crash that did not happen proves nothing. Where a"
-                " flow does not do the same again, check_determinism tells why",
+                f" {dict(coverage.executed)}; a crash that did not happen proves nothing. If the"
+                " flow does not repeat the same work, check_determinism says why",
                 pytrace=False,
             )
         return coverage
@@ -170,36 +169,36 @@ class FlowSim:
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
     ) -> None:
-        """Prove that a job does the same again: with the same decisions, the same records.
+        """Check that a job repeats: with the same decisions it makes the same records.
 
-        With another start instant, other ids and other random numbers of `ctx` only values may
-        differ, not what is done; with another hash seed nothing may. Fails the test with the first
+        With another start instant, other ids and other random numbers of `ctx`, only values may
+        differ, not the steps; with another hash seed nothing may. Fails the test with the first
         record that differs, and the call that made it.
         """
         __tracebackhide__ = True
         case = _case(build, entry, params, slot, faults)
-        # A fresh interpreter would call what the test has patched away.
+        # A fresh interpreter would call the functions that the test has patched.
         patched = not _PATCHES.isdisjoint(getattr(self._node, "fixturenames", ()))
         coverage = Coverage()
         finding = check_determinism(case, START, fresh=not patched, coverage=coverage)
         if finding is not None:
             self._fail(case, Checks(), finding)
         _refuse_idle(case.faults)
-        self._report("  🔁 the same again", coverage.notes)
+        self._report("  🔁 repeated with the same records", coverage.notes)
 
     def close(self) -> None:
-        """Fail where no call took the reproducer that was given."""
-        if self._repro is not None and not self._taken:
+        """Fail the test if no simulation took the given reproducer."""
+        if self._repro is not None and not self._repeated:
             reasons = self._stale or ["the test makes no simulation"]
             pytest.fail(
-                f"STALE: {self._repro} reaches nothing any more: {'; '.join(reasons)}."
-                " Run the test without --routilux-repro to look for the bug anew",
+                f"STALE: {self._repro} fits no simulation of the test: {'; '.join(reasons)}."
+                " Run the test without --routilux-repro to search for the bug again",
                 pytrace=False,
             )
 
-    def _again(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration] | Stale:
+    def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration] | Stale:
         if repro.seed is not None:
-            return Stale("crash_everywhere does all in FIFO order, and it names a seed")
+            return Stale("crash_everywhere works in FIFO order, and the reproducer names a seed")
         applied = repro.applied(case, case.build())
         if isinstance(applied, Stale):
             return applied
@@ -217,9 +216,8 @@ class FlowSim:
         result = explore(applied, START, checks, choose)
         return stale[0] if stale else (applied, result)
 
-    def _tell(self, result: Exploration, repro: Repro | None, *, asked: bool) -> None:
-        ends = _end(result)
-        coverage = result.coverage
+    def _add_facts(self, result: Exploration, repro: Repro | None, *, checked: bool) -> None:
+        coverage, error = result.coverage, _job_error(result)
         failed = bool(result.failures) or result.reference.finding is not None
         verdict = "fails" if failed else "fixed"
         facts_of(self._node).add_simulation(
@@ -230,37 +228,46 @@ class FlowSim:
                 "runs": coverage.runs,
                 "seconds": coverage.seconds,
                 "repro": None if repro is None else f"{repro}: {verdict}",
-                "ends": None if asked or failed else ends,
+                "ends": None if checked or failed else error,
             }
         )
-        if not failed:
-            self._report(*_told(result))
-
-    def _report(self, head: str, more: Sequence[str]) -> None:
-        width, _ = report_look(self._node.config)
-        lines = [line for text in more for line in wrap(text, width - 5)]
-        told = "\n".join([head, *(f"     {line}".replace(_TIED, " ") for line in lines)])
-        facts_of(self._node).parts.append(told)
-
-    def _judge(self, case: Case, checks: Checks, result: Exploration) -> None:
-        __tracebackhide__ = True
-        known = result.reference
-        if known.finding is None and not result.failures:
+        if failed:
             return
+        rate = coverage.runs / coverage.seconds if coverage.seconds else 0
+        counts = [
+            f"{count} {kind}".replace(" ", _NO_BREAK_SPACE)
+            for kind, count in coverage.executed.items()
+        ]
+        errors = [] if error is None else [f"the undisturbed job failed: {error}"]
+        self._report(
+            f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
+            f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)",
+            [" · ".join(counts), *coverage.notes, *errors, *not_compared(result.reference)],
+        )
+
+    def _report(self, head: str, texts: Sequence[str]) -> None:
+        width, _ = report_look(self._node.config)
+        lines = [f"     {line}" for text in texts for line in wrap(text, width - 5)]
+        part = "\n".join([head, *lines]).replace(_NO_BREAK_SPACE, " ")
+        facts_of(self._node).parts.append(part)
+
+    def _fail_shrunk(self, case: Case, checks: Checks, result: Exploration) -> None:
+        __tracebackhide__ = True
         cause = shrink(result, case, START, checks)
-        repro = Repro.of(case, known.run.host.flow, cause.point, faults=cause.faults)
+        flow = result.reference.run.host.flow
+        repro = Repro.of(case, flow, cause.point, faults=cause.faults)
         text = explain_cause(
             cause, case, report_look(self._node.config)[0], repro=command(self._node.nodeid, repro)
         )
         pytest.fail(text, pytrace=False)
 
     def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:
-        """Fail by what no crash is needed to show."""
+        """Fail with a finding that needs no crash."""
         __tracebackhide__ = True
         coverage = Coverage()
-        known = replace(run_reference(case, START, checks, coverage), finding=finding)
+        reference = replace(run_reference(case, START, checks, coverage), finding=finding)
         numbers = tuple(range(1, len(case.faults) + 1))
-        cause = Cause(None, finding, numbers, Exploration(known, [], coverage))
+        cause = Cause(None, finding, numbers, Exploration(reference, [], coverage))
         columns = report_look(self._node.config)[0]
         pytest.fail(explain_cause(cause, case, columns, repro=None), pytrace=False)
 
@@ -277,49 +284,30 @@ def _case(
     __tracebackhide__ = True
     if not callable(build):
         raise FlowDefinitionError(
-            f"build is called anew for every run: give the function, and not what it returns,"
-            f" {build!r}"
+            f"build={build!r} can't be called; give the function that makes the flow, not the flow"
         )
     if isinstance(faults, Fault) or not all(isinstance(fault, Fault) for fault in faults):
         raise FlowDefinitionError(
-            f"faults is a list of faults that flow_faults has made, not {faults!r}"
+            f"faults={faults!r} is no list of faults; give a list of those that flow_faults makes"
         )
     flow = build()
     if not isinstance(flow, Flow):
-        raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow")
+        raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow; return one")
     for fault in faults:
         fault.used = True
-        fault.struck = 0  # what it hit in another simulation proves nothing of this one
+        fault.struck = 0  # by another simulation, which proves nothing here
         fault.check(flow)
     open_store = None if store is None else checked_store(store)
     return Case(build, entry, params, slot, faults=tuple(faults), always=always, store=open_store)
 
 
 def _refuse_idle(faults: Sequence[Fault]) -> None:
-    idle = [fault for fault in faults if not fault.struck]
+    idle = [repr(fault) for fault in faults if not fault.struck]
     if idle:
-        pytest.fail(
-            NEVER_STRUCK.format(", ".join(map(repr, idle))),
-            pytrace=False,
-        )
+        pytest.fail(NEVER_STRUCK.format(", ".join(idle)), pytrace=False)
 
 
-def _told(result: Exploration) -> tuple[str, list[str]]:
-    """Return how much was tried, and what it does not prove."""
-    coverage, known = result.coverage, result.reference
-    rate = coverage.runs / coverage.seconds if coverage.seconds else 0
-    head = (
-        f"  💥 {coverage.executed.total()} of {coverage.planned.total()} crash points,"
-        f" {coverage.word}, {coverage.seconds:.2f} s ({rate:,.0f} runs/s)"
-    )
-    counts = [f"{count} {kind}".replace(" ", _TIED) for kind, count in coverage.executed.items()]
-    end = _end(result)
-    ends = [] if end is None else [f"the undisturbed job failed: {end}"]
-    return head, [" · ".join(counts), *coverage.notes, *ends, *not_compared(known)]
-
-
-def _end(result: Exploration) -> str | None:
-    """Return by what error the undisturbed job failed, if it did."""
+def _job_error(result: Exploration) -> str | None:
     error = result.reference.run.job.error
     if error is None:
         return None

@@ -1,12 +1,12 @@
-"""Compares a run with a crash to the undisturbed run: the views of both, and their differences.
+"""Compares the view of a run with a crash with the view of the undisturbed run.
 
 Invariants:
 - A view holds what a user can see of a job: status, routines, shared data, outputs, emissions,
-  attempts and effects. Order counts where the user's own data has one; the engine's work is a
+  attempts and effects. The order of the user's own data counts; the work of the engine is a
   multiset, since another schedule is no fault.
-- Where undisturbed runs differ among themselves, only presence is compared: the start instant,
-  the length of steps and (on several workers) the order of work may show there.
-- Nothing is reported that an undisturbed run of the same flow could show.
+- A part that differs between undisturbed runs is compared by presence only: the start instant, the
+  length of steps and, on several workers, the order of work may change it.
+- A difference that an undisturbed run of the same flow could show is never reported.
 """
 
 from __future__ import annotations
@@ -40,15 +40,17 @@ __all__ = [
 
 View = dict[str, Any]
 Mask = frozenset[tuple[str, ...]]
-"""Places that vary by themselves: steps from the top of a view, `*` for any index of a list."""
+"""Paths of a view that vary without a crash, from the top; `*` for any index of a list."""
+Trie = dict[str, Any]
+"""A mask as a tree, whose leaves are empty."""
 
 _HIDDEN: Final = "~"
 _BAGS: Final = ("tasks", "emissions", "outputs")
-"""The parts of a view that are multisets, each by the routine and its slot or event."""
+"""The parts of a view that are multisets, by routine and slot or event."""
 
 
 def view_of(job: JobState, world: World) -> View:
-    """Return what a user can see of a job and of what it did outside."""
+    """Return what a user can see of a job and of its effects."""
     tasks: dict[str, list[View]] = {}
     emissions: dict[str, list[object]] = {}
     by_id: dict[str, View] = {}
@@ -62,13 +64,12 @@ def view_of(job: JobState, world: World) -> View:
             if kind is not CommitKind.RETRY:
                 known["ended"] = kind.value
         for task in commit.tasks:
-            place = f"{task.routine_id}.{task.slot}"
             entry = {"payload": task.payload, "attempts": 0, "errors": [], "ended": "pending"}
             by_id[task.task_id] = entry
-            tasks.setdefault(place, []).append(entry)
+            tasks.setdefault(f"{task.routine_id}.{task.slot}", []).append(entry)
         for emission in commit.emissions:
-            place = f"{commit.routine_id}.{emission.event}"
-            emissions.setdefault(place, []).append(emission.payload)
+            name = f"{commit.routine_id}.{emission.event}"
+            emissions.setdefault(name, []).append(emission.payload)
     outputs: dict[str, list[object]] = {}
     for output in job.outputs:
         outputs.setdefault(f"{output.routine_id}.{output.event}", []).append(output.data)
@@ -96,11 +97,11 @@ def view_of(job: JobState, world: World) -> View:
     }
 
 
-# --- what varies by itself ------------------------------------------------------------------------
+# --- what varies without a crash ------------------------------------------------------------------
 
 
 def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
-    """Return the places at which undisturbed runs differ; `ordered`: they did all in one order."""
+    """Return the paths at which undisturbed runs differ; `ordered`: on one worker, in one order."""
     found: set[tuple[str, ...]] = set()
     base = view if ordered else unordered(view)
     for other in others:
@@ -125,7 +126,7 @@ def _vary(a: object, b: object, path: tuple[str, ...], found: set[tuple[str, ...
 
 
 def unordered(value: Any) -> Any:
-    """Return a value with every list in it sorted: on several workers the order is by chance."""
+    """Return a value with every list in it sorted, since several workers append in any order."""
     if type(value) is dict:
         return {key: unordered(item) for key, item in value.items()}
     if type(value) is list:
@@ -134,13 +135,11 @@ def unordered(value: Any) -> Any:
 
 
 def _sorted_bags(view: View) -> View:
-    return {
-        **view,
-        **{
-            bag: {place: sorted(items, key=canonical) for place, items in view[bag].items()}
-            for bag in _BAGS
-        },
+    bags = {
+        bag: {name: sorted(items, key=canonical) for name, items in view[bag].items()}
+        for bag in _BAGS
     }
+    return {**view, **bags}
 
 
 def canonical(value: Any) -> str:
@@ -149,35 +148,29 @@ def canonical(value: Any) -> str:
     if kind in SCALARS:
         return repr(value)
     if kind is dict:
-        return (
-            f"{{{', '.join(sorted(f'{canonical(k)}: {canonical(v)}' for k, v in value.items()))}}}"
-        )
+        items = sorted(f"{canonical(key)}: {canonical(item)}" for key, item in value.items())
+        return f"{{{', '.join(items)}}}"
     if kind is list or kind is tuple:
         return f"{kind.__name__}[{', '.join(map(canonical, value))}]"
     try:
         return json.dumps(codec.encode(value), sort_keys=True)
     except Exception:
-        # The repr of many a class is an address, which is another for each copy.
-        return f"{kind.__qualname__} {without_addresses(repr(value))} {_inside(value)}"
+        # The repr of many classes is an address, which differs between copies.
+        return f"{kind.__qualname__} {without_addresses(repr(value))} {_attributes(value)}"
 
 
-def _inside(value: object) -> str:
-    inner = getattr(value, "__dict__", None)
-    if type(inner) is not dict:
-        return ""
+def _attributes(value: object) -> str:
+    attributes = getattr(value, "__dict__", None)
     try:
-        return canonical(inner)
+        return canonical(attributes) if type(attributes) is dict else ""
     except RecursionError:
         return ""
 
 
-Trie = dict[str, Any]
-
-
 def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
-    """Return a mask as a tree, whose leaves are empty."""
+    """Return a mask as a tree; a path hides the paths below it."""
     root: Trie = {}
-    for path in sorted(mask, reverse=True):  # a place hides what is below it
+    for path in sorted(mask, reverse=True):
         node = root
         for step in path[:-1]:
             node = node.setdefault(step, {})
@@ -186,12 +179,12 @@ def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
 
 
 def masked(value: Any, trie: Trie) -> Any:
-    """Return a value without what stands at the places of a mask; the rest is shared with it."""
+    """Return a value with the paths of a mask hidden; it shares the rest with the value."""
     if type(value) is dict:
         kept = value.copy()
         for step, below in trie.items():
             if not below:
-                kept[step] = _HIDDEN  # also where it is missing: it may be there or not
+                kept[step] = _HIDDEN  # also if it is missing: either may be
             elif step in kept:
                 kept[step] = masked(kept[step], below)
         return kept
@@ -216,7 +209,7 @@ _KINDS: Final = {
 
 
 class Expected:
-    """What a disturbed view is compared with: an undisturbed one, apart from what varies.
+    """The undisturbed view with the mask applied, to compare disturbed views with.
 
     `ordered`: one worker, so that the order of the user's lists counts.
     """
@@ -225,11 +218,11 @@ class Expected:
         self._trie = trie
         self._sort = _sorted_bags if ordered else unordered
         self._plain = _without_effects(masked(view, trie))
-        self._sorted: View | None = None  # made when first needed, as most views are equal
+        self._sorted: View | None = None  # made when it is first needed: most views are equal
         self._bytes = _bytes(self._plain)
 
     def compare(self, view: View) -> Finding | None:
-        """Return how a view differs, apart from effects; None where it does not."""
+        """Return how a view differs, apart from effects; None if it does not."""
         other = _without_effects(masked(view, self._trie))
         if self._bytes is None:
             if same_value(self._plain, other):
@@ -243,7 +236,7 @@ class Expected:
         if difference is None:
             return None
         path = difference.path.removeprefix("$.")
-        part, routine = _place(path, a, b)
+        part, routine = _where(path, a, b)
         kind = _KINDS.get(part, "state-differs")
         if part == "tasks" or path.endswith((".attempts", ".retries")):
             kind = "attempts-differ"
@@ -253,8 +246,8 @@ class Expected:
 
 
 def _bytes(view: View) -> bytes | None:
-    # Ten times as fast as a walk where all is plain data: equal bytes are the same values. The
-    # second version of the format says nothing about how the objects are shared.
+    # Ten times as fast as a walk over plain data: equal bytes are equal values. Version 2 of the
+    # format does not write which objects are shared.
     try:
         return marshal.dumps(view, 2)
     except ValueError:
@@ -265,17 +258,13 @@ def _without_effects(view: View) -> View:
     return {part: value for part, value in view.items() if part != "effects"}
 
 
-def _place(path: str, a: View, b: View) -> tuple[str, str | None]:
+def _where(path: str, a: View, b: View) -> tuple[str, str | None]:
+    """Return the part of the view, and the routine, that differ at a path."""
     part = path.partition(".")[0].partition("[")[0]
-    if part == "routines":
-        names = [
-            n for n in {**a[part], **b[part]} if not same_value(a[part].get(n), b[part].get(n))
-        ]
-        return part, names[0] if names else None
-    if part in _BAGS:
-        for place in {**a[part], **b[part]}:
-            if not same_value(a[part].get(place), b[part].get(place)):
-                return part, place.rpartition(".")[0]
+    if part == "routines" or part in _BAGS:
+        for name in {**a[part], **b[part]}:
+            if not same_value(a[part].get(name), b[part].get(name)):
+                return part, name if part == "routines" else name.rpartition(".")[0]
     if part in ("status", "error"):
         for name, state in a["routines"].items():
             if not same_value(state["status"], b["routines"].get(name, {}).get("status")):
@@ -299,20 +288,20 @@ def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
         if differ:
             counted.add(name)
         if "attempts" in differ or (rows and rows[0][0] == "status"):
-            # Told by the attempts, and by the job's own status.
+            # The attempts and the job's own status say the rest.
             differ = [what for what in differ if what == "attempts"]
         rows += [(f"{name} {what}", str(was.get(what)), str(is_.get(what))) for what in differ]
         rows += _first_row(f"{name} ctx.state", was.get("state"), is_.get("state"))
     rows += _first_row("shared", a["shared"], b["shared"])
     for bag in ("outputs", "emissions", "tasks"):
-        for place in {**a[bag], **b[bag]}:
-            was, is_ = a[bag].get(place, []), b[bag].get(place, [])
-            told = bag == "emissions" and place in {**a["outputs"], **b["outputs"]}
-            told = told or (bag == "tasks" and place.rpartition(".")[0] in counted)
+        for name in {**a[bag], **b[bag]}:
+            was, is_ = a[bag].get(name, []), b[bag].get(name, [])
+            known = bag == "emissions" and name in {**a["outputs"], **b["outputs"]}
+            known = known or (bag == "tasks" and name.rpartition(".")[0] in counted)
             if len(was) != len(is_):
-                rows.append((f"{bag} {place}", f"{len(was)}x", f"{len(is_)}x"))
-            elif not told:
-                rows += _first_row(f"{bag} {place}", was, is_)
+                rows.append((f"{bag} {name}", f"{len(was)}x", f"{len(is_)}x"))
+            elif not known:
+                rows += _first_row(f"{bag} {name}", was, is_)
     return rows
 
 
@@ -325,8 +314,11 @@ def _first_row(name: str, a: object, b: object) -> list[tuple[str, str, str]]:
     return [(found.path, was, is_)]
 
 
+# --- effects --------------------------------------------------------------------------------------
+
+
 def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
-    """Return an effect that happened more often, less often, or under a key that did not stay."""
+    """Return an effect that ran more often, less often, or under a key that changed."""
     if not before.calls and not after.calls:
         return None
     inputs = trie.get("effects", {})
@@ -335,75 +327,51 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
         known = was.get(identity, [])
         if _distinct(calls) <= _distinct(known):
             continue
-        last = calls[-1]
-        keys = [call.key for call in calls]
-        shown = f"{last.effect}({_arguments(last)})"
-        rows = [
-            (
-                "effects",
-                f"{shown}  x{len(known)}",
-                f"{shown}  x{len(calls)}   keys: {', '.join(map(_key, keys))}",
-            )
-        ]
-        if all(key is None for key in keys):
-            what = f"{shown} ran {len(calls)}x, undisturbed run {len(known)}x"
-            kind = "effect-repeated"
-        else:
-            what = f"{shown} ran {len(calls)}x under different keys: {', '.join(map(_key, keys))}"
-            kind = "key-unstable"
-        path = f"effects.{last.effect}"
-        return Finding(kind, what, path, last.routine_id, rows, last.at_ns, last.where, last)
+        text = _text(calls[-1])
+        keys = ", ".join("none" if call.key is None else str(call.key) for call in calls)
+        row = "effects", f"{text}  x{len(known)}", f"{text}  x{len(calls)}   keys: {keys}"
+        if all(call.key is None for call in calls):
+            what = f"{text} ran {len(calls)}x, undisturbed run {len(known)}x"
+            return _finding("effect-repeated", what, calls[-1], row)
+        what = f"{text} ran {len(calls)}x under different keys: {keys}"
+        return _finding("key-unstable", what, calls[-1], row)
     for identity, calls in was.items():
         known = is_.get(identity, [])
         if _distinct(known) < _distinct(calls):
-            call = calls[-1]
-            shown = f"{call.effect}({_arguments(call)})"
-            return Finding(
-                "effect-lost",
-                f"{shown} ran {len(known)}x, undisturbed run {len(calls)}x",
-                f"effects.{call.effect}",
-                call.routine_id,
-                [("effects", f"{shown}  x{len(calls)}", f"{shown}  x{len(known)}")],
-                hint=call.where,
-            )
+            text = _text(calls[-1])
+            what = f"{text} ran {len(known)}x, undisturbed run {len(calls)}x"
+            row = "effects", f"{text}  x{len(calls)}", f"{text}  x{len(known)}"
+            finding = _finding("effect-lost", what, calls[-1], row)
+            finding.at_ns = finding.call = None  # of the undisturbed run
+            return finding
     return None
 
 
 def unstable_key(world: World) -> Finding | None:
-    """Return an effect of one task whose key is another in each attempt."""
+    """Return an effect of one task whose key changes between attempts."""
     made: dict[tuple[str, str, str], dict[int, list[Call]]] = {}
     for call in world.calls:
         if call.key is None:
             continue
         identity = (call.task_id, call.effect, canonical(call.arguments))
         attempts = made.setdefault(identity, {})
-        again = attempts.setdefault(call.attempt, [])
-        again.append(call)
-        # An attempt may call the same several times, under a key for each.
+        calls = attempts.setdefault(call.attempt, [])
+        calls.append(call)
+        # An attempt may make the same call several times, under a key for each.
         first = next(iter(attempts.values()))
-        if len(again) > len(first):
+        if len(calls) > len(first):
             continue
-        known = first[len(again) - 1]
-        if canonical(known.key) == canonical(call.key):
-            continue
-        shown = f"{call.effect}({_arguments(call)})"
-        return Finding(
-            "key-unstable",
-            f"{shown} ran 2x under different keys: {known.key}, {call.key}",
-            f"effects.{call.effect}",
-            call.routine_id,
-            [
-                (
-                    "key",
-                    f"attempt {known.attempt}: {known.key}",
-                    f"attempt {call.attempt}: {call.key}",
-                )
-            ],
-            call.at_ns,
-            call.where,
-            call,
-        )
+        known = first[len(calls) - 1]
+        if canonical(known.key) != canonical(call.key):
+            what = f"{_text(call)} ran 2x under different keys: {known.key}, {call.key}"
+            was, is_ = (f"attempt {one.attempt}: {one.key}" for one in (known, call))
+            return _finding("key-unstable", what, call, ("key", was, is_))
     return None
+
+
+def _finding(kind: str, what: str, call: Call, row: tuple[str, str, str]) -> Finding:
+    path = f"effects.{call.effect}"
+    return Finding(kind, what, path, call.routine_id, [row], call.at_ns, call.where, call)
 
 
 def _deliveries(calls: Sequence[Call], trie: Trie) -> Mapping[tuple[str, str], list[Call]]:
@@ -415,17 +383,14 @@ def _deliveries(calls: Sequence[Call], trie: Trie) -> Mapping[tuple[str, str], l
 
 
 def _distinct(calls: Sequence[Call]) -> int:
-    # The service takes calls under one key for one.
+    # The service counts calls under one key as one call.
     keyed = {canonical(call.key) for call in calls if call.key is not None}
     return len(keyed) + sum(call.key is None for call in calls)
 
 
-def _arguments(call: Call) -> str:
-    return ", ".join(
+def _text(call: Call) -> str:
+    arguments = ", ".join(
         shown(value) if name.isdigit() else f"{name}={shown(value)}"
         for name, value in call.arguments.items()
     )
-
-
-def _key(key: object) -> str:
-    return "none" if key is None else str(key)
+    return f"{call.effect}({arguments})"

@@ -1,11 +1,11 @@
-"""A failure as one word: `R1.<digest>.<point>[+f1[+f2]]`, or `.fifo` or `.s<seed>` for the place.
+"""Reproducers: a failure as one word, `R1.<digest>.<point, fifo or s<seed>>[+f1[+f2]]`.
 
 Invariants:
-- It is one word for a shell, unquoted, whatever the names in it are: what no shell leaves alone is
-  written as `%` and its bytes, and a long name ends in its digest.
-- It says what it was made for. On another flow, or where its point or fault is gone, it is stale,
-  with the reason, and never a pass.
-- Whatever can't be read is one error that names the part and the form expected.
+- A reproducer is one word for a shell, unquoted: a character that a shell changes is written as `%`
+  and its bytes, and a long name ends in its digest.
+- Its digest names the flow. With another flow, or if its point or fault is gone, it is stale, with
+  the reason, and never passes.
+- A text that is no reproducer raises an error that names the wrong part and the form.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
 
 @dataclass(frozen=True, slots=True)
 class Stale:
-    """A reproducer that fits no longer, and why."""
+    """Why a reproducer no longer fits."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Repro:
-    """What makes one failure happen again.
+    """Reproduces one failure.
 
-    `place` is the name of a crash point as it is written here; without one nothing crashes, and
+    `place` is the name of a crash point as it is written here; without it nothing crashes, and
     `seed` orders the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
-    that are needed.
+    that it needs.
 
     >>> str(Repro("9f3c", "0.0@a1.effect1", faults=(1,)))
     'R1.9f3c.0.0@a1.effect1+f1'
@@ -73,23 +73,23 @@ class Repro:
         seed: int | None = None,
         faults: Sequence[int] | None = None,
     ) -> Repro:
-        """Make one for a case whose `build` gives `flow`; without `faults` all are needed."""
+        """Make a reproducer for a case whose `build` returns `flow`; by default with all faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
         place = None if point is None else _written(point.name)
         return cls(digest_of(case, flow), place, seed, tuple(numbers))
 
     @classmethod
     def parse(cls, text: str) -> Repro:
-        """Read one; raises `pytest.UsageError`."""
+        """Read a reproducer; raises `pytest.UsageError`."""
         version, _, rest = text.partition(".")
         if version != "R1":
-            raise _unreadable(text, f"it begins with {version!r} in place of R1")
+            raise _unreadable(text, f"it begins with {version!r}, not with R1")
         digest, _, rest = rest.partition(".")
         if not re.fullmatch("[0-9a-f]{4}", digest):
             raise _unreadable(text, f"{digest!r} is not 4 hex digits of a digest")
         where, *rest_faults = rest.split("+")
         if not where:
-            raise _unreadable(text, "it names no crash point, nor fifo or s<seed>")
+            raise _unreadable(text, "it names neither a crash point nor fifo nor s<seed>")
         faults = tuple(_fault_number(text, fault) for fault in rest_faults)
         if list(faults) != sorted(set(faults)):
             raise _unreadable(text, f"its faults are not in order: {'+'.join(rest_faults)}")
@@ -101,7 +101,7 @@ class Repro:
                 raise _unreadable(text, f"{where!r} is no seed; write it without zeros in front")
             return cls(digest, seed=seed, faults=faults)
         if not _PLACE.fullmatch(where):
-            raise _unreadable(text, f"{where!r} is not how a crash point is written")
+            raise _unreadable(text, f"{where!r} is no crash point, nor fifo nor s<seed>")
         return cls(digest, where, faults=faults)
 
     def __str__(self) -> str:
@@ -110,7 +110,7 @@ class Repro:
         return f"R1.{self.digest}.{self.place or order}{faults}"
 
     def applied(self, case: Case, flow: Flow) -> Case | Stale:
-        """Return the case with those of its faults that are needed, or why it is another one."""
+        """Return the case with those faults that are needed, or why the reproducer does not fit."""
         now = digest_of(case, flow)
         if now != self.digest:
             return Stale(
@@ -119,12 +119,11 @@ class Repro:
             )
         missing = [number for number in self.faults if number > len(case.faults)]
         if missing:
-            had = f"the test has {len(case.faults)}"
-            return Stale(f"it needs fault f{missing[0]}, and {had}")
+            return Stale(f"it needs fault f{missing[0]}, and the test has {len(case.faults)}")
         return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
 
     def point(self, points: Sequence[CrashPoint]) -> CrashPoint | Stale:
-        """Return the crash point that it names, among those of the undisturbed run."""
+        """Return the crash point that it names, out of those of the undisturbed run."""
         for point in points:
             if _written(point.name) == self.place:
                 return point
@@ -140,7 +139,7 @@ class Repro:
 
 
 def digest_of(case: Case, flow: Flow) -> str:
-    """Return what a reproducer is made for, as 4 hex digits."""
+    """Return the digest of a flow and how it is simulated: 4 hex digits."""
     faults = [without_addresses(repr(fault)) for fault in case.faults]
     store = [] if case.store is None else [f"store={store_name(case.store)}"]
     made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults, *store])
@@ -148,7 +147,7 @@ def digest_of(case: Case, flow: Flow) -> str:
 
 
 def command(nodeid: str, repro: Repro) -> str:
-    """Return what to paste into a shell.
+    """Return the command to paste into a shell.
 
     >>> command("test_shop.py::test_survives[a b]", Repro("9f3c", "0.0@a1.effect1"))
     'pytest "test_shop.py::test_survives[a b]" --routilux-repro=R1.9f3c.0.0@a1.effect1'

@@ -1,4 +1,4 @@
-"""Values of an exploration: what is checked, how much was tried, and what was found."""
+"""Values of an exploration: its checks, its coverage, and its findings."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pytest_routilux.sim.oracle import Expected
+from pytest_routilux.sim.oracle import Expected, trie_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ __all__ = ["Checks", "Coverage", "Exploration", "Outcome", "Reference"]
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of a run, as `invariant` and `view` get it: the job, and the effects outside."""
+    """The end of a run, for `invariant` and `view`: the job, and the calls of effects."""
 
     job: JobState
     calls: Sequence[Call]
@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Checks:
-    """Checks on every outcome, in addition to the comparison with the undisturbed one.
+    """Checks of every outcome, in addition to the comparison with the undisturbed run.
 
     Without `isolated`, nothing runs in forked processes: for resources that forks must not share.
     """
@@ -52,7 +52,7 @@ class Checks:
 
 @dataclass(slots=True)
 class Coverage:
-    """How much was tried: points planned and executed by kind, and seconds of real time."""
+    """How much was tried: planned and executed points by kind, and seconds of real time."""
 
     planned: Counter[str] = field(default_factory=Counter)
     executed: Counter[str] = field(default_factory=Counter)
@@ -69,23 +69,31 @@ class Coverage:
 
 @dataclass(slots=True)
 class Reference:
-    """The undisturbed run, its view, and the parts of the view that vary by themselves."""
+    """The undisturbed run, its view, and the parts of the view that vary without a crash.
+
+    `ordered`: one worker, so that the order of the user's lists counts. `custom` is the test's own
+    view. With a `finding`, crashes prove nothing.
+    """
 
     run: Undisturbed
-    view: View
-    mask: Mask
-    trie: Trie = field(default_factory=dict)
-    expected: Expected = field(default_factory=lambda: Expected({}, {}, ordered=True))
+    view: View = field(default_factory=dict)
+    mask: Mask = frozenset()
     ordered: bool = True
     custom: object = None
     finding: Finding | None = None
+    trie: Trie = field(init=False)
+    expected: Expected = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.trie = trie_of(self.mask)
+        self.expected = Expected(self.view, self.trie, ordered=self.ordered)
 
 
 @dataclass(slots=True)
 class Exploration:
-    """The result for a case: its reference, and each point that failed with its finding.
+    """The result of a case: its reference, and each failed point with its finding.
 
-    `disturbed` keeps, for each signature of a finding, the run of the simplest point that shows it.
+    `disturbed` holds, for each signature of a finding, the run of the simplest point that shows it.
     """
 
     reference: Reference

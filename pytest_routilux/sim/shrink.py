@@ -1,15 +1,15 @@
-"""The smallest cause of a finding: fewer faults first, then the simplest and earliest crash.
+"""Finds the smallest cause of a finding: first fewer faults, then the simplest, earliest crash.
 
 Invariants:
-- While it shrinks, the finding's kind, its routine and the first place that differs stay the same.
-- What is given back was run: no cause is called smaller than it was seen to be.
-- The same case shrinks to the same cause, in no more runs than it is allowed.
+- The smaller cause shows a finding of the same kind, the same routine and the same first path.
+- The smaller cause was run, and its run showed that finding.
+- The same case shrinks to the same cause, in at most `_MOST_RUNS` runs.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
 __all__ = ["Cause", "shrink"]
 
 _MOST_RUNS: Final = 2_000
-_ELSEWHERE: Final = ("module-state",)
-"""Kinds that only a run in another process shows."""
+_FORKED_ONLY: Final = ("module-state",)
+"""Kinds of findings that only a run in another process shows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The smallest cause that was found; without `point` it shows in a run that nothing disturbs.
+    """The smallest cause that was found; without `point` a run without a crash shows the finding.
 
-    `faults` are the numbers, from 1, of the case's faults that it needs. `exploration` tells of
-    the undisturbed run with those alone, and of all that was tried with all of them. `runs` is how
-    many runs of the flow shrinking took, `text` what the cause was before, None where that was it.
+    `faults` are the numbers, from 1, of the case's faults that it needs. `exploration` has the
+    undisturbed run with those faults alone, and the coverage with all faults. `runs` is the number
+    of runs that shrinking took, `text` the size of the cause before, None if it did not shrink.
     """
 
     point: CrashPoint | None
@@ -55,50 +55,44 @@ def shrink(
     finding: Finding | None = None,
 ) -> Cause:
     """Return the smallest cause of a finding of an exploration, by default of its first."""
-    known = exploration.reference
-    kept = tuple(range(1, len(case.faults) + 1))
-    if finding is None:
-        finding = known.finding or exploration.failures[0][1]
+    reference = exploration.reference
+    finding = finding or reference.finding or exploration.failures[0][1]
     signature = finding.signature
-    same = [failure for failure in exploration.failures if failure[1].signature == signature]
-    if known.finding is None:
+    all_faults = tuple(range(1, len(case.faults) + 1))
+    first = None
+    best = Cause(None, finding, all_faults, exploration)
+    if reference.finding is None:
+        same = [failed for failed in exploration.failures if failed[1].signature == signature]
         first = same[0][0]
-        found = min(same, key=lambda failure: failure[0].simplicity)
-        best = Cause(*found, kept, exploration)
-    else:
-        first = None
-        best = Cause(None, finding, kept, exploration)
+        simplest = min(same, key=lambda failed: failed[0].simplicity)
+        best = Cause(*simplest, all_faults, exploration)
     documents = "by document" in exploration.coverage.planned
     search = _Search(case, start_ns, checks, signature, documents=documents)
-    number = len(kept)
-    while number and search.counted.runs < _MOST_RUNS:
-        smaller = search.tried(tuple(n for n in best.faults if n != number))
+    number = len(all_faults)
+    while number and search.coverage.runs < _MOST_RUNS:
+        faults = tuple(n for n in best.faults if n != number)
+        smaller = search.run_with(faults)
         if smaller is None:
             number = max((n for n in best.faults if n < number), default=0)
-        else:
-            reference_, disturbed, finding = smaller
-            point = None if disturbed is None else disturbed.point
-            kept_run = {} if disturbed is None else {signature: disturbed}
-            tried = replace(exploration, reference=reference_, disturbed=kept_run)
-            best = Cause(point, finding, tuple(n for n in best.faults if n != number), tried)
-            number = max(best.faults, default=0)
+            continue
+        reference, disturbed, finding = smaller
+        point = None if disturbed is None else disturbed.point
+        runs = {} if disturbed is None else {signature: disturbed}
+        tried = replace(exploration, reference=reference, disturbed=runs)
+        best = Cause(point, finding, faults, tried)
+        number = max(faults, default=0)
     text = None
-    if best.faults != kept or _crashes(first) != _crashes(best.point):
-        text = cause_text(_crashes(first), len(kept))
-    return replace(best, runs=search.counted.runs, text=text)
+    if best.faults != all_faults or _crashes(first) != _crashes(best.point):
+        crashes = count(_crashes(first), "crash", "crashes")
+        text = f"{crashes} + {count(len(all_faults), 'fault')}"
+    return replace(best, runs=search.coverage.runs, text=text)
 
 
-def cause_text(crashes: int, faults: int) -> str:
-    """Return how large a cause is, in words.
-
-    >>> cause_text(2, 1)
-    '2 crashes + 1 fault'
-    """
-    return f"{count(crashes, 'crash', 'crashes')} + {count(faults, 'fault')}"
+_Found: TypeAlias = "tuple[Reference, Disturbed | None, Finding] | None"
 
 
 class _Search:
-    """Looks for the finding in the same case with fewer faults."""
+    """Searches for the finding in the same case with fewer faults."""
 
     def __init__(
         self, case: Case, start_ns: int, checks: Checks, signature: Signature, *, documents: bool
@@ -108,31 +102,31 @@ class _Search:
         self._checks = checks
         self._signature = signature
         self._documents = documents
-        self.counted = Coverage()
+        self.coverage = Coverage()
 
-    def tried(self, faults: Iterable[int]) -> tuple[Reference, Disturbed | None, Finding] | None:
-        """Return where the finding is with these faults alone, by the simplest crash there is."""
+    def run_with(self, faults: Iterable[int]) -> _Found:
+        """Return the run that shows the finding with these faults alone, by the simplest crash."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
-        if self._signature[0] in _ELSEWHERE:
-            return self._elsewhere(case)
-        known = run_reference(case, self._start_ns, self._checks, self.counted)
-        if known.finding is not None:
-            same = known.finding.signature == self._signature
-            return (known, None, known.finding) if same else None
-        points = crash_points(known.run, documents=self._documents)
+        if self._signature[0] in _FORKED_ONLY:
+            return self._explore_forked(case)
+        reference = run_reference(case, self._start_ns, self._checks, self.coverage)
+        if reference.finding is not None:
+            same = reference.finding.signature == self._signature
+            return (reference, None, reference.finding) if same else None
+        points = crash_points(reference.run, documents=self._documents)
         for point in sorted(points, key=lambda point: point.simplicity):
-            if self.counted.runs >= _MOST_RUNS:
+            if self.coverage.runs >= _MOST_RUNS:
                 return None
-            disturbed = recover(known.run, point)
-            self.counted.runs += len(disturbed.hosts)
-            finding = check_disturbed(known, disturbed, self._checks)
+            disturbed = recover(reference.run, point)
+            self.coverage.runs += len(disturbed.hosts)
+            finding = check_disturbed(reference, disturbed, self._checks)
             if finding is not None and finding.signature == self._signature:
-                return known, disturbed, finding
+                return reference, disturbed, finding
         return None
 
-    def _elsewhere(self, case: Case) -> tuple[Reference, Disturbed | None, Finding] | None:
+    def _explore_forked(self, case: Case) -> _Found:
         tried = explore(case, self._start_ns, self._checks)
-        self.counted.runs += tried.coverage.runs
+        self.coverage.runs += tried.coverage.runs
         disturbed = tried.disturbed.get(self._signature)
         if disturbed is None:
             return None

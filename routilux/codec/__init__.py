@@ -1,9 +1,8 @@
-"""Values ⇄ JSON: the one way to saved forms and back, for all of the engine.
+"""Converts values to JSON and back; all saved forms of the engine use it.
 
-Laws:
+Invariants:
 - A value comes back equal and of the same type, or saving it fails and names the path.
-- Bytes, values, depth and digits are bounded, the same for writing and for reading.
-- How it is done is in `encoding` and `decoding`, which nobody else needs to know.
+- Bytes, values, depth and digits have limits, the same for writing and for reading.
 """
 
 from routilux.codec.decoding import decode, foreign_types, loads

@@ -1,10 +1,10 @@
 """Private copies of plain values.
 
-Laws:
-- A copy shares nothing mutable with its original, and is the same value.
-- The built-in containers are walked, which is several times as fast as `copy.deepcopy` and leaves
-  the rest to it.
-- A value that contains itself, or is nested too deep for the walk, is copied like any other.
+Invariants:
+- A copy is the same value and shares nothing mutable with its original.
+- A typed walk copies the built-in containers, several times as fast as `copy.deepcopy`, which
+  copies everything else.
+- A value that contains itself, or is nested too deep for the walk, is copied too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _LEVELS: Final = 100
 
 
 def is_flat(payload: Mapping[str, object]) -> bool:
-    """Return whether every value is an exact scalar, so that a shallow copy is a private one.
+    """Return whether every value is an exact scalar, so that a shallow copy is enough.
 
     >>> is_flat({"n": 1, "text": "abc"}), is_flat({"items": [1]})
     (True, False)
@@ -35,9 +35,9 @@ class _TooDeepError(Exception):
 
 
 def copy_value(value: _T) -> _T:
-    """Return a private copy: a typed walk over the built-in containers, `copy.deepcopy` elsewhere.
+    """Return a private copy of a value.
 
-    An object that stands twice in the value is copied twice. Raises what `copy.deepcopy` raises
+    An object that occurs twice in the value is copied twice. Raises what `copy.deepcopy` raises
     for an object that can't be copied.
 
     >>> order = {"items": [1, 2]}

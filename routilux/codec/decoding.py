@@ -1,12 +1,10 @@
 """JSON text → JSON data → values.
 
-Laws:
-- Loading never imports, calls by name or unpickles: a tag is looked up among the forms that this
-  program knows.
-- Nothing but `SavedStateError` escapes, whatever the input; bounds are kept before anything is
-  built.
-- There is a fast way, which says yes, and a careful way, which gives the same values and says
-  where and why not. Whatever the fast way is not sure of goes the careful way.
+Invariants:
+- Loading never imports, calls by name or unpickles: a tag is looked up among the registered forms.
+- No input raises anything but `SavedStateError`. Limits are checked before anything is built.
+- The fast parser only accepts. If it refuses a text, the careful parser reads the text again: it
+  gives the same values, or the path and the reason of the refusal.
 """
 
 from __future__ import annotations
@@ -20,9 +18,9 @@ from typing import Any, Final
 
 from routilux.codec import limits
 from routilux.codec.encoding import TAG, RefusalError, encode_int, encode_str
+from routilux.codec.equality import path_step
 from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.codec.registry import foreign, form_tagged, type_name
-from routilux.codec.schema import member
 from routilux.errors import CorruptStateError
 
 __all__ = ["decode", "foreign_types", "loads"]
@@ -31,13 +29,13 @@ _takes_foreign: Final = ContextVar("takes_foreign", default=False)
 
 
 def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) -> Any:
-    """Return the value that a JSON text holds, its tagged values decoded.
+    """Return the value of a JSON text, with its tagged values decoded.
 
-    Without `untag` they stay the JSON objects that they are in the text, for `decode` to decode.
+    Without `untag`, tagged values stay JSON objects, which `decode` can decode later.
 
-    Raises `CorruptStateError` with the path for all that `dumps(encode(…))` does not write: bytes
-    that are not UTF-8, JSON that is cut off or of another dialect (NaN, numbers out of range, a
-    key twice), tags that nobody registered or whose value does not fit, and whatever is beyond
+    Raises `CorruptStateError` with the path for text that `dumps(encode(…))` does not write: bytes
+    that are not UTF-8; JSON that is cut off or of another dialect (NaN, numbers out of range,
+    duplicate keys); tags that are not registered or do not fit their value; and text beyond
     `max_bytes`, `MAX_NODES`, `MAX_DEPTH` or `MAX_DIGITS`.
 
     >>> loads(b'{"at":{"$type":"tuple","value":[1,2.5]}}')
@@ -48,13 +46,13 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
     except UnicodeError as error:
         raise CorruptStateError("$", f"is not UTF-8: {error}") from None
     if len(data) > max_bytes:
-        raise CorruptStateError("$", f"is longer than the {max_bytes:,} bytes that are allowed")
+        raise CorruptStateError("$", f"is longer than {max_bytes:,} bytes, the limit")
     outline = limits.outline(data)
     if limits.nodes(outline) > MAX_NODES:
-        raise CorruptStateError("$", f"has more than {MAX_NODES:,} values")
+        raise CorruptStateError("$", f"has more than {MAX_NODES:,} values, the limit")
     if limits.depth(outline) <= MAX_DEPTH and not limits.is_doubtful(data):
         try:
-            return _read(chars, limits.members(outline), _untag if untag else _as_it_stands)
+            return _read(chars, limits.members(outline), _untag if untag else _keep_tagged)
         except (RefusalError, ValueError, RecursionError):
             pass
     try:
@@ -63,13 +61,13 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
         raise CorruptStateError("$", _describe(error)) from None
     except RecursionError:
         raise CorruptStateError(
-            "$", f"is nested deeper than {MAX_DEPTH} levels or the stack has room for"
+            "$", f"is nested deeper than {MAX_DEPTH} levels or too deep for the call stack"
         ) from None
-    return _decoded(parsed, "$", _untag if untag else _as_it_stands)
+    return _decoded(parsed, "$", _untag if untag else _keep_tagged)
 
 
 def decode(data: object, path: str = "$") -> Any:
-    """Return the value that parsed JSON data holds; `path` is where the data stands.
+    """Return the value of parsed JSON data; `path` is the place of the data.
 
     Raises `CorruptStateError` with the path, as `loads` does.
 
@@ -85,14 +83,17 @@ def _decoded(data: object, path: str, tagged: _Tagged) -> object:
     except RefusalError as refusal:
         raise CorruptStateError(refusal.path(path), refusal.reason) from None
     except RecursionError:
-        raise CorruptStateError(path, "the call stack has no room left to load it") from None
+        raise CorruptStateError(
+            path,
+            "is too deep for the call stack; load it nearer to its top",
+        ) from None
 
 
 @contextmanager
 def foreign_types() -> Iterator[None]:
-    """Read values of types that nobody registered here: for who looks at data and runs nothing.
+    """Read values of unregistered types, for programs that show data and run nothing.
 
-    They are written again as they were read.
+    Such values are written again as they were read.
 
     >>> with foreign_types():
     ...     loads('{"$type":"shop.types:Money","value":{"amount":5}}')
@@ -110,15 +111,15 @@ def _describe(error: json.JSONDecodeError) -> str:
         return "is empty"
     place = f"line {error.lineno}, column {error.colno}"
     if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
-        return f"is cut off: JSON ends in the middle of a value that is open at {place}"
+        return f"is cut off in a value that starts at {place}; restore a whole copy"
     return f"is not JSON: {error.msg} at {place}"
 
 
 def _untag(members: dict[str, object]) -> object:
-    """Return the value of a tagged object whose members are decoded already."""
+    """Return the value of a tagged object with decoded members."""
     tag = members[TAG]
     if len(members) != 2 or "value" not in members or type(tag) is not str:
-        raise RefusalError('is not a tagged value, which has a "$type" of text and a "value" only')
+        raise RefusalError('is not a tagged value: it must have a text "$type" and a "value" only')
     form = form_tagged(tag)
     if form is None and _takes_foreign.get():
         form = foreign(tag)
@@ -133,7 +134,7 @@ def _untag(members: dict[str, object]) -> object:
         raise RefusalError(str(error)) from None
 
 
-def _as_it_stands(members: dict[str, object]) -> object:
+def _keep_tagged(members: dict[str, object]) -> object:
     return members
 
 
@@ -141,9 +142,9 @@ _Tagged = Callable[[dict[str, object]], object]
 
 
 def _read(text: str, members: int, tagged: _Tagged = _untag) -> object:
-    """Return what a text holds, which has so many members; of a key that stands twice one is lost.
+    """Return the value of a text whose objects have `members` members in sum.
 
-    Counting costs half of what it costs to look for such keys in each object.
+    A duplicate key loses one. To count members takes half the time of a search in each object.
     """
     lengths: list[int] = []
     count = lengths.append
@@ -156,7 +157,7 @@ def _read(text: str, members: int, tagged: _Tagged = _untag) -> object:
         object_hook=counted, parse_float=_read_float, parse_constant=_refuse_constant
     ).decode(text)
     if sum(lengths) != members:
-        raise RefusalError("holds a key twice")
+        raise RefusalError("has a duplicate key")
     return value
 
 
@@ -172,11 +173,11 @@ def _refuse_constant(name: str) -> object:
 
 
 class _Pairs(list[tuple[str, object]]):
-    """An object as it was parsed the careful way: with the keys that stand twice."""
+    """An object of the careful parser, with its duplicate keys."""
 
 
 class _Unusable:
-    """A number that can't be read, kept until its path is known."""
+    """A number that can't be read; it is refused when its path is known."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -225,7 +226,7 @@ def _decode(data: Any, depth: int, tagged: _Tagged) -> object:
     if kind is _Pairs:
         return _decode_object(data, depth, tagged)
     raise RefusalError(
-        data.reason if kind is _Unusable else f"is of type {type_name(kind)}, which JSON has not"
+        data.reason if kind is _Unusable else f"is of type {type_name(kind)}, unknown to JSON"
     )
 
 
@@ -253,9 +254,9 @@ def _decode_object(pairs: Any, depth: int, tagged: _Tagged) -> object:
                 raise RefusalError(f"has a key of type {type_name(type(key))}; JSON has text only")
             encode_str(key, depth)
             if key in members:
-                raise RefusalError("stands twice; one of the two has to go")
+                raise RefusalError("is a duplicate key; remove one")
             members[key] = _decode(item, depth + 1, tagged)
     except RefusalError as refusal:
-        refusal.steps.append((pairs, member(key)))
+        refusal.steps.append((pairs, path_step(key)))
         raise
     return tagged(members) if TAG in members else members

@@ -1,11 +1,11 @@
 """Values → JSON data → JSON text.
 
-Laws:
-- What JSON can't say stands as `{"$type": tag, "value": data}`. A dict of the user's own that has
-  a "$type" key, or a key that is no string, is tagged itself, so it is never taken for a tag.
-- What has no form is refused with its path, which is built on failure only.
+Invariants:
+- A value that JSON can't hold is saved as `{"$type": tag, "value": data}`. A dict with a key
+  "$type", or with a key that is no string, is tagged itself, so it is never read as a tag.
+- A value without a saved form is refused with its path. Paths are built on failure only.
 - The same value gives the same text in every process: sets are written in the order of their text.
-- Writing keeps to the bounds of reading, so that what was saved can be loaded.
+- Writing has the limits of reading, so that every saved text can be loaded.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from types import NoneType
 from typing import Any, Final
 
 from routilux.codec import limits
+from routilux.codec.equality import path_step
 from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.codec.registry import error_text, form_of, type_name
-from routilux.codec.schema import member
 from routilux.errors import UnserializableError
 
 __all__ = [
@@ -36,15 +36,15 @@ __all__ = [
 ]
 
 TAG: Final = "$type"
-VALUE_DEPTH: Final = MAX_DEPTH - 20  # so that a value at the bound fits into a document
+VALUE_DEPTH: Final = MAX_DEPTH - 20  # so that a value at the limit fits into a document
 _TOO_BIG: Final = 10**MAX_DIGITS
 _SMALL: Final = 1 << 62
 
 
 class RefusalError(Exception):
-    """Why a value is refused; on its way up each level adds its step, so success builds no paths.
+    """Why a value is refused; each level adds its step as the error passes it.
 
-    A step is the container and the text that leads from it to the member.
+    A step is a container, and the text that leads from it to the member.
     """
 
     def __init__(self, reason: str, *, too_deep: bool = False) -> None:
@@ -57,26 +57,17 @@ class RefusalError(Exception):
         return start + "".join(step for _, step in reversed(self.steps))
 
 
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RefusalError(
-            f"str has a lone surrogate at {error.start}, which no UTF-8 file can hold;"
-            " save it as bytes (os.fsencode, or errors='surrogateescape')"
-        ) from None
-
-
 def _too_deep() -> RefusalError:
-    return RefusalError(f"is nested in more than {VALUE_DEPTH} levels of JSON", too_deep=True)
+    reason = f"is nested in more than {VALUE_DEPTH} levels of JSON; make it flatter"
+    return RefusalError(reason, too_deep=True)
 
 
 def encode(value: object, path: str = "$") -> Any:
-    """Return a value as JSON data of its own, sharing nothing mutable; `path` is where it stands.
+    """Return a value as JSON data that shares nothing mutable with it; `path` is its place.
 
-    Raises `UnserializableError` with the exact path of what has no form: an unregistered type, a
-    subclass of a built-in, a lone surrogate, an integer of more than `MAX_DIGITS` digits, a value
-    that is nested too deep or contains itself.
+    Raises `UnserializableError` with the exact path of a value without a saved form: an
+    unregistered type, a subclass of a built-in, a lone surrogate, an integer of more than
+    `MAX_DIGITS` digits, a value that is nested too deep or contains itself.
 
     >>> encode({"at": (1, 2.5)})
     {'at': {'$type': 'tuple', 'value': [1, 2.5]}}
@@ -89,7 +80,10 @@ def encode(value: object, path: str = "$") -> Any:
             place, reason = _explain_depth(refusal, path)
         raise UnserializableError(place, reason) from None
     except RecursionError:
-        raise UnserializableError(path, "the call stack has no room left to save it") from None
+        raise UnserializableError(
+            path,
+            "is too deep for the call stack; save it nearer to its top",
+        ) from None
 
 
 def _explain_depth(refusal: RefusalError, path: str) -> tuple[str, str]:
@@ -97,10 +91,8 @@ def _explain_depth(refusal: RefusalError, path: str) -> tuple[str, str]:
     place = path
     for container, step in reversed(refusal.steps):
         if id(container) in seen:
-            return (
-                place,
-                f"{type_name(type(container))} contains itself: it is {seen[id(container)]}",
-            )
+            kind = type_name(type(container))
+            return place, f"{kind} contains itself: it is {seen[id(container)]}; break the cycle"
         seen[id(container)] = place
         place += step
     return place, refusal.reason
@@ -114,9 +106,15 @@ def _encode_same(value: object, depth: int) -> object:
     return value
 
 
-def encode_str(value: str, depth: int) -> str:
+def encode_str(value: str, depth: int = 0) -> str:
     if not value.isascii():
-        _check_text(value)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RefusalError(
+                f"str has a lone surrogate at {error.start}, which UTF-8 can't hold;"
+                " save it as bytes (os.fsencode, or errors='surrogateescape')"
+            ) from None
     return value
 
 
@@ -159,7 +157,7 @@ def _encode_dict(value: dict[Any, Any], depth: int) -> dict[str, object]:
             if type(key) is not str:
                 break
             if not key.isascii():
-                _check_text(key)
+                encode_str(key)
             kind = type(item)
             if (kind is str and item.isascii()) or (kind is int and -_SMALL < item < _SMALL):
                 encoded[key] = item
@@ -168,7 +166,7 @@ def _encode_dict(value: dict[Any, Any], depth: int) -> dict[str, object]:
         else:
             return encoded
     except RefusalError as refusal:
-        refusal.steps.append((value, member(key)))
+        refusal.steps.append((value, path_step(key)))
         raise
     return {TAG: "dict", "value": _encode_pairs(value, depth + 2)}
 
@@ -179,7 +177,7 @@ def _encode_pairs(value: dict[object, object], depth: int) -> list[object]:
         try:
             pairs.append([_encode(key, depth + 1), _encode(item, depth + 1)])
         except RefusalError as refusal:
-            refusal.steps.append((value, member(key)))
+            refusal.steps.append((value, path_step(key)))
             raise
     return pairs
 
@@ -233,11 +231,11 @@ _ENCODER: Final = json.JSONEncoder(
     ensure_ascii=False, allow_nan=False, check_circular=False, separators=(",", ":")
 )
 quoted: Final = json.encoder.encode_basestring
-"""Return a text as JSON text; one with a lone surrogate is `bounded`'s to refuse."""
+"""Return a text as JSON text; `bounded` later refuses one with a lone surrogate."""
 
 
 def _encoder() -> Callable[[object], str]:
-    # `JSONEncoder.encode` makes the encoder in C anew for each text: a third of the cost of a row.
+    # `JSONEncoder.encode` creates the C encoder for each text, a third of the cost of a row.
     make = getattr(json.encoder, "c_make_encoder", None)
     if make is None:
         return _ENCODER.encode
@@ -251,7 +249,7 @@ _to_text: Final = _encoder()
 def dumps(data: object) -> str:
     """Return encoded data as compact JSON text.
 
-    Raises `UnserializableError` for data that `encode` would not have given, and for more than
+    Raises `UnserializableError` for data that `encode` does not return, and for more than
     `MAX_BYTES` or `MAX_NODES`.
 
     >>> dumps(encode({"n": [1, 2.0]}))
@@ -261,7 +259,7 @@ def dumps(data: object) -> str:
 
 
 def value_text(value: object, path: str) -> str:
-    """Return the JSON text of a value, which is to be a part of one that is `bounded`.
+    """Return the JSON text of a value, as a part of a text that is `bounded` later.
 
     >>> value_text((1, 2.5), "$")
     '{"$type":"tuple","value":[1,2.5]}'
@@ -270,10 +268,10 @@ def value_text(value: object, path: str) -> str:
 
 
 def dumps_object(members: Mapping[str, object]) -> str:
-    """Return an object of encoded data as compact JSON text, with the same bounds as `dumps`.
+    """Return an object of encoded data as compact JSON text, with the limits of `dumps`.
 
-    A member that is an iterator is an array, and yields the texts of its entries: as data, many
-    that are alive at once would set the garbage collector going, which costs more than the text.
+    A member that is an iterator is an array and yields the texts of its entries. Many entries that
+    live as data at once would start the garbage collector, which costs more than the text.
 
     >>> dumps_object({"n": 1, "at": iter(["2", "3"])})
     '{"n":1,"at":[2,3]}'
@@ -297,7 +295,7 @@ def _text(data: object) -> str:
 
 
 def bounded(text: str, path: str = "$") -> str:
-    """Return a JSON text that can be loaded again; `path` is where it stands.
+    """Return a JSON text if it can be loaded again; `path` is its place.
 
     Raises `UnserializableError` for more than `MAX_BYTES` or `MAX_NODES`, and for a lone surrogate.
 
@@ -308,11 +306,11 @@ def bounded(text: str, path: str = "$") -> str:
         size = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError as error:
         encode(json.loads(text, parse_int=len), path)
-        raise UnserializableError(path, f"is no UTF-8 text: {error}") from None
+        raise UnserializableError(path, f"can't be written as UTF-8: {error}") from None
     if size > MAX_BYTES:
         raise UnserializableError(
-            path, f"takes {size:,} bytes; at most {MAX_BYTES:,} can be loaded"
+            path, f"takes {size:,} bytes; keep it under {MAX_BYTES:,}, else it can't be loaded"
         )
     if size > MAX_NODES and limits.nodes(limits.outline(text.encode())) > MAX_NODES:
-        raise UnserializableError(path, f"has more than {MAX_NODES:,} values")
+        raise UnserializableError(path, f"has more than {MAX_NODES:,} values; keep fewer")
     return text

@@ -1,19 +1,20 @@
-"""Whether two values are the same, and where they differ first.
+"""Equality of values by type and content, and the first difference between two values.
 
-Laws:
-- Two values are the same if they are equal and of the same type, all the way down: `1`, `True` and
-  `1.0` are three values, `-0.0` is not `0.0`, `Decimal("1.0")` is not `Decimal("1.00")`, NaN is the
-  same as NaN. The order of a dict is no part of its value.
-- Sameness and the first difference are one piece of code, so they can't disagree.
-- A dataclass is its compared fields. Another class that defines `__eq__` is believed, unless that
-  takes anything for its equal, or not even itself; one that is not believed, or defines none, is
-  its state as `copy` and `pickle` see it.
-- A value that contains itself is compared like any other.
+Invariants:
+- Two values are the same if they are equal and of the same type at every level: `1`, `True` and
+  `1.0` differ, `-0.0` is not `0.0`, `Decimal("1.0")` is not `Decimal("1.00")`, NaN is the same as
+  NaN. The order of a dict does not matter.
+- One function finds sameness and the first difference, so they can't disagree.
+- A dataclass is compared by its compared fields, another class by its `__eq__`. An `__eq__` that
+  answers always yes or always no is ignored; then, or without an `__eq__`, the state that `copy`
+  and `pickle` see is compared.
+- A value that contains itself can be compared.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, is_dataclass
 from decimal import Decimal
@@ -37,32 +38,17 @@ _Pairs = set[tuple[int, int]]
 _ABSENT: Final = object()
 _TEXT: Final = frozenset({str})
 _IDENTITY: Final[object] = object.__eq__
-_LEVELS: Final = 100  # beyond this many, a value is watched for containing itself
+_LEVELS: Final = 100  # deeper values are checked for containing themselves
 _LONGEST: Final = 120
+_NO_REPR: Final = " whose repr() raised "
 
 
 def _same_float(a: float, b: float) -> bool:
     return (a == b and copysign(1.0, a) == copysign(1.0, b)) or (isnan(a) and isnan(b))
 
 
-def _same_complex(a: complex, b: complex) -> bool:
-    return _same_float(a.real, b.real) and _same_float(a.imag, b.imag)
-
-
-def _same_text(a: object, b: object) -> bool:
-    return str(a) == str(b)
-
-
-def _same_zone(a: dt.timezone, b: dt.timezone) -> bool:
-    return a == b and a.tzname(None) == b.tzname(None)
-
-
-def _same_zone_info(a: ZoneInfo, b: ZoneInfo) -> bool:
-    return a.key is not None and a.key == b.key
-
-
 def _same_moment(a: Any, b: Any) -> bool:
-    # == takes two instants in different zones, or in the two halves of a fold, for equal.
+    # For == two instants in different zones, or in both halves of a fold, can be equal.
     return (
         a.replace(tzinfo=None) == b.replace(tzinfo=None)
         and a.fold == b.fold
@@ -70,20 +56,24 @@ def _same_moment(a: Any, b: Any) -> bool:
     )
 
 
+def _same_text(a: object, b: object) -> bool:
+    return str(a) == str(b)
+
+
 _SAME: Final[dict[type, Callable[[Any, Any], bool]]] = {
     NoneType: eq,
     bool: eq,
     int: eq,
     float: _same_float,
-    complex: _same_complex,
+    complex: lambda a, b: _same_float(a.real, b.real) and _same_float(a.imag, b.imag),
     str: eq,
     bytes: eq,
     dt.datetime: _same_moment,
     dt.date: eq,
     dt.time: _same_moment,
     dt.timedelta: eq,
-    dt.timezone: _same_zone,
-    ZoneInfo: _same_zone_info,
+    dt.timezone: lambda a, b: a == b and a.tzname(None) == b.tzname(None),
+    ZoneInfo: lambda a, b: a.key is not None and a.key == b.key,
     Decimal: _same_text,
     UUID: eq,
     PosixPath: _same_text,
@@ -93,15 +83,14 @@ _SAME: Final[dict[type, Callable[[Any, Any], bool]]] = {
 }
 
 SCALARS: Final[frozenset[type]] = frozenset(_SAME)
-"""The types whose exact instances can't be changed, so that a copy may share them."""
+"""The types whose exact instances can't change, so that a copy may share them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One place where two values differ: `path`, what was `expected`, what is the `actual` value.
+    """One place where two values differ: its `path`, and the `expected` and `actual` value.
 
-    `what` is "type" or "value"; or "missing" (nothing is there any more, `actual` is None) or
-    "added" (nothing was there, `expected` is None).
+    `what` is "type", "value", "missing" (`actual` is None) or "added" (`expected` is None).
 
     >>> str(Difference("$.items[0].price", 1, 2, "value"))
     '$.items[0].price: 1 became 2'
@@ -114,7 +103,7 @@ class Difference:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """How the expected and the actual value read, with their types where those differ."""
+        """The texts of the expected and the actual value, with their types if those differ."""
         if self.what == "type":
             return _typed(self.expected), _typed(self.actual)
         expected, actual = _shown(self.expected), _shown(self.actual)
@@ -130,7 +119,7 @@ class Difference:
 
 
 def same_value(a: object, b: object) -> bool:
-    """Return whether both are equal and of the same type, all the way down.
+    """Return whether two values are equal and of the same type at every level.
 
     >>> same_value([1, float("nan")], [1, float("nan")]), same_value({"n": 1}, {"n": True})
     (True, False)
@@ -139,7 +128,7 @@ def same_value(a: object, b: object) -> bool:
 
 
 def first_difference(expected: object, actual: object, path: str = "$") -> Difference | None:
-    """Return the first place where two values differ, or None; `path` is where they stand.
+    """Return the first place where two values differ, or None; `path` is their place.
 
     >>> print(first_difference({"n": [1, 2]}, {"n": [1, 2.0]}))
     $.n[1]: int 2 became float 2.0
@@ -152,7 +141,7 @@ def first_difference(expected: object, actual: object, path: str = "$") -> Diffe
 
 
 class _Found:
-    """A difference on its way up; each level adds its step, so equal values build no paths."""
+    """A difference to which each level adds its step, so that equal values build no paths."""
 
     __slots__ = ("actual", "expected", "steps", "what")
 
@@ -179,7 +168,7 @@ def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
     if rule is not None:
         return None if rule(a, b) else _Found("value", a, b)
     if level > _LEVELS:
-        # Only a value that contains itself comes back to a pair: it is the same so far.
+        # The same pair occurs again only in values that contain themselves; it is the same so far.
         pair = (id(a), id(b))
         if pair in open_pairs:
             return None
@@ -242,9 +231,9 @@ def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | No
 def _partners(
     a: Iterable[Any], b: Iterable[Any], level: int, open_pairs: _Pairs
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Give each key of `a`, by its id, the same one of `b`; and tell which of `b` are left.
+    """Return for each key of `a`, by its id, the same key of `b`; and the keys of `b` left over.
 
-    Looking them up is not enough: 1 would find True, and NaN would not find NaN.
+    A lookup is not enough: 1 would find True, and NaN would not find NaN.
     """
     by_hash = {key: key for key in b}
     partners: dict[int, Any] = {}
@@ -277,8 +266,8 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found |
             if found is None and hasattr(a, "__dict__"):
                 found = _compare_dicts(vars(a), vars(b), level, open_pairs)
             return found
-    believed = type(a).__eq__ is not _IDENTITY and _tells(a)
-    if believed:
+    trusted = type(a).__eq__ is not _IDENTITY and _distinguishes(a)
+    if trusted:
         try:
             if a == b:
                 return None
@@ -289,13 +278,13 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found |
     except Exception:
         return _Found("value", a, b)
     found = _compare_dicts(state_a, state_b, level, open_pairs)
-    if found is None and believed:
+    if found is None and trusted:
         return _Found("value", a, b)
     return found
 
 
-def _tells(value: object) -> bool:
-    """Return whether the `__eq__` of a class knows it from another: neither always yes nor no."""
+def _distinguishes(value: object) -> bool:
+    """Return whether the `__eq__` of a value answers neither always yes nor always no."""
     try:
         return bool(value == value) and not bool(value == _ABSENT)
     except Exception:
@@ -314,10 +303,10 @@ def _present(value: object, names: Iterable[str]) -> dict[str, object]:
 
 
 def _state(value: object) -> dict[str, object]:
-    """Return by name what `copy` and `pickle` would carry over; raises for what they refuse."""
+    """Return by name the state that `copy` and `pickle` see; raises if they refuse the value."""
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
-        raise TypeError(f"{reduced} is known by its name and has no state")
+        raise TypeError(f"{reduced} is saved by its name and has no state")
     parts: tuple[Any, ...] = (*reduced, None)
     _, arguments, state, *items = parts
     found: dict[str, object] = {"args": [item for item in arguments if item is not type(value)]}
@@ -334,17 +323,23 @@ def _state(value: object) -> dict[str, object]:
 
 
 def path_step(key: object) -> str:
-    """Return the step of a path that leads to the value of a key: `.name`, or `[1]`."""
-    if type(key) is str and key.isidentifier():
-        return f".{key}"
-    return f"[{_shown(key)}]"
+    """Return the step of a path to the value of a key.
+
+    >>> path_step("name"), path_step("two words"), path_step(1)
+    ('.name', '["two words"]', '[1]')
+    """
+    if type(key) is str:
+        return f".{key}" if key.isidentifier() else f"[{json.dumps(key)}]"
+    text = _shown(key)
+    # Without addresses, the same error has the same path in every process.
+    return f"[{type(key).__qualname__}]" if " at 0x" in text or _NO_REPR in text else f"[{text}]"
 
 
 def _shown(value: object) -> str:
     try:
         text = repr(value)
     except Exception as error:
-        text = f"<{type(value).__qualname__} whose repr() raised {type(error).__name__}>"
+        text = f"<{type(value).__qualname__}{_NO_REPR}{type(error).__name__}>"
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 

@@ -1,11 +1,11 @@
-"""Tagged values: the saved forms of all that JSON itself has no form for.
+"""Registry of tagged values: the saved forms of types that JSON does not have.
 
-Laws:
-- A form is a type, a tag and two functions: `write` gives data of simpler types, and `parse` makes
-  an equal value of the same type from it.
-- One table finds a form by type and by tag. A tag has one meaning; a class has one tag.
-- Only what a built-in form would write is read by it: another spelling is refused.
-- A form is used only for its exact type. A subclass may hold more, and would come back as less.
+Invariants:
+- A form is a type, a tag and two functions: `write` returns data of simpler types, and `parse`
+  returns an equal value of the same type from it.
+- A tag has one type; a type has one tag.
+- A built-in form reads only data that it would write: another spelling is refused.
+- A form is used only for its exact type: a subclass could hold more, which would be lost.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from enum import Enum, Flag
+from functools import partial
 from operator import attrgetter
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import NoneType
@@ -48,7 +49,7 @@ def class_name(cls: type) -> str:
 
 
 def type_name(kind: type) -> str:
-    """Return how a class is named in messages: `int`, `pandas.DataFrame`.
+    """Return the name of a class in messages: `int`, `pandas.DataFrame`.
 
     >>> type_name(Decimal)
     'decimal.Decimal'
@@ -59,7 +60,7 @@ def type_name(kind: type) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """Return what a stranger's exception says: `KeyError: 'x'`; its own `__str__` may fail.
+    """Return type and message of an exception: `KeyError: 'x'`; its own `__str__` may fail.
 
     >>> error_text(KeyError("x"))
     "KeyError: 'x'"
@@ -72,9 +73,9 @@ def error_text(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """How the exact instances of `kind` are saved: under `tag`, by `write`; `parse` reads them.
+    """The saved form of the exact instances of `kind`: `tag`, `write` and `parse`.
 
-    Where `strict`, data that `write` would not have given is refused.
+    A `strict` form refuses data that `write` would not return.
 
     >>> form_tagged("date").read("2026-01-03")
     datetime.date(2026, 1, 3)
@@ -100,13 +101,16 @@ class Form:
         return value
 
 
-# Classes are bound here, in closures: freezegun replaces the names of a module while it is active.
+# The closures keep the real classes: freezegun replaces the names of a module while it is active.
 def _moment(tag: str, kind: Any) -> Form:
-    """Return the form of datetime or time: ISO text, with a dict around it where that loses."""
+    """Return the form of datetime or time: ISO text, or a dict if the text would lose a part."""
 
     def write(value: Any) -> object:
         zone = value.tzinfo
-        plain = zone is None or (type(zone) is dt.timezone and _unnamed(zone))
+        plain = zone is None or (
+            type(zone) is dt.timezone
+            and zone.tzname(None) == dt.timezone(zone.utcoffset(None)).tzname(None)
+        )
         if plain and not value.fold:
             return value.isoformat()
         place: dict[str, object] = {
@@ -141,62 +145,32 @@ def _moment(tag: str, kind: Any) -> Form:
     return Form(tag, kind, write, parse)
 
 
-def _unnamed(zone: dt.timezone) -> bool:
-    return zone.tzname(None) == dt.timezone(zone.utcoffset(None)).tzname(None)
-
-
 def _write_delta(value: dt.timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
 
 def _parse_delta(data: Any) -> dt.timedelta:
-    days, seconds, microseconds = data
-    return dt.timedelta(days, seconds, microseconds)
+    return dt.timedelta(*data)
 
 
 def _write_complex(value: complex) -> list[str]:
     return [repr(value.real), repr(value.imag)]
 
 
-def _parse_complex(data: Any) -> complex:
-    real, imag = data
-    return complex(float(real), float(imag))
-
-
-def _write_bytes(value: bytes) -> str:
-    return b64encode(value).decode("ascii")
-
-
-def _parse_bytes(data: Any) -> bytes:
-    return b64decode(data, validate=True)
-
-
 _NON_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-def _path(kind: Any) -> Form:
-    return Form(kind.__name__, kind, str, kind)
-
-
-def _parse_tuple(data: Any) -> tuple[object, ...]:
-    return tuple(_list(data))
 
 
 def _parse_set(data: Any) -> set[object]:
     found = set(_list(data))
     if len(found) != len(data):
-        raise ValueError("an element stands twice")
+        raise ValueError("it has a duplicate element")
     return found
-
-
-def _parse_frozenset(data: Any) -> frozenset[object]:
-    return frozenset(_parse_set(data))
 
 
 def _parse_dict(data: Any) -> dict[object, object]:
     found = dict(map(_list, _list(data)))
     if len(found) != len(data):
-        raise ValueError("a key stands twice")
+        raise ValueError("it has a duplicate key")
     return found
 
 
@@ -206,6 +180,7 @@ def _list(data: Any) -> list[Any]:
     return data
 
 
+_PATHS: Final = (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)
 _FORMS: Final[tuple[Form, ...]] = (
     _moment("datetime", dt.datetime),
     _moment("time", dt.time),
@@ -213,13 +188,16 @@ _FORMS: Final[tuple[Form, ...]] = (
     Form("timedelta", dt.timedelta, _write_delta, _parse_delta),
     Form("Decimal", Decimal, str, Decimal),
     Form("UUID", UUID, str, UUID),
-    Form("bytes", bytes, _write_bytes, _parse_bytes),
-    Form("complex", complex, _write_complex, _parse_complex),
+    Form("bytes", bytes, lambda v: b64encode(v).decode(), partial(b64decode, validate=True)),
+    Form("complex", complex, _write_complex, lambda data: complex(*map(float, data))),
     Form("float", float, repr, _NON_FINITE.__getitem__),
-    *map(_path, (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)),
-    Form("tuple", tuple, list, _parse_tuple, strict=False),
+    *(
+        Form(k.__name__, k, str, k)
+        for k in (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)
+    ),
+    Form("tuple", tuple, list, lambda data: tuple(_list(data)), strict=False),
     Form("set", set, list, _parse_set, strict=False),
-    Form("frozenset", frozenset, list, _parse_frozenset, strict=False),
+    Form("frozenset", frozenset, list, lambda data: frozenset(_parse_set(data)), strict=False),
     Form("dict", dict, list, _parse_dict, strict=False),
 )
 
@@ -236,7 +214,7 @@ form_tagged: Final = _by_tag.get
 
 
 class Foreign:
-    """A value of a type that this program does not know: it can be shown, compared and saved."""
+    """A value of a type that this program has not registered; it can be shown and saved again."""
 
     __slots__ = ("data",)
     tag = ""
@@ -258,7 +236,7 @@ _foreign: dict[str, Form] = {}
 
 
 def foreign(tag: str) -> Form:
-    """Return the form of values of a type that nobody registered: what is saved of them.
+    """Return a form for values of an unregistered type, which keeps their saved data.
 
     >>> foreign("shop.types:Money").read({"amount": 5})
     Money({'amount': 5})
@@ -304,14 +282,14 @@ def register_type(
 ) -> type[_T] | Callable[[type[_T]], type[_T]]:
     """Give a class a saved form: a dataclass, an enum, or any class with `encode` and `decode`.
 
-    `name` is what stands in the saved data, by default `module:qualname`; give one, and the class
-    can move. `encode` returns any value that can be saved, `decode` makes an equal instance of it.
-    A dataclass is rebuilt by its constructor from its fields, which then get their saved values;
-    attributes that are no fields are not kept. An enum is saved by the member's name, a flag by
-    its value. The class of the same module and qualname may be registered again.
+    `name` is the type's name in saved data, by default `module:qualname`; with a name of its own
+    the class can move. `encode` returns any value that can be saved; `decode` returns an equal
+    instance from it. A dataclass is rebuilt by its constructor; then its fields get their saved
+    values. Attributes that are no fields are lost. An enum is saved by the member's name, a flag
+    by its value. A class of the same module and qualname may be registered again.
 
-    Raises `FlowDefinitionError` for a class that has no form of its own, and for a name that is
-    taken.
+    Raises `FlowDefinitionError` for a class that needs `encode` and `decode`, and for a name that
+    is taken.
 
     >>> from routilux import codec
     >>> @register_type(name="money")
@@ -342,25 +320,17 @@ def _own_form(
     if encode is not None and decode is not None:
         return Form(name, cls, encode, decode, strict=False)
     if encode is not None or decode is not None:
-        raise FlowDefinitionError(f"register_type({cls.__qualname__}) needs encode and decode both")
+        raise FlowDefinitionError(f"register_type({cls.__qualname__}) needs both encode and decode")
     if issubclass(cls, Flag):
-        return Form(name, cls, _write_flag, cls)
+        return Form(name, cls, attrgetter("value"), cls)
     if issubclass(cls, Enum):
-        return Form(name, cls, _write_member, cls.__members__.__getitem__)
+        return Form(name, cls, attrgetter("name"), cls.__members__.__getitem__)
     if "__dataclass_params__" not in vars(cls):
         raise FlowDefinitionError(
             f"{cls.__qualname__} is neither a dataclass nor an enum: give"
             " register_type an encode and a decode (and put it above @dataclass)"
         )
     return _dataclass_form(cls, name)
-
-
-def _write_member(value: Enum) -> str:
-    return value.name
-
-
-def _write_flag(value: Flag) -> object:
-    return value.value
 
 
 def _dataclass_form(cls: Any, name: str) -> Form:
@@ -370,7 +340,7 @@ def _dataclass_form(cls: Any, name: str) -> Form:
         cls, (BaseException, *_BUILT_IN)
     ):
         raise FlowDefinitionError(
-            f"{cls.__qualname__} is more than its fields, or its constructor takes others than"
+            f"{cls.__qualname__} holds more than its fields, or its constructor takes others than"
             f" {', '.join(given) or 'none'}: give register_type an encode and a decode"
         )
 
@@ -390,11 +360,11 @@ def _dataclass_form(cls: Any, name: str) -> Form:
 
 def _add(form: Form) -> None:
     if form.kind in _BUILT_IN:
-        raise FlowDefinitionError(f"{type_name(form.kind)} has a saved form already")
+        raise FlowDefinitionError(f"{type_name(form.kind)} already has a saved form; use that")
     if type(form.tag) is not str or not form.tag.isprintable() or not form.tag:
         raise FlowDefinitionError(f"a type's name must be printable text, not {form.tag!r}")
     if form.tag in _RESERVED:
-        raise FlowDefinitionError(f"the name {form.tag!r} belongs to a built-in type")
+        raise FlowDefinitionError(f"the name {form.tag!r} is that of a built-in type; give another")
     identity = class_name(form.kind)
     taken = _by_tag.get(form.tag)
     if taken is not None and class_name(taken.kind) != identity:

@@ -1,42 +1,31 @@
-"""Reading a record strictly: exactly these fields, of exactly these types.
+"""Checks that a record has exactly the expected fields, of exactly the expected types.
 
-Laws:
+Invariants:
 - A field that is missing, unknown or of another type is refused with its path, never repaired.
-- Paths are built on failure only; this runs ten thousand times in one load.
-- One look says yes; only what it does not take is looked at field by field, to say where and why.
+- Paths are built on failure only: one load checks ten thousand records.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
-from routilux.codec.equality import SCALARS
+from routilux.codec.equality import path_step
 from routilux.codec.registry import type_name
 from routilux.errors import CorruptStateError
 
-__all__ = ["Fields", "check_fields", "fits", "member"]
+__all__ = ["Fields", "check_fields", "fits"]
 
 Fields = Mapping[str, type | tuple[type, ...]]
-"""Which fields a record has, and the exact types that each may be of; `object` is any."""
-
-
-def member(key: object) -> str:
-    if type(key) is str:
-        return f".{key}" if key.isidentifier() else f"[{json.dumps(key)}]"
-    try:
-        return f"[{key!r}]" if type(key) in SCALARS else f"[{type_name(type(key))}]"
-    except ValueError:
-        return "[int]"  # of too many digits to be written
+"""The fields of a record, each with its exact type or types; `object` allows any."""
 
 
 _NONE: Final[Fields] = MappingProxyType({})
 
 
 def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE) -> bool:
-    """Return whether a record has exactly such fields; where it says no, `check_fields` judges.
+    """Return whether a record has exactly these fields; False if only `check_fields` can decide.
 
     >>> fits({"seq": 1}, {"seq": int}), fits({"seq": True}, {"seq": int})
     (True, False)
@@ -54,10 +43,10 @@ def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE)
 def check_fields(
     data: object, path: str, required: Fields, optional: Fields = _NONE
 ) -> dict[str, Any]:
-    """Return a record whose fields are exactly those expected, of exactly these types.
+    """Return a record that has exactly these fields, of exactly these types.
 
-    A subclass does not count: True is no int. A tuple of types allows each of them, `object` allows
-    any. Raises `CorruptStateError` with the path of the field that is missing, unknown or wrong.
+    A subclass does not count: True is no int. Raises `CorruptStateError` with the path of the field
+    that is missing, unknown or of another type.
 
     >>> check_fields({"seq": 1}, "$", {"seq": int}, {"error": (str, type(None))})
     {'seq': 1}
@@ -73,7 +62,7 @@ def check_fields(
                 kind = type(data[name])
             except KeyError:
                 if fields is required:
-                    raise CorruptStateError(f"{path}{member(name)}", "is missing") from None
+                    raise CorruptStateError(f"{path}{path_step(name)}", "is missing") from None
                 continue
             checked += 1
             if (
@@ -81,10 +70,10 @@ def check_fields(
                 and expected is not object
                 and (type(expected) is not tuple or kind not in expected)
             ):
-                raise _wrong_type(f"{path}{member(name)}", kind, expected)
+                raise _wrong_type(f"{path}{path_step(name)}", kind, expected)
     if checked != len(data):
         unknown = next(name for name in data if name not in required and name not in optional)
-        raise CorruptStateError(f"{path}{member(unknown)}", "is a field that is not known here")
+        raise CorruptStateError(f"{path}{path_step(unknown)}", "is an unknown field")
     return data
 
 

@@ -124,19 +124,9 @@ def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> It
 
 
 _JOB_FIELDS: Final[codec.Fields] = {
-    "job_id": str,
-    "flow_id": str,
-    "status": str,
-    "seq": int,
-    "started_ns": int,
-    "updated_ns": int,
-    "recoveries": int,
-    "shape": list,
-    "routine_states": dict,
-    "shared_data": dict,
-    "pending_tasks": list,
-    "outputs": list,
-    "dropped": list,
+    **dict.fromkeys(("job_id", "flow_id", "status"), str),
+    **dict.fromkeys(("seq", "started_ns", "updated_ns", "recoveries"), int),
+    **dict.fromkeys(("shape", "pending_tasks", "outputs", "dropped", "commits"), list),
+    **dict.fromkeys(("routine_states", "shared_data"), dict),
     "error": (dict, type(None)),
-    "commits": list,
 }

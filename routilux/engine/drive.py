@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
     from routilux.graph.messages import Effect
-    from routilux.persist.journal import Journal, Row
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
 
 __all__ = ["Drive"]
 
@@ -256,7 +257,7 @@ class Drive:
         # Never before the last commit: an observer may have made one since `now` was read.
         return self.machine.finish(step, outcome, now if now > updated else updated)
 
-    def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Row]:
+    def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Append]:
         """Return the commit that ends a step, and its row for the journal.
 
         If the commit has no saved form, the attempt fails: the commit that says so is returned.

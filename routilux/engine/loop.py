@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driver, Ended
     from routilux.engine.environment import Environment
     from routilux.graph.messages import StepInput
-    from routilux.persist.journal import Journal, Row
+    from routilux.persist.journal import Journal
+    from routilux.persist.store import Append
 
 __all__ = ["Loop"]
 
@@ -146,7 +147,7 @@ class Loop:
     def _end(self, group: Sequence[Ended], now: int) -> None:
         """Commit the ends of steps, of one job each, by one write; often it is one step."""
         endings: list[tuple[Drive, Commit]] = []
-        rows: list[Row] = []
+        rows: list[Append] = []
         journal = self._journal
         for drive, step, outcome in group:
             if drive.error is not None:
@@ -177,7 +178,7 @@ class Loop:
             self._mark(drive)
 
     def _written(
-        self, endings: list[tuple[Drive, Commit]], rows: Sequence[Row], journal: Journal
+        self, endings: list[tuple[Drive, Commit]], rows: Sequence[Append], journal: Journal
     ) -> list[tuple[Drive, Commit]]:
         refusals: Sequence[BaseException | None]
         try:

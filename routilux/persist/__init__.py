@@ -1,1 +1,1 @@
-"""Where jobs are kept: documents for people and other tools, stores for commits."""
+"""Stores and the saved forms of jobs: rows, snapshots, versions, digests and signatures."""

@@ -1,16 +1,14 @@
-"""What a person may do to a job in a store, without its flow: retry it, take it over, cancel it.
+"""What an operator does to a job in a store, without its flow: retry, take over, cancel.
 
-Laws:
-- Whoever runs the job is overruled: it can commit no more, and its steps in flight count for
-  nothing.
-- One commit does it, whole or not at all. Where a host was faster, the job is looked at again.
-- Only a person knows that a process is gone for good which holds a job without a lease. So it is
-  taken from it only where that is asked for, and the refusal says who holds it.
+Invariants:
+- The owner of the job is overruled: it can't commit any more, and its steps in flight are ignored.
+- An operation is one commit. If a host was faster, the job is read again.
+- Only an operator knows that a process which holds a job without a lease has ended for good. So the
+  job is taken over only on request, and the refusal names the process.
 """
 
 from __future__ import annotations
 
-from functools import partial
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final
 
@@ -27,47 +25,44 @@ if TYPE_CHECKING:
 
 __all__ = ["cancel", "retry"]
 
-_TRIES: Final = 20  # a host that commits all the time is overtaken by then
+_TRIES: Final = 20  # enough to be faster once than a host that commits all the time
 
 
 def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False) -> JobState:
-    """Give a failed job a fresh budget, and leave it to whoever takes it up; return the job.
+    """Give a failed job a fresh retry budget, and set it free for a worker; return the job.
 
-    With `take_over` also a job that somebody has, with a lease or without, is left to be taken up;
-    for its recoveries that is an unclean stop. Raises `NotResumableError` where the job has
-    neither failed nor is to be taken over, `KeyError` where there is no such job.
+    With `take_over`, also set free a job that a host holds, with a lease or without; this counts as
+    a recovery. Raises `NotResumableError` if the job is neither failed nor taken over, `KeyError`
+    if there is no such job.
     """
-    return _changed(store, job_id, now_ns, partial(_retried, take_over))
+
+    def change(job: JobState, hold: Hold, now: int) -> Commit:
+        if not job.status.is_live:
+            return requests.requeue(job, now)
+        if take_over and hold.owner is not None:
+            return requests.take_over(job, now)
+        if hold.free_in_ns is None:
+            cure = "if that process has ended for good, --take-over lets a worker resume the job"
+        elif hold.is_leased:
+            cure = "a worker resumes the job when that lease ends; --take-over does not wait for it"
+        else:
+            cure = f"start a worker of flow {job.flow_id}, which resumes the job"
+        raise NotResumableError(f"job {job_id} is {job.status.value}, {hold}; {cure}")
+
+    return _overrule(store, job_id, now_ns, change)
 
 
 def cancel(store: JobStore, job_id: str, now_ns: int, reason: str | None = None) -> JobState:
     """End a job for good, and return it.
 
-    Raises `NotResumableError` where it is over already, `KeyError` where there is no such job.
+    Raises `NotResumableError` if it is already over, `KeyError` if there is no such job.
     """
-    return _changed(store, job_id, now_ns, partial(_cancelled, reason))
+    return _overrule(
+        store, job_id, now_ns, lambda job, hold, now: requests.request(job, "cancel", now, reason)
+    )
 
 
-def _retried(take_over: bool, job: JobState, hold: Hold, now: int) -> Commit:
-    if not job.status.is_live:
-        return requests.requeue(job, now)
-    if take_over and hold.owner is not None:
-        return requests.take_over(job, now)
-    what = f"job {job.job_id} is {job.status.value}, {hold}"
-    if hold.free_in_ns is None:
-        cure = "if that process is gone for good, --take-over leaves the job to a worker"
-    elif hold.is_leased:
-        cure = "a worker takes it up if that process does not renew it; --take-over does not wait"
-    else:
-        cure = f"it needs nothing but a worker of flow {job.flow_id} that runs"
-    raise NotResumableError(f"{what}; {cure}")
-
-
-def _cancelled(reason: str | None, job: JobState, hold: Hold, now: int) -> Commit:
-    return requests.request(job, "cancel", now, reason)
-
-
-def _changed(
+def _overrule(
     store: JobStore, job_id: str, now_ns: int, change: Callable[[JobState, Hold, int], Commit]
 ) -> JobState:
     journal = Journal(store)

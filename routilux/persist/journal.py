@@ -1,10 +1,9 @@
 """`Journal`: writes the commits of jobs to a store as rows, and reads jobs from their rows.
 
 Invariants:
-- A commit is a row; the first row that a host writes carries the version.
-- A job that is read from its rows is as it was after the last one. Each row is checked against
-  those before it.
-- A snapshot saves reading the rows before it, and changes nothing else.
+- A commit is a row. The first row that a host writes carries the version.
+- A job that is read is as it was after its last row. Each row is checked against those before it.
+- A snapshot only saves reading the rows before it.
 """
 
 from __future__ import annotations
@@ -26,16 +25,12 @@ if TYPE_CHECKING:
 
     from routilux.persist.store import JobStore
 
-__all__ = ["SNAPSHOT_EVERY", "Journal", "Row"]
-
-Row = tuple[str, int, bytes, str, bool]
-"""A row to append; the arguments of `JobStore.append`. A tuple is made faster than an `Append`."""
+__all__ = ["SNAPSHOT_EVERY", "Journal"]
 
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
 
-_KEPT: Final = (None,)
-_ROWS_WORTH: Final = 256  # about as many bytes of a snapshot take as long to read as one row
+_BYTES_PER_ROW: Final = 256  # of a snapshot, about, take as long to read as one row
 
 
 class Journal:
@@ -47,11 +42,10 @@ class Journal:
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
-        """Write a commit; with `claims`, `owner` becomes the one owner of the job.
+        """Write a commit durably; with `claims`, `owner` becomes the one owner of the job.
 
-        With `acquired` it is the first commit of an owner that has a lease on the job. When this
-        returns, the commit is durable. Raises `UnserializableError` with nothing written, and the
-        errors of the store.
+        With `acquired` it is the first commit of an owner that has a lease on the job. Raises
+        `UnserializableError` before anything is written, and the errors of the store.
         """
         stopped = not commit.status.is_live
         row = rows.dump(commit, first=claims or acquired or commit.seq == 1)
@@ -64,18 +58,18 @@ class Journal:
             queued = commit.status is JobStatus.PENDING
             self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
 
-    def row(self, job_id: str, commit: Commit, owner: str) -> Row:
+    def row(self, job_id: str, commit: Commit, owner: str) -> Append:
         """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
         row = rows.dump(commit, first=False)
-        return job_id, commit.seq, row, owner, not commit.status.is_live
+        return Append(job_id, commit.seq, row, owner, not commit.status.is_live)
 
-    def append_all(self, added: Sequence[Row]) -> Sequence[Exception | None]:
+    def append_all(self, added: Sequence[Append]) -> Sequence[Exception | None]:
         """Append rows of several jobs by one write; see `JobStore.append_all`."""
         if len(added) > 1:
-            return self._store.append_all([Append(*row) for row in added])
-        for job_id, seq, row, owner, stopped in added:
-            self._store.append(job_id, seq, row, owner, stopped=stopped)
-        return _KEPT
+            return self._store.append_all(added)
+        for row in added:
+            self._store.append(*row[:4], stopped=row.stopped)
+        return (None,)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
         """Write the commit of an operator, regardless of the owner; see `JobStore.overrule`."""
@@ -83,21 +77,21 @@ class Journal:
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status.is_live)
 
     def write_snapshot(self, job: JobState) -> int:
-        """Write a snapshot of a job; return the commit after which the next one pays."""
+        """Write a snapshot; return the commit after which the next one is worth its cost."""
         members = job.dumps(history=False)[1:]
         text = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}')
         data = with_checksum(text.encode())
         self._store.keep_snapshot(job.job_id, job.seq, data)
-        # A large job is saved seldom, so that all its snapshots cost no more than its rows.
-        return job.seq + max(SNAPSHOT_EVERY, len(data) // _ROWS_WORTH)
+        # A large job gets few snapshots, so that they cost no more than its rows.
+        return job.seq + max(SNAPSHOT_EVERY, len(data) // _BYTES_PER_ROW)
 
     def read(
         self, job_id: str, *, history: bool, history_limit: int | None = None
     ) -> JobState | None:
         """Return a job as of its last commit; None where the store does not hold it.
 
-        With `history` it has all its commits, else those since the last snapshot, within the
-        limit. Raises `SavedStateError` for a row or a snapshot that is damaged.
+        With `history` it has all its commits, else those since the last snapshot, up to the
+        limit. Raises `SavedStateError` for a damaged row or snapshot.
         """
         kept = None if history else self._store.snapshot(job_id)
         job = JobState(job_id) if kept is None else _snapshot(job_id, *kept)
@@ -115,10 +109,10 @@ def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
     try:
         job = JobState.load(loads_versioned(without_checksum(data, place), place), place)
         if (job.job_id, job.seq) != (job_id, seq):
-            whose = f"commit {job.seq} of job {job.job_id!r}"
-            raise CorruptStateError(place, f"is of {whose}, but it was stored for commit {seq}")
+            found = f"commit {job.seq} of job {job.job_id!r}"
+            raise CorruptStateError(place, f"is of {found}, but was stored for commit {seq}")
     except UnsupportedVersionError:
-        raise  # the rows are of the same version
+        raise  # the rows have that version too
     except SavedStateError as error:
         cure = f"load({job_id!r}, history=True) reads the job without the snapshot"
         raise type(error)(error.path, f"{error.reason}; {cure}") from None

@@ -1,12 +1,13 @@
-"""`MemoryStore`: keeps jobs in this process, for tests.
+"""`MemoryStore`: keeps jobs in the memory of this process, for tests.
 
 Invariants:
-- It follows every rule of `JobStore`; what it keeps ends with the process.
+- It follows every rule of `JobStore`; its content ends with the process.
 """
 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from routilux.clocks.clock import SystemClock
@@ -18,6 +19,7 @@ from routilux.persist.store import (
     Acquired,
     Append,
     Hold,
+    JobStore,
     duplicate,
     refusal,
     refusals,
@@ -31,22 +33,20 @@ if TYPE_CHECKING:
 __all__ = ["MemoryStore"]
 
 
-class _Kept:
-    __slots__ = ("flow_id", "free_at", "owner", "rows", "snapshot", "writers")
-
-    def __init__(self, flow_id: str, owner: str, free_at: int | None) -> None:
-        self.flow_id = flow_id
-        self.owner = owner
-        self.free_at = free_at
-        self.rows: list[bytes] = []
-        self.writers: list[str] = []
-        self.snapshot: tuple[int, bytes] | None = None
+@dataclass(slots=True)
+class _StoredJob:
+    flow_id: str
+    owner: str
+    free_at: int | None
+    rows: list[bytes]
+    writers: list[str]
+    snapshot: tuple[int, bytes] | None = None
 
 
-class MemoryStore:
-    """A store that lives as long as the process; for tests.
+class MemoryStore(JobStore):
+    """A store whose content ends with the process; for tests.
 
-    `clock` is the store's time, by default the system's.
+    `clock` gives the store's time, by default the system's.
 
     >>> store = MemoryStore()
     >>> store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
@@ -57,23 +57,18 @@ class MemoryStore:
     def __init__(self, clock: Clock | None = None) -> None:
         self._now = (clock if clock is not None else SystemClock()).now_ns
         self._lock = threading.Lock()
-        self._jobs: dict[str, _Kept] = {}
+        self._jobs: dict[str, _StoredJob] = {}
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        """Keep the row of commit 1; see `JobStore.create`."""
         with self._lock:
             job = self._jobs.get(job_id)
-            if job is not None:
-                if (job.rows, job.writers) == ([row], [owner]):
-                    return
+            if job is None:
+                holder, free_at = (FREE, self._now()) if queued else (owner, None)
+                self._jobs[job_id] = _StoredJob(flow_id, holder, free_at, [row], [owner])
+            elif (job.rows, job.writers) != ([row], [owner]):
                 raise duplicate(job_id)
-            free_at = self._now() if queued else None
-            job = self._jobs[job_id] = _Kept(flow_id, FREE if queued else owner, free_at)
-            job.rows.append(row)
-            job.writers.append(owner)
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Keep the row of commit `seq`; see `JobStore.append`."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is None or job.owner != owner or not self._put(job, seq, row, owner):
@@ -82,16 +77,9 @@ class MemoryStore:
                 job.free_at = None
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
-        """Do several appends, of a job each; see `JobStore.append_all`."""
-        return refusals(
-            appends,
-            lambda added: self.append(
-                added.job_id, added.seq, added.row, added.owner, stopped=added.stopped
-            ),
-        )
+        return refusals(appends, lambda row: self.append(*row[:4], stopped=row.stopped))
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Make `owner` the one owner of a job; see `JobStore.claim`."""
         with self._lock:
             job = self._jobs.get(job_id)
             leased = (
@@ -107,45 +95,37 @@ class MemoryStore:
             job.owner = owner
 
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        """Keep the row of an operator's commit; see `JobStore.overrule`."""
         with self._lock:
             job = self._jobs.get(job_id)
-            if job is None or not 1 < seq == len(job.rows) + 1:
-                last = None if job is None else (len(job.rows), job.rows[-1], job.writers[-1])
-                if last == (seq, row, operator):
-                    return
-                count = 0 if last is None else last[0]
+            count = 0 if job is None else len(job.rows)
+            if job is not None and 1 < seq == count + 1:
+                job.rows.append(row)
+                job.writers.append(operator)
+                job.owner, job.free_at = (FREE, self._now()) if free else (operator, None)
+            elif job is None or (seq, row, operator) != (count, job.rows[-1], job.writers[-1]):
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
-            job.rows.append(row)
-            job.writers.append(operator)
-            job.owner, job.free_at = (FREE, self._now()) if free else (operator, None)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return the rows of a job in order; see `JobStore.rows`."""
         with self._lock:
             job = self._jobs.get(job_id)
             return [] if job is None else job.rows[after:]
 
     def job_ids(self) -> list[str]:
-        """Return the ids of all jobs, sorted."""
         with self._lock:
             return sorted(self._jobs)
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        """Keep what the job was after commit `seq`; see `JobStore.keep_snapshot`."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is not None and (job.snapshot or (0,))[0] < seq <= len(job.rows):
                 job.snapshot = seq, data
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return the latest snapshot; see `JobStore.snapshot`."""
         with self._lock:
             job = self._jobs.get(job_id)
             return None if job is None else job.snapshot
 
     def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        """Give `owner` a lease on a job that is free; see `JobStore.acquire`."""
         with self._lock:
             now = self._now()
             free = self._free(flow_ids)
@@ -158,20 +138,16 @@ class MemoryStore:
             return Acquired(job_id, clean)
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        """Make all leases of `owner` end later; see `JobStore.renew`."""
         with self._lock:
             until = self._now() + lease_ns
-            leased = [
-                job_id
-                for job_id, job in self._jobs.items()
-                if job.owner == owner and job.free_at is not None
-            ]
-            for job_id in leased:
-                self._jobs[job_id].free_at = until
-            return leased
+            renewed = []
+            for job_id, job in self._jobs.items():
+                if job.owner == owner and job.free_at is not None:
+                    job.free_at = until
+                    renewed.append(job_id)
+            return renewed
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
-        """Give back a job that was acquired; see `JobStore.release`."""
         with self._lock:
             job = self._jobs.get(job_id)
             if job is not None and job.owner == owner and job.free_at is not None:
@@ -179,7 +155,6 @@ class MemoryStore:
                 job.free_at = self._now() + after_ns
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return who has each job; see `JobStore.holders`."""
         with self._lock:
             now = self._now()
             return {
@@ -189,7 +164,6 @@ class MemoryStore:
             }
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
-        """Return when the next job will be free; see `JobStore.free_in`."""
         with self._lock:
             soonest = min(self._free(flow_ids).values(), default=None)
             return None if soonest is None else max(0, soonest - self._now())
@@ -201,14 +175,14 @@ class MemoryStore:
             if job.free_at is not None and job.flow_id in flow_ids
         }
 
-    def _put(self, job: _Kept, seq: int, row: bytes, owner: str) -> bool:
+    def _put(self, job: _StoredJob, seq: int, row: bytes, owner: str) -> bool:
         count = len(job.rows)
         if seq == count + 1:
             job.rows.append(row)
             job.writers.append(owner)
             return True
-        stands = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
-        return stands and job.owner == owner
+        exists = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
+        return exists and job.owner == owner
 
     def _refusal(self, job_id: str, seq: int, owner: str, *, claims: bool = False) -> Exception:
         job = self._jobs.get(job_id)

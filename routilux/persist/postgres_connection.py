@@ -1,16 +1,16 @@
-"""`Database`: the connections of a process to the PostgreSQL database that has a store's tables.
+"""`Database`: the connections of a process to the PostgreSQL database of a store.
 
-Laws:
+Invariants:
 - A statement is sent alone and is a transaction. When it returns, the server has flushed what it
-  changed, also where the server's own default is not to wait.
-- A connection that was lost is found by the statement that needs it. That is sent once more, over a
-  new one: so it must be one that may be done twice. It is never done twice at once: what is left of
-  the lost connection on the server is ended first.
-- Whoever comes first makes the tables, all at once; the others wait for it. One that only reads
-  makes none and changes nothing.
+  changed, even if the server's default is not to wait.
+- A lost connection is noticed by the next statement, which is sent once more over a new connection.
+  So each statement must be one that may be executed twice. The two executions never overlap: the
+  server's process of the lost connection is ended first.
+- The first host creates all tables at once; the others wait for it. A reader creates no table and
+  changes nothing.
 - A connection belongs to the process that opened it; after a fork the child opens its own.
-- What goes wrong names the database, never the password. Its surroundings are `OSError`, its
-  content is `SavedStateError`.
+- Each error names the database, never the password: `OSError` for the server and its rights,
+  `SavedStateError` for the content.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from contextlib import suppress
 from queue import Empty, LifoQueue
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from routilux.errors import CorruptStateError, UnserializableError, UnsupportedVersionError
+from routilux.errors import CorruptStateError, UnserializableError
+from routilux.persist.versions import newer_store
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Database"]
 
 _VERSION: Final = 1
-_MAKING: Final = 0x726F7574696C7578  # the lock of whoever makes the tables
-_CONNECTIONS: Final = 8  # at once, in a process; the server flushes what they commit together
+_CREATING: Final = 0x726F7574696C7578  # the lock of the host that creates the tables
+_CONNECTIONS: Final = 8  # of a process; what they commit at once, the server flushes together
 _SCHEMA: Final = f"""
 CREATE TABLE routilux_version (version int NOT NULL);
 INSERT INTO routilux_version VALUES ({_VERSION});
@@ -39,7 +40,7 @@ CREATE TABLE routilux_jobs (
     flow_id text COLLATE "C" NOT NULL,
     owner text COLLATE "C" NOT NULL,   -- '' or '?' for nobody
     free_at bigint,                    -- UTC nanoseconds; NULL for never
-    lease bigint                       -- which call of acquire has given it
+    lease bigint                       -- the call of acquire that gave it
 );
 CREATE INDEX routilux_free ON routilux_jobs (flow_id, free_at, job) WHERE free_at IS NOT NULL;
 CREATE INDEX routilux_leased ON routilux_jobs (owner, job_id) WHERE free_at IS NOT NULL;
@@ -56,8 +57,8 @@ CREATE TABLE routilux_snapshots (
     data bytea NOT NULL
 );
 """
-# Who waits for a lock goes on with what the one before has left; stricter, that were an error. And
-# every statement is planned once, by the indexes, however few jobs the server has counted by then.
+# A statement that waited for a lock sees what the other one has written: a stricter isolation would
+# make that an error. A plan is made once, and uses the indexes however few jobs there are then.
 _SETTINGS: Final = """
 SELECT set_config(name, setting, false) FROM (VALUES
     ('default_transaction_isolation', 'read committed'),
@@ -73,7 +74,7 @@ SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
 WHERE pid = %s AND backend_start = %s
 """
 _SHOWN: Final = ("service", "host", "hostaddr", "port", "user", "dbname")
-# A host that has vanished says nothing: without these a connection to it waits for hours.
+# Without these a connection to a server that has vanished waits for hours.
 _DEFAULTS: Final[dict[str, str | int]] = {
     "connect_timeout": 10,
     "keepalives_idle": 10,
@@ -84,32 +85,31 @@ _DEFAULTS: Final[dict[str, str | int]] = {
 }
 _CURES: Final = {
     "25006": "nothing can be written to it: name the primary, and open it without read_only",
-    "3F000": "the schema of search_path must exist; the store makes only its tables",
-    "42501": "grant the right to this user, who must be able to make tables at the first use",
-    "42P07": "it is not the store's, or has lost its version; choose another schema",
+    "3F000": "the schema of search_path must exist; the store creates only its tables",
+    "42501": "grant the right to this user, who must be able to create tables at the first use",
+    "42P07": "it is of another program, or its version is lost; choose another schema",
     "53100": "the disk is full; make room, then resume the jobs: no commit is half written",
-    "55P03": "somebody keeps a table locked; is a transaction open in another program?",
-    "57014": "the server's statement_timeout is too short, or somebody cancelled it",
+    "55P03": "a table is kept locked; is a transaction open in another program?",
+    "57014": "the server's statement_timeout is too short, or an administrator cancelled it",
 }
 _UNREACHED: Final = (
-    "does the server run, and may this user connect? What was committed before is there when it"
-    " answers again"
+    "does the server run, and may this user connect? Jobs keep what was committed before"
 )
-_DAMAGE: Final = ("XX", "42P01", "42703")  # an internal error; a table or column that is gone
-# Connections of the process before a fork, which are not the child's to end.
+_DAMAGE: Final = ("XX", "42P01", "42703")  # an internal error; a missing table or column
+# Connections of the parent process, kept open: a forked child must not end them.
 _inherited: Final[list[LifoQueue[_Link | None]]] = []
 
 
 class Answer(NamedTuple):
-    """What a statement has answered; `mended` where an earlier answer to it may have been lost."""
+    """The answer to a statement; `repeated` if an earlier answer to it may have been lost."""
 
     rows: list[tuple[Any, ...]]
-    mended: bool
+    repeated: bool
 
 
 class _Link(NamedTuple):
     db: Any
-    backend: tuple[Any, ...]  # its process on the server, and when that began
+    backend: tuple[Any, ...]  # its process on the server, and when that started
 
 
 class Database:
@@ -122,7 +122,7 @@ class Database:
         except self._psycopg.ProgrammingError:  # its message repeats the string, password and all
             raise OSError(
                 "the connection string can't be read; write postgresql://user@host/database,"
-                " with what is special in it percent-encoded"
+                " with special characters percent-encoded"
             ) from None
         self.name = " ".join(f"{key}={parts[key]}" for key in _SHOWN if key in parts)
         defaults = {key: value for key, value in _DEFAULTS.items() if key not in parts}
@@ -132,7 +132,7 @@ class Database:
         self.do("SELECT 1", {})
 
     def close(self) -> None:
-        """Close the connections; they are opened again when they are needed."""
+        """Close the connections; the next statement opens them again."""
         pool = self._connections()
         closed = 0
         with suppress(Empty):
@@ -145,7 +145,7 @@ class Database:
             pool.put(None)
 
     def do(self, statement: str, values: Mapping[str, object]) -> Answer:
-        """Send a statement and return what it has answered."""
+        """Send a statement and return the answer."""
         pool = self._connections()
         link = pool.get()
         lost: _Link | None = None
@@ -162,7 +162,7 @@ class Database:
                     lost, link = link, None
         finally:
             if link is not None and link.db.info.transaction_status:  # not idle
-                link.db.close()  # lost, or left in the middle of an answer
+                link.db.close()  # lost, or in the middle of an answer
                 link = None
             pool.put(link)
 
@@ -178,8 +178,8 @@ class Database:
             if lost is not None:
                 db.execute(_END, lost.backend)
             db.execute(_SETTINGS)
-            if not self._is_known(db):
-                self._make(db)
+            if not self._has_tables(db):
+                self._create(db)
             if self._read_only:
                 db.execute("SET default_transaction_read_only = on")
             return _Link(db, db.execute(_BACKEND).fetchone())
@@ -187,45 +187,39 @@ class Database:
             db.close()
             raise
 
-    def _make(self, db: Any) -> None:
+    def _create(self, db: Any) -> None:
         if self._read_only:
-            raise CorruptStateError(self.name, "holds no store: its tables were never made")
-        # Held by the session: within a transaction that waits for a lock, a table that was made
-        # meanwhile may stay unseen.
-        db.execute("SELECT pg_advisory_lock(%s)", (_MAKING,))
-        if not self._is_known(db):  # another host may have been faster
+            raise CorruptStateError(self.name, "holds no store: its tables were never created")
+        # A lock of the session: a transaction that waits for a lock may not see a table that was
+        # created meanwhile.
+        db.execute("SELECT pg_advisory_lock(%s)", (_CREATING,))
+        if not self._has_tables(db):  # another host may have been faster
             db.execute(_SCHEMA)  # one transaction, since it is sent as one
-        db.execute("SELECT pg_advisory_unlock(%s)", (_MAKING,))
+        db.execute("SELECT pg_advisory_unlock(%s)", (_CREATING,))
 
-    def _is_known(self, db: Any) -> bool:
+    def _has_tables(self, db: Any) -> bool:
         (there,) = db.execute("SELECT to_regclass('routilux_version')").fetchone()
         if there is None:
             return False
         (version,) = db.execute("SELECT max(version) FROM routilux_version").fetchone()
         if version is None or version < 1:
-            raise CorruptStateError(
-                self.name, f"routilux_version says {version}; restore it from a copy"
-            )
+            reason = f"routilux_version says {version}; restore it from a backup"
+            raise CorruptStateError(self.name, reason)
         if version > _VERSION:
-            raise UnsupportedVersionError(
-                self.name,
-                f"has version {version}; this one reads {_VERSION}; install a newer version",
-            )
+            raise newer_store(self.name, version, _VERSION)
         return True
 
     def _named(self, error: Any) -> Exception:
         code = error.sqlstate or ""
-        said = error.diag.message_primary or " ".join(str(error).split())
+        message = error.diag.message_primary or " ".join(str(error).split())
         if code.startswith(_DAMAGE):
-            return CorruptStateError(
-                self.name, f"has no sound tables ({said}); restore them from a copy"
-            )
+            reason = f"has no valid tables ({message}); restore them from a backup"
+            return CorruptStateError(self.name, reason)
         if isinstance(error, self._psycopg.DataError):
-            return UnserializableError(self.name, f"can't keep this: {said}")
+            return UnserializableError(self.name, f"can't keep this: {message}")
         lost = _UNREACHED if isinstance(error, self._psycopg.OperationalError) else ""
         cure = _CURES.get(code, lost)
-        whole: Exception = OSError(f"the store {self.name}: {said}; {cure}") if cure else error
-        return whole
+        return OSError(f"the store {self.name}: {message}; {cure}") if cure else error
 
 
 def _closed() -> LifoQueue[_Link | None]:

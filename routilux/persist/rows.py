@@ -1,12 +1,12 @@
-"""Rows of a job: its commits as a store keeps them, written and read.
+"""Writes the commits of a job as rows for a store, and reads them.
 
 Invariants:
 - The first row that a host writes carries the version; it holds for the rows that follow.
 - A row or a snapshot ends with a checksum, the last member of its object. A disk may return other
-  bytes than it was given: this is reported by the row's number, and the bytes are never replayed.
-- Data of a newer version may end in another way: it is refused by its version.
-- Many rows are read at once, which costs two thirds of reading them one by one. Where a row of a
-  batch is refused, each is read by itself, so that the error names its number.
+  bytes than were written: this is reported with the row's number, and never replayed.
+- Data of a newer version may have no checksum: it is refused by its version.
+- Rows are read in batches, which costs two thirds of reading them one by one. If a row of a batch
+  is refused, each is read by itself, so that the error names its number.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def with_checksum(text: bytes) -> bytes:
 def without_checksum(data: object, place: str) -> bytes:
     """Return an object's text without its checksum; `place` is its path.
 
-    Raises `SavedStateError` where the checksum is missing or does not match.
+    Raises `SavedStateError` if the checksum is missing or does not match.
 
     >>> without_checksum(with_checksum(b'{"seq":8}'), "$.job-1[8]")
     b'{"seq":8}'
@@ -53,7 +53,7 @@ def without_checksum(data: object, place: str) -> bytes:
     Traceback (most recent call last):
     routilux.CorruptStateError: $.job-1[8]: was damaged: its checksum does not match
     """
-    if not isinstance(data, bytes):  # another program's store may return anything
+    if not isinstance(data, bytes):  # a user's store may return anything
         raise CorruptStateError(place, f"is of type {type(data).__name__}, not bytes")
     if not data[-CHECKSUM_BYTES:].startswith(_NAME):
         refuse_newer(data, place)
@@ -69,7 +69,7 @@ def without_checksum(data: object, place: str) -> bytes:
 def dump(commit: Commit, *, first: bool) -> bytes:
     """Return the row of a commit; with `begins` it is the first one that a host writes.
 
-    Raises `UnserializableError` with the path of a value that has no saved form.
+    Raises `UnserializableError` with the path of a value that can't be saved.
     """
     text = commit.dumps()
     if first:
@@ -102,7 +102,7 @@ def load(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, 
 def _parts(rows: Sequence[bytes], *, first: bool) -> list[object] | None:
     try:
         texts = [without_checksum(row, "$") for row in rows]
-        # A text that is no object by itself might become one together with its neighbours.
+        # A text that is no object by itself might become one when it is joined with others.
         if sum(map(len, texts)) > _MOST_BYTES or not all(text[:1] == b"{" for text in texts):
             return None
         parts: list[object] = codec.loads(b"[%b]" % b",".join(texts))

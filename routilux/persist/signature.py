@@ -1,11 +1,11 @@
-"""How a document ends: with a digest, and with a signature where it was written with a key.
+"""Digest and signature at the end of a document.
 
-Laws:
-- Each covers every byte before its own member, so a signature covers the digest as well. Both are
+Invariants:
+- Each covers every byte before its own member, so a signature covers the digest too. Both are
   members of the document, which stays JSON.
-- The digest tells damage. The signature (HMAC-SHA256) tells whether somebody who has the key wrote
-  these very bytes; it is compared in constant time, before anything is parsed.
-- A key is let go at once: nothing that raises, here or in whoever calls, has it among its locals.
+- The digest detects damage. The signature (HMAC-SHA256) proves that a holder of the key wrote these
+  bytes; it is compared in constant time, before anything is parsed.
+- A key is dropped at once: no frame of a traceback, here or in the caller, has it among its locals.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from routilux.errors import CorruptStateError
 
 __all__ = ["DIGEST_BYTES", "MIN_KEY", "new_mac", "with_digest", "without_digest"]
 
-MIN_KEY: Final = 16  # bytes; what HMAC-SHA256 can't be tried through with
-DIGEST_BYTES: Final = 200  # bytes, more than digest and signature take
+MIN_KEY: Final = 16  # bytes; too many to try all keys
+DIGEST_BYTES: Final = 200  # more than digest and signature take
 
 _SIGNATURE: Final = b',\n"signature": "hmac-sha256:%s"}\n'
 _SIGNATURE_HEAD: Final = _SIGNATURE.partition(b"hmac")[0]
@@ -33,7 +33,7 @@ _DIGEST: Final = re.compile(
 def new_mac(key: bytes | None) -> hmac.HMAC | None:
     """Return what signs with a key; None for None.
 
-    Raises `TypeError` for what is no bytes, and `ValueError` for fewer than `MIN_KEY`.
+    Raises `TypeError` if the key is not bytes, and `ValueError` if it is shorter than `MIN_KEY`.
 
     >>> new_mac(b"secret")
     Traceback (most recent call last):
@@ -45,17 +45,14 @@ def new_mac(key: bytes | None) -> hmac.HMAC | None:
     if size >= MIN_KEY:
         return hmac.new(key, digestmod=hashlib.sha256)
     del key
+    cure = "make one with secrets.token_bytes(32)"
     if not issubclass(kind, bytes):
-        raise TypeError(
-            f"a key is bytes, not {type_name(kind)}; make one with secrets.token_bytes(32)"
-        )
-    raise ValueError(
-        f"a key is at least {MIN_KEY} bytes, not {size}; make one with secrets.token_bytes(32)"
-    )
+        raise TypeError(f"a key is bytes, not {type_name(kind)}; {cure}")
+    raise ValueError(f"a key is at least {MIN_KEY} bytes, not {size}; {cure}")
 
 
 def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
-    """Return a document, given without its closing brace, with its digest and signature."""
+    """Return a document, passed without its closing brace, with its digest and signature."""
     text = body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"'.encode()
     return text + (b"}\n" if mac is None else _signature(mac, text))
 
@@ -65,8 +62,8 @@ def without_digest(
 ) -> bytes | None:
     """Return the document without digest and signature; None if it does not end with a digest.
 
-    With a `mac` the signature is checked, with `verify` the digest. Raises `CorruptStateError` for
-    what has none of this key, and for a digest that is another one.
+    Checks the signature with `mac`, and the digest if `verify`. Raises `CorruptStateError` if one
+    is wrong, or the signature is missing.
     """
     if mac is not None:
         _check_signature(mac, data)
@@ -77,7 +74,7 @@ def without_digest(
     if verify and hashlib.sha256(body).hexdigest().encode() != digest[1]:
         raise CorruptStateError(
             "$.digest",
-            "the file was changed after it was written: its digest is another one;"
+            "does not match: the file was changed after it was written;"
             " read(path, verify=False) reads it all the same",
         )
     return body + b"}"
@@ -88,14 +85,14 @@ def _check_signature(mac: hmac.HMAC, data: bytes) -> None:
     if start < 0:
         raise CorruptStateError(
             "$.signature",
-            "is missing, so nobody who has the key vouches for this file; get it from its writer"
-            " once more, written with key=..., or read it without a key if you trust its way here",
+            "is missing, so nothing proves who wrote this file; get it again from its writer,"
+            " written with key=..., or read it without a key if you trust its source",
         )
     if not hmac.compare_digest(_signature(mac, data[:start]), data[start:]):
         raise CorruptStateError(
             "$.signature",
-            "is not that of this key: the file was signed with another key, or changed since;"
-            " pass the key that it was written with, or get it from its writer once more",
+            "does not match this key: the file was signed with another key, or changed since;"
+            " pass the key that it was written with, or get it again from its writer",
         )
 
 

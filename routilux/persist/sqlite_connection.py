@@ -1,12 +1,12 @@
-"""`SqliteFile`: the connection of a process to the file that has a store's tables.
+"""`SqliteFile`: the connection of a process to the file that holds a store's tables.
 
-Laws:
-- A connection belongs to the process that opened it; after a fork the child opens its own. And to
-  the file that it opened: where another one, or none, has its name, nothing is written to it.
-- One that only reads leaves no trace: it makes no file, changes none and brings none up to date.
-- Whoever writes keeps the others waiting; they look again as often as a write takes, and give up
-  after a minute.
-- What goes wrong names the file. Its surroundings are `OSError`, its content is `SavedStateError`.
+Invariants:
+- A connection belongs to the process that opened it; after a fork the child opens its own.
+- A connection belongs to the file that it opened. If the file was removed or replaced, every use
+  raises.
+- A reader (`read_only`) leaves no trace: it creates no file, and changes none.
+- Writers wait for each other. They try again as often as a write takes, and give up after a minute.
+- Each error names the file: `OSError` for the disk and its rights, `SavedStateError` for content.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ import sqlite3
 import sys
 import threading
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
-from routilux.errors import CorruptStateError, UnsupportedVersionError
+from routilux.errors import CorruptStateError
+from routilux.persist.versions import newer_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,7 +33,7 @@ __all__ = ["SqliteFile"]
 _APPLICATION: Final = 0x726F7574  # "rout"
 _VERSION: Final = 1
 _PATIENCE: Final = 60 * SECOND
-_READERS_PATIENCE: Final = 5 * SECOND  # hardly ever needed: a writer keeps no reader waiting
+_READERS_PATIENCE: Final = 5 * SECOND  # seldom needed: a reader does not wait for writers
 _FIRST_NAP: Final = 100_000  # nanoseconds; each is half as long again as the one before
 _LONGEST_NAP: Final = 5_000_000
 _SCHEMA: Final = f"""
@@ -60,19 +61,19 @@ CREATE TABLE IF NOT EXISTS snapshots (
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
-# Connections of the process before a fork: SQLite forbids even to close them in the child.
+# Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
 _CURES: Final = {
-    "SQLITE_BUSY": "another process has kept it locked; is one stopped, or open in an editor?",
-    "SQLITE_CANTOPEN": "the folder must exist and be writable; the store makes only the file",
+    "SQLITE_BUSY": "another process has kept it locked; is one suspended, or open in an editor?",
+    "SQLITE_CANTOPEN": "the folder must exist and be writable; the store creates only the file",
     "SQLITE_FULL": "the disk is full; make room, then resume the jobs: no commit is half written",
     "SQLITE_READONLY": "it must be writable for this user, with its folder",
-    "SQLITE_IOERR": "the disk failed; the jobs stand as of their last commits",
+    "SQLITE_IOERR": "the disk failed; each job is as of its last commit",
 }
 
 
 class SqliteFile:
-    """The file at `path`, which is made if it is not there and not `read_only`.
+    """The file at `path`, which is created if it does not exist, unless `read_only`.
 
     `lock` is held while the connection is used.
     """
@@ -80,9 +81,9 @@ class SqliteFile:
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path
         if str(path) == ":memory:":
-            raise OSError("the store :memory: is no file and lasts no longer; use MemoryStore()")
+            raise OSError("the store :memory: is no file, so nothing lasts; use MemoryStore()")
         self.lock = threading.Lock()
-        self._place = path.absolute()  # wherever the process goes to
+        self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
         self._read_only = read_only
         self._unlocked = False
@@ -94,7 +95,7 @@ class SqliteFile:
             pass
 
     def close(self) -> None:
-        """Close it; it is opened again if it is used again."""
+        """Close the connection; the next use opens it again."""
         with self.lock:
             self._disown()
             if self._connection is not None:
@@ -103,33 +104,38 @@ class SqliteFile:
 
     @property
     def overtaken(self) -> bool:
-        """Whether somebody began to write while it was read without locks."""
+        """Whether another process began to write while this one read without locks."""
         return self._unlocked and self._has_log()
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection for one transaction, which the block's end commits."""
+        """Yield the connection for one transaction, committed at the end of the block."""
         with self.using() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
             except BaseException:
-                with suppress(sqlite3.Error):  # some errors have ended the transaction already
+                with suppress(sqlite3.Error):  # some errors have already ended the transaction
                     db.execute("ROLLBACK")
                 raise
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """Give the connection for statements that are a transaction each."""
+        """Yield the connection for statements that are a transaction each."""
         with self.lock:
             try:
                 yield self.connection()
             except sqlite3.Error as error:
                 raise self.named(error) from error
 
+    def do(self, statement: str, *values: object) -> list[Any]:
+        """Execute one statement, which is a transaction, and return its rows."""
+        with self.using() as db:
+            return db.execute(statement, values).fetchall()
+
     def connection(self) -> sqlite3.Connection:
-        """Return the connection, opened if need be (under `lock`)."""
+        """Return the connection, opened if necessary (under `lock`)."""
         if self._connection is None or self._process != os.getpid():
             self._disown()
             self._connection = self._opened()
@@ -137,7 +143,7 @@ class SqliteFile:
         elif _file_at(self._name) != self._file:
             raise OSError(
                 f"the store {self.path}: its file was removed or replaced while it was open; put it"
-                " back, or begin anew with what is there"
+                " back, or open the store again"
             )
         return self._connection
 
@@ -149,25 +155,20 @@ class SqliteFile:
     def _opened(self) -> sqlite3.Connection:
         db = self._connected()
         try:
-            db.execute("BEGIN")  # all three of one moment: another process may be making it
+            db.execute("BEGIN")  # reads all three at once: another process may be creating it
             (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
             (application,) = db.execute("PRAGMA application_id").fetchone()
             (version,) = db.execute("PRAGMA user_version").fetchone()
             db.execute("COMMIT")
+            name = str(self.path)
             if application != _APPLICATION and (application or tables):
-                raise CorruptStateError(
-                    str(self.path), "is a database of another program; choose another file"
-                )
+                reason = "is a database of another program; choose another file"
+                raise CorruptStateError(name, reason)
             if version > _VERSION:
-                raise UnsupportedVersionError(
-                    str(self.path),
-                    f"has version {version}; this one reads {_VERSION}; install a newer version",
-                )
+                raise newer_store(name, version, _VERSION)
+            if self._read_only and not tables:
+                raise CorruptStateError(name, "is empty: no store was ever written to it")
             if self._read_only:
-                if not tables:
-                    raise CorruptStateError(
-                        str(self.path), "is empty: no store was ever written to it"
-                    )
                 return db
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -182,24 +183,33 @@ class SqliteFile:
         return db
 
     def _connected(self) -> _Connection:
-        if not self._read_only:
-            return _Connection.to(self._place, _PATIENCE)
-        # Where there is no log nobody writes, and to read with locks would make one and leave it.
-        self._unlocked = not self._has_log()
-        how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
-        return _Connection.to(f"{self._place.as_uri()}?{how}", _READERS_PATIENCE, uri=True)
+        place, patience = self._name, _PATIENCE
+        if self._read_only:
+            # Without a log no process writes; a reader with locks would create a log and leave it.
+            self._unlocked = not self._has_log()
+            how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
+            place, patience = f"{self._place.as_uri()}?{how}", _READERS_PATIENCE
+        db = sqlite3.connect(
+            place,
+            0,
+            isolation_level=None,
+            check_same_thread=False,
+            factory=_Connection,
+            uri=self._read_only,
+        )
+        db.patience_ns = patience
+        return db
 
     def _has_log(self) -> bool:
         return self._place.with_name(f"{self._place.name}-wal").exists()
 
     def named(self, error: sqlite3.Error) -> Exception:
-        """Return what went wrong with the file, named, and with a cure."""
+        """Return an error that names the file, and what to do."""
         name = getattr(error, "sqlite_errorname", "")
-        # Where what is asked is sound, the last one tells of a schema that is not.
+        # The statements are correct, so SQLITE_ERROR means that the tables are not.
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
-            return CorruptStateError(
-                str(self.path), f"is no sound database ({error}); restore it from a copy"
-            )
+            reason = f"is no valid database ({error}); restore it from a backup"
+            return CorruptStateError(str(self.path), reason)
         for start, cure in _CURES.items():
             if name.startswith(start):
                 return OSError(f"the store {self.path}: {error}; {cure}")
@@ -215,7 +225,7 @@ def _file_at(place: str) -> tuple[int, int] | None:
 
 
 def _unlock_all() -> None:
-    for file in _all:  # a thread that the child does not have may have held it
+    for file in _all:  # a thread that the child does not have may hold it
         file.lock = threading.Lock()
 
 
@@ -225,41 +235,27 @@ if sys.platform != "win32":
 
 
 class _Connection(sqlite3.Connection):
-    """A connection whose statements wait for whoever writes.
+    """A connection whose statements wait for the process that writes.
 
-    SQLite's own naps are of 1 to 100 ms. A write takes a tenth of one, and who has just written
-    comes back at once; so of two workers one would nap while the other works.
+    SQLite itself sleeps 1 to 100 ms. A write takes a tenth of a millisecond, and a process that has
+    written soon writes again: of two workers one would sleep while the other works.
     """
 
     patience_ns = 0
 
-    @classmethod
-    def to(cls, path: Path | str, patience_ns: int, *, uri: bool = False) -> Self:
-        """Open a file."""
-        db = sqlite3.connect(
-            path, 0, isolation_level=None, check_same_thread=False, factory=cls, uri=uri
-        )
-        db.patience_ns = patience_ns
-        return db
-
     def execute(self, statement: str, values: Any = (), /) -> sqlite3.Cursor:
-        """Do a statement, as soon as nobody else keeps it from being done."""
-        try:
-            return super().execute(statement, values)
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error):
-                raise
-        clock = SystemClock()
-        begun, nap = clock.monotonic_ns(), _FIRST_NAP
+        """Execute a statement as soon as no other process holds a lock that forbids it."""
+        begun, nap = 0, _FIRST_NAP
         while True:
-            clock.wait(None, clock.monotonic_ns() + nap)
-            nap = min(nap + nap // 2, _LONGEST_NAP)
             try:
                 return super().execute(statement, values)
             except sqlite3.OperationalError as error:
-                if not _is_busy(error) or clock.monotonic_ns() - begun > self.patience_ns:
+                if not getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY"):
                     raise
-
-
-def _is_busy(error: sqlite3.OperationalError) -> bool:
-    return getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+                clock = SystemClock()
+                now = clock.monotonic_ns()
+                begun = begun or now
+                if now - begun > self.patience_ns:
+                    raise
+            clock.wait(None, now + nap)
+            nap = min(nap + nap // 2, _LONGEST_NAP)

@@ -1,22 +1,22 @@
-"""`JobStore`: where commits are kept, and the rules that all stores share.
+"""`JobStore`: keeps the commits of jobs; the rules and errors that all stores share.
 
 Invariants:
-- A store sees bytes and knows nothing of what is in them.
-- One row a commit, keyed by (job id, sequence number). The key is the fence: a row that another
-  owner has written is `LeaseLostError`; writing the same row again is accepted and does nothing.
-- When a write returns, the row is kept as safely as this store can. Rows of several jobs may share
-  one write, since what makes a row safe costs more than the row.
-- Beside its rows a job has two plain facts: its owner, and the instant from which it is free, that
-  is, any host may take it. It is never free while it rests, nor while it is held without a lease.
-  Who takes it learns whether whoever had it before gave it back: only then was that a clean stop.
-- Only the store's own time counts. Whoever asks says how long, never when, so that the clocks of
+- A store sees bytes. It never reads what is in them.
+- A commit is a row with the key (job id, sequence number). A row that another owner has written
+  is refused with `LeaseLostError`. Writing the same row again changes nothing.
+- When a write returns, the row is as durable as this store can make it. Rows of several jobs may
+  share one write, because making a row durable costs more than the row.
+- Besides its rows a job has an owner, and a time from which any host may acquire it. A job that
+  stopped and a job that is held without a lease have no such time. The host that acquires a job
+  learns whether the owner before it gave the job back: only that is a clean stop.
+- Only the store's clock counts. A host passes a duration, never a time, so that the clocks of
   hosts need not agree.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from routilux.clocks.durations import seconds_text
 from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
@@ -40,15 +40,15 @@ __all__ = [
 
 
 FREE: Final = ""
-"""Stands for the owner of a job that was queued or given back."""
+"""The owner of a job that was queued or given back."""
 ABANDONED: Final = "?"
-"""Stands for the owner of a job that broke off where it was driven, and was let fall."""
+"""The owner of a job whose run broke off, and which its host then released."""
 NOBODY: Final = (FREE, ABANDONED)
 
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """A job that a host was given a lease on; `clean` where whoever had it before gave it back.
+    """A job on which a host got a lease; `clean` if the owner before it gave the job back.
 
     >>> Acquired("job-1", clean=True).job_id
     'job-1'
@@ -60,10 +60,10 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Who has a job, and in how many nanoseconds any host may take it.
+    """The owner of a job, and in how many nanoseconds any host may acquire it.
 
-    `owner` is None where nobody has it. `free_in_ns` is None where no time frees it: it rests, or
-    is held without a lease. `clean` tells whether whoever had it before gave it back.
+    `owner` is None if no host owns it. `free_in_ns` is None if the job stopped or is held without
+    a lease. `clean` says whether the last owner gave the job back.
 
     >>> print(Hold.of("web-1:4711:9f86d081", 5_000_000_000, now=0))
     held by web-1:4711:9f86d081, whose lease ends in 5.0 s
@@ -77,13 +77,13 @@ class Hold:
 
     @classmethod
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
-        """Make it of what a store keeps beside a job's rows."""
+        """Build it from the two facts that a store keeps of a job."""
         free_in = None if free_at is None else max(0, free_at - now)
         return cls(None if owner in NOBODY else owner, free_in, owner == FREE)
 
     @property
     def is_leased(self) -> bool:
-        """Whether somebody has it under a lease that has not ended."""
+        """Whether a host has a lease on it that has not ended."""
         return self.owner is not None and bool(self.free_in_ns)
 
     def __str__(self) -> str:
@@ -97,9 +97,8 @@ class Hold:
         return f"held by {self.owner}, whose lease ends {soon}"
 
 
-@dataclass(slots=True)
-class Append:
-    """A row that is to be kept; the arguments of `JobStore.append`."""
+class Append(NamedTuple):
+    """A row to append; the arguments of `JobStore.append`."""
 
     job_id: str
     seq: int
@@ -109,90 +108,89 @@ class Append:
 
 
 class JobStore(Protocol):
-    """Keeps the commits of jobs; safe to use from several threads, and whatever shares it.
+    """Keeps the commits of jobs, for several threads, processes and hosts at once.
 
-    All that a method changes is changed at once, or nothing is. `owner` is a text that no other
-    host uses, and none of those that stand for nobody. Lengths of time are nanoseconds. A method
-    raises `OSError` where the store can't be used just now, whether it has done what was asked or
-    not: whoever asked may do the very same again.
+    Each method is atomic. `owner` is a text that no other host uses, and neither empty nor `"?"`.
+    Durations are nanoseconds. A method raises `OSError` if the store can't be used now; the call
+    may have taken effect or not, and the caller may repeat it.
     """
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
         """Keep the row of commit 1. A `queued` job is free and has no owner, else `owner` holds it.
 
-        The very same call again does nothing, as long as it is the only row. Raises
-        `DuplicateJobError` where the job exists.
+        The same call again does nothing while this is the only row. Raises `DuplicateJobError` if
+        the job exists.
         """
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Keep the row of commit `seq`; where the job `stopped` after it, it is no longer free.
+        """Keep the row of commit `seq`; a job that `stopped` with it is no longer free.
 
-        A row that stands there already, of the owner, is accepted. Raises `LeaseLostError` where
-        `owner` does not own the job, another row stands there, or the one before is missing.
+        The same row of the owner again does nothing. Raises `LeaseLostError` if `owner` does not
+        own the job, another row has this number, or the row before is missing.
         """
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
-        """Do several appends, of a job each, by one write.
+        """Append rows of several jobs, one of each, by one write.
 
-        Returns for each None where its row is kept, or the error that `append` would raise; a row
-        that is refused holds up no other. Where it raises, any of them may be kept.
+        Returns for each None if its row is kept, or the error that `append` would raise; the other
+        rows are kept all the same. If it raises, any of the rows may be kept.
         """
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         """Make `owner` the one owner of a job, and keep the row of the commit that resumes it.
 
-        Who acquired the job keeps the lease; anybody else holds it without one, until it rests or
-        is claimed again. A row that stands there already, of the owner, is accepted. Raises
-        `LeaseLostError` where another owner has a lease that has not ended, or somebody was
-        faster, so that another row stands at `seq`; `NotResumableError` where there is no job.
+        A host that acquired the job keeps its lease. Any other host then holds it without a lease
+        until it stops or is claimed again. The same row of the owner again does nothing. Raises
+        `LeaseLostError` if another owner has a lease, or another row has the number `seq`;
+        `NotResumableError` if there is no such job.
         """
 
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        """Keep the row of a commit that an operator makes, whoever owns the job or has a lease.
+        """Keep the row of an operator's commit, regardless of owner and lease.
 
-        The owner before it can write no more. Afterwards the job is `free`, or rests. The very
-        same call again does nothing, as long as its row is the last. Raises `LeaseLostError` where
-        somebody was faster, `NotResumableError` where there is no job.
+        The owner before can't write any more. Afterwards the job is `free`, or it has stopped. The
+        same call again does nothing while its row is the last. Raises `LeaseLostError` if another
+        host was faster, `NotResumableError` if there is no such job.
         """
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return the rows of a job that follow commit `after`, in order; none without the job."""
+        """Return the rows that follow commit `after`, in order; none if there is no such job."""
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs, sorted."""
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        """Keep what the job was after commit `seq`, in place of an earlier snapshot.
+        """Keep the job as of commit `seq`, in place of an earlier snapshot.
 
-        It needs no fence: commits never change, so neither does what they come to.
+        Any host may write it: commits never change, so every host's snapshot is the same.
         """
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return the number of a commit and the job as of it; None where there is no snapshot."""
+        """Return the number of a commit and the job as of it; None if there is no snapshot."""
 
     def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         """Give `owner` a lease on the job of these flows that has been free longest.
 
-        Returns which one, and whether it was given back; None where none is free. The owner before
-        it can write no more. Until the lease ends the job is not free.
+        Returns the job, and whether it was given back; None if none is free. The owner before
+        can't write any more. The job is not free until the lease ends.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        """Make all leases of `owner` end so much later than now; return the ids of their jobs."""
+        """Make all leases of `owner` end this much later than now; return the ids of their jobs."""
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
-        """Give back a job that was acquired, to be free after so long; else do nothing.
+        """Give back a job that `owner` has a lease on, to be free after this long; else do nothing.
 
-        Without `clean` it is let fall: whoever takes it next learns of an unclean stop.
+        Without `clean`, the next host that acquires it learns of an unclean stop.
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return who has each job, or that one alone; what is not there is not among them."""
+        """Return the hold on each job, or on one job; a job that does not exist is left out."""
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return in how many nanoseconds the next job of these flows will be free.
 
-        It is 0 where one is; None where no time frees any: all of them rest, or are held.
+        It is 0 if a job is free now, and None if every job stopped or is held without a lease.
         """
 
 
@@ -211,8 +209,8 @@ def refusal(
         whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(
-        f"job {job_id!r} has {count} commits in the store, so this can't be commit"
-        f" {seq}: another host has gone on with it"
+        f"job {job_id!r} has {count} commits in the store, so commit {seq} can't follow: another"
+        " host has resumed the job"
     )
 
 
@@ -226,13 +224,12 @@ def duplicate(job_id: str) -> DuplicateJobError:
 def refusals(
     appends: Iterable[Append], append: Callable[[Append], None]
 ) -> list[LeaseLostError | None]:
-    """Try each append; return None for it, or by what it was refused."""
-    told: list[LeaseLostError | None] = []
+    """Try each append; return for each None, or the error that refused it."""
+    refused: list[LeaseLostError | None] = []
     for added in appends:
         try:
             append(added)
+            refused.append(None)
         except LeaseLostError as error:
-            told.append(error)
-        else:
-            told.append(None)
-    return told
+            refused.append(error)
+    return refused

@@ -1,10 +1,11 @@
-"""Version of the saved forms, and the refusal of data that carries another one.
+"""Version of the saved forms, and the refusal of data with another version.
 
 Invariants:
 - A document and a snapshot carry the version. Of the rows of a job, each first row of a host
   carries it; the version holds for the rows that follow.
 - Data of a newer version is refused before anything else in it is decoded.
 - Data without a version was not written by routilux and is refused.
+- The tables of a store carry a version of their own.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any, Final
 from routilux import codec
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 
-__all__ = ["FORMAT", "loads_versioned", "refuse_newer"]
+__all__ = ["FORMAT", "loads_versioned", "newer_store", "refuse_newer"]
 
 FORMAT: Final = "routilux/1"
 
@@ -47,10 +48,17 @@ def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> 
 
 
 def refuse_newer(data: bytes, place: str) -> None:
-    """Raise for a text whose first member is another version; decode nothing else of it."""
+    """Raise if the first member of a text is another version; decode nothing else of it."""
     first = _FIRST_MEMBER.match(data)
     if first is not None:
         _check(first[1].decode(), place)
+
+
+def newer_store(name: str, found: int, known: int) -> UnsupportedVersionError:
+    """Return the error for a store whose tables have a newer version than this code knows."""
+    return UnsupportedVersionError(
+        name, f"has version {found}; this one reads {known}; install a newer version"
+    )
 
 
 def _check(found: object, place: str) -> None:

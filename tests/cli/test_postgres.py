@@ -48,7 +48,7 @@ def test_a_store_in_postgresql_is_looked_into_and_changed_in_the_same_way(
 def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn: str, refused: Call) -> None:
     for arguments in (("jobs",), ("cancel", "j")):
         err = refused(arguments[0], dsn, *arguments[1:])
-        assert err.endswith("dbname=postgres: holds no store: its tables were never made"), err
+        assert err.endswith("dbname=postgres: holds no store: its tables were never created"), err
 
 
 def test_a_reader_of_postgresql_writes_nothing(dsn: str) -> None:

@@ -68,8 +68,8 @@ EVERY: list[tuple[str, ...]] = [
         (_no_store, r"jobs\.db does not exist; check the path"),
         (_folder, r"jobs\.db is a folder; give the path of the store's file"),
         (_empty, r"jobs\.db: is empty: no store was ever written to it"),
-        (_letter, r"jobs\.db: is no sound database .*restore it from a copy"),
-        (_half, r"jobs\.db: is no sound database .*restore it from a copy"),
+        (_letter, r"jobs\.db: is no valid database .*restore it from a backup"),
+        (_half, r"jobs\.db: is no valid database .*restore it from a backup"),
         (_other_program, r"jobs\.db: is a database of another program; choose another file"),
         (
             _sql("PRAGMA user_version = 2"),
@@ -92,7 +92,7 @@ def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What stands in a folder, and when it was written last."""
+    """The contents and the last change of every file of a folder."""
     return {
         path.name: (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
         for path in folder.iterdir()
@@ -155,7 +155,7 @@ def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
             if fails:
                 writer.create("new", b"row", "a", flow_id="f", queued=True)
                 fails.clear()
-                raise CorruptStateError("jobs.db", "is no sound database")
+                raise CorruptStateError("jobs.db", "is no valid database")
             return jobs.job_ids()
 
         assert "new" in read_store(str(store), look, NOW)

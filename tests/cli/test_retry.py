@@ -43,13 +43,13 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
             25,
             "  web-2:7, lease for 25 s  ",
             "held by web-2:7:cafe, whose lease ends in 25.0 s",
-            "a worker takes it up if that process does not renew it; --take-over does not wait",
+            "a worker resumes the job when that lease ends; --take-over does not wait for it",
         ),
         (
             0,
             "  web-2:7, lease over  ",
             "left by web-2:7:cafe, whose lease has ended",
-            "it needs nothing but a worker of flow payment that runs",
+            "start a worker of flow payment, which resumes the job",
         ),
     ],
     ids=["lease", "lease over"],
@@ -121,9 +121,9 @@ def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(
 
 ONLY = "only a failed job gets a fresh retry budget"
 HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
-GONE = "if that process is gone for good, --take-over leaves the job to a worker"
+GONE = "if that process has ended for good, --take-over lets a worker resume the job"
 FREE = "held by nobody, and free to be taken now"
-NEEDS = "it needs nothing but a worker of flow payment that runs"
+NEEDS = "start a worker of flow payment, which resumes the job"
 
 
 @pytest.mark.parametrize(

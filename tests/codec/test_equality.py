@@ -242,7 +242,7 @@ def test_a_difference_reads_like_a_sentence() -> None:
         ({"n": 1}, {"n": True}, "$.n: int 1 became bool True"),
         ({"n": 1}, {"n": None}, "$.n: int 1 became None"),
         ({"n": 1}, {}, "$.n: 1 is missing"),
-        ({}, {"a b": 1}, "$['a b']: 1 was added"),
+        ({}, {"a b": 1}, '$["a b"]: 1 was added'),
         ([1, 2], [1], "$[1]: 2 is missing"),
         ([1], [1, 2], "$[1]: 2 was added"),
         ({1, 2}, {1}, "$: 2 is missing"),

@@ -138,7 +138,7 @@ class Doubles(Routine):
     def double(self, n: int) -> None:
         twice = self.ctx.once("double", abs, 2 * n)
         self.ctx.state["seen"] = self.ctx.attempt
-        self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice  # type: ignore[operator]
+        self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice
         self.emit("out", n=twice, pid=os.getpid())
 
 

@@ -32,7 +32,6 @@ from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]
 _MARK: Final = "\ue000"  # marks text that no JSON writer writes
-HUGE: Final = 100 * 1024 * 1024
 
 
 class _Short:
@@ -395,7 +394,7 @@ ENDLESS: Final[dict[str, Callable[[int], bytes]]] = {
 """Kinds of huge data in a document: a text of about the given number of bytes."""
 
 
-def endless(what: str, size: int = HUGE) -> Document:
+def endless(what: str, size: int) -> Document:
     """An accepted document that holds one kind of huge data in a payload."""
     original = documents()[1]
     start = b'"payload":{"request_id":'  # of the first task; the text occurs once

@@ -123,7 +123,7 @@ HOWS: Final = [
 @pytest.mark.parametrize("there", [True, False], ids=["over an old file", "anew"])
 @pytest.mark.parametrize("error", sampled(ERRORS, ["disk full", "no right"]))
 @pytest.mark.parametrize(("name", "number", "how"), HOWS)
-def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which_and_what_to_do(
+def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which(
     name, number, how, error, there, tmp_path, old, new
 ):
     path = tmp_path / "job.json"
@@ -140,9 +140,9 @@ def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which_and
     if there or done:
         assert (new if done else old).job == SavedState.read(path).job
     stands = (
-        "the new file stands there, but a loss of power might bring the old one back"
+        "the file is the new one, but a loss of power might bring the old one back"
         if done
-        else "nothing has changed there"
+        else "the file has not changed"
     )
     assert f"{os.strerror(code)}; {stands}: {cure}" == caught.value.strerror
     assert (code, str(path)) == (caught.value.errno, caught.value.filename)
@@ -317,7 +317,7 @@ assert ["job.json"] == os.listdir()
 
 def test_a_file_that_gets_too_big_for_the_kernel_is_no_file(tmp_path):
     refused = (
-        "[Errno 27] File too large; nothing has changed there: raise the limit for the size of"
+        "[Errno 27] File too large; the file has not changed: raise the limit for the size of"
         " files (ulimit -f) and write it again: 'job.json'"
     )
     assert [*[refused] * 4, "written"] == run(tmp_path, LIMITED)
@@ -325,7 +325,7 @@ def test_a_file_that_gets_too_big_for_the_kernel_is_no_file(tmp_path):
 
 def test_a_folder_without_write_permission_is_reported_with_the_cure(tmp_path):
     refused = (
-        "[Errno 13] Permission denied; nothing has changed there: let this user write in its"
+        "[Errno 13] Permission denied; the file has not changed: let this user write in its"
         " folder, or write it elsewhere: 'job.json'"
     )
     assert [refused] == run(tmp_path, FORBIDDEN)
@@ -334,9 +334,9 @@ def test_a_folder_without_write_permission_is_reported_with_the_cure(tmp_path):
 @pytest.mark.parametrize(
     ("name", "error", "cure"),
     [
-        ("nowhere/job.json", FileNotFoundError, "make its folder first"),
-        ("file/job.json", NotADirectoryError, "make its folder first"),
-        ("folder", IsADirectoryError, "a folder stands there; choose another name"),
+        ("nowhere/job.json", FileNotFoundError, "create its folder first"),
+        ("file/job.json", NotADirectoryError, "create its folder first"),
+        ("folder", IsADirectoryError, "a folder has this name; choose another one"),
         ("j" * 256, OSError, "choose a shorter name"),
     ],
 )
@@ -345,6 +345,6 @@ def test_a_place_where_no_file_can_be_is_reported_with_the_cure(name, error, cur
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(error) as caught:
         write_atomically(tmp_path / name, b"{}")
-    assert caught.value.strerror.endswith(f"; nothing has changed there: {cure}")
+    assert caught.value.strerror.endswith(f"; the file has not changed: {cure}")
     assert str(tmp_path / name) == caught.value.filename
     assert ["file", "folder"] == sorted(path.name for path in tmp_path.iterdir())

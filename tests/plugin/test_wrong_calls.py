@@ -36,15 +36,15 @@ FAULTS = FlowFaults()
         ),
         (
             lambda sim: sim.run(Flow("made"), "fetch"),
-            "build is called anew for every run: give the function, and not what it",
+            "can't be called; give the function that makes the flow",
         ),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=FAULTS.slow("price", 1)),
-            "faults is a list of faults that flow_faults has made, not slow('price', 1)",
+            "faults=slow('price', 1) is no list of faults; give a list",
         ),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=["price"]),
-            "faults is a list of faults that flow_faults has made, not ['price']",
+            "faults=['price'] is no list of faults; give a list",
         ),
         (
             lambda sim: sim.crash_everywhere(BUILD, "fetch", invariant=True),

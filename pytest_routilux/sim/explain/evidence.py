@@ -1,8 +1,8 @@
-"""Evidence of why a run differs: from what it recorded, and from a repeated undisturbed run.
+"""Evidence of why a run differs, from its records and from a repeated undisturbed run.
 
 Invariants:
-- Evidence is what was observed, never what is likely. Where nothing was observed there is none.
-- Collecting it changes nothing; at most it repeats the undisturbed run.
+- Evidence is what was observed, never what is likely. If nothing was observed, there is none.
+- Collecting evidence changes nothing; at most it repeats the undisturbed run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from routilux import Commit
 from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import Finding, World
@@ -35,7 +35,7 @@ _TIME: Final = re.compile(
 def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
     """Return the unsaved state that the handlers of a routine change, attributes first.
 
-    Without a routine, or where it changes nothing, return what any other routine changes.
+    Without a routine, or if it changes nothing, return what another routine changes.
     """
     found: list[HiddenChange] = []
     if known.finding is not None and known.finding.kind in ENDS_PROCESS:
@@ -54,7 +54,7 @@ def calls_of(world: World, effect: str) -> list[Call]:
 def repeated(
     known: Reference, world: World, finding: Finding
 ) -> tuple[Call | None, int, list[Call]]:
-    """Return the call of a finding, how often it was made undisturbed, and all of it now."""
+    """Return the call that a finding is about, its undisturbed count, and its calls in `world`."""
     effect = finding.path.removeprefix("effects.")
     calls = calls_of(world, effect)
     usual = calls_of(known.run.world, effect)
@@ -78,27 +78,23 @@ def repeated(
 
 
 def recorded_by(world: World, call: Call) -> str | None:
-    """Return the name of the `once` that recorded a call's result, where one did."""
-    for _, _, what in _after(world, call):
-        if isinstance(what, Commit) and what.task_id == call.task_id:
-            recorded = what.effect
-            if recorded is None or not same_value(recorded.result, call.result):
-                return None
-            return str((what.detail or {})["name"])
-        if isinstance(what, Call) and what.task_id == call.task_id:
+    """Return the name of the `once` that recorded a call's result, or None."""
+    entries = iter([what for _, _, what in world.log])
+    for what in entries:
+        if what is call:
+            break
+    for what in entries:
+        if not isinstance(what, Commit | Call) or what.task_id != call.task_id:
+            continue
+        if isinstance(what, Call) or what.effect is None:
             return None
+        same = same_value(what.effect.result, call.result)
+        return str((what.detail or {})["name"]) if same else None
     return None
 
 
-def _after(world: World, call: Call) -> Iterator[tuple[int, int, object]]:
-    entries = iter(world.log)
-    for entry in entries:
-        if entry[2] is call:
-            yield from entries
-
-
 def key_part(keys: Sequence[object], attempts: Sequence[int]) -> str | None:
-    """Return the part in which two keys differ, or None where it is not known.
+    """Return the part in which two keys differ, or None if it is not known.
 
     >>> key_part(["A7-1", "A7-2"], [1, 2])
     'the number of the attempt'

@@ -1,10 +1,10 @@
-"""The text of a failure: what is wrong, the smallest cause, what differs, when, why, and the fix.
+"""Explains a failure: the problem, its smallest cause, what differs, the timeline, the fix.
 
 Invariants:
-- The parts come in one order, in one layout by the width of the terminal, 80 to 100 columns.
-- The limits below keep a text at about 25 lines. The timeline takes the lines that are left.
+- The parts have one order and one layout, by the width of the terminal, 80 to 100 columns.
+- The limits below keep a text at about 25 lines. The timeline gets the lines that are left.
 - Only lines that differ are marked `>`; equal parts share one line.
-- The text always says how much was tried. The command that repeats the failure comes last, and is
+- The text always says how much was tried. The command that repeats the failure comes last and is
   never wrapped or shortened.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.sim.explain.causes import Asked, reason_of
+from pytest_routilux.sim.explain.causes import Failure, reason_of
 from pytest_routilux.sim.explain.evidence import repeated
 from pytest_routilux.sim.explain.timeline import call_text, rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
@@ -67,9 +67,10 @@ _TITLES: Final = {
     "stuck": "JOB STUCK",
 }
 _ELSEWHERE: Final = ("module-state",)
-"""Kinds that show only in another process; the text compares it with the run in this one."""
+"""Kinds that show only in another process, which is compared with the run in this one."""
 _OF_VIEWS: Final = (
     "status-differs",
+    "attempts-differ",
     "state-differs",
     "shared-differs",
     "outputs-differ",
@@ -112,9 +113,9 @@ def explain(
 ) -> str:
     """Return the text of a failure for a terminal of so many columns.
 
-    Without `disturbed` the failure shows in the undisturbed run. `repro` is a command, `shrunk` the
-    cause before it shrank and how many runs that took, `faults` those that the cause needs.
-    Paths are relative to `root`, by default the working directory.
+    Without `disturbed` the undisturbed run fails. `repro` is a command; `shrunk` is the cause
+    before it was shrunk, and how many runs that took; `faults` are those that the cause needs.
+    Files are relative to `root`, by default the working directory.
     """
     least, most = _COLUMNS
     columns = min(max(columns, least), most)
@@ -122,7 +123,7 @@ def explain(
     known = exploration.reference
     point = None if disturbed is None else disturbed.point
     only = frozenset(p.kind for p, f in exploration.failures if f.signature == finding.signature)
-    reason = reason_of(Asked(finding, known, disturbed, point, root, only))
+    reason = reason_of(Failure(finding, known, disturbed, point, root, only))
     above = [
         "",
         *_cause(point, faults, shrunk, columns),
@@ -139,18 +140,18 @@ def explain(
     if repro is not None:
         below.append(f"{'repro':<{_LABEL}}{plain(repro)}")
     world = known.run.world if disturbed is None else disturbed.world
-    lines = rows_of(world, root, known=known, finding=finding, point=point)
+    rows = rows_of(world, root, known=known, finding=finding, point=point)
     if finding.kind in _ELSEWHERE and disturbed is not None:
-        # The rows alone say what the other process did after its first lines.
-        crash = next((i for i, line in enumerate(lines) if line.marked), len(lines))
-        lines = lines[: crash + 2]
+        # What the other process did later is in the rows above alone.
+        crash = next((i for i, row in enumerate(rows) if row.marked), len(rows))
+        rows = rows[: crash + 2]
     left = max(_LEAST_TIMELINE, _LINES - 1 - len(above) - len(below))
-    body = [*above, *timeline_table(lines, left, columns), *below]
+    body = [*above, *timeline_table(rows, left, columns), *below]
     text = [_headline(known, finding, disturbed, max(map(width, body)), columns), *body]
     return "\n".join(line.rstrip() for line in text)
 
 
-# --- what is wrong, and by what -------------------------------------------------------------------
+# --- the problem and its smallest cause -----------------------------------------------------------
 
 
 def _headline(
@@ -165,7 +166,7 @@ def _headline(
 
 
 def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, cells: int) -> str:
-    """Return the finding in one line: what is so with the crash, and how it is undisturbed."""
+    # The finding in one line, with the crash and undisturbed.
     what = " ".join(finding.what.split())
     if finding.kind in ("effect-repeated", "key-unstable", "effect-lost"):
         world = known.run.world if disturbed is None else disturbed.world
@@ -173,33 +174,25 @@ def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, ce
         if call is not None:
             tail = f" ran {len(again)}x"
             unstable = finding.kind == "key-unstable"
-            tail += " under other keys" if unstable else f", undisturbed run {was}x"
+            tail += " with different keys" if unstable else f", undisturbed run {was}x"
             return f"{call_text(call, cells - len(tail))}{tail}"
     if disturbed is None or disturbed.host.job is None:
         return what
-    if finding.kind in ("attempts-differ", "budget-reset") and finding.routine is not None:
-        before = _attempts(known.view, finding.routine)
-        after = _attempts(view_of(disturbed.host.job, disturbed.world), finding.routine)
-        if before != after:
-            return f"{finding.routine} attempted {after}x, undisturbed run {before}x"
     if finding.kind == "module-state" and finding.routine is not None:
         name = finding.path.partition(".")[2]
         head = f"{shorten(finding.routine, 30, 'both')} keeps progress in "
         return head + shorten(name, max(10, cells - width(head)), "both")
     if finding.kind in _OF_VIEWS and finding.rows:
         name, before, after = finding.rows[0]
+        if name.endswith(" attempts"):
+            name = name.removesuffix(" attempts")
+            return f"{name} attempted {after}x, undisturbed run {before}x"
         tail = f" is {shorten(after, 20)}, undisturbed run {shorten(before, 20)}"
-        name = (
-            "the job"
-            if name == "status"
-            else name.removeprefix("outputs ").removeprefix("emissions ").removeprefix("tasks ")
-        )
+        for part in ("outputs ", "emissions ", "tasks "):
+            name = name.removeprefix(part)
+        name = "the job" if name == "status" else name
         return shorten(name, cells - width(tail), "both") + tail
     return what
-
-
-def _attempts(view: dict[str, Any], routine: str) -> object:
-    return view["routines"].get(routine, {}).get("attempts") if view else None
 
 
 def _cause(
@@ -221,8 +214,8 @@ def _cause(
         lines = [whole] if width(whole) <= room else [text, tail]
     found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     if point is not None:
-        told = wrapped(plain(point.text), room, _MOST_OF_POINT)
-        found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(told)]
+        lines = wrapped(plain(point.text), room, _MOST_OF_POINT)
+        found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     return [*found, ""]
 
 
@@ -285,29 +278,27 @@ def _with_waits(row: Row, known: Reference, disturbed: Disturbed) -> Row:
     routine, _, what = name.rpartition(" ")
     if what != "attempts":
         return row
-    was = _waits(known.run.world, routine)
-    is_ = _waits(disturbed.world, routine)
-    if not was and not is_:
+    before, after = (_waits(world, routine) for world in (known.run.world, disturbed.world))
+    if not before and not after:
         return row
-    return name, f"{first}, waits {was or 'none'}", f"{second}, waits {is_ or 'none'}"
+    return name, f"{first}, waits {before or 'none'}", f"{second}, waits {after or 'none'}"
 
 
 def _waits(world: World, routine: str) -> str:
-    # `|` stands where one host ended and another went on.
-    told: list[str] = []
+    # A `|` separates the waits of two hosts.
+    waits: list[str] = []
     last = None
     for _, host, what in world.log:
         delay = getattr(what, "delay_ns", None)
-        if delay is None or getattr(what, "routine_id", None) != routine:
-            continue
-        told += ["|"] * (last not in (None, host))
-        told.append(seconds(delay))
-        last = host
-    return " ".join(told)
+        if delay is not None and getattr(what, "routine_id", None) == routine:
+            waits += ["|"] * (last not in (None, host))
+            waits.append(seconds(delay))
+            last = host
+    return " ".join(waits)
 
 
 def _equal(known: Reference, other: dict[str, Any]) -> list[str]:
-    """Return the parts of two views that are the same, by their names."""
+    # The names of the parts that are the same in both views.
     a, b = masked(known.view, known.trie), masked(other, known.trie)
     a, b = unordered(a), unordered(b)
     parts = [
@@ -327,7 +318,7 @@ def _routines(view: dict[str, Any], *parts: str) -> object:
     return {name: [state[p] for p in parts] for name, state in view["routines"].items()}
 
 
-# --- why, what was tried, how to see it again -----------------------------------------------------
+# --- labelled lines -------------------------------------------------------------------------------
 
 
 def _labelled(label: str, sentences: Sequence[str], most: int, columns: int) -> list[str]:
@@ -343,8 +334,8 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
     planned, done = coverage.planned.total(), coverage.executed.total()
     if not planned:
         text = (
-            f"{count(coverage.runs, 'run')}, {coverage.seconds:.2f} s; no crash yet: it shows where"
-            " nothing is disturbed"
+            f"{count(coverage.runs, 'run')}, {coverage.seconds:.2f} s, no crash: the undisturbed"
+            " run already fails"
         )
         return [text, *coverage.notes]
     failing = [f for _, f in exploration.failures]
@@ -363,7 +354,7 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
 
 
 def not_compared(known: Reference) -> list[str]:
-    """Return what no crash could show, since undisturbed runs differ there among themselves."""
+    """Return the parts that are not compared, because they differ between undisturbed runs."""
     places = dict.fromkeys(
         ".".join(step for step in path[1:] or path if step != "*") for path in sorted(known.mask)
     )

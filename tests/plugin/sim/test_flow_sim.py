@@ -194,7 +194,7 @@ def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester)
             "*hosts in other processes: not tried, the test turns them off",
             "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.output.order",
-            "*the same again",
+            "*repeated with the same records",
             "*another hash seed (the order of sets): not tried, *",
         ],
         "-v",

@@ -1,7 +1,4 @@
-"""Hosts in processes of their own: state in modules, handlers that end their process, the forks.
-
-Each finding has a flow with the bug, and its twin without.
-"""
+"""Finds progress that a process keeps and handlers that end their process, by forked hosts."""
 
 from __future__ import annotations
 
@@ -26,56 +23,23 @@ from pytest_routilux.sim.explore import explore, run_reference
 from pytest_routilux.sim.results import Checks, Coverage, Exploration
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.model import Case
-from routilux import Commit, ErrorHandler, Flow, Routine
-from routilux.clocks.durations import instant_ns
+from routilux import Commit, Flow, Routine
 from tests.plugin.inner import run_inside
+from tests.plugin.sim.steps import START, STEP, chain, same
 
-START = instant_ns("2026-01-01")
 pytestmark = pytest.mark.skipif(not fork_server.can_fork(), reason="needs os.fork")
 
 
-class Step(Routine):
-    """Hands on what its function makes of a number."""
-
-    def __init__(self, work: Callable[[Any, Any], object] = lambda routine, number: number) -> None:
-        super().__init__()
-        self.work = work
-        self.define_slot("trigger", handler=self.step)
-        self.define_event("output", ["number"])
-
-    def step(self, number: object = 0) -> None:
-        self.emit("output", number=self.work(self, number))
-
-
-def chain(*works: Callable[[Any, Any], object], **retry: Any) -> Case:
-    def build() -> Flow:
-        flow = Flow("chain")
-        for index, work in enumerate(works):
-            step = Step(work)
-            if retry:
-                step.set_error_handler(ErrorHandler("retry", **retry))
-            flow.add_routine(step, f"r{index}")
-            if index:
-                flow.connect(f"r{index - 1}", "output", f"r{index}", "trigger")
-        return flow
-
-    return Case(build, "r0")
-
-
-def looked_at(case: Case) -> Exploration:
+def explored(case: Case) -> Exploration:
     return explore(case, START, Checks())
 
 
 def found(case: Case) -> list[str]:
     """Return the kinds of all that is found, the first at each point."""
-    result = looked_at(case)
+    result = explored(case)
     first = result.reference.finding
     assert result.coverage.planned == result.coverage.executed
     return [first.kind] if first is not None else [f.kind for _, f in result.failures]
-
-
-def same(routine: Any, number: Any) -> object:
-    return number
 
 
 # --- progress that a process keeps ----------------------------------------------------------------
@@ -145,12 +109,12 @@ def seen_is_counted(routine: Any, number: Any) -> object:
 
 
 def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
-    result = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1))
+    result = explored(chain(same, fails_twice_by_a_global, retry_delay=0.1))
     point, finding = result.failures[0]
     assert "module-state" == finding.kind
     assert "r1" == finding.routine
     assert f"global.{__name__}:_tries" == finding.path
-    assert f"{__file__}:{Step.step.__code__.co_firstlineno}" == finding.hint
+    assert STEP == finding.hint
     assert "after a write" == point.kind
     # The run of the other process is kept for the report.
     run = result.disturbed[finding.signature]
@@ -166,7 +130,7 @@ def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
 
 
 def test_an_id_drawn_from_a_module_global_is_found_and_one_from_the_job_is_not() -> None:
-    numbered = looked_at(chain(numbered_by_a_global, numbered_by_a_global)).failures
+    numbered = explored(chain(numbered_by_a_global, numbered_by_a_global)).failures
     assert ["module-state"] == [finding.kind for _, finding in numbered]
     assert f"global.{__name__}:_ids" == numbered[0][1].path
     assert [] == found(chain(numbered_by_state, numbered_by_state))
@@ -180,7 +144,7 @@ def test_progress_on_a_class_is_found_and_named() -> None:
         flow.connect("a", "output", "b", "trigger", param_mapping={})
         return flow
 
-    result = looked_at(Case(build, "a"))
+    result = explored(Case(build, "a"))
     assert "module-state" == result.failures[0][1].kind
     assert f"class.{__name__}:Counted.made" == result.failures[0][1].path
 
@@ -203,7 +167,7 @@ def numbered_by_what_cannot_be_carried(routine: Any, number: Any) -> object:
 
 def test_what_can_not_be_proved_is_a_note_and_no_finding() -> None:
     _unsaved.count = 0
-    result = looked_at(chain(*[numbered_by_what_cannot_be_carried] * 2))
+    result = explored(chain(*[numbered_by_what_cannot_be_carried] * 2))
     assert [] == result.failures
     assert ["none of the module globals that a run changes makes the difference"] == [
         note.partition("but ")[2] for note in result.coverage.notes if "another process" in note
@@ -215,7 +179,7 @@ def test_of_two_globals_that_change_the_one_that_matters_is_named() -> None:
         seen_is_counted(routine, len(_seen))
         return numbered_by_a_global(routine, number)
 
-    result = looked_at(chain(work, work, work))
+    result = explored(chain(work, work, work))
     assert [f"global.{__name__}:_ids"] == [finding.path for _, finding in result.failures]
 
 
@@ -296,7 +260,7 @@ def test_a_handler_that_kills_its_process_is_named_and_the_test_lives(
         end()
         return number
 
-    result = looked_at(chain(same, dies, same))
+    result = explored(chain(same, dies, same))
     finding = result.reference.finding
     assert finding is not None
     assert "kills-process" == finding.kind
@@ -314,7 +278,7 @@ def test_an_exit_in_the_first_attempt_alone_is_no_finding() -> None:
         return number
 
     seen: list[int] = []
-    assert looked_at(chain(same, exits_once)).reference.finding is None
+    assert explored(chain(same, exits_once)).reference.finding is None
 
 
 @pytest.fixture
@@ -342,12 +306,12 @@ def test_a_handler_that_never_ends_is_killed_and_named(
         return monotonic() + 3600 * over
 
     monkeypatch.setattr("pytest_routilux.hosts.fork_server._monotonic", now)
-    monkeypatch.setattr("pytest_routilux.hosts.fork_server._LOOK", 0.01)
+    monkeypatch.setattr("pytest_routilux.hosts.fork_server._WAIT", 0.01)
     # Threads that other tests have left to end would make it a note, and the flow run in here.
     monkeypatch.setattr(
         "pytest_routilux.sim.isolation.forked_hosts.threading.active_count", lambda: 1
     )
-    finding = looked_at(chain(same, forever)).reference.finding
+    finding = explored(chain(same, forever)).reference.finding
     assert finding is not None
     assert ("hangs", "r1") == (finding.kind, finding.routine)
 
@@ -369,7 +333,7 @@ def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        result = looked_at(chain(same, asks))
+        result = explored(chain(same, asks))
     finally:
         questions.put(None)
         thread.join()
@@ -403,7 +367,7 @@ def test_other_threads_bring_no_warning_and_no_lock() -> None:
 
 def test_where_there_is_no_fork_the_coverage_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fork")
-    result = looked_at(chain(same, same))
+    result = explored(chain(same, same))
     assert ["hosts in other processes: not tried, this system can't fork"] == [
         note for note in result.coverage.notes if "process" in note
     ]

@@ -70,7 +70,7 @@ class StepNotes(Notes):
 
 
 @MODES
-def test_observers_hear_of_every_commit_in_order_and_of_steps_that_start(workers):
+def test_observers_get_every_commit_in_order_and_steps_that_start(workers):
     notes: list[Any] = []
     with Runtime(
         clock=FakeClock(), observers=[StepNotes("x", notes), Notes("y", notes)]
@@ -109,7 +109,7 @@ def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(how,
     assert "RuntimeError; the job continues" in record.getMessage()
 
 
-def test_a_commit_that_an_observer_causes_is_reported_after_the_first_reached_all_observers():
+def test_all_observers_get_a_commit_before_the_commit_that_an_observer_causes():
     notes: list[Any] = []
     runs: list[Run] = []
     known = threading.Event()
@@ -221,7 +221,7 @@ def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit(how, n, for_e
 
 
 @pytest.mark.parametrize("how", ["pool", "background"])
-def test_a_refused_effect_is_raised_to_the_caller_while_its_handler_still_runs(how):
+def test_a_refused_effect_is_raised_in_the_caller_while_its_handler_runs(how):
     raised = threading.Event()
     ends: list[bool] = []
 
@@ -237,7 +237,7 @@ def test_a_refused_effect_is_raised_to_the_caller_while_its_handler_still_runs(h
     assert [True] == ends
 
 
-def test_a_job_that_broke_starts_nothing_more_when_a_thread_becomes_free(monkeypatch):
+def test_a_job_that_an_error_has_ended_starts_no_more_steps(monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     ran: list[str] = []
 
@@ -255,7 +255,7 @@ def test_a_job_that_broke_starts_nothing_more_when_a_thread_becomes_free(monkeyp
     assert ["a"] == ran
 
 
-def test_a_host_that_is_no_longer_the_owner_is_stopped_at_its_next_commit():
+def test_the_next_commit_of_a_host_that_is_no_longer_the_owner_is_refused():
     store = MemoryStore()
     flow = storied(None)
     clock = FakeClock(autojump=False)
@@ -272,7 +272,7 @@ def test_a_host_that_is_no_longer_the_owner_is_stopped_at_its_next_commit():
     assert ["start", "effect", "retry"] == kinds(run.job)
 
 
-def test_a_job_of_which_another_host_knows_more_can_not_be_resumed():
+def test_an_outdated_copy_of_a_job_can_not_be_resumed():
     store = MemoryStore()
     flow = storied(None)
     with Runtime(clock=FakeClock(), store=store) as runtime:
@@ -303,7 +303,7 @@ def test_a_poisoned_job_fails_in_the_store_too():
     assert job == host.load("j")
 
 
-def test_a_job_that_was_submitted_is_pending_until_somebody_resumes_it():
+def test_a_submitted_job_is_pending_until_a_host_resumes_it():
     store = MemoryStore()
     flow = storied(None)
     submitter = Runtime(clock=FakeClock(), store=store)
@@ -331,7 +331,7 @@ def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed():
         flow.resume(job, runtime=runtime)
 
 
-def test_a_second_job_of_the_same_id_is_refused_and_the_first_unharmed():
+def test_a_second_job_of_the_same_id_is_refused_and_the_first_is_unchanged():
     store = MemoryStore()
     runtime = Runtime(clock=FakeClock(), store=store)
     first = chain(a=rest).execute("a", job_id="j", runtime=runtime)
@@ -357,7 +357,7 @@ def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how):
     assert [11] == [task.payload["n"] for task in over.pending_tasks]
 
 
-def test_max_steps_counts_attempts_and_those_in_flight():
+def test_max_steps_counts_attempts_in_flight():
     with Runtime(clock=FakeClock(), max_steps=3) as runtime:
         flow = fan(send, workers=4, a=Works(fails(5), retrying()), b=rest, c=rest)
         job = flow.execute("source", runtime=runtime)
@@ -396,7 +396,7 @@ def test_a_history_limit_bounds_the_commits_that_are_kept(workers):
 # --- which runtime --------------------------------------------------------------------------------
 
 
-def test_the_default_is_that_of_the_innermost_use():
+def test_the_default_is_the_runtime_of_the_innermost_use():
     plain = default_runtime()
     assert plain is default_runtime()
     with use_runtime(Runtime()) as outer:
@@ -406,7 +406,7 @@ def test_the_default_is_that_of_the_innermost_use():
     assert default_runtime() is plain
 
 
-def test_a_runtime_named_comes_before_the_default():
+def test_a_runtime_argument_comes_before_the_default():
     with use_runtime(Runtime(clock=FakeClock("2001-01-01"))):
         job = chain(a=rest).execute("a", runtime=Runtime(clock=FakeClock("2002-01-01")))
     assert 2002 == job.commits[0].finished_at.year
@@ -428,7 +428,7 @@ def test_after_close_no_thread_remains_and_the_runtime_still_works():
 
 
 @pytest.mark.parametrize("nth", [1, 2], ids=["for the loop", "for a step"])
-def test_where_no_thread_can_be_made_a_job_breaks_and_the_next_one_runs(nth, monkeypatch):
+def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, monkeypatch):
     start = threading.Thread.start
     numbers = count(1)
 
@@ -476,7 +476,7 @@ def test_threads_are_used_again_while_the_runtime_is_open():
         assert len(engine_threads() - before) <= 3
 
 
-def test_a_runtime_that_nobody_closed_leaves_no_thread_behind_when_it_is_gone():
+def test_a_collected_runtime_leaves_no_thread_behind():
     with no_thread_remains():
         runtime = Runtime(clock=FakeClock())
         fan(send, workers=3, a=rest, b=rest).execute("source", runtime=runtime)
@@ -484,7 +484,7 @@ def test_a_runtime_that_nobody_closed_leaves_no_thread_behind_when_it_is_gone():
         gc.collect()
 
 
-def test_a_runtime_keeps_nothing_of_a_job_that_has_ended():
+def test_a_runtime_keeps_no_payload_of_a_job_that_has_stopped():
     class Payload:
         pass
 
@@ -510,7 +510,7 @@ def test_a_runtime_keeps_nothing_of_a_job_that_has_ended():
         assert [None, None] == [ref() for ref in seen]
 
 
-def test_a_finished_job_takes_no_virtual_time_to_be_seen():
+def test_a_wait_for_a_finished_job_takes_no_virtual_time():
     with Runtime(clock=FakeClock()) as runtime:
         run = chain(a=send, b=rest).start("a", runtime=runtime)
         assert 0 == ended_at(run.wait(timeout=0.000001))

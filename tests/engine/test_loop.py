@@ -16,7 +16,6 @@ from routilux import (
     JobState,
     MemoryStore,
     NotResumableError,
-    RoutiluxError,
     Runtime,
     UnserializableError,
 )
@@ -146,19 +145,6 @@ def test_a_cancelled_error_that_a_handler_raises_leaves_the_task_pending():
         job = runtime.load("j")
     assert "running" == job.status
     assert ["0"] == [task.task_id for task in job.pending_tasks]
-
-
-def test_an_observer_that_waits_for_a_job_gets_an_error_and_no_job_hangs():
-    class Waits:
-        def on_commit(self, job, commit):
-            chain(a=rest).execute("a", runtime=runtime)
-
-    runtime = Runtime(clock=FakeClock(), observers=[Waits()])
-    job = chain(a=rest).execute("a", runtime=runtime)
-    assert "completed" == job.status
-    [failure] = runtime.observer_failures
-    assert isinstance(failure.error, RoutiluxError)
-    assert "an observer can't execute a job" in str(failure.error)
 
 
 def test_a_run_that_an_error_has_ended_says_why_it_cannot_be_cancelled():

@@ -18,15 +18,7 @@ from typing import Any
 
 import pytest
 
-from routilux import (
-    ErrorHandler,
-    FakeClock,
-    Flow,
-    JobStatus,
-    RoutiluxError,
-    Runtime,
-    SystemClock,
-)
+from routilux import ErrorHandler, FakeClock, Flow, JobStatus, RoutiluxError, Runtime, SystemClock
 from routilux.engine.pool import PoolDriver
 from routilux.graph.messages import StepOutcome
 from tests.engine.workshop import Dies, Doubles, FailsOnce, no_thread_remains

@@ -9,22 +9,9 @@ from itertools import count
 
 import pytest
 
-from routilux import (
-    FakeClock,
-    JobStatus,
-    MemoryStore,
-    Runtime,
-    Worker,
-)
+from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
 from tests.engine.workshop import engine_threads, no_thread_remains
-from tests.routines import (
-    PATIENCE,
-    chain,
-    ended_at,
-    fan,
-    rest,
-    send,
-)
+from tests.routines import PATIENCE, chain, ended_at, fan, rest, send
 
 
 def test_after_close_no_thread_remains_and_the_runtime_still_works():

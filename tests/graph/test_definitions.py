@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from routilux import (
-    ErrorHandler,
-    ErrorStrategy,
-    Flow,
-    FlowDefinitionError,
-    Routine,
-)
+from routilux import ErrorHandler, ErrorStrategy, Flow, FlowDefinitionError, Routine
 
 
 class Source(Routine):

@@ -23,15 +23,7 @@ from routilux.persist import admin
 from tests.engine.workshop import in_a_child
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
-from tests.worker.jobs import (
-    TAKEN_OVER,
-    retrying,
-    statuses,
-    story,
-    suspends,
-    worker,
-    working,
-)
+from tests.worker.jobs import TAKEN_OVER, retrying, statuses, story, suspends, worker, working
 
 # Python 3.12 and later warn of a fork with threads, which is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

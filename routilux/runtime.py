@@ -81,7 +81,7 @@ class Runtime:
         ):
             if limit is not None and (type(limit) is not int or limit < least):
                 raise FlowDefinitionError(
-                    f"{name} is {limit!r}; it is a whole number from {least}, or None for no limit"
+                    f"{name} is {limit!r}; give a whole number from {least}, or None for no limit"
                 )
         self.clock: Clock = clock if clock is not None else SystemClock()
         if executor is not None and not isinstance(self.clock, SystemClock):

@@ -195,9 +195,7 @@ def test_with_a_store_memory_and_store_are_equal_after_every_commit(workers):
 @pytest.mark.parametrize("for_ever", [True, False], ids=["for ever", "once"])
 @pytest.mark.parametrize("n", range(1, 7))
 @pytest.mark.parametrize("how", ["inline", "pool", "background"])
-def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the_caller(
-    how, n, for_ever
-):
+def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit(how, n, for_ever):
     watcher = Watcher()
     jobs = watcher.jobs
     store = Refuses(n, for_ever=for_ever)

@@ -68,8 +68,9 @@ def edited(text: bytes, old: bytes, new: bytes) -> bytes:
     return text.replace(old, new)
 
 
-EMPTY = "is empty: no state was written to it; restore a copy"
+EMPTY = "is empty: no state was written to it"
 FOREIGN = "is missing: this was not written by routilux"
+CURE = "; restore the file or read another one"
 UNCHECKED = "read(path, verify=False) reads it all the same"
 FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "empty": (lambda text: b"", "$", EMPTY),
@@ -77,7 +78,7 @@ FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
     "cut off": (
         lambda text: text[: len(text) // 2],
         "$",
-        "is cut off in a value that starts at line 3, column *; restore a whole copy",
+        "is cut off in a value that starts at line 3, column *",
     ),
     "no JSON": (
         lambda text: b"PK\x03\x04",
@@ -118,7 +119,8 @@ def test_an_invalid_file_is_refused_by_place_reason_and_file(case, tmp_path, ret
     with pytest.raises(SavedStateError) as caught:
         SavedState.read(path)
     assert (error, place) == (type(caught.value), caught.value.path)
-    pattern = re.escape(f"{reason} (in {path})").replace(r"\*", ".*")
+    cure = "" if ";" in reason or error is UnsupportedVersionError else CURE
+    pattern = re.escape(f"{reason} (in {path}){cure}").replace(r"\*", ".*")
     assert re.fullmatch(pattern, caught.value.reason), caught.value.reason
     assert before == path.read_bytes()
 
@@ -242,7 +244,7 @@ WHOLE: list[Row] = [
     ("saved_at", 1.0, None, "is 1.0, but saved_at_iso is '2026-01-03T12:59:05.100000+00:00'"),
     ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "document/fetch can't be"),
     ("flow.routines", DOUBLED, "flow.routines[2]", "flow 'orders' already has a routine"),
-    ("flow.max_workers", 0, "flow", "max_workers is 0; it is a whole number from 1"),
+    ("flow.max_workers", 0, "flow", "max_workers is 0; give a whole number from 1"),
     ("flow.execution_strategy", "parallel", "flow", "execution_strategy is 'parallel'; choose"),
     (f"{HANDLER}.retry_backoff", 0.5, None, "ErrorHandler: retry_backoff=0.5"),
     (

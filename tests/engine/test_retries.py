@@ -215,9 +215,7 @@ def test_retry_after_sets_the_next_delay_as_it_is_and_spends_a_retry(workers):
     ],
 )
 @pytest.mark.parametrize("error", [ValueError, KeyError], ids=["exhausted", "not retryable"])
-def test_on_exhausted_says_what_becomes_of_a_task_that_is_not_retried_any_more(
-    workers, last, status, job_status, error
-):
+def test_on_exhausted_decides_the_end_of_a_task(workers, last, status, job_status, error):
     handler = retrying(max_retries=2, retryable_exceptions=(ValueError,), on_exhausted=last)
     job = one(handler, fails(9, error), workers)
     assert (status, job_status) == (job.routine_states["a"].status, job.status)

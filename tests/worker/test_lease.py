@@ -52,9 +52,7 @@ def test_the_lease_is_renewed_while_a_handler_runs(runtime, store, clock):
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
-    runtime, store, clock, caplog
-):
+def test_a_host_that_lost_its_lease_can_not_commit(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
 
@@ -74,9 +72,7 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "paused"])
-def test_a_host_that_was_suspended_after_it_acquired_a_job_leaves_it_as_others_left_it(
-    status, runtime, store, clock
-):
+def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, store, clock):
     def ends(self):
         if status == "failed":
             raise ValueError
@@ -102,9 +98,7 @@ def test_a_host_that_was_suspended_after_it_acquired_a_job_leaves_it_as_others_l
     assert 3 == job.seq, "the suspended host resumed it"
 
 
-def test_a_host_that_was_suspended_after_it_acquired_a_job_never_drives_it_without_a_lease(
-    runtime, store, clock, caplog
-):
+def test_a_suspended_host_never_drives_without_a_lease(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     leases: list[int | None] = []
 
@@ -147,9 +141,7 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
     assert ["late", "again"] == done, "the owner of the job runs an effect that is not recorded"
 
 
-def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
-    runtime, store, clock
-):
+def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, clock):
     ran: list[int] = []
 
     def fails(self):
@@ -275,9 +267,7 @@ def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(runtime, s
 
 
 @pytest.mark.parametrize("by", ["an operator", "time"])
-def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
-    by, runtime, store, clock, caplog
-):
+def test_two_workers_of_a_runtime_never_share_a_job(by, runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
     flow = chain(a=working(25, ran))
@@ -302,9 +292,7 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
     assert {} == runtime.environment.leases
 
 
-def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtime(
-    runtime, store, clock
-):
+def test_a_job_of_a_worker_can_not_be_resumed_by_its_runtime(runtime, store, clock):
     ran: list[str] = []
     flow = chain(a=working(25, ran))
     job_id = runtime.submit(flow, "a")

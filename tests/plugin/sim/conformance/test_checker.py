@@ -29,7 +29,7 @@ from routilux import (
     RetryAfter,
     Routine,
 )
-from tests.plugin.sim.steps import START, chain
+from tests.plugin.sim.steps import START, Step
 from tests.soak import sampled
 
 Tamper = Callable[[Undisturbed], object]
@@ -167,11 +167,20 @@ class Odd:
     """Has no saved form."""
 
 
-ODD = chain(lambda routine, number: Odd())
+class SendsOdd(Step):
+    def __init__(self) -> None:
+        super().__init__(lambda routine, number: Odd())
+
+
+def odd(handler: ErrorHandler | None = None) -> Flow:
+    flow = Flow("odd")
+    flow.add_routine(SendsOdd(), "r0")
+    flow.set_error_handler(handler)
+    return flow
 
 
 def test_a_value_without_a_saved_form_is_refused_after_a_crash_as_before() -> None:
-    run = run_undisturbed(ODD, START)
+    run = run_undisturbed(Case(odd, "r0"), START)
     for point in crash_points(run):
         job = recover(run, point).host.job
         assert job is not None
@@ -180,12 +189,8 @@ def test_a_value_without_a_saved_form_is_refused_after_a_crash_as_before() -> No
 
 
 def test_a_mistake_of_the_author_is_a_finding_though_the_job_completes() -> None:
-    def build() -> Flow:
-        flow = ODD.build()
-        flow.set_error_handler(ErrorHandler("continue"))
-        return flow
-
-    finding = explore(Case(build, "r0"), START, Checks()).reference.finding
+    case = Case(lambda: odd(ErrorHandler("continue")), "r0")
+    finding = explore(case, START, Checks()).reference.finding
     assert finding is not None
     assert ("mistake", "r0") == (finding.kind, finding.routine)
     assert f"$.emissions[0].payload.number: {__name__}.Odd has no" in finding.what

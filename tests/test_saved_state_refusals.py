@@ -244,7 +244,7 @@ WHOLE: list[Row] = [
     ("saved_at", 1.0, None, "is 1.0, but saved_at_iso is '2026-01-03T12:59:05.100000+00:00'"),
     ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "document/fetch can't be"),
     ("flow.routines", DOUBLED, "flow.routines[2]", "flow 'orders' already has a routine"),
-    ("flow.max_workers", 0, "flow", "max_workers is 0; it is a whole number from 1"),
+    ("flow.max_workers", 0, "flow", "max_workers is 0; give a whole number from 1"),
     ("flow.execution_strategy", "parallel", "flow", "execution_strategy is 'parallel'; choose"),
     (f"{HANDLER}.retry_backoff", 0.5, None, "ErrorHandler: retry_backoff=0.5"),
     (

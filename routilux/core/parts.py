@@ -113,10 +113,10 @@ class RoutineState:
 
 @dataclass(slots=True)
 class PendingTask:
-    """A task that is not done.
+    """A task that is ready to run, waits for a retry, or has failed.
 
     `attempt` is the number of the next attempt and is never reset; `retries` counts the retries of
-    the current budget. The task may run from `due_ns` on; `delay_ns` is its present wait.
+    the current budget. The task may run from `due_ns` on; `delay_ns` is its current wait.
     `seq` is the commit that created it, `position` its index among the tasks of that commit.
     """
 

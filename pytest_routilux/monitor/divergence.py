@@ -70,8 +70,7 @@ def _at(commit: Commit, job: JobState) -> str:
 
 
 def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
-    before = _BEFORE if not whole else _MANY
-    after = _AFTER if not whole else _MANY
+    before, after = (_MANY, _MANY) if whole else (_BEFORE, _AFTER)
     rows = [("", "t (s)", "", "what happened")]
     rows += [_row("both", c, left) for c in left.commits[max(0, at - before) : at]]
     for side, job in (("left", left), ("right", right)):
@@ -101,8 +100,8 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
         return "the order in which tasks ran: another task was first"
     failed = ours.error or theirs.error
     if failed is not None and not same_value(ours.error, theirs.error):
-        where = f", raised at {_place(failed.where)}" if failed.where else ""
-        return f"the error of {whose}{where}"
+        file = (failed.where or "").replace("\\", "/").rpartition("/")[2]
+        return f"the error of {whose}{f', raised at {file}' if file else ''}"
     differ = {
         field.name
         for field in fields(ours)
@@ -131,7 +130,3 @@ def _look_besides(left: JobState, right: JobState) -> str:
         if left.job_id != right.job_id:
             return "job_id: without job_id=..., each execute() makes a new one"
     return "code that changed a job directly: the commits are equal or not kept"
-
-
-def _place(where: str) -> str:
-    return where.replace("\\", "/").rpartition("/")[2]

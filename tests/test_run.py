@@ -53,6 +53,7 @@ from tests.routines import (
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
 # --- pause and cancel -----------------------------------------------------------------------------
 
 
@@ -65,9 +66,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
     ],
     ids=["pause", "cancel"],
 )
-def test_a_request_takes_effect_at_once_and_steps_in_flight_still_commit(
-    workers, request_, detail, status
-):
+def test_a_request_takes_effect_and_steps_in_flight_commit(workers, request_, detail, status):
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         flow = chain(workers=workers, a=sleeps(10), b=sleeps(10))
@@ -219,9 +218,7 @@ def test_retry_failed_gives_a_fresh_budget_and_keeps_counting_attempts(workers):
     st.integers(0, 3 * 3600 * 10**6 - 1),  # when host A stops, in microseconds
     st.integers(-7200 * 10**6, 7200 * 10**6),  # what B's clock shows more
 )
-def test_the_rest_of_a_wait_is_honoured_and_a_skewed_clock_neither_skips_nor_stretches_it(
-    stops, skew
-):
+def test_a_skewed_clock_neither_skips_nor_stretches_the_rest_of_a_wait(stops, skew):
     delay = 3600 * SECOND
     flow = chain(a=Works(fails(9), retrying(max_retries=3, retry_delay=3600, retry_backoff=1)))
     clock = FakeClock(autojump=False)
@@ -288,9 +285,7 @@ def shaky_flow(strategy: Any) -> Flow:
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.0, 4.0, 11.5, 15.0, 23.0, 23.5, 30.0, 40.0])
-def test_a_checkpoint_of_a_running_job_is_taken_between_two_commits_and_can_be_resumed(
-    tmp_path, strategy, after
-):
+def test_a_checkpoint_of_a_running_job_can_be_resumed(tmp_path, strategy, after):
     clock = FakeClock(autojump=False)
     path = tmp_path / "job.json"
     with no_thread_remains(), Runtime(clock=clock) as runtime:
@@ -308,7 +303,7 @@ def test_a_checkpoint_of_a_running_job_is_taken_between_two_commits_and_can_be_r
     assert JobStatus.COMPLETED is done.status
     assert [3] == outputs(done)
     assert whole.routine_states == done.routine_states
-    # A wait goes on where it was; an attempt that was cut off is made again.
+    # A wait continues; an attempt that was cut off runs again.
     waiting = saved.job.pending_tasks[0]
     if waiting.delay_ns is not None and waiting.due_ns > run._drive.offset + after * SECOND:
         assert whole.updated_ns == done.updated_ns
@@ -325,10 +320,10 @@ def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path):
         with pytest.raises(CorruptStateError, match="does not match this key"):
             SavedState.read(path, key=key[::-1])
         before = path.read_bytes()
-        with pytest.raises(ValueError, match="at least 16") as told:
+        with pytest.raises(ValueError, match="at least 16") as caught:
             run.checkpoint(path, key=b"hush-hush")
         assert before == path.read_bytes()
-        shown = traceback.TracebackException.from_exception(told.value, capture_locals=True)
+        shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
         ours = [frame for frame in shown.stack if "routilux" in frame.filename]
         assert "checkpoint" in {frame.name for frame in ours}
         assert not any("hush" in local for f in ours for local in (f.locals or {}).values())
@@ -353,7 +348,7 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pendin
         send,
         workers=2 if how == "pool" else None,
         a=Works(interrupted, retrying()),
-        beside=sleeps(50),
+        other=sleeps(50),
     )
     flow.set_error_handler(ErrorHandler("continue"))
     with no_thread_remains(), Runtime(clock=FakeClock(), observers=[watcher]) as runtime:
@@ -369,12 +364,12 @@ def test_an_interrupt_in_a_handler_reaches_the_caller_and_leaves_the_task_pendin
     job = watcher.jobs[-1]
     assert JobStatus.RUNNING is job.status
     assert ["start", "done"] == kinds(job)
-    assert {("a", 1), ("beside", 1)} == {(t.routine_id, t.attempt) for t in job.pending_tasks}
+    assert {("a", 1), ("other", 1)} == {(t.routine_id, t.attempt) for t in job.pending_tasks}
     assert {} == job.shared_data
 
 
 def test_ctrl_c_in_a_concurrent_job_ends_it_and_all_its_threads() -> None:
-    # In a process of its own: the signal goes to the main thread, whoever runs the tests.
+    # In a process of its own: the signal goes to the main thread.
     script = """
 import signal, sys, threading
 sys.path.insert(0, sys.argv[1])
@@ -448,25 +443,6 @@ def test_an_async_handler_under_a_running_loop_fails_with_the_advice_to_use_aexe
     assert "FlowDefinitionError" == kind
     assert "use 'await flow.aexecute(...)' there" in message
     assert 0 == job.retry_count()
-
-
-def test_aexecute_lets_the_event_loop_run():
-    async def both():
-        heard: list[str] = []
-        let_go = threading.Event()
-
-        def waits(self):
-            assert let_go.wait(PATIENCE)
-
-        with Runtime(clock=FakeClock()) as runtime:
-            job = asyncio.ensure_future(chain(a=waits).aexecute("a", runtime=runtime))
-            for i in range(3):
-                await asyncio.sleep(0)
-                heard.append(f"tick {i}")
-            let_go.set()
-            return (await job).status, heard
-
-    assert (JobStatus.COMPLETED, ["tick 0", "tick 1", "tick 2"]) == asyncio.run(both())
 
 
 def test_cancelling_the_task_that_awaits_a_job_cancels_the_job():

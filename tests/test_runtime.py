@@ -51,19 +51,19 @@ from tests.routines import (
 
 
 class Notes:
-    """An observer that writes down what it is told."""
+    """An observer that notes each commit."""
 
-    def __init__(self, name: str = "", told: list[Any] | None = None) -> None:
+    def __init__(self, name: str = "", notes: list[Any] | None = None) -> None:
         self.name = name
-        self.told: list[Any] = [] if told is None else told
+        self.notes: list[Any] = [] if notes is None else notes
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        self.told.append((self.name, commit.kind.value))
+        self.notes.append((self.name, commit.kind.value))
 
 
 class StepNotes(Notes):
     def on_step(self, job: JobState, step: StepInput) -> None:
-        self.told.append((self.name, f"{step.task.routine_id} attempt {step.attempt}"))
+        self.notes.append((self.name, f"{step.task.routine_id} attempt {step.attempt}"))
 
 
 # --- observers ------------------------------------------------------------------------------------
@@ -71,8 +71,10 @@ class StepNotes(Notes):
 
 @MODES
 def test_observers_hear_of_every_commit_in_order_and_of_steps_that_start(workers):
-    told: list[Any] = []
-    with Runtime(clock=FakeClock(), observers=[StepNotes("x", told), Notes("y", told)]) as runtime:
+    notes: list[Any] = []
+    with Runtime(
+        clock=FakeClock(), observers=[StepNotes("x", notes), Notes("y", notes)]
+    ) as runtime:
         chain(workers=workers, a=Works(fails(1), retrying())).execute("a", runtime=runtime)
     assert [
         ("x", "start"),
@@ -83,7 +85,7 @@ def test_observers_hear_of_every_commit_in_order_and_of_steps_that_start(workers
         ("x", "a attempt 2"),
         ("x", "done"),
         ("y", "done"),
-    ] == told
+    ] == notes
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
@@ -99,7 +101,7 @@ def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(how,
     with Runtime(clock=FakeClock(), observers=[broken, well]) as runtime:
         job = run_by(how, chain(a=send, b=rest), "a", runtime)
     assert JobStatus.COMPLETED is job.status
-    assert ["start", "done", "done"] == [kind for _, kind in well.told] == kinds(job)
+    assert ["start", "done", "done"] == [kind for _, kind in well.notes] == kinds(job)
     (failure,) = runtime.observer_failures
     assert (broken, 5, "no disk") == (failure.observer, failure.count, str(failure.error))
     (record,) = caplog.records
@@ -108,7 +110,7 @@ def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(how,
 
 
 def test_a_commit_that_an_observer_causes_is_reported_after_the_first_reached_all_observers():
-    told: list[Any] = []
+    notes: list[Any] = []
     runs: list[Run] = []
     known = threading.Event()
 
@@ -125,14 +127,14 @@ def test_a_commit_that_an_observer_causes_is_reported_after_the_first_reached_al
 
     with (
         no_thread_remains(),
-        Runtime(clock=FakeClock(), observers=[Cancels("x", told), Notes("y", told)]) as runtime,
+        Runtime(clock=FakeClock(), observers=[Cancels("x", notes), Notes("y", notes)]) as runtime,
     ):
         runs.append(chain(a=waits, b=rest).start("a", runtime=runtime))
         known.set()
         job = runs[0].wait()
     assert JobStatus.CANCELLED is job.status
     assert ["start", "done", "cancelled"] == kinds(job)
-    assert [(name, kind) for kind in kinds(job) for name in "xy"] == told
+    assert [(name, kind) for kind in kinds(job) for name in "xy"] == notes
     assert [] == runtime.observer_failures
 
 
@@ -193,9 +195,7 @@ def test_with_a_store_memory_and_store_are_equal_after_every_commit(workers):
 @pytest.mark.parametrize("for_ever", [True, False], ids=["for ever", "once"])
 @pytest.mark.parametrize("n", range(1, 7))
 @pytest.mark.parametrize("how", ["inline", "pool", "background"])
-def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the_caller(
-    how, n, for_ever
-):
+def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit(how, n, for_ever):
     watcher = Watcher()
     jobs = watcher.jobs
     store = Refuses(n, for_ever=for_ever)
@@ -222,18 +222,18 @@ def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the
 
 @pytest.mark.parametrize("how", ["pool", "background"])
 def test_a_refused_effect_is_raised_to_the_caller_while_its_handler_still_runs(how):
-    told = threading.Event()
+    raised = threading.Event()
     ends: list[bool] = []
 
     def hangs(self):
         with suppress(OSError):
             self.ctx.once("charge", int)
-        ends.append(told.wait(PATIENCE))
+        ends.append(raised.wait(PATIENCE))
 
     with no_thread_remains(), Runtime(store=Refuses(2)) as runtime:
         with pytest.raises(OSError, match="disk full at write 2"):
             run_by(how, fan(hangs, workers=2), "source", runtime)
-        told.set()
+        raised.set()
     assert [True] == ends
 
 

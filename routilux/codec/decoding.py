@@ -1,4 +1,4 @@
-"""JSON text → JSON data → values.
+"""Decodes JSON text, and parsed JSON data, to values.
 
 Invariants:
 - Loading never imports, calls by name or unpickles: a tag is looked up among the registered forms.
@@ -111,7 +111,7 @@ def _describe(error: json.JSONDecodeError) -> str:
         return "is empty"
     place = f"line {error.lineno}, column {error.colno}"
     if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
-        return f"is cut off in a value that starts at {place}; restore a whole copy"
+        return f"is cut off in a value that starts at {place}"
     return f"is not JSON: {error.msg} at {place}"
 
 

@@ -7,7 +7,6 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,7 +23,6 @@ from tests.routines import (
     outputs,
     rest,
     retrying,
-    send,
     sends,
 )
 
@@ -179,11 +177,3 @@ def test_many_callers_share_one_runtime_and_one_flow():
         assert JobStatus.COMPLETED is job.status
         assert {"mine": n} == job.shared_data
         assert [True] == outputs(job)
-
-
-@pytest.mark.parametrize("n", [1, 200])
-def test_background_jobs_are_driven_by_one_loop_side_by_side(n):
-    clock = FakeClock()
-    with no_thread_remains(), Runtime(clock=clock) as runtime:
-        runs = [chain(a=send, b=rest, c=rest).start("a", runtime=runtime) for _ in range(n)]
-        assert [JobStatus.COMPLETED] * n == [run.wait().status for run in runs]

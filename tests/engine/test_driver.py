@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import threading
 
-import pytest
-
 from routilux import FakeClock, JobStatus, Runtime
 from routilux.engine.driver import InlineDriver
 from tests.engine.workshop import engine_threads
-from tests.routines import Works, chain, fails, rest, retrying, send
+from tests.routines import Works, chain, fails, retrying, send
 
 
 def test_a_sequential_flow_runs_in_the_callers_thread_and_makes_none():
@@ -59,13 +57,3 @@ def test_it_takes_one_step_at_a_time_and_runs_it_when_asked_for_the_next():
     assert (drive, step) == ended[:2]
     assert driver.room
     assert [1] == ran
-
-
-def test_an_interrupt_leaves_it_ready_for_the_next_step():
-    def stops(self):
-        raise KeyboardInterrupt
-
-    runtime = Runtime(clock=FakeClock())
-    with pytest.raises(KeyboardInterrupt):
-        chain(a=stops).execute("a", runtime=runtime)
-    assert JobStatus.COMPLETED is chain(a=rest).execute("a", runtime=runtime).status

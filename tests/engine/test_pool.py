@@ -126,27 +126,27 @@ class _Sane(Executor):
 
 @pytest.mark.parametrize("workers", [None, 3])
 def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(workers):
-    told: list[str] = []
+    notes: list[str] = []
     names: set[str] = set()
 
-    class Teller:
+    class Notes:
         def on_commit(self, job, commit):
-            told.append(commit.kind.value)
+            notes.append(commit.kind.value)
 
     def pays(self, n=0):
         names.add(threading.current_thread().name)
         self.ctx.once("charge", int)
-        told.append("next line")
+        notes.append("next line")
 
     with (
         no_thread_remains(),
         ThreadPoolExecutor(2, thread_name_prefix="theirs") as executor,
-        Runtime(executor=executor, observers=[Teller()]) as runtime,
+        Runtime(executor=executor, observers=[Notes()]) as runtime,
     ):
         job = chain(workers=workers, a=pays).execute("a", runtime=runtime)
         assert JobStatus.COMPLETED is job.status
         assert JobStatus.COMPLETED is chain(a=pays).start("a", runtime=runtime).wait().status
-    assert ["start", "effect", "next line", "done"] * 2 == told
+    assert ["start", "effect", "next line", "done"] * 2 == notes
     assert all(name.startswith("theirs") for name in names)
 
 

@@ -83,9 +83,11 @@ def test_a_failing_routine_ends_as_its_strategy_says(strategy, level, place, wor
     assert ends.attempts == state.attempts
     assert ends.after is job.routine_states[after].status
     assert ends.pending == len(job.pending_tasks)
-    told = [r for r in job.execution_history if r.event in ("error", "error_continued", "skipped")]
-    assert ([ends.history] if ends.history else []) == [record.event for record in told]
-    assert all(record.data["message"] == "attempt 1" for record in told)
+    reports = [
+        r for r in job.execution_history if r.event in ("error", "error_continued", "skipped")
+    ]
+    assert ([ends.history] if ends.history else []) == [record.event for record in reports]
+    assert all(record.data["message"] == "attempt 1" for record in reports)
     assert ([ends.dropped] if ends.dropped else []) == [task.outcome for task in job.dropped]
     if ends.job is JobStatus.FAILED:
         assert job.pending_tasks[0].failed
@@ -129,14 +131,14 @@ def test_dropping_one_task_leaves_the_others_of_its_routine(strategy, workers):
 @MODES
 def test_stop_lets_steps_in_flight_commit_and_starts_nothing_new(workers):
     flow = chain(workers=workers, a=send, b=fails(1, after=1))
-    flow.add_routine(Works(sleeps(2)), "beside")
-    flow.connect("a", "out", "beside", "trigger")
+    flow.add_routine(Works(sleeps(2)), "other")
+    flow.connect("a", "out", "other", "trigger")
     flow.add_routine(Works(rest), "after")
-    flow.connect("beside", "out", "after", "trigger")
+    flow.connect("other", "out", "after", "trigger")
     job = run(flow, n=1)
     assert JobStatus.FAILED is job.status
-    beside = ["start", "done", "failed", "done"] if workers else ["start", "done", "failed"]
-    assert beside == kinds(job)
+    other = ["start", "done", "failed", "done"] if workers else ["start", "done", "failed"]
+    assert other == kinds(job)
     pending = {(task.routine_id, task.failed) for task in job.pending_tasks}
-    assert {("b", True), ("after" if workers else "beside", False)} == pending
+    assert {("b", True), ("after" if workers else "other", False)} == pending
     assert 0 == job.routine_states["after"].attempts

@@ -145,8 +145,8 @@ WRONG_ROUTINES = [
         lambda: (Source(), "source"),
         "flow 'shop' already has a routine 'source'; pass another routine_id to add_routine",
     ),
-    (lambda: (Source(), ""), "a routine's id is a text, not ''"),
-    (lambda: (Source(), 7), "a routine's id is a text, not 7"),
+    (lambda: (Source(), ""), "a routine's id must be a non-empty string, not ''"),
+    (lambda: (Source(), 7), "a routine's id must be a non-empty string, not 7"),
     (lambda: (Source, "x"), f"{Source!r} is no Routine; derive its class from routilux.Routine"),
 ]
 
@@ -161,15 +161,15 @@ def test_a_routine_that_can_not_be_added_is_refused_and_the_flow_is_unchanged(ma
 
 
 WRONG_FLOWS = [
-    ({"flow_id": ""}, "a flow's id is a text, not ''"),
-    ({"flow_id": 7}, "a flow's id is a text, not 7"),
+    ({"flow_id": ""}, "a flow's id must be a non-empty string, not ''"),
+    ({"flow_id": 7}, "a flow's id must be a non-empty string, not 7"),
     (
         {"execution_strategy": "parallel"},
         "execution_strategy is 'parallel'; choose 'sequential' or 'concurrent'",
     ),
-    ({"max_workers": 0}, "max_workers is 0; it is a whole number from 1"),
-    ({"max_workers": 1.5}, "max_workers is 1.5; it is a whole number from 1"),
-    ({"max_workers": True}, "max_workers is True; it is a whole number from 1"),
+    ({"max_workers": 0}, "max_workers is 0; give a whole number from 1"),
+    ({"max_workers": 1.5}, "max_workers is 1.5; give a whole number from 1"),
+    ({"max_workers": True}, "max_workers is True; give a whole number from 1"),
 ]
 
 

@@ -39,9 +39,7 @@ def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Fresh:
 
 
 @pytest.mark.parametrize("fresh", sampled(KILLS, ["sqlite"]), indirect=True)
-def test_no_kill_loses_a_commit_or_repeats_what_was_done(
-    fresh: Fresh, tmp_path: Path, record_property: Any, request: pytest.FixtureRequest
-) -> None:
+def test_no_kill_loses_a_commit_or_repeats_what_was_done(fresh, tmp_path, record_property, request):
     kills = KILLS[request.node.callspec.params["fresh"]]
     with hosts(2) as pair:
         soak = Soak(pair, fresh, tmp_path)
@@ -56,7 +54,7 @@ def test_no_kill_loses_a_commit_or_repeats_what_was_done(
 
 
 @pytest.mark.soak
-def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken() -> None:
+def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken():
     command = [sys.executable, "-m", "tests.kills", "--count", "20", "--fewest", "0"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert 0 == told.returncode, told.stdout + told.stderr
@@ -75,14 +73,8 @@ def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken() -> No
     ],
 )
 def test_the_script_does_not_end_well_where_something_is_broken_or_left_out(
-    trouble: str,
-    asked: str,
-    said: str,
-    code: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    trouble, asked, said, code, tmp_path, monkeypatch, capsys
+):
     if trouble:
         monkeypatch.setattr(trouble, lambda *_: ["a fault"] if "soak" in trouble else "a fault")
     monkeypatch.setattr("tests.persist.postgres_server.stop", lambda: None)  # others use it
@@ -92,7 +84,7 @@ def test_the_script_does_not_end_well_where_something_is_broken_or_left_out(
     assert (code == 1) is bool(list(tmp_path.iterdir())), "what is broken stays, and else nothing"
 
 
-def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
+def test_a_soak_that_never_came_to_a_write_says_so(tmp_path):
     soak = Soak([], str, tmp_path)
     soak.places.update(["before renew", "renew: UPDATE jobs", "in a handler"])
     missing = soak.missing()
@@ -105,8 +97,8 @@ def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("wakes", also("first", "last", "never"))
 def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_refused(
-    fresh: Fresh, tmp_path: Path, wakes: str, record_property: Any
-) -> None:
+    fresh, tmp_path, wakes, record_property
+):
     where, effects = fresh(), str(tmp_path / "effects")
     about: dict[str, Any] = {"store": where, "effects": effects, "asks": True, "lease": STILL}
     with hosts(2) as (first, second), plain(where) as store:
@@ -145,9 +137,7 @@ def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_re
 
 
 @pytest.mark.parametrize("write", also("append", "append_all", "claim"))
-def test_a_host_that_stands_still_in_the_middle_of_a_write_locks_nobody_out(
-    write: str, tmp_path: Path
-) -> None:
+def test_a_host_that_stands_still_in_the_middle_of_a_write_locks_nobody_out(write, tmp_path):
     # On a server; where the store is a file, who stands still in a write keeps it locked.
     postgres_server.need()
     effects = str(tmp_path / "effects")
@@ -170,9 +160,7 @@ def test_a_host_that_stands_still_in_the_middle_of_a_write_locks_nobody_out(
                 assert {"completed"} == {runtime.load(j).status for j in store.job_ids()}, place
 
 
-def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(
-    fresh: Fresh, tmp_path: Path
-) -> None:
+def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(fresh, tmp_path):
     where, effects = fresh(), str(tmp_path / "effects")
     with hosts(1) as (host,), plain(where) as store:
         runtime = Runtime(store=store)
@@ -193,9 +181,7 @@ def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(
 # --- which stops count, and what a killed process leaves ------------------------------------------
 
 
-def test_workers_that_are_killed_again_and_again_poison_their_job(
-    fresh: Fresh, tmp_path: Path
-) -> None:
+def test_workers_that_are_killed_again_and_again_poison_their_job(fresh, tmp_path):
     where, effects = fresh(), str(tmp_path / "effects")
     about: dict[str, Any] = {"store": where, "effects": effects, "asks": True, "most": 2}
     with hosts(1) as (host,), plain(where) as store:
@@ -214,8 +200,8 @@ def test_workers_that_are_killed_again_and_again_poison_their_job(
 
 
 def test_a_job_of_a_killed_execute_is_taken_over_by_an_operator_and_done_by_a_worker(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+    tmp_path, capsys
+):
     path, effects = str(tmp_path / "jobs.db"), str(tmp_path / "effects")
     about: dict[str, Any] = {"store": path, "effects": effects, "asks": True}
     with hosts(2) as (first, second):

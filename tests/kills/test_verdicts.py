@@ -52,7 +52,7 @@ def lives(folder: Path, *orders: dict[str, Any]) -> Evidence:
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-def test_a_fault_of_a_store_or_of_the_engine_is_told(plant: str, tmp_path: Path) -> None:
+def test_a_fault_of_a_store_or_of_the_engine_is_told(plant, tmp_path):
     killed, goes_on, said = FAULTS[plant]
     assert [] == broken(lives(tmp_path / "sound", killed, goes_on))
     lines = broken(lives(tmp_path / "faulty", killed, {"plant": plant, **goes_on}, {}))
@@ -146,14 +146,12 @@ FORGED: dict[str, Forge] = {
 
 
 @pytest.mark.parametrize("said", FORGED)
-def test_what_does_not_hold_is_told(said: str, found: Evidence) -> None:
+def test_what_does_not_hold_is_told(said, found):
     FORGED[said](found, found.jobs["j"])
     lines = broken(found)
     assert [line for line in lines if said in line], lines
 
 
-def test_an_effect_of_a_step_that_began_before_the_record_is_nobodys_fault(
-    found: Evidence,
-) -> None:
+def test_an_effect_of_a_step_that_began_before_the_record_is_nobodys_fault(found):
     found.effects.append(("j/0/charge", "of who stood still", 2))
     assert [] == broken(found)

@@ -1,4 +1,4 @@
-"""The stores on which the contract is tested; each is fresh, and has the clock for its time."""
+"""New stores of each kind, on which the contract is tested."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Final
 from routilux import Clock, JobStore, MemoryStore, PostgresStore, SqliteStore
 from tests.persist import postgres_server
 
-__all__ = ["STORES", "Make", "acquire"]
+__all__ = ["STORES", "Make", "acquire", "at"]
 
 Make = Callable[[Path, Clock], AbstractContextManager[JobStore]]
 
@@ -36,7 +36,12 @@ def _postgres(folder: Path, clock: Clock) -> Iterator[JobStore]:
 STORES: Final[dict[str, Make]] = {"memory": _memory, "sqlite": _sqlite, "postgres": _postgres}
 
 
+def at(where: str) -> SqliteStore | PostgresStore:
+    """The store with this path or connection string."""
+    return PostgresStore(where) if where.startswith("host=") else SqliteStore(where)
+
+
 def acquire(store: JobStore, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:
-    """The id of the job that a host was given, if it was given one."""
+    """The id of the job that a host acquired; None if none was free."""
     acquired = store.acquire(owner, flow_ids, lease_ns)
     return None if acquired is None else acquired.job_id

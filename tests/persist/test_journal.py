@@ -64,9 +64,7 @@ STEPS = [10, SNAPSHOT_EVERY - 2, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 3 * SNAPSHO
 
 
 @pytest.mark.parametrize("steps", sampled(STEPS, [10, SNAPSHOT_EVERY - 1]))
-def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(
-    store: JobStore, steps: int
-) -> None:
+def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(store, steps):
     job = driven(store, counter(steps))
     runtime = Runtime(clock=FakeClock(), store=store)
     loaded = runtime.load("j")
@@ -80,9 +78,7 @@ def test_a_job_is_loaded_from_its_snapshot_and_the_commits_since(
 @pytest.mark.parametrize(
     "dies_at", sampled([5, SNAPSHOT_EVERY - 1, SNAPSHOT_EVERY, 600], [SNAPSHOT_EVERY])
 )
-def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(
-    store: JobStore, dies_at: int
-) -> None:
+def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(store, dies_at):
     with pytest.raises(KeyboardInterrupt):
         driven(store, counter(700, dies_at=dies_at))
     host = Runtime(clock=FakeClock("2026-02-01"), store=store)
@@ -102,7 +98,7 @@ def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(
     assert ends[0] == ends[1]
 
 
-def test_a_job_with_a_history_limit_keeps_few_commits_and_the_store_all(store: JobStore) -> None:
+def test_a_job_with_a_history_limit_keeps_few_commits_and_the_store_all(store):
     most = 0
 
     class Lengths:
@@ -121,9 +117,7 @@ def test_a_job_with_a_history_limit_keeps_few_commits_and_the_store_all(store: J
     assert without_history(job) == without_history(whole)
 
 
-def test_the_snapshots_of_a_job_that_grows_cost_no_more_than_its_rows(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_snapshots_of_a_job_that_grows_cost_no_more_than_its_rows(monkeypatch):
     written = []
 
     class Counts(MemoryStore):
@@ -137,9 +131,7 @@ def test_the_snapshots_of_a_job_that_grows_cost_no_more_than_its_rows(
     assert sum(written) < 2 * sum(map(len, store.rows("j")))
 
 
-def test_a_snapshot_that_can_not_be_written_changes_nothing(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_a_snapshot_that_can_not_be_written_changes_nothing(caplog):
     class Full(MemoryStore):
         def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
             raise OSError("disk full")
@@ -169,9 +161,7 @@ def changed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
         (changed(b'"running"', b'"walking"'), "not a valid JobStatus"),
     ],
 )
-def test_a_damaged_snapshot_is_reported_and_the_rows_still_hold_everything(
-    damage: Callable[[bytes], bytes], message: str
-) -> None:
+def test_a_damaged_snapshot_is_reported_and_the_rows_still_hold_everything(damage, message):
     store = MemoryStore()
     job = driven(store, counter(300))
     seq, data = store.snapshot("j") or (0, b"")
@@ -218,7 +208,7 @@ NO_CHECKSUM = "has no checksum at its end: it is cut off, or was not written by 
         (ended(b'{"format":{}}'), "was not written by routilux"),
     ],
 )
-def test_an_invalid_row_is_reported_by_its_job_and_number(row: bytes, reason: str) -> None:
+def test_an_invalid_row_is_reported_by_its_job_and_number(row, reason):
     store = MemoryStore()
     job_id = "a [strange] $.id"
     with Runtime(clock=FakeClock(), store=store) as runtime:
@@ -237,7 +227,7 @@ def flipped(data: bytes, bit: int) -> bytes:
     return number.to_bytes(len(data))
 
 
-def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_reported() -> None:
+def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_reported():
     store = MemoryStore()
     driven(store, counter(260))
     kept = store._jobs["j"]
@@ -261,7 +251,7 @@ def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_reported() -> Non
         assert caught.value.path.startswith("$.j.snapshot"), at
 
 
-def test_a_damaged_row_after_a_snapshot_is_reported_by_its_number_in_the_job() -> None:
+def test_a_damaged_row_after_a_snapshot_is_reported_by_its_number_in_the_job():
     store = MemoryStore()
     driven(store, counter(300))
     store._jobs["j"].rows[289] = b"no JSON"
@@ -270,7 +260,7 @@ def test_a_damaged_row_after_a_snapshot_is_reported_by_its_number_in_the_job() -
     assert "$.j[290]" == caught.value.path
 
 
-def test_rows_that_make_sense_only_together_are_refused() -> None:
+def test_rows_that_make_sense_only_together_are_refused():
     store = MemoryStore()
     driven(store, counter(10))
     rows = store._jobs["j"].rows
@@ -283,9 +273,9 @@ def test_rows_that_make_sense_only_together_are_refused() -> None:
     assert "$.j[3]" == caught.value.path
 
 
-def test_rows_are_read_in_batches_and_only_the_batch_of_a_damaged_row_is_read_one_by_one(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_the_batch_of_a_damaged_row_is_read_row_by_row(
+    monkeypatch,
+):
     calls = []
 
     def counted(text: bytes, **options: bool) -> object:

@@ -142,7 +142,7 @@ REFUSED: dict[str, tuple[Callable[[bytes], bytes], bytes, str]] = {
 @pytest.mark.usefixtures("nothing_is_parsed")
 @pytest.mark.parametrize("verify", [True, False])
 @pytest.mark.parametrize("case", REFUSED)
-def test_a_file_without_a_valid_signature_is_refused_with_place_reason_and_file_before_parsing(
+def test_a_file_without_a_valid_signature_is_refused_before_it_is_parsed(
     case, verify, tmp_path, signed
 ):
     spoil, key, reason = REFUSED[case]
@@ -206,9 +206,7 @@ NO_KEYS: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", NO_KEYS)
-def test_an_invalid_key_is_refused_before_anything_is_read_or_written(
-    case, tmp_path, saved, signed
-):
+def test_an_invalid_key_is_refused_before_any_read_or_write(case, tmp_path, saved, signed):
     key, error, said = NO_KEYS[case]
     path = tmp_path / "job.json"
     path.write_bytes(b"as it was")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from datetime import date
 
 import pytest
@@ -98,7 +97,7 @@ def test_the_first_row_of_each_host_and_the_snapshot_carry_the_version():
 
 
 @pytest.mark.parametrize("change", [admin.cancel, admin.retry])
-def test_the_row_of_an_operator_carries_the_version(change: Callable[..., JobState]):
+def test_the_row_of_an_operator_carries_the_version(change):
     store = MemoryStore()
     with Runtime(clock=FakeClock(START), store=store) as runtime:
         flow = pipeline(9)

@@ -26,14 +26,14 @@ from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
 from tests.worker.jobs import (
     TAKEN_OVER,
     retrying,
-    stands_still,
     statuses,
     story,
+    suspends,
     worker,
     working,
 )
 
-# From Python 3.12 on it tells so, and what it warns of is what is tested here.
+# Python 3.12 and later warn of a fork with threads, which is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
@@ -52,16 +52,14 @@ def test_the_lease_is_renewed_while_a_handler_runs(runtime, store, clock):
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
-    runtime, store, clock, caplog
-):
+def test_a_host_that_lost_its_lease_can_not_commit(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
 
     def stolen(self):
         ran.append(self.ctx.job_id)
         if len(ran) == 1:
-            # As if this host had stood still until its lease was over, and another came.
+            # As if this host was suspended until its lease ended, and another host came.
             store._jobs[self.ctx.job_id].free_at = 0
             assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
 
@@ -74,9 +72,7 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "paused"])
-def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_left_it(
-    status, runtime, store, clock
-):
+def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, store, clock):
     def ends(self):
         if status == "failed":
             raise ValueError
@@ -85,7 +81,7 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
 
-    def others_go_on():
+    def others_resume_it():
         clock.advance(11)
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
@@ -95,16 +91,14 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
             else:
                 worker(other, flow, lease=10).run(until_idle=True)
 
-    stands_still(store, others_go_on)
+    suspends(store, others_resume_it)
     host.run(until_idle=True)
     job = runtime.load(job_id)
     assert status == job.status.value
-    assert 3 == job.seq, "who had stood still went on with it"
+    assert 3 == job.seq, "the suspended host resumed it"
 
 
-def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without_a_lease(
-    runtime, store, clock, caplog
-):
+def test_a_suspended_host_never_drives_without_a_lease(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     leases: list[int | None] = []
 
@@ -119,7 +113,7 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without
         assert job_id == acquire(store, "b, who dies", [flow.flow_id], 10 * SECOND)
         clock.advance(11)
 
-    stands_still(store, another_host_takes_it_and_dies)
+    suspends(store, another_host_takes_it_and_dies)
     worker(runtime, flow, lease=10).run(until_idle=True)
     assert [clock.now_ns() + 10 * SECOND] == leases
     assert f"job {job_id!r} belongs to 'b, who dies' now; commit 2 of" in caplog.text
@@ -131,7 +125,7 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
 
     def affects(self):
         if not done:
-            # As if this host had stood still until its lease was over, and another came.
+            # As if this host was suspended until its lease ended, and another host came.
             store._jobs[self.ctx.job_id].free_at = 0
             assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
             with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
@@ -144,12 +138,10 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
     worker(runtime, flow).run(until_idle=True)
     kinds = story(runtime, job_id)
     assert ["start", "resumed", "resumed", "effect", "done"] == kinds
-    assert ["late", "again"] == done, "what is not recorded is done by whoever has the job"
+    assert ["late", "again"] == done, "the owner of the job runs an effect that is not recorded"
 
 
-def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
-    runtime, store, clock
-):
+def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, clock):
     ran: list[int] = []
 
     def fails(self):
@@ -275,9 +267,7 @@ def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(runtime, s
 
 
 @pytest.mark.parametrize("by", ["an operator", "time"])
-def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
-    by, runtime, store, clock, caplog
-):
+def test_two_workers_of_a_runtime_never_share_a_job(by, runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
     flow = chain(a=working(25, ran))
@@ -302,9 +292,7 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
     assert {} == runtime.environment.leases
 
 
-def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtime(
-    runtime, store, clock
-):
+def test_a_job_of_a_worker_can_not_be_resumed_by_its_runtime(runtime, store, clock):
     ran: list[str] = []
     flow = chain(a=working(25, ran))
     job_id = runtime.submit(flow, "a")

@@ -230,7 +230,7 @@ def _raises(*_: object) -> Any:
 # --- an effect of a host that has lost its job ----------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["knows it", "stood still"])
+@pytest.mark.parametrize("how", ["knows it", "was suspended"])
 @pytest.mark.parametrize("use", ["once", "key"])
 def test_a_host_that_lost_its_job_has_no_further_effect(use, how):
     clock = FakeClock()

@@ -74,9 +74,7 @@ def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(runti
     assert began + 20 * SECOND == job.commits[1].at_ns
 
 
-def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_it(
-    runtime, store, clock
-):
+def test_the_rest_of_a_wait_is_honoured_after_a_host_dies(runtime, store, clock):
     flow = retrying(2, delay=100)
     job_id = runtime.submit(flow, "a")
     first = Worker(store, [flow], runtime=Runtime(clock=clock, store=store), lease=10)
@@ -143,13 +141,13 @@ def test_what_the_store_raises_ends_the_worker(clock):
 
 
 def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path):
-    def told(self):
+    def terminates(self):
         os.kill(os.getpid(), signal.SIGTERM)
         self.emit("out", n=1)
 
     before = signal.getsignal(signal.SIGTERM)
     with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
-        flow = chain(a=told, b=rest)
+        flow = chain(a=terminates, b=rest)
         job_id = runtime.submit(flow, "a")
         worker(runtime, flow).run()
         assert runtime.load(job_id).seq >= 3
@@ -234,9 +232,7 @@ def test_a_host_that_dies_again_and_again_poisons_its_job(clock, store):
 
 
 @pytest.mark.parametrize("given_back", [True, False])
-def test_a_job_that_is_resumed_by_name_counts_only_an_unclean_stop(
-    given_back, runtime, store, clock
-):
+def test_a_resume_counts_only_an_unclean_stop(given_back, runtime, store, clock):
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
     host = Runtime(clock=clock, store=store)
@@ -253,9 +249,7 @@ def test_a_job_that_is_resumed_by_name_counts_only_an_unclean_stop(
     ]
 
 
-def test_a_job_under_a_lease_can_not_be_resumed_by_name_and_the_error_names_its_owner(
-    runtime, store, clock
-):
+def test_a_job_under_a_lease_can_not_be_resumed_by_others(runtime, store, clock):
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
     store.acquire("web-1:7:cafe", ["tale"], 5 * SECOND)

@@ -47,7 +47,7 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
     pair = [commits[at] if at < len(commits) else None for commits in (ours, theirs)]
     shown = next((commit for commit in pair if commit is not None), None)
     if shown is None:
-        return Divergence([], [], _look_besides(left, right))
+        return Divergence([], [], _look_elsewhere(left, right))
     first = [f"first commit that differs: #{shown.seq}"]
     for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
         text = "no commit" if commit is None else f"{_at(commit, job)}  {commit_text(commit)}"
@@ -122,7 +122,7 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
     return f"{', '.join(sorted(differ))} of commit #{ours.seq}"
 
 
-def _look_besides(left: JobState, right: JobState) -> str:
+def _look_elsewhere(left: JobState, right: JobState) -> str:
     # All commits are equal.
     if left.commits and right.commits:
         if left.started_ns != right.started_ns:

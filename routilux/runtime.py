@@ -25,12 +25,7 @@ from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
 from routilux.engine.environment import Environment
 from routilux.engine.threads import Threads
-from routilux.errors import (
-    FlowDefinitionError,
-    LeaseLostError,
-    NotResumableError,
-    RoutiluxError,
-)
+from routilux.errors import FlowDefinitionError, LeaseLostError, NotResumableError, RoutiluxError
 from routilux.flow import set_default_runner
 from routilux.run import Run
 from routilux.saved_state import SavedState
@@ -81,7 +76,7 @@ class Runtime:
         ):
             if limit is not None and (type(limit) is not int or limit < least):
                 raise FlowDefinitionError(
-                    f"{name} is {limit!r}; it is a whole number from {least}, or None for no limit"
+                    f"{name} is {limit!r}; give a whole number from {least}, or None for no limit"
                 )
         self.clock: Clock = clock if clock is not None else SystemClock()
         if executor is not None and not isinstance(self.clock, SystemClock):

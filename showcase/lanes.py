@@ -1,6 +1,6 @@
-"""Who worked when: a lane for each worker, drawn from a job's commits.
+"""A chart of the workers of a job: a lane for each worker, drawn from the commits.
 
-Laws:
+Invariants:
 - Every block is an attempt's [started, finished), from commits; between blocks the worker is free.
 - A wait for a retry is in no lane, because it occupies no worker.
 """

@@ -53,6 +53,7 @@ from tests.routines import (
 )
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+
 # --- pause and cancel -----------------------------------------------------------------------------
 
 
@@ -65,9 +66,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
     ],
     ids=["pause", "cancel"],
 )
-def test_a_request_takes_effect_at_once_and_steps_in_flight_still_commit(
-    workers, request_, detail, status
-):
+def test_a_request_takes_effect_and_steps_in_flight_commit(workers, request_, detail, status):
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         flow = chain(workers=workers, a=sleeps(10), b=sleeps(10))
@@ -181,7 +180,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
 
 
 @MODES
-def test_a_paused_job_is_resumed_where_it_was_and_the_job_that_was_passed_is_unchanged(workers):
+def test_a_paused_job_is_resumed_and_the_given_job_is_unchanged(workers):
     clock = FakeClock(autojump=False)
     flow = fan(send, workers=workers, a=sleeps(1), b=sleeps(1), c=sleeps(1))
     with Runtime(clock=clock) as runtime:
@@ -219,9 +218,7 @@ def test_retry_failed_gives_a_fresh_budget_and_keeps_counting_attempts(workers):
     st.integers(0, 3 * 3600 * 10**6 - 1),  # when host A stops, in microseconds
     st.integers(-7200 * 10**6, 7200 * 10**6),  # what B's clock shows more
 )
-def test_the_rest_of_a_wait_is_honoured_and_a_skewed_clock_neither_skips_nor_stretches_it(
-    stops, skew
-):
+def test_a_skewed_clock_neither_skips_nor_stretches_the_rest_of_a_wait(stops, skew):
     delay = 3600 * SECOND
     flow = chain(a=Works(fails(9), retrying(max_retries=3, retry_delay=3600, retry_backoff=1)))
     clock = FakeClock(autojump=False)
@@ -288,9 +285,7 @@ def shaky_flow(strategy: Any) -> Flow:
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.0, 4.0, 11.5, 15.0, 23.0, 23.5, 30.0, 40.0])
-def test_a_checkpoint_of_a_running_job_is_taken_between_two_commits_and_can_be_resumed(
-    tmp_path, strategy, after
-):
+def test_a_checkpoint_of_a_running_job_can_be_resumed(tmp_path, strategy, after):
     clock = FakeClock(autojump=False)
     path = tmp_path / "job.json"
     with no_thread_remains(), Runtime(clock=clock) as runtime:
@@ -419,7 +414,7 @@ with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
 
 
 @pytest.mark.parametrize("how", ["inline", "pool", "background", "aexecute"])
-def test_async_handlers_run_wherever_others_do(how):
+def test_async_handlers_run_on_every_driver(how):
     async def waits(self, n):
         await asyncio.sleep(0)
         self.ctx.sleep(1)
@@ -436,7 +431,7 @@ def test_async_handlers_run_wherever_others_do(how):
     assert 3 == ended_at(job)
 
 
-def test_an_async_handler_under_a_running_loop_fails_with_the_advice_to_use_aexecute():
+def test_an_async_handler_under_a_running_loop_fails_and_names_aexecute():
     async def waits(self):
         await asyncio.sleep(0)
 

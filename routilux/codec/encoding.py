@@ -1,4 +1,4 @@
-"""Values → JSON data → JSON text.
+"""Encodes values as JSON data and as JSON text.
 
 Invariants:
 - A value that JSON can't hold is saved as `{"$type": tag, "value": data}`. A dict with a key

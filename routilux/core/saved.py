@@ -113,7 +113,7 @@ def _check(job: FoldedJob, path: str) -> None:
     folded = FoldedJob(job.job_id)
     for i, commit in enumerate(commits):
         follow(folded, commit, f"{path}.commits[{i}]")
-    name = folded.first_difference(job)
+    name = folded._first_difference(job)
     if name is not None:
         shown = name.removeprefix("_").replace("pending", "pending_tasks")
         raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")

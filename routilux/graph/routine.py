@@ -38,7 +38,7 @@ _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which payload fields a handler takes; cached per function."""
+    """The payload fields that a handler takes; cached per function."""
 
     names: frozenset[str]
     required: frozenset[str]
@@ -310,7 +310,7 @@ class Routine:
 
 
 def find_class(name: str) -> type[Routine] | None:
-    """Return the routine class of this program that has a name."""
+    """Return the routine class with a name, among those that the program has defined."""
     return _classes.get(name)
 
 

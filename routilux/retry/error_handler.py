@@ -28,8 +28,8 @@ from routilux.retry.options import (
     ErrorStrategy,
     RetryAfter,
     default,
-    find_class,
-    loaded,
+    find_exception_class,
+    load_option,
     refusal,
     shown,
 )
@@ -75,26 +75,9 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     """
 
     __slots__ = (
-        "_ceiling_ns",
-        "_delays",
-        "_sealed",
-        "_spread",
-        "_verdicts",
-        "deadline",
-        "deadline_ns",
-        "jitter",
-        "max_delay",
-        "max_retries",
-        "most_retries",
-        "non_retryable_exceptions",
-        "on_exhausted",
-        "retry_backoff",
-        "retry_count",
-        "retry_delay",
-        "retryable_exceptions",
-        "strategy",
-        "timeout",
-        "timeout_ns",
+        *CHECKS,
+        *("_ceiling_ns", "_delays", "_sealed", "_spread", "_verdicts"),
+        *("deadline_ns", "most_retries", "retry_count", "timeout_ns"),
     )
 
     def __init__(
@@ -241,7 +224,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                 saved[name] = value.value
             elif isinstance(value, tuple):
                 for index, cls in enumerate(value):
-                    if find_class(class_name(cls)) is not cls:
+                    if find_exception_class(class_name(cls)) is not cls:
                         raise UnserializableError(
                             f"{path}.{name}[{index}]",
                             f"the exception class {class_name(cls)} can't be found by this name; "
@@ -268,7 +251,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             raise CorruptStateError(path, f"an error handler is an object, not {shown(data)}")
         if "strategy" not in data:
             raise CorruptStateError(f"{path}.strategy", "is missing")
-        options: dict[str, Any] = {"strategy": loaded("strategy", data["strategy"], path)}
+        options: dict[str, Any] = {"strategy": load_option("strategy", data["strategy"], path)}
         expected = _saved_options(options["strategy"])
         for name in data:
             if name not in expected and name != "retry_count":
@@ -280,7 +263,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             if name not in data:
                 raise CorruptStateError(f"{path}.{name}", "is missing")
         for name in expected:
-            options[name] = loaded(name, data[name], path)
+            options[name] = load_option(name, data[name], path)
         retry_count = data["retry_count"]
         if type(retry_count) is not int or retry_count < 0:
             raise CorruptStateError(

@@ -53,15 +53,24 @@ WRONG_STARTS = [
     ),
     (
         {"entry": "source", "params": ["A7"]},
-        "params for source.trigger is a mapping of the handler's parameters by name, not ['A7']",
+        "params for source.trigger must be a mapping of parameters by name, not ['A7']",
     ),
     (
         {"entry": "sink", "slot": "rest", "params": {1: "A7"}},
-        "params for sink.rest is a mapping of the handler's parameters by name, not {1: 'A7'}",
+        "params for sink.rest must be a mapping of parameters by name, not {1: 'A7'}",
     ),
-    ({"entry": "source", "job_id": ""}, "a job's id is a text, not ''"),
-    ({"entry": "source", "job_id": "\udcff"}, "a job's id is a text, not '\\udcff'"),
-    ({"entry": "source", "job_id": 7}, "a job's id is a text, not 7"),
+    (
+        {"entry": "source", "job_id": ""},
+        "a job's id must be a non-empty string of valid Unicode, not ''",
+    ),
+    (
+        {"entry": "source", "job_id": "\udcff"},
+        "a job's id must be a non-empty string of valid Unicode, not '\\udcff'",
+    ),
+    (
+        {"entry": "source", "job_id": 7},
+        "a job's id must be a non-empty string of valid Unicode, not 7",
+    ),
 ]
 
 
@@ -95,8 +104,8 @@ def test_params_that_can_not_be_copied_are_refused_by_name():
         *[("history_limit", value, 1) for value in (0, 1.5, "10")],
     ],
 )
-def test_a_runtime_with_a_limit_that_makes_no_sense_is_refused(name, value, least):
-    cure = f"it is a whole number from {least}, or None for no limit"
+def test_a_runtime_with_an_invalid_limit_is_refused(name, value, least):
+    cure = f"give a whole number from {least}, or None for no limit"
     with refused(FlowDefinitionError, f"{name} is {value!r}; {cure}"):
         Runtime(**{name: value})
 
@@ -149,9 +158,7 @@ WRONG_EMITS = [
 
 
 @pytest.mark.parametrize(("emit", "error_type", "message"), WRONG_EMITS)
-def test_a_wrong_emit_fails_the_attempt_at_once_and_leaves_nothing_but_its_record(
-    emit, error_type, message
-):
+def test_a_wrong_emit_fails_the_attempt_and_leaves_only_its_record(emit, error_type, message):
     def handler(routine):
         routine.emit("out", n="sent before")
         emit(routine)
@@ -218,7 +225,7 @@ def test_with_a_store_an_unserialisable_value_fails_its_attempt_and_the_job_is_s
     assert (JobStatus.COMPLETED, ["plain"]) == (job.status, outputs(job))
 
 
-def test_with_a_store_unserialisable_params_start_nothing():
+def test_with_a_store_unserialisable_params_are_refused_at_the_start():
     store = MemoryStore()
     with refused(UnserializableError, f"$.tasks[0].payload.order: {FRAME}"):
         shop().execute(
@@ -227,7 +234,7 @@ def test_with_a_store_unserialisable_params_start_nothing():
     assert [] == store.job_ids()
 
 
-def test_without_a_store_the_job_runs_and_capturing_it_names_the_place(tmp_path):
+def test_without_a_store_the_job_runs_and_its_capture_names_the_value(tmp_path):
     path = tmp_path / "job.json"
     flow = shop()
     flow.routines["source"].emitted = {"item": "plain"}

@@ -23,15 +23,7 @@ from routilux.persist import admin
 from tests.engine.workshop import in_a_child
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
-from tests.worker.jobs import (
-    TAKEN_OVER,
-    retrying,
-    statuses,
-    story,
-    suspends,
-    worker,
-    working,
-)
+from tests.worker.jobs import TAKEN_OVER, retrying, statuses, story, suspends, worker, working
 
 # Python 3.12 and later warn of a fork with threads, which is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -52,9 +44,7 @@ def test_the_lease_is_renewed_while_a_handler_runs(runtime, store, clock):
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
-    runtime, store, clock, caplog
-):
+def test_a_host_that_lost_its_lease_can_not_commit(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
 
@@ -74,9 +64,7 @@ def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "paused"])
-def test_a_host_that_was_suspended_after_it_acquired_a_job_leaves_it_as_others_left_it(
-    status, runtime, store, clock
-):
+def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, store, clock):
     def ends(self):
         if status == "failed":
             raise ValueError
@@ -102,9 +90,7 @@ def test_a_host_that_was_suspended_after_it_acquired_a_job_leaves_it_as_others_l
     assert 3 == job.seq, "the suspended host resumed it"
 
 
-def test_a_host_that_was_suspended_after_it_acquired_a_job_never_drives_it_without_a_lease(
-    runtime, store, clock, caplog
-):
+def test_a_suspended_host_never_drives_without_a_lease(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     leases: list[int | None] = []
 
@@ -147,9 +133,7 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
     assert ["late", "again"] == done, "the owner of the job runs an effect that is not recorded"
 
 
-def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
-    runtime, store, clock
-):
+def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, clock):
     ran: list[int] = []
 
     def fails(self):
@@ -218,7 +202,7 @@ class Forgets(MemoryStore):
         return acquired
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(clock, caplog):
+def test_a_lease_of_a_lost_answer_is_given_back_at_the_next_renewal(clock, caplog):
     caplog.set_level("INFO")
     store = Forgets(clock, 2)
 
@@ -240,7 +224,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(cl
     assert [f"job {job_ids[1]} is given back: no worker here knows its lease"] == caplog.messages
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock):
+def test_a_lease_of_a_lost_answer_counts_as_an_unclean_stop(clock):
     store = Forgets(clock, 2)
 
     works_long = sleeps(100)
@@ -257,7 +241,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock):
         assert not store.holders(job_id)[job_id].clean, "nobody knows that it was left in order"
 
 
-def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(runtime, store, clock):
+def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, store, clock):
     works_long = sleeps(1000)
     flows = [chain(a=works_long), chain(a=works_long)]
     flows[1].flow_id = "other"
@@ -275,9 +259,7 @@ def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(runtime, s
 
 
 @pytest.mark.parametrize("by", ["an operator", "time"])
-def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
-    by, runtime, store, clock, caplog
-):
+def test_two_workers_of_a_runtime_never_share_a_job(by, runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
     flow = chain(a=working(25, ran))
@@ -302,9 +284,7 @@ def test_a_job_that_one_worker_has_lost_is_left_to_another_one_of_its_runtime(
     assert {} == runtime.environment.leases
 
 
-def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtime(
-    runtime, store, clock
-):
+def test_a_job_of_a_worker_can_not_be_resumed_by_its_runtime(runtime, store, clock):
     ran: list[str] = []
     flow = chain(a=working(25, ran))
     job_id = runtime.submit(flow, "a")
@@ -318,7 +298,7 @@ def test_a_job_that_a_worker_drives_can_not_be_resumed_by_name_on_its_own_runtim
     assert ["start", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(tmp_path):
+def test_a_forked_child_has_its_own_owner_name_and_threads(tmp_path):
     flow = chain(a=rest)
     with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
         flow.start("a", runtime=runtime).wait(PATIENCE)
@@ -335,7 +315,7 @@ def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(t
         assert parent == runtime.owner
 
 
-def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_then(tmp_path):
+def test_a_forked_child_drives_jobs_though_its_parent_held_the_locks(tmp_path):
     begun, over = threading.Event(), threading.Event()
 
     def waits(self):

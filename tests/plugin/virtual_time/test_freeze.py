@@ -26,7 +26,6 @@ from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import freezegun
 import pytest
 
 from pytest_routilux.virtual_time import freeze
@@ -302,6 +301,12 @@ def test_a_sleep_in_a_thread_of_the_handlers_own_is_real(flow_clock, slept, cont
     result_of(run(flow_clock, work))
     assert [7] == slept
     assert 0.0 == time.monotonic()
+
+
+def test_routilux_sleep_real_leaves_a_handlers_sleep_real(slept) -> None:
+    with frozen_clock("real") as clock:
+        result_of(run(clock, lambda ctx: time.sleep(3)))
+        assert ([3], 0.0) == (slept, time.monotonic())
 
 
 def test_a_sleep_stops_where_the_timeout_of_the_attempt_ends(flow_clock) -> None:
@@ -601,42 +606,6 @@ def test_nothing_new_stands_in_time_afterwards(monkeypatch) -> None:
     with frozen_clock():
         pass
     assert not hasattr(time, "clock")
-
-
-def test_a_freeze_around_it_is_refused() -> None:
-    with (
-        freezegun.freeze_time("2030-01-01"),
-        pytest.raises(pytest.fail.Exception) as caught,
-        frozen_clock(),
-    ):
-        pass
-    assert (
-        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
-        " test; remove one of them; flow_clock.move_to(...) sets its time"
-    ) == str(caught.value)
-    with frozen_clock():
-        pass
-
-
-def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock) -> None:
-    flow_clock.advance(1)
-    freeze = freezegun.freeze_time("2030-01-01")
-    with pytest.raises(pytest.fail.Exception, match="flow_clock and freeze_time") as caught:
-        freeze.start()
-    assert "test_a_freeze_inside_it_is_refused_and_changes_nothing both set" in str(caught.value)
-    assert START + timedelta(seconds=1) == datetime.now(UTC)
-
-
-def test_a_freeze_after_it_is_the_users_own_again() -> None:
-    with frozen_clock():
-        pass
-    with freezegun.freeze_time("2030-01-01"):
-        assert datetime(2030, 1, 1) == datetime.now()
-
-
-def test_a_frozen_clock_inside_of_another_is_refused_by_its_name(flow_clock) -> None:
-    with pytest.raises(pytest.fail.Exception, match="flow_clock and the flow_clock of a test"):
-        frozen_clock().__enter__()
 
 
 def test_a_sleep_that_a_test_replaces_stays_replaced(monkeypatch) -> None:

@@ -25,12 +25,7 @@ from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
 from routilux.engine.environment import Environment
 from routilux.engine.threads import Threads
-from routilux.errors import (
-    FlowDefinitionError,
-    LeaseLostError,
-    NotResumableError,
-    RoutiluxError,
-)
+from routilux.errors import FlowDefinitionError, LeaseLostError, NotResumableError, RoutiluxError
 from routilux.flow import set_default_runner
 from routilux.run import Run
 from routilux.saved_state import SavedState

@@ -71,7 +71,7 @@ def shop(**options: Any) -> Flow:
 # --- reading it ---------------------------------------------------------------------------------
 
 
-def test_a_routine_without_an_id_goes_by_its_class():
+def test_the_default_id_of_a_routine_is_its_class_name():
     flow = Flow()
     assert "Source" == flow.add_routine(Source())
     assert ["Source"] == list(flow.routines)
@@ -86,7 +86,7 @@ def test_routines_and_connections_can_be_read_and_not_written():
         flow.connections[0].param_mapping["item"] = "x"
 
 
-def test_the_mapping_of_a_connection_is_its_own():
+def test_a_connection_copies_its_mapping():
     flow, mapping = shop(), {"item": "item"}
     flow.connect("source", "output", "sink", "other", mapping)
     mapping["rest"] = "nothing"
@@ -107,7 +107,7 @@ SHAPE = (
 )
 
 
-def test_the_fingerprint_is_the_digest_of_the_shape_and_stays_what_it_was():
+def test_the_fingerprint_is_the_digest_of_the_shape():
     flow = shop()
     assert SHAPE == flow.shape
     assert f"sha256:{hashlib.sha256(chr(10).join(SHAPE).encode()).hexdigest()}" == flow.fingerprint
@@ -120,7 +120,7 @@ def with_handlers(flow: Flow) -> None:
     flow.routines["source"].set_error_handler(ErrorHandler("retry"))
 
 
-def test_arguments_policies_strategy_name_and_order_are_no_part_of_the_fingerprint():
+def test_arguments_handlers_strategy_name_and_order_do_not_change_the_fingerprint():
     other = Flow("another name", execution_strategy="concurrent", max_workers=9)
     other.add_routine(Sink(), "sink")
     other.add_routine(Source(size=7), "source")
@@ -182,7 +182,7 @@ def test_a_flow_is_drawn_as_a_mermaid_chart_with_fan_out_and_cycles():
 # --- saving it ----------------------------------------------------------------------------------
 
 
-def test_the_saved_form_is_plain_json_with_everything_of_the_flow():
+def test_the_saved_form_is_plain_json():
     flow = shop(execution_strategy="concurrent", max_workers=2)
     with_handlers(flow)
     document = flow.serialize()
@@ -226,7 +226,7 @@ handlers = st.sampled_from(
     strategy=st.sampled_from(["sequential", "concurrent"]),
     mapping=st.sampled_from([None, {"item": "rest", "rest": "item"}]),
 )
-def test_a_saved_flow_is_built_again_with_all_that_it_had(sizes, policies, strategy, mapping):
+def test_a_loaded_flow_equals_the_saved_one(sizes, policies, strategy, mapping):
     flow = Flow("any", execution_strategy=strategy)
     flow.set_error_handler(policies[-1])
     flow.add_routine(TakesAll(), "sink")
@@ -246,7 +246,7 @@ def test_a_saved_flow_is_built_again_with_all_that_it_had(sizes, policies, strat
     assert sizes == [r.size for r in twin.routines.values() if isinstance(r, Source)]
 
 
-def test_a_saved_flow_has_no_handler_where_it_had_none_though_the_class_sets_one():
+def test_a_saved_flow_without_a_handler_overrides_the_handler_of_the_class():
     class Cautious(Sink):
         routine_name = "flow/cautious"
 
@@ -277,7 +277,7 @@ def test_a_saved_flow_has_no_handler_where_it_had_none_though_the_class_sets_one
         ),
     ],
 )
-def test_a_saved_flow_that_does_not_fit_is_refused_by_its_place(change, error, path):
+def test_a_damaged_flow_is_refused_with_its_path(change, error, path):
     document = shop().serialize()
     change(document)
     with refused_at(path, "", error):

@@ -180,7 +180,7 @@ def test_a_paused_job_is_not_resumed_before_its_steps_in_flight_have_ended(durab
 
 
 @MODES
-def test_a_paused_job_is_resumed_where_it_was_and_the_job_that_was_passed_is_unchanged(workers):
+def test_a_paused_job_is_resumed_and_the_given_job_is_unchanged(workers):
     clock = FakeClock(autojump=False)
     flow = fan(send, workers=workers, a=sleeps(1), b=sleeps(1), c=sleeps(1))
     with Runtime(clock=clock) as runtime:
@@ -414,7 +414,7 @@ with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
 
 
 @pytest.mark.parametrize("how", ["inline", "pool", "background", "aexecute"])
-def test_async_handlers_run_wherever_others_do(how):
+def test_async_handlers_run_on_every_driver(how):
     async def waits(self, n):
         await asyncio.sleep(0)
         self.ctx.sleep(1)
@@ -431,7 +431,7 @@ def test_async_handlers_run_wherever_others_do(how):
     assert 3 == ended_at(job)
 
 
-def test_an_async_handler_under_a_running_loop_fails_with_the_advice_to_use_aexecute():
+def test_an_async_handler_under_a_running_loop_fails_and_names_aexecute():
     async def waits(self):
         await asyncio.sleep(0)
 

@@ -24,18 +24,15 @@ if TYPE_CHECKING:
     from routilux.cli.terminal import Page
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
+    from routilux.timeline import Part
 
 __all__ = ["held", "held_data", "list_jobs", "no_commits", "show_jobs"]
 
-_HEAD: Final = ("job", "flow", "status", "held by", "age", "commits", "retries", "next due, UTC")
+_HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC", "held by")
 Row: TypeAlias = "dict[str, Any]"
 """A job of the table, as it is in the JSON, but with its `Hold`."""
 
-_FLOW, _STATUS = 1, 2
 _NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
-_OPTIONAL: Final = ("held by", "commits")  # left out on a narrow terminal, in this order
-_SEPARATOR: Final = ", "  # between the wait and its end
-_SHORTEST_FLOW: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,51 +130,32 @@ def _jobs(count: int) -> str:
 
 
 def _table(page: Page, jobs: Sequence[Row], now: int) -> None:
-    columns = list(map(list, zip(_HEAD, *(_texts(job, now) for job in jobs), strict=True)))
-    widths = list(map(_width, columns))
-
-    def over() -> int:
-        return 0 if page.width is None else sum(widths) + 2 * (len(widths) - 1) - page.width
-
-    if over() > 0:
-        columns[-1] = [text.partition(_SEPARATOR)[0] for text in columns[-1]]
-        widths[-1] = _width(columns[-1])
-    for name in _OPTIONAL:
-        if over() > 0:
-            place = [column[0] for column in columns].index(name)
-            del columns[place], widths[place]
-    if over() > 0:
-        widths[_FLOW] = max(widths[_FLOW] - over(), _SHORTEST_FLOW)
-        columns[_FLOW] = [_cut(text, widths[_FLOW]) for text in columns[_FLOW]]
-    rows = list(zip(*columns, strict=True))
-    for number, row in enumerate(rows):
-        padded = [
-            f"{' ' * (width - cells(text))}{text}"
-            if rows[0][place] in _NUMBERS
-            else f"{text}{' ' * (width - cells(text))}"
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        before, after = "  ".join(padded[:_STATUS]), "  ".join(padded[_STATUS + 1 :]).rstrip()
-        status = padded[_STATUS]
-        if number:
-            page.line(f"{before}  ", (status, STATUS_STYLES.get(row[_STATUS], "")), f"  {after}")
-        else:
-            page.line((f"{before}  {status}  {after}", "bold"))
+    rows = [_HEAD, *(_texts(job, now) for job in jobs)]
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    cut = page.width is None or widths[0] < page.width
+    for row in rows:
+        parts: list[Part] = []
+        for name, text, width in zip(_HEAD, row, widths, strict=True):
+            gap = " " * (width - cells(text))
+            style = STATUS_STYLES.get(text, "") if name == "status" else ""
+            padded = f"{gap}{text}  " if name in _NUMBERS else f"{text}{gap}  "
+            parts.append((padded, "bold" if row is _HEAD else style))
+        page.line(*parts, cut=cut)
 
 
 def _texts(job: Row, now: int) -> tuple[str, ...]:
     wait, due_ns = "–", job["due_ns"]
     if due_ns is not None:
-        wait = f"{humanize.due(due_ns, now)}{_SEPARATOR}{humanize.at(due_ns, now)}"
+        wait = f"{humanize.due(due_ns, now)}, {humanize.at(due_ns, now)}"
     return (
         plain(job["job_id"]),
         plain(job["flow_id"]),
         job["status"],
-        plain(_holder(job["held"])),
         humanize.length(now - job["started_ns"]),
         f"{job['commits']:,}",
         str(job["retries"]),
         wait,
+        plain(_holder(job["held"])),
     )
 
 
@@ -192,11 +170,3 @@ def _holder(hold: Hold | None) -> str:
     if not hold.free_in_ns:
         return f"{where}, lease over"
     return f"{where}, lease for {humanize.length(hold.free_in_ns)}"
-
-
-def _width(column: Sequence[str]) -> int:
-    return max(map(cells, column))
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if cells(text) <= longest else f"{text[: longest - 1]}…"

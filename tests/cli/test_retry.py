@@ -41,13 +41,13 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
     [
         (
             25,
-            "  web-2:7, lease for 25 s  ",
+            "  web-2:7, lease for 25 s\n",
             "held by web-2:7:cafe, whose lease ends in 25.0 s",
             "a worker resumes the job when that lease ends; --take-over does not wait for it",
         ),
         (
             0,
-            "  web-2:7, lease over  ",
+            "  web-2:7, lease over\n",
             "left by web-2:7:cafe, whose lease has ended",
             "start a worker of flow payment, which resumes the job",
         ),

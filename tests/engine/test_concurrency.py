@@ -55,7 +55,7 @@ def overlapping(job: JobState, routine_id: str | None = None) -> int:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=10), st.integers(2, 4), st.booleans())
-def test_never_more_steps_than_workers_and_of_a_routine_than_it_allows(lengths, workers, wide):
+def test_no_more_steps_overlap_than_workers_and_max_concurrency_allow(lengths, workers, wide):
     kind = Wide if wide else Works
     job = run(fan(sends(*lengths), workers=workers, a=kind(sleeps_n), b=Works(sleeps_n)))
     assert JobStatus.COMPLETED is job.status
@@ -65,13 +65,13 @@ def test_never_more_steps_than_workers_and_of_a_routine_than_it_allows(lengths, 
     assert 2 * len(lengths) == len(job.outputs)
 
 
-def test_one_step_of_a_routine_at_a_time_unless_its_class_says_otherwise():
+def test_a_routine_runs_one_step_at_a_time_unless_its_class_allows_more():
     assert 4 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=sleeps_n)))
     assert 1 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=Wide(sleeps_n))))
     assert 2 == ended_at(run(fan(sends(1, 1, 1, 1), workers=2, a=Wide(sleeps_n))))
 
 
-def test_a_routine_that_is_busy_holds_no_other_back():
+def test_a_busy_routine_delays_no_other_routine():
     job = run(fan(sends(5, 5), workers=2, slow=sleeps_n, quick=rest))
     assert [("quick", 0), ("quick", 0), ("slow", 5), ("slow", 10)] == ends(job, 2)
 
@@ -134,7 +134,7 @@ def test_an_aggregator_fires_once_when_all_items_are_there():
 # --- real threads, real time ----------------------------------------------------------------------
 
 
-def test_on_the_systems_clock_steps_really_overlap_and_lose_no_update():
+def test_steps_overlap_in_real_time_and_lose_no_update():
     meet = threading.Barrier(4)
     met: set[int] = set()
 

@@ -10,7 +10,7 @@ from tests.engine.workshop import engine_threads
 from tests.routines import Works, chain, fails, retrying, send
 
 
-def test_a_sequential_flow_runs_in_the_callers_thread_and_makes_none():
+def test_a_sequential_flow_runs_in_the_callers_thread_and_starts_no_other():
     seen: list[object] = []
 
     def looks(self, n=0):
@@ -35,7 +35,7 @@ def test_a_concurrent_flow_with_one_worker_runs_in_the_callers_thread_too():
     assert [threading.get_ident()] == seen
 
 
-def test_it_takes_one_step_at_a_time_and_runs_it_when_asked_for_the_next():
+def test_start_takes_one_step_and_next_runs_it():
     ran: list[int] = []
 
     def looks(self):

@@ -104,7 +104,7 @@ def test_params_that_can_not_be_copied_are_refused_by_name():
         *[("history_limit", value, 1) for value in (0, 1.5, "10")],
     ],
 )
-def test_a_runtime_with_a_limit_that_makes_no_sense_is_refused(name, value, least):
+def test_a_runtime_with_an_invalid_limit_is_refused(name, value, least):
     cure = f"give a whole number from {least}, or None for no limit"
     with refused(FlowDefinitionError, f"{name} is {value!r}; {cure}"):
         Runtime(**{name: value})
@@ -225,7 +225,7 @@ def test_with_a_store_an_unserialisable_value_fails_its_attempt_and_the_job_is_s
     assert (JobStatus.COMPLETED, ["plain"]) == (job.status, outputs(job))
 
 
-def test_with_a_store_unserialisable_params_start_nothing():
+def test_with_a_store_unserialisable_params_are_refused_at_the_start():
     store = MemoryStore()
     with refused(UnserializableError, f"$.tasks[0].payload.order: {FRAME}"):
         shop().execute(
@@ -234,7 +234,7 @@ def test_with_a_store_unserialisable_params_start_nothing():
     assert [] == store.job_ids()
 
 
-def test_without_a_store_the_job_runs_and_capturing_it_names_the_place(tmp_path):
+def test_without_a_store_the_job_runs_and_its_capture_names_the_value(tmp_path):
     path = tmp_path / "job.json"
     flow = shop()
     flow.routines["source"].emitted = {"item": "plain"}

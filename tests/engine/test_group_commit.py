@@ -88,7 +88,7 @@ def stopped(runs: dict[str, Run]) -> dict[str, JobState]:
     return {job_id: run.wait(PATIENCE) for job_id, run in runs.items()}
 
 
-def test_steps_of_several_jobs_that_are_over_share_one_write(together):
+def test_ended_steps_of_several_jobs_share_one_write(together):
     store = NotedStore()
     runs: dict[str, Run] = {}
     with Runtime(store=store) as runtime:
@@ -114,7 +114,7 @@ def test_no_two_steps_of_a_job_share_a_write():
     assert {JobStatus.COMPLETED} == {job.status for job in jobs.values()}
 
 
-def test_a_row_that_is_refused_breaks_its_job_and_no_other(together):
+def test_a_refused_row_ends_the_run_of_its_job_only(together):
     class TakenStore(NotedStore):
         def append_all(self, appends):
             if not self.groups:
@@ -131,7 +131,7 @@ def test_a_row_that_is_refused_breaks_its_job_and_no_other(together):
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
-def test_a_store_that_fails_breaks_the_jobs_of_the_write_and_none_has_believed_it(together, kept):
+def test_a_store_that_fails_ends_the_jobs_of_the_write_and_none_applies_it(together, kept):
     class FailingStore(NotedStore):
         def append_all(self, appends):
             if kept:

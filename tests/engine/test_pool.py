@@ -18,15 +18,7 @@ from typing import Any
 
 import pytest
 
-from routilux import (
-    ErrorHandler,
-    FakeClock,
-    Flow,
-    JobStatus,
-    RoutiluxError,
-    Runtime,
-    SystemClock,
-)
+from routilux import ErrorHandler, FakeClock, Flow, JobStatus, RoutiluxError, Runtime, SystemClock
 from routilux.engine.pool import PoolDriver
 from routilux.graph.messages import StepOutcome
 from tests.engine.workshop import Dies, Doubles, FailsOnce, no_thread_remains
@@ -55,7 +47,7 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-def test_steps_run_in_another_process_and_their_outcomes_are_committed_here(processes, strategy):
+def test_steps_run_in_another_process_and_are_committed_in_this_one(processes, strategy):
     flow = Flow(execution_strategy=strategy)
     for name in ("a", "b"):
         flow.add_routine(Doubles(), name)
@@ -81,7 +73,7 @@ def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_a
     assert 2 == job.outputs[0].data["n"]
 
 
-def test_a_step_that_can_not_be_sent_ends_the_call_and_leaves_its_task_pending(processes):
+def test_a_step_that_can_not_be_pickled_raises_and_leaves_its_task_pending(processes):
     def local(self):
         raise AssertionError("can't be reached: a local function can't be pickled")
 
@@ -96,7 +88,7 @@ def test_a_step_that_can_not_be_sent_ends_the_call_and_leaves_its_task_pending(p
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_a_process_that_dies_ends_the_call_and_leaves_its_task_pending(how):
+def test_a_process_that_dies_raises_and_leaves_its_task_pending(how):
     flow = Flow()
     flow.add_routine(Dies(), "a")
     keeps = Watcher()
@@ -163,7 +155,7 @@ def test_steps_overlap_on_a_users_threads():
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_an_executor_that_was_shut_down_raises_to_the_caller(how):
+def test_an_executor_that_was_shut_down_raises_in_the_caller(how):
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     keeps = Watcher()
@@ -177,7 +169,7 @@ def test_an_executor_that_was_shut_down_raises_to_the_caller(how):
     )
 
 
-def test_a_step_that_the_executor_drops_before_it_began_ends_the_job():
+def test_a_step_that_the_executor_drops_ends_the_run():
     busy, given = threading.Event(), threading.Event()
 
     class Tells(ThreadPoolExecutor):
@@ -200,7 +192,7 @@ def test_a_step_that_the_executor_drops_before_it_began_ends_the_job():
     assert ["a"] == [task.routine_id for task in run.job.pending_tasks]
 
 
-def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run():
+def test_a_step_that_times_out_in_the_queue_of_the_executor_never_runs():
     ran: list[int] = []
 
     def late(self):
@@ -216,7 +208,7 @@ def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run():
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, _Sane])
-def test_an_executor_is_refused_with_a_clock_that_is_not_the_systems(kind):
+def test_an_executor_is_refused_with_a_fake_clock(kind):
     executor = kind()
     with pytest.raises(RoutiluxError, match=f"{kind.__name__} runs steps in real time"):
         Runtime(clock=FakeClock(), executor=executor)
@@ -226,7 +218,7 @@ def test_an_executor_is_refused_with_a_clock_that_is_not_the_systems(kind):
 # --- our own threads ------------------------------------------------------------------------------
 
 
-def test_threads_are_made_when_they_are_needed_and_are_daemons():
+def test_threads_start_when_they_are_needed_and_are_daemons():
     seen: set[threading.Thread] = set()
 
     def looks(self, n):

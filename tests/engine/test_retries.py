@@ -188,7 +188,7 @@ def test_a_subclass_of_a_retryable_error_is_retried_and_others_are_not(workers, 
 
 
 @MODES
-def test_retry_after_sets_the_next_delay_as_it_is_and_spends_a_retry(workers):
+def test_retry_after_sets_the_next_delay_exactly_and_spends_a_retry(workers):
     def asks(self):
         if self.ctx.attempt == 2:
             raise RetryAfter(77.25, "429")
@@ -225,7 +225,7 @@ def test_on_exhausted_decides_the_end_of_a_task(workers, last, status, job_statu
 
 @MODES
 @pytest.mark.parametrize("last", ["stop", "continue", "skip"])
-def test_a_routine_reports_each_task_that_it_gives_up_by_its_event_named_error(workers, last):
+def test_the_error_event_reports_each_task_that_is_given_up(workers, last):
     reports: list[dict[str, object]] = []
 
     def hears(self, **facts):
@@ -257,7 +257,7 @@ def test_a_routine_reports_each_task_that_it_gives_up_by_its_event_named_error(w
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 4)), min_size=1, max_size=5),
     st.sampled_from([None, 1, 3]),
 )
-def test_where_a_worker_is_free_every_retry_begins_when_it_was_planned(items, workers):
+def test_every_retry_starts_when_it_is_due_if_a_worker_is_free(items, workers):
     def work(self, n):
         if self.ctx.attempt <= n[0]:
             raise ValueError
@@ -302,7 +302,7 @@ def test_a_sleep_ends_with_the_timeout_of_its_attempt(workers, is_async):
 
 
 @MODES
-def test_a_handler_that_returns_too_late_has_failed_and_its_result_is_ignored(workers):
+def test_a_handler_that_returns_after_its_timeout_has_failed(workers):
     def slow(self):
         self.emit("out", n=1)
         clock.advance(3)  # works on, and does not look at its context
@@ -329,7 +329,7 @@ def test_a_timeout_is_an_error_like_any_other_and_can_be_retried(workers):
 
 
 @MODES
-def test_a_handler_within_its_timeout_is_not_disturbed(workers):
+def test_a_handler_within_its_timeout_completes(workers):
     just = [Works(sleeps(1.999), ErrorHandler(timeout=2)) for _ in range(2)]
     job = run(chain(workers=workers, a=just[0], b=just[1], c=rest))
     assert JobStatus.COMPLETED is job.status
@@ -366,7 +366,7 @@ class Hangs:
 
 
 @pytest.mark.parametrize("background", [False, True], ids=["execute", "start"])
-def test_a_handler_that_hangs_is_given_up_at_its_timeout_and_can_do_nothing_more(background):
+def test_a_handler_that_hangs_is_given_up_and_can_record_nothing(background):
     clock, hangs = HandClock(), Hangs()
     flow = chain(workers=2, a=Works(hangs.body, retrying(timeout=5, retry_delay=3)), b=rest)
     jobs: list[JobState] = []
@@ -396,7 +396,7 @@ def test_a_handler_that_hangs_is_given_up_at_its_timeout_and_can_do_nothing_more
     assert (5 * SECOND, 3 * SECOND) == (retried.at_ns - jobs[0].started_ns, retried.delay_ns)
 
 
-def test_a_job_is_over_though_handlers_that_were_given_up_hold_every_thread():
+def test_a_job_stops_though_given_up_handlers_hold_every_thread():
     clock, hangs = HandClock(), Hangs()
     limit = ErrorHandler(timeout=5)
     flow = fan(send, workers=2, a=Works(hangs.body, limit), b=Works(hangs.body, limit))
@@ -434,7 +434,7 @@ def test_a_step_that_was_given_up_keeps_its_thread_and_other_jobs_run():
         hangs.let_go.set()
 
 
-def test_the_timers_of_steps_that_are_long_over_are_not_kept():
+def test_timers_of_ended_steps_are_removed():
     timers: list[int] = []
 
     class Timers:

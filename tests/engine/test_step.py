@@ -79,7 +79,7 @@ def attempt(body: Any, given: StepInput | None = None, handler: ErrorHandler | N
     return run_step(given or step(), routine, slot, handler or ErrorHandler(), Desk())
 
 
-def test_an_outcome_has_what_was_emitted_and_written_and_the_number_of_its_step():
+def test_an_outcome_has_the_emissions_the_writes_and_the_step_number():
     def body(self, n):
         self.ctx.state["count"] = n
         del self.ctx.shared["old"]
@@ -96,7 +96,7 @@ def test_an_outcome_has_what_was_emitted_and_written_and_the_number_of_its_step(
     assert outcome.error is None
 
 
-def test_an_error_travels_as_data_and_takes_emissions_and_writes_with_it():
+def test_a_failed_outcome_has_the_error_as_data_and_no_emissions_or_writes():
     def body(self):
         self.emit("out", n=1)
         self.ctx.shared["seen"] = self.ctx.shared.get("before")
@@ -109,7 +109,7 @@ def test_an_error_travels_as_data_and_takes_emissions_and_writes_with_it():
     assert ("KeyError", "'gone'") == (outcome.error.type, outcome.error.message)
 
 
-def test_every_attempt_tells_the_line_at_which_it_failed():
+def test_an_error_names_the_line_of_every_attempt():
     def body(self, first):
         if first:
             raise KeyError("one")
@@ -120,7 +120,7 @@ def test_every_attempt_tells_the_line_at_which_it_failed():
     assert [f"{__file__}:{line + n}" for n in (2, 2, 3, 2)] == places
 
 
-def test_a_message_that_can_not_be_made_is_no_trouble():
+def test_an_error_whose_str_raises_still_has_a_message():
     class Mute(Exception):
         def __str__(self):
             raise RuntimeError
@@ -135,7 +135,7 @@ def test_a_message_that_can_not_be_made_is_no_trouble():
     ("error", "final", "kept"),
     [(ValueError, False, False), (ValueError, True, True), (KeyError, False, True)],
 )
-def test_a_traceback_is_kept_where_the_error_ends_something(error, final, kept):
+def test_a_traceback_is_kept_if_no_retry_follows(error, final, kept):
     def body(self):
         raise error("here")
 

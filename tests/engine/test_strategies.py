@@ -103,7 +103,7 @@ def test_a_failing_routine_ends_as_its_strategy_says(strategy, level, place, wor
 
 @pytest.mark.parametrize("own", TABLE)
 @pytest.mark.parametrize("flows", TABLE)
-def test_a_routines_handler_comes_before_its_flows(own, flows):
+def test_the_handler_of_a_routine_comes_before_the_handler_of_the_flow(own, flows):
     flow = chain(a=Works(fails(1), TABLE[own][0]), b=rest)
     flow.set_error_handler(TABLE[flows][0])
     decides = flows if own == "none" else own

@@ -7,13 +7,7 @@ from typing import Any
 
 import pytest
 
-from routilux import (
-    ErrorHandler,
-    ErrorStrategy,
-    Flow,
-    FlowDefinitionError,
-    Routine,
-)
+from routilux import ErrorHandler, ErrorStrategy, Flow, FlowDefinitionError, Routine
 
 
 class Source(Routine):
@@ -125,7 +119,7 @@ def test_a_connection_that_can_not_work_is_refused_and_the_flow_is_unchanged(row
     assert before == flow.serialize()
 
 
-def test_ends_that_only_read_alike_are_two_connections():
+def test_ends_that_only_look_alike_are_two_connections():
     class Dotted(Routine):
         def __init__(self, event):
             super().__init__()
@@ -174,13 +168,13 @@ WRONG_FLOWS = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), WRONG_FLOWS)
-def test_a_flow_that_makes_no_sense_is_refused(arguments, message):
+def test_invalid_arguments_of_a_flow_are_refused(arguments, message):
     with refused(FlowDefinitionError, message):
         Flow(**arguments)
 
 
 @pytest.mark.parametrize("wrong", ["retry", ErrorStrategy.RETRY, ErrorHandler, 3])
-def test_an_error_handler_of_another_type_is_refused_and_the_old_one_stays(wrong):
+def test_an_error_handler_of_another_type_is_refused(wrong):
     flow, handler = shop(), ErrorHandler("skip")
     cure = "give an ErrorHandler, such as ErrorHandler('retry', max_retries=3), or None"
     flow.set_error_handler(handler)
@@ -273,7 +267,7 @@ class Forgetful(Routine):
         self.define_event("output")
 
 
-def test_a_routine_works_though_its_init_does_not_call_that_of_the_base_class():
+def test_a_routine_works_though_its_init_does_not_call_super():
     flow = Flow()
     flow.add_routine(Forgetful(), "a")
     assert "completed" == flow.execute("a").status
@@ -281,13 +275,13 @@ def test_a_routine_works_though_its_init_does_not_call_that_of_the_base_class():
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.0, True, None])
-def test_a_routine_class_with_no_sensible_concurrency_is_not_made(limit):
+def test_a_routine_class_with_an_invalid_concurrency_is_refused(limit):
     with refused(FlowDefinitionError, f"Many.max_concurrency is {limit!r}; set an int, 1 or more"):
         type("Many", (Routine,), {"max_concurrency": limit, "__qualname__": "Many"})
 
 
 @pytest.mark.parametrize("name", ["", 7])
-def test_a_routine_name_that_is_no_text_is_refused(name):
+def test_a_routine_name_that_is_no_string_is_refused(name):
     with refused(
         FlowDefinitionError,
         f"Odd.routine_name is {name!r}; set a non-empty string, or None for module:qualname",

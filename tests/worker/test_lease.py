@@ -23,15 +23,7 @@ from routilux.persist import admin
 from tests.engine.workshop import in_a_child
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
-from tests.worker.jobs import (
-    TAKEN_OVER,
-    retrying,
-    statuses,
-    story,
-    suspends,
-    worker,
-    working,
-)
+from tests.worker.jobs import TAKEN_OVER, retrying, statuses, story, suspends, worker, working
 
 # Python 3.12 and later warn of a fork with threads, which is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -210,7 +202,7 @@ class Forgets(MemoryStore):
         return acquired
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(clock, caplog):
+def test_a_lease_of_a_lost_answer_is_given_back_at_the_next_renewal(clock, caplog):
     caplog.set_level("INFO")
     store = Forgets(clock, 2)
 
@@ -232,7 +224,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(cl
     assert [f"job {job_ids[1]} is given back: no worker here knows its lease"] == caplog.messages
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock):
+def test_a_lease_of_a_lost_answer_counts_as_an_unclean_stop(clock):
     store = Forgets(clock, 2)
 
     works_long = sleeps(100)
@@ -249,7 +241,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock):
         assert not store.holders(job_id)[job_id].clean, "nobody knows that it was left in order"
 
 
-def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(runtime, store, clock):
+def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, store, clock):
     works_long = sleeps(1000)
     flows = [chain(a=works_long), chain(a=works_long)]
     flows[1].flow_id = "other"
@@ -306,7 +298,7 @@ def test_a_job_of_a_worker_can_not_be_resumed_by_its_runtime(runtime, store, clo
     assert ["start", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(tmp_path):
+def test_a_forked_child_has_its_own_owner_name_and_threads(tmp_path):
     flow = chain(a=rest)
     with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
         flow.start("a", runtime=runtime).wait(PATIENCE)
@@ -323,7 +315,7 @@ def test_a_forked_child_is_another_owner_and_drives_jobs_on_threads_of_its_own(t
         assert parent == runtime.owner
 
 
-def test_a_forked_child_drives_jobs_whatever_the_threads_of_its_parent_did_just_then(tmp_path):
+def test_a_forked_child_drives_jobs_though_its_parent_held_the_locks(tmp_path):
     begun, over = threading.Event(), threading.Event()
 
     def waits(self):

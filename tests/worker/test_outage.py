@@ -98,7 +98,7 @@ def calls_of_an_undisturbed_run() -> int:
 
 
 @pytest.mark.parametrize("keeps", [False, True], ids=["nothing kept", "answer lost"])
-def test_an_outage_shorter_than_a_lease_at_any_call_ends_no_worker_and_costs_no_job(keeps):
+def test_an_outage_shorter_than_a_lease_ends_no_worker_and_loses_no_job(keeps):
     for n in range(1, calls_of_an_undisturbed_run() + 1):
         for length in (0.0, 7.0, 29.0):
             store, done, jobs = after_outage(n, length, keeps=keeps)
@@ -124,7 +124,7 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(caplog):
     ] == logged
 
 
-def test_an_outage_that_lasts_as_long_as_a_lease_ends_the_worker_with_what_the_store_raised():
+def test_an_outage_as_long_as_a_lease_ends_the_worker_with_its_error():
     clock = FakeClock()
     store = Fails(clock, 1, 10**6)
     flow = chain(a=rest)
@@ -136,7 +136,7 @@ def test_an_outage_that_lasts_as_long_as_a_lease_ends_the_worker_with_what_the_s
         assert began + LEASE * SECOND == clock.now_ns()
 
 
-def test_a_worker_that_is_stopped_in_an_outage_gives_its_jobs_back_when_it_is_over():
+def test_a_worker_stopped_in_an_outage_gives_its_jobs_back_after_it():
     clock = FakeClock()
     store = Fails(clock, 10**9, 10.0)
 
@@ -154,7 +154,7 @@ def test_a_worker_that_is_stopped_in_an_outage_gives_its_jobs_back_when_it_is_ov
         assert (None, True) == (hold.owner, hold.clean)
 
 
-def test_a_job_whose_commits_alone_can_not_be_kept_is_tried_now_and_then_and_never_poisoned():
+def test_a_job_that_alone_can_not_be_saved_is_retried_and_never_poisoned():
     clock = FakeClock()
     ran: list[int] = []
 

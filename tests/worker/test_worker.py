@@ -46,7 +46,7 @@ def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(runtime, clock)
     assert {began} == {commit.started_ns for commit in first}, "some waited for a renewal"
 
 
-def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(runtime):
+def test_a_worker_takes_only_free_jobs_of_its_flows(runtime):
     mine, other = chain(a=rest), chain(a=rest)
     other.flow_id = "other"
     ids = [runtime.submit(mine, "a"), runtime.submit(other, "a")]
@@ -63,7 +63,7 @@ def exits(self: Routine) -> None:
     raise SystemExit
 
 
-def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(runtime, store, clock):
+def test_a_job_of_a_dead_host_is_taken_over_when_its_lease_ends(runtime, store, clock):
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
     assert job_id == acquire(store, "dead host", ["tale"], 20 * SECOND)
@@ -93,7 +93,7 @@ def test_the_rest_of_a_wait_is_honoured_after_a_host_dies(runtime, store, clock)
     assert 0 == job.recoveries
 
 
-def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_task(runtime, caplog):
+def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime, caplog):
     flow = chain(a=exits)
     job_id = runtime.submit(flow, "a")
     worker(runtime, flow).run(until_idle=True)
@@ -105,7 +105,7 @@ def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_tas
     assert [f"job {job_id} is given back after an error here"] * 4 == caplog.messages
 
 
-def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(runtime, store):
+def test_a_stopped_worker_lets_steps_end_and_gives_its_jobs_back(runtime, store):
     def first(self):
         host.stop()
         self.ctx.sleep(5)
@@ -127,7 +127,7 @@ def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(runtime
     assert {"completed"} == statuses(runtime, [job_id, waiting])
 
 
-def test_what_the_store_raises_ends_the_worker(clock):
+def test_an_error_of_the_store_ends_the_worker(clock):
     class Breaks(Refuses):
         def release(self, *rest, **clean):
             raise OSError("disk full")
@@ -140,7 +140,7 @@ def test_what_the_store_raises_ends_the_worker(clock):
         worker(runtime, flow).run()
 
 
-def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path):
+def test_sigterm_stops_a_worker_which_restores_the_signal_handler(tmp_path):
     def terminates(self):
         os.kill(os.getpid(), signal.SIGTERM)
         self.emit("out", n=1)
@@ -174,7 +174,7 @@ def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path):
             runtime.close()
 
 
-def test_a_worker_that_can_not_work_is_refused(store):
+def test_invalid_arguments_of_a_worker_are_refused(store):
     flow = chain(a=rest)
     for arguments, message in (
         ({"flows": []}, "needs at least one flow"),
@@ -193,7 +193,7 @@ def test_a_worker_that_can_not_work_is_refused(store):
 # --- how a stop counts, and jobs that are put aside -----------------------------------------------
 
 
-def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(clock, store, monkeypatch):
+def test_clean_stops_of_workers_poison_no_job(clock, store, monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     hosts: list[Worker] = []
 
@@ -215,7 +215,7 @@ def test_a_worker_that_is_stopped_again_and_again_poisons_no_job(clock, store, m
         assert {0} == {(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"}
 
 
-def test_a_host_that_dies_again_and_again_poisons_its_job(clock, store):
+def test_repeated_deaths_of_hosts_poison_a_job(clock, store):
     flow = chain(a=rest)
     job_id = Runtime(clock=clock, store=store).submit(flow, "a")
     jobs = []
@@ -258,7 +258,7 @@ def test_a_job_under_a_lease_can_not_be_resumed_by_others(runtime, store, clock)
         flow.resume(runtime.load(job_id), runtime=runtime)
 
 
-def test_a_job_that_is_put_aside_keeps_how_it_was_left(runtime, store, clock):
+def test_a_job_that_is_put_aside_keeps_its_kind_of_stop(runtime, store, clock):
     old, new = chain(a=rest), chain(a=rest, b=rest)
     job_id = runtime.submit(old, "a")
     for dies in (False, True):
@@ -305,7 +305,7 @@ def test_the_reason_for_putting_a_job_aside_is_logged_once(runtime, store, clock
     assert f"$.{job_id}[1]" in caplog.messages[1]
 
 
-def test_a_worker_that_is_to_run_until_idle_raises_what_it_can_not_resume(runtime):
+def test_until_idle_raises_the_error_of_a_job_that_can_not_be_resumed(runtime):
     runtime.submit(chain(a=rest), "a")
     with pytest.raises(FlowMismatchError, match="was started on another flow"):
         worker(runtime, chain(a=rest, b=rest)).run(until_idle=True)

@@ -47,7 +47,7 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
     pair = [commits[at] if at < len(commits) else None for commits in (ours, theirs)]
     shown = next((commit for commit in pair if commit is not None), None)
     if shown is None:
-        return Divergence([], [], _look_besides(left, right))
+        return Divergence([], [], _look_elsewhere(left, right))
     first = [f"first commit that differs: #{shown.seq}"]
     for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
         text = "no commit" if commit is None else f"{_at(commit, job)}  {commit_text(commit)}"
@@ -70,8 +70,7 @@ def _at(commit: Commit, job: JobState) -> str:
 
 
 def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
-    before = _BEFORE if not whole else _MANY
-    after = _AFTER if not whole else _MANY
+    before, after = (_MANY, _MANY) if whole else (_BEFORE, _AFTER)
     rows = [("", "t (s)", "", "what happened")]
     rows += [_row("both", c, left) for c in left.commits[max(0, at - before) : at]]
     for side, job in (("left", left), ("right", right)):
@@ -101,8 +100,8 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
         return "the order in which tasks ran: another task was first"
     failed = ours.error or theirs.error
     if failed is not None and not same_value(ours.error, theirs.error):
-        where = f", raised at {_place(failed.where)}" if failed.where else ""
-        return f"the error of {whose}{where}"
+        file = (failed.where or "").replace("\\", "/").rpartition("/")[2]
+        return f"the error of {whose}{f', raised at {file}' if file else ''}"
     differ = {
         field.name
         for field in fields(ours)
@@ -123,7 +122,7 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
     return f"{', '.join(sorted(differ))} of commit #{ours.seq}"
 
 
-def _look_besides(left: JobState, right: JobState) -> str:
+def _look_elsewhere(left: JobState, right: JobState) -> str:
     # All commits are equal.
     if left.commits and right.commits:
         if left.started_ns != right.started_ns:
@@ -131,7 +130,3 @@ def _look_besides(left: JobState, right: JobState) -> str:
         if left.job_id != right.job_id:
             return "job_id: without job_id=..., each execute() makes a new one"
     return "code that changed a job directly: the commits are equal or not kept"
-
-
-def _place(where: str) -> str:
-    return where.replace("\\", "/").rpartition("/")[2]

@@ -73,7 +73,7 @@ def failure(
     if lines:
         parts.append("")
     if len(jobs) > 1:
-        parts.append(f"  job {known.job_id}")
+        parts.append(f"  job {known.job.job_id}")
     parts += _timeline(known.commits, commit)
     if error is None and commit.kind in (CommitKind.FAILED, CommitKind.DROPPED):
         error = commit.error

@@ -148,9 +148,9 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
         f"{exact} of {len(ended)} waits as planned, to the nanosecond",
     )
     several = len({(retry.job_id, retry.task_id) for retry in monitor.retries}) > 1
-    right = ("retry", "failed at", "planned", "due at", "started at", "waited")
+    right = ("retry", "failed at", "planned", "due at", "start", "waited")
     columns = ["routine", *(["task"] if several else []), "retry", "failed at", "error"]
-    table = plain_table(*columns, "planned", "due at", "started at", "waited", right=right)
+    table = plain_table(*columns, "planned", "due at", "start", "waited", right=right)
     for retry in monitor.retries:
         start = starts[retry.job_id]
         actual, began = Text("waits", style="yellow"), Text("…", style="dim")

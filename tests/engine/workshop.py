@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from routilux import Clock, Routine, Signal
-from tests.routines import PATIENCE, SECOND
+from tests.routines import PATIENCE, SECOND, Body, Works
 
 
 def engine_threads() -> set[threading.Thread]:
@@ -127,42 +127,27 @@ class _HandSignal(Signal):
 # --- routines for other processes ---------------------------------------------------------------
 
 
-class Doubles(Routine):
-    """Doubles `n`, tells its process, and records an effect."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.double)
-        self.define_event("out", ["n", "pid"])
-
-    def double(self, n: int) -> None:
-        twice = self.ctx.once("double", abs, 2 * n)
-        self.ctx.state["seen"] = self.ctx.attempt
-        self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice
-        self.emit("out", n=twice, pid=os.getpid())
+def double(self: Routine, n: int) -> None:
+    twice = self.ctx.once("double", abs, 2 * n)
+    self.ctx.state["seen"] = self.ctx.attempt
+    self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice
+    self.emit("out", n=twice, pid=os.getpid())
 
 
-class FailsOnce(Routine):
-    """Records an effect, and fails in its first attempt."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.go)
-        self.define_event("out", ["pid", "n"])
-
-    def go(self) -> None:
-        pid = self.ctx.once("pid", os.getpid)
-        if self.ctx.attempt == 1:
-            raise ValueError("not yet")
-        self.emit("out", pid=pid, n=self.ctx.attempt)
+def fail_once(self: Routine) -> None:
+    """Record an effect, and fail in the first attempt."""
+    pid = self.ctx.once("pid", os.getpid)
+    if self.ctx.attempt == 1:
+        raise ValueError("not yet")
+    self.emit("out", pid=pid, n=self.ctx.attempt)
 
 
-class Dies(Routine):
-    """Ends the process that runs it."""
+def die(self: Routine) -> None:
+    os._exit(3)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.die)
 
-    def die(self) -> None:
-        os._exit(3)
+class Remote(Works):
+    """A routine that can be sent to another process; its body is one of the functions above."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(body, out=["n", "pid"])

@@ -7,9 +7,8 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, hidden_state
@@ -19,17 +18,10 @@ from routilux import Commit
 from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import Finding, World
 
-__all__ = ["calls_of", "changed_by", "key_part", "recorded_by", "repeated"]
-
-_UUID: Final = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
-_TIME: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?|\d{9,}(?:\.\d+)?"
-)
+__all__ = ["calls_of", "changed_by", "recorded_by", "repeated"]
 
 
 def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
@@ -90,25 +82,4 @@ def recorded_by(world: World, call: Call) -> str | None:
             return None
         same = same_value(what.effect.result, call.result)
         return str((what.detail or {})["name"]) if same else None
-    return None
-
-
-def key_part(keys: Sequence[object], attempts: Sequence[int]) -> str | None:
-    """Return the part in which two keys differ, or None if it is not known.
-
-    >>> key_part(["A7-1", "A7-2"], [1, 2])
-    'the number of the attempt'
-    """
-    first, last = str(keys[0]), str(keys[-1])
-    if None in (keys[0], keys[-1]) or first == last:
-        return None
-    for pattern, name in ((_UUID, "what looks like a UUID"), (_TIME, "what looks like a time")):
-        if pattern.sub("#", first) == pattern.sub("#", last):
-            return name
-    numbers = [
-        re.sub(rf"(?<!\d){n}(?!\d)", "#", k)
-        for n, k in ((attempts[0], first), (attempts[-1], last))
-    ]
-    if attempts[0] != attempts[-1] and numbers[0] == numbers[-1]:
-        return "the number of the attempt"
     return None

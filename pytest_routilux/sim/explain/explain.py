@@ -68,14 +68,6 @@ _TITLES: Final = {
 }
 _ELSEWHERE: Final = ("module-state",)
 """Kinds that show only in another process, which is compared with the run in this one."""
-_OF_VIEWS: Final = (
-    "status-differs",
-    "attempts-differ",
-    "state-differs",
-    "shared-differs",
-    "outputs-differ",
-    "emissions-differ",
-)
 _HEADS: Final = {
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
@@ -182,7 +174,7 @@ def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, ce
         name = finding.path.partition(".")[2]
         head = f"{shorten(finding.routine, 30, 'both')} keeps progress in "
         return head + shorten(name, max(10, cells - width(head)), "both")
-    if finding.kind in _OF_VIEWS and finding.rows:
+    if finding.kind.endswith(("-differ", "-differs")) and finding.rows:
         name, before, after = finding.rows[0]
         if name.endswith(" attempts"):
             name = name.removesuffix(" attempts")

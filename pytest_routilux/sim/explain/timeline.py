@@ -34,7 +34,6 @@ _HEAD: Final = ("t (s)", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
-_LONGEST_EFFECT: Final = 24  # longer names leave room for arguments
 _MOST_TASKS: Final = 3
 _MOST_RECOVERIES: Final = 3
 _OURS: Final = Path(__file__).parents[2]  # an error that a fault raises has no line of the user
@@ -168,20 +167,13 @@ def _of_crash(
 
 
 def call_text(call: Call, cells: int, *, named: bool = True) -> str:
-    """Return a call of an effect as code, without its key."""
+    """Return a call of an effect as code, without its key; long inputs lose their names first."""
     values = {name: shown(value, 24) for name, value in call.arguments.items()}
-    inputs = [value if n.isdigit() else f"{plain(n)}={value}" for n, value in values.items()]
-    least = width(", ".join(values.values())) + 2
-    whole = min(width(call.effect), cells - 3, _LONGEST_EFFECT)
-    name = shorten(call.effect, max(cells // 2, cells - least, whole), "both")
-    room = cells - width(name) - 2
-    if not named or width(", ".join(inputs)) > room >= width(", ".join(values.values())):
-        inputs = [*values.values()]
-    text = ", ".join(inputs)
-    while inputs and width(text) > room:
-        inputs.pop()
-        text = ", ".join([*inputs, "…"])
-    return f"{name}({text})"
+    inputs = [value if n.isdigit() else f"{n}={value}" for n, value in values.items()]
+    text = f"{call.effect}({', '.join(inputs)})"
+    if not named or width(plain(text)) > cells:
+        text = f"{call.effect}({', '.join(values.values())})"
+    return shorten(text, cells)
 
 
 def where_text(where: str, root: Path) -> str:

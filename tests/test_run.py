@@ -30,7 +30,7 @@ from routilux import (
     use_runtime,
 )
 from routilux.clocks.durations import instant_ns
-from tests.engine.workshop import at_once, no_thread_remains
+from tests.engine.concurrency import at_once, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -365,7 +365,7 @@ def test_ctrl_c_in_a_concurrent_job_ends_it_and_all_its_threads() -> None:
 import signal, sys, threading
 sys.path.insert(0, sys.argv[1])
 from routilux import FakeClock, Runtime
-from tests.engine.workshop import no_thread_remains
+from tests.engine.concurrency import no_thread_remains
 from tests.routines import fan, send
 
 def first(*_):
@@ -464,7 +464,7 @@ def test_cancelling_the_task_that_awaits_a_job_cancels_the_job():
     assert 0 == job.routine_states["b"].attempts
 
 
-# --- who else uses it -----------------------------------------------------------------------------
+# --- handles and signals --------------------------------------------------------------------------
 
 
 def test_start_gives_a_handle_and_the_default_runtime_serves_all_threads():

@@ -21,7 +21,7 @@ import pytest
 from routilux import ErrorHandler, FakeClock, JobStatus, RoutiluxError, Runtime, SystemClock
 from routilux.engine.pool import PoolDriver
 from routilux.graph.messages import StepOutcome
-from tests.engine.workshop import Remote, die, double, fail_once, no_thread_remains
+from tests.engine.concurrency import Remote, die, double, fail_once, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -101,7 +101,7 @@ def test_a_process_that_dies_raises_and_leaves_its_task_pending(how):
 
 
 class _Sane(Executor):
-    """An executor that runs nothing and says that all went well."""
+    """An executor that runs nothing and reports success."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -24,7 +24,7 @@ from routilux.codec.copying import is_flat
 from routilux.engine.step import run_remote, run_step
 from routilux.graph.context import active
 from routilux.graph.messages import Effect, Task
-from tests.engine.workshop import Remote, double, fail_once
+from tests.engine.concurrency import Remote, double, fail_once
 from tests.routines import Works, retrying
 
 START = 1_767_225_600 * SECOND

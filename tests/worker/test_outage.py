@@ -31,7 +31,7 @@ CALLS = (
 
 
 class Fails(MemoryStore):
-    """A store whose n-th call fails, and all others until the outage is over.
+    """A store whose n-th call fails, and all later calls until the outage ends.
 
     With `keeps` that call has done what was asked, and only its answer is lost.
     """
@@ -82,7 +82,7 @@ def tale(done: list[str]) -> Flow:
 def after_outage(
     n: int, length: float, *, keeps: bool = False, lease: float = LEASE
 ) -> tuple[Fails, list[str], list[Any]]:
-    """Drive three jobs through an outage; return the store, what was done, and the jobs."""
+    """Drive three jobs through an outage; return the store, the effects, and the jobs."""
     clock = FakeClock()
     store = Fails(clock, n, length, keeps=keeps)
     done: list[str] = []
@@ -110,7 +110,7 @@ def test_an_outage_shorter_than_a_lease_ends_no_worker_and_loses_no_job(keeps):
                 kinds = Counter(commit.kind.value for commit in job.commits)
                 assert (1, 1, 2) == (kinds["effect"], kinds["retry"], kinds["done"]), where
                 assert {"sum": 1} == job.shared_data, where
-            # A charge whose record failed is made again; each outage breaks off three at most.
+            # A charge whose record failed runs again; each outage ends three runs at most.
             assert Counter(done) <= Counter({job.job_id: 2 for job in jobs}), where
 
 
@@ -210,7 +210,7 @@ def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by, clock)
         with pytest.raises(OSError, match="it is down"):
             first._take(False)
         store.rows, store.release = rows, release
-        clock.advance(6)  # the lease that it could not give back is over
+        clock.advance(6)  # the lease that it could not give back has ended
         host = first if by == "the worker" else second
         assert host._take(False)
         first._maintain()
@@ -234,7 +234,7 @@ def test_a_host_that_lost_its_job_has_no_further_effect(use, how, clock, store):
 
     def affects(self):
         self.ctx.once("first", done.append, "first")
-        self.ctx.sleep(31)  # nobody renews the lease
+        self.ctx.sleep(31)  # no worker renews the lease
         assert store.acquire("b", ["tale"], 10**6 * SECOND) is not None
         if how == "knows it":
             host._renew()

@@ -35,9 +35,7 @@ _MARKS: Final = {
     CommitKind.DROPPED: "×",
     CommitKind.FAILED: "×",
 }
-_LEGEND: Final = (
-    "! failed, is tried again · ~ conflict, runs again · × given up · waits hold nobody"
-)
+_LEGEND: Final = "! failed, is retried · ~ conflict, runs again · × given up · waits hold no worker"
 
 
 def worked(job: JobState) -> list[Commit]:

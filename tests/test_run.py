@@ -20,7 +20,6 @@ from routilux import (
     CorruptStateError,
     ErrorHandler,
     FakeClock,
-    Flow,
     JobStatus,
     MemoryStore,
     NotResumableError,
@@ -31,7 +30,7 @@ from routilux import (
     use_runtime,
 )
 from routilux.clocks.durations import instant_ns
-from tests.engine.workshop import at_once, no_thread_remains
+from tests.engine.concurrency import at_once, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -275,21 +274,13 @@ class Shaky(Routine):
         self.emit("out", n=n + 1)
 
 
-def shaky_flow(strategy: Any) -> Flow:
-    flow = Flow("shaky", execution_strategy=strategy)
-    flow.add_routine(Shaky(), "a")
-    flow.add_routine(Shaky(), "b")
-    flow.connect("a", "out", "b", "trigger")
-    return flow
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+@MODES
 @pytest.mark.parametrize("after", [0.0, 0.5, 1.0, 4.0, 11.5, 15.0, 23.0, 23.5, 30.0, 40.0])
-def test_a_checkpoint_of_a_running_job_can_be_resumed(tmp_path, strategy, after):
+def test_a_checkpoint_of_a_running_job_can_be_resumed(tmp_path, workers, after):
     clock = FakeClock(autojump=False)
     path = tmp_path / "job.json"
     with no_thread_remains(), Runtime(clock=clock) as runtime:
-        run = shaky_flow(strategy).start("a", {"n": 1}, runtime=runtime)
+        run = chain(workers=workers, a=Shaky(), b=Shaky()).start("a", {"n": 1}, runtime=runtime)
         clock.advance(after)
         run.checkpoint(path)
         at_checkpoint = run.job
@@ -313,7 +304,7 @@ def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path):
     clock, key = FakeClock(autojump=False), b"sixteen bytes or more"
     path = tmp_path / "job.json"
     with no_thread_remains(), Runtime(clock=clock) as runtime:
-        run = shaky_flow("sequential").start("a", {"n": 1}, runtime=runtime)
+        run = chain(a=Shaky(), b=Shaky()).start("a", {"n": 1}, runtime=runtime)
         clock.advance(1)
         run.checkpoint(path, key=key)
         assert run.job == SavedState.read(path, key=key).job
@@ -374,7 +365,7 @@ def test_ctrl_c_in_a_concurrent_job_ends_it_and_all_its_threads() -> None:
 import signal, sys, threading
 sys.path.insert(0, sys.argv[1])
 from routilux import FakeClock, Runtime
-from tests.engine.workshop import no_thread_remains
+from tests.engine.concurrency import no_thread_remains
 from tests.routines import fan, send
 
 def first(*_):
@@ -473,7 +464,7 @@ def test_cancelling_the_task_that_awaits_a_job_cancels_the_job():
     assert 0 == job.routine_states["b"].attempts
 
 
-# --- who else uses it -----------------------------------------------------------------------------
+# --- handles and signals --------------------------------------------------------------------------
 
 
 def test_start_gives_a_handle_and_the_default_runtime_serves_all_threads():

@@ -21,7 +21,7 @@ from routilux import (
     use_runtime,
 )
 from routilux.runtime import default_runtime
-from tests.engine.workshop import no_thread_remains
+from tests.engine.concurrency import no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,

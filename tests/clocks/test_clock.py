@@ -9,7 +9,7 @@ import pytest
 
 from routilux import FakeClock, JobStatus, Runtime, SystemClock
 from routilux.clocks.clock import Signal
-from tests.engine.workshop import HandClock, no_thread_remains
+from tests.engine.concurrency import HandClock, no_thread_remains
 from tests.routines import PATIENCE, SECOND, Works, chain, ended_at, fails, rest, retrying
 
 

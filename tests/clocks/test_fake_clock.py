@@ -24,7 +24,7 @@ from routilux import (
     Runtime,
     Wait,
 )
-from tests.engine.workshop import at_once, engine_threads, no_thread_remains
+from tests.engine.concurrency import at_once, engine_threads, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import FakeClock, Flow, JobState, JobStatus, Routine, Runtime
-from tests.engine.workshop import at_once, no_thread_remains
+from tests.engine.concurrency import at_once, no_thread_remains
 from tests.routines import (
     PATIENCE,
     Wide,

@@ -6,7 +6,7 @@ import threading
 
 from routilux import FakeClock, JobStatus, Runtime
 from routilux.engine.driver import InlineDriver
-from tests.engine.workshop import engine_threads
+from tests.engine.concurrency import engine_threads
 from tests.routines import Works, chain, fails, retrying, send
 
 

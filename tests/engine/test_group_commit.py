@@ -97,7 +97,7 @@ def test_ended_steps_of_several_jobs_share_one_write(together):
     assert [str(n) for n in range(JOBS)] == sorted(store.groups[0])
     for job in jobs.values():
         assert job == Runtime(store=store).load(job.job_id)
-    # What can't be saved fails the attempt of its own handler, and nothing else.
+    # A value that can't be saved fails the attempt of its handler only.
     failed = jobs.pop("2")
     assert (JobStatus.FAILED, ["start", "failed"]) == (failed.status, kinds(failed))
     assert "payload.n: object has no saved form" in str(failed.error)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from routilux import Commit, FakeClock, JobState, JobStatus, RoutiluxError, Run, Runtime, StepInput
-from tests.engine.workshop import no_thread_remains
+from tests.engine.concurrency import no_thread_remains
 from tests.routines import MODES, PATIENCE, Works, chain, fails, kinds, rest, retrying, run_by, send
 
 

@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from routilux import ErrorHandler, FakeClock, Flow, JobStatus, RoutiluxError, Runtime, SystemClock
+from routilux import ErrorHandler, FakeClock, JobStatus, RoutiluxError, Runtime, SystemClock
 from routilux.engine.pool import PoolDriver
 from routilux.graph.messages import StepOutcome
-from tests.engine.workshop import Dies, Doubles, FailsOnce, no_thread_remains
+from tests.engine.concurrency import Remote, die, double, fail_once, no_thread_remains
 from tests.routines import (
+    MODES,
     PATIENCE,
     Watcher,
     Works,
@@ -46,12 +47,9 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 # --- other processes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-def test_steps_run_in_another_process_and_are_committed_in_this_one(processes, strategy):
-    flow = Flow(execution_strategy=strategy)
-    for name in ("a", "b"):
-        flow.add_routine(Doubles(), name)
-    flow.connect("a", "out", "b", "trigger")
+@MODES
+def test_steps_run_in_another_process_and_are_committed_in_this_one(processes, workers):
+    flow = chain(workers=workers, a=Remote(double), b=Remote(double))
     with no_thread_remains(), Runtime(executor=processes) as runtime:
         job = flow.execute("a", {"n": 3}, runtime=runtime)
     job.raise_for_status()
@@ -63,8 +61,7 @@ def test_steps_run_in_another_process_and_are_committed_in_this_one(processes, s
 
 
 def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_again(processes):
-    flow = Flow()
-    flow.add_routine(FailsOnce(), "a")
+    flow = chain(a=Remote(fail_once))
     flow.set_error_handler(retrying(retry_delay=0))
     with Runtime(executor=processes) as runtime:
         job = flow.start("a", runtime=runtime).wait()
@@ -89,8 +86,7 @@ def test_a_step_that_can_not_be_pickled_raises_and_leaves_its_task_pending(proce
 
 @pytest.mark.parametrize("how", ["execute", "start"])
 def test_a_process_that_dies_raises_and_leaves_its_task_pending(how):
-    flow = Flow()
-    flow.add_routine(Dies(), "a")
+    flow = chain(a=Remote(die))
     keeps = Watcher()
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
@@ -105,7 +101,7 @@ def test_a_process_that_dies_raises_and_leaves_its_task_pending(how):
 
 
 class _Sane(Executor):
-    """An executor that runs nothing and says that all went well."""
+    """An executor that runs nothing and reports success."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()

@@ -25,7 +25,7 @@ from routilux import (
     Runtime,
     StepTimeoutError,
 )
-from tests.engine.workshop import HandClock, no_thread_remains
+from tests.engine.concurrency import HandClock, no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -162,11 +162,11 @@ def test_a_delay_that_would_cross_the_deadline_means_exhausted_now(workers, dead
 
 
 class Outage(ConnectionError):
-    """A subclass of what is retryable."""
+    """A subclass of a retryable class."""
 
 
 class Refused(Outage):
-    """A subclass of that, which is not."""
+    """A subclass of it that is not retryable."""
 
 
 @MODES

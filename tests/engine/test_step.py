@@ -24,7 +24,7 @@ from routilux.codec.copying import is_flat
 from routilux.engine.step import run_remote, run_step
 from routilux.graph.context import active
 from routilux.graph.messages import Effect, Task
-from tests.engine.workshop import Doubles, FailsOnce
+from tests.engine.concurrency import Remote, double, fail_once
 from tests.routines import Works, retrying
 
 START = 1_767_225_600 * SECOND
@@ -208,7 +208,7 @@ def test_an_async_handler_sees_the_context_of_its_step_and_its_errors_are_failur
 
 
 def test_a_step_and_its_outcome_are_values_that_can_be_pickled():
-    routine = Doubles()
+    routine = Remote(double)
     given = step({"n": 4}, shared={"total": 2})
     again: StepInput = pickle.loads(pickle.dumps(given))
     assert given == again
@@ -223,13 +223,13 @@ def test_a_step_and_its_outcome_are_values_that_can_be_pickled():
 
 
 def test_the_effects_of_a_remote_step_travel_with_its_outcome_also_when_it_fails():
-    outcome = run_remote(step(), FailsOnce(), "trigger", retrying())
+    outcome = run_remote(step(), Remote(fail_once), "trigger", retrying())
     assert outcome.effects is not None
     assert ["pid"] == list(outcome.effects)
     assert ValueError is outcome.error_type
     again = run_remote(
         step(attempt=2, effects={"pid": Effect(outcome.effects["pid"].arguments, 12345)}),
-        FailsOnce(),
+        Remote(fail_once),
         "trigger",
         retrying(),
     )

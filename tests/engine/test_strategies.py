@@ -25,7 +25,7 @@ from tests.routines import (
 
 @dataclass(frozen=True)
 class Ends:
-    """What becomes of the job, of the routine that fails, and of its one failing task."""
+    """The end of the job, of the routine that fails, and of its one failing task."""
 
     job: JobStatus
     routine: RoutineStatus

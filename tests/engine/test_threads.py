@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 
 from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
-from tests.engine.workshop import engine_threads, no_thread_remains
+from tests.engine.concurrency import engine_threads, no_thread_remains
 from tests.routines import PATIENCE, chain, ended_at, fan, rest, send
 
 

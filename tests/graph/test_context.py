@@ -22,7 +22,7 @@ from routilux import (
     Runtime,
     UnserializableError,
 )
-from tests.engine.workshop import at_once
+from tests.engine.concurrency import at_once
 from tests.routines import (
     MODES,
     PATIENCE,

@@ -21,7 +21,7 @@ from routilux import (
     SavedStateError,
     UnserializableError,
 )
-from tests.engine.workshop import in_a_child
+from tests.engine.concurrency import in_a_child
 from tests.persist.hosts import (
     PATIENCE,
     Call,

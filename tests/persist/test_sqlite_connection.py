@@ -13,7 +13,7 @@ import pytest
 
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
 from routilux.persist.sqlite_connection import SqliteFile
-from tests.engine.workshop import in_a_child
+from tests.engine.concurrency import in_a_child
 from tests.persist.hosts import APPENDS, line_of, process
 from tests.routines import PATIENCE
 

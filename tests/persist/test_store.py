@@ -24,7 +24,7 @@ from routilux import (
     MemoryStore,
     NotResumableError,
 )
-from tests.engine.workshop import at_once as together
+from tests.engine.concurrency import at_once as together
 from tests.persist.hosts import APPENDS, hold_rows, kill_after, processes
 from tests.persist.stores import STORES, acquire, at
 from tests.routines import PATIENCE, SECOND

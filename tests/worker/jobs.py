@@ -34,7 +34,7 @@ def retrying(attempts: int, delay: float = 60.0) -> Flow:
 
 
 def working(seconds: float, log: list[str]) -> Body:
-    """A body that says when it begins and when it ends, some seconds later."""
+    """A body that logs its start and, some seconds later, its end."""
 
     def works(self: Routine) -> None:
         log.append("begins")

@@ -20,7 +20,7 @@ from routilux import (
     Worker,
 )
 from routilux.persist import admin
-from tests.engine.workshop import in_a_child
+from tests.engine.concurrency import in_a_child
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
 from tests.worker.jobs import TAKEN_OVER, retrying, statuses, story, suspends, worker, working
@@ -58,7 +58,7 @@ def test_a_host_that_lost_its_lease_can_not_commit(runtime, store, clock, caplog
     flow = chain(a=stolen)
     job_id = runtime.submit(flow, "a")
     worker(runtime, flow).run(until_idle=True)
-    assert [job_id] * 2 == ran  # the other host did nothing, so it was taken over in turn
+    assert [job_id] * 2 == ran  # the other host did nothing, so its lease ended too
     assert ["start", "resumed", "resumed", "done"] == story(runtime, job_id)
     assert "belongs to 'b' now; commit 3 of" in caplog.text
 
@@ -102,13 +102,13 @@ def test_a_suspended_host_never_drives_without_a_lease(runtime, store, clock, ca
 
     def another_host_takes_it_and_dies():
         clock.advance(11)
-        assert job_id == acquire(store, "b, who dies", [flow.flow_id], 10 * SECOND)
+        assert job_id == acquire(store, "b, dead", [flow.flow_id], 10 * SECOND)
         clock.advance(11)
 
     suspends(store, another_host_takes_it_and_dies)
     worker(runtime, flow, lease=10).run(until_idle=True)
     assert [clock.now_ns() + 10 * SECOND] == leases
-    assert f"job {job_id!r} belongs to 'b, who dies' now; commit 2 of" in caplog.text
+    assert f"job {job_id!r} belongs to 'b, dead' now; commit 2 of" in caplog.text
     assert {"completed"} == statuses(runtime, [job_id])
 
 
@@ -146,7 +146,7 @@ def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, cl
     assert host._take(False)
     clock.advance(0)
     drive = host._drives[job_id]
-    clock.advance(31)  # nobody renewed it
+    clock.advance(31)  # no worker renewed it
     assert job_id == acquire(store, "b", ["tale"], 10**6 * SECOND)
     host._maintain()
     host._maintain()
@@ -162,7 +162,7 @@ def test_a_host_that_acquires_its_own_job_again_drives_it_once(runtime, store, c
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
     assert host._take(False)
-    clock.advance(11)  # nobody renewed it
+    clock.advance(11)  # no worker renewed it
     assert host._take(False)
     host.run(until_idle=True)
     assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, job_id)
@@ -238,7 +238,7 @@ def test_a_lease_of_a_lost_answer_counts_as_an_unclean_stop(clock):
         with pytest.raises(OSError, match="the connection broke"):
             host._take(False)
         host._renew()
-        assert not store.holders(job_id)[job_id].clean, "nobody knows that it was left in order"
+        assert not store.holders(job_id)[job_id].clean, "how it stopped is unknown"
 
 
 def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, store, clock):
@@ -267,7 +267,7 @@ def test_two_workers_of_a_runtime_never_share_a_job(by, runtime, store, clock, c
     first, second = (Worker(store, [flow], runtime=runtime, lease=20) for _ in range(2))
     assert first._take(False)
     if by == "time":
-        clock.advance(21)  # nobody renewed it
+        clock.advance(21)  # no worker renewed it
     else:
         clock.advance(10)
         admin.retry(store, job_id, clock.now_ns(), take_over=True)

@@ -20,7 +20,7 @@ from routilux import (
     Worker,
 )
 from routilux.engine.observers import Observers
-from tests.engine.workshop import at_once
+from tests.engine.concurrency import at_once
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, chain, delays, kinds, rest
 from tests.test_runtime import Refuses
@@ -79,7 +79,7 @@ def test_the_rest_of_a_wait_is_honoured_after_a_host_dies(runtime, store, clock)
     job_id = runtime.submit(flow, "a")
     first = Worker(store, [flow], runtime=Runtime(clock=clock, store=store), lease=10)
     assert first._take(False)
-    clock.advance(1)  # it has failed once, and its host is never heard of again
+    clock.advance(1)  # it has failed once, and its host is dead
     assert ["start", "resumed", "retry"] == story(runtime, job_id)
     with first._runtime.environment.lock:
         for drive in first._drives.values():
@@ -161,7 +161,7 @@ def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path):
     def meets(self, meet=False):
         ran.append(self.ctx.job_id)
         if meet:
-            met.wait(PATIENCE)  # both workers have one of these two in their hands
+            met.wait(PATIENCE)  # each worker has one of these two jobs
 
     flow = chain(a=meets)
     with SqliteStore(tmp_path / "jobs.db") as store:
@@ -198,7 +198,7 @@ def test_clean_stops_of_workers_poison_no_job(clock, store, monkeypatch):
     hosts: list[Worker] = []
 
     def is_stopped(self):
-        self.ctx.sleep(1)  # the other jobs are taken, and find no thread that is free
+        self.ctx.sleep(1)  # the other jobs are taken, and no thread is free for them
         hosts[-1].stop()
         self.ctx.sleep(5)
 

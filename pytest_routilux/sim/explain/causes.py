@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import routilux
 from pytest_routilux.frames import handler_of
 from pytest_routilux.sim.explain.causes_by_kind import CAUSES
-from pytest_routilux.sim.explain.evidence import calls_of, changed_by, key_part, recorded_by
+from pytest_routilux.sim.explain.evidence import calls_of, changed_by, recorded_by
 from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.text import class_name
 from routilux.clocks.durations import seconds_text
@@ -52,7 +52,7 @@ class Failure:
     """A finding and the runs that show it; `only` are the kinds of crash that show it."""
 
     finding: Finding
-    known: Reference
+    reference: Reference
     disturbed: Disturbed | None
     point: CrashPoint | None
     root: Path
@@ -71,12 +71,12 @@ class Failure:
     @cached_property
     def hidden(self) -> HiddenChange | None:
         """State that a handler changes and no commit saves."""
-        return changed_by(self.known, self.known.run.world.log[0][0], self.finding.routine)
+        return changed_by(self.reference, self.reference.run.world.log[0][0], self.finding.routine)
 
     @property
     def handler(self) -> str:
         """The definition of the routine's handler as ` (file:line)`, or an empty text."""
-        return self.at(handler_of(self.known.run.host.flow, self.finding.routine))
+        return self.at(handler_of(self.reference.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
         """Return a code line as ` (file:line)`, or an empty text."""
@@ -138,7 +138,7 @@ def _effect_repeated(failure: Failure) -> Reason:
 def _once_of(failure: Failure) -> str | None:
     # The name of the `once` that recorded a call of the effect.
     disturbed = [] if failure.disturbed is None else [failure.disturbed.world]
-    for world in (failure.known.run.world, *disturbed):
+    for world in (failure.reference.run.world, *disturbed):
         for call in reversed(calls_of(world, failure.effect)):
             name = recorded_by(world, call)
             if name is not None:
@@ -147,33 +147,18 @@ def _once_of(failure: Failure) -> str | None:
 
 
 def _key_unstable(failure: Failure) -> Reason:
-    key = f'key=self.ctx.key("{failure.effect.rpartition(".")[2]}")'
-    fix = [
-        f"{key}: made of the job and the task alone, so it is the same on every attempt and host"
-    ]
-    run = failure.known.run if failure.disturbed is None else failure.disturbed
+    run = failure.reference.run if failure.disturbed is None else failure.disturbed
     calls = calls_of(run.world, failure.effect)
-    keys = [call.key for call in calls]
-    if not calls:
-        return Reason(["the key of the call changed"], fix)
-    if None in keys:
-        why = "one call carried a key and another none, so the service takes them for two calls"
-        return Reason([why], fix)
-    where = failure.at(calls[-1].where)
-    part = key_part(keys, [call.attempt for call in calls])
-    if part is None:
-        why = (
-            f"each attempt makes a new key{where} from a value that changes: look at the parts of"
-            " the key"
-        )
-        return Reason([why], fix)
-    if "UUID" in part:
-        fix.append("(self.ctx.uuid() repeats on every attempt and host; uuid.uuid4() does not)")
-    why = (
-        f"{part} is part of the key{where}, and differs between the calls: the service takes"
-        " them for two calls"
+    where = failure.at(calls[-1].where) if calls else ""
+    if any(call.key is None for call in calls):
+        why = "one call carried a key and another none"
+    else:
+        why = f"a part of the key{where} changes, such as the attempt, a time or a random number"
+    key = f'key=self.ctx.key("{failure.effect.rpartition(".")[2]}")'
+    return Reason(
+        [f"{why}: the service takes the repeat for a new call"],
+        [f"{key}: made of the job and the task alone, so it is the same on every attempt and host"],
     )
-    return Reason([why], fix)
 
 
 def _effect_lost(failure: Failure) -> Reason:

@@ -34,7 +34,6 @@ _HEAD: Final = ("t (s)", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
-_LONGEST_EFFECT: Final = 24  # longer names leave room for arguments
 _MOST_TASKS: Final = 3
 _MOST_RECOVERIES: Final = 3
 _OURS: Final = Path(__file__).parents[2]  # an error that a fault raises has no line of the user
@@ -61,7 +60,7 @@ class TimelineRow:
 
 
 def rows_of(
-    world: World, root: Path, *, known: Reference, finding: Finding, point: CrashPoint | None
+    world: World, root: Path, *, reference: Reference, finding: Finding, point: CrashPoint | None
 ) -> list[TimelineRow]:
     """Return the rows of a world, with the crash and the first difference marked."""
     entries = _shown(world.log, point)
@@ -69,7 +68,7 @@ def rows_of(
     crash = next((i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)), None)
     different = None
     if crash is not None:
-        different = _first_difference(world, entries, known, finding, crash)
+        different = _first_difference(world, entries, reference, finding, crash)
     rows = []
     pending: dict[str, int | None] = {}
     for index, (at_ns, host, what) in enumerate(entries):
@@ -168,20 +167,13 @@ def _of_crash(
 
 
 def call_text(call: Call, cells: int, *, named: bool = True) -> str:
-    """Return a call of an effect as code, without its key."""
+    """Return a call of an effect as code, without its key; long inputs lose their names first."""
     values = {name: shown(value, 24) for name, value in call.arguments.items()}
-    inputs = [value if n.isdigit() else f"{plain(n)}={value}" for n, value in values.items()]
-    least = width(", ".join(values.values())) + 2
-    whole = min(width(call.effect), cells - 3, _LONGEST_EFFECT)
-    name = shorten(call.effect, max(cells // 2, cells - least, whole), "both")
-    room = cells - width(name) - 2
-    if not named or width(", ".join(inputs)) > room >= width(", ".join(values.values())):
-        inputs = [*values.values()]
-    text = ", ".join(inputs)
-    while inputs and width(text) > room:
-        inputs.pop()
-        text = ", ".join([*inputs, "…"])
-    return f"{name}({text})"
+    inputs = [value if n.isdigit() else f"{n}={value}" for n, value in values.items()]
+    text = f"{call.effect}({', '.join(inputs)})"
+    if not named or width(plain(text)) > cells:
+        text = f"{call.effect}({', '.join(values.values())})"
+    return shorten(text, cells)
 
 
 def where_text(where: str, root: Path) -> str:
@@ -201,15 +193,15 @@ def where_text(where: str, root: Path) -> str:
 
 
 def _first_difference(
-    world: World, entries: Sequence[LogEntry], known: Reference, finding: Finding, crash: int
+    world: World, entries: Sequence[LogEntry], reference: Reference, finding: Finding, crash: int
 ) -> int | None:
     # The index of the first entry after the crash that the undisturbed run does not have.
     if finding.path.startswith("effects."):
-        call = repeated(known, world, finding)[0]
+        call = repeated(reference, world, finding)[0]
         again = (i for i, entry in enumerate(entries) if i > crash and entry[2] is call)
         return next(again, None)
-    trie = known.trie
-    usual = {_trace(what, trie) for what in known.run.durable}
+    trie = reference.trie
+    usual = {_trace(what, trie) for what in reference.run.durable}
     for index, (_, _, what) in enumerate(entries):
         if index <= crash or not isinstance(what, Commit) or what.task_id is None:
             continue

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from pytest_routilux.faults.faults import Fault, Raises, Slow
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explain.causes_by_kind import CAUSES
-from pytest_routilux.sim.explain.evidence import key_part
 from pytest_routilux.sim.explain.explain import explain, explain_cause
 from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.explore import explore
@@ -241,31 +240,6 @@ def test_a_broken_rule_of_the_engine_is_a_bug_of_routilux_unless_a_flow_can_caus
 
     assert ours == ("That is a bug of routilux, not of this flow" in text)
     assert ours == ("report it to routilux" in text)
-
-
-def test_a_uuid_in_a_key_is_named_as_what_it_looks_like() -> None:
-    text = text_of(case_of(bugs.FreshKey))
-
-    assert "what looks like a UUID is part of the key (sim/bugs.py:67)" in text
-    assert "uuid.uuid4() does not" in text
-
-
-@pytest.mark.parametrize(
-    ("keys", "attempts", "part"),
-    [
-        (["a-1", "a-2"], [1, 2], "the number of the attempt"),
-        (["a-1", "a-2"], [1, 1], None),
-        (["a", "b"], [1, 2], None),
-        (["2026-01-01T00:00:00.2+00:00", "2026-01-01T00:00:01"], [1, 1], "what looks like a time"),
-        (["k1767225600", "k1767225601.25"], [1, 1], "what looks like a time"),
-        (["a", None], [1, 2], None),
-        (["a", "a"], [1, 2], None),
-    ],
-)
-def test_the_part_of_a_key_that_changes_is_named_where_it_is_known(
-    keys: list[object], attempts: list[int], part: str | None
-) -> None:
-    assert part == key_part(keys, attempts)
 
 
 def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:

@@ -203,9 +203,10 @@ def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp
     path, kept = tmp_path / "jobs.db", tmp_path / "kept.db"
     with SqliteStore(path) as store:
         store.create("j", b"1", "a", flow_id="f", queued=False)
+        SqliteStore(tmp_path / "other.db").close()
         path.rename(kept)
         if replaced:
-            SqliteStore(path).close()
+            (tmp_path / "other.db").rename(path)
         for use in (
             lambda: store.append("j", 2, b"2", "a", stopped=False),
             lambda: store.append("j", 2, b"2", "a", stopped=True),

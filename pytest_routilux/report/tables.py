@@ -22,7 +22,7 @@ from routilux.clocks.durations import from_ns, seconds_text
 from routilux.core.commits import CommitKind
 from routilux.core.state import JobState
 from routilux.monitor import ExecutionMonitor
-from routilux.timeline import STATUS_STYLES, job_lines
+from routilux.timeline import STATUS_STYLES, JobTimeline
 
 if TYPE_CHECKING:
     import os
@@ -63,7 +63,7 @@ def timeline(source: JobState | ExecutionMonitor) -> Table:
         if len(jobs) > 1:
             table.add_row("🧵", Text(job_id, style="bold"))
         start = source.started_ns if isinstance(source, JobState) else commits[0].at_ns
-        for line in job_lines(monitor, job_id, commits, start):
+        for line in JobTimeline(monitor, job_id, commits, start).lines():
             text = Text.assemble(*line.parts)
             if line.cut:
                 text.no_wrap, text.overflow = True, "ellipsis"

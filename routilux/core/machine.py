@@ -93,8 +93,9 @@ class Machine:
 
         None if no task can start before the next commit.
         """
-        flying = len(self._flights)
-        if self.job.status is not _RUNNING or flying >= self._width or (flying and self._alone):
+        flights = self._flights
+        full = flights and (self._alone or len(flights) >= self._width)
+        if full or self.job.status is not _RUNNING:
             return None
         first = self._schedule.first()
         return None if first is None or (first.conflicts and self._must_wait(first)) else first

@@ -76,7 +76,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
 
     __slots__ = (
         *CHECKS,
-        *("_ceiling_ns", "_delays", "_sealed", "_spread", "_verdicts"),
+        *("_ceiling_ns", "_delays", "_equal", "_sealed", "_spread", "_verdicts"),
         *("deadline_ns", "most_retries", "retry_count", "timeout_ns"),
     )
 
@@ -132,6 +132,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         self.deadline_ns: Final = _nanoseconds(self.deadline)
         ceiling = _nanoseconds(self.max_delay)
         self._ceiling_ns: Final = MAX_DELAY_NS if ceiling is None else ceiling
+        self._equal: Final = self.retry_delay == 0 or self.retry_backoff == 1  # all delays
         self._spread: Final = Fraction(repr(self.jitter)) if self.jitter else None
         # Two threads may share a handler and store the same result in these dicts.
         self._delays: Final[dict[int, int]] = {}
@@ -160,13 +161,14 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         >>> ErrorHandler("retry", retry_delay=1, jitter=0.1).delay_ns(1, draw=0)
         900000000
         """
-        delay = self._delays.get(retry)
+        number = 1 if self._equal and retry > 1 else retry
+        delay = self._delays.get(number)
         if delay is None:
             if retry < 1:
                 raise ValueError(f"retry={retry} does not exist; the first retry is 1")
-            delay = backoff_ns(self.retry_delay, self.retry_backoff, retry)
+            delay = backoff_ns(self.retry_delay, self.retry_backoff, number)
             if len(self._delays) < _CACHED:
-                self._delays[retry] = delay
+                self._delays[number] = delay
         spread = self._spread
         if spread is not None and draw is not None:
             if not 0 <= draw < _DRAW:

@@ -54,7 +54,10 @@ MISTAKES: Final = {
     ),
     "timeout": ('shop().start("pay", {"order": 7}).wait(0.5)', "TimeoutError: job * is running*"),
     "saving": ("serialize_roundtrip([open])", "UnserializableError: $[[]0[]]: *"),
-    "order": ("flow_monitor.assert_not_run('pay')", "AssertionError: flow_monitor recorded no job*"),
+    "order": (
+        "flow_monitor.assert_not_run('pay')",
+        "AssertionError: flow_monitor recorded no job*",
+    ),
     "host": ('flow_hosts.start(lambda: 1, "pay")', "HostError: *can't be found by its name*"),
     "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'shop' has no*"),
     "explored": (

@@ -136,12 +136,10 @@ class Flow:
         max_workers: int = 4,
     ) -> None:
         if flow_id is not None and (not isinstance(flow_id, str) or not flow_id):
-            raise FlowDefinitionError(f"a flow's id is a text, not {flow_id!r}")
+            raise FlowDefinitionError(f"a flow's id must be a non-empty string, not {flow_id!r}")
         _check_strategy(execution_strategy)
         if type(max_workers) is not int or max_workers < 1:
-            raise FlowDefinitionError(
-                f"max_workers is {max_workers!r}; it is a whole number from 1"
-            )
+            raise FlowDefinitionError(f"max_workers is {max_workers!r}; give a whole number from 1")
         self.flow_id = flow_id if flow_id is not None else "flow"
         self.execution_strategy = execution_strategy
         self.max_workers = max_workers
@@ -164,7 +162,9 @@ class Flow:
             )
         name = type(routine).__name__ if routine_id is None else routine_id
         if not isinstance(name, str) or not name:
-            raise FlowDefinitionError(f"a routine's id is a text, not {routine_id!r}")
+            raise FlowDefinitionError(
+                f"a routine's id must be a non-empty string, not {routine_id!r}"
+            )
         if name in self._routines:
             raise FlowDefinitionError(
                 f"flow {self.flow_id!r} already has a routine {name!r};"

@@ -25,12 +25,7 @@ from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
 from routilux.engine.environment import Environment
 from routilux.engine.threads import Threads
-from routilux.errors import (
-    FlowDefinitionError,
-    LeaseLostError,
-    NotResumableError,
-    RoutiluxError,
-)
+from routilux.errors import FlowDefinitionError, LeaseLostError, NotResumableError, RoutiluxError
 from routilux.flow import set_default_runner
 from routilux.run import Run
 from routilux.saved_state import SavedState
@@ -81,41 +76,28 @@ class Runtime:
         ):
             if limit is not None and (type(limit) is not int or limit < least):
                 raise FlowDefinitionError(
-                    f"{name} is {limit!r}; it is a whole number from {least}, or None for no limit"
+                    f"{name} is {limit!r}; give a whole number from {least}, or None for no limit"
                 )
-        clock = clock if clock is not None else SystemClock()
-        if executor is not None and not isinstance(clock, SystemClock):
+        self.clock: Clock = clock if clock is not None else SystemClock()
+        if executor is not None and not isinstance(self.clock, SystemClock):
             raise RoutiluxError(
                 f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
-                f" {type(clock).__name__}; leave executor=None, so that the clock knows the"
-                " threads"
+                f" {type(self.clock).__name__}; leave executor=None, so that the clock knows"
+                " the threads"
             )
+        self.store = store
+        self.max_steps = max_steps
         self.max_recoveries = max_recoveries
         self.history_limit = history_limit
         self.executor = executor
-        self.environment = Environment(clock, store, observers, max_steps)
+        self.environment = Environment(self.clock, store, observers, max_steps)
         self.threads = Threads(self.environment, executor)
         _all.add(self)
-
-    @property
-    def clock(self) -> Clock:
-        """The clock of all jobs."""
-        return self.environment.clock
-
-    @property
-    def store(self) -> JobStore | None:
-        """The store that keeps every commit, if there is one."""
-        return self.environment.store
 
     @property
     def owner(self) -> str:
         """The name of this runtime in a store."""
         return self.environment.owner
-
-    @property
-    def max_steps(self) -> int | None:
-        """How many attempts a job may make; None is no limit."""
-        return self.environment.max_steps
 
     # --- running --------------------------------------------------------------------------------
 

@@ -164,7 +164,10 @@ class SavedState:
             return cls.from_bytes(_content(path), verify=verify, key=key)
         except SavedStateError as error:
             first, *rest = error.reason.split("\n")
-            reason = "\n".join([f"{first} (in {os.fspath(path)})", *rest])
+            cure = ""
+            if type(error) is CorruptStateError and "; " not in first:  # a reason has no cure then
+                cure = "; restore the file or read another one"
+            reason = "\n".join([f"{first} (in {os.fspath(path)}){cure}", *rest])
             raise type(error)(error.path, reason) from None
         finally:
             del key
@@ -179,7 +182,7 @@ class SavedState:
         if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
             raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
         if not data.strip():
-            raise CorruptStateError("$", "is empty: no state was written to it; restore a copy")
+            raise CorruptStateError("$", "is empty: no state was written to it")
         text = without_digest(data, mac, verify=verify)
         if text is not None:
             data = text

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routilux.core.commits import Commit
     from routilux.monitor import ExecutionMonitor, StateChange
 
-__all__ = ["STATUS_STYLES", "Line", "Part", "describe", "job_lines", "shorten", "summarize"]
+__all__ = ["STATUS_STYLES", "JobTimeline", "Line", "Part", "describe", "shorten", "summarize"]
 
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and the name of its style."""
@@ -96,26 +96,17 @@ def describe(commit: Commit) -> str:
     return f"attempt {commit.attempt} {text}"
 
 
-def job_lines(
-    monitor: ExecutionMonitor,
-    job_id: str,
-    commits: Sequence[Commit],
-    start_ns: int,
-    *,
-    thorough: bool = False,
-) -> Iterator[Line]:
-    """Yield the lines of a job from its commits, which `monitor` has observed."""
-    return _Timeline(monitor, job_id, commits, start_ns, thorough).lines()
+class JobTimeline:
+    """The lines of a job from its commits, which `monitor` has observed."""
 
-
-class _Timeline:
     def __init__(
         self,
         monitor: ExecutionMonitor,
         job_id: str,
         commits: Sequence[Commit],
         start: int,
-        thorough: bool,
+        *,
+        thorough: bool = False,
     ) -> None:
         self._start = start
         self._commits = commits
@@ -131,6 +122,7 @@ class _Timeline:
         self._digits = max(6, *(len(seconds_text(c.at_ns - start)) for c in commits))
 
     def lines(self) -> Iterator[Line]:
+        """Yield the lines, commit by commit."""
         for commit in self._commits:
             yield from self._commit(commit)
             self._before = commit.at_ns

@@ -267,11 +267,7 @@ class Worker:
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
-            _log.warning(
-                "job %s is given back after an error here: %s",
-                job.job_id,
-                error,
-            )
+            _log.warning("job %s is given back after an error here: %s", job.job_id, error)
         elif error is not None:
             _log.error("job %s is given back after an error here", job.job_id, exc_info=error)
         self._active.discard(drive)

@@ -1,1 +1,1 @@
-"""What routilux is for, as tests that print what happened: `pytest showcase/ -v`."""
+"""Scenarios of routilux, as tests that print reports: `pytest showcase/ -v`."""

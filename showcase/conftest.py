@@ -1,4 +1,4 @@
-"""The scenarios come in the order in which they build on each other: the smallest first."""
+"""Sorts the scenarios: the smallest first."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ _ORDER: Final = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Sort the scenarios; what is no scenario keeps its place in front."""
+    """Sort the scenarios; other tests keep their place in front."""
     items.sort(key=lambda item: _ORDER.index(item.path.name) if item.path.name in _ORDER else -1)

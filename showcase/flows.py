@@ -19,7 +19,7 @@ __all__ = ["api_to_database", "data_pipeline", "fan_out_and_in", "word_count"]
 
 
 def data_pipeline(failures: int, execution_strategy: ExecutionStrategy = "sequential") -> Flow:
-    """Return fetch → process → validate → store; the first `failures` tries to process fail."""
+    """Return fetch → process → validate → store; the first `failures` attempts to process fail."""
     flow = Flow("data_pipeline", execution_strategy=execution_strategy)
     flow.add_routine(DataFetchRoutine(), "data_fetch")
     process = DataProcessRoutine(failures)

@@ -1,6 +1,6 @@
-"""Who worked when: a lane for each worker, drawn from a job's commits.
+"""A chart of the workers of a job: a lane for each worker, drawn from the commits.
 
-Laws:
+Invariants:
 - Every block is an attempt's [started, finished), from commits; between blocks the worker is free.
 - A wait for a retry is in no lane, because it occupies no worker.
 """
@@ -35,9 +35,7 @@ _MARKS: Final = {
     CommitKind.DROPPED: "×",
     CommitKind.FAILED: "×",
 }
-_LEGEND: Final = (
-    "! failed, is tried again · ~ conflict, runs again · × given up · waits hold nobody"
-)
+_LEGEND: Final = "! failed, is retried · ~ conflict, runs again · × given up · waits hold no worker"
 
 
 def worked(job: JobState) -> list[Commit]:

@@ -1,10 +1,10 @@
-"""An outage to order: a real HTTP server on the loopback and a real lock on a database file.
+"""Scripted outages: a real HTTP server on the loopback and a real lock on a database file.
 
-Laws:
-- A script has one entry for each attempt; after its last entry all is well.
-- A server listens only while an attempt that is to be answered runs, answers once, and is gone.
-  So `refused` is what it says: nothing listens on the port.
-- The port is held from beginning to end, so that nobody else can be reached on it.
+Invariants:
+- A script has one entry for each attempt; after its last entry no attempt fails.
+- A server listens only during an attempt that it answers, and answers once. For `refused` no
+  process listens on the port.
+- The port is held from start to end, so that no other program can answer on it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = ["Answer", "LoopbackApi", "Outage"]
 
 Answer = Literal["refused", "reset", "503", "404", "200"]
 _HOST: Final = "127.0.0.1"
-_REAL_SECONDS: Final = 10  # an answer that nobody fetches is given up
+_REAL_SECONDS: Final = 10  # a server whose answer is not fetched gives up
 
 
 class LoopbackApi:
@@ -49,7 +49,7 @@ class LoopbackApi:
         self.url = f"http://{_HOST}:{self._port}"
 
     def prepare(self) -> None:
-        """Make the next attempt come out as the script says."""
+        """Make the next attempt end as the script says."""
         self._join()
         answer = self._script.pop(0) if self._script else "200"
         if answer == "refused":
@@ -63,7 +63,9 @@ class LoopbackApi:
 
     def __exit__(self, *_: object) -> None:
         if self._thread is not None and self._thread.is_alive():
-            with suppress(OSError):  # nobody fetched the last answer: a call that asks for nothing
+            with suppress(
+                OSError
+            ):  # the last answer was not fetched: an empty call frees the server
                 socket.create_connection((_HOST, self._port), timeout=1).close()
         self._join()
         self._holder.close()
@@ -112,11 +114,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-        """Say nothing on stderr: the report tells what came."""
+        """Print nothing on stderr: the report shows the requests."""
 
 
 class Outage:
-    """An observer that makes the world fail before each attempt, as the scripts say.
+    """An observer that sets up the scripted outage before each attempt.
 
     On the attempts in `locked` another connection holds the database's write lock.
     """
@@ -128,7 +130,7 @@ class Outage:
         self._lock: sqlite3.Connection | None = None
 
     def on_step(self, job: JobState, step: StepInput) -> None:
-        """Set the stage for an attempt that is about to begin."""
+        """Set up the outage of an attempt that starts."""
         if step.task.routine_id == "api_call":
             self._api.prepare()
         elif step.task.routine_id == "database_write" and step.attempt in self._locked:
@@ -136,7 +138,7 @@ class Outage:
             self._lock.execute("BEGIN IMMEDIATE")
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Let go of the lock when the attempt is over."""
+        """Release the lock when the attempt has ended."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None

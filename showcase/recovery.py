@@ -1,8 +1,8 @@
 """The data pipeline of the cross-host scenario: its fault is outside of the flow.
 
-Processing asks a tax service, which a file stands for. What the service does does not depend on
-which host asks, nor on anything that a job knows: it refuses as many calls as the file says, and
-notes every call with the process and the thread that made it.
+Processing calls a tax service, which is a file here. The service does not depend on the host or the
+job that calls: it refuses as many calls as the file says, and notes the process and the thread of
+each call.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class TaxService:
         self._file.write_text(json.dumps({**state, "refuses": calls}))
 
     def call(self, attempt: int) -> None:
-        """Ask it once; raises `ValueError` if it refuses."""
+        """Call the service once; raises `ValueError` if it refuses."""
         state = self._read()
         left = state["refuses"]
         on_main = threading.current_thread() is threading.main_thread()
@@ -50,7 +50,7 @@ class TaxService:
         return [attempt for caller, attempt, _ in self._read()["calls"] if caller == pid]
 
     def threads_of(self, pid: int) -> set[str]:
-        """Return where in a process it was called from: its main thread, or one of a pool."""
+        """Return the threads of a process that made the calls: the main thread, or a pool's."""
         return {thread for caller, _, thread in self._read()["calls"] if caller == pid}
 
     def _read(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class TaxedProcessRoutine(DataProcessRoutine):
         self.service = TaxService(address)
 
     def process(self, data: Order, metadata: dict[str, object]) -> None:
-        """Emit the order with tax. What is emitted before the service refuses is not delivered."""
+        """Emit the order with tax. An event that is emitted before a refusal is not delivered."""
         super().process(data, metadata)
         self.service.call(self.ctx.attempt)
 
@@ -87,7 +87,7 @@ def served_pipeline(address: str, execution_strategy: ExecutionStrategy = "seque
 
 
 def what_was_loaded(state: SavedState) -> dict[str, object]:
-    """Return what a host finds in a document, before it goes on; called on that host."""
+    """Return the facts that a host reads from a document before it resumes; runs on that host."""
     job = state.job
     [task] = job.pending_tasks
     order = cast(Order, task.payload["data"])

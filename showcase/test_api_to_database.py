@@ -41,7 +41,7 @@ Trouble = Literal["locked", "lost"]  # before the rows are in, or after
 
 @dataclass(frozen=True)
 class Case:
-    """What goes wrong, attempt by attempt; after that all is well."""
+    """The outages, attempt by attempt; later attempts succeed."""
 
     name: str
     api: tuple[Answer, ...] = ()
@@ -57,7 +57,7 @@ class Case:
 
     @property
     def is_written(self) -> bool:
-        """Whether any attempt gets as far as its COMMIT."""
+        """Whether any attempt reaches its COMMIT."""
         return not self.api_fails and not (self.database_fails and set(self.database) == {"locked"})
 
 
@@ -83,7 +83,7 @@ CASES = (
 
 
 class World:
-    """A flow and the real things that it meets: an API, a database file, an outbox file."""
+    """A flow and the real parts that it uses: an API, a database file, an outbox file."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class World:
         return job
 
     def select(self, columns: str, table: str) -> list[tuple[Any, ...]]:
-        """Read a table of the database file; what was never written is empty."""
+        """Read a table of the database file; a missing table is empty."""
         with closing(sqlite3.connect(self.database)) as database:
             try:
                 return database.execute(f"SELECT {columns} FROM {table} ORDER BY rowid").fetchall()
@@ -147,13 +147,13 @@ def what_the_database_saw(world: World, case: Case) -> Table:
     table = Table("attempt", "what happened", "rows added", box=None, pad_edge=False)
     added = dict(world.select("attempt, added", "inserts"))
     for attempt, trouble in enumerate((*case.database, "ok")[:4], 1):
-        told = {
+        answer = {
             "locked": "database is locked, before the INSERT",
             "lost": "COMMIT, then the connection is lost",
             "ok": "COMMIT",
         }[trouble]
         rows = added.get(attempt, "none")
-        table.add_row(str(attempt), told, "0: its key is there" if rows == 0 else str(rows))
+        table.add_row(str(attempt), answer, "0: its key is there" if rows == 0 else str(rows))
     return table
 
 
@@ -252,7 +252,7 @@ def test_user_code_stamps_rows_with_the_flows_own_time(
     assert {expected / SECOND} == stamps
 
 
-def test_an_error_that_does_not_pass_is_not_retried(
+def test_a_permanent_error_is_not_retried(
     tmp_path: Path, flow_clock: FakeClock, flow_monitor: FlowMonitor, flow_report: FlowReport
 ) -> None:
     world = World(Case("no such order", api=("404",)), tmp_path, flow_clock, flow_monitor)
@@ -277,7 +277,7 @@ def test_a_fresh_budget_for_the_database_does_not_call_the_api_again(
     job = world.flow.resume(failed, runtime=world.runtime, retry_failed=True)
 
     flow_report.timeline(job, title="🌐 Database locked for an hour, then retry_failed")
-    with flow_report.verification("Only what failed is done again") as verify:
+    with flow_report.verification("Only the failed step runs again") as verify:
         verify("status before", JobStatus.FAILED, failed.status)
         verify("status after", JobStatus.COMPLETED, job.status)
         verify("attempts at the API", 1, job.routine_states["api_call"].attempts)

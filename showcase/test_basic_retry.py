@@ -21,7 +21,7 @@ class Greet(Routine):
 
     def greet(self, name: str) -> None:
         if self.ctx.attempt < 4:
-            raise ConnectionError(f"nobody answers, try {self.ctx.attempt}")
+            raise ConnectionError(f"no answer, try {self.ctx.attempt}")
         self.emit("output", text=f"hello {name}")
 
 
@@ -39,14 +39,14 @@ def test_four_attempts_take_no_real_second(
     flow_report.retries(job, title="👋 Basic retry: succeeds at attempt 4")
 
 
-def test_a_job_that_is_saved_at_retry_2_goes_on(
+def test_a_job_that_is_saved_at_retry_2_is_resumed(
     flow_runtime: Runtime, flow_clock_bare: FakeClock, flow_report: FlowReport, tmp_path: Path
 ) -> None:
     flow = Flow("greeting")
     flow.add_routine(Greet(), "greet")
     flow.set_error_handler(ErrorHandler(ErrorStrategy.RETRY, max_retries=4, retry_delay=0.5))
 
-    run = flow.start("greet", {"name": "world"})  # tries at 0.0, 0.5, 1.5 and 3.5 s
+    run = flow.start("greet", {"name": "world"})  # attempts at 0.0, 0.5, 1.5 and 3.5 s
     flow_clock_bare.advance(1.0)
     run.pause()
     run.checkpoint(tmp_path / "job.json")
@@ -57,7 +57,7 @@ def test_a_job_that_is_saved_at_retry_2_goes_on(
     flow_report.saved_state(saved, tmp_path / "job.json", title="👋 Basic retry: saved at 1.0 s")
     flow_report.timeline(job, title="Resumed, to its end")
     flow_report.status(job, max_retries=4)
-    with flow_report.verification("A job that was saved goes on from there") as verify:
+    with flow_report.verification("A saved job resumes where it was saved") as verify:
         verify("saved at retry", 2, saved.retry_count)
         verify("status in the file", "paused", saved.job.status.value)
         verify("status at the end", "completed", job.status.value)

@@ -1,9 +1,9 @@
-"""Every scenario, with a host that dies at every point of it, one after the other.
+"""Every scenario, with a host that crashes at every point, one after the other.
 
-A host dies before and after each write of its store, around each effect, at the beginning, in the
-middle and at the end of each backoff wait, long after it, in the recovery itself; the store refuses
-a commit, or keeps it and does not answer; and the job moves by document. Each time another host
-goes on with nothing but what was written, and must come to the same end.
+A host crashes before and after each write of its store, around each effect, at the start, in the
+middle and at the end of each backoff wait, long after it, and during recovery. The store refuses a
+commit, or keeps it and does not answer. The job moves by document. Each time another host resumes
+from the store alone, and must reach the same result.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def test_the_cross_host_pipeline_survives_an_outage(
 
 @contextmanager
 def steady_api() -> Iterator[str]:
-    """Serve the order on the loopback, whoever asks and however often."""
+    """Serve the order on the loopback to every caller."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -90,7 +90,7 @@ def steady_api() -> Iterator[str]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-            """Say nothing on stderr."""
+            """Print nothing on stderr."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
@@ -148,13 +148,13 @@ def test_every_strategy_survives(name: str, flow_sim: FlowSim) -> None:
     assert "complete" == coverage.word
 
 
-# --- and what it looks like when a flow does not survive ------------------------------------------
+# --- a flow that does not survive ---------------------------------------------------------------
 
 AMOUNT: Final = 19.9
 
 
 class Pay(Routine):
-    """Charges an order at a gateway, with or without a key that tells a repetition."""
+    """Charges an order at a gateway, with or without a key by which the gateway sees a repeat."""
 
     def __init__(self, gateway: Effect, *, keyed: bool) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def test_a_charge_that_could_be_made_twice_is_found(
     with pytest.raises(pytest.fail.Exception) as failure:
         flow_sim.crash_everywhere(payment(gateway, keyed=False), "charge", {"order": "A7"})
 
-    flow_report.add(str(failure.value), title="💸 What a flow that does not survive is told")
+    flow_report.add(str(failure.value), title="💸 The report on a flow that does not survive")
     assert "EFFECT REPEATED: gateway.charge('A7', 19.9) ran 2x" in str(failure.value)
     assert "crash point     task 0 charge, attempt 1: after effect #1" in str(failure.value)
 

@@ -1,8 +1,8 @@
-"""Host A fails for good; host B, a fresh interpreter, goes on from what A saved at retry 2 of 4.
+"""Host A fails for good; host B, a fresh interpreter, resumes the job that A saved at retry 2 of 4.
 
-The two have nothing in common but the saved file and the outside world: a tax service (a file)
-that refuses. What B knows it reads from the file, and it says so itself: the rows below that speak
-of what B found come from B's own process. All times are virtual and exact to the nanosecond.
+The two share only the saved file and the outside world: a tax service (a file) that refuses. B
+reads all its facts from the file: the rows "B found" come from B's own process. All times are
+virtual and exact to the nanosecond.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ END_OF_A: Final = 5_737_500_000
 MOMENTS: Final[dict[Moment, int]] = {
     "at the commit": RETRY_2,
     "during the wait": 2_300_000_000,
-    "between commits": 2_700_000_000,  # while attempt 3 is being made
+    "between commits": 2_700_000_000,  # during attempt 3
     "paused": 2_300_000_000,
 }
 MEMBERS: Final = [
@@ -62,7 +62,7 @@ MEMBERS: Final = [
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """How A saves, what B meets, and when B's attempt 3 begins (ns since the job's start)."""
+    """How A saves, the service that B calls, and B's attempt 3 (ns since the job's start)."""
 
     attempt_3: int
     moment: Moment = "at the commit"
@@ -86,7 +86,7 @@ IN_FULL: Final = ("B fails as A did", "the fault has cleared on B")
 
 
 class AtRetry2:
-    """An observer that saves at the commit of retry 2, as the job runs on."""
+    """An observer that saves at the commit of retry 2, while the job runs."""
 
     def __init__(self, flow: Flow, path: Path, monitor: ExecutionMonitor) -> None:
         self.flow = flow
@@ -99,13 +99,13 @@ class AtRetry2:
 
 
 class Steps:
-    """An observer that keeps which steps have started."""
+    """An observer that keeps the steps that have started."""
 
     def __init__(self) -> None:
         self.started: list[tuple[str, int]] = []
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Commits are no concern of it."""
+        """Ignore commits."""
 
     def on_step(self, job: JobState, step: StepInput) -> None:
         self.started.append((step.task.routine_id, step.attempt))
@@ -138,7 +138,7 @@ def run_host_a(flow: Flow, moment: Moment, path: Path) -> JobState:
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_another_host_goes_on_where_the_first_one_saved(
+def test_another_host_resumes_where_the_first_one_saved(
     name: str, flow_hosts: FlowHosts, flow_report: FlowReport, tmp_path: Path
 ) -> None:
     variant = VARIANTS[name]
@@ -173,7 +173,7 @@ def show(report: FlowReport, a: JobState, path: Path, b: HostResult) -> None:
     report.timeline(a, title=f"🖥  Host A, pid {os.getpid()}")
     report.status(a, max_retries=4)
     state = SavedState.read(path)
-    report.saved_state(state, path, title="💾 What A saved at retry 2 of 4")
+    report.saved_state(state, path, title="💾 The file of A at retry 2 of 4")
     report.status(state.job, max_retries=4)
     report.timeline(b.monitor, title=f"🖥  Host B, pid {b.pid}: a fresh interpreter")
     report.status(b.job, max_retries=4)

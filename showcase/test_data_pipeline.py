@@ -20,14 +20,14 @@ STRATEGIES: Final[tuple[ExecutionStrategy, ...]] = ("sequential", "concurrent")
 
 REQUEST: Final = "req-2026-0001"
 
-# Seconds, exact. An attempt takes 0.5; between two of them lies 0.3 × 1.5^(k-1).
+# Seconds, exact. An attempt takes 0.5; the wait before retry k is 0.3 × 1.5^(k-1).
 WAITS: Final = ("0.3", "0.45", "0.675", "1.0125")
 ATTEMPTS: Final = ("0.8–1.3", "1.6–2.1", "2.55–3.05", "3.725–4.225", "5.2375–5.7375")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """What a run comes to, by the number of failures before success."""
+    """The expected result, by the number of failures before success."""
 
     status: str
     attempts: int
@@ -124,7 +124,7 @@ def test_every_wait_is_exact(
 
 
 @pytest.mark.parametrize("failures", EXPECTED, ids=lambda failures: f"fails-{failures}x")
-def test_both_strategies_tell_the_same_story(failures: int) -> None:
+def test_both_strategies_have_the_same_history(failures: int) -> None:
     sequential, concurrent = (
         data_pipeline(failures, strategy).execute(
             "data_fetch",

@@ -1,4 +1,4 @@
-"""Fan-out and fan-in in concurrent mode: budgets of their own, shared totals, one end."""
+"""Fan-out and fan-in in concurrent mode: a budget for each picture, shared totals, one result."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def label(job: JobState) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("max_workers", [1, 2, 4, 8])
-def test_every_picture_has_its_own_budget_and_the_album_is_told_once(
+def test_every_picture_has_its_own_budget_and_the_album_is_emitted_once(
     max_workers: int, flow_runtime: Runtime, flow_clock_bare: FakeClock, flow_report: FlowReport
 ) -> None:
     job = fan_out_and_in(max_workers).execute("split", pictures(ALBUM))
@@ -91,14 +91,16 @@ def test_every_picture_has_its_own_budget_and_the_album_is_told_once(
     if in_full:
         flow_report.summary(job)
         flow_report.retries(job, title="Each picture's own retries")
-    with flow_report.verification("Budgets, totals and the one end", brief=not in_full) as verify:
+    with flow_report.verification(
+        "Budgets, totals and the one result", brief=not in_full
+    ) as verify:
         verify("status", JobStatus.COMPLETED, job.status)
         verify(
             "attempts at each picture",
             {name: min(failures, 2) + 1 for name, _, failures in ALBUM},
             attempts_at_each(job),
         )
-        verify("the album is told once", 1, len(job.outputs))
+        verify("albums emitted", 1, len(job.outputs))
         verify(
             "what it tells",
             {"done": sorted(done), "dropped": sorted(dropped)},
@@ -143,10 +145,10 @@ def test_eight_pictures_of_a_second_take_as_long_as_the_workers_allow(
     assert 8 == len(worked(job))
 
 
-def test_who_waits_for_a_retry_holds_no_worker(
+def test_a_task_that_waits_for_a_retry_holds_no_worker(
     flow_runtime: Runtime, flow_clock_bare: FakeClock, flow_report: FlowReport
 ) -> None:
-    # One worker: while `slow` waits 0.25 s for its retry, the others are done in its place.
+    # One worker: while `slow` waits 0.25 s for its retry, the others run in its place.
     album = [("slow", 0.1, 1), ("quick", 0.1, 0), ("brisk", 0.1, 0)]
 
     job = fan_out_and_in(1, tally_seconds=0).execute("split", pictures(album))
@@ -154,7 +156,7 @@ def test_who_waits_for_a_retry_holds_no_worker(
     names = label(job)
     flow_report.add(
         lanes(job, lambda commit: names[str(commit.task_id)]),
-        title="🪢 Who waits for a retry holds no worker",
+        title="🪢 A task that waits for a retry holds no worker",
     )
     started = [(names[str(c.task_id)], (c.started_ns or 0) - job.started_ns) for c in worked(job)]
     assert [
@@ -178,5 +180,5 @@ def test_three_hundred_pictures_lose_no_update(
         verify("status", JobStatus.COMPLETED, job.status)
         verify("shared count", len(done), job.shared_data["count"])
         verify("dropped", 300 - len(done), len(job.dropped))
-        verify("albums told", 1, len(job.outputs))
+        verify("albums emitted", 1, len(job.outputs))
         verify("nothing is pending", (), job.pending_tasks)

@@ -33,7 +33,7 @@ HANDLERS: Final = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the job, told in texts: the rows of the table."""
+    """The result of a job as texts: the rows of the table."""
 
     job: str
     parse: str
@@ -138,7 +138,7 @@ EXPECTED: Final = {
 }
 
 
-def test_the_strategies_side_by_side(
+def test_the_strategies_in_one_table(
     flow_runtime: Runtime, flow_clock: FakeClock, flow_report: FlowReport
 ) -> None:
     outcomes = {
@@ -170,9 +170,9 @@ def test_the_clock_of_user_code_is_the_clock_of_the_flow(
 ) -> None:
     word_count(HANDLERS["RETRY"]).execute("read", {"records": RECORDS})
 
-    told = [event for event in flow_monitor.events if event.event == "word"]
-    assert len(told) == 3
-    assert [event.data["parsed_at"] for event in told] == [event.at for event in told]
+    words = [event for event in flow_monitor.events if event.event == "word"]
+    assert len(words) == 3
+    assert [event.data["parsed_at"] for event in words] == [event.at for event in words]
 
 
 def side_by_side(outcomes: dict[str, Outcome]) -> Table:

@@ -24,7 +24,7 @@ from routilux import (
 )
 
 SECOND = 1_000_000_000
-PATIENCE = 20.0  # seconds of real time after which a test that would hang fails instead
+PATIENCE = 20.0  # seconds of real time after which a test that hangs fails
 MODES = pytest.mark.parametrize("workers", [None, 3], ids=["sequential", "concurrent"])
 
 Body = Callable[..., object]
@@ -168,7 +168,7 @@ def run_by(how: str, flow: Flow, entry: str, runtime: Runtime, **params: Any) ->
     return flow.execute(entry, params or None, job_id="j", runtime=runtime)
 
 
-# --- what became of a job -------------------------------------------------------------------------
+# --- the facts of a job ---------------------------------------------------------------------------
 
 
 class Watcher:
@@ -227,7 +227,7 @@ def error_of(job: JobState) -> tuple[str, str]:
 def refused_at(
     path: str, reason: str = "", error: type[SavedStateError] = CorruptStateError
 ) -> Iterator[None]:
-    """Hold that what is done within is refused at that path, for a reason with that text."""
+    """Assert that the block raises an error with that path and a reason with that text."""
     with pytest.raises(error) as caught:
         yield
     assert path == caught.value.path

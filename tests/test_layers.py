@@ -84,7 +84,6 @@ class Import:
     importer: str
     imported: str
     place: str
-    typing: bool
     late: bool
 
 
@@ -98,23 +97,19 @@ def imports_of(root: Path) -> list[Import]:
     sources = [(name, path) for package in PACKAGES for name, path in modules(root, package)]
     known = {name for name, _ in sources}
     return [
-        Import(name, imported, f"{path.relative_to(root)}:{node.lineno}", typing, late)
+        Import(name, imported, f"{path.relative_to(root)}:{node.lineno}", late)
         for name, path in sources
-        for node, typing, late in _imports(ast.parse(path.read_text("utf-8")), False, False)
+        for node, late in _imports(ast.parse(path.read_text("utf-8")), False)
         for imported in _imported(node, known)
     ]
 
 
-def _imports(
-    node: ast.AST, typing: bool, late: bool
-) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool, bool]]:
+def _imports(node: ast.AST, late: bool) -> Iterator[tuple[ast.Import | ast.ImportFrom, bool]]:
     if isinstance(node, ast.Import | ast.ImportFrom):
-        yield node, typing, late
+        yield node, late
     late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-    guard = isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING")
     for child in ast.iter_child_nodes(node):
-        guarded = guard and isinstance(node, ast.If) and child in node.body
-        yield from _imports(child, typing or guarded, late)
+        yield from _imports(child, late)
 
 
 def _imported(node: ast.Import | ast.ImportFrom, known: set[str]) -> Iterator[str]:
@@ -131,8 +126,8 @@ def part_of(module: str, package: str) -> str:
     return module.removeprefix(package).lstrip(".").partition(".")[0] or "__init__"
 
 
-def faults(root: Path) -> list[str]:
-    """Return each import under `root` that breaks a rule, and each part without a layer."""
+def faults(root: Path, edges: list[Import]) -> list[str]:
+    """Return each import that breaks a rule, and each part under `root` without a layer."""
     found = []
     for package, layers in LAYERS.items():
         parts = {part for layer in layers for part in layer}
@@ -140,7 +135,7 @@ def faults(root: Path) -> list[str]:
             name = ".".join(path.relative_to(root).with_suffix("").parts)
             if part_of(name, package) not in parts:
                 found.append(f"{path.relative_to(root)} is in no layer; give it one in LAYERS")
-    for edge in imports_of(root):
+    for edge in edges:
         reason = _reason(edge)
         if reason is not None:
             found.append(f"{edge.place} {edge.importer} imports {edge.imported}: {reason}")
@@ -157,16 +152,13 @@ def _reason(edge: Import) -> str | None:
         if top != "routilux":
             return _foreign(edge, top)
     for package, layers in LAYERS.items():
-        if all(name == package or name.startswith(package + ".") for name in _ends(edge)):
+        ends = (edge.imported, edge.importer)
+        if all(name == package or name.startswith(package + ".") for name in ends):
             rank = {part: number for number, layer in enumerate(layers) for part in layer}
-            lower, upper = (part_of(name, package) for name in (edge.imported, edge.importer))
+            lower, upper = (part_of(name, package) for name in ends)
             if lower != upper and rank.get(lower, 0) >= rank.get(upper, 0):
                 return above(lower, upper)
     return None
-
-
-def _ends(edge: Import) -> tuple[str, str]:
-    return edge.imported, edge.importer
 
 
 def _foreign(edge: Import, top: str) -> str | None:
@@ -207,18 +199,25 @@ def circles(edges: list[Import]) -> list[str]:
 # --- both packages --------------------------------------------------------------------------------
 
 
-def test_imports_run_one_way() -> None:
-    assert not faults(ROOT), "\n".join(["", *faults(ROOT)])
+@pytest.fixture(scope="module")
+def edges() -> list[Import]:
+    return imports_of(ROOT)
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
-    assert not circles(imports_of(ROOT)), "\n".join(["", *circles(imports_of(ROOT))])
+def test_imports_run_one_way(edges: list[Import]) -> None:
+    found = faults(ROOT, edges)
+    assert not found, "\n".join(["", *found])
 
 
-def test_every_late_import_of_the_engine_is_listed_with_its_reason() -> None:
+def test_no_module_imports_itself_in_a_circle(edges: list[Import]) -> None:
+    found = circles(edges)
+    assert not found, "\n".join(["", *found])
+
+
+def test_every_late_import_of_the_engine_is_listed_with_its_reason(edges: list[Import]) -> None:
     late = {
         (edge.importer, edge.imported.partition(".")[0])
-        for edge in imports_of(ROOT)
+        for edge in edges
         if edge.late and edge.importer.startswith("routilux")
     }
     assert set(LATE) == late
@@ -236,15 +235,15 @@ def test_no_folder_is_too_large_to_survey(package: str) -> None:
     assert {} == {folder: size for folder, size in sizes.items() if size > LARGEST_FOLDER}
 
 
-def test_the_check_has_read_both_packages() -> None:
-    edges = {(edge.importer, edge.imported) for edge in imports_of(ROOT)}
-    assert ("routilux.core.machine", "routilux.core.state") in edges
-    assert ("pytest_routilux.sim.flow_sim", "pytest_routilux.sim.explore") in edges
-    assert {
-        edge.importer
-        for edge in imports_of(ROOT)
-        if edge.imported == "time" and edge.importer.startswith("routilux.")
-    } == {"routilux.clocks.clock"}
+def test_the_check_has_read_both_packages(edges: list[Import]) -> None:
+    pairs = {(edge.importer, edge.imported) for edge in edges}
+    assert ("routilux.core.machine", "routilux.core.state") in pairs
+    assert ("pytest_routilux.sim.flow_sim", "pytest_routilux.sim.explore") in pairs
+    assert {"routilux.clocks.clock"} == {
+        importer
+        for importer, imported in pairs
+        if imported == "time" and importer.startswith("routilux.")
+    }
     for package, layers in LAYERS.items():
         folder = ROOT / package.replace(".", "/")
         named = {part for layer in layers for part in layer}
@@ -282,8 +281,8 @@ def plant(root: Path, changed: dict[str, str]) -> Path:
 
 
 def test_a_sound_tree_has_no_faults(tmp_path: Path) -> None:
-    assert [] == faults(plant(tmp_path, {}))
-    assert [] == circles(imports_of(tmp_path))
+    edges = imports_of(plant(tmp_path, {}))
+    assert ([], []) == (faults(tmp_path, edges), circles(edges))
 
 
 @pytest.mark.parametrize(
@@ -325,13 +324,13 @@ def test_a_planted_fault_is_named_by_its_place_and_reason(
 ) -> None:
     importer = name.removesuffix(".py").replace("/", ".")
     expected = f"{name}:{line} {importer} imports {imported}: {reason}"
-    assert [expected] == faults(plant(tmp_path, {name: text}))
+    assert [expected] == faults(tmp_path, imports_of(plant(tmp_path, {name: text})))
 
 
 def test_a_module_without_a_layer_is_named(tmp_path: Path) -> None:
-    assert ["routilux/helpers.py is in no layer; give it one in LAYERS"] == faults(
-        plant(tmp_path, {"routilux/helpers.py": ""})
-    )
+    edges = imports_of(plant(tmp_path, {"routilux/helpers.py": ""}))
+    expected = "routilux/helpers.py is in no layer; give it one in LAYERS"
+    assert [expected] == faults(tmp_path, edges)
 
 
 @pytest.mark.parametrize("indent", ["", "if TYPE_CHECKING:\n    ", "def late():\n    "])

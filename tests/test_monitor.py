@@ -91,7 +91,7 @@ def test_planned_and_actual_waits_are_equal_and_exact() -> None:
     assert job.job_id == monitor.retries[0].job_id
 
 
-def test_a_retry_that_has_not_begun_has_no_actual_wait() -> None:
+def test_a_retry_that_has_not_started_has_no_actual_wait() -> None:
     job, _ = watched(pipeline(9), "data_fetch")
     (retry,) = ExecutionMonitor.of(job.at(3)).retries
     assert retry.actual_ns is None
@@ -156,12 +156,12 @@ _items = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=4)
 
 
 @given(_handlers, _handlers, _items, st.sampled_from([None, 3]), st.booleans())
-def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
+def test_a_monitor_that_observed_a_job_equals_one_rebuilt_from_its_commits(
     first: ErrorHandler | None,
     second: ErrorHandler | None,
     items: list[tuple[int, int]],
     workers: int | None,
-    tells: bool,
+    routed: bool,
 ) -> None:
     def work(self: Routine, n: tuple[int, int]) -> None:
         self.ctx.sleep(n[1])
@@ -171,12 +171,12 @@ def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
             raise ValueError
         self.emit("out", n=n)
 
-    events = {"error": ["message"]} if tells else {}
+    events = {"error": ["message"]} if routed else {}
     a, b = Works(work, first, **events), Works(work, second)
     flow = fan(sends(*items), workers=workers, a=a, b=b)
-    if tells:
-        flow.add_routine(Works(lambda self, **told: None), "told")
-        flow.connect("a", "error", "told", "trigger")
+    if routed:
+        flow.add_routine(Works(lambda self, **payload: None), "errors")
+        flow.connect("a", "error", "errors", "trigger")
     job, monitor = watched(flow, "source")
     assert facts(ExecutionMonitor.of(job)) == facts(monitor)
     assert ExecutionMonitor.summary_of(job) == monitor.summary()

@@ -1,4 +1,4 @@
-"""The README is true: its code runs, what it shows was printed, and what it names is there."""
+"""The README is true: its code runs, real runs print its outputs, its files and commands exist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def whole_tests() -> list[str]:
 
 
 @pytest.mark.parametrize("code", whole_tests(), ids=("outlives", "crash", "outage", "durable"))
-def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> None:
+def test_each_code_block_runs_and_passes(code: str, pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_readme_block=code)
 
     result = run_inside(pytester, "-q")
@@ -34,7 +34,7 @@ def test_the_code_runs_as_it_stands(code: str, pytester: pytest.Pytester) -> Non
     result.assert_outcomes(passed=len(re.findall(r"^def test_", code, re.M)))
 
 
-def test_the_report_is_what_the_showcase_prints() -> None:
+def test_the_showcase_prints_the_report() -> None:
     excerpt, *_ = blocks("text")
     done = subprocess.run(
         [
@@ -61,7 +61,9 @@ def test_the_report_is_what_the_showcase_prints() -> None:
     assert_golden(f"{line} in ⏱ s", printed)
 
 
-def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pytester) -> None:
+def test_without_the_key_the_test_fails_with_the_text_that_is_shown(
+    pytester: pytest.Pytester,
+) -> None:
     [excerpt] = [block for block in blocks("text") if "EFFECT REPEATED" in block]
     [code] = [block for block in blocks("python") if "crash_everywhere" in block]
     bare = code.replace(', key=self.ctx.key("charge")', "")
@@ -75,7 +77,9 @@ def test_the_failure_is_what_the_test_says_without_its_key(pytester: pytest.Pyte
     assert [] == [line for line in excerpt.splitlines() if line and _untimed(line) not in printed]
 
 
-def test_the_message_is_what_the_test_says_of_the_wrong_policy(pytester: pytest.Pytester) -> None:
+def test_with_the_wrong_policy_the_assertion_fails_with_the_text_that_is_shown(
+    pytester: pytest.Pytester,
+) -> None:
     [excerpt] = [block for block in blocks("text") if "look at" in block]
     [code] = [block for block in whole_tests() if "flow_faults" in block]
     assert 1 == code.count("retry_backoff=1.5")
@@ -85,15 +89,17 @@ def test_the_message_is_what_the_test_says_of_the_wrong_policy(pytester: pytest.
 
     result.assert_outcomes(failed=1)
     marked = [line.removeprefix("E").strip() for line in result.outlines if line[:1] == "E"]
-    said = "\n".join(marked).removeprefix("AssertionError: ")
-    assert [line.strip() for line in excerpt.splitlines()] == said.splitlines()
+    printed = "\n".join(marked).removeprefix("AssertionError: ")
+    assert [line.strip() for line in excerpt.splitlines()] == printed.splitlines()
 
 
 def _untimed(line: str) -> str:
     return re.sub(r"\d+\.\d\d s;", "… s;", line).rstrip()
 
 
-def test_the_files_of_its_chapter_fail_as_it_shows(pytester: pytest.Pytester) -> None:
+def test_the_files_of_a_new_project_fail_with_the_text_that_is_shown(
+    pytester: pytest.Pytester,
+) -> None:
     files = [code for code in blocks("python") if code.startswith("# ")]
     [excerpt] = [block for block in blocks("text") if "test_orders.py:" in block]
     for code in files:
@@ -105,21 +111,21 @@ def test_the_files_of_its_chapter_fail_as_it_shows(pytester: pytest.Pytester) ->
     assert [] == [line for line in excerpt.splitlines() if line and line not in result.outlines]
 
 
-def test_every_fixture_of_the_plugin_is_in_the_table_and_no_other() -> None:
+def test_the_table_has_all_fixtures_of_the_plugin_and_no_others() -> None:
     source = (ROOT / "pytest_routilux" / "plugin.py").read_text(encoding="utf-8")
     fixtures = set(re.findall(r"^@pytest\.fixture\ndef (\w+)", source, re.M))
 
     assert fixtures == set(re.findall(r"^\| `(\w+)` \|", README, re.M))
 
 
-def test_its_commands_are_targets_of_the_makefile() -> None:
+def test_each_make_command_is_a_target_of_the_makefile() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
 
     assert {"make showcase", "make test"} == set(blocks("sh")[0].split("\n")) - {""}
     assert set(re.findall(r"make (\w+)`", README)) | {"showcase", "test"} <= targets
 
 
-def test_its_lines_with_a_wheel_name_the_file_that_is_built() -> None:
+def test_lines_with_a_wheel_name_the_file_that_is_built() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 
     assert {project["name"].replace("-", "_")} == set(re.findall(r"dist/(\w+)-\*\.whl", README))
@@ -143,11 +149,11 @@ FETCHES = re.compile(
         f'dependencies = ["{NAME}"]',
     ],
 )
-def test_a_line_that_installs_the_other_project_is_found(line: str) -> None:
+def test_a_line_that_would_install_the_other_project_is_found(line: str) -> None:
     assert FETCHES.search(line)
 
 
-def test_no_line_installs_the_other_project_of_this_name() -> None:
+def test_no_line_of_the_repository_installs_the_other_project() -> None:
     folders = ("routilux", "pytest_routilux", "showcase", "tests")
     files = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
     texts = [path for path in files if path.suffix in {".py", ".toml", ".md"}]
@@ -156,8 +162,10 @@ def test_no_line_installs_the_other_project_of_this_name() -> None:
         assert not FETCHES.search(path.read_text("utf-8")), path
 
 
-def test_its_links_lead_to_files() -> None:
+def test_links_and_folders_exist() -> None:
     for link in re.findall(r"\]\(([^)#:]+)\)", README):
         assert (ROOT / link).is_file(), link
-    for folder in re.findall(r"^\| `([\w/]+/)` \|", README, re.M):
-        assert (ROOT / folder).is_dir(), folder
+    for row in re.findall(r"^\| (`[\w/]+/`.*?) \|", README, re.M):
+        first, *others = re.findall(r"`([\w/]+/)`", row)
+        for folder in (first, *(f"{first.partition('/')[0]}/{other}" for other in others)):
+            assert (ROOT / folder).is_dir(), folder

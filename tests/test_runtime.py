@@ -1,19 +1,13 @@
-"""The runtime: observers, the store, limits, and the threads that it ends."""
+"""The runtime: its store, its limits, and the default runtime."""
 
 from __future__ import annotations
 
-import gc
-import logging
 import threading
-import weakref
 from contextlib import suppress
-from itertools import count
-from typing import Any
 
 import pytest
 
 from routilux import (
-    Commit,
     DuplicateJobError,
     FakeClock,
     Flow,
@@ -23,14 +17,11 @@ from routilux import (
     MemoryStore,
     NotResumableError,
     Routine,
-    Run,
     Runtime,
-    StepInput,
-    Worker,
     use_runtime,
 )
 from routilux.runtime import default_runtime
-from tests.engine.workshop import engine_threads, no_thread_remains
+from tests.engine.concurrency import no_thread_remains
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -38,7 +29,6 @@ from tests.routines import (
     Works,
     chain,
     counts,
-    ended_at,
     error_of,
     fails,
     fan,
@@ -48,99 +38,6 @@ from tests.routines import (
     run_by,
     send,
 )
-
-
-class Notes:
-    """An observer that writes down what it is told."""
-
-    def __init__(self, name: str = "", told: list[Any] | None = None) -> None:
-        self.name = name
-        self.told: list[Any] = [] if told is None else told
-
-    def on_commit(self, job: JobState, commit: Commit) -> None:
-        self.told.append((self.name, commit.kind.value))
-
-
-class StepNotes(Notes):
-    def on_step(self, job: JobState, step: StepInput) -> None:
-        self.told.append((self.name, f"{step.task.routine_id} attempt {step.attempt}"))
-
-
-# --- observers ------------------------------------------------------------------------------------
-
-
-@MODES
-def test_observers_hear_of_every_commit_in_order_and_of_steps_that_start(
-    workers: int | None,
-) -> None:
-    told: list[Any] = []
-    with Runtime(clock=FakeClock(), observers=[StepNotes("x", told), Notes("y", told)]) as runtime:
-        chain(workers=workers, a=Works(fails(1), retrying())).execute("a", runtime=runtime)
-    assert [
-        ("x", "start"),
-        ("y", "start"),
-        ("x", "a attempt 1"),
-        ("x", "retry"),
-        ("y", "retry"),
-        ("x", "a attempt 2"),
-        ("x", "done"),
-        ("y", "done"),
-    ] == told
-
-
-@pytest.mark.parametrize("how", ["execute", "start"])
-def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(
-    how: str, caplog: pytest.LogCaptureFixture
-) -> None:
-    class Broken(Notes):
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            raise RuntimeError("no disk")
-
-        def on_step(self, job: JobState, step: StepInput) -> None:
-            raise RuntimeError("no disk")
-
-    broken, well = Broken(), Notes()
-    with Runtime(clock=FakeClock(), observers=[broken, well]) as runtime:
-        job = run_by(how, chain(a=send, b=rest), "a", runtime)
-    assert JobStatus.COMPLETED is job.status
-    assert ["start", "done", "done"] == [kind for _, kind in well.told] == kinds(job)
-    (failure,) = runtime.observer_failures
-    assert (broken, 5, "no disk") == (failure.observer, failure.count, str(failure.error))
-    (record,) = caplog.records
-    assert ("routilux", logging.ERROR) == (record.name, record.levelno)
-    assert "RuntimeError; the job continues" in record.getMessage()
-
-
-def test_a_commit_that_an_observer_causes_is_reported_after_the_first_reached_all_observers() -> (
-    None
-):
-    told: list[Any] = []
-    runs: list[Run] = []
-    known = threading.Event()
-
-    class Cancels(Notes):
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            super().on_commit(job, commit)
-            if commit.kind == "done":
-                assert known.wait(PATIENCE)
-                runs[0].cancel("seen enough")
-
-    def waits(self: Routine) -> None:
-        assert known.wait(PATIENCE)
-        self.emit("out", n=0)
-
-    with (
-        no_thread_remains(),
-        Runtime(clock=FakeClock(), observers=[Cancels("x", told), Notes("y", told)]) as runtime,
-    ):
-        runs.append(chain(a=waits, b=rest).start("a", runtime=runtime))
-        known.set()
-        job = runs[0].wait()
-    assert JobStatus.CANCELLED is job.status
-    assert ["start", "done", "cancelled"] == kinds(job)
-    assert [(name, kind) for kind in kinds(job) for name in "xy"] == told
-    assert [] == runtime.observer_failures
-
 
 # --- the store ------------------------------------------------------------------------------------
 
@@ -183,9 +80,9 @@ def storied(workers: int | None) -> Flow:
 
 
 @MODES
-def test_with_a_store_memory_and_store_are_equal_after_every_commit(workers: int | None) -> None:
+def test_with_a_store_memory_and_store_are_equal_after_every_commit(workers):
     class Compares:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             assert runtime.load("j") == job
 
     store = MemoryStore()
@@ -199,9 +96,7 @@ def test_with_a_store_memory_and_store_are_equal_after_every_commit(workers: int
 @pytest.mark.parametrize("for_ever", [True, False], ids=["for ever", "once"])
 @pytest.mark.parametrize("n", range(1, 7))
 @pytest.mark.parametrize("how", ["inline", "pool", "background"])
-def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the_caller(
-    how: str, n: int, for_ever: bool
-) -> None:
+def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit(how, n, for_ever):
     watcher = Watcher()
     jobs = watcher.jobs
     store = Refuses(n, for_ever=for_ever)
@@ -227,33 +122,31 @@ def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit_and_tells_the
 
 
 @pytest.mark.parametrize("how", ["pool", "background"])
-def test_a_refused_effect_is_raised_to_the_caller_while_its_handler_still_runs(how: str) -> None:
-    told = threading.Event()
+def test_a_refused_effect_is_raised_in_the_caller_while_its_handler_runs(how):
+    raised = threading.Event()
     ends: list[bool] = []
 
-    def hangs(self: Routine) -> None:
+    def hangs(self):
         with suppress(OSError):
             self.ctx.once("charge", int)
-        ends.append(told.wait(PATIENCE))
+        ends.append(raised.wait(PATIENCE))
 
     with no_thread_remains(), Runtime(store=Refuses(2)) as runtime:
         with pytest.raises(OSError, match="disk full at write 2"):
             run_by(how, fan(hangs, workers=2), "source", runtime)
-        told.set()
+        raised.set()
     assert [True] == ends
 
 
-def test_a_job_that_broke_starts_nothing_more_when_a_thread_becomes_free(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_job_that_an_error_has_ended_starts_no_more_steps(monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     ran: list[str] = []
 
-    def pays(self: Routine, n: object) -> None:
+    def pays(self, n):
         ran.append("a")
         self.ctx.once("charge", int)
 
-    def after(self: Routine, n: object) -> None:
+    def after(self, n):
         ran.append("b")
 
     with no_thread_remains(), Runtime(clock=FakeClock(), store=Refuses(3)) as runtime:
@@ -263,7 +156,7 @@ def test_a_job_that_broke_starts_nothing_more_when_a_thread_becomes_free(
     assert ["a"] == ran
 
 
-def test_a_host_that_is_no_longer_the_owner_is_stopped_at_its_next_commit() -> None:
+def test_the_next_commit_of_a_host_that_is_no_longer_the_owner_is_refused():
     store = MemoryStore()
     flow = storied(None)
     clock = FakeClock(autojump=False)
@@ -280,7 +173,7 @@ def test_a_host_that_is_no_longer_the_owner_is_stopped_at_its_next_commit() -> N
     assert ["start", "effect", "retry"] == kinds(run.job)
 
 
-def test_a_job_of_which_another_host_knows_more_can_not_be_resumed() -> None:
+def test_an_outdated_copy_of_a_job_can_not_be_resumed():
     store = MemoryStore()
     flow = storied(None)
     with Runtime(clock=FakeClock(), store=store) as runtime:
@@ -290,7 +183,7 @@ def test_a_job_of_which_another_host_knows_more_can_not_be_resumed() -> None:
         assert job == runtime.load("j")
 
 
-def test_a_poisoned_job_fails_in_the_store_too() -> None:
+def test_a_poisoned_job_fails_in_the_store_too():
     store = MemoryStore()
 
     class Crash(BaseException):
@@ -311,7 +204,7 @@ def test_a_poisoned_job_fails_in_the_store_too() -> None:
     assert job == host.load("j")
 
 
-def test_a_job_that_was_submitted_is_pending_until_somebody_resumes_it() -> None:
+def test_a_submitted_job_is_pending_until_a_host_resumes_it():
     store = MemoryStore()
     flow = storied(None)
     submitter = Runtime(clock=FakeClock(), store=store)
@@ -327,7 +220,7 @@ def test_a_job_that_was_submitted_is_pending_until_somebody_resumes_it() -> None
         submitter.submit(flow, "source", job_id=job_id)
 
 
-def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed() -> None:
+def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed():
     flow = storied(None)
     job = Runtime(clock=FakeClock()).execute(flow, "source").at(3)
     runtime = Runtime(clock=FakeClock(), store=MemoryStore())
@@ -339,7 +232,7 @@ def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed() 
         flow.resume(job, runtime=runtime)
 
 
-def test_a_second_job_of_the_same_id_is_refused_and_the_first_unharmed() -> None:
+def test_a_second_job_of_the_same_id_is_refused_and_the_first_is_unchanged():
     store = MemoryStore()
     runtime = Runtime(clock=FakeClock(), store=store)
     first = chain(a=rest).execute("a", job_id="j", runtime=runtime)
@@ -353,7 +246,7 @@ def test_a_second_job_of_the_same_id_is_refused_and_the_first_unharmed() -> None
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how: str) -> None:
+def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how):
     with Runtime(clock=FakeClock(), max_steps=10) as runtime:
         just = counts(10).execute("a", runtime=runtime)
         over = run_by(how, counts(11), "a", runtime)
@@ -365,7 +258,7 @@ def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how: str) -> N
     assert [11] == [task.payload["n"] for task in over.pending_tasks]
 
 
-def test_max_steps_counts_attempts_and_those_in_flight() -> None:
+def test_max_steps_counts_attempts_in_flight():
     with Runtime(clock=FakeClock(), max_steps=3) as runtime:
         flow = fan(send, workers=4, a=Works(fails(5), retrying()), b=rest, c=rest)
         job = flow.execute("source", runtime=runtime)
@@ -373,7 +266,7 @@ def test_max_steps_counts_attempts_and_those_in_flight() -> None:
     assert 3 == sum(state.attempts for state in job.routine_states.values())
 
 
-def test_a_job_stopped_at_max_steps_can_be_resumed_with_more() -> None:
+def test_a_job_stopped_at_max_steps_can_be_resumed_with_more():
     flow = counts(15)
     job = flow.execute("a", runtime=Runtime(clock=FakeClock(), max_steps=10))
     done = flow.resume(job, retry_failed=True, runtime=Runtime(clock=FakeClock(), max_steps=100))
@@ -383,11 +276,11 @@ def test_a_job_stopped_at_max_steps_can_be_resumed_with_more() -> None:
 
 
 @MODES
-def test_a_history_limit_bounds_the_commits_that_are_kept(workers: int | None) -> None:
+def test_a_history_limit_bounds_the_commits_that_are_kept(workers):
     longest = 0
 
     class Measure:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             nonlocal longest
             longest = max(longest, len(job.commits))
 
@@ -404,7 +297,7 @@ def test_a_history_limit_bounds_the_commits_that_are_kept(workers: int | None) -
 # --- which runtime --------------------------------------------------------------------------------
 
 
-def test_the_default_is_that_of_the_innermost_use() -> None:
+def test_the_default_is_the_runtime_of_the_innermost_use():
     plain = default_runtime()
     assert plain is default_runtime()
     with use_runtime(Runtime()) as outer:
@@ -414,115 +307,7 @@ def test_the_default_is_that_of_the_innermost_use() -> None:
     assert default_runtime() is plain
 
 
-def test_a_runtime_named_comes_before_the_default() -> None:
+def test_a_runtime_argument_comes_before_the_default():
     with use_runtime(Runtime(clock=FakeClock("2001-01-01"))):
         job = chain(a=rest).execute("a", runtime=Runtime(clock=FakeClock("2002-01-01")))
     assert 2002 == job.commits[0].finished_at.year
-
-
-# --- what it leaves behind ------------------------------------------------------------------------
-
-
-def test_after_close_no_thread_remains_and_the_runtime_still_works() -> None:
-    with no_thread_remains():
-        runtime = Runtime(clock=FakeClock())
-        for _ in range(3):
-            fan(send, workers=3, a=rest, b=rest).execute("source", runtime=runtime)
-        runs = [chain(a=rest).start("a", runtime=runtime) for _ in range(3)]
-        runtime.close()
-        assert [JobStatus.COMPLETED] * 3 == [run.wait().status for run in runs]
-        again = fan(send, workers=3, a=rest).execute("source", runtime=runtime)
-        assert JobStatus.COMPLETED is again.status
-
-
-@pytest.mark.parametrize("nth", [1, 2], ids=["for the loop", "for a step"])
-def test_where_no_thread_can_be_made_a_job_breaks_and_the_next_one_runs(
-    nth: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start = threading.Thread.start
-    numbers = count(1)
-
-    def starts(self: threading.Thread) -> None:
-        if next(numbers) == nth:
-            raise RuntimeError("can't start new thread")
-        start(self)
-
-    monkeypatch.setattr(threading.Thread, "start", starts)
-    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
-    with Runtime() as runtime:
-        with pytest.raises(RuntimeError, match="can't start new thread"):
-            chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
-        for _ in range(3):
-            job = chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
-            assert JobStatus.COMPLETED is job.status
-
-
-def test_a_worker_that_gets_no_thread_gives_its_job_back_and_ends(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    store = MemoryStore()
-
-    def starts(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with Runtime(store=store) as runtime:
-        job_id = runtime.submit(chain(a=rest), "a")
-        with monkeypatch.context() as patch:
-            patch.setattr(threading.Thread, "start", starts)
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                Worker(store, [chain(a=rest)], runtime=runtime).run()
-        assert 0 == store.free_in(["tale"])
-        Worker(store, [chain(a=rest)], runtime=runtime).run(until_idle=True)
-        assert JobStatus.COMPLETED is runtime.load(job_id).status
-
-
-def test_threads_are_used_again_while_the_runtime_is_open() -> None:
-    before = engine_threads()
-    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        flow = fan(send, workers=3, a=rest, b=rest, c=rest)
-        flow.execute("source", runtime=runtime)
-        first = engine_threads() - before
-        for _ in range(20):
-            flow.execute("source", runtime=runtime)
-        assert first <= engine_threads() - before
-        assert len(engine_threads() - before) <= 3
-
-
-def test_a_runtime_that_nobody_closed_leaves_no_thread_behind_when_it_is_gone() -> None:
-    with no_thread_remains():
-        runtime = Runtime(clock=FakeClock())
-        fan(send, workers=3, a=rest, b=rest).execute("source", runtime=runtime)
-        del runtime
-        gc.collect()
-
-
-def test_a_runtime_keeps_nothing_of_a_job_that_has_ended() -> None:
-    class Payload:
-        pass
-
-    seen: list[weakref.ref[Payload]] = []
-
-    def emits(self: Routine) -> None:
-        payload = Payload()
-        seen.append(weakref.ref(payload))
-        self.emit("out", n=payload)
-
-    def takes(self: Routine, n: object) -> None:
-        seen.append(weakref.ref(n))  # type: ignore[arg-type]
-
-    before = engine_threads()
-    with Runtime(clock=FakeClock()) as runtime:
-        run = chain(workers=2, a=emits, b=takes).start("a", runtime=runtime)
-        assert JobStatus.COMPLETED is run.wait().status
-        for thread in engine_threads() - before:
-            if thread.name == "routilux-loop":
-                thread.join(PATIENCE)
-        del run
-        gc.collect()
-        assert [None, None] == [ref() for ref in seen]
-
-
-def test_a_finished_job_takes_no_virtual_time_to_be_seen() -> None:
-    with Runtime(clock=FakeClock()) as runtime:
-        run = chain(a=send, b=rest).start("a", runtime=runtime)
-        assert 0 == ended_at(run.wait(timeout=0.000001))

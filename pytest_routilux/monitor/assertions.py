@@ -196,7 +196,7 @@ class FlowMonitor(ExecutionMonitor):
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), source, target)
         check_connected(jobs, source, target)
-        ids = {known.job_id for known in jobs}
+        ids = {known.job.job_id for known in jobs}
         flows = [
             flow
             for flow in self.data_flows
@@ -250,7 +250,7 @@ class FlowMonitor(ExecutionMonitor):
         wanted = None if delays is None else [to_ns(delay) for delay in delays]
         times = times if wanted is None else len(wanted)
         tasks: dict[tuple[str, str], list[Retry]] = {}
-        ids = {known.job_id for known in jobs}
+        ids = {known.job.job_id for known in jobs}
         for retry in self.retries:
             if retry.job_id in ids and retry.routine_id == routine:
                 tasks.setdefault((retry.job_id, retry.task_id), []).append(retry)
@@ -365,7 +365,7 @@ class FlowMonitor(ExecutionMonitor):
             last, error = known.commits[-1], known.job.error
             if last.status == wanted:
                 continue
-            problem = f"job {short_id(known.job_id)}: expected {wanted}, is {last.status.value}"
+            problem = f"job {short_id(known.job.job_id)}: expected {wanted}, is {last.status.value}"
             if error is not None:
                 problem += f": {shorten(' '.join(error_text(error).split()), WIDEST)}"
             raise failure(

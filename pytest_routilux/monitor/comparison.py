@@ -8,7 +8,6 @@ Invariants:
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.monitor.diff import (
@@ -29,7 +28,6 @@ __all__ = ["explain_comparison"]
 
 _FEW: Final = 3  # differences, so that pytest still shows the lines after them
 _MANY: Final = 100
-_MOST_MEMBERS: Final = 1000  # of a container
 
 
 def explain_comparison(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
@@ -37,33 +35,43 @@ def explain_comparison(op: str, left: object, right: object, *, whole: bool) -> 
 
     The first line is the comparison itself. `whole` asks for all differences.
     """
-    if op not in ("==", "!="):
+    if op not in ("==", "!=") or not isinstance(left, JobState | Flow | ErrorHandler):
         return None
+    head = f"{_named(left)} {op} {_named(right)}"
     try:
-        return _explained(op, left, right, whole)
+        lines = _explained(op, left, right, whole)
     except Exception as error:
         # A test fails because of its assertion, never because of the explanation.
+        return [head, f"(the comparison can't be explained: {error!r})"]
+    return lines and [shorten(line, WIDEST) for line in (head, *lines)]
+
+
+def _explained(op: str, left: object, right: object, whole: bool) -> list[str] | None:
+    if op == "==" and isinstance(left, JobState) and isinstance(right, str):
+        return [f"a job equals only a job; compare job.status, which is {left.status.value!r}"]
+    if type(left) is not type(right):
+        return None
+    if op == "!=":
+        return ["both are the same object" if left is right else "all parts are equal"]
+    if isinstance(left, JobState) and isinstance(right, JobState):
+        parted = divergence(left, right, whole=whole)
         return [
-            f"{_named(left)} {op} {_named(right)}",
-            f"(the comparison can't be explained: {error!r})",
+            *_shown(job_differences(left, right), whole, _FEW),
+            *parted.first,
+            *look_at(parted.look),
+            *([""] if parted.around else []),
+            *parted.around,
         ]
-
-
-def _explained(
-    op: str, left: object, right: object, whole: bool, few: int = _FEW
-) -> list[str] | None:
-    if isinstance(left, JobState | Flow | ErrorHandler):
-        if type(left) is type(right):
-            lines = _alike(left, right) if op == "!=" else _differ(left, right, whole, few)
-        elif op == "==" and isinstance(left, JobState) and isinstance(right, str):
-            lines = [f"a job equals only a job; compare job.status, which is {left.status.value!r}"]
-        else:
-            return None
-        head = f"{_named(left)} {op} {_named(right)}"
-        return [shorten(line, WIDEST) for line in (head, *lines)]
-    if op == "==" and type(left) is type(right):
-        return _members(left, right, whole)
-    return None
+    if isinstance(left, ErrorHandler) and isinstance(right, ErrorHandler):
+        return _shown(handler_differences(left, right), whole, _FEW + 4)
+    if isinstance(left, Flow) and isinstance(right, Flow):
+        lines = _shown(flow_differences(left, right), whole, _FEW + 3)
+        if lines:
+            return [*lines, "look at  the two objects: == of flows holds only for the same object"]
+    return [
+        "graph, policies and arguments are equal, but == of flows holds only for",
+        "the same object: compare fingerprint or serialize()",
+    ]
 
 
 def _named(obj: object) -> str:
@@ -74,63 +82,9 @@ def _named(obj: object) -> str:
     return repr(obj) if isinstance(obj, str) else f"{type(obj).__name__}(…)"
 
 
-def _alike(left: object, right: object) -> list[str]:
-    if left is right:
-        return ["both are the same object"]
-    return ["all parts are equal"]
-
-
-def _differ(left: object, right: object, whole: bool, few: int) -> list[str]:
-    if isinstance(left, JobState) and isinstance(right, JobState):
-        parted = divergence(left, right, whole=whole)
-        return [
-            *_shown(job_differences(left, right), whole, few),
-            *parted.first,
-            *look_at(parted.look),
-            *([""] if parted.around else []),
-            *parted.around,
-        ]
-    if isinstance(left, ErrorHandler) and isinstance(right, ErrorHandler):
-        return _shown(handler_differences(left, right), whole, few + 4)
-    if isinstance(left, Flow) and isinstance(right, Flow):
-        lines = _shown(flow_differences(left, right), whole, few + 3)
-        if lines:
-            return [*lines, "look at  the two objects: == of flows holds only for the same object"]
-        return [
-            "graph, policies and arguments are equal, but == of flows holds only for",
-            "the same object: compare fingerprint or serialize()",
-        ]
-    return []
-
-
 def _shown(differences: Iterable[PathDifference], whole: bool, few: int) -> list[str]:
     most = _MANY if whole else few
     lines = [f"  {difference}" for difference in differences]
     if len(lines) <= most:
         return lines
     return [*lines[: most - 1], f"  … {len(lines) - most + 1} more; -vv shows them"]
-
-
-# --- containers -----------------------------------------------------------------------------------
-
-
-def _members(left: object, right: object, whole: bool) -> list[str] | None:
-    # Explains the first pair of members that differs, if they are ours.
-    if isinstance(left, list | tuple) and isinstance(right, list | tuple):
-        sizes = len(left), len(right)
-        pairs = ((f"[{i}]", *pair) for i, pair in enumerate(zip(left, right, strict=False)))
-    elif isinstance(left, dict) and isinstance(right, dict):
-        sizes = len(left), len(right)
-        pairs = ((f"[{key!r}]", left[key], right[key]) for key in left if key in right)
-    else:
-        return None
-    for index, ours, theirs in islice(pairs, _MOST_MEMBERS):
-        if isinstance(ours, JobState | Flow | ErrorHandler) and type(ours) is type(theirs):
-            if ours == theirs:
-                continue
-            kind = type(left).__name__
-            head = f"{kind} of {sizes[0]} == {kind} of {sizes[1]}, which differ first at {index}:"
-            return [shorten(head, WIDEST), *(_explained("==", ours, theirs, whole, _FEW - 1) or [])]
-        if ours is not theirs:
-            return None  # pytest explains it
-    return None

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 from inspect import signature
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from pytest_routilux.monitor.snapshot import view
 from pytest_routilux.text import error_text, seconds
@@ -22,11 +22,10 @@ from routilux.codec.equality import Difference, first_difference
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from routilux import Flow, JobState, PendingTask, Routine, RoutineState
+    from routilux import Flow, JobState, Routine
 
 __all__ = ["PathDifference", "flow_differences", "handler_differences", "job_differences"]
 
-_ABSENT: Final = object()
 _WIDTH: Final = 24  # of each of two values
 
 
@@ -42,33 +41,54 @@ class PathDifference:
         return f"{self.path}: {self.left} != {self.right}"
 
 
+class _Word(str):
+    # A text that is shown without quotes.
+    __slots__ = ()
+
+
+# --- jobs, flows, handlers ------------------------------------------------------------------------
+
+
 def job_differences(left: JobState, right: JobState) -> Iterator[PathDifference]:
     """Return the differences between two jobs, without their commits."""
-    yield from _one("flow_id", left.flow_id, right.flow_id)
-    yield from _words("status", left.status, right.status)
-    yield from _words("error", left.error, right.error)
-    for name in _names(left.routine_states, right.routine_states):
-        ours, theirs = left.routine_states.get(name), right.routine_states.get(name)
-        yield from _routine_differences(f'routine_states["{name}"]', ours, theirs)
-    yield from _each("shared_data", left.shared_data, right.shared_data)
-    yield from _rows("outputs", left.outputs, right.outputs)
-    yield from _rows("dropped", left.dropped, right.dropped)
-    yield from _rows("pending_tasks", _pending(left), _pending(right))
-    yield from _one("job_id", left.job_id, right.job_id)
-    yield from _one("seq", left.seq, right.seq)
-    yield from _one("recoveries", left.recoveries, right.recoveries)
-    if left.started_ns != right.started_ns:
-        yield PathDifference("started", _instant(left.started_ns), _instant(right.started_ns))
-    took = [job.updated_ns - job.started_ns for job in (left, right)]
-    if took[0] != took[1]:
-        yield PathDifference("lasted", f"{seconds(took[0])} s", f"{seconds(took[1])} s")
-    yield from _graph(left.shape, right.shape)
+    yield from _differences(_job_parts(left), _job_parts(right))
+    yield from _graph_differences(left.shape, right.shape)
 
 
-def _pending(job: JobState) -> list[PendingTask]:
-    # With instants that count from the start of the job.
+def flow_differences(left: Flow, right: Flow) -> Iterator[PathDifference]:
+    """Return the differences between two flows: graph, then policies, then arguments."""
+    yield from _graph_differences(left.shape, right.shape)
+    common = [name for name in left.routines if name in right.routines]
+    yield from _differences(_flow_parts(left, common), _flow_parts(right, common))
+
+
+def handler_differences(left: ErrorHandler, right: ErrorHandler) -> Iterator[PathDifference]:
+    """Return the differences between the options of two handlers, and between their delays."""
+    return _differences(_handler_parts(left), _handler_parts(right))
+
+
+def _graph_differences(left: Sequence[str], right: Sequence[str]) -> Iterator[PathDifference]:
+    for line in dict.fromkeys([*left, *right]):
+        if line not in right:
+            yield PathDifference(line, "present", "missing")
+        elif line not in left:
+            yield PathDifference(line, "missing", "present")
+
+
+def _job_parts(job: JobState) -> dict[str, object]:
     start = job.started_ns
-    return [
+    parts: dict[str, object] = {"flow_id": job.flow_id}
+    parts |= {"status": _word(job.status), "error": _word(job.error)}
+    for name, routine in job.routine_states.items():
+        path = f'routine_states["{name}"]'
+        parts[f"{path}.status"] = _word(routine.status)
+        parts |= {f"{path}.{n}": getattr(routine, n) for n in ("attempts", "retry_count")}
+        parts |= _members(f"{path}.state", routine.state)
+        parts[f"{path}.error"] = _word(routine.error)
+        counts = ("completed", "skipped", "error_continued", "failed")
+        parts |= {f"{path}.{n}": getattr(routine, n) for n in counts}
+    parts |= _members("shared_data", job.shared_data)
+    pending = [
         replace(
             task,
             due_ns=task.due_ns - start,
@@ -76,74 +96,51 @@ def _pending(job: JobState) -> list[PendingTask]:
         )
         for task in job.pending_tasks
     ]
+    for name, rows in (
+        ("outputs", job.outputs),
+        ("dropped", job.dropped),
+        ("pending_tasks", pending),
+    ):
+        parts |= {f"{name}[{i}]": row for i, row in enumerate(rows)}
+    parts |= {"job_id": job.job_id, "seq": job.seq, "recoveries": job.recoveries}
+    moment = f"{from_ns(start):%Y-%m-%d %H:%M:%S}.{start % 1_000_000_000:09d}"
+    parts["started"] = _Word(moment.rstrip("0").rstrip("."))
+    parts["lasted"] = _Word(f"{seconds(job.updated_ns - start)} s")
+    return parts
 
 
-def _routine_differences(
-    path: str, left: RoutineState | None, right: RoutineState | None
-) -> Iterator[PathDifference]:
-    if left is None or right is None:
-        yield from _one(path, _ABSENT if left is None else left, right or _ABSENT)
-        return
-    yield from _words(f"{path}.status", left.status, right.status)
-    for name in ("attempts", "retry_count"):
-        yield from _one(f"{path}.{name}", getattr(left, name), getattr(right, name))
-    yield from _each(f"{path}.state", left.state, right.state)
-    yield from _words(f"{path}.error", left.error, right.error)
-    for name in ("completed", "skipped", "error_continued", "failed"):
-        yield from _one(f"{path}.{name}", getattr(left, name), getattr(right, name))
+def _members(path: str, values: Mapping[str, object]) -> dict[str, object]:
+    return {f"{path}[{name!r}]".replace("'", '"'): value for name, value in values.items()}
 
 
-def flow_differences(left: Flow, right: Flow) -> Iterator[PathDifference]:
-    """Return the differences between two flows: graph, then policies, then arguments."""
-    yield from _graph(left.shape, right.shape)
-    for name in ("flow_id", "execution_strategy", "max_workers"):
-        yield from _one(name, getattr(left, name), getattr(right, name))
-    yield from _policy("error_handler", left.error_handler, right.error_handler)
-    common = [name for name in left.routines if name in right.routines]
-    for name in common:
-        handlers = (flow.routines[name].error_handler for flow in (left, right))
-        yield from _policy(f'routines["{name}"].error_handler', *handlers)
-    for name in common:
-        ours, theirs = (_attributes(flow.routines[name]) for flow in (left, right))
-        for attribute in _names(ours, theirs):
-            path = f'routines["{name}"].{attribute}'
-            yield from _one(path, *_both(ours, theirs, attribute))
+def _flow_parts(flow: Flow, routines: Sequence[str]) -> dict[str, object]:
+    names = ("flow_id", "execution_strategy", "max_workers")
+    parts: dict[str, object] = {name: getattr(flow, name) for name in names}
+    parts |= _policy_parts("error_handler", flow.error_handler)
+    for name in routines:
+        handler = flow.routines[name].error_handler
+        parts |= _policy_parts(f'routines["{name}"].error_handler', handler)
+    for name in routines:
+        attributes = _attributes(flow.routines[name])
+        parts |= {f'routines["{name}"].{n}': value for n, value in attributes.items()}
+    return parts
 
 
-def handler_differences(
-    left: ErrorHandler, right: ErrorHandler, path: str = ""
-) -> Iterator[PathDifference]:
-    """Return the differences between the options of two handlers, and between their delays."""
-    ours, theirs = (_options(handler) for handler in (left, right))
-    for name in ours:
-        if name in theirs:  # an option of one strategy alone shows in `strategy`
-            yield from _words(f"{path}{name}", ours[name], theirs[name])
-    delays = [_delays(handler) for handler in (left, right)]
-    if delays[0] != delays[1] and all(delays):
-        yield PathDifference(f"{path}delays", *delays)
+def _policy_parts(path: str, handler: ErrorHandler | None) -> dict[str, object]:
+    if handler is None:
+        return {path: _word(None)}
+    strategy, *options = _handler_parts(handler).items()
+    return {path: strategy[1], **{f"{path}.{name}": value for name, value in options}}
 
 
-def _policy(
-    path: str, left: ErrorHandler | None, right: ErrorHandler | None
-) -> Iterator[PathDifference]:
-    if left is not None and right is not None:
-        yield from handler_differences(left, right, f"{path}.")
-    else:
-        yield from _words(path, *(handler and handler.strategy for handler in (left, right)))
-
-
-def _options(handler: ErrorHandler) -> dict[str, object]:
+def _handler_parts(handler: ErrorHandler) -> dict[str, object]:
     viewed = view(handler)
     assert isinstance(viewed, dict)
-    return {
-        name: ", ".join(c.__qualname__ for c in value) or "none" if type(value) is tuple else value
-        for name, value in viewed.items()
-    }
-
-
-def _delays(handler: ErrorHandler) -> str:
-    most = int(min(handler.most_retries, 4))
-    return ", ".join(seconds(handler.delay_ns(retry)) for retry in range(1, most + 1))
+    parts: dict[str, object] = {name: _word(value) for name, value in viewed.items()}
+    retries = range(1, int(min(handler.most_retries, 4)) + 1)
+    if retries:
+        parts["delays"] = _Word(", ".join(seconds(handler.delay_ns(retry)) for retry in retries))
+    return parts
 
 
 def _attributes(routine: Routine) -> dict[str, object]:
@@ -159,77 +156,42 @@ def _attributes(routine: Routine) -> dict[str, object]:
     return {**arguments, **rest}
 
 
-def _graph(left: Sequence[str], right: Sequence[str]) -> Iterator[PathDifference]:
-    for line in dict.fromkeys([*left, *right]):
-        if line not in right:
-            yield PathDifference(line, "present", "missing")
-        elif line not in left:
-            yield PathDifference(line, "missing", "present")
+# --- values ---------------------------------------------------------------------------------------
 
 
-# --- one value ------------------------------------------------------------------------------------
-
-
-def _one(path: str, left: object, right: object) -> Iterator[PathDifference]:
-    if left is _ABSENT or right is _ABSENT:
-        found = Difference(
-            path,
-            None if left is _ABSENT else left,
-            None if right is _ABSENT else right,
-            "added" if left is _ABSENT else "missing",
-        )
-    else:
-        differs = first_difference(left, right, path)
-        if differs is None:
-            return
-        found = differs
-    ours, theirs = _shortened(*found.sides)
-    if found.what == "missing":
-        theirs = "missing"
-    elif found.what == "added":
-        ours = "missing"
-    yield PathDifference(found.path, ours, theirs)
-
-
-def _each(
-    path: str, left: Mapping[str, object], right: Mapping[str, object]
-) -> Iterator[PathDifference]:
-    for name in _names(left, right):
-        yield from _one(f"{path}[{name!r}]".replace("'", '"'), *_both(left, right, name))
-
-
-def _rows(path: str, left: Sequence[object], right: Sequence[object]) -> Iterator[PathDifference]:
-    for index in range(max(len(left), len(right))):
-        pair = [rows[index] if index < len(rows) else _ABSENT for rows in (left, right)]
-        yield from _one(f"{path}[{index}]", *pair)
-
-
-def _both(
-    left: Mapping[str, object], right: Mapping[str, object], name: str
-) -> tuple[object, object]:
-    return left.get(name, _ABSENT), right.get(name, _ABSENT)
-
-
-def _names(left: Mapping[str, object], right: Mapping[str, object]) -> list[str]:
-    return list(dict.fromkeys([*left, *right]))
-
-
-def _words(path: str, left: object, right: object) -> Iterator[PathDifference]:
-    # For values that read as a word: statuses, errors, options.
-    if left != right:
-        yield PathDifference(
-            path, *_shortened(*("none" if side is None else _word(side) for side in (left, right)))
-        )
-
-
-def _word(value: object) -> str:
+def _word(value: object) -> _Word:
+    if value is None:
+        return _Word("none")
     if isinstance(value, ErrorInfo):
-        return error_text(value)
-    return str(value.value) if isinstance(value, Enum) else str(value)
+        return _Word(error_text(value))
+    if isinstance(value, tuple):
+        return _Word(", ".join(cls.__qualname__ for cls in value) or "none")
+    return _Word(value.value if isinstance(value, Enum) else value)
 
 
-def _instant(ns: int) -> str:
-    return from_ns(ns).strftime("%Y-%m-%d %H:%M:%S.%f").rstrip("0").rstrip(".")
+def _differences(
+    left: Mapping[str, object], right: Mapping[str, object]
+) -> Iterator[PathDifference]:
+    for path in dict.fromkeys([*max(left, right, key=len), *left, *right]):
+        if path in left and path in right:
+            ours, theirs = left[path], right[path]
+            if isinstance(ours, _Word) and isinstance(theirs, _Word):
+                if ours != theirs:
+                    yield PathDifference(path, *_shortened(ours, theirs))
+                continue
+            found = first_difference(ours, theirs, path)
+        elif isinstance(left.get(path, right.get(path)), _Word):
+            continue  # an option of one strategy alone: the strategies differ
+        else:
+            what: Literal["missing", "added"] = "missing" if path in left else "added"
+            found = Difference(path, left.get(path), right.get(path), what)
+        if found is not None:
+            texts = _shortened(*found.sides)
+            yield PathDifference(
+                found.path,
+                "missing" if found.what == "added" else texts[0],
+                "missing" if found.what == "missing" else texts[1],
+            )
 
 
 def _shortened(left: str, right: str) -> tuple[str, str]:

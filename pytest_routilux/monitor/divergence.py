@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.monitor.messages import commit_text
+from pytest_routilux.monitor.messages import commit_row, commit_table, commit_text
 from routilux.clocks.durations import seconds_text
 from routilux.codec.equality import same_value
 
@@ -47,10 +47,12 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
     pair = [commits[at] if at < len(commits) else None for commits in (ours, theirs)]
     shown = next((commit for commit in pair if commit is not None), None)
     if shown is None:
-        return Divergence([], [], _look_besides(left, right))
+        return Divergence([], [], _look_elsewhere(left, right))
     first = [f"first commit that differs: #{shown.seq}"]
     for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
-        text = "no commit" if commit is None else f"{_at(commit, job)}  {commit_text(commit)}"
+        text = "no commit"
+        if commit is not None:
+            text = f"{seconds_text(commit.at_ns - job.started_ns)}  {commit_text(commit)}"
         first.append(f"  {side}  {text}")
     return Divergence(first, _around(left, right, at, whole), _look(pair[0], pair[1], left, right))
 
@@ -65,29 +67,18 @@ def _since(commit: Commit, job: JobState) -> Commit:
     return replace(commit, **instants)
 
 
-def _at(commit: Commit, job: JobState) -> str:
-    return seconds_text(commit.at_ns - job.started_ns)
-
-
 def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
-    before = _BEFORE if not whole else _MANY
-    after = _AFTER if not whole else _MANY
+    before, after = (_MANY, _MANY) if whole else (_BEFORE, _AFTER)
     rows = [("", "t (s)", "", "what happened")]
-    rows += [_row("both", c, left) for c in left.commits[max(0, at - before) : at]]
+    rows += [commit_row("both", c, left.started_ns) for c in left.commits[max(0, at - before) : at]]
     for side, job in (("left", left), ("right", right)):
-        rows += [_row(side, commit, job) for commit in job.commits[at : at + after]]
+        rows += [
+            commit_row(side, commit, job.started_ns) for commit in job.commits[at : at + after]
+        ]
         more = len(job.commits) - at - after
         if more > 0:
             rows.append((side, "", "", f"… {more} more"))
-    widest = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        f"{who:<{widest[0]}}  {time:>{widest[1]}}  {number:<{widest[2]}}  {text}"
-        for who, time, number, text in rows
-    ]
-
-
-def _row(side: str, commit: Commit, job: JobState) -> tuple[str, str, str, str]:
-    return side, _at(commit, job), f"#{commit.seq}", commit_text(commit)
+    return commit_table(rows)
 
 
 def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: JobState) -> str:
@@ -101,8 +92,8 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
         return "the order in which tasks ran: another task was first"
     failed = ours.error or theirs.error
     if failed is not None and not same_value(ours.error, theirs.error):
-        where = f", raised at {_place(failed.where)}" if failed.where else ""
-        return f"the error of {whose}{where}"
+        file = (failed.where or "").replace("\\", "/").rpartition("/")[2]
+        return f"the error of {whose}{f', raised at {file}' if file else ''}"
     differ = {
         field.name
         for field in fields(ours)
@@ -123,7 +114,7 @@ def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: Job
     return f"{', '.join(sorted(differ))} of commit #{ours.seq}"
 
 
-def _look_besides(left: JobState, right: JobState) -> str:
+def _look_elsewhere(left: JobState, right: JobState) -> str:
     # All commits are equal.
     if left.commits and right.commits:
         if left.started_ns != right.started_ns:
@@ -131,7 +122,3 @@ def _look_besides(left: JobState, right: JobState) -> str:
         if left.job_id != right.job_id:
             return "job_id: without job_id=..., each execute() makes a new one"
     return "code that changed a job directly: the commits are equal or not kept"
-
-
-def _place(where: str) -> str:
-    return where.replace("\\", "/").rpartition("/")[2]

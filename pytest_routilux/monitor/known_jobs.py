@@ -39,11 +39,6 @@ class KnownJob:
     started: list[tuple[str, str, int]] = field(default_factory=list)
 
     @property
-    def job_id(self) -> str:
-        """The job's id."""
-        return self.job.job_id
-
-    @property
     def connections(self) -> list[str]:
         """The flow's connections, each as `source.event -> target.slot`."""
         return self._shape("connection ")

@@ -22,7 +22,7 @@ from routilux.clocks.durations import from_ns, seconds_text
 from routilux.core.commits import CommitKind
 from routilux.core.state import JobState
 from routilux.monitor import ExecutionMonitor
-from routilux.timeline import STATUS_STYLES, job_lines
+from routilux.timeline import STATUS_STYLES, JobTimeline
 
 if TYPE_CHECKING:
     import os
@@ -63,7 +63,7 @@ def timeline(source: JobState | ExecutionMonitor) -> Table:
         if len(jobs) > 1:
             table.add_row("🧵", Text(job_id, style="bold"))
         start = source.started_ns if isinstance(source, JobState) else commits[0].at_ns
-        for line in job_lines(monitor, job_id, commits, start):
+        for line in JobTimeline(monitor, job_id, commits, start).lines():
             text = Text.assemble(*line.parts)
             if line.cut:
                 text.no_wrap, text.overflow = True, "ellipsis"
@@ -148,9 +148,9 @@ def retries(source: JobState | ExecutionMonitor, width: int) -> RenderableType:
         f"{exact} of {len(ended)} waits as planned, to the nanosecond",
     )
     several = len({(retry.job_id, retry.task_id) for retry in monitor.retries}) > 1
-    right = ("retry", "failed at", "planned", "due at", "started at", "waited")
+    right = ("retry", "failed at", "planned", "due at", "start", "waited")
     columns = ["routine", *(["task"] if several else []), "retry", "failed at", "error"]
-    table = plain_table(*columns, "planned", "due at", "started at", "waited", right=right)
+    table = plain_table(*columns, "planned", "due at", "start", "waited", right=right)
     for retry in monitor.retries:
         start = starts[retry.job_id]
         actual, began = Text("waits", style="yellow"), Text("…", style="dim")
@@ -220,18 +220,20 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
     table.add_column(overflow="fold")
     table.add_row("job", f"{job.job_id} of flow {saved.flow.flow_id}, commit {job.seq}")
     table.add_row("status", f"{job.status.value}, {count(saved.retry_count, 'retry', 'retries')}")
-    table.add_row(
-        "holds",
-        f"{count(len(job.execution_history), 'history record')}; of the monitor"
-        f" {count(counts['events'], 'event')}, {count(counts['data_flows'], 'data flow')},"
-        f" {count(counts['state_changes'], 'state change')}",
+    recorded = (
+        count(counts["events"], "event"),
+        count(counts["data_flows"], "data flow"),
+        count(counts["state_changes"], "state change"),
     )
+    records = count(len(job.execution_history), "record")
+    table.add_row("history", f"{records}; monitor: {', '.join(recorded)}")
     for task in job.pending_tasks:
         left = max(task.due_ns - saved.saved_at_ns, 0)
-        wait = f", due in {_seconds(left)} of {_seconds(task.delay_ns)} s" if task.delay_ns else ""
+        wait = f"due in {_seconds(left)} s of a wait of {_seconds(task.delay_ns)} s"
         table.add_row(
             "failed" if task.failed else "pending",
-            f"{task.routine_id}.{task.slot}, attempt {task.attempt} next{wait}",
+            f"{task.routine_id}.{task.slot}, attempt {task.attempt}"
+            + (f" {wait}" if task.delay_ns else ""),
         )
     return Group(head, Padding(table, (0, 0, 0, 3)))
 

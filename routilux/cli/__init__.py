@@ -235,10 +235,8 @@ def _discard_stdout() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="routilux",
-        description="Read and change the jobs of a store. Times are UTC.",
-    )
+    description = "Read and change the jobs of a store. Times are UTC."
+    parser = argparse.ArgumentParser(prog="routilux", description=description)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     jobs = _command(commands, "jobs", _jobs, "list the jobs, newest first")
     statuses = [status.value for status in JobStatus]
@@ -250,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     jobs.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
     jobs.add_argument("--limit", metavar="N", type=_count, help="at most N jobs")
-    _of_job(_command(commands, "show", _show, "show the commits and the pending tasks of a job"))
+    _command(commands, "show", _show, "show the commits and the pending tasks of a job")
     retry = _command(
         commands,
         "retry",
@@ -258,7 +256,6 @@ def _parser() -> argparse.ArgumentParser:
         "give a failed job a fresh retry budget",
         "The job then waits until a worker of its flow resumes it.",
     )
-    _of_job(retry)
     retry.add_argument(
         "--take-over",
         action="store_true",
@@ -273,7 +270,6 @@ def _parser() -> argparse.ArgumentParser:
         "A host that runs the job can commit no more. A running handler ends, but its result is"
         " dropped.",
     )
-    _of_job(cancel)
     cancel.add_argument("--reason", metavar="TEXT", help="the reason, which `show` reports")
     export = _command(
         commands,
@@ -284,7 +280,6 @@ def _parser() -> argparse.ArgumentParser:
         " flow: job = JobState.deserialize(json.load(open(FILE))['job_state']); flow.resume(job)."
         " The file is a copy and locks nothing.",
     )
-    _of_job(export)
     export.add_argument("file", metavar="FILE", help="the file to write; replaces an existing one")
     return parser
 
@@ -304,12 +299,10 @@ def _command(
         metavar="STORE",
         help="the path of a SQLite file, or postgresql://user@host/database",
     )
+    if run is not _jobs:
+        parser.add_argument("job", metavar="JOB", help="the whole id of a job")
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     return parser
-
-
-def _of_job(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("job", metavar="JOB", help="the whole id of a job")
 
 
 def _count(text: str) -> int:

@@ -8,8 +8,8 @@ Invariants:
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from routilux.cli import humanize
 from routilux.cli.terminal import cells, plain
@@ -24,43 +24,22 @@ if TYPE_CHECKING:
     from routilux.cli.terminal import Page
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
+    from routilux.timeline import Part
 
 __all__ = ["held", "held_data", "list_jobs", "no_commits", "show_jobs"]
 
-_HEAD: Final = ("job", "flow", "status", "held by", "age", "commits", "retries", "next due, UTC")
-_FLOW, _STATUS = 1, 2
+_HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC", "held by")
+Row: TypeAlias = "dict[str, Any]"
+"""A job of the table, as it is in the JSON, but with its `Hold`."""
+
 _NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
-_OPTIONAL: Final = ("held by", "commits")  # left out on a narrow terminal, in this order
-_SEPARATOR: Final = ", "  # between the wait and its end
-_SHORTEST_FLOW: Final = 8
-
-
-@dataclass(frozen=True, slots=True)
-class JobRow:
-    """One job of the table; the fields have the names that they have in the JSON."""
-
-    job_id: str
-    flow_id: str
-    status: str
-    started_ns: int
-    updated_ns: int
-    commits: int
-    retries: int
-    due_ns: int | None
-    error: str | None
-    held: Hold | None
-
-    def data(self) -> dict[str, object]:
-        """Return the job as it is in the JSON."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {**plain, "held": held_data(self.held)}
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """The selected jobs, the jobs that can't be read with the reason, and all names of flows."""
 
-    jobs: list[JobRow]
+    jobs: list[Row]
     damaged: dict[str, SavedStateError]
     flows: list[str]
 
@@ -68,7 +47,7 @@ class Listing:
         """Return the members of the JSON."""
         return {
             "counts": _counts(self.jobs),
-            "jobs": [job.data() for job in self.jobs[:limit]],
+            "jobs": [{**job, "held": held_data(job["held"])} for job in self.jobs[:limit]],
             "damaged": [{"job_id": name, "reason": str(why)} for name, why in self.damaged.items()],
         }
 
@@ -91,7 +70,7 @@ def held_data(hold: Hold | None) -> dict[str, object] | None:
 def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
     """Read the jobs of a store; of one status and one flow if these are given."""
     journal = Journal(store)
-    jobs: list[JobRow] = []
+    jobs: list[Row] = []
     damaged: dict[str, SavedStateError] = {}
     flows: set[str] = set()
     for job_id, hold in sorted(store.holders().items()):
@@ -106,7 +85,7 @@ def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
         flows.add(job.flow_id)
         if status in (None, job.status.value) and flow in (None, job.flow_id):
             jobs.append(_row(job, hold))
-    jobs.sort(key=lambda job: (-job.started_ns, job.job_id))
+    jobs.sort(key=lambda job: (-job["started_ns"], job["job_id"]))
     return Listing(jobs, damaged, sorted(flows))
 
 
@@ -125,24 +104,24 @@ def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: in
     page.line(what, f": {counts}" if counts else "", more, flows)
 
 
-def _row(job: JobState, hold: Hold) -> JobRow:
+def _row(job: JobState, hold: Hold) -> Row:
     tasks = job.pending_tasks if job.status.is_live else ()
-    return JobRow(
-        job.job_id,
-        job.flow_id,
-        job.status.value,
-        job.started_ns,
-        job.updated_ns,
-        job.seq,
-        job.retry_count(),
-        min((task.due_ns for task in tasks if not task.failed), default=None),
-        None if job.error is None else str(job.error),
-        held(job, hold),
-    )
+    return {
+        "job_id": job.job_id,
+        "flow_id": job.flow_id,
+        "status": job.status.value,
+        "started_ns": job.started_ns,
+        "updated_ns": job.updated_ns,
+        "commits": job.seq,
+        "retries": job.retry_count(),
+        "due_ns": min((task.due_ns for task in tasks if not task.failed), default=None),
+        "error": None if job.error is None else str(job.error),
+        "held": held(job, hold),
+    }
 
 
-def _counts(jobs: Sequence[JobRow]) -> Mapping[str, int]:
-    found = Counter(job.status for job in jobs)
+def _counts(jobs: Sequence[Row]) -> Mapping[str, int]:
+    found = Counter(job["status"] for job in jobs)
     return {status.value: found[status.value] for status in JobStatus if found[status.value]}
 
 
@@ -150,52 +129,33 @@ def _jobs(count: int) -> str:
     return f"{count:,} job" if count == 1 else f"{count:,} jobs"
 
 
-def _table(page: Page, jobs: Sequence[JobRow], now: int) -> None:
-    columns = list(map(list, zip(_HEAD, *(_texts(job, now) for job in jobs), strict=True)))
-    widths = list(map(_width, columns))
-
-    def over() -> int:
-        return 0 if page.width is None else sum(widths) + 2 * (len(widths) - 1) - page.width
-
-    if over() > 0:
-        columns[-1] = [text.partition(_SEPARATOR)[0] for text in columns[-1]]
-        widths[-1] = _width(columns[-1])
-    for name in _OPTIONAL:
-        if over() > 0:
-            place = [column[0] for column in columns].index(name)
-            del columns[place], widths[place]
-    if over() > 0:
-        widths[_FLOW] = max(widths[_FLOW] - over(), _SHORTEST_FLOW)
-        columns[_FLOW] = [_cut(text, widths[_FLOW]) for text in columns[_FLOW]]
-    rows = list(zip(*columns, strict=True))
-    for number, row in enumerate(rows):
-        padded = [
-            f"{' ' * (width - cells(text))}{text}"
-            if rows[0][place] in _NUMBERS
-            else f"{text}{' ' * (width - cells(text))}"
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        before, after = "  ".join(padded[:_STATUS]), "  ".join(padded[_STATUS + 1 :]).rstrip()
-        status = padded[_STATUS]
-        if number:
-            page.line(f"{before}  ", (status, STATUS_STYLES.get(row[_STATUS], "")), f"  {after}")
-        else:
-            page.line((f"{before}  {status}  {after}", "bold"))
+def _table(page: Page, jobs: Sequence[Row], now: int) -> None:
+    rows = [_HEAD, *(_texts(job, now) for job in jobs)]
+    widths = [max(map(cells, column)) for column in zip(*rows, strict=True)]
+    cut = page.width is None or widths[0] < page.width
+    for row in rows:
+        parts: list[Part] = []
+        for name, text, width in zip(_HEAD, row, widths, strict=True):
+            gap = " " * (width - cells(text))
+            style = STATUS_STYLES.get(text, "") if name == "status" else ""
+            padded = f"{gap}{text}  " if name in _NUMBERS else f"{text}{gap}  "
+            parts.append((padded, "bold" if row is _HEAD else style))
+        page.line(*parts, cut=cut)
 
 
-def _texts(job: JobRow, now: int) -> tuple[str, ...]:
-    wait = "–"
-    if job.due_ns is not None:
-        wait = f"{humanize.due(job.due_ns, now)}{_SEPARATOR}{humanize.at(job.due_ns, now)}"
+def _texts(job: Row, now: int) -> tuple[str, ...]:
+    wait, due_ns = "–", job["due_ns"]
+    if due_ns is not None:
+        wait = f"{humanize.due(due_ns, now)}, {humanize.at(due_ns, now)}"
     return (
-        plain(job.job_id),
-        plain(job.flow_id),
-        job.status,
-        plain(_holder(job.held)),
-        humanize.length(now - job.started_ns),
-        f"{job.commits:,}",
-        str(job.retries),
+        plain(job["job_id"]),
+        plain(job["flow_id"]),
+        job["status"],
+        humanize.length(now - job["started_ns"]),
+        f"{job['commits']:,}",
+        str(job["retries"]),
         wait,
+        plain(_holder(job["held"])),
     )
 
 
@@ -210,11 +170,3 @@ def _holder(hold: Hold | None) -> str:
     if not hold.free_in_ns:
         return f"{where}, lease over"
     return f"{where}, lease for {humanize.length(hold.free_in_ns)}"
-
-
-def _width(column: Sequence[str]) -> int:
-    return max(map(cells, column))
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if cells(text) <= longest else f"{text[: longest - 1]}…"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from routilux.cli import humanize
 from routilux.clocks.durations import from_ns, seconds_text
 from routilux.monitor import ExecutionMonitor
-from routilux.timeline import STATUS_STYLES, job_lines, shorten, summarize
+from routilux.timeline import STATUS_STYLES, JobTimeline, shorten, summarize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +38,8 @@ def show_job(page: Page, job: JobState, hold: Hold | None, now: int) -> None:
         page.line(str(hold))
     page.line()
     monitor = ExecutionMonitor.of(job)
-    page.lines(list(job_lines(monitor, job.job_id, job.commits, job.started_ns, thorough=True)))
+    timeline = JobTimeline(monitor, job.job_id, job.commits, job.started_ns, thorough=True)
+    page.lines(list(timeline.lines()))
     _section(page, "pending", job.pending_tasks, lambda task: _pending(job, task, now))
     _section(page, "outputs", job.outputs, _output)
     _section(page, "dropped", job.dropped, _dropped)

@@ -1,4 +1,4 @@
-"""JSON text → JSON data → values.
+"""Decodes JSON text, and parsed JSON data, to values.
 
 Invariants:
 - Loading never imports, calls by name or unpickles: a tag is looked up among the registered forms.
@@ -111,7 +111,7 @@ def _describe(error: json.JSONDecodeError) -> str:
         return "is empty"
     place = f"line {error.lineno}, column {error.colno}"
     if error.pos >= len(error.doc.rstrip()) or error.msg.startswith("Unterminated"):
-        return f"is cut off in a value that starts at {place}; restore a whole copy"
+        return f"is cut off in a value that starts at {place}"
     return f"is not JSON: {error.msg} at {place}"
 
 
@@ -161,11 +161,20 @@ def _read(text: str, members: int, tagged: _Tagged = _untag) -> object:
     return value
 
 
+def _read_int(text: str) -> int:
+    try:
+        if len(text.lstrip("-")) <= MAX_DIGITS:
+            return int(text)
+    except ValueError:
+        pass  # this interpreter has a lower limit
+    raise RefusalError(f"is an integer of {len(text):,} characters, which is too long")
+
+
 def _read_float(text: str) -> float:
     value = float(text)
     if value - value == 0.0:
         return value
-    raise RefusalError("is too big for a float")
+    raise RefusalError(f"is {text[:40]}, too big for a float")
 
 
 def _refuse_constant(name: str) -> object:
@@ -176,36 +185,23 @@ class _Pairs(list[tuple[str, object]]):
     """An object of the careful parser, with its duplicate keys."""
 
 
-class _Unusable:
-    """A number that can't be read; it is refused when its path is known."""
+def _later(read: Callable[[str], object]) -> Callable[[str], object]:
+    """Return a reader that returns its refusal, to be raised when the path is known."""
 
-    def __init__(self, reason: str) -> None:
-        self.reason = reason
-
-
-def _careful_int(text: str) -> object:
-    if len(text.lstrip("-")) <= MAX_DIGITS:
+    def careful(text: str) -> object:
         try:
-            return int(text)
-        except ValueError:
-            pass
-    return _Unusable(f"is an integer of {len(text):,} characters, which is too long")
+            return read(text)
+        except RefusalError as refusal:
+            return refusal
 
-
-def _careful_float(text: str) -> object:
-    value = float(text)
-    return value if value - value == 0.0 else _Unusable(f"is {text[:40]}, too big for a float")
-
-
-def _careful_constant(name: str) -> object:
-    return _Unusable(f"is {name}, which JSON does not have")
+    return careful
 
 
 _CAREFUL: Final = json.JSONDecoder(
     object_pairs_hook=_Pairs,
-    parse_int=_careful_int,
-    parse_float=_careful_float,
-    parse_constant=_careful_constant,
+    parse_int=_later(_read_int),
+    parse_float=_later(_read_float),
+    parse_constant=_later(_refuse_constant),
 )
 
 
@@ -225,9 +221,9 @@ def _decode(data: Any, depth: int, tagged: _Tagged) -> object:
         return _decode_object(data.items(), depth, tagged)
     if kind is _Pairs:
         return _decode_object(data, depth, tagged)
-    raise RefusalError(
-        data.reason if kind is _Unusable else f"is of type {type_name(kind)}, unknown to JSON"
-    )
+    if kind is RefusalError:
+        raise data
+    raise RefusalError(f"is of type {type_name(kind)}, unknown to JSON")
 
 
 def _decode_list(data: list[object], depth: int, tagged: _Tagged) -> list[object]:

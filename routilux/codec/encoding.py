@@ -1,4 +1,4 @@
-"""Values → JSON data → JSON text.
+"""Encodes values as JSON data and as JSON text.
 
 Invariants:
 - A value that JSON can't hold is saved as `{"$type": tag, "value": data}`. A dict with a key
@@ -57,16 +57,6 @@ class RefusalError(Exception):
         return start + "".join(step for _, step in reversed(self.steps))
 
 
-def _check_text(text: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise RefusalError(
-            f"str has a lone surrogate at {error.start}, which UTF-8 can't hold;"
-            " save it as bytes (os.fsencode, or errors='surrogateescape')"
-        ) from None
-
-
 def _too_deep() -> RefusalError:
     reason = f"is nested in more than {VALUE_DEPTH} levels of JSON; make it flatter"
     return RefusalError(reason, too_deep=True)
@@ -116,9 +106,15 @@ def _encode_same(value: object, depth: int) -> object:
     return value
 
 
-def encode_str(value: str, depth: int) -> str:
+def encode_str(value: str, depth: int = 0) -> str:
     if not value.isascii():
-        _check_text(value)
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RefusalError(
+                f"str has a lone surrogate at {error.start}, which UTF-8 can't hold;"
+                " save it as bytes (os.fsencode, or errors='surrogateescape')"
+            ) from None
     return value
 
 
@@ -161,7 +157,7 @@ def _encode_dict(value: dict[Any, Any], depth: int) -> dict[str, object]:
             if type(key) is not str:
                 break
             if not key.isascii():
-                _check_text(key)
+                encode_str(key)
             kind = type(item)
             if (kind is str and item.isascii()) or (kind is int and -_SMALL < item < _SMALL):
                 encoded[key] = item

@@ -47,22 +47,6 @@ def _same_float(a: float, b: float) -> bool:
     return (a == b and copysign(1.0, a) == copysign(1.0, b)) or (isnan(a) and isnan(b))
 
 
-def _same_complex(a: complex, b: complex) -> bool:
-    return _same_float(a.real, b.real) and _same_float(a.imag, b.imag)
-
-
-def _same_text(a: object, b: object) -> bool:
-    return str(a) == str(b)
-
-
-def _same_zone(a: dt.timezone, b: dt.timezone) -> bool:
-    return a == b and a.tzname(None) == b.tzname(None)
-
-
-def _same_zone_info(a: ZoneInfo, b: ZoneInfo) -> bool:
-    return a.key is not None and a.key == b.key
-
-
 def _same_moment(a: Any, b: Any) -> bool:
     # For == two instants in different zones, or in both halves of a fold, can be equal.
     return (
@@ -72,20 +56,24 @@ def _same_moment(a: Any, b: Any) -> bool:
     )
 
 
+def _same_text(a: object, b: object) -> bool:
+    return str(a) == str(b)
+
+
 _SAME: Final[dict[type, Callable[[Any, Any], bool]]] = {
     NoneType: eq,
     bool: eq,
     int: eq,
     float: _same_float,
-    complex: _same_complex,
+    complex: lambda a, b: _same_float(a.real, b.real) and _same_float(a.imag, b.imag),
     str: eq,
     bytes: eq,
     dt.datetime: _same_moment,
     dt.date: eq,
     dt.time: _same_moment,
     dt.timedelta: eq,
-    dt.timezone: _same_zone,
-    ZoneInfo: _same_zone_info,
+    dt.timezone: lambda a, b: a == b and a.tzname(None) == b.tzname(None),
+    ZoneInfo: lambda a, b: a.key is not None and a.key == b.key,
     Decimal: _same_text,
     UUID: eq,
     PosixPath: _same_text,

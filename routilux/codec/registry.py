@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from decimal import Decimal
 from enum import Enum, Flag
+from functools import partial
 from operator import attrgetter
 from pathlib import PosixPath, PurePosixPath, PureWindowsPath, WindowsPath
 from types import NoneType
@@ -106,7 +107,10 @@ def _moment(tag: str, kind: Any) -> Form:
 
     def write(value: Any) -> object:
         zone = value.tzinfo
-        plain = zone is None or (type(zone) is dt.timezone and _unnamed(zone))
+        plain = zone is None or (
+            type(zone) is dt.timezone
+            and zone.tzname(None) == dt.timezone(zone.utcoffset(None)).tzname(None)
+        )
         if plain and not value.fold:
             return value.isoformat()
         place: dict[str, object] = {
@@ -141,45 +145,19 @@ def _moment(tag: str, kind: Any) -> Form:
     return Form(tag, kind, write, parse)
 
 
-def _unnamed(zone: dt.timezone) -> bool:
-    return zone.tzname(None) == dt.timezone(zone.utcoffset(None)).tzname(None)
-
-
 def _write_delta(value: dt.timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
 
 def _parse_delta(data: Any) -> dt.timedelta:
-    days, seconds, microseconds = data
-    return dt.timedelta(days, seconds, microseconds)
+    return dt.timedelta(*data)
 
 
 def _write_complex(value: complex) -> list[str]:
     return [repr(value.real), repr(value.imag)]
 
 
-def _parse_complex(data: Any) -> complex:
-    real, imag = data
-    return complex(float(real), float(imag))
-
-
-def _write_bytes(value: bytes) -> str:
-    return b64encode(value).decode("ascii")
-
-
-def _parse_bytes(data: Any) -> bytes:
-    return b64decode(data, validate=True)
-
-
 _NON_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-
-
-def _path(kind: Any) -> Form:
-    return Form(kind.__name__, kind, str, kind)
-
-
-def _parse_tuple(data: Any) -> tuple[object, ...]:
-    return tuple(_list(data))
 
 
 def _parse_set(data: Any) -> set[object]:
@@ -187,10 +165,6 @@ def _parse_set(data: Any) -> set[object]:
     if len(found) != len(data):
         raise ValueError("it has a duplicate element")
     return found
-
-
-def _parse_frozenset(data: Any) -> frozenset[object]:
-    return frozenset(_parse_set(data))
 
 
 def _parse_dict(data: Any) -> dict[object, object]:
@@ -206,6 +180,7 @@ def _list(data: Any) -> list[Any]:
     return data
 
 
+_PATHS: Final = (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)
 _FORMS: Final[tuple[Form, ...]] = (
     _moment("datetime", dt.datetime),
     _moment("time", dt.time),
@@ -213,13 +188,16 @@ _FORMS: Final[tuple[Form, ...]] = (
     Form("timedelta", dt.timedelta, _write_delta, _parse_delta),
     Form("Decimal", Decimal, str, Decimal),
     Form("UUID", UUID, str, UUID),
-    Form("bytes", bytes, _write_bytes, _parse_bytes),
-    Form("complex", complex, _write_complex, _parse_complex),
+    Form("bytes", bytes, lambda v: b64encode(v).decode(), partial(b64decode, validate=True)),
+    Form("complex", complex, _write_complex, lambda data: complex(*map(float, data))),
     Form("float", float, repr, _NON_FINITE.__getitem__),
-    *map(_path, (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)),
-    Form("tuple", tuple, list, _parse_tuple, strict=False),
+    *(
+        Form(k.__name__, k, str, k)
+        for k in (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)
+    ),
+    Form("tuple", tuple, list, lambda data: tuple(_list(data)), strict=False),
     Form("set", set, list, _parse_set, strict=False),
-    Form("frozenset", frozenset, list, _parse_frozenset, strict=False),
+    Form("frozenset", frozenset, list, lambda data: frozenset(_parse_set(data)), strict=False),
     Form("dict", dict, list, _parse_dict, strict=False),
 )
 
@@ -344,23 +322,15 @@ def _own_form(
     if encode is not None or decode is not None:
         raise FlowDefinitionError(f"register_type({cls.__qualname__}) needs both encode and decode")
     if issubclass(cls, Flag):
-        return Form(name, cls, _write_flag, cls)
+        return Form(name, cls, attrgetter("value"), cls)
     if issubclass(cls, Enum):
-        return Form(name, cls, _write_member, cls.__members__.__getitem__)
+        return Form(name, cls, attrgetter("name"), cls.__members__.__getitem__)
     if "__dataclass_params__" not in vars(cls):
         raise FlowDefinitionError(
             f"{cls.__qualname__} is neither a dataclass nor an enum: give"
             " register_type an encode and a decode (and put it above @dataclass)"
         )
     return _dataclass_form(cls, name)
-
-
-def _write_member(value: Enum) -> str:
-    return value.name
-
-
-def _write_flag(value: Flag) -> object:
-    return value.value
 
 
 def _dataclass_form(cls: Any, name: str) -> Form:

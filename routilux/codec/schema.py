@@ -70,14 +70,12 @@ def check_fields(
                 and expected is not object
                 and (type(expected) is not tuple or kind not in expected)
             ):
-                raise _wrong_type(f"{path}{path_step(name)}", kind, expected)
+                kinds = expected if isinstance(expected, tuple) else (expected,)
+                names = " or ".join(map(type_name, kinds))
+                raise CorruptStateError(
+                    f"{path}{path_step(name)}", f"is of type {type_name(kind)}, not {names}"
+                )
     if checked != len(data):
         unknown = next(name for name in data if name not in required and name not in optional)
         raise CorruptStateError(f"{path}{path_step(unknown)}", "is an unknown field")
     return data
-
-
-def _wrong_type(path: str, found: type, expected: type | tuple[type, ...]) -> CorruptStateError:
-    kinds = expected if isinstance(expected, tuple) else (expected,)
-    names = " or ".join(map(type_name, kinds))
-    return CorruptStateError(path, f"is of type {type_name(found)}, not {names}")

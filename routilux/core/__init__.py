@@ -1,1 +1,1 @@
-"""The machine that runs a job: values in, values out; no clock, no threads, no files."""
+"""State machine of a job: its commits, state and schedule; no clock, no threads, no files."""

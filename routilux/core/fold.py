@@ -90,8 +90,7 @@ class FoldedJob:
         """Every commit, oldest first; with a `history_limit` the latest ones."""
         return tuple(self._commits)
 
-    def first_difference(self, other: FoldedJob) -> str | None:
-        """Return the name of the first member whose value is not the same."""
+    def _first_difference(self, other: FoldedJob) -> str | None:
         return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
 
     def fold(self, commit: Commit) -> Sequence[PendingTask]:

@@ -93,13 +93,12 @@ class Machine:
 
         None if no task can start before the next commit.
         """
-        if self.job.status is not _RUNNING or (self._flights and self._full()):
+        flights = self._flights
+        full = flights and (self._alone or len(flights) >= self._width)
+        if full or self.job.status is not _RUNNING:
             return None
         first = self._schedule.first()
         return None if first is None or (first.conflicts and self._must_wait(first)) else first
-
-    def _full(self) -> bool:
-        return self._alone or len(self._flights) >= self._width
 
     def startable(self, now: int) -> list[PendingTask]:
         """Return the tasks that may start now, first choice first."""
@@ -120,6 +119,10 @@ class Machine:
         job = self.job
         routine_id = task.routine_id
         handler = self.plan.handlers[routine_id]
+        worker = 0
+        if self._flights:
+            busy = {step.worker for step in self._flights.values()}
+            worker = next(number for number in count() if number not in busy)
         step = StepInput(
             next(_numbers),
             task,
@@ -131,7 +134,7 @@ class Machine:
             pending.effects,
             now,
             handler.timeout_ns,
-            self._free_worker() if self._flights else 0,
+            worker,
             (pending.seq, pending.position),
             pending.retries >= handler.most_retries,
         )
@@ -140,10 +143,6 @@ class Machine:
         self._schedule.start(pending)
         self._flights[task.task_id] = step
         return step
-
-    def _free_worker(self) -> int:
-        busy = {step.worker for step in self._flights.values()}
-        return next(number for number in count() if number not in busy)
 
     # --- commits --------------------------------------------------------------------------------
 
@@ -221,7 +220,12 @@ class Machine:
         if ready and (job.status is JobStatus.PENDING or (job.status is _RUNNING and not clean)):
             recoveries += job.status is _RUNNING  # a pending job was counted by its operator
             if max_recoveries is not None and recoveries > max_recoveries:
-                return self._poisoned(ready, recoveries - 1, now)
+                names = (f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
+                message = (
+                    f"recovered {recoveries - 1} times without progress; each time the process"
+                    f" ended while one of these was ready to run: {', '.join(names)}"
+                )
+                return self.fail(ErrorInfo("routilux.PoisonJobError", message), now)
         withdrawn = error_tasks(job, failed)
         status = _RUNNING if len(tasks) > len(withdrawn) else _COMPLETED
         changed = job.shape != self.plan.shape
@@ -233,17 +237,6 @@ class Machine:
             retry_failed=fresh,
             withdrawn=withdrawn,
             **(self._shape() if changed else {}),
-        )
-
-    def _poisoned(self, ready: Sequence[PendingTask], recoveries: int, now: int) -> Commit:
-        who = ", ".join(f"{t.routine_id} (task {t.task_id}, attempt {t.attempt})" for t in ready)
-        return self.fail(
-            ErrorInfo(
-                "routilux.PoisonJobError",
-                f"recovered {recoveries} times without progress; each time the process ended while"
-                f" one of these was ready to run: {who}",
-            ),
-            now,
         )
 
     def fail(self, error: ErrorInfo, now: int) -> Commit:

@@ -6,6 +6,7 @@ Invariants:
   that this module could not have written.
 - Parts are written and read field by field: one table for both takes 40 % longer to write and 12 %
   longer to read.
+- `serialize` returns JSON-able data; `load` reads decoded data. Their errors name `path`.
 """
 
 from __future__ import annotations
@@ -83,7 +84,6 @@ class RoutineState:
         return RoutineStatus.COMPLETED if self.completed else RoutineStatus.PENDING
 
     def serialize(self, path: str) -> dict[str, object]:
-        """Return it as JSON-able data; errors name `path`."""
         return {
             "status": self.status.value,
             **{name: getattr(self, name) for name in _COUNTS},
@@ -93,7 +93,6 @@ class RoutineState:
 
     @classmethod
     def load(cls, data: object, path: str) -> RoutineState:
-        """Read it from decoded data; raises `CorruptStateError` with the path."""
         f = codec.check_fields(data, path, _ROUTINE_STATE, {})
         state = cls(
             payload(f["state"], f"{path}.state"),
@@ -114,10 +113,10 @@ class RoutineState:
 
 @dataclass(slots=True)
 class PendingTask:
-    """A task that is not done.
+    """A task that is ready to run, waits for a retry, or has failed.
 
     `attempt` is the number of the next attempt and is never reset; `retries` counts the retries of
-    the current budget. The task may run from `due_ns` on; `delay_ns` is its present wait.
+    the current budget. The task may run from `due_ns` on; `delay_ns` is its current wait.
     `seq` is the commit that created it, `position` its index among the tasks of that commit.
     """
 
@@ -169,7 +168,6 @@ class PendingTask:
         return self.due_ns, self.seq, self.position
 
     def serialize(self, path: str) -> dict[str, object]:
-        """Return it as JSON-able data; errors name `path`."""
         task = self.task
         return {
             "task_id": task.task_id,
@@ -194,7 +192,6 @@ class PendingTask:
 
     @classmethod
     def load(cls, data: object, path: str) -> PendingTask:
-        """Read it from decoded data; raises `CorruptStateError` with the path."""
         f = codec.check_fields(data, path, _PENDING_TASK, {})
         values = payload(f["payload"], f"{path}.payload")
         delay, first = f["delay_ns"], f["first_started_ns"]
@@ -241,7 +238,6 @@ class Output:
     task_id: str
 
     def serialize(self, path: str) -> dict[str, object]:
-        """Return it as JSON-able data; errors name `path`."""
         return {
             "seq": self.seq,
             "routine_id": self.routine_id,
@@ -252,7 +248,6 @@ class Output:
 
     @classmethod
     def load(cls, data: object, path: str) -> Output:
-        """Read it from decoded data; raises `CorruptStateError` with the path."""
         f = codec.check_fields(data, path, _OUTPUT, {})
         return cls(
             in_range(f["seq"], f"{path}.seq", least=1),
@@ -277,7 +272,6 @@ class DroppedTask:
     error: ErrorInfo
 
     def serialize(self, path: str) -> dict[str, object]:
-        """Return it as JSON-able data; errors name `path`."""
         return {
             "seq": self.seq,
             "task_id": self.task_id,
@@ -291,7 +285,6 @@ class DroppedTask:
 
     @classmethod
     def load(cls, data: object, path: str) -> DroppedTask:
-        """Read it from decoded data; raises `CorruptStateError` with the path."""
         f = codec.check_fields(data, path, _DROPPED_TASK, {})
         if f["outcome"] not in DROPPED_AS:
             raise CorruptStateError(
@@ -317,30 +310,16 @@ _ROUTINE_STATE: codec.Fields = {
     "error": (dict, type(None)),
 }
 _PENDING_TASK: codec.Fields = {
-    "task_id": str,
-    "routine_id": str,
-    "slot": str,
-    "payload": dict,
-    "emission": int,
-    "seq": int,
-    "position": int,
-    "due_ns": int,
-    "attempt": int,
-    "retries": int,
-    "delay_ns": _MAYBE_INT,
-    "first_started_ns": _MAYBE_INT,
-    "conflicts": int,
+    **dict.fromkeys(("task_id", "routine_id", "slot"), str),
+    **dict.fromkeys(("emission", "seq", "position", "due_ns"), int),
+    **dict.fromkeys(("attempt", "retries", "conflicts"), int),
+    **dict.fromkeys(("delay_ns", "first_started_ns"), _MAYBE_INT),
+    **dict.fromkeys(("payload", "effects"), dict),
     "failed": bool,
-    "effects": dict,
 }
 _OUTPUT: codec.Fields = {"seq": int, "routine_id": str, "event": str, "data": dict, "task_id": str}
 _DROPPED_TASK: codec.Fields = {
-    "seq": int,
-    "task_id": str,
-    "routine_id": str,
-    "slot": str,
-    "payload": dict,
-    "attempt": int,
-    "outcome": str,
-    "error": dict,
+    **dict.fromkeys(("task_id", "routine_id", "slot", "outcome"), str),
+    **dict.fromkeys(("seq", "attempt"), int),
+    **dict.fromkeys(("payload", "error"), dict),
 }

@@ -30,7 +30,8 @@ _DROPPED = CommitKind.DROPPED
 _RUNNING = JobStatus.RUNNING
 _COMPLETED = JobStatus.COMPLETED
 
-# The statuses that a job may have after a commit; one of another kind keeps it or completes it.
+# The statuses that a commit may give a job. Commits of other kinds keep the status, or complete the
+# job.
 _GIVEN: Final[Mapping[CommitKind, tuple[JobStatus, ...]]] = {
     CommitKind.START: (JobStatus.PENDING, JobStatus.RUNNING),
     CommitKind.FAILED: (JobStatus.FAILED,),

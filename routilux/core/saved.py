@@ -113,7 +113,7 @@ def _check(job: FoldedJob, path: str) -> None:
     folded = FoldedJob(job.job_id)
     for i, commit in enumerate(commits):
         follow(folded, commit, f"{path}.commits[{i}]")
-    name = folded.first_difference(job)
+    name = folded._first_difference(job)
     if name is not None:
         shown = name.removeprefix("_").replace("pending", "pending_tasks")
         raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")
@@ -124,19 +124,9 @@ def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> It
 
 
 _JOB_FIELDS: Final[codec.Fields] = {
-    "job_id": str,
-    "flow_id": str,
-    "status": str,
-    "seq": int,
-    "started_ns": int,
-    "updated_ns": int,
-    "recoveries": int,
-    "shape": list,
-    "routine_states": dict,
-    "shared_data": dict,
-    "pending_tasks": list,
-    "outputs": list,
-    "dropped": list,
+    **dict.fromkeys(("job_id", "flow_id", "status"), str),
+    **dict.fromkeys(("seq", "started_ns", "updated_ns", "recoveries"), int),
+    **dict.fromkeys(("shape", "pending_tasks", "outputs", "dropped", "commits"), list),
+    **dict.fromkeys(("routine_states", "shared_data"), dict),
     "error": (dict, type(None)),
-    "commits": list,
 }

@@ -23,7 +23,7 @@ __all__ = ["JobState"]
 
 
 class JobState(FoldedJob):
-    """Everything that is known about one execution; equality is by value.
+    """The state of one execution of a flow; compared by value.
 
     Instants are UTC; `seq` is the number of the last commit. While a host runs the job, each commit
     changes it: read it between two commits, through `run.job` or in an observer.
@@ -106,7 +106,7 @@ class JobState(FoldedJob):
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, JobState):
             return NotImplemented
-        return self.first_difference(other) is None
+        return self._first_difference(other) is None
 
     __hash__ = None  # type: ignore[assignment]  # it changes
 

@@ -79,7 +79,8 @@ def commit_of_outcome(
         try:
             tasks = _fan_out(plan, task, emissions)
         except FlowDefinitionError as error:
-            return _failure(plan, job, step, _failed_by(step, error), FlowDefinitionError, now)
+            failed = StepOutcome(step.number, [], error=ErrorInfo.of(error))
+            return _failure(plan, job, step, failed, FlowDefinitionError, now)
     status = job.status
     if not tasks and status is _RUNNING and len(job._pending) == 1:
         status = _COMPLETED
@@ -174,18 +175,17 @@ def _retry_delay(
     delay = outcome.retry_after_ns
     if delay is None:
         retry = pending.retries + 1
-        delay = handler.delay_ns(retry, _draw(step, retry) if handler.jitter else None)
+        draw = None
+        if handler.jitter:
+            seed = f"{step.job_id}/{step.task.task_id}/jitter/{retry}".encode()
+            draw = int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
+        delay = handler.delay_ns(retry, draw)
     deadline = handler.deadline_ns
     if deadline is not None:
         first = pending.first_started_ns
         if now + delay > (step.started_ns if first is None else first) + deadline:
             return None
     return delay
-
-
-def _draw(step: StepInput, retry: int) -> int:
-    seed = f"{step.job_id}/{step.task.task_id}/jitter/{retry}".encode()
-    return int.from_bytes(hashlib.sha256(seed).digest()[:7]) >> 3
 
 
 def _error_event(plan: Plan, step: StepInput, outcome: StepOutcome) -> tuple[Emission, ...]:
@@ -202,7 +202,3 @@ def _error_event(plan: Plan, step: StepInput, outcome: StepOutcome) -> tuple[Emi
     }
     payload = {name: known[name] for name in declared.fields}
     return (Emission("error", payload, "payload" not in payload),)
-
-
-def _failed_by(step: StepInput, error: Exception) -> StepOutcome:
-    return StepOutcome(step.number, [], error=ErrorInfo.of(error), error_type=type(error))

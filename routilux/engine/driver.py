@@ -71,12 +71,10 @@ class InlineDriver:
         self.room = True
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Keep a step for `next`."""
         self._taken = driven, step
         self.room = False
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Run the step that `start` took; without one, wait."""
         taken = self._taken
         if taken is None:
             self._clock.wait(self._poked, until, key, who)
@@ -88,9 +86,7 @@ class InlineDriver:
         return driven, step, driven.run(step)
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return none: this driver runs one step at a time."""
         return []
 
     def poke(self) -> None:
-        """Make `next` return at once; from any thread."""
         self._poked.set()

@@ -25,7 +25,9 @@ __all__ = ["check_job_id", "check_same_flow", "checked_params"]
 def check_job_id(job_id: object) -> None:
     """Raise `FlowDefinitionError` for an id that is no text, is empty or can't be saved."""
     if not isinstance(job_id, str) or not job_id or any("\ud800" <= c <= "\udfff" for c in job_id):
-        raise FlowDefinitionError(f"a job's id is a text, not {job_id!r}")
+        raise FlowDefinitionError(
+            f"a job's id must be a non-empty string of valid Unicode, not {job_id!r}"
+        )
 
 
 def checked_params(
@@ -50,8 +52,7 @@ def checked_params(
         not isinstance(params, Mapping) or not all(isinstance(name, str) for name in params)
     ):
         raise FlowDefinitionError(
-            f"params for {entry}.{slot} is a mapping of the handler's parameters by name,"
-            f" not {params!r}"
+            f"params for {entry}.{slot} must be a mapping of parameters by name, not {params!r}"
         )
     given = dict(params or {})
     binding = slots[slot].binding

@@ -120,7 +120,6 @@ class PoolDriver:
         future.add_done_callback(lambda done: self._end(driven, step, _outcome(done)))
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return a step that has ended; None at the instant `until` (monotonic) or after a poke."""
         if not self._ended:
             self._clock.wait(self._signal, until, key, who)
             self._signal.clear()
@@ -130,7 +129,6 @@ class PoolDriver:
         return self._ended.popleft()
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return ended steps of other jobs, at most one of each; never wait."""
         found: list[Ended] = []
         ended, drives = self._ended, {than[0]}
         while ended and ended[0][0] not in drives:
@@ -144,7 +142,6 @@ class PoolDriver:
         self.room = self._flying < self.size
 
     def poke(self) -> None:
-        """Make `next` return at once; from any thread."""
         self._signal.set()
 
     def close(self) -> None:

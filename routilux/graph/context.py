@@ -65,7 +65,7 @@ class View(MutableMapping[str, object]):
 
     __slots__ = ("_copies", "_open", "_removed", "_snapshot", "read", "read_all")
 
-    def __init__(self, snapshot: dict[str, object], open_: Callable[[], None]) -> None:
+    def __init__(self, snapshot: dict[str, object], open_: Callable[[], object]) -> None:
         self._snapshot = snapshot
         self._copies: dict[str, object] = {}
         self._removed: set[str] = set()
@@ -177,14 +177,11 @@ class Context:
             " does can be recorded any more; keep no ctx beyond the handler"
         )
 
-    def _check_open(self) -> None:
-        self._open_step()
-
     @property
     def state(self) -> View:
         """The routine's own saved data; changes are committed when the handler returns."""
         if self._state is None:
-            self._state = View(self._open_step().state, self._check_open)
+            self._state = View(self._open_step().state, self._open_step)
             self.touched = True
         return self._state
 
@@ -192,7 +189,7 @@ class Context:
     def shared(self) -> View:
         """The job's shared data; a step that read a key is run again if another step changed it."""
         if self._shared is None:
-            self._shared = View(self._open_step().shared, self._check_open)
+            self._shared = View(self._open_step().shared, self._open_step)
             self.touched = True
         return self._shared
 

@@ -57,7 +57,7 @@ def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str
 
 
 def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
-    """Return a sentence that lists the tasks of each slot; `tasks` is {slot: ids of tasks}.
+    """Return the tasks that wait for each missing slot, in words; `tasks` is {slot: ids}.
 
     >>> tasks_without_slot({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
     'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'

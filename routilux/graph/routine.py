@@ -13,7 +13,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 from inspect import Parameter
-from typing import TYPE_CHECKING, ClassVar, Final, Self, cast
+from typing import TYPE_CHECKING, ClassVar, Final, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from routilux.codec.copying import copy_value
@@ -38,7 +38,7 @@ _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which payload fields a handler takes; cached per function."""
+    """The payload fields that a handler takes; cached per function."""
 
     names: frozenset[str]
     required: frozenset[str]
@@ -197,21 +197,20 @@ class Routine:
         its fields are among `ERROR_EVENT_FIELDS`.
         """
         self._check_new("event", name, self._events)
-        names = _texts(fields)
-        if names is None or not all(n.isidentifier() for n in names):
-            raise FlowDefinitionError(
-                f"event {name!r} of {type(self).__qualname__}: the fields are a list of names,"
-                f" not {fields!r}"
-            )
+        where = f"event {name!r} of {type(self).__qualname__}"
+        try:
+            names = None if isinstance(fields, str) else tuple(fields)
+        except TypeError:
+            names = None
+        if names is None or not all(isinstance(n, str) and n.isidentifier() for n in names):
+            raise FlowDefinitionError(f"{where}: the fields are a list of names, not {fields!r}")
         if len(set(names)) != len(names):
-            raise FlowDefinitionError(
-                f"event {name!r} of {type(self).__qualname__} names a field twice: {list(names)}"
-            )
+            raise FlowDefinitionError(f"{where} names a field twice: {list(names)}")
         if name == "error" and not set(names) <= set(ERROR_EVENT_FIELDS):
             unknown = sorted(set(names) - set(ERROR_EVENT_FIELDS))
             raise FlowDefinitionError(
-                f"event 'error' of {type(self).__qualname__} has {names_of(unknown)}; the engine"
-                f" emits it, with fields among {names_of(ERROR_EVENT_FIELDS)}"
+                f"{where} has {names_of(unknown)}; the engine emits it, with fields among"
+                f" {names_of(ERROR_EVENT_FIELDS)}"
             )
         event = self._events[name] = Event(name, names, frozenset(names))
         return event
@@ -311,7 +310,7 @@ class Routine:
 
 
 def find_class(name: str) -> type[Routine] | None:
-    """Return the routine class of this program that has a name."""
+    """Return the routine class with a name, among those that the program has defined."""
     return _classes.get(name)
 
 
@@ -328,16 +327,6 @@ def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
 def names_of(names: Iterable[str], none: str = "none") -> str:
     """Return names as a message lists them; `none` if there are none."""
     return ", ".join(map(repr, names)) or none
-
-
-def _texts(names: object) -> tuple[str, ...] | None:
-    if isinstance(names, str):
-        return None
-    try:
-        found = tuple(cast("Iterable[object]", names))
-    except TypeError:
-        return None
-    return cast("tuple[str, ...]", found) if all(isinstance(n, str) for n in found) else None
 
 
 def _rebuild(

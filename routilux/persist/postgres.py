@@ -15,7 +15,7 @@ Invariants:
 from __future__ import annotations
 
 from secrets import randbits
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from routilux.errors import LeaseLostError, UnserializableError
 from routilux.persist.postgres_connection import Answer, Database
@@ -25,7 +25,7 @@ from routilux.persist.store import (
     Acquired,
     Append,
     Hold,
-    JobStore,
+    SharedStore,
     duplicate,
     refusal,
     refusals,
@@ -159,7 +159,7 @@ WHERE excluded.seq > routilux_snapshots.seq RETURNING job
 """
 
 
-class PostgresStore(JobStore):
+class PostgresStore(SharedStore):
     """A store in a PostgreSQL database, 14 or later; for many processes of many hosts.
 
     `dsn` is a connection string such as `postgresql://user@host/database`. The store creates its
@@ -175,16 +175,7 @@ class PostgresStore(JobStore):
         self._database = Database(dsn, read_only=read_only)
 
     def close(self) -> None:
-        """Close the connections; the next call opens them again."""
         self._database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # --- writing --------------------------------------------------------------------------------
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
         made, repeated = self._do(
@@ -235,8 +226,6 @@ class PostgresStore(JobStore):
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
         self._do(_KEEP, job_id=job_id, seq=seq, data=data)
 
-    # --- reading --------------------------------------------------------------------------------
-
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
         found = self._do(
             f"SELECT data FROM routilux_commits WHERE {_OF_JOB} AND seq > %(after)s ORDER BY seq",
@@ -254,8 +243,6 @@ class PostgresStore(JobStore):
             f"SELECT seq, data FROM routilux_snapshots WHERE {_OF_JOB}", job_id=job_id
         ).rows
         return found[0] if found else None
-
-    # --- leases ---------------------------------------------------------------------------------
 
     def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         given = self._do(
@@ -293,8 +280,6 @@ class PostgresStore(JobStore):
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         found = self._do(_FREE_IN, flow_ids=list(flow_ids)).rows
         return found[0][0] if found else None
-
-    # --- sending --------------------------------------------------------------------------------
 
     def _accept_same(self, added: Append, *, claims: bool = False) -> None:
         """Accept a row that its owner has written before; else raise why it is refused."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sqlite3
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
@@ -22,7 +22,7 @@ from routilux.persist.store import (
     Acquired,
     Append,
     Hold,
-    JobStore,
+    SharedStore,
     duplicate,
     refusal,
     refusals,
@@ -48,7 +48,7 @@ _FOLLOW: Final = _FENCED.format("")  # with any owner
 _APPEND: Final = _FENCED.format(" AND owner = ?4")
 
 
-class SqliteStore(JobStore):
+class SqliteStore(SharedStore):
     """A store in a file, for many processes of one machine. Makes the file if it does not exist.
 
     The file must be on a disk of this machine, not on a network share. `clock` gives the store's
@@ -76,7 +76,6 @@ class SqliteStore(JobStore):
         self._now = (clock if clock is not None else SystemClock()).now_ns
 
     def close(self) -> None:
-        """Close the file; the next call opens it again."""
         self._file.close()
 
     @property
@@ -86,14 +85,6 @@ class SqliteStore(JobStore):
         What was read may then be half old, half new; close the store and read again.
         """
         return self._file.overtaken
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    # --- writing --------------------------------------------------------------------------------
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
         with self._file.writing() as db:
@@ -150,19 +141,14 @@ class SqliteStore(JobStore):
             " WHERE job_id = ?1 AND seq = ?2"
             " ON CONFLICT (job) DO UPDATE SET seq = excluded.seq, data = excluded.data"
             " WHERE excluded.seq > snapshots.seq",
-            job_id,
-            seq,
-            data,
+            (job_id, seq, data),
         )
-
-    # --- reading --------------------------------------------------------------------------------
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
         found = self._file.do(
             "SELECT row FROM commits"
             " WHERE job = (SELECT job FROM jobs WHERE job_id = ?) AND seq > ? ORDER BY seq",
-            job_id,
-            after,
+            (job_id, after),
         )
         return [row for (row,) in found]
 
@@ -171,11 +157,9 @@ class SqliteStore(JobStore):
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
         found = self._file.do(
-            "SELECT seq, data FROM snapshots JOIN jobs USING (job) WHERE job_id = ?", job_id
+            "SELECT seq, data FROM snapshots JOIN jobs USING (job) WHERE job_id = ?", (job_id,)
         )
         return found[0] if found else None
-
-    # --- leases ---------------------------------------------------------------------------------
 
     def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         if self.free_in(flow_ids) != 0:
@@ -208,27 +192,21 @@ class SqliteStore(JobStore):
         self._file.do(
             "UPDATE jobs SET owner = ?, free_at = ?"
             " WHERE job_id = ? AND owner = ? AND free_at IS NOT NULL",
-            FREE if clean else ABANDONED,
-            self._now() + after_ns,
-            job_id,
-            owner,
+            (FREE if clean else ABANDONED, self._now() + after_ns, job_id, owner),
         )
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
         found = self._file.do(
-            "SELECT job_id, owner, free_at FROM jobs WHERE ?1 IS NULL OR job_id = ?1", job_id
+            "SELECT job_id, owner, free_at FROM jobs WHERE ?1 IS NULL OR job_id = ?1", (job_id,)
         )
         now = self._now()
         return {name: Hold.of(owner, free_at, now=now) for name, owner, free_at in found}
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         [(soonest,)] = self._file.do(
-            f"SELECT min(free_at) FROM ({_firsts('free_at', flow_ids)})", *flow_ids
+            f"SELECT min(free_at) FROM ({_firsts('free_at', flow_ids)})", tuple(flow_ids)
         )
         return None if soonest is None else max(0, soonest - self._now())
-
-
-# --- statements within a transaction ------------------------------------------------------------
 
 
 def _append(db: sqlite3.Connection, added: Append) -> None:

@@ -25,7 +25,7 @@ from routilux.errors import CorruptStateError
 from routilux.persist.versions import newer_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 __all__ = ["SqliteFile"]
@@ -129,7 +129,7 @@ class SqliteFile:
             except sqlite3.Error as error:
                 raise self.named(error) from error
 
-    def do(self, statement: str, *values: object) -> list[Any]:
+    def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
         """Execute one statement, which is a transaction, and return its rows."""
         with self.using() as db:
             return db.execute(statement, values).fetchall()

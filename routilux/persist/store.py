@@ -16,7 +16,7 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from routilux.clocks.durations import seconds_text
 from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
@@ -33,6 +33,7 @@ __all__ = [
     "Append",
     "Hold",
     "JobStore",
+    "SharedStore",
     "duplicate",
     "refusal",
     "refusals",
@@ -192,6 +193,19 @@ class JobStore(Protocol):
 
         It is 0 if a job is free now, and None if every job stopped or is held without a lease.
         """
+
+
+class SharedStore(JobStore, Protocol):
+    """A store that several processes can open; a `with` block closes it."""
+
+    def close(self) -> None:
+        """Close all connections; the next call opens them again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def refusal(

@@ -28,14 +28,15 @@ from routilux.retry.options import (
     ErrorStrategy,
     RetryAfter,
     default,
-    find_class,
-    loaded,
+    find_exception_class,
+    load_option,
     refusal,
     shown,
 )
 
 __all__ = ["MAX_DELAY_NS", "ErrorHandler", "ErrorStrategy", "RetryAfter"]
 
+_Classes = tuple[type[Exception], ...]
 _DRAW: Final = 1 << 53
 _CACHED: Final = 1024
 _NEVER_RETRIED: Final = (
@@ -74,43 +75,10 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     """
 
     __slots__ = (
-        "_ceiling_ns",
-        "_delays",
-        "_sealed",
-        "_spread",
-        "_steady_ns",
-        "_verdicts",
-        "deadline",
-        "deadline_ns",
-        "jitter",
-        "max_delay",
-        "max_retries",
-        "most_retries",
-        "non_retryable_exceptions",
-        "on_exhausted",
-        "retry_backoff",
-        "retry_count",
-        "retry_delay",
-        "retryable_exceptions",
-        "strategy",
-        "timeout",
-        "timeout_ns",
+        *CHECKS,
+        *("_ceiling_ns", "_delays", "_equal", "_sealed", "_spread", "_verdicts"),
+        *("deadline_ns", "most_retries", "retry_count", "timeout_ns"),
     )
-
-    strategy: Final[ErrorStrategy]
-    max_retries: Final[int | None]
-    retry_delay: Final[float]
-    retry_backoff: Final[float]
-    retryable_exceptions: Final[tuple[type[Exception], ...]]
-    non_retryable_exceptions: Final[tuple[type[Exception], ...]]
-    max_delay: Final[float | None]
-    jitter: Final[float]
-    timeout: Final[float | None]
-    timeout_ns: Final[int | None]
-    deadline: Final[float | None]
-    deadline_ns: Final[int | None]
-    on_exhausted: Final[ErrorStrategy]
-    retry_count: Final[int]
 
     def __init__(
         self,
@@ -127,20 +95,9 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         deadline: float | None = default(None),
         on_exhausted: ErrorStrategy | str = default(ErrorStrategy.STOP),
     ) -> None:
+        given = locals()
         object.__setattr__(self, "_sealed", False)
-        options: dict[str, Any] = {
-            "strategy": strategy,
-            "max_retries": max_retries,
-            "retry_delay": retry_delay,
-            "retry_backoff": retry_backoff,
-            "retryable_exceptions": retryable_exceptions,
-            "non_retryable_exceptions": non_retryable_exceptions,
-            "max_delay": max_delay,
-            "jitter": jitter,
-            "timeout": timeout,
-            "deadline": deadline,
-            "on_exhausted": on_exhausted,
-        }
+        options: dict[str, Any] = {name: given[name] for name in CHECKS}
         chosen = CHECKS["strategy"]("strategy", strategy)
         for name, value in options.items():
             if isinstance(value, Default):
@@ -155,42 +112,28 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                     "leave it out, or use ErrorStrategy.RETRY",
                 )
 
-        self.strategy = options["strategy"]
-        self.max_retries = options["max_retries"]
-        self.retry_delay = options["retry_delay"]
-        self.retry_backoff = options["retry_backoff"]
-        self.retryable_exceptions = options["retryable_exceptions"]
-        self.non_retryable_exceptions = options["non_retryable_exceptions"]
-        self.max_delay = options["max_delay"]
-        self.jitter = options["jitter"]
-        self.timeout = options["timeout"]
-        self.deadline = options["deadline"]
-        self.on_exhausted = options["on_exhausted"]
-        self.retry_count = 0
+        self.strategy: Final[ErrorStrategy] = options["strategy"]
+        self.max_retries: Final[int | None] = options["max_retries"]
+        self.retry_delay: Final[float] = options["retry_delay"]
+        self.retry_backoff: Final[float] = options["retry_backoff"]
+        self.retryable_exceptions: Final[_Classes] = options["retryable_exceptions"]
+        self.non_retryable_exceptions: Final[_Classes] = options["non_retryable_exceptions"]
+        self.max_delay: Final[float | None] = options["max_delay"]
+        self.jitter: Final[float] = options["jitter"]
+        self.timeout: Final[float | None] = options["timeout"]
+        self.deadline: Final[float | None] = options["deadline"]
+        self.on_exhausted: Final[ErrorStrategy] = options["on_exhausted"]
+        self.retry_count: Final[int] = 0
 
-        # max_retries as a number to compare with: 0 where nothing is retried; infinity for None.
-        self.most_retries: Final[float] = (
-            0
-            if self.strategy is not ErrorStrategy.RETRY
-            else float("inf")
-            if self.max_retries is None
-            else self.max_retries
-        )
-        self.timeout_ns = None if self.timeout is None else nanoseconds(self.timeout)
-        self.deadline_ns = None if self.deadline is None else nanoseconds(self.deadline)
-        self._ceiling_ns: Final = (
-            MAX_DELAY_NS if self.max_delay is None else nanoseconds(self.max_delay)
-        )
+        # max_retries as a number to compare with: 0 if nothing is retried, infinity for None.
+        most = float("inf") if self.max_retries is None else self.max_retries
+        self.most_retries: Final[float] = most if chosen is ErrorStrategy.RETRY else 0
+        self.timeout_ns: Final = _nanoseconds(self.timeout)
+        self.deadline_ns: Final = _nanoseconds(self.deadline)
+        ceiling = _nanoseconds(self.max_delay)
+        self._ceiling_ns: Final = MAX_DELAY_NS if ceiling is None else ceiling
+        self._equal: Final = self.retry_delay == 0 or self.retry_backoff == 1  # all delays
         self._spread: Final = Fraction(repr(self.jitter)) if self.jitter else None
-        # The delay before every retry, where all delays are equal.
-        self._steady_ns: Final = (
-            min(
-                nanoseconds(self.retry_delay),
-                self._ceiling_ns if self._spread is None else MAX_DELAY_NS,
-            )
-            if self.retry_delay == 0 or self.retry_backoff == 1
-            else None
-        )
         # Two threads may share a handler and store the same result in these dicts.
         self._delays: Final[dict[int, int]] = {}
         self._verdicts: Final[dict[type[BaseException], bool]] = {}
@@ -218,31 +161,22 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         >>> ErrorHandler("retry", retry_delay=1, jitter=0.1).delay_ns(1, draw=0)
         900000000
         """
-        delay = self._steady_ns
-        if delay is None or retry < 1:
-            delay = self._delays.get(retry)
-            if delay is None:
-                delay = self._remember_delay(retry)
+        number = 1 if self._equal and retry > 1 else retry
+        delay = self._delays.get(number)
+        if delay is None:
+            if retry < 1:
+                raise ValueError(f"retry={retry} does not exist; the first retry is 1")
+            delay = backoff_ns(self.retry_delay, self.retry_backoff, number)
+            if len(self._delays) < _CACHED:
+                self._delays[number] = delay
         spread = self._spread
-        if spread is None:
-            return delay
-        if draw is not None:
+        if spread is not None and draw is not None:
             if not 0 <= draw < _DRAW:
                 raise ValueError(f"draw={draw} is not a 53-bit integer")
             whole = spread.denominator * _DRAW
             part = spread.numerator * (2 * draw - _DRAW)
             delay = half_even(delay * (whole + part), whole)
-        return min(delay, self._ceiling_ns)
-
-    def _remember_delay(self, retry: int) -> int:
-        if retry < 1:
-            raise ValueError(f"retry={retry} does not exist; the first retry is 1")
-        delay = backoff_ns(self.retry_delay, self.retry_backoff, retry)
-        if self._spread is None:
-            delay = min(delay, self._ceiling_ns)
-        if len(self._delays) < _CACHED:
-            self._delays[retry] = delay
-        return delay
+        return delay if delay < self._ceiling_ns else self._ceiling_ns  # `min` is slower
 
     def delay_before(self, retry: int) -> timedelta:
         """Return the delay before retry 1, 2, …, without jitter, rounded to whole microseconds.
@@ -292,7 +226,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                 saved[name] = value.value
             elif isinstance(value, tuple):
                 for index, cls in enumerate(value):
-                    if find_class(class_name(cls)) is not cls:
+                    if find_exception_class(class_name(cls)) is not cls:
                         raise UnserializableError(
                             f"{path}.{name}[{index}]",
                             f"the exception class {class_name(cls)} can't be found by this name; "
@@ -319,7 +253,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             raise CorruptStateError(path, f"an error handler is an object, not {shown(data)}")
         if "strategy" not in data:
             raise CorruptStateError(f"{path}.strategy", "is missing")
-        options: dict[str, Any] = {"strategy": loaded("strategy", data["strategy"], path)}
+        options: dict[str, Any] = {"strategy": load_option("strategy", data["strategy"], path)}
         expected = _saved_options(options["strategy"])
         for name in data:
             if name not in expected and name != "retry_count":
@@ -331,7 +265,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             if name not in data:
                 raise CorruptStateError(f"{path}.{name}", "is missing")
         for name in expected:
-            options[name] = loaded(name, data[name], path)
+            options[name] = load_option(name, data[name], path)
         retry_count = data["retry_count"]
         if type(retry_count) is not int or retry_count < 0:
             raise CorruptStateError(
@@ -342,16 +276,13 @@ never retries: leave it out, or use ErrorStrategy.RETRY
     def _options(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _saved_options(self.strategy)}
 
-    def _key(self) -> tuple[object, ...]:
-        return tuple(self._options().values())
-
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ErrorHandler):
             return NotImplemented
-        return self._key() == other._key()
+        return self._options() == other._options()
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(tuple(self._options().values()))
 
     def __repr__(self) -> str:
         parts = [str(self.strategy)]
@@ -367,6 +298,10 @@ never retries: leave it out, or use ErrorStrategy.RETRY
 
     def __reduce__(self) -> tuple[object, ...]:
         return _restore, (self._options(), self.retry_count)
+
+
+def _nanoseconds(seconds: float | None) -> int | None:
+    return None if seconds is None else nanoseconds(seconds)
 
 
 def _saved_options(strategy: ErrorStrategy) -> tuple[str, ...]:

@@ -181,7 +181,7 @@ def default(value: _T) -> _T:
 # --- saved forms --------------------------------------------------------------------------------
 
 
-def find_class(name: str) -> type[Exception] | None:
+def find_exception_class(name: str) -> type[Exception] | None:
     """Return the exception class of a name, if its module is loaded, without running any code.
 
     `getattr` and `isinstance` would run code of a lazy module, of a module's `__getattr__` or of a
@@ -201,7 +201,7 @@ def find_class(name: str) -> type[Exception] | None:
     return cls if issubclass(cls, Exception) else None
 
 
-def loaded(name: str, value: object, path: str) -> Any:
+def load_option(name: str, value: object, path: str) -> Any:
     """Return an option of a saved form, checked by the same rule as an argument."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
@@ -219,7 +219,7 @@ def loaded(name: str, value: object, path: str) -> Any:
 def _loaded_class(name: object, place: str) -> type[Exception]:
     if not isinstance(name, str):
         raise CorruptStateError(place, f"is the name of an exception class, not {shown(name)}")
-    cls = find_class(name)
+    cls = find_exception_class(name)
     if cls is None:
         raise CorruptStateError(
             place,

@@ -1,9 +1,9 @@
-"""From an HTTP API into a SQLite database, and a notification: real parts, which really fail.
+"""From an HTTP API into a SQLite database, and a notification: real parts that fail for real.
 
-Laws:
-- A routine turns what its world raises into the errors that its retry policy speaks of.
-- A write carries the task's idempotency key, so that an attempt whose answer was lost can be made
-  again: the row is there once.
+Invariants:
+- A routine turns the errors of its parts into the errors that its retry policy names.
+- A write carries the task's idempotency key. So an attempt whose answer was lost can run again, and
+  the row exists once.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class DatabaseWriteRoutine(Routine):
     def _insert(self, lines: list[dict[str, object]]) -> None:
         key = self.ctx.idempotency_key
         written_at = datetime.now(UTC).isoformat()
-        # timeout=0: whoever waits for a lock does so by the retry policy, not in here.
+        # timeout=0: the retry policy waits for a lock, not the database driver.
         with closing(sqlite3.connect(self.path, timeout=0)) as database:
             database.executescript(_SCHEMA)
             with database:  # one transaction
@@ -105,7 +105,7 @@ class DatabaseWriteRoutine(Routine):
 
 
 class NotificationRoutine(Routine):
-    """Tells the customer, once: appends a message to an outbox file."""
+    """Notifies the customer once: appends a message to an outbox file."""
 
     def __init__(self, outbox: str) -> None:
         super().__init__()

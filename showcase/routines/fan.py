@@ -1,10 +1,10 @@
 """Fan-out and fan-in: one item becomes many, each with its own retries, and they become one.
 
-Laws:
-- An item's failures are its own: a task each, a budget each.
-- An item that is given up is told by the event `error`, so that whoever waits for all of them
-  still comes to an end.
-- What all items change together is in `ctx.shared`, read and written in one handler.
+Invariants:
+- Each item has a task and a retry budget of its own.
+- An item that is given up emits the event `error`, so that the routine that waits for all items
+  still ends.
+- Totals of all items are in `ctx.shared`, read and written in one handler.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["GatherRoutine", "ResizeRoutine", "SplitRoutine", "TallyRoutine"]
 
 
 class SplitRoutine(Routine):
-    """Sends out each picture of an album by itself."""
+    """Emits each picture of an album as one event."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class TallyRoutine(Routine):
 
 
 class GatherRoutine(Routine):
-    """Waits for all pictures, those that were given up too, and then fires once."""
+    """Waits for all pictures, given-up ones included, and then emits once."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """A data pipeline of four routines: fetch, process (which fails at first), validate, store.
 
-What each one computes is real; only the time that it takes and the fault are scripted. Time is
-asked of `ctx`, so the same classes run on the fake clock of a test and on a real host.
+The results are computed; only the durations and the fault are scripted. Time comes from `ctx`, so
+the same classes run on the fake clock of a test and on a real host.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Item(TypedDict):
 
 
 class Order(TypedDict):
-    """What is fetched for one request."""
+    """The order of one request, as it was fetched."""
 
     user_id: str
     items: list[Item]
@@ -36,7 +36,7 @@ class Order(TypedDict):
 
 
 class Processed(TypedDict):
-    """What processing makes of an order: prices with tax, and statistics."""
+    """A processed order: prices with tax, and statistics."""
 
     user_id: str
     items: list[dict[str, object]]
@@ -82,8 +82,8 @@ class DataFetchRoutine(Routine):
 class DataProcessRoutine(Routine):
     """Adds tax and statistics; the first `failures` attempts meet a transient `ValueError`.
 
-    The fault depends on the number of the attempt, which the job keeps: a fresh host that goes on
-    with attempt 3 meets the same fault as the one that made attempts 1 and 2.
+    The fault depends on the number of the attempt, which the job keeps: a fresh host that resumes
+    at attempt 3 meets the same fault as the host of attempts 1 and 2.
     """
 
     def __init__(self, failures: int = 0, process_duration: float = 0.5) -> None:

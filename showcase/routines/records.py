@@ -1,6 +1,6 @@
-"""Records, one of which can't be parsed at first: its flow's strategy decides about it.
+"""Records, one of which can't be parsed at first: the strategy of the flow decides what happens.
 
-These are written as if there were no fake clock: they call `time.sleep` and `datetime.now`.
+The code does not know of a fake clock: it calls `time.sleep` and `datetime.now`.
 """
 
 from __future__ import annotations

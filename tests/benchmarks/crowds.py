@@ -11,9 +11,10 @@ from __future__ import annotations
 import gc
 import resource
 import shutil
-import subprocess
-import sys
+from concurrent.futures import ProcessPoolExecutor
 from itertools import count
+from multiprocessing import get_context
+from os import getpid
 from pathlib import Path
 from statistics import median
 from threading import Event
@@ -29,6 +30,7 @@ from routilux import (
     Runtime,
     SqliteStore,
     SystemClock,
+    Worker,
 )
 from routilux.clocks.durations import SECOND
 from tests.benchmarks.durability import (
@@ -71,54 +73,30 @@ def group_commit(jobs: int, steps: int, rounds: int) -> Measurement:
 
 # --- several hosts --------------------------------------------------------------------------------
 
-_HOST = """
-import sys
-from routilux import Runtime, SqliteStore, Worker
-from tests.benchmarks.durability import counter
-flow = counter(3)
-print("ready", flush=True)
-for line in sys.stdin:
-    with SqliteStore(line.strip()) as store:
-        Worker(store, [flow]).run(until_idle=True)
-    print("idle", flush=True)
-"""
+
+def _run_worker(path: Path) -> None:
+    with SqliteStore(path) as store:
+        Worker(store, [counter(3)]).run(until_idle=True)
 
 
 class _Hosts:
-    """Processes that each run a worker until the jobs of a file are done."""
+    """Processes that each run a worker until the jobs of the next file are done."""
 
     def __init__(self, number: int, files: Sequence[Path]) -> None:
+        spawn = get_context("spawn")
         self._files = iter(files)
-        self._processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", _HOST],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                cwd=Path(__file__).parents[2],
-            )
-            for _ in range(number)
-        ]
-        self._hear("ready")
+        self._hosts = [ProcessPoolExecutor(1, mp_context=spawn) for _ in range(number)]
+        for host in self._hosts:
+            host.submit(getpid).result()
 
     def __call__(self) -> None:
-        self._tell(next(self._files))
-        self._hear("idle")
+        path = next(self._files)
+        for run in [host.submit(_run_worker, path) for host in self._hosts]:
+            run.result()
 
     def close(self) -> None:
-        for process in self._processes:
-            process.communicate()
-
-    def _tell(self, path: Path) -> None:
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(f"{path}\n")
-            process.stdin.flush()
-
-    def _hear(self, word: str) -> None:
-        for process in self._processes:
-            assert process.stdout is not None
-            assert word == process.stdout.readline().strip()
+        for host in self._hosts:
+            host.shutdown()
 
 
 def workers(numbers: Sequence[int], jobs: int, rounds: int) -> Measurement:

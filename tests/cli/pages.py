@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 JOBS = """\
-job     flow     status     held by                  age  commits  retries  next due, UTC
-queued  payment  pending    nobody                  10 s        1        0  10 s ago, 12:59:50
-paused  payment  paused     –                       20 s        3        1  –
-waits   payment  running    web-1:4711, no lease    90 s        2        1  in 11 s, 13:00:10
-failed  payment  failed     –                     10 min        3        1  –
-done    payment  completed  –                     60 min        7        2  –
+job     flow     status        age  commits  retries  next due, UTC       held by
+queued  payment  pending      10 s        1        0  10 s ago, 12:59:50  nobody
+paused  payment  paused       20 s        3        1  –                   –
+waits   payment  running      90 s        2        1  in 11 s, 13:00:10   web-1:4711, no lease
+failed  payment  failed     10 min        3        1  –                   –
+done    payment  completed  60 min        7        2  –                   –
 
 5 jobs: 1 pending, 1 running, 1 paused, 1 completed, 1 failed
 """

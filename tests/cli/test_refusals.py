@@ -92,7 +92,7 @@ def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What stands in a folder, and when it was written last."""
+    """The contents and the last change of every file of a folder."""
     return {
         path.name: (path.read_bytes() if path.is_file() else b"", path.stat().st_mtime_ns)
         for path in folder.iterdir()
@@ -171,7 +171,7 @@ def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("what", ["show", "cancel"])
-def test_of_a_job_that_is_not_there_the_nearest_are_named(
+def test_an_unknown_job_id_is_refused_with_similar_ids(
     store: Path, refused: Call, what: str, job_id: str, cure: str
 ) -> None:
     assert f"there is no job {job_id} in jobs.db; {cure}" == refused(what, store, job_id)

@@ -22,7 +22,7 @@ def worked(store: Path, job_id: str, flow: Flow, *, at: float) -> JobState:
         return host.load(job_id, history=True)
 
 
-def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
+def test_a_retried_job_has_a_fresh_budget_and_a_worker_resumes_it(
     store: Path, output: Call
 ) -> None:
     line = "job failed has a fresh budget; a worker of flow payment can resume it (commit 4)\n"
@@ -41,13 +41,13 @@ def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
     [
         (
             25,
-            "  web-2:7, lease for 25 s  ",
+            "  web-2:7, lease for 25 s\n",
             "held by web-2:7:cafe, whose lease ends in 25.0 s",
             "a worker resumes the job when that lease ends; --take-over does not wait for it",
         ),
         (
             0,
-            "  web-2:7, lease over  ",
+            "  web-2:7, lease over\n",
             "left by web-2:7:cafe, whose lease has ended",
             "start a worker of flow payment, which resumes the job",
         ),

@@ -19,6 +19,7 @@ from routilux.flow import Flow
 from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
 from routilux.graph.routine import Routine
 from routilux.retry.error_handler import ErrorHandler
+from tests.routines import retrying
 
 
 class Stage(Routine):
@@ -69,6 +70,16 @@ def flow_of(
         source, event = start.split(".")
         flow.connect(source, event, target, "trigger", **options)
     return flow
+
+
+def fan(width: int = 1, **others: Stage) -> Flow:
+    """a.out goes to b, c and d, in this order; any of them can be replaced."""
+    routines: dict[str, Stage] = {"a": Stage("out"), "b": Stage(), "c": Stage(), "d": Stage()}
+    return flow_of({**routines, **others}, "a.out -> b", "a.out -> c", "a.out -> d", width=width)
+
+
+def alone(handler: ErrorHandler | None = None, *events: str) -> Flow:
+    return flow_of({"a": Stage(*events, handler=handler)})
 
 
 def emission(event: str, **payload: object) -> Emission:
@@ -218,3 +229,62 @@ class Story:
     def crash(self) -> None:
         """Lose the process; another one reads the job from its saved form."""
         self.machine = Machine(self.plan, by_text(self.job))
+
+
+def reporting(handler: ErrorHandler, limit: int | None = None) -> Story:
+    """b and d run at the same time; b fails, and c takes its event `error`."""
+    flow = flow_of(
+        {
+            "a": Stage("out"),
+            "b": Stage("error", "out", handler=handler),
+            "c": Collect(),
+            "d": Wide("out"),
+            "e": Stage(),
+        },
+        "a.out -> b",
+        "a.out -> d",
+        "b.error -> c",
+        "b.out -> e",
+        "d.out -> e",
+        width=9,
+    )
+    story = Story(flow, limit=limit)
+    story.run("out")
+    return story
+
+
+def eventful(limit: int | None = None, *, n: object = 1) -> Story:
+    """A job with commits of every kind but `failed` and `cancelled`; it waits for a retry."""
+    flow = flow_of(
+        {
+            "a": Stage("out", "extra", handler=retrying(retry_delay=1)),
+            "b": Stage("out", "error", handler=ErrorHandler("continue")),
+            "c": Collect(),
+            "d": Stage("out"),
+            "e": Stage("out", handler=retrying(retry_delay=5)),
+        },
+        "a.out -> b", "a.out -> d", "a.out -> e", "b.error -> c",
+        width=3,
+    )  # fmt: skip
+    story = Story(flow, limit=limit, n=n)
+    story.fail()
+    story.wait()
+    step = story.begin()
+    story.record(step, "charge", ("ch_1", n))
+    outcome = done(step, emission("out", n=n), "extra", state={"seen": {n}}, shared={"total": 1})
+    story.end(step, outcome)
+    story.fail(task_id="0.0")
+    unlucky, lucky = story.begin("0.0.0"), story.begin("0.1")
+    story.end(lucky, done(lucky, "out", shared={"total": [n]}))
+    story.end(unlucky, done(unlucky, reads=["total"]))
+    story.run(task_id="0.0.0")
+    story.request("pause")
+    story.resume()
+    story.fail(task_id="0.2")
+    return story
+
+
+def failed() -> Story:
+    story = Story(flow_of({"a": Stage()}))
+    story.fail(ValueError("no stock"))
+    return story

@@ -1,4 +1,4 @@
-"""Commits and the parts of a job: their saved forms, and what the history tells of them."""
+"""Saved forms of commits and of the parts of a job, and the history derived from commits."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_commit_comes_back_as_it_was(commit: Commit) -> None:
     assert again.dumps() == commit.dumps()
 
 
-def test_a_payload_that_went_to_many_is_saved_once_and_shared_again_when_read() -> None:
+def test_a_payload_of_several_tasks_is_saved_once_and_shared_when_it_is_read() -> None:
     payload: dict[str, object] = {"items": [1, 2]}
     tasks = [Task(f"0.{i}", "b", "trigger", payload, False, 0) for i in range(3)]
     commit = step_end(emissions=(Emission("out", payload, False),), tasks=tuple(tasks))
@@ -107,7 +107,7 @@ def test_a_payload_that_went_to_many_is_saved_once_and_shared_again_when_read() 
     assert not any(task.flat for task in again.tasks)
 
 
-def test_what_a_commit_does_not_have_takes_no_room() -> None:
+def test_a_field_without_a_value_is_not_saved() -> None:
     pause = Commit(7, CommitKind.PAUSED, 5, JobStatus.PAUSED)
     assert pause.dumps() == '{"seq":7,"kind":"paused","at_ns":5,"status":"paused"}'
 
@@ -115,7 +115,7 @@ def test_what_a_commit_does_not_have_takes_no_room() -> None:
 AWKWARD = 'a "b" \\ \n \x00 \u2028 é 😀'
 
 
-def test_names_may_hold_whatever_a_text_can() -> None:
+def test_names_may_hold_any_characters() -> None:
     named = replace(
         step_end(),
         task_id=AWKWARD,
@@ -127,7 +127,7 @@ def test_names_may_hold_whatever_a_text_can() -> None:
     assert same_value(reread(named), named)
 
 
-def test_a_name_that_no_file_can_hold_is_refused_with_its_place() -> None:
+def test_a_name_with_a_lone_surrogate_is_refused_with_its_path() -> None:
     with pytest.raises(UnserializableError, match="lone surrogate at 2") as refusal:
         step_end(emissions=(Emission("a \udcff", {}, True),)).dumps("$.commits[6]")
     assert refusal.value.path == "$.commits[6].emissions[0].event"
@@ -140,14 +140,14 @@ def test_the_times_of_a_commit_are_aware_instants() -> None:
     assert Commit(1, CommitKind.PAUSED, 0, JobStatus.PAUSED).started_at is None
 
 
-def test_a_message_that_is_no_text_can_still_be_saved() -> None:
+def test_a_message_with_a_lone_surrogate_can_be_saved() -> None:
     commit = step_end(
         CommitKind.FAILED, error=ErrorInfo("OSError", "no \udcff", "\udcff", "\udcff")
     )
     assert reread(commit).error == ErrorInfo("OSError", "no ?", "?", "?")
 
 
-def test_a_value_without_a_saved_form_is_named_by_its_place_in_the_commit() -> None:
+def test_a_value_without_a_saved_form_is_refused_with_its_path() -> None:
     for name, more in {
         "emissions[0].payload.n": {"emissions": [Emission("out", {"n": object()}, False)]},
         "state.values.n": {"state": Writes({"n": object()})},
@@ -183,7 +183,7 @@ def test_a_value_without_a_saved_form_is_named_by_its_place_in_the_commit() -> N
         ({"kind": "retry"}, "$.delay_ns"),
     ],
 )
-def test_what_no_commit_says_is_refused_by_its_path(change: dict[str, Any], path: str) -> None:
+def test_a_damaged_commit_is_refused_with_its_path(change: dict[str, Any], path: str) -> None:
     data = json.loads(step_end().dumps())
     Commit.load(data, "$")
     with pytest.raises(CorruptStateError) as refusal:
@@ -204,14 +204,14 @@ def test_a_task_delivers_an_emission_of_its_own_commit(index: int) -> None:
 # --- the history ----------------------------------------------------------------------------------
 
 
-def test_a_start_tells_its_params() -> None:
+def test_a_start_is_in_the_history_with_its_params() -> None:
     root = Task("0", "a", "trigger", {"n": 1}, True, -1)
     start = Commit(1, CommitKind.START, 9, RUNNING, tasks=(root,), detail={})
     assert history_of(start) == [HistoryRecord(1, 9, "a", "start", {"n": 1}, "0", 1)]
     assert history_of(start)[0].at == from_ns(9)
 
 
-def test_each_emission_is_told_under_its_events_name() -> None:
+def test_each_emission_is_in_the_history_under_its_events_name() -> None:
     emitted = (Emission("out", {"n": 1}, True), Emission("more", {}, True))
     assert history_of(step_end(emissions=emitted)) == [
         HistoryRecord(7, 5_000, "b", "out", {"n": 1}, "0.1", 2),
@@ -227,7 +227,7 @@ def test_each_emission_is_told_under_its_events_name() -> None:
         (CommitKind.DROPPED, {"as": "error_continued"}, "error_continued"),
     ],
 )
-def test_an_end_by_an_error_is_told_before_what_the_engine_emits_of_it(
+def test_an_error_is_in_the_history_before_its_error_event(
     kind: CommitKind, detail: dict[str, object] | None, event: str
 ) -> None:
     commit = step_end(
@@ -241,14 +241,12 @@ def test_an_end_by_an_error_is_told_before_what_the_engine_emits_of_it(
     assert second.event == "error"
 
 
-@pytest.mark.parametrize("kind", [CommitKind.RETRY, CommitKind.CONFLICT, CommitKind.EFFECT])
-def test_what_is_tried_again_is_no_history(kind: CommitKind) -> None:
-    assert history_of(step_end(kind, error=ErrorInfo("ValueError", "no"))) == []
-
-
-def test_a_request_is_no_history() -> None:
+def test_retries_conflicts_effects_and_requests_are_not_in_the_history() -> None:
+    error = ErrorInfo("ValueError", "no")
+    for kind in (CommitKind.RETRY, CommitKind.CONFLICT, CommitKind.EFFECT):
+        assert history_of(step_end(kind, error=error)) == []
     for kind in (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED, CommitKind.FAILED):
-        assert history_of(Commit(7, kind, 0, RUNNING, error=ErrorInfo("E", ""))) == []
+        assert history_of(Commit(7, kind, 0, RUNNING, error=error)) == []
 
 
 @given(
@@ -257,13 +255,13 @@ def test_a_request_is_no_history() -> None:
     st.none() | infos,
     st.sampled_from([None, "0"]),
 )
-def test_the_history_is_as_long_as_it_is_counted(
+def test_history_length_is_the_length_of_the_history(
     commit: Commit, kind: CommitKind, error: ErrorInfo | None, task_id: str | None
 ) -> None:
-    told = replace(commit, kind=kind, error=error, task_id=task_id, detail={"as": "skipped"})
+    changed = replace(commit, kind=kind, error=error, task_id=task_id, detail={"as": "skipped"})
     if kind is CommitKind.START:
-        told.tasks = (Task("0", "a", "trigger", {}, True, -1),)
-    assert history_length(told) == len(history_of(told))
+        changed.tasks = (Task("0", "a", "trigger", {}, True, -1),)
+    assert history_length(changed) == len(history_of(changed))
     assert history_length(commit) == len(history_of(commit))
 
 

@@ -7,6 +7,7 @@ the job must be the same by each way of restoring it.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Final
@@ -33,7 +34,7 @@ from routilux.errors import NotResumableError
 from routilux.flow import Flow
 from routilux.graph.messages import Effect, Emission, ErrorInfo, StepInput, StepOutcome, Writes
 from routilux.graph.routine import Routine
-from routilux.retry.error_handler import ErrorHandler
+from routilux.retry.error_handler import ErrorHandler, ErrorStrategy
 from tests.core.stories import (
     Collect,
     Stage,
@@ -83,6 +84,12 @@ def every_shape(width: int) -> Flow:
         "late.out -> join", "round.out -> round", "round.out -> wide",
         width=width,
     )  # fmt: skip
+
+
+def most_retries(handler: ErrorHandler) -> float:
+    if handler.strategy is not ErrorStrategy.RETRY:
+        return 0
+    return math.inf if handler.max_retries is None else handler.max_retries
 
 
 @dataclass
@@ -200,10 +207,7 @@ class JobUnderWay(RuleBasedStateMachine):
             recorded = {name: effect.result for name, effect in (step.effects or {}).items()}
             assert same_value(recorded, known.effects)
             assert (step.shared, step.seq) == (self.job.shared_data, self.job.seq)
-            handler = HANDLERS[known.routine]
-            most = handler.max_retries
-            retries = handler.strategy.value == "retry" and (most is None or known.spent < most)
-            assert step.final is not retries
+            assert step.final is (known.spent >= most_retries(HANDLERS[known.routine]))
 
     def one_in_flight(self, pick: int) -> StepInput:
         if not self.machine.in_flight:
@@ -363,10 +367,9 @@ class JobUnderWay(RuleBasedStateMachine):
     ) -> None:
         assert outcome.error_type is not None
         handler = HANDLERS[known.routine]
-        retries = handler.strategy.value == "retry" and not issubclass(
+        retries = known.spent < most_retries(handler) and not issubclass(
             outcome.error_type, handler.non_retryable_exceptions
         )
-        retries = retries and (handler.max_retries is None or known.spent < handler.max_retries)
         (error_event,) = commit.emissions or (None,)
         assert error_event is None or (known.routine, error_event.event) == ("shy", "error")
         assert (commit.state, commit.shared) == (None, None)
@@ -383,7 +386,14 @@ class JobUnderWay(RuleBasedStateMachine):
             delay = commit.delay_ns
             assert delay is not None
             assert commit.due_ns == self.now + delay
-            self.check_delay(step.task.task_id, handler, known.spent, delay, outcome)
+            planned = handler.delay_ns(known.spent)
+            if outcome.retry_after_ns is not None:
+                assert delay == outcome.retry_after_ns
+            elif handler.jitter:
+                assert self.jitters.setdefault((step.task.task_id, known.spent), delay) == delay
+                assert abs(delay - planned) <= planned // 4
+            else:
+                assert delay == planned
             assert self.job._pending[step.task.task_id].due_ns == commit.due_ns
             return
         assert not retries or handler.deadline is not None
@@ -396,17 +406,6 @@ class JobUnderWay(RuleBasedStateMachine):
         else:
             assert commit.kind is CommitKind.DROPPED
             known.place = "dropped"
-
-    def check_delay(
-        self, task_id: str, handler: ErrorHandler, retry: int, delay: int, outcome: StepOutcome
-    ) -> None:
-        if outcome.retry_after_ns is not None:
-            assert delay == outcome.retry_after_ns
-        elif handler.jitter:
-            assert self.jitters.setdefault((task_id, retry), delay) == delay
-            assert abs(delay - handler.delay_ns(retry)) <= handler.delay_ns(retry) // 4
-        else:
-            assert delay == handler.delay_ns(retry)
 
     @precondition(lambda self: self.machine.flights)
     @rule(pick=picks, result=payloads)
@@ -578,8 +577,7 @@ class JobUnderWay(RuleBasedStateMachine):
             assert (task.attempt, task.retries, task.conflicts, task.failed) == (
                 known.attempts + 1, known.spent, known.conflicts, known.failed,
             )  # fmt: skip
-            most = HANDLERS[known.routine].max_retries
-            assert most is None or task.retries <= most
+            assert task.retries <= most_retries(HANDLERS[known.routine])
         for routine, state in self.job.routine_states.items():
             tried = sum(k.attempts for k in self.known.values() if k.routine == routine)
             assert state.attempts >= tried

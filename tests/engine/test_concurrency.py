@@ -7,12 +7,11 @@ from collections import Counter
 from functools import partial
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import FakeClock, Flow, JobState, JobStatus, Routine, Runtime
-from tests.engine.workshop import at_once, no_thread_remains
+from tests.engine.concurrency import at_once, no_thread_remains
 from tests.routines import (
     PATIENCE,
     Wide,
@@ -24,7 +23,6 @@ from tests.routines import (
     outputs,
     rest,
     retrying,
-    send,
     sends,
 )
 
@@ -57,9 +55,7 @@ def overlapping(job: JobState, routine_id: str | None = None) -> int:
 
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=10), st.integers(2, 4), st.booleans())
-def test_never_more_steps_than_workers_and_of_a_routine_than_it_allows(
-    lengths: list[int], workers: int, wide: bool
-) -> None:
+def test_no_more_steps_overlap_than_workers_and_max_concurrency_allow(lengths, workers, wide):
     kind = Wide if wide else Works
     job = run(fan(sends(*lengths), workers=workers, a=kind(sleeps_n), b=Works(sleeps_n)))
     assert JobStatus.COMPLETED is job.status
@@ -69,18 +65,18 @@ def test_never_more_steps_than_workers_and_of_a_routine_than_it_allows(
     assert 2 * len(lengths) == len(job.outputs)
 
 
-def test_one_step_of_a_routine_at_a_time_unless_its_class_says_otherwise() -> None:
+def test_a_routine_runs_one_step_at_a_time_unless_its_class_allows_more():
     assert 4 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=sleeps_n)))
     assert 1 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=Wide(sleeps_n))))
     assert 2 == ended_at(run(fan(sends(1, 1, 1, 1), workers=2, a=Wide(sleeps_n))))
 
 
-def test_a_routine_that_is_busy_holds_no_other_back() -> None:
+def test_a_busy_routine_delays_no_other_routine():
     job = run(fan(sends(5, 5), workers=2, slow=sleeps_n, quick=rest))
     assert [("quick", 0), ("quick", 0), ("slow", 5), ("slow", 10)] == ends(job, 2)
 
 
-def test_tasks_start_in_the_order_of_their_creation() -> None:
+def test_tasks_start_in_the_order_of_their_creation():
     job = run(fan(sends(*range(20)), workers=3, a=Wide(rest), b=Wide(rest)))
     begun = sorted((c.started_ns, c.seq) for c in job.commits[2:] if c.started_ns is not None)
     assert 40 == len(begun)
@@ -91,17 +87,15 @@ def test_tasks_start_in_the_order_of_their_creation() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6))
-def test_a_concurrent_flow_has_the_same_result_as_a_sequential_one(
-    items: list[tuple[int, int]],
-) -> None:
-    def work(self: Routine, n: tuple[int, int]) -> None:
+def test_a_concurrent_flow_has_the_same_result_as_a_sequential_one(items):
+    def work(self, n):
         self.ctx.sleep(n[0])
         if self.ctx.attempt <= n[1]:
             raise ValueError
-        self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n[0]  # type: ignore[operator]
+        self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n[0]
         self.emit("out", n=n[0])
 
-    def result(workers: int | None) -> tuple[object, ...]:
+    def result(workers):
         flow = fan(sends(*items), workers=workers, a=Works(work, retrying()), b=Wide(sleeps_first))
         flow.add_routine(Works(rest), "after")
         flow.connect("a", "out", "after", "trigger")
@@ -122,8 +116,8 @@ def sleeps_first(self: Routine, n: tuple[int, int]) -> None:
     self.emit("out", n=n)
 
 
-def test_an_aggregator_fires_once_when_all_items_are_there() -> None:
-    def collects(self: Routine, n: int) -> None:
+def test_an_aggregator_fires_once_when_all_items_are_there():
+    def collects(self, n):
         got: Any = self.ctx.state.setdefault("got", [])
         got.append(n)
         if len(got) == 6:
@@ -140,11 +134,11 @@ def test_an_aggregator_fires_once_when_all_items_are_there() -> None:
 # --- real threads, real time ----------------------------------------------------------------------
 
 
-def test_on_the_systems_clock_steps_really_overlap_and_lose_no_update() -> None:
+def test_steps_overlap_in_real_time_and_lose_no_update():
     meet = threading.Barrier(4)
     met: set[int] = set()
 
-    def adds(self: Routine, n: int) -> None:
+    def adds(self, n):
         total: Any = self.ctx.shared.get("total", 0)
         if n < 4 and n not in met:
             met.add(n)
@@ -159,18 +153,18 @@ def test_on_the_systems_clock_steps_really_overlap_and_lose_no_update() -> None:
     assert times == sorted(times)
 
 
-def test_many_callers_share_one_runtime_and_one_flow() -> None:
-    def keeps(self: Routine, n: int) -> None:
+def test_many_callers_share_one_runtime_and_one_flow():
+    def keeps(self, n):
         self.ctx.shared["mine"] = n
         self.emit("out", n=n)
 
-    def checks(self: Routine, n: int) -> None:
+    def checks(self, n):
         self.emit("out", n=self.ctx.shared["mine"] == n)
 
     flow = chain(workers=2, a=keeps, b=checks)
     jobs: dict[int, JobState] = {}
 
-    def caller(n: int) -> None:
+    def caller(n):
         if n % 2:
             jobs[n] = flow.execute("a", {"n": n}, runtime=runtime)
         else:
@@ -183,11 +177,3 @@ def test_many_callers_share_one_runtime_and_one_flow() -> None:
         assert JobStatus.COMPLETED is job.status
         assert {"mine": n} == job.shared_data
         assert [True] == outputs(job)
-
-
-@pytest.mark.parametrize("n", [1, 200])
-def test_background_jobs_are_driven_by_one_loop_side_by_side(n: int) -> None:
-    clock = FakeClock()
-    with no_thread_remains(), Runtime(clock=clock) as runtime:
-        runs = [chain(a=send, b=rest, c=rest).start("a", runtime=runtime) for _ in range(n)]
-        assert [JobStatus.COMPLETED] * n == [run.wait().status for run in runs]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import threading
 
-import pytest
-
-from routilux import FakeClock, JobStatus, Routine, Runtime
+from routilux import FakeClock, JobStatus, Runtime
 from routilux.engine.driver import InlineDriver
-from tests.engine.workshop import engine_threads
-from tests.routines import Works, chain, fails, rest, retrying, send
+from tests.engine.concurrency import engine_threads
+from tests.routines import Works, chain, fails, retrying, send
 
 
-def test_a_sequential_flow_runs_in_the_callers_thread_and_makes_none() -> None:
+def test_a_sequential_flow_runs_in_the_callers_thread_and_starts_no_other():
     seen: list[object] = []
 
-    def looks(self: Routine, n: object = 0) -> None:
+    def looks(self, n=0):
         seen.append((threading.get_ident(), engine_threads() - before))
         self.emit("out", n=n)
 
@@ -27,20 +25,20 @@ def test_a_sequential_flow_runs_in_the_callers_thread_and_makes_none() -> None:
     assert [(threading.get_ident(), set())] * 2 == seen
 
 
-def test_a_concurrent_flow_with_one_worker_runs_in_the_callers_thread_too() -> None:
+def test_a_concurrent_flow_with_one_worker_runs_in_the_callers_thread_too():
     seen: list[int] = []
 
-    def looks(self: Routine, n: object = 0) -> None:
+    def looks(self, n=0):
         seen.append(threading.get_ident())
 
     chain(workers=1, a=send, b=looks).execute("a", runtime=Runtime(clock=FakeClock()))
     assert [threading.get_ident()] == seen
 
 
-def test_it_takes_one_step_at_a_time_and_runs_it_when_asked_for_the_next() -> None:
+def test_start_takes_one_step_and_next_runs_it():
     ran: list[int] = []
 
-    def looks(self: Routine) -> None:
+    def looks(self):
         ran.append(1)
 
     driver = InlineDriver(FakeClock())
@@ -59,13 +57,3 @@ def test_it_takes_one_step_at_a_time_and_runs_it_when_asked_for_the_next() -> No
     assert (drive, step) == ended[:2]
     assert driver.room
     assert [1] == ran
-
-
-def test_an_interrupt_leaves_it_ready_for_the_next_step() -> None:
-    def stops(self: Routine) -> None:
-        raise KeyboardInterrupt
-
-    runtime = Runtime(clock=FakeClock())
-    with pytest.raises(KeyboardInterrupt):
-        chain(a=stops).execute("a", runtime=runtime)
-    assert JobStatus.COMPLETED is chain(a=rest).execute("a", runtime=runtime).status

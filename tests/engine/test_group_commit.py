@@ -9,7 +9,6 @@ import pytest
 
 from routilux import (
     Append,
-    Commit,
     CommitKind,
     Flow,
     JobState,
@@ -21,33 +20,22 @@ from routilux import (
     Runtime,
 )
 from routilux.engine.pool import PoolDriver
+from tests.routines import PATIENCE, Body, chain, fan, kinds, send
 
 JOBS = 8
-PATIENCE = 30
 
 
-class Counts(Routine):
-    """Takes two steps: `trigger` emits what it is told to, `more` keeps it."""
+def counting(what: Body) -> Flow:
+    """A flow of two steps: the first emits a value, the second keeps it."""
 
-    def __init__(self, what: Callable[[Routine], object]) -> None:
-        super().__init__()
-        self.what = what
-        self.define_slot("trigger", handler=self.trigger)
-        self.define_slot("more", handler=self.more)
-        self.define_event("out", ["value"])
+    def emits(self: Routine) -> None:
+        self.emit("out", n=what(self))
 
-    def trigger(self) -> None:
-        self.emit("out", value=self.what(self))
-
-    def more(self, value: object) -> None:
-        self.ctx.shared["value"] = value
+    return chain(a=emits, b=keeps)
 
 
-def counting(what: Callable[[Routine], object]) -> Flow:
-    flow = Flow("counting")
-    flow.add_routine(Counts(what), "counts")
-    flow.connect("counts", "out", "counts", "more")
-    return flow
+def keeps(self: Routine, n: object) -> None:
+    self.ctx.shared["value"] = n
 
 
 class NotedStore(MemoryStore):
@@ -62,7 +50,7 @@ class NotedStore(MemoryStore):
         return super().append_all(appends)
 
 
-Together = Callable[[Runtime, dict[str, Run]], Flow]
+Together = Callable[[Runtime, dict[str, Run]], None]
 
 
 @pytest.fixture
@@ -71,11 +59,11 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
     over = threading.Semaphore(0)
     end = PoolDriver._end
 
-    def told(self: PoolDriver, *what: object) -> None:
-        end(self, *what)  # type: ignore[arg-type]  # whatever the driver hands on
+    def ends(self: PoolDriver, *what: object) -> None:
+        end(self, *what)
         over.release()
 
-    monkeypatch.setattr(PoolDriver, "_end", told)
+    monkeypatch.setattr(PoolDriver, "_end", ends)
     begun = threading.Barrier(JOBS + 1)
 
     def what(routine: Routine) -> object:
@@ -83,61 +71,52 @@ def together(monkeypatch: pytest.MonkeyPatch) -> Together:
         begun.wait(PATIENCE)
         return {"2": object(), "4": 2.5}.get(routine.ctx.job_id, 1)
 
-    def start(runtime: Runtime, runs: dict[str, Run]) -> Flow:
+    def start(runtime: Runtime, runs: dict[str, Run]) -> None:
         flow = counting(what)
         for job_id in map(str, range(JOBS)):
-            runs[job_id] = flow.start("counts", job_id=job_id, runtime=runtime)
+            runs[job_id] = flow.start("a", job_id=job_id, runtime=runtime)
         begun.wait(PATIENCE)
         with runtime.environment.lock:  # which the loop needs for a commit
             begun.wait(PATIENCE)
             for _ in range(JOBS):
                 assert over.acquire(timeout=PATIENCE), "a step does not end"
-        return flow
 
     return start
 
 
-def rested(runs: dict[str, Run]) -> dict[str, JobState]:
+def stopped(runs: dict[str, Run]) -> dict[str, JobState]:
     return {job_id: run.wait(PATIENCE) for job_id, run in runs.items()}
 
 
-def test_steps_of_several_jobs_that_are_over_share_one_write(together: Together) -> None:
+def test_ended_steps_of_several_jobs_share_one_write(together):
     store = NotedStore()
     runs: dict[str, Run] = {}
     with Runtime(store=store) as runtime:
         together(runtime, runs)
-        jobs = rested(runs)
+        jobs = stopped(runs)
     assert [str(n) for n in range(JOBS)] == sorted(store.groups[0])
     for job in jobs.values():
         assert job == Runtime(store=store).load(job.job_id)
-    # What can't be saved fails the attempt of its own handler, and nothing else.
+    # A value that can't be saved fails the attempt of its handler only.
     failed = jobs.pop("2")
-    assert (JobStatus.FAILED, ["start", "failed"]) == (failed.status, [*map(kind, failed.commits)])
-    assert "value: object has no saved form" in str(failed.error)
-    assert {"start done done"} == {" ".join(map(kind, job.commits)) for job in jobs.values()}
+    assert (JobStatus.FAILED, ["start", "failed"]) == (failed.status, kinds(failed))
+    assert "payload.n: object has no saved form" in str(failed.error)
+    assert {"start done done"} == {" ".join(kinds(job)) for job in jobs.values()}
     assert {1, 2.5} == {job.shared_data["value"] for job in jobs.values()}
 
 
-def kind(commit: Commit) -> str:
-    return commit.kind
-
-
-def test_no_two_steps_of_a_job_share_a_write() -> None:
+def test_no_two_steps_of_a_job_share_a_write():
     store = NotedStore()
-    flow = Flow("wide", execution_strategy="concurrent", max_workers=4)
-    flow.add_routine(Counts(lambda _: 1), "counts")
-    for name in "abcd":
-        flow.add_routine(Counts(lambda _: 1), name)
-        flow.connect("counts", "out", name, "more")
+    flow = fan(send, workers=4, a=keeps, b=keeps, c=keeps, d=keeps)
     with Runtime(store=store) as runtime:
-        jobs = rested({str(n): flow.start("counts", runtime=runtime) for n in range(20)})
+        jobs = stopped({str(n): flow.start("source", runtime=runtime) for n in range(20)})
     assert all(len(set(group)) == len(group) for group in store.groups)
     assert {JobStatus.COMPLETED} == {job.status for job in jobs.values()}
 
 
-def test_a_row_that_is_refused_breaks_its_job_and_no_other(together: Together) -> None:
+def test_a_refused_row_ends_the_run_of_its_job_only(together):
     class TakenStore(NotedStore):
-        def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        def append_all(self, appends):
             if not self.groups:
                 self.claim("5", 2, b"{}", "another host", stopped=False)
             return super().append_all(appends)
@@ -147,43 +126,41 @@ def test_a_row_that_is_refused_breaks_its_job_and_no_other(together: Together) -
         together(runtime, runs)
         with pytest.raises(LeaseLostError, match="'5' belongs to 'another host' now"):
             runs.pop("5").wait(PATIENCE)
-        jobs = rested(runs)
+        jobs = stopped(runs)
     assert {"2"} == {j for j, job in jobs.items() if job.status is not JobStatus.COMPLETED}
 
 
 @pytest.mark.parametrize("kept", [True, False], ids=["kept", "not kept"])
-def test_a_store_that_fails_breaks_the_jobs_of_the_write_and_none_has_believed_it(
-    together: Together, kept: bool
-) -> None:
+def test_a_store_that_fails_ends_the_jobs_of_the_write_and_none_applies_it(together, kept):
     class FailingStore(NotedStore):
-        def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+        def append_all(self, appends):
             if kept:
                 super().append_all(appends)
             raise OSError("the disk is gone")
 
-    class Told:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+    class Sees:
+        def on_commit(self, job, commit):
             assert "start" == commit.kind
 
     store = FailingStore()
     runs: dict[str, Run] = {}
-    with Runtime(store=store, observers=[Told()]) as runtime:
-        flow = together(runtime, runs)
+    with Runtime(store=store, observers=[Sees()]) as runtime:
+        together(runtime, runs)
         for run in runs.values():
             with pytest.raises(OSError, match="the disk is gone"):
                 run.wait(PATIENCE)
             assert 1 == run.job.seq
         assert [] == runtime.observer_failures
-    flow.routines["counts"].what = lambda _: 3  # type: ignore[attr-defined]  # Counts has it
+    flow = counting(lambda _: 3)
     with Runtime(store=store) as runtime:
         job = runtime.load("1")
         assert (2 if kept else 1) == job.seq
         assert {"value": 1 if kept else 3} == flow.resume(job, runtime=runtime).shared_data
 
 
-def test_an_observer_may_end_another_job_of_the_same_write(together: Together) -> None:
+def test_an_observer_may_end_another_job_of_the_same_write(together):
     class Canceller:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             if commit.kind is CommitKind.DONE and not cancelled:
                 cancelled.append("7" if job.job_id != "7" else "6")
                 runs[cancelled[0]].cancel()
@@ -193,9 +170,9 @@ def test_an_observer_may_end_another_job_of_the_same_write(together: Together) -
     store = NotedStore()
     with Runtime(store=store, observers=[Canceller()]) as runtime:
         together(runtime, runs)
-        jobs = rested(runs)
+        jobs = stopped(runs)
         assert [] == runtime.observer_failures
     victim = jobs.pop(cancelled[0])
-    assert ["start", "done", "cancelled"] == [*map(kind, victim.commits)]
+    assert ["start", "done", "cancelled"] == kinds(victim)
     assert victim == Runtime(store=store).load(victim.job_id)
     assert {"2"} == {j for j, job in jobs.items() if job.status is not JobStatus.COMPLETED}

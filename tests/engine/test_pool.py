@@ -18,38 +18,23 @@ from typing import Any
 
 import pytest
 
-from routilux import (
-    Commit,
-    ErrorHandler,
-    FakeClock,
-    Flow,
-    JobState,
-    JobStatus,
-    RoutiluxError,
-    Routine,
-    Runtime,
-    SystemClock,
-)
+from routilux import ErrorHandler, FakeClock, JobStatus, RoutiluxError, Runtime, SystemClock
 from routilux.engine.pool import PoolDriver
 from routilux.graph.messages import StepOutcome
-from tests.engine.workshop import Dies, Doubles, FailsOnce, no_thread_remains
+from tests.engine.concurrency import Remote, die, double, fail_once, no_thread_remains
 from tests.routines import (
+    MODES,
     PATIENCE,
     Watcher,
-    Wide,
     Works,
     chain,
-    ended_at,
     error_of,
     fan,
     kinds,
     rest,
     retrying,
-    run,
     run_by,
     send,
-    sends,
-    sleeps,
 )
 
 
@@ -62,14 +47,9 @@ def processes() -> Iterator[ProcessPoolExecutor]:
 # --- other processes ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-def test_steps_run_in_another_process_and_their_outcomes_are_committed_here(
-    processes: ProcessPoolExecutor, strategy: Any
-) -> None:
-    flow = Flow(execution_strategy=strategy)
-    for name in ("a", "b"):
-        flow.add_routine(Doubles(), name)
-    flow.connect("a", "out", "b", "trigger")
+@MODES
+def test_steps_run_in_another_process_and_are_committed_in_this_one(processes, workers):
+    flow = chain(workers=workers, a=Remote(double), b=Remote(double))
     with no_thread_remains(), Runtime(executor=processes) as runtime:
         job = flow.execute("a", {"n": 3}, runtime=runtime)
     job.raise_for_status()
@@ -80,11 +60,8 @@ def test_steps_run_in_another_process_and_their_outcomes_are_committed_here(
     assert os.getpid() != job.outputs[0].data["pid"]
 
 
-def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_again(
-    processes: ProcessPoolExecutor,
-) -> None:
-    flow = Flow()
-    flow.add_routine(FailsOnce(), "a")
+def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_again(processes):
+    flow = chain(a=Remote(fail_once))
     flow.set_error_handler(retrying(retry_delay=0))
     with Runtime(executor=processes) as runtime:
         job = flow.start("a", runtime=runtime).wait()
@@ -93,10 +70,8 @@ def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_a
     assert 2 == job.outputs[0].data["n"]
 
 
-def test_a_step_that_can_not_be_sent_ends_the_call_and_leaves_its_task_pending(
-    processes: ProcessPoolExecutor,
-) -> None:
-    def local(self: Routine) -> None:
+def test_a_step_that_can_not_be_pickled_raises_and_leaves_its_task_pending(processes):
+    def local(self):
         raise AssertionError("can't be reached: a local function can't be pickled")
 
     keeps = Watcher()
@@ -110,9 +85,8 @@ def test_a_step_that_can_not_be_sent_ends_the_call_and_leaves_its_task_pending(
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_a_process_that_dies_ends_the_call_and_leaves_its_task_pending(how: str) -> None:
-    flow = Flow()
-    flow.add_routine(Dies(), "a")
+def test_a_process_that_dies_raises_and_leaves_its_task_pending(how):
+    flow = chain(a=Remote(die))
     keeps = Watcher()
     with (
         ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
@@ -127,7 +101,7 @@ def test_a_process_that_dies_ends_the_call_and_leaves_its_task_pending(how: str)
 
 
 class _Sane(Executor):
-    """An executor that runs nothing and says that all went well."""
+    """An executor that runs nothing and reports success."""
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -139,35 +113,35 @@ class _Sane(Executor):
 
 
 @pytest.mark.parametrize("workers", [None, 3])
-def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(workers: int | None) -> None:
-    told: list[str] = []
+def test_steps_run_on_a_users_threads_and_commit_their_effects_at_once(workers):
+    notes: list[str] = []
     names: set[str] = set()
 
-    class Teller:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
-            told.append(commit.kind.value)
+    class Notes:
+        def on_commit(self, job, commit):
+            notes.append(commit.kind.value)
 
-    def pays(self: Routine, n: object = 0) -> None:
+    def pays(self, n=0):
         names.add(threading.current_thread().name)
         self.ctx.once("charge", int)
-        told.append("next line")
+        notes.append("next line")
 
     with (
         no_thread_remains(),
         ThreadPoolExecutor(2, thread_name_prefix="theirs") as executor,
-        Runtime(executor=executor, observers=[Teller()]) as runtime,
+        Runtime(executor=executor, observers=[Notes()]) as runtime,
     ):
         job = chain(workers=workers, a=pays).execute("a", runtime=runtime)
         assert JobStatus.COMPLETED is job.status
         assert JobStatus.COMPLETED is chain(a=pays).start("a", runtime=runtime).wait().status
-    assert ["start", "effect", "next line", "done"] * 2 == told
+    assert ["start", "effect", "next line", "done"] * 2 == notes
     assert all(name.startswith("theirs") for name in names)
 
 
-def test_steps_overlap_on_a_users_threads() -> None:
+def test_steps_overlap_on_a_users_threads():
     both = threading.Barrier(2)
 
-    def meets(self: Routine, n: object) -> None:
+    def meets(self, n):
         both.wait(PATIENCE)
 
     with ThreadPoolExecutor(2) as executor, Runtime(executor=executor) as runtime:
@@ -177,7 +151,7 @@ def test_steps_overlap_on_a_users_threads() -> None:
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_an_executor_that_was_shut_down_raises_to_the_caller(how: str) -> None:
+def test_an_executor_that_was_shut_down_raises_in_the_caller(how):
     executor = ThreadPoolExecutor(1)
     executor.shutdown()
     keeps = Watcher()
@@ -191,11 +165,11 @@ def test_an_executor_that_was_shut_down_raises_to_the_caller(how: str) -> None:
     )
 
 
-def test_a_step_that_the_executor_drops_before_it_began_ends_the_job() -> None:
+def test_a_step_that_the_executor_drops_ends_the_run():
     busy, given = threading.Event(), threading.Event()
 
     class Tells(ThreadPoolExecutor):
-        def submit(self, *args: Any, **kwargs: Any) -> Future[Any]:
+        def submit(self, *args, **kwargs):
             future = super().submit(*args, **kwargs)
             given.set()
             return future
@@ -214,10 +188,10 @@ def test_a_step_that_the_executor_drops_before_it_began_ends_the_job() -> None:
     assert ["a"] == [task.routine_id for task in run.job.pending_tasks]
 
 
-def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run() -> None:
+def test_a_step_that_times_out_in_the_queue_of_the_executor_never_runs():
     ran: list[int] = []
 
-    def late(self: Routine) -> None:
+    def late(self):
         ran.append(1)
 
     busy = threading.Event()
@@ -230,7 +204,7 @@ def test_a_step_whose_time_ends_while_the_executor_holds_it_back_is_never_run() 
 
 
 @pytest.mark.parametrize("kind", [ThreadPoolExecutor, _Sane])
-def test_an_executor_is_refused_with_a_clock_that_is_not_the_systems(kind: Any) -> None:
+def test_an_executor_is_refused_with_a_fake_clock(kind):
     executor = kind()
     with pytest.raises(RoutiluxError, match=f"{kind.__name__} runs steps in real time"):
         Runtime(clock=FakeClock(), executor=executor)
@@ -240,10 +214,10 @@ def test_an_executor_is_refused_with_a_clock_that_is_not_the_systems(kind: Any) 
 # --- our own threads ------------------------------------------------------------------------------
 
 
-def test_threads_are_made_when_they_are_needed_and_are_daemons() -> None:
+def test_threads_start_when_they_are_needed_and_are_daemons():
     seen: set[threading.Thread] = set()
 
-    def looks(self: Routine, n: object) -> None:
+    def looks(self, n):
         seen.add(threading.current_thread())
         self.ctx.sleep(1)
 
@@ -255,7 +229,7 @@ def test_threads_are_made_when_they_are_needed_and_are_daemons() -> None:
         assert all(thread.daemon for thread in seen)
 
 
-def test_a_poke_returns_at_once_and_is_not_lost() -> None:
+def test_a_poke_returns_at_once_and_is_not_lost():
     driver = PoolDriver(SystemClock(), 1)
     driver.poke()
     assert driver.next(None, (), "") is None
@@ -263,11 +237,3 @@ def test_a_poke_returns_at_once_and_is_not_lost() -> None:
     poker.start()
     assert driver.next(None, (), "") is None
     poker.join(PATIENCE)
-
-
-def test_more_steps_than_threads_wait_for_room_and_all_are_made() -> None:
-    with no_thread_remains():
-        job = run(fan(sends(*range(20)), workers=4, a=Wide(sleeps(1))), "source")
-    job.raise_for_status()
-    assert 5 == ended_at(job)
-    assert {0, 1, 2, 3} == {commit.worker for commit in job.commits[2:]}

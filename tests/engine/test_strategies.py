@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from routilux import ErrorHandler, JobStatus, Routine, RoutineStatus
+from routilux import ErrorHandler, JobStatus, RoutineStatus
 from tests.routines import (
     MODES,
     Works,
@@ -25,7 +25,7 @@ from tests.routines import (
 
 @dataclass(frozen=True)
 class Ends:
-    """What becomes of the job, of the routine that fails, and of its one failing task."""
+    """The end of the job, of the routine that fails, and of its one failing task."""
 
     job: JobStatus
     routine: RoutineStatus
@@ -63,9 +63,7 @@ TABLE = {
 @pytest.mark.parametrize("level", ["routine", "flow"])
 @pytest.mark.parametrize("place", ["entry", "downstream"])
 @MODES
-def test_a_failing_routine_ends_as_its_strategy_says(
-    strategy: str, level: str, place: str, workers: int | None
-) -> None:
+def test_a_failing_routine_ends_as_its_strategy_says(strategy, level, place, workers):
     handler, ends = TABLE[strategy]
     failing, after = ("a", "b") if place == "entry" else ("b", "c")
     flow = chain(
@@ -85,9 +83,11 @@ def test_a_failing_routine_ends_as_its_strategy_says(
     assert ends.attempts == state.attempts
     assert ends.after is job.routine_states[after].status
     assert ends.pending == len(job.pending_tasks)
-    told = [r for r in job.execution_history if r.event in ("error", "error_continued", "skipped")]
-    assert ([ends.history] if ends.history else []) == [record.event for record in told]
-    assert all(record.data["message"] == "attempt 1" for record in told)
+    reports = [
+        r for r in job.execution_history if r.event in ("error", "error_continued", "skipped")
+    ]
+    assert ([ends.history] if ends.history else []) == [record.event for record in reports]
+    assert all(record.data["message"] == "attempt 1" for record in reports)
     assert ([ends.dropped] if ends.dropped else []) == [task.outcome for task in job.dropped]
     if ends.job is JobStatus.FAILED:
         assert job.pending_tasks[0].failed
@@ -103,7 +103,7 @@ def test_a_failing_routine_ends_as_its_strategy_says(
 
 @pytest.mark.parametrize("own", TABLE)
 @pytest.mark.parametrize("flows", TABLE)
-def test_a_routines_handler_comes_before_its_flows(own: str, flows: str) -> None:
+def test_the_handler_of_a_routine_comes_before_the_handler_of_the_flow(own, flows):
     flow = chain(a=Works(fails(1), TABLE[own][0]), b=rest)
     flow.set_error_handler(TABLE[flows][0])
     decides = flows if own == "none" else own
@@ -112,10 +112,8 @@ def test_a_routines_handler_comes_before_its_flows(own: str, flows: str) -> None
 
 @pytest.mark.parametrize("strategy", ["continue", "skip"])
 @MODES
-def test_dropping_one_task_leaves_the_others_of_its_routine(
-    strategy: str, workers: int | None
-) -> None:
-    def picky(self: Routine, n: int) -> None:
+def test_dropping_one_task_leaves_the_others_of_its_routine(strategy, workers):
+    def picky(self, n):
         if n == 2:
             raise ValueError
         self.emit("out", n=n)
@@ -131,16 +129,16 @@ def test_dropping_one_task_leaves_the_others_of_its_routine(
 
 
 @MODES
-def test_stop_lets_steps_in_flight_commit_and_starts_nothing_new(workers: int | None) -> None:
+def test_stop_lets_steps_in_flight_commit_and_starts_nothing_new(workers):
     flow = chain(workers=workers, a=send, b=fails(1, after=1))
-    flow.add_routine(Works(sleeps(2)), "beside")
-    flow.connect("a", "out", "beside", "trigger")
+    flow.add_routine(Works(sleeps(2)), "other")
+    flow.connect("a", "out", "other", "trigger")
     flow.add_routine(Works(rest), "after")
-    flow.connect("beside", "out", "after", "trigger")
+    flow.connect("other", "out", "after", "trigger")
     job = run(flow, n=1)
     assert JobStatus.FAILED is job.status
-    beside = ["start", "done", "failed", "done"] if workers else ["start", "done", "failed"]
-    assert beside == kinds(job)
+    other = ["start", "done", "failed", "done"] if workers else ["start", "done", "failed"]
+    assert other == kinds(job)
     pending = {(task.routine_id, task.failed) for task in job.pending_tasks}
-    assert {("b", True), ("after" if workers else "beside", False)} == pending
+    assert {("b", True), ("after" if workers else "other", False)} == pending
     assert 0 == job.routine_states["after"].attempts

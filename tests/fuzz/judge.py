@@ -49,12 +49,10 @@ _CLEAR: Final = Path("/proc/self/clear_refs")
 
 @dataclass(slots=True)
 class Tally:
-    """How many mutants had each outcome, and the highest cost of one."""
+    """The number of mutants with each outcome."""
 
     counts: Counter[str] = field(default_factory=Counter)
     places: Counter[str] = field(default_factory=Counter)
-    seconds: float = 0.0
-    memory: int = 0
 
 
 def judge(mutant: Document | Rows, tally: Tally) -> None:
@@ -68,7 +66,6 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
         found, refusal = None, error.with_traceback(None)
     seconds = time.thread_time() - begun
     memory = max(_peak() - before, 0)
-    tally.seconds, tally.memory = max(tally.seconds, seconds), max(tally.memory, memory)
     kind = "row" if isinstance(mutant, Rows) else mutant.seal
     tally.counts[kind] += 1
     if refusal is None:

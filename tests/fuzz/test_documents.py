@@ -1,13 +1,11 @@
-"""A short run of the fuzzer `python -m tests.fuzz.documents`, and tests of its judge."""
+"""Fuzz tests of the readers of documents and journals, and tests of their judge."""
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.fuzz.judge import MB, Tally, judge
 from tests.fuzz.mutants import (
@@ -18,18 +16,20 @@ from tests.fuzz.mutants import (
     tampered_documents,
     tampered_rows,
 )
-from tests.soak import examples, sampled
+from tests.soak import also, examples, sampled
 
-ROOT = Path(__file__).parents[2]
+BATCHES = also(0, *range(1, 8))  # Hypothesis keeps the data of a batch in memory
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 pytestmark = pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="only Linux reports the peak memory"
 )
 
 
-def test_a_tampered_document_is_refused_with_its_place_or_is_consistent():
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_tampered_document_is_refused_with_its_place_or_is_consistent(batch):
     tally = Tally()
 
+    @seed(batch)
     @settings(max_examples=examples(5), suppress_health_check=SLOW)
     @given(tampered_documents())
     def judged(mutant):
@@ -45,9 +45,11 @@ def test_a_tampered_document_is_refused_with_its_place_or_is_consistent():
     assert 0 == tally.counts["stale: accepted"]
 
 
-def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent():
+@pytest.mark.parametrize("batch", BATCHES)
+def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent(batch):
     tally = Tally()
 
+    @seed(batch)
     @settings(max_examples=250, suppress_health_check=SLOW)
     @given(tampered_rows())
     def judged(mutant):
@@ -71,24 +73,6 @@ KINDS = ("start", "done", "retry", "failed", "dropped", "effect", "resumed")
 @pytest.mark.parametrize("what", sampled(ENDLESS, [*ENDLESS][::4]))
 def test_huge_data_costs_time_and_memory_in_proportion_to_its_size(what):
     judge(endless(what, MB), Tally())
-
-
-@pytest.mark.soak
-def test_the_same_seed_gives_the_same_mutants():
-    command = [sys.executable, "-m", "tests.fuzz.documents"]
-    reports = [
-        subprocess.run(
-            [*command, "--count", "60", "--huge", "0", "--seed", "5"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        ).stdout.splitlines()[1:7]
-        for _ in range(2)
-    ]
-    assert reports[0] == reports[1]
-    assert reports[0][-1].startswith("60 mutants, ")
 
 
 # --- the judge itself -----------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from routilux import (
     Runtime,
     UnserializableError,
 )
-from tests.engine.workshop import at_once
+from tests.engine.concurrency import at_once
 from tests.routines import (
     MODES,
     PATIENCE,
@@ -44,10 +44,13 @@ from tests.routines import (
 
 @MODES
 def test_what_a_handler_writes_is_committed_when_it_returns(workers: int | None) -> None:
+    held: list[int] = []
+
     def writes(self: Routine, n: int) -> None:
         assert self.ctx.state.get("runs") is None
         self.ctx.state["runs"] = 1
-        self.ctx.shared["xs"] = [n]
+        held.append(n)
+        self.ctx.shared["xs"] = held
         self.emit("out", n=n)
 
     def reads(self: Routine, n: int) -> None:
@@ -57,6 +60,7 @@ def test_what_a_handler_writes_is_committed_when_it_returns(workers: int | None)
 
     job = run(chain(workers=workers, writes=writes, reads=reads), "writes", n=7)
     job.raise_for_status()
+    held.append(9)
     assert {"runs": 1} == job.routine_states["writes"].state
     assert {"xs": [7, 8]} == job.shared_data
     assert job.at(2).shared_data == {"xs": [7]}
@@ -77,39 +81,6 @@ def test_a_failed_attempt_leaves_no_trace_but_its_record(workers: int | None) ->
     assert {} == job.shared_data
     assert [3] == outputs(job)
     assert ["start", "retry", "retry", "done"] == kinds(job)
-
-
-def test_reading_alone_writes_nothing() -> None:
-    def looks(self: Routine, n: object = 0) -> None:
-        shared = self.ctx.shared
-        assert [1] == shared["xs"]
-        assert "nothing" not in shared
-        assert shared.get("nothing") is None
-        assert 1 == len(shared)
-
-    def writes(self: Routine) -> None:
-        self.ctx.shared["xs"] = [1]
-        self.emit("out", n=0)
-
-    job = run(chain(writes=writes, looks=looks), "writes")
-    job.raise_for_status()
-    assert job.commits[-1].shared is None
-    assert job.commits[-1].state is None
-
-
-def test_what_was_written_is_a_copy_of_what_the_handler_holds() -> None:
-    held: list[list[int]] = []
-
-    def writes(self: Routine) -> None:
-        xs = [1]
-        held.append(xs)
-        self.ctx.shared["xs"] = xs
-        self.emit("out", n=xs)
-
-    job = run(chain(writes=writes), "writes")
-    held[0].append(2)
-    assert {"xs": [1]} == job.shared_data
-    assert [1] == job.outputs[0].data["n"]
 
 
 _keys = st.sampled_from("abc")
@@ -156,9 +127,10 @@ def test_shared_data_behaves_as_a_dict_and_its_last_value_is_committed(
     job = run(chain(puts=puts, plays=plays), "puts")
     job.raise_for_status()
     assert model == job.shared_data
+    assert (model == before) is (job.commits[-1].shared is None), "only changes are written"
 
 
-def test_a_key_that_is_no_text_is_refused() -> None:
+def test_a_key_that_is_not_a_string_is_refused() -> None:
     def writes(self: Routine) -> None:
         self.ctx.shared[3] = 1  # type: ignore[index]
 
@@ -208,7 +180,7 @@ def conflicting(reads: Callable[[Any], object], error: Exception | None = None) 
 @pytest.mark.parametrize(
     ("how", "error"), [*((how, None) for how in READS), ("get", KeyError("stale"))]
 )
-def test_a_step_that_read_what_another_has_changed_is_run_again_and_pays_no_retry(
+def test_a_step_that_read_a_key_which_another_step_changed_runs_again_without_a_retry(
     how: str, error: Exception | None
 ) -> None:
     job = conflicting(READS[how], error)
@@ -231,7 +203,7 @@ def test_a_step_that_read_nothing_that_changed_is_not_run_again(
     assert ["start", "done", "done", "done"] == kinds(conflicting(how))
 
 
-def test_no_update_is_lost_however_many_write_at_once() -> None:
+def test_no_update_is_lost_when_many_steps_write_at_once() -> None:
     def adds(self: Routine, n: int) -> None:
         total: Any = self.ctx.shared.get("total", 0)
         self.ctx.sleep(self.ctx.random.choice([0, 1, 2]))
@@ -294,18 +266,18 @@ def test_a_recorded_effect_is_not_run_again_by_later_attempts_or_after_a_resume(
 
 @MODES
 def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: int | None) -> None:
-    told: list[str] = []
+    seen: list[str] = []
 
-    class Teller:
+    class Observer:
         def on_commit(self, job: JobState, commit: Commit) -> None:
-            told.append(commit.kind.value)
+            seen.append(commit.kind.value)
 
     def pays(self: Routine) -> None:
-        self.ctx.once("charge", told.append, "charged")
-        told.append("next line")
+        self.ctx.once("charge", seen.append, "charged")
+        seen.append("next line")
 
-    run(chain(workers=workers, a=pays), observers=[Teller()])
-    assert ["start", "charged", "effect", "next line", "done"] == told
+    run(chain(workers=workers, a=pays), observers=[Observer()])
+    assert ["start", "charged", "effect", "next line", "done"] == seen
 
 
 def test_an_error_in_an_effect_is_not_recorded() -> None:
@@ -340,7 +312,7 @@ def test_an_error_in_an_effect_is_not_recorded() -> None:
     ],
     ids=["twice in an attempt", "other arguments"],
 )
-def test_an_effect_that_can_not_be_the_recorded_one_is_refused(
+def test_a_second_effect_of_one_name_or_with_other_arguments_is_refused(
     calls: list[Any], message: str, commits: list[str]
 ) -> None:
     def pays(self: Routine) -> None:
@@ -353,7 +325,7 @@ def test_an_effect_that_can_not_be_the_recorded_one_is_refused(
     assert commits == kinds(job)
 
 
-def test_arguments_and_results_that_have_no_saved_form_are_refused_by_path() -> None:
+def test_arguments_and_results_without_a_saved_form_are_refused_with_their_path() -> None:
     called: list[int] = []
 
     def gives(self: Routine, n: object) -> None:
@@ -380,11 +352,11 @@ def test_an_effect_may_be_run_by_a_thread_of_the_handler() -> None:
     assert ["start", "effect", "done"] == kinds(job)
 
 
-# --- ids and chance -------------------------------------------------------------------------------
+# --- ids and random numbers -----------------------------------------------------------------------
 
 
 @MODES
-def test_ids_and_chance_repeat_on_every_attempt_and_differ_between_tasks(
+def test_ids_and_random_numbers_repeat_in_each_attempt_and_differ_between_tasks(
     workers: int | None,
 ) -> None:
     seen: dict[str, list[tuple[object, ...]]] = {}
@@ -416,7 +388,7 @@ def test_ids_and_chance_repeat_on_every_attempt_and_differ_between_tasks(
     assert not set(seen["0.0"][0]) & set(seen["0.1"][0])
 
 
-def test_chance_is_the_same_on_another_host_and_another_in_another_job() -> None:
+def test_random_numbers_are_the_same_on_another_host_and_differ_between_jobs() -> None:
     drawn: list[float] = []
 
     def draws(self: Routine) -> None:
@@ -427,20 +399,20 @@ def test_chance_is_the_same_on_another_host_and_another_in_another_job() -> None
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_the_context_tells_attempt_job_task_and_time() -> None:
-    told: list[tuple[object, ...]] = []
+def test_the_context_has_the_attempt_job_task_and_time() -> None:
+    seen: list[tuple[object, ...]] = []
 
-    def tells(self: Routine, n: object) -> None:
+    def reads(self: Routine, n: object) -> None:
         ctx = self.ctx
         ctx.sleep(2)
-        told.append((ctx.attempt, ctx.job_id, ctx.task_id, ctx.now().isoformat()))
+        seen.append((ctx.attempt, ctx.job_id, ctx.task_id, ctx.now().isoformat()))
         raise ValueError
 
-    run(chain(a=Works(tells, retrying(max_retries=1, retry_delay=3))), job_id="j", n=1)
+    run(chain(a=Works(reads, retrying(max_retries=1, retry_delay=3))), job_id="j", n=1)
     assert [
         (1, "j", "0", "2026-01-01T00:00:02+00:00"),
         (2, "j", "0", "2026-01-01T00:00:07+00:00"),
-    ] == told
+    ] == seen
 
 
 # --- its end --------------------------------------------------------------------------------------
@@ -494,7 +466,7 @@ def test_a_context_or_view_that_outlives_its_handler_is_refused(which: str, use:
 
 
 def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
-    told: list[str] = []
+    seen: list[str] = []
     returned = threading.Event()
     threads: list[threading.Thread] = []
 
@@ -504,7 +476,7 @@ def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
             try:
                 use()
             except NoActiveStepError as error:
-                told.append(str(error))
+                seen.append(str(error))
 
     def leaks(self: Routine) -> None:
         inherited = contextvars.copy_context()
@@ -514,8 +486,8 @@ def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
     job = run(chain(a=leaks))
     returned.set()
     threads[0].join(PATIENCE)
-    assert 2 == len(told)
-    assert {OVER} == set(told)
+    assert 2 == len(seen)
+    assert {OVER} == set(seen)
     assert () == tuple(job.outputs)
 
 

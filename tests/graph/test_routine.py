@@ -140,7 +140,7 @@ def test_a_pickled_or_copied_routine_is_built_again_from_its_arguments(twin_of, 
 # --- names --------------------------------------------------------------------------------------
 
 
-def test_a_class_is_known_by_its_place_or_by_the_name_that_it_gives_itself():
+def test_a_saved_name_is_the_routine_name_or_module_and_qualname_and_is_not_inherited():
     class Plain(Routine):
         pass
 
@@ -156,7 +156,7 @@ def test_a_class_is_known_by_its_place_or_by_the_name_that_it_gives_itself():
     assert f"{__name__}:{Heir.__qualname__}" == Heir.saved_name(), "a name is not inherited"
 
 
-def test_a_class_that_is_defined_again_in_its_place_replaces_the_old_one():
+def test_a_class_that_is_defined_again_replaces_the_old_one():
     def define(answer: int) -> type[Routine]:
         class Again(Routine):
             routine_name = "routine/again"
@@ -174,7 +174,7 @@ def test_a_class_that_is_defined_again_in_its_place_replaces_the_old_one():
     assert isinstance(Flow.deserialize(flow.serialize()).routines["again"], newest)
 
 
-def test_a_class_that_is_gone_leaves_its_name_to_others():
+def test_the_name_of_a_deleted_class_can_be_used_again():
     def define() -> None:
         class Gone(Routine):
             routine_name = "routine/gone"

@@ -1,14 +1,14 @@
-"""Kills workers at every place of every write, and looks at what is left: `python -m tests.kills`.
+"""Kills workers at every place of every write, and checks what is left: `python -m tests.kills`.
 
-    --count N         how many kills
+    --count N         the number of kills
     --store KIND      sqlite or postgres
-    --seed N          the same seed aims the same kills; where they strike, the machine decides
-    --minutes N       begin nothing more after so long
-    --fewest N        how often each place has to be struck
-    --folder PATH     where stores and effects are kept, in place of a temporary folder
+    --seed N          the same seed aims the same kills; the machine decides where they hit
+    --minutes N       start nothing more after this time
+    --fewest N        the number of kills that each place needs
+    --folder PATH     the folder for stores and effects, instead of a temporary folder
 
-Ends with 1 where anything is broken, whose store is then left where it is; with 2 where there were
-fewer kills than asked for, or too few at some place.
+Ends with 1 if a rule is broken, and keeps the store; with 2 if there were fewer kills than asked
+for, in all or at a place.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 
 from tests.kills.soak import Soak, hosts
+from tests.kills.stores import fresh_stores
 from tests.persist import postgres_server
 
 ROUND = 500
@@ -44,7 +43,7 @@ def main() -> int:
     begun = time.monotonic()
     try:
         with hosts(2) as pair:
-            soak = Soak(pair, _fresh(asked.store, folder), folder, asked.seed)
+            soak = Soak(pair, fresh_stores(asked.store, folder), folder, asked.seed)
             soak.until = begun + 60 * asked.minutes
             _run(soak, asked.count, asked.fewest, begun)
     finally:
@@ -55,7 +54,7 @@ def main() -> int:
         f" {soak.commits:,} commits acknowledged, in {time.monotonic() - begun:.0f} s"
     )
     if soak.broken:
-        _say(*soak.broken[:50], f"{len(soak.broken)} broken; what is left is in {folder}")
+        _say(*soak.broken[:50], f"{len(soak.broken)} broken rules; the store is in {folder}")
         return 1
     shutil.rmtree(folder)
     if soak.kills() < asked.count or (rare := soak.rare(asked.fewest)):
@@ -65,16 +64,9 @@ def main() -> int:
     return 0
 
 
-def _fresh(kind: str, folder: Path) -> Callable[[], str]:
-    numbers = count()
-    if kind == "postgres":
-        return lambda: f"postgres:{postgres_server.fresh_dsn()}"
-    return lambda: str(folder / f"jobs-{next(numbers)}.db")
-
-
 def _run(soak: Soak, wanted: int, fewest: int, begun: float) -> None:
     soak.rehearse()
-    soak.broken += [f"the rehearsal never came to {place}" for place in soak.missing()]
+    soak.broken += [f"the rehearsal never passed {place}" for place in soak.missing()]
     while not soak.broken and soak.kills() < wanted and time.monotonic() < soak.until:
         left = wanted - soak.kills()
         soak.round(min(ROUND, left), 0 if left > ROUND else fewest)

@@ -1,22 +1,21 @@
-"""A host that can be killed: a process that forks one worker after the other and says what happens.
+"""A host that can be killed: a process that forks one worker after another and reports events.
 
-It reads orders, one JSON a line, from its standard input, and writes what happens, one JSON list a
-line, to its standard output. A worker is a fork of it, so that a life costs milliseconds.
+It reads orders from its standard input, one JSON object a line, and writes events to its standard
+output, one JSON list a line. A worker is a fork, so that it starts within milliseconds.
 
-    store, effects   where jobs are kept, and where the effects are noted
-    submit           ids of the jobs that are submitted first
-    resume           ids of jobs that are then resumed in this process, lease or not; or all of them
-    aim              where the worker is killed: a place, the how manieth time, and up to how long
-                     after it; or `timer`, when it is killed wherever it is. Both in nanoseconds
-    stops_at         the place at which it stands still, in place of being killed; where it asks,
-                     from then on
-    lingers          handlers last until a lease was renewed
-    sigterm          the how manieth commit of the worker is followed by a SIGTERM
-    execute          id of a job that is executed then, without a worker
-    most             how many recoveries without progress a job may have; any number without it
-    asks             the flow is the one that asks; `held`: the worker waits for a word to begin
-    take_over        ids of jobs that an operator takes from whoever has them
-    left             a job that somebody has acquired and left, for half a lease
+    store, effects   the store, and the file of the effects
+    submit           ids of jobs that are submitted first
+    resume           ids of jobs that are then resumed in this process without a lease, or "all"
+    aim              where the worker is killed: a place, at which entry, and up to how long after
+                     it; or `timer`, when it is killed at any place. Both in nanoseconds
+    stops_at         the place at which it is suspended instead; if it asks, from then on
+    lingers          handlers run until a lease was renewed
+    sigterm          the number of the worker's commit that is followed by a SIGTERM
+    execute          id of a job that is then executed without a worker
+    most             how many recoveries without progress a job may have; without it, any number
+    asks             use the flow that asks; `held`: the worker waits for a word before it starts
+    take_over        ids of jobs that an operator takes over
+    left             a host acquires a job and dies, for half a lease
     plant            a fault of `plants`
 """
 
@@ -58,7 +57,9 @@ LONGEST_LIFE_NS: Final = 60 * 10**9
 
 
 def tell(*what: object) -> None:
-    os.write(1, json.dumps(what).encode() + b"\n")  # one write, so that threads don't mix
+    os.write(
+        1, json.dumps(what).encode() + b"\n"
+    )  # one write, so that the lines of threads don't mix
 
 
 def hear() -> Any:
@@ -66,7 +67,7 @@ def hear() -> Any:
     while not line.endswith(b"\n"):
         byte = os.read(0, 1)
         if not byte:
-            os._exit(0)  # whoever gave orders is gone
+            os._exit(0)  # the test has ended
         line += byte
     return json.loads(line)
 
@@ -75,8 +76,8 @@ def digest(commit: Commit) -> str:
     return sha256(commit.dumps().encode()).hexdigest()[:16]
 
 
-class _Tells(logging.Handler):
-    """Says of each commit that it is durable, and what is logged."""
+class _Reports(logging.Handler):
+    """Reports each commit when it is durable, and each line of the log."""
 
     sigterm = 0  # after so many commits
 
@@ -91,7 +92,7 @@ class _Tells(logging.Handler):
 
 
 def _watch_waits(clock: Any, places: Places, worker: Worker) -> None:
-    """Make the waits of the system's clock places."""
+    """Make places of the waits of the system's clock."""
     wait = clock.wait
 
     def waits(signal: Any, until: int | None, key: Any = (), who: str = "") -> Any:
@@ -108,16 +109,16 @@ def _watch_waits(clock: Any, places: Places, worker: Worker) -> None:
 
 
 def live(order: Mapping[str, Any], places: Places) -> None:
-    """Be a worker until all is done, or the worker is killed."""
+    """Run a worker until all jobs are done or it is killed."""
     around.places = places
     _aim(order, places)
-    told = _Tells()
-    logging.getLogger("routilux").addHandler(told)
+    reports = _Reports()
+    logging.getLogger("routilux").addHandler(reports)
     logging.getLogger("routilux").setLevel(logging.INFO)
     store: Any = opened(order["store"], places)
     if "plant" in order:
         PLANTS[order["plant"]](store)
-    runtime = Runtime(store=store, observers=[told], max_recoveries=order.get("most"))
+    runtime = Runtime(store=store, observers=[reports], max_recoveries=order.get("most"))
     flow = asking(order["effects"]) if order.get("asks") else story(order["effects"])
     around.listens = partial(_asks, order, places)
     for job_id in order.get("submit", ()):
@@ -130,14 +131,14 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     if order.get("held"):
         tell("ready", os.getpid())
         hear()
-        tell("runs")  # a kill before this might leave half a line to whoever reads next
+        tell("runs")  # a kill before this might leave half a line to the next reader
     if "execute" in order:
         runtime.execute(flow, "first", job_id=order["execute"])
     for job_id in store.job_ids() if order.get("resume") == "all" else order.get("resume", ()):
         _resume(runtime, flow, job_id)
     if order.get("lingers"):
         around.lingers = _until_renewed(store)
-    told.sigterm = order.get("sigterm", 0)
+    reports.sigterm = order.get("sigterm", 0)
     worker = Worker(store, [flow], runtime=runtime, lease=lease)
     _watch_waits(runtime.clock, places, worker)
     worker.run(until_idle=True)
@@ -153,14 +154,16 @@ def _resume(runtime: Runtime, flow: Flow, job_id: str) -> None:
     try:
         runtime.resume(flow, runtime.load(job_id))
     except (LeaseLostError, NotResumableError, KeyError) as error:
-        tell("not resumed", job_id, str(error))  # it is somebody's, is over, or was never there
+        tell(
+            "not resumed", job_id, str(error)
+        )  # another host owns it, it is over, or does not exist
 
 
 def _take_over(store: Any, job_id: str, now_ns: int) -> None:
     try:
         admin.retry(store, job_id, now_ns, take_over=True)
     except (LeaseLostError, NotResumableError, KeyError) as error:
-        tell("not taken over", job_id, str(error))  # nobody has it, or as for a resume
+        tell("not taken over", job_id, str(error))  # no host owns it, or as for a resume
 
 
 def _aim(order: Mapping[str, Any], places: Places) -> None:
@@ -180,18 +183,18 @@ def _asks(order: Mapping[str, Any], places: Places) -> None:
 
 
 def _until_renewed(store: Any) -> Any:
-    """Return what waits for a word, which every renewal of a lease is for all who wait."""
+    """Return a function that waits for the next renewal of a lease, in any number of threads."""
     ear, mouth = os.pipe()
     renew = store.renew
     waiting = count()
-    told = 0
+    woken = 0
 
     def renews(owner: str, lease_ns: int) -> Any:
-        nonlocal told
+        nonlocal woken
         held = renew(owner, lease_ns)
         begun = next(waiting)  # which counts this call too
-        os.write(mouth, b"." * (begun - told))
-        told = begun + 1
+        os.write(mouth, b"." * (begun - woken))
+        woken = begun + 1
         return held
 
     def lingers() -> None:
@@ -203,7 +206,7 @@ def _until_renewed(store: Any) -> Any:
 
 
 def serve() -> None:
-    """Live one life after the other, each as a process of its own."""
+    """Run one worker after the other, each in a process of its own."""
     for module in (routilux.engine.drive, routilux.persist.journal):
         vars(module)["SNAPSHOT_EVERY"] = 4  # so that short jobs have snapshots too
     places = Places()

@@ -1,10 +1,10 @@
-"""Where a process is: each of its threads writes its place to memory that outlives the process.
+"""The place of a process: each thread writes its place to memory that outlives the process.
 
-Laws:
-- A kill is a SIGKILL: one that the process sends itself at a place, or one that a timer of the
-  kernel sends it at any instruction.
-- Whoever made the memory reads from it afterwards where the process was. A place ranks above those
-  around it; of several threads the one whose place ranks highest counts.
+Invariants:
+- A kill is a SIGKILL: the process sends it to itself at a place, or a timer of the kernel sends it
+  at any instruction.
+- The parent process reads the place from the memory afterwards. A place ranks above the places
+  around it; of several threads, the place with the highest rank counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _THREADS: Final = 64
 
 
 class Places:
-    """The places of one process at a time, which is a fork of the one that made this."""
+    """The places of one process at a time, a fork of the process that created this."""
 
     def __init__(self) -> None:
         self._board = mmap.mmap(-1, _WIDTH * _THREADS)
@@ -43,7 +43,7 @@ class Places:
         self.clear()
 
     def clear(self) -> None:
-        """Begin anew, before a fork."""
+        """Forget all places, before a fork."""
         self._board[:] = bytes(len(self._board))
         self._mine = threading.local()
         self._slots = 1  # the first is for the place of a kill
@@ -60,7 +60,7 @@ class Places:
     # --- in the process itself --------------------------------------------------------------------
 
     def aim(self, place: str, nth: int, within_ns: int = 0, *, stops: bool = False) -> None:
-        """Be killed when `place` is entered for the n-th time from now, or up to so long after it.
+        """Be killed when `place` is entered for the n-th time from now, or soon after.
 
         `stops` makes it a SIGSTOP.
         """
@@ -84,7 +84,7 @@ class Places:
 
     @contextmanager
     def at(self, place: str) -> Iterator[None]:
-        """Be at a place for a while, and then where one was before."""
+        """Be at a place in the block, and then at the place before it."""
         slot = self._slot()
         before = self._board[slot : slot + _WIDTH]
         self.enter(place)
@@ -124,7 +124,7 @@ class _Event(ctypes.Structure):
 
 
 def kill_in(length_ns: int) -> None:
-    """Have the kernel kill this process after so long, whatever it does then."""
+    """Let the kernel kill this process after this time."""
     libc = ctypes.CDLL(None, use_errno=True)
     timer = ctypes.c_void_p()
     event = _Event(None, signal.SIGKILL, 0, b"")

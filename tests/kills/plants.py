@@ -1,6 +1,6 @@
-"""Faults on purpose: a worker is given one by name.
+"""Faults of a store or the engine, which a worker gets by name.
 
-Each breaks the store, or what the engine reads from it, of that worker alone.
+A fault breaks the store, or what the engine reads from it, for that worker alone.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["PLANTS"]
 
 
 def _loses(store: Any) -> None:
-    """The store gives a job away without its last commit."""
+    """The store loses the last commit of a job that a host acquires."""
     acquire = store.acquire
 
     def acquires(*arguments: Any) -> Any:
@@ -34,7 +34,7 @@ def _loses(store: Any) -> None:
 
 
 def _keeps_twice(store: Any) -> None:
-    """The store keeps what a step has done once more, as the next commit."""
+    """The store keeps the commit of a step twice."""
     append = store.append
 
     def appends(job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
@@ -48,7 +48,7 @@ def _keeps_twice(store: Any) -> None:
 
 
 def _read(change: Callable[[JobState], None]) -> Callable[[Any], None]:
-    """The engine reads a job, and then it is changed."""
+    """The engine reads a job that is changed."""
 
     def plant(store: Any) -> None:
         read = Journal.read

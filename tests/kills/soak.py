@@ -1,11 +1,11 @@
-"""The soak: two hosts that share a store live life after life, nearly each ended by a kill.
+"""The soak: two hosts that share a store run worker after worker, and nearly each one is killed.
 
-Laws:
-- Nothing is slept for: a life ends by its kill, or when nothing is left to do.
-- The places at which to kill are those that a rehearsal has passed; so a store that does its
-  writes in another way has other places, and nothing to be told here.
-- A kill counts for the place where it struck, whatever it was aimed at.
-- After some hundred kills the jobs are brought to their end, looked at, and left for new ones.
+Invariants:
+- Nothing sleeps: a worker ends by its kill, or when no job is left.
+- A rehearsal finds the places at which to kill, so a store that writes in another way needs no
+  change here.
+- A kill counts for the place that it hit, whatever its aim was.
+- After some hundred kills, all jobs are completed and checked, and a new store is used.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ from tests.kills.verdicts import broken, evidence
 __all__ = ["Host", "Soak", "hosts", "kill"]
 
 ROOT: Final = Path(__file__).parents[2]
-PATIENCE: Final = 120  # seconds that a busy machine may take to say a word
-_AT_RANDOM: Final = 0.15  # of all kills: wherever the process is
+PATIENCE: Final = 120  # seconds that a busy machine may take to report an event
+_AT_RANDOM: Final = 0.15  # of all kills: at any place
 _WITHIN: Final = 0.2  # of those that are aimed: some time after the place was entered
-_RESUMES: Final = 0.1  # of all lives: one that resumes jobs without a lease
-_TAKES_OVER: Final = 0.1  # of all lives: one that takes jobs from those who have them
+_RESUMES: Final = 0.1  # of all workers: resumes jobs without a lease
+_TAKES_OVER: Final = 0.1  # of all workers: takes over jobs
 _WITHIN_NS: Final = 400_000
 _LIFE_NS: Final = 80_000_000
 _TAKES: Final = 5
-_FEW: Final = 4  # jobs under way, so that they come to their end between the kills
+_FEW: Final = 4  # jobs at a time, so that they end between the kills
 
 
 class Host:
-    """The process that forks workers; `told` is everything that they said."""
+    """The process that forks workers; `events` is everything that they reported."""
 
     def __init__(self) -> None:
-        self.told: list[list[Any]] = []
+        self.events: list[list[Any]] = []
         self._process = subprocess.Popen(
             [sys.executable, "-c", "from tests.kills.host import serve; serve()"],
             cwd=ROOT,
@@ -64,15 +64,15 @@ class Host:
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
     def live(self, **order: Any) -> list[Any]:
-        """Have a worker live; return how it ended: its exit code, and the place of its kill."""
+        """Run a worker; return its exit code, and the place of its kill."""
         self.order(order)
-        while (said := self.hear()) is not None:
-            if said[0] == "end":
-                return said[1:]
+        while (event := self.hear()) is not None:
+            if event[0] == "end":
+                return event[1:]
         raise AssertionError(f"a worker neither ended nor was killed: {order}")
 
     def begin(self, **order: Any) -> int:
-        """Start a worker; return what it can be signalled by, whatever process has its id then."""
+        """Start a worker; return a handle for signals, which outlives its process id."""
         self.order({"held": True, **order})
         handle = os.pidfd_open(self.until("ready")[1])
         self._handles.append(handle)
@@ -81,7 +81,7 @@ class Host:
         return handle
 
     def hear(self) -> list[Any] | None:
-        """Return what a worker says next; None if it says nothing for long."""
+        """Return the next event; None if there is none for a long time."""
         assert self._process.stdout is not None
         while b"\n" not in self._rest:
             if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
@@ -90,16 +90,16 @@ class Host:
             assert data, "the host has ended"
             self._rest += data
         line, self._rest = self._rest.split(b"\n", 1)
-        said: list[Any] = json.loads(line)
-        self.told.append(said)
-        return said
+        event: list[Any] = json.loads(line)
+        self.events.append(event)
+        return event
 
     def until(self, *kinds: str) -> list[Any]:
-        while (said := self.hear()) is not None:
-            if said[0] in kinds:
-                return said
-            assert said[0] != "end", f"the worker ended ({said[1]}) and said none of {kinds}"
-        raise AssertionError(f"nobody said any of {kinds}")
+        while (event := self.hear()) is not None:
+            if event[0] in kinds:
+                return event
+            assert event[0] != "end", f"the worker ended ({event[1]}) and reported none of {kinds}"
+        raise AssertionError(f"no worker reported any of {kinds}")
 
     def close(self) -> None:
         for handle in self._handles:
@@ -126,10 +126,10 @@ def kill(handle: int) -> None:
 
 @dataclass
 class Soak:
-    """A soak of any number of kills, in rounds with a fresh store each.
+    """A soak of any number of kills, in rounds with a new store each.
 
-    `fresh` gives the store of a round. `struck` counts kills by place, at the place itself and
-    some time after; `places` are those of the rehearsal.
+    `fresh` returns the store of a round. `hits` counts kills by place, at the place itself and
+    some time after it; `places` are those of the rehearsal.
     """
 
     pair: list[Host]
@@ -138,7 +138,7 @@ class Soak:
     seed: int = 0
     until: float = float("inf")  # monotonic, in seconds
     places: Counter[str] = field(default_factory=Counter)
-    struck: dict[str, Counter[str]] = field(
+    hits: dict[str, Counter[str]] = field(
         default_factory=lambda: {"at": Counter(), "after": Counter()}
     )
     aimed: Counter[str] = field(default_factory=Counter)
@@ -149,10 +149,10 @@ class Soak:
     broken: list[str] = field(default_factory=list)
 
     def kills(self) -> int:
-        return sum(map(Counter.total, self.struck.values()))
+        return sum(map(Counter.total, self.hits.values()))
 
     def rehearse(self) -> None:
-        """Live without a kill, through every write, to learn the places at which to kill."""
+        """Run workers without a kill, through every write, to learn the places."""
         host = self.pair[0]
         store, effects = self.fresh(), str(self.folder / "rehearsal")
         lives: list[dict[str, Any]] = [
@@ -162,23 +162,23 @@ class Soak:
             {"submit": ["r6", "r7"], "lingers": True, "sigterm": 1},
             {"resume": "all"},
         ]
-        for take in range(_TAKES):  # some places are passed by chance, though seldom missed
+        for take in range(_TAKES):  # a few places are passed by chance, but seldom missed
             for order in lives:
                 order["submit"] = [f"{take}-{job_id}" for job_id in order.get("submit", ())]
                 if order.get("take_over"):
                     order["take_over"] = order["submit"]
                 status, place = host.live(store=store, effects=effects, **order)
                 assert status == 0, f"the rehearsal ended with {status}, {place}"
-                self.places.update(host.told[-2][1])
+                self.places.update(host.events[-2][1])
             if not self.missing():
                 break
-        told, host.told = host.told, []
-        self._look(store, Path(effects), told)
+        events, host.events = host.events, []
+        self._look(store, Path(effects), events)
 
     def round(self, count: int, fewest: int = 0) -> None:
-        """Live until `count` more were killed, or the time is over; then look at what is left.
+        """Run workers until `count` more are killed or the time is over; then check what is left.
 
-        It goes on for twice as many where not every place was struck `fewest` times.
+        Goes up to three times as far if a place was hit less than `fewest` times.
         """
         self.rounds += 1
         store, effects = self.fresh(), self.folder / f"effects-{self.rounds}"
@@ -188,25 +188,25 @@ class Soak:
         if not self.broken:
             end = self.pair[0].live(store=store, effects=str(effects), resume="all")
             if end[0]:
-                self.broken.append(f"who did what was left ended with {end}")
-        told = [said for host in self.pair for said in host.told]
+                self.broken.append(f"the worker that completed the jobs ended with {end}")
+        events = [event for host in self.pair for event in host.events]
         for host in self.pair:
-            host.told = []
-        self._look(store, effects, told)
+            host.events = []
+        self._look(store, effects, events)
 
-    def _look(self, store: str, effects: Path, told: list[list[Any]]) -> None:
-        found = evidence(store, effects, told)
+    def _look(self, store: str, effects: Path, events: list[list[Any]]) -> None:
+        found = evidence(store, effects, events)
         self.jobs += len(found.jobs)
-        self.commits += len(found.told)
+        self.commits += len(found.acknowledged)
         self.broken += broken(found)
 
     def rare(self, fewest: int) -> dict[str, int]:
-        """Return the places that were struck less often, with how often."""
-        struck = self.struck["at"] + self.struck["after"]
-        return {place: struck[place] for place in self.places if struck[place] < fewest}
+        """Return the places with fewer hits, and their number of hits."""
+        hits = self.hits["at"] + self.hits["after"]
+        return {place: hits[place] for place in self.places if hits[place] < fewest}
 
     def missing(self) -> list[str]:
-        """Return the writes and waits that the rehearsal never came to."""
+        """Return the writes and waits that the rehearsal never passed."""
         needed = [IDLE, BACKOFF, HANDLER, EFFECT]
         needed += [f"{when} {write}" for write in WRITES for when in ("before", "after")]
         missing = [place for place in needed if place not in self.places]
@@ -217,30 +217,18 @@ class Soak:
         ]
 
     def table(self) -> list[str]:
-        """Return who was killed where, how often: at the place itself, or some time after it."""
-        at, after = self.struck["at"], self.struck["after"]
-        lines = [f"{'place':44}{'at it':>8}{'by timer':>10}"]
-        known = sorted(self.places, key=_order)
-        seldom = sorted((at.keys() | after.keys()) - self.places.keys(), key=_order)
-        lines += [f"{place:44}{at[place]:8,}{after[place]:10,}" for place in known]
-        if seldom:
-            lines += ["not in the rehearsal:"]
-            lines += [f"{place:44}{at[place]:8,}{after[place]:10,}" for place in seldom]
-        lines.append(f"{'all':44}{at.total():8,}{after.total():10,}")
-        return lines
-
-
-def _order(place: str) -> tuple[int, int, str]:
-    names = place.replace(":", "").split()
-    for number, write in enumerate(WRITES):
-        if write in names:
-            when = {"before": 0, "after": 2}.get(names[0], 1)
-            return number, when, place
-    return len(WRITES), 0, place
+        """Return how many kills hit each place: at the place itself, or some time after it."""
+        at, after = self.hits["at"], self.hits["after"]
+        places = sorted(self.places.keys() | at.keys() | after.keys())
+        return [
+            f"{'place':44}{'at it':>8}{'by timer':>10}",
+            *(f"{place:44}{at[place]:8,}{after[place]:10,}" for place in places),
+            f"{'all':44}{at.total():8,}{after.total():10,}",
+        ]
 
 
 class _Round:
-    """The lives of one round, which several hosts live at once."""
+    """The workers of one round, which several hosts run at once."""
 
     def __init__(
         self, soak: Soak, store: str, effects: str, name: str, count: int, fewest: int
@@ -251,7 +239,7 @@ class _Round:
         self._begun = soak.kills()
         self._count = count
         self._fewest = fewest
-        self._open: set[str] = set()  # jobs that were begun, and not seen to end
+        self._open: set[str] = set()  # jobs that have started and not ended
 
     def live(self, host: Host, name: str) -> None:
         soak = self._soak
@@ -260,13 +248,13 @@ class _Round:
         while not soak.broken and not self._is_over() and time.monotonic() < soak.until:
             life += 1
             order = self._chosen(chance, f"{name}{life}")
-            begun = len(host.told)
+            begun = len(host.events)
             status, place = host.live(**order)
             soak.lives += 1
-            self._follow(host.told[begun:])
+            self._follow(host.events[begun:])
             if status == -signal.SIGKILL:
                 exact = "aim" in order and order["aim"][::2] == [place, 0]
-                soak.struck["at" if exact else "after"][place] += 1
+                soak.hits["at" if exact else "after"][place] += 1
             elif status == 0:
                 self._open.clear()
             else:
@@ -285,7 +273,7 @@ class _Round:
             aim = ""
         else:
             aim = self._aim(chance)
-            exact = not self._soak.struck["at"][aim] or chance.random() > _WITHIN
+            exact = not self._soak.hits["at"][aim] or chance.random() > _WITHIN
             within = 0 if exact else 1 + chance.randrange(_WITHIN_NS)
             nth = 1 + chance.randrange(max(1, self._soak.places[aim] // 3))
             order["aim"] = [aim, nth, within]
@@ -293,33 +281,33 @@ class _Round:
             order["left"] = aim == IDLE
         if "release" in aim or chance.random() < 0.05:
             order["sigterm"] = 1 + chance.randrange(8)
-            order["lingers"] = True  # so that it is stopped before it has done all
+            order["lingers"] = True  # so that it is stopped before all jobs are done
         resumes = "claim" in aim or chance.random() < _RESUMES
         if len(self._open) < _FEW or "create" in aim or "append_all" in aim or resumes:
-            # As many as it takes for some to end while the first of them is committed.
+            # Enough for some to end while the first of them is committed.
             jobs = 4 if "append_all" in aim else 2
             order["submit"] = [f"{life}-{job}" for job in range(jobs)]
         if resumes:
             begun = sorted(self._open)
             order["resume"] = [*chance.sample(begun, min(2, len(begun))), *order["submit"]]
         if "overrule" in aim or (aim != IDLE and chance.random() < _TAKES_OVER):
-            order["left"] = True  # so that there is one to be taken, whatever the other host has
+            order["left"] = True  # so that there is a job to take over
             order["take_over"] = [*sorted(self._open), *order.get("submit", ())]
         return order
 
     def _aim(self, chance: random.Random) -> str:
-        """Return one of the places that were struck least; one that is missed often comes later."""
-        at, aimed = self._soak.struck["at"], self._soak.aimed
+        """Return one of the places with the fewest hits; one that is missed often comes later."""
+        at, aimed = self._soak.hits["at"], self._soak.aimed
         scores = {place: 8 * at[place] + aimed[place] for place in self._soak.places}
         least = min(scores.values())
         place = chance.choice([place for place, score in scores.items() if score == least])
         aimed[place] += 1
         return place
 
-    def _follow(self, told: list[list[Any]]) -> None:
-        for said in told:
-            if said[0] == "commit":
-                if said[5] == "completed":
-                    self._open.discard(said[1])
+    def _follow(self, events: list[list[Any]]) -> None:
+        for event in events:
+            if event[0] == "commit":
+                if event[5] == "completed":
+                    self._open.discard(event[1])
                 else:
-                    self._open.add(said[1])
+                    self._open.add(event[1])

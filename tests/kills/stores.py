@@ -1,10 +1,11 @@
-"""Stores whose every write, and every statement of a write, is a place at which to be killed.
+"""Stores whose every write, and every statement of a write, is a place at which to kill.
 
-Laws:
-- A place is named after what runs, `before claim`, `claim: UPDATE jobs`, `after claim`, so nothing
-  here knows how a store does its writes.
-- A statement that goes to a server has two: before it is sent, and `…, sent`, before its answer.
-- What is asked of a new connection belongs to no write: it is chance which of them opens it.
+Invariants:
+- A place is named after what is executed: `before claim`, `claim: UPDATE jobs`, `after claim`. So
+  this module does not know how a store writes.
+- A statement that goes to a server has two places: before it is sent, and `…, sent`, before its
+  answer.
+- Statements of a new connection belong to no write: which write opens one is chance.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Generator
+from itertools import count
+from pathlib import Path
 from typing import Any, Final, Self
 
-from routilux import JobStore, PostgresStore, SqliteStore
+from routilux import JobStore, SqliteStore
 from tests.kills.places import OPENING, Places
+from tests.persist import postgres_server
+from tests.persist.stores import at
 
-__all__ = ["WRITES", "opened", "plain"]
+__all__ = ["WRITES", "fresh_stores", "opened"]
 
 WRITES: Final = (
     "create",
@@ -35,29 +40,30 @@ _TABLE: Final = re.compile(r"\b(?:INTO|UPDATE|FROM)\s+(?:routilux_)?(jobs|commit
 _FRAMES: Final = ("BEGIN", "COMMIT", "ROLLBACK")
 
 
-def plain(where: str) -> SqliteStore | PostgresStore:
-    """Return a store that nobody watches; `where` is a path, or `postgres:` and how to connect."""
-    kind, _, dsn = where.partition(":")
-    return PostgresStore(dsn) if kind == "postgres" else SqliteStore(where)
+def fresh_stores(kind: str, folder: Path) -> Callable[[], str]:
+    """Return a function that returns the place of a new store, sqlite or postgres."""
+    numbers = count()
+    if kind == "postgres":
+        return postgres_server.fresh_dsn
+    return lambda: str(folder / f"jobs-{next(numbers)}.db")
 
 
 def opened(where: str, places: Places) -> JobStore:
-    """Return a store that is watched, from now to the end of the process."""
+    """Return a store whose writes are places, until the process ends."""
     watch = _Watch(places)
-    kind, _, dsn = where.partition(":")
-    store: Any
-    if kind == "postgres":
+    if where.startswith("host="):
         _watch_driver(watch)
-        store = PostgresStore(dsn)
-    else:
-        store = _TracedStore(where, watch)
+    store: Any = at(where)
+    if isinstance(store, SqliteStore):
+        with store._file.using() as db:
+            db.set_trace_callback(watch.statement)
     for name in WRITES:
         setattr(store, name, watch.write(name, getattr(store, name)))
-    return store  # type: ignore[no-any-return]  # it is the one class or the other
+    return store  # type: ignore[no-any-return]
 
 
 class _Watch:
-    """Which write each thread is in."""
+    """Knows the write that each thread is in."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
@@ -76,7 +82,7 @@ class _Watch:
         return call
 
     def statement(self, text: str) -> str:
-        """Be in a statement, and return its name; "" for one that is no part of a write."""
+        """Enter a statement, and return its name; "" if it belongs to no write."""
         write = getattr(self._mine, "write", "")
         begins = _STATEMENT.match(text)
         verb = begins[1] if begins else "?"
@@ -94,13 +100,6 @@ class _Watch:
         self._places.enter(f"{name}, sent")
 
 
-class _TracedStore(SqliteStore):
-    def __init__(self, path: str, watch: _Watch) -> None:
-        super().__init__(path)
-        with self._file.using() as db:
-            db.set_trace_callback(watch.statement)
-
-
 def _watch_driver(watch: _Watch) -> None:
     import psycopg
 
@@ -114,7 +113,7 @@ def _watch_driver(watch: _Watch) -> None:
 
 
 def _text(gen: Any) -> str:
-    """Return what a generator of the driver is about to ask of the server."""
+    """Return the statement that a generator of the driver is about to send."""
     does, holds = gen.gi_code.co_name, gen.gi_frame.f_locals
     if does == "_enter_gen":
         return "BEGIN"
@@ -132,7 +131,7 @@ def _sends(gen: Any, watch: _Watch, name: str) -> Generator[Any, Any, Any]:
         asks = next(gen)
         while True:
             if asks == Wait.R and not sent:
-                sent = True  # it waits for an answer and for nothing else
+                sent = True  # it only waits for an answer
                 watch.sent(name)
             asks = gen.send((yield asks))
     except StopIteration as end:

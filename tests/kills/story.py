@@ -1,8 +1,7 @@
-"""The flow whose jobs are killed: a charge that fails twice after it, and then two parcels.
+"""The flow whose jobs are killed: a charge that fails twice after its effect, then two parcels.
 
-Every effect is a line in a file, written by whoever has it: its key, a token of its own, which is
-also what `once` records, and the last commit that the step knows. So the file tells what was done,
-and the job what it knows of it.
+An effect is a line in a file: its key, a token of its own, which `once` records too, and the last
+commit that the step knows. So the file shows what was done, and the job what it knows of it.
 """
 
 from __future__ import annotations
@@ -20,14 +19,14 @@ __all__ = ["DELAYS_NS", "EFFECTS", "ENDS", "SENT", "around", "asking", "story"]
 
 DELAYS_NS: Final = (2_000_000, 4_000_000)
 ENDS: Final = Counter([("0", 1), ("0", 2), ("0", 3), ("0.0", 1), ("0.1", 1)])
-"""The attempts that each job makes, by task."""
+"""The attempts of each job, by task."""
 EFFECTS: Final = [("0", "charge"), ("0.0", "send"), ("0.1", "send")]
 SENT: Final = 2
 
 
 @dataclass(slots=True)
 class Around:
-    """What belongs to the process in which a handler runs, and not to the flow."""
+    """What belongs to the process of a handler, and not to the flow."""
 
     places: Places
     lingers: Callable[[], object] = bool
@@ -38,7 +37,7 @@ around: Final = Around(Places())
 
 
 class Pays(Routine):
-    """Charges once, and fails twice after it; then lets two parcels be sent."""
+    """Charges once and fails twice after it; then emits two parcels."""
 
     def __init__(self, effects: str) -> None:
         super().__init__()
@@ -72,7 +71,7 @@ class Sends(Routine):
 
 
 def affect(routine: Any, name: str) -> None:
-    """Have an effect on the world, once."""
+    """Do an effect once."""
 
     def does() -> str:
         token = os.urandom(6).hex()
@@ -87,7 +86,7 @@ def affect(routine: Any, name: str) -> None:
 
 
 class Asks(Routine):
-    """Waits for a word of whoever gives the orders."""
+    """Waits for a word of the test."""
 
     def __init__(self, effects: str) -> None:
         super().__init__()
@@ -101,7 +100,7 @@ class Asks(Routine):
 
 
 def story(effects: str) -> Flow:
-    """Return the flow; `effects` is the path of the file with what was done."""
+    """Return the flow; `effects` is the path of the file of effects."""
     return _flow(Pays(effects), "paid", effects)
 
 

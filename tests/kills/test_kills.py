@@ -1,4 +1,4 @@
-"""A smaller run of what `python -m tests.kills` does, on every store that processes share."""
+"""Killed and suspended workers on both stores: a short run of the soak, and single stories."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from time import time_ns
 from typing import Any
@@ -18,81 +17,71 @@ import pytest
 from routilux import JobStatus, Runtime, Worker, cli
 from tests.kills.__main__ import main
 from tests.kills.soak import ROOT, Soak, hosts, kill
-from tests.kills.stores import plain
+from tests.kills.stores import fresh_stores
 from tests.kills.story import asking
 from tests.persist import postgres_server
+from tests.persist.stores import at
 from tests.soak import also, sampled
 
-Fresh = Callable[[], str]
-KILLS = {"sqlite": 100, "postgres": 60}  # and as many more as it takes to strike every place
+KILLS = {"sqlite": 100, "postgres": 60}  # and more until every place is hit
 STILL = 0.3
 
 
 @pytest.fixture(params=["sqlite", "postgres"])
-def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Fresh:
-    """Returns where a store is that nobody has used."""
-    numbers = count()
+def fresh(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], str]:
+    """A function that returns the place of a new store."""
     if request.param == "postgres":
         postgres_server.need()
-        return lambda: f"postgres:{postgres_server.fresh_dsn()}"
-    return lambda: str(tmp_path / f"jobs-{next(numbers)}.db")
+    return fresh_stores(request.param, tmp_path)
 
 
 @pytest.mark.parametrize("fresh", sampled(KILLS, ["sqlite"]), indirect=True)
-def test_no_kill_loses_a_commit_or_repeats_what_was_done(
-    fresh: Fresh, tmp_path: Path, record_property: Any, request: pytest.FixtureRequest
-) -> None:
+def test_no_kill_loses_a_commit_or_repeats_what_was_done(fresh, tmp_path, record_property, request):
     kills = KILLS[request.node.callspec.params["fresh"]]
     with hosts(2) as pair:
         soak = Soak(pair, fresh, tmp_path)
         soak.rehearse()
-        assert [] == soak.missing(), "the rehearsal never came to these places"
+        assert [] == soak.missing(), "the rehearsal never passed these places"
         soak.round(kills, fewest=1)
-    record_property("kills", {when: dict(where) for when, where in soak.struck.items()})
+    record_property("kills", {when: dict(where) for when, where in soak.hits.items()})
     assert [] == soak.broken
     assert kills <= soak.kills()
-    assert {} == soak.rare(1), "no kill struck there"
-    assert soak.struck["after"].total() >= 5, "too few struck at random"
+    assert {} == soak.rare(1), "no kill hit these places"
+    assert soak.hits["after"].total() >= 5, "too few hits at random"
 
 
 @pytest.mark.soak
-def test_the_script_tells_where_it_has_killed_and_that_nothing_is_broken() -> None:
+def test_the_script_lists_the_kills_and_that_no_rule_is_broken():
     command = [sys.executable, "-m", "tests.kills", "--count", "20", "--fewest", "0"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert 0 == told.returncode, told.stdout + told.stderr
-    assert "\nappend: INSERT commits " in told.stdout
-    assert " kills in " in told.stdout
-    assert told.stdout.endswith("every retry as it was due\n")
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert 0 == output.returncode, output.stdout + output.stderr
+    assert "\nappend: INSERT commits " in output.stdout
+    assert " kills in " in output.stdout
+    assert output.stdout.endswith("every retry as it was due\n")
 
 
 @pytest.mark.parametrize(
-    ("trouble", "asked", "said", "code"),
+    ("fault", "asked", "message", "code"),
     [
-        ("tests.kills.soak.broken", "--count=5", "a fault\n1 broken; what is left is in ", 1),
+        ("tests.kills.soak.broken", "--count=5", "a fault\n1 broken rules; the store is in ", 1),
         ("", "--minutes=0", "the time was too short", 2),
         ("", "--count=1", "too seldom: {'before create': ", 2),
         ("tests.persist.postgres_server.available", "--store=postgres", "a fault", 2),
     ],
 )
-def test_the_script_does_not_end_well_where_something_is_broken_or_left_out(
-    trouble: str,
-    asked: str,
-    said: str,
-    code: int,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    if trouble:
-        monkeypatch.setattr(trouble, lambda *_: ["a fault"] if "soak" in trouble else "a fault")
+def test_the_script_fails_if_a_rule_is_broken_or_a_place_left_out(
+    fault, asked, message, code, tmp_path, monkeypatch, capsys
+):
+    if fault:
+        monkeypatch.setattr(fault, lambda *_: ["a fault"] if "soak" in fault else "a fault")
     monkeypatch.setattr("tests.persist.postgres_server.stop", lambda: None)  # others use it
     monkeypatch.setattr(sys, "argv", ["kills", f"--folder={tmp_path}", asked])
     assert code == main()
-    assert said in capsys.readouterr().out
-    assert (code == 1) is bool(list(tmp_path.iterdir())), "what is broken stays, and else nothing"
+    assert message in capsys.readouterr().out
+    assert (code == 1) is bool(list(tmp_path.iterdir())), "only a broken store is kept"
 
 
-def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
+def test_a_rehearsal_that_passed_no_statement_of_a_write_is_reported(tmp_path):
     soak = Soak([], str, tmp_path)
     soak.places.update(["before renew", "renew: UPDATE jobs", "in a handler"])
     missing = soak.missing()
@@ -100,29 +89,29 @@ def test_a_soak_that_never_came_to_a_write_says_so(tmp_path: Path) -> None:
     assert not {"before renew", "a statement of renew", "in a handler"} & set(missing)
 
 
-# --- a host that stands still ---------------------------------------------------------------------
+# --- a host that is suspended ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wakes", also("first", "last", "never"))
-def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_refused(
-    fresh: Fresh, tmp_path: Path, wakes: str, record_property: Any
-) -> None:
+def test_the_late_commit_of_a_host_that_was_suspended_past_its_lease_is_refused(
+    fresh, tmp_path, wakes, record_property
+):
     where, effects = fresh(), str(tmp_path / "effects")
     about: dict[str, Any] = {"store": where, "effects": effects, "asks": True, "lease": STILL}
-    with hosts(2) as (first, second), plain(where) as store:
+    with hosts(2) as (first, second), at(where) as store:
         runtime = Runtime(store=store)
         job_id = runtime.submit(asking(effects), "first")
-        # Not in the middle of a write, which would keep a file locked.
+        # Not in the middle of a write, which would keep the file locked.
         lazy = first.begin(**about, late=[job_id], stops_at="after renew")
         first.until("begun")
         first.until("stopped")
         stopped = time_ns()
-        second.begin(**{**about, "lease": 60})  # which a busy machine does not make it lose
+        second.begin(**{**about, "lease": 60})  # long enough for a busy machine
         second.until("begun")
         if wakes == "first":
             first.order("go on")
             signal.pidfd_send_signal(lazy, signal.SIGCONT)
-            assert job_id in first.until("log")[1]  # it has heard that it is no longer the owner
+            assert job_id in first.until("log")[1]  # it knows that it is no longer the owner
         second.order("go on")
         assert 0 == second.until("end")[1]
         if wakes == "last":
@@ -130,51 +119,47 @@ def test_a_host_that_stands_still_past_its_lease_is_taken_over_and_its_commit_re
             signal.pidfd_send_signal(lazy, signal.SIGCONT)
         if wakes != "never":
             assert 0 == first.until("end")[1]
-            [refused] = [said for said in first.told if said[0] == "refused"]
+            [refused] = [event for event in first.events if event[0] == "refused"]
             assert "LeaseLostError" == refused[1]
-            assert any(said[0] == "log" and job_id in said[1] for said in first.told)
-            assert "done" not in [said[4] for said in first.told if said[0] == "commit"]
+            assert any(event[0] == "log" and job_id in event[1] for event in first.events)
+            assert "done" not in [event[4] for event in first.events if event[0] == "commit"]
         job = runtime.load(job_id, history=True)
     assert ["start", "resumed", "resumed", "done", "effect", "done"] == [
         c.kind for c in job.commits
     ]
     assert {"sent": 1} == job.shared_data
-    # How soon is said and not asserted: lease + 1 s on a machine that has time for it.
+    # How soon is not asserted: lease + 1 s on an idle machine.
     record_property("taken over after, s", (job.commits[2].at_ns - stopped) / 10**9)
     assert 1 == len(Path(effects).read_text("utf-8").splitlines())
 
 
 @pytest.mark.parametrize("write", also("append", "append_all", "claim"))
-def test_a_host_that_stands_still_in_the_middle_of_a_write_locks_nobody_out(
-    write: str, tmp_path: Path
-) -> None:
-    # On a server; where the store is a file, who stands still in a write keeps it locked.
+def test_a_host_that_is_suspended_in_a_write_locks_no_other_host_out(write, tmp_path):
+    # On a server; a process that is suspended in a write keeps a file locked.
     postgres_server.need()
     effects = str(tmp_path / "effects")
     order = {"lingers": True, "submit": list("abcd"), "resume": "a" if write == "claim" else ""}
     with hosts(2) as (first, second):
-        where = f"postgres:{postgres_server.fresh_dsn()}"
+        where = postgres_server.fresh_dsn()
         assert 0 == first.live(store=where, effects=effects, **order)[0]
-        places = [p for p in first.told[-2][1] if p.startswith(f"{write}: ")]
+        places = [p for p in first.events[-2][1] if p.startswith(f"{write}: ")]
         assert places
         for place in places:
-            about = {"store": f"postgres:{postgres_server.fresh_dsn()}", "effects": effects}
+            about = {"store": postgres_server.fresh_dsn(), "effects": effects}
             first.order({**about, **order, "stops_at": place})
             process = first.until("stopped")[1]
             status, _ = second.live(**about, resume="all")
-            assert 0 == status, f"nobody could go on while a host stood still in {place}"
+            assert 0 == status, f"no host could write while one was suspended in {place}"
             os.kill(process, signal.SIGCONT)
             assert 0 == first.until("end")[1]
-            with plain(about["store"]) as store:
+            with at(about["store"]) as store:
                 runtime = Runtime(store=store)
                 assert {"completed"} == {runtime.load(j).status for j in store.job_ids()}, place
 
 
-def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(
-    fresh: Fresh, tmp_path: Path
-) -> None:
+def test_a_worker_ends_its_step_on_sigterm_and_another_worker_resumes_the_job(fresh, tmp_path):
     where, effects = fresh(), str(tmp_path / "effects")
-    with hosts(1) as (host,), plain(where) as store:
+    with hosts(1) as (host,), at(where) as store:
         runtime = Runtime(store=store)
         flow = asking(effects)
         job_id = runtime.submit(flow, "first")
@@ -190,15 +175,13 @@ def test_sigterm_lets_the_step_in_flight_end_and_another_worker_goes_on(
         assert JobStatus.COMPLETED is runtime.load(job_id).status
 
 
-# --- which stops count, and what a killed process leaves ------------------------------------------
+# --- recoveries and killed processes ------------------------------------------
 
 
-def test_workers_that_are_killed_again_and_again_poison_their_job(
-    fresh: Fresh, tmp_path: Path
-) -> None:
+def test_a_job_that_kills_its_workers_again_and_again_fails_as_poisoned(fresh, tmp_path):
     where, effects = fresh(), str(tmp_path / "effects")
     about: dict[str, Any] = {"store": where, "effects": effects, "asks": True, "most": 2}
-    with hosts(1) as (host,), plain(where) as store:
+    with hosts(1) as (host,), at(where) as store:
         runtime = Runtime(store=store)
         job_id = runtime.submit(asking(effects), "first")
         for _ in range(3):
@@ -213,9 +196,7 @@ def test_workers_that_are_killed_again_and_again_poison_their_job(
     assert "recovered 2 times without progress" in str(job.error)
 
 
-def test_a_job_of_a_killed_execute_is_taken_over_by_an_operator_and_done_by_a_worker(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_operator_takes_over_the_job_of_a_killed_execute(tmp_path, capsys):
     path, effects = str(tmp_path / "jobs.db"), str(tmp_path / "effects")
     about: dict[str, Any] = {"store": path, "effects": effects, "asks": True}
     with hosts(2) as (first, second):
@@ -224,14 +205,14 @@ def test_a_job_of_a_killed_execute_is_taken_over_by_an_operator_and_done_by_a_wo
         os.kill(pid, signal.SIGKILL)
         assert -signal.SIGKILL == first.until("end")[1]
         assert 1 == cli.main(["retry", path, "j"])
-        told = capsys.readouterr().err
-        assert re.search(rf"j is running, held by \S+:{pid}:\w+ without a lease; if that", told)
+        output = capsys.readouterr().err
+        assert re.search(rf"j is running, held by \S+:{pid}:\w+ without a lease; if that", output)
         assert 0 == cli.main(["retry", path, "j", "--take-over"])
         second.begin(**about)
         second.until("begun")
         second.order("go on")
         assert 0 == second.until("end")[1]
-    with plain(path) as store:
+    with at(path) as store:
         job = Runtime(store=store).load("j", history=True)
     assert JobStatus.COMPLETED is job.status
     assert ["start", "resumed", "resumed", "done"] == [c.kind for c in job.commits][:4]

@@ -1,4 +1,4 @@
-"""Each verdict of the soak can fail: by faults of a store or the engine, and by forged evidence."""
+"""Each rule of the soak can be broken: by faults of a store or the engine, or forged evidence."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.kills.plants import PLANTS
 from tests.kills.soak import hosts
 from tests.kills.verdicts import Evidence, broken, evidence
 
-# How a process without the fault is killed, how one with it goes on, and what is said in the end.
-# Without a lease, of which a busy machine may lose one, it is known what has been committed.
+# The order of a worker without the fault, of one with it, and the broken rule. Without a lease,
+# which a busy machine may lose, it is certain what was committed.
 EXECUTED = {"execute": "j", "aim": ["before append", 3, 0]}
 FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "loses a commit": (
         {"submit": ["j"], "aim": ["before append", 5, 0]},
         {},
-        "of job j was acknowledged, and another stands there",
+        "of job j was acknowledged, and the store has another",
     ),
     "keeps a commit twice": (
         {"submit": ["j"], "aim": ["before append", 1, 0]},
@@ -42,21 +42,21 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 def lives(folder: Path, *orders: dict[str, Any]) -> Evidence:
-    """Return what is left of some lives, one after the other."""
+    """Return what is left of some workers, one after the other."""
     folder.mkdir(exist_ok=True)
     where, effects = str(folder / "jobs.db"), folder / "effects"
     with hosts(1) as (host,):
         for order in orders:
             host.live(store=where, effects=str(effects), **order)
-        return evidence(where, effects, host.told)
+        return evidence(where, effects, host.events)
 
 
 @pytest.mark.parametrize("plant", PLANTS)
-def test_a_fault_of_a_store_or_of_the_engine_is_told(plant: str, tmp_path: Path) -> None:
-    killed, goes_on, said = FAULTS[plant]
-    assert [] == broken(lives(tmp_path / "sound", killed, goes_on))
-    lines = broken(lives(tmp_path / "faulty", killed, {"plant": plant, **goes_on}, {}))
-    assert [line for line in lines if said in line], lines
+def test_a_fault_of_a_store_or_the_engine_is_reported(plant, tmp_path):
+    killed, resumed, message = FAULTS[plant]
+    assert [] == broken(lives(tmp_path / "sound", killed, resumed))
+    lines = broken(lives(tmp_path / "faulty", killed, {"plant": plant, **resumed}, {}))
+    assert [line for line in lines if message in line], lines
 
 
 # --- forged evidence ------------------------------------------------------------------------------
@@ -64,16 +64,16 @@ def test_a_fault_of_a_store_or_of_the_engine_is_told(plant: str, tmp_path: Path)
 
 @pytest.fixture(scope="module")
 def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, set[tuple[str, int, str]]]:
-    """Where one job is that nobody has disturbed, and the commits that were told of it."""
+    """The folder of one undisturbed job, and its commits that were acknowledged."""
     folder = tmp_path_factory.mktemp("sound")
-    return folder, lives(folder, {"submit": ["j"]}).told
+    return folder, lives(folder, {"submit": ["j"]}).acknowledged
 
 
 @pytest.fixture
 def found(left: tuple[Path, set[tuple[str, int, str]]]) -> Evidence:
-    folder, told = left
+    folder, acknowledged = left
     read = evidence(str(folder / "jobs.db"), folder / "effects", [])
-    read.told = set(told)
+    read.acknowledged = set(acknowledged)
     assert [] == broken(read)
     return read
 
@@ -114,7 +114,7 @@ def _without(kind: CommitKind) -> Forge:
 
 FORGED: dict[str, Forge] = {
     "commit 3 of job j was acknowledged, and is lost": _without(CommitKind.EFFECT),
-    "commit 2 of job j was acknowledged, and another stands there": _changed(
+    "commit 2 of job j was acknowledged, and the store has another": _changed(
         CommitKind.RESUMED, at_ns=1
     ),
     "attempt 3 of task 0 was applied 1 times too often": _again(CommitKind.DONE),
@@ -145,15 +145,13 @@ FORGED: dict[str, Forge] = {
 }
 
 
-@pytest.mark.parametrize("said", FORGED)
-def test_what_does_not_hold_is_told(said: str, found: Evidence) -> None:
-    FORGED[said](found, found.jobs["j"])
+@pytest.mark.parametrize("message", FORGED)
+def test_a_broken_rule_is_reported(message, found):
+    FORGED[message](found, found.jobs["j"])
     lines = broken(found)
-    assert [line for line in lines if said in line], lines
+    assert [line for line in lines if message in line], lines
 
 
-def test_an_effect_of_a_step_that_began_before_the_record_is_nobodys_fault(
-    found: Evidence,
-) -> None:
-    found.effects.append(("j/0/charge", "of who stood still", 2))
+def test_an_effect_of_a_step_that_began_before_the_record_breaks_no_rule(found):
+    found.effects.append(("j/0/charge", "of a suspended host", 2))
     assert [] == broken(found)

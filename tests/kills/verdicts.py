@@ -1,10 +1,11 @@
-"""What must hold when all jobs are done, whatever was killed: each break of it in one line.
+"""What must hold when all jobs are done, whatever was killed; one line for each broken rule.
 
-- Every commit that a worker was told is kept, as it was told.
-- Every job has come to its end, and can be read; from a snapshot and the commits since it is the
-  same. Every attempt was applied once, and so was every change of shared data.
-- Every effect was recorded once, and never done again by a step that began after its record. (Who
-  stood still past its lease may end what it had begun before: no store can hold it back.)
+Invariants:
+- Every commit that a worker acknowledged is kept unchanged.
+- Every job is completed and can be read; a snapshot and the commits since give the same job. Every
+  attempt and every change of shared data was applied once.
+- Every effect was recorded once, and never done again by a step that began after its record. (A
+  host that was suspended past its lease may finish what it had begun: no store can prevent it.)
 - Every retry was counted, with its own delay, and began no earlier than it was due.
 """
 
@@ -18,8 +19,8 @@ from typing import Any
 
 from routilux import Commit, CommitKind, JobState, JobStatus, RoutiluxError, Runtime
 from tests.kills.host import digest
-from tests.kills.stores import plain
 from tests.kills.story import DELAYS_NS, EFFECTS, ENDS, SENT
+from tests.persist.stores import at
 
 __all__ = ["Evidence", "broken", "evidence"]
 
@@ -28,23 +29,23 @@ _ENDS = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPE
 
 @dataclass
 class Evidence:
-    """What is left: what workers told of commits, the jobs in the store, and effects in order."""
+    """What is left: the commits that workers acknowledged, the jobs, and the effects in order."""
 
-    told: set[tuple[str, int, str]]
+    acknowledged: set[tuple[str, int, str]]
     effects: list[tuple[str, str, int]]
     jobs: dict[str, JobState] = field(default_factory=dict)
     from_snapshots: dict[str, JobState] = field(default_factory=dict)
     unread: list[str] = field(default_factory=list)
 
 
-def evidence(where: str, effects: Path, told: list[list[Any]]) -> Evidence:
-    """Gather it from a store, a file of effects, and what the hosts have said."""
+def evidence(where: str, effects: Path, events: list[list[Any]]) -> Evidence:
+    """Collect it from a store, a file of effects, and the events of the hosts."""
     lines = effects.read_text("utf-8").splitlines() if effects.exists() else []
     found = Evidence(
-        {(said[1], said[2], said[3]) for said in told if said[0] == "commit"},
+        {(event[1], event[2], event[3]) for event in events if event[0] == "commit"},
         [(key, token, int(seq)) for key, token, seq in (line.split(" ") for line in lines)],
     )
-    with plain(where) as store:
+    with at(where) as store:
         runtime = Runtime(store=store)
         for job_id in store.job_ids():
             try:
@@ -56,7 +57,7 @@ def evidence(where: str, effects: Path, told: list[list[Any]]) -> Evidence:
 
 
 def broken(found: Evidence) -> list[str]:
-    """Return what does not hold, a line for each."""
+    """Return a line for each broken rule."""
     return [
         *found.unread,
         *_lost(found),
@@ -69,13 +70,13 @@ def broken(found: Evidence) -> list[str]:
 def _lost(found: Evidence) -> Iterator[str]:
     kept = {(i, c.seq): digest(c) for i, job in found.jobs.items() for c in job.commits}
     read = found.jobs.keys()
-    for job_id, seq, told in sorted(found.told):
+    for job_id, seq, sent in sorted(found.acknowledged):
         if job_id in read or not found.unread:
             is_kept = kept.get((job_id, seq))
             if is_kept is None:
                 yield f"commit {seq} of job {job_id} was acknowledged, and is lost"
-            elif is_kept != told:
-                yield f"commit {seq} of job {job_id} was acknowledged, and another stands there"
+            elif is_kept != sent:
+                yield f"commit {seq} of job {job_id} was acknowledged, and the store has another"
 
 
 def _snapshots(found: Evidence) -> Iterator[str]:

@@ -45,8 +45,8 @@ def line_of(child: subprocess.Popen[str]) -> str:
 
 APPENDS = """
 import sys
-from routilux import PostgresStore, SqliteStore
-store = (PostgresStore if "host=" in sys.argv[1] else SqliteStore)(sys.argv[1])
+from tests.persist.stores import at
+store = at(sys.argv[1])
 store.create("j", b"row 1", "a", flow_id="f", queued=False)
 for seq in range(2, 10**9):
     store.append("j", seq, b"row %d" % seq, "a", stopped=False)

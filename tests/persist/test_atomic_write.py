@@ -123,7 +123,7 @@ HOWS: Final = [
 @pytest.mark.parametrize("there", [True, False], ids=["over an old file", "anew"])
 @pytest.mark.parametrize("error", sampled(ERRORS, ["disk full", "no right"]))
 @pytest.mark.parametrize(("name", "number", "how"), HOWS)
-def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which_and_what_to_do(
+def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which(
     name, number, how, error, there, tmp_path, old, new
 ):
     path = tmp_path / "job.json"

@@ -7,21 +7,21 @@ import random
 import signal
 import sys
 import threading
-from collections import Counter
+from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
 from routilux import (
     Append,
-    FakeClock,
     LeaseLostError,
     PostgresStore,
-    Routine,
     Runtime,
-    Worker,
+    SavedStateError,
+    UnserializableError,
 )
+from tests.engine.concurrency import in_a_child
 from tests.persist.hosts import (
     PATIENCE,
     Call,
@@ -32,39 +32,28 @@ from tests.persist.hosts import (
     rest_of,
     until_one_waits,
 )
-from tests.persist.postgres_server import Server, with_option
+from tests.persist.postgres_server import with_option
 from tests.persist.stores import acquire
-from tests.routines import SECOND, chain
+from tests.routines import SECOND, chain, rest
 
 # --- durable --------------------------------------------------------------------------------------
 
 
-def setting(store: PostgresStore, name: str) -> str:
-    return str(store._do(f"SHOW {name}").rows[0][0])
+@pytest.mark.parametrize(
+    ("asked", "name", "used"),
+    [
+        ("synchronous_commit=off", "synchronous_commit", "on"),
+        ("synchronous_commit=local", "synchronous_commit", "local"),
+        ("synchronous_commit=remote_apply", "synchronous_commit", "remote_apply"),
+        ("default_transaction_isolation=serializable", "transaction_isolation", "read committed"),
+    ],
+)
+def test_a_commit_is_flushed_whatever_the_defaults_of_the_server_are(dsn, asked, name, used):
+    with PostgresStore(with_option(dsn, asked)) as store:
+        assert [(used,)] == store._do(f"SHOW {name}").rows
 
 
-def test_a_commit_is_flushed_also_where_the_server_would_not_wait_for_that(dsn: str) -> None:
-    with PostgresStore(with_option(dsn, "synchronous_commit=off")) as store:
-        assert "on" == setting(store, "synchronous_commit")
-
-
-@pytest.mark.parametrize("chosen", ["local", "remote_write", "remote_apply"])
-def test_the_number_of_servers_that_a_commit_waits_for_is_the_operators_choice(
-    dsn: str, chosen: str
-) -> None:
-    with PostgresStore(with_option(dsn, f"synchronous_commit={chosen}")) as store:
-        assert chosen == setting(store, "synchronous_commit")
-
-
-def test_a_default_isolation_that_is_stricter_makes_no_difference(dsn: str) -> None:
-    strict = with_option(dsn, "default_transaction_isolation=serializable")
-    with PostgresStore(strict) as store:
-        assert "read committed" == setting(store, "transaction_isolation")
-
-
-def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(
-    postgres: PostgresStore, server: Server
-) -> None:
+def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(postgres, server):
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     for seq in range(2, 10):
         postgres.append("j", seq, b"%d" % seq, "a", stopped=False)
@@ -76,7 +65,7 @@ def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(
 # --- many hosts -----------------------------------------------------------------------------------
 
 
-def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server: Server) -> None:
+def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server):
     def opens(dsn: str, gate: threading.Barrier) -> None:
         gate.wait(PATIENCE)
         PostgresStore(dsn).close()
@@ -87,50 +76,7 @@ def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server: Server) 
         assert [None] * 8 == [call.result() for call in calls]
 
 
-SHARES = """
-import sys
-sys.stdin.readline()
-from routilux import PostgresStore
-store = PostgresStore(sys.argv[1])
-for number in range(10):
-    store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", queued=True)
-while acquired := store.acquire(sys.argv[2], ["f"], 10**12):
-    print(acquired.job_id)
-print("renewed", *sorted(store.renew(sys.argv[2], 10**12)))
-store.close()
-"""
-
-
-def test_processes_that_start_at_once_make_the_tables_once_and_get_different_jobs(dsn: str) -> None:
-    with processes(SHARES, *([dsn, number] for number in range(4))) as children:
-        go(children)
-        told = [rest_of(child).splitlines() for child in children]
-    taken = [lines[:-1] for lines in told]
-    names = [f"{host}-{number}" for host in range(4) for number in range(10)]
-    assert names == sorted(job_id for job_ids in taken for job_id in job_ids)
-    assert [" ".join(["renewed", *sorted(mine)]) for mine in taken] == [lines[-1] for lines in told]
-
-
-def test_of_many_hosts_that_claim_at_once_exactly_one_succeeds(dsn: str) -> None:
-    stores = [PostgresStore(dsn) for _ in range(4)]
-
-    def claim(store: PostgresStore, owner: str, job_id: str, gate: threading.Barrier) -> None:
-        gate.wait(PATIENCE)
-        store.claim(job_id, 2, b"2", owner, stopped=False)
-
-    for number in range(10):
-        job_id, gate = f"job {number}", threading.Barrier(4)
-        stores[0].create(job_id, b"1", "a", flow_id="f", queued=False)
-        calls = [Call(claim, store, f"host {i}", job_id, gate) for i, store in enumerate(stores)]
-        got = Counter(type(call.result()) for call in calls)
-        assert {type(None): 1, LeaseLostError: 3} == got
-    for store in stores:
-        store.close()
-
-
-def test_an_append_that_waited_while_another_host_took_the_job_is_refused(
-    postgres: PostgresStore, admin: Any
-) -> None:
+def test_an_append_that_waited_while_another_host_took_the_job_is_refused(postgres, admin):
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with admin.transaction():
         admin.execute("UPDATE routilux_jobs SET owner = 'b'")
@@ -144,9 +90,9 @@ def test_an_append_that_waited_while_another_host_took_the_job_is_refused(
 
 @pytest.mark.parametrize("other", ["append_all", "renew"])
 @pytest.mark.parametrize("held_up", ["j", "k"])
-def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each_other(
-    dsn: str, admin: Any, held_up: str, other: str
-) -> None:
+def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_deadlock(
+    dsn, admin, held_up, other
+):
     rows = {job_id: Append(job_id, 2, b"2", "a", False) for job_id in "jk"}
     with PostgresStore(dsn) as one, PostgresStore(dsn) as two:
         for job_id in "kj":  # by number they stand in the other order
@@ -165,7 +111,7 @@ def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_wait_for_each
         assert [None, None] == found or ["j", "k"] == sorted(cast("list[str]", found))
 
 
-def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn: str) -> None:
+def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn):
     """Four hosts claim, append to, release and acquire one job, each as fast as it can."""
     accepted: list[tuple[int, str]] = []
 
@@ -195,7 +141,7 @@ def test_each_row_has_one_writer_that_owned_the_job_under_concurrent_hosts(dsn: 
     assert len(rows) > 20
 
 
-def test_the_time_is_the_servers(postgres: PostgresStore, admin: Any) -> None:
+def test_the_time_is_the_servers(postgres, admin):
     at = "SELECT extract(epoch FROM clock_timestamp())"
     before = admin.execute(at).fetchone()[0]
     postgres.create("j", b"1", "a", flow_id="f", queued=True)
@@ -211,38 +157,6 @@ def test_the_time_is_the_servers(postgres: PostgresStore, admin: Any) -> None:
 
 HOSTS = 3
 JOBS = 60  # more than all but one of the hosts can have in hand
-
-
-def test_workers_share_the_load_and_each_job_is_driven_exactly_once(
-    postgres: PostgresStore,
-) -> None:
-    """No host ends a job until all have begun one."""
-    begun = threading.Event()
-    driven: list[tuple[str, str]] = []
-    with Runtime(store=postgres) as runtime:
-        job_ids = [runtime.submit(chain(a=lambda self: None), "a") for _ in range(JOBS)]
-
-    def host(name: str) -> None:
-        def drives(self: Routine) -> None:
-            driven.append((name, self.ctx.job_id))
-            if HOSTS == len({host for host, _ in driven}):
-                begun.set()
-            assert begun.wait(PATIENCE), "not every host got a job of its own"
-
-        with Runtime(store=postgres) as runtime:
-            Worker(postgres, [chain(a=drives)], runtime=runtime).run(until_idle=True)
-
-    calls = [Call(host, f"host {number}") for number in range(HOSTS)]
-    assert [None] * HOSTS == [call.result() for call in calls]
-    assert sorted(job_ids) == sorted(job_id for _, job_id in driven)
-    assert {f"host {number}" for number in range(HOSTS)} == {host for host, _ in driven}
-    assert {("start", "resumed", "done")} == stories(postgres)
-
-
-def stories(store: PostgresStore) -> set[tuple[str, ...]]:
-    with Runtime(store=store) as runtime:
-        jobs = [runtime.load(job_id, history=True) for job_id in store.job_ids()]
-    return {tuple(commit.kind.value for commit in job.commits) for job in jobs}
 
 
 DRIVES = """
@@ -261,26 +175,25 @@ with PostgresStore(sys.argv[1]) as store:
 """
 
 
-def test_processes_share_the_load_and_each_job_is_driven_exactly_once(
-    postgres: PostgresStore, dsn: str
-) -> None:
+def test_processes_share_the_load_and_each_job_is_driven_exactly_once(postgres, dsn):
     with Runtime(store=postgres) as runtime:
-        job_ids = [runtime.submit(chain(a=lambda self: None), "a") for _ in range(JOBS)]
+        job_ids = [runtime.submit(chain(a=rest), "a") for _ in range(JOBS)]
     with processes(DRIVES, *[[dsn]] * HOSTS) as children:
         first = [line_of(child) for child in children]
         assert HOSTS == len({*first} & {*job_ids}), "not every process got a job of its own"
         go(children)
-        told = [rest_of(child).split() for child in children]
-    assert sorted(job_ids) == sorted([*first, *(job_id for lines in told for job_id in lines)])
-    assert {("start", "resumed", "done")} == stories(postgres)
+        others = [job_id for child in children for job_id in rest_of(child).split()]
+    assert sorted(job_ids) == sorted([*first, *others])
+    with Runtime(store=postgres) as runtime:
+        for job_id in job_ids:
+            commits = runtime.load(job_id, history=True).commits
+            assert ["start", "resumed", "done"] == [commit.kind.value for commit in commits]
 
 
 # --- threads and forks ----------------------------------------------------------------------------
 
 
-def test_threads_that_ask_at_once_have_a_few_connections_between_them(
-    postgres: PostgresStore,
-) -> None:
+def test_threads_that_ask_at_once_have_a_few_connections_between_them(postgres):
     gate = threading.Barrier(8)
 
     def asks() -> int:
@@ -300,39 +213,74 @@ def backend_of(store: PostgresStore) -> int:
     return int(store._do("SELECT pg_backend_pid()").rows[0][0])
 
 
-def test_a_forked_child_uses_connections_of_its_own(postgres: PostgresStore) -> None:
+def test_a_forked_child_uses_connections_of_its_own(postgres):
+    def uses_its_own():
+        # Python reports a connection that is dropped while it is open.
+        sys.unraisablehook = lambda _: os._exit(2)
+        postgres.append("j", 2, b"2", "a", stopped=False)
+        assert backend != backend_of(postgres)
+        postgres.close()
+
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     backend = backend_of(postgres)
-    child = os.fork()
-    if child == 0:
-        # Python tells so of a connection that is dropped while it is open.
-        sys.unraisablehook = lambda _: os._exit(2)
-        try:
-            postgres.append("j", 2, b"2", "a", stopped=False)
-            assert backend != backend_of(postgres)
-            postgres.close()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    _, status = os.waitpid(child, 0)
-    assert 0 == os.waitstatus_to_exitcode(status)
+    in_a_child(uses_its_own)
     postgres.append("j", 3, b"3", "a", stopped=False)
     assert backend == backend_of(postgres)
     assert [b"1", b"2", b"3"] == postgres.rows("j")
 
 
-def test_a_store_that_was_closed_is_opened_again_when_it_is_used(postgres: PostgresStore) -> None:
-    with postgres:
-        postgres.create("j", b"1", "a", flow_id="f", queued=False)
-    assert ["j"] == postgres.job_ids()
-    postgres.close()
-    postgres.close()
+# --- ids ------------------------------------------------------------------------------------------
+
+CALLS_WITH_IDS: dict[str, Callable[[PostgresStore, str], object]] = {
+    "create, job_id": lambda store, text: store.create(text, b"", "a", flow_id="f", queued=True),
+    "create, owner": lambda store, text: store.create("j", b"", text, flow_id="f", queued=True),
+    "create, flow_id": lambda store, text: store.create("j", b"", "a", flow_id=text, queued=True),
+    "append, job_id": lambda store, text: store.append(text, 2, b"", "a", stopped=False),
+    "claim, owner": lambda store, text: store.claim("j", 2, b"", text, stopped=False),
+    "overrule, owner": lambda store, text: store.overrule("j", 2, b"", text, free=True),
+    "rows, job_id": lambda store, text: store.rows(text),
+    "acquire, flow_id": lambda store, text: store.acquire("a", ["f", text], SECOND),
+    "free_in, flow_id": lambda store, text: store.free_in([text]),
+}
 
 
-def test_a_clock_that_is_given_is_the_stores_time(dsn: str) -> None:
-    clock = FakeClock()
-    with PostgresStore(dsn, clock=clock) as store:
-        store.create("j", b"1", "a", flow_id="f", queued=True)
-        store.acquire("b", ["f"], 60 * SECOND)
-        clock.advance(60)
-        assert 0 == store.free_in(["f"])
+@pytest.mark.parametrize("call", CALLS_WITH_IDS)
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("order\0A7", "'order\\x00A7' has a NUL, which no text of PostgreSQL can hold; choose one"),
+        ("order \ud800", "'order \\ud800' has half of a surrogate pair, which is no text; choose"),
+    ],
+)
+def test_an_id_that_postgresql_can_not_hold_is_never_sent(
+    postgres, monkeypatch, call, text, reason
+):
+    sent: list[object] = []
+    monkeypatch.setattr(postgres._database, "do", lambda *what: sent.append(what))
+    with pytest.raises(UnserializableError) as told:
+        CALLS_WITH_IDS[call](postgres, text)
+    assert f"$.{call.split()[-1]}" == told.value.path
+    assert told.value.reason.startswith(reason)
+    assert [] == sent
+
+
+def test_an_id_of_any_other_characters_is_kept(postgres):
+    names = ["", "jöb 🍵'\"\\", "\x01\x7f\ufffe", "%s %(job_id)s", "x" * 2_000]
+    for name in names:
+        postgres.create(name, b"1", name, flow_id=name, queued=True)
+    assert sorted(names) == postgres.job_ids()
+    taken = [acquire(postgres, name or "b", [name], SECOND) for name in names]
+    assert names == taken
+
+
+def test_an_id_that_the_databases_encoding_can_not_hold_is_refused(server, dsn, admin):
+    admin.execute("CREATE DATABASE narrow ENCODING latin1 LOCALE 'C' TEMPLATE template0")
+    try:
+        narrow = dsn.replace("dbname=postgres", "dbname=narrow").split(" options")[0]
+        with PostgresStore(narrow) as store:
+            store.create("jöb", b"1", "a", flow_id="f", queued=True)
+            with pytest.raises(SavedStateError, match=r"dbname=narrow: can't keep this: .*UTF8"):
+                store.create("job 🍵", b"1", "a", flow_id="f", queued=True)
+            assert ["jöb"] == store.job_ids()
+    finally:
+        admin.execute("DROP DATABASE narrow WITH (FORCE)")

@@ -19,9 +19,7 @@ from tests.persist.stores import acquire
 from tests.routines import SECOND
 
 
-def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(
-    dsn: str, admin: Any
-) -> None:
+def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(dsn, admin):
     with PostgresStore(with_option(dsn, "lock_timeout=5s")) as store:
         for job_id in "jk":
             store.create(job_id, b"1", "a", flow_id="f", queued=True)
@@ -35,9 +33,7 @@ def test_a_job_that_somebody_is_just_taking_is_passed_over_and_not_waited_for(
 LOOK = {"owner": "b", "flow_ids": ["f"], "lease_ns": SECOND, "lease": 1, "now": None}
 
 
-def test_a_look_where_nothing_is_free_locks_no_row_and_writes_nothing(
-    postgres: PostgresStore, admin: Any
-) -> None:
+def test_a_look_where_nothing_is_free_locks_no_row_and_writes_nothing(postgres, admin):
     postgres.create("held", b"1", "a", flow_id="f", queued=False)
     postgres.create("leased", b"1", "a", flow_id="f", queued=True)
     postgres.acquire("a", ["f"], 60 * SECOND)
@@ -80,9 +76,9 @@ CALLS: dict[str, Callable[[PostgresStore], object]] = {
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_jobs_are_found_by_an_index_also_where_there_were_few_when_that_was_planned(
-    postgres: PostgresStore, admin: Any, monkeypatch: pytest.MonkeyPatch, call: str
-) -> None:
+def test_jobs_are_found_by_an_index_even_if_planned_for_few_jobs(
+    postgres, admin, monkeypatch, call
+):
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     sent: list[tuple[str, dict[str, object]]] = []
 

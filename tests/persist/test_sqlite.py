@@ -2,44 +2,18 @@
 
 from __future__ import annotations
 
-import gc
 import signal
-import sqlite3
-import threading
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
-import pytest
-
-from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
-from routilux.persist.sqlite_connection import SqliteFile
-from tests.engine.workshop import in_a_child
-from tests.persist.hosts import APPENDS, hold_rows, kill_after, line_of, process
+from routilux import SqliteStore
+from tests.persist.hosts import process
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[SqliteStore]:
-    with SqliteStore(tmp_path / "jobs.db") as store:
-        yield store
-
-
-def test_a_commit_is_on_the_disk_when_append_returns(store: SqliteStore) -> None:
-    with store._file.using() as db:
+def test_a_commit_is_on_the_disk_when_append_returns(sqlite):
+    with sqlite._file.using() as db:
         assert ("wal",) == db.execute("PRAGMA journal_mode").fetchone()
         assert (2,) == db.execute("PRAGMA synchronous").fetchone()  # FULL: the log is flushed
-
-
-@pytest.mark.parametrize("lines", [1, 2, 10])
-def test_rows_that_were_accepted_before_a_kill_are_there_after_it(
-    tmp_path: Path, lines: int
-) -> None:
-    with process(APPENDS, tmp_path / "jobs.db") as child:
-        accepted = kill_after(lines, child)
-    hold_rows(SqliteStore(tmp_path / "jobs.db").rows("j"), accepted)
 
 
 OPENS = """
@@ -56,7 +30,7 @@ print(taken)
 """
 
 
-def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> None:
+def test_many_processes_that_make_the_file_at_once_share_it(tmp_path):
     children = [process(OPENS, tmp_path / "jobs.db", number) for number in range(5)]
     for child in children:
         assert child.stdin is not None
@@ -68,91 +42,7 @@ def test_many_processes_that_make_the_file_at_once_share_it(tmp_path: Path) -> N
         assert 100 == len(store.job_ids())
 
 
-def test_opening_a_file_that_another_process_is_creating_waits_for_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "jobs.db"
-    other = sqlite3.connect(path, isolation_level=None)
-    asked: list[str] = []
-    connected = SqliteFile._connected
-
-    def watched(file: SqliteFile) -> sqlite3.Connection:
-        db = connected(file)
-        db.set_trace_callback(traced)
-        return db
-
-    def traced(statement: str) -> None:
-        asked.append(statement)
-        if asked.count("PRAGMA journal_mode = WAL") == 2 and other.in_transaction:
-            other.execute("COMMIT")
-
-    monkeypatch.setattr(SqliteFile, "_connected", watched)
-    other.execute("BEGIN IMMEDIATE")
-    with SqliteStore(path) as store:
-        store.create("j", b"1", "a", flow_id="f", queued=True)
-        assert [b"1"] == store.rows("j")
-    other.close()
-    assert 2 == asked.count("PRAGMA journal_mode = WAL")
-
-
-def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    naps: list[int] = []
-    with SqliteStore(store.path) as other:
-        context = store._file.writing()
-        context.__enter__()
-
-        def nap(clock: SystemClock, signal: None, until: int) -> None:
-            naps.append(until - clock.monotonic_ns())
-            if len(naps) == 12:
-                context.__exit__(None, None, None)
-
-        monkeypatch.setattr(SystemClock, "wait", nap)
-        other.create("j", b"1", "a", flow_id="f", queued=False)
-    assert 12 == len(naps)
-    assert 100_000 >= naps[0]
-    assert 5_000_000 >= max(naps)
-    assert [b"1"] == store.rows("j")
-
-
-def test_a_forked_child_uses_a_connection_of_its_own(store: SqliteStore) -> None:
-    store.create("j", b"1", "a", flow_id="f", queued=False)
-    in_a_child(lambda: store.append("j", 2, b"2", "a", stopped=False))
-    store.append("j", 3, b"3", "a", stopped=False)
-    assert [b"1", b"2", b"3"] == store.rows("j")
-
-
-@pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
-def test_a_forked_child_never_closes_the_connection_of_its_parent(
-    used: bool, store: SqliteStore
-) -> None:
-    store.create("j", b"1", "a", flow_id="f", queued=False)
-    open_before = files_open(store.path)
-    assert open_before[str(store.path)]
-
-    def closes() -> None:
-        if used:
-            store.append("j", 2, b"2", "a", stopped=False)
-        store.close()
-        gc.collect()  # a connection and its statements hold each other
-        assert open_before <= files_open(store.path)
-
-    in_a_child(closes)
-
-
-def files_open(path: Path) -> Counter[str]:
-    """How often this process has each of the files of a store open."""
-    found: Counter[str] = Counter()
-    for number in Path("/proc/self/fd").iterdir():
-        with suppress(FileNotFoundError):  # that by which the folder was listed
-            found[str(number.readlink())] += 1
-    return Counter({name: times for name, times in found.items() if name.startswith(str(path))})
-
-
-def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
-    store: SqliteStore,
-) -> None:
+def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(sqlite):
     def instructions() -> int:
         count = 0
 
@@ -161,18 +51,18 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
             count += 1
             return 0
 
-        with store._file.using() as db:
+        with sqlite._file.using() as db:
             db.set_progress_handler(counts, 1)
-        assert None is acquire(store, "b", ["f", "g"], SECOND)
-        assert SECOND < (store.free_in(["f", "g"]) or 0)
-        with store._file.using() as db:
+        assert None is acquire(sqlite, "b", ["f", "g"], SECOND)
+        assert SECOND < (sqlite.free_in(["f", "g"]) or 0)
+        with sqlite._file.using() as db:
             db.set_progress_handler(None, 1)
         return count
 
-    store.create("leased", b"1", "a", flow_id="f", queued=True)
-    store.acquire("a", ["f"], 10**6 * SECOND)
+    sqlite.create("leased", b"1", "a", flow_id="f", queued=True)
+    sqlite.acquire("a", ["f"], 10**6 * SECOND)
     alone = instructions()
-    with store._file.using() as db:
+    with sqlite._file.using() as db:
         db.executemany(
             "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, '', 1)",
             [(f"{flow}-{n}", flow) for flow in ("a", "h") for n in range(1000)],
@@ -180,147 +70,7 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
     assert 0 < instructions() <= alone + 10
 
 
-def test_a_store_that_was_closed_is_opened_again_when_it_is_used(store: SqliteStore) -> None:
-    with store:
-        store.create("j", b"1", "a", flow_id="f", queued=False)
-    assert ["j"] == store.job_ids()
-    store.close()
-    store.close()
-
-
-# --- reading alone --------------------------------------------------------------------------------
-
-
-def files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What stands in a folder, and when it was written last."""
-    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
-
-
-def test_a_reader_leaves_no_trace(store: SqliteStore) -> None:
-    store.create("j", b"row 1", "a", flow_id="f", queued=True)
-    store.close()
-    before = files(store.path.parent)
-    with SqliteStore(store.path, read_only=True) as reader:
-        assert [b"row 1"] == reader.rows("j")
-        assert before == files(store.path.parent)
-        assert not reader.overtaken
-    assert ["jobs.db"] == list(before) == list(files(store.path.parent))
-
-
-def test_a_reader_sees_what_a_process_that_was_killed_left_in_the_log(tmp_path: Path) -> None:
-    with process(APPENDS, tmp_path / "jobs.db") as child:
-        line_of(child)
-        child.kill()
-    log = (tmp_path / "jobs.db-wal").read_bytes()
-    with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
-        assert [b"row 1", b"row 2"] == reader.rows("j")[:2]
-    assert log == (tmp_path / "jobs.db-wal").read_bytes()
-
-
-def test_a_reader_sees_what_others_write_meanwhile(store: SqliteStore) -> None:
-    with SqliteStore(store.path, read_only=True) as reader:
-        store.create("j", b"row 1", "a", flow_id="f", queued=True)
-        assert [b"row 1"] == reader.rows("j")
-        assert not reader.overtaken
-
-
-def test_a_reader_without_locks_notices_a_writer(
-    store: SqliteStore,
-) -> None:
-    store.close()
-    with SqliteStore(store.path, read_only=True) as reader:
-        store.create("j", b"row 1", "a", flow_id="f", queued=True)
-        assert reader.overtaken
-        reader.close()
-        assert [b"row 1"] == reader.rows("j")
-        assert not reader.overtaken
-
-
-def test_a_reader_writes_nothing(store: SqliteStore) -> None:
-    store.create("j", b"row 1", "a", flow_id="f", queued=True)
-    refused = pytest.raises(OSError, match="attempt to write a readonly database")
-    with SqliteStore(store.path, read_only=True) as reader, refused:
-        reader.append("j", 2, b"row 2", "a", stopped=False)
-
-
-def test_a_reader_makes_no_store_of_an_empty_file(tmp_path: Path) -> None:
-    (tmp_path / "jobs.db").touch()
-    with pytest.raises(CorruptStateError, match=r"jobs\.db: is empty: no store was ever written"):
-        SqliteStore(tmp_path / "jobs.db", read_only=True)
-    with pytest.raises(OSError, match=r"other\.db: unable to open"):
-        SqliteStore(tmp_path / "other.db", read_only=True)
-    assert [("jobs.db", b"")] == [(name, data) for name, (data, _) in files(tmp_path).items()]
-
-
-# --- what can be wrong with the file --------------------------------------------------------------
-
-
-def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match=r"nowhere/jobs\.db: unable to open.*the folder must exist"):
-        SqliteStore(tmp_path / "nowhere" / "jobs.db")
-
-
-def test_a_file_of_another_kind_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.db"
-    path.write_text("a letter to a friend" * 100)
-    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database .*restore it"):
-        SqliteStore(path)
-    assert "a letter to a friend" * 100 == path.read_text("utf-8")
-
-
-def test_a_database_of_another_program_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.db"
-    other = sqlite3.connect(path)
-    other.execute("CREATE TABLE letters (text)")
-    other.commit()
-    other.close()
-    before = path.read_bytes()
-    with pytest.raises(CorruptStateError, match="of another program; choose another file"):
-        SqliteStore(path)
-    assert before == path.read_bytes()
-
-
-def test_a_file_of_a_newer_version_is_refused(tmp_path: Path, store: SqliteStore) -> None:
-    with store._file.using() as db:
-        db.execute("PRAGMA user_version = 2")
-    store.close()
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
-        SqliteStore(store.path)
-
-
-def test_a_damaged_file_is_named_when_it_is_read(store: SqliteStore) -> None:
-    store.create("j", b"x" * 100_000, "a", flow_id="f", queued=False)
-    store.close()
-    data = bytearray(store.path.read_bytes())
-    data[4096:] = b"\xff" * len(data[4096:])
-    store.path.write_bytes(data)
-    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database"):
-        store.rows("j")
-
-
-def test_a_file_that_another_process_keeps_locked_is_named(
-    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
-    told = pytest.raises(OSError, match="database is locked; another process has kept it")
-    with SqliteStore(store.path) as other, store._file.writing(), told:
-        other.create("j", b"", "a", flow_id="f", queued=False)
-    store.create("j", b"", "a", flow_id="f", queued=False)
-
-
-def test_a_full_disk_is_named_and_leaves_what_was_there(store: SqliteStore) -> None:
-    store.create("j", b"1", "a", flow_id="f", queued=False)
-    with store._file.using() as db:
-        db.execute("PRAGMA max_page_count = 1")  # as many as there are: no more can be added
-    with pytest.raises(OSError, match="the disk is full; make room, then resume the jobs"):
-        store.append("j", 2, b"x" * 100_000, "a", stopped=False)
-    assert [b"1"] == store.rows("j")
-    with store._file.using() as db:
-        db.execute("PRAGMA max_page_count = 1000000")
-    store.append("j", 2, b"2", "a", stopped=True)
-
-
-def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path) -> None:
+def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path):
     program = (
         "import os, signal, sys; from routilux import SqliteStore;"
         "store = SqliteStore(sys.argv[1]);"
@@ -334,86 +84,3 @@ def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path: Path
         assert [] == store.job_ids()
         store.create("j", b"1", "a", flow_id="f", queued=True)
         assert "j" == acquire(store, "b", ["f"], SECOND)
-
-
-# --- the file and the process ---------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("by", ["removed", "replaced"])
-def test_nothing_is_written_to_a_file_that_has_lost_its_name(by: str, tmp_path: Path) -> None:
-    with SqliteStore(tmp_path / "jobs.db") as store:
-        store.create("j", b"1", "a", flow_id="f", queued=False)
-        with SqliteStore(tmp_path / "other.db"):
-            pass
-        if by == "removed":
-            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
-        else:
-            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
-            (tmp_path / "other.db").rename(tmp_path / "jobs.db")
-        for write in (
-            lambda: store.append("j", 2, b"2", "a", stopped=False),
-            lambda: store.append("j", 2, b"2", "a", stopped=True),
-            lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
-            lambda: store.job_ids(),
-        ):
-            with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
-                write()
-        (tmp_path / "kept.db").replace(tmp_path / "jobs.db")
-        store.append("j", 2, b"2", "a", stopped=False)
-        assert [b"1", b"2"] == store.rows("j")
-
-
-def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    with SqliteStore("jobs.db") as store:
-        store.create("j", b"1", "a", flow_id="f", queued=False)
-        store.close()
-        (tmp_path / "elsewhere").mkdir()
-        monkeypatch.chdir(tmp_path / "elsewhere")
-        assert ["j"] == store.job_ids()
-        with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
-            assert ["j"] == reader.job_ids()
-    assert [] == list((tmp_path / "elsewhere").iterdir())
-
-
-def test_a_store_that_would_not_last_is_refused() -> None:
-    with pytest.raises(OSError, match=r":memory: is no file, so nothing lasts; use MemoryStore"):
-        SqliteStore(":memory:")
-
-
-def test_a_damaged_schema_is_damage(tmp_path: Path) -> None:
-    with SqliteStore(tmp_path / "jobs.db"):
-        pass
-    data = (tmp_path / "jobs.db").read_bytes()
-    assert b"job_id TEXT NOT NULL UNIQUE" in data
-    (tmp_path / "jobs.db").write_bytes(data.replace(b"job_id TEXT NOT", b"kob_id TEXT NOT"))
-    with (
-        pytest.raises(CorruptStateError, match="is no valid database"),
-        SqliteStore(tmp_path / "jobs.db") as store,
-    ):
-        store.job_ids()
-
-
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
-def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(
-    store: SqliteStore,
-) -> None:
-    store.create("j", b"1", "a", flow_id="f", queued=False)
-    holding, over = threading.Event(), threading.Event()
-
-    def holds() -> None:
-        with store._file.using():
-            holding.set()
-            over.wait(PATIENCE)
-
-    thread = threading.Thread(target=holds)
-    thread.start()
-    assert holding.wait(PATIENCE)
-    try:
-        in_a_child(lambda: store.append("j", 2, b"2", "a", stopped=False))
-    finally:
-        over.set()
-        thread.join(PATIENCE)
-    assert [b"1", b"2"] == store.rows("j")

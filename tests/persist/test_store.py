@@ -24,8 +24,9 @@ from routilux import (
     MemoryStore,
     NotResumableError,
 )
-from tests.engine.workshop import at_once as together
-from tests.persist.stores import STORES, Make, acquire
+from tests.engine.concurrency import at_once as together
+from tests.persist.hosts import APPENDS, hold_rows, kill_after, processes
+from tests.persist.stores import STORES, acquire, at
 from tests.routines import PATIENCE, SECOND
 from tests.soak import examples
 
@@ -58,7 +59,7 @@ def queued(store: JobStore, *job_ids: str, flow_id: str = "f") -> JobStore:
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def test_rows_come_back_in_order_and_are_a_copy(store: JobStore) -> None:
+def test_rows_come_back_in_order_and_are_a_copy(store):
     rows = filled(store, 3).rows("j")
     assert [b"row 1", b"row 2", b"row 3"] == rows
     rows.clear()
@@ -67,7 +68,7 @@ def test_rows_come_back_in_order_and_are_a_copy(store: JobStore) -> None:
     assert [] == store.rows("j", 3)
 
 
-def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store: JobStore) -> None:
+def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store):
     assert [] == store.rows("nobody")
     assert [] == store.job_ids()
     assert None is store.snapshot("nobody")
@@ -82,14 +83,14 @@ def test_a_job_that_is_not_there_has_nothing_and_is_not_listed(store: JobStore) 
 
 
 @pytest.mark.parametrize("row", [b"", bytes(range(256)), b"x" * 1_000_000])
-def test_a_row_is_any_bytes(store: JobStore, row: bytes) -> None:
+def test_a_row_is_any_bytes(store, row):
     filled(store, 1).append("j", 2, row, "a", stopped=False)
     store.keep_snapshot("j", 2, row)
     assert [row] == store.rows("j", 1)
     assert (2, row) == store.snapshot("j")
 
 
-def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store: JobStore) -> None:
+def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store):
     filled(store, 1)
     store.create("j", b"row 1", "a", flow_id="f", queued=False)
     for seq in (2, 3, 2, 3):
@@ -97,7 +98,7 @@ def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store: JobSt
     assert 3 == len(store.rows("j"))
 
 
-def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> None:
+def test_another_row_at_a_number_that_is_taken_is_refused(store):
     filled(store, 3)
     with pytest.raises(LeaseLostError, match="has 3 commits in the store"):
         store.append("j", 2, b"another", "a", stopped=True)
@@ -105,7 +106,7 @@ def test_another_row_at_a_number_that_is_taken_is_refused(store: JobStore) -> No
 
 
 @pytest.mark.parametrize("seq", [0, -1, 3, 100])
-def test_a_row_with_a_number_that_does_not_follow_is_refused(store: JobStore, seq: int) -> None:
+def test_a_row_with_a_number_that_does_not_follow_is_refused(store, seq):
     filled(store, 1)
     with pytest.raises(LeaseLostError):
         store.append("j", seq, b"x", "a", stopped=False)
@@ -118,7 +119,7 @@ def test_a_row_with_a_number_that_does_not_follow_is_refused(store: JobStore, se
 
 
 @pytest.mark.parametrize(("row", "owner"), [(b"other", "a"), (b"row 1", "b"), (b"row 1", "a")])
-def test_a_second_job_of_the_same_id_is_refused(store: JobStore, row: bytes, owner: str) -> None:
+def test_a_second_job_of_the_same_id_is_refused(store, row, owner):
     filled(store, 2)
     with pytest.raises(DuplicateJobError, match="holds a job 'j' already"):
         store.create("j", row, owner, flow_id="f", queued=True)
@@ -136,7 +137,7 @@ def several(store: JobStore) -> JobStore:
     return store
 
 
-def test_rows_of_several_jobs_are_kept_by_one_write(store: JobStore) -> None:
+def test_rows_of_several_jobs_are_kept_by_one_write(store):
     several(store)
     added = [Append(job_id, 2, job_id.encode(), "a", False) for job_id in "ljk"]
     assert [None] * 3 == store.append_all(added)
@@ -147,9 +148,7 @@ def test_rows_of_several_jobs_are_kept_by_one_write(store: JobStore) -> None:
     assert [] == store.append_all([])
 
 
-def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(
-    store: JobStore,
-) -> None:
+def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(store):
     several(store)
     refusals = store.append_all(
         [
@@ -169,7 +168,7 @@ def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(
     ]
 
 
-def test_each_of_several_rows_can_end_the_lease_of_its_job(store: JobStore) -> None:
+def test_each_of_several_rows_can_end_the_lease_of_its_job(store):
     queued(store, "j", "k")
     assert Acquired("j", clean=True) == store.acquire("b", ["f"], SECOND)
     assert Acquired("k", clean=True) == store.acquire("b", ["f"], SECOND)
@@ -180,7 +179,7 @@ def test_each_of_several_rows_can_end_the_lease_of_its_job(store: JobStore) -> N
 # --- owners ---------------------------------------------------------------------------------------
 
 
-def test_after_a_claim_only_its_owner_can_write(store: JobStore) -> None:
+def test_after_a_claim_only_its_owner_can_write(store):
     filled(store, 2)
     store.claim("j", 3, b"resumed by b", "b", stopped=False)
     with pytest.raises(LeaseLostError, match="belongs to 'b' now; commit 4 of 'a' was refused"):
@@ -198,7 +197,7 @@ def test_after_a_claim_only_its_owner_can_write(store: JobStore) -> None:
     assert [b"row 1", b"row 2", b"resumed by b", b"of b"] == store.rows("j")
 
 
-def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStore) -> None:
+def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store):
     filled(store, 2)
     store.claim("j", 3, b"resumed", "b", stopped=False)
     store.claim("j", 3, b"resumed", "b", stopped=False)  # its answer may have been lost
@@ -209,7 +208,7 @@ def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store: JobStor
     store.append("j", 4, b"of b", "b", stopped=False)
 
 
-def test_a_claim_that_is_refused_changes_nothing(store: JobStore) -> None:
+def test_a_claim_that_is_refused_changes_nothing(store):
     with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
         store.claim("nobody", 1, b"x", "a", stopped=False)
     assert [] == store.job_ids()
@@ -235,7 +234,7 @@ def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
     return got
 
 
-def test_of_many_that_claim_at_once_exactly_one_succeeds(store: JobStore) -> None:
+def test_of_many_that_claim_at_once_exactly_one_succeeds(store):
     filled(store, 1)
     got = at_once(8, lambda owner: store.claim("j", 2, b"resumed", owner, stopped=False))
     [winner] = [owner for owner, result in got.items() if result is None]
@@ -243,13 +242,13 @@ def test_of_many_that_claim_at_once_exactly_one_succeeds(store: JobStore) -> Non
     store.append("j", 3, b"x", winner, stopped=False)
 
 
-def test_of_many_that_acquire_at_once_each_gets_another_job(store: JobStore) -> None:
+def test_of_many_that_acquire_at_once_each_gets_another_job(store):
     queued(store, *(f"job {i}" for i in range(6)))
     got = at_once(8, lambda owner: acquire(store, owner, ["f"], SECOND))
     assert [f"job {i}" for i in range(6)] == sorted(filter(None, got.values()))
 
 
-def test_threads_share_one_store(store: JobStore) -> None:
+def test_threads_share_one_store(store):
     def appends(name: str) -> None:
         store.create(name, b"1", name, flow_id="f", queued=False)
         for seq in range(2, 10):
@@ -261,12 +260,29 @@ def test_threads_share_one_store(store: JobStore) -> None:
         assert [b"%d" % seq for seq in range(1, 10)] == store.rows(name)
 
 
+# --- processes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [1, 10])
+def test_rows_that_were_accepted_before_a_host_was_killed_are_there_after_it(where, lines):
+    with processes(APPENDS, [where]) as [child]:
+        accepted = kill_after(lines, child)
+    with at(where) as store:
+        hold_rows(store.rows("j"), accepted)
+
+
+def test_a_store_that_was_closed_is_opened_again_when_it_is_used(where):
+    with at(where) as store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+    assert ["j"] == store.job_ids()
+    store.close()
+    store.close()
+
+
 # --- leases ---------------------------------------------------------------------------------------
 
 
-def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_first(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_first(store, clock):
     queued(store, "z")
     clock.advance(1)
     queued(store, "y", "x")
@@ -274,7 +290,7 @@ def test_a_queued_job_is_free_at_once_and_the_one_that_waited_longest_comes_firs
     assert ["z", "y", "x", None] == [acquire(store, "b", ["f"], SECOND) for _ in range(4)]
 
 
-def test_a_host_is_given_only_jobs_of_its_own_flows(store: JobStore) -> None:
+def test_a_host_is_given_only_jobs_of_its_own_flows(store):
     queued(store, "j", flow_id="other")
     assert None is store.acquire("b", ["f", "g"], SECOND)
     assert None is store.acquire("b", [], SECOND)
@@ -282,9 +298,7 @@ def test_a_host_is_given_only_jobs_of_its_own_flows(store: JobStore) -> None:
     assert Acquired("j", clean=True) == store.acquire("b", ["f", "other"], SECOND)
 
 
-def test_a_job_that_is_held_without_a_lease_is_never_free(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_a_job_that_is_held_without_a_lease_is_never_free(store, clock):
     filled(store, 2)
     clock.advance(10**6)
     assert None is store.acquire("b", ["f"], SECOND)
@@ -292,9 +306,7 @@ def test_a_job_that_is_held_without_a_lease_is_never_free(
     assert [] == store.renew("a", SECOND)
 
 
-def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(store, clock):
     filled(store, 2, queued=False)
     store.claim("j", 3, b"held", "a", stopped=False)
     queued(store, "k")
@@ -315,9 +327,7 @@ def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(
     assert SECOND == store.free_in(["f"])
 
 
-def test_a_lease_can_be_renewed_as_long_as_nobody_has_taken_the_job(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_a_lease_can_be_renewed_as_long_as_nobody_has_taken_the_job(store, clock):
     queued(store, "j", "k", "l")
     assert ["j", "k"] == [acquire(store, "b", ["f"], SECOND) for _ in range(2)]
     clock.advance(2)
@@ -328,9 +338,7 @@ def test_a_lease_can_be_renewed_as_long_as_nobody_has_taken_the_job(
     assert 3 * SECOND == store.free_in(["f"])
 
 
-def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(store, clock):
     queued(store, "j")
     store.acquire("b", ["f"], SECOND)
     clock.advance(1)
@@ -339,9 +347,7 @@ def test_a_job_that_is_claimed_by_name_after_its_lease_is_held_without_one(
     assert [] == store.renew("b", SECOND)
 
 
-def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(store, clock):
     queued(store, "j", "k")
     for job_id in ("j", "k"):
         store.acquire("b", ["f"], SECOND)
@@ -358,9 +364,7 @@ def test_a_job_that_has_ended_or_is_paused_is_never_free_and_has_no_lease(
 
 
 @pytest.mark.parametrize("clean", [True, False])
-def test_a_job_that_was_given_back_is_free_when_its_time_comes(
-    store: JobStore, clock: FakeClock, clean: bool
-) -> None:
+def test_a_job_that_was_given_back_is_free_when_its_time_comes(store, clock, clean):
     queued(store, "j")
     store.acquire("b", ["f"], SECOND)
     store.release("j", "c", 0)  # who does not own it gives nothing back
@@ -376,7 +380,7 @@ def test_a_job_that_was_given_back_is_free_when_its_time_comes(
     store.append("j", 3, b"x", "c", stopped=False)
 
 
-def test_an_acquired_job_says_whether_it_was_given_back(store: JobStore, clock: FakeClock) -> None:
+def test_an_acquired_job_says_whether_it_was_given_back(store, clock):
     def take(owner: str) -> bool:
         acquired = store.acquire(owner, ["f"], SECOND)
         assert acquired is not None
@@ -397,9 +401,7 @@ def test_an_acquired_job_says_whether_it_was_given_back(store: JobStore, clock: 
     assert take("f"), "an operator has set it free"
 
 
-def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(store, clock):
     queued(store, "queued", "leased", "over", "back", "fallen")
     for _ in range(5):
         store.acquire("a", ["f"], 3 * SECOND)
@@ -423,7 +425,7 @@ def test_a_store_lists_the_owner_of_each_job_and_the_end_of_its_lease(
 # --- snapshots ------------------------------------------------------------------------------------
 
 
-def test_the_latest_snapshot_is_kept_in_any_order_of_writing(store: JobStore) -> None:
+def test_the_latest_snapshot_is_kept_in_any_order_of_writing(store):
     filled(store, 5)
     assert None is store.snapshot("j")
     store.keep_snapshot("j", 3, b"three")
@@ -439,9 +441,7 @@ def test_the_latest_snapshot_is_kept_in_any_order_of_writing(store: JobStore) ->
 # --- an operator ----------------------------------------------------------------------------------
 
 
-def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(
-    store: JobStore, clock: FakeClock
-) -> None:
+def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(store, clock):
     queued(store, "j")
     store.acquire("a", ["f"], SECOND)
     store.overrule("j", 2, b"the end", "operator", free=False)
@@ -455,7 +455,7 @@ def test_an_operator_ends_the_lease_of_an_owner_which_can_then_not_write(
     assert [b"row 1", b"the end"] == store.rows("j")
 
 
-def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: JobStore) -> None:
+def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store):
     filled(store, 1).append("j", 2, b"row 2", "a", stopped=True)
     assert None is store.free_in(["f"])
     store.overrule("j", 3, b"again", "operator", free=True)
@@ -466,7 +466,7 @@ def test_a_job_that_an_operator_sets_free_is_free_at_once_for_anybody(store: Job
     assert 4 == len(store.rows("j"))
 
 
-def test_an_operator_that_is_too_late_changes_nothing(store: JobStore) -> None:
+def test_an_operator_that_is_too_late_changes_nothing(store):
     filled(store, 2)
     for seq, row in ((1, b"row 1"), (2, b"row 2"), (2, b"late"), (4, b"early")):
         with pytest.raises(LeaseLostError, match=f"has 2 commits in the store.*commit {seq}"):
@@ -526,9 +526,7 @@ def _called(store: JobStore, clock: FakeClock, call: tuple[Any, ...]) -> object:
 @pytest.mark.parametrize("make", STORES.values(), ids=STORES)
 @settings(max_examples=examples(0.25))  # each makes a database
 @given(calls=_calls)
-def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(
-    make: Make, calls: list[tuple[Any, ...]]
-) -> None:
+def test_every_store_answers_as_the_one_in_memory_and_rows_are_only_ever_added(make, calls):
     clock = FakeClock()
     model = MemoryStore(clock)
     with tempfile.TemporaryDirectory() as folder, make(Path(folder), clock) as store:

@@ -1,8 +1,8 @@
-"""Golden texts: what a message reads like, word for word and figure for figure.
+"""Stored texts ("golden"), which messages are compared with line by line.
 
 Invariants:
-- A file holds sections: `[name]`, and the lines of the text up to the next section.
-- A text is right if every line is. The first one that is not is shown beside the one it should be.
+- A file has sections: `[name]`, and the lines of the text up to the next section.
+- A text is right if every line is equal. The first line that differs is shown with the stored one.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ def sections(file: str) -> dict[str, str]:
 
 
 def compare(golden: str, text: str, name: str = "the text") -> None:
-    """Raise `AssertionError` at the first line of a text that is not that of the golden one."""
+    """Raise `AssertionError` at the first line that differs from the golden text."""
     pairs = zip_longest(golden.splitlines(), text.splitlines())
     for number, (expected, actual) in enumerate(pairs, 1):
         if expected != actual:
             raise AssertionError(
                 f"{name}, line {number}:\n  expected  {expected!r}\n  is        {actual!r}\n"
-                f"the whole of it:\n{text}"
+                f"the whole text:\n{text}"
             )

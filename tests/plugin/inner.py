@@ -22,6 +22,20 @@ import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 PLUGIN: Final = ("-p", "pytest_routilux.plugin", "-p", "no:cacheprovider")
+NAP: Final = """
+    import asyncio, datetime, time, unittest
+    import pytest
+    from routilux import ExecutionMonitor, FakeClock, Flow
+    from routilux.runtime import default_runtime
+    from tests.routines import Works, chain, sleeps
+
+    def nap():
+        return chain(nap=sleeps(1.5))
+
+    def is_virtual():
+        return isinstance(default_runtime().clock, FakeClock)
+"""
+"""The start of an inner test module: a flow that sleeps for 1.5 s."""
 _IMPORTED: Final = ("asyncio", "freezegun", "rich.console", "rich.table", "routilux")
 _servers: Final[list[subprocess.Popen[str]]] = []
 

@@ -1,153 +1,114 @@
-"""The fixtures of time and watching: what each gives, refuses, imports and leaves behind."""
+"""The fixtures: what each gives, its scope, what it imports and what it leaves behind."""
 
 from __future__ import annotations
 
 import os
+from typing import Final
 
 import pytest
 
-from pytest_routilux import FlowMonitor
-from routilux import FakeClock, Flow, Routine, Runtime
+import pytest_routilux
+import routilux
+from pytest_routilux import FlowMonitor, plugin
+from routilux import FakeClock, Runtime
 from routilux.runtime import default_runtime
-from tests.plugin.inner import ROOT, run_fresh, run_inside
+from tests.plugin.inner import NAP, PLUGIN, ROOT, assert_golden, run_fresh, run_inside, run_pytest
+from tests.routines import chain, sleeps
 
-NAP = """
-    import datetime, time
-    import pytest
-    from routilux import Flow, Routine
-
-    class Nap(Routine):
-        def __init__(self):
-            super().__init__()
-            self.define_slot("trigger", handler=self.nap)
-            self.define_event("output", ["at"])
-
-        def nap(self):
-            self.ctx.sleep(1.5)
-            self.emit("output", at=datetime.datetime.now())
-
-    def nap():
-        flow = Flow("nap")
-        flow.add_routine(Nap(), "nap")
-        return flow
-"""
+FIXTURES: Final = (
+    *("flow_clock", "flow_clock_bare", "flow_runtime", "flow_monitor", "flow_factory"),
+    *("serialize_roundtrip", "flow_hosts", "flow_sim", "flow_faults", "flow_report"),
+)
 
 
-class Nap(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.nap)
-
-    def nap(self) -> None:
-        self.ctx.sleep(1.5)
-
-
-def nap() -> Flow:
-    flow = Flow("nap")
-    flow.add_routine(Nap(), "nap")
-    return flow
-
-
-def test_code_that_names_no_runtime_runs_on_the_fake_clock_and_is_watched(
+def test_the_runtime_runs_on_the_fake_clock_with_the_monitor_and_is_the_default(
     flow_runtime: Runtime, flow_clock: FakeClock, flow_monitor: FlowMonitor
 ) -> None:
     assert flow_runtime.clock is flow_clock
     assert (flow_monitor,) == flow_runtime.observers
-    job = nap().execute("nap")
+    job = chain(nap=sleeps(1.5)).execute("nap")
     assert "2026-01-01T00:00:01.500000+00:00" == flow_clock.now().isoformat()
     flow_monitor.assert_status("completed", job=job)
 
 
-def test_with_the_bare_clock_the_runtime_is_on_that(
+def test_the_runtime_runs_on_the_bare_clock_if_the_test_uses_it(
     flow_runtime: Runtime, flow_clock_bare: FakeClock, request: pytest.FixtureRequest
 ) -> None:
     assert flow_runtime.clock is flow_clock_bare
     assert "flow_clock" not in request.fixturenames
-    nap().execute("nap").raise_for_status()
+    chain(nap=sleeps(1.5)).execute("nap").raise_for_status()
     assert 1.5 == flow_clock_bare.monotonic_ns() / 10**9
 
 
-def test_the_runtime_is_the_default_only_while_the_test_runs(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        NAP
-        + """
-    from routilux.runtime import default_runtime
+def test_the_bare_clock_leaves_time_real(flow_clock_bare: FakeClock) -> None:
+    import time
 
-    before = default_runtime()
-
-    def test_in_use(flow_runtime):
-        assert default_runtime() is flow_runtime
-
-    def test_in_use_and_failing(flow_runtime):
-        assert default_runtime() is not flow_runtime
-
-    def test_again_the_default():
-        assert default_runtime() is before
-        assert abs(time.time() - 1767225600) > 86400
-    """
-    )
-    run_inside(pytester).assert_outcomes(passed=2, failed=1)
+    flow_clock_bare.advance(10**6)
+    assert abs(time.time() - flow_clock_bare.now_ns() / 10**9) > 86_400
 
 
 def test_no_fixture_is_active_here() -> None:
     assert not isinstance(default_runtime().clock, FakeClock)
 
 
-# --- what is refused ------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", FIXTURES)
+def test_the_type_of_each_fixture_is_public(name: str) -> None:
+    function = vars(plugin)[name].__wrapped__
+    returned = function.__annotations__["return"].removeprefix("Iterator[").removesuffix("]")
+    assert returned in (*pytest_routilux.__all__, *routilux.__all__)
+
+
+def test_each_fixture_says_in_one_line_what_it_gives(pytester: pytest.Pytester) -> None:
+    result = run_inside(pytester, "--fixtures")
+    lines = {
+        line.split(" -- ")[0]: below.strip()
+        for line, below in zip(result.outlines, result.outlines[1:], strict=False)
+        if line.startswith(("flow_", "serialize_roundtrip"))
+    }
+    assert 10 == len(lines)
+    for line in lines.values():
+        assert line[0].isupper()
+        assert line.endswith((".", "…", "..."))
+        assert len(line) <= 90
+    assert {
+        "flow_clock": (
+            "A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."
+        ),
+        "flow_clock_bare": (
+            "The fake clock without freezegun: microseconds a test; user code must use ctx.now()."
+        ),
+        "flow_monitor": "Records what the jobs of `flow_runtime` do, and has assertions about it.",
+        "flow_runtime": (
+            "A runtime on the fake clock with `flow_monitor`; the default runtime in the test."
+        ),
+    }.items() <= lines.items()
+
+
+# --- two clocks, the default runtime --------------------------------------------------------------
 
 
 def test_two_clocks_in_one_test_are_refused(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
-        """
-        def test_two_clocks(flow_clock, flow_clock_bare):
-            pass
-
-        def test_the_other_way_round(flow_clock_bare, flow_clock):
-            pass
-
-        def test_one_asked_for_later(flow_runtime, request):
-            request.getfixturevalue("flow_clock_bare")
-
-        def test_one_clock(flow_clock_bare, flow_runtime):
-            pass
-        """
-    )
-    result = run_inside(pytester)
-    result.assert_outcomes(errors=2, failed=1, passed=1)
-    line = (
-        "this test uses flow_clock and flow_clock_bare, two clocks that show different times;"
-        " keep flow_clock if your code uses time or datetime, else flow_clock_bare"
-    )
-    assert 3 == result.stdout.lines.count(line)
-
-
-def test_what_an_observer_raises_fails_the_test(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
         NAP
         + """
-    from pytest_routilux import FlowMonitor
+    def test_two_clocks(flow_clock, flow_clock_bare): pass
+    def test_the_other_order(flow_clock_bare, flow_clock): pass
+    def test_one_asked_for_later(flow_runtime, request): request.getfixturevalue("flow_clock_bare")
+    def test_one_clock(flow_clock_bare, flow_runtime): pass
 
-    class Broken(FlowMonitor):
-        def on_commit(self, job, commit):
-            if commit.seq > 1:
-                raise KeyError("lost")
+    before = default_runtime()
 
-        def __repr__(self):
-            return "<Broken>"
-
-    @pytest.fixture
-    def flow_monitor():
-        return Broken()
-
-    def test_runs(flow_runtime):
-        nap().execute("nap").raise_for_status()
+    def test_default(flow_runtime): assert default_runtime() is flow_runtime
+    def test_default_of_a_failing_test(flow_runtime): assert default_runtime() is not flow_runtime
+    def test_default_as_before():
+        assert default_runtime() is before
+        assert abs(time.time() - 1767225600) > 86400
     """
     )
     result = run_inside(pytester)
-    result.assert_outcomes(passed=1, errors=1)
-    result.stdout.fnmatch_lines(
-        ["observer <Broken> raised once KeyError: 'lost' (*what_an_observer_raises*.py:25)"]
-    )
+    result.assert_outcomes(errors=2, failed=2, passed=3)
+    line = "this test uses flow_clock and flow_clock_bare, "
+    assert 3 == sum(text.startswith(line) for text in result.outlines)
 
 
 # --- what it costs --------------------------------------------------------------------------------
@@ -232,34 +193,307 @@ def test_the_engine_is_not_rewritten_whatever_pytest_has_marked(
     ).assert_outcomes(passed=1)
 
 
-def test_the_bare_clock_leaves_time_as_it_is(flow_clock_bare: FakeClock) -> None:
-    import time
-
-    flow_clock_bare.advance(10**6)
-    assert abs(time.time() - flow_clock_bare.now_ns() / 10**9) > 86_400
+# --- scopes ---------------------------------------------------------------------------------------
 
 
-def test_each_fixture_says_in_one_line_what_it_gives(pytester: pytest.Pytester) -> None:
-    result = run_inside(pytester, "--fixtures")
-    lines = {
-        line.split(" -- ")[0]: below.strip()
-        for line, below in zip(result.outlines, result.outlines[1:], strict=False)
-        if line.startswith(("flow_", "serialize_roundtrip"))
-    }
-    assert 10 == len(lines)
-    for line in lines.values():
-        assert line[0].isupper()
-        assert line.endswith((".", "…", "..."))
-        assert len(line) <= 90
-    assert {
-        "flow_clock": (
-            "A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."
-        ),
-        "flow_clock_bare": (
-            "The fake clock without freezegun: microseconds a test; user code must use ctx.now()."
-        ),
-        "flow_monitor": "Records what the jobs of `flow_runtime` do, and has assertions about it.",
-        "flow_runtime": (
-            "A runtime on the fake clock with `flow_monitor`; the default runtime in the test."
-        ),
-    }.items() <= lines.items()
+def test_a_fixture_that_is_asked_for_twice_is_the_same_one(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        "import pytest\n"
+        + "".join(
+            f"""
+@pytest.fixture
+def other_{name}({name}): return {name}
+
+def test_twice_{name}({name}, other_{name}, request):
+    assert {name} is other_{name} is request.getfixturevalue("{name}")
+
+def test_later_{name}(request):
+    assert request.getfixturevalue("{name}") is request.getfixturevalue("{name}")
+"""
+            for name in FIXTURES
+        )
+    )
+    inner.runpytest_inprocess(*PLUGIN).assert_outcomes(passed=20)
+
+
+@pytest.mark.parametrize("scope", ["class", "module", "package", "session"])
+def test_a_fixture_of_a_wider_scope_is_refused_by_both_names(
+    inner: pytest.Pytester, scope: str
+) -> None:
+    inner.makepyfile(
+        "import pytest\n"
+        + "".join(
+            f"""
+@pytest.fixture(scope="{scope}")
+def shared_{name}({name}): pass
+
+@pytest.fixture(scope="{scope}")
+def asked_for_{name}(request): request.getfixturevalue("{name}")
+
+def test_one_{name}(shared_{name}): pass
+def test_two_{name}(asked_for_{name}): pass
+"""
+            for name in FIXTURES
+        )
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(errors=20)
+    for name in FIXTURES:
+        line = f"*You tried to access the function scoped fixture {name} with a {scope}*"
+        for own in (f"*def shared_{name}({name})", f"*def asked_for_{name}(request)"):
+            result.stdout.fnmatch_lines([line, own, f"*plugin.py:*def {name}(*"])
+
+
+# --- xunit and unittest ---------------------------------------------------------------------------
+
+
+def test_a_unittest_has_the_runtime_from_its_set_up_on(inner: pytest.Pytester) -> None:
+    inner.makepyfile(
+        NAP
+        + """
+    @pytest.mark.usefixtures("flow_runtime")
+    class TestNap(unittest.TestCase):
+        @classmethod
+        def setUpClass(cls):
+            assert not is_virtual()
+
+        def setUp(self):
+            self.job = nap().execute("nap")
+
+        def tearDown(self):
+            assert is_virtual()
+
+        @pytest.fixture(autouse=True)
+        def keep_monitor(self, flow_monitor):
+            self.monitor = flow_monitor
+
+        def test_first(self):
+            self.assertEqual("2026-01-01T00:00:01.500000", datetime.datetime.now().isoformat())
+            self.monitor.assert_status("completed", job=self.job)
+
+        def test_second(self):
+            self.test_first()
+    """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(passed=2)
+    assert_golden(
+        "routilux: 2 jobs, 4 commits, 0 retries, 3 s of virtual time in ⏱ s", result.outlines
+    )
+
+
+def test_xunit_set_up_comes_before_all_fixtures_and_its_jobs_are_not_watched(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makepyfile(
+        NAP
+        + """
+    def setup_module(module): assert not is_virtual()
+    def setup_function(function): assert not is_virtual()
+    def teardown_function(function): assert not is_virtual()
+
+    def test_function(flow_runtime): assert is_virtual()
+
+    @pytest.mark.usefixtures("flow_runtime")
+    class TestMethod:
+        @classmethod
+        def setup_class(cls): assert not is_virtual()
+        def setup_method(self): assert not is_virtual()
+        def teardown_method(self): assert not is_virtual()
+        def test_virtual(self): assert is_virtual()
+        def test_unwatched(self, flow_monitor): flow_monitor.assert_status("completed")
+
+    class TestFixture:
+        @pytest.fixture(autouse=True)
+        def set_up(self, flow_runtime):
+            self.job = nap().execute("nap")
+
+        def test_watched(self, flow_monitor): flow_monitor.assert_status("completed", job=self.job)
+    """
+    )
+    result = inner.runpytest_inprocess(*PLUGIN)
+    result.assert_outcomes(passed=3, failed=1)
+    result.stdout.fnmatch_lines(
+        ["E *AssertionError: flow_monitor recorded no job: *flow_runtime is in use*"]
+    )
+
+
+# --- async tests ----------------------------------------------------------------------------------
+
+ASYNC: Final = """
+    async def later(self, n=0):
+        self.ctx.sleep(1.5)
+
+    async def test_async(flow_runtime, flow_monitor):
+        await asyncio.sleep(0)
+        for flow in (nap(), chain(nap=later)):
+            assert (await flow.aexecute("nap")).status == "completed"
+        assert nap().execute("nap").status == "completed"
+        flow_monitor.assert_status("completed")
+
+    async def test_blocked(flow_runtime):
+        chain(nap=later).execute("nap").raise_for_status()
+
+    async def test_simulated(flow_sim):
+        flow_sim.crash_everywhere(nap, "nap")
+"""
+# What a plugin for async tests does, at its smallest.
+RUNS_ASYNC: Final = """
+    import asyncio, inspect
+    import pytest
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_pyfunc_call(pyfuncitem):
+        if inspect.iscoroutinefunction(pyfuncitem.function):
+            names = pyfuncitem._fixtureinfo.argnames
+            asyncio.run(pyfuncitem.obj(**{name: pyfuncitem.funcargs[name] for name in names}))
+            return True
+"""
+
+
+def test_fixtures_work_in_async_tests_and_a_blocked_loop_is_reported(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makeconftest(RUNS_ASYNC)
+    inner.makepyfile(NAP + ASYNC)
+    result = run_pytest(inner, *PLUGIN, "-W", "error")
+    result.assert_outcomes(passed=2, failed=1)
+    line = "*the handler of slot 'trigger' is async and this thread *runs an event loop*; use*"
+    result.stdout.fnmatch_lines([line])
+
+
+@pytest.mark.skipif(pytest.version_tuple < (8, 4), reason="older ones skip async tests")
+def test_without_a_plugin_for_async_tests_pytest_refuses_them(inner: pytest.Pytester) -> None:
+    inner.makepyfile(NAP + ASYNC)
+    result = run_pytest(inner, *PLUGIN, "-W", "error")
+    result.assert_outcomes(failed=3)
+    result.stdout.fnmatch_lines(["async def functions are not natively supported."])
+
+
+# --- again, in any order, on any worker -----------------------------------------------------------
+
+CLEAN: Final = """
+    @pytest.fixture(autouse=True)
+    def clean():
+        assert not is_virtual()
+        assert not hasattr(datetime.datetime, "_real")
+        yield
+        assert not is_virtual()
+        assert not hasattr(datetime.datetime, "_real")
+
+    @pytest.mark.parametrize("n", range(4))
+    def test_frozen(flow_runtime, flow_clock, flow_monitor, n):
+        assert flow_clock.monotonic_ns() == 0
+        assert flow_monitor.commits == []
+        nap().execute("nap").raise_for_status()
+        assert datetime.datetime.now() == datetime.datetime(2026, 1, 1, 0, 0, 1, 500000)
+
+    @pytest.mark.parametrize("n", range(4))
+    def test_bare(flow_clock_bare, flow_runtime, flow_monitor, n):
+        assert flow_clock_bare.monotonic_ns() == 0
+        assert flow_monitor.commits == []
+        nap().execute("nap").raise_for_status()
+
+    @pytest.mark.parametrize("n", range(2))
+    def test_simulated(flow_sim, n):
+        flow_sim.run(nap, "nap")
+"""
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("-p", "random_order", "--random-order-seed=7"),
+        ("-p", "xdist", "-n", "2", "-p", "random_order", "--random-order-seed=8"),
+    ],
+    ids=("one process", "two workers"),
+)
+def test_no_test_finds_anything_of_another_in_any_order(
+    inner: pytest.Pytester, args: tuple[str, ...]
+) -> None:
+    inner.makepyfile(NAP + CLEAN)
+    result = run_pytest(inner, *PLUGIN, "-W", "error", *args)
+    result.assert_outcomes(passed=10)
+    assert_golden(
+        "routilux: 10 jobs, 20 commits, 0 retries, 15 s of virtual time in ⏱ s", result.outlines
+    )
+
+
+def test_a_test_that_is_run_again_finds_nothing_of_its_first_run(inner: pytest.Pytester) -> None:
+    inner.makeconftest(
+        """
+        import pytest
+        from _pytest.runner import runtestprotocol
+
+        @pytest.hookimpl(tryfirst=True)
+        def pytest_runtest_protocol(item, nextitem):
+            for _ in range(2):
+                item._initrequest()
+                runtestprotocol(item, nextitem=nextitem)
+            return True
+        """
+    )
+    inner.makepyfile(
+        NAP
+        + CLEAN
+        + """
+    runs = []
+
+    def test_another_clock_each_time(request, flow_report):
+        runs.append(1)
+        flow_report.add(f"run {len(runs)}")
+        request.getfixturevalue("flow_clock" if len(runs) == 1 else "flow_clock_bare").advance(1)
+        assert len(runs) == 1, "the second one fails"
+    """
+    )
+    result = run_pytest(inner, *PLUGIN)
+    result.assert_outcomes(passed=21, failed=1)
+    assert (0, 1) == (result.outlines.count("  run 1"), result.outlines.count("  run 2"))
+    assert_golden(
+        "routilux: 20 jobs, 40 commits, 0 retries, 32 s of virtual time in ⏱ s", result.outlines
+    )
+
+
+# --- observers that raise -------------------------------------------------------------------------
+
+BROKEN: Final = """
+    class Broken(ExecutionMonitor):
+        def on_commit(self, job, commit):
+            super().on_commit(job, commit)
+            if commit.seq > 1:
+                raise KeyError("lost")
+
+        def __repr__(self):
+            return "<Broken>"
+
+    @pytest.fixture
+    def flow_monitor():
+        return Broken()
+
+    @pytest.fixture
+    def early(flow_runtime):
+        nap().execute("nap")
+
+    @pytest.fixture
+    def late(flow_runtime):
+        yield
+        nap().execute("nap")
+
+    def test_set_up(early): pass
+    def test_call(flow_runtime): nap().execute("nap")
+    def test_tear_down(late): pass
+    def test_failing(early): assert False
+    def test_skipped(early): pytest.skip("no")
+    def test_none(flow_runtime): pass
+"""
+
+
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")], ids=("here", "there"))
+def test_an_error_of_an_observer_fails_the_test_in_every_phase(
+    inner: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    inner.makepyfile(NAP + BROKEN)
+    result = inner.runpytest_inprocess(*PLUGIN, *workers)
+    result.assert_outcomes(passed=4, failed=1, skipped=1, errors=5)
+    line = "observer <Broken> raised once KeyError: 'lost' ("
+    assert 5 == sum(text.startswith(line) for text in result.outlines)

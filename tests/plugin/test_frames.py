@@ -1,7 +1,8 @@
-"""What a failed test shows of the code: all of it, or the user's lines where an error says all."""
+"""A failed test shows all frames, or only the user's if the error names its culprit."""
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from typing import Final
 
 import pytest
@@ -52,11 +53,11 @@ MISTAKES: Final = {
         'shop().execute("pay", {"order": -1}).raise_for_status()',
         "JobFailedError: job * failed: ValueError: no such order; *",
     ),
-    "timeout": ('shop().start("pay", {"order": 7}).wait(0.5)', "TimeoutError: job * is running*"),
+    "timeout": ('shop().start("pay", {"order": 7}).wait(0.5)', "TimeoutError: job *"),
     "saving": ("serialize_roundtrip([open])", "UnserializableError: $[[]0[]]: *"),
     "order": (
         "flow_monitor.assert_not_run('pay')",
-        "AssertionError: flow_monitor recorded no job*",
+        "AssertionError: *recorded no job*",
     ),
     "host": ('flow_hosts.start(lambda: 1, "pay")', "HostError: *can't be found by its name*"),
     "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'shop' has no*"),
@@ -69,27 +70,33 @@ MISTAKES: Final = {
 QUIET: Final = (*PLUGIN, "--routilux-report=never")
 
 
-def after_the_test(result: pytest.RunResult) -> list[str]:
-    """Return the lines of a single failure, from the one at which its first frame stands."""
+def failures(result: pytest.RunResult) -> list[list[str]]:
+    """Return the lines of each failure, from the line of its first frame."""
     lines = [line for line in result.outlines if line.strip(" ^_")]
-    [start, *_] = [at for at, line in enumerate(lines) if line.startswith(">")]
-    return lines[start : next(at for at in range(start, len(lines)) if "short test" in lines[at])]
+    lines = lines[: next(at for at, line in enumerate(lines) if "short test" in line)]
+    starts = [at for at, line in enumerate(lines) if line.startswith("__") or "= FAILURES" in line]
+    parts = [lines[a:b] for a, b in zip(starts, [*starts[1:], len(lines)], strict=True)]
+    firsts = [next((at for at, line in enumerate(p) if line[0] == ">"), len(p)) for p in parts]
+    return [part[first:] for part, first in zip(parts, firsts, strict=True) if first < len(part)]
 
 
-@pytest.mark.parametrize("name", MISTAKES)
-def test_an_error_that_says_all_is_shown_at_the_line_of_the_test_alone(
-    inner: pytest.Pytester, name: str
+def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(
+    inner: pytest.Pytester,
 ) -> None:
-    statement, message = MISTAKES[name]
     fixtures = "flow_runtime, flow_monitor, serialize_roundtrip, flow_hosts, flow_sim"
-    inner.makepyfile(test_shop=f"{SHOP}\n    def test_it({fixtures}):\n        {statement}")
+    tests = [
+        f"\n    def test_{name}({fixtures}):\n        {statement}"
+        for name, (statement, _) in MISTAKES.items()
+    ]
+    inner.makepyfile(test_shop=SHOP + "".join(tests))
     result = inner.runpytest_inprocess(*QUIET)
-    result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"E  *{message}"])
-    line, *rest, place = after_the_test(result)
-    assert line.endswith(f"    {statement}")
-    assert [] == [line for line in rest if not line.startswith("E  ")]
-    assert place.startswith("test_shop.py:")
+    result.assert_outcomes(failed=len(MISTAKES))
+    shown = failures(result)
+    for (statement, message), (line, *rest, place) in zip(MISTAKES.values(), shown, strict=True):
+        assert line.endswith(f"    {statement}")
+        assert fnmatch(rest[0], f"E  *{message}")
+        assert [] == [line for line in rest if not line.startswith("E  ")]
+        assert place.startswith("test_shop.py:")
 
 
 def test_user_code_between_frames_of_ours_stays(inner: pytest.Pytester) -> None:
@@ -106,7 +113,7 @@ def test_user_code_between_frames_of_ours_stays(inner: pytest.Pytester) -> None:
     """
     )
     result = inner.runpytest_inprocess(*QUIET)
-    lines = after_the_test(result)
+    [lines] = failures(result)
     assert '>       flow_sim.run(build, "pay")' == lines[0]
     assert '>       flow.connect("pay", "outptu", "pay", "trigger")' in lines
     assert [] == [line for line in lines if "routilux/" in line]
@@ -122,7 +129,7 @@ BUG: Final = """
 """
 
 
-def test_where_it_may_be_a_bug_of_ours_all_frames_are_shown(inner: pytest.Pytester) -> None:
+def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner: pytest.Pytester) -> None:
     inner.makepyfile(test_shop=SHOP + BUG)
     result = inner.runpytest_inprocess(*QUIET)
     result.assert_outcomes(failed=2)
@@ -130,7 +137,7 @@ def test_where_it_may_be_a_bug_of_ours_all_frames_are_shown(inner: pytest.Pytest
         result.stdout.fnmatch_lines([f"*routilux/{place}"] * 2)
 
 
-def test_all_frames_are_shown_where_they_are_asked_for(inner: pytest.Pytester) -> None:
+def test_all_frames_are_shown_with_full_trace(inner: pytest.Pytester) -> None:
     inner.makepyfile(test_shop=f"{SHOP}\n    def test_it(): shop().execute('pya')")
     plain = inner.runpytest_inprocess(*QUIET)
     plain.stdout.no_fnmatch_line("*routilux/runtime.py*")

@@ -1,18 +1,15 @@
-"""What can be said on the command line and in configuration files, and what is refused, and how."""
+"""The command line options and settings: what each does, and which values are refused."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
-from tests.plugin.inner import PLUGIN, ROOT, run_pytest
+from tests.plugin.inner import NAP, PLUGIN, ROOT, run_inside, run_pytest
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-TELLS: Final = """
-    def test_tells(flow_report, flow_clock_bare):
+REPORTS: Final = """
+    def test_reports(flow_report, flow_clock_bare):
         flow_report.add("marker")
         flow_clock_bare.advance(1)
 """
@@ -47,7 +44,7 @@ def counts(result: pytest.RunResult) -> tuple[int, int]:
 def test_each_mode_shows_what_it_says(
     inner: pytest.Pytester, args: tuple[str, ...], shown: tuple[int, int]
 ) -> None:
-    inner.makepyfile(TELLS)
+    inner.makepyfile(REPORTS)
     assert shown == counts(inner.runpytest_inprocess(*PLUGIN, *args))
 
 
@@ -69,10 +66,10 @@ def test_each_mode_shows_what_it_says(
         (("--routilux-report=never", "-v"), 0),
     ],
 )
-def test_a_failure_has_its_report_once_in_whatever_look(
+def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(
     inner: pytest.Pytester, args: tuple[str, ...], shown: int
 ) -> None:
-    inner.makepyfile(f"{TELLS}        assert False")
+    inner.makepyfile(f"{REPORTS}        assert False")
     result = inner.runpytest_inprocess(*PLUGIN, *args)
     assert pytest.ExitCode.TESTS_FAILED == result.ret
     assert shown == result.outlines.count("  marker")
@@ -90,7 +87,7 @@ def test_with_workers_it_is_the_same(
     inner: pytest.Pytester, args: tuple[str, ...], passed: tuple[int, int], failed: tuple[int, int]
 ) -> None:
     for ending, shown in (("", passed), ("        assert False", failed)):
-        inner.makepyfile(TELLS + ending)
+        inner.makepyfile(REPORTS + ending)
         result = inner.runpytest_inprocess(*PLUGIN, *args, "-p", "xdist.plugin", "-n", "1")
         assert shown == counts(result)
 
@@ -116,7 +113,7 @@ def test_always_without_verbose_shows_the_reports_at_the_end_under_their_tests(
 
 
 @pytest.mark.parametrize("verbose", [(), ("-v",)])
-def test_a_failing_subtest_has_the_report_as_it_stood_then(
+def test_a_failing_subtest_shows_the_report_of_that_moment(
     inner: pytest.Pytester, verbose: tuple[str, ...]
 ) -> None:
     if not hasattr(pytest, "Subtests"):
@@ -138,43 +135,27 @@ def test_a_failing_subtest_has_the_report_as_it_stood_then(
 # --- configuration files --------------------------------------------------------------------------
 
 
-def written(folder: Path, form: str, value: str) -> None:
-    """Write a configuration file with the option in one of pytest's forms."""
-    name, text = {
-        "ini": ("pytest.ini", "[pytest]\nroutilux_report = {}\n"),
-        "tox": ("tox.ini", "[pytest]\nroutilux_report = {}\n"),
-        "cfg": ("setup.cfg", "[tool:pytest]\nroutilux_report = {}\n"),
-        "pyproject": ("pyproject.toml", '[tool.pytest.ini_options]\nroutilux_report = "{}"\n'),
-        "native": ("pyproject.toml", '[tool.pytest]\nroutilux_report = "{}"\n'),
-        "toml": ("pytest.toml", '[pytest]\nroutilux_report = "{}"\n'),
-    }[form]
-    (folder / name).write_text(text.format(value), encoding="utf-8")
-
-
+# pytest reads all other forms as it reads these two.
 FORMS: Final = [
-    "ini",
-    "tox",
-    "cfg",
-    "pyproject",
-    pytest.param("native", marks=NATIVE),
-    pytest.param("toml", marks=NATIVE),
+    ("pytest.ini", "[pytest]\nroutilux_report = {}\n"),
+    pytest.param("pyproject.toml", '[tool.pytest]\nroutilux_report = "{}"\n', marks=NATIVE),
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "text"), FORMS)
 def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
-    inner: pytest.Pytester, form: str
+    inner: pytest.Pytester, name: str, text: str
 ) -> None:
-    inner.makepyfile(TELLS)
-    written(inner.path, form, "always")
+    inner.makepyfile(REPORTS)
+    (inner.path / name).write_text(text.format("always"))
     assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN))
     assert (0, 1) == counts(inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto"))
     assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, "-o", "routilux_report=never"))
 
 
 def test_workers_take_the_mode_of_the_configuration(inner: pytest.Pytester) -> None:
-    inner.makepyfile(TELLS)
-    written(inner.path, "ini", "always")
+    inner.makepyfile(REPORTS)
+    inner.makeini("[pytest]\nroutilux_report = always")
     workers = ("-p", "xdist.plugin", "-n", "1")
     assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN, *workers))
     never = ("-o", "routilux_report=never")
@@ -182,7 +163,7 @@ def test_workers_take_the_mode_of_the_configuration(inner: pytest.Pytester) -> N
 
 
 def refused(result: pytest.RunResult) -> str:
-    """Return what pytest says of a call that it refuses, in one line and without a traceback."""
+    """Return the error of a call that pytest refuses: one line, without a traceback."""
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     [line] = [line for line in result.errlines if line]
     assert "INTERNALERROR" not in result.stdout.str()
@@ -191,20 +172,20 @@ def refused(result: pytest.RunResult) -> str:
 
 @pytest.mark.parametrize("value", ["sometimes", "Always", ""])
 def test_another_mode_on_the_command_line_is_refused(inner: pytest.Pytester, value: str) -> None:
-    result = inner.runpytest_inprocess(*PLUGIN, f"--routilux-report={value}")
-    assert f"ERROR: --routilux-report={value!r} is no mode; {ALLOWED}" == refused(result)
+    for terminal in ((), ("-p", "no:terminal")):
+        result = inner.runpytest_inprocess(*PLUGIN, *terminal, f"--routilux-report={value}")
+        assert f"ERROR: --routilux-report={value!r} is no mode; {ALLOWED}" == refused(result)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_another_mode_in_the_configuration_is_refused(inner: pytest.Pytester, form: str) -> None:
-    written(inner.path, form, "sometimes")
+@pytest.mark.parametrize(("name", "text"), FORMS)
+def test_another_mode_in_the_configuration_is_refused_unless_the_command_line_gives_one(
+    inner: pytest.Pytester, name: str, text: str
+) -> None:
+    inner.makepyfile(REPORTS)
+    (inner.path / name).write_text(text.format("sometimes"))
     line = f"ERROR: the setting routilux_report = 'sometimes' is no mode; {ALLOWED}"
     assert line == refused(inner.runpytest_inprocess(*PLUGIN))
-
-
-def test_without_a_terminal_a_refusal_is_told_all_the_same(inner: pytest.Pytester) -> None:
-    result = inner.runpytest_inprocess(*PLUGIN, "-p", "no:terminal", "--routilux-report=x")
-    assert f"ERROR: --routilux-report='x' is no mode; {ALLOWED}" == refused(result)
+    inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
 
 
 @NATIVE
@@ -215,15 +196,7 @@ def test_a_value_of_another_type_in_a_native_table_is_refused(inner: pytest.Pyte
     assert line.endswith(f"; {ALLOWED}")
 
 
-def test_a_mode_of_the_command_line_spares_the_one_of_the_configuration(
-    inner: pytest.Pytester,
-) -> None:
-    inner.makepyfile(TELLS)
-    written(inner.path, "ini", "sometimes")
-    inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
-
-
-def test_the_help_tells_of_both_options_and_of_all_settings(inner: pytest.Pytester) -> None:
+def test_the_help_names_both_options_and_all_settings(inner: pytest.Pytester) -> None:
     result = inner.runpytest_inprocess(*PLUGIN, "--help")
     result.stdout.fnmatch_lines(
         ["flows of routilux:", "*--routilux-repro=R1.…*", "*--routilux-report=MODE*"]
@@ -237,25 +210,56 @@ def test_the_help_tells_of_both_options_and_of_all_settings(inner: pytest.Pytest
     )
 
 
+def test_an_invalid_setting_is_refused_before_any_test(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    for setting, reason in (
+        ("sleep=fake", "routilux_sleep is virtual, error or real, not 'fake'"),
+        ("blocked_after=soon", "'soon'; routilux_blocked_after is a number of seconds"),
+        ("blocked_after=-1", "routilux_blocked_after is a number of seconds, not -1.0"),
+        ("blocked_after=inf", "routilux_blocked_after is a number of seconds, not inf"),
+        ("blocked_after=nan", "routilux_blocked_after is a number of seconds, not nan"),
+    ):
+        result = run_inside(pytester, "-o", f"routilux_{setting}")
+        assert pytest.ExitCode.USAGE_ERROR == result.ret
+        [line] = [line for line in result.errlines if line]
+        assert line.startswith("ERROR: ")
+        assert line.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("table", "value", "problem"),
+    [
+        ("[tool.pytest]", "3", ""),
+        ("[tool.pytest]", "0.25", ""),
+        ("[tool.pytest.ini_options]", "3", ""),
+        ("[tool.pytest.ini_options]", '"0.25"', ""),
+        ("[tool.pytest]", '"3"', "expects a float, got str: '3'; routilux_blocked_after is a num"),
+        ("[tool.pytest]", "true", "expects a float, got bool: True; routilux_blocked_after is a"),
+    ],
+)
+@NATIVE
+def test_seconds_are_a_number_in_a_native_table(
+    pytester: pytest.Pytester, table: str, value: str, problem: str
+) -> None:
+    pytester.makepyprojecttoml(f"{table}\nroutilux_blocked_after = {value}\n")
+    number = value.strip('"')
+    pytester.makepyfile(
+        f"""
+        def test_it(pytestconfig, flow_clock):
+            assert {number} == pytestconfig.getini("routilux_blocked_after")
+        """
+    )
+    result = run_inside(pytester)
+    if problem:
+        assert pytest.ExitCode.USAGE_ERROR == result.ret
+        result.stderr.fnmatch_lines([f"ERROR: *'routilux_blocked_after' {problem}*"])
+    else:
+        result.assert_outcomes(passed=1)
+
+
 # --- strictness -----------------------------------------------------------------------------------
 
-WHOLE: Final = """
-    import pytest
-    from routilux import Flow, Routine
-
-    class Nap(Routine):
-        def __init__(self):
-            super().__init__()
-            self.define_slot("trigger", handler=self.nap)
-
-        def nap(self):
-            self.ctx.sleep(1.5)
-
-    def nap():
-        flow = Flow("nap")
-        flow.add_routine(Nap(), "nap")
-        return flow
-
+WHOLE: Final = f"""{NAP}
     def test_runs(flow_runtime, flow_monitor, flow_report):
         flow_report.timeline(nap().execute("nap"))
 
@@ -263,7 +267,7 @@ WHOLE: Final = """
         flow_sim.crash_everywhere(nap, "nap")
 
     def test_travels(serialize_roundtrip, flow_factory, flow_hosts):
-        assert serialize_roundtrip({"n": 1}) == {"n": 1}
+        assert serialize_roundtrip({{"n": 1}}) == {{"n": 1}}
 """
 
 

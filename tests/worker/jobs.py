@@ -33,13 +33,13 @@ def retrying(attempts: int, delay: float = 60.0) -> Flow:
     return chain(a=Works(tries, handler))
 
 
-def working(seconds: float, said: list[str]) -> Body:
-    """A body that says when it begins and when it ends, some seconds later."""
+def working(seconds: float, log: list[str]) -> Body:
+    """A body that logs its start and, some seconds later, its end."""
 
     def works(self: Routine) -> None:
-        said.append("begins")
+        log.append("begins")
         self.ctx.sleep(seconds)
-        said.append("ends")
+        log.append("ends")
 
     return works
 
@@ -49,14 +49,14 @@ def story(runtime: Runtime, job_id: str) -> list[str]:
     return [commit.kind.value for commit in runtime.load(job_id).commits]
 
 
-def stands_still(store: MemoryStore, meanwhile: Callable[[], None]) -> None:
-    """Let the next host that acquires a job there stand still before it hears of it."""
+def suspends(store: MemoryStore, meanwhile: Callable[[], None]) -> None:
+    """Let the next host that acquires a job there be suspended before it gets the answer."""
     acquire = store.acquire
 
     def acquires(owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
         acquired = acquire(owner, flow_ids, lease_ns)
-        store.acquire = acquire  # type: ignore[method-assign]
+        store.acquire = acquire
         meanwhile()
         return acquired
 
-    store.acquire = acquires  # type: ignore[method-assign]
+    store.acquire = acquires

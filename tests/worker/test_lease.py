@@ -1,7 +1,9 @@
-"""A worker renews its lease, and loses it where it is stopped for too long."""
+"""A worker renews its leases; a host that lost a lease, or shares one, drives no job twice."""
 
 from __future__ import annotations
 
+import os
+import threading
 from typing import Any
 
 import pytest
@@ -10,31 +12,27 @@ from routilux import (
     Acquired,
     ErrorHandler,
     FakeClock,
+    JobStatus,
     LeaseLostError,
     MemoryStore,
-    Routine,
     Runtime,
+    SqliteStore,
+    Worker,
 )
 from routilux.persist import admin
+from tests.engine.concurrency import in_a_child
 from tests.persist.stores import acquire
-from tests.routines import SECOND, Works, chain, rest, sleeps
-from tests.worker.jobs import (
-    TAKEN_OVER,
-    retrying,
-    stands_still,
-    statuses,
-    story,
-    worker,
-    working,
-)
+from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
+from tests.worker.jobs import TAKEN_OVER, retrying, statuses, story, suspends, worker, working
+
+# Python 3.12 and later warn of a fork with threads, which is tested here.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 
 
-def test_the_lease_is_renewed_while_a_handler_runs(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_the_lease_is_renewed_while_a_handler_runs(runtime, store, clock):
     seen: list[str | None] = []
 
-    def works_long(self: Routine) -> None:
+    def works_long(self):
         for _ in range(10):
             self.ctx.sleep(9)
             seen.append(acquire(store, "thief", ["tale"], SECOND))
@@ -46,32 +44,28 @@ def test_the_lease_is_renewed_while_a_handler_runs(
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_a_host_that_lost_its_lease_can_not_commit_and_gives_the_job_up(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_host_that_lost_its_lease_can_not_commit(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
 
-    def stolen(self: Routine) -> None:
+    def stolen(self):
         ran.append(self.ctx.job_id)
         if len(ran) == 1:
-            # As if this host had stood still until its lease was over, and another came.
+            # As if this host was suspended until its lease ended, and another host came.
             store._jobs[self.ctx.job_id].free_at = 0
             assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
 
     flow = chain(a=stolen)
     job_id = runtime.submit(flow, "a")
     worker(runtime, flow).run(until_idle=True)
-    assert [job_id] * 2 == ran  # the other host did nothing, so it was taken over in turn
+    assert [job_id] * 2 == ran  # the other host did nothing, so its lease ended too
     assert ["start", "resumed", "resumed", "done"] == story(runtime, job_id)
     assert "belongs to 'b' now; commit 3 of" in caplog.text
 
 
 @pytest.mark.parametrize("status", ["completed", "failed", "paused"])
-def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_left_it(
-    status: str, runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
-    def ends(self: Routine) -> None:
+def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, store, clock):
+    def ends(self):
         if status == "failed":
             raise ValueError
 
@@ -79,7 +73,7 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
 
-    def others_go_on() -> None:
+    def others_resume_it():
         clock.advance(11)
         with Runtime(clock=clock, store=store) as other:
             if status == "paused":
@@ -89,45 +83,41 @@ def test_a_host_that_stood_still_after_it_acquired_a_job_leaves_it_as_others_lef
             else:
                 worker(other, flow, lease=10).run(until_idle=True)
 
-    stands_still(store, others_go_on)
+    suspends(store, others_resume_it)
     host.run(until_idle=True)
     job = runtime.load(job_id)
     assert status == job.status.value
-    assert 3 == job.seq, "who had stood still went on with it"
+    assert 3 == job.seq, "the suspended host resumed it"
 
 
-def test_a_host_that_stood_still_after_it_acquired_a_job_never_drives_it_without_a_lease(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_suspended_host_never_drives_without_a_lease(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     leases: list[int | None] = []
 
-    def looks(self: Routine) -> None:
+    def looks(self):
         leases.append(store._jobs[self.ctx.job_id].free_at)
 
     flow = chain(a=looks)
     job_id = runtime.submit(flow, "a")
 
-    def another_host_takes_it_and_dies() -> None:
+    def another_host_takes_it_and_dies():
         clock.advance(11)
-        assert job_id == acquire(store, "b, who dies", [flow.flow_id], 10 * SECOND)
+        assert job_id == acquire(store, "b, dead", [flow.flow_id], 10 * SECOND)
         clock.advance(11)
 
-    stands_still(store, another_host_takes_it_and_dies)
+    suspends(store, another_host_takes_it_and_dies)
     worker(runtime, flow, lease=10).run(until_idle=True)
     assert [clock.now_ns() + 10 * SECOND] == leases
-    assert f"job {job_id!r} belongs to 'b, who dies' now; commit 2 of" in caplog.text
+    assert f"job {job_id!r} belongs to 'b, dead' now; commit 2 of" in caplog.text
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_a_host_that_lost_its_lease_records_no_effect_either(
-    runtime: Runtime, store: MemoryStore
-) -> None:
+def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
     done: list[str] = []
 
-    def affects(self: Routine) -> None:
+    def affects(self):
         if not done:
-            # As if this host had stood still until its lease was over, and another came.
+            # As if this host was suspended until its lease ended, and another host came.
             store._jobs[self.ctx.job_id].free_at = 0
             assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
             with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
@@ -140,15 +130,13 @@ def test_a_host_that_lost_its_lease_records_no_effect_either(
     worker(runtime, flow).run(until_idle=True)
     kinds = story(runtime, job_id)
     assert ["start", "resumed", "resumed", "effect", "done"] == kinds
-    assert ["late", "again"] == done, "what is not recorded is done by whoever has the job"
+    assert ["late", "again"] == done, "the owner of the job runs an effect that is not recorded"
 
 
-def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, clock):
     ran: list[int] = []
 
-    def fails(self: Routine) -> None:
+    def fails(self):
         ran.append(self.ctx.attempt)
         raise ValueError
 
@@ -158,7 +146,7 @@ def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     assert host._take(False)
     clock.advance(0)
     drive = host._drives[job_id]
-    clock.advance(31)  # nobody renewed it
+    clock.advance(31)  # no worker renewed it
     assert job_id == acquire(store, "b", ["tale"], 10**6 * SECOND)
     host._maintain()
     host._maintain()
@@ -169,22 +157,18 @@ def test_a_job_whose_lease_was_lost_in_a_wait_is_given_up_before_it_runs_again(
     assert [1] == ran
 
 
-def test_a_host_that_acquires_its_own_job_again_drives_it_once(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_a_host_that_acquires_its_own_job_again_drives_it_once(runtime, store, clock):
     flow = retrying(2, delay=100)
     job_id = runtime.submit(flow, "a")
     host = worker(runtime, flow, lease=10)
     assert host._take(False)
-    clock.advance(11)  # nobody renewed it
+    clock.advance(11)  # no worker renewed it
     assert host._take(False)
     host.run(until_idle=True)
     assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, job_id)
 
 
-def test_a_worker_can_take_a_job_again_after_an_operator_took_it(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_worker_can_take_a_job_again_after_an_operator_took_it(runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
     flow = chain(a=working(20, ran))
@@ -218,9 +202,7 @@ class Forgets(MemoryStore):
         return acquired
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
-    clock: FakeClock, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_lease_of_a_lost_answer_is_given_back_at_the_next_renewal(clock, caplog):
     caplog.set_level("INFO")
     store = Forgets(clock, 2)
 
@@ -242,7 +224,7 @@ def test_a_lease_whose_answer_was_lost_is_given_back_and_not_renewed_for_ever(
     assert [f"job {job_ids[1]} is given back: no worker here knows its lease"] == caplog.messages
 
 
-def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: FakeClock) -> None:
+def test_a_lease_of_a_lost_answer_counts_as_an_unclean_stop(clock):
     store = Forgets(clock, 2)
 
     works_long = sleeps(100)
@@ -256,12 +238,10 @@ def test_a_lease_whose_answer_was_lost_is_given_back_as_an_unclean_stop(clock: F
         with pytest.raises(OSError, match="the connection broke"):
             host._take(False)
         host._renew()
-        assert not store.holders(job_id)[job_id].clean, "nobody knows that it was left in order"
+        assert not store.holders(job_id)[job_id].clean, "how it stopped is unknown"
 
 
-def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, store, clock):
     works_long = sleeps(1000)
     flows = [chain(a=works_long), chain(a=works_long)]
     flows[1].flow_id = "other"
@@ -273,3 +253,97 @@ def test_workers_that_share_a_runtime_give_back_nothing_of_each_other(
     for host in hosts:
         host.run(until_idle=True)
     assert [["start", "resumed", "done"]] * 2 == [story(runtime, job_id) for job_id in job_ids]
+
+
+# --- several workers or processes of one runtime --------------------------------------------------
+
+
+@pytest.mark.parametrize("by", ["an operator", "time"])
+def test_two_workers_of_a_runtime_never_share_a_job(by, runtime, store, clock, caplog):
+    caplog.set_level("INFO")
+    ran: list[str] = []
+    flow = chain(a=working(25, ran))
+    job_id = runtime.submit(flow, "a")
+    first, second = (Worker(store, [flow], runtime=runtime, lease=20) for _ in range(2))
+    assert first._take(False)
+    if by == "time":
+        clock.advance(21)  # no worker renewed it
+    else:
+        clock.advance(10)
+        admin.retry(store, job_id, clock.now_ns(), take_over=True)
+    assert second._take(False)
+    first._maintain()
+    clock.advance(10)  # the next renewal is due
+    second._maintain()
+    assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back meanwhile"
+    second.run(until_idle=True)
+    assert ["begins", "begins", "ends"] == ran
+    resumed = ["resumed"] * (2 if by == "time" else 3)
+    assert ["start", *resumed, "done"] == story(runtime, job_id)
+    assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
+    assert {} == runtime.environment.leases
+
+
+def test_a_job_of_a_worker_can_not_be_resumed_by_its_runtime(runtime, store, clock):
+    ran: list[str] = []
+    flow = chain(a=working(25, ran))
+    job_id = runtime.submit(flow, "a")
+    host = Worker(store, [flow], runtime=runtime, lease=30)
+    assert host._take(False)
+    clock.advance(10)
+    with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20.0"):
+        flow.resume(runtime.load(job_id), runtime=runtime)
+    host.run(until_idle=True)
+    assert ["begins", "ends"] == ran
+    assert ["start", "resumed", "done"] == story(runtime, job_id)
+
+
+def test_a_forked_child_has_its_own_owner_name_and_threads(tmp_path):
+    flow = chain(a=rest)
+    with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
+        flow.start("a", runtime=runtime).wait(PATIENCE)
+        parent = runtime.owner
+        job_id = runtime.submit(flow, "a")
+
+        def works():
+            Worker(store, [flow], runtime=runtime).run(until_idle=True)
+            assert parent != runtime.owner
+            assert f":{os.getpid()}:" in runtime.owner
+
+        in_a_child(works)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+        assert parent == runtime.owner
+
+
+def test_a_forked_child_drives_jobs_though_its_parent_held_the_locks(tmp_path):
+    begun, over = threading.Event(), threading.Event()
+
+    def waits(self):
+        begun.set()
+        over.wait(PATIENCE)
+
+    long, short = chain(a=waits), chain(a=rest)
+    with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
+        run = long.start("a", runtime=runtime)
+        assert begun.wait(PATIENCE)
+        holding = threading.Event()
+
+        def holds():
+            with runtime.environment.lock, runtime.environment.lease_lock:
+                holding.set()
+                over.wait(PATIENCE)
+
+        thread = threading.Thread(target=holds)
+        thread.start()
+        assert holding.wait(PATIENCE)
+
+        def works():
+            short.start("a", job_id="mine", runtime=runtime).wait(PATIENCE)
+
+        try:
+            in_a_child(works)
+        finally:
+            over.set()
+            thread.join(PATIENCE)
+        assert JobStatus.COMPLETED is run.wait(PATIENCE).status
+        assert JobStatus.COMPLETED is runtime.load("mine").status

@@ -21,6 +21,7 @@ from routilux import (
     Worker,
 )
 from tests.routines import SECOND, Works, chain, rest
+from tests.worker.jobs import worker
 
 LEASE = 30.0
 CALLS = (
@@ -30,7 +31,7 @@ CALLS = (
 
 
 class Fails(MemoryStore):
-    """A store whose n-th call fails, and all others until the outage is over.
+    """A store whose n-th call fails, and all later calls until the outage ends.
 
     With `keeps` that call has done what was asked, and only its answer is lost.
     """
@@ -73,7 +74,7 @@ def tale(done: list[str]) -> Flow:
         self.emit("out", n=1)
 
     def counts(self: Routine, n: int) -> None:
-        self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n  # type: ignore[operator]
+        self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n
 
     return chain(a=Works(pays, ErrorHandler("retry", retry_delay=5.0)), b=counts)
 
@@ -81,7 +82,7 @@ def tale(done: list[str]) -> Flow:
 def after_outage(
     n: int, length: float, *, keeps: bool = False, lease: float = LEASE
 ) -> tuple[Fails, list[str], list[Any]]:
-    """Drive three jobs through an outage; return the store, what was done, and the jobs."""
+    """Drive three jobs through an outage; return the store, the effects, and the jobs."""
     clock = FakeClock()
     store = Fails(clock, n, length, keeps=keeps)
     done: list[str] = []
@@ -98,9 +99,7 @@ def calls_of_an_undisturbed_run() -> int:
 
 
 @pytest.mark.parametrize("keeps", [False, True], ids=["nothing kept", "answer lost"])
-def test_an_outage_shorter_than_a_lease_at_any_call_ends_no_worker_and_costs_no_job(
-    keeps: bool,
-) -> None:
+def test_an_outage_shorter_than_a_lease_ends_no_worker_and_loses_no_job(keeps):
     for n in range(1, calls_of_an_undisturbed_run() + 1):
         for length in (0.0, 7.0, 29.0):
             store, done, jobs = after_outage(n, length, keeps=keeps)
@@ -111,13 +110,11 @@ def test_an_outage_shorter_than_a_lease_at_any_call_ends_no_worker_and_costs_no_
                 kinds = Counter(commit.kind.value for commit in job.commits)
                 assert (1, 1, 2) == (kinds["effect"], kinds["retry"], kinds["done"]), where
                 assert {"sum": 1} == job.shared_data, where
-            # A charge whose record failed is made again; each outage breaks off three at most.
+            # A charge whose record failed runs again; each outage ends three runs at most.
             assert Counter(done) <= Counter({job.job_id: 2 for job in jobs}), where
 
 
-def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(caplog):
     caplog.set_level("INFO")
     store, _, _ = after_outage(1, 7.0)
     assert 3 < store.failures < 20, "it is tried again, at growing distances"
@@ -128,81 +125,73 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
     ] == logged
 
 
-def test_an_outage_that_lasts_as_long_as_a_lease_ends_the_worker_with_what_the_store_raised() -> (
-    None
-):
-    clock = FakeClock()
+def test_an_outage_as_long_as_a_lease_ends_the_worker_with_its_error(clock):
     store = Fails(clock, 1, 10**6)
     flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
         runtime.submit(flow, "a")
         began = clock.now_ns()
         with pytest.raises(OSError, match="the disk is full"):
-            Worker(store, [flow], runtime=runtime, lease=LEASE).run()
+            worker(runtime, flow).run()
         assert began + LEASE * SECOND == clock.now_ns()
 
 
-def test_a_worker_that_is_stopped_in_an_outage_gives_its_jobs_back_when_it_is_over() -> None:
-    clock = FakeClock()
+def test_a_worker_stopped_in_an_outage_gives_its_jobs_back_after_it(clock):
     store = Fails(clock, 10**9, 10.0)
 
-    def is_stopped(self: Routine) -> None:
+    def is_stopped(self):
         host.stop()
         store.n = store.calls + 1
 
     flow = chain(a=is_stopped, b=rest)
     with Runtime(clock=clock, store=store) as runtime:
         job_id = runtime.submit(flow, "a")
-        host = Worker(store, [flow], runtime=runtime, lease=LEASE)
+        host = worker(runtime, flow)
         host.run()
         assert store.failures
         hold = store.holders(job_id)[job_id]
         assert (None, True) == (hold.owner, hold.clean)
 
 
-def test_a_job_whose_commits_alone_can_not_be_kept_is_tried_now_and_then_and_never_poisoned() -> (
-    None
-):
-    clock = FakeClock()
+def test_a_job_that_alone_can_not_be_saved_is_retried_and_never_poisoned(clock):
     ran: list[int] = []
 
     class Refuses(MemoryStore):
-        def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+        def append(self, job_id, seq, row, owner, *, stopped):
             if stopped and len(ran) < 9:
                 raise OSError("no room for so much")
             super().append(job_id, seq, row, owner, stopped=stopped)
 
     store = Refuses(clock)
 
-    def works(self: Routine) -> None:
+    def works(self):
         ran.append(clock.now_ns())
 
     flow = chain(a=works)
     with Runtime(clock=clock, store=store, max_recoveries=1) as runtime:
         job_id = runtime.submit(flow, "a")
-        Worker(store, [flow], runtime=runtime, lease=LEASE).run(until_idle=True)
+        worker(runtime, flow).run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
     waits = {after - before for before, after in pairwise(ran)}
     assert {10 * SECOND} == waits, "a third of a lease lies between two tries"
 
 
-def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends() -> None:
-    clock = FakeClock()
+def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends(clock):
     store = Fails(clock, 10**9, 1.0)
     acquire = store.acquire
 
-    def acquires(*asked: Any) -> Any:
-        store.acquire = acquire  # type: ignore[method-assign]
+    def acquires(*asked):
+        store.acquire = acquire
         got = acquire(*asked)
         store.n = store.calls + 1
         return got
 
-    store.acquire = acquires  # type: ignore[method-assign]
+    store.acquire = acquires
     flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
         job_id = runtime.submit(flow, "a")
         began = clock.now_ns()
-        Worker(store, [flow], runtime=runtime, lease=LEASE).run(until_idle=True)
+        worker(runtime, flow).run(until_idle=True)
         job = runtime.load(job_id)
     assert store.failures
     assert JobStatus.COMPLETED is job.status
@@ -210,19 +199,18 @@ def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends()
 
 
 @pytest.mark.parametrize("by", ["the worker", "another worker"])
-def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by: str) -> None:
-    clock = FakeClock()
+def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by, clock):
     store = Fails(clock, 10**9, 10.0)
     flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
         job_id = runtime.submit(flow, "a")
         first, second = (Worker(store, [flow], runtime=runtime, lease=5) for _ in range(2))
         rows, release = store.rows, store.release
-        store.rows = store.release = _raises  # type: ignore[method-assign]
+        store.rows = store.release = _raises
         with pytest.raises(OSError, match="it is down"):
             first._take(False)
-        store.rows, store.release = rows, release  # type: ignore[method-assign]
-        clock.advance(6)  # the lease that it could not give back is over
+        store.rows, store.release = rows, release
+        clock.advance(6)  # the lease that it could not give back has ended
         host = first if by == "the worker" else second
         assert host._take(False)
         first._maintain()
@@ -238,17 +226,15 @@ def _raises(*_: object) -> Any:
 # --- an effect of a host that has lost its job ----------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["knows it", "stood still"])
+@pytest.mark.parametrize("how", ["knows it", "was suspended"])
 @pytest.mark.parametrize("use", ["once", "key"])
-def test_a_host_that_lost_its_job_has_no_further_effect(use: str, how: str) -> None:
-    clock = FakeClock()
-    store = MemoryStore(clock)
+def test_a_host_that_lost_its_job_has_no_further_effect(use, how, clock, store):
     done: list[str] = []
     refused: list[Exception] = []
 
-    def affects(self: Routine) -> None:
+    def affects(self):
         self.ctx.once("first", done.append, "first")
-        self.ctx.sleep(31)  # nobody renews the lease
+        self.ctx.sleep(31)  # no worker renews the lease
         assert store.acquire("b", ["tale"], 10**6 * SECOND) is not None
         if how == "knows it":
             host._renew()
@@ -263,7 +249,7 @@ def test_a_host_that_lost_its_job_has_no_further_effect(use: str, how: str) -> N
     flow = chain(a=affects)
     with Runtime(clock=clock, store=store) as runtime:
         runtime.submit(flow, "a")
-        host = Worker(store, [flow], runtime=runtime, lease=LEASE)
+        host = worker(runtime, flow)
         assert host._take(False)
         drive = next(iter(host._drives.values()))
         clock.wait(drive.stopped, None, who="the test")
@@ -273,19 +259,17 @@ def test_a_host_that_lost_its_job_has_no_further_effect(use: str, how: str) -> N
     assert isinstance(drive.error, LeaseLostError)
 
 
-def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took() -> None:
-    clock = FakeClock()
-    store = MemoryStore(clock)
+def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took(clock, store):
     done: list[str] = []
 
-    def affects(self: Routine) -> None:
+    def affects(self):
         self.ctx.sleep(31)
         self.ctx.once("late", done.append, "late")
 
     flow = chain(a=affects)
     with Runtime(clock=clock, store=store) as runtime:
         job_id = runtime.submit(flow, "a")
-        host = Worker(store, [flow], runtime=runtime, lease=LEASE)
+        host = worker(runtime, flow)
         assert host._take(False)
         clock.wait(host._drives[job_id].stopped, None, who="the test")
         assert JobStatus.COMPLETED is runtime.load(job_id).status

@@ -6,30 +6,28 @@ import os
 import signal
 import threading
 from functools import partial
-from pathlib import Path
 
 import pytest
 
 from routilux import (
-    FakeClock,
     FlowDefinitionError,
+    FlowMismatchError,
     JobStatus,
-    MemoryStore,
+    LeaseLostError,
     Routine,
     Runtime,
     SqliteStore,
     Worker,
 )
-from tests.engine.workshop import at_once
+from routilux.engine.observers import Observers
+from tests.engine.concurrency import at_once
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, chain, delays, kinds, rest
 from tests.test_runtime import Refuses
 from tests.worker.jobs import retrying, statuses, story, worker
 
 
-def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(
-    runtime: Runtime,
-) -> None:
+def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(runtime):
     flow = retrying(3)
     job_ids = [runtime.submit(flow, "a") for _ in range(50)]
     worker(runtime, flow).run(until_idle=True)
@@ -39,9 +37,7 @@ def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left
     assert [60, 60] == delays(job)
 
 
-def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
-    runtime: Runtime, clock: FakeClock
-) -> None:
+def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(runtime, clock):
     flow = retrying(2, delay=1000)
     began = clock.now_ns()
     job_ids = [runtime.submit(flow, "a") for _ in range(100)]
@@ -50,9 +46,7 @@ def test_jobs_that_wait_for_a_retry_make_room_for_others_at_once(
     assert {began} == {commit.started_ns for commit in first}, "some waited for a renewal"
 
 
-def test_a_worker_takes_only_jobs_of_its_flows_and_none_that_somebody_holds(
-    runtime: Runtime,
-) -> None:
+def test_a_worker_takes_only_free_jobs_of_its_flows(runtime):
     mine, other = chain(a=rest), chain(a=rest)
     other.flow_id = "other"
     ids = [runtime.submit(mine, "a"), runtime.submit(other, "a")]
@@ -69,9 +63,7 @@ def exits(self: Routine) -> None:
     raise SystemExit
 
 
-def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_a_job_of_a_dead_host_is_taken_over_when_its_lease_ends(runtime, store, clock):
     flow = chain(a=rest)
     job_id = runtime.submit(flow, "a")
     assert job_id == acquire(store, "dead host", ["tale"], 20 * SECOND)
@@ -82,14 +74,12 @@ def test_a_job_that_a_dead_host_has_left_is_taken_over_when_its_lease_ends(
     assert began + 20 * SECOND == job.commits[1].at_ns
 
 
-def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_it(
-    runtime: Runtime, store: MemoryStore, clock: FakeClock
-) -> None:
+def test_the_rest_of_a_wait_is_honoured_after_a_host_dies(runtime, store, clock):
     flow = retrying(2, delay=100)
     job_id = runtime.submit(flow, "a")
     first = Worker(store, [flow], runtime=Runtime(clock=clock, store=store), lease=10)
     assert first._take(False)
-    clock.advance(1)  # it has failed once, and its host is never heard of again
+    clock.advance(1)  # it has failed once, and its host is dead
     assert ["start", "resumed", "retry"] == story(runtime, job_id)
     with first._runtime.environment.lock:
         for drive in first._drives.values():
@@ -103,9 +93,7 @@ def test_a_job_that_waits_for_a_retry_when_its_host_dies_waits_for_the_rest_of_i
     assert 0 == job.recoveries
 
 
-def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_task(
-    runtime: Runtime, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime, caplog):
     flow = chain(a=exits)
     job_id = runtime.submit(flow, "a")
     worker(runtime, flow).run(until_idle=True)
@@ -117,10 +105,8 @@ def test_a_job_that_kills_its_worker_again_and_again_is_failed_and_names_the_tas
     assert [f"job {job_id} is given back after an error here"] * 4 == caplog.messages
 
 
-def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
-    runtime: Runtime, store: MemoryStore
-) -> None:
-    def first(self: Routine) -> None:
+def test_a_stopped_worker_lets_steps_end_and_gives_its_jobs_back(runtime, store):
+    def first(self):
         host.stop()
         self.ctx.sleep(5)
         self.emit("out", n=1)
@@ -141,9 +127,9 @@ def test_a_worker_that_is_stopped_lets_steps_end_and_gives_the_rest_back(
     assert {"completed"} == statuses(runtime, [job_id, waiting])
 
 
-def test_what_the_store_raises_ends_the_worker(clock: FakeClock) -> None:
+def test_an_error_of_the_store_ends_the_worker(clock):
     class Breaks(Refuses):
-        def release(self, *rest: object, **clean: bool) -> None:
+        def release(self, *rest, **clean):
             raise OSError("disk full")
 
     store = Breaks(2)
@@ -154,28 +140,28 @@ def test_what_the_store_raises_ends_the_worker(clock: FakeClock) -> None:
         worker(runtime, flow).run()
 
 
-def test_sigterm_ends_a_worker_and_the_handler_before_it_is_put_back(tmp_path: Path) -> None:
-    def told(self: Routine) -> None:
+def test_sigterm_stops_a_worker_which_restores_the_signal_handler(tmp_path):
+    def terminates(self):
         os.kill(os.getpid(), signal.SIGTERM)
         self.emit("out", n=1)
 
     before = signal.getsignal(signal.SIGTERM)
     with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
-        flow = chain(a=told, b=rest)
+        flow = chain(a=terminates, b=rest)
         job_id = runtime.submit(flow, "a")
         worker(runtime, flow).run()
         assert runtime.load(job_id).seq >= 3
     assert before is signal.getsignal(signal.SIGTERM)
 
 
-def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path) -> None:
+def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path):
     ran: list[str] = []
     met = threading.Barrier(2)
 
-    def meets(self: Routine, meet: bool = False) -> None:
+    def meets(self, meet=False):
         ran.append(self.ctx.job_id)
         if meet:
-            met.wait(PATIENCE)  # both workers have one of these two in their hands
+            met.wait(PATIENCE)  # each worker has one of these two jobs
 
     flow = chain(a=meets)
     with SqliteStore(tmp_path / "jobs.db") as store:
@@ -188,7 +174,7 @@ def test_workers_in_threads_share_the_jobs_and_each_is_done_once(tmp_path: Path)
             runtime.close()
 
 
-def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
+def test_invalid_arguments_of_a_worker_are_refused(store):
     flow = chain(a=rest)
     for arguments, message in (
         ({"flows": []}, "needs at least one flow"),
@@ -201,4 +187,125 @@ def test_a_worker_that_can_not_work_is_refused(store: MemoryStore) -> None:
         ({"flows": [flow], "runtime": Runtime()}, "writes to another; make"),
     ):
         with pytest.raises(FlowDefinitionError, match=message):
-            Worker(store, **arguments)  # type: ignore[arg-type]
+            Worker(store, **arguments)
+
+
+# --- how a stop counts, and jobs that are put aside -----------------------------------------------
+
+
+def test_clean_stops_of_workers_poison_no_job(clock, store, monkeypatch):
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
+    hosts: list[Worker] = []
+
+    def is_stopped(self):
+        self.ctx.sleep(1)  # the other jobs are taken, and no thread is free for them
+        hosts[-1].stop()
+        self.ctx.sleep(5)
+
+    flow = chain(a=is_stopped)
+    submitter = Runtime(clock=clock, store=store)
+    job_ids = [submitter.submit(flow, "a", job_id=f"job {n}") for n in range(10)]
+    for _ in job_ids:
+        with Runtime(clock=clock, store=store, max_recoveries=2) as runtime:
+            hosts.append(worker(runtime, flow))
+            hosts[-1].run()
+    for number, job_id in enumerate(job_ids, 1):
+        job = submitter.load(job_id)
+        assert ["start", *["resumed"] * number, "done"] == [c.kind for c in job.commits]
+        assert {0} == {(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"}
+
+
+def test_repeated_deaths_of_hosts_poison_a_job(clock, store):
+    flow = chain(a=rest)
+    job_id = Runtime(clock=clock, store=store).submit(flow, "a")
+    jobs = []
+    for _ in range(4):
+        host = Runtime(clock=clock, store=store, max_recoveries=2)
+        acquired = store.acquire(host.owner, ["tale"], 5 * SECOND)
+        assert acquired is not None
+        host.resumed(flow, host.load(job_id), acquired=acquired)
+        jobs.append(host.load(job_id))
+        clock.advance(5)  # it does nothing, and never renews its lease
+    assert [0, 1, 2, 2] == [job.recoveries for job in jobs]
+    assert ["running"] * 3 + ["failed"] == [job.status for job in jobs]
+    assert "recovered 2 times without progress" in str(jobs[-1].error)
+
+
+@pytest.mark.parametrize("given_back", [True, False])
+def test_a_resume_counts_only_an_unclean_stop(given_back, runtime, store, clock):
+    flow = chain(a=rest)
+    job_id = runtime.submit(flow, "a")
+    host = Runtime(clock=clock, store=store)
+    store.acquire(host.owner, ["tale"], 5 * SECOND)
+    host.resumed(flow, host.load(job_id))
+    if given_back:
+        store.release(job_id, host.owner, 0)
+    else:
+        clock.advance(5)
+    job = flow.resume(runtime.load(job_id), runtime=runtime)
+    assert JobStatus.COMPLETED is job.status
+    assert [0, int(not given_back)] == [
+        (c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"
+    ]
+
+
+def test_a_job_under_a_lease_can_not_be_resumed_by_others(runtime, store, clock):
+    flow = chain(a=rest)
+    job_id = runtime.submit(flow, "a")
+    store.acquire("web-1:7:cafe", ["tale"], 5 * SECOND)
+    message = f"job '{job_id}' is held by web-1:7:cafe, whose lease ends in 5.0 s; until then"
+    with pytest.raises(LeaseLostError, match=message):
+        flow.resume(runtime.load(job_id), runtime=runtime)
+
+
+def test_a_job_that_is_put_aside_keeps_its_kind_of_stop(runtime, store, clock):
+    old, new = chain(a=rest), chain(a=rest, b=rest)
+    job_id = runtime.submit(old, "a")
+    for dies in (False, True):
+        if dies:
+            store.acquire("dead host", ["tale"], SECOND)
+            clock.advance(1)
+        worker(runtime, new, lease=30)._take(False)
+        clock.advance(30)
+        assert dies is not store.holders(job_id)[job_id].clean
+
+
+def test_a_job_of_another_shape_is_logged_and_put_aside_and_delays_no_other(runtime, store, caplog):
+    old, new = chain(a=rest), chain(a=rest, b=rest)
+    job_id = runtime.submit(old, "a")
+    good = runtime.submit(new, "a")
+    host = worker(runtime, new, lease=30)
+
+    class Stops:
+        def on_commit(self, job, commit):
+            if job.status is JobStatus.COMPLETED:
+                host.stop()
+
+    runtime.environment.observers = Observers([Stops()])
+    host.run()
+    assert ["pending", "completed"] == [runtime.load(i).status.value for i in (job_id, good)]
+    assert f"job {job_id} can't be resumed here and is put aside" in caplog.text
+    assert (store.free_in(["tale"]) or 0) > 29 * SECOND
+    worker(runtime, old).run(until_idle=True)
+    assert {"completed"} == statuses(runtime, [job_id])
+
+
+def test_the_reason_for_putting_a_job_aside_is_logged_once(runtime, store, clock, caplog):
+    job_id = runtime.submit(chain(a=rest), "a")
+    host = worker(runtime, chain(a=rest, b=rest), lease=30)
+    for _ in range(5):
+        assert host._take(False), "it was not tried again"
+        assert not host._take(False), "it was not put aside"
+        clock.advance(30)
+    assert 1 == len(caplog.messages)
+    store._jobs[job_id].rows[0] = b"{"
+    assert host._take(False)
+    assert 2 == len(caplog.messages)
+    assert "was started on another flow" in caplog.messages[0]
+    assert f"$.{job_id}[1]" in caplog.messages[1]
+
+
+def test_until_idle_raises_the_error_of_a_job_that_can_not_be_resumed(runtime):
+    runtime.submit(chain(a=rest), "a")
+    with pytest.raises(FlowMismatchError, match="was started on another flow"):
+        worker(runtime, chain(a=rest, b=rest)).run(until_idle=True)

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
 from routilux import JobStatus
@@ -19,101 +20,69 @@ if TYPE_CHECKING:
 __all__ = ["MOST_CONFLICTS", "ShadowJob", "ShadowTask"]
 
 MOST_CONFLICTS: Final = 3
+_NEVER: Final = -(1 << 63)
 
 
 @final
+@dataclass(slots=True)
 class ShadowTask:
     """The state of one task.
 
     `attempt` is the next attempt, `retries` the number of retries so far, and `since_resume` those
     since the last resume, None before the first one. `due` is when the task may start, `delay` the
-    wait before it, `ready` when it last became pending. `ended` says how the task ended.
+    wait before it, `ready` when it last became pending, `first` when its first attempt started.
+    `ended` says how the task ended.
     """
 
-    __slots__ = (
-        "attempt",
-        "conflicts",
-        "delay",
-        "due",
-        "effects",
-        "ended",
-        "failed",
-        "first",
-        "ready",
-        "resumed",
-        "retries",
-        "since_resume",
-        "task",
-    )
-
-    def __init__(self, task: Task, created: int) -> None:
-        self.task = task
-        self.due = self.ready = created
-        self.delay = 0
-        self.attempt = 1
-        self.retries = 0
-        self.since_resume: int | None = None
-        self.resumed = 0
-        self.first: int | None = None
-        self.conflicts = 0
-        self.ended: str | None = None
-        self.failed = False
-        self.effects: set[str] = set()
+    task: Task
+    due: int
+    ready: int
+    delay: int = 0
+    attempt: int = 1
+    retries: int = 0
+    since_resume: int | None = None
+    resumed: int = 0
+    first: int | None = None
+    conflicts: int = 0
+    ended: str | None = None
+    failed: bool = False
+    effects: set[str] = field(default_factory=set)
 
     def __str__(self) -> str:
         return f"{self.task.routine_id} (task {self.task.task_id})"
 
 
 @final
+@dataclass(slots=True)
 class ShadowJob:
     """The tasks of a job, its data, and its steps in flight.
 
     `width` bounds the steps in flight, `limits` those of each routine. `free_since` is when the
     last step ended that left room for another one, `idle_since` when the last of all ended, and
     `routine_free_since` when a routine last left its limit. `alone` counts the pending tasks that
-    run with no other step in flight, since they conflicted too often.
+    run with no other step in flight, since they conflicted too often. `in_flight` is by task;
+    `attempts`, `retries` and `in_flight_of` count by routine.
     """
 
-    __slots__ = (
-        "alone",
-        "at",
-        "attempts",
-        "dropped",
-        "free_since",
-        "idle_since",
-        "in_flight",
-        "in_flight_of",
-        "limits",
-        "open",
-        "outputs",
-        "retries",
-        "routine_free_since",
-        "shared",
-        "start",
-        "state",
-        "status",
-        "tasks",
-        "width",
-    )
-
-    def __init__(self, width: int, limits: dict[str, int]) -> None:
-        self.width = width
-        self.limits = limits
-        self.status = JobStatus.PENDING
-        self.start = 0
-        self.at = self.free_since = self.idle_since = -(1 << 63)
-        self.tasks: dict[str, ShadowTask] = {}
-        self.open: dict[str, ShadowTask] = {}
-        self.state: dict[str, dict[str, object]] = {}
-        self.shared: dict[str, object] = {}
-        self.outputs: list[tuple[str, str]] = []
-        self.dropped = 0
-        self.attempts: dict[str, int] = {}  # by routine
-        self.retries: dict[str, int] = {}  # by routine
-        self.in_flight: dict[str, StepInput] = {}  # by task
-        self.in_flight_of: dict[str, int] = {}  # by routine
-        self.routine_free_since: dict[str, int] = {}
-        self.alone = 0
+    width: int
+    limits: dict[str, int]
+    status: JobStatus = JobStatus.PENDING
+    start: int = 0
+    at: int = _NEVER
+    free_since: int = _NEVER
+    idle_since: int = _NEVER
+    alone: int = 0
+    dropped: int = 0
+    shared: dict[str, object] = field(default_factory=dict)
+    state: dict[str, dict[str, object]] = field(default_factory=dict)
+    tasks: dict[str, ShadowTask] = field(default_factory=dict)
+    open: dict[str, ShadowTask] = field(default_factory=dict)
+    outputs: list[tuple[str, str]] = field(default_factory=list)
+    attempts: dict[str, int] = field(default_factory=dict)
+    retries: dict[str, int] = field(default_factory=dict)
+    in_flight: dict[str, StepInput] = field(default_factory=dict)
+    in_flight_of: dict[str, int] = field(default_factory=dict)
+    routine_free_since: dict[str, int] = field(default_factory=dict)
 
     # --- steps ----------------------------------------------------------------------------------
 
@@ -140,7 +109,9 @@ class ShadowJob:
     def create(self, commit: Commit) -> None:
         """Add the tasks that a commit creates."""
         for task in commit.tasks:
-            self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(task, commit.at_ns)
+            self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(
+                task, commit.at_ns, commit.at_ns
+            )
 
     def close(self, shadow: ShadowTask, ended: str) -> None:
         shadow.ended = ended

@@ -3,8 +3,8 @@
 Invariants:
 - The runs that are compared begin alike and share nothing: each is a process of its own, with
   another heap, other random numbers and another real time.
-- With another start instant or another job id only values may differ, not the shape. A flow that
-  asks `ctx` for the time, its id or a random number may depend on it.
+- With another start instant only values may differ, not the shape. A flow that asks `ctx` for the
+  time may depend on it.
 - The order of a set depends on the hash seed. Two fresh interpreters compare it, where they can
   import `build` and no double replaces an effect.
 - A finding names the first record that differs, and the line of a call that was observed to differ.
@@ -12,7 +12,7 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.frames import users_modules
@@ -61,7 +61,6 @@ def check_determinism(
         finding = (
             runs.repeated()
             or runs.started_later()
-            or runs.with_another_id()
             or runs.in_one_process()
             or check_undisturbed(here)
         )
@@ -120,17 +119,6 @@ class _Runs:
         what = "a run that starts at another instant differs"
         return _finding("nondeterminism", what, self.first.rows, other.rows, at, source, _shape)
 
-    def with_another_id(self) -> Finding | None:
-        other = self._result(_trace, self._start_ns, False, "another job")
-        at = _first_difference(self.first.rows, other.rows, _shape)
-        if at is None:
-            return None
-        sources = self._sources()
-        if sources is None or any(source.repeats for source in sources):
-            return None
-        what = "a run with another job id differs"
-        return _finding("nondeterminism", what, self.first.rows, other.rows, at, None, _shape)
-
     def in_one_process(self) -> Finding | None:
         """Find a global by which one run makes the next one in the same process differ."""
         rows = self.first.rows
@@ -164,7 +152,7 @@ class _Runs:
 
     def _sources(self, moved: bool = False) -> list[Source] | None:
         """Profile one more run; None if it does not finish."""
-        trace = self._hosts.ask(_trace, self._start_ns, moved, None, True).result
+        trace = self._hosts.ask(_trace, self._start_ns, moved, True).result
         return None if trace is None else trace.sources
 
 
@@ -259,12 +247,10 @@ def _trace(
     send: object,
     start_ns: int,
     moved: bool = False,
-    job_id: str | None = None,
     profiled: bool = False,
 ) -> _Trace:
     """Run a case; `moved`: with other addresses of objects."""
     ballast = _ballast() if moved else []
-    case = case if job_id is None else replace(case, job_id=job_id)
     sources: list[Source] = []
     if profiled:
         with recorded_sources() as sources:

@@ -1,15 +1,14 @@
-"""Evidence of why a run differs: from what it recorded, and from a repeated undisturbed run.
+"""Evidence of why a run differs, from its records and from a repeated undisturbed run.
 
 Invariants:
-- Evidence is what was observed, never what is likely. Where nothing was observed there is none.
-- Collecting it changes nothing; at most it repeats the undisturbed run.
+- Evidence is what was observed, never what is likely. If nothing was observed, there is none.
+- Collecting evidence changes nothing; at most it repeats the undisturbed run.
 """
 
 from __future__ import annotations
 
-import re
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
 from pytest_routilux.sim.isolation.hidden_state import HiddenChange, hidden_state
@@ -19,29 +18,22 @@ from routilux import Commit
 from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import Finding, World
 
-__all__ = ["calls_of", "changed_by", "key_part", "recorded_by", "repeated"]
-
-_UUID: Final = re.compile(r"[0-9a-fA-F]{8}-?(?:[0-9a-fA-F]{4}-?){3}[0-9a-fA-F]{12}")
-_TIME: Final = re.compile(
-    r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?:Z|[+-]\d\d:\d\d)?|\d{9,}(?:\.\d+)?"
-)
+__all__ = ["calls_of", "changed_by", "recorded_by", "repeated"]
 
 
-def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
+def changed_by(reference: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
     """Return the unsaved state that the handlers of a routine change, attributes first.
 
-    Without a routine, or where it changes nothing, return what any other routine changes.
+    Without a routine, or if it changes nothing, return what another routine changes.
     """
     found: list[HiddenChange] = []
-    if known.finding is not None and known.finding.kind in ENDS_PROCESS:
+    if reference.finding is not None and reference.finding.kind in ENDS_PROCESS:
         return None
     with suppress(Exception):
-        found = hidden_state(known.run.case, start_ns)
+        found = hidden_state(reference.run.case, start_ns)
     found.sort(key=lambda change: (change.routine_id != routine_id, change.scope != "attribute"))
     return found[0] if found else None
 
@@ -52,13 +44,13 @@ def calls_of(world: World, effect: str) -> list[Call]:
 
 
 def repeated(
-    known: Reference, world: World, finding: Finding
+    reference: Reference, world: World, finding: Finding
 ) -> tuple[Call | None, int, list[Call]]:
-    """Return the call of a finding, how often it was made undisturbed, and all of it now."""
+    """Return the call that a finding is about, its undisturbed count, and its calls in `world`."""
     effect = finding.path.removeprefix("effects.")
     calls = calls_of(world, effect)
-    usual = calls_of(known.run.world, effect)
-    trie = known.trie.get("effects", {}).get(effect, {}).get("*", {})
+    usual = calls_of(reference.run.world, effect)
+    trie = reference.trie.get("effects", {}).get(effect, {}).get("*", {})
     last: tuple[Call | None, int, list[Call]] = None, 0, []
     lost = finding.kind == "effect-lost"
     about = [call for call in calls if finding.at_ns in (None, call.at_ns)] or calls
@@ -78,41 +70,16 @@ def repeated(
 
 
 def recorded_by(world: World, call: Call) -> str | None:
-    """Return the name of the `once` that recorded a call's result, where one did."""
-    for _, _, what in _after(world, call):
-        if isinstance(what, Commit) and what.task_id == call.task_id:
-            recorded = what.effect
-            if recorded is None or not same_value(recorded.result, call.result):
-                return None
-            return str((what.detail or {})["name"])
-        if isinstance(what, Call) and what.task_id == call.task_id:
+    """Return the name of the `once` that recorded a call's result, or None."""
+    entries = iter([what for _, _, what in world.log])
+    for what in entries:
+        if what is call:
+            break
+    for what in entries:
+        if not isinstance(what, Commit | Call) or what.task_id != call.task_id:
+            continue
+        if isinstance(what, Call) or what.effect is None:
             return None
-    return None
-
-
-def _after(world: World, call: Call) -> Iterator[tuple[int, int, object]]:
-    entries = iter(world.log)
-    for entry in entries:
-        if entry[2] is call:
-            yield from entries
-
-
-def key_part(keys: Sequence[object], attempts: Sequence[int]) -> str | None:
-    """Return the part in which two keys differ, or None where it is not known.
-
-    >>> key_part(["A7-1", "A7-2"], [1, 2])
-    'the number of the attempt'
-    """
-    first, last = str(keys[0]), str(keys[-1])
-    if None in (keys[0], keys[-1]) or first == last:
-        return None
-    for pattern, name in ((_UUID, "what looks like a UUID"), (_TIME, "what looks like a time")):
-        if pattern.sub("#", first) == pattern.sub("#", last):
-            return name
-    numbers = [
-        re.sub(rf"(?<!\d){n}(?!\d)", "#", k)
-        for n, k in ((attempts[0], first), (attempts[-1], last))
-    ]
-    if attempts[0] != attempts[-1] and numbers[0] == numbers[-1]:
-        return "the number of the attempt"
+        same = same_value(what.effect.result, call.result)
+        return str((what.detail or {})["name"]) if same else None
     return None

@@ -1,10 +1,10 @@
-"""The text of a failure: what is wrong, the smallest cause, what differs, when, why, and the fix.
+"""Explains a failure: the problem, its smallest cause, what differs, the timeline, the fix.
 
 Invariants:
-- The parts come in one order, in one layout by the width of the terminal, 80 to 100 columns.
-- The limits below keep a text at about 25 lines. The timeline takes the lines that are left.
+- The parts have one order and one layout, by the width of the terminal, 80 to 100 columns.
+- The limits below keep a text at about 25 lines. The timeline gets the lines that are left.
 - Only lines that differ are marked `>`; equal parts share one line.
-- The text always says how much was tried. The command that repeats the failure comes last, and is
+- The text always says how much was tried. The command that repeats the failure comes last and is
   never wrapped or shortened.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from pytest_routilux.sim.explain.causes import Asked, reason_of
+from pytest_routilux.sim.explain.causes import Failure, reason_of
 from pytest_routilux.sim.explain.evidence import repeated
 from pytest_routilux.sim.explain.timeline import call_text, rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
@@ -67,14 +67,7 @@ _TITLES: Final = {
     "stuck": "JOB STUCK",
 }
 _ELSEWHERE: Final = ("module-state",)
-"""Kinds that show only in another process; the text compares it with the run in this one."""
-_OF_VIEWS: Final = (
-    "status-differs",
-    "state-differs",
-    "shared-differs",
-    "outputs-differ",
-    "emissions-differ",
-)
+"""Kinds that show only in another process, which is compared with the run in this one."""
 _HEADS: Final = {
     "nondeterminism": ("once", "and once again"),
     "hash-order": ("in one process", "in another"),
@@ -112,21 +105,21 @@ def explain(
 ) -> str:
     """Return the text of a failure for a terminal of so many columns.
 
-    Without `disturbed` the failure shows in the undisturbed run. `repro` is a command, `shrunk` the
-    cause before it shrank and how many runs that took, `faults` those that the cause needs.
-    Paths are relative to `root`, by default the working directory.
+    Without `disturbed` the undisturbed run fails. `repro` is a command; `shrunk` is the cause
+    before it was shrunk, and how many runs that took; `faults` are those that the cause needs.
+    Files are relative to `root`, by default the working directory.
     """
     least, most = _COLUMNS
     columns = min(max(columns, least), most)
     root = Path.cwd() if root is None else root
-    known = exploration.reference
+    reference = exploration.reference
     point = None if disturbed is None else disturbed.point
     only = frozenset(p.kind for p, f in exploration.failures if f.signature == finding.signature)
-    reason = reason_of(Asked(finding, known, disturbed, point, root, only))
+    reason = reason_of(Failure(finding, reference, disturbed, point, root, only))
     above = [
         "",
         *_cause(point, faults, shrunk, columns),
-        *_compared(known, finding, disturbed, columns),
+        *_compared(reference, finding, disturbed, columns),
         "",
     ]
     tried = _tried(exploration, finding)
@@ -138,68 +131,62 @@ def explain(
     ]
     if repro is not None:
         below.append(f"{'repro':<{_LABEL}}{plain(repro)}")
-    world = known.run.world if disturbed is None else disturbed.world
-    lines = rows_of(world, root, known=known, finding=finding, point=point)
+    world = reference.run.world if disturbed is None else disturbed.world
+    rows = rows_of(world, root, reference=reference, finding=finding, point=point)
     if finding.kind in _ELSEWHERE and disturbed is not None:
-        # The rows alone say what the other process did after its first lines.
-        crash = next((i for i, line in enumerate(lines) if line.marked), len(lines))
-        lines = lines[: crash + 2]
+        # What the other process did later is in the rows above alone.
+        crash = next((i for i, row in enumerate(rows) if row.marked), len(rows))
+        rows = rows[: crash + 2]
     left = max(_LEAST_TIMELINE, _LINES - 1 - len(above) - len(below))
-    body = [*above, *timeline_table(lines, left, columns), *below]
-    text = [_headline(known, finding, disturbed, max(map(width, body)), columns), *body]
+    body = [*above, *timeline_table(rows, left, columns), *below]
+    text = [_headline(reference, finding, disturbed, max(map(width, body)), columns), *body]
     return "\n".join(line.rstrip() for line in text)
 
 
-# --- what is wrong, and by what -------------------------------------------------------------------
+# --- the problem and its smallest cause -----------------------------------------------------------
 
 
 def _headline(
-    known: Reference, finding: Finding, disturbed: Disturbed | None, widest: int, columns: int
+    reference: Reference, finding: Finding, disturbed: Disturbed | None, widest: int, columns: int
 ) -> str:
     title = _TITLES.get(finding.kind, finding.kind.upper().replace("-", " "))
     kind = f"[{shorten(finding.kind, 30)}]"
     room = columns - width(kind) - width(title) - 6
-    text = f"{title}: {shorten(_problem(known, finding, disturbed, room), room)}"
+    text = f"{title}: {shorten(_problem(reference, finding, disturbed, room), room)}"
     edge = max(width(text) + 4 + width(kind), min(widest, columns))
     return padded(text, edge - width(kind)) + kind
 
 
-def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, cells: int) -> str:
-    """Return the finding in one line: what is so with the crash, and how it is undisturbed."""
+def _problem(
+    reference: Reference, finding: Finding, disturbed: Disturbed | None, cells: int
+) -> str:
+    # The finding in one line, with the crash and undisturbed.
     what = " ".join(finding.what.split())
     if finding.kind in ("effect-repeated", "key-unstable", "effect-lost"):
-        world = known.run.world if disturbed is None else disturbed.world
-        call, was, again = repeated(known, world, finding)
+        world = reference.run.world if disturbed is None else disturbed.world
+        call, was, again = repeated(reference, world, finding)
         if call is not None:
             tail = f" ran {len(again)}x"
             unstable = finding.kind == "key-unstable"
-            tail += " under other keys" if unstable else f", undisturbed run {was}x"
+            tail += " with different keys" if unstable else f", undisturbed run {was}x"
             return f"{call_text(call, cells - len(tail))}{tail}"
     if disturbed is None or disturbed.host.job is None:
         return what
-    if finding.kind in ("attempts-differ", "budget-reset") and finding.routine is not None:
-        before = _attempts(known.view, finding.routine)
-        after = _attempts(view_of(disturbed.host.job, disturbed.world), finding.routine)
-        if before != after:
-            return f"{finding.routine} attempted {after}x, undisturbed run {before}x"
     if finding.kind == "module-state" and finding.routine is not None:
         name = finding.path.partition(".")[2]
         head = f"{shorten(finding.routine, 30, 'both')} keeps progress in "
         return head + shorten(name, max(10, cells - width(head)), "both")
-    if finding.kind in _OF_VIEWS and finding.rows:
+    if finding.kind.endswith(("-differ", "-differs")) and finding.rows:
         name, before, after = finding.rows[0]
+        if name.endswith(" attempts"):
+            name = name.removesuffix(" attempts")
+            return f"{name} attempted {after}x, undisturbed run {before}x"
         tail = f" is {shorten(after, 20)}, undisturbed run {shorten(before, 20)}"
-        name = (
-            "the job"
-            if name == "status"
-            else name.removeprefix("outputs ").removeprefix("emissions ").removeprefix("tasks ")
-        )
+        for part in ("outputs ", "emissions ", "tasks "):
+            name = name.removeprefix(part)
+        name = "the job" if name == "status" else name
         return shorten(name, cells - width(tail), "both") + tail
     return what
-
-
-def _attempts(view: dict[str, Any], routine: str) -> object:
-    return view["routines"].get(routine, {}).get("attempts") if view else None
 
 
 def _cause(
@@ -221,8 +208,8 @@ def _cause(
         lines = [whole] if width(whole) <= room else [text, tail]
     found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     if point is not None:
-        told = wrapped(plain(point.text), room, _MOST_OF_POINT)
-        found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(told)]
+        lines = wrapped(plain(point.text), room, _MOST_OF_POINT)
+        found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     return [*found, ""]
 
 
@@ -230,19 +217,19 @@ def _cause(
 
 
 def _compared(
-    known: Reference, finding: Finding, disturbed: Disturbed | None, columns: int
+    reference: Reference, finding: Finding, disturbed: Disturbed | None, columns: int
 ) -> list[str]:
     longest_name = columns * 46 // 100
     rows = list(finding.rows)
     equal: list[str] = []
-    if disturbed is not None and disturbed.host.job is not None and known.view:
+    if disturbed is not None and disturbed.host.job is not None and reference.view:
         other = view_of(disturbed.host.job, disturbed.world)
         if finding.path.startswith("effects."):
-            rows = _effect_rows(known, finding, disturbed.world, longest_name)
-            more = known.expected.compare(other)
+            rows = _effect_rows(reference, finding, disturbed.world, longest_name)
+            more = reference.expected.compare(other)
             rows += [] if more is None else more.rows
-        rows = [_with_waits(row, known, disturbed) for row in rows]
-        equal = [] if finding.kind in _ELSEWHERE else _equal(known, other)
+        rows = [_with_waits(row, reference, disturbed) for row in rows]
+        equal = [] if finding.kind in _ELSEWHERE else _equal(reference, other)
     if not rows and not equal:
         return []
     usual = ("undisturbed", "with this crash") if disturbed is not None else ("first", "then")
@@ -266,8 +253,8 @@ def _compared(
     return found
 
 
-def _effect_rows(known: Reference, finding: Finding, world: World, cells: int) -> list[Row]:
-    call, was, again = repeated(known, world, finding)
+def _effect_rows(reference: Reference, finding: Finding, world: World, cells: int) -> list[Row]:
+    call, was, again = repeated(reference, world, finding)
     if call is None:
         return list(finding.rows)
     keys = ", ".join(
@@ -278,37 +265,35 @@ def _effect_rows(known: Reference, finding: Finding, world: World, cells: int) -
     return [(call_text(call, cells), f"x{was}", f"x{len(again)}{shown}")]
 
 
-def _with_waits(row: Row, known: Reference, disturbed: Disturbed) -> Row:
+def _with_waits(row: Row, reference: Reference, disturbed: Disturbed) -> Row:
     name, first, second = row
     if name == "error":
         return name, class_name(first), class_name(second)
     routine, _, what = name.rpartition(" ")
     if what != "attempts":
         return row
-    was = _waits(known.run.world, routine)
-    is_ = _waits(disturbed.world, routine)
-    if not was and not is_:
+    before, after = (_waits(world, routine) for world in (reference.run.world, disturbed.world))
+    if not before and not after:
         return row
-    return name, f"{first}, waits {was or 'none'}", f"{second}, waits {is_ or 'none'}"
+    return name, f"{first}, waits {before or 'none'}", f"{second}, waits {after or 'none'}"
 
 
 def _waits(world: World, routine: str) -> str:
-    # `|` stands where one host ended and another went on.
-    told: list[str] = []
+    # A `|` separates the waits of two hosts.
+    waits: list[str] = []
     last = None
     for _, host, what in world.log:
         delay = getattr(what, "delay_ns", None)
-        if delay is None or getattr(what, "routine_id", None) != routine:
-            continue
-        told += ["|"] * (last not in (None, host))
-        told.append(seconds(delay))
-        last = host
-    return " ".join(told)
+        if delay is not None and getattr(what, "routine_id", None) == routine:
+            waits += ["|"] * (last not in (None, host))
+            waits.append(seconds(delay))
+            last = host
+    return " ".join(waits)
 
 
-def _equal(known: Reference, other: dict[str, Any]) -> list[str]:
-    """Return the parts of two views that are the same, by their names."""
-    a, b = masked(known.view, known.trie), masked(other, known.trie)
+def _equal(reference: Reference, other: dict[str, Any]) -> list[str]:
+    # The names of the parts that are the same in both views.
+    a, b = masked(reference.view, reference.trie), masked(other, reference.trie)
     a, b = unordered(a), unordered(b)
     parts = [
         ("status", a["status"], b["status"]),
@@ -327,7 +312,7 @@ def _routines(view: dict[str, Any], *parts: str) -> object:
     return {name: [state[p] for p in parts] for name, state in view["routines"].items()}
 
 
-# --- why, what was tried, how to see it again -----------------------------------------------------
+# --- labelled lines -------------------------------------------------------------------------------
 
 
 def _labelled(label: str, sentences: Sequence[str], most: int, columns: int) -> list[str]:
@@ -343,8 +328,8 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
     planned, done = coverage.planned.total(), coverage.executed.total()
     if not planned:
         text = (
-            f"{count(coverage.runs, 'run')}, {coverage.seconds:.2f} s; no crash yet: it shows where"
-            " nothing is disturbed"
+            f"{count(coverage.runs, 'run')}, {coverage.seconds:.2f} s, no crash: the undisturbed"
+            " run already fails"
         )
         return [text, *coverage.notes]
     failing = [f for _, f in exploration.failures]
@@ -362,10 +347,11 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
     return [text, *not_compared(exploration.reference), *coverage.notes]
 
 
-def not_compared(known: Reference) -> list[str]:
-    """Return what no crash could show, since undisturbed runs differ there among themselves."""
+def not_compared(reference: Reference) -> list[str]:
+    """Return the parts that are not compared, because they differ between undisturbed runs."""
     places = dict.fromkeys(
-        ".".join(step for step in path[1:] or path if step != "*") for path in sorted(known.mask)
+        ".".join(step for step in path[1:] or path if step != "*")
+        for path in sorted(reference.mask)
     )
     if not places:
         return []

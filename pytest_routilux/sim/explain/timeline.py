@@ -1,10 +1,10 @@
-"""What a simulated job did, as lines of a table: time, host, commit, what happened.
+"""The timeline of a simulated job: rows of time, host, commit and what happened.
 
 Invariants:
-- The lines are those of the world's log, in its order; times count from the job's start, in
-  virtual seconds with as many digits as it takes to tell them apart.
-- The crash is marked, and so is the first thing that the undisturbed run did not do.
-- Where there are too many, those around the marks stay, and `…` says that some are left out.
+- The rows are the entries of the world's log, in its order. Times are virtual seconds since the
+  job's start, with as many digits as the rows need.
+- The crash is marked, and so is the first entry that the undisturbed run does not have.
+- If there are too many rows, those near the marks stay, and `…` stands for the rest.
 """
 
 from __future__ import annotations
@@ -30,27 +30,26 @@ if TYPE_CHECKING:
 
 __all__ = ["TimelineRow", "call_text", "rows_of", "timeline_table", "where_text"]
 
-_HEAD: Final = ("t", "host", "commit", "what happened")
+_HEAD: Final = ("t (s)", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
-_LONGEST_EFFECT: Final = 24  # longer names leave room for arguments
 _MOST_TASKS: Final = 3
 _MOST_RECOVERIES: Final = 3
-_OURS: Final = Path(__file__).parent  # what a fault raises is no line of the user's
+_OURS: Final = Path(__file__).parents[2]  # an error that a fault raises has no line of the user
 _ENDS: Final = "the host ends: "
 _BY_KIND: Final = ("after a write", "in a recovery", "by document")
-_UNTOLD: Final = (CommitKind.EFFECT, CommitKind.CONFLICT)
+_WITHOUT_END: Final = (CommitKind.EFFECT, CommitKind.CONFLICT)
 
 
 @dataclass(slots=True)
 class TimelineRow:
-    """One line: when, on which host, which commit, whose (task, routine), what, and where."""
+    """One row; `task` is (task id, routine id), `where` a code line."""
 
     at_ns: int
     host: int
     commit: str
-    who: tuple[str, str] | None
+    task: tuple[str, str] | None
     what: str
     where: str = ""
     marked: bool = False
@@ -61,41 +60,40 @@ class TimelineRow:
 
 
 def rows_of(
-    world: World, root: Path, *, known: Reference, finding: Finding, point: CrashPoint | None
+    world: World, root: Path, *, reference: Reference, finding: Finding, point: CrashPoint | None
 ) -> list[TimelineRow]:
-    """Return the lines of a world, with the crash and the first difference marked."""
+    """Return the rows of a world, with the crash and the first difference marked."""
     entries = _shown(world.log, point)
     start = world.log[0][0] if world.log else 0
-    died = [i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)]
-    different = _first_difference(world, entries, known, finding, died[0]) if died else None
-    lines = []
+    crash = next((i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)), None)
+    different = None
+    if crash is not None:
+        different = _first_difference(world, entries, reference, finding, crash)
+    rows = []
     pending: dict[str, int | None] = {}
     for index, (at_ns, host, what) in enumerate(entries):
-        before = entries[index - 1][2] if index else None
         if isinstance(what, Commit):
             _follow(pending, what)
-            who = None if what.task_id is None else (what.task_id, what.routine_id or "")
-            text, where = _of_commit(what, start, pending), ""
+            task = None if what.task_id is None else (what.task_id, what.routine_id or "")
+            row = TimelineRow(at_ns, host, f"#{what.seq}", task, _of_commit(what, start, pending))
             if what.error is not None and what.error.where is not None:
-                where = where_text(what.error.where, root)
-            line = TimelineRow(at_ns, host, f"#{what.seq}", who, text, where)
+                row.where = where_text(what.error.where, root)
         elif isinstance(what, Call):
-            line = TimelineRow(at_ns, host, "", (what.task_id, what.routine_id), "", call=what)
-            line.where = where_text(what.where, root)
+            row = TimelineRow(at_ns, host, "", (what.task_id, what.routine_id), "", call=what)
+            row.where = where_text(what.where, root)
         elif isinstance(what, tuple):
-            line = TimelineRow(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
+            row = TimelineRow(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
         else:
-            line = TimelineRow(
-                at_ns, host, "--", None, _of_crash(what, before, point, world, start)
-            )
-            line.marked = True
-        line.marked = line.marked or index == different
-        lines.append(line)
-    return lines
+            before = entries[index - 1][2] if index else None
+            text = _of_crash(what, before, point, world, start)
+            row = TimelineRow(at_ns, host, "--", None, text, marked=True)
+        row.marked = row.marked or index == different
+        rows.append(row)
+    return rows
 
 
 def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
-    """Return the entries without the starts of steps whose end follows."""
+    # Without the starts of steps whose end follows.
     entries = list(log)
     ended = {
         (host, what.task_id, what.attempt)
@@ -106,7 +104,7 @@ def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
     for entry in entries:
         _, host, what = entry
         if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _BY_KIND:
-            # It died with the write, before any step that the same instant would have begun.
+            # The host died with the write, before the steps that start at the same instant.
             while kept and isinstance(kept[-1][2], tuple):
                 kept.pop()
         if isinstance(what, tuple) and (host, what[0], what[2]) in ended:
@@ -154,45 +152,35 @@ def _of_crash(
     if point.kind == "in a wait":
         wait = next((c for c in reversed(world.commits[: point.commits]) if c.due_ns), None)
         due = seconds_text((wait.due_ns or 0) - start) if wait is not None else "?"
-        return f"CRASH  attempt {point.attempt} and due {due} are saved; no memory is"
+        return f"CRASH  attempt {point.attempt} and due {due} are saved; the host's memory is lost"
     if point.kind == "by document":
-        return f"CRASH  a document of #{point.commits} is all that is left"
+        return f"CRASH  the next host gets only a document of #{point.commits}"
     if point.kind in _BY_KIND:
-        return f"CRASH  #{point.commits} is durable, though nobody heard of it"
+        return f"CRASH  #{point.commits} is in the store, but the host dies before it knows"
     if point.kind == "around an effect" and point.name.endswith(".before"):
         return "CRASH  before the effect"
     if isinstance(before, Call):
-        thing = "the effect" if before.result is None else shown(before.result, 30)
-        return f"CRASH  {thing} exists outside; nothing durable knows of it"
+        return "CRASH  the effect happened, but no commit records it"
     if not point.commits:
-        return "CRASH  #1 is not written: no store knows of the job"
-    return (
-        f"CRASH  #{point.commits + 1} is not written: nothing durable knows how the attempt ended"
-    )
+        return "CRASH  #1 is not written: the store has no job"
+    return f"CRASH  #{point.commits + 1} is not written: no commit records how the attempt ended"
 
 
 def call_text(call: Call, cells: int, *, named: bool = True) -> str:
-    """Return an effect's call as it is written in code, without its key."""
+    """Return a call of an effect as code, without its key; long inputs lose their names first."""
     values = {name: shown(value, 24) for name, value in call.arguments.items()}
-    inputs = [value if n.isdigit() else f"{plain(n)}={value}" for n, value in values.items()]
-    least = width(", ".join(values.values())) + 2
-    whole = min(width(call.effect), cells - 3, _LONGEST_EFFECT)
-    name = shorten(call.effect, max(cells // 2, cells - least, whole), "both")
-    room = cells - width(name) - 2
-    if not named or width(", ".join(inputs)) > room >= width(", ".join(values.values())):
-        inputs = [*values.values()]
-    text = ", ".join(inputs)
-    while inputs and width(text) > room:
-        inputs.pop()
-        text = ", ".join([*inputs, "…"])
-    return f"{name}({text})"
+    inputs = [value if n.isdigit() else f"{n}={value}" for n, value in values.items()]
+    text = f"{call.effect}({', '.join(inputs)})"
+    if not named or width(plain(text)) > cells:
+        text = f"{call.effect}({', '.join(values.values())})"
+    return shorten(text, cells)
 
 
 def where_text(where: str, root: Path) -> str:
-    """Return `file:line` as seen from a folder; of a file elsewhere the last two names."""
+    """Return `file:line` relative to a folder; of a file elsewhere, the last two names."""
     file, colon, line = where.rpartition(":")
     path = Path(file)
-    if path.parent == _OURS:
+    if path.is_relative_to(_OURS):
         return ""
     if path.is_relative_to(root):
         path = path.relative_to(root)
@@ -205,19 +193,19 @@ def where_text(where: str, root: Path) -> str:
 
 
 def _first_difference(
-    world: World, entries: Sequence[LogEntry], known: Reference, finding: Finding, crash: int
+    world: World, entries: Sequence[LogEntry], reference: Reference, finding: Finding, crash: int
 ) -> int | None:
-    """Return the index of the first thing after a crash that the undisturbed run did not do."""
+    # The index of the first entry after the crash that the undisturbed run does not have.
     if finding.path.startswith("effects."):
-        call = repeated(known, world, finding)[0]
+        call = repeated(reference, world, finding)[0]
         again = (i for i, entry in enumerate(entries) if i > crash and entry[2] is call)
         return next(again, None)
-    trie = known.trie
-    usual = {_trace(what, trie) for what in known.run.durable}
+    trie = reference.trie
+    usual = {_trace(what, trie) for what in reference.run.durable}
     for index, (_, _, what) in enumerate(entries):
         if index <= crash or not isinstance(what, Commit) or what.task_id is None:
             continue
-        if what.kind not in _UNTOLD and _trace(what, trie) not in usual:
+        if what.kind not in _WITHOUT_END and _trace(what, trie) not in usual:
             return index
     return None
 
@@ -243,53 +231,50 @@ def _trace(commit: Commit, trie: dict[str, object]) -> tuple[object, ...]:
 # --- as a table -----------------------------------------------------------------------------------
 
 
-def timeline_table(lines: Sequence[TimelineRow], most: int, cells: int) -> list[str]:
-    """Return at most so many lines of a table, its head first, around those that are marked."""
-    chosen = _chosen(lines, most - 1)
+def timeline_table(rows: Sequence[TimelineRow], most: int, cells: int) -> list[str]:
+    """Return a head and the rows around the marked ones, in at most `most` lines."""
+    chosen = _chosen(rows, most - 1)
     if not chosen:
         return []
-    times = _times([lines[i].at_ns for i in chosen], lines[0].at_ns)
+    times = _times([rows[i].at_ns for i in chosen], rows[0].at_ns)
     wide = max(5, *map(len, times))
-    deep = max(6, *(len(lines[i].commit) for i in chosen))
-    told = [line.who for line in (lines[i] for i in chosen) if line.who and line.call is None]
-    ids = max((min(width(plain(who[0])), _LONGEST_ID) for who in told), default=0)
-    names = max((min(width(plain(who[1])), _LONGEST_NAME) for who in told), default=0)
+    deep = max(6, *(len(rows[i].commit) for i in chosen))
+    tasks = [row.task for row in (rows[i] for i in chosen) if row.task and row.call is None]
+    ids = max((min(width(plain(task)), _LONGEST_ID) for task, _ in tasks), default=0)
+    names = max((min(width(plain(name)), _LONGEST_NAME) for _, name in tasks), default=0)
     found = [f"    {_HEAD[0]:<{wide}}   {_HEAD[1]:<4} {_HEAD[2]:<{deep}}  {_HEAD[3]}"]
     last = -1
     owner: str | None = None
     for time, index in zip(times, chosen, strict=True):
-        line = lines[index]
+        row = rows[index]
         if index > last + 1:
             found.append("    …")
         last = index
-        mark = ">" if line.marked else " "
-        head = f"  {mark} {time:<{wide}}   h{line.host:<3} {line.commit:<{deep}}  "
-        found.append(head + _body(line, ids, names, cells - len(head), owner))
-        owner = line.who[0] if line.who else None
-    if last < len(lines) - 1:
+        mark = ">" if row.marked else " "
+        head = f"  {mark} {time:<{wide}}   h{row.host:<3} {row.commit:<{deep}}  "
+        found.append(head + _body(row, ids, names, cells - len(head), owner))
+        owner = row.task[0] if row.task else None
+    if last < len(rows) - 1:
         found.append("    …")
     return found
 
 
-def _body(line: TimelineRow, ids: int, names: int, cells: int, owner: str | None) -> str:
-    if line.who is None:
-        text = line.what
-    elif line.call is not None:
-        same = owner == line.who[0]
-        head = "  " if same else f"{padded(shorten(line.who[0], _LONGEST_ID, 'end'), ids)}  "
-        head += f"effect #{line.call.number}  "
-        room = cells - width(head) - width(line.where) - 6
-        whole = width(call_text(line.call, room, named=False))
-        tail = shown(line.call.result, max(8, room - whole))
-        text = f"{head}{call_text(line.call, room - width(tail), named=False)} -> {tail}"
+def _body(row: TimelineRow, ids: int, names: int, cells: int, owner: str | None) -> str:
+    if row.task is None:
+        text = row.what
+    elif row.call is not None:
+        same = owner == row.task[0]
+        head = "  " if same else f"{padded(shorten(row.task[0], _LONGEST_ID, 'end'), ids)}  "
+        head += f"effect #{row.call.number}  "
+        room = cells - width(head) - width(row.where) - 6
+        whole = width(call_text(row.call, room, named=False))
+        tail = shown(row.call.result, max(8, room - whole))
+        text = f"{head}{call_text(row.call, room - width(tail), named=False)} -> {tail}"
     else:
-        who = (
-            padded(shorten(line.who[0], ids, "end"), ids),
-            padded(shorten(line.who[1], names, "both"), names),
-        )
-        text = f"{who[0]}  {who[1]}  {line.what}"
-    room = cells - width(line.where) - 2 if line.where else cells
-    return shorten(text, room) + (f"  {line.where}" if line.where else "")
+        task, name = shorten(row.task[0], ids, "end"), shorten(row.task[1], names, "both")
+        text = f"{padded(task, ids)}  {padded(name, names)}  {row.what}"
+    room = cells - width(row.where) - 2 if row.where else cells
+    return shorten(text, room) + (f"  {row.where}" if row.where else "")
 
 
 def _times(instants: Sequence[int], start: int) -> list[str]:
@@ -298,27 +283,17 @@ def _times(instants: Sequence[int], start: int) -> list[str]:
     return [seconds_text(length, places) for length in lengths]
 
 
-def _chosen(lines: Sequence[TimelineRow], most: int) -> list[int]:
-    """Return the indexes of at most `most` lines, gaps counted: the marks, then what is near."""
-    marks = [i for i, line in enumerate(lines) if line.marked] or [len(lines) - 1]
-    distances = {i: min(abs(i - mark) for mark in marks) for i in range(len(lines))}
-    if lines:
-        distances[len(lines) - 1] = min(distances[len(lines) - 1], 2)  # how it ended
-    near = sorted(distances, key=lambda i: (distances[i], i))
+def _chosen(rows: Sequence[TimelineRow], most: int) -> list[int]:
+    # The indexes of the marked rows and of those near them; a gap takes a line, too.
+    size = len(rows)
+    marks = [i for i, row in enumerate(rows) if row.marked] or [size - 1]
+    distances = {i: min(abs(i - mark) for mark in marks) for i in range(size)}
+    if rows:
+        distances[size - 1] = min(distances[size - 1], 2)  # how the job ended
     chosen: set[int] = set()
-    for index in near:
-        more = _without_single_gaps(chosen | {index}, len(lines))
-        if len(more) + _gaps(more, len(lines)) <= most:
+    for index in sorted(distances, key=lambda i: (distances[i], i)):
+        more = chosen | {index}
+        gaps = sum(b - a > 1 for a, b in pairwise([-1, *sorted(more), size]))
+        if len(more) + gaps <= most:
             chosen = more
     return sorted(chosen)
-
-
-def _without_single_gaps(chosen: set[int], size: int) -> set[int]:
-    # One line that is left out takes as much room as the `…` in its place.
-    single = {i for i in range(size) if {i - 1, i + 1} <= chosen | {-1, size}}
-    return chosen | single
-
-
-def _gaps(chosen: set[int], size: int) -> int:
-    edges = [-1, *sorted(chosen), size]
-    return sum(b - a > 1 for a, b in pairwise(edges))

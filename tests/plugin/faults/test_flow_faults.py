@@ -19,72 +19,38 @@ from routilux import (
     SqliteStore,
 )
 from tests.plugin.inner import run_inside
-
-SECOND = 10**9
-
-
-class Order(Routine):
-    def __init__(self, orders: int = 1, nap: float = 0) -> None:
-        super().__init__()
-        self.orders = orders
-        self.nap = nap
-        self.define_slot("trigger", handler=self.order)
-        self.define_event("output", ["number"])
-
-    def order(self) -> None:
-        self.ctx.sleep(self.nap)
-        for number in range(self.orders):
-            self.emit("output", number=number)
+from tests.routines import SECOND, Wide, Works, chain, retrying, sends
 
 
-class Charge(Routine):
-    max_concurrency = 4
-
-    def __init__(self, handler: ErrorHandler | None = None) -> None:
-        super().__init__()
-        self.define_slot("input", handler=self.charge)
-        self.define_event("output", ["number", "at"])
-        self.set_error_handler(handler or ErrorHandler("retry", max_retries=4, retry_delay=0.5))
-
-    async def charge(self, number: int) -> None:
-        self.emit("output", number=number, at=self.ctx.now().isoformat())
-
-
-class Odd(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.odd)
-        self.define_event("output", ["odd"])
-        self.set_error_handler(ErrorHandler("skip"))
-
-    def odd(self) -> None:
-        self.emit("output", odd=object())
+async def charge(self: Routine, n: int) -> None:
+    self.emit("out", n=n, at=self.ctx.now().isoformat())
 
 
 def shop(
-    orders: int = 1, *, handler: ErrorHandler | None = None, workers: int = 0, nap: float = 0
+    orders: int = 1,
+    *,
+    handler: ErrorHandler | None = None,
+    workers: int | None = None,
+    nap: float = 0,
 ) -> Flow:
-    flow = Flow(
-        "shop",
-        execution_strategy="concurrent" if workers else "sequential",
-        max_workers=workers or 1,
-    )
-    flow.add_routine(Order(orders, nap), "order")
-    flow.add_routine(Charge(handler), "charge")
-    flow.connect("order", "output", "charge", "input")
-    return flow
+    def order(self: Routine, n: object = 0) -> None:
+        self.ctx.sleep(nap)
+        sends(*range(orders))(self)
+
+    retry = handler or retrying(max_retries=4, retry_delay=0.5)
+    return chain(order=order, charge=Wide(charge, retry, out=["n", "at"]), workers=workers)
 
 
 # --- where they strike ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", [0, 4])
+@pytest.mark.parametrize("workers", [None, 4])
 def test_a_handler_raises_in_the_attempts_that_are_named(
     flow_faults: FlowFaults,
     flow_runtime: Runtime,
     flow_clock_bare: FakeClock,
     flow_monitor: FlowMonitor,
-    workers: int,
+    workers: int | None,
 ) -> None:
     fault = flow_faults.raises("charge", ConnectionError("no line"), attempts=[1, 2])
     job = shop(workers=workers).execute("order")
@@ -159,8 +125,7 @@ def test_a_store_fails_with_the_commit_kept_or_not(
 def test_what_can_not_be_saved_is_no_write(flow_faults: FlowFaults) -> None:
     runtime = flow_faults.on(Runtime(clock=FakeClock(), store=MemoryStore()))
     fault = flow_faults.store_fails(3)
-    flow = Flow("odd")
-    flow.add_routine(Odd(), "odd")
+    flow = chain(odd=Works(lambda self, n=0: self.emit("out", n=object()), ErrorHandler("skip")))
     assert 2 == flow.execute("odd", runtime=runtime).seq  # the start, and the task that is skipped
     assert not fault.struck
     with pytest.raises(OSError, match="write 3"):
@@ -268,9 +233,9 @@ def test_a_runtime_is_left_as_it_was_found() -> None:
         ),
     ],
 )
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [None, 2])
 def test_a_fault_that_can_not_strike_breaks_the_job_off_with_the_cure(
-    make, runtime: Runtime, says: str, workers: int
+    make, runtime: Runtime, says: str, workers: int | None
 ) -> None:
     faults = FlowFaults()
     faults.on(runtime)
@@ -294,7 +259,7 @@ def test_steps_in_other_processes_are_refused(flow_faults: FlowFaults) -> None:
 SHOP = f"""
     import pytest
     from {__name__} import shop
-    from routilux import MemoryStore, Runtime
+    from routilux import FakeClock, MemoryStore, Runtime
 """
 
 
@@ -337,7 +302,9 @@ def test_a_fault_that_never_strikes_fails_the_test(pytester: pytest.Pytester) ->
         assert line in result.outlines
 
 
-def test_a_test_that_failed_hears_of_misspelt_faults_only(pytester: pytest.Pytester) -> None:
+def test_a_failed_test_reports_only_misspelt_faults_and_runtimes_are_restored(
+    pytester: pytest.Pytester,
+) -> None:
     pytester.makepyfile(
         SHOP
         + """
@@ -349,21 +316,9 @@ def test_a_test_that_failed_hears_of_misspelt_faults_only(pytester: pytest.Pytes
         flow_faults.raises("charge", OSError, attempts=[7])
         flow_faults.raises("chrage", OSError)
         assert shop().execute("order").retry_count() == 1
-    """
-    )
-    result = run_inside(pytester)
-    result.assert_outcomes(failed=2, errors=1)
-    result.stdout.fnmatch_lines(["raises('chrage', OSError) names no routine of the flows*"])
-    result.stdout.no_fnmatch_line("*never struck*")
 
-
-def test_the_runtime_of_a_module_is_given_back_after_each_test(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        SHOP
-        + """
     @pytest.fixture(scope="module")
     def runtime():
-        from routilux import FakeClock
         return Runtime(clock=FakeClock(), store=MemoryStore())
 
     def test_one(runtime, flow_faults):
@@ -376,4 +331,7 @@ def test_the_runtime_of_a_module_is_given_back_after_each_test(pytester: pytest.
         shop().execute("order", runtime=runtime).raise_for_status()
     """
     )
-    run_inside(pytester).assert_outcomes(passed=2)
+    result = run_inside(pytester)
+    result.assert_outcomes(failed=2, errors=1, passed=2)
+    result.stdout.fnmatch_lines(["raises('chrage', OSError) names no routine of the flows*"])
+    result.stdout.no_fnmatch_line("*never struck*")

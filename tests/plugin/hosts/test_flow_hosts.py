@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from pytest_routilux import FlowHosts
-from pytest_routilux.hosts.flow_hosts import At, HostError
+from pytest_routilux.hosts.flow_hosts import At, HostError, HostResult
 from routilux import FakeClock, Runtime, SavedState
 from tests.plugin import shop as shop_module
 from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
@@ -21,6 +22,13 @@ from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
 PRICE = {"price": Decimal("19.90")}
 RETRY_2 = At(kind="retry", routine_id="charge", attempt=2)
 SECOND = 10**9
+
+
+def start(
+    hosts: FlowHosts, tries: int = 1, calls: Path | None = None, **options: Any
+) -> HostResult:
+    args = {"tries": tries, "calls": None if calls is None else str(calls)}
+    return hosts.start(shop, "order", PRICE, build_args=args, **options)
 
 
 def lengths(waits) -> list[float]:
@@ -33,7 +41,7 @@ def calls_of(path: Path) -> list[tuple[int, int]]:
 
 
 def test_a_job_runs_to_its_end_on_another_host(flow_hosts: FlowHosts) -> None:
-    host = flow_hosts.start(shop, "order", PRICE, build_args={"tries": 3}, job_id="A7")
+    host = start(flow_hosts, 3, job_id="A7")
     assert host.pid != os.getpid()
     assert ("A7", "completed") == (host.job.job_id, host.job.status)
     assert Money(Decimal("19.90")) == host.job.outputs[0].data["charged"]
@@ -49,7 +57,7 @@ def test_a_build_function_can_be_named(flow_hosts: FlowHosts) -> None:
 
 
 def test_the_clock_of_a_host_starts_where_the_test_says(flow_hosts: FlowHosts) -> None:
-    host = flow_hosts.start(shop, "order", PRICE, clock_start="2030-02-03T04:05:06")
+    host = start(flow_hosts, clock_start="2030-02-03T04:05:06")
     assert "2030-02-03T04:05:06.800000+00:00" == host.job.outputs[0].data["at"].isoformat()
 
 
@@ -74,18 +82,11 @@ def test_a_nap_on_a_host_fails_the_test_where_naps_are_errors(tmp_path: Path) ->
         hosts.start(napping, "nap")
 
 
-def test_a_job_goes_on_where_the_killed_host_had_saved_it(
+def test_a_job_resumes_from_the_document_of_a_killed_host(
     flow_hosts: FlowHosts, tmp_path: Path
 ) -> None:
     calls = tmp_path / "calls"
-    a = flow_hosts.start(
-        shop,
-        "order",
-        PRICE,
-        build_args={"tries": 99, "calls": str(calls)},
-        save_at=At(),
-        kill_at=RETRY_2,
-    )
+    a = start(flow_hosts, 99, calls, save_at=At(), kill_at=RETRY_2)
     assert 4 == a.killed_at
     assert [1, 2, 3, 4] == list(a.saved)
     assert a.end is None
@@ -109,14 +110,7 @@ def test_work_that_no_document_holds_is_done_again_with_the_same_key(
     flow_hosts: FlowHosts, tmp_path: Path
 ) -> None:
     calls = tmp_path / "calls"
-    a = flow_hosts.start(
-        shop,
-        "order",
-        PRICE,
-        build_args={"tries": 3, "calls": str(calls)},
-        save_at=At(kind="done", routine_id="order"),
-        kill_at=RETRY_2,
-    )
+    a = start(flow_hosts, 3, calls, save_at=At(kind="done", routine_id="order"), kill_at=RETRY_2)
     assert [2] == list(a.saved)
     b = flow_hosts.resume(a.document, imports=[shop_module])
     assert "completed" == b.job.status
@@ -125,9 +119,7 @@ def test_work_that_no_document_holds_is_done_again_with_the_same_key(
 
 
 def test_a_second_kill_leaves_what_the_second_host_saved(flow_hosts: FlowHosts) -> None:
-    a = flow_hosts.start(
-        shop, "order", PRICE, build_args={"tries": 4}, save_at=At(), kill_at=At(seq=3)
-    )
+    a = start(flow_hosts, 4, save_at=At(), kill_at=At(seq=3))
     b = flow_hosts.resume(
         a.document, imports=[shop_module], save_at=At(kind="retry"), kill_at=RETRY_2
     )
@@ -158,17 +150,14 @@ def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
     flow_hosts: FlowHosts, tmp_path: Path, strategy, thread: str
 ) -> None:
     calls = tmp_path / "calls"
-    args = {"calls": str(calls)}
-    a = flow_hosts.start(
-        shop, "order", PRICE, build_args=args, save_at=At(seq=2), kill_at=At(seq=2)
-    )
+    a = start(flow_hosts, 1, calls, save_at=At(seq=2), kill_at=At(seq=2))
     b = flow_hosts.resume(a.document, imports=[shop_module], execution_strategy=strategy)
     assert "completed" == b.job.status
     assert calls.read_text("utf-8").split()[-1].startswith(thread)
 
 
 def test_a_failed_job_gets_a_fresh_budget_on_a_changed_flow(flow_hosts: FlowHosts) -> None:
-    a = flow_hosts.start(shop, "order", PRICE, build_args={"tries": 99})
+    a = start(flow_hosts, 99)
     assert "failed" == a.job.status
     b = flow_hosts.resume(a.document, build=shop, build_args={"tries": 7}, retry_failed=True)
     assert "completed" == b.job.status
@@ -193,13 +182,9 @@ def test_a_module_that_only_its_file_leads_to_is_imported_from_it(
     flow_hosts: FlowHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As pytest imports test modules with --import-mode=importlib.
-    folder = tmp_path / "elsewhere"
-    folder.mkdir()
-    (folder / "far.py").write_text("def build():\n    from tests.plugin.shop import shop\n"
-                                   "    return shop()\n")  # fmt: skip
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("far.away", folder / "far.py")
+    path = tmp_path / "far.py"
+    path.write_text("from tests.plugin.shop import shop\ndef build(): return shop()")
+    spec = importlib.util.spec_from_file_location("far.away", path)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "far.away", module)
     spec.loader.exec_module(module)
@@ -210,14 +195,12 @@ def test_a_module_that_only_its_file_leads_to_is_imported_from_it(
 # --- a store ------------------------------------------------------------------------------------
 
 
-def test_a_job_goes_on_from_a_real_store_at_the_commit_where_its_host_was_killed(
+def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(
     flow_hosts: FlowHosts, tmp_path: Path
 ) -> None:
     calls, store = tmp_path / "calls", tmp_path / "jobs.db"
     args = {"tries": 99, "calls": str(calls)}
-    a = flow_hosts.start(
-        shop, "order", PRICE, build_args=args, job_id="A7", store=store, kill_at=RETRY_2
-    )
+    a = start(flow_hosts, 99, calls, job_id="A7", store=store, kill_at=RETRY_2)
     assert (4, {}, None) == (a.killed_at, a.saved, a.end)
     assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
 
@@ -229,19 +212,12 @@ def test_a_job_goes_on_from_a_real_store_at_the_commit_where_its_host_was_killed
     assert b.job == SavedState.read(b.document).job
 
 
-def test_a_host_on_a_store_goes_on_at_the_instant_of_its_last_commit(
+def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(
     flow_hosts: FlowHosts, tmp_path: Path
 ) -> None:
     store = tmp_path / "jobs.db"
-    a = flow_hosts.start(
-        shop,
-        "order",
-        PRICE,
-        build_args={"tries": 3},
-        store=store,
-        clock_start="2030-01-01",
-        kill_at=At(kind="retry", attempt=1),
-    )
+    kill_at = At(kind="retry", attempt=1)
+    a = start(flow_hosts, 3, store=store, clock_start="2030-01-01", kill_at=kill_at)
     b = flow_hosts.resume(store=store, job_id=a.job_id, build=shop, build_args={"tries": 3})
     assert "2030-01-01T00:00:01.550000+00:00" == b.job.outputs[0].data["at"].isoformat()
     rest, _ = b.waits  # the first delay begins anew on the clock of the host, at its own instant
@@ -268,7 +244,7 @@ def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(
     flow_hosts: FlowHosts, tmp_path: Path
 ) -> None:
     store = tmp_path / "jobs.db"
-    flow_hosts.start(shop, "order", PRICE, job_id="A7", store=store)
+    start(flow_hosts, job_id="A7", store=store)
     with pytest.raises(HostError, match=r"jobs\.db holds no job 'A8'; known: 'A7'"):
         flow_hosts.resume(store=store, job_id="A8", build=shop)
 
@@ -278,7 +254,7 @@ def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(
 
 def test_a_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> None:
     with pytest.raises(HostError) as error:
-        flow_hosts.start(shop, "order", PRICE, build_args={"tries": 2}, kill_at=RETRY_2)
+        start(flow_hosts, 2, kill_at=RETRY_2)
     assert re.fullmatch(
         r"host 1 \(pid \d+\) never reached At\(kind='retry', routine_id='charge', attempt=2\),"
         r" where it was to be killed; its commits were\n"
@@ -289,7 +265,7 @@ def test_a_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> Non
 
 def test_a_save_that_never_came_is_an_error(flow_hosts: FlowHosts) -> None:
     with pytest.raises(HostError, match=r"never reached At\(seq=4\), where it was to save"):
-        flow_hosts.start(shop, "order", PRICE, save_at=[At(seq=2), At(seq=4)])
+        start(flow_hosts, save_at=[At(seq=2), At(seq=4)])
 
 
 def test_a_kind_that_does_not_exist_is_refused_at_once() -> None:
@@ -299,7 +275,7 @@ def test_a_kind_that_does_not_exist_is_refused_at_once() -> None:
 
 
 def test_a_host_that_was_killed_before_it_saved_has_no_document(flow_hosts: FlowHosts) -> None:
-    host = flow_hosts.start(shop, "order", PRICE, kill_at=At(seq=2))
+    host = start(flow_hosts, kill_at=At(seq=2))
     with pytest.raises(HostError, match=r"was killed at commit 2 before it saved a document; let"):
         _ = host.document
 
@@ -315,18 +291,18 @@ def test_the_traceback_of_a_host_is_shown(flow_hosts: FlowHosts) -> None:
 
 
 @pytest.mark.parametrize(("how", "end"), [("exit", "exit status 3"), ("abort", "SIGABRT")])
-def test_how_a_host_died_is_told(flow_hosts: FlowHosts, how: str, end: str) -> None:
+def test_the_error_says_how_a_host_died(flow_hosts: FlowHosts, how: str, end: str) -> None:
     with pytest.raises(HostError, match=rf"died with {end}; its output:\n  \| about to {how}"):
         flow_hosts.start(breaking, "break", build_args={"how": how})
 
 
 def test_a_check_that_fails_on_the_host_is_shown(flow_hosts: FlowHosts) -> None:
-    a = flow_hosts.start(shop, "order", PRICE, build_args={"tries": 99})
+    a = start(flow_hosts, 99)
     with pytest.raises(HostError, match=r"AssertionError: retry 4 is not 7"):
         flow_hosts.resume(a.document, imports=[shop_module], look=doubts)
 
 
-def test_a_module_that_is_not_there_is_named(flow_hosts: FlowHosts) -> None:
+def test_a_missing_module_is_named(flow_hosts: FlowHosts) -> None:
     with pytest.raises(HostError) as error:
         flow_hosts.start("nowhere.flows:build", "order")
     text = str(error.value)
@@ -350,13 +326,13 @@ def test_a_name_that_leads_to_no_flow_is_an_error(
         flow_hosts.start(build, "order")
 
 
-def test_a_document_that_is_not_there_is_named(flow_hosts: FlowHosts, tmp_path: Path) -> None:
+def test_a_missing_document_is_named(flow_hosts: FlowHosts, tmp_path: Path) -> None:
     with pytest.raises(HostError, match=rf"there is no document {tmp_path}/gone\.json; write"):
         flow_hosts.resume(tmp_path / "gone.json")
 
 
-def test_a_class_that_nobody_imports_on_the_host_is_told(flow_hosts: FlowHosts) -> None:
-    a = flow_hosts.start(shop, "order", PRICE)
+def test_a_class_that_the_host_does_not_import_is_named(flow_hosts: FlowHosts) -> None:
+    a = start(flow_hosts)
     SavedState.capture(shop(), a.job.at(1)).write(a.document)
     with pytest.raises(HostError) as error:
         flow_hosts.resume(a.document)

@@ -72,12 +72,6 @@ INNER = """
 
     def test_handlers_of_two_kinds():
         assert ErrorHandler("retry", timeout=2) == ErrorHandler("skip")
-
-    def test_a_list():
-        assert [job(1), job(2)] == [job(1), job(3)]
-
-    def test_a_dict():
-        assert {"first": job(1), "then": job(2)} == {"first": job(1), "then": job(5)}
 """
 
 
@@ -132,7 +126,7 @@ def test_the_whole_text_as_pytest_shows_it(
 def test_without_assertion_rewriting_pytest_shows_reprs(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(test_inner=INNER)
     result = run_inside(pytester, "--assert=plain", "--showlocals", "-k", "handlers or a_failure")
-    result.assert_outcomes(failed=3, deselected=12)
+    result.assert_outcomes(failed=3, deselected=10)
     handler = "a          = ErrorHandler(ErrorStrategy.RETRY, max_retries=4, retry_delay=0.3,*"
     result.stdout.fnmatch_lines([handler])
 
@@ -295,23 +289,14 @@ def test_an_explanation_that_fails_does_not_replace_the_failure() -> None:
 @pytest.mark.parametrize(
     ("op", "left", "right"),
     [
-        ("==", [kept(1), 7], [kept(1), 8]),
-        ("==", [7, kept(1)], [8, kept(2)]),
         ("==", {"a": 1}, {"a": 2}),
         ("==", kept(1), 7),
-        ("==", [kept(1)], (kept(2),)),
-        ("==", [kept(1)], [kept(1), kept(1)]),
+        ("==", [kept(1)], [kept(2)]),
         *((op, kept(1), kept(2)) for op in ("<", "in", "is", "not in")),
     ],
 )
 def test_other_comparisons_are_left_to_pytest(op: str, left: object, right: object) -> None:
     assert explain_comparison(op, left, right, whole=False) is None
-
-
-def test_only_the_first_members_of_a_long_list_are_compared() -> None:
-    job = kept(1)
-    assert explain_comparison("==", [job] * 999 + [kept(2)], [job] * 1000, whole=False) is not None
-    assert explain_comparison("==", [job] * 1000 + [kept(2)], [job] * 1001, whole=False) is None
 
 
 def test_a_path_leads_to_the_value_that_differs() -> None:

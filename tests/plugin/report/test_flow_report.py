@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Verified = Callable[..., tuple[str, str]]
 
 ESCAPE: Final = "\x1b["
+XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
 
 TWO_TESTS: Final = """
     def test_one(flow_report):
@@ -44,6 +45,11 @@ FAILING: Final = """
         flow_report.add("marker")
         assert 1 == 2
 """
+
+
+def title_of(lines: list[str]) -> str:
+    (title,) = (line for line in lines if "Title one" in line)
+    return title
 
 
 # --- where reports are shown ----------------------------------------------------------------------
@@ -174,7 +180,7 @@ def test_with_workers_the_controller_prints_every_report_once_below_its_test(
             flow_report.add(f"report<{n}>", title="Title")
         """
     )
-    result = inner.runpytest_inprocess(*PLUGIN, "-p", "xdist.plugin", "-n", "2", "-v")
+    result = inner.runpytest_inprocess(*PLUGIN, *XDIST, "-v")
     result.assert_outcomes(passed=12)
     lines = result.outlines
     for n in range(12):
@@ -194,7 +200,7 @@ def test_the_width_is_that_of_the_variable_columns(
     monkeypatch.setenv("COLUMNS", columns)
     inner.makepyfile(TWO_TESTS)
     out = inner.runpytest_inprocess(*PLUGIN, "-v").outlines
-    (title,) = (line for line in out if line.startswith("Title one"))
+    title = title_of(out)
     assert cell_len(title) == int(columns)
 
 
@@ -204,16 +210,16 @@ def test_without_a_terminal_the_width_is_100_and_there_are_no_colours(
     monkeypatch.delenv("COLUMNS")
     inner.makepyfile(TWO_TESTS)
     result = run_pytest(inner, *PLUGIN, "-v")
-    (title,) = (line for line in result.outlines if line.startswith("Title one"))
+    title = title_of(result.outlines)
     assert cell_len(title) == 100
     assert ESCAPE not in result.stdout.str()
 
 
 def test_color_yes_gives_colours_with_workers_too(inner: pytest.Pytester) -> None:
     inner.makepyfile(TWO_TESTS)
-    for workers in ((), ("-p", "xdist.plugin", "-n", "2")):
+    for workers in ((), XDIST):
         out = inner.runpytest_inprocess(*PLUGIN, *workers, "-v", "--color=yes").outlines
-        (title,) = (line for line in out if "Title one" in line)
+        title = title_of(out)
         assert ESCAPE in title
 
 
@@ -233,33 +239,29 @@ def terminal_output(folder: Path, environ: dict[str, str], *args: str) -> list[s
     ):
         os.close(theirs)
         written = b""
-        with suppress(OSError):  # how Linux says that the other end is closed
+        with suppress(OSError):  # on Linux: the other end is closed
             while chunk := os.read(ours, 65536):
                 written += chunk
     os.close(ours)
     return written.decode().replace("\r\n", "\n").splitlines()
 
 
-@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "2")])
-def test_in_a_terminal_the_width_is_the_terminals_and_colours_are_on(
-    inner: pytest.Pytester, workers: tuple[str, ...]
+@pytest.mark.parametrize(
+    ("environ", "args", "colours"),
+    [
+        ({}, (), True),
+        ({}, XDIST, True),
+        ({"NO_COLOR": "1"}, (), False),
+        ({"TERM": "dumb"}, (), False),
+    ],
+)
+def test_a_terminal_sets_the_width_and_gets_colours_unless_it_refuses_them(
+    inner: pytest.Pytester, environ: dict[str, str], args: tuple[str, ...], colours: bool
 ) -> None:
     inner.makepyfile(TWO_TESTS)
-    lines = terminal_output(inner.path, {}, *workers)
-    (title,) = (line for line in lines if "Title one" in line)
-    assert ESCAPE in title
+    title = title_of(terminal_output(inner.path, environ, *args))
+    assert colours == (ESCAPE in title)
     assert cell_len(re.sub(r"\x1b\[[\d;]*m", "", title)) == 72
-
-
-@pytest.mark.parametrize("environ", [{"NO_COLOR": "1"}, {"TERM": "dumb"}])
-def test_no_color_and_dumb_terminals_get_plain_text(
-    inner: pytest.Pytester, environ: dict[str, str]
-) -> None:
-    inner.makepyfile(TWO_TESTS)
-    lines = terminal_output(inner.path, environ)
-    (title,) = (line for line in lines if "Title one" in line)
-    assert ESCAPE not in title
-    assert cell_len(title) == 72
 
 
 def test_a_suite_without_reports_imports_neither_rich_nor_the_engine(
@@ -284,7 +286,7 @@ def test_a_suite_without_reports_imports_neither_rich_nor_the_engine(
 def verify_in(flow_report: FlowReport, request: pytest.FixtureRequest) -> Verified:
     """Return the error of a verification, and what it shows."""
 
-    def verified(body: Callable[[Verification], None], *, brief: bool = False) -> tuple[str, str]:
+    def verified(body: Callable[[Verification], object], *, brief: bool = False) -> tuple[str, str]:
         raised = ""
         try:
             with flow_report.verification("Saved and continued", brief=brief) as verify:
@@ -299,31 +301,26 @@ def verify_in(flow_report: FlowReport, request: pytest.FixtureRequest) -> Verifi
     return verified
 
 
-def test_each_check_that_holds_has_a_green_row(
-    verify_in: Verified,
-) -> None:
-    def body(verify: Verification) -> None:
-        verify("retry count", 2, 2)
-        verify.that("items complete", True, "3 of 3")
-
-    raised, text = verify_in(body)
+def test_each_check_that_holds_has_a_green_row(verify_in: Verified) -> None:
+    raised, text = verify_in(
+        lambda verify: [verify("retry count", 2, 2), verify.that("complete", True, "3 of 3")]
+    )
     assert raised == ""
     assert text.splitlines()[0].startswith("Saved and continued ─")
     assert [line.split() for line in text.splitlines()[-2:]] == [
         ["✅", "retry", "count", "2", "2"],
-        ["✅", "items", "complete", "3", "of", "3"],
+        ["✅", "complete", "3", "of", "3"],
     ]
 
 
-def test_a_wrong_value_has_a_red_row_and_fails_the_block_at_its_end(
-    verify_in: Verified,
-) -> None:
-    def body(verify: Verification) -> None:
-        verify("retry count", 2, 3)
-        verify("history", 2, 2)
-        verify.that("items complete", False, "2 of 3")
-
-    raised, text = verify_in(body)
+def test_a_wrong_value_has_a_red_row_and_fails_the_block_at_its_end(verify_in: Verified) -> None:
+    raised, text = verify_in(
+        lambda verify: [
+            verify("retry count", 2, 3),
+            verify("history", 2, 2),
+            verify.that("items complete", False, "2 of 3"),
+        ]
+    )
     assert raised.splitlines() == [
         "Saved and continued: 2 of 3 checks failed",
         "  ❌ retry count: expected 2, actual 3",
@@ -332,9 +329,7 @@ def test_a_wrong_value_has_a_red_row_and_fails_the_block_at_its_end(
     assert [line.split()[0] for line in text.splitlines()[-3:]] == ["❌", "✅", "❌"]
 
 
-def test_brief_is_one_line_if_every_check_holds_and_a_table_if_not(
-    verify_in: Verified,
-) -> None:
+def test_brief_is_one_line_if_every_check_holds_and_a_table_if_not(verify_in: Verified) -> None:
     _, text = verify_in(lambda verify: verify("retry count", 2, 2), brief=True)
     assert text == "  ✅ Saved and continued: 1 check"
     _, text = verify_in(lambda verify: verify("retry count", 2, 3), brief=True)
@@ -359,17 +354,16 @@ def test_a_block_that_raises_keeps_its_error_and_lists_the_checks_that_had_faile
 
 def test_a_block_without_a_check_fails(verify_in: Verified) -> None:
     raised, _ = verify_in(lambda _: None)
-    assert raised == ("Saved and continued: no check was made; call verify() in the block")
+    assert raised == "Saved and continued: no check was made; call verify() in the block"
 
 
-def test_a_wrong_value_is_shown_in_full_and_a_right_one_in_one_line(
-    verify_in: Verified,
-) -> None:
-    def body(verify: Verification) -> None:
-        verify("right", "+" * 300, "+" * 300)
-        verify("wrong", "@" * 300, "%" * 300)
-
-    raised, text = verify_in(body)
+def test_a_wrong_value_is_shown_in_full_and_a_right_one_in_one_line(verify_in: Verified) -> None:
+    raised, text = verify_in(
+        lambda verify: [
+            verify("right", "+" * 300, "+" * 300),
+            verify("wrong", "@" * 300, "%" * 300),
+        ]
+    )
     assert sum("+" in line for line in text.splitlines()) == 1
     assert text.count("@") == text.count("%") == 300
     assert f"expected {'@' * 300}, actual {'%' * 300}" in raised

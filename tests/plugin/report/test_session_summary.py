@@ -19,28 +19,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
+JUNIT: Final = ("--junitxml=out.xml", "-o", "junit_family=xunit1")
 
 PAY: Final = """
     import os, signal
     import pytest
-    from routilux import ErrorHandler, ExecutionMonitor, Flow, Routine, Runtime, use_runtime
+    from routilux import ErrorHandler, ExecutionMonitor, Runtime, use_runtime
+    from tests.routines import chain, fails
 
-    class Pay(Routine):
-        def __init__(self, failures):
-            super().__init__()
-            self.failures = failures
-            self.define_slot("trigger", handler=self.pay)
-            self.define_event("output", ["receipt"])
-
-        def pay(self):
-            self.ctx.sleep(0.5)
-            if self.ctx.attempt <= self.failures:
-                raise ConnectionError("no answer")
-            self.emit("output", receipt=7)
-
-    def pay(failures):
-        flow = Flow("pay")
-        flow.add_routine(Pay(failures), "pay")
+    def pay(failures, body=None):
+        flow = chain(pay=body or fails(failures, ConnectionError, after=0.5))
         flow.set_error_handler(ErrorHandler("retry", 4, 0.3, 1.5))
         return flow
 """
@@ -54,6 +42,16 @@ TWO: Final = """
 """
 # 5 × 0.5 s and the waits 0.3, 0.45, 0.675, 1.0125 s; then 0.5 s, and 2 × 0.5 s with a wait of 0.3 s
 TWO_LINE: Final = "routilux: 3 jobs, 11 commits, 5 retries, 6.7375 s of virtual time in ⏱ s"
+
+
+def run_inner(inner: pytest.Pytester, code: str, *args: str) -> pytest.RunResult:
+    inner.makepyfile(PAY + code)
+    return inner.runpytest_inprocess(*PLUGIN, *args)
+
+
+def run_forked(inner: pytest.Pytester, code: str, *args: str) -> pytest.RunResult:
+    inner.makepyfile(PAY + code)
+    return run_pytest(inner, *PLUGIN, *args)
 
 
 def line_of(result: pytest.RunResult) -> list[str]:
@@ -73,7 +71,7 @@ OVERRIDES: Final = """
         def test_it(self, flow_runtime):
             pay(1).execute("pay")
 
-    class TestOwnMonitorThatKeeps:
+    class TestMonitorWithRecords:
         @pytest.fixture
         def flow_monitor(self):
             return ExecutionMonitor()
@@ -81,12 +79,12 @@ OVERRIDES: Final = """
         def test_it(self, flow_runtime):
             pay(2).execute("pay")
 
-    class TestOwnMonitor:
+    class TestMonitorWithoutRecords:
         @pytest.fixture
         def flow_monitor(self):
-            class Deaf:
+            class Observer:
                 def on_commit(self, job, commit): pass
-            return Deaf()
+            return Observer()
 
         def test_it(self, flow_runtime):
             pay(0).execute("pay")
@@ -113,20 +111,28 @@ SET_UP: Final = """
 
     def test_one(paid): pass
 """
+HOUR: Final = "    def test_hour(flow_clock_bare): flow_clock_bare.advance(3_780)"
+SIMULATED: Final = """
+    def test_simulated(flow_sim):
+        flow_sim.run(lambda: pay(4), "pay")
+
+    def test_everywhere(flow_sim):
+        first = flow_sim.crash_everywhere(lambda: pay(1), "pay")
+        second = flow_sim.crash_everywhere(lambda: pay(0), "pay")
+        assert [19, 9] == [first.executed.total(), second.executed.total()]
+"""
 
 
 @pytest.mark.parametrize(
-    ("code", "line"),
+    ("code", "figures"),
     [
-        (TWO, TWO_LINE),
-        (PAUSED, "routilux: 1 job, 6 commits, 2 retries, 2.25 s of virtual time in ⏱ s"),
-        (
-            "    def test_hour(flow_clock_bare): flow_clock_bare.advance(3_780)",
-            "routilux: 1 h 3 min of virtual time in ⏱ s",
-        ),
-        (INSTANT, "routilux: 1 job, 2 commits, 0 retries in ⏱ s"),
-        (SET_UP, "routilux: 1 job, 3 commits, 1 retry, 1.3 s of virtual time in ⏱ s"),
-        (OVERRIDES, "routilux: 2 jobs, 7 commits, 3 retries, 4.05 s of virtual time in ⏱ s"),
+        (TWO, TWO_LINE.removeprefix("routilux: ").removesuffix(" in ⏱ s")),
+        (PAUSED, "1 job, 6 commits, 2 retries, 2.25 s of virtual time"),
+        (HOUR, "1 h 3 min of virtual time"),
+        (INSTANT, "1 job, 2 commits, 0 retries"),
+        (SET_UP, "1 job, 3 commits, 1 retry, 1.3 s of virtual time"),
+        (OVERRIDES, "2 jobs, 7 commits, 3 retries, 4.05 s of virtual time"),
+        (SIMULATED, "1 job, 6 commits, 4 retries, 28 crash points, 4.9375 s of virtual time"),
     ],
     ids=[
         "sums over the tests",
@@ -135,46 +141,13 @@ SET_UP: Final = """
         "jobs without time",
         "a set-up that fails after its job",
         "fixtures that the project overrides",
+        "simulated jobs and crash points",
     ],
 )
-def test_it_counts(inner: pytest.Pytester, code: str, line: str) -> None:
-    inner.makepyfile(PAY + code)
-    result = inner.runpytest_inprocess(*PLUGIN)
-    assert (0 if code is not SET_UP else 1) == result.ret
-    assert_golden(line, result.outlines)
-
-
-def test_simulated_jobs_and_crash_points_are_counted(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        PAY
-        + """
-    def test_simulated(flow_sim):
-        flow_sim.run(lambda: pay(4), "pay")
-
-    def test_everywhere(flow_sim):
-        first = flow_sim.crash_everywhere(lambda: pay(1), "pay")
-        second = flow_sim.crash_everywhere(lambda: pay(0), "pay")
-        assert [21, 10] == [first.executed.total(), second.executed.total()]
-    """
-    )
-    result = run_pytest(inner, *PLUGIN)
-    result.assert_outcomes(passed=2)
-    assert_golden(
-        "routilux: 1 job, 6 commits, 4 retries, 31 crash points, 4.9375 s of virtual time in ⏱ s",
-        result.outlines,
-    )
-
-
-@pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
-@pytest.mark.parametrize("assertion", ["assert True", "assert False"])
-def test_it_is_printed_below_one_blank_line(
-    inner: pytest.Pytester, args: tuple[str, ...], assertion: str
-) -> None:
-    inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
-    lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
-    [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
-    assert "" == lines[at - 1]
-    assert "" != lines[at - 2]
+def test_it_counts(inner: pytest.Pytester, code: str, figures: str) -> None:
+    result = (run_forked if code == SIMULATED else run_inner)(inner, code)
+    assert (1 if code == SET_UP else 0) == result.ret
+    assert_golden(f"routilux: {figures} in ⏱ s", result.outlines)
 
 
 @pytest.mark.parametrize(
@@ -187,40 +160,6 @@ def test_a_golden_line_with_a_wrong_figure_fails(real: str, planted: str) -> Non
     assert_golden(TWO_LINE, ["", printed, ""])
     with pytest.raises(AssertionError, match="expected:"):
         assert_golden(TWO_LINE.replace(real, planted), ["", printed, ""])
-
-
-def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(
-    inner: pytest.Pytester,
-) -> None:
-    inner.makeconftest(RERUNS)
-    inner.makepyfile(
-        PAY
-        + """
-    runs = []
-
-    def test_flaky(flow_runtime, flow_report, record_property):
-        runs.append(1)
-        record_property("ours", len(runs))
-        flow_report.add(f"report of run {len(runs)}")
-        pay(len(runs)).execute("pay")
-        assert len(runs) == 2
-    """
-    )
-    result = inner.runpytest_inprocess(
-        *PLUGIN, "--junitxml=out.xml", "-o", "junit_family=xunit1", "-v"
-    )
-    assert_golden(
-        "routilux: 2 jobs, 7 commits, 3 retries, 3.55 s of virtual time in ⏱ s", result.outlines
-    )
-    assert 1 == result.stdout.str().count("report of run 2")
-    last = properties(inner.path / "out.xml")["test_flaky"]
-    assert [("ours", "1"), ("ours", "2")] == last[:2]
-    assert [
-        ("routilux_jobs", "1"),
-        ("routilux_commits", "4"),
-        ("routilux_retries", "2"),
-        ("routilux_virtual_seconds", "2.25"),
-    ] == last[2:]
 
 
 RERUNS: Final = """
@@ -248,6 +187,33 @@ RERUNS: Final = """
 """
 
 
+def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(
+    inner: pytest.Pytester,
+) -> None:
+    inner.makeconftest(RERUNS)
+    flaky = """
+    runs = []
+
+    def test_flaky(flow_runtime, flow_report, record_property):
+        runs.append(1)
+        record_property("ours", len(runs))
+        flow_report.add(f"report of run {len(runs)}")
+        pay(len(runs)).execute("pay")
+        assert len(runs) == 2
+    """
+    result = run_inner(inner, flaky, *JUNIT, "-v")
+    assert_golden(ENDED, result.outlines)
+    assert 1 == result.stdout.str().count("report of run 2")
+    assert [
+        ("ours", "1"),
+        ("ours", "2"),
+        ("routilux_jobs", "1"),
+        ("routilux_commits", "4"),
+        ("routilux_retries", "2"),
+        ("routilux_virtual_seconds", "2.25"),
+    ] == properties(inner.path / "out.xml")["test_flaky"]
+
+
 # --- when it is shown -----------------------------------------------------------------------------
 
 
@@ -262,8 +228,7 @@ RERUNS: Final = """
 def test_it_is_shown_once_unless_quiet_or_never(
     inner: pytest.Pytester, args: str, shown: bool
 ) -> None:
-    inner.makepyfile(PAY + TWO)
-    result = inner.runpytest_inprocess(*PLUGIN, *args.split())
+    result = run_inner(inner, TWO, *args.split())
     assert pytest.ExitCode.OK == result.ret
     lines = line_of(result)
     assert int(shown) == len(lines)
@@ -271,22 +236,31 @@ def test_it_is_shown_once_unless_quiet_or_never(
         assert_golden(TWO_LINE, lines)
 
 
+@pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
+@pytest.mark.parametrize("assertion", ["assert True", "assert False"])
+def test_it_is_printed_below_one_blank_line(
+    inner: pytest.Pytester, args: tuple[str, ...], assertion: str
+) -> None:
+    inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
+    lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
+    [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
+    assert "" == lines[at - 1]
+    assert "" != lines[at - 2]
+
+
 def test_a_session_that_ran_no_job_gets_no_line(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        """
-        def test_nothing(): pass
-        def test_only_made(flow_factory, flow_runtime, flow_monitor, flow_sim, flow_report): pass
-        """
-    )
+    code = """
+    def test_nothing(): pass
+    def test_only_made(flow_factory, flow_runtime, flow_monitor, flow_sim, flow_report): pass
+    """
     for mode in ("auto", "always"):
-        result = inner.runpytest_inprocess(*PLUGIN, f"--routilux-report={mode}", "-v")
+        result = run_inner(inner, code, f"--routilux-report={mode}", "-v")
         result.assert_outcomes(passed=2)
         result.stdout.no_fnmatch_line("*routilux:*")
 
 
 def test_without_a_terminal_nothing_is_shown_and_nothing_breaks(inner: pytest.Pytester) -> None:
-    inner.makepyfile(PAY + TWO)
-    result = inner.runpytest_inprocess(*PLUGIN, "-p", "no:terminal", "--junitxml=out.xml")
+    result = run_inner(inner, TWO, "-p", "no:terminal", "--junitxml=out.xml")
     assert pytest.ExitCode.OK == result.ret
     assert ([], []) == (result.outlines, result.errlines)
     assert ("routilux_jobs", "2") in properties(inner.path / "out.xml")["test_two_jobs"]
@@ -310,9 +284,7 @@ def test_it_is_as_wide_as_the_terminal_and_breaks_between_figures(width: int) ->
 
 # --- sessions that end early ----------------------------------------------------------------------
 
-LONG: Final = (
-    PAY
-    + """
+LONG: Final = """
     def test_first(flow_runtime):
         pay(1).execute("pay")
 
@@ -323,53 +295,44 @@ LONG: Final = (
     def test_third(flow_runtime):
         pay(3).execute("pay")
 """
-)
 ENDED: Final = "routilux: 2 jobs, 7 commits, 3 retries, 3.55 s of virtual time in ⏱ s"
 
 
 @pytest.mark.parametrize("stop", ["-x", "--maxfail=1"])
 def test_with_maxfail_it_counts_the_tests_that_ran(inner: pytest.Pytester, stop: str) -> None:
-    inner.makepyfile(LONG.format(end="assert False"))
-    result = inner.runpytest_inprocess(*PLUGIN, stop)
+    result = run_inner(inner, LONG.format(end="assert False"), stop)
     result.assert_outcomes(passed=1, failed=1)
     assert_golden(ENDED, result.outlines)
 
 
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
 def test_an_interrupted_test_counts_what_it_did(inner: pytest.Pytester, end: str) -> None:
-    inner.makepyfile(LONG.format(end=end))
-    result = run_pytest(inner, *PLUGIN)
+    result = run_forked(inner, LONG.format(end=end))
     assert pytest.ExitCode.INTERRUPTED == result.ret
-    assert_golden(ENDED, result.outlines)
+    assert_golden(ENDED, line_of(result))
     assert 1 == len(line_of(result))
 
 
 def test_an_interrupted_handler_counts_what_was_committed(inner: pytest.Pytester) -> None:
-    inner.makepyfile(
-        PAY
-        + """
-    class Stop(Pay):
-        def pay(self):
-            if self.ctx.attempt == 3:
-                os.kill(os.getpid(), signal.SIGINT)
-            super().pay()
+    code = """
+    def body(self):
+        if self.ctx.attempt == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        self.ctx.sleep(0.5)
+        raise ConnectionError("no answer")
 
     def test_stopped(flow_runtime):
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
-        flow = Flow("stop")
-        flow.add_routine(Stop(4), "pay")
-        flow.set_error_handler(ErrorHandler("retry", 4, 0.3, 1.5))
-        flow.execute("pay")
+        pay(4, body).execute("pay")
     """
-    )
-    result = run_pytest(inner, *PLUGIN)
+    result = run_forked(inner, code)
     assert pytest.ExitCode.INTERRUPTED == result.ret
     assert_golden(
         "routilux: 1 job, 3 commits, 2 retries, 1.75 s of virtual time in ⏱ s", result.outlines
     )
 
 
-# --- workers --------------------------------------------------------------------------------------
+# --- workers of xdist -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -384,15 +347,12 @@ def test_an_interrupted_handler_counts_what_was_committed(inner: pytest.Pytester
 def test_with_workers_every_test_counts_once(
     inner: pytest.Pytester, workers: tuple[str, ...]
 ) -> None:
-    inner.makepyfile(
-        PAY
-        + """
+    code = """
     @pytest.mark.parametrize("n", range(12))
     def test_it(flow_runtime, n):
         pay(n % 3).execute("pay")
     """
-    )
-    result = inner.runpytest_inprocess(*PLUGIN, *workers)
+    result = run_inner(inner, code, *workers)
     result.assert_outcomes(passed=12)
     [line] = line_of(result)
     assert_golden(
@@ -401,8 +361,7 @@ def test_with_workers_every_test_counts_once(
 
 
 def test_only_the_test_of_a_crashed_worker_is_not_counted(inner: pytest.Pytester) -> None:
-    inner.makepyfile(LONG.format(end="os._exit(1)"))
-    result = inner.runpytest_inprocess(*PLUGIN, *XDIST)
+    result = run_inner(inner, LONG.format(end="os._exit(1)"), *XDIST)
     result.assert_outcomes(passed=2, failed=1)
     assert_golden(
         "routilux: 2 jobs, 8 commits, 4 retries, 4.725 s of virtual time in ⏱ s", result.outlines
@@ -410,14 +369,14 @@ def test_only_the_test_of_a_crashed_worker_is_not_counted(inner: pytest.Pytester
 
 
 def test_with_workers_and_maxfail_the_line_is_shown(inner: pytest.Pytester) -> None:
-    inner.makepyfile(LONG.format(end="assert False"))
-    result = inner.runpytest_inprocess(*PLUGIN, "-p", "xdist.plugin", "-n", "1", "-x")
+    code = LONG.format(end="assert False")
+    result = run_inner(inner, code, "-p", "xdist.plugin", "-n", "1", "-x")
     assert pytest.ExitCode.OK != result.ret
     [line] = line_of(result)
     assert re.match(r"routilux: [23] jobs, ", line)
 
 
-# --- --junitxml ---------------------------------------------------------------------------
+# --- --junitxml -----------------------------------------------------------------------------------
 
 
 def properties(path: Path) -> dict[str, list[tuple[str, str]]]:
@@ -434,9 +393,7 @@ def properties(path: Path) -> dict[str, list[tuple[str, str]]]:
 def test_junitxml_has_the_figures_of_each_test(
     inner: pytest.Pytester, args: tuple[str, ...]
 ) -> None:
-    inner.makepyfile(
-        PAY
-        + """
+    code = """
     def test_fails(flow_runtime, record_property):
         record_property("ours", "kept")
         pay(4).execute("pay")
@@ -447,8 +404,7 @@ def test_junitxml_has_the_figures_of_each_test(
     def test_simulates(flow_sim):
         flow_sim.crash_everywhere(lambda: pay(1), "pay")
     """
-    )
-    result = run_pytest(inner, *PLUGIN, "--junitxml=out.xml", "-o", "junit_family=xunit1", *args)
+    result = run_forked(inner, code, *JUNIT, *args)
     result.assert_outcomes(failed=1, passed=2)
     assert {
         "test_fails": [
@@ -459,14 +415,12 @@ def test_junitxml_has_the_figures_of_each_test(
             ("routilux_virtual_seconds", "4.9375"),
         ],
         "test_plain": [],
-        "test_simulates": [("routilux_crash_points", "21 of 21")],
+        "test_simulates": [("routilux_crash_points", "19 of 19")],
     } == properties(inner.path / "out.xml")
 
 
 def test_junitxml_has_no_figures_with_never(inner: pytest.Pytester) -> None:
-    inner.makepyfile(PAY + TWO)
-    result = inner.runpytest_inprocess(
-        *PLUGIN, "--junitxml=out.xml", "--routilux-report=never", "-W", "error"
-    )
+    args = ("--junitxml=out.xml", "--routilux-report=never", "-W", "error")
+    result = run_inner(inner, TWO, *args)
     result.assert_outcomes(passed=2)
     assert {"test_four_retries": [], "test_two_jobs": []} == properties(inner.path / "out.xml")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
-
 from pytest_routilux.sim.simulator.effects import Effect
 from routilux import ErrorHandler, Flow, Routine
 
@@ -59,12 +57,6 @@ class AttemptInKey(Charge):
         receipt = gateway(order=order, amount=amount, key=f"{order}-{self.ctx.attempt}")
         if self.ctx.attempt < 2:
             raise GatewayDown("no answer")
-        self.emit("output", receipt=receipt)
-
-
-class FreshKey(Charge):
-    def charge(self, order: str, amount: float) -> None:
-        receipt = gateway(order=order, amount=amount, key=f"{order}-{uuid.uuid4()}")
         self.emit("output", receipt=receipt)
 
 

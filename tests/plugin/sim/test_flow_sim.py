@@ -8,7 +8,7 @@ from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import ON_SQLITE, check_shop, glob, shop
 
 
-def test_a_flow_that_survives_passes_and_says_with_v_how_much_was_check_shop(
+def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(
     pytester: pytest.Pytester,
 ) -> None:
     shop(pytester, keyed=True)

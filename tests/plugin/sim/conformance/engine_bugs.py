@@ -1,7 +1,6 @@
-"""Bugs to be planted in the engine, each by the sentence of what it breaks, and flows to show them.
+"""Bugs to plant in the engine, each by a sentence that says what breaks, and flows that show them.
 
-A bug is planted by patching the engine while a block runs. None of them is in the flow: without the
-patch the same flow, with the same budget, is clean.
+A patch of the engine plants a bug. The flow has none: without the patch it has no finding.
 """
 
 from __future__ import annotations
@@ -47,18 +46,18 @@ class GatewaySlow(GatewayDown):
 
 
 class CardRefused(GatewayDown):
-    """No use to ask again."""
+    """Another attempt is refused too."""
 
 
 class GatewayBusy(RetryAfter):
-    """The gateway says when to come again."""
+    """The gateway asks for a retry after a delay."""
 
 
 # --- flows ----------------------------------------------------------------------------------------
 
 
 class Orders(Routine):
-    """Sends out so many orders, all alike but for their number."""
+    """Emits so many orders."""
 
     def __init__(self, count: int = 1) -> None:
         super().__init__()
@@ -75,7 +74,7 @@ ERRORS = {kind.__name__: kind for kind in (GatewayDown, GatewaySlow, CardRefused
 
 
 class Charge(Routine):
-    """Leaves its mark wherever it can, and then fails, as often as `fails` says of an order."""
+    """Writes wherever it can, and then fails in the first attempts: `fails` of them by order."""
 
     def __init__(self, error: str = "GatewayDown", fails: tuple[int, ...] = (3,)) -> None:
         super().__init__()
@@ -107,19 +106,19 @@ class Wide(Charge):
 
 
 class Book(Routine):
-    """Takes what it is sent."""
+    """Adds up the orders that it gets."""
 
     def __init__(self) -> None:
         super().__init__()
         self.define_slot("input", handler=self.book)
-        self.define_slot("told", handler=self.told)
+        self.define_slot("failed", handler=self.note_failure)
 
     def book(self, number: int, items: dict[object, list[int]]) -> None:
         self.ctx.sleep(0.02)
         self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + number  # type: ignore[operator]
 
-    def told(self, message: str) -> None:
-        self.ctx.state["told"] = message
+    def note_failure(self, message: str) -> None:
+        self.ctx.state["failure"] = message
 
 
 def shop(
@@ -130,7 +129,7 @@ def shop(
     charge: type[Charge] = Charge,
     **options: Any,
 ) -> Callable[[], Flow]:
-    """orders -> charge -> book, and orders -> audit; charge is retried, by default 4 times."""
+    """Make a flow: orders -> charge -> book, and orders -> audit; charge is retried 4 times."""
     handler = {
         "strategy": "retry",
         "max_retries": 4,
@@ -153,7 +152,7 @@ def shop(
         flow.connect("orders", "output", "charge", "input")
         flow.connect("orders", "output", "audit", "input")
         flow.connect("charge", "output", "book", "input")
-        flow.connect("charge", "error", "book", "told")
+        flow.connect("charge", "error", "book", "failed")
         flow.routines["charge"].set_error_handler(ErrorHandler(**handler))
         return flow
 
@@ -165,7 +164,7 @@ def shop(
 
 @dataclass(frozen=True)
 class Bug:
-    """A bug of the engine, the flow that shows it, and what must be said of it."""
+    """A bug of the engine, the flow that shows it, and the finding that is expected."""
 
     plant: Callable[[Patch], None]
     build: Callable[[], Flow]
@@ -180,7 +179,6 @@ BUGS: dict[str, Bug] = {}
 
 
 def bug(
-    what: str,
     kind: str,
     *says: str,
     build: Callable[[], Flow] | None = None,
@@ -188,17 +186,19 @@ def bug(
     points: str | None = None,
     faults: tuple[Fault, ...] = (),
 ) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
-    """Register a bug; `points` names the kind of crash points at which alone it shows."""
+    """Register a bug by its sentence; `points` is the only kind of crash points that shows it."""
 
     def keep(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
-        BUGS[what] = Bug(plant, build or shop(), kind, routine, says, points, faults)
+        BUGS[plant.__name__.replace("_", " ")] = Bug(
+            plant, build or shop(), kind, routine, says, points, faults
+        )
         return plant
 
     return keep
 
 
 def after(patch: Patch, owner: Any, name: str, then: Callable[..., Any]) -> None:
-    """Let `then(result, self, *args)` have the last word on what a method returns."""
+    """Make a method return `then(result, self, *args)`."""
     original = getattr(owner, name)
 
     def patched(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -214,12 +214,8 @@ def waiting(job: JobState) -> list[Any]:
 # Backoff and budget.
 
 
-@bug(
-    "the exponent of the backoff is one too high",
-    "backoff-wrong",
-    "retry 1 of charge (task 0.0): expected 0.3 s, waited 0.45 s",
-)
-def _(patch: Patch) -> None:
+@bug("backoff-wrong", "retry 1 of charge (task 0.0): expected 0.3 s, waited 0.45 s")
+def the_exponent_of_the_backoff_is_one_too_high(patch: Patch) -> None:
     original = error_handler.backoff_ns
     patch.setattr(
         error_handler, "backoff_ns", lambda delay, growth, retry: original(delay, growth, retry + 1)
@@ -227,12 +223,11 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "the longest delay is no limit",
     "backoff-wrong",
     "retry 3 of charge (task 0.0): expected 0.5 s, waited 0.675 s",
     build=shop(max_delay=0.5),
 )
-def _(patch: Patch) -> None:
+def the_longest_delay_is_no_limit(patch: Patch) -> None:
     original = error_handler.backoff_ns
     patch.setattr(
         error_handler.ErrorHandler, "delay_ns", lambda self, k, draw=None: original(0.3, 1.5, k)
@@ -240,22 +235,20 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "jitter goes twice as far as it may",
     "backoff-wrong",
     "retry 1 of charge (task 0.0): expected 0.27 to 0.33 s, waited 0.24 s",
     build=shop(jitter=0.1),
 )
-def _(patch: Patch) -> None:
+def jitter_goes_twice_as_far_as_it_may(patch: Patch) -> None:
     patch.setattr(error_handler.ErrorHandler, "delay_ns", lambda self, k, draw=None: 240_000_000)
 
 
 @bug(
-    "a handler that asks for a delay gets the backoff",
     "backoff-wrong",
     "retry 1 of charge (task 0.0): expected 1.5 s, waited 0.3 s",
     build=shop(GatewayBusy),
 )
-def _(patch: Patch) -> None:
+def a_handler_that_asks_for_a_delay_gets_the_backoff(patch: Patch) -> None:
     def forget(delay: int, pending: Any, handler: Any, *_: Any) -> int:
         return int(handler.delay_ns(1))
 
@@ -263,13 +256,12 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "one retry too many is made",
     "retry-too-many",
     "charge (task 0.0) is retried",
     "GatewayDown at attempt 5, but its 4 retries are spent",
     build=shop(fails=(9,)),
 )
-def _(patch: Patch) -> None:
+def one_retry_too_many_is_made(patch: Patch) -> None:
     def later(step: Any, self: Machine, pending: Any, now: int) -> Any:
         step.final = pending.retries > self.plan.handlers[step.task.routine_id].most_retries
         return step
@@ -278,12 +270,11 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "one retry too few is made",
     "given-up-early",
     "charge (task 0.0) is given up after GatewayDown at attempt 4, with 3 of 4 retries spent",
     build=shop(fails=(4,)),
 )
-def _(patch: Patch) -> None:
+def one_retry_too_few_is_made(patch: Patch) -> None:
     def earlier(step: Any, self: Machine, pending: Any, now: int) -> Any:
         step.final = pending.retries + 1 >= self.plan.handlers[step.task.routine_id].most_retries
         return step
@@ -292,12 +283,11 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "the retry budget is reset on resume",
     "budget-reset",
     "of charge (task 0.0): expected 0.45 s, waited 0.3 s",
     "the retries before another host resumed the job are forgotten",
 )
-def _(patch: Patch) -> None:
+def the_retry_budget_is_reset_on_resume(patch: Patch) -> None:
     def forget(result: None, self: JobState, commit: Commit) -> None:
         for task in self._pending.values():
             task.retries = 0
@@ -306,14 +296,13 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "the retry budget is reset on resume, where all delays are alike",
     "budget-reset",
     "charge (task 0.0) is retried after",
     "but its 4 retries are spent; 3 of them since another host resumed the job",
     build=shop(fails=(9,), retry_backoff=1),
 )
-def _(patch: Patch) -> None:
-    BUGS["the retry budget is reset on resume"].plant(patch)
+def the_retry_budget_is_reset_on_resume_where_all_delays_are_alike(patch: Patch) -> None:
+    the_retry_budget_is_reset_on_resume(patch)
 
 
 def _count_for_all(ready: Any, self: JobState, commit: Commit, task_id: str) -> Any:
@@ -326,45 +315,41 @@ def _count_for_all(ready: Any, self: JobState, commit: Commit, task_id: str) -> 
 
 
 @bug(
-    "the tasks of a routine share one count of retries",
     "budget-shared",
     "retry 1 of charge (task 0.2): expected 0.3 s, waited 0.45 s, as before retry 2",
     "retries of other tasks of charge are counted",
     build=shop(fails=(2, 2)),
 )
-def _(patch: Patch) -> None:
+def the_tasks_of_a_routine_share_one_count_of_retries(patch: Patch) -> None:
     after(patch, JobState, "_fold_step", _count_for_all)
 
 
 @bug(
-    "the tasks of a routine share one budget, where all delays are alike",
     "budget-shared",
     "is given up after GatewayDown at attempt 3, with 2 of 4 retries spent",
     "all tasks of charge together have spent 4",
     build=shop(fails=(3, 3), retry_backoff=1),
 )
-def _(patch: Patch) -> None:
+def the_tasks_of_a_routine_share_one_budget_where_all_delays_are_alike(patch: Patch) -> None:
     after(patch, JobState, "_fold_step", _count_for_all)
 
 
 @bug(
-    "an error that is not retryable is retried",
     "non-retryable-retried",
     "charge (task 0.0) is retried after",
     "CardRefused at attempt 1, which is not retryable",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
 )
-def _(patch: Patch) -> None:
+def an_error_that_is_not_retryable_is_retried(patch: Patch) -> None:
     patch.setattr(error_handler.ErrorHandler, "is_retryable", lambda self, kind: True)
 
 
 @bug(
-    "a subclass of a retryable error is not retried",
     "subclass-not-retried",
     "charge (task 0.0) is given up after GatewaySlow at attempt 1, with 0 of 4 retries spent",
     build=shop(GatewaySlow),
 )
-def _(patch: Patch) -> None:
+def a_subclass_of_a_retryable_error_is_not_retried(patch: Patch) -> None:
     patch.setattr(
         error_handler.ErrorHandler,
         "is_retryable",
@@ -373,13 +358,12 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "a task is retried past its deadline",
     "deadline-crossed",
     "charge (task 0.0) is retried after",
     "after its deadline",
     build=shop(deadline=1.0),
 )
-def _(patch: Patch) -> None:
+def a_task_is_retried_past_its_deadline(patch: Patch) -> None:
     def endless(delay: Any, pending: Any, handler: Any, *_: Any) -> Any:
         return handler.delay_ns(pending.retries + 1)
 
@@ -387,12 +371,11 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "what is to be skipped fails the job",
     "strategy-wrong",
     "charge (task 0.0) is failed, but its handler's strategy is SKIP",
     build=shop(fails=(9,), max_retries=1, on_exhausted="skip"),
 )
-def _(patch: Patch) -> None:
+def a_task_to_skip_fails_the_job(patch: Patch) -> None:
     def fail(commit: Commit, *_: Any) -> Commit:
         if commit.kind is CommitKind.DROPPED:
             commit.kind, commit.detail = CommitKind.FAILED, None
@@ -409,13 +392,12 @@ def _continues() -> Flow:
 
 
 @bug(
-    "what is to be dropped is retried",
     "retried-unexpectedly",
     "charge (task 0.0) is retried after",
     "GatewayDown at attempt 1, but its strategy is CONTINUE",
     build=_continues,
 )
-def _(patch: Patch) -> None:
+def a_task_to_drop_is_retried(patch: Patch) -> None:
     def again(commit: Commit, _: Any, job: JobState, flown: Any, *rest: Any) -> Any:
         if commit.kind is CommitKind.DROPPED and flown.attempt == 1:
             now = rest[-1]
@@ -428,12 +410,11 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "an attempt that a crash cut off is counted",
     "attempt-skipped",
     "attempt 2 of orders (task 0) starts, but attempt 1 is the next",
     routine="orders",
 )
-def _(patch: Patch) -> None:
+def an_attempt_that_a_crash_cut_off_is_counted(patch: Patch) -> None:
     def count_it(_: None, self: JobState, commit: Commit) -> None:
         for task in self._pending.values():
             task.attempt += 1
@@ -444,58 +425,52 @@ def _(patch: Patch) -> None:
 # Timers.
 
 
-def _on_resume(change: Callable[[Any, Commit, int], int]) -> Callable[[Patch], None]:
-    def plant(patch: Patch) -> None:
-        original = JobState._fold_resumed
+def set_due_on_resume(patch: Patch, due_of: Callable[[Any, Commit, int], int]) -> None:
+    original = JobState._fold_resumed
 
-        def patched(self: JobState, commit: Commit) -> None:
-            due = {task.task_id: task.due_ns for task in waiting(self)}
-            original(self, commit)
-            for task in waiting(self):
-                task.due_ns = change(task, commit, due[task.task_id])
+    def patched(self: JobState, commit: Commit) -> None:
+        due = {task.task_id: task.due_ns for task in waiting(self)}
+        original(self, commit)
+        for task in waiting(self):
+            task.due_ns = due_of(task, commit, due[task.task_id])
 
-        patch.setattr(JobState, "_fold_resumed", patched)
-
-    return plant
-
-
-bug(
-    "a timer is lost on resume",
-    "timer-lost",
-    "retry 1 of charge (task 0.0) starts",
-    "before it is due; its wait is 0.3 s, which the resuming host did not keep",
-)(_on_resume(lambda task, commit, due: commit.at_ns))
-
-bug(
-    "a timer starts anew on resume",
-    "timer-restarted",
-    "retry 1 of charge (task 0.0) waits its 0.3 s anew after the resume: it starts 0.15 s late",
-)(_on_resume(lambda task, commit, due: commit.at_ns + task.delay_ns))
+    patch.setattr(JobState, "_fold_resumed", patched)
 
 
 @bug(
-    "a due time is kept by the monotonic clock of the host that set it",
     "timer-lost",
     "retry 1 of charge (task 0.0) starts",
-    "which the resuming host did not keep",
+    "before it is due; its wait is 0.3 s, which the resuming host did not keep",
 )
-def _(patch: Patch) -> None:
+def a_timer_is_lost_on_resume(patch: Patch) -> None:
+    set_due_on_resume(patch, lambda task, commit, due: commit.at_ns)
+
+
+@bug(
+    "timer-restarted",
+    "retry 1 of charge (task 0.0) waits its 0.3 s anew after the resume: it starts 0.15 s late",
+)
+def a_timer_starts_anew_on_resume(patch: Patch) -> None:
+    set_due_on_resume(patch, lambda task, commit, due: commit.at_ns + task.delay_ns)
+
+
+@bug("timer-lost", "retry 1 of charge (task 0.0) starts", "which the resuming host did not keep")
+def a_due_time_is_kept_by_the_monotonic_clock_of_the_host_that_set_it(patch: Patch) -> None:
     offsets: list[int] = []
     after(patch, Drive, "__init__", lambda _, self, *args: offsets.append(self.offset))
 
     def translated(task: Any, commit: Commit, due: int) -> int:
         return due - offsets[-2] + offsets[-1] if len(offsets) > 1 else due
 
-    _on_resume(translated)(patch)
+    set_due_on_resume(patch, translated)
 
 
 @bug(
-    "of two tasks that are due at one instant one is forgotten",
     "wake-up-lost",
     "attempt 2 of charge (task 0.2) never starts, though it is due 0.37 s after the start",
     build=shop(fails=(1, 1), workers=2, charge=Wide),
 )
-def _(patch: Patch) -> None:
+def of_two_tasks_that_are_due_at_one_instant_one_is_forgotten(patch: Patch) -> None:
     original = Schedule.add
 
     def add(self: Schedule, pending: Any) -> None:
@@ -507,12 +482,13 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "of two tasks that are due at one instant one starts when the other has ended",
     "retry-late",
     "retry 1 of charge (task 0.2) starts 0.05 s after it was due: no limit",
     build=shop(fails=(1, 1), workers=4, charge=Wide),
 )
-def _(patch: Patch) -> None:
+def of_two_tasks_that_are_due_at_one_instant_one_starts_when_the_other_has_ended(
+    patch: Patch,
+) -> None:
     def one_at_a_time(task: Any, self: Machine) -> Any:
         return None if task is not None and task.delay_ns and self._flights else task
 
@@ -520,12 +496,11 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "two steps of one routine run at a time",
     "too-many-at-once",
     "attempt 1 of charge (task 0.2) starts with 1 steps of charge in flight",
     build=shop(fails=(1, 1), workers=4),
 )
-def _(patch: Patch) -> None:
+def two_steps_of_one_routine_run_at_a_time(patch: Patch) -> None:
     from routilux.core.schedule import _Lane
 
     after(patch, _Lane, "__init__", lambda _, self, limit: setattr(self, "limit", 9))
@@ -547,11 +522,10 @@ def _leaky(patch: Patch) -> None:
 
 
 @bug(
-    "what a failed attempt emitted is delivered",
     "failed-attempt-emitted",
     "attempt 1 of charge (task 0.0) did not succeed, but what it emitted is kept: output",
 )
-def _(patch: Patch) -> None:
+def what_a_failed_attempt_emitted_is_delivered(patch: Patch) -> None:
     _leaky(patch)
 
     def deliver(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
@@ -570,11 +544,10 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "the state of a failed attempt is kept",
     "failed-attempt-wrote",
     "attempt 1 of charge (task 0.0) did not succeed, but its state 'seen' is kept",
 )
-def _(patch: Patch) -> None:
+def the_state_of_a_failed_attempt_is_kept(patch: Patch) -> None:
     _leaky(patch)
 
     def keep(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
@@ -585,11 +558,10 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "the state of a failed attempt is kept in memory alone",
     "snapshot-wrong",
     "attempt 2 of charge (task 0.0) gets the state of charge otherwise than committed",
 )
-def _(patch: Patch) -> None:
+def the_state_of_a_failed_attempt_is_kept_in_memory_alone(patch: Patch) -> None:
     _leaky(patch)
 
     def keep(commit: Commit, plan: Any, job: Any, flown: Any, outcome: Any, *_: Any) -> Commit:
@@ -601,34 +573,31 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "nobody is told of a task that fails for good",
     "error-not-emitted",
     "attempt 5 of charge (task 0.0) fails for good, and its event 'error' is not emitted",
     build=shop(fails=(9,)),
 )
-def _(patch: Patch) -> None:
+def a_task_that_fails_for_good_emits_no_error_event(patch: Patch) -> None:
     patch.setattr(transitions, "_error_event", lambda plan, step, outcome: ())
 
 
 @bug(
-    "the branches of a flow share one payload",
     "payload-changed",
     "an attempt of charge (task 0.0, attempt 1) changes commit 2 of orders",
     "(7, 'pen')",
 )
-def _(patch: Patch) -> None:
+def the_branches_of_a_flow_share_one_payload(patch: Patch) -> None:
     patch.setattr(step, "copy_value", lambda value: value)
     patch.setattr(routine, "copied_payload", lambda payload, place: payload)
 
 
 @bug(
-    "a handler gets the state itself in place of a copy",
     "payload-changed",
     "an attempt of charge (task 0.2, attempt 1) changes commit",
     "of charge after it was written (it went to book): $.state.values.seen",
     build=shop(fails=(0, 3)),
 )
-def _(patch: Patch) -> None:
+def a_handler_gets_the_state_itself_in_place_of_a_copy(patch: Patch) -> None:
     patch.setattr(context, "copy_value", lambda value: value)
     patch.setattr(context, "copied_payload", lambda payload, place: payload)
 
@@ -637,11 +606,10 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "a commit is folded in before it is written",
     "folded-before-written",
     "commit 3 (retry of charge) was folded into the job before it was written",
 )
-def _(patch: Patch) -> None:
+def a_commit_is_folded_in_before_it_is_written(patch: Patch) -> None:
     def fold(commit: Commit | None, self: Drive, *_: Any) -> Commit | None:
         if commit is not None and commit.kind is CommitKind.RETRY:
             self.machine.accept(commit)
@@ -657,13 +625,8 @@ def _(patch: Patch) -> None:
     patch.setattr(Drive, "apply", once)
 
 
-@bug(
-    "a commit is folded in twice",
-    "attempts-miscounted",
-    "orders counts 2 attempts; its commits end 1",
-    routine="orders",
-)
-def _(patch: Patch) -> None:
+@bug("attempts-miscounted", "orders counts 2 attempts; its commits end 1", routine="orders")
+def a_commit_is_folded_in_twice(patch: Patch) -> None:
     def again(ready: Any, self: JobState, commit: Commit, task_id: str) -> Any:
         if commit.kind is CommitKind.DONE:
             state = self.routine_states[str(commit.routine_id)]
@@ -675,35 +638,29 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "an outcome that comes twice is committed twice",
     "attempt-repeated",
     "attempt 1 of orders (task 0) is committed after the task was done",
     routine="orders",
 )
-def _(patch: Patch) -> None:
+def an_outcome_that_comes_twice_is_committed_twice(patch: Patch) -> None:
     original = Machine.finish
 
     def finish(self: Machine, flown: Any, outcome: Any, now: int) -> Any:
         self._flights.setdefault(flown.task.task_id, flown)
         return original(self, flown, outcome, now)
 
-    end = Loop._end_durably
+    end = Loop._end
 
-    def twice(self: Loop, ended: Any, now: int, journal: Any) -> None:
-        end(self, ended, now, journal)
-        end(self, ended, now, journal)
+    def twice(self: Loop, group: Any, now: int) -> None:
+        end(self, group, now)
+        end(self, group, now)
 
     patch.setattr(Machine, "finish", finish)
-    patch.setattr(Loop, "_end_durably", twice)
+    patch.setattr(Loop, "_end", twice)
 
 
-@bug(
-    "after a resume tasks are numbered from 0 again",
-    "task-id-twice",
-    "task 1 that commit",
-    "creates has the id 0.0; by its lineage it is 0.0.0",
-)
-def _(patch: Patch) -> None:
+@bug("task-id-twice", "task 1 that commit", "creates has the id 0.0; by its lineage it is 0.0.0")
+def after_a_resume_tasks_are_numbered_from_0_again(patch: Patch) -> None:
     original = transitions.child_id
     resumed: list[int] = []
     after(patch, JobState, "_fold_resumed", lambda _, self, commit: resumed.append(0))
@@ -715,12 +672,8 @@ def _(patch: Patch) -> None:
     patch.setattr(transitions, "child_id", child_id)
 
 
-@bug(
-    "a job is completed while a retry waits",
-    "completed-too-early",
-    "but charge (task 0.0) waits for its retry 1",
-)
-def _(patch: Patch) -> None:
+@bug("completed-too-early", "but charge (task 0.0) waits for its retry 1")
+def a_job_is_completed_while_a_retry_waits(patch: Patch) -> None:
     def complete(commit: Commit | None, self: Machine, *_: Any) -> Commit | None:
         others = [t for t in self.job._pending.values() if commit and t.task_id != commit.task_id]
         ends = commit is not None and commit.kind is CommitKind.DONE and not commit.tasks
@@ -732,13 +685,12 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "work goes on after the job has failed",
     "ran-after-failure",
     "attempt 1 of audit (task 0.1) starts although the job is failed",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
     routine="audit",
 )
-def _(patch: Patch) -> None:
+def a_step_starts_after_the_job_has_failed(patch: Patch) -> None:
     original = Machine.next_task
 
     def next_task(self: Machine) -> Any:
@@ -756,13 +708,12 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "an edge is missing after a flow was loaded",
     "edge-missing",
     "charge emits 'output' in commit",
     "no task is created for book.input, which is connected to it",
     points="by document",
 )
-def _(patch: Patch) -> None:
+def an_edge_is_missing_after_a_flow_was_loaded(patch: Patch) -> None:
     original = Flow.load.__func__  # type: ignore[attr-defined]
 
     def load(cls: type[Flow], document: object, path: str, shape: Any = ()) -> Flow:
@@ -776,12 +727,9 @@ def _(patch: Patch) -> None:
 
 
 @bug(
-    "keys that are tuples become texts when they are saved",
-    "changed-by-saving",
-    "commit 2 of orders is changed by saving and loading it",
-    routine="orders",
+    "changed-by-saving", "commit 2 of orders is changed by saving and loading it", routine="orders"
 )
-def _(patch: Patch) -> None:
+def keys_that_are_tuples_become_texts_when_they_are_saved(patch: Patch) -> None:
     original = encoding._encode_dict
 
     def encode(value: dict[Any, Any], depth: int) -> Any:
@@ -791,15 +739,8 @@ def _(patch: Patch) -> None:
     patch.setitem(encoding._ENCODERS, dict, encode)  # type: ignore[arg-type]
 
 
-@bug(
-    "after a resume time runs back where the clock was set back",
-    "time-ran-back",
-    "time runs back by",
-    "(resumed)",
-    routine=None,
-    faults=(ClockJump(-3600),),
-)
-def _(patch: Patch) -> None:
+@bug("time-ran-back", "time runs back by", "(resumed)", routine=None, faults=(ClockJump(-3600),))
+def after_a_resume_time_runs_back_where_the_clock_was_set_back(patch: Patch) -> None:
     def plain(_: None, self: Drive, *args: Any) -> None:
         clock = self.environment.clock
         self.offset = clock.now_ns() - clock.monotonic_ns()

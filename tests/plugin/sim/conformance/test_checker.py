@@ -1,4 +1,4 @@
-"""The laws of every run: a sound engine breaks none, and a record that is tampered with does."""
+"""A sound engine breaks no rule of the model; a record that was tampered with breaks one."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ from routilux import (
     Commit,
     CommitKind,
     ErrorHandler,
-    FakeClock,
     Flow,
     JobStatus,
     RetryAfter,
     Routine,
 )
+from tests.plugin.sim.steps import START, Step
 from tests.soak import sampled
 
-START = FakeClock().now_ns()
+Tamper = Callable[[Undisturbed], object]
 
 
 class Down(Exception):
-    """It may pass."""
+    pass
 
 
 class Slow(Down):
-    """It may pass too."""
+    pass
 
 
 class Wrong(Exception):
-    """It does not pass."""
+    pass
 
 
 # --- no false alarm -------------------------------------------------------------------------------
 
 
 class Node(Routine):
-    """Does by its seed what a handler can do: sleep, write, read what others write, fail, emit."""
+    """Sleeps, writes, reads, fails and emits as its seed says."""
 
     def __init__(self, seed: str) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Node(Routine):
         self.errors = draw.sample([Down, Slow, Wrong, RetryAfter], draw.randint(1, 3))
         self.fan = draw.choice([[1], [0, 1], [1, 2], [2]])
         self.define_slot("trigger", handler=self.work)
-        self.define_slot("told", handler=self.told)
+        self.define_slot("failed", handler=self.note_failure)
         self.define_event("a", ["n", "data"])
         self.define_event("b", ["n", "data"])
         if draw.random() < 0.6:
@@ -90,9 +90,9 @@ class Node(Routine):
             if n:
                 self.emit(draw.choice("ab"), n=n - 1, data={"n": (n, [n])})
 
-    def told(self, **told: object) -> None:
+    def note_failure(self, **payload: object) -> None:
         if self.max_concurrency == 1:
-            self.ctx.state["told"] = told
+            self.ctx.state["failure"] = payload
 
 
 class Pair(Node):
@@ -139,12 +139,12 @@ def flow_of(seed: int) -> Flow:
                 if draw.random() < 0.4:
                     flow.connect(source, event, target, "trigger")
         if "error" in flow.routines[source].events:
-            flow.connect(source, "error", draw.choice(names), "told")
+            flow.connect(source, "error", draw.choice(names), "failed")
     return flow
 
 
 @pytest.mark.parametrize("tenth", sampled(range(10), [0]))
-def test_no_law_is_broken_by_a_sound_engine(tenth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sound_engine_breaks_no_rule(tenth: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(execution, "_MOST_STEPS", 60)
     for seed in range(20 * tenth, 20 * tenth + 20):
         case = Case(lambda seed=seed: flow_of(seed), "r0", {"n": 3})  # type: ignore[misc]
@@ -167,23 +167,20 @@ class Odd:
     """Has no saved form."""
 
 
-class SendsOdd(Routine):
+class SendsOdd(Step):
     def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.send)
-        self.define_event("output", ["value"])
-
-    def send(self) -> None:
-        self.emit("output", value=Odd())
+        super().__init__(lambda routine, number: Odd())
 
 
-def test_what_can_not_be_saved_is_refused_after_a_crash_as_before() -> None:
-    def build() -> Flow:
-        flow = Flow("odd")
-        flow.add_routine(SendsOdd(), "send")
-        return flow
+def odd(handler: ErrorHandler | None = None) -> Flow:
+    flow = Flow("odd")
+    flow.add_routine(SendsOdd(), "r0")
+    flow.set_error_handler(handler)
+    return flow
 
-    run = run_undisturbed(Case(build, "send"), START)
+
+def test_a_value_without_a_saved_form_is_refused_after_a_crash_as_before() -> None:
+    run = run_undisturbed(Case(odd, "r0"), START)
     for point in crash_points(run):
         job = recover(run, point).host.job
         assert job is not None
@@ -191,20 +188,12 @@ def test_what_can_not_be_saved_is_refused_after_a_crash_as_before() -> None:
         assert "routilux.UnserializableError" == job.error.type
 
 
-def test_a_flow_that_fails_by_its_authors_mistake_is_no_flow_that_survives() -> None:
-    def build() -> Flow:
-        flow = Flow("odd")
-        flow.add_routine(SendsOdd(), "send")
-        flow.set_error_handler(ErrorHandler("continue"))  # and the job is completed
-        return flow
-
-    finding = explore(Case(build, "send"), START, Checks()).reference.finding
+def test_a_mistake_of_the_author_is_a_finding_though_the_job_completes() -> None:
+    case = Case(lambda: odd(ErrorHandler("continue")), "r0")
+    finding = explore(case, START, Checks()).reference.finding
     assert finding is not None
-    assert ("mistake", "send") == (finding.kind, finding.routine)
-    assert (
-        "$.emissions[0].payload.value: tests.plugin.sim.conformance.test_checker.Odd has no"
-        in finding.what
-    )
+    assert ("mistake", "r0") == (finding.kind, finding.routine)
+    assert f"$.emissions[0].payload.number: {__name__}.Odd has no" in finding.what
 
 
 class Cancelled(Routine):
@@ -216,7 +205,7 @@ class Cancelled(Routine):
         raise asyncio.CancelledError
 
 
-def test_a_job_that_is_given_up_since_its_handler_ends_each_host_does_not_survive() -> None:
+def test_a_job_whose_handler_ends_each_host_is_stuck_and_one_whose_store_fails_is_not() -> None:
     def build() -> Flow:
         flow = Flow("odd")
         flow.add_routine(Cancelled(), "cancel")
@@ -231,7 +220,7 @@ def test_a_job_that_is_given_up_since_its_handler_ends_each_host_does_not_surviv
     assert "routilux.PoisonJobError" == asked_for.reference.view["error"]
 
 
-# --- no law that can't be broken ------------------------------------------------------------------
+# --- every rule can be broken ---------------------------------------------------------------------
 
 
 class Work(Routine):
@@ -265,39 +254,24 @@ def worked() -> Flow:
 FIRST_EFFECT, FIRST_RETRY, FIRST_DONE, EFFECT, RETRY, DONE = 1, 2, 3, 4, 5, 6
 
 
-def _set(place: int, **values: Any) -> Callable[[Undisturbed], None]:
-    def tamper(run: Undisturbed) -> None:
-        for name, value in values.items():
-            commit = run.world.commits[place]
-            old = getattr(commit, name)
-            setattr(commit, name, value(old) if callable(value) else value)
-
-    return tamper
+def _changed(target: Any, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        setattr(target, name, value(getattr(target, name)) if callable(value) else value)
 
 
-def _task(**values: Any) -> Callable[[Undisturbed], None]:
-    def tamper(run: Undisturbed) -> None:
-        for name, value in values.items():
-            setattr(run.world.commits[FIRST_DONE].tasks[0], name, value)
-
-    return tamper
+def _set(place: int, **values: Any) -> Tamper:
+    return lambda run: _changed(run.world.commits[place], values)
 
 
-def _step(place: int, **values: Any) -> Callable[[Undisturbed], None]:
-    def tamper(run: Undisturbed) -> None:
-        for name, value in values.items():
-            step = run.host.steps[place][1]
-            old = getattr(step, name)
-            setattr(step, name, value(old) if callable(value) else value)
-
-    return tamper
+def _task(**values: Any) -> Tamper:
+    return lambda run: _changed(run.world.commits[FIRST_DONE].tasks[0], values)
 
 
-def _begun_again(run: Undisturbed) -> None:
-    run.host.steps.insert(1, run.host.steps[0])
+def _step(place: int, **values: Any) -> Tamper:
+    return lambda run: _changed(run.host.steps[place][1], values)
 
 
-def _goes_on(run: Undisturbed) -> None:
+def _job_continues(run: Undisturbed) -> None:
     last = copy.deepcopy(run.world.commits[-1])
     last.seq, last.status = last.seq + 1, JobStatus.RUNNING
     run.world.commits.append(last)
@@ -308,18 +282,18 @@ def _resumed_after_its_end(run: Undisturbed) -> None:
     run.world.commits.append(Commit(8, CommitKind.RESUMED, last.at_ns, JobStatus.RUNNING))
 
 
-def _in_memory(change: Callable[[Any], object]) -> Callable[[Undisturbed], None]:
-    return lambda run: (change(run.job), None)[1]
+def _in_memory(change: Callable[[Any], object]) -> Tamper:
+    return lambda run: change(run.job)
 
 
 def _more(old: int) -> int:
     return old + 7
 
 
-TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
+TAMPERED: dict[str, Tamper] = {
     "unknown-task": _set(FIRST_RETRY, task_id="9"),
     "attempt-skipped": _set(FIRST_RETRY, attempt=2),
-    "attempt-repeated": _goes_on,
+    "attempt-repeated": _job_continues,
     "time-ran-back": _set(DONE, at_ns=START),
     "due-wrong": _set(FIRST_RETRY, due_ns=_more),
     "backoff-wrong": _set(FIRST_RETRY, due_ns=_more, delay_ns=_more),
@@ -335,7 +309,7 @@ TAMPERED: dict[str, Callable[[Undisturbed], None]] = {
     "snapshot-wrong": _step(3, shared=lambda old: {**old, "data": 2}),
     "record-lost": _step(1, effects=None),
     "record-twice": lambda run: run.world.commits.insert(2, run.world.commits[FIRST_EFFECT]),
-    "started-twice": _begun_again,
+    "started-twice": lambda run: run.host.steps.insert(1, run.host.steps[0]),
     "ran-after-failure": _set(0, status=JobStatus.FAILED),
     "ran-while-stopped": _set(DONE - 1, status=JobStatus.PENDING),
     "changed-after-end": _resumed_after_its_end,
@@ -373,7 +347,7 @@ def run() -> Undisturbed:
 
 
 @pytest.mark.parametrize("kind", TAMPERED)
-def test_a_record_that_was_tampered_with_breaks_a_law(kind: str, run: Undisturbed) -> None:
+def test_a_record_that_was_tampered_with_breaks_a_rule(kind: str, run: Undisturbed) -> None:
     TAMPERED[kind](run)
     finding = broken_rule(run.world, [run.host], run.case)
     assert finding is not None

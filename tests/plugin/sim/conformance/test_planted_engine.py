@@ -7,11 +7,10 @@ import pytest
 from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.results import Checks, Exploration
 from pytest_routilux.sim.simulator.model import Case
-from routilux import FakeClock
 from tests.plugin.sim.conformance.engine_bugs import BUGS, Bug
+from tests.plugin.sim.steps import START
 from tests.soak import sampled
 
-START = FakeClock().now_ns()
 FEW = [*BUGS][::5]
 
 

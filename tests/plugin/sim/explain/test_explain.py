@@ -1,6 +1,6 @@
-"""A failure is reported in the same parts, in the same order, on one screen, with true figures.
+"""The text of a failure: its parts, their order and figures, on one screen.
 
-The texts come from real runs of flows with one bug each, `bugs.py`.
+The texts come from real runs of the flows in `bugs.py`, each with one bug.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from pytest_routilux.faults.faults import Fault, Raises, Slow
 from pytest_routilux.sim.crash_points import crash_points
-from pytest_routilux.sim.explain.evidence import key_part
+from pytest_routilux.sim.explain.causes_by_kind import CAUSES
 from pytest_routilux.sim.explain.explain import explain, explain_cause
+from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.recovery import recover
 from pytest_routilux.sim.repro import Repro, command
@@ -49,11 +50,11 @@ def cause_of(case: Case, kind: str | None = None, checks: Checks | None = None) 
     checks = checks or Checks()
     exploration = explore(case, START, checks)
     exploration.coverage.seconds, exploration.coverage.runs = 0.04, 5
-    told = [finding for _, finding in exploration.failures if kind in (None, finding.kind)]
-    return shrink(exploration, case, START, checks, told[0] if told else None)
+    findings = [finding for _, finding in exploration.failures if kind in (None, finding.kind)]
+    return shrink(exploration, case, START, checks, findings[0] if findings else None)
 
 
-def told(
+def text_of(
     case: Case, kind: str | None = None, checks: Checks | None = None, columns: int = 100
 ) -> str:
     cause = cause_of(case, kind, checks)
@@ -85,14 +86,14 @@ TEXTS_OF: dict[str, tuple[Case, str | None]] = {
 
 @pytest.mark.parametrize("name", TEXTS_OF)
 def test_the_whole_text_of_a_failure(name: str) -> None:
-    text = told(*TEXTS_OF[name])
+    text = text_of(*TEXTS_OF[name])
 
     assert len(text.splitlines()) <= 26
     golden.compare(golden.sections("explanations.txt")[name], text, name)
 
 
 def test_a_narrow_terminal_gets_the_same_parts_in_80_columns() -> None:
-    text = told(case_of(bugs.Charge), columns=80)
+    text = text_of(case_of(bugs.Charge), columns=80)
 
     golden.compare(golden.sections("explanations.txt")["in 80 columns"], text)
     assert_well_formed(text.rstrip("\n"), columns=80)
@@ -122,26 +123,13 @@ def charged() -> tuple[Exploration, Finding, Disturbed]:
     return parts(bugs.Charge)
 
 
-def text_of(exploration: Exploration, finding: Finding, disturbed: Disturbed) -> str:
+def text_with(exploration: Exploration, finding: Finding, disturbed: Disturbed) -> str:
     return explain(exploration, finding, disturbed, 100, repro=None, root=ROOT)
 
 
-def one_more_call(_: Exploration, disturbed: Disturbed) -> None:
-    disturbed.world.add_call(disturbed.world.calls[-1])
-
-
-def one_call_less(_: Exploration, disturbed: Disturbed) -> None:
-    disturbed.world.calls.pop()
-
-
-def a_later_commit(_: Exploration, disturbed: Disturbed) -> None:
-    log = disturbed.world.log
-    log[-1] = (log[-1][0] + 5_000_000, *log[-1][1:])
-
-
-def another_host(_: Exploration, disturbed: Disturbed) -> None:
-    log = disturbed.world.log
-    log[-1] = (log[-1][0], 7, log[-1][2])
+def another_log_entry(disturbed: Disturbed, index: int, **changes: int) -> None:
+    at_ns, host, what = disturbed.world.log[index]
+    disturbed.world.log[index] = changes.get("at_ns", at_ns), changes.get("host", host), what
 
 
 def a_commit_that_is_missing(_: Exploration, disturbed: Disturbed) -> None:
@@ -159,75 +147,59 @@ def a_point_that_was_not_executed(exploration: Exploration, _: Disturbed) -> Non
     exploration.coverage.executed["after a write"] -= 1
 
 
-def one_failure_less(exploration: Exploration, _: Disturbed) -> None:
-    exploration.failures.pop()
-
-
 def other_seconds(exploration: Exploration, _: Disturbed) -> None:
     exploration.coverage.seconds = 0.05
 
 
 @pytest.mark.parametrize(
-    "plant",
+    "change",
     [
-        one_more_call,
-        one_call_less,
-        a_later_commit,
-        another_host,
+        lambda _, disturbed: disturbed.world.add_call(disturbed.world.calls[-1]),
+        lambda _, disturbed: disturbed.world.calls.pop(),
+        lambda _, disturbed: another_log_entry(disturbed, -1, at_ns=START + 925_000_000),
+        lambda _, disturbed: another_log_entry(disturbed, -1, host=7),
+        lambda exploration, _: exploration.failures.pop(),
         a_commit_that_is_missing,
         another_result,
         a_point_that_was_not_executed,
-        one_failure_less,
         other_seconds,
     ],
+    ids=[
+        "one call more",
+        "one call less",
+        "a later commit",
+        "another host",
+        "one failure less",
+        "a commit less",
+        "another result",
+        "a point less",
+        "other seconds",
+    ],
 )
-def test_a_figure_that_is_planted_wrong_changes_the_text(plant) -> None:  # type: ignore[no-untyped-def]
+def test_each_figure_of_a_run_is_in_the_text(change) -> None:  # type: ignore[no-untyped-def]
     exploration, finding, disturbed = parts(bugs.Charge)
-    right = text_of(exploration, finding, disturbed)
+    right = text_with(exploration, finding, disturbed)
     assert right in golden.sections("explanations.txt")["an effect that is repeated"]
 
-    plant(exploration, disturbed)
+    change(exploration, disturbed)
 
-    assert right != text_of(exploration, finding, disturbed)
+    assert right != text_with(exploration, finding, disturbed)
 
 
 def test_incomplete_coverage_is_reported() -> None:
     exploration, finding, disturbed = parts(bugs.Charge)
     exploration.coverage.executed["after a write"] -= 1
 
-    assert "cut at 18 of 19" in text_of(exploration, finding, disturbed)
+    assert "cut at 18 of 19" in text_with(exploration, finding, disturbed)
 
 
 # --- why and fix ----------------------------------------------------------------------------------
 
 KINDS = [
-    "effect-repeated",
-    "key-unstable",
-    "effect-lost",
-    "attempts-differ",
-    "budget-reset",
-    "state-differs",
-    "shared-differs",
-    "status-differs",
-    "outputs-differ",
-    "emissions-differ",
-    "view-differs",
-    "invariant",
-    "always",
-    "stuck",
-    "engine-rule",
-    "leaked-thread",
-    "module-state",
-    "hash-order",
-    "nondeterminism",
-    "swallowed-crash",
-    "kills-process",
-    "hidden-state",
-    "hangs",
-    "payload-changed",
-    "unreadable",
-    "backoff-wrong",
-    "of a rule that is yet to come",
+    *CAUSES,
+    *("effect-repeated", "key-unstable", "effect-lost", "attempts-differ", "budget-reset"),
+    *("state-differs", "shared-differs", "status-differs", "outputs-differ", "emissions-differ"),
+    *("view-differs", "engine-rule", "hidden-state", "backoff-wrong", "an unknown kind"),
 ]
 
 
@@ -252,58 +224,28 @@ def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
     assert f"[{kind}]" in text.splitlines()[0]
 
 
-@pytest.mark.parametrize("kind", ["engine-rule", "backoff-wrong", "budget-reset", "unheard-of"])
-def test_a_broken_rule_of_the_engine_is_reported_as_a_bug_of_routilux(
-    kind: str, charged: tuple[Exploration, Finding, Disturbed]
-) -> None:
-    exploration, _, disturbed = charged
-
-    text = text_of(exploration, Finding(kind, "a rule", "engine.charge", "charge"), disturbed)
-
-    assert "That is a bug of routilux, not of this flow" in text
-    assert "report it to routilux" in text
-
-
-@pytest.mark.parametrize("kind", ["always", "payload-changed", "unreadable"])
-def test_a_finding_that_a_flow_can_cause_is_not_reported_as_a_bug_of_routilux(
-    kind: str, charged: tuple[Exploration, Finding, Disturbed]
-) -> None:
-    exploration, _, disturbed = charged
-
-    text = text_of(exploration, Finding(kind, "it", "engine.charge", "charge"), disturbed)
-
-    assert "bug of routilux" not in text
-
-
-def test_a_uuid_in_a_key_is_named_as_what_it_looks_like() -> None:
-    text = told(case_of(bugs.FreshKey))
-
-    assert "what looks like a UUID is part of the key (sim/bugs.py:67)" in text
-    assert "uuid.uuid4() does not" in text
-
-
 @pytest.mark.parametrize(
-    ("keys", "attempts", "part"),
+    ("kind", "ours"),
     [
-        (["a-1", "a-2"], [1, 2], "the number of the attempt"),
-        (["a-1", "a-2"], [1, 1], None),
-        (["a", "b"], [1, 2], None),
-        (["2026-01-01T00:00:00.2+00:00", "2026-01-01T00:00:01"], [1, 1], "what looks like a time"),
-        (["k1767225600", "k1767225601.25"], [1, 1], "what looks like a time"),
-        (["a", None], [1, 2], None),
-        (["a", "a"], [1, 2], None),
+        *((kind, True) for kind in ("engine-rule", "backoff-wrong", "budget-reset", "unheard-of")),
+        *((kind, False) for kind in ("always", "payload-changed", "unreadable")),
     ],
 )
-def test_the_part_of_a_key_that_changes_is_named_where_it_is_known(
-    keys: list[object], attempts: list[int], part: str | None
+def test_a_broken_rule_of_the_engine_is_a_bug_of_routilux_unless_a_flow_can_cause_it(
+    kind: str, ours: bool, charged: tuple[Exploration, Finding, Disturbed]
 ) -> None:
-    assert part == key_part(keys, attempts)
+    exploration, _, disturbed = charged
+
+    text = text_with(exploration, Finding(kind, "a rule", "engine.charge", "charge"), disturbed)
+
+    assert ours == ("That is a bug of routilux, not of this flow" in text)
+    assert ours == ("report it to routilux" in text)
 
 
 def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:
     checks = Checks(invariant=lambda outcome: len(outcome.calls) == 1)
 
-    text = told(case_of(bugs.Ending), checks=checks)
+    text = text_of(case_of(bugs.Ending), checks=checks)
 
     assert "INVARIANT: the invariant does not hold: it returned False" in text
     assert "equal       status, outputs, routine states, attempts, emissions\n" in text
@@ -314,7 +256,7 @@ def test_a_crash_in_a_recovery_counts_as_two() -> None:
     point = next(p for p, _ in exploration.failures if p.kind == "in a recovery")
     disturbed = recover(exploration.reference.run, point)
 
-    text = text_of(exploration, finding, disturbed)
+    text = text_with(exploration, finding, disturbed)
 
     assert "smallest cause  2 crashes, 0 faults" in text
     assert "CRASH  again, right after it resumed" in text
@@ -325,19 +267,19 @@ def test_a_key_on_one_call_alone_is_reported() -> None:
     finding.kind = "key-unstable"
     disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
 
-    text = text_of(exploration, finding, disturbed)
+    text = text_with(exploration, finding, disturbed)
 
     assert "one call carried a key and another none" in text
     assert "x2   keys: A7, none" in text
 
 
 def test_a_record_of_another_result_is_not_taken_for_the_record_of_the_call() -> None:
-    text = told(case_of(bugs.BeforeOnce))
+    text = text_of(case_of(bugs.BeforeOnce))
 
     assert "why    the call carried no key, so the gateway could not tell" in text
 
 
-def test_of_calls_at_one_instant_the_repeated_one_is_marked() -> None:
+def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked() -> None:
     def build() -> Flow:
         flow = bugs.shop(bugs.AtOnce, bugs.ThreeOrders)
         flow.execution_strategy = "concurrent"
@@ -345,7 +287,7 @@ def test_of_calls_at_one_instant_the_repeated_one_is_marked() -> None:
 
     case = Case(build, "orders", {"order": "A7", "amount": 19.9})
 
-    text = told(case)
+    text = text_of(case)
 
     assert "gateway.charge('A7a', 19.9) ran 2x, undisturbed run 1x" in text
     marked = [line for line in text.splitlines() if line.startswith("  > ") and "effect #" in line]
@@ -354,7 +296,7 @@ def test_of_calls_at_one_instant_the_repeated_one_is_marked() -> None:
 
 
 def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on() -> None:
-    text = told(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
+    text = text_of(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
 
     head = "EFFECT LOST: gateway.charge(order='A7c', amount=19.9) ran 0x, undisturbed run 1x"
     assert text.startswith(head)
@@ -366,7 +308,7 @@ def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on() -> N
 
 
 def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> None:
-    text = told(case_of(bugs.OwnBudget, bugs.CountingOrders))
+    text = text_of(case_of(bugs.OwnBudget, bugs.CountingOrders))
 
     assert "changes self.tries" in text
     assert "self.taken" not in text
@@ -377,20 +319,26 @@ def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> 
     [
         ("store refuses", "CRASH  the store refuses #3, and its host ends"),
         ("store does not answer", "CRASH  the store has #3 but does not answer, and its host ends"),
-        ("after a write", "CRASH  #3 is durable, though nobody heard of it"),
-        ("by document", "CRASH  a document of #3 is all that is left"),
-        ("in a wait", "CRASH  attempt 1 and due 0.300 are saved; no memory is"),
-        ("before a write", "CRASH  #3 is not written: nothing durable knows how the attempt ended"),
+        ("after a write", "CRASH  #3 is in the store, but the host dies before it knows"),
+        ("by document", "CRASH  the next host gets only a document of #3"),
+        ("in a wait", "CRASH  attempt 1 and due 0.300 are saved; the host's memory is lost"),
+        ("before a write", "CRASH  #3 is not written: no commit records how the attempt ended"),
     ],
 )
-def test_a_crash_says_what_survives_it(kind: str, says: str) -> None:
+def test_the_row_of_a_crash_says_what_is_left(kind: str, says: str) -> None:
     exploration, finding, _ = parts(bugs.OwnBudget)
     points = crash_points(exploration.reference.run)
     point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
 
-    text = text_of(exploration, finding, recover(exploration.reference.run, point))
+    text = text_with(exploration, finding, recover(exploration.reference.run, point))
 
     assert says in text
+
+
+def test_a_line_of_the_plugin_is_not_shown_as_a_line_of_the_user() -> None:
+    ours = Path(Fault.__module__.replace(".", "/")).with_suffix(".py").resolve()
+    assert "" == where_text(f"{ours}:5", ROOT)
+    assert "sim/bugs.py:5" == where_text(f"{bugs.__file__}:5", ROOT)
 
 
 # --- all names and payloads -----------------------------------------------------------------------
@@ -457,7 +405,7 @@ VALUES = st.recursive(
 
 @settings(max_examples=examples(0.4), deadline=None)
 @given(NAMED, NAMED, NAMED, NAMED, VALUES, TEXTS)
-def test_a_failure_fits_on_a_screen_for_all_names_payloads_and_paths(
+def test_a_text_fits_on_a_screen_for_all_names_payloads_and_files(
     routine: str, effect: str, event: str, once: str, payload: object, path: str
 ) -> None:
     double = Effect(effect, "key", lambda *_, **__: [effect, payload])
@@ -501,7 +449,7 @@ def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_what_is_cut_fits_and_says_so(text: str, cells: int) -> None:
+def test_a_shortened_text_fits_and_has_a_mark(text: str, cells: int) -> None:
     for keep in ("start", "both", "end"):
         short = shorten(text, cells, keep)
         assert width(short) <= cells

@@ -16,7 +16,7 @@ from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator.model import Case, Finding
 from pytest_routilux.sim.simulator.store_files import Folder, RealStoreFiles
 from routilux import Append, FakeClock, SqliteStore
-from tests.persist.test_sqlite import line_of, process
+from tests.persist.hosts import line_of, process
 from tests.plugin.sim import sqlite_stores as stores
 from tests.plugin.sim.conformance.test_checker import worked
 from tests.routines import PATIENCE

@@ -1,7 +1,4 @@
-"""Hosts in processes of their own: state in modules, handlers that end their process, the forks.
-
-Each finding has a flow with the bug, and its twin without.
-"""
+"""Finds progress that a process keeps and handlers that end their process, by forked hosts."""
 
 from __future__ import annotations
 
@@ -17,97 +14,60 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from time import monotonic
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
 from pytest_routilux.hosts import fork_server
 from pytest_routilux.sim.explore import explore, run_reference
+from pytest_routilux.sim.isolation import forked_hosts
 from pytest_routilux.sim.results import Checks, Coverage, Exploration
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.model import Case
-from routilux import Commit, ErrorHandler, Flow, Routine
-from routilux.clocks.durations import instant_ns
+from routilux import Commit
 from tests.plugin.inner import run_inside
+from tests.plugin.sim.steps import START, STEP, chain, same
 
-START = instant_ns("2026-01-01")
 pytestmark = pytest.mark.skipif(not fork_server.can_fork(), reason="needs os.fork")
 
 
-class Step(Routine):
-    """Hands on what its function makes of a number."""
-
-    def __init__(self, work: Callable[[Any, Any], object] = lambda routine, number: number) -> None:
-        super().__init__()
-        self.work = work
-        self.define_slot("trigger", handler=self.step)
-        self.define_event("output", ["number"])
-
-    def step(self, number: object = 0) -> None:
-        self.emit("output", number=self.work(self, number))
-
-
-def chain(*works: Callable[[Any, Any], object], **retry: Any) -> Case:
-    def build() -> Flow:
-        flow = Flow("chain")
-        for index, work in enumerate(works):
-            step = Step(work)
-            if retry:
-                step.set_error_handler(ErrorHandler("retry", **retry))
-            flow.add_routine(step, f"r{index}")
-            if index:
-                flow.connect(f"r{index - 1}", "output", f"r{index}", "trigger")
-        return flow
-
-    return Case(build, "r0")
-
-
-def looked_at(case: Case) -> Exploration:
+def explored(case: Case) -> Exploration:
     return explore(case, START, Checks())
 
 
 def found(case: Case) -> list[str]:
     """Return the kinds of all that is found, the first at each point."""
-    result = looked_at(case)
+    result = explored(case)
     first = result.reference.finding
     assert result.coverage.planned == result.coverage.executed
     return [first.kind] if first is not None else [f.kind for _, f in result.failures]
 
 
-def same(routine: Any, number: Any) -> object:
-    return number
-
-
 # --- progress that a process keeps ----------------------------------------------------------------
+
+
+class Counts:
+    """A count on a class, and one in a global that can't be pickled."""
+
+    made = 0
+
+    def __init__(self) -> None:
+        self.made = 0
+        self.lock = threading.Lock()
+
 
 _tries = 0
 _ids = itertools.count(1)
-_seen: set[object] = set()
-_squares: dict[object, object] = {}
-
-
-class Counted(Routine):
-    """Counts in its class."""
-
-    made: ClassVar[list[int]] = []
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.step)
-        self.define_event("output", ["number"])
-
-    def step(self) -> None:
-        self.made.append(1)
-        self.emit("output", number=len(self.made))
+_cache: dict[object, object] = {}
+_unpicklable = Counts()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_globals() -> None:
     global _tries, _ids
     _tries, _ids = 0, itertools.count(1)
-    _seen.clear()
-    _squares.clear()
-    Counted.made.clear()
+    _cache.clear()
+    Counts.made = _unpicklable.made = 0
 
 
 def fails_twice_by_a_global(routine: Any, number: Any) -> object:
@@ -124,8 +84,25 @@ def fails_twice_by_its_attempt(routine: Any, number: Any) -> object:
     return number
 
 
+def fails_twice_by_an_attribute(routine: Any, number: Any) -> object:
+    routine.tries = getattr(routine, "tries", 0) + 1
+    if routine.tries < 3:
+        raise OSError
+    return number
+
+
 def numbered_by_a_global(routine: Any, number: Any) -> object:
     return next(_ids)
+
+
+def numbered_by_a_class(routine: Any, number: Any) -> object:
+    Counts.made += 1
+    return Counts.made
+
+
+def numbered_by_an_unpicklable(routine: Any, number: Any) -> object:
+    _unpicklable.made += 1
+    return _unpicklable.made
 
 
 def numbered_by_state(routine: Any, number: Any) -> object:
@@ -134,23 +111,15 @@ def numbered_by_state(routine: Any, number: Any) -> object:
 
 
 def cached_in_a_global(routine: Any, number: Any) -> object:
-    if number not in _squares:
-        _squares[number] = (number or 3) ** 2
-    return _squares[number]
-
-
-def seen_is_counted(routine: Any, number: Any) -> object:
-    _seen.add(number)
-    return number
+    return _cache.setdefault(number, 9)
 
 
 def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
-    result = looked_at(chain(same, fails_twice_by_a_global, retry_delay=0.1))
+    result = explored(chain(same, fails_twice_by_a_global, retry_delay=0.1))
     point, finding = result.failures[0]
-    assert "module-state" == finding.kind
-    assert "r1" == finding.routine
+    assert ("module-state", "r1") == (finding.kind, finding.routine)
     assert f"global.{__name__}:_tries" == finding.path
-    assert f"{__file__}:{Step.step.__code__.co_firstlineno}" == finding.hint
+    assert STEP == finding.hint
     assert "after a write" == point.kind
     # The run of the other process is kept for the report.
     run = result.disturbed[finding.signature]
@@ -159,51 +128,23 @@ def test_a_retry_that_counts_in_a_module_global_is_found_and_named() -> None:
     crash = next(i for i, what in enumerate(log) if getattr(what, "text", "") == "CRASH")
     assert point.commits == sum(isinstance(what, Commit) for what in log[:crash])
     assert "completed" == run.world.commits[-1].status
-    assert 4 == sum(
-        what.kind in ("retry", "done") and what.routine_id == "r1" for what in run.world.commits
-    )
-    assert [] == found(chain(same, fails_twice_by_its_attempt, retry_delay=0.1))
+    attempts = [c for c in run.world.commits if c.kind in ("retry", "done")]
+    assert 4 == sum(commit.routine_id == "r1" for commit in attempts)
 
 
-def test_an_id_drawn_from_a_module_global_is_found_and_one_from_the_job_is_not() -> None:
-    numbered = looked_at(chain(numbered_by_a_global, numbered_by_a_global)).failures
-    assert ["module-state"] == [finding.kind for _, finding in numbered]
-    assert f"global.{__name__}:_ids" == numbered[0][1].path
-    assert [] == found(chain(numbered_by_state, numbered_by_state))
+@pytest.mark.parametrize(
+    ("work", "path"),
+    [(numbered_by_a_global, "global.{}:_ids"), (numbered_by_a_class, "class.{}:Counts.made")],
+)
+def test_an_id_from_a_global_or_a_class_is_found_and_named(
+    work: Callable[[Any, Any], object], path: str
+) -> None:
+    findings = [finding for _, finding in explored(chain(work, work)).failures]
+    assert [("module-state", path.format(__name__))] == [(f.kind, f.path) for f in findings]
 
 
-def test_progress_on_a_class_is_found_and_named() -> None:
-    def build() -> Flow:
-        flow = Flow("classes")
-        for name in ("a", "b"):
-            flow.add_routine(Counted(), name)
-        flow.connect("a", "output", "b", "trigger", param_mapping={})
-        return flow
-
-    result = looked_at(Case(build, "a"))
-    assert "module-state" == result.failures[0][1].kind
-    assert f"class.{__name__}:Counted.made" == result.failures[0][1].path
-
-
-class Unsaved:
-    """Counts, and can't be carried into another process."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.lock = threading.Lock()
-
-
-_unsaved = Unsaved()
-
-
-def numbered_by_what_cannot_be_carried(routine: Any, number: Any) -> object:
-    _unsaved.count += 1
-    return _unsaved.count
-
-
-def test_what_can_not_be_proved_is_a_note_and_no_finding() -> None:
-    _unsaved.count = 0
-    result = looked_at(chain(*[numbered_by_what_cannot_be_carried] * 2))
+def test_without_a_proof_there_is_a_note_and_no_finding() -> None:
+    result = explored(chain(*[numbered_by_an_unpicklable] * 2))
     assert [] == result.failures
     assert ["none of the module globals that a run changes makes the difference"] == [
         note.partition("but ")[2] for note in result.coverage.notes if "another process" in note
@@ -212,22 +153,16 @@ def test_what_can_not_be_proved_is_a_note_and_no_finding() -> None:
 
 def test_of_two_globals_that_change_the_one_that_matters_is_named() -> None:
     def work(routine: Any, number: Any) -> object:
-        seen_is_counted(routine, len(_seen))
+        cached_in_a_global(routine, len(_cache))
         return numbered_by_a_global(routine, number)
 
-    result = looked_at(chain(work, work, work))
+    result = explored(chain(work, work, work))
     assert [f"global.{__name__}:_ids"] == [finding.path for _, finding in result.failures]
 
 
-def test_progress_on_the_instance_is_found_as_what_it_does_not_as_module_state() -> None:
-    def fails_twice_by_itself(routine: Any, number: Any) -> object:
-        routine.tries = getattr(routine, "tries", 0) + 1
-        if routine.tries < 3:
-            raise OSError
-        return number
-
-    kinds = found(chain(same, fails_twice_by_itself, retry_delay=0.1, max_retries=9))
-    assert {"attempts-differ"} == set(kinds)
+def test_progress_in_an_attribute_is_found_by_its_effect_and_not_as_module_state() -> None:
+    case = chain(same, fails_twice_by_an_attribute, retry_delay=0.1, max_retries=9)
+    assert {"attempts-differ"} == set(found(case))
 
 
 def with_a_fake_service() -> Case:
@@ -252,28 +187,29 @@ def with_effects() -> Case:
 @pytest.mark.parametrize(
     "case",
     [
-        pytest.param(lambda: chain(same, same, same), id="plain handlers"),
-        pytest.param(
-            lambda: chain(cached_in_a_global, cached_in_a_global, seen_is_counted, same),
-            id="a cache, and a count that nothing depends on",
-        ),
-        pytest.param(
-            lambda: chain(lambda r, n: random.random(), same, lambda r, n: random.random()),
-            id="random numbers",
-        ),
-        pytest.param(with_a_fake_service, id="a fake service in the test"),
-        pytest.param(
-            lambda: chain(lambda r, n: os.getloadavg()[1], lambda r, n: os.getloadavg()[2]),
-            id="a function that the test has patched",
-        ),
-        pytest.param(with_effects, id="effects of the dead host and of the next"),
+        chain(same, same, same),
+        chain(same, fails_twice_by_its_attempt, retry_delay=0.1),
+        chain(numbered_by_state, numbered_by_state),
+        chain(cached_in_a_global, cached_in_a_global, same),
+        chain(lambda r, n: random.random(), same, lambda r, n: random.random()),
+        with_a_fake_service(),
+        chain(lambda r, n: os.getloadavg()[1], lambda r, n: os.getloadavg()[2]),
+        with_effects(),
+    ],
+    ids=[
+        "plain handlers",
+        "a retry by the attempt",
+        "numbers from the job",
+        "a cache",
+        "random numbers",
+        "a fake service in the test",
+        "a function that the test has patched",
+        "effects of the dead host and of the next",
     ],
 )
-def test_no_module_state_is_found(
-    case: Callable[[], Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_module_state_is_found(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (1.0, 2.0, 3.0))
-    assert [] == found(case())
+    assert [] == found(case)
 
 
 # --- a handler that ends its process --------------------------------------------------------------
@@ -296,11 +232,10 @@ def test_a_handler_that_kills_its_process_is_named_and_the_test_lives(
         end()
         return number
 
-    result = looked_at(chain(same, dies, same))
+    result = explored(chain(same, dies, same))
     finding = result.reference.finding
     assert finding is not None
-    assert "kills-process" == finding.kind
-    assert "r1" == finding.routine
+    assert ("kills-process", "r1") == (finding.kind, finding.routine)
     assert f"r1 (task 0.0, attempt 1) kills its process: {how}" == finding.what
     assert ["r0"] == [c.routine_id for c in result.reference.run.world.commits if c.kind == "done"]
     assert [] == result.failures
@@ -314,13 +249,7 @@ def test_an_exit_in_the_first_attempt_alone_is_no_finding() -> None:
         return number
 
     seen: list[int] = []
-    assert looked_at(chain(same, exits_once)).reference.finding is None
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    server = functools.partial(fork_server.ForkServer, timeout=0.2)
-    monkeypatch.setattr("pytest_routilux.sim.isolation.forked_hosts.ForkServer", server)
+    assert explored(chain(same, exits_once)).reference.finding is None
 
 
 def test_a_handler_that_never_ends_is_killed_and_named(
@@ -336,25 +265,26 @@ def test_a_handler_that_never_ends_is_killed_and_named(
     seen = False
 
     def now() -> float:
-        """End the child's time one look after the handler began."""
+        """End the child's time one wait after the handler began."""
         nonlocal seen
         over, seen = seen, begun.exists()
         return monotonic() + 3600 * over
 
-    monkeypatch.setattr("pytest_routilux.hosts.fork_server._monotonic", now)
-    monkeypatch.setattr("pytest_routilux.hosts.fork_server._LOOK", 0.01)
-    # Threads that other tests have left to end would make it a note, and the flow run in here.
-    monkeypatch.setattr(
-        "pytest_routilux.sim.isolation.forked_hosts.threading.active_count", lambda: 1
-    )
-    finding = looked_at(chain(same, forever)).reference.finding
+    monkeypatch.setattr(fork_server, "_monotonic", now)
+    monkeypatch.setattr(fork_server, "_WAIT", 0.01)
+    # With threads of other tests still running it would be a note, and the flow run in here.
+    monkeypatch.setattr(forked_hosts.threading, "active_count", lambda: 1)
+    finding = explored(chain(same, forever)).reference.finding
     assert finding is not None
     assert ("hangs", "r1") == (finding.kind, finding.routine)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> None:
-    # The thread that would bring it to an end is not there in the other process.
+def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # The thread that answers it does not exist in the other process.
+    server = functools.partial(fork_server.ForkServer, timeout=0.2)
+    monkeypatch.setattr(forked_hosts, "ForkServer", server)
     answers: queue.Queue[int] = queue.Queue()
     questions: queue.Queue[int | None] = queue.Queue()
 
@@ -369,7 +299,7 @@ def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
-        result = looked_at(chain(same, asks))
+        result = explored(chain(same, asks))
     finally:
         questions.put(None)
         thread.join()
@@ -377,18 +307,18 @@ def test_a_handler_that_never_ends_is_a_note_if_the_test_has_other_threads() -> 
     assert any("the other threads of this process" in note for note in result.coverage.notes)
 
 
-def test_a_test_may_do_without() -> None:
+def test_a_test_may_turn_other_processes_off() -> None:
     result = explore(chain(same, same), START, Checks(isolated=False))
     assert "hosts in other processes: not tried, the test turns them off" in result.coverage.notes
 
 
-def test_a_reference_alone_is_as_careful() -> None:
+def test_a_reference_run_alone_survives_such_a_handler() -> None:
     known = run_reference(chain(lambda r, n: os._exit(1)), START, Checks(), Coverage())
     assert known.finding is not None
     assert "kills-process" == known.finding.kind
 
 
-def test_other_threads_bring_no_warning_and_no_lock() -> None:
+def test_other_threads_cause_no_warning_and_no_lock() -> None:
     stop = threading.Event()
     thread = threading.Thread(target=stop.wait)
     thread.start()
@@ -403,7 +333,7 @@ def test_other_threads_bring_no_warning_and_no_lock() -> None:
 
 def test_where_there_is_no_fork_the_coverage_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "fork")
-    result = looked_at(chain(same, same))
+    result = explored(chain(same, same))
     assert ["hosts in other processes: not tried, this system can't fork"] == [
         note for note in result.coverage.notes if "process" in note
     ]

@@ -1,4 +1,4 @@
-"""A handler that waits in real time fails its test with its line and its stack, and never hangs it.
+"""A handler that waits in real time fails its test with a report, and never hangs it.
 
 Each handler here waits for ever, or until the test has seen the report.
 """
@@ -16,53 +16,11 @@ from typing import Any
 import pytest
 
 from pytest_routilux.virtual_time import watchdog
-from routilux import FakeClock, Flow, Routine, Runtime
+from routilux import FakeClock, Runtime
 from routilux.errors import ClockStalledError
 from tests.plugin.inner import run_inside
+from tests.routines import chain, sleeps
 
-SHOP = """
-    import asyncio, os, queue, threading
-    import pytest
-    from routilux import Flow, Routine
-
-    class Charge(Routine):
-        def __init__(self, wait):
-            super().__init__()
-            self.wait = wait
-            self.define_slot("trigger", handler=self.charge)
-
-        def charge(self):
-            self.wait()
-
-    class Later(Routine):
-        def __init__(self):
-            super().__init__()
-            self.define_slot("trigger", handler=self.charge)
-
-        async def charge(self):
-            await self.answer()
-
-        async def answer(self):
-            await asyncio.sleep(10**6)
-
-    def event():
-        threading.Event().wait()
-
-    def polled():
-        while True:
-            threading.Event().wait(0.001)
-
-    def queued():
-        queue.Queue().get(timeout=10**6)
-
-    def pipe():
-        os.read(os.pipe()[0], 1)
-
-    def shop(wait, strategy="sequential"):
-        flow = Flow("shop", execution_strategy=strategy)
-        flow.add_routine(wait() if wait is Later else Charge(wait), "charge")
-        return flow
-"""
 CONFTEST = """
     import threading
     import pytest
@@ -86,19 +44,17 @@ CONFTEST = """
         )
         return checked
 """
-HEAD = (
-    "charge (task 0, attempt 1) of job j is blocked: it has neither ended nor waited on its virtual"
-)
+HEAD = "charge (task 0, attempt 1) of job j is blocked: "
 needs_signal = pytest.mark.skipif(
     not hasattr(signal, "SIGURG"), reason="this system has no such signal"
 )
 
 
 @pytest.fixture
-def shop(pytester: pytest.Pytester) -> pytest.Pytester:
-    pytester.makepyfile(shop=SHOP, conftest=CONFTEST)
-    pytester.makeini("[pytest]\npythonpath = .\nroutilux_blocked_after = 0.05")
-    return pytester
+def shop(shop: pytest.Pytester) -> pytest.Pytester:
+    shop.makeconftest(CONFTEST)
+    shop.makeini("[pytest]\npythonpath = .\nroutilux_blocked_after = 0.05")
+    return shop
 
 
 def heads(lines: list[str]) -> list[str]:
@@ -114,7 +70,7 @@ def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(
         import shop as s
 
         @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-        @pytest.mark.parametrize("wait", [s.event, s.polled, s.queued, s.pipe, s.Later])
+        @pytest.mark.parametrize("wait", [s.event, s.polled, s.queued, s.pipe, s.later])
         def test_executes(flow_runtime, wait, strategy):
             s.shop(wait, strategy).execute("charge", job_id="j")
         """
@@ -123,40 +79,28 @@ def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(
     result.assert_outcomes(failed=10)
     lines = result.outlines
     assert [HEAD] * 10 == heads(lines)
-    for line, call in (
-        ("shop.py:26: threading.Event().wait()", "threading.Event.wait()"),
-        ("shop.py:33: queue.Queue().get(timeout=10**6)", "queue.Queue.get()"),
-        ("shop.py:23: await asyncio.sleep(10**6)", "asyncio.sleep()"),
-    ):
-        places = [i for i, told in enumerate(lines) if told == f"  at {line}"]
-        assert [f"  in {call}"] * 2 == [lines[i + 1] for i in places]
-    assert 2 == lines.count("  at shop.py:36: os.read(os.pipe()[0], 1)")
-    # A poll may be seen between two waits.
-    assert 2 == sum(bool(re.match(r"    shop\.py:(29|30) in polled", line)) for line in lines)
-
-
-def test_the_report_is_the_whole_failure(shop: pytest.Pytester) -> None:
-    shop.makepyfile(
-        """
-        from shop import event, shop
-
-        def test_executes(flow_runtime):
-            shop(event, "concurrent").execute("charge", job_id="j")
-        """
-    )
-    lines = run_inside(shop).outlines
     begin = next(i for i, line in enumerate(lines) if line.startswith(HEAD))
-    assert "_ test_executes _" in lines[begin - 1]
+    assert "_ test_executes[event-sequential] _" in lines[begin - 1]
     assert [
-        "  at shop.py:26: threading.Event().wait()",
+        "  at shop.py:7: threading.Event().wait()",
         "  in threading.Event.wait()",
         "  to let time pass, call self.ctx.sleep(seconds); to wait for other work, let that",
         "  work emit an event; to allow longer waits, raise routilux_blocked_after (seconds;",
         "  0: no limit)",
         "  its stack, innermost last:",
-        "    shop.py:12 in Charge.charge",
-        "    shop.py:26 in event",
-    ] == lines[begin + 1 : begin + 9]
+    ] == lines[begin + 1 : begin + 7]
+    assert "    shop.py:7 in event" in lines[begin + 7 : begin + 11]
+    for line, call in (
+        ("shop.py:7: threading.Event().wait()", "threading.Event.wait()"),
+        ("shop.py:14: queue.Queue().get(timeout=10**6)", "queue.Queue.get()"),
+        ("shop.py:20: await asyncio.sleep(10**6)", "asyncio.sleep()"),
+    ):
+        places = [i for i, printed in enumerate(lines) if printed == f"  at {line}"]
+        assert [f"  in {call}"] * 2 == [lines[i + 1] for i in places]
+    assert 2 == lines.count("  at shop.py:17: os.read(os.pipe()[0], 1)")
+    # A poll may be seen between two waits.
+    poll = r"    shop\.py:(10|11) in polled"
+    assert 2 == sum(bool(re.match(poll, line)) for line in lines)
 
 
 def test_every_way_of_waiting_on_the_clock_fails_with_the_report(shop: pytest.Pytester) -> None:
@@ -183,35 +127,22 @@ def test_every_way_of_waiting_on_the_clock_fails_with_the_report(shop: pytest.Py
 
         def test_on_the_bare_clock(flow_clock_bare, flow_runtime):
             shop(event).execute("charge", job_id="j")
-        """
-    )
-    result = run_inside(shop)
-    result.assert_outcomes(failed=6)
-    of_simulation = HEAD.replace("of job j", "of a simulation")
-    assert 4 == len(heads(result.outlines))
-    assert 2 == sum(line.startswith(of_simulation) for line in result.outlines)
 
+        def test_swallows_the_error(flow_runtime):
+            def stubborn():
+                try:
+                    event()
+                except:
+                    pass
 
-def test_a_step_that_swallows_the_end_of_its_wait_fails_the_test_all_the_same(
-    shop: pytest.Pytester,
-) -> None:
-    shop.makepyfile(
-        """
-        from shop import event, shop
-
-        def stubborn():
-            try:
-                event()
-            except:
-                pass
-
-        def test_executes(flow_runtime):
             shop(stubborn).execute("charge", job_id="j")
         """
     )
     result = run_inside(shop)
-    result.assert_outcomes(passed=1, errors=1)
-    assert [HEAD] == heads(result.outlines)
+    result.assert_outcomes(failed=6, passed=1, errors=1)
+    of_simulation = HEAD.replace("of job j", "of a simulation")
+    assert 5 == len(heads(result.outlines))
+    assert 2 == sum(line.startswith(of_simulation) for line in result.outlines)
 
 
 @pytest.mark.parametrize("capture", ["fd", "sys", "no"])
@@ -233,6 +164,52 @@ def test_a_report_that_no_test_can_raise_is_written_to_the_terminal(
     result = run_inside(shop, f"--capture={capture}")
     result.assert_outcomes(passed=1, errors=1)
     assert [HEAD] == heads(result.errlines)
+
+
+def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(
+    shop: pytest.Pytester,
+) -> None:
+    # The CPU time is a count, so that nothing depends on how busy the machine is.
+    shop.makepyfile(
+        """
+        import itertools
+        import pytest
+        from pytest_routilux.virtual_time import watchdog
+        from routilux.clocks import turns
+        from shop import event, shop
+
+        both = pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+
+        def test_breaks(flow_runtime, monkeypatch):
+            def broken(watch):
+                raise LookupError("no eyes")
+
+            monkeypatch.setattr(watchdog._Watch, "check", broken)
+            while watchdog._watchdog._watches:
+                pass
+
+        def test_is_blocked(flow_runtime):
+            shop(event).execute("charge", job_id="j")
+
+        @both
+        def test_computes(flow_runtime, checks, monkeypatch, strategy):
+            seconds = itertools.count(0, 10**9)
+            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
+            compute = lambda: [checks.acquire() for _ in range(12)]
+            shop(compute, strategy).execute("charge").raise_for_status()
+
+        @both
+        def test_many_short_waits(flow_runtime, flow_clock, checks, strategy):
+            naps = lambda: [(checks.acquire(), flow_clock.advance(1)) for _ in range(12)]
+            shop(naps, strategy).execute("charge").raise_for_status()
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(passed=5, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["the check for blocked steps failed, a bug of routilux: LookupError('no eyes')"]
+    )
+    assert [HEAD] == heads(result.outlines)
 
 
 @needs_signal
@@ -259,57 +236,6 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester)
     result = run_inside(shop)
     result.assert_outcomes(passed=1)
     assert [HEAD] == heads(result.errlines)
-
-
-def test_a_check_that_fails_fails_its_test_and_not_the_others(shop: pytest.Pytester) -> None:
-    shop.makepyfile(
-        """
-        from pytest_routilux.virtual_time import watchdog
-        from shop import event, shop
-
-        def test_breaks(flow_runtime, monkeypatch):
-            def broken(watch):
-                raise LookupError("no eyes")
-
-            monkeypatch.setattr(watchdog._Watch, "check", broken)
-            while watchdog._watchdog._watches:
-                pass
-
-        def test_is_blocked(flow_runtime):
-            shop(event).execute("charge", job_id="j")
-        """
-    )
-    result = run_inside(shop)
-    result.assert_outcomes(passed=1, failed=1, errors=1)
-    result.stdout.fnmatch_lines(
-        ["the check for blocked steps failed, a bug of routilux: LookupError('no eyes')"]
-    )
-    assert [HEAD] == heads(result.outlines)
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
-    shop: pytest.Pytester, strategy: str
-) -> None:
-    # The CPU time is a count, so that nothing depends on how busy the machine is.
-    shop.makepyfile(
-        f"""
-        import itertools
-        from routilux.clocks import turns
-        from shop import shop
-
-        def test_computes(flow_runtime, checks, monkeypatch):
-            seconds = itertools.count(0, 10**9)
-            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
-            compute = lambda: [checks.acquire() for _ in range(12)]
-            shop(compute, "{strategy}").execute("charge").raise_for_status()
-
-        def test_many_short_waits(flow_runtime, flow_clock, checks):
-            naps = lambda: [(checks.acquire(), flow_clock.advance(1)) for _ in range(12)]
-            shop(naps).execute("charge").raise_for_status()
-        """
-    )
-    run_inside(shop).assert_outcomes(passed=2)
 
 
 @pytest.mark.parametrize(
@@ -401,7 +327,7 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
     come, ended = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
-    def block(self: Any) -> None:
+    def block(self: Any, n: object = 0) -> None:
         come.wait()
         try:
             self.ctx.sleep(1)
@@ -411,21 +337,8 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
         finally:
             ended.set()
 
-    def flow_of(handler: Any) -> Flow:
-        class Do(Routine):
-            def __init__(self) -> None:
-                super().__init__()
-                self.define_slot("trigger", handler=self.do)
-
-            def do(self) -> None:
-                handler(self)
-
-        flow = Flow("do")
-        flow.add_routine(Do(), "do")
-        return flow
-
     with Runtime(clock=clock) as runtime, Runtime(clock=clock) as other:
-        blocked = flow_of(block).start("do", runtime=runtime)
+        blocked = chain(do=block).start("do", runtime=runtime)
         while (turn := clock.turn()) is None or not turn.who.startswith("do "):
             pass
         error = RuntimeError("it is blocked")
@@ -434,7 +347,7 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
         assert not clock.revoke(turn, error)
         with pytest.raises(RuntimeError, match="it is blocked"):
             blocked.wait()
-        job = flow_of(lambda self: self.ctx.sleep(5)).execute("do", runtime=other)
+        job = chain(do=sleeps(5)).execute("do", runtime=other)
         assert 5_000_000_000 == job.updated_ns - job.started_ns
         come.set()
         ended.wait()
@@ -557,3 +470,45 @@ def test_a_signal_that_comes_too_late_interrupts_nothing() -> None:
     watchdog._pending = "blocked", object()  # type: ignore[assignment]  # a step that is gone
     watchdog._fail_step(0, sys._getframe())
     assert watchdog._pending is None
+
+
+# --- together with pytest-timeout -----------------------------------------------------------------
+
+TIMEOUTS = """
+    from shop import event
+    from tests.routines import chain, sleeps
+
+    def test_waits_for_days_in_virtual_time(flow_runtime):
+        for workers in (None, 1):
+            flow = chain(charge=sleeps(10**6), workers=workers)
+            flow.execute("charge", job_id=f"j{workers}").raise_for_status()
+
+    def test_waits_for_ever_in_real_time(flow_runtime):
+        chain(charge=lambda self, n=0: event()).execute("charge", job_id="j")
+"""
+
+
+@pytest.mark.parametrize("method", ["signal", "thread"])
+def test_a_limit_of_pytest_timeout_is_of_real_time(shop: pytest.Pytester, method: str) -> None:
+    shop.makepyfile(TIMEOUTS)
+    result = run_inside(
+        shop,
+        *("-p", "pytest_timeout", "--timeout=1.5", f"--timeout-method={method}", "-v"),
+        *("-o", "routilux_blocked_after=0"),
+    )
+    assert any("in_virtual_time PASSED" in line for line in result.outlines)
+    if method == "signal":
+        result.assert_outcomes(passed=1, failed=1)
+        result.stdout.fnmatch_lines(["*Failed: Timeout (>1.5s) from pytest-timeout."])
+    else:  # which ends the whole process
+        assert 1 == result.ret
+        result.stdout.fnmatch_lines(["*++ Timeout ++*", "*chain(charge=lambda self, n=0: event*"])
+
+
+def test_the_faster_of_both_plugins_reports(shop: pytest.Pytester) -> None:
+    shop.makepyfile(TIMEOUTS)
+    result = run_inside(
+        shop, "-p", "pytest_timeout", "--timeout=60", "-o", "routilux_blocked_after=0.05"
+    )
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines([f"{HEAD}*"])

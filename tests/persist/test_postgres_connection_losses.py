@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -25,8 +26,6 @@ from tests.persist.hosts import (
     PATIENCE,
     Call,
     end_backends,
-    hold_rows,
-    kill_after,
     line_of,
     locked,
     processes,
@@ -40,9 +39,7 @@ from tests.routines import SECOND, chain, rest
 # --- on the server --------------------------------------------------------------------------------
 
 
-def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(
-    postgres: PostgresStore, admin: Any
-) -> None:
+def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(postgres, admin):
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     for seq in range(2, 5):
         assert 1 <= end_backends(admin)
@@ -50,9 +47,7 @@ def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(
     assert [b"1", b"2", b"3", b"4"] == postgres.rows("j")
 
 
-def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(
-    postgres: PostgresStore, admin: Any, dsn: str
-) -> None:
+def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(postgres, admin, dsn):
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with locked(dsn):
         append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
@@ -62,9 +57,7 @@ def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(
     assert [b"1", b"2"] == postgres.rows("j")
 
 
-def test_a_backend_that_is_ended_a_second_time_raises(
-    postgres: PostgresStore, admin: Any, dsn: str
-) -> None:
+def test_a_backend_that_is_ended_a_second_time_raises(postgres, admin, dsn):
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with locked(dsn):
         append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
@@ -76,9 +69,7 @@ def test_a_backend_that_is_ended_a_second_time_raises(
     postgres.append("j", 2, b"2", "a", stopped=False)
 
 
-def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
-    postgres: PostgresStore, server: Server
-) -> None:
+def test_a_restart_of_the_server_is_not_noticed_by_the_caller(postgres, server):
     postgres.create("j", b"1", "a", flow_id="f", queued=True)
     server.restart()
     assert "j" == acquire(postgres, "b", ["f"], 60 * SECOND)
@@ -87,9 +78,7 @@ def test_a_restart_of_the_server_is_not_noticed_by_the_caller(
     assert ["j"] == postgres.renew("b", SECOND)
 
 
-def test_a_server_that_is_down_is_reported_with_its_name_and_a_cure(
-    postgres: PostgresStore, server: Server
-) -> None:
+def test_a_server_that_is_down_is_reported_with_its_name_and_a_cure(postgres, server):
     server.stop()
     try:
         with pytest.raises(OSError, match=rf"the store host={server.folder} .*; does the server"):
@@ -99,10 +88,8 @@ def test_a_server_that_is_down_is_reported_with_its_name_and_a_cure(
     assert [] == postgres.job_ids()
 
 
-def test_a_worker_continues_when_a_server_that_was_down_answers_again(
-    dsn: str, server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("routilux.worker._RENEWALS", 1000)  # what broke off comes soon again
+def test_a_worker_continues_when_a_server_that_was_down_answers_again(dsn, server, monkeypatch):
+    monkeypatch.setattr("routilux.worker._RENEWALS", 1000)  # the job that broke off is resumed soon
     done: list[str] = []
     starting = threading.Thread(target=server.start)
 
@@ -149,9 +136,7 @@ LOST = pytest.mark.parametrize("lost", ["question", "answer"])
 
 @LOST
 @pytest.mark.parametrize("queued", [True, False])
-def test_a_create_whose_connection_is_lost_makes_one_job(
-    far: PostgresStore, losses: Losses, lost: str, queued: bool
-) -> None:
+def test_a_create_whose_connection_is_lost_makes_one_job(far, losses, lost, queued):
     with losses.once(lost):
         far.create("j", b"1", "a", flow_id="f", queued=queued)
     assert [b"1"] == far.rows("j")
@@ -162,9 +147,7 @@ def test_a_create_whose_connection_is_lost_makes_one_job(
 
 @LOST
 @pytest.mark.parametrize("stopped", [True, False])
-def test_an_append_whose_connection_is_lost_is_there_once(
-    far: PostgresStore, losses: Losses, lost: str, stopped: bool
-) -> None:
+def test_an_append_whose_connection_is_lost_is_there_once(far, losses, lost, stopped):
     far.create("j", b"1", "a", flow_id="f", queued=True)
     far.acquire("a", ["f"], 60 * SECOND)
     with losses.once(lost):
@@ -176,9 +159,7 @@ def test_an_append_whose_connection_is_lost_is_there_once(
 
 @LOST
 @pytest.mark.parametrize("acquired", [True, False])
-def test_a_claim_whose_connection_is_lost_makes_one_owner(
-    far: PostgresStore, losses: Losses, lost: str, acquired: bool
-) -> None:
+def test_a_claim_whose_connection_is_lost_makes_one_owner(far, losses, lost, acquired):
     far.create("j", b"1", "a", flow_id="f", queued=True)
     if acquired:
         far.acquire("b", ["f"], 60 * SECOND)
@@ -192,9 +173,7 @@ def test_a_claim_whose_connection_is_lost_makes_one_owner(
 
 @LOST
 @pytest.mark.parametrize("free", [True, False])
-def test_an_operator_whose_connection_is_lost_overrules_once(
-    far: PostgresStore, losses: Losses, lost: str, free: bool
-) -> None:
+def test_an_operator_whose_connection_is_lost_overrules_once(far, losses, lost, free):
     far.create("j", b"1", "a", flow_id="f", queued=False)
     with losses.once(lost):
         far.overrule("j", 2, b"2", "operator", free=free)
@@ -203,9 +182,7 @@ def test_an_operator_whose_connection_is_lost_overrules_once(
 
 
 @LOST
-def test_an_acquire_whose_connection_is_lost_gives_one_job_and_holds_no_other(
-    far: PostgresStore, losses: Losses, lost: str
-) -> None:
+def test_an_acquire_whose_connection_is_lost_gives_one_job_and_holds_no_other(far, losses, lost):
     for job_id in "jkl":
         far.create(job_id, b"1", "a", flow_id="f", queued=True)
     with losses.once(lost):
@@ -216,9 +193,9 @@ def test_an_acquire_whose_connection_is_lost_gives_one_job_and_holds_no_other(
 
 @LOST
 @pytest.mark.parametrize("clean", [True, False])
-def test_an_acquire_whose_connection_is_lost_tells_whether_the_job_was_given_back(
-    far: PostgresStore, losses: Losses, lost: str, clean: bool
-) -> None:
+def test_an_acquire_whose_connection_is_lost_knows_if_the_job_was_given_back(
+    far, losses, lost, clean
+):
     far.create("j", b"1", "a", flow_id="f", queued=True)
     far.acquire("a", ["f"], 60 * SECOND)
     far.release("j", "a", 0, clean=clean)
@@ -226,9 +203,9 @@ def test_an_acquire_whose_connection_is_lost_tells_whether_the_job_was_given_bac
         assert Acquired("j", clean) == far.acquire("b", ["f"], 60 * SECOND)
 
 
-def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_other(
-    far: PostgresStore, losses: Losses, admin: Any, dsn: str
-) -> None:
+def test_an_acquire_sent_again_while_the_server_executes_the_first_holds_one_job(
+    far, losses, admin, dsn
+):
     for job_id in "jkl":
         far.create(job_id, b"1", "a", flow_id="f", queued=True)
     admin.execute(
@@ -242,13 +219,11 @@ def test_an_acquire_that_is_sent_again_while_the_server_is_still_at_it_holds_no_
         losses.leave()
         until_one_waits(admin, beside=first)  # it has been sent again
     assert "j" == asked.result()
-    assert ["j"] == far.renew("b", 60 * SECOND), "the first is still at work, for nobody"
+    assert ["j"] == far.renew("b", 60 * SECOND), "the first call holds a job for nobody"
 
 
 @LOST
-def test_every_other_call_is_repeated_after_its_connection_is_lost(
-    far: PostgresStore, losses: Losses, lost: str
-) -> None:
+def test_every_other_call_is_repeated_after_its_connection_is_lost(far, losses, lost):
     far.create("j", b"1", "a", flow_id="f", queued=True)
     far.acquire("b", ["f"], 60 * SECOND)
     with losses.once(lost):
@@ -269,7 +244,7 @@ def test_every_other_call_is_repeated_after_its_connection_is_lost(
 def overtaken(
     far: PostgresStore, losses: Losses, admin: Any, monkeypatch: pytest.MonkeyPatch
 ) -> PostgresStore:
-    """The next answer of the store is lost; before it asks again, host `b` goes on with the job."""
+    """The next answer of the store is lost; before it asks again, host `b` resumes the job."""
     opened = far._database._opened
 
     def late(lost: Any) -> Any:
@@ -288,9 +263,9 @@ def overtaken(
     return far
 
 
-def test_a_job_with_which_others_went_on_before_its_maker_heard_of_it_is_no_duplicate(
-    overtaken: PostgresStore, losses: Losses
-) -> None:
+def test_a_create_whose_answer_is_lost_is_no_duplicate_if_another_host_resumes_the_job(
+    overtaken, losses
+):
     losses.next("answer")
     overtaken.create("j", b"1", "a", flow_id="f", queued=True)
     assert [b"1", b"of b"] == overtaken.rows("j")
@@ -298,9 +273,9 @@ def test_a_job_with_which_others_went_on_before_its_maker_heard_of_it_is_no_dupl
         overtaken.create("j", b"1", "a", flow_id="f", queued=True)
 
 
-def test_a_job_with_which_others_went_on_before_its_operator_heard_of_it_was_overruled(
-    overtaken: PostgresStore, losses: Losses
-) -> None:
+def test_an_overrule_whose_answer_is_lost_succeeds_if_another_host_resumes_the_job(
+    overtaken, losses
+):
     overtaken.create("j", b"1", "a", flow_id="f", queued=True)
     losses.next("answer")
     overtaken.overrule("j", 2, b"2", "operator", free=True)
@@ -309,9 +284,9 @@ def test_a_job_with_which_others_went_on_before_its_operator_heard_of_it_was_ove
         overtaken.overrule("j", 2, b"2", "operator", free=True)
 
 
-def test_an_append_after_which_others_went_on_before_its_host_heard_of_it_is_the_end_of_its_lease(
-    overtaken: PostgresStore, losses: Losses
-) -> None:
+def test_an_append_whose_answer_is_lost_loses_the_lease_if_another_host_resumes_the_job(
+    overtaken, losses
+):
     overtaken.create("j", b"1", "a", flow_id="f", queued=False)
     losses.next("answer")
     with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
@@ -322,78 +297,40 @@ def test_an_append_after_which_others_went_on_before_its_host_heard_of_it_is_the
 # --- in the caller --------------------------------------------------------------------------------
 
 
-class TooLong(Exception):
-    """What a program raises that has set itself an alarm; the driver knows nothing of it."""
-
-
-def ends(*_: object) -> None:
-    raise SystemExit
-
-
-def alarms(*_: object) -> None:
-    raise TooLong
-
-
-@pytest.mark.parametrize(
-    ("number", "handler", "raised"),
-    [
-        (signal.SIGINT, signal.default_int_handler, KeyboardInterrupt),
-        (signal.SIGUSR1, ends, SystemExit),
-        (signal.SIGALRM, alarms, TooLong),
-    ],
-)
-def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(
-    postgres: PostgresStore,
-    admin: Any,
-    dsn: str,
-    number: int,
-    handler: Any,
-    raised: type[BaseException],
-) -> None:
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
-    main = threading.get_ident()
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, LookupError])
+def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(postgres, admin, dsn, error):
+    def handler(*_: object) -> None:
+        raise error
 
     def interrupt() -> None:
         until_one_waits(admin)
-        signal.pthread_kill(main, number)
+        signal.pthread_kill(main, signal.SIGUSR1)
 
-    before = signal.signal(number, handler)
+    postgres.create("j", b"1", "a", flow_id="f", queued=False)
+    main = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handler)
     try:
         with locked(dsn):
             call = Call(interrupt)
-            with pytest.raises(raised):
+            with pytest.raises(error):
                 postgres.append("j", 2, b"2", "a", stopped=False)
             assert None is call.result()
     finally:
-        signal.signal(number, before)
+        signal.signal(signal.SIGUSR1, before)
     postgres.append("j", 2, b"2", "a", stopped=False)
     assert [b"1", b"2"] == postgres.rows("j")
 
 
-@pytest.mark.parametrize("lines", [1, 10])
-def test_rows_that_were_accepted_before_a_host_was_killed_are_there_after_it(
-    postgres: PostgresStore, dsn: str, lines: int
-) -> None:
-    with processes(APPENDS, [dsn]) as [child]:
-        accepted = kill_after(lines, child)
-    hold_rows(postgres.rows("j"), accepted)
+def test_a_host_that_is_suspended_locks_no_other_out(postgres, dsn):
+    def claims() -> None:
+        while b"claimed" != postgres.rows("j")[-1]:
+            with suppress(LeaseLostError):  # the last append was still under way
+                postgres.claim("j", len(postgres.rows("j")) + 1, b"claimed", "b", stopped=False)
 
-
-def test_a_host_that_is_stopped_locks_no_other_out(postgres: PostgresStore, dsn: str) -> None:
     with processes(APPENDS, [dsn]) as [child]:
         line_of(child)
         child.send_signal(signal.SIGSTOP)
-        claim = Call(claims, postgres)
-        assert None is claim.result()
+        assert None is Call(claims).result()
         child.send_signal(signal.SIGCONT)
         assert 0 != child.wait(PATIENCE)
     assert b"claimed" == postgres.rows("j")[-1]
-
-
-def claims(store: PostgresStore) -> None:
-    while True:
-        try:
-            store.claim("j", len(store.rows("j")) + 1, b"claimed", "b", stopped=False)
-        except LeaseLostError:  # the last append was still under way
-            continue
-        return

@@ -1,4 +1,4 @@
-"""Clocks, threads and routines for other processes, shared by the tests of the engine.
+"""Threads, processes and a clock that a test moves, shared by the tests of the engine.
 
 Everything that a child process may need is defined at the top of this module, so that it can be
 imported there.
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from routilux import Clock, Routine, Signal
-from tests.routines import PATIENCE, SECOND
+from tests.routines import PATIENCE, SECOND, Body, Works
 
 
 def engine_threads() -> set[threading.Thread]:
@@ -22,7 +22,7 @@ def engine_threads() -> set[threading.Thread]:
 
 @contextmanager
 def no_thread_remains() -> Iterator[None]:
-    """Hold that every thread of the engine that was begun within ends."""
+    """Assert that every thread of the engine that starts in the block ends."""
     before = engine_threads()
     yield
     for thread in engine_threads() - before:
@@ -31,7 +31,7 @@ def no_thread_remains() -> Iterator[None]:
 
 
 def at_once(*calls: Callable[[], object]) -> None:
-    """Make each of the calls in a thread of its own, and wait for all of them."""
+    """Run each call in a thread of its own, and wait for all of them."""
     threads = [threading.Thread(target=call) for call in calls]
     for thread in threads:
         thread.start()
@@ -40,7 +40,7 @@ def at_once(*calls: Callable[[], object]) -> None:
 
 
 def in_a_child(does: Callable[[], object]) -> None:
-    """Do it in a forked child; fail where that hangs or raises."""
+    """Call it in a forked child; fail if the child hangs or raises."""
     child = os.fork()
     if child == 0:
         try:
@@ -55,7 +55,7 @@ def in_a_child(does: Callable[[], object]) -> None:
 
 
 class HandClock(Clock):
-    """Real threads, and a time that only the test moves; a wait that is in vain fails."""
+    """Time that only the test moves, for real threads; a wait without an end fails."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -86,7 +86,7 @@ class HandClock(Clock):
                 PATIENCE,
             )
             self.waits.remove(until)
-            assert over, f"{who} waited in vain"
+            assert over, f"{who} waited without an end"
             return signal is not None and signal.is_set()
 
     def move(self, seconds: float) -> None:
@@ -101,10 +101,10 @@ class HandClock(Clock):
             self.wall += round(seconds * SECOND)
 
     def until_waited_for(self, seconds: float) -> None:
-        """Return when somebody waits for the instant `seconds` after the clock's beginning."""
+        """Return when a thread waits for the instant `seconds` after the clock's beginning."""
         with self.changed:
             seen = self.changed.wait_for(lambda: round(seconds * SECOND) in self.waits, PATIENCE)
-            assert seen, f"nobody came to wait for {seconds} s; waits are for {self.waits}"
+            assert seen, f"no thread waits for {seconds} s; waits are for {self.waits}"
 
 
 class _HandSignal(Signal):
@@ -127,42 +127,27 @@ class _HandSignal(Signal):
 # --- routines for other processes ---------------------------------------------------------------
 
 
-class Doubles(Routine):
-    """Doubles `n`, tells its process, and records an effect."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.double)
-        self.define_event("out", ["n", "pid"])
-
-    def double(self, n: int) -> None:
-        twice = self.ctx.once("double", abs, 2 * n)
-        self.ctx.state["seen"] = self.ctx.attempt
-        self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice  # type: ignore[operator]
-        self.emit("out", n=twice, pid=os.getpid())
+def double(self: Routine, n: int) -> None:
+    twice = self.ctx.once("double", abs, 2 * n)
+    self.ctx.state["seen"] = self.ctx.attempt
+    self.ctx.shared["total"] = self.ctx.shared.get("total", 0) + twice
+    self.emit("out", n=twice, pid=os.getpid())
 
 
-class FailsOnce(Routine):
-    """Records an effect, and fails in its first attempt."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.go)
-        self.define_event("out", ["pid", "n"])
-
-    def go(self) -> None:
-        pid = self.ctx.once("pid", os.getpid)
-        if self.ctx.attempt == 1:
-            raise ValueError("not yet")
-        self.emit("out", pid=pid, n=self.ctx.attempt)
+def fail_once(self: Routine) -> None:
+    """Record an effect, and fail in the first attempt."""
+    pid = self.ctx.once("pid", os.getpid)
+    if self.ctx.attempt == 1:
+        raise ValueError("not yet")
+    self.emit("out", pid=pid, n=self.ctx.attempt)
 
 
-class Dies(Routine):
-    """Ends the process that runs it."""
+def die(self: Routine) -> None:
+    os._exit(3)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.die)
 
-    def die(self) -> None:
-        os._exit(3)
+class Remote(Works):
+    """A routine that can be sent to another process; its body is one of the functions above."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__(body, out=["n", "pid"])

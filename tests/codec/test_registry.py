@@ -1,0 +1,168 @@
+"""Registered types: their saved forms, their names, and classes that are refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+from collections.abc import Iterator
+from dataclasses import InitVar, dataclass, field
+from typing import Any
+
+import pytest
+
+from routilux.codec import (
+    dumps,
+    encode,
+    loads,
+    register_type,
+    registry,
+)
+from routilux.codec.equality import first_difference
+from routilux.errors import (
+    CorruptStateError,
+    FlowDefinitionError,
+    UnserializableError,
+)
+from tests.codec.values import Loud, Money, Unregistered
+from tests.routines import refused_at
+
+
+@pytest.fixture(autouse=True)
+def clean_registry() -> Iterator[None]:
+    """Forget the types that a test has registered."""
+    by_tag, by_kind = dict(registry._by_tag), dict(registry._by_kind)
+    yield
+    registry._by_tag.clear()
+    registry._by_tag.update(by_tag)
+    registry._by_kind.clear()
+    registry._by_kind.update(by_kind)
+
+
+def test_forms_do_not_follow_a_patched_datetime(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fake(dt.datetime):
+        pass
+
+    real = dt.datetime(2026, 1, 3, 12, fold=1)
+    monkeypatch.setattr(dt, "datetime", Fake)
+    assert first_difference(real, loads(dumps(encode(real)))) is None
+
+
+def test_a_dataclass_comes_back_through_its_constructor_with_its_saved_fields() -> None:
+    seen = []
+
+    @register_type
+    @dataclass(slots=True, kw_only=True, frozen=True)
+    class Line:
+        price: int
+        total: int = field(init=False)
+
+        def __post_init__(self) -> None:
+            seen.append(self.price)
+            object.__setattr__(self, "total", -1)
+
+    line = Line(price=2)
+    object.__setattr__(line, "total", 20)
+    seen.clear()
+    text = dumps(encode(line))
+    assert json.loads(text) == {
+        "$type": f"{__name__}:{Line.__qualname__}",
+        "value": {"price": 2, "total": 20},
+    }
+    assert loads(text) == line
+    assert seen == [2]
+    object.__delattr__(line, "total")
+    with pytest.raises(UnserializableError, match=r"Line can't be saved: AttributeError"):
+        encode(line)
+
+
+def test_a_type_with_functions_of_its_own_comes_back() -> None:
+    register_type(
+        range, name="range", encode=lambda r: (r.start, r.stop), decode=lambda v: range(*v)
+    )
+    assert loads(dumps(encode({"r": range(1, 5)}))) == {"r": range(1, 5)}
+
+
+def test_an_error_in_a_users_encoder_or_decoder_names_the_path() -> None:
+    class RudeError(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    def rude(value: object) -> Any:
+        raise RudeError
+
+    register_type(Unregistered, name="rude", encode=rude, decode=rude)
+    with refused_at("$.a[0]", "Unregistered can't be saved: RudeError", UnserializableError):
+        encode({"a": [Unregistered()]})
+    with refused_at("$.a[0]", "RudeError"):
+        loads('{"a":[{"$type":"rude","value":1}]}')
+
+
+def unused(value: object) -> Any:
+    raise AssertionError("not called")
+
+
+def test_a_form_that_reads_another_type_or_never_gets_simpler_is_refused() -> None:
+    register_type(Unregistered, name="odd", encode=lambda v: 1, decode=lambda v: v)
+    with pytest.raises(CorruptStateError, match="read as int"):
+        loads(dumps(encode(Unregistered())))
+    register_type(Loud, name="self", encode=lambda v: v, decode=unused)
+    with refused_at("$.a[0]", "nested in more than", UnserializableError):
+        encode({"a": [Loud()]})
+
+
+def test_a_subclass_of_a_registered_class_needs_a_form_of_its_own() -> None:
+    class Gold(Money):
+        pass
+
+    with pytest.raises(UnserializableError, match="Gold is not saved as"):
+        encode(Gold(1))
+
+
+def test_a_name_belongs_to_one_type() -> None:
+    with pytest.raises(FlowDefinitionError, match=r"'test-money' is taken by .*Money"):
+        register_type(Unregistered, name="test-money", encode=unused, decode=unused)
+    for name in ("datetime", "dict", "list", "NoneType"):
+        with pytest.raises(FlowDefinitionError, match="built-in"):
+            register_type(Unregistered, name=name, encode=unused, decode=unused)
+    with pytest.raises(FlowDefinitionError, match="printable"):
+        register_type(Unregistered, name="", encode=unused, decode=unused)
+    with pytest.raises(FlowDefinitionError, match="already has a saved form"):
+        register_type(dt.date, name="day", encode=unused, decode=unused)
+    assert loads(dumps(encode(Money(1)))) == Money(1)
+
+
+def test_a_reloaded_class_takes_the_place_of_the_old_one() -> None:
+    def define() -> Any:
+        @register_type
+        @dataclass
+        class Reloaded:
+            n: int
+
+        return Reloaded
+
+    old, new = define(), define()
+    assert type(loads(dumps(encode(new(1))))) is new
+    with pytest.raises(UnserializableError, match="Reloaded has no saved form"):
+        encode(old(1))
+
+
+def test_a_class_without_a_form_of_its_own_is_refused_at_registration() -> None:
+    @dataclass
+    class WithInitVar:
+        n: int
+        seed: InitVar[int]
+
+    @dataclass
+    class Problem(Exception):
+        n: int
+
+    class Derived(Money):
+        pass
+
+    for cls in (Unregistered, WithInitVar, Problem, Derived):
+        with pytest.raises(FlowDefinitionError, match=cls.__name__):
+            register_type(cls)
+    with pytest.raises(FlowDefinitionError, match="both"):
+        register_type(Unregistered, encode=unused)
+    with pytest.raises(FlowDefinitionError, match="a class"):
+        register_type(Money(1))  # type: ignore[call-overload]  # the mistake under test

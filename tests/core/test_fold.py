@@ -1,0 +1,77 @@
+"""Commits that do not follow the state of a job: they are refused and change nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from routilux.core.commits import Commit, CommitKind, JobStatus
+from routilux.core.state import JobState
+from routilux.errors import IllegalTransitionError
+from routilux.graph.messages import ErrorInfo, Task
+from tests.core.stories import Stage, Story, failed, flow_of, text_of
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seq": 5}, "commit 5 can't follow commit 3"),
+        ({"seq": 3}, "commit 3 can't follow commit 3"),
+        ({"attempt": 2}, "commit 4 ends attempt 2 of task 0.0, which is not the next one"),
+        ({"task_id": "0.9"}, "commit 4 ends attempt 1 of task 0.9, which is not the next one"),
+        ({"kind": CommitKind.START}, "only the first commit starts a job"),
+        ({"kind": CommitKind.RETRY}, "commit 4 is a retry without due_ns"),
+        ({"kind": CommitKind.DROPPED}, "commit 4 drops a task without an error and a detail"),
+        ({"kind": CommitKind.EFFECT}, "commit 4 has no effect, or its task is not pending"),
+        (
+            {
+                "kind": CommitKind.RESUMED,
+                "detail": {"recoveries": 7, "shape": [], "routines": ["z"], "withdrawn": ["0.9"]},
+            },
+            "commit 4 withdraws a task that is not pending",
+        ),
+    ],
+)
+def test_a_commit_that_does_not_fit_is_refused_and_changes_nothing(
+    change: dict[str, Any], message: str
+) -> None:
+    story = Story(flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b"))
+    story.run("out")
+    story.request("pause")
+    story.resume()
+    job = story.job.at(3)
+    commit = Commit(4, CommitKind.DONE, 0, JobStatus.RUNNING, "0.0", "b", 1, 0)
+    for name, value in change.items():
+        setattr(commit, name, value)
+    before = text_of(job)
+    with pytest.raises(IllegalTransitionError, match=f"^{message}"):
+        job.fold(commit)
+    assert text_of(job) == before
+
+
+def test_a_failed_task_is_not_ended_again() -> None:
+    job = failed().job
+    before = text_of(job)
+    again = Commit(3, CommitKind.DONE, 0, JobStatus.FAILED, "0", "a", 2, 0)
+    with pytest.raises(IllegalTransitionError, match="not the next one"):
+        job.fold(again)
+    assert text_of(job) == before
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CommitKind if kind is not CommitKind.START])
+def test_a_job_begins_with_its_start(kind: CommitKind) -> None:
+    job = JobState("job")
+    error = ErrorInfo("ValueError", "")
+    commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=error, tasks=[])
+    with pytest.raises(IllegalTransitionError, match=f"not with '{kind}'"):
+        job.fold(commit)
+    assert job == JobState("job")
+
+
+def test_a_start_without_its_details_is_refused() -> None:
+    job = JobState("job")
+    root = Task("0", "a", "trigger", {}, True, -1)
+    with pytest.raises(IllegalTransitionError, match="only the first commit starts a job"):
+        job.fold(Commit(1, CommitKind.START, 0, JobStatus.RUNNING, tasks=[root]))
+    assert job == JobState("job")

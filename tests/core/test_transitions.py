@@ -1,0 +1,263 @@
+"""The commit that ends a step: ids of new tasks, retries, failures, dropped tasks."""
+
+from __future__ import annotations
+
+import pytest
+
+from routilux.core.commits import CommitKind, JobStatus
+from routilux.core.transitions import child_id
+from routilux.errors import NotResumableError
+from routilux.retry.error_handler import ErrorHandler
+from tests.core.stories import (
+    Stage,
+    Story,
+    Strict,
+    alone,
+    broken,
+    done,
+    emission,
+    fan,
+    flow_of,
+    reporting,
+)
+from tests.routines import SECOND, retrying
+
+
+def test_a_mapping_renames_the_fields_of_one_connection_only() -> None:
+    class Other(Stage):
+        def take(self, m: int) -> None:  # type: ignore[override]
+            raise AssertionError
+
+    flow = flow_of({"a": Stage("out"), "b": Stage(), "c": Other()}, "a.out -> b")
+    flow.connect("a", "out", "c", "trigger", {"n": "m"})
+    story = Story(flow)
+    assert [task.payload for task in story.run(emission("out", n=7)).tasks] == [{"n": 7}, {"m": 7}]
+
+
+def test_an_emission_without_a_required_field_fails_the_task_that_emitted_it() -> None:
+    handler = retrying(retry_delay=0, on_exhausted="continue")
+    flow = flow_of({"a": Stage("out", handler=handler), "b": Strict()}, "a.out -> b")
+    commit = Story(flow).run(emission("out"))
+    assert commit.kind is CommitKind.DROPPED
+    assert commit.error is not None
+    assert commit.error.type == "routilux.FlowDefinitionError"
+    assert commit.error.message == "a emitted 'out' without 'n', which b.trigger needs"
+    assert not commit.emissions
+
+
+def test_children_are_numbered_over_emissions_and_connections() -> None:
+    commit = Story(fan()).run("out", "out")
+    assert [(t.task_id, t.routine_id, t.emission) for t in commit.tasks] == [
+        ("0.0", "b", 0),
+        ("0.1", "c", 0),
+        ("0.2", "d", 0),
+        ("0.3", "b", 1),
+        ("0.4", "c", 1),
+        ("0.5", "d", 1),
+    ]
+
+
+def test_children_have_the_same_ids_after_a_retry_and_on_another_host() -> None:
+    story = Story(fan(a=Stage("out", handler=retrying(retry_delay=0))))
+    story.fail()
+    story.crash()
+    story.resume()
+    assert [t.task_id for t in story.run("out").tasks] == ["0.0", "0.1", "0.2"]
+
+
+def test_a_lineage_of_more_than_64_characters_is_shortened_to_a_digest() -> None:
+    long = "0" + ".1" * 31
+    assert child_id(long[:-2], 1) == long
+    assert len(long) == 63
+    one, ten = child_id(long, 1), child_id(long, 10)
+    assert one.startswith("~")
+    assert (one[-2:], ten[-3:]) == (".1", ".10")
+    assert one[:-1] == ten[:-2]
+    assert one[:-1] != child_id("1" + long[1:], 1)[:-1]
+
+    name, seen = "0", {"0"}
+    for _ in range(500):
+        name = child_id(name, 1)
+        assert name not in seen
+        assert len(name) <= 64
+        seen.add(name)
+
+
+def test_retries_wait_as_the_handler_says_and_then_the_job_fails() -> None:
+    story = Story(alone(retrying(max_retries=4, retry_delay=0.3, retry_backoff=1.5)))
+    waits = []
+    while story.fail().kind is CommitKind.RETRY:
+        waits.append(story.wait())
+    assert waits == [300_000_000, 450_000_000, 675_000_000, 1_012_500_000]
+    assert story.job.status is JobStatus.FAILED
+    (task,) = story.job.pending_tasks
+    assert (task.failed, task.attempt, task.retries) == (True, 6, 4)
+    assert story.startable() == []
+
+
+def test_on_exhausted_decides_when_retries_are_spent_and_when_none_is_allowed() -> None:
+    handler = retrying(
+        max_retries=1, retry_delay=0, non_retryable_exceptions=(KeyError,), on_exhausted="skip"
+    )
+    story = Story(alone(handler))
+    assert story.fail(KeyError("x")).kind is CommitKind.DROPPED
+    assert story.job.status is JobStatus.COMPLETED
+    story = Story(alone(handler))
+    assert [story.fail().kind for _ in range(2)] == [CommitKind.RETRY, CommitKind.DROPPED]
+    assert story.job.dropped[0].outcome == "skipped"
+
+
+def test_retry_after_sets_the_next_delay_as_it_is_and_spends_a_retry() -> None:
+    handler = retrying(max_retries=2, retry_delay=1, retry_backoff=3, max_delay=2, jitter=1)
+    story = Story(alone(handler))
+    step = story.begin()
+    story.end(step, broken(step, after_ns=77 * SECOND))
+    assert story.wait() == 77 * SECOND
+    assert story.job.retry_count("a") == 1
+    story.fail()
+    assert 0 <= story.wait() <= 2 * SECOND
+    step = story.begin()
+    assert story.end(step, broken(step, after_ns=SECOND)).kind is CommitKind.FAILED
+
+
+def test_a_task_is_not_retried_if_its_delay_would_cross_the_deadline() -> None:
+    handler = retrying(max_retries=None, retry_delay=2, retry_backoff=1, deadline=10)
+    story = Story(alone(handler), now=50)
+    kinds = []
+    while not kinds or kinds[-1] is CommitKind.RETRY:
+        kinds.append(story.fail().kind)
+        if kinds[-1] is CommitKind.RETRY:
+            story.wait()
+    # Attempts at 0, 2, 4, 6, 8 and 10 s: one more would start at 12 s.
+    assert kinds == [CommitKind.RETRY] * 5 + [CommitKind.FAILED]
+    assert story.now == 50 + 10 * SECOND
+
+
+def test_the_deadline_counts_from_the_first_start_even_if_that_met_a_conflict() -> None:
+    handler = retrying(retry_delay=2, deadline=10)
+    story = Story(fan(2, b=Stage(handler=handler)))
+    story.run("out")
+    unlucky, other = story.begin(), story.begin()
+    story.now = 9 * SECOND
+    story.end(other, done(other, shared={"total": 1}))
+    story.end(unlucky, done(unlucky, reads=["total"]))
+    assert story.fail(task_id="0.0").kind is CommitKind.FAILED
+
+
+def test_retry_failed_gives_a_fresh_budget_and_deadline_but_does_not_reset_the_attempts() -> None:
+    story = Story(alone(retrying(max_retries=1, retry_delay=2, deadline=10)))
+    story.fail()
+    story.wait()
+    assert story.fail().kind is CommitKind.FAILED
+    story.now += 60 * SECOND
+    story.resume(retry_failed=True)
+    assert story.job.error is None
+    assert story.job.routine_states["a"].status == "pending"
+    step = story.begin()
+    assert (step.attempt, step.final) == (3, False)
+    assert story.end(step, broken(step)).kind is CommitKind.RETRY
+    assert story.wait() == 2 * SECOND
+
+
+def test_jitter_is_drawn_from_the_task_and_the_same_on_every_host() -> None:
+    handler = retrying(retry_delay=1, retry_backoff=1, max_retries=None, jitter=0.1)
+
+    def waits(job_id: str, *, crash: bool) -> list[int]:
+        story = Story(alone(handler), job_id=job_id, now=SECOND * crash)
+        found = []
+        for _ in range(20):
+            found.append(story.fail().delay_ns or 0)
+            if crash:
+                story.crash()
+                story.resume()
+            story.wait()
+        return found
+
+    here = waits("one", crash=False)
+    assert waits("one", crash=True) == here
+    assert waits("two", crash=False) != here
+    assert len(set(here)) == 20
+    assert all(SECOND * 9 // 10 <= delay <= SECOND * 11 // 10 for delay in here)
+
+
+def test_a_failure_stops_the_job_but_steps_in_flight_commit_and_their_children_stay() -> None:
+    flow = flow_of(
+        {"a": Stage("out"), "b": Stage(), "c": Stage("out"), "d": Stage()},
+        "a.out -> b",
+        "a.out -> c",
+        "c.out -> d",
+        width=2,
+    )
+    story = Story(flow)
+    story.run("out")
+    failing, other = story.begin(), story.begin()
+    assert story.end(failing, broken(failing)).status is JobStatus.FAILED
+    assert not story.machine.stopped
+    assert story.end(other, done(other, "out", shared={"n": 1})).status is JobStatus.FAILED
+    assert story.machine.stopped
+    assert story.startable() == []
+    assert story.due() is None
+    assert story.job.shared_data == {"n": 1}
+    assert [(t.task_id, t.failed) for t in story.job.pending_tasks] == [
+        ("0.0", True),
+        ("0.1.0", False),
+    ]
+
+
+def test_the_first_failure_is_the_jobs_error() -> None:
+    story = Story(fan(2))
+    story.run("out")
+    one, two = story.begin(), story.begin()
+    story.end(one, broken(one, ValueError("first")))
+    story.end(two, broken(two, ValueError("second")))
+    assert story.job.error is not None
+    assert story.job.error.message == "first"
+    with pytest.raises(NotResumableError, match=r"failed at b \(task 0.0\), c \(task 0.1\)"):
+        story.resume()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "outcome", "status"),
+    [("continue", "error_continued", "error_continued"), ("skip", "skipped", "skipped")],
+)
+def test_a_dropped_task_has_its_outcome(strategy: str, outcome: str, status: str) -> None:
+    story = Story(fan(1, b=Stage(handler=ErrorHandler(strategy))))
+    story.run("out")
+    story.fail(task_id="0.0")
+    (dropped,) = story.job.dropped
+    assert (dropped.task_id, dropped.routine_id, dropped.outcome) == ("0.0", "b", outcome)
+    assert dropped.error.message == "broken"
+    assert story.job.routine_states["b"].status == status
+    assert [r.event for r in story.job.execution_history] == ["start", "out", outcome]
+    assert story.job.error is None
+    story.run()
+    assert story.run().status is JobStatus.COMPLETED
+
+
+def test_an_error_event_reports_a_dropped_task_downstream_so_that_joins_can_finish() -> None:
+    story = reporting(ErrorHandler("continue"))
+    commit = story.fail(task_id="0.0")
+    (task,) = commit.tasks
+    assert (task.task_id, task.routine_id) == ("0.0.0", "c")
+    assert task.payload == {"task_id": "0.0", "message": "broken"}
+    story.run(task_id="0.1")
+    assert story.run(task_id="0.0.0").status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3])
+def test_the_error_event_of_a_failure_is_withdrawn_when_the_task_is_retried(
+    limit: int | None,
+) -> None:
+    story = reporting(ErrorHandler(), limit)
+    failing, other = story.begin("0.0"), story.begin("0.1")
+    story.end(failing, broken(failing))
+    story.end(other, done(other, "out"))
+    assert story.pending() == ["0.0", "0.0.0", "0.1.0"]
+    commit = story.resume(retry_failed=True)
+    assert commit.detail is not None
+    assert commit.detail["withdrawn"] == ["0.0.0"]
+    assert story.pending() == ["0.0", "0.1.0"]
+    # The withdrawn task never ran, so a child that a success creates may have its id.
+    assert [(t.task_id, t.routine_id) for t in story.run("out", task_id="0.0").tasks] == [
+        ("0.0.0", "e")
+    ]

@@ -1,0 +1,271 @@
+"""Wrong starts, wrong calls of a handler, and payloads without a saved form.
+
+Each test asserts both halves: the error with its cure, and that the job or store is unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    FlowDefinitionError,
+    JobStatus,
+    MemoryStore,
+    Runtime,
+    SavedState,
+    UnserializableError,
+)
+from tests.graph.test_definitions import Source, refused, shop
+from tests.routines import Works, chain, outputs, refused_at, retrying, run
+
+WRONG_STARTS = [
+    (
+        {"entry": "sauce"},
+        (
+            "flow 'shop' has no routine 'sauce' to start with; it has 'source', 'sink'; did you"
+            " mean 'source'?"
+        ),
+    ),
+    (
+        {"entry": ["source"]},
+        "flow 'shop' has no routine ['source'] to start with; it has 'source', 'sink'",
+    ),
+    (
+        {"entry": "source", "slot": "input"},
+        "routine 'source' has no slot 'input' to start with; it has 'trigger'",
+    ),
+    (
+        {"entry": "source", "params": {"ordre": "A7"}},
+        (
+            "params for source.trigger: the handler takes 'order'; the mapping has 'ordre',"
+            " which it does not take; did you mean 'order'?"
+        ),
+    ),
+    (
+        {"entry": "sink", "slot": "strict", "params": {"item": 1}},
+        "params for sink.strict: the handler takes 'item', 'price'; the mapping misses 'price'",
+    ),
+    (
+        {"entry": "source", "params": ["A7"]},
+        "params for source.trigger must be a mapping of parameters by name, not ['A7']",
+    ),
+    (
+        {"entry": "sink", "slot": "rest", "params": {1: "A7"}},
+        "params for sink.rest must be a mapping of parameters by name, not {1: 'A7'}",
+    ),
+    (
+        {"entry": "source", "job_id": ""},
+        "a job's id must be a non-empty string of valid Unicode, not ''",
+    ),
+    (
+        {"entry": "source", "job_id": "\udcff"},
+        "a job's id must be a non-empty string of valid Unicode, not '\\udcff'",
+    ),
+    (
+        {"entry": "source", "job_id": 7},
+        "a job's id must be a non-empty string of valid Unicode, not 7",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_STARTS)
+@pytest.mark.parametrize("way", ["execute", "start", "submit", "aexecute"])
+def test_a_job_that_can_not_start_is_refused_and_nothing_is_stored(arguments, message, way):
+    store = MemoryStore()
+    with Runtime(clock=FakeClock(), store=store) as runtime:
+        with refused(FlowDefinitionError, message):
+            if way == "aexecute":
+                asyncio.run(runtime.aexecute(shop(), **arguments))
+            else:
+                getattr(runtime, way)(shop(), **arguments)
+        assert [] == store.job_ids()
+
+
+def test_params_that_can_not_be_copied_are_refused_by_name():
+    with pytest.raises(
+        UnserializableError,
+        match=r"^params for source\.trigger\.order: _thread\.lock can't be copied"
+        r" \(TypeError: .*\); use plain data, since each reader gets a copy$",
+    ):
+        shop().execute("source", {"order": threading.Lock()})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "least"),
+    [
+        *[("max_steps", value, 1) for value in (0, True, 1.5)],
+        ("max_recoveries", -1, 0),
+        *[("history_limit", value, 1) for value in (0, 1.5, "10")],
+    ],
+)
+def test_a_runtime_with_an_invalid_limit_is_refused(name, value, least):
+    cure = f"give a whole number from {least}, or None for no limit"
+    with refused(FlowDefinitionError, f"{name} is {value!r}; {cure}"):
+        Runtime(**{name: value})
+
+
+def test_submitting_without_a_store_is_refused_with_the_cure():
+    with refused(
+        FlowDefinitionError,
+        "submit() puts a job into the runtime's store, and this runtime has none;"
+        " use Runtime(store=...), or start()",
+    ):
+        Runtime().submit(shop(), "source")
+
+
+def test_an_unknown_strategy_is_refused_on_resume_and_the_job_is_unchanged():
+    flow = chain(runs=lambda routine: 1 / 0)
+    job = flow.execute("runs")
+    before = job.serialize()
+    with refused(
+        FlowDefinitionError, "execution_strategy is 'parallel'; choose 'sequential' or 'concurrent'"
+    ):
+        flow.resume(job, execution_strategy="parallel", retry_failed=True)
+    assert before == job.serialize()
+
+
+# --- inside a handler ---------------------------------------------------------------------------
+
+WRONG_EMITS = [
+    (
+        lambda r: r.emit("outputs", item=1),
+        "FlowDefinitionError",
+        (
+            "Works emits 'outputs', which it does not declare; it declares 'out':"
+            " define_event('outputs', [...])"
+        ),
+    ),
+    (
+        lambda r: r.emit("out", m=1),
+        "FlowDefinitionError",
+        "Works emits 'out' with 'm', which it does not declare; it declares 'n'",
+    ),
+    (
+        lambda r: Source().emit("output", item=1),
+        "NoActiveStepError",
+        (
+            "Source.emit('output') was called while a handler of another routine runs (Works);"
+            " connect the two by an event instead"
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize(("emit", "error_type", "message"), WRONG_EMITS)
+def test_a_wrong_emit_fails_the_attempt_and_leaves_only_its_record(emit, error_type, message):
+    def handler(routine):
+        routine.emit("out", n="sent before")
+        emit(routine)
+
+    job = run(chain(runs=Works(handler, retrying(max_retries=5))), "runs")
+    assert JobStatus.FAILED is job.status
+    assert (f"routilux.{error_type}", message) == (job.error.type, job.error.message)
+    assert (1, [], ["start", "error"]) == (
+        job.routine_states["runs"].attempts,
+        job.outputs,
+        [record.event for record in job.execution_history],
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "handler"),
+    [
+        ("Works.out.n", lambda r: r.emit("out", n=threading.Lock())),
+        ("ctx.state.client", lambda r: r.ctx.state.update(client=threading.Lock())),
+        ("ctx.shared.client", lambda r: r.ctx.shared.update(client=threading.Lock())),
+    ],
+)
+def test_a_value_that_can_not_be_copied_fails_the_attempt_and_is_named(where, handler):
+    job = run(chain(runs=Works(handler, retrying(max_retries=5))), "runs")
+    assert "routilux.UnserializableError" == job.error.type
+    assert job.error.message.startswith(f"{where}: _thread.lock can't be copied (TypeError: ")
+    assert 1 == job.routine_states["runs"].attempts
+
+
+# --- payloads that can't be saved ---------------------------------------------------------------
+
+
+class Frame:
+    """Can be copied, but has no saved form."""
+
+
+FRAME = (
+    f"{__name__}.Frame has no saved form; give it a form with register_type, or keep plain data"
+    " instead"
+)
+
+
+@pytest.mark.parametrize(
+    ("path", "handler"),
+    [
+        ("$.emissions[0].payload.n[1]", lambda r: r.emit("out", n=[0, Frame()])),
+        ("$.state.values.frame", lambda r: r.ctx.state.update(frame=Frame())),
+        ("$.shared.values.frame", lambda r: r.ctx.shared.update(frame=Frame())),
+    ],
+)
+def test_with_a_store_an_unserialisable_value_fails_its_attempt_and_the_job_is_saved(path, handler):
+    flow = chain(runs=Works(handler, retrying(max_retries=5)))
+    runtime = Runtime(clock=FakeClock(), store=MemoryStore())
+    job = flow.execute("runs", job_id="j1", runtime=runtime)
+    assert JobStatus.FAILED is job.status
+    assert ("routilux.UnserializableError", f"{path}: {FRAME}") == (
+        job.error.type,
+        job.error.message,
+    )
+    assert 1 == job.routine_states["runs"].attempts
+    assert job == runtime.load("j1")
+    flow = chain(runs=lambda r: r.emit("out", n="plain"))
+    job = flow.resume(runtime.load("j1"), runtime=runtime, retry_failed=True)
+    assert (JobStatus.COMPLETED, ["plain"]) == (job.status, outputs(job))
+
+
+def test_with_a_store_unserialisable_params_are_refused_at_the_start():
+    store = MemoryStore()
+    with refused(UnserializableError, f"$.tasks[0].payload.order: {FRAME}"):
+        shop().execute(
+            "source", {"order": Frame()}, runtime=Runtime(clock=FakeClock(), store=store)
+        )
+    assert [] == store.job_ids()
+
+
+def test_without_a_store_the_job_runs_and_its_capture_names_the_value(tmp_path):
+    path = tmp_path / "job.json"
+    flow = shop()
+    flow.routines["source"].emitted = {"item": "plain"}
+    SavedState.capture(flow, flow.execute("source")).write(path)
+    before = path.read_bytes()
+
+    flow.routines["source"].emitted = {"item": Frame()}
+    done = flow.execute("source")
+    assert JobStatus.COMPLETED is done.status
+    with refused(UnserializableError, f"$.commits[1].emissions[0].payload.item: {FRAME}"):
+        SavedState.capture(flow, done).write(path)
+
+    waiting = done.at(2)
+    with refused(UnserializableError, f"$.pending_tasks[0].payload.item: {FRAME}"):
+        SavedState.capture(flow, waiting).write(path)
+    assert (before, [path]) == (path.read_bytes(), list(tmp_path.iterdir()))
+
+
+def test_a_constructor_argument_without_a_saved_form_is_named_by_its_place():
+    flow = Flow()
+    flow.add_routine(Source(item=Frame()), "source")
+    with refused(UnserializableError, f"$.flow.routines[0].kwargs.item: {FRAME}"):
+        flow.serialize()
+
+
+def test_an_exception_class_without_a_saved_name_is_named_by_its_place():
+    class Local(Exception):
+        pass
+
+    flow = shop()
+    flow.routines["sink"].set_error_handler(ErrorHandler("retry", retryable_exceptions=Local))
+    place = "$.flow.routines[1].error_handler.retryable_exceptions[0]"
+    with refused_at(place, "Local", UnserializableError):
+        flow.serialize()

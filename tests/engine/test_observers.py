@@ -1,0 +1,111 @@
+"""Observers of a runtime: order, errors, and commits that they cause."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import pytest
+
+from routilux import Commit, FakeClock, JobState, JobStatus, RoutiluxError, Run, Runtime, StepInput
+from tests.engine.concurrency import no_thread_remains
+from tests.routines import MODES, PATIENCE, Works, chain, fails, kinds, rest, retrying, run_by, send
+
+
+class Notes:
+    """An observer that notes each commit."""
+
+    def __init__(self, name: str = "", notes: list[Any] | None = None) -> None:
+        self.name = name
+        self.notes: list[Any] = [] if notes is None else notes
+
+    def on_commit(self, job: JobState, commit: Commit) -> None:
+        self.notes.append((self.name, commit.kind.value))
+
+
+class StepNotes(Notes):
+    def on_step(self, job: JobState, step: StepInput) -> None:
+        self.notes.append((self.name, f"{step.task.routine_id} attempt {step.attempt}"))
+
+
+@MODES
+def test_observers_get_every_commit_in_order_and_steps_that_start(workers):
+    notes: list[Any] = []
+    with Runtime(
+        clock=FakeClock(), observers=[StepNotes("x", notes), Notes("y", notes)]
+    ) as runtime:
+        chain(workers=workers, a=Works(fails(1), retrying())).execute("a", runtime=runtime)
+    assert [
+        ("x", "start"),
+        ("y", "start"),
+        ("x", "a attempt 1"),
+        ("x", "retry"),
+        ("y", "retry"),
+        ("x", "a attempt 2"),
+        ("x", "done"),
+        ("y", "done"),
+    ] == notes
+
+
+@pytest.mark.parametrize("how", ["execute", "start"])
+def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(how, caplog):
+    class Broken(Notes):
+        def on_commit(self, job, commit):
+            raise RuntimeError("no disk")
+
+        def on_step(self, job, step):
+            raise RuntimeError("no disk")
+
+    broken, well = Broken(), Notes()
+    with Runtime(clock=FakeClock(), observers=[broken, well]) as runtime:
+        job = run_by(how, chain(a=send, b=rest), "a", runtime)
+    assert JobStatus.COMPLETED is job.status
+    assert ["start", "done", "done"] == [kind for _, kind in well.notes] == kinds(job)
+    (failure,) = runtime.observer_failures
+    assert (broken, 5, "no disk") == (failure.observer, failure.count, str(failure.error))
+    (record,) = caplog.records
+    assert ("routilux", logging.ERROR) == (record.name, record.levelno)
+    assert "RuntimeError; the job continues" in record.getMessage()
+
+
+def test_all_observers_get_a_commit_before_the_commit_that_an_observer_causes():
+    notes: list[Any] = []
+    runs: list[Run] = []
+    known = threading.Event()
+
+    class Cancels(Notes):
+        def on_commit(self, job, commit):
+            super().on_commit(job, commit)
+            if commit.kind == "done":
+                assert known.wait(PATIENCE)
+                runs[0].cancel("seen enough")
+
+    def waits(self):
+        assert known.wait(PATIENCE)
+        self.emit("out", n=0)
+
+    with (
+        no_thread_remains(),
+        Runtime(clock=FakeClock(), observers=[Cancels("x", notes), Notes("y", notes)]) as runtime,
+    ):
+        runs.append(chain(a=waits, b=rest).start("a", runtime=runtime))
+        known.set()
+        job = runs[0].wait()
+    assert JobStatus.CANCELLED is job.status
+    assert ["start", "done", "cancelled"] == kinds(job)
+    assert [(name, kind) for kind in kinds(job) for name in "xy"] == notes
+    assert [] == runtime.observer_failures
+
+
+def test_an_observer_that_waits_for_a_job_gets_an_error_and_no_job_hangs():
+    class Waits:
+        def on_commit(self, job, commit):
+            chain(a=rest).execute("a", runtime=runtime)
+
+    runtime = Runtime(clock=FakeClock(), observers=[Waits()])
+    job = chain(a=rest).execute("a", runtime=runtime)
+    assert "completed" == job.status
+    [failure] = runtime.observer_failures
+    assert isinstance(failure.error, RoutiluxError)
+    assert "an observer can't execute a job" in str(failure.error)

@@ -1,0 +1,115 @@
+"""The threads of a runtime: when they start, are used again, and end."""
+
+from __future__ import annotations
+
+import gc
+import threading
+import weakref
+from itertools import count
+
+import pytest
+
+from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
+from tests.engine.concurrency import engine_threads, no_thread_remains
+from tests.routines import PATIENCE, chain, ended_at, fan, rest, send
+
+
+def test_after_close_no_thread_remains_and_the_runtime_still_works():
+    with no_thread_remains():
+        runtime = Runtime(clock=FakeClock())
+        for _ in range(3):
+            fan(send, workers=3, a=rest, b=rest).execute("source", runtime=runtime)
+        runs = [chain(a=rest).start("a", runtime=runtime) for _ in range(3)]
+        runtime.close()
+        assert [JobStatus.COMPLETED] * 3 == [run.wait().status for run in runs]
+        again = fan(send, workers=3, a=rest).execute("source", runtime=runtime)
+        assert JobStatus.COMPLETED is again.status
+
+
+@pytest.mark.parametrize("nth", [1, 2], ids=["for the loop", "for a step"])
+def test_a_job_without_a_thread_raises_and_the_next_one_runs(nth, monkeypatch):
+    start = threading.Thread.start
+    numbers = count(1)
+
+    def starts(self):
+        if next(numbers) == nth:
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", starts)
+    monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
+    with Runtime() as runtime:
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+        for _ in range(3):
+            job = chain(a=rest).start("a", runtime=runtime).wait(PATIENCE)
+            assert JobStatus.COMPLETED is job.status
+
+
+def test_a_worker_that_gets_no_thread_gives_its_job_back_and_ends(monkeypatch):
+    store = MemoryStore()
+
+    def starts(self):
+        raise RuntimeError("can't start new thread")
+
+    with Runtime(store=store) as runtime:
+        job_id = runtime.submit(chain(a=rest), "a")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", starts)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                Worker(store, [chain(a=rest)], runtime=runtime).run()
+        assert 0 == store.free_in(["tale"])
+        Worker(store, [chain(a=rest)], runtime=runtime).run(until_idle=True)
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+
+
+def test_threads_are_used_again_while_the_runtime_is_open():
+    before = engine_threads()
+    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        flow = fan(send, workers=3, a=rest, b=rest, c=rest)
+        flow.execute("source", runtime=runtime)
+        first = engine_threads() - before
+        for _ in range(20):
+            flow.execute("source", runtime=runtime)
+        assert first <= engine_threads() - before
+        assert len(engine_threads() - before) <= 3
+
+
+def test_a_collected_runtime_leaves_no_thread_behind():
+    with no_thread_remains():
+        runtime = Runtime(clock=FakeClock())
+        fan(send, workers=3, a=rest, b=rest).execute("source", runtime=runtime)
+        del runtime
+        gc.collect()
+
+
+def test_a_runtime_keeps_no_payload_of_a_job_that_has_stopped():
+    class Payload:
+        pass
+
+    seen: list[weakref.ref[Payload]] = []
+
+    def emits(self):
+        payload = Payload()
+        seen.append(weakref.ref(payload))
+        self.emit("out", n=payload)
+
+    def takes(self, n):
+        seen.append(weakref.ref(n))
+
+    before = engine_threads()
+    with Runtime(clock=FakeClock()) as runtime:
+        run = chain(workers=2, a=emits, b=takes).start("a", runtime=runtime)
+        assert JobStatus.COMPLETED is run.wait().status
+        for thread in engine_threads() - before:
+            if thread.name == "routilux-loop":
+                thread.join(PATIENCE)
+        del run
+        gc.collect()
+        assert [None, None] == [ref() for ref in seen]
+
+
+def test_a_wait_for_a_finished_job_takes_no_virtual_time():
+    with Runtime(clock=FakeClock()) as runtime:
+        run = chain(a=send, b=rest).start("a", runtime=runtime)
+        assert 0 == ended_at(run.wait(timeout=0.000001))

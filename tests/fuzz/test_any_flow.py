@@ -1,0 +1,112 @@
+"""Any flow and any payload: a saved job is loaded equal and written again byte by byte."""
+
+from __future__ import annotations
+
+from datetime import UTC
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routilux import (
+    ErrorHandler,
+    FakeClock,
+    Flow,
+    Routine,
+    Runtime,
+    SavedState,
+)
+from routilux.codec.equality import first_difference
+from tests.persist.orders import (
+    START,
+    Captures,
+)
+from tests.soak import examples
+
+
+class Node(Routine):
+    routine_name = "document/node"
+
+    def __init__(self, failures: int, *, keep: object = None) -> None:
+        super().__init__()
+        self.failures = failures
+        self.define_slot("trigger", handler=self.handle)
+        self.define_event("output", ["value"])
+        self.define_event("error", ["message", "payload"])
+
+    def handle(self, **payload: object) -> None:
+        if self.ctx.attempt <= self.failures:
+            raise ValueError(f"failure {self.ctx.attempt}")
+        self.ctx.state["seen"] = payload
+        self.ctx.shared[self.ctx.task_id] = payload
+        self.emit("output", value=payload.get("value"))
+
+
+scalars = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+    st.binary(max_size=5),
+    st.decimals(),
+    st.uuids(),
+    st.datetimes(timezones=st.sampled_from([None, UTC])),
+    st.timedeltas(),
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
+        st.dictionaries(st.text("ab$type", max_size=5), inner, max_size=3),
+        st.dictionaries(st.one_of(st.integers(), st.uuids()), inner, max_size=2),
+    ),
+    max_leaves=6,
+)
+handlers = st.sampled_from(
+    [
+        None,
+        ErrorHandler("stop", timeout=5),
+        ErrorHandler("continue"),
+        ErrorHandler("skip"),
+        ErrorHandler("retry", max_retries=1, retry_delay=0.3, jitter=0.5),
+        ErrorHandler("retry", max_retries=None, deadline=3, on_exhausted="continue"),
+    ]
+)
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> Flow:
+    count = draw(st.integers(1, 4))
+    flow = Flow(
+        draw(st.text("ab .", min_size=1, max_size=4)),
+        execution_strategy=draw(st.sampled_from(["sequential", "concurrent"])),
+        max_workers=draw(st.integers(1, 3)),
+    )
+    flow.set_error_handler(draw(handlers))
+    for number in range(count):
+        node = Node(draw(st.integers(0, 2)), keep=draw(values))
+        node.set_error_handler(draw(handlers))
+        flow.add_routine(node, f"n{number}")
+        for earlier in range(number):
+            if draw(st.booleans()):
+                mapping = draw(st.sampled_from([None, {"value": "renamed"}]))
+                flow.connect(f"n{earlier}", "output", f"n{number}", "trigger", mapping)
+    return flow
+
+
+@settings(max_examples=examples(0.6))
+@given(flow=flows(), value=values, point=st.integers(0, 10))
+def test_any_flow_and_job_are_loaded_equal_and_written_again_byte_by_byte(flow, value, point):
+    captures = Captures(flow)
+    with Runtime(clock=FakeClock(START), observers=[captures]) as runtime:
+        flow.execute("n0", {"value": value}, runtime=runtime)
+    assert [] == runtime.observer_failures
+    saved = captures.taken[min(point, len(captures.taken) - 1)]
+    text = saved.to_bytes()
+    loaded = SavedState.from_bytes(text)
+    assert None is first_difference(saved.job.pending_tasks, loaded.job.pending_tasks)
+    assert None is first_difference(saved.job.shared_data, loaded.job.shared_data)
+    assert saved.job == loaded.job
+    assert flow.fingerprint == loaded.flow.fingerprint
+    assert text == loaded.to_bytes()

@@ -1,0 +1,286 @@
+"""The connection to the file of a store: locks, readers, forks, and errors that name the file."""
+
+from __future__ import annotations
+
+import gc
+import sqlite3
+import threading
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
+from routilux.persist.sqlite_connection import SqliteFile
+from tests.engine.concurrency import in_a_child
+from tests.persist.hosts import APPENDS, line_of, process
+from tests.routines import PATIENCE
+
+
+def test_a_write_waits_for_another_one_in_naps_as_short_as_a_write(sqlite, monkeypatch):
+    naps: list[int] = []
+    with SqliteStore(sqlite.path) as other:
+        context = sqlite._file.writing()
+        context.__enter__()
+
+        def nap(clock: SystemClock, signal: None, until: int) -> None:
+            naps.append(until - clock.monotonic_ns())
+            if len(naps) == 12:
+                context.__exit__(None, None, None)
+
+        monkeypatch.setattr(SystemClock, "wait", nap)
+        other.create("j", b"1", "a", flow_id="f", queued=False)
+    assert 12 == len(naps)
+    assert 100_000 >= naps[0]
+    assert 5_000_000 >= max(naps)
+    assert [b"1"] == sqlite.rows("j")
+
+
+def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, monkeypatch):
+    path = tmp_path / "jobs.db"
+    other = sqlite3.connect(path, isolation_level=None)
+    asked: list[str] = []
+    connected = SqliteFile._connected
+
+    def watched(file: SqliteFile) -> sqlite3.Connection:
+        db = connected(file)
+        db.set_trace_callback(traced)
+        return db
+
+    def traced(statement: str) -> None:
+        asked.append(statement)
+        if asked.count("PRAGMA journal_mode = WAL") == 2 and other.in_transaction:
+            other.execute("COMMIT")
+
+    monkeypatch.setattr(SqliteFile, "_connected", watched)
+    other.execute("BEGIN IMMEDIATE")
+    with SqliteStore(path) as store:
+        store.create("j", b"1", "a", flow_id="f", queued=True)
+        assert [b"1"] == store.rows("j")
+    other.close()
+    assert 2 == asked.count("PRAGMA journal_mode = WAL")
+
+
+# --- reading alone --------------------------------------------------------------------------------
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """What stands in a folder, and when it was written last."""
+    return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
+
+
+def test_a_reader_leaves_no_trace(sqlite):
+    sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
+    sqlite.close()
+    before = files(sqlite.path.parent)
+    with SqliteStore(sqlite.path, read_only=True) as reader:
+        assert [b"row 1"] == reader.rows("j")
+        assert before == files(sqlite.path.parent)
+        assert not reader.overtaken
+    assert ["jobs.db"] == list(before) == list(files(sqlite.path.parent))
+
+
+def test_a_reader_sees_what_a_process_that_was_killed_left_in_the_log(tmp_path):
+    with process(APPENDS, tmp_path / "jobs.db") as child:
+        line_of(child)
+        child.kill()
+    log = (tmp_path / "jobs.db-wal").read_bytes()
+    with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
+        assert [b"row 1", b"row 2"] == reader.rows("j")[:2]
+    assert log == (tmp_path / "jobs.db-wal").read_bytes()
+
+
+def test_a_reader_sees_what_others_write_meanwhile(sqlite):
+    with SqliteStore(sqlite.path, read_only=True) as reader:
+        sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
+        assert [b"row 1"] == reader.rows("j")
+        assert not reader.overtaken
+
+
+def test_a_reader_without_locks_notices_a_writer(sqlite):
+    sqlite.close()
+    with SqliteStore(sqlite.path, read_only=True) as reader:
+        sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
+        assert reader.overtaken
+        reader.close()
+        assert [b"row 1"] == reader.rows("j")
+        assert not reader.overtaken
+
+
+def test_a_reader_writes_nothing(sqlite):
+    sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
+    refused = pytest.raises(OSError, match="attempt to write a readonly database")
+    with SqliteStore(sqlite.path, read_only=True) as reader, refused:
+        reader.append("j", 2, b"row 2", "a", stopped=False)
+
+
+def test_a_reader_makes_no_store_of_an_empty_file(tmp_path):
+    (tmp_path / "jobs.db").touch()
+    with pytest.raises(CorruptStateError, match=r"jobs\.db: is empty: no store was ever written"):
+        SqliteStore(tmp_path / "jobs.db", read_only=True)
+    with pytest.raises(OSError, match=r"other\.db: unable to open"):
+        SqliteStore(tmp_path / "other.db", read_only=True)
+    assert [("jobs.db", b"")] == [(name, data) for name, (data, _) in files(tmp_path).items()]
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def test_a_file_of_another_kind_or_program_is_refused_unchanged(tmp_path):
+    letter = tmp_path / "letter.db"
+    letter.write_text("a letter to a friend" * 100)
+    other = sqlite3.connect(tmp_path / "other.db")
+    other.execute("CREATE TABLE letters (text)")
+    other.commit()
+    other.close()
+    before = files(tmp_path)
+    with pytest.raises(CorruptStateError, match=r"letter\.db: is no valid database .*restore it"):
+        SqliteStore(letter)
+    with pytest.raises(CorruptStateError, match="of another program; choose another file"):
+        SqliteStore(tmp_path / "other.db")
+    assert before == files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (":memory:", ":memory: is no file, so nothing lasts; use MemoryStore"),
+        ("nowhere/jobs.db", r"nowhere/jobs\.db: unable to open.*the folder must exist"),
+    ],
+)
+def test_a_path_without_a_file_is_refused(path, message):
+    with pytest.raises(OSError, match=message):
+        SqliteStore(path)
+
+
+def test_damaged_tables_and_a_damaged_schema_are_reported_when_they_are_read(sqlite):
+    sqlite.create("j", b"x" * 100_000, "a", flow_id="f", queued=False)
+    sqlite.close()
+    data = sqlite.path.read_bytes()
+    schema = data.replace(b"job_id TEXT NOT NULL UNIQUE", b"kob_id TEXT NOT NULL UNIQUE")
+    for damaged in (data[:4096] + b"\xff" * len(data[4096:]), schema):
+        assert damaged != data
+        sqlite.path.write_bytes(damaged)
+        with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database"):
+            sqlite.rows("j")
+        sqlite.close()
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
+    with sqlite._file.using() as db:
+        db.execute("PRAGMA user_version = 2")
+    sqlite.close()
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
+        SqliteStore(sqlite.path)
+
+
+def test_a_file_that_another_process_keeps_locked_is_named(sqlite, monkeypatch):
+    monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
+    told = pytest.raises(OSError, match="database is locked; another process has kept it")
+    with SqliteStore(sqlite.path) as other, sqlite._file.writing(), told:
+        other.create("j", b"", "a", flow_id="f", queued=False)
+    sqlite.create("j", b"", "a", flow_id="f", queued=False)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_there(sqlite):
+    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
+    with sqlite._file.using() as db:
+        db.execute("PRAGMA max_page_count = 1")  # as many as there are: no more can be added
+    with pytest.raises(OSError, match="the disk is full; make room, then resume the jobs"):
+        sqlite.append("j", 2, b"x" * 100_000, "a", stopped=False)
+    assert [b"1"] == sqlite.rows("j")
+    with sqlite._file.using() as db:
+        db.execute("PRAGMA max_page_count = 1000000")
+    sqlite.append("j", 2, b"2", "a", stopped=True)
+
+
+# --- the file and the process ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp_path):
+    path, kept = tmp_path / "jobs.db", tmp_path / "kept.db"
+    with SqliteStore(path) as store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+        SqliteStore(tmp_path / "other.db").close()
+        path.rename(kept)
+        if replaced:
+            (tmp_path / "other.db").rename(path)
+        for use in (
+            lambda: store.append("j", 2, b"2", "a", stopped=False),
+            lambda: store.append("j", 2, b"2", "a", stopped=True),
+            lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
+            lambda: store.job_ids(),
+        ):
+            with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
+                use()
+        kept.replace(path)
+        store.append("j", 2, b"2", "a", stopped=False)
+        assert [b"1", b"2"] == store.rows("j")
+
+
+def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with SqliteStore("jobs.db") as store:
+        store.create("j", b"1", "a", flow_id="f", queued=False)
+        store.close()
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        assert ["j"] == store.job_ids()
+        with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
+            assert ["j"] == reader.job_ids()
+    assert [] == list((tmp_path / "elsewhere").iterdir())
+
+
+def files_open(path: Path) -> Counter[str]:
+    """How often this process has each of the files of a store open."""
+    found: Counter[str] = Counter()
+    for number in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # that by which the folder was listed
+            found[str(number.readlink())] += 1
+    return Counter({name: times for name, times in found.items() if name.startswith(str(path))})
+
+
+def test_a_forked_child_uses_a_connection_of_its_own(sqlite):
+    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
+    in_a_child(lambda: sqlite.append("j", 2, b"2", "a", stopped=False))
+    sqlite.append("j", 3, b"3", "a", stopped=False)
+    assert [b"1", b"2", b"3"] == sqlite.rows("j")
+
+
+@pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
+def test_a_forked_child_never_closes_the_connection_of_its_parent(used, sqlite):
+    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
+    open_before = files_open(sqlite.path)
+    assert open_before[str(sqlite.path)]
+
+    def closes() -> None:
+        if used:
+            sqlite.append("j", 2, b"2", "a", stopped=False)
+        sqlite.close()
+        gc.collect()  # a connection and its statements hold each other
+        assert open_before <= files_open(sqlite.path)
+
+    in_a_child(closes)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
+def test_a_forked_child_uses_a_store_that_a_thread_of_its_parent_was_just_using(sqlite):
+    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
+    holding, over = threading.Event(), threading.Event()
+
+    def holds() -> None:
+        with sqlite._file.using():
+            holding.set()
+            over.wait(PATIENCE)
+
+    thread = threading.Thread(target=holds)
+    thread.start()
+    assert holding.wait(PATIENCE)
+    try:
+        in_a_child(lambda: sqlite.append("j", 2, b"2", "a", stopped=False))
+    finally:
+        over.set()
+        thread.join(PATIENCE)
+    assert [b"1", b"2"] == sqlite.rows("j")

@@ -1,0 +1,115 @@
+"""Finds handlers that return although their host dies; one that cleans up or fails is clean."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from pytest_routilux.hosts import fork_server
+from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
+from pytest_routilux.sim.simulator.effects import Effect
+from pytest_routilux.sim.simulator.model import Case
+from routilux import Flow, Routine
+from tests.plugin.sim.steps import START, STEP, Work, chain, same
+
+pytestmark = pytest.mark.skipif(not fork_server.can_fork(), reason="needs os.fork")
+charge = Effect("charge")
+
+
+def in_a_sleep(routine: Any, number: Any) -> object:
+    try:
+        routine.ctx.sleep(1)
+    except BaseException:
+        return None
+    return number
+
+
+def in_the_second_effect(routine: Any, number: Any) -> object:
+    charge(1)
+    try:
+        charge(2)
+    except:  # noqa: E722 - the bug
+        return None
+    return number
+
+
+def in_once(routine: Any, number: Any) -> object:
+    try:
+        number = routine.ctx.once("add", abs, -1)
+    finally:
+        return number  # noqa: B012 - the bug
+
+
+def in_none(routine: Any, number: Any) -> object:
+    try:
+        charge(1)
+        routine.ctx.sleep(1)
+        return routine.ctx.once("charge", charge, 2)
+    except Exception:
+        return None
+    finally:
+        routine.ctx.shared["seen"] = 1
+
+
+def turned_into_an_error(routine: Any, number: Any) -> object:
+    try:
+        routine.ctx.sleep(1)
+    except BaseException as error:
+        raise RuntimeError from error
+    return number
+
+
+def answered_by_an_exit(routine: Any, number: Any) -> object:
+    try:
+        routine.ctx.sleep(1)
+    except BaseException:
+        os._exit(1)
+    return number
+
+
+class Async(Routine):
+    """Sleeps in a coroutine, and swallows the exception that ends it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.define_slot("trigger", handler=self.step)
+
+    async def step(self) -> None:
+        try:
+            self.ctx.sleep(1)
+        except BaseException:
+            return
+
+
+@pytest.mark.parametrize(
+    ("work", "place"),
+    [
+        (in_a_sleep, "ctx.sleep"),
+        (in_the_second_effect, "the effect charge"),
+        (in_once, "ctx.once('add')"),
+    ],
+)
+def test_a_handler_that_swallows_a_crash_is_found(work: Work, place: str) -> None:
+    finding = swallowed_crash(chain(same, work), START)
+    assert finding is not None
+    assert ("swallowed-crash", "r1") == (finding.kind, finding.routine)
+    assert f"r1 continues when its host dies in {place}:" in finding.what
+    assert STEP == finding.hint
+
+
+@pytest.mark.parametrize("work", [in_none, turned_into_an_error, answered_by_an_exit, same])
+def test_a_handler_that_cleans_up_or_fails_or_ends_its_process_is_clean(work: Work) -> None:
+    assert swallowed_crash(chain(same, work), START) is None
+
+
+def test_a_coroutine_that_swallows_a_crash_is_found() -> None:
+    def build() -> Flow:
+        flow = Flow("async")
+        flow.add_routine(Async(), "async")
+        return flow
+
+    finding = swallowed_crash(Case(build, "async"), START)
+    assert finding is not None
+    assert f"{__file__}:{Async.step.__code__.co_firstlineno}" == finding.hint

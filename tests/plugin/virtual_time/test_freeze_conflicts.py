@@ -1,0 +1,114 @@
+"""A second freeze of the time in a test is refused, with both names."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import freezegun
+import pytest
+
+from pytest_routilux.virtual_time.freeze import frozen_clock
+from tests.plugin.inner import run_inside
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+
+SUMMER = """
+    import datetime
+    import freezegun
+    import pytest
+
+    @pytest.fixture
+    def summer():
+        with freezegun.freeze_time("2030-07-01"):
+            yield
+
+    def test_fixture_around(summer, flow_clock):
+        pass
+
+    def test_fixture_inside(flow_runtime, summer):
+        pass
+
+    @freezegun.freeze_time("2030-07-01")
+    def test_decorator(flow_clock):
+        pass
+
+    @freezegun.freeze_time("2030-07-01")
+    class TestDecorated:
+        def test_of_a_class(self, flow_sim):
+            pass
+
+    def test_context(flow_runtime):
+        with freezegun.freeze_time("2030-07-01"):
+            pass
+
+    @pytest.mark.freeze_time("2030-07-01")
+    def test_marker(flow_clock):
+        pass
+
+    def test_plugin_around(freezer, flow_sim):
+        pass
+
+    def test_plugin_inside(flow_clock, freezer):
+        pass
+
+    def test_after_all(flow_runtime):
+        assert datetime.datetime.now() == datetime.datetime(2026, 1, 1)
+
+    def test_without(summer):
+        assert datetime.datetime.now() == datetime.datetime(2030, 7, 1)
+"""
+
+
+def test_every_freeze_of_the_users_own_is_refused_by_name(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(test_summer=SUMMER)
+    result = run_inside(pytester, "-p", "pytest_freezer")
+    result.assert_outcomes(errors=5, failed=3, passed=2)
+    ends = "both set the time of this test; remove one of them"
+    found = [line.partition(f" {ends}")[0] for line in result.outlines if ends in line]
+    july = "freeze_time('2030-07-01 00:00:00')"
+    assert 8 == len(found)
+    assert {
+        f"flow_clock and {july} around it",
+        f"flow_clock and {july} that decorates the test",
+        f"flow_sim and {july} that decorates the test",
+        f"flow_clock and {july} at test_summer.py:7 in summer",
+        f"flow_clock and {july} at test_summer.py:26 in test_context",
+    } <= set(found)
+    [plugin] = [line for line in found if line.endswith(" in freezer")]
+    assert "pytest_freezer.py:" in plugin
+
+
+def test_a_freeze_around_it_is_refused() -> None:
+    with (
+        freezegun.freeze_time("2030-01-01"),
+        pytest.raises(pytest.fail.Exception) as caught,
+        frozen_clock(),
+    ):
+        pass
+    assert (
+        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
+        " test; remove one of them; flow_clock.move_to(...) sets its time"
+    ) == str(caught.value)
+    with frozen_clock():
+        pass
+
+
+def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock) -> None:
+    flow_clock.advance(1)
+    freeze = freezegun.freeze_time("2030-01-01")
+    with pytest.raises(pytest.fail.Exception, match="flow_clock and freeze_time") as caught:
+        freeze.start()
+    assert "test_a_freeze_inside_it_is_refused_and_changes_nothing both set" in str(caught.value)
+    assert START + timedelta(seconds=1) == datetime.now(UTC)
+
+
+def test_a_freeze_after_it_is_the_users_own_again() -> None:
+    with frozen_clock():
+        pass
+    with freezegun.freeze_time("2030-01-01"):
+        assert datetime(2030, 1, 1) == datetime.now()
+
+
+def test_a_frozen_clock_inside_of_another_is_refused_by_its_name(flow_clock) -> None:
+    with pytest.raises(pytest.fail.Exception, match="flow_clock and the flow_clock of a test"):
+        frozen_clock().__enter__()

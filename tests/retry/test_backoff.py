@@ -1,0 +1,164 @@
+"""Delays before retries: exact backoff, jitter, limits."""
+
+from __future__ import annotations
+
+import math
+from datetime import timedelta
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routilux.retry.backoff import backoff_ns
+from routilux.retry.error_handler import MAX_DELAY_NS, ErrorHandler
+from tests.routines import SECOND, retrying
+
+MS = 1_000_000
+
+delays = st.one_of(st.integers(0, 10**6), st.floats(0, 1e6))
+growths = st.one_of(st.integers(1, 10), st.floats(1, 10))
+jitters = st.floats(0, 1)
+draws = st.integers(0, 2**53 - 1)
+
+
+def exact(delay: float, growth: float, retry: int) -> int:
+    """The delay before a retry, from the decimal meaning of the arguments."""
+    return round(Fraction(repr(delay)) * Fraction(repr(growth)) ** (retry - 1) * SECOND)
+
+
+def test_three_tenths_and_one_and_a_half_give_the_decimal_delays_to_the_nanosecond():
+    handler = retrying(retry_delay=0.3, retry_backoff=1.5)
+    assert [300 * MS, 450 * MS, 675 * MS, 1_012_500_000] == [
+        handler.delay_ns(retry) for retry in (1, 2, 3, 4)
+    ]
+    assert timedelta(milliseconds=1012.5) == handler.delay_before(4)
+
+
+@given(
+    st.one_of(
+        st.tuples(delays, growths, st.integers(1, 120)),
+        st.tuples(
+            st.floats(0, 1e-6),
+            st.sampled_from([1.0000001, 1 + 2**-52, 1.001]),
+            st.integers(100, 1500),
+        ),
+    )
+)
+def test_a_delay_is_the_exact_fraction_rounded_half_even_and_capped(drawn):
+    delay, growth, retry = drawn
+    handler = retrying(retry_delay=delay, retry_backoff=growth)
+    assert min(exact(delay, growth, retry), MAX_DELAY_NS) == handler.delay_ns(retry)
+
+
+@given(
+    delay=st.one_of(delays, st.sampled_from([2**22 * 1e-9, 5e-10, 2.5])),
+    growth=st.one_of(growths, st.sampled_from([1.5, 1.25, 1.0000000000000002])),
+    retry=st.integers(1, 60),
+    digits=st.integers(7, 20),
+)
+def test_the_result_does_not_depend_on_the_precision_it_is_sought_with(
+    delay, growth, retry, digits
+):
+    expected = min(exact(delay, growth, retry), MAX_DELAY_NS)
+    assert expected == backoff_ns(delay, growth, retry, digits)
+
+
+@pytest.mark.parametrize(
+    ("delay", "growth", "retry", "expected"),
+    [
+        (1e-9, 1.5, 2, 2),  # 1.5 ns
+        (1e-9, 2.5, 2, 2),  # 2.5 ns
+        (3e-9, 1.5, 2, 4),  # 4.5 ns
+        (5e-10, 3, 2, 2),  # 1.5 ns
+        (2e9, 1.5, 2, 3 * 10**18),  # 95 years, just below the cap
+        (0.004194304, 1.5, 24, 47_071_589_414),  # 47 071 589 413.5 ns, of 24 digits in the power
+    ],
+)
+def test_a_tie_goes_to_the_even_nanosecond_and_the_cap_starts_at_a_hundred_years(
+    delay, growth, retry, expected
+):
+    assert expected == exact(delay, growth, retry)
+    assert expected == retrying(retry_delay=delay, retry_backoff=growth).delay_ns(retry)
+
+
+@given(delay=delays, growth=growths, retry=st.integers(1, 10**9), further=st.integers(1, 10**9))
+def test_delays_never_shrink(delay, growth, retry, further):
+    handler = retrying(max_retries=None, retry_delay=delay, retry_backoff=growth)
+    assert handler.delay_ns(retry) <= handler.delay_ns(retry + further) <= MAX_DELAY_NS
+
+
+@pytest.mark.parametrize("growth", [1.0000001, 1.5, 2.0, 1e308])
+def test_a_huge_retry_is_capped_at_a_hundred_years(growth):
+    handler = retrying(max_retries=None, retry_backoff=growth)
+    assert MAX_DELAY_NS == handler.delay_ns(10**9) == handler.delay_ns(10**18)
+    assert timedelta(days=36_525) == handler.delay_before(10**9)
+
+
+def test_slow_growth_at_a_huge_retry_equals_the_closed_form():
+    # (1 + 2**-52)^n is 1 + n·2.2e-16 here, and the repr of the argument ends at 1e-16.
+    handler = retrying(max_retries=None, retry_delay=1, retry_backoff=1.0000000000000002)
+    assert round(math.exp(10**9 * 2e-16) * SECOND) == handler.delay_ns(10**9 + 1)
+
+
+@given(delay=delays, growth=growths, jitter=jitters, retry=st.integers(1, 60), draw=draws)
+def test_jitter_is_the_exact_share_of_the_delay_and_stays_within_its_bounds(
+    delay, growth, jitter, retry, draw
+):
+    plain = retrying(retry_delay=delay, retry_backoff=growth).delay_ns(retry)
+    share = Fraction(repr(jitter))
+    factor = 1 + share * (Fraction(2 * draw, 2**53) - 1)
+    jittered = retrying(retry_delay=delay, retry_backoff=growth, jitter=jitter).delay_ns(
+        retry, draw if jitter else None
+    )
+    assert min(round(plain * factor), MAX_DELAY_NS) == jittered
+    assert math.floor(plain * (1 - share)) <= jittered <= math.ceil(plain * (1 + share))
+
+
+@given(delay=delays, growth=growths, jitter=jitters, cap=delays, retry=st.integers(1), draw=draws)
+def test_max_delay_comes_after_jitter_and_caps(delay, growth, jitter, cap, retry, draw):
+    options = {"retry_delay": delay, "retry_backoff": growth, "jitter": jitter}
+    free = retrying(**options).delay_ns(retry, draw)
+    assert min(free, round(Fraction(repr(cap)) * SECOND)) == retrying(
+        **options, max_delay=cap
+    ).delay_ns(retry, draw)
+
+
+def test_a_draw_changes_nothing_without_jitter_and_no_draw_means_no_jitter():
+    assert SECOND == retrying().delay_ns(1, draw=0)
+    assert SECOND == retrying(jitter=0.5).delay_ns(1)
+    assert timedelta(seconds=1) == retrying(jitter=0.5).delay_before(1)
+    assert timedelta(microseconds=2) == retrying(retry_delay=1.5e-6).delay_before(1)
+
+
+def test_a_delay_stays_the_same_when_asked_in_any_order_and_past_the_cache():
+    handler = retrying(max_retries=None, retry_delay=0.001, retry_backoff=1.001)
+    backwards = {retry: handler.delay_ns(retry) for retry in range(2000, 0, -1)}
+    fresh = retrying(max_retries=None, retry_delay=0.001, retry_backoff=1.001)
+    assert backwards == {retry: fresh.delay_ns(retry) for retry in range(2000, 0, -1)}
+    assert backwards == {retry: handler.delay_ns(retry) for retry in backwards}
+
+
+@pytest.mark.parametrize(
+    ("retry", "draw", "message"),
+    [
+        (0, None, "retry=0 does not exist; the first retry is 1"),
+        (-1, None, "retry=-1 does not exist; the first retry is 1"),
+        (1, -1, "draw=-1 is not a 53-bit integer"),
+        (1, 2**53, f"draw={2**53} is not a 53-bit integer"),
+    ],
+)
+def test_a_retry_or_a_draw_out_of_range_is_refused(retry, draw, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        retrying(jitter=0.1).delay_ns(retry, draw)
+    if draw is None:
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            retrying().delay_before(retry)
+
+
+def test_timeout_and_deadline_are_known_in_nanoseconds():
+    assert 2_500 * MS == ErrorHandler(timeout=2.5).timeout_ns
+    assert 100 * MS == retrying(deadline=0.1).deadline_ns
+    assert ErrorHandler().timeout_ns is None
+    assert ErrorHandler().deadline_ns is None
+    assert MAX_DELAY_NS == ErrorHandler(timeout=1e300).timeout_ns

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "WIDEST",
     "Emitted",
+    "commit_row",
+    "commit_table",
     "commit_text",
     "failure",
     "first_wrong_retry",
@@ -106,13 +108,22 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
     at = next(i for i, commit in enumerate(commits) if commit is marked)
     start = commits[0].at_ns
     shown = commits[max(0, at - _AROUND) : at + _AROUND + 1]
-    rows = [("t (s)", "", "what happened")]
-    rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", commit_text(c)) for c in shown]
-    widest = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    marks = [" ", *(">" if commit is marked else " " for commit in shown)]
+    rows = [(" ", "t (s)", "", "what happened")]
+    rows += [commit_row(">" if c is marked else " ", c, start) for c in shown]
+    return [shorten(line, WIDEST) for line in commit_table(rows, " ")]
+
+
+def commit_row(mark: str, commit: Commit, start_ns: int) -> tuple[str, str, str, str]:
+    """Return a mark, seconds since the job's start, the number of a commit, and its words."""
+    return mark, seconds_text(commit.at_ns - start_ns), f"#{commit.seq}", commit_text(commit)
+
+
+def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> list[str]:
+    """Return rows as aligned lines; `gap` is between the mark and the time."""
+    first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
     return [
-        shorten(f"{mark} {time:>{widest[0]}}  {number:<{widest[1]}}  {text}", WIDEST)
-        for mark, (time, number, text) in zip(marks, rows, strict=True)
+        f"{mark:<{first}}{gap}{time:>{second}}  {number:<{third}}  {text}"
+        for mark, time, number, text in rows
     ]
 
 

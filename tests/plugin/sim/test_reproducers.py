@@ -8,11 +8,11 @@ from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import (
     ON_SQLITE,
     SURVIVES,
+    check_shop,
     glob,
     repro_of,
     reproducer,
     shop,
-    tried,
 )
 
 TWO = ("-p", "xdist", "-n", "2")
@@ -171,10 +171,10 @@ def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester: pytest.Pytes
         "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
         *("why*", "fix*"),
     ]
-    repro = repro_of(tried(pytester, ON_SQLITE.format(store=", store=Late"), says, failed=1))
+    repro = repro_of(check_shop(pytester, ON_SQLITE.format(argument="store=Late"), says, failed=1))
     run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
-    for lacks in (", store=SqliteStore", ""):
-        shop(pytester, ON_SQLITE.format(store=lacks), keyed=True)
+    for store in ("SqliteStore", "None"):
+        shop(pytester, ON_SQLITE.format(argument=f"store={store}"), keyed=True)
         again = run_inside(pytester, f"--routilux-repro={repro}")
         again.assert_outcomes(passed=1, errors=1)
         again.stdout.fnmatch_lines(["*STALE: * fits no simulation of the test: *"])

@@ -1,8 +1,8 @@
 """A disk with planned failures: every system call of a writer has a number.
 
-While it is entered, `Disk` records each call of `os` and lets it through. At chosen numbers it fails
-before or after the call, does half of it, or kills the process. `left_by_power_loss` lists what a
-loss of power may leave of the recorded calls.
+While it is entered, `Disk` records each call of `os` and lets it through. At chosen numbers it
+fails before or after the call, does half of it, or kills the process. `left_by_power_loss` lists
+what a loss of power may leave of the recorded calls.
 """
 
 from __future__ import annotations

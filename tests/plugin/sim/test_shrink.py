@@ -1,4 +1,4 @@
-"""The cause of a finding is made smaller, and stays the cause of that finding."""
+"""Shrinking finds a smaller cause of the same finding."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_double_charge_shrinks_to_one_crash_in_well_under_a_second() -> None:
     assert 0 < cause.runs < 100
 
 
-def test_a_fault_without_which_the_finding_is_gone_stays_under_its_own_number() -> None:
+def test_a_fault_that_the_finding_needs_keeps_its_number() -> None:
     case = case_of(
         bugs.SecondThoughts,
         Slow("orders", 1),
@@ -62,7 +62,7 @@ def test_a_fault_without_which_the_finding_is_gone_stays_under_its_own_number() 
 
 
 @pytest.mark.parametrize("charge", [bugs.Charge, bugs.OnceAlone, bugs.MiddlingBudget])
-def test_kind_routine_and_place_stay_the_same(charge: type[bugs.Charge]) -> None:
+def test_kind_routine_and_path_stay_the_same(charge: type[bugs.Charge]) -> None:
     case = case_of(charge, Slow("charge", 1))
     exploration = explore(case, START, CHECKS)
     findings = {finding.signature: finding for _, finding in exploration.failures}
@@ -76,7 +76,7 @@ def test_kind_routine_and_place_stay_the_same(charge: type[bugs.Charge]) -> None
 
 
 @pytest.mark.parametrize("charge", [bugs.Charge, bugs.ShortBudget])
-def test_what_is_given_back_fails_in_the_same_way_when_it_is_run(
+def test_the_smallest_cause_shows_the_same_finding_when_it_is_run(
     charge: type[bugs.Charge],
 ) -> None:
     _, cause = shrunk(case_of(charge, Slow("charge", 1)))
@@ -110,7 +110,7 @@ def test_the_simplest_crash_is_around_an_effect_then_at_a_write_then_in_a_wait()
     ] == list(kinds)
 
 
-def test_what_shows_without_a_crash_shrinks_to_no_crash() -> None:
+def test_a_finding_without_a_crash_shrinks_to_no_crash() -> None:
     case = case_of(bugs.AttemptInKey, Slow("charge", 1))
 
     _, cause = shrunk(case)
@@ -119,7 +119,7 @@ def test_what_shows_without_a_crash_shrinks_to_no_crash() -> None:
     assert "key-unstable" == cause.finding.kind
 
 
-def test_the_smallest_cause_already_is_left_as_it_is() -> None:
+def test_a_cause_that_is_already_smallest_stays_as_it_is() -> None:
     exploration, cause = shrunk(case_of(bugs.Charge))
 
     assert exploration.failures[0] == (cause.point, cause.finding)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,7 +11,8 @@ from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.model import Case, Note, Undisturbed
-from routilux import CommitKind, ErrorHandler, FakeClock, Flow, Routine
+from routilux import CommitKind, FakeClock, Flow
+from tests.routines import chain, retrying, saveable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,30 +24,20 @@ SECOND = 1_000_000_000
 gateway = Effect("gateway", key="key")
 
 
-class Pay(Routine):
+def pay(self: Any, order: str) -> None:
     """Reserves once, then charges; the first attempt fails after that."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.pay)
-        self.define_event("output", ["receipt"])
-
-    def pay(self, order: str) -> None:
-        self.ctx.once("reserve", abs, -1)
-        self.ctx.sleep(0.5)
-        receipt = gateway(order, key=self.ctx.key("charge"))
-        if self.ctx.attempt == 1:
-            raise ConnectionError("no answer")
-        self.emit("output", receipt=receipt)
+    self.ctx.once("reserve", abs, -1)
+    self.ctx.sleep(0.5)
+    receipt = gateway(order, key=self.ctx.key("charge"))
+    if self.ctx.attempt == 1:
+        raise ConnectionError("no answer")
+    self.emit("out", receipt=receipt)
 
 
 def build(deadline: float | None = None) -> Callable[[], Flow]:
     def flow() -> Flow:
-        made = Flow("payment")
-        made.add_routine(Pay(), "pay")
-        made.set_error_handler(
-            ErrorHandler("retry", max_retries=2, retry_delay=2, deadline=deadline)
-        )
+        made = chain(pay=saveable(pay, out=["receipt"]))
+        made.set_error_handler(retrying(max_retries=2, retry_delay=2, deadline=deadline))
         return made
 
     return flow

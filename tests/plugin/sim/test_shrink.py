@@ -34,10 +34,8 @@ def shrunk(case: Case, checks: Checks = CHECKS) -> tuple[Exploration, Cause]:
 def test_a_double_charge_shrinks_to_one_crash_in_well_under_a_second() -> None:
     case = case_of(bugs.Charge, Slow("orders", 1), Slow("charge", 0.5, [1]), ClockJump(3600))
     exploration = explore(case, START, CHECKS)
-
     begun = process_time()
     cause = shrink(exploration, case, START, CHECKS)
-
     assert process_time() - begun < 0.5
     assert cause.point is not None
     assert ("0.0@a1.effect1", ()) == (cause.point.name, cause.faults)
@@ -52,9 +50,7 @@ def test_a_fault_that_the_finding_needs_keeps_its_number() -> None:
         Raises("charge", bugs.GatewayDown, [1]),
         Slow("charge", 2),
     )
-
     _, cause = shrunk(case)
-
     assert (2,) == cause.faults
     assert cause.point is not None
     assert "0.0@a2.effect1" == cause.point.name
@@ -67,10 +63,8 @@ def test_kind_routine_and_path_stay_the_same(charge: type[bugs.Charge]) -> None:
     exploration = explore(case, START, CHECKS)
     findings = {finding.signature: finding for _, finding in exploration.failures}
     assert (2 if charge is bugs.MiddlingBudget else 1) == len(findings)
-
     for finding in findings.values():
         cause = shrink(exploration, case, START, CHECKS, finding)
-
         assert finding.signature == cause.finding.signature
         assert () == cause.faults
 
@@ -80,11 +74,9 @@ def test_the_smallest_cause_shows_the_same_finding_when_it_is_run(
     charge: type[bugs.Charge],
 ) -> None:
     _, cause = shrunk(case_of(charge, Slow("charge", 1)))
-
     known = cause.exploration.reference
     assert cause.point is not None
     again = check_disturbed(known, recover(known.run, cause.point), CHECKS)
-
     assert again is not None
     assert cause.finding.signature == again.signature
 
@@ -93,11 +85,9 @@ def test_the_simplest_crash_is_around_an_effect_then_at_a_write_then_in_a_wait()
     known = explore(case_of(bugs.OwnBudget), START, CHECKS).reference
     charge = explore(case_of(bugs.Charge), START, CHECKS).reference
     points = [*crash_points(known.run), *crash_points(charge.run)]
-
     kinds = dict.fromkeys(
         point.kind for point in sorted(points, key=lambda point: point.simplicity)
     )
-
     assert [
         "around an effect",
         "before a write",
@@ -112,21 +102,17 @@ def test_the_simplest_crash_is_around_an_effect_then_at_a_write_then_in_a_wait()
 
 def test_a_finding_without_a_crash_shrinks_to_no_crash() -> None:
     case = case_of(bugs.AttemptInKey, Slow("charge", 1))
-
     _, cause = shrunk(case)
-
     assert (None, ()) == (cause.point, cause.faults)
     assert "key-unstable" == cause.finding.kind
 
 
 def test_a_cause_that_is_already_smallest_stays_as_it_is() -> None:
     exploration, cause = shrunk(case_of(bugs.Charge))
-
     assert exploration.failures[0] == (cause.point, cause.finding)
     assert (0, None) == (cause.runs, cause.text)
 
 
 def test_the_same_case_shrinks_to_the_same_cause() -> None:
     causes = [shrunk(case_of(bugs.Charge, Slow("charge", 1), Slow("orders", 1)))[1] for _ in "ab"]
-
     assert 1 == len({(c.point, c.finding.signature, c.faults, c.runs, c.text) for c in causes})

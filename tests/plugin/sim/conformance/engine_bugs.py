@@ -461,7 +461,7 @@ def of_two_tasks_that_are_due_at_one_instant_one_is_forgotten(patch: Patch) -> N
 
 @bug(
     "retry-late",
-    "retry 1 of charge (task 0.2) starts 0.05 s after it was due: no limit",
+    "retry 1 of charge (task 0.2) starts 0.05 s after it was due, though no limit held it",
     build=shop(fails=(1, 1), workers=4, charge=Wide),
 )
 def of_two_tasks_that_are_due_at_one_instant_one_starts_when_the_other_has_ended(
@@ -537,7 +537,7 @@ def the_state_of_a_failed_attempt_is_kept(patch: Patch) -> None:
 
 @bug(
     "snapshot-wrong",
-    "attempt 2 of charge (task 0.0) gets the state of charge otherwise than committed",
+    "attempt 2 of charge (task 0.0) gets other values of the state of charge than are committed",
 )
 def the_state_of_a_failed_attempt_is_kept_in_memory_alone(patch: Patch) -> None:
     _leaky(patch)

@@ -9,13 +9,14 @@ Invariants:
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, Literal
 
 from routilux import ErrorInfo
 from routilux.clocks.durations import seconds_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 __all__ = [
     "class_name",
@@ -85,9 +86,12 @@ def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "star
     if keep == "end":
         text = plain(text[-4 * cells - 4 :])
         size = len(text)
-        return "…" + text[size - _most(size, lambda n: width(text[size - n :]) < cells) :]
+        kept = bisect_left(range(1, size), True, key=lambda n: width(text[size - n :]) >= cells)
+        return "…" + text[size - kept :]
     text = plain(text[: 4 * cells + 4])
-    return text[: _most(len(text), lambda n: width(text[:n]) < cells)] + "…"
+    return (
+        text[: bisect_left(range(1, len(text)), True, key=lambda n: width(text[:n]) >= cells)] + "…"
+    )
 
 
 def wrapped(text: str, cells: int, lines: int) -> list[str]:
@@ -110,18 +114,6 @@ def wrapped(text: str, cells: int, lines: int) -> list[str]:
         else:
             found.append(shorten(word, cells, "both"))
     return [line for line in found if line]
-
-
-def _most(size: int, fits: Callable[[int], bool]) -> int:
-    # The largest number from 0 to size that fits; each smaller one fits too.
-    low, high = 0, size
-    while low < high:
-        middle = (low + high + 1) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 # --- words ----------------------------------------------------------------------------------------

@@ -91,7 +91,7 @@ def test_planned_and_actual_waits_are_equal_and_exact() -> None:
     assert job.job_id == monitor.retries[0].job_id
 
 
-def test_a_retry_that_has_not_begun_has_no_actual_wait() -> None:
+def test_a_retry_that_has_not_started_has_no_actual_wait() -> None:
     job, _ = watched(pipeline(9), "data_fetch")
     (retry,) = ExecutionMonitor.of(job.at(3)).retries
     assert retry.actual_ns is None
@@ -156,7 +156,7 @@ _items = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), max_size=4)
 
 
 @given(_handlers, _handlers, _items, st.sampled_from([None, 3]), st.booleans())
-def test_a_monitor_that_watched_equals_one_that_is_rebuilt_from_the_commits(
+def test_a_monitor_that_observed_a_job_equals_one_rebuilt_from_its_commits(
     first: ErrorHandler | None,
     second: ErrorHandler | None,
     items: list[tuple[int, int]],

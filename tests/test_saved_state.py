@@ -68,7 +68,7 @@ def test_saved_at_is_read_from_the_clock_that_drives_the_job(retried):
     assert datetime(2026, 1, 3, 12, 59, 5, 100_000, tzinfo=UTC).timestamp() == document["saved_at"]
 
 
-def test_an_instant_of_a_far_century_is_read_as_exactly_as_it_was_written():
+def test_an_instant_of_a_distant_century_is_read_exactly_as_it_was_written():
     flow = pipeline(0)
     clock = FakeClock("9000-01-01T00:00:00.000003+00:00")
     job = flow.execute("fetch", {"request_id": "r"}, runtime=Runtime(clock=clock))

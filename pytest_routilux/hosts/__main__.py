@@ -99,34 +99,25 @@ class _Host:
         self._report(killed_at=None)
 
     def _report(self, *, killed_at: int | None) -> None:
-        waits = [[wait.who, wait.at_ns, wait.length_ns] for wait in self.clock.waits]
-        _write_report(
-            self._folder,
-            {
-                "job_id": self._job_id,
-                "killed_at": killed_at,
-                "saved": self._saved,
-                "missed": self._missed,
-                "commits": self._commits,
-                "waits": waits,
-                "seen": self._seen,
-            },
-        )
+        report = {
+            "job_id": self._job_id,
+            "killed_at": killed_at,
+            "saved": self._saved,
+            "missed": self._missed,
+            "commits": self._commits,
+            "waits": [[wait.who, wait.at_ns, wait.length_ns] for wait in self.clock.waits],
+            "seen": self._seen,
+        }
+        _write_report(self._folder, report)
 
 
 def _start(folder: Path, request: Request) -> None:
     flow = _built(request)
     with fail_at_end(), frozen_clock(request["sleeping"], start=request["clock_start"]) as clock:
         host = _Host(folder, request, flow, clock)
-        host.end(
-            host.runtime.execute(
-                flow,
-                request["entry"],
-                codec.decode(request["params"], "$.params"),
-                slot=request["slot"],
-                job_id=request["job_id"],
-            )
-        )
+        params = codec.decode(request["params"], "$.params")
+        options = {name: request[name] for name in ("slot", "job_id")}
+        host.end(host.runtime.execute(flow, request["entry"], params, **options))
 
 
 def _resume(folder: Path, request: Request) -> None:
@@ -140,14 +131,8 @@ def _resume(folder: Path, request: Request) -> None:
     with fail_at_end(), frozen_clock(request["sleeping"], start=start) as clock:
         host = _Host(folder, request, flow, clock)
         host.look(request["look"], state)
-        host.end(
-            host.runtime.resume(
-                flow,
-                state.job,
-                retry_failed=request["retry_failed"],
-                execution_strategy=request["execution_strategy"],
-            )
-        )
+        options = {name: request[name] for name in ("retry_failed", "execution_strategy")}
+        host.end(host.runtime.resume(flow, state.job, **options))
 
 
 def _read(request: Request) -> SavedState:

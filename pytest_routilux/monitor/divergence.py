@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.monitor.messages import commit_text
+from pytest_routilux.monitor.messages import commit_row, commit_table, commit_words
 from routilux.clocks.durations import seconds_text
 from routilux.codec.equality import same_value
 
@@ -50,7 +50,9 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
         return Divergence([], [], _look_elsewhere(left, right))
     first = [f"first commit that differs: #{shown.seq}"]
     for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
-        text = "no commit" if commit is None else f"{_at(commit, job)}  {commit_text(commit)}"
+        text = "no commit"
+        if commit is not None:
+            text = f"{seconds_text(commit.at_ns - job.started_ns)}  {commit_words(commit)}"
         first.append(f"  {side}  {text}")
     return Divergence(first, _around(left, right, at, whole), _look(pair[0], pair[1], left, right))
 
@@ -65,28 +67,18 @@ def _since(commit: Commit, job: JobState) -> Commit:
     return replace(commit, **instants)
 
 
-def _at(commit: Commit, job: JobState) -> str:
-    return seconds_text(commit.at_ns - job.started_ns)
-
-
 def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
     before, after = (_MANY, _MANY) if whole else (_BEFORE, _AFTER)
     rows = [("", "t (s)", "", "what happened")]
-    rows += [_row("both", c, left) for c in left.commits[max(0, at - before) : at]]
+    rows += [commit_row("both", c, left.started_ns) for c in left.commits[max(0, at - before) : at]]
     for side, job in (("left", left), ("right", right)):
-        rows += [_row(side, commit, job) for commit in job.commits[at : at + after]]
+        rows += [
+            commit_row(side, commit, job.started_ns) for commit in job.commits[at : at + after]
+        ]
         more = len(job.commits) - at - after
         if more > 0:
             rows.append((side, "", "", f"… {more} more"))
-    widest = [max(len(row[column]) for row in rows) for column in range(3)]
-    return [
-        f"{who:<{widest[0]}}  {time:>{widest[1]}}  {number:<{widest[2]}}  {text}"
-        for who, time, number, text in rows
-    ]
-
-
-def _row(side: str, commit: Commit, job: JobState) -> tuple[str, str, str, str]:
-    return side, _at(commit, job), f"#{commit.seq}", commit_text(commit)
+    return commit_table(rows)
 
 
 def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: JobState) -> str:

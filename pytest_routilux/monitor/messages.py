@@ -30,8 +30,10 @@ if TYPE_CHECKING:
 __all__ = [
     "WIDEST",
     "Emitted",
-    "commit_text",
-    "failure",
+    "assertion_error",
+    "commit_row",
+    "commit_table",
+    "commit_words",
     "first_wrong_retry",
     "look_at",
     "payload_difference",
@@ -47,7 +49,7 @@ WIDEST: Final = 72  # with the margin of pytest a line of 80
 # --- whole texts ----------------------------------------------------------------------------------
 
 
-def failure(
+def assertion_error(
     problem: str,
     lines: Sequence[tuple[bool, str, str]],
     jobs: Sequence[KnownJob],
@@ -106,17 +108,26 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
     at = next(i for i, commit in enumerate(commits) if commit is marked)
     start = commits[0].at_ns
     shown = commits[max(0, at - _AROUND) : at + _AROUND + 1]
-    rows = [("t (s)", "", "what happened")]
-    rows += [(seconds_text(c.at_ns - start), f"#{c.seq}", commit_text(c)) for c in shown]
-    widest = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    marks = [" ", *(">" if commit is marked else " " for commit in shown)]
+    rows = [(" ", "t (s)", "", "what happened")]
+    rows += [commit_row(">" if c is marked else " ", c, start) for c in shown]
+    return [shorten(line, WIDEST) for line in commit_table(rows, " ")]
+
+
+def commit_row(mark: str, commit: Commit, start_ns: int) -> tuple[str, str, str, str]:
+    """Return a mark, seconds since the job's start, the number of a commit, and its words."""
+    return mark, seconds_text(commit.at_ns - start_ns), f"#{commit.seq}", commit_words(commit)
+
+
+def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> list[str]:
+    """Return rows as aligned lines; `gap` is between the mark and the time."""
+    first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
     return [
-        shorten(f"{mark} {time:>{widest[0]}}  {number:<{widest[1]}}  {text}", WIDEST)
-        for mark, (time, number, text) in zip(marks, rows, strict=True)
+        f"{mark:<{first}}{gap}{time:>{second}}  {number:<{third}}  {text}"
+        for mark, time, number, text in rows
     ]
 
 
-def commit_text(commit: Commit) -> str:
+def commit_words(commit: Commit) -> str:
     """Return a commit in words, with its routine."""
     routine = "" if commit.routine_id is None else f"{commit.routine_id} "
     return f"{routine}{describe(commit)}"

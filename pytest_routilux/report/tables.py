@@ -220,19 +220,19 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
     table.add_column(overflow="fold")
     table.add_row("job", f"{job.job_id} of flow {saved.flow.flow_id}, commit {job.seq}")
     table.add_row("status", f"{job.status.value}, {count(saved.retry_count, 'retry', 'retries')}")
-    table.add_row(
-        "holds",
-        f"{count(len(job.execution_history), 'history record')}; of the monitor"
-        f" {count(counts['events'], 'event')}, {count(counts['data_flows'], 'data flow')},"
-        f" {count(counts['state_changes'], 'state change')}",
+    recorded = (
+        count(counts["events"], "event"),
+        count(counts["data_flows"], "data flow"),
+        count(counts["state_changes"], "state change"),
     )
+    records = count(len(job.execution_history), "record")
+    table.add_row("history", f"{records}; monitor: {', '.join(recorded)}")
     for task in job.pending_tasks:
         left = max(task.due_ns - saved.saved_at_ns, 0)
-        wait = f", due in {_seconds(left)} of {_seconds(task.delay_ns)} s" if task.delay_ns else ""
-        table.add_row(
-            "failed" if task.failed else "pending",
-            f"{task.routine_id}.{task.slot}, attempt {task.attempt} next{wait}",
-        )
+        text = f"{task.routine_id}.{task.slot}, attempt {task.attempt}"
+        if task.delay_ns:
+            text += f" due in {_seconds(left)} s of a wait of {_seconds(task.delay_ns or 0)} s"
+        table.add_row("failed" if task.failed else "pending", text)
     return Group(head, Padding(table, (0, 0, 0, 3)))
 
 

@@ -23,7 +23,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pytest
@@ -123,23 +123,18 @@ class _Watch:
             self._report(sight)
 
     def _sight(self) -> _Sight | None:
-        turn = None
-        thread = self._thread
-        if self._clock is not None:
-            turn = self._clock.turn()
-            if turn is None:
-                return None
-            thread = turn.thread
+        turn = None if self._clock is None else self._clock.turn()
+        thread = self._thread if turn is None else turn.thread
         frame = _frame_of(thread)
         if frame is None or _is_debugged(frame):
             return None
         steps = _steps_of(frame)
         step = steps[0][0] if steps else None
-        if turn is None:
-            if step is None:
-                return None
-            return _Sight(thread, frame, None, (step,), thread_cpu_ns(thread))
-        return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), turn.cpu_ns)
+        if turn is not None:
+            return _Sight(thread, frame, turn, (turn.party, turn.at_ns, step), turn.cpu_ns)
+        if self._clock is not None or step is None:
+            return None
+        return _Sight(thread, frame, None, (step,), thread_cpu_ns(thread))
 
     def _report(self, sight: _Sight) -> None:
         who = "a simulation" if sight.turn is None else sight.turn.who
@@ -158,24 +153,17 @@ class _Watch:
             if all(failed):
                 record_failure(error)
                 self._clock.revoke(sight.turn, error)
-                if _waits_on_a_clock(_main()):
-                    return
+                if any(frame.f_code in _WAITS for frame in outwards(_frame_of(_main()))):
+                    return  # the test gets the error there
         self._write(text)
 
     def _write(self, text: str) -> None:
         capture: Any = self._config.pluginmanager.get_plugin("capturemanager")
-        with suppress(OSError, ValueError):
-            if capture is None:
-                _to_terminal(text)
-            else:
-                with capture.global_and_fixture_disabled():
-                    _to_terminal(text)
-
-
-def _to_terminal(text: str) -> None:
-    if sys.stderr is not None:
-        sys.stderr.write(f"\n{text}\n")
-        sys.stderr.flush()
+        uncaptured = nullcontext() if capture is None else capture.global_and_fixture_disabled()
+        with suppress(OSError, ValueError), uncaptured:
+            if sys.stderr is not None:
+                sys.stderr.write(f"\n{text}\n")
+                sys.stderr.flush()
 
 
 def _same(marks: tuple[object, ...], others: tuple[object, ...]) -> bool:
@@ -214,10 +202,6 @@ def _is_debugged(frame: FrameType) -> bool:
         outer.f_globals.get("__name__", "").partition(".")[0] in _DEBUGGERS
         for outer in outwards(frame)
     )
-
-
-def _waits_on_a_clock(thread: int) -> bool:
-    return any(frame.f_code in _WAITS for frame in outwards(_frame_of(thread)))
 
 
 def _failed(host: Host, error: BaseException) -> bool:

@@ -16,13 +16,13 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from routilux.core.requests import request
+from routilux.engine.step import failure
 from routilux.errors import (
     LeaseLostError,
     NoActiveStepError,
     NotResumableError,
     UnserializableError,
 )
-from routilux.graph.messages import ErrorInfo, StepInput, StepOutcome
 from routilux.persist.journal import SNAPSHOT_EVERY
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.engine.environment import Environment
     from routilux.graph.context import Context
-    from routilux.graph.messages import Effect
+    from routilux.graph.messages import Effect, StepInput, StepOutcome
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
 
@@ -266,12 +266,10 @@ class Drive:
         try:
             return commit, journal.row(job_id, commit, owner)
         except UnserializableError as error:
-            info = ErrorInfo.of(error)
-            outcome = StepOutcome(step.number, [], error=info, error_type=UnserializableError)
-            failure = self.machine.finish(step, outcome, commit.at_ns)
-            if failure is None:
+            failed = self.machine.finish(step, failure(step.number, error), commit.at_ns)
+            if failed is None:
                 raise
-            return failure, journal.row(job_id, failure, owner)
+            return failed, journal.row(job_id, failed, owner)
 
     def overdue(self, now: int) -> Iterator[StepInput]:
         """Yield the steps whose timeout has passed; their handlers can record nothing more."""

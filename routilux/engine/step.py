@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from routilux.graph.context import Host
     from routilux.graph.routine import Routine, Slot
 
-__all__ = ["run_remote", "run_step", "timed_out"]
+__all__ = ["failure", "run_remote", "run_step", "timed_out"]
 
 _NO_READS: Final[frozenset[str]] = frozenset()
 
@@ -85,10 +85,11 @@ def timed_out(step: StepInput) -> StepOutcome:
         f"attempt {step.attempt} of {step.task.routine_id} took longer than its timeout of"
         f" {limit:g} s"
     )
-    return _failure(step.number, error)
+    return failure(step.number, error)
 
 
-def _failure(number: int, error: Exception) -> StepOutcome:
+def failure(number: int, error: Exception) -> StepOutcome:
+    """Return the outcome of a step that failed by an error of the engine's own."""
     return StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
 
 
@@ -169,7 +170,7 @@ def _portable(outcome: StepOutcome) -> StepOutcome:
         pickle.dumps(outcome)
     except Exception as error:
         reason = f"the attempt's outcome can't be sent back from its process: {error}"
-        return _failure(outcome.number, UnserializableError("$", reason))
+        return failure(outcome.number, UnserializableError("$", reason))
     return outcome
 
 

@@ -28,7 +28,7 @@ def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, output
 
 
 @pytest.mark.parametrize("at_most", [1, 19])
-def test_a_cancellation_is_tried_again_where_the_job_has_advanced(at_most: int) -> None:
+def test_a_cancellation_is_tried_again_if_the_job_has_advanced(at_most: int) -> None:
     class Busy(MemoryStore):
         goes_on = at_most
 
@@ -46,7 +46,7 @@ def test_a_cancellation_is_tried_again_where_the_job_has_advanced(at_most: int) 
         admin.cancel(store, "j", 0)
 
 
-def test_a_cancellation_gives_up_where_another_host_is_always_faster() -> None:
+def test_a_cancellation_gives_up_if_another_host_is_always_faster() -> None:
     class Faster(MemoryStore):
         def overrule(self, *rest: Any, **free: bool) -> None:
             raise LeaseLostError("another host has gone on with it")

@@ -15,7 +15,7 @@ def test_the_jobs_are_listed_with_the_newest_first(store: Path, output: Call) ->
     assert JOBS == output("jobs", store)
 
 
-def test_jobs_can_be_asked_for_by_status_and_flow_and_only_the_newest(
+def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(
     store: Path, output: Call
 ) -> None:
     lines = output("jobs", store, "--status", "failed").splitlines()
@@ -27,7 +27,7 @@ def test_jobs_can_be_asked_for_by_status_and_flow_and_only_the_newest(
     assert "0 of 5 jobs; flows: payment\n" == output("jobs", store, "--flow", "refunds")
 
 
-def test_a_store_without_jobs_says_so(tmp_path: Path, output: Call, refused: Call) -> None:
+def test_an_empty_store_has_0_jobs(tmp_path: Path, output: Call, refused: Call) -> None:
     SqliteStore(tmp_path / "new.db").close()
     assert "0 jobs\n" == output("jobs", tmp_path / "new.db")
     err = refused("show", tmp_path / "new.db", "j")
@@ -49,7 +49,7 @@ def test_a_narrow_terminal_gets_cut_lines_with_whole_ids(
     assert all(len(line) <= columns for line in (head, first, *rest[:4]))
 
 
-def test_into_a_pipe_goes_every_column_whole(store: Path) -> None:
+def test_a_pipe_gets_every_column_whole(store: Path) -> None:
     job_id = "x" * 200
     with SqliteStore(store) as jobs:
         Runtime(store=jobs).submit(payment(), "charge", {"order": "A6"}, job_id=job_id)

@@ -26,7 +26,7 @@ def dsn(monkeypatch: pytest.MonkeyPatch) -> str:
     return f"postgresql://test:secret@/postgres?host={host}&options={options}"
 
 
-def test_a_store_in_postgresql_is_looked_into_and_changed_in_the_same_way(
+def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(
     dsn: str, tmp_path: Path, output: Call, refused: Call
 ) -> None:
     with PostgresStore(dsn) as jobs:

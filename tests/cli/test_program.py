@@ -46,7 +46,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_colours_are_for_terminals_and_not_where_they_are_not_wanted(
+def test_only_terminals_get_colours_unless_they_are_switched_off(
     store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def coloured(**env: str) -> str:

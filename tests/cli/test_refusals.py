@@ -171,7 +171,7 @@ def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("what", ["show", "cancel"])
-def test_of_a_job_that_is_not_there_the_nearest_are_named(
+def test_an_unknown_job_id_is_refused_with_similar_ids(
     store: Path, refused: Call, what: str, job_id: str, cure: str
 ) -> None:
     assert f"there is no job {job_id} in jobs.db; {cure}" == refused(what, store, job_id)

@@ -22,7 +22,7 @@ def worked(store: Path, job_id: str, flow: Flow, *, at: float) -> JobState:
         return host.load(job_id, history=True)
 
 
-def test_a_retried_job_has_a_fresh_budget_and_is_taken_up_by_a_worker(
+def test_a_retried_job_has_a_fresh_budget_and_a_worker_resumes_it(
     store: Path, output: Call
 ) -> None:
     line = "job failed has a fresh budget; a worker of flow payment can resume it (commit 4)\n"

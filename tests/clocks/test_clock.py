@@ -47,7 +47,7 @@ def test_a_wait_of_the_system_clock_ends_when_its_signal_is_set() -> None:
         clock.wait(None, None)
 
 
-def test_a_wait_longer_than_the_system_takes_is_waited_for_in_parts(
+def test_a_wait_longer_than_the_system_allows_is_split(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[float] = []
@@ -89,7 +89,7 @@ def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_s
 
 
 @pytest.mark.parametrize("step", [-3600.0, 3600.0])
-def test_a_step_of_the_wall_clock_skips_and_stretches_no_wait(step: float) -> None:
+def test_setting_the_wall_clock_changes_no_wait(step: float) -> None:
     clock = HandClock()
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=Works(fails(1), retrying(retry_delay=10)), b=rest).start("a", runtime=runtime)

@@ -231,7 +231,7 @@ def test_fifty_runs_of_a_concurrent_flow_give_the_same_bytes() -> None:
     assert "conflict" in next(iter(runs))
 
 
-def test_several_fake_clocks_run_at_once_and_know_nothing_of_each_other() -> None:
+def test_fake_clocks_that_run_at_once_do_not_affect_each_other() -> None:
     gate = threading.Barrier(4)
     took: dict[int, float] = {}
 
@@ -469,7 +469,7 @@ def test_an_interrupt_in_one_background_job_leaves_the_others_alone() -> None:
         assert ["a"] == [task.routine_id for task in broken.job.pending_tasks]
 
 
-def test_the_timeouts_of_a_job_that_broke_ring_no_more() -> None:
+def test_a_broken_job_gets_no_more_timeouts() -> None:
     slow = Works(sleeps(10), ErrorHandler(timeout=5))
     flow = fan(send, workers=2, breaks=fails(1, Unplugged, after=1), slow=slow)
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:

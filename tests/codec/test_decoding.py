@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import sys
 from collections.abc import Callable, Iterator
@@ -103,7 +102,7 @@ def tagged(tag: str, value: str) -> str:
     return f'{{"n":[{{"$type":"{tag}","value":{value}}}]}}'
 
 
-def test_foreign_types_are_read_and_written_unchanged_where_that_is_allowed() -> None:
+def test_foreign_types_are_read_and_written_unchanged_if_allowed() -> None:
     text = (
         '{"a":[{"$type":"shop:Order","value":{"id":7,"at":{"$type":"date","value":"2026-01-03"}}}]}'
     )
@@ -186,13 +185,6 @@ def test_text_that_routilux_did_not_save_is_refused_with_its_path(
         loads(text)
 
 
-def test_every_prefix_of_a_document_is_refused() -> None:
-    text = dumps(encode({"a": [1.5, 'é\\"', None], "at": dt.date(2026, 1, 3)}))
-    for end in range(len(text)):
-        with pytest.raises(CorruptStateError):
-            loads(text[:end])
-
-
 def test_a_surrogate_pair_of_another_writer_is_one_character() -> None:
     assert loads('["\\ud83d\\ude00"]') == ["\N{GRINNING FACE}"]
 
@@ -220,7 +212,7 @@ def test_decode_starts_at_the_given_path_and_bounds_the_depth() -> None:
         decode(nested(101))
 
 
-def test_near_the_end_of_the_call_stack_errors_are_still_ours() -> None:
+def test_near_the_end_of_the_call_stack_only_saved_state_errors_are_raised() -> None:
     def fall(left: int) -> None:
         actions: list[Callable[[], object]] = [
             lambda: encode(value),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
-import enum
 import json
 import os
 import subprocess
@@ -32,7 +31,17 @@ from routilux.codec.equality import first_difference
 from routilux.errors import (
     UnserializableError,
 )
-from tests.codec.values import KEYS, VALUES, Colour, Loud, Money, Rights, Unregistered, nested
+from tests.codec.values import (
+    KEYS,
+    VALUES,
+    Colour,
+    Level,
+    Loud,
+    Money,
+    Rights,
+    Unregistered,
+    nested,
+)
 from tests.routines import refused_at
 from tests.soak import examples
 
@@ -106,10 +115,6 @@ def test_a_set_is_written_in_the_same_order_under_every_hash_seed() -> None:
         for seed in "123"
     }
     assert len(written) == 1
-
-
-class Level(enum.IntEnum):
-    LOW = 1
 
 
 class Zone(dt.tzinfo):

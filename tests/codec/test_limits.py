@@ -68,7 +68,7 @@ def test_the_outline_has_the_punctuation_outside_of_strings(text: str) -> None:
 
 
 @given(VALUES)
-def test_an_outline_tells_the_values_the_members_and_the_depth(value: object) -> None:
+def test_an_outline_gives_the_values_the_members_and_the_depth(value: object) -> None:
     def measured(data: Any) -> tuple[int, int, int]:
         inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else []
         parts = [measured(item) for item in inner]

@@ -118,7 +118,7 @@ def test_a_subclass_of_a_registered_class_needs_a_form_of_its_own() -> None:
         encode(Gold(1))
 
 
-def test_a_name_has_one_meaning() -> None:
+def test_a_name_belongs_to_one_type() -> None:
     with pytest.raises(FlowDefinitionError, match=r"'test-money' is taken by .*Money"):
         register_type(Unregistered, name="test-money", encode=unused, decode=unused)
     for name in ("datetime", "dict", "list", "NoneType"):

@@ -21,7 +21,7 @@ from tests.routines import refused_at
 RECORD: dict[str, Any] = {"seq": int, "error": (str, type(None)), "any": object}
 
 
-def test_a_record_with_its_fields_is_given_back_as_it_is() -> None:
+def test_a_record_with_its_fields_is_returned_unchanged() -> None:
     record = {"seq": 1, "error": None, "any": [1]}
     assert check_fields(record, "$", RECORD, {}) is record
     assert check_fields({**record, "more": 2}, "$", RECORD, {"more": int, "less": int})

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
 from typing import Any
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 from hypothesis import strategies as st
@@ -109,3 +110,35 @@ def nested(depth: int) -> list[Any]:
     for _ in range(depth - 1):
         value = [value]
     return value
+
+
+SMALL_SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from([0.0, -0.0, 1.0, float("nan"), Decimal(1), Decimal("1.0"), 1j, -0j])
+    | st.sampled_from(["", "a", "b", b"a", dt.date(2026, 1, 1), UUID(int=1), PurePosixPath("a")])
+)
+SMALL_HASHABLE = st.recursive(
+    SMALL_SCALARS, lambda inner: st.tuples(inner) | st.frozensets(inner, max_size=2), max_leaves=3
+)
+SMALL_VALUES: st.SearchStrategy[object] = st.recursive(
+    SMALL_SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.tuples(inner, inner)
+        | st.sets(SMALL_HASHABLE, max_size=3)
+        | st.dictionaries(SMALL_HASHABLE, inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+"""Small values, of which many are alike."""
+
+
+class Plain:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+
+class Level(enum.IntEnum):
+    LOW = 1

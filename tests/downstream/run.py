@@ -1,12 +1,12 @@
-"""Runs a foreign project's tests with the wheel, in a clean environment of each Python there is.
+"""Runs another project's tests with the wheel, in a clean environment of each installed Python.
 
     python tests/downstream/run.py dist/pytest_routilux-*.whl
 
-Laws:
-- Nothing of this repository is importable there but what the wheel brings.
-- The project's tests pass in every way of running them; its bugs fail in the words that they
-  should, and a reproducer that was printed can be pasted.
-- A Python that is not on this machine is skipped, and said to be; with none at all this fails.
+Invariants:
+- Nothing of this repository is importable there except the contents of the wheel.
+- The project's tests pass in every way of running them. Its bugs fail with the expected words, and
+  a printed reproducer can be pasted.
+- A Python that is not on this machine is reported as skipped. Without any Python this fails.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 VERSIONS = ("3.11", "3.12", "3.13")
 COMPANIONS = ("pytest-xdist", "pytest-random-order")
-# What makes Python or pytest do or print something else than where none of them is set.
+# Variables that change what Python or pytest does or prints.
 UNWANTED = {
     *("PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_PLUGINS", "PYTEST_DISABLE_PLUGIN_AUTOLOAD"),
     *("CI", "BUILD_NUMBER", "NO_COLOR", "FORCE_COLOR", "PY_COLORS"),
@@ -49,11 +49,11 @@ BUGS = [
 
 
 class Missed(Exception):
-    """Something was not as it should be."""
+    """A command did not do what it should."""
 
 
 def interpreter(version: str) -> str | None:
-    """Return the path of a Python of this version that works, wherever it is usual to be."""
+    """Return the path of a working Python of this version, from the usual places."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
     found = [
         sys.executable if sys.version.startswith(f"{version}.") else None,
@@ -62,8 +62,8 @@ def interpreter(version: str) -> str | None:
     ]
     ask = "import ensurepip, sys, venv; print('%d.%d' % sys.version_info[:2])"
     for path in filter(None, found):
-        told = subprocess.run([path, "-c", ask], capture_output=True, text=True, check=False)
-        if told.stdout.strip() == version:
+        printed = subprocess.run([path, "-c", ask], capture_output=True, text=True, check=False)
+        if printed.stdout.strip() == version:
             return path
     return None
 
@@ -97,9 +97,9 @@ def check(version: str, path: str, wheel: Path, folder: Path) -> list[str]:
     pytest = (python, "-m", "pytest", "-p", "no:cacheprovider")
     done = []
     for way, options in WAYS.items():
-        told = run(*pytest, *options, cwd=folder / "orderdesk")
-        if f" {PASSED} passed" not in f" {told}":
-            raise Missed(f"{version} {way}: not {PASSED} passed:\n{told}")
+        printed = run(*pytest, *options, cwd=folder / "orderdesk")
+        if f" {PASSED} passed" not in f" {printed}":
+            raise Missed(f"{version} {way}: not {PASSED} passed:\n{printed}")
         done.append(f"{way}: {PASSED} passed")
     run(*pytest, cwd=folder / "checks")
     bugs = run(
@@ -115,7 +115,7 @@ def check(version: str, path: str, wheel: Path, folder: Path) -> list[str]:
     again = run(*pytest, *shlex.split(repro)[1:], cwd=folder / "orderdesk", expect=1)
     if "fails" not in again.partition("reproducer")[2]:
         raise Missed(f"{version}: {repro} does not say that it fails:\n{again}")
-    return [*done, "3 bugs are told, and one is reproduced by its line"]
+    return [*done, "3 bugs are reported, and one is reproduced"]
 
 
 def main(wheel: Path) -> int:
@@ -132,7 +132,7 @@ def main(wheel: Path) -> int:
         failed = 0
         for version in VERSIONS:
             if version not in runs:
-                print(f"python {version}: skipped, there is none on this machine")
+                print(f"python {version}: skipped, it is not on this machine")
                 continue
             try:
                 lines = runs[version].result()

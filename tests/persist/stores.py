@@ -7,10 +7,22 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Final
 
-from routilux import Clock, JobStore, MemoryStore, PostgresStore, SqliteStore
+from routilux import (
+    Clock,
+    FakeClock,
+    Flow,
+    JobState,
+    JobStore,
+    MemoryStore,
+    PostgresStore,
+    Routine,
+    Runtime,
+    SqliteStore,
+)
 from tests.persist import postgres_server
+from tests.routines import chain
 
-__all__ = ["STORES", "Make", "acquire", "at"]
+__all__ = ["STORES", "Make", "acquire", "at", "counter", "driven"]
 
 Make = Callable[[Path, Clock], AbstractContextManager[JobStore]]
 
@@ -45,3 +57,26 @@ def acquire(store: JobStore, owner: str, flow_ids: Collection[str], lease_ns: in
     """The id of the job that a host acquired; None if none was free."""
     acquired = store.acquire(owner, flow_ids, lease_ns)
     return None if acquired is None else acquired.job_id
+
+
+def counter(last: int, *, prints: bool = False, dies_at: int | None = None) -> Flow:
+    """One routine that sends itself the numbers up to `last`; a step each."""
+
+    def counts(self: Routine, n: int = 1) -> None:
+        if n == dies_at:
+            raise KeyboardInterrupt
+        self.ctx.state["n"] = n
+        if prints:
+            self.emit("printed", n=n)
+        if n < last:
+            self.emit("out", n=n + 1)
+
+    flow = chain(a=counts)
+    flow.routines["a"].define_event("printed", ["n"])
+    flow.connect("a", "out", "a", "trigger")
+    return flow
+
+
+def driven(store: JobStore, flow: Flow, **options: int) -> JobState:
+    with Runtime(clock=FakeClock(), store=store, **options) as runtime:  # type: ignore[arg-type]
+        return flow.execute("a", job_id="j", runtime=runtime)

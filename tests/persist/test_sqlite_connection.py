@@ -66,7 +66,7 @@ def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, 
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What stands in a folder, and when it was written last."""
+    """The files of a folder: content and time of the last write."""
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
 
 
@@ -127,11 +127,6 @@ def test_a_reader_makes_no_store_of_an_empty_file(tmp_path):
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(OSError, match=r"nowhere/jobs\.db: unable to open.*the folder must exist"):
-        SqliteStore(tmp_path / "nowhere" / "jobs.db")
-
-
 def test_a_file_of_another_kind_or_program_is_refused_unchanged(tmp_path):
     letter = tmp_path / "letter.db"
     letter.write_text("a letter to a friend" * 100)
@@ -147,6 +142,31 @@ def test_a_file_of_another_kind_or_program_is_refused_unchanged(tmp_path):
     assert before == files(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (":memory:", ":memory: is no file, so nothing lasts; use MemoryStore"),
+        ("nowhere/jobs.db", r"nowhere/jobs\.db: unable to open.*the folder must exist"),
+    ],
+)
+def test_a_path_without_a_file_is_refused(path, message):
+    with pytest.raises(OSError, match=message):
+        SqliteStore(path)
+
+
+def test_damaged_tables_and_a_damaged_schema_are_reported_when_they_are_read(sqlite):
+    sqlite.create("j", b"x" * 100_000, "a", flow_id="f", queued=False)
+    sqlite.close()
+    data = sqlite.path.read_bytes()
+    schema = data.replace(b"job_id TEXT NOT NULL UNIQUE", b"kob_id TEXT NOT NULL UNIQUE")
+    for damaged in (data[:4096] + b"\xff" * len(data[4096:]), schema):
+        assert damaged != data
+        sqlite.path.write_bytes(damaged)
+        with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database"):
+            sqlite.rows("j")
+        sqlite.close()
+
+
 def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
     with sqlite._file.using() as db:
         db.execute("PRAGMA user_version = 2")
@@ -155,33 +175,10 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
         SqliteStore(sqlite.path)
 
 
-def test_a_damaged_file_is_named_when_it_is_read(sqlite):
-    sqlite.create("j", b"x" * 100_000, "a", flow_id="f", queued=False)
-    sqlite.close()
-    data = bytearray(sqlite.path.read_bytes())
-    data[4096:] = b"\xff" * len(data[4096:])
-    sqlite.path.write_bytes(data)
-    with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database"):
-        sqlite.rows("j")
-
-
-def test_a_damaged_schema_is_damage(tmp_path):
-    with SqliteStore(tmp_path / "jobs.db"):
-        pass
-    data = (tmp_path / "jobs.db").read_bytes()
-    assert b"job_id TEXT NOT NULL UNIQUE" in data
-    (tmp_path / "jobs.db").write_bytes(data.replace(b"job_id TEXT NOT", b"kob_id TEXT NOT"))
-    with (
-        pytest.raises(CorruptStateError, match="is no valid database"),
-        SqliteStore(tmp_path / "jobs.db") as store,
-    ):
-        store.job_ids()
-
-
 def test_a_file_that_another_process_keeps_locked_is_named(sqlite, monkeypatch):
     monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
-    told = pytest.raises(OSError, match="database is locked; another process has kept it")
-    with SqliteStore(sqlite.path) as other, sqlite._file.writing(), told:
+    refused = pytest.raises(OSError, match="database is locked; another process has kept it")
+    with SqliteStore(sqlite.path) as other, sqlite._file.writing(), refused:
         other.create("j", b"", "a", flow_id="f", queued=False)
     sqlite.create("j", b"", "a", flow_id="f", queued=False)
 
@@ -201,31 +198,31 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(sqlite):
 # --- the file and the process ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("by", ["removed", "replaced"])
-def test_nothing_is_written_to_a_file_that_has_lost_its_name(by, tmp_path):
-    with SqliteStore(tmp_path / "jobs.db") as store:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp_path):
+    path, kept = tmp_path / "jobs.db", tmp_path / "kept.db"
+    with SqliteStore(path) as store:
         store.create("j", b"1", "a", flow_id="f", queued=False)
-        with SqliteStore(tmp_path / "other.db"):
-            pass
-        if by == "removed":
-            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
-        else:
-            (tmp_path / "jobs.db").rename(tmp_path / "kept.db")
-            (tmp_path / "other.db").rename(tmp_path / "jobs.db")
-        for write in (
+        SqliteStore(tmp_path / "other.db").close()
+        path.rename(kept)
+        if replaced:
+            (tmp_path / "other.db").rename(path)
+        for use in (
             lambda: store.append("j", 2, b"2", "a", stopped=False),
             lambda: store.append("j", 2, b"2", "a", stopped=True),
             lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
             lambda: store.job_ids(),
         ):
             with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
-                write()
-        (tmp_path / "kept.db").replace(tmp_path / "jobs.db")
+                use()
+        kept.replace(path)
         store.append("j", 2, b"2", "a", stopped=False)
         assert [b"1", b"2"] == store.rows("j")
 
 
-def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(tmp_path, monkeypatch):
+def test_a_store_stays_where_it_was_opened_when_its_process_changes_its_folder(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with SqliteStore("jobs.db") as store:
         store.create("j", b"1", "a", flow_id="f", queued=False)
@@ -236,11 +233,6 @@ def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(tmp_path, m
         with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
             assert ["j"] == reader.job_ids()
     assert [] == list((tmp_path / "elsewhere").iterdir())
-
-
-def test_a_store_that_would_not_last_is_refused():
-    with pytest.raises(OSError, match=r":memory: is no file, so nothing lasts; use MemoryStore"):
-        SqliteStore(":memory:")
 
 
 def files_open(path: Path) -> Counter[str]:

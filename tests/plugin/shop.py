@@ -1,4 +1,4 @@
-"""A shop that fails, for tests about saving and other hosts; slim, since other hosts import it."""
+"""A shop that fails, for tests of saving and of hosts; small, since hosts import it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Order(Routine):
 
 
 class Charge(Routine):
-    """Charges at attempt `tries`, and tells of every attempt in the file `calls`."""
+    """Charges at attempt `tries`, and writes every attempt to the file `calls`."""
 
     def __init__(self, tries: int = 1, calls: str | None = None) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class Charge(Routine):
 
 
 class Break(Routine):
-    """Does what a host can die of."""
+    """Makes a host die or hang."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ class Break(Routine):
 
 
 class Nap(Routine):
-    """Asks the time before and after a nap, by functions that know of no flow."""
+    """Reads the time before and after a sleep, with functions of the standard library."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -151,7 +151,7 @@ def nothing() -> int:
 
 
 def facts(state: SavedState) -> dict[str, object]:
-    """What a host finds in a document before it goes on."""
+    """Return the contents of a document that a host has loaded."""
     [task] = state.job.pending_tasks
     return {
         "pid": os.getpid(),

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 
 from tests.plugin.inner import NAP, PLUGIN, ROOT, run_inside, run_pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 REPORTS: Final = """
     def test_reports(flow_report, flow_clock_bare):
@@ -86,7 +83,7 @@ def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(
         pytest.param(("--show-capture=no",), (0, 1), (1, 1), marks=pytest.mark.soak),
     ],
 )
-def test_with_workers_it_is_the_same(
+def test_workers_show_the_same_reports(
     inner: pytest.Pytester, args: tuple[str, ...], passed: tuple[int, int], failed: tuple[int, int]
 ) -> None:
     for ending, shown in (("", passed), ("        assert False", failed)):
@@ -138,35 +135,19 @@ def test_a_failing_subtest_shows_the_report_of_that_moment(
 # --- configuration files --------------------------------------------------------------------------
 
 
-def written(folder: Path, form: str, value: str) -> None:
-    """Write a configuration file with the option in one of pytest's forms."""
-    name, text = {
-        "ini": ("pytest.ini", "[pytest]\nroutilux_report = {}\n"),
-        "tox": ("tox.ini", "[pytest]\nroutilux_report = {}\n"),
-        "cfg": ("setup.cfg", "[tool:pytest]\nroutilux_report = {}\n"),
-        "pyproject": ("pyproject.toml", '[tool.pytest.ini_options]\nroutilux_report = "{}"\n'),
-        "native": ("pyproject.toml", '[tool.pytest]\nroutilux_report = "{}"\n'),
-        "toml": ("pytest.toml", '[pytest]\nroutilux_report = "{}"\n'),
-    }[form]
-    (folder / name).write_text(text.format(value), encoding="utf-8")
-
-
+# pytest reads all other forms as it reads these two.
 FORMS: Final = [
-    "ini",
-    "tox",
-    "cfg",
-    "pyproject",
-    pytest.param("native", marks=NATIVE),
-    pytest.param("toml", marks=NATIVE),
+    ("pytest.ini", "[pytest]\nroutilux_report = {}\n"),
+    pytest.param("pyproject.toml", '[tool.pytest]\nroutilux_report = "{}"\n', marks=NATIVE),
 ]
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("name", "text"), FORMS)
 def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
-    inner: pytest.Pytester, form: str
+    inner: pytest.Pytester, name: str, text: str
 ) -> None:
     inner.makepyfile(REPORTS)
-    written(inner.path, form, "always")
+    (inner.path / name).write_text(text.format("always"))
     assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN))
     assert (0, 1) == counts(inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto"))
     assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, "-o", "routilux_report=never"))
@@ -174,7 +155,7 @@ def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
 
 def test_workers_take_the_mode_of_the_configuration(inner: pytest.Pytester) -> None:
     inner.makepyfile(REPORTS)
-    written(inner.path, "ini", "always")
+    inner.makeini("[pytest]\nroutilux_report = always")
     workers = ("-p", "xdist.plugin", "-n", "1")
     assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN, *workers))
     never = ("-o", "routilux_report=never")
@@ -182,7 +163,7 @@ def test_workers_take_the_mode_of_the_configuration(inner: pytest.Pytester) -> N
 
 
 def refused(result: pytest.RunResult) -> str:
-    """Return what pytest says of a call that it refuses, in one line and without a traceback."""
+    """Return the error of a call that pytest refuses: one line, without a traceback."""
     assert pytest.ExitCode.USAGE_ERROR == result.ret
     [line] = [line for line in result.errlines if line]
     assert "INTERNALERROR" not in result.stdout.str()
@@ -191,20 +172,20 @@ def refused(result: pytest.RunResult) -> str:
 
 @pytest.mark.parametrize("value", ["sometimes", "Always", ""])
 def test_another_mode_on_the_command_line_is_refused(inner: pytest.Pytester, value: str) -> None:
-    result = inner.runpytest_inprocess(*PLUGIN, f"--routilux-report={value}")
-    assert f"ERROR: --routilux-report={value!r} is no mode; {ALLOWED}" == refused(result)
+    for terminal in ((), ("-p", "no:terminal")):
+        result = inner.runpytest_inprocess(*PLUGIN, *terminal, f"--routilux-report={value}")
+        assert f"ERROR: --routilux-report={value!r} is no mode; {ALLOWED}" == refused(result)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_another_mode_in_the_configuration_is_refused(inner: pytest.Pytester, form: str) -> None:
-    written(inner.path, form, "sometimes")
+@pytest.mark.parametrize(("name", "text"), FORMS)
+def test_another_mode_in_the_configuration_is_refused_unless_the_command_line_gives_one(
+    inner: pytest.Pytester, name: str, text: str
+) -> None:
+    inner.makepyfile(REPORTS)
+    (inner.path / name).write_text(text.format("sometimes"))
     line = f"ERROR: the setting routilux_report = 'sometimes' is no mode; {ALLOWED}"
     assert line == refused(inner.runpytest_inprocess(*PLUGIN))
-
-
-def test_without_a_terminal_a_refusal_is_reported_too(inner: pytest.Pytester) -> None:
-    result = inner.runpytest_inprocess(*PLUGIN, "-p", "no:terminal", "--routilux-report=x")
-    assert f"ERROR: --routilux-report='x' is no mode; {ALLOWED}" == refused(result)
+    inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
 
 
 @NATIVE
@@ -213,14 +194,6 @@ def test_a_value_of_another_type_in_a_native_table_is_refused(inner: pytest.Pyte
     line = refused(inner.runpytest_inprocess(*PLUGIN))
     assert "config option 'routilux_report' expects a string, got bool: True" in line
     assert line.endswith(f"; {ALLOWED}")
-
-
-def test_a_mode_of_the_command_line_spares_the_one_of_the_configuration(
-    inner: pytest.Pytester,
-) -> None:
-    inner.makepyfile(REPORTS)
-    written(inner.path, "ini", "sometimes")
-    inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
 
 
 def test_the_help_names_both_options_and_all_settings(inner: pytest.Pytester) -> None:
@@ -342,12 +315,12 @@ def installed(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
     return inner
 
 
-def test_the_plugin_is_there_once_it_is_installed(installed: pytest.Pytester) -> None:
+def test_pytest_finds_the_installed_plugin(installed: pytest.Pytester) -> None:
     installed.makepyfile(WHOLE)
     installed.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
 
 
-def test_a_project_can_do_without_it(installed: pytest.Pytester) -> None:
+def test_a_project_can_switch_the_plugin_off(installed: pytest.Pytester) -> None:
     installed.makepyfile(
         """
         def test_plain(pytestconfig):
@@ -371,7 +344,7 @@ def test_a_project_can_do_without_it(installed: pytest.Pytester) -> None:
         unknown.stderr.fnmatch_lines([f"*unrecognized arguments: {option}"])
 
 
-def test_its_types_can_be_imported_without_it(installed: pytest.Pytester) -> None:
+def test_the_types_can_be_imported_without_the_plugin(installed: pytest.Pytester) -> None:
     installed.makepyfile(
         """
         import pytest_routilux

@@ -76,10 +76,6 @@ class RetryPolicy:
     __slots__ = (
         "_bounds",
         "_ceiling",
-        "_exact",
-        "_growth",
-        "_jitter",
-        "_retryable",
         "deadline",
         "given_up",
         "handler",
@@ -96,43 +92,27 @@ class RetryPolicy:
         self.timeout: Final = None if handler.timeout is None else _length(handler.timeout)
         self.deadline: Final = None if handler.deadline is None else _length(handler.deadline)
         self._ceiling: Final = _CENTURY if handler.max_delay is None else _length(handler.max_delay)
-        self._jitter: Final = _decimal(handler.jitter)
-        self._growth: Final = _decimal(handler.retry_backoff)
-        self._exact: Final = [_decimal(handler.retry_delay)]  # before retry 1, 2, …, in seconds
-        self._retryable: Final[dict[type[BaseException], bool]] = {}
-        self._bounds: Final[list[tuple[int, int]]] = []
+        self._bounds: Final[dict[int, tuple[int, int]]] = {}
 
     def bounds(self, retry: int) -> tuple[int, int] | None:
         """Return the least and the greatest delay (ns) before retry 1, 2, …"""
-        bounds = self._bounds
-        while len(bounds) < retry:
-            if len(bounds) == _COMPUTED:
-                return None
-            bounds.append(self._bound(self._exact[-1]))
-            following = self._exact[-1] * self._growth
-            self._exact.append(min(following, Fraction(2 * _CENTURY)))
-        return bounds[retry - 1]
-
-    def _bound(self, seconds: Fraction) -> tuple[int, int]:
-        delay = min(round(seconds * _SECOND), _CENTURY)
-        if not self._jitter:
-            plain = min(delay, self._ceiling)
-            return plain, plain
-        least = round(delay * (1 - self._jitter))
-        most = round(delay * (1 + self._jitter))
-        return min(least, self._ceiling), min(most, self._ceiling)
+        if retry > _COMPUTED:
+            return None
+        if retry not in self._bounds:
+            handler = self.handler
+            growth = _decimal(handler.retry_backoff) ** (retry - 1)
+            delay = min(round(_decimal(handler.retry_delay) * growth * _SECOND), _CENTURY)
+            spread = delay * _decimal(handler.jitter)
+            least, most = round(delay - spread), round(delay + spread)
+            self._bounds[retry] = min(least, self._ceiling), min(most, self._ceiling)
+        return self._bounds[retry]
 
     def is_retryable(self, kind: type[BaseException]) -> bool:
         """Return whether the policy retries after an error of this class."""
-        known = self._retryable.get(kind)
-        if known is None:
-            handler = self.handler
-            known = self._retryable[kind] = issubclass(kind, RetryAfter) or (
-                issubclass(kind, handler.retryable_exceptions)
-                and not issubclass(kind, handler.non_retryable_exceptions)
-                and not issubclass(kind, _NEVER)
-            )
-        return known
+        refused = (*self.handler.non_retryable_exceptions, *_NEVER)
+        return issubclass(kind, RetryAfter) or (
+            issubclass(kind, self.handler.retryable_exceptions) and not issubclass(kind, refused)
+        )
 
 
 @final

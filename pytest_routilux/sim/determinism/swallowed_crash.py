@@ -17,7 +17,7 @@ from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.recovery import run_undisturbed
 from pytest_routilux.sim.results import Coverage
 from pytest_routilux.sim.simulator.model import Finding
-from pytest_routilux.virtual_time.simulated_step import SimClock, running
+from pytest_routilux.virtual_time.simulated_step import Flight, SimClock, running
 from routilux.engine.step import run_step
 
 if TYPE_CHECKING:
@@ -108,20 +108,13 @@ class _Events(deque[Any]):
         self._trap.step_on(f"the effect {event[1].effect}")
 
 
-class _Flight:
-    """The running step, as a double of an effect needs it."""
-
-    def __init__(self, step: StepInput, trap: _Trap) -> None:
-        self.step = step
-        self.effects = 0
-        self.events = _Events(trap)
-
-
 def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
     """Run one step, and return whether its handler returned."""
     plan, routine_id = flow.plan(), step.task.routine_id
     outer = running.flight, running.clock
-    running.flight, running.clock = _Flight(step, trap), trap.clock  # type: ignore[assignment]
+    flight = Flight(None, step)  # type: ignore[arg-type]  # a double needs no driver
+    flight.events = _Events(trap)
+    running.flight, running.clock = flight, trap.clock
     try:
         outcome = run_step(
             step,

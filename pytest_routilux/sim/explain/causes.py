@@ -52,7 +52,7 @@ class Failure:
     """A finding and the runs that show it; `only` are the kinds of crash that show it."""
 
     finding: Finding
-    known: Reference
+    reference: Reference
     disturbed: Disturbed | None
     point: CrashPoint | None
     root: Path
@@ -71,12 +71,12 @@ class Failure:
     @cached_property
     def hidden(self) -> HiddenChange | None:
         """State that a handler changes and no commit saves."""
-        return changed_by(self.known, self.known.run.world.log[0][0], self.finding.routine)
+        return changed_by(self.reference, self.reference.run.world.log[0][0], self.finding.routine)
 
     @property
     def handler(self) -> str:
         """The definition of the routine's handler as ` (file:line)`, or an empty text."""
-        return self.at(handler_of(self.known.run.host.flow, self.finding.routine))
+        return self.at(handler_of(self.reference.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
         """Return a code line as ` (file:line)`, or an empty text."""
@@ -138,7 +138,7 @@ def _effect_repeated(failure: Failure) -> Reason:
 def _once_of(failure: Failure) -> str | None:
     # The name of the `once` that recorded a call of the effect.
     disturbed = [] if failure.disturbed is None else [failure.disturbed.world]
-    for world in (failure.known.run.world, *disturbed):
+    for world in (failure.reference.run.world, *disturbed):
         for call in reversed(calls_of(world, failure.effect)):
             name = recorded_by(world, call)
             if name is not None:
@@ -147,7 +147,7 @@ def _once_of(failure: Failure) -> str | None:
 
 
 def _key_unstable(failure: Failure) -> Reason:
-    run = failure.known.run if failure.disturbed is None else failure.disturbed
+    run = failure.reference.run if failure.disturbed is None else failure.disturbed
     calls = calls_of(run.world, failure.effect)
     where = failure.at(calls[-1].where) if calls else ""
     if any(call.key is None for call in calls):

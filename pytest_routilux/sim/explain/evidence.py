@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["calls_of", "changed_by", "recorded_by", "repeated"]
 
 
-def changed_by(known: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
+def changed_by(reference: Reference, start_ns: int, routine_id: str | None) -> HiddenChange | None:
     """Return the unsaved state that the handlers of a routine change, attributes first.
 
     Without a routine, or if it changes nothing, return what another routine changes.
     """
     found: list[HiddenChange] = []
-    if known.finding is not None and known.finding.kind in ENDS_PROCESS:
+    if reference.finding is not None and reference.finding.kind in ENDS_PROCESS:
         return None
     with suppress(Exception):
-        found = hidden_state(known.run.case, start_ns)
+        found = hidden_state(reference.run.case, start_ns)
     found.sort(key=lambda change: (change.routine_id != routine_id, change.scope != "attribute"))
     return found[0] if found else None
 
@@ -44,13 +44,13 @@ def calls_of(world: World, effect: str) -> list[Call]:
 
 
 def repeated(
-    known: Reference, world: World, finding: Finding
+    reference: Reference, world: World, finding: Finding
 ) -> tuple[Call | None, int, list[Call]]:
     """Return the call that a finding is about, its undisturbed count, and its calls in `world`."""
     effect = finding.path.removeprefix("effects.")
     calls = calls_of(world, effect)
-    usual = calls_of(known.run.world, effect)
-    trie = known.trie.get("effects", {}).get(effect, {}).get("*", {})
+    usual = calls_of(reference.run.world, effect)
+    trie = reference.trie.get("effects", {}).get(effect, {}).get("*", {})
     last: tuple[Call | None, int, list[Call]] = None, 0, []
     lost = finding.kind == "effect-lost"
     about = [call for call in calls if finding.at_ns in (None, call.at_ns)] or calls

@@ -112,14 +112,14 @@ def explain(
     least, most = _COLUMNS
     columns = min(max(columns, least), most)
     root = Path.cwd() if root is None else root
-    known = exploration.reference
+    reference = exploration.reference
     point = None if disturbed is None else disturbed.point
     only = frozenset(p.kind for p, f in exploration.failures if f.signature == finding.signature)
-    reason = reason_of(Failure(finding, known, disturbed, point, root, only))
+    reason = reason_of(Failure(finding, reference, disturbed, point, root, only))
     above = [
         "",
         *_cause(point, faults, shrunk, columns),
-        *_compared(known, finding, disturbed, columns),
+        *_compared(reference, finding, disturbed, columns),
         "",
     ]
     tried = _tried(exploration, finding)
@@ -131,15 +131,15 @@ def explain(
     ]
     if repro is not None:
         below.append(f"{'repro':<{_LABEL}}{plain(repro)}")
-    world = known.run.world if disturbed is None else disturbed.world
-    rows = rows_of(world, root, known=known, finding=finding, point=point)
+    world = reference.run.world if disturbed is None else disturbed.world
+    rows = rows_of(world, root, reference=reference, finding=finding, point=point)
     if finding.kind in _ELSEWHERE and disturbed is not None:
         # What the other process did later is in the rows above alone.
         crash = next((i for i, row in enumerate(rows) if row.marked), len(rows))
         rows = rows[: crash + 2]
     left = max(_LEAST_TIMELINE, _LINES - 1 - len(above) - len(below))
     body = [*above, *timeline_table(rows, left, columns), *below]
-    text = [_headline(known, finding, disturbed, max(map(width, body)), columns), *body]
+    text = [_headline(reference, finding, disturbed, max(map(width, body)), columns), *body]
     return "\n".join(line.rstrip() for line in text)
 
 
@@ -147,22 +147,24 @@ def explain(
 
 
 def _headline(
-    known: Reference, finding: Finding, disturbed: Disturbed | None, widest: int, columns: int
+    reference: Reference, finding: Finding, disturbed: Disturbed | None, widest: int, columns: int
 ) -> str:
     title = _TITLES.get(finding.kind, finding.kind.upper().replace("-", " "))
     kind = f"[{shorten(finding.kind, 30)}]"
     room = columns - width(kind) - width(title) - 6
-    text = f"{title}: {shorten(_problem(known, finding, disturbed, room), room)}"
+    text = f"{title}: {shorten(_problem(reference, finding, disturbed, room), room)}"
     edge = max(width(text) + 4 + width(kind), min(widest, columns))
     return padded(text, edge - width(kind)) + kind
 
 
-def _problem(known: Reference, finding: Finding, disturbed: Disturbed | None, cells: int) -> str:
+def _problem(
+    reference: Reference, finding: Finding, disturbed: Disturbed | None, cells: int
+) -> str:
     # The finding in one line, with the crash and undisturbed.
     what = " ".join(finding.what.split())
     if finding.kind in ("effect-repeated", "key-unstable", "effect-lost"):
-        world = known.run.world if disturbed is None else disturbed.world
-        call, was, again = repeated(known, world, finding)
+        world = reference.run.world if disturbed is None else disturbed.world
+        call, was, again = repeated(reference, world, finding)
         if call is not None:
             tail = f" ran {len(again)}x"
             unstable = finding.kind == "key-unstable"
@@ -215,19 +217,19 @@ def _cause(
 
 
 def _compared(
-    known: Reference, finding: Finding, disturbed: Disturbed | None, columns: int
+    reference: Reference, finding: Finding, disturbed: Disturbed | None, columns: int
 ) -> list[str]:
     longest_name = columns * 46 // 100
     rows = list(finding.rows)
     equal: list[str] = []
-    if disturbed is not None and disturbed.host.job is not None and known.view:
+    if disturbed is not None and disturbed.host.job is not None and reference.view:
         other = view_of(disturbed.host.job, disturbed.world)
         if finding.path.startswith("effects."):
-            rows = _effect_rows(known, finding, disturbed.world, longest_name)
-            more = known.expected.compare(other)
+            rows = _effect_rows(reference, finding, disturbed.world, longest_name)
+            more = reference.expected.compare(other)
             rows += [] if more is None else more.rows
-        rows = [_with_waits(row, known, disturbed) for row in rows]
-        equal = [] if finding.kind in _ELSEWHERE else _equal(known, other)
+        rows = [_with_waits(row, reference, disturbed) for row in rows]
+        equal = [] if finding.kind in _ELSEWHERE else _equal(reference, other)
     if not rows and not equal:
         return []
     usual = ("undisturbed", "with this crash") if disturbed is not None else ("first", "then")
@@ -251,8 +253,8 @@ def _compared(
     return found
 
 
-def _effect_rows(known: Reference, finding: Finding, world: World, cells: int) -> list[Row]:
-    call, was, again = repeated(known, world, finding)
+def _effect_rows(reference: Reference, finding: Finding, world: World, cells: int) -> list[Row]:
+    call, was, again = repeated(reference, world, finding)
     if call is None:
         return list(finding.rows)
     keys = ", ".join(
@@ -263,14 +265,14 @@ def _effect_rows(known: Reference, finding: Finding, world: World, cells: int) -
     return [(call_text(call, cells), f"x{was}", f"x{len(again)}{shown}")]
 
 
-def _with_waits(row: Row, known: Reference, disturbed: Disturbed) -> Row:
+def _with_waits(row: Row, reference: Reference, disturbed: Disturbed) -> Row:
     name, first, second = row
     if name == "error":
         return name, class_name(first), class_name(second)
     routine, _, what = name.rpartition(" ")
     if what != "attempts":
         return row
-    before, after = (_waits(world, routine) for world in (known.run.world, disturbed.world))
+    before, after = (_waits(world, routine) for world in (reference.run.world, disturbed.world))
     if not before and not after:
         return row
     return name, f"{first}, waits {before or 'none'}", f"{second}, waits {after or 'none'}"
@@ -289,9 +291,9 @@ def _waits(world: World, routine: str) -> str:
     return " ".join(waits)
 
 
-def _equal(known: Reference, other: dict[str, Any]) -> list[str]:
+def _equal(reference: Reference, other: dict[str, Any]) -> list[str]:
     # The names of the parts that are the same in both views.
-    a, b = masked(known.view, known.trie), masked(other, known.trie)
+    a, b = masked(reference.view, reference.trie), masked(other, reference.trie)
     a, b = unordered(a), unordered(b)
     parts = [
         ("status", a["status"], b["status"]),
@@ -345,10 +347,11 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
     return [text, *not_compared(exploration.reference), *coverage.notes]
 
 
-def not_compared(known: Reference) -> list[str]:
+def not_compared(reference: Reference) -> list[str]:
     """Return the parts that are not compared, because they differ between undisturbed runs."""
     places = dict.fromkeys(
-        ".".join(step for step in path[1:] or path if step != "*") for path in sorted(known.mask)
+        ".".join(step for step in path[1:] or path if step != "*")
+        for path in sorted(reference.mask)
     )
     if not places:
         return []

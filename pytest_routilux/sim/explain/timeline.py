@@ -60,7 +60,7 @@ class TimelineRow:
 
 
 def rows_of(
-    world: World, root: Path, *, known: Reference, finding: Finding, point: CrashPoint | None
+    world: World, root: Path, *, reference: Reference, finding: Finding, point: CrashPoint | None
 ) -> list[TimelineRow]:
     """Return the rows of a world, with the crash and the first difference marked."""
     entries = _shown(world.log, point)
@@ -68,7 +68,7 @@ def rows_of(
     crash = next((i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)), None)
     different = None
     if crash is not None:
-        different = _first_difference(world, entries, known, finding, crash)
+        different = _first_difference(world, entries, reference, finding, crash)
     rows = []
     pending: dict[str, int | None] = {}
     for index, (at_ns, host, what) in enumerate(entries):
@@ -193,15 +193,15 @@ def where_text(where: str, root: Path) -> str:
 
 
 def _first_difference(
-    world: World, entries: Sequence[LogEntry], known: Reference, finding: Finding, crash: int
+    world: World, entries: Sequence[LogEntry], reference: Reference, finding: Finding, crash: int
 ) -> int | None:
     # The index of the first entry after the crash that the undisturbed run does not have.
     if finding.path.startswith("effects."):
-        call = repeated(known, world, finding)[0]
+        call = repeated(reference, world, finding)[0]
         again = (i for i, entry in enumerate(entries) if i > crash and entry[2] is call)
         return next(again, None)
-    trie = known.trie
-    usual = {_trace(what, trie) for what in known.run.durable}
+    trie = reference.trie
+    usual = {_trace(what, trie) for what in reference.run.durable}
     for index, (_, _, what) in enumerate(entries):
         if index <= crash or not isinstance(what, Commit) or what.task_id is None:
             continue

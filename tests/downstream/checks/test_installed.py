@@ -1,4 +1,4 @@
-"""What the wheel brings into an environment, as a pytest there sees it."""
+"""The wheel in a foreign environment: what pytest imports of it, and from where."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 
-def test_nothing_of_it_is_imported_where_nothing_is_used():
-    ours = {name for name in sys.modules if name.partition(".")[0] in BROUGHT}
+def test_a_suite_that_uses_nothing_imports_three_modules():
+    ours = {name for name in sys.modules if name.partition(".")[0] in HEAVY}
     assert ours == {"pytest_routilux", "pytest_routilux.plugin", "pytest_routilux.settings"}
 
 
-BROUGHT = {"routilux", "pytest_routilux", "freezegun", "rich", "asyncio", "sqlite3"}
+HEAVY = {"routilux", "pytest_routilux", "freezegun", "rich", "asyncio", "sqlite3"}
 
 
 def test_the_engine_is_that_of_the_wheel_and_is_not_rewritten():

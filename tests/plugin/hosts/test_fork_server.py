@@ -22,11 +22,11 @@ ROOT = Path(__file__).parents[3]
 pytestmark = pytest.mark.skipif(not can_fork(), reason="needs os.fork")
 
 
-def pid_of(subject: Any, tell: Any) -> int:
+def pid_of(subject: Any, send: Any) -> int:
     return os.getpid()
 
 
-def leaves_a_process(subject: Any, tell: Any) -> int:
+def leaves_a_process(subject: Any, send: Any) -> int:
     pid = os.fork()
     if pid == 0:
         while True:
@@ -34,9 +34,9 @@ def leaves_a_process(subject: Any, tell: Any) -> int:
     return pid
 
 
-def dies_while_it_writes(subject: Any, tell: Any) -> None:
-    leaves_a_process(subject, tell)  # and so its pipe is open after its end
-    tell("a")
+def dies_while_it_writes(subject: Any, send: Any) -> None:
+    leaves_a_process(subject, send)  # and so its pipe is open after its end
+    send("a")
     write = os.write
 
     def half(to: int, data: memoryview) -> int:
@@ -45,31 +45,31 @@ def dies_while_it_writes(subject: Any, tell: Any) -> None:
         return 0
 
     os.write = half
-    tell("b")
+    send("b")
 
 
-def sends_much(subject: Any, tell: Any) -> bytes:
-    tell(bytes(200_000))
+def sends_much(subject: Any, send: Any) -> bytes:
+    send(bytes(200_000))
     return bytes(3_000_000)
 
 
-def closes_all_files(subject: Any, tell: Any) -> None:
-    tell("a")
+def closes_all_files(subject: Any, send: Any) -> None:
+    send("a")
     os.closerange(3, 256)
 
 
-def closes_all_files_and_hangs(subject: Any, tell: Any) -> None:
-    closes_all_files(subject, tell)
+def closes_all_files_and_hangs(subject: Any, send: Any) -> None:
+    closes_all_files(subject, send)
     signal.pause()
 
 
-def ignores_signals_and_hangs(subject: Any, tell: Any) -> None:
+def ignores_signals_and_hangs(subject: Any, send: Any) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     while True:
         signal.pause()
 
 
-def returns_what_can_not_be_pickled(subject: Any, tell: Any) -> object:
+def returns_what_can_not_be_pickled(subject: Any, send: Any) -> object:
     return lambda: None
 
 
@@ -84,12 +84,12 @@ class Unloadable:
         return raises_when_loaded, ()
 
 
-def returns_what_can_not_be_loaded(subject: Any, tell: Any) -> object:
+def returns_what_can_not_be_loaded(subject: Any, send: Any) -> object:
     return Unloadable()
 
 
 @pytest.mark.parametrize(
-    ("work", "told", "ended", "hung", "failed"),
+    ("work", "sent", "ended", "hung", "failed"),
     [
         (pid_of, 0, None, False, False),
         (sends_much, 1, None, False, False),
@@ -104,7 +104,7 @@ def returns_what_can_not_be_loaded(subject: Any, tell: Any) -> object:
 def test_a_reply_says_how_its_child_ended(
     monkeypatch: pytest.MonkeyPatch,
     work: Callable[..., object],
-    told: int,
+    sent: int,
     ended: str | None,
     hung: bool,
     failed: bool,
@@ -113,7 +113,7 @@ def test_a_reply_says_how_its_child_ended(
     with ForkServer(None, timeout=0.3 if hung else 30.0) as server:
         reply = server.ask(work)
         assert server.ask(pid_of).ended is None  # another child is not affected
-    assert (told, hung, failed) == (len(reply.sent), reply.hung, reply.failed)
+    assert (sent, hung, failed) == (len(reply.sent), reply.hung, reply.failed)
     assert (ended is None) == (reply.ended is None)
     assert str(reply.ended).startswith(str(ended))
 
@@ -155,8 +155,8 @@ def test_no_process_outlives_the_block(interrupted: bool) -> None:
         os.waitpid(pids[0], 0)
 
 
-def names_itself_and_hangs(out: int, tell: Any) -> None:
-    child = leaves_a_process(out, tell)
+def names_itself_and_hangs(out: int, send: Any) -> None:
+    child = leaves_a_process(out, send)
     os.write(out, f"{os.getppid()} {os.getpid()} {child}".encode())
     signal.pause()
 
@@ -179,7 +179,7 @@ def test_no_process_outlives_a_killed_test() -> None:
     os.close(out)
 
 
-def prints(subject: Any, tell: Any) -> None:
+def prints(subject: Any, send: Any) -> None:
     sys.stdout.write("heard\n")
     os.write(1, b"heard")
     os.write(2, b"heard")
@@ -192,7 +192,7 @@ def test_what_a_child_prints_is_not_the_tests_output(capfd: pytest.CaptureFixtur
     assert ("before", "") == capfd.readouterr()
 
 
-def draw(subject: Any, tell: Any) -> float:
+def draw(subject: Any, send: Any) -> float:
     return random.random()
 
 

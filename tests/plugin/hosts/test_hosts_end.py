@@ -1,4 +1,4 @@
-"""flow_hosts: no host outlives its test, whatever becomes of that; what it said is shown."""
+"""flow_hosts: no host outlives its test, however that ends; the output of a host is shown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +25,52 @@ from tests.plugin.shop import breaking
 PATIENCE = 30_000  # milliseconds after which a test that would hang fails instead
 
 
+class Acts(Routine):
+    """Calls a function of this module by its name."""
+
+    def __init__(self, action: str, argument: Any) -> None:
+        super().__init__()
+        self.action = action
+        self.argument = argument
+        self.define_slot("trigger", handler=self.act)
+
+    def act(self) -> None:
+        globals()[self.action](self.argument)
+
+
+def prints(lines: int) -> None:
+    """Print on both streams."""
+    for number in range(lines):
+        os.write(1 + number % 2, f"line {number}\n".encode())
+
+
+def hangs(fifo: str) -> None:
+    """Send the id of the process, and wait for ever."""
+    Path(fifo).write_text(str(os.getpid()))
+    os.read(os.pipe()[0], 1)
+
+
+def has_a_child(fifo: str) -> None:
+    """Start a child that would live for ever and holds the fifo open, and send its id."""
+    end = os.open(fifo, os.O_WRONLY)
+    if (child := os.fork()) == 0:
+        os.read(os.pipe()[0], 1)
+    os.write(end, str(child).encode())
+    os.close(end)
+
+
+def acts(action: str, argument: Any) -> Flow:
+    flow = Flow("acts")
+    flow.add_routine(Acts(action, argument), "act")
+    return flow
+
+
+def args(action: Callable[..., None], argument: object) -> dict[str, Any]:
+    """Return the arguments of `FlowHosts.start` for an action."""
+    build_args = {"action": action.__name__, "argument": argument}
+    return {"build": acts, "entry": "act", "build_args": build_args}
+
+
 def is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
@@ -31,7 +79,9 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_host_that_hangs_is_killed_and_told(tmp_path: Path) -> None:
+def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(
+    flow_clock: FakeClock, tmp_path: Path
+) -> None:
     with (
         FlowHosts(tmp_path, timeout=0.3) as hosts,
         pytest.raises(HostError, match=r"was killed: it ran for 0\.3 s") as error,
@@ -46,7 +96,7 @@ def test_no_host_outlives_the_block(tmp_path: Path) -> None:
 
     def start(hosts: FlowHosts) -> None:
         with pytest.raises(HostError) as error:
-            hosts.start(meet, "meet", build_args={"fifo": str(fifo)})
+            hosts.start(**args(hangs, str(fifo)))
         errors.append(error.value)
 
     with FlowHosts(tmp_path) as hosts:
@@ -59,38 +109,20 @@ def test_no_host_outlives_the_block(tmp_path: Path) -> None:
     assert not is_alive(pid)
     assert "died with SIGKILL" in str(errors[0])
     with pytest.raises(HostError, match="was killed: the test that started it has ended"):
-        hosts.start(meet, "meet", build_args={"fifo": str(fifo)})
+        hosts.start(**args(hangs, str(fifo)))
 
 
-def test_a_killed_host_takes_its_own_children_along(flow_hosts: FlowHosts, tmp_path: Path) -> None:
-    fifo, end = fifo_in(tmp_path)
-    host = flow_hosts.start(parent, "parent", build_args={"fifo": str(fifo)}, kill_at=At(seq=2))
-    child = int(read(end))
-    assert b"" == read(end)  # nobody holds the other end of the fifo any more: it is gone
-    os.close(end)
-    assert 2 == host.killed_at
-    assert child not in (host.pid, os.getpid())
-
-
-def test_a_host_that_ends_by_itself_leaves_no_children_either(
-    flow_hosts: FlowHosts, tmp_path: Path
+@pytest.mark.parametrize("kill_at", [At(seq=2), None])
+def test_the_children_of_a_host_end_with_it(
+    flow_hosts: FlowHosts, tmp_path: Path, kill_at: At | None
 ) -> None:
     fifo, end = fifo_in(tmp_path)
-    host = flow_hosts.start(parent, "parent", build_args={"fifo": str(fifo)})
-    assert int(read(end)) != host.pid
-    assert b"" == read(end)
+    host = flow_hosts.start(**args(has_a_child, str(fifo)), kill_at=kill_at)
+    assert int(read(end)) not in (host.pid, os.getpid())
+    assert b"" == read(end)  # no process holds the other end of the fifo any more
     os.close(end)
-    assert "completed" == host.job.status
-
-
-def test_the_timeout_of_a_host_is_real_where_time_is_not(
-    flow_clock: FakeClock, tmp_path: Path
-) -> None:
-    with (
-        FlowHosts(tmp_path, timeout=0.3) as hosts,
-        pytest.raises(HostError, match=r"was killed: it ran for 0\.3 s"),
-    ):
-        hosts.start(breaking, "break", build_args={"how": "hang"})
+    assert host.killed_at == (None if kill_at is None else 2)
+    assert kill_at is not None or host.job.status == "completed"
 
 
 # --- the test run itself ends ---------------------------------------------------------------------
@@ -98,22 +130,19 @@ def test_the_timeout_of_a_host_is_real_where_time_is_not(
 INNER = f"""
     import os, signal, threading
     from pathlib import Path
-    from {__name__} import meet
+    from {__name__} import args, hangs
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background has none
 
-    ARGS = {{"build_args": {{"fifo": os.environ["OUTER"]}}}}
+    ARGS = args(hangs, os.environ["OUTER"])
 
     def test_waits_for_its_host(flow_hosts):
-        flow_hosts.start(meet, "meet", **ARGS)
+        flow_hosts.start(**ARGS)
 
-    def test_fails_beside_its_host(flow_hosts):
-        start = threading.Thread(
-            target=flow_hosts.start, args=[meet, "meet"], kwargs=ARGS, daemon=True
-        )
-        start.start()
+    def test_fails_while_its_host_runs(flow_hosts):
+        threading.Thread(target=flow_hosts.start, kwargs=ARGS, daemon=True).start()
         Path(os.environ["GATE"]).read_text("utf-8")
-        assert not "the host has met us"
+        assert not "the host runs"
 """
 
 
@@ -156,7 +185,7 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
             run.send_signal(end)
         poll = select.poll()
         poll.register(host, select.POLLIN)
-        assert poll.poll(PATIENCE), "the host lives on"
+        assert poll.poll(PATIENCE), "the host outlives the test"
         out, _ = run.communicate()
     finally:
         run.kill()
@@ -166,43 +195,24 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
     os.close(reads)
 
 
-# --- what they said -------------------------------------------------------------------------------
+# --- their output ---------------------------------------------------------------------------------
 
 
-class Chatty(Routine):
-    """Says a great deal on both streams."""
-
-    def __init__(self, lines: int) -> None:
-        super().__init__()
-        self.lines = lines
-        self.define_slot("trigger", handler=self.chat)
-
-    def chat(self) -> None:
-        for number in range(self.lines):
-            os.write(1 + number % 2, f"line {number}\n".encode())
-
-
-def chatty(lines: int) -> Flow:
-    flow = Flow("chatty")
-    flow.add_routine(Chatty(lines), "chatty")
-    return flow
-
-
-def test_what_hosts_said_is_shown_where_the_test_fails(pytester: pytest.Pytester) -> None:
+def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         f"""
-        from {__name__} import chatty
+        from {__name__} import args, prints
 
         def test_fails_later(flow_hosts):
-            host = flow_hosts.start(chatty, "chatty", build_args={{"lines": 100}})
+            host = flow_hosts.start(**args(prints, 100))
             assert host.output.count("line") == 100
             assert host.job.status == "failed"
 
         def test_passes(flow_hosts):
-            flow_hosts.start(chatty, "chatty", build_args={{"lines": 1}})
+            flow_hosts.start(**args(prints, 1))
 
         def test_fails_silently(flow_hosts):
-            flow_hosts.start(chatty, "chatty", build_args={{"lines": 0}})
+            flow_hosts.start(**args(prints, 0))
             assert False
         """
     )
@@ -223,52 +233,11 @@ def test_what_hosts_said_is_shown_where_the_test_fails(pytester: pytest.Pytester
 def test_output_without_end_is_bounded_in_memory_and_in_the_message(
     flow_hosts: FlowHosts,
 ) -> None:
-    host = flow_hosts.start(chatty, "chatty", build_args={"lines": 200_000})
+    host = flow_hosts.start(**args(prints, 200_000))
     assert host.output.endswith("line 199998\nline 199999\n")
     assert 1 << 20 >= len(host.output)
     assert 41 == len(quoted(host.output).splitlines())
     assert 410 >= len(quoted("x" * 10_000))
-
-
-class Meet(Routine):
-    """Says who it is, and waits for ever."""
-
-    def __init__(self, fifo: str) -> None:
-        super().__init__()
-        self.fifo = fifo
-        self.define_slot("trigger", handler=self.meet)
-
-    def meet(self) -> None:
-        Path(self.fifo).write_text(str(os.getpid()))
-        os.read(os.pipe()[0], 1)
-
-
-def meet(fifo: str) -> Flow:
-    flow = Flow("meet")
-    flow.add_routine(Meet(fifo), "meet")
-    return flow
-
-
-class Parent(Routine):
-    """Has a child that would live for ever, and holds a fifo open."""
-
-    def __init__(self, fifo: str) -> None:
-        super().__init__()
-        self.fifo = fifo
-        self.define_slot("trigger", handler=self.bear)
-
-    def bear(self) -> None:
-        end = os.open(self.fifo, os.O_WRONLY)
-        if (child := os.fork()) == 0:
-            os.read(os.pipe()[0], 1)
-        os.write(end, str(child).encode())
-        os.close(end)
-
-
-def parent(fifo: str) -> Flow:
-    flow = Flow("parent")
-    flow.add_routine(Parent(fifo), "parent")
-    return flow
 
 
 def fifo_in(folder: Path) -> tuple[Path, int]:

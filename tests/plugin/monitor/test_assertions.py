@@ -153,24 +153,34 @@ ROUTINES = "known: 'fetch', 'price', 'store'"
 
 
 @pytest.mark.parametrize(
+    "check",
+    [
+        lambda m: m.assert_not_run("stor"),
+        lambda m: m.assert_retried("stor", times=0),
+        lambda m: m.assert_emitted("stor", times=0),
+        lambda m: m.assert_flowed("fetch", "stor", times=0),
+        lambda m: m.assert_states({"stor": "pending"}),
+        lambda m: m.assert_order(["fetch", "stor"]),
+    ],
+)
+def test_an_unknown_routine_is_an_error_with_the_known_ones(monitor, check) -> None:
+    run(monitor, failures=5)
+    with pytest.raises(FlowDefinitionError) as caught:
+        check(monitor)
+    expected = f"'stor' is no routine of the flow; {ROUTINES}; did you mean 'store'?"
+    assert expected == str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("check", "message"),
     [
-        (lambda m: m.assert_not_run("stor"), "'stor' is no routine of the flow; KNOWN_STORE"),
         (
             lambda m: m.assert_retried("xyz", times=0),
             f"'xyz' is no routine of the flow; {ROUTINES}",
         ),
         (
-            lambda m: m.assert_emitted("pricing", times=0),
-            f"'pricing' is no routine of the flow; {ROUTINES}; did you mean 'price'?",
-        ),
-        (
             lambda m: m.assert_emitted("fetch", event="emty", times=0),
             "'emty' is no event of fetch; known: 'empty', 'output'; did you mean 'empty'?",
-        ),
-        (
-            lambda m: m.assert_flowed("fetch", "stor", times=0),
-            "'stor' is no routine of the flow; KNOWN_STORE",
         ),
         (
             lambda m: m.assert_flowed("fetch", "store", times=0),
@@ -180,19 +190,11 @@ ROUTINES = "known: 'fetch', 'price', 'store'"
             ),
         ),
         (
-            lambda m: m.assert_states({"stor": "pending"}),
-            "'stor' is no routine of the flow; KNOWN_STORE",
-        ),
-        (
             lambda m: m.assert_states({"store": "complete"}),
             (
                 "'complete' is no status of a routine; known: 'pending', 'completed', 'skipped',"
                 " 'error_continued', 'failed'; did you mean 'completed'?"
             ),
-        ),
-        (
-            lambda m: m.assert_order(["fetch", "stor"]),
-            "'stor' is no routine of the flow; KNOWN_STORE",
         ),
         (
             lambda m: m.assert_order(["fetch"]),
@@ -219,8 +221,7 @@ def test_an_unknown_name_is_an_error_even_if_nothing_is_expected(monitor, check,
     run(monitor, failures=5)
     with pytest.raises(FlowDefinitionError) as caught:
         check(monitor)
-    known_store = f"{ROUTINES}; did you mean 'store'?"
-    assert message.replace("KNOWN_STORE", known_store) == str(caught.value)
+    assert message == str(caught.value)
 
 
 @pytest.mark.parametrize(

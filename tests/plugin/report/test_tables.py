@@ -255,8 +255,8 @@ def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path: Path) -> N
         f"💾 job.json · {size} bytes · saved at 2026-01-01T00:00:02.200000+00:00",
         "   job      order-7 of flow shop, commit 4",
         "   status   running, 2 retries",
-        "   holds    2 history records; of the monitor 2 events, 1 data flow, 1 state change",
-        "   pending  data_process.input, attempt 3 next, due in 0.3500 of 0.4500 s",
+        "   history  2 records; monitor: 2 events, 1 data flow, 1 state change",
+        "   pending  data_process.input, attempt 3 due in 0.3500 s of a wait of 0.4500 s",
     ]
 
 

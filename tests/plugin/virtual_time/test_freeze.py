@@ -41,63 +41,52 @@ from routilux import (
     SystemClock,
 )
 from tests.plugin.inner import run_inside
+from tests.routines import Works, chain, fan, send
 
 STRATEGIES: list[ExecutionStrategy] = ["sequential", "concurrent"]
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-class Do(Routine):
-    """Runs what it is given, and emits what that returns."""
-
-    def __init__(self, work: Callable[..., Any]) -> None:
-        super().__init__()
-        self.work = work
-        self.define_slot("trigger", handler=self.do_async if _is_async(work) else self.do)
-        self.define_event("output", ["result"])
-
-    def do(self) -> None:
-        self.emit("output", result=self.work(self.ctx))
-
-    async def do_async(self) -> None:
-        self.emit("output", result=await self.work(self.ctx))
-
-
-def _is_async(work: Callable[..., Any]) -> bool:
-    return asyncio.iscoroutinefunction(work)
-
-
-def run(
-    clock: FakeClock,
+def flow_of(
     work: Callable[..., Any],
-    execution_strategy: ExecutionStrategy = "sequential",
+    strategy: ExecutionStrategy = "sequential",
     handler: ErrorHandler | None = None,
-) -> JobState:
-    flow = Flow("do", execution_strategy=execution_strategy)
-    flow.add_routine(Do(work), "do")
-    if handler is not None:
-        flow.set_error_handler(handler)
+) -> Flow:
+    """Return a flow whose handler calls a function, and emits what that returns."""
+
+    def do(self: Routine, n: object = 0) -> None:
+        self.emit("out", n=work(self.ctx))
+
+    async def do_async(self: Routine, n: object = 0) -> None:
+        self.emit("out", n=await work(self.ctx))
+
+    body = do_async if asyncio.iscoroutinefunction(work) else do
+    return chain(do=Works(body, handler), workers=1 if strategy == "concurrent" else None)
+
+
+def run(clock: FakeClock, work: Callable[..., Any], *options: Any) -> JobState:
     with Runtime(clock=clock) as runtime:
-        return flow.execute("do", runtime=runtime)
+        return flow_of(work, *options).execute("do", runtime=runtime)
 
 
 def result_of(job: JobState) -> Any:
     job.raise_for_status()
-    return job.outputs[0].data["result"]
+    return job.outputs[0].data["n"]
 
 
 def in_time(work: Callable[[], Any]) -> Any:
-    """Do what may never end if a timer of its stands still."""
+    """Call a function that never ends if one of its timers is virtual."""
     results: list[Any] = []
     thread = threading.Thread(target=lambda: results.append(work()), daemon=True)
     thread.start()
     thread.join(30)
-    assert results, "it has not ended for half a minute: is one of its timers virtual?"
+    assert results, "the function did not end within 30 s: is one of its timers virtual?"
     return results[0]
 
 
 @pytest.fixture
 def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The lengths for which somebody would have slept for real."""
+    """The lengths of all real sleeps, which are skipped."""
     lengths: list[float] = []
     monkeypatch.setattr(freeze, "real_sleep", lengths.append)
     return lengths
@@ -184,7 +173,7 @@ def test_a_log_record_is_of_virtual_time(flow_clock, strategy, caplog) -> None:
     assert [1767225607.0] == [record.created for record in caplog.records]
 
 
-def test_work_is_counted_for_real(flow_clock) -> None:
+def test_process_time_and_thread_time_stay_real(flow_clock) -> None:
     flow_clock.advance(10**6)
     assert 0 < time.process_time() < 10**5
     assert time.thread_time() < 10**5
@@ -209,7 +198,7 @@ def test_nanoseconds_below_a_microsecond_are_cut_in_every_reading(flow_clock) ->
     assert 1900 == time.monotonic_ns()
 
 
-def test_local_time_is_utc_wherever_the_machine_stands(monkeypatch) -> None:
+def test_local_time_is_utc_in_every_zone(monkeypatch) -> None:
     monkeypatch.setenv("TZ", "America/New_York")
     time.tzset()
     try:
@@ -243,7 +232,7 @@ def test_a_module_imported_during_the_test_reads_real_time_after_it(imported) ->
     assert late.datetime is datetime
 
 
-def test_so_does_one_of_the_standard_library(monkeypatch) -> None:
+def test_a_late_module_of_the_standard_library_reads_real_time_after_it(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "sched", raising=False)
     with frozen_clock():
         late: Any = __import__("sched")
@@ -269,15 +258,10 @@ def test_a_sleep_in_a_handler_is_virtual_however_it_was_imported(
 
 
 def test_two_handlers_that_sleep_overlap(flow_clock, slept) -> None:
-    flow = Flow("two", execution_strategy="concurrent", max_workers=2)
-    flow.add_routine(Do(lambda ctx: 1), "first")
-    for name in ("a", "b"):
-        routine = Routine()
-        routine.define_slot("input", handler=lambda result: time.sleep(1))
-        flow.add_routine(routine, name)
-        flow.connect("first", "output", name, "input")
+    nap = lambda self, n=0: time.sleep(1)  # noqa: E731 - both routines have it
+    flow = fan(send, workers=2, a=nap, b=nap)
     with Runtime(clock=flow_clock) as runtime:
-        flow.execute("first", runtime=runtime).raise_for_status()
+        flow.execute("source", runtime=runtime).raise_for_status()
     assert 1.0 == time.monotonic()
     assert [] == slept
 
@@ -310,7 +294,7 @@ def test_routilux_sleep_real_leaves_a_handlers_sleep_real(slept) -> None:
 
 
 def test_a_sleep_stops_where_the_timeout_of_the_attempt_ends(flow_clock) -> None:
-    job = run(flow_clock, lambda ctx: time.sleep(60), handler=ErrorHandler("stop", timeout=2))
+    job = run(flow_clock, lambda ctx: time.sleep(60), "sequential", ErrorHandler("stop", timeout=2))
     assert "StepTimeoutError" in str(job.error)
     assert 2.0 == time.monotonic()
 
@@ -446,32 +430,21 @@ def test_timers_of_threads_and_processes_stay_real_in_a_handler(
     assert 0.0 == time.monotonic()
 
 
-def test_the_engine_runs_on_real_time_where_it_is_asked_to(flow_clock) -> None:
-    job = Flow("real")
-    job.add_routine(Do(lambda ctx: ctx.now()), "do")
-    assert abs(result_of(job.execute("do", runtime=Runtime())) - START) > timedelta(days=1)
+def test_a_runtime_without_the_clock_runs_in_real_time(flow_clock) -> None:
+    job = flow_of(lambda ctx: ctx.now()).execute("do", runtime=Runtime())
+    assert abs(result_of(job) - START) > timedelta(days=1)
 
 
 def test_durations_and_timestamps_of_pytest_stay_real(pytester: pytest.Pytester) -> None:
     pytester.makepyfile(
         """
-        from routilux import Flow, Routine
-
-        class Wait(Routine):
-            def __init__(self):
-                super().__init__()
-                self.define_slot("trigger", handler=self.wait)
-
-            def wait(self):
-                import time
-                time.sleep(1_000_000)
+        import time
+        from tests.routines import chain
 
         def test_waits_for_days(flow_runtime, flow_clock, benchmark):
-            flow = Flow("wait")
-            flow.add_routine(Wait(), "wait")
-            for strategy in ("sequential", "concurrent"):
-                flow.execution_strategy = strategy
-                flow.execute("wait").raise_for_status()
+            for workers in (None, 1):
+                flow = chain(a=lambda self, n=0: time.sleep(1_000_000), workers=workers)
+                flow.execute("a").raise_for_status()
             benchmark(flow_clock.now)
         """
     )
@@ -601,7 +574,7 @@ def test_a_function_taken_during_the_test_is_real_after_it() -> None:
     assert abs(now(UTC) - START) > timedelta(days=1)
 
 
-def test_nothing_new_stands_in_time_afterwards(monkeypatch) -> None:
+def test_the_module_time_has_no_new_names_afterwards(monkeypatch) -> None:
     monkeypatch.delattr(time, "clock", raising=False)  # freezegun leaves one where it is used alone
     with frozen_clock():
         pass

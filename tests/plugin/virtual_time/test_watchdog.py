@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 
 from pytest_routilux.virtual_time import watchdog
-from routilux import FakeClock, Flow, Routine, Runtime
+from routilux import FakeClock, Runtime
 from routilux.errors import ClockStalledError
 from tests.plugin.inner import run_inside
+from tests.routines import chain, sleeps
 
 CONFTEST = """
     import threading
@@ -165,6 +166,52 @@ def test_a_report_that_no_test_can_raise_is_written_to_the_terminal(
     assert [HEAD] == heads(result.errlines)
 
 
+def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(
+    shop: pytest.Pytester,
+) -> None:
+    # The CPU time is a count, so that nothing depends on how busy the machine is.
+    shop.makepyfile(
+        """
+        import itertools
+        import pytest
+        from pytest_routilux.virtual_time import watchdog
+        from routilux.clocks import turns
+        from shop import event, shop
+
+        both = pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
+
+        def test_breaks(flow_runtime, monkeypatch):
+            def broken(watch):
+                raise LookupError("no eyes")
+
+            monkeypatch.setattr(watchdog._Watch, "check", broken)
+            while watchdog._watchdog._watches:
+                pass
+
+        def test_is_blocked(flow_runtime):
+            shop(event).execute("charge", job_id="j")
+
+        @both
+        def test_computes(flow_runtime, checks, monkeypatch, strategy):
+            seconds = itertools.count(0, 10**9)
+            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
+            compute = lambda: [checks.acquire() for _ in range(12)]
+            shop(compute, strategy).execute("charge").raise_for_status()
+
+        @both
+        def test_many_short_waits(flow_runtime, flow_clock, checks, strategy):
+            naps = lambda: [(checks.acquire(), flow_clock.advance(1)) for _ in range(12)]
+            shop(naps, strategy).execute("charge").raise_for_status()
+        """
+    )
+    result = run_inside(shop)
+    result.assert_outcomes(passed=5, failed=1, errors=1)
+    result.stdout.fnmatch_lines(
+        ["the check for blocked steps failed, a bug of routilux: LookupError('no eyes')"]
+    )
+    assert [HEAD] == heads(result.outlines)
+
+
 @needs_signal
 def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester) -> None:
     shop.makepyfile(
@@ -189,57 +236,6 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester)
     result = run_inside(shop)
     result.assert_outcomes(passed=1)
     assert [HEAD] == heads(result.errlines)
-
-
-def test_a_check_that_fails_fails_its_test_and_not_the_others(shop: pytest.Pytester) -> None:
-    shop.makepyfile(
-        """
-        from pytest_routilux.virtual_time import watchdog
-        from shop import event, shop
-
-        def test_breaks(flow_runtime, monkeypatch):
-            def broken(watch):
-                raise LookupError("no eyes")
-
-            monkeypatch.setattr(watchdog._Watch, "check", broken)
-            while watchdog._watchdog._watches:
-                pass
-
-        def test_is_blocked(flow_runtime):
-            shop(event).execute("charge", job_id="j")
-        """
-    )
-    result = run_inside(shop)
-    result.assert_outcomes(passed=1, failed=1, errors=1)
-    result.stdout.fnmatch_lines(
-        ["the check for blocked steps failed, a bug of routilux: LookupError('no eyes')"]
-    )
-    assert [HEAD] == heads(result.outlines)
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-def test_a_step_that_computes_or_lets_virtual_time_pass_is_not_blocked(
-    shop: pytest.Pytester, strategy: str
-) -> None:
-    # The CPU time is a count, so that nothing depends on how busy the machine is.
-    shop.makepyfile(
-        f"""
-        import itertools
-        from routilux.clocks import turns
-        from shop import shop
-
-        def test_computes(flow_runtime, checks, monkeypatch):
-            seconds = itertools.count(0, 10**9)
-            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
-            compute = lambda: [checks.acquire() for _ in range(12)]
-            shop(compute, "{strategy}").execute("charge").raise_for_status()
-
-        def test_many_short_waits(flow_runtime, flow_clock, checks):
-            naps = lambda: [(checks.acquire(), flow_clock.advance(1)) for _ in range(12)]
-            shop(naps).execute("charge").raise_for_status()
-        """
-    )
-    run_inside(shop).assert_outcomes(passed=2)
 
 
 @pytest.mark.parametrize(
@@ -312,7 +308,7 @@ def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
     run_inside(shop, "-s").assert_outcomes(passed=1)
 
 
-def test_0_checks_nothing(shop: pytest.Pytester) -> None:
+def test_blocked_after_0_checks_nothing(shop: pytest.Pytester) -> None:
     shop.makepyfile(
         """
         from pytest_routilux.virtual_time import watchdog
@@ -331,7 +327,7 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
     come, ended = threading.Event(), threading.Event()
     errors: list[BaseException] = []
 
-    def block(self: Any) -> None:
+    def block(self: Any, n: object = 0) -> None:
         come.wait()
         try:
             self.ctx.sleep(1)
@@ -341,21 +337,8 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
         finally:
             ended.set()
 
-    def flow_of(handler: Any) -> Flow:
-        class Do(Routine):
-            def __init__(self) -> None:
-                super().__init__()
-                self.define_slot("trigger", handler=self.do)
-
-            def do(self) -> None:
-                handler(self)
-
-        flow = Flow("do")
-        flow.add_routine(Do(), "do")
-        return flow
-
     with Runtime(clock=clock) as runtime, Runtime(clock=clock) as other:
-        blocked = flow_of(block).start("do", runtime=runtime)
+        blocked = chain(do=block).start("do", runtime=runtime)
         while (turn := clock.turn()) is None or not turn.who.startswith("do "):
             pass
         error = RuntimeError("it is blocked")
@@ -364,7 +347,7 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
         assert not clock.revoke(turn, error)
         with pytest.raises(RuntimeError, match="it is blocked"):
             blocked.wait()
-        job = flow_of(lambda self: self.ctx.sleep(5)).execute("do", runtime=other)
+        job = chain(do=sleeps(5)).execute("do", runtime=other)
         assert 5_000_000_000 == job.updated_ns - job.started_ns
         come.set()
         ended.wait()
@@ -409,8 +392,10 @@ def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
 # --- what it leaves behind ------------------------------------------------------------------------
 
 
-def test_no_thread_shows_and_a_fork_finds_none(pytester: pytest.Pytester) -> None:
-    # From 3.12 on a fork beside a thread warns.
+def test_threading_does_not_list_the_watchdog_and_a_fork_finds_no_thread(
+    pytester: pytest.Pytester,
+) -> None:
+    # From 3.12 on a fork warns if the process has other threads.
     if not Path("/proc/self/task").is_dir():
         pytest.skip("needs a system that lists threads")
     pytester.makepyfile(
@@ -506,7 +491,7 @@ TIMEOUTS = """
 
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
-def test_a_limit_of_pytest_timeout_is_of_real_time(shop: pytest.Pytester, method: str) -> None:
+def test_pytest_timeout_counts_real_time(shop: pytest.Pytester, method: str) -> None:
     shop.makepyfile(TIMEOUTS)
     result = run_inside(
         shop,

@@ -17,7 +17,7 @@ class WithoutKey(Charge):
 
 
 class Impatient(Charge):
-    """Retries by itself, beside the handler."""
+    """Retries by itself, as the error handler does too."""
 
     def charge(self, order, amount, at):
         for _ in range(2):

@@ -1,0 +1,129 @@
+"""Rows: their checksum, their batches, and the refusal of a damaged row by its number."""
+
+from __future__ import annotations
+
+import pytest
+
+from routilux import CorruptStateError, FakeClock, MemoryStore, Runtime, SavedStateError, codec
+from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
+from tests.persist.stores import counter, driven
+from tests.routines import refused_at
+
+
+def ended(text: bytes) -> bytes:
+    """A row with the right checksum and this text, which ends with a brace."""
+    row = with_checksum(text)
+    assert text == without_checksum(row, "$")
+    return row
+
+
+NO_CHECKSUM = "has no checksum at its end: it is cut off, or was not written by routilux"
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b"", NO_CHECKSUM),
+        (b"{", NO_CHECKSUM),
+        (b'{"seq":17', NO_CHECKSUM),
+        (b"no JSON at all", NO_CHECKSUM),
+        (b"\x00" * 40, NO_CHECKSUM),
+        (b"null", NO_CHECKSUM),
+        (ended(b"  }"), "is not JSON"),
+        (ended(b"{}{}"), "is not JSON"),
+        (ended(b"{]}"), "is not JSON"),
+        (ended(b'{"seq":"17}'), "is cut off"),
+        (ended(b"\xff\xfe}"), "is not UTF-8"),
+        (ended(b'{"seq":NaN}'), "is NaN, which JSON does not have"),
+        (ended(b'{"seq":' + b"[" * 200 + b"]" * 200 + b"}"), "is nested deeper"),
+        (ended(b'{"seq":' + b"9" * 5000 + b"}"), "is an integer of 5,000 characters"),
+        (ended(b'{"$type":"of another program","value":1}'), "has the unknown"),
+        (ended(b'{"$type":"tuple","value":[{}]}'), "is of type tuple, not an object|is missing"),
+        (ended(b'{"format":"routilux/1"}'), "is missing"),
+        (ended(b'{"format":{}}'), "was not written by routilux"),
+    ],
+)
+def test_an_invalid_row_is_reported_by_its_job_and_number(row, reason):
+    store = MemoryStore()
+    job_id = "a [strange] $.id"
+    with Runtime(clock=FakeClock(), store=store) as runtime:
+        counter(300).execute("a", job_id=job_id, runtime=runtime)
+    rows = store._jobs[job_id].rows
+    for number in (1, 17, 300):
+        rows[number - 1], whole = row, rows[number - 1]
+        with pytest.raises(SavedStateError, match=reason) as caught:
+            runtime.load(job_id, history=True)
+        assert caught.value.path.startswith(f"$.{job_id}[{number}]")
+        rows[number - 1] = whole
+
+
+def test_rows_that_make_sense_only_together_are_refused():
+    store = MemoryStore()
+    driven(store, counter(10))
+    rows = store._jobs["j"].rows
+    third, fourth, fifth = (without_checksum(row, "$") for row in rows[2:5])
+    head, tail = fifth.split(b"},", 1)
+    rows[2:5] = [ended(third + b"," + fourth), ended(head + b"}"), ended(tail)]
+    assert 11 == len(rows)
+    with refused_at("$.j[3]", "is not JSON: Extra data"):
+        Runtime(store=store).load("j")
+
+
+def test_only_the_batch_of_a_damaged_row_is_read_row_by_row(
+    monkeypatch,
+):
+    calls = []
+
+    def counted(text: bytes, **options: bool) -> object:
+        calls.append(text)
+        return loads(text, **options)
+
+    loads = codec.loads
+    monkeypatch.setattr("routilux.codec.loads", counted)
+    store = MemoryStore()
+    job = driven(store, counter(199))
+    runtime = Runtime(store=store)
+    assert job == runtime.load("j")
+    assert 4 == len(calls)
+    store._jobs["j"].rows[70] = ended(b"no JSON}")
+    calls.clear()
+    with pytest.raises(CorruptStateError, match=r"^\$\.j\[71\]: is not JSON"):
+        runtime.load("j")
+    assert 1 + 7 == len(calls)
+
+
+def flipped(data: bytes, bit: int) -> bytes:
+    number = int.from_bytes(data) ^ 1 << bit
+    return number.to_bytes(len(data))
+
+
+def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_reported():
+    store = MemoryStore()
+    driven(store, counter(260))
+    kept = store._jobs["j"]
+    assert kept.snapshot is not None
+    seq, data = kept.snapshot
+    runtime = Runtime(store=store)
+    whole = kept.rows[258]
+    for at in (
+        *range(0, len(whole) * 8, 7),
+        *range(len(whole) * 8 - CHECKSUM_BYTES * 8, len(whole) * 8),
+    ):
+        kept.rows[258] = flipped(whole, at)
+        with pytest.raises(SavedStateError) as caught:
+            runtime.load("j")
+        assert caught.value.path.startswith("$.j[259]"), at
+    kept.rows[258] = whole
+    for at in range(0, len(data) * 8, 7):
+        kept.snapshot = seq, flipped(data, at)
+        with pytest.raises(SavedStateError) as caught:
+            runtime.load("j")
+        assert caught.value.path.startswith("$.j.snapshot"), at
+
+
+def test_a_damaged_row_after_a_snapshot_is_reported_by_its_number_in_the_job():
+    store = MemoryStore()
+    driven(store, counter(300))
+    store._jobs["j"].rows[289] = b"no JSON"
+    with refused_at("$.j[290]"):
+        Runtime(store=store).load("j")

@@ -7,6 +7,7 @@ import copy
 import gc
 import pickle
 import threading
+from datetime import timedelta
 
 import pytest
 
@@ -25,6 +26,7 @@ from routilux.graph.context import Context
 from tests.routines import (
     Works,
     chain,
+    ended_at,
     error_of,
     fails,
     fan,
@@ -205,7 +207,8 @@ def test_a_declaration_after_the_routine_was_added_changes_the_shape():
     assert "event a.later(n)" in flow.shape
 
 
-def test_the_clock_of_the_next_host_records_the_rest_of_a_wait():
+@pytest.mark.parametrize("skew", [0, -3600], ids=["same time", "an hour behind"])
+def test_the_clock_of_the_next_host_records_the_rest_of_a_wait(skew):
     flow = chain(a=Works(fails(1), retrying()))
     clock = FakeClock()
     with Runtime(clock=clock) as runtime:
@@ -213,6 +216,7 @@ def test_the_clock_of_the_next_host_records_the_rest_of_a_wait():
         clock.advance(0.25)
         run.pause()
         paused = run.wait()
-    later = FakeClock(start=clock.now())
-    assert "completed" == flow.resume(paused, runtime=Runtime(clock=later)).status
+    later = FakeClock(start=clock.now() + timedelta(seconds=skew))
+    job = flow.resume(paused, runtime=Runtime(clock=later))
+    assert ("completed", 1.0) == (job.status, ended_at(job)), "time ran back, or a wait grew"
     assert [("retry of a", 750_000_000)] == [(w.who, w.length_ns) for w in later.waits]

@@ -12,14 +12,12 @@ from tests.routines import (
     Works,
     chain,
     fails,
-    kinds,
     outputs,
     rest,
     retrying,
     run,
     send,
     sends,
-    sleeps,
 )
 
 
@@ -126,19 +124,3 @@ def test_dropping_one_task_leaves_the_others_of_its_routine(strategy, workers):
     worst = RoutineStatus.SKIPPED if strategy == "skip" else RoutineStatus.ERROR_CONTINUED
     assert worst is job.routine_states["b"].status
     assert 3 == job.routine_states["b"].completed
-
-
-@MODES
-def test_stop_lets_steps_in_flight_commit_and_starts_nothing_new(workers):
-    flow = chain(workers=workers, a=send, b=fails(1, after=1))
-    flow.add_routine(Works(sleeps(2)), "other")
-    flow.connect("a", "out", "other", "trigger")
-    flow.add_routine(Works(rest), "after")
-    flow.connect("other", "out", "after", "trigger")
-    job = run(flow, n=1)
-    assert JobStatus.FAILED is job.status
-    other = ["start", "done", "failed", "done"] if workers else ["start", "done", "failed"]
-    assert other == kinds(job)
-    pending = {(task.routine_id, task.failed) for task in job.pending_tasks}
-    assert {("b", True), ("after" if workers else "other", False)} == pending
-    assert 0 == job.routine_states["after"].attempts

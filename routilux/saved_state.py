@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Never, Self
+from typing import Any, Final, Self
 
 from routilux import codec
 from routilux.clocks.clock import SystemClock
@@ -187,7 +187,10 @@ class SavedState:
         if text is not None:
             data = text
         elif verify:
-            _refuse_without_digest(data)
+            loads_versioned(data)  # raises for a text that is cut off, newer or of another program
+            raise CorruptStateError(
+                "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
+            )
         return cls._load(loads_versioned(data))
 
     @classmethod
@@ -267,11 +270,3 @@ def _saved_at(text: str, seconds: float) -> int:
     if found / SECOND != seconds:
         raise CorruptStateError("$.saved_at", f"is {seconds!r}, but saved_at_iso is {text!r}")
     return found
-
-
-def _refuse_without_digest(data: bytes) -> Never:
-    loads_versioned(data)  # raises for a text that is cut off, newer or of another program
-    raise CorruptStateError(
-        "$.digest",
-        "is missing at the end; read(path, verify=False) reads it all the same",
-    )

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -49,6 +50,17 @@ class Wide(Works):
     """The same, eight steps at a time."""
 
     max_concurrency = 8
+
+
+class Importable(Works):
+    """The same with a saved form: the body is a function of a module, as `module:name`."""
+
+    def __init__(self, path: str, **events: list[str]) -> None:
+        super().__init__(resolve_name(path), **events)
+
+
+def saveable(body: Body, **events: list[str]) -> Importable:
+    return Importable(f"{body.__module__}:{body.__qualname__}", **events)
 
 
 def send(self: Routine, n: object = 0) -> None:

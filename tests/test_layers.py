@@ -71,9 +71,9 @@ LARGEST_FOLDER: Final = 12
 
 PURE: Final = "the core has no time, no threads, no randomness and no I/O"
 STANDARD: Final = "the engine needs the standard library only"
-PLUGIN: Final = "the engine knows nothing of its plugin"
+PLUGIN: Final = "the engine does not import its plugin"
 ABSOLUTE: Final = "imports are absolute"
-ONE_CLOCK: Final = "only routilux.clocks.clock may"
+ONE_CLOCK: Final = "only routilux.clocks.clock may read the time"
 IMPURE: Final = {"time", "threading", "random", "logging", "os", "asyncio"}
 
 
@@ -172,7 +172,7 @@ def _foreign(edge: Import, top: str) -> str | None:
 
 
 def above(other: str, own: str) -> str:
-    return f"{other} is not below {own}; move what both need downwards"
+    return f"{other} is not below {own}; move the part that both need into a lower layer"
 
 
 def circles(edges: list[Import]) -> list[str]:
@@ -224,7 +224,7 @@ def test_every_late_import_of_the_engine_is_listed_with_its_reason(edges: list[I
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_folder_is_too_large_to_survey(package: str) -> None:
+def test_no_folder_has_more_than_12_modules(package: str) -> None:
     folders = [path for path in (ROOT / package).rglob("*") if path.is_dir()]
     sizes = {
         folder.relative_to(ROOT).as_posix(): len(
@@ -235,7 +235,7 @@ def test_no_folder_is_too_large_to_survey(package: str) -> None:
     assert {} == {folder: size for folder, size in sizes.items() if size > LARGEST_FOLDER}
 
 
-def test_the_check_has_read_both_packages(edges: list[Import]) -> None:
+def test_the_check_reads_both_packages(edges: list[Import]) -> None:
     pairs = {(edge.importer, edge.imported) for edge in edges}
     assert ("routilux.core.machine", "routilux.core.state") in pairs
     assert ("pytest_routilux.sim.flow_sim", "pytest_routilux.sim.explore") in pairs

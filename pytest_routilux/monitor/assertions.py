@@ -28,7 +28,7 @@ from pytest_routilux.monitor.known_jobs import (
 from pytest_routilux.monitor.messages import (
     WIDEST,
     Emitted,
-    failure,
+    assertion_error,
     first_wrong_retry,
     payload_difference,
     retries_text,
@@ -151,7 +151,7 @@ class FlowMonitor(ExecutionMonitor):
             problem = f"{culprit.difference}\n(with this data {problem})"
         name = f"{routine}.{event}" if event is not None else f"any event of {routine}"
         at = (culprit.known, culprit.commit) if culprit else last_commit(jobs, routine)
-        raise failure(
+        raise assertion_error(
             f"{name}: {problem}",
             [(one is culprit, f"emission {n}", str(one)) for n, one in enumerate(emitted, 1)],
             jobs,
@@ -174,7 +174,7 @@ class FlowMonitor(ExecutionMonitor):
             if not attempts:
                 continue
             connections = listed(known.connections_to(routine))
-            raise failure(
+            raise assertion_error(
                 f"{routine}: expected never to run, started {count(len(attempts), 'attempt')}",
                 [(True, f"task {task}", f"attempt {attempt}") for task, attempt in attempts],
                 jobs,
@@ -209,7 +209,7 @@ class FlowMonitor(ExecutionMonitor):
         if excess is not None:
             known = self._jobs[excess.job_id]
             at = known, next(c for c in known.commits if c.seq == excess.seq)
-        raise failure(
+        raise assertion_error(
             f"{source} -> {target}: expected {_times(times)}, delivered {len(flows)}x",
             [
                 (
@@ -256,7 +256,7 @@ class FlowMonitor(ExecutionMonitor):
                 tasks.setdefault((retry.job_id, retry.task_id), []).append(retry)
         if not tasks and times != 0:
             at = last_commit(jobs, routine)
-            raise failure(
+            raise assertion_error(
                 f"{routine}: expected {retries_text(times)}, made none",
                 [],
                 jobs,
@@ -272,7 +272,7 @@ class FlowMonitor(ExecutionMonitor):
                 continue
             problem, number, look = wrong
             known = self._jobs[job_id]
-            raise failure(
+            raise assertion_error(
                 problem,
                 [
                     (i == number, f"retry {i + 1}", retry_text(retries, wanted, i))
@@ -304,7 +304,7 @@ class FlowMonitor(ExecutionMonitor):
                 continue
             first = wrong[0]
             more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
-            raise failure(
+            raise assertion_error(
                 f"{first}: expected {wanted[first]}, is {actual[first]}{more}",
                 [
                     (routine in wrong, routine, f"expected {status}, is {actual[routine]}")
@@ -340,7 +340,7 @@ class FlowMonitor(ExecutionMonitor):
             found = actual[i] if i < len(actual) else "nothing more"
             culprit = expected if i < len(wanted) else found
             after = f"after {wanted[i - 1]}" if i else "first"
-            raise failure(
+            raise assertion_error(
                 f"order: {after} expected {expected}, found {found}",
                 [
                     (False, "expected", " -> ".join(wanted)),
@@ -368,7 +368,7 @@ class FlowMonitor(ExecutionMonitor):
             problem = f"job {short_id(known.job.job_id)}: expected {wanted}, is {last.status.value}"
             if error is not None:
                 problem += f": {shorten(' '.join(error_text(error).split()), WIDEST)}"
-            raise failure(
+            raise assertion_error(
                 problem,
                 [
                     (False, f"task {task.task_id}", _task_text(task))

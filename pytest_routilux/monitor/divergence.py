@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.monitor.messages import commit_row, commit_table, commit_text
+from pytest_routilux.monitor.messages import commit_row, commit_table, commit_words
 from routilux.clocks.durations import seconds_text
 from routilux.codec.equality import same_value
 
@@ -52,7 +52,7 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
     for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
         text = "no commit"
         if commit is not None:
-            text = f"{seconds_text(commit.at_ns - job.started_ns)}  {commit_text(commit)}"
+            text = f"{seconds_text(commit.at_ns - job.started_ns)}  {commit_words(commit)}"
         first.append(f"  {side}  {text}")
     return Divergence(first, _around(left, right, at, whole), _look(pair[0], pair[1], left, right))
 

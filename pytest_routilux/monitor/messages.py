@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = [
     "WIDEST",
     "Emitted",
+    "assertion_error",
     "commit_row",
     "commit_table",
-    "commit_text",
-    "failure",
+    "commit_words",
     "first_wrong_retry",
     "look_at",
     "payload_difference",
@@ -49,7 +49,7 @@ WIDEST: Final = 72  # with the margin of pytest a line of 80
 # --- whole texts ----------------------------------------------------------------------------------
 
 
-def failure(
+def assertion_error(
     problem: str,
     lines: Sequence[tuple[bool, str, str]],
     jobs: Sequence[KnownJob],
@@ -115,7 +115,7 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
 
 def commit_row(mark: str, commit: Commit, start_ns: int) -> tuple[str, str, str, str]:
     """Return a mark, seconds since the job's start, the number of a commit, and its words."""
-    return mark, seconds_text(commit.at_ns - start_ns), f"#{commit.seq}", commit_text(commit)
+    return mark, seconds_text(commit.at_ns - start_ns), f"#{commit.seq}", commit_words(commit)
 
 
 def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> list[str]:
@@ -127,7 +127,7 @@ def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> 
     ]
 
 
-def commit_text(commit: Commit) -> str:
+def commit_words(commit: Commit) -> str:
     """Return a commit in words, with its routine."""
     routine = "" if commit.routine_id is None else f"{commit.routine_id} "
     return f"{routine}{describe(commit)}"

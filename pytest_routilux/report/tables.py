@@ -229,12 +229,10 @@ def saved_state(saved: SavedState, path: str | os.PathLike[str] | None) -> Rende
     table.add_row("history", f"{records}; monitor: {', '.join(recorded)}")
     for task in job.pending_tasks:
         left = max(task.due_ns - saved.saved_at_ns, 0)
-        wait = f"due in {_seconds(left)} s of a wait of {_seconds(task.delay_ns)} s"
-        table.add_row(
-            "failed" if task.failed else "pending",
-            f"{task.routine_id}.{task.slot}, attempt {task.attempt}"
-            + (f" {wait}" if task.delay_ns else ""),
-        )
+        text = f"{task.routine_id}.{task.slot}, attempt {task.attempt}"
+        if task.delay_ns:
+            text += f" due in {_seconds(left)} s of a wait of {_seconds(task.delay_ns or 0)} s"
+        table.add_row("failed" if task.failed else "pending", text)
     return Group(head, Padding(table, (0, 0, 0, 3)))
 
 

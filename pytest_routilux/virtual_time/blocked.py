@@ -51,7 +51,7 @@ def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
 
 
 def _stack_of(frame: FrameType) -> list[FrameType]:
-    """Return the frames inside the innermost step, and of its coroutines, without ours."""
+    """Return the frames of the innermost step and its coroutines, without the engine's."""
     inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
     inside.reverse()
     stack = inside + _awaited(inside)

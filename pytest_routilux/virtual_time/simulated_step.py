@@ -11,33 +11,19 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, final
 
-from routilux import Clock, ClockStalledError, Signal
+from routilux import Clock, ClockStalledError, SystemClock
 from routilux.clocks.durations import from_ns, signed_ns
 
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from routilux import StepInput
+    from routilux import Signal, StepInput
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven
 
 __all__ = ["Flight", "Running", "SimClock", "running"]
 
-
-class _SimSignal(Signal):
-    __slots__ = ("_set",)
-
-    def __init__(self) -> None:
-        self._set = False
-
-    def set(self) -> None:
-        self._set = True
-
-    def clear(self) -> None:
-        self._set = False
-
-    def is_set(self) -> bool:
-        return self._set
+_signal: Final = SystemClock().signal  # nothing waits for it, so it is only a flag
 
 
 @final
@@ -64,7 +50,7 @@ class SimClock(Clock):
         self.wall += signed_ns(seconds)
 
     def signal(self) -> Signal:
-        return _SimSignal()
+        return _signal()
 
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         # Only a job that a handler executes waits here. The simulated job waits in the driver.

@@ -15,7 +15,6 @@ from routilux.errors import LeaseLostError
 from routilux.persist.store import (
     ABANDONED,
     FREE,
-    NOBODY,
     Acquired,
     Append,
     Hold,
@@ -82,13 +81,11 @@ class MemoryStore(JobStore):
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._lock:
             job = self._jobs.get(job_id)
-            leased = (
-                job is not None
-                and job.owner not in (*NOBODY, owner)
-                and job.free_at is not None
-                and job.free_at > self._now()
-            )
-            if job is None or leased or not self._put(job, seq, row, owner):
+            if (
+                job is None
+                or Hold.of(job.owner, job.free_at, now=self._now()).is_leased_to_other(owner)
+                or not self._put(job, seq, row, owner)
+            ):
                 raise self._refusal(job_id, seq, owner, claims=True)
             if stopped or job.owner != owner:
                 job.free_at = None

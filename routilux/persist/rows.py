@@ -67,7 +67,7 @@ def without_checksum(data: object, place: str) -> bytes:
 
 
 def dump(commit: Commit, *, first: bool) -> bytes:
-    """Return the row of a commit; with `begins` it is the first one that a host writes.
+    """Return the row of a commit; `first` if it is the first one that a host writes.
 
     Raises `UnserializableError` with the path of a value that can't be saved.
     """

@@ -18,7 +18,6 @@ from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.store import (
     ABANDONED,
     FREE,
-    NOBODY,
     Acquired,
     Append,
     Hold,
@@ -119,7 +118,7 @@ class SqliteStore(SharedStore):
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.writing() as db:
             held_by, free_at = _held(db, job_id)
-            if held_by not in (*NOBODY, owner) and free_at is not None and free_at > self._now():
+            if Hold.of(held_by, free_at, now=self._now()).is_leased_to_other(owner):
                 raise _refusal(db, job_id, seq, owner, claims=True)
             _add(db, _FOLLOW, Append(job_id, seq, row, owner, stopped), claims=True)
             if stopped or held_by != owner:

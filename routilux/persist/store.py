@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 __all__ = [
     "ABANDONED",
     "FREE",
-    "NOBODY",
     "Acquired",
     "Append",
     "Hold",
@@ -44,7 +43,7 @@ FREE: Final = ""
 """The owner of a job that was queued or given back."""
 ABANDONED: Final = "?"
 """The owner of a job whose run broke off, and which its host then released."""
-NOBODY: Final = (FREE, ABANDONED)
+_NO_OWNER: Final = (FREE, ABANDONED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,12 +79,16 @@ class Hold:
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
         """Build it from the two facts that a store keeps of a job."""
         free_in = None if free_at is None else max(0, free_at - now)
-        return cls(None if owner in NOBODY else owner, free_in, owner == FREE)
+        return cls(None if owner in _NO_OWNER else owner, free_in, owner == FREE)
 
     @property
     def is_leased(self) -> bool:
         """Whether a host has a lease on it that has not ended."""
         return self.owner is not None and bool(self.free_in_ns)
+
+    def is_leased_to_other(self, owner: str) -> bool:
+        """Whether another host than `owner` has such a lease."""
+        return self.is_leased and self.owner != owner
 
     def __str__(self) -> str:
         soon = f"in {seconds_text(self.free_in_ns or 0, 1)} s"
@@ -219,7 +222,7 @@ def refusal(
             )
         return LeaseLostError(f"the store holds no job {job_id!r} to add commit {seq} to")
     if owner != held_by:
-        free = held_by in NOBODY
+        free = held_by in _NO_OWNER
         whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(

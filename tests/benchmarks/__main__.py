@@ -41,7 +41,7 @@ BENCHMARKS: list[Benchmark] = [
     (e.growth_with_history, [((2_000, 4_000, 8_000, 16_000), 5)], ((2, 4, 8, 16), 2)),
     (e.save_and_load, [(100, 50), (1_000, 10), (10_000, 3)], (5, 2)),
     (p.one_test, [(100,)], (2,)),
-    (e.return_latency, [("sequential", 500), ("concurrent", 500)], ("concurrent", 2)),
+    (e.return_latency, [(None, 500), (4, 500)], (4, 2)),
     (p.start_up, [(20,)], (1,)),
     (p.simulated_runs, [(10, 200)], (2, 2)),
     (p.crash_scenarios, [(20,)], (1,)),

@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 from routilux import (
     CommitKind,
     ErrorHandler,
-    Flow,
     RetryAfter,
     Routine,
     Runtime,
@@ -43,9 +42,10 @@ from tests.benchmarks.durability import (
     together,
 )
 from tests.benchmarks.race import Figure, Measurement, Race, Target, time
+from tests.routines import chain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from routilux import Clock, Commit, JobState
 
@@ -141,20 +141,6 @@ def workers(numbers: Sequence[int], jobs: int, rounds: int) -> Measurement:
 # --- waiting --------------------------------------------------------------------------------------
 
 
-class Waits(Routine):
-    """Fails once and asks for a retry at the instant that `due` returns."""
-
-    def __init__(self, due: Callable[[], float]) -> None:
-        super().__init__()
-        self.due = due
-        self.define_slot("trigger", handler=self.trigger)
-        self.set_error_handler(ErrorHandler("retry", max_retries=1))
-
-    def trigger(self) -> None:
-        if self.ctx.attempt == 1:
-            raise RetryAfter(self.due() - self.ctx.now().timestamp())
-
-
 def _resident() -> int:
     """Return how many bytes of memory this process uses now."""
     pages = int(Path("/proc/self/statm").read_text("utf-8").split()[1])
@@ -171,11 +157,13 @@ def waiting_jobs(jobs: int, pace: float, lead: float, clock: Clock | None = None
     held: list[int] = []
     all_wait = Event()
 
-    def due() -> float:
-        return begins[0] + lead + next(numbers) * pace
+    def body(self: Routine, n: object = 0) -> None:
+        if self.ctx.attempt == 1:
+            due = begins[0] + lead + next(numbers) * pace
+            raise RetryAfter(due - self.ctx.now().timestamp())
 
-    flow = Flow("waiting")
-    flow.add_routine(Waits(due), "waits")
+    flow = chain(waits=body)
+    flow.set_error_handler(ErrorHandler("retry", max_retries=1))
 
     class Watch:
         """Keeps how late each retry started, but no job."""

@@ -25,6 +25,7 @@ from routilux import (
     Runtime,
     SavedState,
 )
+from tests import routines
 from tests.benchmarks.race import (
     MILLISECOND,
     Figure,
@@ -40,28 +41,20 @@ from tests.benchmarks.race import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from routilux import ExecutionStrategy, JobState
+    from routilux import JobState
 
 
 # --- the cost of a failed attempt ---------------------------------------------------------------
 
 
-class Flaky(Routine):
-    """Fails the first `failures` attempts."""
+def retrying(failures: int, *, delay: float = 0.0, backoff: float = 1.0) -> Flow:
+    """Make a flow whose only routine fails the first attempts."""
 
-    def __init__(self, failures: int) -> None:
-        super().__init__()
-        self.failures = failures
-        self.define_slot("trigger", handler=self.trigger)
-
-    def trigger(self) -> None:
-        if self.ctx.attempt <= self.failures:
+    def body(self: Routine, n: object = 0) -> None:
+        if self.ctx.attempt <= failures:
             raise ValueError("not yet")
 
-
-def retrying(failures: int, *, delay: float = 0.0, backoff: float = 1.0) -> Flow:
-    flow = Flow("retrying")
-    flow.add_routine(Flaky(failures), "flaky")
+    flow = routines.chain(flaky=body)
     flow.set_error_handler(
         ErrorHandler(
             ErrorStrategy.RETRY,
@@ -290,35 +283,27 @@ def save_and_load(records: int, rounds: int) -> Measurement:
 # --- the end of a job ---------------------------------------------------------------------------
 
 
-class Last(Routine):
-    """Notes when its handler is about to return."""
-
+def return_latency(workers: int | None, rounds: int) -> Measurement:
+    """Compare the time from the last handler's return to that of `execute` with a bare thread's."""
     returned = 0
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.trigger)
+    def body(self: Routine, n: object = 0) -> None:
+        nonlocal returned
+        returned = perf_counter_ns()
 
-    def trigger(self) -> None:
-        Last.returned = perf_counter_ns()
-
-
-def return_latency(strategy: ExecutionStrategy, rounds: int) -> Measurement:
-    """Compare the time from the last handler's return to that of `execute` with a bare thread's."""
-    flow = Flow("last", execution_strategy=strategy)
-    flow.add_routine(Last(), "last")
+    flow = routines.chain(last=body, workers=workers)
     runtime = Runtime()
     threads = ThreadPoolExecutor(1)
 
     def last() -> int:
         job = flow.execute("last", runtime=runtime)
-        waited = perf_counter_ns() - Last.returned
+        waited = perf_counter_ns() - returned
         assert job.status == "completed"
         return waited
 
     def thread() -> int:
-        returned = threads.submit(perf_counter_ns).result()
-        return perf_counter_ns() - returned
+        ended = threads.submit(perf_counter_ns).result()
+        return perf_counter_ns() - ended
 
     race = Race({"last": last, "thread": thread}, perf_counter_ns)
 
@@ -327,7 +312,7 @@ def return_latency(strategy: ExecutionStrategy, rounds: int) -> Measurement:
         cost = race.cost("last")
         return [
             Figure(
-                f"return of execute, {strategy}",
+                f"return of execute, {flow.execution_strategy}",
                 race.ratio("last", "thread"),
                 f"{time(cost)}, worst {time(max(race.costs['last']))}",
                 f"return of a future {time(race.cost('thread'))}",

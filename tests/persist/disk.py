@@ -1,8 +1,8 @@
 """A disk with planned failures: every system call of a writer has a number.
 
-`Disk` stands between `os` and the system while it is entered. It lets each call through, notes it,
-and does something else at one number: fail before or after the call was made, do half of it, or
-kill the process. What a loss of power would leave of the calls it noted, `left_by_power_loss` says.
+While it is entered, `Disk` records each call of `os` and lets it through. At chosen numbers it
+fails before or after the call, does half of it, or kills the process. `left_by_power_loss` lists
+what a loss of power may leave of the recorded calls.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from unittest import mock
 
 Real = Callable[..., Any]
 Fault = Callable[..., Any]
-"""Does something else than the call that it is given, with its arguments."""
+"""Does something else instead of a call, with its arguments."""
 
 _CALLS: Final = ("open", "write", "fsync", "close", "replace", "unlink")
 
@@ -33,12 +33,12 @@ def fails(number: int) -> Fault:
 
 
 def fails_late(number: int) -> Fault:
-    """The call is made, and said to have failed."""
+    """The call is made, and reported as failed."""
 
     def fault(real: Real, *args: Any) -> Any:
         made = real(*args)
         if real.__name__ == "open":
-            os.close(made)  # whoever was told that it failed has nothing to close
+            os.close(made)  # the caller gets no handle to close
         raise OSError(number, os.strerror(number))
 
     return fault
@@ -72,7 +72,7 @@ def dies_late(real: Real, *args: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call that was made: of what, on which file or folder, with which bytes or target."""
+    """A call that was made: its name, its file or folder, its bytes or target."""
 
     name: str
     path: str
@@ -84,7 +84,7 @@ class Call:
 
 
 class Disk:
-    """Notes the calls, and lets those go wrong whose number is in `faults`."""
+    """Records the calls, and replaces those whose number is in `faults`."""
 
     def __init__(self, faults: dict[int, Fault] | None = None) -> None:
         self.faults = faults or {}
@@ -107,10 +107,10 @@ class Disk:
             path = self._paths.get(args[0], "") if type(args[0]) is int else os.fspath(args[0])
             data = bytes(args[1]) if name == "write" else b""
             target = os.fspath(args[1]) if name == "replace" else ""
-            noted = Call(name, str(path), data, target)
+            recorded = Call(name, str(path), data, target)
             number = len(self.calls)
-            self.calls.append(noted)
-            self.names.append(str(noted))
+            self.calls.append(recorded)
+            self.names.append(str(recorded))
             made = self.faults.get(number, _through)(real, *args)
             if name == "open":
                 self._paths[made] = str(path)
@@ -125,14 +125,14 @@ def _through(real: Real, *args: Any) -> Any:
 
 
 def left_by_power_loss(calls: list[Call]) -> Iterator[dict[str, bytes]]:
-    """Every content that files may have when the power fails after these calls, all of them whole.
+    """Every content that the files may have when the power fails after these calls.
 
-    What was not flushed may be there, in part or not at all. Renames and new names that were not
-    flushed with their folder come in their order, as many as made it.
+    Bytes that were not flushed may be there in whole, in part or not at all. Renames and new names
+    that were not flushed with their folder happened in their order, up to any of them.
     """
     cached: dict[str, bytes] = {}  # by the name under which a file was made
     durable: dict[str, bytes] = {}
-    names: list[tuple[str, str]] = []  # what stands there, and the file that it is
+    names: list[tuple[str, str]] = []  # each name, and the file behind it
     kept = 0
     for call in calls:
         if call.name == "open" and not Path(call.path).is_dir():

@@ -64,8 +64,8 @@ def kill_after(lines: int, child: subprocess.Popen[str]) -> int:
 
 
 def hold_rows(rows: list[bytes], accepted: int) -> None:
-    """Hold that the rows of APPENDS are those that were accepted."""
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been told
+    """Assert that the rows of APPENDS are those that were accepted."""
+    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been printed
     assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
 
 
@@ -99,7 +99,7 @@ class Call(threading.Thread):
 
 
 def rest_of(child: subprocess.Popen[str]) -> str:
-    """What a process still says until it ends."""
+    """The rest of the output of a process."""
     assert child.stdout is not None
     return str(Call(child.stdout.read).result())
 
@@ -113,17 +113,17 @@ def locked(dsn: str, how: str = "SELECT FROM routilux_jobs FOR UPDATE") -> Any:
     return db
 
 
-def until_one_waits(admin: Any, *, beside: int = 0) -> int:
-    """The backend of this server that waits for a lock beside that one, as soon as there is one."""
+def until_one_waits(admin: Any, *, other_than: int = 0) -> int:
+    """The backend that waits for a lock, `other_than` this one, as soon as there is one."""
     ends = monotonic() + PATIENCE
     while monotonic() < ends:
         found = admin.execute(
             "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid <> %s",
-            (beside,),
+            (other_than,),
         )
         for (pid,) in found:
             return int(pid)
-    raise AssertionError("nobody waits for a lock")
+    raise AssertionError("no backend waits for a lock")
 
 
 def end_backends(admin: Any) -> int:

@@ -13,9 +13,9 @@ __all__ = ["Losses"]
 
 
 class Losses:
-    """Passes everything on between `port` and the server's socket, until something is to be lost.
+    """Forwards everything between `port` and the server's socket, until a connection is to be lost.
 
-    `count` says how often that has happened.
+    `count` is the number of losses.
     """
 
     def __init__(self, server: Path) -> None:
@@ -48,11 +48,11 @@ class Losses:
         before = self.count
         self.next(lost)
         yield
-        assert before + 1 == self.count, f"no {lost} came to be lost"
+        assert before + 1 == self.count, f"no {lost} was lost"
 
     def leave(self) -> None:
-        """Leave the clients at once, and let the server believe that they are still there."""
-        for client, _ in self._open.copy():  # they come back at once
+        """Disconnect the clients; the server does not notice it."""
+        for client, _ in self._open.copy():  # they connect again at once
             with suppress(OSError):
                 client.shutdown(socket.SHUT_RDWR)
                 self.count += 1
@@ -82,7 +82,7 @@ class Losses:
                 target.sendall(data)
             else:
                 if what == "question":
-                    return  # the server is not told that the client has left
+                    return  # the server does not notice that the client has left
         for end in (source, target):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

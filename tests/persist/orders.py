@@ -1,4 +1,4 @@
-"""A flow of orders, captured after each commit, shared by the tests of saved forms."""
+"""A flow of orders, captured after each commit; shared by the tests of saved forms."""
 
 from __future__ import annotations
 

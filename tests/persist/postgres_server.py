@@ -1,8 +1,8 @@
 """A PostgreSQL server for the tests, started when the first of them asks for it.
 
-It runs from Debian's packages in a temporary folder, listens on a socket in it and nowhere else,
-and ends with its folder when the process that started it has ended, however that came about: a
-shell holds a pipe to it.
+It runs from Debian's packages in a temporary folder and listens only on a socket in it. A shell
+holds a pipe to the process that started it: when that process ends, in any way, the shell ends the
+server and removes the folder.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ __all__ = [
 ]
 
 GUARDED: Final = "guarded"
-"""The one user who is asked for a password; whoever needs it makes it."""
+"""The one user with a password; the test that needs this user creates it."""
 
 MISSING: Final = "no PostgreSQL"
-"""How the reason begins for which a test is left out."""
+"""The start of the reason for which a test is skipped."""
 
 _PLACES: Final = "/usr/lib/postgresql/*/bin"
 _SHORT: Final = "/tmp"  # a socket's path has 107 bytes at the most, and its user must get there
@@ -54,10 +54,10 @@ if read -r how; then kill -"$how" $!; wait; else kill -QUIT $!; wait; rm -rf "$f
 
 
 class Server:
-    """One server; it refuses to run as root, so its processes are those of somebody harmless.
+    """One server; PostgreSQL refuses to run as root, so it runs as another user.
 
-    One that `flushes` has on the disk what it accepts, as in production. The others need not: what
-    tests see does not depend on it, and no power is cut.
+    With `flushes` it flushes every commit, as in production. Tests do not need that, because the
+    power is never cut.
     """
 
     def __init__(self, *, flushes: bool = False) -> None:
@@ -96,7 +96,7 @@ class Server:
         self.close()
 
     def dsn(self) -> str:
-        """Return how to connect to a schema of its own."""
+        """Return the connection string of a new schema."""
         import psycopg
 
         name = f"test_{next(_numbers)}"
@@ -119,13 +119,13 @@ class Server:
             **self._user,
         )
         assert self._keeper.stderr is not None
-        told: deque[str] = deque(maxlen=20)
+        lines: deque[str] = deque(maxlen=20)
         for line in self._keeper.stderr:
-            told.append(line)
+            lines.append(line)
             if "ready to accept connections" in line:
                 break
         else:
-            raise RuntimeError(f"the server did not start:\n{''.join(told)}")
+            raise RuntimeError(f"the server did not start:\n{''.join(lines)}")
         threading.Thread(target=_drain, args=(self._keeper.stderr,), daemon=True).start()
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
@@ -144,8 +144,8 @@ class Server:
     def _end(self, line: str) -> None:
         if self._keeper is not None:
             assert self._keeper.stdin is not None
-            with self._keeper.stdin as told:
-                told.write(line)
+            with self._keeper.stdin as pipe:
+                pipe.write(line)
             self._keeper.wait(_PATIENCE)
             self._keeper = None
 
@@ -174,12 +174,12 @@ def running() -> Server:
 
 
 def fresh_dsn() -> str:
-    """Return how to connect to a schema of its own in the shared server."""
+    """Return the connection string of a new schema of the shared server."""
     return running().dsn()
 
 
 def with_option(dsn: str, option: str) -> str:
-    """Return how to connect with one more setting of the server's."""
+    """Return the connection string with one more server setting."""
     return f"{dsn.removesuffix(_QUOTE)} -c {option}{_QUOTE}"
 
 

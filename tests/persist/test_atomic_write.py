@@ -139,12 +139,12 @@ def test_a_call_that_fails_leaves_the_old_file_or_the_new_one_and_says_which(
     assert [path] * (there or done) == list(tmp_path.iterdir())
     if there or done:
         assert (new if done else old).job == SavedState.read(path).job
-    stands = (
+    found = (
         "the file is the new one, but a loss of power might bring the old one back"
         if done
         else "the file has not changed"
     )
-    assert f"{os.strerror(code)}; {stands}: {cure}" == caught.value.strerror
+    assert f"{os.strerror(code)}; {found}: {cure}" == caught.value.strerror
     assert (code, str(path)) == (caught.value.errno, caught.value.filename)
     assert type(OSError(code, "")) is type(caught.value)
 
@@ -261,7 +261,7 @@ def run(folder: Path, code: str, *arguments: str) -> list[str]:
 
 
 def test_a_process_killed_at_any_call_leaves_the_old_file_or_the_new_one(tmp_path):
-    told = [json.loads(line) for line in run(tmp_path, KILLED, json.dumps(CALLS))]
+    lines = [json.loads(line) for line in run(tmp_path, KILLED, json.dumps(CALLS))]
     expected = []
     for number, name in enumerate(CALLS):
         for how in ("before", "after", *(["half"] if name == "write file" else [])):
@@ -269,7 +269,7 @@ def test_a_process_killed_at_any_call_leaves_the_old_file_or_the_new_one(tmp_pat
             begun = not done and (number, how) != (0, "before")
             left = [".job.json."] if begun else []
             expected.append([number, how, -9, "new" if done else "old", left])
-    assert expected == told
+    assert expected == lines
 
 
 # --- what the kernel itself refuses ---------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The store in PostgreSQL beyond the contract: many hosts on one database."""
+"""PostgresStore: durability, many hosts on one database, forks, and ids that it can't hold."""
 
 from __future__ import annotations
 
@@ -100,12 +100,12 @@ def test_hosts_that_write_to_the_same_jobs_in_another_order_do_not_deadlock(
             one.acquire("a", ["f"], 60 * SECOND)
         with locked(dsn, f"SELECT FROM routilux_jobs WHERE job_id = '{held_up}' FOR UPDATE"):
             first = Call(one.append_all, [rows["k"], rows["j"]])
-            begun = until_one_waits(admin)
+            started = until_one_waits(admin)
             if other == "renew":
                 second = Call(two.renew, "a", 60 * SECOND)
             else:
                 second = Call(two.append_all, [rows["j"], rows["k"]])
-            until_one_waits(admin, beside=begun)
+            until_one_waits(admin, other_than=started)
         assert [None, None] == first.result()
         found = second.result()
         assert [None, None] == found or ["j", "k"] == sorted(cast("list[str]", found))
@@ -257,10 +257,10 @@ def test_an_id_that_postgresql_can_not_hold_is_never_sent(
 ):
     sent: list[object] = []
     monkeypatch.setattr(postgres._database, "do", lambda *what: sent.append(what))
-    with pytest.raises(UnserializableError) as told:
+    with pytest.raises(UnserializableError) as caught:
         CALLS_WITH_IDS[call](postgres, text)
-    assert f"$.{call.split()[-1]}" == told.value.path
-    assert told.value.reason.startswith(reason)
+    assert f"$.{call.split()[-1]}" == caught.value.path
+    assert caught.value.reason.startswith(reason)
     assert [] == sent
 
 

@@ -76,9 +76,9 @@ def test_a_password_is_in_no_error(guarded):
         "host=/nowhere dbname=d password=secret",  # no server
         "secret",
     ):
-        with pytest.raises(OSError) as told:
+        with pytest.raises(OSError) as caught:
             PostgresStore(dsn)
-        error: BaseException | None = told.value
+        error: BaseException | None = caught.value
         while error is not None:
             assert "secret" not in f"{error!r} {error}"
             shown = None if error.__suppress_context__ else error.__context__

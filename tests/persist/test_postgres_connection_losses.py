@@ -217,9 +217,9 @@ def test_an_acquire_sent_again_while_the_server_executes_the_first_holds_one_job
         asked = Call(acquire, far, "b", ["f"], 60 * SECOND)
         first = until_one_waits(admin)
         losses.leave()
-        until_one_waits(admin, beside=first)  # it has been sent again
+        until_one_waits(admin, other_than=first)  # it has been sent again
     assert "j" == asked.result()
-    assert ["j"] == far.renew("b", 60 * SECOND), "the first call holds a job for nobody"
+    assert ["j"] == far.renew("b", 60 * SECOND), "the first call holds another job"
 
 
 @LOST

@@ -1,4 +1,4 @@
-"""Looking for a job in PostgreSQL reads few other rows, waits for no lock and writes nothing."""
+"""Statements of PostgresStore read few rows; a look for a job waits for no lock."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def touched(admin: Any) -> tuple[int, bool]:
 
 CROWD = """
 INSERT INTO routilux_jobs (job_id, flow_id, owner, free_at)
-SELECT 'rests ' || n, 'f', 'a', NULL FROM generate_series(1, 2000) n UNION ALL
+SELECT 'stopped ' || n, 'f', 'a', NULL FROM generate_series(1, 2000) n UNION ALL
 SELECT 'leased ' || n, 'h', 'c', 4e18 + n FROM generate_series(1, 500) n UNION ALL
 SELECT 'of others ' || n, 'g', '', n FROM generate_series(1, 500) n UNION ALL
 SELECT 'free ' || n, 'f', '', 1000 + n FROM generate_series(1, 3) n
@@ -104,11 +104,11 @@ def test_jobs_are_found_by_an_index_even_if_planned_for_few_jobs(
         nodes, seen = list(nodes_of(plan)), json.dumps(plan, indent=1)
         assert [] == [node for node in nodes if node["Node Type"] == "Seq Scan"], seen
         rows = sum(map(rows_of, nodes))
-        assert rows < 50, f"{rows} rows are looked at to find a job among 3,000: {seen}"
+        assert rows < 50, f"{rows} rows are read to find a job among 3,000: {seen}"
 
 
 def rows_of(node: dict[str, Any]) -> int:
-    """How many rows a node of a plan has looked at."""
+    """How many rows a node of a plan has read."""
     kinds = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter")
     return int(node["Actual Loops"] * sum(node.get(kind, 0) for kind in kinds))
 

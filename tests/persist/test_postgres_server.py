@@ -40,12 +40,12 @@ pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
 def test_tests_that_are_skipped_without_a_server_are_one_line_with_the_cure():
     tests = ["tests/persist/test_store.py", "tests/persist/test_postgres.py"]
     with processes(WITHOUT, [*tests, "-k", "not_there or at_once or time"]) as [child]:
-        told = child.communicate(timeout=PATIENCE)[0].splitlines()
-    skipped = [line for line in told if line.startswith("SKIPPED")]
-    assert 1 == len(skipped), told
+        lines = child.communicate(timeout=PATIENCE)[0].splitlines()
+    skipped = [line for line in lines if line.startswith("SKIPPED")]
+    assert 1 == len(skipped), lines
     assert re.fullmatch(
         r"SKIPPED \[\d+\] tests/persist/postgres_server.py: no PostgreSQL: there is no server in"
         r" /nowhere/\*/bin: apt-get install postgresql",
         skipped[0],
     )
-    assert re.search(r"\d+ passed, \d+ skipped", told[-1])
+    assert re.search(r"\d+ passed, \d+ skipped", lines[-1])

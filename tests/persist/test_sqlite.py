@@ -1,4 +1,4 @@
-"""The store in a file beyond the contract: processes, crashes, and errors."""
+"""SqliteStore: durability, processes that share a file, and the cost of a look for a job."""
 
 from __future__ import annotations
 

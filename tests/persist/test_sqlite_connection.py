@@ -66,7 +66,7 @@ def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, 
 
 
 def files(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """What stands in a folder, and when it was written last."""
+    """The files of a folder: content and time of the last write."""
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
 
 
@@ -177,8 +177,8 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
 
 def test_a_file_that_another_process_keeps_locked_is_named(sqlite, monkeypatch):
     monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
-    told = pytest.raises(OSError, match="database is locked; another process has kept it")
-    with SqliteStore(sqlite.path) as other, sqlite._file.writing(), told:
+    refused = pytest.raises(OSError, match="database is locked; another process has kept it")
+    with SqliteStore(sqlite.path) as other, sqlite._file.writing(), refused:
         other.create("j", b"", "a", flow_id="f", queued=False)
     sqlite.create("j", b"", "a", flow_id="f", queued=False)
 
@@ -220,7 +220,9 @@ def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp
         assert [b"1", b"2"] == store.rows("j")
 
 
-def test_a_store_stays_where_it_was_opened_wherever_its_process_goes(tmp_path, monkeypatch):
+def test_a_store_stays_where_it_was_opened_when_its_process_changes_its_folder(
+    tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     with SqliteStore("jobs.db") as store:
         store.create("j", b"1", "a", flow_id="f", queued=False)

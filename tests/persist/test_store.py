@@ -1,4 +1,4 @@
-"""The contract of a job store, on every store."""
+"""The contract of JobStore, on every store."""
 
 from __future__ import annotations
 
@@ -162,9 +162,9 @@ def test_a_refused_row_delays_no_other_and_its_error_is_returned_in_its_place(st
     assert [1, 2, 0, 1] == [len(store.rows(job_id)) for job_id in ("j", "k", "new", "l")]
     reasons = ["'j' has 1 commits", "None", "holds no job 'new'", "'l' belongs to 'a' now"]
     assert [] == [
-        (told, reason)
-        for told, reason in zip(map(str, refusals), reasons, strict=True)
-        if reason not in told
+        (text, reason)
+        for text, reason in zip(map(str, refusals), reasons, strict=True)
+        if reason not in text
     ]
 
 
@@ -319,7 +319,7 @@ def test_a_lease_keeps_others_away_until_it_ends_by_the_stores_time(store, clock
         store.claim("k", 3, b"resumed", "c", stopped=False)
     clock.advance(0.001)
     assert 0 == store.free_in(["f"])
-    store.append("k", 3, b"late, but nobody has taken it", "b", stopped=False)
+    store.append("k", 3, b"late, but no host has acquired it", "b", stopped=False)
     assert "k" == acquire(store, "c", ["f"], SECOND)
     with pytest.raises(LeaseLostError, match="belongs to 'c'"):
         store.append("k", 4, b"too late", "b", stopped=False)
@@ -388,13 +388,13 @@ def test_an_acquired_job_says_whether_it_was_given_back(store, clock):
         return acquired.clean
 
     queued(store, "j")
-    assert take("a"), "it was queued, and nobody has had it"
+    assert take("a"), "it was queued and never acquired"
     store.release("j", "a", 0)
     assert take("b"), "it was given back"
     clock.advance(1)
     assert not take("c"), "its lease has ended with an owner"
     store.release("j", "c", 0, clean=False)
-    assert not take("d"), "it was let fall"
+    assert not take("d"), "it was abandoned"
     store.release("j", "d", 0)
     assert take("e"), "it was given back by the last one who had it"
     store.overrule("j", 2, b"row 2", "operator", free=True)

@@ -142,13 +142,15 @@ def test_a_chain_mixes_routines_and_functions(flow_factory: FlowFactory) -> None
     assert {"stored": 42} == job.routine_states["Store"].state
 
 
-def test_a_lone_parameter_called_payload_takes_all_of_it(flow_factory: FlowFactory) -> None:
+def test_a_single_parameter_called_payload_takes_the_whole_payload(
+    flow_factory: FlowFactory,
+) -> None:
     flow = flow_factory(chain=[order, keep])
     job = run(flow, "order", {"sku": "A7", "price": 19})
     assert [{"sku": "A7", "price": 19}] == outputs(job)
 
 
-def test_rest_parameters_take_what_is_not_named(flow_factory: FlowFactory) -> None:
+def test_rest_parameters_take_the_other_fields(flow_factory: FlowFactory) -> None:
     flow = flow_factory(chain=[order, lambda sku, **rest: {"sku": sku, "rest": rest}])
     job = run(flow, "order", {"sku": "A7", "price": 19})
     assert [{"sku": "A7", "rest": {"price": 19}}] == outputs(job)
@@ -210,7 +212,7 @@ def test_the_options_are_those_of_a_flow(flow_factory: FlowFactory) -> None:
     ],
     ids=["a field that nobody takes", "a field that is missing", "a list", "a key that is no name"],
 )
-def test_what_a_function_may_not_return_fails_its_task(
+def test_an_invalid_return_value_fails_the_task(
     flow_factory: FlowFactory, result: object, message: str
 ) -> None:
     def give() -> object:
@@ -241,7 +243,7 @@ def test_what_a_function_may_not_return_fails_its_task(
         ({"chain": [parse, double], "fan_out": (parse, [double])}, "already exists"),
     ],
 )
-def test_what_can_not_be_connected_is_refused_at_once(
+def test_routines_that_can_not_be_connected_are_refused(
     flow_factory: FlowFactory, shapes: dict[str, object], message: str
 ) -> None:
     with pytest.raises(FlowDefinitionError, match=re.escape(message)):
@@ -269,9 +271,7 @@ def test_a_lambda_works_in_memory_and_is_refused_when_saved(flow_factory: FlowFa
 @pytest.mark.parametrize(
     "name", ["os.nowhere:parse", "os:nothing", "os:path", "os:system", "os:", ":parse"]
 )
-def test_a_saved_name_that_is_no_function_here_is_refused(
-    flow_factory: FlowFactory, name: str
-) -> None:
+def test_a_saved_name_of_no_function_is_refused(flow_factory: FlowFactory, name: str) -> None:
     document = flow_factory(chain=[parse]).serialize()
     document["routines"][0]["args"][0]["value"] = name  # type: ignore[index]
     with pytest.raises(SavedStateError, match=f"no function '{name}' is defined in this program"):

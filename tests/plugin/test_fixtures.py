@@ -47,7 +47,7 @@ def test_the_bare_clock_leaves_time_real(flow_clock_bare: FakeClock) -> None:
     assert abs(time.time() - flow_clock_bare.now_ns() / 10**9) > 86_400
 
 
-def test_no_fixture_is_active_here() -> None:
+def test_no_fixture_is_active_without_being_used() -> None:
     assert not isinstance(default_runtime().clock, FakeClock)
 
 
@@ -139,7 +139,7 @@ def test_nothing_is_imported_that_no_fixture_needs(pytester: pytest.Pytester) ->
     run_fresh(pytester).assert_outcomes(passed=3)
 
 
-def test_a_suite_that_uses_nothing_has_two_modules_more(
+def test_a_suite_that_uses_nothing_imports_three_modules_of_the_plugin(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytester.makepyfile("def test_nothing(): pass")

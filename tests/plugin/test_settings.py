@@ -83,7 +83,7 @@ def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(
         pytest.param(("--show-capture=no",), (0, 1), (1, 1), marks=pytest.mark.soak),
     ],
 )
-def test_with_workers_it_is_the_same(
+def test_workers_show_the_same_reports(
     inner: pytest.Pytester, args: tuple[str, ...], passed: tuple[int, int], failed: tuple[int, int]
 ) -> None:
     for ending, shown in (("", passed), ("        assert False", failed)):
@@ -315,12 +315,12 @@ def installed(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
     return inner
 
 
-def test_the_plugin_is_there_once_it_is_installed(installed: pytest.Pytester) -> None:
+def test_pytest_finds_the_installed_plugin(installed: pytest.Pytester) -> None:
     installed.makepyfile(WHOLE)
     installed.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
 
 
-def test_a_project_can_do_without_it(installed: pytest.Pytester) -> None:
+def test_a_project_can_switch_the_plugin_off(installed: pytest.Pytester) -> None:
     installed.makepyfile(
         """
         def test_plain(pytestconfig):
@@ -344,7 +344,7 @@ def test_a_project_can_do_without_it(installed: pytest.Pytester) -> None:
         unknown.stderr.fnmatch_lines([f"*unrecognized arguments: {option}"])
 
 
-def test_its_types_can_be_imported_without_it(installed: pytest.Pytester) -> None:
+def test_the_types_can_be_imported_without_the_plugin(installed: pytest.Pytester) -> None:
     installed.makepyfile(
         """
         import pytest_routilux

@@ -128,7 +128,7 @@ class _Checker:
         job = self._job
         shadow = job.tasks.get(commit.task_id or "")
         if shadow is None or shadow.task.routine_id != commit.routine_id:
-            what = f"{commit_text(commit)} has a task that no commit creates"
+            what = f"{commit_text(commit)} belongs to a task that no commit creates"
             fail("unknown-task", what, commit)
         if shadow.ended or shadow.failed or shadow.attempt != commit.attempt:
             wrong_attempt(shadow, commit.attempt, "is committed", commit.at_ns)

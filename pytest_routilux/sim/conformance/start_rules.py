@@ -79,8 +79,7 @@ class StartRules:
         late = f"{seconds(at - ready)} s"
         if not shadow.delay:
             what = (
-                f"attempt {shadow.attempt} of {shadow} starts {late} late: no limit holds it back"
-                " in this time"
+                f"attempt {shadow.attempt} of {shadow} starts {late} late, though no limit held it"
             )
             fail("started-late", what, shadow.task, at)
         retry = f"retry {shadow.retries} of {shadow}"
@@ -90,7 +89,7 @@ class StartRules:
                 f" {late} late"
             )
             fail("timer-restarted", what, shadow.task, at)
-        what = f"{retry} starts {late} after it was due: no limit holds it back in this time"
+        what = f"{retry} starts {late} after it was due, though no limit held it"
         fail("retry-late", what, shadow.task, at)
 
     def _check_limits(self, step: StepInput) -> None:
@@ -136,7 +135,7 @@ class StartRules:
 
     def _wrong_data(self, step: StepInput, name: str, committed: object, given: object) -> NoReturn:
         difference = first_difference(committed, given)
-        what = f"{step_text(step)} gets {name} otherwise than committed: {difference}"
+        what = f"{step_text(step)} gets other values of {name} than are committed: {difference}"
         fail("snapshot-wrong", what, step.task, step.started_ns)
 
 

@@ -1,4 +1,4 @@
-"""A fault says what it hits, counts how often it did, and is refused where it can't be."""
+"""A fault strikes the steps that it names, counts how often, and is refused if it is invalid."""
 
 from __future__ import annotations
 
@@ -105,14 +105,21 @@ def test_every_fault_of_the_store_counts_the_writes_that_another_one_fails() -> 
         (lambda f: f.clock_jump(0), "does nothing"),
         (lambda f: f.store_fails(0), "counted from 1"),
         (lambda f: f.store_fails(True), "counted from 1"),
+        (
+            lambda f: f.raises("a", OSError, attempts=1),
+            r"a fault of 'a' hits attempts=1; give them as a list: attempts=\[1\]",
+        ),
+        (lambda f: f.slow("a", -1), r"slow\('a', -1\): "),
+        (lambda f: f.slow("a", "1"), r"slow\('a', '1'\): "),
+        (lambda f: f.clock_jump("back"), r"clock_jump\('back'\): give a number of seconds"),
     ],
 )
-def test_what_can_be_no_fault_is_refused(make: Callable[[Any], Fault], says: str) -> None:
+def test_an_invalid_fault_is_refused(make: Callable[[Any], Fault], says: str) -> None:
     with pytest.raises(FlowDefinitionError, match=says):
         make(FlowFaults())
 
 
-def test_a_fault_reads_as_it_was_made() -> None:
+def test_the_repr_of_a_fault_is_the_call_that_makes_it() -> None:
     faults = FlowFaults()
     assert "raises('a', ValueError('x'), attempts=[1, 2])" == repr(
         faults.raises("a", ValueError("x"), attempts=[2, 1])

@@ -122,7 +122,7 @@ def test_a_store_fails_with_the_commit_kept_or_not(
     assert "completed" == resumed.status
 
 
-def test_what_can_not_be_saved_is_no_write(flow_faults: FlowFaults) -> None:
+def test_a_commit_that_can_not_be_saved_counts_as_no_write(flow_faults: FlowFaults) -> None:
     runtime = flow_faults.on(Runtime(clock=FakeClock(), store=MemoryStore()))
     fault = flow_faults.store_fails(3)
     flow = chain(odd=Works(lambda self, n=0: self.emit("out", n=object()), ErrorHandler("skip")))
@@ -150,7 +150,7 @@ def test_a_write_of_several_jobs_fails_for_one_of_them(
     assert [2, kept, 2] == [len(store.rows(job_id)) for job_id in "abc"]
 
 
-def test_real_threads_on_the_systems_clock_meet_them_too(flow_faults: FlowFaults) -> None:
+def test_faults_strike_in_real_threads_on_the_systems_clock(flow_faults: FlowFaults) -> None:
     with ThreadPoolExecutor(2) as executor:
         runtime = flow_faults.on(Runtime(executor=executor))
         flow_faults.raises("charge", OSError, attempts=[1])
@@ -191,7 +191,7 @@ def test_a_job_that_began_before_is_left_alone(flow_faults: FlowFaults) -> None:
     assert 4 == shop().execute("order", runtime=runtime).retry_count()
 
 
-def test_a_runtime_is_left_as_it_was_found() -> None:
+def test_a_runtime_is_restored_at_the_end() -> None:
     runtime = Runtime(clock=FakeClock(), store=MemoryStore())
     before = runtime.environment.run_step, runtime.environment.journal
     outer, inner = FlowFaults(), FlowFaults()
@@ -234,7 +234,7 @@ def test_a_runtime_is_left_as_it_was_found() -> None:
     ],
 )
 @pytest.mark.parametrize("workers", [None, 2])
-def test_a_fault_that_can_not_strike_breaks_the_job_off_with_the_cure(
+def test_a_fault_that_can_not_strike_aborts_the_job_with_what_to_do(
     make, runtime: Runtime, says: str, workers: int | None
 ) -> None:
     faults = FlowFaults()

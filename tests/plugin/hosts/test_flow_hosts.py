@@ -74,7 +74,7 @@ def test_user_code_on_a_host_finds_the_time_of_its_clock(flow_hosts: FlowHosts) 
     assert [3600.0] == lengths(host.waits)
 
 
-def test_a_nap_on_a_host_fails_the_test_where_naps_are_errors(tmp_path: Path) -> None:
+def test_routilux_sleep_error_fails_a_host_that_sleeps(tmp_path: Path) -> None:
     with (
         FlowHosts(tmp_path, sleeping="error") as hosts,
         pytest.raises(HostError, match=r"called time\.sleep\(3600\) at .*shop\.py"),
@@ -178,7 +178,7 @@ def half(n):
     return {"n": n // 2}
 
 
-def test_a_module_that_only_its_file_leads_to_is_imported_from_it(
+def test_a_module_outside_of_the_path_is_imported_from_its_file(
     flow_hosts: FlowHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # As pytest imports test modules with --import-mode=importlib.
@@ -233,7 +233,7 @@ def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(
         ({"store": "b", "job_id": "A7"}, "of a job in a store needs job_id= and build=, its flow"),
     ],
 )
-def test_a_job_is_resumed_from_one_place(
+def test_resume_takes_either_a_document_or_a_store(
     flow_hosts: FlowHosts, where: dict[str, Any], says: str
 ) -> None:
     with pytest.raises(HostError, match=says):
@@ -263,7 +263,7 @@ def test_a_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> Non
     )
 
 
-def test_a_save_that_never_came_is_an_error(flow_hosts: FlowHosts) -> None:
+def test_a_save_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> None:
     with pytest.raises(HostError, match=r"never reached At\(seq=4\), where it was to save"):
         start(flow_hosts, save_at=[At(seq=2), At(seq=4)])
 

@@ -242,7 +242,7 @@ class Text(str):
         ({"items": [object()]}, "$.items[0]"),
     ],
 )
-def test_a_subclass_or_an_open_thing_is_refused_with_its_path(
+def test_a_value_that_can_not_be_saved_is_refused_with_its_path(
     serialize_roundtrip: SerializeRoundtrip, value: object, path: str
 ) -> None:
     for via in VIAS:
@@ -302,7 +302,7 @@ def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(
     assert "register each class at the top level of a module" in str(unknown.value)
 
 
-def test_the_other_process_is_another_one(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_via_process_loads_in_another_process(serialize_roundtrip: SerializeRoundtrip) -> None:
     with pytest.raises(AssertionError, match=rf"^\$\.pid: {os.getpid()} became \d+ \("):
         serialize_roundtrip(Home(os.getpid()), via="process")
 
@@ -323,6 +323,6 @@ def test_a_class_that_another_process_can_not_find_is_named(
         serialize_roundtrip(flow, via="process")
 
 
-def test_an_unknown_way_is_refused(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_an_unknown_via_is_refused(serialize_roundtrip: SerializeRoundtrip) -> None:
     with pytest.raises(ValueError, match="via='pipe'; choose 'memory', 'file' or 'process'"):
         serialize_roundtrip(1, via="pipe")

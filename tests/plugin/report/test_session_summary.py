@@ -123,28 +123,23 @@ SIMULATED: Final = """
 """
 
 
-@pytest.mark.parametrize(
-    ("code", "figures"),
-    [
-        (TWO, TWO_LINE.removeprefix("routilux: ").removesuffix(" in ⏱ s")),
-        (PAUSED, "1 job, 6 commits, 2 retries, 2.25 s of virtual time"),
-        (HOUR, "1 h 3 min of virtual time"),
-        (INSTANT, "1 job, 2 commits, 0 retries"),
-        (SET_UP, "1 job, 3 commits, 1 retry, 1.3 s of virtual time"),
-        (OVERRIDES, "2 jobs, 7 commits, 3 retries, 4.05 s of virtual time"),
-        (SIMULATED, "1 job, 6 commits, 4 retries, 28 crash points, 4.9375 s of virtual time"),
-    ],
-    ids=[
-        "sums over the tests",
-        "a resumed job counts once",
-        "time without jobs",
-        "jobs without time",
-        "a set-up that fails after its job",
-        "fixtures that the project overrides",
-        "simulated jobs and crash points",
-    ],
-)
-def test_it_counts(inner: pytest.Pytester, code: str, figures: str) -> None:
+COUNTED: Final = {
+    "sums over the tests": (TWO, TWO_LINE.removeprefix("routilux: ").removesuffix(" in ⏱ s")),
+    "a resumed job once": (PAUSED, "1 job, 6 commits, 2 retries, 2.25 s of virtual time"),
+    "time without jobs": (HOUR, "1 h 3 min of virtual time"),
+    "jobs without time": (INSTANT, "1 job, 2 commits, 0 retries"),
+    "a set-up that fails": (SET_UP, "1 job, 3 commits, 1 retry, 1.3 s of virtual time"),
+    "own fixtures": (OVERRIDES, "2 jobs, 7 commits, 3 retries, 4.05 s of virtual time"),
+    "simulations": (
+        SIMULATED,
+        "1 job, 6 commits, 4 retries, 28 crash points, 4.9375 s of virtual time",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_it_counts(inner: pytest.Pytester, name: str) -> None:
+    code, figures = COUNTED[name]
     result = (run_forked if code == SIMULATED else run_inner)(inner, code)
     assert (1 if code == SET_UP else 0) == result.ret
     assert_golden(f"routilux: {figures} in ⏱ s", result.outlines)

@@ -1,4 +1,4 @@
-"""A project that is not ours, with one flow that charges an order, and tests of its own."""
+"""A user's project with a flow that charges an order, and its tests."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def shop(pytester: pytest.Pytester, tests: str = SURVIVES, *, keyed: bool = Fals
     pytester.makepyfile(test_shop=(SHOP + tests).format(keyed=keyed))
 
 
-def tried(
+def check_shop(
     pytester: pytest.Pytester,
     tests: str,
     says: list[str],
@@ -67,7 +67,7 @@ def tried(
     keyed: bool = True,
     **outcomes: int,
 ) -> pytest.RunResult:
-    """Run a shop's tests, which come out so and say these lines."""
+    """Run a shop's tests, and check their outcomes and the lines that they print."""
     shop(pytester, tests, keyed=keyed)
     result = run_inside(pytester, *options)
     result.assert_outcomes(**outcomes)
@@ -82,7 +82,7 @@ def repro_of(result: pytest.RunResult) -> str:
 
 
 def reproducer(pytester: pytest.Pytester, tests: str = SURVIVES) -> str:
-    """The reproducer that a shop without keys is given, which is always the same."""
+    """Return the reproducer of a shop without keys, which is always the same."""
     shop(pytester, tests)
     if tests not in _reproducers:
         _reproducers[tests] = repro_of(run_inside(pytester))
@@ -112,6 +112,6 @@ ON_SQLITE = """
     def opens_elsewhere(path):
         return SqliteStore("elsewhere.db")
 
-    def test_survives(flow_sim):
-        flow_sim.crash_everywhere(build, entry="orders", params={{{{"id": 7}}}}{store})
+    def test_survives(flow_sim, flow_faults):
+        flow_sim.crash_everywhere(build, "orders", {{{{"id": 7}}}}, {argument})
 """

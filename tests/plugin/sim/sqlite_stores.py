@@ -1,8 +1,9 @@
-"""Stores in a file that are looked into, that fail when they are told to, or that have one bug."""
+"""SQLite stores that show their files within a write, that fail a given write, or have one bug."""
 
 from __future__ import annotations
 
 import sqlite3
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,25 +11,25 @@ from pytest_routilux.sim.simulator.store_files import Folder, Image
 from routilux import Append, LeaseLostError, SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from pathlib import Path
 
 LEASE = 10**10
 PUT = "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1"
 
 
-# --- looked into ----------------------------------------------------------------------------------
+# --- files within a write -------------------------------------------------------------------------
 
 
 class Stepped(SqliteStore):
-    """Notes what stands in the files before each statement of a write, or each few instructions.
+    """Keeps the files before each statement of a write, or each few instructions.
 
-    `seen` are (the commit that is written, the statement, the files).
+    `seen` are (the number of the commit, the statement, the files).
     """
 
     seen: ClassVar[list[tuple[int, str, Image]]]
     every: ClassVar[int] = 0
-    """How many instructions of SQLite's machine there are between two looks; 0 for none."""
+    """The number of instructions of SQLite's machine between two images; 0 for statements alone."""
 
     def __init__(self, path: Path) -> None:
         self._seq = 0
@@ -79,7 +80,7 @@ class Stepped(SqliteStore):
         self._folder.close()
 
 
-# --- failing when told ----------------------------------------------------------------------------
+# --- failing at a given write ---------------------------------------------------------------------
 
 
 class Failing(SqliteStore):
@@ -89,16 +90,16 @@ class Failing(SqliteStore):
     how: ClassVar[str]
     struck: ClassVar[int]
 
-    def create(self, job_id: str, row: bytes, owner: str, **told: Any) -> None:
-        self._write(1, lambda: SqliteStore.create(self, job_id, row, owner, **told))
+    def create(self, *args: Any, **options: Any) -> None:
+        self._write(1, partial(super().create, *args, **options))
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, **told: Any) -> None:
-        self._write(seq, lambda: SqliteStore.append(self, job_id, seq, row, owner, **told))
+    def append(self, job_id: str, seq: int, *args: Any, **options: Any) -> None:
+        self._write(seq, partial(super().append, job_id, seq, *args, **options))
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, **told: Any) -> None:
-        self._write(seq, lambda: SqliteStore.claim(self, job_id, seq, row, owner, **told))
+    def claim(self, job_id: str, seq: int, *args: Any, **options: Any) -> None:
+        self._write(seq, partial(super().claim, job_id, seq, *args, **options))
 
-    def _write(self, seq: int, write: Any) -> None:
+    def _write(self, seq: int, write: Callable[[], None]) -> None:
         if seq != self.seq or type(self).struck:
             write()
             return
@@ -135,7 +136,7 @@ def failing(seq: int, how: str) -> type[Failing]:
 
 
 class _Later:
-    """A clock that every host reads after all leases of the one before have ended."""
+    """A clock that each host reads after all leases of the host before it have ended."""
 
     _hosts = count(1)
 
@@ -171,7 +172,7 @@ class Grouped(SqliteStore):
             raise refusal
 
 
-class ForgetsRests(Leased):
+class ForgetsStops(Leased):
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         super().append(job_id, seq, row, owner, stopped=False)
 
@@ -187,8 +188,8 @@ class CommitsLate(SqliteStore):
             db.execute(PUT, (job_id, seq, owner, row))
 
 
-class CommitsAtRest(SqliteStore):
-    """Keeps a job in one transaction, which ends when the job rests."""
+class CommitsAtStop(SqliteStore):
+    """Keeps a job in one transaction, which ends when the job stops."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.using() as db:
@@ -199,7 +200,7 @@ class CommitsAtRest(SqliteStore):
                 db.execute("COMMIT")
 
     def close(self) -> None:
-        """Commit what it has, which a host that dies does not come to."""
+        """Commit the open transaction; a host that dies does not call this."""
         with self._file.using() as db:
             if db.in_transaction:
                 db.execute("COMMIT")
@@ -234,7 +235,7 @@ class HalfClaims(Stepped):
 
 
 class NoFence(SqliteStore):
-    """Lets whoever comes last write over what stands there."""
+    """Replaces a row by the row of a host that lost the job."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.writing() as db:
@@ -242,7 +243,7 @@ class NoFence(SqliteStore):
 
 
 class ForgetsOwner(SqliteStore):
-    """Keeps the row of a claim, and not who claims."""
+    """Keeps the row of a claim, and not its owner."""
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.writing() as db:
@@ -250,7 +251,7 @@ class ForgetsOwner(SqliteStore):
 
 
 class Tidies(SqliteStore):
-    """Keeps a row otherwise than it was given."""
+    """Changes the rows that it keeps."""
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         super().append(job_id, seq, row + b"\n", owner, stopped=stopped)

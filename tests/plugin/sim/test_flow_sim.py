@@ -1,14 +1,14 @@
-"""The fixtures `flow_sim` and `flow_faults`, as a project that is not ours uses them."""
+"""The fixtures `flow_sim` and `flow_faults` in a user's project."""
 
 from __future__ import annotations
 
 import pytest
 
 from tests.plugin.inner import run_inside
-from tests.plugin.sim.shop_project import ON_SQLITE, glob, shop, tried
+from tests.plugin.sim.shop_project import ON_SQLITE, check_shop, glob, shop
 
 
-def test_a_flow_that_survives_passes_and_says_with_v_how_much_was_tried(
+def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(
     pytester: pytest.Pytester,
 ) -> None:
     shop(pytester, keyed=True)
@@ -28,7 +28,7 @@ def test_a_flow_that_survives_passes_and_says_with_v_how_much_was_tried(
     )
 
 
-def test_a_flow_that_does_not_is_told_why_in_25_lines_of_100_columns(
+def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(
     pytester: pytest.Pytester,
 ) -> None:
     shop(pytester)
@@ -51,43 +51,40 @@ def test_a_flow_that_does_not_is_told_why_in_25_lines_of_100_columns(
     )
 
 
-def test_a_fault_that_never_strikes_is_an_error(pytester: pytest.Pytester) -> None:
-    tried(
-        pytester,
-        """
-    def test_survives(flow_sim, flow_faults):
-        flow_sim.crash_everywhere(
-            build, entry="orders", params={{"id": 7}},
-            faults=[flow_faults.raises("charge", OSError, attempts=[9])],
-        )
-""",
-        ["raises('charge', OSError, attempts=[[]9[]]) never struck*"],
-        failed=1,
-    )
+MISSPELT = "names no routine of flow 'shop'; known: 'orders', 'charge'; did you mean 'charge'?"
 
 
-def test_a_fault_of_a_misspelt_routine_is_refused(pytester: pytest.Pytester) -> None:
-    tried(
-        pytester,
-        """
-    def test_survives(flow_sim, flow_faults):
-        flow_sim.crash_everywhere(
-            build, entry="orders", params={{"id": 7}}, faults=[flow_faults.slow("chrage", 1)]
-        )
-""",
-        [
-            (
-                "*slow('chrage', 1) names no routine of flow 'shop'; known: 'orders', 'charge';"
-                " did you mean 'charge'?"
-            )
-        ],
-        keyed=False,
-        failed=1,
-    )
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        (
+            "faults=[flow_faults.raises('charge', OSError, attempts=[9])]",
+            "raises('charge', OSError, attempts=[9]) never struck",
+        ),
+        ("faults=[flow_faults.slow('chrage', 1)]", f"slow('chrage', 1) {MISSPELT}"),
+        ("always=lambda job: job.routine_states['chrage']", "KeyError: 'chrage'"),
+        ("always=lambda job: job.seq == 1 and 0", "ALWAYS DOES NOT HOLD: *after commit 1"),
+        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *it returned []"),
+        ("store=SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give a f"),
+        ("store=7", "store=7 can't be called; give a function that opens a store in the file"),
+        (
+            "store=MemoryStore",
+            "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')",
+        ),
+        ("store=lambda path: MemoryStore()", "store=*lambda* makes no file at the given path"),
+        ("store=opens_elsewhere", "store=*opens_elsewhere* makes no file at the given path"),
+        ("store=open", "store=<built-in function open> opens no file (FileNotFoundError: "),
+        ("store=str", "store=<class 'str'> opens '*jobs.db', which has no create(); give a f"),
+    ],
+)
+def test_an_argument_that_proves_nothing_fails_the_test(
+    argument: str, says: str, pytester: pytest.Pytester
+) -> None:
+    check_shop(pytester, ON_SQLITE.format(argument=argument), [f"*{glob(says)}*"], failed=1)
 
 
-def test_a_fault_that_met_no_job_is_an_error(pytester: pytest.Pytester) -> None:
-    tried(
+def test_a_fault_that_no_job_was_given_is_an_error(pytester: pytest.Pytester) -> None:
+    check_shop(
         pytester,
         """
     def test_forgets(flow_sim, flow_faults):
@@ -104,7 +101,7 @@ def test_a_fault_that_met_no_job_is_an_error(pytester: pytest.Pytester) -> None:
 def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
     pytester: pytest.Pytester,
 ) -> None:
-    tried(
+    check_shop(
         pytester,
         """
     def test_survives(flow_sim, flow_faults):
@@ -123,43 +120,8 @@ def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
     )
 
 
-def test_a_build_that_gives_no_flow_is_refused(pytester: pytest.Pytester) -> None:
-    tried(
-        pytester,
-        """
-    def test_survives(flow_sim):
-        flow_sim.crash_everywhere(lambda: None, "orders")
-""",
-        ["*FlowDefinitionError: build() returned None, which is no Flow*"],
-        keyed=False,
-        failed=1,
-    )
-
-
-@pytest.mark.parametrize(
-    ("check", "says"),
-    [
-        ("always=lambda job: job.routine_states['chrage']", "KeyError: 'chrage'"),
-        ("always=lambda job: job.seq == 1 and 0", "ALWAYS DOES NOT HOLD: *after commit 1*"),
-        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *it returned [[][]]*"),
-    ],
-)
-def test_a_check_that_can_not_say_yes_is_no_pass(
-    check: str, says: str, pytester: pytest.Pytester
-) -> None:
-    tried(
-        pytester,
-        f"""
-    def test_survives(flow_sim):
-        flow_sim.crash_everywhere(build, entry="orders", params={{{{"id": 7}}}}, {check})
-""",
-        [f"*{says}*"],
-        failed=1,
-    )
-
-
-def test_with_v_it_is_told_what_a_pass_does_not_prove(pytester: pytest.Pytester) -> None:
-    tried(
+def test_v_prints_what_a_pass_does_not_prove(pytester: pytest.Pytester) -> None:
+    check_shop(
         pytester,
         """
     class Late(Orders):
@@ -221,22 +183,22 @@ FAILS = """
 
 
 @pytest.mark.parametrize("option", ["-v", "-s", "-q"])
-def test_a_job_that_fails_undisturbed_is_told_and_not_with_q(
+def test_a_job_that_fails_without_a_crash_is_reported_except_with_q(
     option: str, pytester: pytest.Pytester
 ) -> None:
     shop(pytester, FAILS.format(meant=""))
     result = run_inside(pytester, option)
     result.assert_outcomes(passed=1)
-    told = "test_shop.py::test_fails: the undisturbed job failed: OSError: no line"
+    line = "test_shop.py::test_fails: the undisturbed job failed: OSError: no line"
     if option == "-q":
         result.stdout.no_fnmatch_line("*undisturbed*")
     else:
         result.stdout.fnmatch_lines(
-            ["*flow simulations*", told, "if the job should fail, pass inv*"]
+            ["*flow simulations*", line, "if the job should fail, pass inv*"]
         )
 
 
-def test_a_job_that_is_meant_to_fail_is_not_told(pytester: pytest.Pytester) -> None:
+def test_a_job_that_is_meant_to_fail_is_not_reported(pytester: pytest.Pytester) -> None:
     meant = ', invariant=lambda outcome: outcome.job.status == "failed"'
     shop(pytester, FAILS.format(meant=meant))
     result = run_inside(pytester)
@@ -257,8 +219,8 @@ def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> No
     run_inside(pytester).assert_outcomes(passed=1)
 
 
-def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pytester) -> None:
-    tried(
+def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester: pytest.Pytester) -> None:
+    check_shop(
         pytester,
         """
     def test_survives(flow_sim, monkeypatch):
@@ -278,8 +240,8 @@ def test_a_planned_crash_that_does_not_come_fails_the_test(pytester: pytest.Pyte
 def test_what_a_handler_does_after_its_host_died_has_not_happened(
     pytester: pytest.Pytester,
 ) -> None:
-    # The handler cleans up in `finally` and would make up for the crash, if it saw it.
-    tried(
+    # The handler undoes its charge in `finally`, which a crash must not run.
+    check_shop(
         pytester,
         """
     class Tidy(Charge):
@@ -306,7 +268,7 @@ def test_what_a_handler_does_after_its_host_died_has_not_happened(
     )
 
 
-def test_a_run_gives_the_job_and_the_effects(pytester: pytest.Pytester) -> None:
+def test_a_run_returns_the_job_and_the_effects(pytester: pytest.Pytester) -> None:
     shop(
         pytester,
         """
@@ -338,40 +300,11 @@ def test_a_suite_that_simulates_nothing_has_no_summary_of_it(pytester: pytest.Py
     result.stdout.no_fnmatch_line("*flow simulations*")
 
 
-def test_a_flow_survives_on_a_real_store_and_v_tells_which(pytester: pytest.Pytester) -> None:
-    tried(
+def test_a_flow_survives_on_a_real_store_and_v_names_it(pytester: pytest.Pytester) -> None:
+    check_shop(
         pytester,
-        ON_SQLITE.format(store=", store=SqliteStore"),
+        ON_SQLITE.format(argument="store=SqliteStore"),
         ["*each host opens the files anew: store=SqliteStore"],
         "-v",
         passed=1,
-    )
-
-
-@pytest.mark.parametrize(
-    ("store", "says"),
-    [
-        (
-            "SqliteStore('x.db')",
-            "store=<*SqliteStore object *> can't be called; give a f*",
-        ),
-        ("7", "store=7 can't be called; give a function that opens a store in the file at a path*"),
-        ("MemoryStore", "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')*"),
-        ("lambda path: MemoryStore()", "store=*lambda* makes no file at the given path"),
-        ("opens_elsewhere", "store=*opens_elsewhere* makes no file at the given path"),
-        ("open", "store=<built-in function open> opens no file (FileNotFoundError: *"),
-        (
-            "str",
-            "store=<class 'str'> opens '*jobs.db', which has no create(); give *",
-        ),
-    ],
-)
-def test_what_opens_no_store_in_a_file_is_refused(
-    store: str, says: str, pytester: pytest.Pytester
-) -> None:
-    tried(
-        pytester,
-        ON_SQLITE.format(store=f", store={store}"),
-        [f"*FlowDefinitionError: {glob(says)}*"],
-        failed=1,
     )

@@ -1,4 +1,4 @@
-"""What a crash may change and what not: views, what varies by itself, effects and their keys."""
+"""Differences that a crash may make and may not make: in views, effects and their keys."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def changed(**parts: Any) -> dict[str, Any]:
     return {**VIEW, **parts}
 
 
-def test_equal_views_differ_in_nothing() -> None:
+def test_equal_views_have_no_difference() -> None:
     assert Expected(VIEW, {}, ordered=True).compare(changed()) is None
 
 
@@ -55,7 +55,7 @@ def test_equal_views_differ_in_nothing() -> None:
         ({"tasks": {}}, "attempts-differ", "tasks"),
     ],
 )
-def test_a_view_that_differs_is_told_with_its_place(
+def test_a_view_that_differs_is_reported_with_its_path(
     parts: dict[str, Any], kind: str, path: str
 ) -> None:
     finding = Expected(VIEW, {}, ordered=True).compare(changed(**parts))
@@ -64,7 +64,7 @@ def test_a_view_that_differs_is_told_with_its_place(
     assert finding.path.startswith(path)
 
 
-def test_the_order_of_what_the_engine_did_does_not_count_that_of_the_user_does() -> None:
+def test_the_order_of_the_users_data_counts_and_that_of_the_engines_work_does_not() -> None:
     swapped = changed(emissions={"a.output": VIEW["emissions"]["a.output"][::-1]})
     assert Expected(VIEW, {}, ordered=True).compare(swapped) is None
     mine, other = changed(shared={"words": ["a", "b"]}), changed(shared={"words": ["b", "a"]})
@@ -74,7 +74,7 @@ def test_the_order_of_what_the_engine_did_does_not_count_that_of_the_user_does()
     assert Expected(mine, {}, ordered=False).compare(lost) is not None
 
 
-def test_what_varies_of_itself_is_compared_by_presence() -> None:
+def test_a_part_that_varies_without_a_crash_is_compared_by_presence() -> None:
     later = changed(
         shared={"sum": 3, "at": "11:00"},
         emissions={"a.output": [{"n": 1, "at": "11:00"}, {"n": 2, "at": "11:01"}]},
@@ -89,12 +89,12 @@ def test_what_varies_of_itself_is_compared_by_presence() -> None:
     assert "shared.sum" == finding.path
 
 
-def test_a_list_that_varies_in_length_is_one_place() -> None:
+def test_a_list_that_varies_in_length_is_one_path() -> None:
     more = changed(outputs={"a.output": [{"n": 1}, {"n": 2}]})
     assert {("outputs", "a.output")} == varying(VIEW, [more], ordered=True)
 
 
-def test_a_place_hides_what_is_below_it() -> None:
+def test_a_path_hides_the_paths_below_it() -> None:
     trie = trie_of([("a",), ("a", "b"), ("c", "*", "d")])
     assert {"a": {}, "c": {"*": {"d": {}}}} == trie
     hidden = masked({"a": {"b": 1}, "c": [{"d": 1, "e": 2}], "f": 3}, trie)
@@ -169,7 +169,7 @@ def test_an_effect_may_be_repeated_under_its_key_alone(
         assert "pay(order=" in finding.what
 
 
-def test_inputs_that_vary_of_themselves_tell_no_two_effects_apart() -> None:
+def test_inputs_that_vary_without_a_crash_do_not_distinguish_effects() -> None:
     trie = trie_of([("effects", "pay", "*", "order")])
     assert compare_effects(world(call("10:00")), world(call("11:00")), trie) is None
     twice = compare_effects(world(call("10:00")), world(call("11:00"), call("11:01")), trie)
@@ -189,7 +189,7 @@ def test_an_attempt_may_call_the_same_twice_under_a_key_for_each() -> None:
     first, second = call(key="k"), call(key="l")
     again = [call(key="k", attempt=2), call(key="l", attempt=2)]
     assert unstable_key(world(first, second, *again)) is None
-    assert unstable_key(world(first, *again)) is None  # the first attempt did not come that far
+    assert unstable_key(world(first, *again)) is None  # only one call was made
     finding = unstable_key(world(first, second, again[0], call(key="m", attempt=2)))
     assert finding is not None
     assert [("key", "attempt 1: l", "attempt 2: m")] == finding.rows
@@ -202,7 +202,7 @@ class Parcel:
         self.weight = weight
 
 
-def test_a_copy_of_an_object_that_shows_its_address_alone_is_the_same() -> None:
+def test_copies_of_an_object_whose_repr_is_its_address_are_equal() -> None:
     kept = Parcel(1), Parcel(1)  # at two addresses
     assert canonical([kept[0]]) == canonical([kept[1]])
     assert canonical(Parcel(1)) != canonical(Parcel(2))

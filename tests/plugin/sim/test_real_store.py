@@ -1,8 +1,7 @@
-"""What the simulation tries on memory it tries on a real store too, and comes to the same."""
+"""Crashes on a real store give the same results as crashes on the simulated store in memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from random import Random
@@ -28,6 +27,7 @@ from tests.plugin.sim.conformance.test_checker import flow_of
 from tests.plugin.sim.simulator.test_store_files import ALONE_WORKED, LIES
 from tests.plugin.sim.sqlite_stores import Grouped, Leased, failing
 from tests.plugin.sim.test_recovery import build as payment
+from tests.routines import Body, chain, retrying, saveable
 from tests.soak import also, sampled
 
 if TYPE_CHECKING:
@@ -42,108 +42,63 @@ FEW = 8  # crash points, of which there are some hundred
 # --- flows ----------------------------------------------------------------------------------------
 
 
-class Dawdles(Routine):
-    """Takes too long, the first two times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.work)
-
-    def work(self) -> None:
-        self.ctx.sleep(5 if self.ctx.attempt < 3 else 1)
+def too_slow_twice(self: Any) -> None:
+    self.ctx.sleep(5 if self.ctx.attempt < 3 else 1)
 
 
-class Kills(Routine):
-    """Ends every host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.work)
-
-    def work(self) -> None:
-        raise SystemExit(3)
+def exits(self: Any) -> None:
+    raise SystemExit(3)
 
 
-class Splits(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.work)
-        self.define_event("output", ["n"])
-
-    def work(self) -> None:
-        for n in range(3):
-            self.emit("output", n=n)
+def sends_three(self: Any) -> None:
+    for n in range(3):
+        self.emit("out", n=n)
 
 
-class Fails(Routine):
-    """Fails for good at the second of three, and tells who waits for it."""
+def fails_at_one(self: Any, n: int) -> None:
+    """Fails for good at the second of three; its `error` event says so."""
+    self.ctx.sleep(0.1)
+    if n == 1:
+        raise ConnectionError("no line")
+    self.emit("out", n=n)
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.work)
-        self.define_event("output", ["n"])
-        self.define_event("error", ["task_id"])
 
-    def work(self, n: int) -> None:
-        self.ctx.sleep(0.1)
-        if n == 1:
-            raise ConnectionError("no line")
-        self.emit("output", n=n)
+def alone(body: Body, **options: Any) -> Flow:
+    flow = chain(a=saveable(body))
+    flow.set_error_handler(retrying(max_retries=3, retry_delay=0.5, **options))
+    return flow
+
+
+def with_failure(handler: ErrorHandler, workers: int | None = None) -> Flow:
+    """Three tasks, of which the second fails."""
+    work = saveable(fails_at_one, error=["task_id"])
+    flow = chain(a=saveable(sends_three), work=work, workers=workers)
+    flow.set_error_handler(handler)
+    return flow
 
 
 class Joins(Routine):
-    """Waits for three, by whichever way they come."""
+    """Waits for three tasks, which end or fail."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.define_slot("done", handler=self.done)
-        self.define_slot("failed", handler=self.failed)
-        self.define_event("output", ["seen"])
+        self.define_slot("done", handler=lambda n: self.count(n))
+        self.define_slot("failed", handler=lambda task_id: self.count(task_id))
+        self.define_event("out", ["seen"])
 
-    def done(self, n: int) -> None:
-        self._count(n)
-
-    def failed(self, task_id: str) -> None:
-        self._count(task_id)
-
-    def _count(self, what: object) -> None:
+    def count(self, what: object) -> None:
         seen: Any = self.ctx.state.setdefault("seen", [])
         seen.append(what)
         if len(seen) == 3:
-            self.emit("output", seen=seen)
-
-
-def alone(routine: Routine, **options: Any) -> Flow:
-    flow = Flow("alone")
-    flow.add_routine(routine, "work")
-    flow.set_error_handler(ErrorHandler("retry", max_retries=3, retry_delay=0.5, **options))
-    return flow
+            self.emit("out", seen=seen)
 
 
 def join() -> Flow:
-    flow = Flow("join", execution_strategy="concurrent", max_workers=2)
-    flow.add_routine(Splits(), "split")
-    flow.add_routine(Fails(), "work")
+    flow = with_failure(retrying(max_retries=1, on_exhausted="continue"), workers=2)
     flow.add_routine(Joins(), "join")
-    flow.connect("split", "output", "work", "trigger")
-    flow.connect("work", "output", "join", "done")
+    flow.connect("work", "out", "join", "done")
     flow.connect("work", "error", "join", "failed")
-    flow.set_error_handler(ErrorHandler("retry", max_retries=1, on_exhausted="continue"))
     return flow
-
-
-def chain(strategy: Any) -> Callable[[], Flow]:
-    """Three tasks, of which the second fails at once, and nobody listens to that."""
-
-    def build() -> Flow:
-        flow = Flow("chain")
-        flow.add_routine(Splits(), "split")
-        flow.add_routine(Fails(), "work")
-        flow.connect("split", "output", "work", "trigger")
-        flow.set_error_handler(ErrorHandler(strategy))
-        return flow
-
-    return build
 
 
 REQUEST = {"request_id": "r-1"}
@@ -154,13 +109,13 @@ CASES: dict[str, Case] = {
     "fan-out, fan-in and shared data": Case(
         lambda: fan_out_and_in(3), "split", pictures(ALBUM[:3])
     ),
-    "a join that a failure ends": Case(join, "split"),
+    "a join that a failure ends": Case(join, "a"),
     "once, an effect and a wait": Case(payment(), "pay", {"order": "A7"}),
     "once with a deadline": Case(payment(60), "pay", {"order": "A7"}),
-    "continue": Case(chain("continue"), "split"),
-    "skip": Case(chain("skip"), "split"),
-    "stop": Case(chain("stop"), "split"),
-    "timeouts": Case(lambda: alone(Dawdles(), timeout=2), "work"),
+    "continue": Case(lambda: with_failure(ErrorHandler("continue")), "a"),
+    "skip": Case(lambda: with_failure(ErrorHandler("skip")), "a"),
+    "stop": Case(lambda: with_failure(ErrorHandler("stop")), "a"),
+    "timeouts": Case(lambda: alone(too_slow_twice, timeout=2), "a"),
     "poisoned by its store": Case(
         lambda: data_pipeline(0),
         "data_fetch",
@@ -190,7 +145,7 @@ CASES: dict[str, Case] = {
 
 
 def rows_of(world: World) -> list[str]:
-    """The commits as they are saved: those in the files, where there are files.
+    """The saved commits, from the files if there are any.
 
     Without the version and the checksum, which only a store has.
     """
@@ -202,9 +157,9 @@ def rows_of(world: World) -> list[str]:
     return [commit.dumps() for commit in world.commits]
 
 
-def told(known: Reference, after: Disturbed) -> dict[str, object]:
-    """All that came of a crash, but what differs between any two runs."""
-    finding = known.finding or check_disturbed(known, after, ALONE)
+def result_of(reference: Reference, after: Disturbed) -> dict[str, object]:
+    """The result of a crash, without the parts that differ between any two runs."""
+    finding = reference.finding or check_disturbed(reference, after, ALONE)
     job = after.host.job
     return {
         "executed": after.executed,
@@ -216,15 +171,15 @@ def told(known: Reference, after: Disturbed) -> dict[str, object]:
     }
 
 
-def known_of(case: Case) -> Reference:
+def reference_of(case: Case) -> Reference:
     return run_reference(case, START, ALONE, Coverage())
 
 
 def disagreements(
     case: Case, open_store: OpenStore = SqliteStore, sample: int | None = None
 ) -> list[str]:
-    """Where crashes on a store come to something else than on memory, a line each."""
-    memory, store = known_of(case), known_of(replace(case, store=open_store))
+    """The crashes whose results differ between a store and memory, a line each."""
+    memory, store = reference_of(case), reference_of(replace(case, store=open_store))
     first, second = memory.run, store.run
     difference = first_difference(rows_of(first.world), rows_of(second.world))
     if difference is not None:
@@ -235,15 +190,15 @@ def disagreements(
     if points != crash_points(second):
         return ["not the same crash points"]
     found = [
-        f"commit {number}: the store gives back another job: {difference}"
+        f"commit {number}: the store returns another job: {difference}"
         for number, (a, b) in enumerate(zip(first.states, second.states, strict=True))
         if (difference := first_difference(a.serialize(), b.serialize())) is not None
     ]
     for point in points if sample is None else drawn(points, sample):
-        on_memory = told(memory, recover(first, point))
-        on_store = told(store, recover(second, point))
+        on_memory = result_of(memory, recover(first, point))
+        on_store = result_of(store, recover(second, point))
         if not on_store["executed"]:
-            found.append(f"{point.name}: the crash did not come")
+            found.append(f"{point.name}: the crash did not happen")
         found += [
             f"{point.name}: {name} on memory {was!r}, on the store {on_store[name]!r}"
             for name, was in on_memory.items()
@@ -253,7 +208,7 @@ def disagreements(
 
 
 def drawn(points: list[CrashPoint], count: int) -> list[CrashPoint]:
-    """Draw so many of the points at random, and more where there are more kinds: one of each."""
+    """Draw so many points at random, and at least one of each kind."""
     drawn = Random(count).sample(points, len(points))
     first = {point.kind: point for point in reversed(drawn)}
     rest = [point for point in drawn if point is not first[point.kind]]
@@ -262,7 +217,7 @@ def drawn(points: list[CrashPoint], count: int) -> list[CrashPoint]:
 
 @pytest.mark.parametrize("sample", also(FEW, None), ids=["few", "all"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_crash_comes_to_the_same_on_a_real_store_as_on_memory(
+def test_every_crash_has_the_same_result_on_a_real_store_as_on_memory(
     name: str, sample: int | None
 ) -> None:
     assert [] == disagreements(CASES[name], sample=sample)
@@ -271,7 +226,7 @@ def test_every_crash_comes_to_the_same_on_a_real_store_as_on_memory(
 @pytest.mark.parametrize("sample", also(FEW, None), ids=["few", "all"])
 @pytest.mark.parametrize("open_store", [Leased, Grouped])
 @pytest.mark.parametrize("name", ["once, an effect and a wait", "a store that fails by itself"])
-def test_so_it_does_under_a_lease_and_by_writes_of_several_jobs(
+def test_so_it_has_under_a_lease_and_with_writes_of_several_jobs(
     name: str, open_store: OpenStore, sample: int | None
 ) -> None:
     assert [] == disagreements(CASES[name], open_store, sample)
@@ -287,17 +242,16 @@ def test_every_planned_crash_is_executed_on_both(name: str) -> None:
     assert 5 < store.executed.total()
 
 
-def test_a_job_that_is_poisoned_by_its_handler_is_so_on_both() -> None:
-    """No crash is tried of it, since it does not survive by itself; here they are all the same."""
-    poisoned = Case(lambda: alone(Kills()), "work")
+def test_a_job_whose_handler_ends_every_host_is_poisoned_on_both() -> None:
+    poisoned = Case(lambda: alone(exits), "a")
     assert [] == disagreements(poisoned)
-    finding = known_of(poisoned).finding
+    finding = reference_of(poisoned).finding
     assert finding is not None
     assert "stuck" == finding.kind
 
 
 @pytest.mark.parametrize("seed", sampled(range(20), [6]))
-def test_crashes_of_flows_drawn_at_random_come_to_the_same(
+def test_crashes_of_random_flows_have_the_same_results(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(execution, "_MOST_STEPS", 60)
@@ -314,7 +268,7 @@ SHOP = {"order": "A7", "amount": 19.9}
 BUGS: dict[str, Case] = {
     routine.__name__: Case(partial(bugs.shop, routine, bugs.ThreeOrders), "orders", SHOP)
     for routine in (bugs.Charge, *bugs.Charge.__subclasses__())
-    if routine is not bugs.Ending  # which has no bug
+    if routine is not bugs.Ending  # it has no bug
 } | {
     f"planted: {name}": Case(planted.buggy, "orders", {"order": "A7"}, faults=planted.faults)
     for name, planted in test_planted_flows.PLANTED.items()
@@ -343,31 +297,21 @@ def test_a_bug_of_a_flow_is_found_at_the_same_crashes(name: str) -> None:
 # --- the store's own failures ---------------------------------------------------------------------
 
 
-class Bulky(Routine):
-    """Emits more than a page of a database holds, also where it failed before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.work)
-        self.define_event("output", ["data"])
-
-    def work(self, data: str) -> None:
-        self.ctx.sleep(1)
-        if self.ctx.attempt == 1:
-            raise ConnectionError("no line " + 9_000 * ".")
-        self.emit("output", data=data)
+def sends_much(self: Any, data: str) -> None:
+    """Emits more than a page of a database holds, also after a failure."""
+    self.ctx.sleep(1)
+    if self.ctx.attempt == 1:
+        raise ConnectionError("no line " + 9_000 * ".")
+    self.emit("out", data=data)
 
 
 def bulky() -> Flow:
-    flow = Flow("bulky")
-    flow.add_routine(Bulky(), "first")
-    flow.add_routine(Bulky(), "second")
-    flow.connect("first", "output", "second", "trigger")
-    flow.set_error_handler(ErrorHandler("retry", retry_delay=0.5))
+    flow = chain(a=saveable(sends_much, out=["data"]), b=saveable(sends_much, out=["data"]))
+    flow.set_error_handler(retrying(retry_delay=0.5))
     return flow
 
 
-BULKY = Case(bulky, "first", {"data": 9_000 * "x"})
+BULKY = Case(bulky, "a", {"data": 9_000 * "x"})
 
 
 def refused_on_memory(seq: int, kind: str) -> Disturbed:

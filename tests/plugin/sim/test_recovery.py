@@ -1,8 +1,8 @@
-"""Where a host can die, what is left then, and that whoever goes on keeps to the waits."""
+"""Crash points, what a dead host leaves, and how the next host resumes the job."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -11,7 +11,8 @@ from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.model import Case, Note, Undisturbed
-from routilux import CommitKind, ErrorHandler, FakeClock, Flow, Routine
+from routilux import CommitKind, FakeClock, Flow
+from tests.routines import chain, retrying, saveable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,30 +24,20 @@ SECOND = 1_000_000_000
 gateway = Effect("gateway", key="key")
 
 
-class Pay(Routine):
+def pay(self: Any, order: str) -> None:
     """Reserves once, then charges; the first attempt fails after that."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.pay)
-        self.define_event("output", ["receipt"])
-
-    def pay(self, order: str) -> None:
-        self.ctx.once("reserve", abs, -1)
-        self.ctx.sleep(0.5)
-        receipt = gateway(order, key=self.ctx.key("charge"))
-        if self.ctx.attempt == 1:
-            raise ConnectionError("no answer")
-        self.emit("output", receipt=receipt)
+    self.ctx.once("reserve", abs, -1)
+    self.ctx.sleep(0.5)
+    receipt = gateway(order, key=self.ctx.key("charge"))
+    if self.ctx.attempt == 1:
+        raise ConnectionError("no answer")
+    self.emit("out", receipt=receipt)
 
 
 def build(deadline: float | None = None) -> Callable[[], Flow]:
     def flow() -> Flow:
-        made = Flow("payment")
-        made.add_routine(Pay(), "pay")
-        made.set_error_handler(
-            ErrorHandler("retry", max_retries=2, retry_delay=2, deadline=deadline)
-        )
+        made = chain(pay=saveable(pay, out=["receipt"]))
+        made.set_error_handler(retrying(max_retries=2, retry_delay=2, deadline=deadline))
         return made
 
     return flow
@@ -65,11 +56,11 @@ def crashed(run: Undisturbed, name: str) -> Disturbed:
     return recover(run, at(run, name))
 
 
-def test_every_place_to_die_at_has_a_name_in_the_users_terms(run: Undisturbed) -> None:
-    told = [
+def test_every_crash_point_has_a_name_in_the_users_terms(run: Undisturbed) -> None:
+    points = [
         f"{(p.at_ns - START) / SECOND:g} {p.name} {p.commits}+{p.calls}" for p in crash_points(run)
     ]
-    assert told == [
+    assert points == [
         "0 start.write 0+0",
         "0 start.write.refused 0+0",
         "0 start.write.unanswered 0+0",
@@ -115,7 +106,7 @@ def test_names_are_unique_and_texts_say_the_task_and_the_attempt(run: Undisturbe
     assert all("task 0 pay, attempt" in point.text for point in points if point.task_id is not None)
 
 
-def test_a_flow_with_a_deadline_is_not_left_alone_past_it() -> None:
+def test_a_flow_with_a_deadline_has_no_crash_point_past_it() -> None:
     limited = run_undisturbed(Case(build(60), "pay", {"order": "A7"}), START)
     names = {point.name for point in crash_points(limited)}
     assert "0@a1.wait.late" in names
@@ -126,7 +117,7 @@ def test_a_flow_with_a_deadline_is_not_left_alone_past_it() -> None:
     ("name", "begins"),
     [("start", 2.5), ("mid", 2.5), ("late", 2.5), ("overdue", 2.500000001), ("long", 3602.5)],
 )
-def test_the_rest_of_a_wait_is_kept_and_nothing_of_it_is_waited_twice(
+def test_the_next_host_waits_for_the_remaining_delay_only(
     name: str, begins: float, run: Undisturbed
 ) -> None:
     disturbed = crashed(run, f"0@a1.wait.{name}")
@@ -136,7 +127,7 @@ def test_the_rest_of_a_wait_is_kept_and_nothing_of_it_is_waited_twice(
     assert disturbed.executed
 
 
-def test_what_once_recorded_is_not_done_again_and_what_it_did_not_is(run: Undisturbed) -> None:
+def test_a_recorded_effect_runs_once_and_an_unrecorded_one_again(run: Undisturbed) -> None:
     def records(name: str) -> int:
         kinds = [commit.kind for commit in crashed(run, name).world.commits]
         return kinds.count(CommitKind.EFFECT)
@@ -157,7 +148,7 @@ def test_effects_stay_in_the_world_when_their_host_dies(run: Undisturbed) -> Non
 
 
 @pytest.mark.parametrize("name", ["0@a1.end.refused", "0@a1.end.unanswered"])
-def test_a_store_that_fails_stops_the_host_and_the_next_one_goes_on(
+def test_a_store_that_fails_ends_the_host_and_the_next_one_resumes(
     name: str, run: Undisturbed
 ) -> None:
     disturbed = crashed(run, name)
@@ -170,7 +161,7 @@ def test_a_store_that_fails_stops_the_host_and_the_next_one_goes_on(
     assert disturbed.executed
 
 
-def test_a_host_that_dies_in_its_recovery_is_counted(run: Undisturbed) -> None:
+def test_a_host_that_dies_in_its_recovery_counts_as_a_recovery(run: Undisturbed) -> None:
     disturbed = crashed(run, "start.recovery")
     resumed = [c for c in disturbed.world.commits if c.kind is CommitKind.RESUMED]
     assert [1, 2] == [(c.detail or {})["recoveries"] for c in resumed]
@@ -178,7 +169,7 @@ def test_a_host_that_dies_in_its_recovery_is_counted(run: Undisturbed) -> None:
     assert "CRASH, right after it resumed" in notes
 
 
-def test_a_second_crash_that_does_not_come_is_said_not_to_be_executed(
+def test_a_second_crash_that_does_not_happen_is_not_executed(
     run: Undisturbed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert crashed(run, "start.recovery").executed
@@ -186,7 +177,7 @@ def test_a_second_crash_that_does_not_come_is_said_not_to_be_executed(
     assert not crashed(run, "start.recovery").executed
 
 
-def test_the_world_of_the_undisturbed_run_is_left_as_it_was(run: Undisturbed) -> None:
+def test_a_crash_does_not_change_the_world_of_the_undisturbed_run(run: Undisturbed) -> None:
     before = (list(run.world.commits), list(run.world.calls), len(run.world.log))
     for point in crash_points(run):
         recover(run, point)
@@ -195,7 +186,7 @@ def test_the_world_of_the_undisturbed_run_is_left_as_it_was(run: Undisturbed) ->
 
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("write", range(1, 8))
-def test_every_point_is_executed_also_where_the_test_lets_the_store_fail(
+def test_every_point_is_executed_also_if_the_test_lets_the_store_fail(
     write: int, durable: bool
 ) -> None:
     fault = FlowFaults().store_fails(write, durable=durable)

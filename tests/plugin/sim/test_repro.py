@@ -1,4 +1,4 @@
-"""A reproducer is one word that says what it was made for; where it is stale it is no pass."""
+"""A reproducer is one word that names its flow; a stale one never passes."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def points_of(case: Case) -> list[CrashPoint]:
         "R1.41d0.s184467",
     ],
 )
-def test_what_is_read_is_written_the_same(text: str) -> None:
+def test_a_reproducer_is_written_as_it_was_read(text: str) -> None:
     assert text == str(Repro.parse(text))
 
 
@@ -81,10 +81,11 @@ def test_what_is_read_is_written_the_same(text: str) -> None:
         ("R1.9f3c.fifo+f1+f1", "not in order: f1+f1"),
     ],
 )
-def test_what_can_not_be_read_names_the_part_and_the_form(text: str, wrong: str) -> None:
+def test_a_text_that_is_no_reproducer_is_refused_with_its_part_and_the_form(
+    text: str, wrong: str
+) -> None:
     with pytest.raises(pytest.UsageError) as caught:
         Repro.parse(text)
-
     message = str(caught.value)
     assert wrong in message
     assert "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]" in message
@@ -102,11 +103,8 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 @given(NAMES, st.sets(st.integers(1, 2)))
-def test_any_name_makes_one_short_word_that_finds_its_point_again(
-    name: str, faults: set[int]
-) -> None:
+def test_any_name_makes_one_short_word_that_finds_its_point(name: str, faults: set[int]) -> None:
     made = Repro.of(CASE, FLOW, point(name), faults=sorted(faults))
-
     text = str(made)
     assert re.fullmatch(r"[A-Za-z0-9_.~@%+-]+", text)
     assert ["x", text] == shlex.split(f"x {text}")
@@ -125,14 +123,12 @@ def test_two_names_make_two_words(names: list[str]) -> None:
 
 def test_every_point_of_a_run_is_found_again() -> None:
     points = points_of(CASE)
-
     for one in points:
         assert one is Repro.parse(str(Repro.of(CASE, FLOW, one))).point(points)
 
 
-def test_it_runs_the_case_with_those_faults_that_are_needed() -> None:
+def test_a_reproducer_runs_the_case_with_its_faults_alone() -> None:
     repro = Repro.of(CASE, FLOW, faults=[2])
-
     assert replace(CASE, faults=(DOWN,)) == repro.applied(CASE, FLOW)
 
 
@@ -157,25 +153,20 @@ class Other(Routine):
 )
 def test_on_another_case_it_is_stale(case: Case) -> None:
     repro = Repro.of(CASE, FLOW)
-
     verdict = repro.applied(case, case.build())
-
     assert isinstance(verdict, Stale)
     assert "another flow, entry, slot or list of faults" in verdict.reason
     assert repro.digest in verdict.reason
 
 
-def test_another_payload_or_other_names_of_jobs_leave_it_fresh() -> None:
+def test_another_payload_or_job_id_does_not_make_it_stale() -> None:
     case = replace(CASE, params={"order": "B2", "amount": 2}, job_id="another")
-
     assert not isinstance(Repro.of(CASE, FLOW).applied(case, FLOW), Stale)
 
 
 def test_without_its_fault_it_is_stale() -> None:
     repro = replace(Repro.of(CASE, FLOW), faults=(1, 3))
-
     verdict = repro.applied(CASE, FLOW)
-
     assert Stale("it needs fault f3, and the test has 2") == verdict
 
 
@@ -189,23 +180,19 @@ def test_without_its_fault_it_is_stale() -> None:
 )
 def test_without_its_point_it_is_stale(name: str, reason: str) -> None:
     verdict = replace(Repro.of(CASE, FLOW), place=name).point(points_of(CASE))
-
     assert isinstance(verdict, Stale)
     assert reason in verdict.reason
 
 
 def test_the_digest_is_the_same_for_faults_whose_text_holds_an_address() -> None:
     cases = [replace(CASE, faults=(Raises("charge", ValueError(object())),)) for _ in "ab"]
-
     first, second = (digest_of(case, FLOW) for case in cases)
-
     assert first == second
 
 
 def test_a_digest_is_of_the_shape_of_a_flow() -> None:
     flow = Flow("shop")
     flow.add_routine(Other(), "orders")
-
     assert digest_of(CASE, FLOW) != digest_of(CASE, flow)
     assert digest_of(CASE, FLOW) == digest_of(CASE, CASE.build())
 
@@ -217,13 +204,12 @@ NODES = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=400)
 
 @settings(max_examples=examples(0.25), deadline=None)
 @given(NODES)
-def test_a_command_is_one_line_that_a_shell_reads_as_it_was_meant(node: str) -> None:
+def test_a_command_is_one_line_that_a_shell_reads_unchanged(node: str) -> None:
     text = command(f"tests/test_shop.py::test[{node} a b]", Repro("9f3c", "0.0@a1.effect1"))
-
     assert text.isprintable()
     script = text.replace("pytest", "printf '%s\\n'", 1)
-    said = subprocess.run(["sh", "-c", script], capture_output=True, check=True, encoding="utf-8")
+    shell = subprocess.run(["sh", "-c", script], capture_output=True, check=True, encoding="utf-8")
     assert [
         f"tests/test_shop.py::test[{node} a b]",
         "--routilux-repro=R1.9f3c.0.0@a1.effect1",
-    ] == said.stdout.splitlines()
+    ] == shell.stdout.splitlines()

@@ -1,4 +1,4 @@
-"""A reproducer fails again, is fixed, or is stale, which is an error: in any process."""
+"""`--routilux-repro`: a reproducer fails again, is fixed, or is stale, which is an error."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import (
     ON_SQLITE,
     SURVIVES,
+    check_shop,
     glob,
     repro_of,
     reproducer,
     shop,
-    tried,
 )
 
 TWO = ("-p", "xdist", "-n", "2")
@@ -39,7 +39,7 @@ def test_a_reproducer_fails_again_in_another_process(
 
 
 @WORKERS_SOAK
-def test_a_reproducer_of_a_bug_that_is_mended_is_fixed(
+def test_a_reproducer_of_a_fixed_bug_is_fixed(
     workers: tuple[str, ...], pytester: pytest.Pytester
 ) -> None:
     repro = reproducer(pytester)
@@ -75,7 +75,7 @@ def test_a_reproducer_whose_point_is_gone_is_stale_and_an_error(pytester: pytest
     )
 
 
-def test_a_reproducer_finds_its_simulation_behind_one_that_it_does_not_fit(
+def test_a_reproducer_finds_its_simulation_after_one_that_it_does_not_fit(
     pytester: pytest.Pytester,
 ) -> None:
     repro = reproducer(
@@ -104,7 +104,7 @@ def test_a_reproducer_finds_its_simulation_behind_one_that_it_does_not_fit(
 
 
 @WORKERS_SOAK
-def test_a_reproducer_finds_its_simulation_in_the_end_of_a_fixture(
+def test_a_reproducer_finds_its_simulation_in_the_teardown_of_a_fixture(
     workers: tuple[str, ...], pytester: pytest.Pytester
 ) -> None:
     repro = reproducer(
@@ -146,7 +146,7 @@ def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(
     result.stdout.fnmatch_lines(["R1.9f3c.0.0@a1.effect1: stale, no simulation of these tests*"])
 
 
-def test_it_is_an_error_without_a_terminal_too_and_a_pass_is_a_pass(
+def test_a_stale_reproducer_is_an_error_without_a_terminal_too(
     pytester: pytest.Pytester,
 ) -> None:
     shop(pytester, keyed=True)
@@ -171,10 +171,10 @@ def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester: pytest.Pytes
         "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
         *("why*", "fix*"),
     ]
-    repro = repro_of(tried(pytester, ON_SQLITE.format(store=", store=Late"), says, failed=1))
+    repro = repro_of(check_shop(pytester, ON_SQLITE.format(argument="store=Late"), says, failed=1))
     run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
-    for lacks in (", store=SqliteStore", ""):
-        shop(pytester, ON_SQLITE.format(store=lacks), keyed=True)
+    for store in ("SqliteStore", "None"):
+        shop(pytester, ON_SQLITE.format(argument=f"store={store}"), keyed=True)
         again = run_inside(pytester, f"--routilux-repro={repro}")
         again.assert_outcomes(passed=1, errors=1)
         again.stdout.fnmatch_lines(["*STALE: * fits no simulation of the test: *"])

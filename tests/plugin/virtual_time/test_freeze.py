@@ -173,7 +173,7 @@ def test_a_log_record_is_of_virtual_time(flow_clock, strategy, caplog) -> None:
     assert [1767225607.0] == [record.created for record in caplog.records]
 
 
-def test_work_is_counted_for_real(flow_clock) -> None:
+def test_process_time_and_thread_time_stay_real(flow_clock) -> None:
     flow_clock.advance(10**6)
     assert 0 < time.process_time() < 10**5
     assert time.thread_time() < 10**5
@@ -232,7 +232,7 @@ def test_a_module_imported_during_the_test_reads_real_time_after_it(imported) ->
     assert late.datetime is datetime
 
 
-def test_so_does_one_of_the_standard_library(monkeypatch) -> None:
+def test_a_late_module_of_the_standard_library_reads_real_time_after_it(monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, "sched", raising=False)
     with frozen_clock():
         late: Any = __import__("sched")
@@ -430,7 +430,7 @@ def test_timers_of_threads_and_processes_stay_real_in_a_handler(
     assert 0.0 == time.monotonic()
 
 
-def test_the_engine_runs_on_real_time_where_it_is_asked_to(flow_clock) -> None:
+def test_a_runtime_without_the_clock_runs_in_real_time(flow_clock) -> None:
     job = flow_of(lambda ctx: ctx.now()).execute("do", runtime=Runtime())
     assert abs(result_of(job) - START) > timedelta(days=1)
 

@@ -308,7 +308,7 @@ def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
     run_inside(shop, "-s").assert_outcomes(passed=1)
 
 
-def test_0_checks_nothing(shop: pytest.Pytester) -> None:
+def test_blocked_after_0_checks_nothing(shop: pytest.Pytester) -> None:
     shop.makepyfile(
         """
         from pytest_routilux.virtual_time import watchdog
@@ -392,8 +392,10 @@ def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
 # --- what it leaves behind ------------------------------------------------------------------------
 
 
-def test_no_thread_shows_and_a_fork_finds_none(pytester: pytest.Pytester) -> None:
-    # From 3.12 on a fork beside a thread warns.
+def test_threading_does_not_list_the_watchdog_and_a_fork_finds_no_thread(
+    pytester: pytest.Pytester,
+) -> None:
+    # From 3.12 on a fork warns if the process has other threads.
     if not Path("/proc/self/task").is_dir():
         pytest.skip("needs a system that lists threads")
     pytester.makepyfile(
@@ -489,7 +491,7 @@ TIMEOUTS = """
 
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
-def test_a_limit_of_pytest_timeout_is_of_real_time(shop: pytest.Pytester, method: str) -> None:
+def test_pytest_timeout_counts_real_time(shop: pytest.Pytester, method: str) -> None:
     shop.makepyfile(TIMEOUTS)
     result = run_inside(
         shop,

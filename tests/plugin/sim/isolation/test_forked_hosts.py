@@ -345,43 +345,24 @@ def test_where_there_is_no_fork_the_coverage_says_so(monkeypatch: pytest.MonkeyP
 
 USERS = """
 import os
-from routilux import ErrorHandler, Flow, Routine
+from tests.plugin.sim.steps import chain, same
 
 tries = 0
 
-class Orders(Routine):
-    def __init__(self):
-        super().__init__()
-        self.define_slot("trigger", handler=self.orders)
-        self.define_event("output", ["id"])
+def dies(routine, number):
+    os.kill(os.getpid(), 9)
 
-    def orders(self, id):
-        self.emit("output", id=id)
-
-class Dies(Orders):
-    def orders(self, id):
-        os.kill(os.getpid(), 9)
-
-class Counts(Orders):
-    def orders(self, id):
-        global tries
-        tries += 1
-        if tries < 3:
-            raise OSError
-
-def build(kind):
-    flow = Flow("shop")
-    flow.add_routine(Orders(), "orders")
-    flow.add_routine(kind(), "charge")
-    flow.connect("orders", "output", "charge", "trigger")
-    flow.set_error_handler(ErrorHandler("retry", retry_delay=0.1))
-    return flow
+def counts(routine, number):
+    global tries
+    tries += 1
+    if tries < 3:
+        raise OSError
 
 def test_dies(flow_sim):
-    flow_sim.crash_everywhere(lambda: build(Dies), "orders", {"id": 7})
+    flow_sim.crash_everywhere(chain(same, dies).build, "r0")
 
 def test_counts(flow_sim):
-    flow_sim.crash_everywhere(lambda: build(Counts), "orders", {"id": 7})
+    flow_sim.crash_everywhere(chain(same, counts, retry_delay=0.1).build, "r0")
 """
 
 
@@ -393,8 +374,8 @@ def test_a_test_whose_handler_kills_its_process_fails_with_its_name(
     result.assert_outcomes(failed=1, deselected=1)
     result.stdout.fnmatch_lines(
         [
-            "PROCESS KILLED: charge (task 0.0, attempt 1) kills its process: SIGKILL *",
-            "*0.0  charge  attempt 1 starts",
+            "PROCESS KILLED: r1 (task 0.0, attempt 1) kills its process: SIGKILL *",
+            "*0.0  r1  attempt 1 starts",
             "  > * the host ends: SIGKILL",
         ]
     )
@@ -406,7 +387,7 @@ def test_a_reproducer_of_progress_in_a_module_starts_another_process_again(
     pytester.makepyfile(USERS)
     result = run_inside(pytester, "-k", "counts")
     result.assert_outcomes(failed=1, deselected=1)
-    result.stdout.fnmatch_lines(["STATE IN A MODULE: charge *", "  > *:tries * 0 -> 1 * 0"])
+    result.stdout.fnmatch_lines(["STATE IN A MODULE: r1 *", "  > *:tries * 0 -> 1 * 0"])
     repro = next(
         word
         for line in result.outlines
@@ -415,4 +396,4 @@ def test_a_reproducer_of_progress_in_a_module_starts_another_process_again(
     )
     again = run_inside(pytester, "-k", "counts", repro)
     again.assert_outcomes(failed=1, deselected=1)
-    again.stdout.fnmatch_lines(["STATE IN A MODULE: charge *", "*: fails"])
+    again.stdout.fnmatch_lines(["STATE IN A MODULE: r1 *", "*: fails"])

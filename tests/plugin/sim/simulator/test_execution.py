@@ -1,4 +1,4 @@
-"""A simulated run is the run that threads would make, and repeats for the same scheduler."""
+"""A simulated host runs a job as threads would, and repeats it for the same scheduler."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from routilux import (
     Flow,
     JobState,
     RoutiluxError,
-    Routine,
     Runtime,
     codec,
 )
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 from showcase.test_fan_out import ALBUM, pictures
+from tests.routines import Body, Works, chain, ended_at, error_of, retrying, sleeps
 from tests.soak import also, sampled
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ SECOND = 1_000_000_000
 
 def simulated(
     build: Callable[[], Flow],
-    entry: str,
+    entry: str = "a",
     params: dict[str, object] | None = None,
     scheduler: Scheduler = FIFO,
 ) -> tuple[World, Host]:
@@ -48,47 +48,54 @@ def simulated(
     return world, run_host(Case(build, entry, params), world, scheduler=scheduler, checked=True)
 
 
+def job_of(
+    build: Callable[[], Flow],
+    entry: str = "a",
+    params: dict[str, object] | None = None,
+    scheduler: Scheduler = FIFO,
+) -> JobState:
+    _, host = simulated(build, entry, params, scheduler)
+    assert host.error is None
+    assert [] == host.findings
+    assert host.job is not None
+    return host.job
+
+
 def on_threads(
-    build: Callable[[], Flow], entry: str, params: dict[str, object] | None = None
+    build: Callable[[], Flow], entry: str = "a", params: dict[str, object] | None = None
 ) -> JobState:
     with Runtime(clock=FakeClock()) as runtime:
         return build().execute(entry, params, job_id="job", runtime=runtime)
 
 
-def history(job: JobState) -> str:
-    return codec.dumps(job.serialize())
+# --- as on threads --------------------------------------------------------------------------------
 
 
-# --- as on threads ------------------------------------------------------------------------------
-
-
-class Work(Routine):
-    """Does what its script says: sleeps, records, shares, fails, emits."""
+class Three(Works):
+    """Three steps at a time."""
 
     max_concurrency = 3
 
-    def __init__(self, script: list[list[object]], failures: int = 0, children: int = 1) -> None:
-        super().__init__()
-        self.script = script
-        self.failures = failures
-        self.children = children
-        self.define_slot("trigger", handler=self.work)
-        self.define_event("output", ["depth"])
 
-    def work(self, depth: int) -> None:
-        for number, (what, length) in enumerate(self.script):
+def scripted(script: list[list[object]], failures: int, children: int) -> Body:
+    """Sleeps, records and shares by a script; then fails or emits."""
+
+    def body(self: Any, n: int = 0) -> None:
+        for number, (what, length) in enumerate(script):
             if what == "sleep":
-                self.ctx.sleep(float(str(length)))
+                self.ctx.sleep(length)
             elif what == "once":
                 self.ctx.once(f"effect {number}", abs, number)
             else:
-                seen = self.ctx.shared.get("sum", 0)
-                self.ctx.sleep(float(str(length)))
-                self.ctx.shared["sum"] = int(str(seen)) + 1
-        if self.ctx.attempt <= self.failures:
+                total = self.ctx.shared.get("sum", 0)
+                self.ctx.sleep(length)
+                self.ctx.shared["sum"] = total + 1
+        if self.ctx.attempt <= failures:
             raise ConnectionError(f"attempt {self.ctx.attempt}")
-        for _ in range(self.children):
-            self.emit("output", depth=depth + 1)
+        for _ in range(children):
+            self.emit("out", n=n + 1)
+
+    return body
 
 
 actions = st.tuples(
@@ -100,24 +107,16 @@ workers = st.tuples(st.lists(actions, max_size=3), st.integers(0, 2), st.integer
 @given(st.lists(workers, min_size=1, max_size=4), st.integers(1, 4), st.sampled_from([0, 0.1, 0.3]))
 @example([([["sleep", 0.1]], 1, 2), ([["sleep", 0.2], ["once", 0], ["sleep", 0.1]], 1, 1)], 2, 0.1)
 @example([([["share", 0.1]], 0, 2), ([["share", 0.1]], 0, 2), ([["share", 0]], 1, 1)], 3, 0)
-def test_a_simulation_is_what_threads_on_a_fake_clock_do(
-    script: list[tuple[list[list[object]], int, int]], width: int, delay: float
+def test_a_simulation_makes_the_commits_of_threads_on_a_fake_clock(
+    scripts: list[tuple[list[list[object]], int, int]], width: int, delay: float
 ) -> None:
     def build() -> Flow:
-        flow = Flow("work", execution_strategy="concurrent", max_workers=width)
-        flow.set_error_handler(ErrorHandler("retry", max_retries=2, retry_delay=delay))
-        previous = None
-        for number, (actions, failures, children) in enumerate(script):
-            routine_id = flow.add_routine(Work(actions, failures, children), f"r{number}")
-            if previous is not None:
-                flow.connect(previous, "output", routine_id, "trigger")
-            previous = routine_id
+        routines = [Three(scripted(*script)) for script in scripts]
+        flow = chain(workers=width, **dict(zip("abcd", routines, strict=False)))
+        flow.set_error_handler(retrying(max_retries=2, retry_delay=delay))
         return flow
 
-    _, host = simulated(build, "r0", {"depth": 0})
-    assert host.error is None
-    assert [] == host.findings
-    assert on_threads(build, "r0", {"depth": 0}) == host.job
+    assert on_threads(build) == job_of(build)
 
 
 @pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
@@ -139,27 +138,25 @@ def test_the_fan_out_of_the_showcase_is_the_same_in_simulation(width: int) -> No
     def build() -> Flow:
         return fan_out_and_in(width)
 
-    world, host = simulated(build, "split", pictures(ALBUM))
-    assert [] == host.findings
-    assert on_threads(build, "split", pictures(ALBUM)) == host.job
-    conflicts = sum(commit.kind is CommitKind.CONFLICT for commit in world.commits)
+    job = job_of(build, "split", pictures(ALBUM))
+    assert on_threads(build, "split", pictures(ALBUM)) == job
+    conflicts = sum(commit.kind is CommitKind.CONFLICT for commit in job.commits)
     assert (conflicts > 0) is (width > 1)
 
 
 # --- scheduler ------------------------------------------------------------------------------------
 
 
+def fan_out(scheduler: Scheduler = FIFO) -> JobState:
+    return job_of(lambda: fan_out_and_in(4), "split", pictures(ALBUM), scheduler)
+
+
 @pytest.mark.parametrize("seeds", also(4, 12))
 def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds: int) -> None:
     def run(seed: int) -> str:
-        _, host = simulated(
-            lambda: fan_out_and_in(4), "split", pictures(ALBUM), SeededScheduler(seed)
-        )
-        assert host.error is None
-        assert host.job is not None
-        assert "completed" == host.job.status
-        assert [] == host.findings
-        return history(host.job)
+        job = fan_out(SeededScheduler(seed))
+        assert "completed" == job.status
+        return codec.dumps(job.serialize())
 
     histories = [run(seed) for seed in range(seeds)]
     assert histories == [run(seed) for seed in range(seeds)]
@@ -180,65 +177,45 @@ def test_every_decision_is_one_choice_among_named_options() -> None:
     assert {"start", "commit"} == kinds
 
 
-def test_the_first_option_is_what_no_choice_gives() -> None:
+def test_a_scheduler_that_always_takes_the_first_option_is_fifo() -> None:
     class First:
         def choose(self, kind: object, options: object) -> int:
             return 0
 
-    _, plain = simulated(lambda: fan_out_and_in(4), "split", pictures(ALBUM))
-    _, first = simulated(lambda: fan_out_and_in(4), "split", pictures(ALBUM), First())
-    assert plain.job == first.job
+    assert fan_out() == fan_out(First())
 
 
-# --- what a handler does on the way -------------------------------------------------------------
-
-
-class Pay(Routine):
-    """Pays in two steps, with a pause between them."""
-
-    def __init__(self, gateway: object) -> None:
-        super().__init__()
-        self.gateway: Any = gateway
-        self.define_slot("trigger", handler=self.pay)
-
-    def pay(self, name: str) -> None:
-        self.ctx.sleep(0.5)
-        self.ctx.once("reserve", self.gateway, f"{name}: reserve")
-        self.ctx.sleep(0.5)
-        self.gateway(f"{name}: charge", key=self.ctx.key("charge"))
-        self.ctx.sleep(0.25)
-
-
-class Shop(Routine):
-    """Two customers at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.open)
-        self.define_event("first", ["name"])
-        self.define_event("second", ["name"])
-
-    def open(self) -> None:
-        self.emit("first", name="Ann")
-        self.ctx.sleep(0.1)
-        self.emit("second", name="Bob")
+# --- what a handler does --------------------------------------------------------------------------
 
 
 def shop() -> Flow:
+    """Two customers at once, who pay in two steps with pauses."""
     gateway = Effect("gateway", key="key")
+
+    def opens(self: Any) -> None:
+        self.emit("first", n="Ann")
+        self.ctx.sleep(0.1)
+        self.emit("second", n="Bob")
+
+    def pays(self: Any, n: str) -> None:
+        self.ctx.sleep(0.5)
+        self.ctx.once("reserve", gateway, f"{n}: reserve")
+        self.ctx.sleep(0.5)
+        gateway(f"{n}: charge", key=self.ctx.key("charge"))
+        self.ctx.sleep(0.25)
+
     flow = Flow("shop", execution_strategy="concurrent", max_workers=2)
-    flow.add_routine(Shop(), "shop")
-    flow.add_routine(Pay(gateway), "ann")
-    flow.add_routine(Pay(gateway), "bob")
-    flow.connect("shop", "first", "ann", "trigger")
-    flow.connect("shop", "second", "bob", "trigger")
+    flow.add_routine(Works(opens, first=["n"], second=["n"]), "a")
+    for event, name in ("first", "ann"), ("second", "bob"):
+        flow.add_routine(Works(pays), name)
+        flow.connect("a", event, name, "trigger")
     return flow
 
 
-def test_what_handlers_do_stands_in_the_log_when_its_instant_has_come() -> None:
-    world, host = simulated(shop, "shop")
+def test_an_effect_enters_the_log_at_its_instant() -> None:
+    world, host = simulated(shop)
     assert host.error is None
-    told = [
+    log = [
         (
             (at - START) / SECOND,
             f"commit {what.kind}" if isinstance(what, Commit)
@@ -248,7 +225,7 @@ def test_what_handlers_do_stands_in_the_log_when_its_instant_has_come() -> None:
         )
         for at, _, what in world.log
     ]  # fmt: skip
-    assert told == [
+    assert log == [
         (0.0, "commit start"),
         (0.0, "0 attempt 1 starts"),
         (0.1, "commit done"),
@@ -268,9 +245,9 @@ def test_what_handlers_do_stands_in_the_log_when_its_instant_has_come() -> None:
 
 
 def test_the_same_inputs_give_the_same_result_and_others_another() -> None:
-    world, _ = simulated(shop, "shop")
+    world, _ = simulated(shop)
     assert 4 == len({call.result for call in world.calls})
-    again, _ = simulated(shop, "shop")
+    again, _ = simulated(shop)
     assert [call.result for call in world.calls] == [call.result for call in again.calls]
 
 
@@ -279,116 +256,56 @@ def test_a_double_works_in_a_simulated_handler_only() -> None:
         Effect("gateway.charge")(7)
 
 
-class Slow(Routine):
-    def __init__(self, seconds: float) -> None:
-        super().__init__()
-        self.seconds = seconds
-        self.define_slot("trigger", handler=self.work)
-
-    def work(self) -> None:
-        self.ctx.sleep(self.seconds)
-
-
 @pytest.mark.parametrize("seconds", [1.999, 2.0, 3.0])
 def test_an_attempt_that_takes_too_long_ends_at_its_timeout(seconds: float) -> None:
     def build() -> Flow:
-        flow = Flow("slow")
-        flow.add_routine(Slow(seconds), "slow")
-        flow.set_error_handler(ErrorHandler(timeout=2))
-        return flow
+        return chain(a=Works(sleeps(seconds), ErrorHandler(timeout=2)))
 
-    _, host = simulated(build, "slow")
-    assert on_threads(build, "slow") == host.job
-
-
-class Nested(Routine):
-    """Runs a job of another flow inside its handler."""
-
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how = how
-        self.define_slot("trigger", handler=self.work)
-
-    def work(self) -> None:
-        inner = data_pipeline(2)
-        if self.how == "execute":
-            job = inner.execute("data_fetch", {"request_id": "inner"})
-            self.ctx.state["took"] = (job.updated_ns - job.started_ns) / SECOND
-        else:
-            inner.start("data_fetch", {"request_id": "inner"})
-
-
-def nested(how: str) -> Callable[[], Flow]:
-    def build() -> Flow:
-        flow = Flow("nested")
-        flow.add_routine(Nested(how), "outer")
-        return flow
-
-    return build
+    assert on_threads(build) == job_of(build)
 
 
 def test_a_job_inside_a_handler_takes_its_virtual_time() -> None:
-    world, host = simulated(nested("execute"), "outer")
+    def body(self: Any) -> None:
+        job = data_pipeline(2).execute("data_fetch", {"request_id": "inner"})
+        self.ctx.state["took"] = ended_at(job)
+
+    world, host = simulated(lambda: chain(a=body))
     assert host.job is not None
-    assert {"took": 3.05} == host.job.routine_states["outer"].state
+    assert {"took": 3.05} == host.job.routine_states["a"].state
     assert 2 == len(world.commits)
-    assert 3.05 == (host.job.updated_ns - START) / SECOND
+    assert 3.05 == ended_at(host.job)
 
 
 def test_a_job_in_the_background_is_refused_since_a_simulation_has_one_thread() -> None:
-    _, host = simulated(nested("start"), "outer")
-    assert host.job is not None
-    assert host.job.error is not None
-    assert "use execute() where the handler uses start()" in host.job.error.message
+    def body(self: Any) -> None:
+        data_pipeline(2).start("data_fetch", {"request_id": "inner"})
 
-
-class Later(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.work)
-        self.define_event("output", ["n"])
-
-    async def work(self) -> None:
-        self.ctx.sleep(0.5)
-        self.emit("output", n=1)
+    _, message = error_of(job_of(lambda: chain(a=body)))
+    assert "use execute() where the handler uses start()" in message
 
 
 def test_an_async_handler_is_run_to_its_end() -> None:
-    def build() -> Flow:
-        flow = Flow("later")
-        flow.add_routine(Later(), "later")
-        return flow
+    async def body(self: Any) -> None:
+        self.ctx.sleep(0.5)
+        self.emit("out", n=1)
 
-    _, host = simulated(build, "later")
-    assert host.job is not None
-    assert "completed" == host.job.status
-    assert 0.5 == (host.job.updated_ns - START) / SECOND
+    job = job_of(lambda: chain(a=body))
+    assert "completed" == job.status
+    assert 0.5 == ended_at(job)
 
 
 def test_a_sleep_of_the_clock_itself_is_a_duration() -> None:
     names = [f"w{n}" for n in range(50)]
-    handler = ErrorHandler("continue")
     with frozen_simulation(START):
-        _, host = simulated(lambda: word_count(handler), "read", {"records": names})
-    assert host.job is not None
-    assert "completed" == host.job.status
-    assert 5.0 == (host.job.updated_ns - START) / SECOND
+        job = job_of(lambda: word_count(ErrorHandler("continue")), "read", {"records": names})
+    assert "completed" == job.status
+    assert 5.0 == ended_at(job)
 
 
-def test_what_can_not_go_on_is_told_and_not_waited_for() -> None:
-    class Forever(Routine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.define_slot("trigger", handler=self.work)
+def test_an_exit_of_the_process_ends_the_host() -> None:
+    def body(self: Any) -> None:
+        raise SystemExit(3)
 
-        def work(self) -> None:
-            raise SystemExit(3)
-
-    def build() -> Flow:
-        flow = Flow("forever")
-        flow.add_routine(Forever(), "forever")
-        return flow
-
-    world, host = simulated(build, "forever")
+    world, host = simulated(lambda: chain(a=body))
     assert isinstance(host.error, SystemExit)
     assert 1 == len(world.commits)

@@ -1,4 +1,4 @@
-"""frozen_simulation: what a simulated handler reads of `time` and `datetime` is its own clock."""
+"""`frozen_simulation`: handlers read their own virtual time from `time` and `datetime`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def result(job: JobState) -> Any:
     return job.commits[1].emissions[0].payload["result"]
 
 
-def test_all_that_a_handler_reads_is_virtual_and_agrees() -> None:
+def test_every_clock_that_a_handler_reads_shows_the_same_virtual_time() -> None:
     def read(ctx: Any) -> object:
         ctx.sleep(1.5)
         return (
@@ -111,7 +111,7 @@ def test_steps_that_overlap_have_a_time_each() -> None:
     assert {"r1": NOON + timedelta(seconds=2), "r2": NOON + timedelta(seconds=1)} == ends
 
 
-def test_a_wait_for_a_retry_passes_in_what_the_next_attempt_reads() -> None:
+def test_the_next_attempt_reads_a_time_after_the_delay() -> None:
     def fails_once(ctx: Any) -> object:
         if ctx.attempt == 1:
             raise OSError
@@ -128,7 +128,7 @@ def test_a_wait_for_a_retry_passes_in_what_the_next_attempt_reads() -> None:
     assert host.job.commits[2].emissions[0].payload["result"] == NOON + timedelta(seconds=0.3)
 
 
-def test_where_no_handler_runs_it_is_the_first_instant() -> None:
+def test_outside_of_handlers_the_time_is_the_first_instant() -> None:
     with frozen_simulation(START):
         assert NOON == datetime.now()
         ran(lambda ctx: time.sleep(5))
@@ -137,7 +137,7 @@ def test_where_no_handler_runs_it_is_the_first_instant() -> None:
         assert 0.0 == time.monotonic()
 
 
-def test_a_host_that_goes_on_later_reads_its_own_time() -> None:
+def test_a_host_that_resumes_later_reads_its_own_time() -> None:
     case = Case(lambda: flow_of(lambda ctx: None, lambda ctx: datetime.now()), "r0")
     with frozen_simulation(START):
         run = run_undisturbed(case, START)
@@ -164,7 +164,7 @@ def test_a_freeze_inside_a_handler_is_refused_whatever_the_handler_catches() -> 
             with freezegun.freeze_time("2000-01-01"):
                 return datetime.now()
         except Exception:
-            return "as if nothing had been"
+            return "caught"
 
     with frozen_simulation(START), pytest.raises(pytest.fail.Exception) as caught:
         result(ran(read))
@@ -182,7 +182,7 @@ def test_a_freeze_around_it_is_refused() -> None:
         raise AssertionError
 
 
-def test_it_stands_beside_a_fake_clock_whichever_comes_first() -> None:
+def test_a_fake_clock_and_a_simulation_nest_in_either_order() -> None:
     def read(ctx: Any) -> object:
         time.sleep(1)
         return datetime.now()
@@ -213,7 +213,7 @@ def test_a_sleep_of_a_thread_that_a_handler_starts_is_real(monkeypatch: Any) -> 
     assert [7] == slept
 
 
-def test_everything_is_as_before_when_it_ends() -> None:
+def test_the_real_functions_are_restored_at_the_end() -> None:
     before = time.time, time.sleep, time.monotonic, datetime
     with pytest.raises(KeyError), frozen_simulation(START):
         raise KeyError

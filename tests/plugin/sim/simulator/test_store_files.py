@@ -1,4 +1,4 @@
-"""What a host that dies leaves in the files of its store, and how a store that lies is told."""
+"""The files that a dead host leaves, and stores that break their rules."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def saved(world: World) -> list[str]:
 
 
 def died_before(run: Undisturbed, seq: int) -> Disturbed:
-    """The host dies before a commit is written, and others bring the job to its end."""
+    """The host dies before a commit is written, and others finish the job."""
     [point] = [p for p in crash_points(run) if p.kind == "before a write" and p.commits == seq - 1]
     return recover(run, point)
 
 
 def died_inside(run: Undisturbed, seq: int, image: Image) -> Disturbed | Finding:
-    """The host dies while a commit is written, with this in the files."""
+    """The host dies while a commit is written, and leaves these files."""
     files = run.world.files
     assert files is not None
     kept = files.after[seq - 1]
@@ -68,7 +68,7 @@ def stepped(every: int, store: type[stores.Stepped] = stores.Stepped) -> type[st
     return type("Stepped", (store,), {"seen": [], "every": every})
 
 
-def looked_into(
+def run_stepped(
     open_store: type[stores.Stepped],
 ) -> tuple[Undisturbed, list[tuple[int, str, Image]]]:
     run = run_undisturbed(replace(WORKED, store=open_store), START)
@@ -78,7 +78,7 @@ def looked_into(
 
 def test_between_the_statements_of_a_write_the_files_show_the_job_before_it() -> None:
     memory = run_undisturbed(WORKED, START)
-    run, seen = looked_into(stepped(0))
+    run, seen = run_stepped(stepped(0))
     expected = {seq: saved(died_before(memory, seq).world) for seq in range(1, 9)}
     for seq, _, image in seen:
         after = died_inside(run, seq, image)
@@ -94,7 +94,7 @@ def test_between_the_statements_of_a_write_the_files_show_the_job_before_it() ->
 
 
 def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing() -> None:
-    run, seen = looked_into(stepped(3))
+    run, seen = run_stepped(stepped(3))
     files = run.world.files
     assert files is not None
     shown: dict[int, list[bool]] = {}
@@ -174,7 +174,7 @@ with store._file.writing() as db:
 """
 
 
-def test_what_is_seen_while_a_host_has_the_store_open_is_what_a_kill_leaves(
+def test_the_files_of_an_open_store_are_the_files_that_a_kill_leaves(
     tmp_path: Path,
 ) -> None:
     folder = Folder(tmp_path)
@@ -193,7 +193,7 @@ def test_what_is_seen_while_a_host_has_the_store_open_is_what_a_kill_leaves(
         assert killed.rows("j") == store.rows("j")
 
 
-def test_to_look_at_a_file_takes_no_lock_from_the_store(tmp_path: Path) -> None:
+def test_reading_a_file_takes_no_lock_from_the_store(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     tries = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=0);"
@@ -209,7 +209,7 @@ def test_to_look_at_a_file_takes_no_lock_from_the_store(tmp_path: Path) -> None:
     folder.close()
 
 
-def test_images_share_what_has_not_changed(tmp_path: Path) -> None:
+def test_images_share_unchanged_pieces(tmp_path: Path) -> None:
     folder = Folder(tmp_path)
     (tmp_path / "log").write_bytes(b"a" * 9_000)
     first = folder.image({})
@@ -224,9 +224,9 @@ def test_images_share_what_has_not_changed(tmp_path: Path) -> None:
     folder.close()
 
 
-def test_nothing_is_committed_and_nothing_closed_for_a_host_that_dies() -> None:
+def test_nothing_is_committed_or_closed_after_the_death_of_a_host() -> None:
     run = run_undisturbed(ALONE_WORKED, START)
-    files = RealStoreFiles(stores.CommitsAtRest)
+    files = RealStoreFiles(stores.CommitsAtStop)
     with files.opened():
         for commit in run.world.commits[:3]:
             files.write("job", commit, "host 1", claims=False)
@@ -235,7 +235,7 @@ def test_nothing_is_committed_and_nothing_closed_for_a_host_that_dies() -> None:
     assert "commit 2 (effect of first) was acknowledged, and is not in the files" == left.what
 
 
-# --- stores that lie ------------------------------------------------------------------------------
+# --- stores that break their rules ----------------------------------------------------------------
 
 
 LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
@@ -246,7 +246,7 @@ LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
         "commit 7 (done of second) was acknowledged, and is not in the files",
     ),
     "one transaction for the whole job": (
-        stores.CommitsAtRest,
+        stores.CommitsAtStop,
         "store-lost",
         "0@a1.retry",
         "commit 2 (effect of first) was acknowledged, and is not in the files",
@@ -263,8 +263,8 @@ LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
         "start",
         "it takes commit 2 of a host that has lost the job to another",
     ),
-    "rests forgotten": (
-        stores.ForgetsRests,
+    "stops forgotten": (
+        stores.ForgetsStops,
         "store-frees",
         None,
         "the job is completed, and a worker that asks for work gets it",
@@ -307,7 +307,7 @@ def test_a_store_that_does_not_lie_passes(open_store: OpenStore | None) -> None:
 def test_a_write_in_two_transactions_is_seen_by_a_crash_between_them(
     half: type[stores.Stepped], seq: int, says: str
 ) -> None:
-    run, seen = looked_into(stepped(0, half))
+    run, seen = run_stepped(stepped(0, half))
     found = [died_inside(run, number, image) for number, _, image in seen if number == seq]
     wrong = [after.what for after in found if isinstance(after, Finding)]
     assert wrong

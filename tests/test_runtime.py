@@ -134,7 +134,7 @@ def test_a_refused_effect_is_raised_in_the_caller_while_its_handler_runs(how):
     assert [True] == ends
 
 
-def test_a_job_that_an_error_has_ended_starts_no_more_steps(monkeypatch):
+def test_a_run_that_an_error_has_ended_starts_no_more_steps_and_can_not_be_cancelled(monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     ran: list[str] = []
 
@@ -147,6 +147,9 @@ def test_a_job_that_an_error_has_ended_starts_no_more_steps(monkeypatch):
         for _ in range(2):
             with pytest.raises(OSError, match="disk full at write 3"):
                 broken.wait()
+        message = r"an error ended the run of job .* \(OSError: disk full at write 3\)"
+        with pytest.raises(NotResumableError, match=message):
+            broken.cancel()
     assert ["0.0"] == ran
 
 

@@ -81,7 +81,6 @@ def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_a
     ("executor", "body", "how", "error", "reason"),
     [
         (one_process, sends(1), "execute", (AttributeError, TypeError), "pickle|local object"),
-        (one_process, Remote(die), "execute", BrokenExecutor, "terminated"),
         (one_process, Remote(die), "start", BrokenExecutor, "terminated"),
         (shut_down, rest, "execute", RuntimeError, "after shutdown"),
         (shut_down, rest, "start", RuntimeError, "after shutdown"),

@@ -34,7 +34,7 @@ _FORM: Final = "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]"
 _LONGEST_NAME: Final = 80
 _WRITTEN: Final = re.compile(
     r"R1\.([0-9a-f]{4})\."
-    r"(?:fifo|s(0|[1-9][0-9]{0,19})|((?!(?:fifo|s\d+)(?![^+]))(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+))"
+    r"(?:fifo|s(0|[1-9][0-9]{0,19})|((?!s[0-9]+(?:\+|$))(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+))"
     r"((?:\+f[1-9][0-9]{0,19})*)"
 )
 _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")

@@ -28,15 +28,7 @@ from routilux import (
     UnserializableError,
 )
 from routilux.codec.equality import first_difference
-from tests.persist.orders import (
-    GOLDEN,
-    KEY,
-    START,
-    Audit,
-    at_retry,
-    pipeline,
-    run,
-)
+from tests.persist.orders import GOLDEN, KEY, START, Audit, at_retry, pipeline, run
 
 DOCUMENT = GOLDEN / "routilux-1.json"
 ROOT = Path(__file__).parents[2]

@@ -22,15 +22,7 @@ from routilux import (
     SavedStateError,
     UnsupportedVersionError,
 )
-from tests.persist.orders import (
-    GOLDEN,
-    START,
-    Fetch,
-    at_retry,
-    pipeline,
-    run,
-    seal,
-)
+from tests.persist.orders import GOLDEN, START, Fetch, at_retry, pipeline, run, seal
 from tests.routines import refused_at
 from tests.soak import examples
 
@@ -191,13 +183,7 @@ The value is removed if `DROPPED`; if `DOUBLED`, the last entry of a list is rep
 """
 
 # The commits of the job at retry 2: 0 start, 1 done, 2 effect, 3 retry, 4 retry.
-FIRST_TASK = {
-    "task_id": "0.0",
-    "routine_id": "process",
-    "slot": "i",
-    "emission": -1,
-    "payload": {},
-}
+FIRST_TASK = {"task_id": "0.0", "routine_id": "process", "slot": "i", "emission": -1, "payload": {}}
 JOB: list[Row] = [
     ("status", "lost", None, "'lost' is not a valid JobStatus"),
     ("status", "failed", None, "contradicts the job's commits"),

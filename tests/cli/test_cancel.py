@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from routilux import JobStatus, LeaseLostError, MemoryStore, NotResumableError, Runtime, SqliteStore
 from routilux.persist import admin
-from tests.cli.payments import NOW, SECOND, Call, payment
+from tests.cli.payments import NOW, SECOND, payment
 from tests.persist.stores import acquire
 from tests.routines import chain
 
 
-def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, output: Call) -> None:
+def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store, output):
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=NOW, store=jobs)
         assert "queued" == acquire(jobs, host.owner, ["payment"], 10 * SECOND)
@@ -28,11 +25,11 @@ def test_a_cancelled_job_is_taken_from_the_host_that_runs_it(store: Path, output
 
 
 @pytest.mark.parametrize("at_most", [1, 19])
-def test_a_cancellation_is_tried_again_if_the_job_has_advanced(at_most: int) -> None:
+def test_a_cancellation_is_tried_again_if_the_job_has_advanced(at_most):
     class Busy(MemoryStore):
         goes_on = at_most
 
-        def overrule(self, job_id: str, seq: int, row: bytes, *rest: Any, **free: bool) -> None:
+        def overrule(self, job_id, seq, row, *rest, **free):
             if self.goes_on:
                 self.goes_on -= 1
                 raise LeaseLostError("another host has gone on with it")
@@ -46,9 +43,9 @@ def test_a_cancellation_is_tried_again_if_the_job_has_advanced(at_most: int) -> 
         admin.cancel(store, "j", 0)
 
 
-def test_a_cancellation_gives_up_if_another_host_is_always_faster() -> None:
+def test_a_cancellation_gives_up_if_another_host_is_always_faster():
     class Faster(MemoryStore):
-        def overrule(self, *rest: Any, **free: bool) -> None:
+        def overrule(self, *rest, **free):
             raise LeaseLostError("another host has gone on with it")
 
     store = Faster()

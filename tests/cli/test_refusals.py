@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from routilux import CorruptStateError, JobStore, SqliteStore
+from routilux import CorruptStateError, SqliteStore
 from routilux.cli import main
 from routilux.cli.open_store import read_store
 from tests.cli.pages import JOBS
-from tests.cli.payments import NOW, Call, replace_in_rows
+from tests.cli.payments import NOW, replace_in_rows
 
 
 def _no_store(path: Path) -> None:
@@ -71,19 +71,12 @@ EVERY: list[tuple[str, ...]] = [
         (_letter, r"jobs\.db: is no valid database .*restore it from a backup"),
         (_half, r"jobs\.db: is no valid database .*restore it from a backup"),
         (_other_program, r"jobs\.db: is a database of another program; choose another file"),
-        (
-            _sql("PRAGMA user_version = 2"),
-            r"jobs\.db: has version 2; .*install a newer version",
-        ),
+        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer version"),
     ],
 )
 def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
-    store: Path,
-    refused: Call,
-    change: Callable[[Path], None],
-    message: str,
-    arguments: tuple[str, ...],
-) -> None:
+    store, refused, change, message, arguments
+):
     change(store)
     before = files(store.parent)
     err = refused(*(text.format(store=store) for text in arguments))
@@ -100,7 +93,7 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 @pytest.mark.parametrize("arguments", [("jobs",), ("show", "done"), ("show", "done", "--json")])
-def test_reading_leaves_no_trace(store: Path, output: Call, arguments: tuple[str, ...]) -> None:
+def test_reading_leaves_no_trace(store, output, arguments):
     before = files(store.parent)
     output(arguments[0], store, *arguments[1:])
     assert ["jobs.db"] == list(before)
@@ -108,8 +101,8 @@ def test_reading_leaves_no_trace(store: Path, output: Call, arguments: tuple[str
 
 
 def test_a_store_that_another_process_keeps_for_itself_is_named(
-    store: Path, output: Call, refused: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    store, output, refused, monkeypatch
+):
     monkeypatch.setattr("routilux.persist.sqlite_connection._READERS_PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("PRAGMA locking_mode = EXCLUSIVE")
@@ -120,9 +113,7 @@ def test_a_store_that_another_process_keeps_for_itself_is_named(
     assert JOBS == output("jobs", store)
 
 
-def test_a_write_waits_for_no_lock_for_ever(
-    store: Path, output: Call, refused: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_write_waits_for_no_lock_for_ever(store, output, refused, monkeypatch):
     monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 0)
     other = sqlite3.connect(store, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -131,12 +122,12 @@ def test_a_write_waits_for_no_lock_for_ever(
     other.close()
 
 
-def test_a_reader_reads_again_after_a_writer_has_changed_the_file(store: Path) -> None:
+def test_a_reader_reads_again_after_a_writer_has_changed_the_file(store):
     reads: list[int] = []
     with SqliteStore(store) as writer:
         writer.close()
 
-        def look(jobs: JobStore) -> int:
+        def look(jobs):
             if not reads:
                 writer.create("new", b"row", "a", flow_id="f", queued=True)
             reads.append(len(jobs.job_ids()))
@@ -146,12 +137,12 @@ def test_a_reader_reads_again_after_a_writer_has_changed_the_file(store: Path) -
     assert [5, 6] == reads
 
 
-def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
+def test_a_read_that_fails_because_of_a_writer_is_repeated(store):
     fails = [True]
     with SqliteStore(store) as writer:
         writer.close()
 
-        def look(jobs: JobStore) -> list[str]:
+        def look(jobs):
             if fails:
                 writer.create("new", b"row", "a", flow_id="f", queued=True)
                 fails.clear()
@@ -171,9 +162,7 @@ def test_a_read_that_fails_because_of_a_writer_is_repeated(store: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("what", ["show", "cancel"])
-def test_an_unknown_job_id_is_refused_with_similar_ids(
-    store: Path, refused: Call, what: str, job_id: str, cure: str
-) -> None:
+def test_an_unknown_job_id_is_refused_with_similar_ids(store, refused, what, job_id, cure):
     assert f"there is no job {job_id} in jobs.db; {cure}" == refused(what, store, job_id)
 
 
@@ -200,12 +189,8 @@ _FAILED_ROWS = "WHERE job = (SELECT job FROM jobs WHERE job_id = 'failed')"
     ],
 )
 def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
-    store: Path,
-    refused: Call,
-    capsys: pytest.CaptureFixture[str],
-    statement: str,
-    reason: str,
-) -> None:
+    store, refused, capsys, statement, reason
+):
     _sql(statement)(store)
     message = rf"job failed in jobs\.db is damaged: {reason}.*; restore the store from a backup"
     for what in ("show", "retry", "cancel"):
@@ -220,8 +205,8 @@ def test_a_damaged_job_is_named_with_its_place_and_hides_no_other(
 
 
 def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_damaged(
-    store: Path, refused: Call, capsys: pytest.CaptureFixture[str]
-) -> None:
+    store, refused, capsys
+):
     replace_in_rows(store, "routilux/1", "routilux/7", f"{_FAILED_ROWS} AND seq = 1")
     message = (
         "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', which a newer"

@@ -7,19 +7,9 @@ from datetime import UTC
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routilux import (
-    ErrorHandler,
-    FakeClock,
-    Flow,
-    Routine,
-    Runtime,
-    SavedState,
-)
+from routilux import ErrorHandler, FakeClock, Flow, Routine, Runtime, SavedState
 from routilux.codec.equality import first_difference
-from tests.persist.orders import (
-    START,
-    Captures,
-)
+from tests.persist.orders import START, Captures
 from tests.soak import examples
 
 

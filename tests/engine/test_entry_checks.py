@@ -59,18 +59,13 @@ WRONG_STARTS = [
         {"entry": "sink", "slot": "rest", "params": {1: "A7"}},
         "params for sink.rest must be a mapping of parameters by name, not {1: 'A7'}",
     ),
-    (
-        {"entry": "source", "job_id": ""},
-        "a job's id must be a non-empty string of valid Unicode, not ''",
-    ),
-    (
-        {"entry": "source", "job_id": "\udcff"},
-        "a job's id must be a non-empty string of valid Unicode, not '\\udcff'",
-    ),
-    (
-        {"entry": "source", "job_id": 7},
-        "a job's id must be a non-empty string of valid Unicode, not 7",
-    ),
+    *[
+        (
+            {"entry": "source", "job_id": job_id},
+            f"a job's id must be a non-empty string of valid Unicode, not {job_id!r}",
+        )
+        for job_id in ("", "\udcff", 7)
+    ],
 ]
 
 

@@ -11,7 +11,21 @@ import pytest
 
 from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
 from tests.engine.concurrency import engine_threads, no_thread_remains
-from tests.routines import PATIENCE, chain, ended_at, fan, rest, send
+from tests.routines import PATIENCE, Works, chain, ended_at, fails, fan, rest, retrying, send
+
+
+@pytest.mark.parametrize("workers", [None, 1], ids=["sequential", "one worker"])
+def test_without_a_second_worker_a_flow_runs_in_the_callers_thread(workers):
+    seen: list[object] = []
+
+    def looks(self, n=0):
+        seen.append((threading.get_ident(), engine_threads() - before))
+        self.emit("out", n=n)
+
+    before = engine_threads()
+    flow = chain(workers=workers, a=looks, b=Works(fails(1), retrying()), c=looks)
+    flow.execute("a", runtime=Runtime(clock=FakeClock())).raise_for_status()
+    assert [(threading.get_ident(), set())] * 2 == seen
 
 
 def test_after_close_no_thread_remains_and_the_runtime_still_works():

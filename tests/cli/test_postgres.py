@@ -48,14 +48,6 @@ def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn, refused):
         assert err.endswith("dbname=postgres: holds no store: its tables were never created"), err
 
 
-def test_a_reader_of_postgresql_writes_nothing(dsn):
-    with PostgresStore(dsn) as jobs, PostgresStore(dsn, read_only=True) as reader:
-        jobs.create("j", b"row", "a", flow_id="f", queued=True)
-        with pytest.raises(Exception, match="read-only transaction"):
-            reader.overrule("j", 2, b"row 2", "operator", free=False)
-        assert [b"row"] == reader.rows("j")
-
-
 @pytest.mark.parametrize(
     ("dsn", "message"),
     [

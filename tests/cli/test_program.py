@@ -91,37 +91,24 @@ def test_the_module_runs_as_a_program(store):
     assert 2 == command("look", folder=store.parent).returncode
 
 
+def shown_to(out: object, store: Path) -> tuple[int, str]:
+    """The exit status and the errors of `routilux show` with another stdout."""
+    pipes = {"capture_output": False, "stdout": out, "stderr": subprocess.PIPE}
+    done = command("show", store, "done", folder=store.parent, **pipes)
+    return done.returncode, done.stderr
+
+
 def test_a_reader_that_goes_away_is_no_error(store):
     reader, writer = os.pipe()
     os.close(reader)
-    done = command(
-        "show",
-        store,
-        "done",
-        folder=store.parent,
-        capture_output=False,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-    )
+    assert (141, "") == shown_to(writer, store)
     os.close(writer)
-    assert (141, "") == (done.returncode, done.stderr)
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 def test_a_full_disk_is_reported(store):
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
-    with full.open("w") as out:
-        done = command(
-            "show",
-            store,
-            "done",
-            folder=store.parent,
-            capture_output=False,
-            stdout=out,
-            stderr=subprocess.PIPE,
-        )
-    assert (1, "routilux: No space left on device\n") == (done.returncode, done.stderr)
+    with Path("/dev/full").open("w") as out:
+        assert (1, "routilux: No space left on device\n") == shown_to(out, store)
 
 
 def test_a_closed_output_is_reported(store):

@@ -93,20 +93,6 @@ def test_a_process_that_is_alive_after_all_can_commit_no_more_to_a_job_that_was_
     assert (JobStatus.PENDING, 1) == (job.status, job.recoveries)
 
 
-def test_each_takeover_of_a_job_that_was_ready_to_run_counts_as_a_recovery(store, output):
-    with SqliteStore(store, clock=NOW) as jobs:
-        statuses = []
-        for _ in range(4):
-            host = Runtime(clock=NOW, store=jobs, max_recoveries=2)
-            host.resumed(payment(), host.load("queued"))  # it dies at once
-            statuses.append(host.load("queued").status.value)
-            if statuses[-1] == "running":
-                output("retry", store, "queued", "--take-over")
-        job = host.load("queued", history=True)
-    assert ["running"] * 3 + ["failed"] == statuses
-    assert "recovered 2 times without progress" in str(job.error)
-
-
 ONLY = "only a failed job gets a fresh retry budget"
 HELD = "held by web-1:4711:9f86d081884c7d65 without a lease"
 GONE = "if that process has ended for good, --take-over lets a worker resume the job"

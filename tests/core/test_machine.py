@@ -13,7 +13,7 @@ from tests.core.stories import Stage, Story, Wide, alone, broken, done, fan, flo
 from tests.routines import SECOND, retrying
 
 
-def test_a_job_is_its_root_task_and_completes_with_its_last_task() -> None:
+def test_a_job_is_its_root_task_and_completes_with_its_last_task():
     story = Story(flow_of({"a": Stage("out"), "b": Stage("out")}, "a.out -> b"))
     assert story.pending() == ["0"]
     assert story.run("out").status is JobStatus.RUNNING
@@ -23,13 +23,13 @@ def test_a_job_is_its_root_task_and_completes_with_its_last_task() -> None:
     assert [(o.routine_id, o.event, o.task_id) for o in story.job.outputs] == [("b", "out", "0.0")]
 
 
-def test_a_job_starts_once() -> None:
+def test_a_job_starts_once():
     story = Story(alone())
     with pytest.raises(IllegalTransitionError, match="job job is already started"):
         story.machine.start("a", "trigger", {}, 0)
 
 
-def test_a_queued_job_waits_until_it_is_resumed() -> None:
+def test_a_queued_job_waits_until_it_is_resumed():
     story = Story(alone())
     story.machine = type(story.machine)(story.plan, JobState("job"))
     story.accept(story.machine.start("a", "trigger", {}, 0, queued=True))
@@ -41,7 +41,7 @@ def test_a_queued_job_waits_until_it_is_resumed() -> None:
     assert story.job.recoveries == 0
 
 
-def test_order_is_due_time_then_commit_then_position() -> None:
+def test_order_is_due_time_then_commit_then_position():
     handler = retrying(retry_delay=1, retry_backoff=1)
     story = Story(fan(4, b=Wide(handler=handler), d=Wide(handler=handler)))
     story.run("out", "out")
@@ -55,7 +55,7 @@ def test_order_is_due_time_then_commit_then_position() -> None:
     assert story.startable() == ["0.0", "0.4", "0.5", "0.2", "0.3"]
 
 
-def test_a_routine_runs_one_step_at_a_time_and_its_waiting_tasks_delay_no_others() -> None:
+def test_a_routine_runs_one_step_at_a_time_and_its_waiting_tasks_delay_no_others():
     story = Story(fan(4))
     story.run("out", "out")
     step = story.begin()
@@ -65,7 +65,7 @@ def test_a_routine_runs_one_step_at_a_time_and_its_waiting_tasks_delay_no_others
     assert story.startable() == ["0.1", "0.2", "0.3", "0.4", "0.5"]
 
 
-def test_a_sequential_flow_has_one_step_in_flight_and_a_concurrent_one_max_workers() -> None:
+def test_a_sequential_flow_has_one_step_in_flight_and_a_concurrent_one_max_workers():
     for width in (1, 2):
         story = Story(fan(width))
         story.run("out")
@@ -75,7 +75,7 @@ def test_a_sequential_flow_has_one_step_in_flight_and_a_concurrent_one_max_worke
         assert story.due() is None
 
 
-def test_a_step_takes_the_lowest_free_worker_number() -> None:
+def test_a_step_takes_the_lowest_free_worker_number():
     story = Story(fan(3))
     story.run("out")
     steps = [story.begin() for _ in range(3)]
@@ -84,7 +84,7 @@ def test_a_step_takes_the_lowest_free_worker_number() -> None:
     assert story.end(steps[2], broken(steps[2])).worker == 2
 
 
-def test_a_task_whose_routine_is_busy_is_not_due() -> None:
+def test_a_task_whose_routine_is_busy_is_not_due():
     handler = retrying(retry_delay=5)
     story = Story(fan(4, b=Stage(handler=handler), c=Stage(handler=retrying(retry_delay=7))))
     story.run("out", "out")
@@ -101,9 +101,7 @@ def test_a_task_whose_routine_is_busy_is_not_due() -> None:
     ("reads", "conflicts"),
     [(["total"], True), (["gone"], True), (None, True), (["other"], False), ([], False)],
 )
-def test_a_step_conflicts_only_by_keys_that_it_read_or_by_reading_all(
-    reads: list[str] | None, conflicts: bool
-) -> None:
+def test_a_step_conflicts_only_by_keys_that_it_read_or_by_reading_all(reads, conflicts):
     story = Story(fan(2))
     step = story.begin()
     story.end(step, done(step, "out", shared={"gone": 0}))
@@ -131,7 +129,7 @@ def contended(*, delay: int) -> tuple[Story, StepInput]:
     return story, busy
 
 
-def test_after_three_conflicts_a_task_runs_alone() -> None:
+def test_after_three_conflicts_a_task_runs_alone():
     story, busy = contended(delay=5)
     # 0.0 comes first, but it waits for the other steps to end.
     assert story.job.pending_tasks[0].task_id == "0.0"
@@ -149,7 +147,7 @@ def test_after_three_conflicts_a_task_runs_alone() -> None:
     assert "0.0" in story.startable()
 
 
-def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned() -> None:
+def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned():
     story = Story(fan(2))
     story.run("out")
     for number in (1, 2, 3):
@@ -175,7 +173,7 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned() -> Non
     assert story.startable() == ["0.0", "0.1", "0.2"]
 
 
-def test_max_recoveries_none_never_poisons() -> None:
+def test_max_recoveries_none_never_poisons():
     story = Story(alone())
     for _ in range(50):
         story.crash()
@@ -188,7 +186,7 @@ def test_max_recoveries_none_never_poisons() -> None:
     [([0], 10), ([4], 6), ([1, 1, 1, 1], 6), ([10], 0), ([99], 0), ([-3600], 10)],
     ids=["at once", "in the wait", "often", "just then", "long after", "a clock an hour behind"],
 )
-def test_a_resumed_job_waits_the_remaining_time(crashes: list[int], left: int) -> None:
+def test_a_resumed_job_waits_the_remaining_time(crashes, left):
     story = Story(alone(retrying(retry_delay=10)), now=7200 * SECOND)
     story.fail()
     for after in crashes:
@@ -201,7 +199,7 @@ def test_a_resumed_job_waits_the_remaining_time(crashes: list[int], left: int) -
     assert max(0, due - story.now) == left * SECOND
 
 
-def test_a_changed_flow_is_taken_over_by_the_resume_that_allows_it() -> None:
+def test_a_changed_flow_is_taken_over_by_the_resume_that_allows_it():
     story = Story(alone())
     story.plan = flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b").plan()
     story.crash()

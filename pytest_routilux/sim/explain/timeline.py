@@ -4,7 +4,7 @@ Invariants:
 - The rows are the entries of the world's log, in its order. Times are virtual seconds since the
   job's start, with as many digits as the rows need.
 - The crash is marked, and so is the first entry that the undisturbed run does not have.
-- If there are too many rows, those near the marks stay, and `…` stands for the rest.
+- If there are too many rows, those near the marks stay, and `…` replaces the others.
 """
 
 from __future__ import annotations

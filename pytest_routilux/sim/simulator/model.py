@@ -5,7 +5,7 @@ Invariants:
 - A host holds what one host saw and did; the world holds what outlives it.
 - A world only grows. Its log holds everything that happened, in order. The world of any instant is
   a prefix of the log, so a crash cuts the log.
-- A commit is in the world once the store has it, even if the host died before the answer.
+- A commit is in the world once it is stored, even if the host died before the answer.
 - An effect enters the world at its virtual instant, not when the handler's code runs.
 """
 

@@ -7,9 +7,8 @@ import time
 
 import pytest
 
-from routilux import FakeClock, JobStatus, Runtime, SystemClock
-from tests.engine.concurrency import HandClock, no_thread_remains
-from tests.routines import PATIENCE, SECOND, Works, chain, ended_at, fails, rest, retrying
+from routilux import FakeClock, SystemClock
+from tests.routines import PATIENCE, SECOND
 
 
 def test_a_signal_of_another_clock_is_refused():
@@ -77,19 +76,3 @@ def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_s
             thread.join(PATIENCE)
         assert [True] * waiters == ended
         assert signal.is_set()
-
-
-@pytest.mark.parametrize("step", [-3600.0, 3600.0])
-def test_setting_the_wall_clock_changes_no_wait(step):
-    clock = HandClock()
-    with no_thread_remains(), Runtime(clock=clock) as runtime:
-        run = chain(a=Works(fails(1), retrying(retry_delay=10)), b=rest).start("a", runtime=runtime)
-        clock.until_waited_for(10)
-        clock.set_wall(step)
-        clock.move(9.5)
-        assert 1 == run.job.retry_count()
-        assert JobStatus.RUNNING is run.job.status
-        clock.move(0.5)
-        job = run.wait()
-    assert JobStatus.COMPLETED is job.status
-    assert 10 == ended_at(job)

@@ -84,14 +84,6 @@ def test_a_jump_sets_the_wall_clock_and_lets_no_time_pass(jumps):
 
 
 @MODES
-def test_a_century_of_sleep_takes_no_real_time(workers):
-    began = time.perf_counter()
-    half = sleeps(50 * 365 * 86_400)
-    assert 100 * 365 * 86_400 == ended_at(run(chain(workers=workers, a=half, b=half)))
-    assert time.perf_counter() - began < 10
-
-
-@MODES
 def test_every_wait_that_was_asked_for_is_listed_exactly(workers):
     clock = FakeClock()
     flow = chain(
@@ -154,27 +146,18 @@ def test_a_sleeper_and_a_retry_of_the_same_instant_run_in_the_order_of_their_tas
     assert [*names] == ran
 
 
-def test_steps_that_overlap_are_seen_on_different_workers_and_real_threads():
-    threads: dict[str, int] = {}
+def test_steps_that_overlap_run_on_different_workers_and_real_threads():
+    threads: list[int] = []
 
-    def where(name):
-        def body(self, n=0):
-            threads[name] = threading.get_ident()
-            self.ctx.sleep(1)
-            assert threading.get_ident() == threads[name]
+    def body(self, n=0):
+        threads.append(threading.get_ident())
+        self.ctx.sleep(1)
+        assert threading.get_ident() in threads
 
-        return Works(body)
-
-    flow = fan(send, workers=2, left=where("left"), right=where("right"))
-    job = run(flow, "source")
-    job.raise_for_status()
-    left, right = job.commits[-2:]
-    assert left.started_at is not None
-    assert right.started_at is not None
-    assert left.started_at < right.finished_at
-    assert right.started_at < left.finished_at
-    assert {0, 1} == {left.worker, right.worker}
-    assert 3 == len({threading.get_ident(), *threads.values()})
+    job = run(fan(send, workers=2, left=body, right=body), "source")
+    assert [("left", 1), ("right", 1)] == ends(job, 2)
+    assert {0, 1} == {commit.worker for commit in job.commits[-2:]}
+    assert 3 == len({threading.get_ident(), *threads})
 
 
 def test_a_worker_that_could_still_run_holds_the_time_back():
@@ -421,10 +404,8 @@ def test_a_thousand_waiting_jobs_share_one_loop_and_never_see_each_other():
     clock = FakeClock()
     before = engine_threads()
     with no_thread_remains(), Runtime(clock=clock) as runtime:
-        began = time.perf_counter()
         runs = [flows[i % 100].start("a", {"n": i}, runtime=runtime) for i in range(1000)]
         jobs = [run.wait() for run in runs]
-        took = time.perf_counter() - began
         new = [thread.name for thread in engine_threads() - before]
         assert new.count("routilux-loop") <= 1
     for i, job in enumerate(jobs):
@@ -433,7 +414,6 @@ def test_a_thousand_waiting_jobs_share_one_loop_and_never_see_each_other():
         assert {"mine": i} == job.shared_data
         assert [i] == outputs(job)
         assert START.timestamp() * SECOND == job.started_ns
-    assert took < 10
     assert START + timedelta(seconds=100) == clock.now()
 
 
@@ -441,28 +421,17 @@ class Unplugged(BaseException):
     """What no handler can be retried after."""
 
 
-def test_an_interrupt_in_one_background_job_leaves_the_others_alone():
-    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        well = [chain(a=sleeps(2)).start("a", runtime=runtime) for _ in range(3)]
-        broken = chain(a=fails(1, Unplugged, after=1)).start("a", runtime=runtime)
-        failed = chain(a=fails(1)).start("a", runtime=runtime)
-        well += [chain(a=sleeps(0.5), b=sleeps(1)).start("a", runtime=runtime)]
-        with pytest.raises(Unplugged):
-            broken.wait()
-        assert [JobStatus.COMPLETED] * 4 == [run.wait().status for run in well]
-        assert JobStatus.FAILED is failed.wait().status
-        assert ["a"] == [task.routine_id for task in broken.job.pending_tasks]
-
-
-def test_a_broken_job_gets_no_more_timeouts():
+def test_an_interrupt_in_one_background_job_ends_its_timeouts_and_leaves_the_others_alone():
     slow = Works(sleeps(10), ErrorHandler(timeout=5))
     flow = fan(send, workers=2, breaks=fails(1, Unplugged, after=1), slow=slow)
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        well = [chain(a=sleeps(2), b=sleeps(18)).start("a", runtime=runtime) for _ in range(3)]
         broken = flow.start("source", runtime=runtime)
-        other = chain(a=sleeps(20)).start("a", runtime=runtime)
-        assert JobStatus.COMPLETED is other.wait().status
+        failed = chain(a=fails(1)).start("a", runtime=runtime)
         with pytest.raises(Unplugged):
             broken.wait()
+        assert [JobStatus.COMPLETED] * 3 == [run.wait().status for run in well]
+        assert JobStatus.FAILED is failed.wait().status
     assert ["start", "done"] == kinds(broken.job)
     assert {"breaks", "slow"} == {task.routine_id for task in broken.job.pending_tasks}
 

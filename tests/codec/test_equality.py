@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import datetime as dt
 import threading
 from collections import OrderedDict, deque
@@ -75,11 +74,6 @@ class Spiteful(Named):
     __hash__ = object.__hash__
 
 
-@given(SMALL_VALUES)
-def test_a_value_is_the_same_as_its_deep_copy(value):
-    assert first_difference(value, copy.deepcopy(value)) is None
-
-
 @settings(max_examples=examples(3))
 @given(SMALL_VALUES, SMALL_VALUES)
 def test_sameness_and_the_first_difference_agree_in_both_directions(a, b):
@@ -106,12 +100,7 @@ def test_the_order_of_a_dict_and_of_a_set_is_no_difference(keys):
 @pytest.mark.parametrize(
     ("a", "b"),
     [
-        (1, True),
-        (1, 1.0),
         (1, Level.LOW),
-        (0.0, -0.0),
-        (complex(0.0, 0.0), complex(0.0, -0.0)),
-        (Decimal("1.0"), Decimal("1.00")),
         ({1: "x"}, {True: "x"}),
         ({1}, {True}),
         ({1, 2}, {True, 2}),

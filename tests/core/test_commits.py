@@ -191,16 +191,6 @@ def test_a_damaged_commit_is_refused_with_its_path(change, path):
     assert refusal.value.path == path
 
 
-@pytest.mark.parametrize("index", [-1, 1])
-def test_a_task_delivers_an_emission_of_its_own_commit(index):
-    task = {"task_id": "0.0", "routine_id": "b", "slot": "trigger", "emission": index}
-    data = {**json.loads(step_end(emissions=(Emission("out", {}, True),)).dumps()), "tasks": [task]}
-    with pytest.raises(CorruptStateError):
-        Commit.load(data, "$")
-    task["emission"] = 0
-    assert Commit.load(data, "$").tasks[0].emission == 0
-
-
 # --- the history ----------------------------------------------------------------------------------
 
 

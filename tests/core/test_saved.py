@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import pytest
 
 from routilux import codec
@@ -18,7 +17,8 @@ from tests.core.stories import (
     failed,
     flow_of,
     text_of,
-)from tests.persist.orders import DOUBLED, DROPPED, spoil
+)
+from tests.persist.orders import DOUBLED, DROPPED, spoil
 from tests.routines import refused_at
 
 WAYS = [by_document, by_text, by_folding]
@@ -26,9 +26,7 @@ WAYS = [by_document, by_text, by_folding]
 
 @pytest.mark.parametrize("restore", WAYS)
 @pytest.mark.parametrize("n", [1, "ü", float("nan"), -0.0, (1, (2,)), frozenset({b"x"}), None])
-def test_a_job_comes_back_equal_and_is_saved_again_as_the_same_text(
-    restore: Callable[[JobState], JobState], n: object
-) -> None:
+def test_a_job_comes_back_equal_and_is_saved_again_as_the_same_text(restore, n):
     for job in (eventful(n=n).job, failed().job):
         restored = restore(job)
         assert restored == job
@@ -36,13 +34,13 @@ def test_a_job_comes_back_equal_and_is_saved_again_as_the_same_text(
         assert job.dumps() == codec.dumps(job.serialize())
 
 
-def test_deserialize_does_not_change_its_document() -> None:
+def test_deserialize_does_not_change_its_document():
     document = eventful().job.serialize()
     JobState.deserialize(document)
     assert document == eventful().job.serialize()
 
 
-def test_an_error_names_the_path_of_a_value_that_can_not_be_saved() -> None:
+def test_an_error_names_the_path_of_a_value_that_can_not_be_saved():
     story = Story(flow_of({"a": Stage("out")}), n={"deep": [object()]})
     with pytest.raises(UnserializableError) as refusal:
         story.job.serialize()
@@ -75,12 +73,12 @@ FIRST_TASK = {"task_id": "0.9", "routine_id": "b", "slot": "trigger", "emission"
         ("pending_tasks", [], None, CONTRADICTS),
         ("pending_tasks", DOUBLED, "pending_tasks[1].task_id", "is a duplicate"),
         ("pending_tasks[0].attempt", 3, "pending_tasks", CONTRADICTS),
-        ("pending_tasks[0].attempt", 0, "pending_tasks[0].retries", "is not less than the number"),
+        ("pending_tasks[0].attempt", 0, "pending_tasks[0].retries", "is not less"),
         ("pending_tasks[0].payload.n", 9, "pending_tasks", CONTRADICTS),
         ("pending_tasks[0].mood", "good", None, "is an unknown field"),
         ("pending_tasks[0].failed", 1, None, "is of type int, not bool"),
-        ("pending_tasks[0].failed", True, "pending_tasks[0].delay_ns", "a failed task has no delay"),
-        ("pending_tasks[0].delay_ns", -1, None, "-1 is not a number from 0"),
+        ("pending_tasks[0].failed", True, "pending_tasks[0].delay_ns", "has no delay"),
+        ("pending_tasks[0].delay_ns", -1, None, "-1 ns is not a duration"),
         ("outputs[0].event", "other", "outputs", CONTRADICTS),
         ("dropped[0].outcome", "lost", None, "a task can't be dropped as 'lost'"),
         ("dropped[0].outcome", "skipped", "dropped", CONTRADICTS),
@@ -92,21 +90,21 @@ FIRST_TASK = {"task_id": "0.9", "routine_id": "b", "slot": "trigger", "emission"
         ("commits[1].seq", 3, "commits", "are not numbered without a gap"),
         ("commits[0].detail", DROPPED, None, "is missing in a commit of kind 'start'"),
         ("commits[0].tasks", DOUBLED, None, "a job starts with one task, not 2"),
-        ("commits[1].delay_ns", 1, "commits[1]", "its due_ns is not its at_ns plus its delay_ns"),
+        ("commits[1].delay_ns", 1, "commits[1]", "its due_ns is not its at_ns plus"),
         ("commits[1].emissions", [], None, "is no field of a commit of kind 'retry'"),
-        ("commits[1].status", "paused", "commits[1]", "a commit 'retry' can't turn a job from running"),
+        ("commits[1].status", "paused", "commits[1]", "can't turn a job"),
         ("commits[2].detail", {}, "commits[2].detail.name", "is missing"),
         ("commits[3].kind", "guess", "commits[3]", "'guess' is not a valid CommitKind"),
-        ("commits[3].kind", "retry", "commits[3].delay_ns", "is missing in a commit of kind 'retry'"),
+        ("commits[3].kind", "retry", "commits[3].delay_ns", "is missing in a commit"),
         ("commits[3].attempt", 7, "commits[3]", "attempt 7 of task 0 of 'a' is not the next"),
         ("commits[3].task_id", "9", "commits[3]", "attempt 2 of task 9 of 'a' is not the next"),
         ("commits[3].routine_id", "e", "commits[3]", "attempt 2 of task 0 of 'e' is not the next"),
         ("commits[3].at_ns", 0, "commits[3]", "it is earlier than the one before"),
         ("commits[3].started_ns", 10**19, "commits[3]", "its attempt starts after it"),
-        ("commits[3].status", "completed", "commits[3]", "3 tasks are left after it, and the job is"),
+        ("commits[3].status", "completed", "commits[3]", "3 tasks are left after it"),
         ("commits[3].state.removed", [1], None, ""),
         ("commits[3].tasks[0].emission", 9, None, "the commit has no emission 9"),
-        ("commits[3].tasks[0]", FIRST_TASK, "commits[3].tasks[0].emission", "only the task that a job"),
+        ("commits[3].tasks[0]", FIRST_TASK, "commits[3].tasks[0].emission", "only the task"),
         ("commits[3].tasks[0].routine_id", "ghost", "commits[3]", "it creates a task of 'ghost'"),
         ("commits[3].tasks[1].task_id", "0.0", "commits[3]", "it creates task 0.0 again"),
         ("commits[4].detail.as", "lost", "commits[4]", "a task can't be dropped as 'lost'"),

@@ -6,7 +6,6 @@ import math
 import pickle
 import sys
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -188,17 +187,17 @@ def test_looking_up_a_class_runs_no_code_of_the_module(monkeypatch, name):
     asked: list[str] = []
 
     class Trap:
-        def __getattribute__(self, name: str) -> Any:
+        def __getattribute__(self, name):
             asked.append(name)
             raise AttributeError(name)
 
     class Trapdoor(type):
-        def __getattribute__(cls, name: str) -> Any:
+        def __getattribute__(cls, name):
             asked.append(name)
             raise AttributeError(name)
 
     class Lazy(ModuleType):
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name):
             asked.append(name)
             raise AttributeError(name)
 

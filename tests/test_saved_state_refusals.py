@@ -136,29 +136,6 @@ def test_a_document_with_any_one_byte_changed_is_refused(small):
                 SavedState.from_bytes(bytes(changed))
 
 
-def loads_or_refuses(text: bytes) -> bool:
-    """Whether the text was read; then it can be written and read again."""
-    try:
-        loaded = SavedState.from_bytes(text, verify=False)
-    except SavedStateError as error:
-        if not (error.path.startswith("$") and error.reason):
-            pytest.fail(f"the refusal has no path or no reason: {error!r}")
-        return False
-    again = SavedState.from_bytes(loaded.to_bytes())
-    assert again.job == loaded.job
-    assert again.to_bytes() == loaded.to_bytes()
-    return True
-
-
-def test_without_the_digest_any_one_byte_changed_is_read_or_refused_and_nothing_else(small):
-    read = 0
-    for place in range(len(small)):
-        changed = bytearray(small)
-        changed[place] ^= 0x01
-        read += loads_or_refuses(bytes(changed))
-    assert 0 < read < len(small) // 2
-
-
 # --- documents whose digest is right and whose contents are wrong -------------------------------
 
 Row = tuple[str, object, str | None, str]
@@ -196,7 +173,7 @@ def test_impossible_contents_are_refused_although_the_digest_is_right(
     path, value, refused, reason, retried
 ):
     document = json.loads(retried)
-    assert loads_or_refuses(seal(document))
+    SavedState.from_bytes(seal(document))
     spoil(document, path, value)
     with refused_at(f"$.{refused or path}", reason, SavedStateError):
         SavedState.from_bytes(seal(document))

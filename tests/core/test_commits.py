@@ -14,14 +14,7 @@ from routilux import codec
 from routilux.clocks.durations import from_ns
 from routilux.codec.copying import is_flat
 from routilux.codec.equality import same_value
-from routilux.core.commits import (
-    Commit,
-    CommitKind,
-    HistoryRecord,
-    JobStatus,
-    history_length,
-    history_of,
-)
+from routilux.core.commits import Commit, CommitKind, JobStatus, history_length, history_of
 from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
 from routilux.errors import CorruptStateError, UnserializableError
 from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
@@ -192,49 +185,6 @@ def test_a_damaged_commit_is_refused_with_its_path(change, path):
 
 
 # --- the history ----------------------------------------------------------------------------------
-
-
-def test_a_start_is_in_the_history_with_its_params():
-    root = Task("0", "a", "trigger", {"n": 1}, True, -1)
-    start = Commit(1, CommitKind.START, 9, RUNNING, tasks=(root,), detail={})
-    assert history_of(start) == [HistoryRecord(1, 9, "a", "start", {"n": 1}, "0", 1)]
-    assert history_of(start)[0].at == from_ns(9)
-
-
-def test_each_emission_is_in_the_history_under_its_events_name():
-    emitted = (Emission("out", {"n": 1}, True), Emission("more", {}, True))
-    assert history_of(step_end(emissions=emitted)) == [
-        HistoryRecord(7, 5_000, "b", "out", {"n": 1}, "0.1", 2),
-        HistoryRecord(7, 5_000, "b", "more", {}, "0.1", 2),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("kind", "detail", "event"),
-    [
-        (CommitKind.FAILED, None, "error"),
-        (CommitKind.DROPPED, {"as": "skipped"}, "skipped"),
-        (CommitKind.DROPPED, {"as": "error_continued"}, "error_continued"),
-    ],
-)
-def test_an_error_is_in_the_history_before_its_error_event(kind, detail, event):
-    commit = step_end(
-        kind,
-        error=ErrorInfo("ValueError", "no", "x.py:1", "Traceback …"),
-        emissions=[Emission("error", {}, True)],
-        detail=detail,
-    )
-    first, second = history_of(commit)
-    assert (first.event, first.data) == (event, {"type": "ValueError", "message": "no"})
-    assert second.event == "error"
-
-
-def test_retries_conflicts_effects_and_requests_are_not_in_the_history():
-    error = ErrorInfo("ValueError", "no")
-    for kind in (CommitKind.RETRY, CommitKind.CONFLICT, CommitKind.EFFECT):
-        assert history_of(step_end(kind, error=error)) == []
-    for kind in (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED, CommitKind.FAILED):
-        assert history_of(Commit(7, kind, 0, RUNNING, error=error)) == []
 
 
 @given(commits(), st.sampled_from(CommitKind), st.none() | infos, st.sampled_from([None, "0"]))

@@ -55,19 +55,12 @@ def test_a_failed_task_is_not_ended_again():
     assert text_of(job) == before
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CommitKind if kind is not CommitKind.START])
-def test_a_job_begins_with_its_start(kind):
+@pytest.mark.parametrize("kind", CommitKind)
+def test_a_job_begins_with_a_start_that_has_details(kind):
     job = JobState("job")
-    error = ErrorInfo("ValueError", "")
-    commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=error, tasks=[])
-    with pytest.raises(IllegalTransitionError, match=f"not with '{kind}'"):
+    tasks = [Task("0", "a", "trigger", {}, True, -1)] if kind is CommitKind.START else []
+    commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=ErrorInfo("E", ""), tasks=tasks)
+    message = "only the first commit starts a job" if tasks else f"not with '{kind}'"
+    with pytest.raises(IllegalTransitionError, match=message):
         job.fold(commit)
-    assert job == JobState("job")
-
-
-def test_a_start_without_its_details_is_refused():
-    job = JobState("job")
-    root = Task("0", "a", "trigger", {}, True, -1)
-    with pytest.raises(IllegalTransitionError, match="only the first commit starts a job"):
-        job.fold(Commit(1, CommitKind.START, 0, JobStatus.RUNNING, tasks=[root]))
     assert job == JobState("job")

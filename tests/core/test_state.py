@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from routilux.clocks.durations import from_ns
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.state import JobState
 from routilux.errors import JobFailedError
@@ -43,14 +44,17 @@ def test_a_history_limit_keeps_at_least_so_many_commits_and_at_most_twice(limit)
 
 def test_the_history_lists_events_and_the_commits_all_changes():
     job = eventful().job
-    assert [(r.routine_id, r.event, r.attempt) for r in job.execution_history] == [
-        ("a", "start", 1),
-        ("a", "out", 2),
-        ("a", "extra", 2),
-        ("b", "error_continued", 1),
-        ("b", "error", 1),
-        ("d", "out", 1),
+    assert [(r.routine_id, r.event, r.attempt, r.data) for r in job.execution_history] == [
+        ("a", "start", 1, {"n": 1}),
+        ("a", "out", 2, {"n": 1}),
+        ("a", "extra", 2, {"n": 0}),
+        ("b", "error_continued", 1, {"type": "ValueError", "message": "broken"}),
+        ("b", "error", 1, {"task_id": "0.0", "message": "broken"}),
+        ("d", "out", 1, {"n": 0}),
     ]
+    _, last = failed().job.execution_history
+    assert (last.seq, last.task_id, last.at) == (2, "0", from_ns(0))
+    assert (last.event, last.data) == ("error", {"type": "ValueError", "message": "no stock"})
     assert [(o.routine_id, o.event) for o in job.outputs] == [("a", "extra"), ("d", "out")]
 
 

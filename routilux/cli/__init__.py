@@ -113,8 +113,7 @@ def _show(options: argparse.Namespace, page: Page, now: int) -> int:
 
 def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
     job = _change(
-        options,
-        lambda store: admin.retry(store, options.job, now, take_over=options.take_over),
+        options, lambda store: admin.retry(store, options.job, now, take_over=options.take_over)
     )
     result = "is completed: no task was left to run"
     if job.status is JobStatus.PENDING:
@@ -165,12 +164,7 @@ def _change(options: argparse.Namespace, change: Callable[[JobStore], JobState])
 
 
 def _report(
-    options: argparse.Namespace,
-    page: Page,
-    now: int,
-    job: JobState,
-    result: str,
-    **facts: object,
+    options: argparse.Namespace, page: Page, now: int, job: JobState, result: str, **facts: object
 ) -> int:
     if options.json:
         members = {"job_id": job.job_id, "status": job.status.value, "seq": job.seq, **facts}

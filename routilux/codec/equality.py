@@ -26,13 +26,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-__all__ = [
-    "SCALARS",
-    "Difference",
-    "first_difference",
-    "path_step",
-    "same_value",
-]
+__all__ = ["SCALARS", "Difference", "first_difference", "path_step", "same_value"]
 
 _Pairs = set[tuple[int, int]]
 _ABSENT: Final = object()

@@ -70,11 +70,7 @@ class SqliteStore(SharedStore):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        clock: Clock | None = None,
-        read_only: bool = False,
+        self, path: str | os.PathLike[str], *, clock: Clock | None = None, read_only: bool = False
     ) -> None:
         self.path = Path(path)
         self._file = SqliteFile(self.path, read_only=read_only)

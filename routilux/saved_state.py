@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from routilux import codec
 from routilux.clocks.clock import SystemClock
@@ -35,7 +35,6 @@ from routilux.persist.versions import FORMAT, loads_versioned
 
 __all__ = ["SavedState"]
 
-_LONGEST: Final = codec.MAX_BYTES + DIGEST_BYTES
 _FIELDS: codec.Fields = {
     "flow": dict,
     "job_state": dict,
@@ -160,7 +159,7 @@ class SavedState:
         """
         try:
             with Path(path).open("rb") as file:
-                data = file.read(_LONGEST + 1)  # a device may never end
+                data = file.read(codec.MAX_BYTES + DIGEST_BYTES + 1)  # a device may never end
             return cls.from_bytes(data, verify=verify, key=key)
         except SavedStateError as error:
             first, *rest = error.reason.split("\n")
@@ -179,7 +178,7 @@ class SavedState:
             mac = new_mac(key)
         finally:
             del key
-        if len(data) > _LONGEST:
+        if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
             raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
         if not data.strip():
             raise CorruptStateError("$", "is empty: no state was written to it")

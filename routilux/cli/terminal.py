@@ -24,9 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Page", "cells", "plain"]
 
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-_CONTROLS: Final = {
-    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"
-} | {0x0A: "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029", 0x202E: "\\u202e"}
 _LEAST: Final = 40  # columns; lines are not fitted to a narrower terminal
 
 
@@ -80,12 +77,14 @@ class Page:
 
 
 def plain(text: str) -> str:
-    """Return a text with its control characters and lone surrogates written as escapes.
+    """Return a text in which every character that is not printable is escaped.
 
     >>> plain("a\x1b[2J")
     'a\\\\x1b[2J'
     """
-    return text.encode("utf-8", "backslashreplace").decode().translate(_CONTROLS)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def cells(text: str) -> int:

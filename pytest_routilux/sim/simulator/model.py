@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, get_args
 
+from pytest_routilux.text import shown
 from routilux import Commit, JobStatus, JobStore
 
 if TYPE_CHECKING:
@@ -152,6 +153,9 @@ class Call:
     task_id: str
     attempt: int
     at_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ def small() -> bytes:
         (lambda text: b"PK\x03\x04", "$", "is not JSON: Expecting value at line 1"),
         (lambda text: b'{"format": "\xff"}', "$", "is not UTF-8: "),
         (lambda text: b"[1]", "$.format", "is missing: this was not written by routilux"),
-        (lambda text: text.replace(b"5", b"6"), "$.digest", "does not match: the file"),
+        (lambda text: text.replace(b"r-1", b"r-2"), "$.digest", "does not match: the file"),
         (lambda text: text.replace(b"digest", b"sum"), "$.digest", "is missing at"),
     ],
 )

@@ -17,21 +17,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
-__all__ = ["BACKOFF", "BETWEEN", "EFFECT", "HANDLER", "IDLE", "OPENING", "Places"]
+IDLE = "idle: nothing to drive"
+BACKOFF = "in a backoff wait"
+HANDLER = "in a handler"
+EFFECT = "in an effect, before its record"
+OPENING = "opening a connection"
+BETWEEN = "between these"
 
-IDLE: Final = "idle: nothing to drive"
-BACKOFF: Final = "in a backoff wait"
-HANDLER: Final = "in a handler"
-EFFECT: Final = "in an effect, before its record"
-OPENING: Final = "opening a connection"
-BETWEEN: Final = "between these"
-
-_RANKS: Final = (IDLE, BACKOFF, HANDLER, EFFECT)  # below all writes, these below all statements
+_RANKS = (IDLE, BACKOFF, HANDLER, EFFECT)  # below all writes, these below all statements
 _WRITE, _STATEMENT, _KILLED = range(len(_RANKS), len(_RANKS) + 3)
-_WIDTH: Final = 64
-_THREADS: Final = 64
+_WIDTH = 64
+_THREADS = 64
 
 
 class Places:

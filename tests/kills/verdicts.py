@@ -22,8 +22,6 @@ from tests.kills.host import digest
 from tests.kills.story import DELAYS_NS, EFFECTS, ENDS, SENT
 from tests.persist.stores import at
 
-__all__ = ["Evidence", "broken", "evidence"]
-
 _ENDS = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from routilux import PostgresStore, SqliteStore
+from routilux import FakeClock, JobStore, PostgresStore, SqliteStore
+from tests.persist.stores import STORES
 
 
 @pytest.fixture
@@ -30,3 +31,14 @@ def admin(dsn: str) -> Iterator[Any]:
 
     with psycopg.connect(dsn, autocommit=True) as db:
         yield db
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[JobStore]:
+    with STORES[request.param](tmp_path, clock) as made:
+        yield made

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -77,25 +77,14 @@ def go(children: list[subprocess.Popen[str]]) -> None:
         child.stdin.flush()
 
 
-class Call(threading.Thread):
-    """A call in a thread of its own; `result` waits for what it returns, or raises."""
+class Call:
+    """A call in a thread of its own; `result` waits for what it returns or raises."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        super().__init__()
-        self._function, self._arguments = function, arguments
-        self._got: object = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._got = self._function(*self._arguments)
-        except Exception as error:
-            self._got = error
+        self._future = ThreadPoolExecutor(1).submit(function, *arguments)
 
     def result(self) -> object:
-        self.join(PATIENCE)
-        assert not self.is_alive(), "the call does not return"
-        return self._got
+        return self._future.exception(PATIENCE) or self._future.result()
 
 
 def rest_of(child: subprocess.Popen[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,21 +25,10 @@ from routilux import (
     NotResumableError,
 )
 from tests.engine.concurrency import at_once as together
-from tests.persist.hosts import APPENDS, hold_rows, kill_after, processes
+from tests.persist.hosts import APPENDS, go, hold_rows, kill_after, processes, rest_of
 from tests.persist.stores import STORES, acquire, at
 from tests.routines import PATIENCE, SECOND
 from tests.soak import examples
-
-
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[JobStore]:
-    with STORES[request.param](tmp_path, clock) as made:
-        yield made
 
 
 def filled(store: JobStore, count: int, *, queued: bool = False) -> JobStore:
@@ -98,24 +87,19 @@ def test_writing_the_same_row_again_is_accepted_and_changes_nothing(store):
     assert 3 == len(store.rows("j"))
 
 
-def test_another_row_at_a_number_that_is_taken_is_refused(store):
-    filled(store, 3)
-    with pytest.raises(LeaseLostError, match="has 3 commits in the store"):
-        store.append("j", 2, b"another", "a", stopped=True)
-    assert [b"row 1", b"row 2", b"row 3"] == store.rows("j")
-
-
-@pytest.mark.parametrize("seq", [0, -1, 3, 100])
-def test_a_row_with_a_number_that_does_not_follow_is_refused(store, seq):
-    filled(store, 1)
-    with pytest.raises(LeaseLostError):
-        store.append("j", seq, b"x", "a", stopped=False)
-    with pytest.raises(LeaseLostError):
-        store.claim("j", seq, b"x", "a", stopped=False)
+@pytest.mark.parametrize("seq", [-1, 0, 1, 2, 4, 100])
+def test_a_row_whose_number_is_taken_or_does_not_follow_is_refused(store, seq):
+    filled(store, 2)
+    for write in (store.append, store.claim):
+        with pytest.raises(LeaseLostError, match="has 2 commits in the store"):
+            write("j", seq, b"another", "a", stopped=True)
     with pytest.raises(LeaseLostError, match="holds no job 'new'"):
         store.append("new", 2, b"x", "a", stopped=False)
-    assert [b"row 1"] == store.rows("j")
+    with pytest.raises(NotResumableError, match="holds no job 'new'"):
+        store.claim("new", 1, b"x", "a", stopped=False)
+    assert [b"row 1", b"row 2"] == store.rows("j")
     assert ["j"] == store.job_ids()
+    store.append("j", 3, b"row 3", "a", stopped=False)
 
 
 @pytest.mark.parametrize(("row", "owner"), [(b"other", "a"), (b"row 1", "b"), (b"row 1", "a")])
@@ -208,16 +192,6 @@ def test_of_two_that_claim_one_is_too_late_even_with_the_same_row(store):
     store.append("j", 4, b"of b", "b", stopped=False)
 
 
-def test_a_claim_that_is_refused_changes_nothing(store):
-    with pytest.raises(NotResumableError, match="holds no job 'nobody'"):
-        store.claim("nobody", 1, b"x", "a", stopped=False)
-    assert [] == store.job_ids()
-    filled(store, 2)
-    with pytest.raises(LeaseLostError):
-        store.claim("j", 5, b"x", "b", stopped=False)
-    store.append("j", 3, b"row 3", "a", stopped=False)
-
-
 def at_once(count: int, call: Callable[[str], Any]) -> dict[str, Any]:
     """What `count` hosts, all at once, get from a call: its result, or LeaseLostError."""
     gate = threading.Barrier(count)
@@ -261,6 +235,27 @@ def test_threads_share_one_store(store):
 
 
 # --- processes ------------------------------------------------------------------------------------
+
+
+OPENS = """
+import sys
+from tests.persist.stores import at
+sys.stdin.readline()
+with at(sys.argv[1]) as store:
+    for number in range(20):
+        store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", queued=True)
+    while acquired := store.acquire(sys.argv[2], ["f"], 10**12):
+        print(acquired.job_id)
+"""
+
+
+def test_processes_that_make_a_store_at_once_share_it(where):
+    with processes(OPENS, *([where, number] for number in range(5))) as children:
+        go(children)
+        taken = [job_id for child in children for job_id in rest_of(child).split()]
+    assert 100 == len(taken)
+    with at(where) as store:
+        assert sorted(taken) == store.job_ids()
 
 
 @pytest.mark.parametrize("lines", [1, 10])

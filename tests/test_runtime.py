@@ -11,7 +11,6 @@ from routilux import (
     DuplicateJobError,
     FakeClock,
     Flow,
-    JobState,
     JobStatus,
     LeaseLostError,
     MemoryStore,
@@ -32,7 +31,6 @@ from tests.routines import (
     error_of,
     fails,
     fan,
-    kinds,
     rest,
     retrying,
     run_by,
@@ -101,10 +99,8 @@ def test_a_store_that_refuses_leaves_the_job_as_of_its_last_commit(how, n, for_e
     jobs = watcher.jobs
     store = Refuses(n, for_ever=for_ever)
     flow = storied(2 if how == "pool" else None)
-    with (
-        no_thread_remains(),
-        Runtime(clock=FakeClock(), store=store, observers=[watcher]) as runtime,
-    ):
+    host = Runtime(clock=FakeClock(), store=store, observers=[watcher])
+    with no_thread_remains(), host as runtime:
         with pytest.raises(OSError, match=f"disk full at write {n}"):
             run_by(how, flow, "source", runtime)
         assert n - 1 == len(store.rows("j"))
@@ -138,86 +134,32 @@ def test_a_refused_effect_is_raised_in_the_caller_while_its_handler_runs(how):
     assert [True] == ends
 
 
-def test_a_job_that_an_error_has_ended_starts_no_more_steps(monkeypatch):
+def test_a_run_that_an_error_has_ended_starts_no_more_steps_and_can_not_be_cancelled(monkeypatch):
     monkeypatch.setattr("routilux.engine.threads._BACKGROUND_WORKERS", 1)
     ran: list[str] = []
 
     def pays(self, n):
-        ran.append("a")
+        ran.append(self.ctx.task_id)
         self.ctx.once("charge", int)
 
-    def after(self, n):
-        ran.append("b")
-
     with no_thread_remains(), Runtime(clock=FakeClock(), store=Refuses(3)) as runtime:
-        broken = fan(send, workers=2, a=pays, b=after).start("source", runtime=runtime)
-        with pytest.raises(OSError, match="disk full at write 3"):
-            broken.wait()
-    assert ["a"] == ran
-
-
-def test_the_next_commit_of_a_host_that_is_no_longer_the_owner_is_refused():
-    store = MemoryStore()
-    flow = storied(None)
-    clock = FakeClock(autojump=False)
-    with no_thread_remains(), Runtime(clock=clock, store=store) as first:
-        run = flow.start("source", job_id="j", runtime=first)
-        clock.advance(0)
-        with Runtime(clock=FakeClock(clock.now()), store=store) as second:
-            taken = flow.resume(second.load("j"), runtime=second)
-            clock.advance(100)
-            with pytest.raises(LeaseLostError, match="belongs to"):
-                run.wait()
-            assert JobStatus.COMPLETED is taken.status
-            assert taken == second.load("j")
-    assert ["start", "effect", "retry"] == kinds(run.job)
+        broken = fan(send, workers=2, a=pays, b=pays).start("source", runtime=runtime)
+        for _ in range(2):
+            with pytest.raises(OSError, match="disk full at write 3"):
+                broken.wait()
+        message = r"an error ended the run of job .* \(OSError: disk full at write 3\)"
+        with pytest.raises(NotResumableError, match=message):
+            broken.cancel()
+    assert ["0.0"] == ran
 
 
 def test_an_outdated_copy_of_a_job_can_not_be_resumed():
-    store = MemoryStore()
     flow = storied(None)
-    with Runtime(clock=FakeClock(), store=store) as runtime:
+    with Runtime(clock=FakeClock(), store=MemoryStore()) as runtime:
         job = flow.execute("source", job_id="j", runtime=runtime)
         with pytest.raises(LeaseLostError):
             flow.resume(job.at(3), runtime=runtime)
         assert job == runtime.load("j")
-
-
-def test_a_poisoned_job_fails_in_the_store_too():
-    store = MemoryStore()
-
-    class Crash(BaseException):
-        pass
-
-    flow = chain(a=fails(9, Crash))
-    with pytest.raises(Crash):
-        Runtime(clock=FakeClock(), store=store).execute(flow, "a", job_id="j")
-    for _ in range(2):
-        host = Runtime(clock=FakeClock(), store=store, max_recoveries=2)
-        with pytest.raises(Crash):
-            flow.resume(host.load("j"), runtime=host)
-    host = Runtime(clock=FakeClock(), store=store, max_recoveries=2)
-    job = flow.resume(host.load("j"), runtime=host)
-    kind, message = error_of(job)
-    assert "PoisonJobError" == kind
-    assert "a (task 0, attempt 1)" in message
-    assert job == host.load("j")
-
-
-def test_a_submitted_job_is_pending_until_a_host_resumes_it():
-    store = MemoryStore()
-    flow = storied(None)
-    submitter = Runtime(clock=FakeClock(), store=store)
-    job_id = submitter.submit(flow, "source")
-    waiting = submitter.load(job_id)
-    assert JobStatus.PENDING is waiting.status
-    assert ["source"] == [task.routine_id for task in waiting.pending_tasks]
-    worker = Runtime(clock=FakeClock("2026-01-02"), store=store)
-    done = flow.resume(worker.load(job_id), runtime=worker)
-    assert JobStatus.COMPLETED is done.status
-    assert 0 == done.recoveries
-    with pytest.raises(DuplicateJobError):
-        submitter.submit(flow, "source", job_id=job_id)
 
 
 def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed():
@@ -232,13 +174,14 @@ def test_a_job_that_the_store_does_not_hold_can_be_neither_loaded_nor_claimed():
         flow.resume(job, runtime=runtime)
 
 
-def test_a_second_job_of_the_same_id_is_refused_and_the_first_is_unchanged():
-    store = MemoryStore()
+@pytest.mark.parametrize("way", ["execute", "submit"])
+def test_a_second_job_of_the_same_id_is_refused_and_the_first_is_unchanged(way):
+    store, flow = MemoryStore(), chain(a=rest)
     runtime = Runtime(clock=FakeClock(), store=store)
-    first = chain(a=rest).execute("a", job_id="j", runtime=runtime)
-    for again in (runtime, Runtime(clock=FakeClock("2027-01-01"), store=store)):
+    first = flow.execute("a", job_id="j", runtime=runtime)
+    for host in (runtime, Runtime(clock=FakeClock("2027-01-01"), store=store)):
         with pytest.raises(DuplicateJobError, match="'j'"):
-            chain(a=rest).execute("a", {"n": 1}, job_id="j", runtime=again)
+            getattr(host, way)(flow, "a", {"n": 1}, job_id="j")
     assert first == runtime.load("j")
 
 
@@ -246,16 +189,17 @@ def test_a_second_job_of_the_same_id_is_refused_and_the_first_is_unchanged():
 
 
 @pytest.mark.parametrize("how", ["execute", "start"])
-def test_a_job_that_makes_more_attempts_than_max_steps_has_failed(how):
+def test_a_job_that_makes_max_steps_attempts_has_failed_and_a_higher_limit_resumes_it(how):
     with Runtime(clock=FakeClock(), max_steps=10) as runtime:
-        just = counts(10).execute("a", runtime=runtime)
-        over = run_by(how, counts(11), "a", runtime)
-    assert JobStatus.COMPLETED is just.status
-    kind, message = error_of(over)
-    assert 10 == over.routine_states["a"].attempts
+        assert "completed" == counts(10).execute("a", runtime=runtime).status
+        flow = counts(11)
+        job = run_by(how, flow, "a", runtime)
+    kind, message = error_of(job)
     assert "StepLimitError" == kind
     assert "job j made 10 attempts, the runtime's max_steps" in message
-    assert [11] == [task.payload["n"] for task in over.pending_tasks]
+    assert [11] == [task.payload["n"] for task in job.pending_tasks]
+    more = Runtime(clock=FakeClock(), max_steps=11)
+    assert "completed" == flow.resume(job, retry_failed=True, runtime=more).status
 
 
 def test_max_steps_counts_attempts_in_flight():
@@ -266,32 +210,12 @@ def test_max_steps_counts_attempts_in_flight():
     assert 3 == sum(state.attempts for state in job.routine_states.values())
 
 
-def test_a_job_stopped_at_max_steps_can_be_resumed_with_more():
-    flow = counts(15)
-    job = flow.execute("a", runtime=Runtime(clock=FakeClock(), max_steps=10))
-    done = flow.resume(job, retry_failed=True, runtime=Runtime(clock=FakeClock(), max_steps=100))
-    assert JobStatus.COMPLETED is done.status
-    assert 15 == done.routine_states["a"].completed
-    assert done.error is None
-
-
-@MODES
-def test_a_history_limit_bounds_the_commits_that_are_kept(workers):
-    longest = 0
-
-    class Measure:
-        def on_commit(self, job, commit):
-            nonlocal longest
-            longest = max(longest, len(job.commits))
-
-    flow = counts(1000)
-    flow.execution_strategy = "concurrent" if workers else "sequential"
-    with Runtime(clock=FakeClock(), history_limit=10, observers=[Measure()]) as runtime:
-        job = flow.execute("a", runtime=runtime)
-    assert (1001, 1000) == (job.seq, job.routine_states["a"].completed)
-    assert 10 <= len(job.commits) <= longest <= 20
-    assert list(range(job.seq - len(job.commits) + 1, job.seq + 1)) == [c.seq for c in job.commits]
-    assert job == JobState.deserialize(job.serialize())
+def test_a_history_limit_bounds_the_commits_that_are_kept():
+    watcher = Watcher()
+    with Runtime(clock=FakeClock(), history_limit=10, observers=[watcher]) as runtime:
+        job = counts(100).execute("a", runtime=runtime)
+    assert (101, 100) == (job.seq, job.routine_states["a"].completed)
+    assert 10 <= len(job.commits) <= max(len(seen.commits) for seen in watcher.jobs) <= 20
 
 
 # --- which runtime --------------------------------------------------------------------------------

@@ -54,6 +54,22 @@ def in_a_child(does: Callable[[], object], *, ends: int = 0) -> None:
     assert ends == ended
 
 
+class Gate:
+    """A handler that holds its thread until the test opens the gate, and then emits `n`."""
+
+    def __init__(self) -> None:
+        self._reached, self._opened = threading.Event(), threading.Event()
+        self.open = self._opened.set
+
+    def holds(self, routine: Routine, n: object = 0) -> None:
+        self._reached.set()
+        assert self._opened.wait(PATIENCE)
+        routine.emit("out", n=n)
+
+    def until_reached(self) -> None:
+        assert self._reached.wait(PATIENCE), "no step has reached the gate"
+
+
 class HandClock(Clock):
     """Time that only the test moves, for real threads; a wait without an end fails."""
 

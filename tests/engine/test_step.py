@@ -18,13 +18,13 @@ from routilux import (
     RetryAfter,
     Routine,
     StepInput,
+    UnserializableError,
 )
 from routilux.clocks.durations import SECOND
 from routilux.codec.copying import is_flat
 from routilux.engine.step import run_remote, run_step
 from routilux.graph.context import active
 from routilux.graph.messages import Effect, Task
-from tests.engine.concurrency import Remote, double, fail_once
 from tests.routines import Works, retrying
 
 START = 1_767_225_600 * SECOND
@@ -207,34 +207,26 @@ def test_an_async_handler_sees_the_context_of_its_step_and_its_errors_are_failur
     assert "async" == attempt(body, step({"n": 1})).error.message
 
 
-def test_a_step_and_its_outcome_are_values_that_can_be_pickled():
-    routine = Remote(double)
-    given = step({"n": 4}, shared={"total": 2})
-    again: StepInput = pickle.loads(pickle.dumps(given))
-    assert given == again
-    copied: Routine = pickle.loads(pickle.dumps(routine))
-    handler = pickle.loads(pickle.dumps(retrying(retry_delay=0.3)))
-    assert retrying(retry_delay=0.3) == handler
-    outcome = run_remote(again, copied, "trigger", handler)
-    assert outcome == pickle.loads(pickle.dumps(outcome))
-    assert 8 == outcome.emissions[0].payload["n"]
-    assert outcome.shared is not None
-    assert {"total": 10} == outcome.shared.values
+class Local:
+    """A value that can't be pickled."""
+
+    def __reduce__(self):
+        raise TypeError("no way out")
 
 
-def test_the_effects_of_a_remote_step_travel_with_its_outcome_also_when_it_fails():
-    outcome = run_remote(step(), Remote(fail_once), "trigger", retrying())
-    assert outcome.effects is not None
-    assert ["pid"] == list(outcome.effects)
-    assert ValueError is outcome.error_type
-    again = run_remote(
-        step(attempt=2, effects={"pid": Effect(outcome.effects["pid"].arguments, 12345)}),
-        Remote(fail_once),
-        "trigger",
-        retrying(),
-    )
-    assert again.effects is None
-    assert 12345 == again.emissions[0].payload["pid"]
+def test_an_outcome_that_can_not_be_pickled_fails_the_attempt_only():
+    class LocalError(ValueError):
+        pass
+
+    def raises(self):
+        raise LocalError("here")
+
+    for body, error in (
+        (raises, ValueError),
+        (lambda self: self.emit("out", n=Local()), UnserializableError),
+    ):
+        outcome = run_remote(step(), Works(body), "trigger", ErrorHandler())
+        assert error is pickle.loads(pickle.dumps(outcome)).error_type
 
 
 def test_a_remote_step_sleeps_in_real_time_and_not_past_its_timeout():

@@ -1,5 +1,7 @@
 """The whole public API as its users write it; never run, checked by mypy --strict."""
 
+# ruff: noqa: F403, F405 - every public name is used here, and `test_api.py` checks that
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -13,73 +15,7 @@ from typing import ClassVar, assert_type
 from uuid import UUID
 
 import routilux
-from routilux import (
-    Acquired,
-    Append,
-    Clock,
-    ClockStalledError,
-    Commit,
-    CommitKind,
-    Connection,
-    Context,
-    CorruptStateError,
-    DataFlow,
-    DroppedTask,
-    DuplicateJobError,
-    Emission,
-    ErrorHandler,
-    ErrorInfo,
-    ErrorStrategy,
-    Event,
-    ExecutionMonitor,
-    ExecutionStrategy,
-    FakeClock,
-    Flow,
-    FlowDefinitionError,
-    FlowMismatchError,
-    HistoryRecord,
-    Hold,
-    IllegalTransitionError,
-    JobFailedError,
-    JobState,
-    JobStatus,
-    JobStore,
-    LeaseLostError,
-    MemoryStore,
-    NoActiveStepError,
-    NotResumableError,
-    Observer,
-    Output,
-    PendingTask,
-    PoisonJobError,
-    PostgresStore,
-    Retry,
-    RetryAfter,
-    RoutiluxError,
-    Routine,
-    RoutineState,
-    RoutineStatus,
-    Run,
-    Runtime,
-    SavedState,
-    SavedStateError,
-    Signal,
-    Slot,
-    SqliteStore,
-    StateChange,
-    StepInput,
-    StepLimitError,
-    StepOutcome,
-    StepTimeoutError,
-    SystemClock,
-    UnknownRoutineError,
-    UnserializableError,
-    UnsupportedVersionError,
-    Wait,
-    Worker,
-    register_type,
-    use_runtime,
-)
+from routilux import *
 from routilux.clocks.clock import Party
 
 # --- the user's own types -----------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The plugin's fixtures and types as its users annotate them; never run, checked by mypy."""
 
+# ruff: noqa: F403, F405 - every public name is used here, and `test_api.py` checks that
+
 from __future__ import annotations
 
 from typing import assert_type
@@ -7,23 +9,7 @@ from typing import assert_type
 import pytest
 
 import pytest_routilux
-from pytest_routilux import (
-    At,
-    Coverage,
-    Effect,
-    Fault,
-    FlowFactory,
-    FlowFaults,
-    FlowHosts,
-    FlowMonitor,
-    FlowReport,
-    FlowSim,
-    HostError,
-    HostResult,
-    Outcome,
-    SerializeRoundtrip,
-    Verification,
-)
+from pytest_routilux import *
 from routilux import ExecutionMonitor, FakeClock, Flow, JobState, Runtime
 
 

@@ -18,6 +18,11 @@ def worker(runtime: Runtime, *flows: Flow, lease: float = 30.0) -> Worker:
     return Worker(runtime.store, flows, runtime=runtime, lease=lease)
 
 
+def hosted(runtime: Runtime, flow: Flow, lease: float = 30.0) -> tuple[Worker, str]:
+    """A worker of the flow, and the id of a job that waits for it."""
+    return worker(runtime, flow, lease=lease), runtime.submit(flow, "a")
+
+
 def statuses(runtime: Runtime, job_ids: list[str]) -> set[str]:
     return {runtime.load(job_id).status.value for job_id in job_ids}
 

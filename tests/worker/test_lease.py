@@ -20,10 +20,18 @@ from routilux import (
     Worker,
 )
 from routilux.persist import admin
-from tests.engine.concurrency import in_a_child
+from tests.engine.concurrency import Gate, in_a_child
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, Works, chain, rest, sleeps
-from tests.worker.jobs import TAKEN_OVER, retrying, statuses, story, suspends, worker, working
+from tests.worker.jobs import (
+    TAKEN_OVER,
+    hosted,
+    statuses,
+    story,
+    suspends,
+    worker,
+    working,
+)
 
 # Python 3.12 and later warn of a fork with threads, which is tested here.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
@@ -37,29 +45,31 @@ def test_the_lease_is_renewed_while_a_handler_runs(runtime, store, clock):
             self.ctx.sleep(9)
             seen.append(acquire(store, "thief", ["tale"], SECOND))
 
-    flow = chain(a=works_long)
-    job_id = runtime.submit(flow, "a")
-    worker(runtime, flow, lease=10).run(until_idle=True)
+    host, job_id = hosted(runtime, chain(a=works_long), lease=10)
+    host.run(until_idle=True)
     assert [None] * 10 == seen
     assert {"completed"} == statuses(runtime, [job_id])
 
 
-def test_a_host_that_lost_its_lease_can_not_commit(runtime, store, clock, caplog):
+@pytest.mark.parametrize("effects", [0, 1], ids=["its step", "an effect"])
+def test_a_host_that_lost_its_lease_can_not_commit(effects, runtime, store, clock, caplog):
     caplog.set_level("INFO")
     ran: list[str] = []
 
     def stolen(self):
-        ran.append(self.ctx.job_id)
-        if len(ran) == 1:
+        if not ran:
             # As if this host was suspended until its lease ended, and another host came.
             store._jobs[self.ctx.job_id].free_at = 0
             assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
+        if effects:
+            self.ctx.once("charge", ran.append, "charge")
+        else:
+            ran.append("step")
 
-    flow = chain(a=stolen)
-    job_id = runtime.submit(flow, "a")
-    worker(runtime, flow).run(until_idle=True)
-    assert [job_id] * 2 == ran  # the other host did nothing, so its lease ended too
-    assert ["start", "resumed", "resumed", "done"] == story(runtime, job_id)
+    host, job_id = hosted(runtime, chain(a=stolen))
+    host.run(until_idle=True)
+    assert 2 == len(ran)  # the other host did nothing, so its lease ended too
+    assert ["start", "resumed", "resumed", *["effect"] * effects, "done"] == story(runtime, job_id)
     assert "belongs to 'b' now; commit 3 of" in caplog.text
 
 
@@ -70,8 +80,7 @@ def test_a_suspended_host_leaves_a_job_that_others_resumed(status, runtime, stor
             raise ValueError
 
     flow = chain(a=ends)
-    job_id = runtime.submit(flow, "a")
-    host = worker(runtime, flow, lease=10)
+    host, job_id = hosted(runtime, flow, lease=10)
 
     def others_resume_it():
         clock.advance(11)
@@ -97,40 +106,18 @@ def test_a_suspended_host_never_drives_without_a_lease(runtime, store, clock, ca
     def looks(self):
         leases.append(store._jobs[self.ctx.job_id].free_at)
 
-    flow = chain(a=looks)
-    job_id = runtime.submit(flow, "a")
+    host, job_id = hosted(runtime, chain(a=looks), lease=10)
 
     def another_host_takes_it_and_dies():
         clock.advance(11)
-        assert job_id == acquire(store, "b, dead", [flow.flow_id], 10 * SECOND)
+        assert job_id == acquire(store, "b, dead", ["tale"], 10 * SECOND)
         clock.advance(11)
 
     suspends(store, another_host_takes_it_and_dies)
-    worker(runtime, flow, lease=10).run(until_idle=True)
+    host.run(until_idle=True)
     assert [clock.now_ns() + 10 * SECOND] == leases
     assert f"job {job_id!r} belongs to 'b, dead' now; commit 2 of" in caplog.text
     assert {"completed"} == statuses(runtime, [job_id])
-
-
-def test_a_host_that_lost_its_lease_records_no_effect_either(runtime, store):
-    done: list[str] = []
-
-    def affects(self):
-        if not done:
-            # As if this host was suspended until its lease ended, and another host came.
-            store._jobs[self.ctx.job_id].free_at = 0
-            assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
-            with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
-                self.ctx.once("charge", done.append, "late")
-        else:
-            self.ctx.once("charge", done.append, "again")
-
-    flow = chain(a=affects)
-    job_id = runtime.submit(flow, "a")
-    worker(runtime, flow).run(until_idle=True)
-    kinds = story(runtime, job_id)
-    assert ["start", "resumed", "resumed", "effect", "done"] == kinds
-    assert ["late", "again"] == done, "the owner of the job runs an effect that is not recorded"
 
 
 def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, clock):
@@ -140,9 +127,8 @@ def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, cl
         ran.append(self.ctx.attempt)
         raise ValueError
 
-    flow = chain(a=Works(fails, ErrorHandler("retry", max_retries=9, retry_delay=3600.0)))
-    job_id = runtime.submit(flow, "a")
-    host = worker(runtime, flow, lease=30)
+    handler = ErrorHandler("retry", max_retries=9, retry_delay=3600.0)
+    host, job_id = hosted(runtime, chain(a=Works(fails, handler)))
     assert host._take(False)
     clock.advance(0)
     drive = host._drives[job_id]
@@ -155,36 +141,6 @@ def test_a_lease_lost_in_a_wait_ends_the_run_before_the_retry(runtime, store, cl
     assert {} == host._drives
     clock.advance(7200)
     assert [1] == ran
-
-
-def test_a_host_that_acquires_its_own_job_again_drives_it_once(runtime, store, clock):
-    flow = retrying(2, delay=100)
-    job_id = runtime.submit(flow, "a")
-    host = worker(runtime, flow, lease=10)
-    assert host._take(False)
-    clock.advance(11)  # no worker renewed it
-    assert host._take(False)
-    host.run(until_idle=True)
-    assert ["start", "resumed", "retry", "resumed", "done"] == story(runtime, job_id)
-
-
-def test_a_worker_can_take_a_job_again_after_an_operator_took_it(runtime, store, clock, caplog):
-    caplog.set_level("INFO")
-    ran: list[str] = []
-    flow = chain(a=working(20, ran))
-    job_id = runtime.submit(flow, "a")
-    host = worker(runtime, flow)
-    assert host._take(False)
-    clock.advance(10)
-    admin.retry(store, job_id, clock.now_ns(), take_over=True)
-    assert host._take(False)
-    host.run(until_idle=True)
-    job = runtime.load(job_id)
-    assert ["begins", "begins", "ends"] == ran
-    assert ["start", "resumed", "resumed", "resumed", "done"] == [c.kind for c in job.commits]
-    assert [0, 1, 1] == [(c.detail or {})["recoveries"] for c in job.commits[1:4]]
-    assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
-    assert {} == runtime.environment.leases
 
 
 class Forgets(MemoryStore):
@@ -205,48 +161,28 @@ class Forgets(MemoryStore):
 def test_a_lease_of_a_lost_answer_is_given_back_at_the_next_renewal(clock, caplog):
     caplog.set_level("INFO")
     store = Forgets(clock, 2)
-
-    works_long = sleeps(10_000)
-    long, short = chain(a=works_long), chain(a=rest)
+    long, short = chain(a=sleeps(10_000)), chain(a=rest)
     short.flow_id = "short"
     with Runtime(clock=clock, store=store) as runtime:
-        job_ids = [runtime.submit(long, "a"), runtime.submit(short, "a")]
-        began = clock.now_ns()
+        runtime.submit(long, "a")
+        job_id = runtime.submit(short, "a")
         host = worker(runtime, long, short, lease=30)
         assert host._take(False)
         with pytest.raises(OSError, match="the connection broke"):
             host._take(False)
+        clock.advance(10)  # a renewal is due
+        host._maintain()
+        hold = store.holders(job_id)[job_id]
+        assert (None, False) == (hold.owner, hold.clean), "how its host stopped is unknown"
         host.run(until_idle=True)
-        jobs = [runtime.load(job_id) for job_id in job_ids]
-    assert ["completed"] * 2 == [job.status for job in jobs]
-    assert began + 10 * SECOND == jobs[1].updated_ns, "it was given back at the first renewal"
-    assert 0 == jobs[1].recoveries
-    assert [f"job {job_ids[1]} is given back: no worker here knows its lease"] == caplog.messages
-
-
-def test_a_lease_of_a_lost_answer_counts_as_an_unclean_stop(clock):
-    store = Forgets(clock, 2)
-
-    works_long = sleeps(100)
-    flows = chain(a=works_long), chain(a=rest)
-    flows[1].flow_id = "died"
-    with Runtime(clock=clock, store=store) as runtime:
-        runtime.submit(flows[0], "a")
-        host = worker(runtime, *flows, lease=30)
-        assert host._take(False)
-        job_id = runtime.submit(flows[1], "a")
-        with pytest.raises(OSError, match="the connection broke"):
-            host._take(False)
-        host._renew()
-        assert not store.holders(job_id)[job_id].clean, "how it stopped is unknown"
+        assert JobStatus.COMPLETED is runtime.load(job_id).status
+    assert [f"job {job_id} is given back: no worker here knows its lease"] == caplog.messages
 
 
 def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, store, clock):
-    works_long = sleeps(1000)
-    flows = [chain(a=works_long), chain(a=works_long)]
+    flows = [chain(a=sleeps(1000)) for _ in range(2)]
     flows[1].flow_id = "other"
-    job_ids = [runtime.submit(flow, "a") for flow in flows]
-    hosts = [worker(runtime, flow) for flow in flows]
+    hosts, job_ids = zip(*(hosted(runtime, flow) for flow in flows), strict=True)
     assert [True, True] == [host._take(False) for host in hosts]
     hosts[0]._renew()
     assert [runtime.owner] * 2 == [store.holders(i)[i].owner for i in job_ids]
@@ -259,12 +195,15 @@ def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, stor
 
 
 @pytest.mark.parametrize("by", ["an operator", "time"])
-def test_two_workers_of_a_runtime_never_share_a_job(by, runtime, store, clock, caplog):
+@pytest.mark.parametrize("same", [True, False], ids=["the same worker", "another worker"])
+def test_a_job_that_a_runtime_acquires_again_is_driven_once(
+    same, by, runtime, store, clock, caplog
+):
     caplog.set_level("INFO")
     ran: list[str] = []
     flow = chain(a=working(25, ran))
-    job_id = runtime.submit(flow, "a")
-    first, second = (Worker(store, [flow], runtime=runtime, lease=20) for _ in range(2))
+    first, job_id = hosted(runtime, flow, lease=20)
+    second = first if same else worker(runtime, flow, lease=20)
     assert first._take(False)
     if by == "time":
         clock.advance(21)  # no worker renewed it
@@ -278,23 +217,23 @@ def test_two_workers_of_a_runtime_never_share_a_job(by, runtime, store, clock, c
     assert runtime.owner == store.holders(job_id)[job_id].owner, "it was given back meanwhile"
     second.run(until_idle=True)
     assert ["begins", "begins", "ends"] == ran
-    resumed = ["resumed"] * (2 if by == "time" else 3)
-    assert ["start", *resumed, "done"] == story(runtime, job_id)
+    resumed = runtime.load(job_id).commits[1:-1]
+    recoveries = [0, 1] if by == "time" else [0, 1, 1]
+    assert recoveries == [(commit.detail or {})["recoveries"] for commit in resumed]
     assert [f"job '{job_id}' {TAKEN_OVER}"] == caplog.messages
     assert {} == runtime.environment.leases
 
 
-def test_a_job_of_a_worker_can_not_be_resumed_by_its_runtime(runtime, store, clock):
-    ran: list[str] = []
-    flow = chain(a=working(25, ran))
-    job_id = runtime.submit(flow, "a")
-    host = Worker(store, [flow], runtime=runtime, lease=30)
+@pytest.mark.parametrize("same", [True, False], ids=["by its runtime", "by another host"])
+def test_a_job_of_a_worker_can_not_be_resumed(same, runtime, store, clock):
+    flow = chain(a=sleeps(25))
+    host, job_id = hosted(runtime, flow)
+    other = runtime if same else Runtime(clock=clock, store=store)
     assert host._take(False)
     clock.advance(10)
     with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20.0"):
-        flow.resume(runtime.load(job_id), runtime=runtime)
+        flow.resume(runtime.load(job_id), runtime=other)
     host.run(until_idle=True)
-    assert ["begins", "ends"] == ran
     assert ["start", "resumed", "done"] == story(runtime, job_id)
 
 
@@ -316,17 +255,11 @@ def test_a_forked_child_has_its_own_owner_name_and_threads(tmp_path):
 
 
 def test_a_forked_child_drives_jobs_though_its_parent_held_the_locks(tmp_path):
-    begun, over = threading.Event(), threading.Event()
-
-    def waits(self):
-        begun.set()
-        over.wait(PATIENCE)
-
-    long, short = chain(a=waits), chain(a=rest)
+    gate, holding, over = Gate(), threading.Event(), threading.Event()
+    short = chain(a=rest)
     with SqliteStore(tmp_path / "jobs.db") as store, Runtime(store=store) as runtime:
-        run = long.start("a", runtime=runtime)
-        assert begun.wait(PATIENCE)
-        holding = threading.Event()
+        run = chain(a=gate.holds).start("a", runtime=runtime)
+        gate.until_reached()
 
         def holds():
             with runtime.environment.lock, runtime.environment.lease_lock:
@@ -336,14 +269,11 @@ def test_a_forked_child_drives_jobs_though_its_parent_held_the_locks(tmp_path):
         thread = threading.Thread(target=holds)
         thread.start()
         assert holding.wait(PATIENCE)
-
-        def works():
-            short.start("a", job_id="mine", runtime=runtime).wait(PATIENCE)
-
         try:
-            in_a_child(works)
+            in_a_child(lambda: short.start("a", job_id="mine", runtime=runtime).wait(PATIENCE))
         finally:
             over.set()
+            gate.open()
             thread.join(PATIENCE)
         assert JobStatus.COMPLETED is run.wait(PATIENCE).status
         assert JobStatus.COMPLETED is runtime.load("mine").status

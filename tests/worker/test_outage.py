@@ -21,7 +21,7 @@ from routilux import (
     Worker,
 )
 from tests.routines import SECOND, Works, chain, rest
-from tests.worker.jobs import worker
+from tests.worker.jobs import hosted, worker
 
 LEASE = 30.0
 CALLS = (
@@ -127,12 +127,11 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(caplog):
 
 def test_an_outage_as_long_as_a_lease_ends_the_worker_with_its_error(clock):
     store = Fails(clock, 1, 10**6)
-    flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
-        runtime.submit(flow, "a")
+        host, _ = hosted(runtime, chain(a=rest))
         began = clock.now_ns()
         with pytest.raises(OSError, match="the disk is full"):
-            worker(runtime, flow).run()
+            host.run()
         assert began + LEASE * SECOND == clock.now_ns()
 
 
@@ -143,10 +142,8 @@ def test_a_worker_stopped_in_an_outage_gives_its_jobs_back_after_it(clock):
         host.stop()
         store.n = store.calls + 1
 
-    flow = chain(a=is_stopped, b=rest)
     with Runtime(clock=clock, store=store) as runtime:
-        job_id = runtime.submit(flow, "a")
-        host = worker(runtime, flow)
+        host, job_id = hosted(runtime, chain(a=is_stopped, b=rest))
         host.run()
         assert store.failures
         hold = store.holders(job_id)[job_id]
@@ -167,10 +164,9 @@ def test_a_job_that_alone_can_not_be_saved_is_retried_and_never_poisoned(clock):
     def works(self):
         ran.append(clock.now_ns())
 
-    flow = chain(a=works)
     with Runtime(clock=clock, store=store, max_recoveries=1) as runtime:
-        job_id = runtime.submit(flow, "a")
-        worker(runtime, flow).run(until_idle=True)
+        host, job_id = hosted(runtime, chain(a=works))
+        host.run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
     waits = {after - before for before, after in pairwise(ran)}
     assert {10 * SECOND} == waits, "a third of a lease lies between two tries"
@@ -187,11 +183,10 @@ def test_a_job_that_could_not_be_read_is_given_back_long_before_its_lease_ends(c
         return got
 
     store.acquire = acquires
-    flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
-        job_id = runtime.submit(flow, "a")
+        host, job_id = hosted(runtime, chain(a=rest))
         began = clock.now_ns()
-        worker(runtime, flow).run(until_idle=True)
+        host.run(until_idle=True)
         job = runtime.load(job_id)
     assert store.failures
     assert JobStatus.COMPLETED is job.status
@@ -203,8 +198,8 @@ def test_a_late_release_does_not_give_back_a_job_that_was_taken_again(by, clock)
     store = Fails(clock, 10**9, 10.0)
     flow = chain(a=rest)
     with Runtime(clock=clock, store=store) as runtime:
-        job_id = runtime.submit(flow, "a")
-        first, second = (Worker(store, [flow], runtime=runtime, lease=5) for _ in range(2))
+        first, job_id = hosted(runtime, flow, lease=5)
+        second = worker(runtime, flow, lease=5)
         rows, release = store.rows, store.release
         store.rows = store.release = _raises
         with pytest.raises(OSError, match="it is down"):
@@ -246,10 +241,8 @@ def test_a_host_that_lost_its_job_has_no_further_effect(use, how, clock, store):
         except LeaseLostError as error:
             refused.append(error)
 
-    flow = chain(a=affects)
     with Runtime(clock=clock, store=store) as runtime:
-        runtime.submit(flow, "a")
-        host = worker(runtime, flow)
+        host, _ = hosted(runtime, chain(a=affects))
         assert host._take(False)
         drive = next(iter(host._drives.values()))
         clock.wait(drive.stopped, None, who="the test")
@@ -266,10 +259,8 @@ def test_a_host_whose_lease_has_ended_keeps_a_job_that_no_other_host_took(clock,
         self.ctx.sleep(31)
         self.ctx.once("late", done.append, "late")
 
-    flow = chain(a=affects)
     with Runtime(clock=clock, store=store) as runtime:
-        job_id = runtime.submit(flow, "a")
-        host = worker(runtime, flow)
+        host, job_id = hosted(runtime, chain(a=affects))
         assert host._take(False)
         clock.wait(host._drives[job_id].stopped, None, who="the test")
         assert JobStatus.COMPLETED is runtime.load(job_id).status

@@ -13,7 +13,6 @@ from routilux import (
     FlowDefinitionError,
     FlowMismatchError,
     JobStatus,
-    LeaseLostError,
     Routine,
     Runtime,
     SqliteStore,
@@ -23,8 +22,7 @@ from routilux.engine.observers import Observers
 from tests.engine.concurrency import at_once
 from tests.persist.stores import acquire
 from tests.routines import PATIENCE, SECOND, chain, delays, kinds, rest
-from tests.test_runtime import Refuses
-from tests.worker.jobs import retrying, statuses, story, worker
+from tests.worker.jobs import hosted, retrying, statuses, story, worker
 
 
 def test_a_worker_drives_every_job_that_was_submitted_and_ends_when_none_is_left(runtime):
@@ -64,11 +62,10 @@ def exits(self: Routine) -> None:
 
 
 def test_a_job_of_a_dead_host_is_taken_over_when_its_lease_ends(runtime, store, clock):
-    flow = chain(a=rest)
-    job_id = runtime.submit(flow, "a")
+    host, job_id = hosted(runtime, chain(a=rest))
     assert job_id == acquire(store, "dead host", ["tale"], 20 * SECOND)
     began = clock.now_ns()
-    worker(runtime, flow).run(until_idle=True)
+    host.run(until_idle=True)
     job = runtime.load(job_id)
     assert JobStatus.COMPLETED is job.status
     assert began + 20 * SECOND == job.commits[1].at_ns
@@ -94,9 +91,8 @@ def test_the_rest_of_a_wait_is_honoured_after_a_host_dies(runtime, store, clock)
 
 
 def test_a_job_that_ends_its_worker_repeatedly_fails_and_names_the_task(runtime, caplog):
-    flow = chain(a=exits)
-    job_id = runtime.submit(flow, "a")
-    worker(runtime, flow).run(until_idle=True)
+    host, job_id = hosted(runtime, chain(a=exits))
+    host.run(until_idle=True)
     job = runtime.load(job_id)
     assert JobStatus.FAILED is job.status
     assert job.error is not None
@@ -125,19 +121,6 @@ def test_a_stopped_worker_lets_steps_end_and_gives_its_jobs_back(runtime, store)
     assert "retry" == runtime.load(waiting).commits[-1].kind
     worker(runtime, flow, waits).run(until_idle=True)
     assert {"completed"} == statuses(runtime, [job_id, waiting])
-
-
-def test_an_error_of_the_store_ends_the_worker(clock):
-    class Breaks(Refuses):
-        def release(self, *rest, **clean):
-            raise OSError("disk full")
-
-    store = Breaks(2)
-    runtime = Runtime(clock=clock, store=store)
-    flow = chain(a=rest)
-    runtime.submit(flow, "a")
-    with pytest.raises(OSError, match="disk full"):
-        worker(runtime, flow).run()
 
 
 def test_sigterm_stops_a_worker_which_restores_the_signal_handler(tmp_path):
@@ -215,22 +198,6 @@ def test_clean_stops_of_workers_poison_no_job(clock, store, monkeypatch):
         assert {0} == {(c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"}
 
 
-def test_repeated_deaths_of_hosts_poison_a_job(clock, store):
-    flow = chain(a=rest)
-    job_id = Runtime(clock=clock, store=store).submit(flow, "a")
-    jobs = []
-    for _ in range(4):
-        host = Runtime(clock=clock, store=store, max_recoveries=2)
-        acquired = store.acquire(host.owner, ["tale"], 5 * SECOND)
-        assert acquired is not None
-        host.resumed(flow, host.load(job_id), acquired=acquired)
-        jobs.append(host.load(job_id))
-        clock.advance(5)  # it does nothing, and never renews its lease
-    assert [0, 1, 2, 2] == [job.recoveries for job in jobs]
-    assert ["running"] * 3 + ["failed"] == [job.status for job in jobs]
-    assert "recovered 2 times without progress" in str(jobs[-1].error)
-
-
 @pytest.mark.parametrize("given_back", [True, False])
 def test_a_resume_counts_only_an_unclean_stop(given_back, runtime, store, clock):
     flow = chain(a=rest)
@@ -247,15 +214,6 @@ def test_a_resume_counts_only_an_unclean_stop(given_back, runtime, store, clock)
     assert [0, int(not given_back)] == [
         (c.detail or {})["recoveries"] for c in job.commits if c.kind == "resumed"
     ]
-
-
-def test_a_job_under_a_lease_can_not_be_resumed_by_others(runtime, store, clock):
-    flow = chain(a=rest)
-    job_id = runtime.submit(flow, "a")
-    store.acquire("web-1:7:cafe", ["tale"], 5 * SECOND)
-    message = f"job '{job_id}' is held by web-1:7:cafe, whose lease ends in 5.0 s; until then"
-    with pytest.raises(LeaseLostError, match=message):
-        flow.resume(runtime.load(job_id), runtime=runtime)
 
 
 def test_a_job_that_is_put_aside_keeps_its_kind_of_stop(runtime, store, clock):

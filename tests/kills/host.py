@@ -27,11 +27,11 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
-from itertools import count
 from typing import Any
 
 import routilux.engine.drive
@@ -165,22 +165,17 @@ def _asks(order: Order, places: Places) -> None:
 
 def _until_renewed(store: Any) -> Any:
     """Return a function that waits for the next renewal of a lease, in any number of threads."""
-    ear, mouth = os.pipe()
-    renew = store.renew
-    waiting = count()
-    woken = 0
+    renew, renewed = store.renew, threading.Condition()
 
     def renews(owner: str, lease_ns: int) -> Any:
-        nonlocal woken
         held = renew(owner, lease_ns)
-        begun = next(waiting)  # which counts this call too
-        os.write(mouth, b"." * (begun - woken))
-        woken = begun + 1
+        with renewed:
+            renewed.notify_all()
         return held
 
     def lingers() -> None:
-        next(waiting)
-        os.read(ear, 1)
+        with renewed:
+            renewed.wait()
 
     store.renew = renews
     return lingers

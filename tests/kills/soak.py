@@ -219,7 +219,7 @@ class Soak:
                 self._open.discard(event[1])
             elif event[0] == "commit":
                 self._open.add(event[1])
-        if status == -signal.SIGKILL:
+        if status in (-signal.SIGKILL, -signal.SIGALRM):
             exact = "aim" in order and order["aim"][::2] == [place, 0]
             self.hits["at" if exact else "after"][place] += 1
         elif status == 0:

@@ -54,21 +54,6 @@ for seq in range(2, 10**9):
 """
 
 
-def kill_after(lines: int, child: subprocess.Popen[str]) -> int:
-    """Kill a host that runs APPENDS after some lines; return how many rows were accepted."""
-    for _ in range(lines):
-        line_of(child)
-    child.kill()
-    assert child.stdout is not None
-    return lines + 1 + len(child.stdout.read().split("\n")[:-1])
-
-
-def hold_rows(rows: list[bytes], accepted: int) -> None:
-    """Assert that the rows of APPENDS are those that were accepted."""
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been printed
-    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
-
-
 def go(children: list[subprocess.Popen[str]]) -> None:
     """Write the line for which they wait."""
     for child in children:

@@ -200,7 +200,7 @@ class FlowSim:
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         if repro.seed is not None:
             raise StaleError(
-                "crash_everywhere works in FIFO order, and the reproducer names a seed"
+                "crash_everywhere has FIFO order, and the reproducer names a seed"
             )
         applied = repro.applied(case, case.build())
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.run import Run
 
-__all__ = ["Flow", "JobOptions", "Params", "ResumeOptions", "Runner", "set_default_runner"]
-
 _STOP: Final = ErrorHandler()
 _CHANGED: Final = (
     "use the classes as they were, or read the job alone by"

@@ -24,19 +24,6 @@ if TYPE_CHECKING:
 
     from routilux import Clock, Commit, Flow, Runtime, StepInput
 
-__all__ = [
-    "NEVER_STRUCK",
-    "ClockJump",
-    "Fault",
-    "OfRoutine",
-    "Raises",
-    "Slow",
-    "StoreFails",
-    "failing_write",
-    "slot_with_faults",
-]
-
-
 NEVER_STRUCK: Final = (
     "{} never struck, so the test proves nothing about it: no such attempt or write was made; name"
     " one that happens"

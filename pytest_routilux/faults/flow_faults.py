@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from routilux.engine.environment import RunStep
     from routilux.graph.messages import StepOutcome
 
-__all__ = ["FlowFaults"]
-
 
 class FlowFaults:
     """Makes faults; the fixture `flow_faults`.

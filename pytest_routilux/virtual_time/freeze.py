@@ -56,8 +56,6 @@ if TYPE_CHECKING:
     from pytest_routilux.settings import Sleeping
     from routilux import Context
 
-__all__ = ["frozen_clock", "frozen_simulation"]
-
 # Their timers measure or limit real work. (`threading` needs no entry: modules of the standard
 # library keep the functions that they have imported by name.)
 _REAL_CALLERS: Final = frozenset(

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from routilux.graph.messages import ErrorInfo, Writes
 
-__all__ = ["FoldedJob"]
-
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _START = CommitKind.START
 _DONE = CommitKind.DONE

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     from routilux.graph.messages import Effect, ErrorInfo
 
-__all__ = ["DroppedTask", "Output", "PendingTask", "RoutineState", "RoutineStatus"]
-
 _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_continued", "failed")
 
 

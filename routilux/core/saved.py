@@ -21,9 +21,6 @@ from routilux.errors import CorruptStateError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-
-__all__ = ["load", "members"]
-
 Job = TypeVar("Job", bound=FoldedJob)
 
 

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
 
-__all__ = ["Drive"]
-
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
 

@@ -13,8 +13,6 @@ from collections.abc import Mapping, Sequence, Set
 from itertools import islice
 from typing import Final
 
-__all__ = ["mismatch", "shape_changes", "tasks_without_slot"]
-
 _INLINE: Final = 3  # changes that fit into a sentence
 _LISTED: Final = 20
 _NAMED: Final = 5  # of a kind, in a sentence

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from routilux.graph.routine import Routine
 
-__all__ = ["load_handler", "load_routine", "saved_handler", "saved_routine"]
-
 _FIELDS: codec.Fields = {
     "id": str,
     "routine": str,

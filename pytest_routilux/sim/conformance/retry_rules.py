@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from routilux import Commit
     from routilux.graph.messages import Task
 
-__all__ = ["BrokenRuleError", "RetryRules", "commit_text", "fail"]
-
 _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
 

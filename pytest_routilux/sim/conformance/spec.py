@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from routilux import Flow
 
-__all__ = ["RAISED_BY_ENGINE", "FlowSpec", "RetryPolicy", "error_name", "width_of"]
-
 _SECOND: Final = 10**9
 _CENTURY: Final = 36_525 * 86_400 * _SECOND
 _COMPUTED: Final = 300

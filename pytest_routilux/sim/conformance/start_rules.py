@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
     from routilux import StepInput
 
-__all__ = ["StartRules", "same", "too_early", "wrong_attempt"]
-
 
 @final
 class StartRules:

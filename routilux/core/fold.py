@@ -235,7 +235,7 @@ class FoldedJob:
             raise IllegalTransitionError(
                 f"commit {commit.seq} withdraws a task that is not pending"
             )
-        recoveries = in_range(detail["recoveries"], "$.recoveries")
+        recoveries = in_range(cast(int, detail["recoveries"]), "$.recoveries")
         if "shape" in detail:
             self._take_shape(detail)
         self.recoveries = recoveries

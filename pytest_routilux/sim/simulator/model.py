@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, get_args
 
+from pytest_routilux.text import shown
 from routilux import Commit, JobStatus, JobStore
 
 if TYPE_CHECKING:
@@ -153,6 +154,9 @@ class Call:
     attempt: int
     at_ns: int
 
+    def __str__(self) -> str:
+        return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"
+
 
 @dataclass(frozen=True, slots=True)
 class Note:
@@ -231,8 +235,8 @@ class Finding:
 
     `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
     together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
-    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
-    `call` the effect that it is about, `hint` a line of the user's code.
+    the crash) for those parts that differ, `call` is the effect that it is about, `hint` a line of
+    the user's code.
     """
 
     kind: str
@@ -240,7 +244,6 @@ class Finding:
     path: str
     routine: str | None = None
     rows: list[tuple[str, str, str]] = field(default_factory=list)
-    at_ns: int | None = None
     hint: str = ""
     call: Call | None = None
 

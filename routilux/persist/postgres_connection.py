@@ -163,6 +163,8 @@ class Database:
                         link = self._opened(lost)
                     found = link.db.execute(statement, values, binary=True).fetchall()
                     return Answer(found, lost is not None)
+                except UnicodeEncodeError as error:
+                    raise UnserializableError(self.name, f"can't keep this: {error}") from None
                 except self._psycopg.Error as error:
                     if lost is not None or link is None or not link.db.closed:
                         raise self._named(error) from error

@@ -80,9 +80,7 @@ def failures(result: pytest.RunResult) -> list[list[str]]:
     return [part[first:] for part, first in zip(parts, firsts, strict=True) if first < len(part)]
 
 
-def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(
-    inner: pytest.Pytester,
-) -> None:
+def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(inner):
     fixtures = "flow_runtime, flow_monitor, serialize_roundtrip, flow_hosts, flow_sim"
     tests = [
         f"\n    def test_{name}({fixtures}):\n        {statement}"
@@ -99,7 +97,7 @@ def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(
         assert place.startswith("test_shop.py:")
 
 
-def test_user_code_between_frames_of_ours_stays(inner: pytest.Pytester) -> None:
+def test_user_code_between_frames_of_ours_stays(inner):
     inner.makepyfile(
         test_shop=SHOP
         + """
@@ -129,7 +127,7 @@ BUG: Final = """
 """
 
 
-def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner: pytest.Pytester) -> None:
+def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner):
     inner.makepyfile(test_shop=SHOP + BUG)
     result = inner.runpytest_inprocess(*QUIET)
     result.assert_outcomes(failed=2)
@@ -137,7 +135,7 @@ def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner: pytest.Py
         result.stdout.fnmatch_lines([f"*routilux/{place}"] * 2)
 
 
-def test_all_frames_are_shown_with_full_trace(inner: pytest.Pytester) -> None:
+def test_all_frames_are_shown_with_full_trace(inner):
     inner.makepyfile(test_shop=f"{SHOP}\n    def test_it(): shop().execute('pya')")
     plain = inner.runpytest_inprocess(*QUIET)
     plain.stdout.no_fnmatch_line("*routilux/runtime.py*")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pytest_routilux import FlowFaults, FlowMonitor, FlowSim
+from pytest_routilux import FlowFaults, FlowMonitor
 from routilux import Flow, FlowDefinitionError
 from tests.plugin.monitor.pricing import run, shop
 
@@ -52,15 +51,13 @@ FAULTS = FlowFaults()
         ),
     ],
 )
-def test_an_invalid_call_of_a_simulation_is_refused(
-    flow_sim: FlowSim, call: Callable[[Any], object], says: str
-) -> None:
+def test_an_invalid_call_of_a_simulation_is_refused(flow_sim, call, says):
     with pytest.raises(FlowDefinitionError) as refused:
         call(flow_sim)
     assert says in str(refused.value)
 
 
-def test_an_order_of_one_routine_is_refused() -> None:
+def test_an_order_of_one_routine_is_refused():
     monitor = FlowMonitor()
     run(monitor)
     with pytest.raises(FlowDefinitionError, match="needs two routines or more, not 'fetch'"):

@@ -18,7 +18,7 @@ import pytest
 from pytest_routilux import FlowHosts
 from pytest_routilux.hosts.child import quoted
 from pytest_routilux.hosts.flow_hosts import At, HostError
-from routilux import FakeClock, Flow, Routine
+from routilux import Flow, Routine
 from tests.plugin.inner import ROOT, run_inside
 from tests.plugin.shop import breaking
 
@@ -79,9 +79,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(
-    flow_clock: FakeClock, tmp_path: Path
-) -> None:
+def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(flow_clock, tmp_path):
     with (
         FlowHosts(tmp_path, timeout=0.3) as hosts,
         pytest.raises(HostError, match=r"was killed: it ran for 0\.3 s") as error,
@@ -90,7 +88,7 @@ def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(
     assert not is_alive(pid_in(error.value))
 
 
-def test_no_host_outlives_the_block(tmp_path: Path) -> None:
+def test_no_host_outlives_the_block(tmp_path):
     errors: list[HostError] = []
     fifo, end = fifo_in(tmp_path)
 
@@ -113,9 +111,7 @@ def test_no_host_outlives_the_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_at", [At(seq=2), None])
-def test_the_children_of_a_host_end_with_it(
-    flow_hosts: FlowHosts, tmp_path: Path, kill_at: At | None
-) -> None:
+def test_the_children_of_a_host_end_with_it(flow_hosts, tmp_path, kill_at):
     fifo, end = fifo_in(tmp_path)
     host = flow_hosts.start(**args(has_a_child, str(fifo)), kill_at=kill_at)
     assert int(read(end)) not in (host.pid, os.getpid())
@@ -157,12 +153,8 @@ INNER = f"""
     ],
 )
 def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
-    pytester: pytest.Pytester,
-    monkeypatch: pytest.MonkeyPatch,
-    test: str,
-    end: signal.Signals | None,
-    status: int,
-) -> None:
+    pytester, monkeypatch, test, end, status
+):
     pytester.makepyfile(test_inner=INNER)
     fifo, reads = fifo_in(pytester.path)
     gate = pytester.path / "gate"
@@ -198,7 +190,7 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
 # --- their output ---------------------------------------------------------------------------------
 
 
-def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester: pytest.Pytester) -> None:
+def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester):
     pytester.makepyfile(
         f"""
         from {__name__} import args, prints
@@ -230,9 +222,7 @@ def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester: pytest.Pyteste
     assert 1 == sum("Captured output" in line for line in result.outlines)
 
 
-def test_output_without_end_is_bounded_in_memory_and_in_the_message(
-    flow_hosts: FlowHosts,
-) -> None:
+def test_output_without_end_is_bounded_in_memory_and_in_the_message(flow_hosts):
     host = flow_hosts.start(**args(prints, 200_000))
     assert host.output.endswith("line 199998\nline 199999\n")
     assert 1 << 20 >= len(host.output)
@@ -255,5 +245,4 @@ def read(end: int) -> bytes:
 
 def pid_in(error: HostError) -> int:
     found = re.search(r"\(pid (\d+)\)", str(error))
-    assert found is not None
     return int(found[1])

@@ -18,7 +18,6 @@ from uuid import UUID
 
 import pytest
 
-from pytest_routilux import FlowFactory, SerializeRoundtrip
 from pytest_routilux.hosts.flow_hosts import HostError
 from routilux import (
     ErrorHandler,
@@ -55,8 +54,8 @@ def give_price(price):
 
 @pytest.mark.parametrize("via", VIAS)
 def test_flows_jobs_states_and_error_handlers_come_back_whole(
-    serialize_roundtrip: SerializeRoundtrip, flow_factory: FlowFactory, via
-) -> None:
+    serialize_roundtrip, flow_factory, via
+):
     flow = shop(tries=3)
     twin = serialize_roundtrip(flow, via=via)
     assert twin is not flow
@@ -83,7 +82,7 @@ def test_flows_jobs_states_and_error_handlers_come_back_whole(
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_values_come_back_whole(serialize_roundtrip: SerializeRoundtrip, via) -> None:
+def test_values_come_back_whole(serialize_roundtrip, via):
     values = {
         "at": datetime(2026, 1, 3, tzinfo=UTC),
         "left": timedelta(seconds=0.45),
@@ -99,18 +98,14 @@ def test_values_come_back_whole(serialize_roundtrip: SerializeRoundtrip, via) ->
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_type_that_is_lost_is_shown_with_its_path(
-    serialize_roundtrip: SerializeRoundtrip, via
-) -> None:
+def test_a_type_that_is_lost_is_shown_with_its_path(serialize_roundtrip, via):
     payload = {"items": [Loose(Decimal("1.5"))]}
     expected = f"$.items[0].price: Decimal('1.5') became float 1.5 (saved and loaded via {via})"
     with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
         serialize_roundtrip(payload, via=via)
 
 
-def test_a_type_that_is_lost_is_found_deep_in_a_job(
-    serialize_roundtrip: SerializeRoundtrip, flow_factory: FlowFactory
-) -> None:
+def test_a_type_that_is_lost_is_found_deep_in_a_job(serialize_roundtrip, flow_factory):
     job = flow_factory(chain=[give_price]).execute(
         "give_price", {"price": Loose(Decimal("1.5"))}, runtime=Runtime()
     )
@@ -118,18 +113,14 @@ def test_a_type_that_is_lost_is_found_deep_in_a_job(
         serialize_roundtrip(job)
 
 
-def test_an_attribute_that_was_set_after_the_constructor_is_found(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_an_attribute_that_was_set_after_the_constructor_is_found(serialize_roundtrip):
     flow = shop(tries=3)
     flow.routines["charge"].rate = 2.5
     with pytest.raises(AssertionError, match=r"^\$\.routines\.charge\.rate: 2\.5 became 1\.5"):
         serialize_roundtrip(flow)
 
 
-def test_an_error_handler_that_was_taken_away_stays_away(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_an_error_handler_that_was_taken_away_stays_away(serialize_roundtrip):
     flow = shop(tries=3)
     flow.routines["charge"].set_error_handler(None)
     assert None is serialize_roundtrip(flow).routines["charge"].error_handler
@@ -174,8 +165,8 @@ for _liar in LIARS:
 @pytest.mark.parametrize("via", ["memory", "process"])
 @pytest.mark.parametrize("liar", LIARS)
 def test_the_values_inside_of_an_object_with_a_false_eq_are_compared(
-    serialize_roundtrip: SerializeRoundtrip, liar: type[Cell], via
-) -> None:
+    serialize_roundtrip, liar, via
+):
     assert [1, 2] == serialize_roundtrip([liar([1, 2])], via=via)[0].value
     expected = f"$[0].value: Decimal('1.5') became float 1.5 (saved and loaded via {via})"
     with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
@@ -196,14 +187,12 @@ def test_the_values_inside_of_an_object_with_a_false_eq_are_compared(
     ],
     ids=str,
 )
-def test_types_signs_and_order_are_kept(
-    serialize_roundtrip: SerializeRoundtrip, value: object, via
-) -> None:
+def test_types_signs_and_order_are_kept(serialize_roundtrip, value, via):
     twin = serialize_roundtrip(value, via=via)
     assert repr(value) == repr(twin)
 
 
-def test_an_order_that_is_lost_is_found(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_an_order_that_is_lost_is_found(serialize_roundtrip):
     @register_type(name="tests.roundtrip.basket")
     @dataclass
     class Basket:
@@ -242,18 +231,14 @@ class Text(str):
         ({"items": [object()]}, "$.items[0]"),
     ],
 )
-def test_a_value_that_can_not_be_saved_is_refused_with_its_path(
-    serialize_roundtrip: SerializeRoundtrip, value: object, path: str
-) -> None:
+def test_a_value_that_can_not_be_saved_is_refused_with_its_path(serialize_roundtrip, value, path):
     for via in VIAS:
         with pytest.raises(UnserializableError) as refused:
             serialize_roundtrip(value, via=via)
         assert path == refused.value.path
 
 
-def test_a_value_that_contains_itself_is_refused_and_not_followed(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_value_that_contains_itself_is_refused_and_not_followed(serialize_roundtrip):
     loop: dict[str, Any] = {"rows": []}
     loop["rows"].append(loop)
     with pytest.raises(
@@ -266,15 +251,11 @@ def test_a_value_that_contains_itself_is_refused_and_not_followed(
 # --- the other process ----------------------------------------------------------------------------
 
 
-def test_a_form_is_imported_with_the_module_that_registers_it(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_form_is_imported_with_the_module_that_registers_it(serialize_roundtrip):
     assert Fraction(1, 3) == serialize_roundtrip({"rate": Fraction(1, 3)}, via="process")["rate"]
 
 
-def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(serialize_roundtrip):
     value = {"shop": SimpleNamespace(name="pens")}
     with pytest.raises(HostError) as unknown:
         serialize_roundtrip(value, via="process")
@@ -287,9 +268,7 @@ def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(
         assert value == serialize_roundtrip(value, via="process", imports=imports)
 
 
-def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(serialize_roundtrip):
     @register_type(name="tests.roundtrip.local_money")
     @dataclass
     class LocalMoney:
@@ -302,14 +281,12 @@ def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(
     assert "register each class at the top level of a module" in str(unknown.value)
 
 
-def test_via_process_loads_in_another_process(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_via_process_loads_in_another_process(serialize_roundtrip):
     with pytest.raises(AssertionError, match=rf"^\$\.pid: {os.getpid()} became \d+ \("):
         serialize_roundtrip(Home(os.getpid()), via="process")
 
 
-def test_a_class_that_another_process_can_not_find_is_named(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_class_that_another_process_can_not_find_is_named(serialize_roundtrip):
     class Local(Routine):
         routine_name = "tests.roundtrip.local"
 
@@ -323,6 +300,6 @@ def test_a_class_that_another_process_can_not_find_is_named(
         serialize_roundtrip(flow, via="process")
 
 
-def test_an_unknown_via_is_refused(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_an_unknown_via_is_refused(serialize_roundtrip):
     with pytest.raises(ValueError, match="via='pipe'; choose 'memory', 'file' or 'process'"):
         serialize_roundtrip(1, via="pipe")

@@ -28,7 +28,7 @@ def monitor() -> FlowMonitor:
 # --- what holds -----------------------------------------------------------------------------------
 
 
-def test_true_assertions_hold_for_a_flow_that_recovered(monitor) -> None:
+def test_true_assertions_hold_for_a_flow_that_recovered(monitor):
     job = run(monitor, failures=4)
     monitor.assert_status("completed")
     monitor.assert_status(JobStatus.COMPLETED, job=job)
@@ -51,7 +51,7 @@ def test_true_assertions_hold_for_a_flow_that_recovered(monitor) -> None:
     monitor.assert_order(["fetch", "store"])
 
 
-def test_true_assertions_hold_for_a_flow_that_failed(monitor) -> None:
+def test_true_assertions_hold_for_a_flow_that_failed(monitor):
     run(monitor, failures=5)
     monitor.assert_status("failed")
     monitor.assert_states({"fetch": "completed", "price": "failed", "store": "pending"})
@@ -62,14 +62,14 @@ def test_true_assertions_hold_for_a_flow_that_failed(monitor) -> None:
     monitor.assert_order(["fetch", "price"])
 
 
-def test_a_job_that_ran_elsewhere_is_checked_by_its_commits() -> None:
+def test_a_job_that_ran_elsewhere_is_checked_by_its_commits():
     job = shop(failures=2).execute("fetch", runtime=Runtime(clock=FakeClock()))
     monitor = FlowMonitor.of(JobState.deserialize(job.serialize()))
     monitor.assert_retried("price", times=2, delays=[0.3, 0.45])
     monitor.assert_status("completed")
 
 
-def test_retries_of_several_tasks_are_checked_one_task_at_a_time(monitor) -> None:
+def test_retries_of_several_tasks_are_checked_one_task_at_a_time(monitor):
     run(monitor, failures=2, orders=3)
     monitor.assert_retried("price", times=2)
     assert "price (task 0.0): expected 3 retries, made 2" in message_of(
@@ -77,7 +77,7 @@ def test_retries_of_several_tasks_are_checked_one_task_at_a_time(monitor) -> Non
     )
 
 
-def test_a_wait_that_has_not_ended_is_checked_by_its_plan(monitor) -> None:
+def test_a_wait_that_has_not_ended_is_checked_by_its_plan(monitor):
     job = run(monitor, failures=5)
     waiting = FlowMonitor.of(job.at(3))
     waiting.assert_retried("price", times=1, delays=[0.3])
@@ -87,7 +87,7 @@ def test_a_wait_that_has_not_ended_is_checked_by_its_plan(monitor) -> None:
     )
 
 
-def test_a_wait_that_took_longer_than_planned_shows_both(monitor) -> None:
+def test_a_wait_that_took_longer_than_planned_shows_both(monitor):
     run(monitor, failures=1, orders=2)
     # The routine was busy with the second order when the retry of the first was due.
     for delay in (0.3, 0.5):
@@ -96,12 +96,12 @@ def test_a_wait_that_took_longer_than_planned_shows_both(monitor) -> None:
         )
 
 
-def test_several_tasks_of_a_routine_in_a_row_count_once_in_an_order(monitor) -> None:
+def test_several_tasks_of_a_routine_in_a_row_count_once_in_an_order(monitor):
     run(monitor, orders=3)
     monitor.assert_order(["fetch", "price", "store"])
 
 
-def test_a_return_to_a_routine_counts_again_in_an_order(monitor) -> None:
+def test_a_return_to_a_routine_counts_again_in_an_order(monitor):
     flow = Flow("rally")
     for name in ("ping", "pong"):
         flow.add_routine(Bounce(2), name)
@@ -120,7 +120,7 @@ def test_a_return_to_a_routine_counts_again_in_an_order(monitor) -> None:
 # --- several jobs ---------------------------------------------------------------------------------
 
 
-def test_an_assertion_is_about_all_jobs_or_about_the_one_that_is_given(monitor) -> None:
+def test_an_assertion_is_about_all_jobs_or_about_the_one_that_is_given(monitor):
     good, bad = run(monitor, job_id="good"), run(monitor, job_id="bad", failures=5)
     monitor.assert_emitted("fetch", times=2)
     monitor.assert_emitted("price", times=1)
@@ -136,7 +136,7 @@ def test_an_assertion_is_about_all_jobs_or_about_the_one_that_is_given(monitor) 
     assert "\n  job good\n" in message_of(monitor.assert_not_run, "store")
 
 
-def test_jobs_of_flows_without_the_named_routines_do_not_count(monitor) -> None:
+def test_jobs_of_flows_without_the_named_routines_do_not_count(monitor):
     run(monitor)
     other = Flow("other")
     other.add_routine(Fetch(), "alone")
@@ -163,7 +163,7 @@ ROUTINES = "known: 'fetch', 'price', 'store'"
         lambda m: m.assert_order(["fetch", "stor"]),
     ],
 )
-def test_an_unknown_routine_is_an_error_with_the_known_ones(monitor, check) -> None:
+def test_an_unknown_routine_is_an_error_with_the_known_ones(monitor, check):
     run(monitor, failures=5)
     with pytest.raises(FlowDefinitionError) as caught:
         check(monitor)
@@ -217,7 +217,7 @@ def test_an_unknown_routine_is_an_error_with_the_known_ones(monitor, check) -> N
         ),
     ],
 )
-def test_an_unknown_name_is_an_error_even_if_nothing_is_expected(monitor, check, message) -> None:
+def test_an_unknown_name_is_an_error_even_if_nothing_is_expected(monitor, check, message):
     run(monitor, failures=5)
     with pytest.raises(FlowDefinitionError) as caught:
         check(monitor)
@@ -236,14 +236,14 @@ def test_an_unknown_name_is_an_error_even_if_nothing_is_expected(monitor, check,
         lambda m: m.assert_status("completed"),
     ],
 )
-def test_no_assertion_holds_without_a_recorded_job(monitor, check) -> None:
+def test_no_assertion_holds_without_a_recorded_job(monitor, check):
     assert (
         "flow_monitor recorded no job: run the job while flow_runtime is in use, or with"
         " Runtime(observers=[flow_monitor])"
     ) == message_of(check, monitor)
 
 
-def test_a_failure_shows_the_line_of_the_test_and_none_of_ours(pytester: pytest.Pytester) -> None:
+def test_a_failure_shows_the_line_of_the_test_and_none_of_ours(pytester):
     pytester.makepyfile(
         """
         from routilux import Flow, Routine

@@ -6,7 +6,8 @@ Lines are compared exactly; only real time (`⏱`) may differ.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -14,9 +15,6 @@ from rich.cells import cell_len
 
 from pytest_routilux.report.session_summary import summary_lines
 from tests.plugin.inner import PLUGIN, assert_golden, run_pytest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 XDIST: Final = ("-p", "xdist.plugin", "-n", "2")
 JUNIT: Final = ("--junitxml=out.xml", "-o", "junit_family=xunit1")
@@ -138,7 +136,7 @@ COUNTED: Final = {
 
 
 @pytest.mark.parametrize("name", COUNTED)
-def test_it_counts(inner: pytest.Pytester, name: str) -> None:
+def test_it_counts(inner, name):
     code, figures = COUNTED[name]
     result = (run_forked if code == SIMULATED else run_inner)(inner, code)
     assert (1 if code == SET_UP else 0) == result.ret
@@ -150,7 +148,7 @@ def test_it_counts(inner: pytest.Pytester, name: str) -> None:
     [("3 jobs", "2 jobs"), ("11 commits", "10 commits"), ("5 retries", "6 retries"),
      ("6.7375 s", "6.7376 s"), ("6.7375 s", "⏱ s")],
 )  # fmt: skip
-def test_a_golden_line_with_a_wrong_figure_fails(real: str, planted: str) -> None:
+def test_a_golden_line_with_a_wrong_figure_fails(real, planted):
     printed = TWO_LINE.replace("⏱", "0.04")
     assert_golden(TWO_LINE, ["", printed, ""])
     with pytest.raises(AssertionError, match="expected:"):
@@ -182,9 +180,7 @@ RERUNS: Final = """
 """
 
 
-def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(
-    inner: pytest.Pytester,
-) -> None:
+def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(inner):
     inner.makeconftest(RERUNS)
     flaky = """
     runs = []
@@ -220,9 +216,7 @@ def test_each_run_of_a_test_counts_and_the_last_one_gives_the_properties(
         *((args, False) for args in ("-q", "-qq", "--routilux-report=never -v")),
     ],
 )
-def test_it_is_shown_once_unless_quiet_or_never(
-    inner: pytest.Pytester, args: str, shown: bool
-) -> None:
+def test_it_is_shown_once_unless_quiet_or_never(inner, args, shown):
     result = run_inner(inner, TWO, *args.split())
     assert pytest.ExitCode.OK == result.ret
     lines = line_of(result)
@@ -233,9 +227,7 @@ def test_it_is_shown_once_unless_quiet_or_never(
 
 @pytest.mark.parametrize("args", [(), ("-v",), ("-q", "--routilux-report=always")])
 @pytest.mark.parametrize("assertion", ["assert True", "assert False"])
-def test_it_is_printed_below_one_blank_line(
-    inner: pytest.Pytester, args: tuple[str, ...], assertion: str
-) -> None:
+def test_it_is_printed_below_one_blank_line(inner, args, assertion):
     inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
     lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
     [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
@@ -243,7 +235,7 @@ def test_it_is_printed_below_one_blank_line(
     assert "" != lines[at - 2]
 
 
-def test_a_session_that_ran_no_job_gets_no_line(inner: pytest.Pytester) -> None:
+def test_a_session_that_ran_no_job_gets_no_line(inner):
     code = """
     def test_nothing(): pass
     def test_only_made(flow_factory, flow_runtime, flow_monitor, flow_sim, flow_report): pass
@@ -254,7 +246,7 @@ def test_a_session_that_ran_no_job_gets_no_line(inner: pytest.Pytester) -> None:
         result.stdout.no_fnmatch_line("*routilux:*")
 
 
-def test_without_a_terminal_nothing_is_shown_and_nothing_breaks(inner: pytest.Pytester) -> None:
+def test_without_a_terminal_nothing_is_shown_and_nothing_breaks(inner):
     result = run_inner(inner, TWO, "-p", "no:terminal", "--junitxml=out.xml")
     assert pytest.ExitCode.OK == result.ret
     assert ([], []) == (result.outlines, result.errlines)
@@ -262,7 +254,7 @@ def test_without_a_terminal_nothing_is_shown_and_nothing_breaks(inner: pytest.Py
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100])
-def test_it_is_as_wide_as_the_terminal_and_breaks_between_figures(width: int) -> None:
+def test_it_is_as_wide_as_the_terminal_and_breaks_between_figures(width):
     facts = {
         "jobs": 12_345, "commits": 340_123, "retries": 25_000, "virtual_ns": 10**15,
         "planned": 54_321, "executed": 54_000, "real_ns": 210 * 10**9,
@@ -294,21 +286,21 @@ ENDED: Final = "routilux: 2 jobs, 7 commits, 3 retries, 3.55 s of virtual time i
 
 
 @pytest.mark.parametrize("stop", ["-x", "--maxfail=1"])
-def test_with_maxfail_it_counts_the_tests_that_ran(inner: pytest.Pytester, stop: str) -> None:
+def test_with_maxfail_it_counts_the_tests_that_ran(inner, stop):
     result = run_inner(inner, LONG.format(end="assert False"), stop)
     result.assert_outcomes(passed=1, failed=1)
     assert_golden(ENDED, result.outlines)
 
 
 @pytest.mark.parametrize("end", ["raise KeyboardInterrupt", "pytest.exit('enough')"])
-def test_an_interrupted_test_counts_what_it_did(inner: pytest.Pytester, end: str) -> None:
+def test_an_interrupted_test_counts_what_it_did(inner, end):
     result = run_forked(inner, LONG.format(end=end))
     assert pytest.ExitCode.INTERRUPTED == result.ret
     assert_golden(ENDED, line_of(result))
     assert 1 == len(line_of(result))
 
 
-def test_an_interrupted_handler_counts_what_was_committed(inner: pytest.Pytester) -> None:
+def test_an_interrupted_handler_counts_what_was_committed(inner):
     code = """
     def body(self):
         if self.ctx.attempt == 3:
@@ -339,9 +331,7 @@ def test_an_interrupted_handler_counts_what_was_committed(inner: pytest.Pytester
         pytest.param((*XDIST, "-v"), marks=pytest.mark.soak),
     ],
 )
-def test_with_workers_every_test_counts_once(
-    inner: pytest.Pytester, workers: tuple[str, ...]
-) -> None:
+def test_with_workers_every_test_counts_once(inner, workers):
     code = """
     @pytest.mark.parametrize("n", range(12))
     def test_it(flow_runtime, n):
@@ -355,7 +345,7 @@ def test_with_workers_every_test_counts_once(
     )
 
 
-def test_only_the_test_of_a_crashed_worker_is_not_counted(inner: pytest.Pytester) -> None:
+def test_only_the_test_of_a_crashed_worker_is_not_counted(inner):
     result = run_inner(inner, LONG.format(end="os._exit(1)"), *XDIST)
     result.assert_outcomes(passed=2, failed=1)
     assert_golden(
@@ -363,7 +353,7 @@ def test_only_the_test_of_a_crashed_worker_is_not_counted(inner: pytest.Pytester
     )
 
 
-def test_with_workers_and_maxfail_the_line_is_shown(inner: pytest.Pytester) -> None:
+def test_with_workers_and_maxfail_the_line_is_shown(inner):
     code = LONG.format(end="assert False")
     result = run_inner(inner, code, "-p", "xdist.plugin", "-n", "1", "-x")
     assert pytest.ExitCode.OK != result.ret
@@ -385,9 +375,7 @@ def properties(path: Path) -> dict[str, list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("args", [(), XDIST, ("--routilux-report=always",)])
-def test_junitxml_has_the_figures_of_each_test(
-    inner: pytest.Pytester, args: tuple[str, ...]
-) -> None:
+def test_junitxml_has_the_figures_of_each_test(inner, args):
     code = """
     def test_fails(flow_runtime, record_property):
         record_property("ours", "kept")
@@ -414,7 +402,7 @@ def test_junitxml_has_the_figures_of_each_test(
     } == properties(inner.path / "out.xml")
 
 
-def test_junitxml_has_no_figures_with_never(inner: pytest.Pytester) -> None:
+def test_junitxml_has_no_figures_with_never(inner):
     args = ("--junitxml=out.xml", "--routilux-report=never", "-W", "error")
     result = run_inner(inner, TWO, *args)
     result.assert_outcomes(passed=2)

@@ -8,9 +8,7 @@ from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import ON_SQLITE, check_shop, glob, shop
 
 
-def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(
-    pytester: pytest.Pytester,
-) -> None:
+def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(pytester):
     shop(pytester, keyed=True)
     run_inside(pytester).assert_outcomes(passed=1)
     result = run_inside(pytester, "-v")
@@ -28,9 +26,7 @@ def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(
     )
 
 
-def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(
-    pytester: pytest.Pytester,
-) -> None:
+def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(pytester):
     shop(pytester)
     result = run_inside(pytester)
     result.assert_outcomes(failed=1)
@@ -77,13 +73,11 @@ MISSPELT = "names no routine of flow 'shop'; known: 'orders', 'charge'; did you 
         ("store=str", "store=<class 'str'> opens '*jobs.db', which has no create(); give a f"),
     ],
 )
-def test_an_argument_that_proves_nothing_fails_the_test(
-    argument: str, says: str, pytester: pytest.Pytester
-) -> None:
+def test_an_argument_that_proves_nothing_fails_the_test(argument, says, pytester):
     check_shop(pytester, ON_SQLITE.format(argument=argument), [f"*{glob(says)}*"], failed=1)
 
 
-def test_a_fault_that_no_job_was_given_is_an_error(pytester: pytest.Pytester) -> None:
+def test_a_fault_that_no_job_was_given_is_an_error(pytester):
     check_shop(
         pytester,
         """
@@ -98,9 +92,7 @@ def test_a_fault_that_no_job_was_given_is_an_error(pytester: pytest.Pytester) ->
     )
 
 
-def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
-    pytester: pytest.Pytester,
-) -> None:
+def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(pytester):
     check_shop(
         pytester,
         """
@@ -120,7 +112,7 @@ def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
     )
 
 
-def test_v_prints_what_a_pass_does_not_prove(pytester: pytest.Pytester) -> None:
+def test_v_prints_what_a_pass_does_not_prove(pytester):
     check_shop(
         pytester,
         """
@@ -183,9 +175,7 @@ FAILS = """
 
 
 @pytest.mark.parametrize("option", ["-v", "-s", "-q"])
-def test_a_job_that_fails_without_a_crash_is_reported_except_with_q(
-    option: str, pytester: pytest.Pytester
-) -> None:
+def test_a_job_that_fails_without_a_crash_is_reported_except_with_q(option, pytester):
     shop(pytester, FAILS.format(meant=""))
     result = run_inside(pytester, option)
     result.assert_outcomes(passed=1)
@@ -198,7 +188,7 @@ def test_a_job_that_fails_without_a_crash_is_reported_except_with_q(
         )
 
 
-def test_a_job_that_is_meant_to_fail_is_not_reported(pytester: pytest.Pytester) -> None:
+def test_a_job_that_is_meant_to_fail_is_not_reported(pytester):
     meant = ', invariant=lambda outcome: outcome.job.status == "failed"'
     shop(pytester, FAILS.format(meant=meant))
     result = run_inside(pytester)
@@ -206,7 +196,7 @@ def test_a_job_that_is_meant_to_fail_is_not_reported(pytester: pytest.Pytester) 
     result.stdout.no_fnmatch_line("*undisturbed*")
 
 
-def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> None:
+def test_without_isolation_no_process_is_forked(pytester):
     shop(
         pytester,
         """
@@ -219,7 +209,7 @@ def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> No
     run_inside(pytester).assert_outcomes(passed=1)
 
 
-def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester: pytest.Pytester) -> None:
+def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester):
     check_shop(
         pytester,
         """
@@ -237,9 +227,7 @@ def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester: pytest.Py
     )
 
 
-def test_what_a_handler_does_after_its_host_died_has_not_happened(
-    pytester: pytest.Pytester,
-) -> None:
+def test_what_a_handler_does_after_its_host_died_has_not_happened(pytester):
     # The handler undoes its charge in `finally`, which a crash must not run.
     check_shop(
         pytester,
@@ -268,7 +256,7 @@ def test_what_a_handler_does_after_its_host_died_has_not_happened(
     )
 
 
-def test_a_run_returns_the_job_and_the_effects(pytester: pytest.Pytester) -> None:
+def test_a_run_returns_the_job_and_the_effects(pytester):
     shop(
         pytester,
         """
@@ -293,14 +281,14 @@ def test_a_run_returns_the_job_and_the_effects(pytester: pytest.Pytester) -> Non
     run_inside(pytester).assert_outcomes(passed=1)
 
 
-def test_a_suite_that_simulates_nothing_has_no_summary_of_it(pytester: pytest.Pytester) -> None:
+def test_a_suite_that_simulates_nothing_has_no_summary_of_it(pytester):
     pytester.makepyfile("def test_nothing(): assert True")
     result = run_inside(pytester, "-v")
     result.assert_outcomes(passed=1)
     result.stdout.no_fnmatch_line("*flow simulations*")
 
 
-def test_a_flow_survives_on_a_real_store_and_v_names_it(pytester: pytest.Pytester) -> None:
+def test_a_flow_survives_on_a_real_store_and_v_names_it(pytester):
     check_shop(
         pytester,
         ON_SQLITE.format(argument="store=SqliteStore"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -13,9 +13,9 @@ from pytest_routilux.faults.faults import ClockJump, Raises, Slow, StoreFails
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
 from pytest_routilux.sim.recovery import recover, run_undisturbed
-from pytest_routilux.sim.results import Checks, Coverage
+from pytest_routilux.sim.results import Checks, Coverage, Reference
 from pytest_routilux.sim.simulator import execution
-from pytest_routilux.sim.simulator.model import Case
+from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, OpenStore, World
 from routilux import ErrorHandler, FakeClock, Flow, Routine, SqliteStore, codec
 from routilux.codec.equality import first_difference
 from routilux.persist.rows import without_checksum
@@ -29,10 +29,6 @@ from tests.plugin.sim.sqlite_stores import Grouped, Leased, failing
 from tests.plugin.sim.test_recovery import build as payment
 from tests.routines import Body, chain, retrying, saveable
 from tests.soak import also, sampled
-
-if TYPE_CHECKING:
-    from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed, OpenStore, World
 
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
@@ -217,49 +213,42 @@ def drawn(points: list[CrashPoint], count: int) -> list[CrashPoint]:
 
 @pytest.mark.parametrize("sample", also(FEW, None), ids=["few", "all"])
 @pytest.mark.parametrize("name", CASES)
-def test_every_crash_has_the_same_result_on_a_real_store_as_on_memory(
-    name: str, sample: int | None
-) -> None:
+def test_every_crash_has_the_same_result_on_a_real_store_as_on_memory(name, sample):
     assert [] == disagreements(CASES[name], sample=sample)
 
 
 @pytest.mark.parametrize("sample", also(FEW, None), ids=["few", "all"])
 @pytest.mark.parametrize("open_store", [Leased, Grouped])
 @pytest.mark.parametrize("name", ["once, an effect and a wait", "a store that fails by itself"])
-def test_so_it_has_under_a_lease_and_with_writes_of_several_jobs(
-    name: str, open_store: OpenStore, sample: int | None
-) -> None:
+def test_so_it_has_under_a_lease_and_with_writes_of_several_jobs(name, open_store, sample):
     assert [] == disagreements(CASES[name], open_store, sample)
 
 
 @pytest.mark.parametrize(
     "name", sampled(["fan-out, fan-in and shared data", "timeouts", "skip"], ["timeouts"])
 )
-def test_every_planned_crash_is_executed_on_both(name: str) -> None:
+def test_every_planned_crash_is_executed_on_both(name):
     memory = explore(CASES[name], START, ALONE).coverage
     store = explore(replace(CASES[name], store=SqliteStore), START, ALONE).coverage
     assert memory.planned == memory.executed == store.planned == store.executed
     assert 5 < store.executed.total()
 
 
-def test_a_job_whose_handler_ends_every_host_is_poisoned_on_both() -> None:
+def test_a_job_whose_handler_ends_every_host_is_poisoned_on_both():
     poisoned = Case(lambda: alone(exits), "a")
     assert [] == disagreements(poisoned)
     finding = reference_of(poisoned).finding
-    assert finding is not None
     assert "stuck" == finding.kind
 
 
 @pytest.mark.parametrize("seed", sampled(range(20), [6]))
-def test_crashes_of_random_flows_have_the_same_results(
-    seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_crashes_of_random_flows_have_the_same_results(seed, monkeypatch):
     monkeypatch.setattr(execution, "_MOST_STEPS", 60)
     assert [] == disagreements(Case(lambda: flow_of(seed), "r0", {"n": 3}), sample=12)
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_store_that_lies_does_not_agree(lie: str) -> None:
+def test_a_store_that_lies_does_not_agree(lie):
     open_store, _, _, says = LIES[lie]
     assert says in "\n".join(disagreements(ALONE_WORKED, open_store))
 
@@ -281,7 +270,7 @@ BUGS["SecondThoughts"] = replace(
 @pytest.mark.parametrize(
     "name", sampled(BUGS, ["Numbered", "planted: a key drawn anew on each host"])
 )
-def test_a_bug_of_a_flow_is_found_at_the_same_crashes(name: str) -> None:
+def test_a_bug_of_a_flow_is_found_at_the_same_crashes(name):
     def found(store: OpenStore | None) -> list[tuple[object, ...]]:
         result = explore(replace(BUGS[name], store=store), START, ALONE)
         assert result.coverage.planned == result.coverage.executed
@@ -330,9 +319,7 @@ def refused_on_memory(seq: int, kind: str) -> Disturbed:
         ("is locked", "store refuses", "another process has kept it locked"),
     ],
 )
-def test_a_real_store_that_fails_leaves_what_a_simulated_one_does(
-    how: str, kind: str, says: str, seq: int
-) -> None:
+def test_a_real_store_that_fails_leaves_what_a_simulated_one_does(how, kind, says, seq):
     open_store = failing(seq, how)
     run = run_undisturbed(replace(BULKY, store=open_store), START)
     assert 1 == open_store.struck

@@ -85,14 +85,14 @@ TEXTS_OF: dict[str, tuple[Case, str | None]] = {
 
 
 @pytest.mark.parametrize("name", TEXTS_OF)
-def test_the_whole_text_of_a_failure(name: str) -> None:
+def test_the_whole_text_of_a_failure(name):
     text = text_of(*TEXTS_OF[name])
 
     assert len(text.splitlines()) <= 26
     golden.compare(golden.sections("explanations.txt")[name], text, name)
 
 
-def test_a_narrow_terminal_gets_the_same_parts_in_80_columns() -> None:
+def test_a_narrow_terminal_gets_the_same_parts_in_80_columns():
     text = text_of(case_of(bugs.Charge), columns=80)
 
     golden.compare(golden.sections("explanations.txt")["in 80 columns"], text)
@@ -165,7 +165,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_each_figure_of_a_run_is_in_the_text(change: str) -> None:
+def test_each_figure_of_a_run_is_in_the_text(change):
     exploration, finding, disturbed = parts(bugs.Charge)
     right = text_with(exploration, finding, disturbed)
     assert right in golden.sections("explanations.txt")["an effect that is repeated"]
@@ -175,7 +175,7 @@ def test_each_figure_of_a_run_is_in_the_text(change: str) -> None:
     assert right != text_with(exploration, finding, disturbed)
 
 
-def test_incomplete_coverage_is_reported() -> None:
+def test_incomplete_coverage_is_reported():
     exploration, finding, disturbed = parts(bugs.Charge)
     exploration.coverage.executed["after a write"] -= 1
 
@@ -194,9 +194,7 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("crash", [True, False])
-def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
-    kind: str, crash: bool, charged: tuple[Exploration, Finding, Disturbed]
-) -> None:
+def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind, crash, charged):
     exploration, _, disturbed = charged
     finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
 
@@ -221,8 +219,8 @@ def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
     ],
 )
 def test_a_broken_rule_of_the_engine_is_a_bug_of_routilux_unless_a_flow_can_cause_it(
-    kind: str, ours: bool, charged: tuple[Exploration, Finding, Disturbed]
-) -> None:
+    kind, ours, charged
+):
     exploration, _, disturbed = charged
 
     text = text_with(exploration, Finding(kind, "a rule", "engine.charge", "charge"), disturbed)
@@ -231,7 +229,7 @@ def test_a_broken_rule_of_the_engine_is_a_bug_of_routilux_unless_a_flow_can_caus
     assert ours == ("report it to routilux" in text)
 
 
-def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:
+def test_a_broken_invariant_lists_the_parts_that_are_equal():
     checks = Checks(invariant=lambda outcome: len(outcome.calls) == 1)
 
     text = text_of(case_of(bugs.Ending), checks=checks)
@@ -240,7 +238,7 @@ def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:
     assert "equal       status, outputs, routine states, attempts, emissions\n" in text
 
 
-def test_a_crash_in_a_recovery_counts_as_two() -> None:
+def test_a_crash_in_a_recovery_counts_as_two():
     exploration, finding, _ = parts(bugs.OwnBudget)
     point = next(p for p, _ in exploration.failures if p.kind == "in a recovery")
     disturbed = recover(exploration.reference.run, point)
@@ -251,7 +249,7 @@ def test_a_crash_in_a_recovery_counts_as_two() -> None:
     assert "CRASH  again, right after it resumed" in text
 
 
-def test_a_key_on_one_call_alone_is_reported() -> None:
+def test_a_key_on_one_call_alone_is_reported():
     exploration, finding, disturbed = parts(bugs.Charge)
     finding.kind = "key-unstable"
     disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
@@ -262,13 +260,13 @@ def test_a_key_on_one_call_alone_is_reported() -> None:
     assert "x2   keys: A7, none" in text
 
 
-def test_a_record_of_another_result_is_not_taken_for_the_record_of_the_call() -> None:
+def test_a_record_of_another_result_is_not_taken_for_the_record_of_the_call():
     text = text_of(case_of(bugs.BeforeOnce))
 
     assert "why    the call carried no key, so the gateway could not tell" in text
 
 
-def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked() -> None:
+def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked():
     def build() -> Flow:
         flow = bugs.shop(bugs.AtOnce, bugs.ThreeOrders)
         flow.execution_strategy = "concurrent"
@@ -284,7 +282,7 @@ def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked() -> No
     assert "gateway.charge('A7a', 19.9)" in marked[0]
 
 
-def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on() -> None:
+def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on():
     text = text_of(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
 
     head = "EFFECT LOST: gateway.charge(order='A7c', amount=19.9) ran 0x, undisturbed run 1x"
@@ -296,7 +294,7 @@ def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on() -> N
     )
 
 
-def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> None:
+def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others():
     text = text_of(case_of(bugs.OwnBudget, bugs.CountingOrders))
 
     assert "changes self.tries" in text
@@ -314,7 +312,7 @@ def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> 
         ("before a write", "CRASH  #3 is not written: no commit records how the attempt ended"),
     ],
 )
-def test_the_row_of_a_crash_says_what_is_left(kind: str, says: str) -> None:
+def test_the_row_of_a_crash_says_what_is_left(kind, says):
     exploration, finding, _ = parts(bugs.OwnBudget)
     points = crash_points(exploration.reference.run)
     point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
@@ -324,7 +322,7 @@ def test_the_row_of_a_crash_says_what_is_left(kind: str, says: str) -> None:
     assert says in text
 
 
-def test_a_line_of_the_plugin_is_not_shown_as_a_line_of_the_user() -> None:
+def test_a_line_of_the_plugin_is_not_shown_as_a_line_of_the_user():
     ours = Path(Fault.__module__.replace(".", "/")).with_suffix(".py").resolve()
     assert "" == where_text(f"{ours}:5", ROOT)
     assert "sim/bugs.py:5" == where_text(f"{bugs.__file__}:5", ROOT)
@@ -395,8 +393,8 @@ VALUES = st.recursive(
 @settings(max_examples=examples(0.4), deadline=None)
 @given(NAMED, NAMED, NAMED, NAMED, VALUES, TEXTS)
 def test_a_text_fits_on_a_screen_for_all_names_payloads_and_files(
-    routine: str, effect: str, event: str, once: str, payload: object, path: str
-) -> None:
+    routine, effect, event, once, payload, path
+):
     double = Effect(effect, "key", lambda *_, **__: [effect, payload])
 
     def build() -> Flow:
@@ -417,7 +415,7 @@ def test_a_text_fits_on_a_screen_for_all_names_payloads_and_files(
         assert_well_formed(explain_cause(cause, case, 100, repro=command(node, repro), root=root))
 
 
-def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
+def test_wide_names_and_payloads_are_counted_by_their_cells():
     name, order = "注文を受け付ける" * 9, "りんご" * 40
     double = Effect(name, "key")
 
@@ -438,7 +436,7 @@ def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_a_shortened_text_fits_and_has_a_mark(text: str, cells: int) -> None:
+def test_a_shortened_text_fits_and_has_a_mark(text, cells):
     for keep in ("start", "both", "end"):
         short = shorten(text, cells, keep)
         assert width(short) <= cells
@@ -448,7 +446,7 @@ def test_a_shortened_text_fits_and_has_a_mark(text: str, cells: int) -> None:
 @given(
     st.lists(TEXTS.filter(lambda text: "\xa0" not in text)), st.integers(5, 40), st.integers(1, 5)
 )
-def test_a_wrapped_text_fits_into_its_lines(words: list[str], cells: int, most: int) -> None:
+def test_a_wrapped_text_fits_into_its_lines(words, cells, most):
     lines = wrapped(" ".join(words), cells, most)
 
     assert len(lines) <= most

@@ -11,7 +11,7 @@ from pytest_routilux.sim.results import Checks
 from tests.plugin.sim.steps import START, chain, same
 
 
-def test_a_thread_that_outlives_its_step_is_found_and_one_that_is_joined_is_not() -> None:
+def test_a_thread_that_outlives_its_step_is_found_and_one_that_is_joined_is_not():
     stop = threading.Event()
 
     def leaks(routine: Any, number: Any) -> object:
@@ -28,12 +28,11 @@ def test_a_thread_that_outlives_its_step_is_found_and_one_that_is_joined_is_not(
         finding = explore(chain(same, leaks), START, Checks()).reference.finding
     finally:
         stop.set()
-    assert finding is not None
     assert ("leaked-thread", "r1") == (finding.kind, finding.routine)
     assert explore(chain(same, joins), START, Checks()).reference.finding is None
 
 
-def test_a_thread_of_a_threads_own_is_found_and_one_of_the_tests_server_is_not() -> None:
+def test_a_thread_of_a_threads_own_is_found_and_one_of_the_tests_server_is_not():
     stop = threading.Event()
 
     def leaks(routine: Any, number: Any) -> object:
@@ -63,7 +62,6 @@ def test_a_thread_of_a_threads_own_is_found_and_one_of_the_tests_server_is_not()
     checks = Checks(isolated=False)  # the server is not in other processes
     try:
         finding = explore(chain(same, leaks), START, checks).reference.finding
-        assert finding is not None
         assert ("leaked-thread", "r1") == (finding.kind, finding.routine)
         found = explore(chain(same, asks), START, checks)
         assert (None, []) == (found.reference.finding, found.failures)

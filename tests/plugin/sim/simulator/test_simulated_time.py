@@ -51,7 +51,6 @@ def ran(*works: Callable[[Any], object], faults: Any = (), **options: Any) -> Jo
     case = Case(lambda: flow_of(*works, **options), "r0", faults=faults)
     host = run_host(case, World(START))
     assert host.error is None
-    assert host.job is not None
     host.job.raise_for_status()
     return host.job
 
@@ -60,7 +59,7 @@ def result(job: JobState) -> Any:
     return job.commits[1].emissions[0].payload["result"]
 
 
-def test_every_clock_that_a_handler_reads_shows_the_same_virtual_time() -> None:
+def test_every_clock_that_a_handler_reads_shows_the_same_virtual_time():
     def read(ctx: Any) -> object:
         ctx.sleep(1.5)
         return (
@@ -84,7 +83,7 @@ def test_every_clock_that_a_handler_reads_shows_the_same_virtual_time() -> None:
     ) == result(job)
 
 
-def test_a_sleep_is_the_duration_of_the_step_and_takes_no_time() -> None:
+def test_a_sleep_is_the_duration_of_the_step_and_takes_no_time():
     def nap(ctx: Any) -> object:
         began = time.monotonic()
         time.sleep(3600)
@@ -96,7 +95,7 @@ def test_a_sleep_is_the_duration_of_the_step_and_takes_no_time() -> None:
     assert START + 3600 * 10**9 == job.commits[-1].at_ns
 
 
-def test_steps_that_overlap_have_a_time_each() -> None:
+def test_steps_that_overlap_have_a_time_each():
     def slow(ctx: Any) -> object:
         time.sleep(2)
         return datetime.now()
@@ -111,7 +110,7 @@ def test_steps_that_overlap_have_a_time_each() -> None:
     assert {"r1": NOON + timedelta(seconds=2), "r2": NOON + timedelta(seconds=1)} == ends
 
 
-def test_the_next_attempt_reads_a_time_after_the_delay() -> None:
+def test_the_next_attempt_reads_a_time_after_the_delay():
     def fails_once(ctx: Any) -> object:
         if ctx.attempt == 1:
             raise OSError
@@ -124,11 +123,10 @@ def test_the_next_attempt_reads_a_time_after_the_delay() -> None:
 
     with frozen_simulation(START):
         host = run_host(Case(build, "r0"), World(START))
-    assert host.job is not None
     assert host.job.commits[2].emissions[0].payload["result"] == NOON + timedelta(seconds=0.3)
 
 
-def test_outside_of_handlers_the_time_is_the_first_instant() -> None:
+def test_outside_of_handlers_the_time_is_the_first_instant():
     with frozen_simulation(START):
         assert NOON == datetime.now()
         ran(lambda ctx: time.sleep(5))
@@ -137,18 +135,17 @@ def test_outside_of_handlers_the_time_is_the_first_instant() -> None:
         assert 0.0 == time.monotonic()
 
 
-def test_a_host_that_resumes_later_reads_its_own_time() -> None:
+def test_a_host_that_resumes_later_reads_its_own_time():
     case = Case(lambda: flow_of(lambda ctx: None, lambda ctx: datetime.now()), "r0")
     with frozen_simulation(START):
         run = run_undisturbed(case, START)
         point = next(p for p in crash_points(run) if p.kind == "after a write")
         later = replace(point, resume_ns=START + 60 * 10**9)
         job = recover(run, later).host.job
-    assert job is not None
     assert job.outputs[-1].data["result"] == NOON + timedelta(seconds=60)
 
 
-def test_a_clock_that_jumps_moves_no_timer() -> None:
+def test_a_clock_that_jumps_moves_no_timer():
     def read(ctx: Any) -> object:
         return datetime.now(), time.monotonic()
 
@@ -158,7 +155,7 @@ def test_a_clock_that_jumps_moves_no_timer() -> None:
     assert (NOON - timedelta(hours=1), timer) == result(job)
 
 
-def test_a_freeze_inside_a_handler_is_refused_whatever_the_handler_catches() -> None:
+def test_a_freeze_inside_a_handler_is_refused_whatever_the_handler_catches():
     def read(ctx: Any) -> object:
         try:
             with freezegun.freeze_time("2000-01-01"):
@@ -171,7 +168,7 @@ def test_a_freeze_inside_a_handler_is_refused_whatever_the_handler_catches() -> 
     assert "flow_sim and freeze_time('2000-01-01 00:00:00') at " in str(caught.value)
 
 
-def test_a_freeze_around_it_is_refused() -> None:
+def test_a_freeze_around_it_is_refused():
     with (
         freezegun.freeze_time("2000-01-01"),
         pytest.raises(
@@ -182,7 +179,7 @@ def test_a_freeze_around_it_is_refused() -> None:
         raise AssertionError
 
 
-def test_a_fake_clock_and_a_simulation_nest_in_either_order() -> None:
+def test_a_fake_clock_and_a_simulation_nest_in_either_order():
     def read(ctx: Any) -> object:
         time.sleep(1)
         return datetime.now()
@@ -197,7 +194,7 @@ def test_a_fake_clock_and_a_simulation_nest_in_either_order() -> None:
         assert NOON + timedelta(seconds=1) == result(ran(read))
 
 
-def test_a_sleep_of_a_thread_that_a_handler_starts_is_real(monkeypatch: Any) -> None:
+def test_a_sleep_of_a_thread_that_a_handler_starts_is_real(monkeypatch):
     slept: list[float] = []
     monkeypatch.setattr("pytest_routilux.virtual_time.freeze.real_sleep", slept.append)
 
@@ -213,7 +210,7 @@ def test_a_sleep_of_a_thread_that_a_handler_starts_is_real(monkeypatch: Any) -> 
     assert [7] == slept
 
 
-def test_the_real_functions_are_restored_at_the_end() -> None:
+def test_the_real_functions_are_restored_at_the_end():
     before = time.time, time.sleep, time.monotonic, datetime
     with pytest.raises(KeyError), frozen_simulation(START):
         raise KeyError

@@ -59,6 +59,14 @@ MISTAKES: Final = {
         "flow_monitor.assert_not_run('pay')",
         "AssertionError: *recorded no job*",
     ),
+    "retries": (
+        'shop().execute("pay", {"order": 7}); flow_monitor.assert_retried("pay", times=2)',
+        "AssertionError: pay: expected 2 retries, made none",
+    ),
+    "routine": (
+        'shop().execute("pay", {"order": 7}); flow_monitor.assert_not_run("pya")',
+        "FlowDefinitionError: 'pya' is no routine*",
+    ),
     "host": ('flow_hosts.start(lambda: 1, "pay")', "HostError: *can't be found by its name*"),
     "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'shop' has no*"),
     "explored": (

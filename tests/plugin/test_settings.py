@@ -34,6 +34,11 @@ def counts(result: pytest.RunResult) -> tuple[int, int]:
         (("--routilux-report=auto",), (0, 1)),
         (("-v",), (1, 1)),
         (("-q",), (0, 0)),
+        (("-qq",), (0, 0)),
+        (("-q", "-v"), (0, 1)),
+        (("-rA",), (0, 1)),
+        (("--tb=no",), (0, 1)),
+        (("--routilux-report=always", "-q"), (1, 1)),
         (("--routilux-report=always",), (1, 1)),
         (("--routilux-report", "always", "-qq"), (1, 1)),
         (("--routilux-report=always", "-v"), (1, 1)),
@@ -62,6 +67,7 @@ def test_each_mode_shows_what_it_says(inner, args, shown):
         (("--routilux-report=always",), 1),
         (("--routilux-report=never",), 0),
         (("--routilux-report=never", "-v"), 0),
+        (("-v", "-p", "xdist.plugin", "-n", "2"), 1),
     ],
 )
 def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(inner, args, shown):

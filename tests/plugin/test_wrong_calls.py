@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from pytest_routilux import FlowFaults, FlowMonitor
+from pytest_routilux import FlowFaults
 from routilux import Flow, FlowDefinitionError
-from tests.plugin.monitor.pricing import run, shop
+from tests.plugin.monitor.pricing import shop
 
 BUILD: Any = shop
 FAULTS = FlowFaults()
@@ -55,10 +55,3 @@ def test_an_invalid_call_of_a_simulation_is_refused(flow_sim, call, says):
     with pytest.raises(FlowDefinitionError) as refused:
         call(flow_sim)
     assert says in str(refused.value)
-
-
-def test_an_order_of_one_routine_is_refused():
-    monitor = FlowMonitor()
-    run(monitor)
-    with pytest.raises(FlowDefinitionError, match="needs two routines or more, not 'fetch'"):
-        monitor.assert_order("fetch")

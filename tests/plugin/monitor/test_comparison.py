@@ -15,8 +15,9 @@ from pytest_routilux.monitor.diff import flow_differences, handler_differences, 
 from pytest_routilux.monitor.divergence import divergence
 from routilux import ErrorHandler, FakeClock, Flow, JobState, Routine, Runtime
 from tests.plugin.golden import compare, sections
-from tests.plugin.inner import run_fresh, run_inside
+from tests.plugin.inner import run_inside
 from tests.plugin.monitor.pricing import shop
+from tests.routines import chain, run
 
 INNER = """
     from routilux import ErrorHandler, FakeClock, Runtime
@@ -129,41 +130,16 @@ def test_without_assertion_rewriting_pytest_shows_reprs(pytester):
     result.stdout.fnmatch_lines([handler])
 
 
-def test_a_suite_without_flows_does_not_import_the_engine(pytester):
-    pytester.makepyfile(
-        """
-        import sys
-
-        def test_fails():
-            assert [1] == [2]
-
-        def test_imports_nothing():
-            assert "routilux" not in sys.modules
-            assert "pytest_routilux.monitor.comparison" not in sys.modules
-        """
-    )
-    run_fresh(pytester).assert_outcomes(passed=1, failed=1)
-
-
 # --- what is compared -----------------------------------------------------------------------------
 
 
-class Keep(Routine):
-    def __init__(self, value: object) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.keep)
-        self.define_event("output", ["value"])
-
-    def keep(self, value: object) -> None:
-        self.ctx.state["value"] = value
-        self.ctx.shared["value"] = value
-        self.emit("output", value=value)
+def keep(self: Routine, n: object) -> None:
+    self.ctx.state["value"] = self.ctx.shared["value"] = n
+    self.emit("out", n=n)
 
 
 def kept(value: object) -> JobState:
-    flow = Flow("keep")
-    flow.add_routine(Keep(1), "keep")
-    return flow.execute("keep", {"value": value}, job_id="A7", runtime=Runtime(clock=FakeClock()))
+    return run(chain(keep=keep), "keep", job_id="A7", n=value)
 
 
 def lines_of(op: str, left: object, right: object) -> list[str]:
@@ -187,7 +163,7 @@ def test_values_differ_by_type_and_where_eq_sees_no_difference(left, right, side
     assert [
         f'routine_states["keep"].state["value"]: {sides}',
         f'shared_data["value"]: {sides}',
-        f"outputs[0].data.value: {sides}",
+        f"outputs[0].data.n: {sides}",
     ] == found
 
 

@@ -21,50 +21,33 @@ from routilux import (
     Runtime,
     SavedState,
 )
-from tests.routines import fan
+from tests.routines import Works, chain, fan
 
 
-class Fetch(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.fetch)
-        self.define_event("output", ["data", "metadata", "timestamp"])
-
-    def fetch(self, request_id: str) -> None:
-        self.ctx.sleep(0.8)
-        items = [{"id": k, "name": f"item {k}"} for k in (1, 2, 3)]
-        self.emit(
-            "output",
-            data={"items": items, "request_id": request_id},
-            metadata={"source": "shop", "schema": 1},
-            timestamp=self.ctx.now().isoformat(),
-        )
-
-
-class Process(Routine):
-    def __init__(self, failures: int, seconds: float = 0.5) -> None:
-        super().__init__()
-        self.failures = failures
-        self.seconds = seconds
-        self.define_slot("input", handler=self.process)
-
-    def process(self, data: object) -> None:
-        self.ctx.sleep(self.seconds)
-        if self.ctx.attempt <= self.failures:
-            raise ValueError(f"busy, try {self.ctx.attempt}")
+def fetch(self: Routine, request_id: str) -> None:
+    self.ctx.sleep(0.8)
+    items = [{"id": k, "name": f"item {k}"} for k in (1, 2, 3)]
+    self.emit(
+        "out",
+        data={"items": items, "request_id": request_id},
+        metadata={"source": "shop", "schema": 1},
+        timestamp=self.ctx.now().isoformat(),
+    )
 
 
 def pipeline(
     failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY, *, seconds: float = 0.5
 ) -> Flow:
-    flow = Flow("shop")
-    flow.add_routine(Fetch(), "data_fetch")
-    process = Process(failures, seconds)
+    def process(self: Routine, data: object) -> None:
+        self.ctx.sleep(seconds)
+        if self.ctx.attempt <= failures:
+            raise ValueError(f"busy, try {self.ctx.attempt}")
+
     options = (4, 0.3, 1.5) if strategy is ErrorStrategy.RETRY else ()
-    process.set_error_handler(ErrorHandler(strategy, *options))
-    flow.add_routine(process, "data_process")
-    flow.connect("data_fetch", "output", "data_process", "input")
-    return flow
+    return chain(
+        data_fetch=Works(fetch, out=["data", "metadata", "timestamp"]),
+        data_process=Works(process, ErrorHandler(strategy, *options)),
+    )
 
 
 def run(failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY) -> JobState:
@@ -85,7 +68,7 @@ def test_the_timeline_has_every_emission_delivery_failure_and_change():
     assert shown(timeline(run(5))) == [
         "🚀 [ 0.000s] data_fetch.trigger",
         "               request_id  r7",
-        "📤 [ 0.800s] data_fetch.output",
+        "📤 [ 0.800s] data_fetch.out",
         "               data       3 items: 1 item 1, 2 item 2, …",
         "                          request_id r7",
         "               metadata   keys: source, schema",
@@ -247,10 +230,10 @@ def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path):
     size = f"{path.stat().st_size:,}"
     assert lines == [
         f"💾 job.json · {size} bytes · saved at 2026-01-01T00:00:02.200000+00:00",
-        "   job      order-7 of flow shop, commit 4",
+        "   job      order-7 of flow tale, commit 4",
         "   status   running, 2 retries",
         "   history  2 records; monitor: 2 events, 1 data flow, 1 state change",
-        "   pending  data_process.input, attempt 3 due in 0.3500 s of a wait of 0.4500 s",
+        "   pending  data_process.trigger, attempt 3 due in 0.3500 s of a wait of 0.4500 s",
     ]
 
 

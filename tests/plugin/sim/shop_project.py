@@ -95,18 +95,7 @@ def glob(text: str) -> str:
 
 ON_SQLITE = """
     from routilux import MemoryStore, SqliteStore
-
-    class Late(SqliteStore):
-        def append(self, job_id, seq, row, owner, *, stopped):
-            with self._file.using() as db:
-                if not db.in_transaction:
-                    db.execute("BEGIN IMMEDIATE")
-                db.execute(
-                    "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1",
-                    (job_id, seq, owner, row),
-                )
-                if stopped:
-                    db.execute("COMMIT")
+    from tests.plugin.sim.sqlite_stores import CommitsLate
 
     def opens_elsewhere(path):
         return SqliteStore("elsewhere.db")

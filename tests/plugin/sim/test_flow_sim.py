@@ -174,26 +174,27 @@ FAILS = """
 """
 
 
-@pytest.mark.parametrize("option", ["-v", "-s", "-q"])
-def test_a_job_that_fails_without_a_crash_is_reported_except_with_q(option, pytester):
-    shop(pytester, FAILS.format(meant=""))
+@pytest.mark.parametrize(
+    ("option", "meant", "reported"),
+    [
+        ("-v", "", True),
+        ("-s", "", True),
+        ("-q", "", False),
+        ("-s", ', invariant=lambda outcome: outcome.job.status == "failed"', False),
+    ],
+)
+def test_a_job_that_fails_without_a_crash_is_reported_unless_quiet_or_meant(
+    option, meant, reported, pytester
+):
+    shop(pytester, FAILS.format(meant=meant))
     result = run_inside(pytester, option)
     result.assert_outcomes(passed=1)
     line = "test_shop.py::test_fails: the undisturbed job failed: OSError: no line"
-    if option == "-q":
-        result.stdout.no_fnmatch_line("*undisturbed*")
+    if reported:
+        advice = "if the job should fail, pass inv*"
+        result.stdout.fnmatch_lines(["*flow simulations*", line, advice])
     else:
-        result.stdout.fnmatch_lines(
-            ["*flow simulations*", line, "if the job should fail, pass inv*"]
-        )
-
-
-def test_a_job_that_is_meant_to_fail_is_not_reported(pytester):
-    meant = ', invariant=lambda outcome: outcome.job.status == "failed"'
-    shop(pytester, FAILS.format(meant=meant))
-    result = run_inside(pytester)
-    result.assert_outcomes(passed=1)
-    result.stdout.no_fnmatch_line("*undisturbed*")
+        result.stdout.no_fnmatch_line("*undisturbed*")
 
 
 def test_without_isolation_no_process_is_forked(pytester):
@@ -227,35 +228,6 @@ def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester):
     )
 
 
-def test_what_a_handler_does_after_its_host_died_has_not_happened(pytester):
-    # The handler undoes its charge in `finally`, which a crash must not run.
-    check_shop(
-        pytester,
-        """
-    class Tidy(Charge):
-        def charge(self, order):
-            try:
-                receipt = Charge.gateway(order)
-            finally:
-                Charge.gateway(f"undo {{order}}", key="undo")
-            self.emit("output", receipt=receipt)
-
-    def tidy():
-        flow = Flow("tidy")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Tidy(), "charge")
-        flow.connect("orders", "output", "charge", "input")
-        return flow
-
-    def test_survives(flow_sim):
-        flow_sim.crash_everywhere(tidy, entry="orders", params={{"id": 7}})
-""",
-        ["EFFECT REPEATED: gateway.charge('A7') ran 2x*", "*effect1"],
-        keyed=False,
-        failed=1,
-    )
-
-
 def test_a_run_returns_the_job_and_the_effects(pytester):
     shop(
         pytester,
@@ -279,13 +251,6 @@ def test_a_run_returns_the_job_and_the_effects(pytester):
         keyed=True,
     )
     run_inside(pytester).assert_outcomes(passed=1)
-
-
-def test_a_suite_that_simulates_nothing_has_no_summary_of_it(pytester):
-    pytester.makepyfile("def test_nothing(): assert True")
-    result = run_inside(pytester, "-v")
-    result.assert_outcomes(passed=1)
-    result.stdout.no_fnmatch_line("*flow simulations*")
 
 
 def test_a_flow_survives_on_a_real_store_and_v_names_it(pytester):

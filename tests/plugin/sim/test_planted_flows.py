@@ -90,6 +90,15 @@ def counts_attempts(self: Any, order: str, amount: float) -> None:
     paid(self, order, note=self.ctx.attempt)
 
 
+def charges_and_undoes(self: Any, order: str, amount: float) -> None:
+    """Undoes its charge in `finally`, which a crash must not run."""
+    try:
+        receipt = charge(order, amount)
+    finally:
+        charge(f"undo {order}", amount, key="undo")
+    paid(self, receipt)
+
+
 def mails_twice(self: Any, order: str, amount: float) -> None:
     """Mails the customer and the shop; the second mail has a key, the first has none."""
     mail("customer", order)
@@ -246,10 +255,13 @@ def test_a_planted_bug_is_found_and_its_twin_is_clean(name):
 
 def test_a_double_charge_comes_from_the_points_between_the_effect_and_its_commit():
     result = explored(order_flow(charges_without_key))
-    names = {point.name for point, _ in result.failures}
-    assert {f"0.0@a1.{place}" for place in ("effect1", "effect1.long", "end", "end.refused")} == (
-        names
-    )
+    places = ("effect1", "effect1.long", "end", "end.refused")
+    assert {f"0.0@a1.{place}" for place in places} == {point.name for point, _ in result.failures}
+
+
+def test_what_a_handler_does_after_its_host_died_has_not_happened():
+    names = {point.name for point, _ in explored(order_flow(charges_and_undoes)).failures}
+    assert {"0.0@a1.effect1", "0.0@a1.effect2.before"} <= names
 
 
 # --- checks of the user ---------------------------------------------------------------------------

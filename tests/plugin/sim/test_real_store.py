@@ -224,16 +224,6 @@ def test_so_it_has_under_a_lease_and_with_writes_of_several_jobs(name, open_stor
     assert [] == disagreements(CASES[name], open_store, sample)
 
 
-@pytest.mark.parametrize(
-    "name", sampled(["fan-out, fan-in and shared data", "timeouts", "skip"], ["timeouts"])
-)
-def test_every_planned_crash_is_executed_on_both(name):
-    memory = explore(CASES[name], START, ALONE).coverage
-    store = explore(replace(CASES[name], store=SqliteStore), START, ALONE).coverage
-    assert memory.planned == memory.executed == store.planned == store.executed
-    assert 5 < store.executed.total()
-
-
 def test_a_job_whose_handler_ends_every_host_is_poisoned_on_both():
     poisoned = Case(lambda: alone(exits), "a")
     assert [] == disagreements(poisoned)

@@ -129,18 +129,11 @@ def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(pyte
 @WORKERS
 def test_a_reproducer_that_no_simulation_takes_is_stale_and_an_error(workers, pytester):
     pytester.makepyfile("def test_nothing(): assert True")
-    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", *workers)
+    stale = "--routilux-repro=R1.9f3c.0.0@a1.effect1"
+    result = run_inside(pytester, stale, *workers)
     assert pytest.ExitCode.TESTS_FAILED == result.ret
     result.stdout.fnmatch_lines(["R1.9f3c.0.0@a1.effect1: stale, no simulation of these tests*"])
-
-
-def test_a_stale_reproducer_is_an_error_without_a_terminal_too(pytester):
-    shop(pytester, keyed=True)
-    assert pytest.ExitCode.OK == run_inside(pytester, "-p", "no:terminal").ret
-    (pytester.path / "test_shop.py").unlink()
-    pytester.makepyfile("def test_nothing(): assert True")
-    result = run_inside(pytester, "--routilux-repro=R1.9f3c.0.0@a1.effect1", "-p", "no:terminal")
-    assert pytest.ExitCode.TESTS_FAILED == result.ret
+    assert pytest.ExitCode.TESTS_FAILED == run_inside(pytester, stale, "-p", "no:terminal").ret
 
 
 def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(pytester):
@@ -155,7 +148,9 @@ def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester):
         "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
         *("why*", "fix*"),
     ]
-    repro = repro_of(check_shop(pytester, ON_SQLITE.format(argument="store=Late"), says, failed=1))
+    repro = repro_of(
+        check_shop(pytester, ON_SQLITE.format(argument="store=CommitsLate"), says, failed=1)
+    )
     run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
     for store in ("SqliteStore", "None"):
         shop(pytester, ON_SQLITE.format(argument=f"store={store}"), keyed=True)

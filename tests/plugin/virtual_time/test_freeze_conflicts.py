@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import freezegun
 import pytest
 
-from pytest_routilux.virtual_time.freeze import frozen_clock
+from pytest_routilux.virtual_time.freeze import frozen_clock, frozen_simulation
 from tests.plugin.inner import run_inside
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -78,18 +78,25 @@ def test_every_freeze_of_the_users_own_is_refused_by_name(pytester):
     assert "pytest_freezer.py:" in plugin
 
 
-def test_a_freeze_around_it_is_refused():
+@pytest.mark.parametrize(
+    ("frozen", "ours", "advice"),
+    [
+        (frozen_clock, "flow_clock", "; flow_clock.move_to(...) sets its time"),
+        (lambda: frozen_simulation(0), "flow_sim", ""),
+    ],
+)
+def test_a_freeze_around_it_is_refused(frozen, ours, advice):
     with (
         freezegun.freeze_time("2030-01-01"),
         pytest.raises(pytest.fail.Exception) as caught,
-        frozen_clock(),
+        frozen(),
     ):
         pass
-    assert (
-        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
-        " test; remove one of them; flow_clock.move_to(...) sets its time"
-    ) == str(caught.value)
-    with frozen_clock():
+    assert str(caught.value).startswith(
+        f"{ours} and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
+        f" test; remove one of them{advice}"
+    )
+    with frozen():
         pass
 
 

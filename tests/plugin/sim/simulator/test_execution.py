@@ -113,18 +113,6 @@ def test_a_simulation_makes_the_commits_of_threads_on_a_fake_clock(scripts, widt
     assert on_threads(build) == job_of(build)
 
 
-@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-@pytest.mark.parametrize("failures", range(6))
-def test_the_pipeline_of_the_showcase_is_the_same_in_simulation(failures, strategy):
-    def build() -> Flow:
-        return data_pipeline(failures, strategy)
-
-    world, host = simulated(build, "data_fetch", {"request_id": "r-1"})
-    assert [] == host.findings
-    assert on_threads(build, "data_fetch", {"request_id": "r-1"}) == host.job
-    assert list(host.job.commits) == world.commits
-
-
 @pytest.mark.parametrize("width", sampled([1, 2, 4, 8], [1, 2]))
 def test_the_fan_out_of_the_showcase_is_the_same_in_simulation(width):
     def build() -> Flow:

@@ -119,9 +119,7 @@ def test_a_fan_in_can_be_entered_at_each_source(flow_factory):
 
 def test_fan_out_and_fan_in_with_the_same_middle_are_a_diamond(flow_factory):
     flow = flow_factory(
-        chain=[Fetch(), parse],
-        fan_out=(parse, [double, negate]),
-        fan_in=([double, negate], total),
+        chain=[Fetch(), parse], fan_out=(parse, [double, negate]), fan_in=([double, negate], total)
     )
     assert ["Fetch", "parse", "double", "negate", "total"] == list(flow.routines)
     assert [{"total": 42}, {"total": -21}] == outputs(run(flow, "Fetch"))
@@ -201,10 +199,7 @@ def test_the_options_are_those_of_a_flow(flow_factory):
             "give returned 'm', which no next function takes; these take 'n': add a",
         ),
         ({}, "give emitted 'output' without 'n', which double.input needs"),
-        (
-            [1],
-            "give returned [1]; return a dict with names as keys, which is emitted as 'output'",
-        ),
+        ([1], "give returned [1]; return a dict with names as keys, which is emitted as 'output'"),
         ({1: 2}, "give returned {1: 2}; return a dict with names as keys"),
     ],
     ids=["a field that nobody takes", "a field that is missing", "a list", "a key that is no name"],

@@ -55,10 +55,7 @@ MISTAKES: Final = {
     ),
     "timeout": ('shop().start("pay", {"order": 7}).wait(0.5)', "TimeoutError: job *"),
     "saving": ("serialize_roundtrip([open])", "UnserializableError: $[[]0[]]: *"),
-    "order": (
-        "flow_monitor.assert_not_run('pay')",
-        "AssertionError: *recorded no job*",
-    ),
+    "order": ("flow_monitor.assert_not_run('pay')", "AssertionError: *recorded no job*"),
     "retries": (
         'shop().execute("pay", {"order": 7}); flow_monitor.assert_retried("pay", times=2)',
         "AssertionError: pay: expected 2 retries, made none",

@@ -242,8 +242,7 @@ def test_a_value_that_contains_itself_is_refused_and_not_followed(serialize_roun
     loop: dict[str, Any] = {"rows": []}
     loop["rows"].append(loop)
     with pytest.raises(
-        UnserializableError,
-        match=r"^\$\.rows\[0\]: dict contains itself: it is \$; break",
+        UnserializableError, match=r"^\$\.rows\[0\]: dict contains itself: it is \$; break"
     ):
         serialize_roundtrip(loop)
 

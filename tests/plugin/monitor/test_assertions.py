@@ -7,14 +7,7 @@ from datetime import timedelta
 import pytest
 
 from pytest_routilux import FlowMonitor
-from routilux import (
-    FakeClock,
-    FlowDefinitionError,
-    JobState,
-    JobStatus,
-    RoutineStatus,
-    Runtime,
-)
+from routilux import FakeClock, FlowDefinitionError, JobState, JobStatus, RoutineStatus, Runtime
 from tests.plugin.monitor.pricing import execute, message_of, run, shop
 from tests.routines import chain, rest
 
@@ -194,14 +187,8 @@ def test_an_unknown_routine_is_an_error_with_the_known_ones(monitor, check):
                 " 'error_continued', 'failed'; did you mean 'completed'?"
             ),
         ),
-        (
-            lambda m: m.assert_order(["fetch"]),
-            "an order needs two routines or more, not ['fetch']",
-        ),
-        (
-            lambda m: m.assert_order("fetch"),
-            "an order needs two routines or more, not 'fetch'",
-        ),
+        (lambda m: m.assert_order(["fetch"]), "an order needs two routines or more, not ['fetch']"),
+        (lambda m: m.assert_order("fetch"), "an order needs two routines or more, not 'fetch'"),
         (
             lambda m: m.assert_status("complete"),
             (

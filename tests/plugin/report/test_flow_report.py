@@ -51,7 +51,7 @@ def test_verbose_shows_the_report_of_a_passing_test_below_its_line(inner):
     inner.makepyfile(TWO_TESTS)
     out = inner.runpytest_inprocess(*PLUGIN, "-v").stdout
     out.fnmatch_lines(
-        ["*::test_one PASSED*", "Title one ───*", "  [[]one] of one", "*::test_two PASSED*"],
+        ["*::test_one PASSED*", "Title one ───*", "  [[]one] of one", "*::test_two PASSED*"]
     )
     assert out.str().count("of one") == out.str().count("of two") == 1
 

@@ -375,8 +375,6 @@ def test_junitxml_has_the_figures_of_each_test(inner, args):
 
 def test_junitxml_has_no_figures_with_never(inner):
     run_forked(inner, FIGURES, *JUNIT, "--routilux-report=never", "-W", "error")
-    assert {
-        "test_fails": [("ours", "kept")],
-        "test_plain": [],
-        "test_simulates": [],
-    } == properties(inner.path / "out.xml")
+    assert {"test_fails": [("ours", "kept")], "test_plain": [], "test_simulates": []} == properties(
+        inner.path / "out.xml"
+    )

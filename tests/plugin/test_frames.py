@@ -14,24 +14,17 @@ SHOP: Final = """
     from datetime import date
     import pytest
     import routilux.runtime
-    from routilux import Flow, IllegalTransitionError, Routine, register_type
+    from routilux import IllegalTransitionError, register_type
+    from tests.routines import chain
 
-    class Pay(Routine):
-        def __init__(self):
-            super().__init__()
-            self.define_slot("trigger", handler=self.pay)
-            self.define_event("output", ["receipt"])
-
-        def pay(self, order):
-            self.ctx.sleep(1)
-            if order < 0:
-                raise ValueError("no such order")
-            self.emit("output", receipt=order)
+    def pay(self, order):
+        self.ctx.sleep(1)
+        if order < 0:
+            raise ValueError("no such order")
+        self.emit("out", n=order)
 
     def shop():
-        flow = Flow("shop")
-        flow.add_routine(Pay(), "pay")
-        return flow
+        return chain(pay=pay)
 
     class Price:
         def __init__(self, value):
@@ -43,7 +36,7 @@ SHOP: Final = """
     register_type(Price, name="price", encode=lambda price: price.value, decode=Price)
 """
 MISTAKES: Final = {
-    "entry": ('shop().execute("pya", {"order": 7})', "FlowDefinitionError: flow 'shop' has no*"),
+    "entry": ('shop().execute("pya", {"order": 7})', "FlowDefinitionError: flow 'tale' has no*"),
     "params": ('shop().execute("pay", {"ordre": 7})', "FlowDefinitionError: params for pay*"),
     "payload": (
         'shop().execute("pay", {"order": threading.Lock()})',
@@ -65,7 +58,7 @@ MISTAKES: Final = {
         "FlowDefinitionError: 'pya' is no routine*",
     ),
     "host": ('flow_hosts.start(lambda: 1, "pay")', "HostError: *can't be found by its name*"),
-    "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'shop' has no*"),
+    "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'tale' has no*"),
     "explored": (
         'flow_sim.crash_everywhere(shop, "pay", {"ordre": 7})',
         "FlowDefinitionError: params for pay*",
@@ -145,4 +138,4 @@ def test_all_frames_are_shown_with_full_trace(inner):
     plain = inner.runpytest_inprocess(*QUIET)
     plain.stdout.no_fnmatch_line("*routilux/runtime.py*")
     whole = inner.runpytest_inprocess(*QUIET, "--full-trace")
-    whole.stdout.fnmatch_lines(["*routilux/runtime.py:*", "E *FlowDefinitionError: flow 'shop'*"])
+    whole.stdout.fnmatch_lines(["*routilux/runtime.py:*", "E *FlowDefinitionError: flow 'tale'*"])

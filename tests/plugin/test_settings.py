@@ -138,22 +138,19 @@ FORMS: Final = [
 ]
 
 
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")])
 @pytest.mark.parametrize(("name", "text"), FORMS)
-def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(inner, name, text):
+def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
+    inner, name, text, workers
+):
     inner.makepyfile(REPORTS)
     (inner.path / name).write_text(text.format("always"))
-    assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN))
-    assert (0, 1) == counts(inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto"))
-    assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, "-o", "routilux_report=never"))
-
-
-def test_workers_take_the_mode_of_the_configuration(inner):
-    inner.makepyfile(REPORTS)
-    inner.makeini("[pytest]\nroutilux_report = always")
-    workers = ("-p", "xdist.plugin", "-n", "1")
-    assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN, *workers))
-    never = ("-o", "routilux_report=never")
-    assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, *workers, *never))
+    for args, shown in (
+        ((), (1, 1)),
+        (("--routilux-report=auto",), (0, 1)),
+        (("-o", "routilux_report=never"), (0, 0)),
+    ):
+        assert shown == counts(inner.runpytest_inprocess(*PLUGIN, *workers, *args))
 
 
 def refused(result: pytest.RunResult) -> str:
@@ -263,31 +260,28 @@ WHOLE: Final = f"""{NAP}
 """
 
 
+STRICT: Final = "[pytest]\naddopts = --strict-config --strict-markers\nfilterwarnings = error\n"
+NATIVE_STRICT: Final = '[tool.pytest]\nstrict = true\nfilterwarnings = ["error"]\n'
+
+
 @pytest.mark.parametrize(
-    "strict",
+    ("name", "text"),
     [
-        "[pytest]\naddopts = --strict-config --strict-markers\nfilterwarnings = error\n",
-        pytest.param("[pytest]\nstrict = true\nfilterwarnings = error\n", marks=NATIVE),
+        ("pytest.ini", f"{STRICT}routilux_report = always\n"),
+        pytest.param(
+            "pyproject.toml", f'{NATIVE_STRICT}routilux_report = "always"\n', marks=NATIVE
+        ),
     ],
 )
 @pytest.mark.parametrize(
     "workers", [(), pytest.param(("-p", "xdist.plugin", "-n", "2"), marks=pytest.mark.soak)]
 )
-def test_the_strictest_project_sees_no_warning_and_no_error(inner, strict, workers):
-    inner.makeini(f"{strict}routilux_report = always\n")
+def test_the_strictest_project_sees_no_warning_and_no_error(inner, name, text, workers):
+    (inner.path / name).write_text(text)
     inner.makepyfile(WHOLE)
     result = run_pytest(inner, *PLUGIN, "-W", "error", "-v", *workers)
     result.assert_outcomes(passed=3)
     assert [] == result.errlines
-
-
-@NATIVE
-def test_a_strict_native_table_is_enough(inner):
-    inner.makepyprojecttoml(
-        '[tool.pytest]\nstrict = true\nfilterwarnings = ["error"]\nroutilux_report = "auto"\n'
-    )
-    inner.makepyfile(WHOLE)
-    run_pytest(inner, *PLUGIN).assert_outcomes(passed=3)
 
 
 # --- without the plugin ---------------------------------------------------------------------------
@@ -313,36 +307,27 @@ def test_pytest_finds_the_installed_plugin(installed):
 def test_a_project_can_switch_the_plugin_off(installed):
     installed.makepyfile(
         """
+        import pytest_routilux
+
         def test_plain(pytestconfig):
             names = [name for name, _ in pytestconfig.pluginmanager.list_name_plugin()]
             assert "routilux-reports" not in names
             assert not [n for n in dir(pytestconfig.option) if n.startswith("routilux")]
 
+        def test_types():
+            for name in pytest_routilux.__all__:
+                assert getattr(pytest_routilux, name).__name__ == name
+
         def test_wants_it(flow_clock): pass
         """
     )
     result = installed.runpytest_subprocess("-p", "no:routilux", "-v", "-W", "error")
-    result.assert_outcomes(passed=1, errors=1)
+    result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["E *fixture 'flow_clock' not found"])
     assert [] == result.errlines
-
     plain = installed.runpytest_subprocess("-p", "no:routilux", "--fixtures", "--markers")
     assert "flow_" not in plain.stdout.str()
     for option in ("--routilux-report=auto", "--routilux-repro=R1.9f3c.fifo"):
         unknown = installed.runpytest_subprocess("-p", "no:routilux", option)
         assert pytest.ExitCode.USAGE_ERROR == unknown.ret
         unknown.stderr.fnmatch_lines([f"*unrecognized arguments: {option}"])
-
-
-def test_the_types_can_be_imported_without_the_plugin(installed):
-    installed.makepyfile(
-        """
-        import pytest_routilux
-
-        def test_types():
-            for name in pytest_routilux.__all__:
-                assert getattr(pytest_routilux, name).__name__ == name
-        """
-    )
-    result = installed.runpytest_subprocess("-p", "no:routilux", "-W", "error")
-    result.assert_outcomes(passed=1)

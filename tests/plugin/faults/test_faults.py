@@ -28,15 +28,6 @@ def run(*faults: Fault) -> tuple[Host, JobState]:
     return host, host.job
 
 
-def test_a_routine_raises_in_the_attempts_that_are_named():
-    fault = FlowFaults().raises("data_process", ValueError("no line"), attempts=[2, 3])
-    _, job = run(fault)
-    assert 2 == fault.struck
-    assert 3 == job.retry_count("data_process")
-    errors = [commit.error.message for commit in job.commits if commit.error is not None]
-    assert ["tax table is locked, try 1", "no line", "no line"] == errors
-
-
 def test_a_class_is_raised_anew_in_every_attempt():
     fault = FlowFaults().raises("data_process", ValueError)
     _, job = run(fault)
@@ -51,13 +42,6 @@ def test_an_error_is_raised_as_it_was_made_whatever_its_class_asks_for():
     assert ["json.decoder.JSONDecodeError"] * 2 == [error.type for error in errors][:2]
     frames = [frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)]
     assert 1 == frames.count("_raise")
-
-
-def test_a_slow_routine_begins_its_work_late():
-    fault = FlowFaults().slow("data_fetch", 1.5)
-    _, job = run(fault)
-    assert 1 == fault.struck
-    assert 1_500_000_000 + 2_100_000_000 == job.updated_ns - job.started_ns
 
 
 @pytest.mark.parametrize("seconds", [3600, -3600])

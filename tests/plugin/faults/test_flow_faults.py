@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 
 import pytest
 
 from pytest_routilux import FlowFaults
+from pytest_routilux.faults.faults import Fault
 from routilux import (
     ErrorHandler,
     FakeClock,
     Flow,
     FlowDefinitionError,
+    JobState,
     MemoryStore,
     Routine,
     Runtime,
     SqliteStore,
 )
 from tests.plugin.inner import run_inside
-from tests.routines import SECOND, Wide, Works, chain, retrying, sends
+from tests.routines import SECOND, Wide, Works, chain, delays, ended_at, retrying, sends
 
 
 async def charge(self: Routine, n: int) -> None:
@@ -43,33 +46,36 @@ def shop(
 # --- where they strike ----------------------------------------------------------------------------
 
 
+@pytest.fixture(params=["in a runtime", "in a simulation"])
+def struck(request, flow_runtime, flow_clock_bare, flow_sim):
+    """Run a job with a fault in both ways."""
+
+    def run(fault: Fault, build: Callable[[], Flow] = shop) -> JobState:
+        if request.param == "in a runtime":
+            return build().execute("order")
+        return flow_sim.run(build, "order", faults=[fault]).job
+
+    return run
+
+
 @pytest.mark.parametrize("workers", [None, 4])
-def test_a_handler_raises_in_the_attempts_that_are_named(
-    flow_faults, flow_runtime, flow_clock_bare, flow_monitor, workers
-):
+def test_a_handler_raises_in_the_attempts_that_are_named(flow_faults, struck, workers):
     fault = flow_faults.raises("charge", ConnectionError("no line"), attempts=[1, 2])
-    job = shop(workers=workers).execute("order")
-    flow_monitor.assert_retried("charge", times=2, delays=[0.5, 1.0])
-    assert "completed" == job.status
-    assert 2 == fault.struck
+    job = struck(fault, lambda: shop(workers=workers))
+    assert ("completed", 2, [0.5, 1.0]) == (job.status, fault.struck, delays(job))
     assert {"no line"} == {c.error.message for c in job.commits if c.error is not None}
 
 
 def test_every_hit_counts_whatever_thread_it_comes_from(flow_faults, flow_runtime, flow_clock_bare):
     fault = flow_faults.raises("charge", OSError, attempts=[1])
-    shop(40, workers=4).execute("order").raise_for_status()
+    shop(40, workers=4).start("order").wait().raise_for_status()
     assert 40 == fault.struck
 
 
-def test_a_job_in_the_background_is_hit_too(flow_faults, flow_runtime, flow_clock_bare):
-    flow_faults.raises("charge", OSError, attempts=[1])
-    assert 1 == shop().start("order").wait().retry_count("charge")
-
-
-def test_a_slow_handler_begins_late_by_the_jobs_clock(flow_faults, flow_runtime, flow_clock_bare):
-    flow_faults.slow("charge", 1.5)
-    job = shop().execute("order")
-    assert 1.5 == (job.updated_ns - job.started_ns) / SECOND
+def test_a_slow_handler_begins_late_by_the_jobs_clock(flow_faults, struck):
+    fault = flow_faults.slow("charge", 1.5)
+    job = struck(fault)
+    assert (1, 1.5) == (fault.struck, ended_at(job))
     assert "2026-01-01T00:00:01.500000+00:00" == job.outputs[0].data["at"]
 
 
@@ -81,7 +87,7 @@ def test_a_handler_that_is_slower_than_its_timeout_is_given_up(
     job = shop(handler=handler).execute("order")
     assert "completed" == job.status
     assert "routilux.StepTimeoutError" == job.commits[2].error.type
-    assert 2.5 == (job.updated_ns - job.started_ns) / SECOND
+    assert 2.5 == ended_at(job)
 
 
 @pytest.mark.parametrize("seconds", [3600, -3600])
@@ -93,7 +99,7 @@ def test_a_clock_that_is_set_once_moves_no_wait(
     jump = flow_faults.clock_jump(seconds)
     job = shop().execute("order")
     assert 1 == jump.struck
-    assert 0.5 == (job.updated_ns - job.started_ns) / SECOND
+    assert 0.5 == ended_at(job)
     assert seconds + 0.5 == (flow_clock_bare.now_ns() - before) / SECOND
 
 

@@ -51,14 +51,10 @@ def test_a_job_runs_to_its_end_on_another_host(flow_hosts):
     assert "" == host.output
 
 
-def test_a_build_function_can_be_named(flow_hosts):
-    host = flow_hosts.start("tests.plugin.shop:shop", "order", PRICE)
-    assert "completed" == host.job.status
-
-
 def test_the_clock_of_a_host_starts_where_the_test_says(flow_hosts):
-    host = start(flow_hosts, clock_start="2030-02-03T04:05:06")
-    assert "2030-02-03T04:05:06.800000+00:00" == host.job.outputs[0].data["at"].isoformat()
+    start_at = "2030-02-03T04:05:06"
+    host = flow_hosts.start("tests.plugin.shop:shop", "order", PRICE, clock_start=start_at)
+    assert f"{start_at}.800000+00:00" == host.job.outputs[0].data["at"].isoformat()
 
 
 def test_user_code_on_a_host_finds_the_time_of_its_clock(flow_hosts):
@@ -90,7 +86,6 @@ def test_a_job_resumes_from_the_document_of_a_killed_host(flow_hosts, tmp_path):
     assert a.end is None
     assert [(a.pid, 1), (a.pid, 2)] == calls_of(calls)
     assert ("running", 2) == (a.job.status, a.job.retry_count())
-
     b = flow_hosts.resume(a.document, imports=[shop_module], look=facts)
     assert len({os.getpid(), a.pid, b.pid}) == 3
     assert {
@@ -193,7 +188,6 @@ def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(flow_hosts, tmp_pa
     a = start(flow_hosts, 99, calls, job_id="A7", store=store, kill_at=RETRY_2)
     assert (4, {}, None) == (a.killed_at, a.saved, a.end)
     assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
-
     b = flow_hosts.resume(store=store, job_id="A7", build=shop, build_args=args, look=facts)
     assert 2 == b.seen["retries"]
     assert ("failed", 4) == (b.job.status, b.job.retry_count())
@@ -219,6 +213,7 @@ def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(flow_hosts, 
         ({"document": "a", "store": "b"}, r"^resume\(\) takes a document, or a store"),
         ({"store": "b", "build": shop}, "of a job in a store needs job_id= and build=, its flow"),
         ({"store": "b", "job_id": "A7"}, "of a job in a store needs job_id= and build=, its flow"),
+        ({"document": "gone.json"}, r"there is no document .*gone\.json; write"),
     ],
 )
 def test_resume_takes_either_a_document_or_a_store(flow_hosts, where, says):
@@ -306,11 +301,6 @@ def test_a_missing_module_is_named(flow_hosts):
 def test_a_name_that_leads_to_no_flow_is_an_error(flow_hosts, build, error):
     with pytest.raises(HostError, match=error):
         flow_hosts.start(build, "order")
-
-
-def test_a_missing_document_is_named(flow_hosts, tmp_path):
-    with pytest.raises(HostError, match=rf"there is no document {tmp_path}/gone\.json; write"):
-        flow_hosts.resume(tmp_path / "gone.json")
 
 
 def test_a_class_that_the_host_does_not_import_is_named(flow_hosts):

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,54 +20,40 @@ from pytest_routilux.hosts.flow_hosts import At, HostError
 from routilux import Flow, Routine
 from tests.plugin.inner import ROOT, run_inside
 from tests.plugin.shop import breaking
+from tests.routines import Body, Importable, chain
 
 PATIENCE = 30_000  # milliseconds after which a test that would hang fails instead
 
 
-class Acts(Routine):
-    """Calls a function of this module by its name."""
-
-    def __init__(self, action: str, argument: Any) -> None:
-        super().__init__()
-        self.action = action
-        self.argument = argument
-        self.define_slot("trigger", handler=self.act)
-
-    def act(self) -> None:
-        globals()[self.action](self.argument)
-
-
-def prints(lines: int) -> None:
-    """Print on both streams."""
-    for number in range(lines):
+def prints(self: Routine, n: int) -> None:
+    """Print lines on both streams."""
+    for number in range(n):
         os.write(1 + number % 2, f"line {number}\n".encode())
 
 
-def hangs(fifo: str) -> None:
-    """Send the id of the process, and wait for ever."""
-    Path(fifo).write_text(str(os.getpid()))
+def hangs(self: Routine, n: str) -> None:
+    """Send the id of the process through a fifo, and wait for ever."""
+    Path(n).write_text(str(os.getpid()))
     os.read(os.pipe()[0], 1)
 
 
-def has_a_child(fifo: str) -> None:
+def has_a_child(self: Routine, n: str) -> None:
     """Start a child that would live for ever and holds the fifo open, and send its id."""
-    end = os.open(fifo, os.O_WRONLY)
+    end = os.open(n, os.O_WRONLY)
     if (child := os.fork()) == 0:
         os.read(os.pipe()[0], 1)
     os.write(end, str(child).encode())
     os.close(end)
 
 
-def acts(action: str, argument: Any) -> Flow:
-    flow = Flow("acts")
-    flow.add_routine(Acts(action, argument), "act")
-    return flow
+def acts(action: str) -> Flow:
+    return chain(act=Importable(f"{__name__}:{action}"))
 
 
-def args(action: Callable[..., None], argument: object) -> dict[str, Any]:
+def args(action: Body, n: object) -> dict[str, Any]:
     """Return the arguments of `FlowHosts.start` for an action."""
-    build_args = {"action": action.__name__, "argument": argument}
-    return {"build": acts, "entry": "act", "build_args": build_args}
+    build_args = {"action": action.__name__}
+    return {"build": acts, "entry": "act", "params": {"n": n}, "build_args": build_args}
 
 
 def is_alive(pid: int) -> bool:

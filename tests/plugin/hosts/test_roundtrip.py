@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from enum import IntEnum
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
@@ -37,11 +34,6 @@ from tests.routines import chain
 VIAS = ["memory", "file", "process"]
 
 
-class Stamp(NamedTuple):
-    day: int
-    hour: int
-
-
 def shop_job(flow: Flow) -> JobState:
     job = flow.execute("order", {"price": Decimal("19.90")}, runtime=Runtime(clock=FakeClock()))
     job.raise_for_status()
@@ -62,39 +54,36 @@ def test_flows_jobs_states_and_error_handlers_come_back_whole(
     assert flow.fingerprint == twin.fingerprint
     assert ((3,), {"calls": None}) == twin.routines["charge"].arguments
     assert GatewayDown in twin.routines["charge"].error_handler.retryable_exceptions
-
     functions = serialize_roundtrip(flow_factory(chain=[give_price, give_price]), via=via)
     job = functions.execute("give_price", {"price": 2}, runtime=Runtime())
     assert {"price": 2} == job.outputs[0].data
-
     state = SavedState.capture(flow, shop_job(flow))
     loaded = serialize_roundtrip(state, via=via)
     assert (state.job, state.saved_at_ns) == (loaded.job, loaded.saved_at_ns)
     assert 2 == loaded.flow.routines["charge"].error_handler.retry_count
-
     assert state.job == serialize_roundtrip(state.job, via=via)
     assert Money(Decimal("19.90")) == loaded.job.outputs[0].data["charged"]
-
     handler = ErrorHandler(
         "retry", max_retries=None, retry_delay=0.3, retryable_exceptions=(GatewayDown, OSError)
     )
     assert handler == serialize_roundtrip(handler, via=via)
 
 
+VALUES = [
+    datetime(2026, 1, 3, tzinfo=UTC),
+    timedelta(seconds=0.45),
+    [Money(Decimal("1.50")), UUID(int=7), b"\x00", Path("a/b")],
+    {(1, 2.0), frozenset({3})},
+    {1: "one", None: float("inf"), float("nan"): 1},
+    [float("nan"), -0.0, 0.0, float("-inf"), True, 1, 1.0, Decimal(1)],
+    {"b": 1, "a": {"d": 2, "c": 3}, "$type": "mine"},
+    [({"deep": [((1,), {"set": {1, (2,)}})]},)],
+]
+
+
 @pytest.mark.parametrize("via", VIAS)
-def test_values_come_back_whole(serialize_roundtrip, via):
-    values = {
-        "at": datetime(2026, 1, 3, tzinfo=UTC),
-        "left": timedelta(seconds=0.45),
-        "money": [Money(Decimal("1.50"))],
-        "id": UUID(int=7),
-        "raw": b"\x00",
-        "sizes": {(1, 2.0), frozenset({3})},
-        "by id": {1: "one", None: float("inf")},
-        "path": Path("a/b"),
-        "$type": "mine",
-    }
-    assert values == serialize_roundtrip(values, via=via)
+def test_values_come_back_whole_in_type_sign_and_order(serialize_roundtrip, via):
+    assert repr(VALUES) == repr(serialize_roundtrip(VALUES, via=via))
 
 
 @pytest.mark.parametrize("via", VIAS)
@@ -173,25 +162,6 @@ def test_the_values_inside_of_an_object_with_a_false_eq_are_compared(
         serialize_roundtrip([liar(Decimal("1.5"))], via=via)
 
 
-@pytest.mark.parametrize("via", VIAS)
-@pytest.mark.parametrize(
-    "value",
-    [
-        [float("nan"), -0.0, 0.0, float("-inf")],
-        [True, 1, 1.0, Decimal(1)],
-        {"b": 1, "a": {"d": 2, "c": 3}},
-        {2: "two", 1: "one", "1": "text"},
-        [({"deep": [((1,), {"set": {1, (2,)}})]},)],
-        {"$type": "mine", "value": {"$type": "tuple"}},
-        {float("nan"): 1, 1: 2},
-    ],
-    ids=str,
-)
-def test_types_signs_and_order_are_kept(serialize_roundtrip, value, via):
-    twin = serialize_roundtrip(value, via=via)
-    assert repr(value) == repr(twin)
-
-
 def test_an_order_that_is_lost_is_found(serialize_roundtrip):
     @register_type(name="tests.roundtrip.basket")
     @dataclass
@@ -209,42 +179,12 @@ def test_an_order_that_is_lost_is_found(serialize_roundtrip):
     ) == str(lost.value)
 
 
-class Level(IntEnum):
-    LOW = 1
-
-
-class Text(str):
-    __slots__ = ()
-
-
-@pytest.mark.parametrize(
-    ("value", "path"),
-    [
-        ({"level": [Level.LOW]}, "$.level[0]"),
-        ([1, Text("x")], "$[1]"),
-        ({"order": OrderedDict(a=1)}, "$.order"),
-        ({"at": Stamp(1, 2)}, "$.at"),
-        ({"f": [lambda: 1]}, "$.f[0]"),
-        ([[threading.Lock()]], "$[0][0]"),
-        ((n for n in [1]), "$"),
-        ({"raw": bytearray(b"x")}, "$.raw"),
-        ({"items": [object()]}, "$.items[0]"),
-    ],
-)
-def test_a_value_that_can_not_be_saved_is_refused_with_its_path(serialize_roundtrip, value, path):
-    for via in VIAS:
+@pytest.mark.parametrize("via", VIAS)
+def test_a_value_that_can_not_be_saved_is_refused_with_its_path(serialize_roundtrip, via):
+    for value, path in (({"f": [lambda: 1]}, "$.f[0]"), ([[threading.Lock()]], "$[0][0]")):
         with pytest.raises(UnserializableError) as refused:
             serialize_roundtrip(value, via=via)
         assert path == refused.value.path
-
-
-def test_a_value_that_contains_itself_is_refused_and_not_followed(serialize_roundtrip):
-    loop: dict[str, Any] = {"rows": []}
-    loop["rows"].append(loop)
-    with pytest.raises(
-        UnserializableError, match=r"^\$\.rows\[0\]: dict contains itself: it is \$; break"
-    ):
-        serialize_roundtrip(loop)
 
 
 # --- the other process ----------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from rich.console import Console, Group, RenderableType
 from pytest_routilux.report.tables import retries, saved_state, status, summary, timeline
 from routilux import (
     ErrorHandler,
-    ErrorStrategy,
     ExecutionMonitor,
     FakeClock,
     Flow,
@@ -21,7 +20,7 @@ from routilux import (
     Runtime,
     SavedState,
 )
-from tests.routines import Works, chain, fan
+from tests.routines import Works, chain, fan, saveable
 
 
 def fetch(self: Routine, request_id: str) -> None:
@@ -35,22 +34,27 @@ def fetch(self: Routine, request_id: str) -> None:
     )
 
 
-def pipeline(
-    failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY, *, seconds: float = 0.5
-) -> Flow:
-    def process(self: Routine, data: object) -> None:
-        self.ctx.sleep(seconds)
-        if self.ctx.attempt <= failures:
-            raise ValueError(f"busy, try {self.ctx.attempt}")
+class Process(Works):
+    """Fails `failures` times; has a saved form."""
 
-    options = (4, 0.3, 1.5) if strategy is ErrorStrategy.RETRY else ()
+    def __init__(self, failures: int, seconds: float, strategy: str) -> None:
+        def process(self: Routine, data: object) -> None:
+            self.ctx.sleep(seconds)
+            if self.ctx.attempt <= failures:
+                raise ValueError(f"busy, try {self.ctx.attempt}")
+
+        options = (4, 0.3, 1.5) if strategy == "retry" else ()
+        super().__init__(process, ErrorHandler(strategy, *options))
+
+
+def pipeline(failures: int, strategy: str = "retry", *, seconds: float = 0.5) -> Flow:
     return chain(
-        data_fetch=Works(fetch, out=["data", "metadata", "timestamp"]),
-        data_process=Works(process, ErrorHandler(strategy, *options)),
+        data_fetch=saveable(fetch, out=["data", "metadata", "timestamp"]),
+        data_process=Process(failures, seconds, strategy),
     )
 
 
-def run(failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY) -> JobState:
+def run(failures: int, strategy: str = "retry") -> JobState:
     runtime = Runtime(clock=FakeClock())
     return pipeline(failures, strategy).execute(
         "data_fetch", {"request_id": "r7"}, job_id="order-7", runtime=runtime
@@ -94,7 +98,7 @@ def test_a_job_and_its_monitor_give_the_same_parts():
 def test_the_timeline_shows_how_a_task_was_dropped():
     assert (
         "💥 [ 1.300s] data_process attempt 1 → dropped as skipped: ValueError: busy, try 1"
-        in shown(timeline(run(1, ErrorStrategy.SKIP)))
+        in shown(timeline(run(1, "skip")))
     )
 
 
@@ -111,7 +115,6 @@ def test_each_delivery_is_below_its_emission_and_conflicts_and_effects_are_shown
 
     flow = fan(fork, workers=2, left=add, right=add)
     lines = shown(timeline(flow.execute("source", runtime=Runtime(clock=FakeClock()))))
-
     at = lines.index("📤 [ 0.000s] source.out")
     assert lines[at : at + 8] == [
         "📤 [ 0.000s] source.out",
@@ -138,7 +141,6 @@ def test_the_timeline_has_pauses_resumptions_and_cancellations():
     lines = shown(timeline(runtime.resume(flow, first.job)))
     assert "🛑 [ 1.500s] job paused" in lines
     assert "⏩ [ 1.500s] resumed, job running" in lines
-
     clock.autojump = False
     second = flow.start("data_fetch", {"request_id": "r8"}, runtime=runtime)
     clock.advance(1.0)
@@ -152,9 +154,7 @@ def test_the_timeline_of_two_jobs_has_one_after_the_other():
     runtime = Runtime(clock=FakeClock(), observers=[monitor])
     for name in ("job-a", "job-b"):
         pipeline(0).execute("data_fetch", {"request_id": name}, job_id=name, runtime=runtime)
-
     lines = shown(timeline(monitor))
-
     heads = [line.split() for line in lines if line.startswith("🧵")]
     assert heads == [["🧵", "job-a"], ["🧵", "job-b"]]
     at = len(lines) // 2
@@ -224,9 +224,7 @@ def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path):
     runtime.clock.advance(2.2)
     job_run.checkpoint(path)
     job_run.cancel()
-
     lines = shown(saved_state(SavedState.read(path), path))
-
     size = f"{path.stat().st_size:,}"
     assert lines == [
         f"💾 job.json · {size} bytes · saved at 2026-01-01T00:00:02.200000+00:00",

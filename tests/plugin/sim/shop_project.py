@@ -95,7 +95,7 @@ def glob(text: str) -> str:
 
 ON_SQLITE = """
     from routilux import MemoryStore, SqliteStore
-    from tests.plugin.sim.sqlite_stores import CommitsLate
+    from tests.plugin.sim.sqlite_stores import CommitsAtStop
 
     def opens_elsewhere(path):
         return SqliteStore("elsewhere.db")

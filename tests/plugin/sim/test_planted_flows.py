@@ -178,42 +178,38 @@ class Planted:
 
 
 TWICE = "gateway.charge('A7', 19.9) ran 2x"
+ONCE_ALONE = f"{TWICE}, undisturbed run 1x"
+KEYS = f"{TWICE} under different keys"
+
+
+def planted(bug: Body, twin: Body, *expected: str, faults: Sequence[Fault] = ()) -> Planted:
+    return Planted(order_flow(bug), order_flow(twin), *expected, faults=faults)
+
+
 PLANTED = {
-    "a charge without a key is made twice": Planted(
-        order_flow(charges_without_key),
-        order_flow(charges_with_key),
-        "effect-repeated",
-        f"{TWICE}, undisturbed run 1x",
+    "a charge without a key is made twice": planted(
+        charges_without_key, charges_with_key, "effect-repeated", ONCE_ALONE
     ),
-    "once alone can not close the gap before its record": Planted(
-        order_flow(charges_once_without_key),
-        order_flow(charges_once_with_key),
-        "effect-repeated",
-        f"{TWICE}, undisturbed run 1x",
+    "once alone can not close the gap before its record": planted(
+        charges_once_without_key, charges_once_with_key, "effect-repeated", ONCE_ALONE
     ),
-    "a key drawn anew on each host": Planted(
-        order_flow(charges_under_a_new_key),
-        order_flow(charges_under_a_key_of_the_task),
+    "a key drawn anew on each host": planted(
+        charges_under_a_new_key, charges_under_a_key_of_the_task, "key-unstable", KEYS
+    ),
+    "a key with the time in it": planted(
+        charges_under_a_key_of_the_hour,
+        charges_under_a_key_of_the_task,
         "key-unstable",
-        f"{TWICE} under different keys",
+        f"{KEYS}: A7/00, A7/01",
     ),
-    "a key with the time in it": Planted(
-        order_flow(charges_under_a_key_of_the_hour),
-        order_flow(charges_under_a_key_of_the_task),
+    "a key with the attempt in it": planted(
+        charges_under_a_key_of_the_attempt,
+        charges_then_fails,
         "key-unstable",
-        f"{TWICE} under different keys: A7/00, A7/01",
+        f"{KEYS}: job/0.0/1, job/0.0/2",
     ),
-    "a key with the attempt in it": Planted(
-        order_flow(charges_under_a_key_of_the_attempt),
-        order_flow(charges_then_fails),
-        "key-unstable",
-        f"{TWICE} under different keys: job/0.0/1, job/0.0/2",
-    ),
-    "a count of tries on the instance": Planted(
-        order_flow(counts_on_the_instance),
-        order_flow(counts_attempts),
-        "attempts-differ",
-        "attempts",
+    "a count of tries on the instance": planted(
+        counts_on_the_instance, counts_attempts, "attempts-differ", "attempts"
     ),
     "progress on the instance of another routine": Planted(
         ships_from_the_instance,
@@ -222,15 +218,12 @@ PLANTED = {
         "out",
         "ship",
     ),
-    "one mail of two without a key": Planted(
-        order_flow(mails_twice),
-        order_flow(mails_under_keys),
-        "effect-repeated",
-        "mail.send('customer', 'A7') ran 2x",
+    "one mail of two without a key": planted(
+        mails_twice, mails_under_keys, "effect-repeated", "mail.send('customer', 'A7') ran 2x"
     ),
-    "an outage that only comes by a fault": Planted(
-        order_flow(charges_without_key),
-        order_flow(charges_with_key),
+    "an outage that only comes by a fault": planted(
+        charges_without_key,
+        charges_with_key,
         "effect-repeated",
         "gateway.charge('A7', 19.9) ran",
         faults=[Raises("charge", GatewayDown("down"), attempts=[1, 2]), Slow("orders", 0.5)],
@@ -240,13 +233,12 @@ PLANTED = {
 
 @pytest.mark.parametrize("name", sampled(PLANTED, [*PLANTED][::3]))
 def test_a_planted_bug_is_found_and_its_twin_is_clean(name):
-    planted = PLANTED[name]
-    result = explored(planted.buggy, *planted.faults)
+    bug = PLANTED[name]
+    result = explored(bug.buggy, *bug.faults)
     finding = result.reference.finding or result.failures[0][1]
-    assert (planted.kind, planted.routine) == (finding.kind, finding.routine)
-    assert planted.says in finding.what
-
-    twin = explored(planted.clean, *planted.faults)
+    assert (bug.kind, bug.routine) == (finding.kind, finding.routine)
+    assert bug.says in finding.what
+    twin = explored(bug.clean, *bug.faults)
     assert twin.reference.finding is None
     assert [] == [(point.name, finding.what) for point, finding in twin.failures]
     assert twin.coverage.planned == twin.coverage.executed

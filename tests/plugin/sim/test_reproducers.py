@@ -149,7 +149,7 @@ def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester):
         *("why*", "fix*"),
     ]
     repro = repro_of(
-        check_shop(pytester, ON_SQLITE.format(argument="store=CommitsLate"), says, failed=1)
+        check_shop(pytester, ON_SQLITE.format(argument="store=CommitsAtStop"), says, failed=1)
     )
     run_inside(pytester, f"--routilux-repro={repro}").assert_outcomes(failed=1)
     for store in ("SqliteStore", "None"):

@@ -87,14 +87,12 @@ TEXTS_OF: dict[str, tuple[Case, str | None]] = {
 @pytest.mark.parametrize("name", TEXTS_OF)
 def test_the_whole_text_of_a_failure(name):
     text = text_of(*TEXTS_OF[name])
-
     assert len(text.splitlines()) <= 26
     golden.compare(golden.sections("explanations.txt")[name], text, name)
 
 
 def test_a_narrow_terminal_gets_the_same_parts_in_80_columns():
     text = text_of(case_of(bugs.Charge), columns=80)
-
     golden.compare(golden.sections("explanations.txt")["in 80 columns"], text)
     assert_well_formed(text.rstrip("\n"), columns=80)
 
@@ -169,16 +167,13 @@ def test_each_figure_of_a_run_is_in_the_text(change):
     exploration, finding, disturbed = parts(bugs.Charge)
     right = text_with(exploration, finding, disturbed)
     assert right in golden.sections("explanations.txt")["an effect that is repeated"]
-
     CHANGES[change](exploration, disturbed)
-
     assert right != text_with(exploration, finding, disturbed)
 
 
 def test_incomplete_coverage_is_reported():
     exploration, finding, disturbed = parts(bugs.Charge)
     exploration.coverage.executed["after a write"] -= 1
-
     assert "cut at 18 of 19" in text_with(exploration, finding, disturbed)
 
 
@@ -197,7 +192,6 @@ KINDS = [
 def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind, crash, charged):
     exploration, _, disturbed = charged
     finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
-
     text = explain(
         exploration,
         finding,
@@ -206,7 +200,6 @@ def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind, crash, charged
         repro=command(NODE, Repro("9f3c")),
         root=ROOT,
     )
-
     assert_well_formed(text, crash=crash)
     assert f"[{kind}]" in text.splitlines()[0]
 
@@ -222,18 +215,14 @@ def test_a_broken_rule_of_the_engine_is_a_bug_of_routilux_unless_a_flow_can_caus
     kind, ours, charged
 ):
     exploration, _, disturbed = charged
-
     text = text_with(exploration, Finding(kind, "a rule", "engine.charge", "charge"), disturbed)
-
     assert ours == ("That is a bug of routilux, not of this flow" in text)
     assert ours == ("report it to routilux" in text)
 
 
 def test_a_broken_invariant_lists_the_parts_that_are_equal():
     checks = Checks(invariant=lambda outcome: len(outcome.calls) == 1)
-
     text = text_of(case_of(bugs.Ending), checks=checks)
-
     assert "INVARIANT: the invariant does not hold: it returned False" in text
     assert "equal       status, outputs, routine states, attempts, emissions\n" in text
 
@@ -242,9 +231,7 @@ def test_a_crash_in_a_recovery_counts_as_two():
     exploration, finding, _ = parts(bugs.OwnBudget)
     point = next(p for p, _ in exploration.failures if p.kind == "in a recovery")
     disturbed = recover(exploration.reference.run, point)
-
     text = text_with(exploration, finding, disturbed)
-
     assert "smallest cause  2 crashes, 0 faults" in text
     assert "CRASH  again, right after it resumed" in text
 
@@ -253,16 +240,13 @@ def test_a_key_on_one_call_alone_is_reported():
     exploration, finding, disturbed = parts(bugs.Charge)
     finding.kind = "key-unstable"
     disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
-
     text = text_with(exploration, finding, disturbed)
-
     assert "one call carried a key and another none" in text
     assert "x2   keys: A7, none" in text
 
 
 def test_a_record_of_another_result_is_not_taken_for_the_record_of_the_call():
     text = text_of(case_of(bugs.BeforeOnce))
-
     assert "why    the call carried no key, so the gateway could not tell" in text
 
 
@@ -273,9 +257,7 @@ def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked():
         return flow
 
     case = Case(build, "orders", {"order": "A7", "amount": 19.9})
-
     text = text_of(case)
-
     assert "gateway.charge('A7a', 19.9) ran 2x, undisturbed run 1x" in text
     marked = [line for line in text.splitlines() if line.startswith("  > ") and "effect #" in line]
     assert 1 == len(marked)
@@ -284,7 +266,6 @@ def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked():
 
 def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on():
     text = text_of(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
-
     head = "EFFECT LOST: gateway.charge(order='A7c', amount=19.9) ran 0x, undisturbed run 1x"
     assert text.startswith(head)
     assert "changes self.served." in text
@@ -296,7 +277,6 @@ def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on():
 
 def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others():
     text = text_of(case_of(bugs.OwnBudget, bugs.CountingOrders))
-
     assert "changes self.tries" in text
     assert "self.taken" not in text
 
@@ -316,9 +296,7 @@ def test_the_row_of_a_crash_says_what_is_left(kind, says):
     exploration, finding, _ = parts(bugs.OwnBudget)
     points = crash_points(exploration.reference.run)
     point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
-
     text = text_with(exploration, finding, recover(exploration.reference.run, point))
-
     assert says in text
 
 
@@ -406,7 +384,6 @@ def test_a_text_fits_on_a_screen_for_all_names_payloads_and_files(
     checks = Checks()
     exploration = explore(case, START, checks)
     assert exploration.failures
-
     root = Path("/", *(part for part in path.split("/") if "\0" not in part))
     for finding in {finding.kind: finding for _, finding in exploration.failures}.values():
         cause = shrink(exploration, case, START, checks, finding)
@@ -427,9 +404,7 @@ def test_wide_names_and_payloads_are_counted_by_their_cells():
     case = Case(build, name, {"payload": order})
     cause = cause_of(case)
     node = command(f"テスト.py::{name}[{order}]", Repro.of(case, build(), cause.point))
-
     text = explain_cause(cause, case, 100, repro=node)
-
     assert_well_formed(text)
     assert text.endswith(node)  # whole, so that it can be pasted
     assert 100 == max(map(cells_of, text.split("\n")[:-1]))
@@ -448,6 +423,5 @@ def test_a_shortened_text_fits_and_has_a_mark(text, cells):
 )
 def test_a_wrapped_text_fits_into_its_lines(words, cells, most):
     lines = wrapped(" ".join(words), cells, most)
-
     assert len(lines) <= most
     assert all(width(line) <= cells for line in lines)

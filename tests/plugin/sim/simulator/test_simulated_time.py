@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import freezegun
@@ -50,30 +50,6 @@ def ran(*works: Callable[[Any], object], faults: Any = (), workers: int | None =
 
 def result(job: JobState) -> Any:
     return job.commits[1].emissions[0].payload["n"]
-
-
-def test_every_clock_that_a_handler_reads_shows_the_same_virtual_time():
-    def read(ctx: Any) -> object:
-        ctx.sleep(1.5)
-        return (
-            datetime.now(),
-            datetime.now(UTC) == ctx.now(),
-            date.today(),
-            time.time() * 1e9 == START + 1.5e9,
-            time.time_ns() - START,
-            time.localtime().tm_hour,
-        )
-
-    with frozen_simulation(START):
-        job = ran(read)
-    assert (
-        NOON + timedelta(seconds=1.5),
-        True,
-        date(2026, 3, 1),
-        True,
-        1_500_000_000,
-        12,
-    ) == result(job)
 
 
 def test_a_sleep_is_the_duration_of_the_step_and_takes_no_time():

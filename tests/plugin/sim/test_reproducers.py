@@ -52,7 +52,7 @@ def test_a_reproducer_of_another_flow_is_stale_and_an_error(pytester):
     )
     longer = """
     def longer(flow):
-        flow.add_routine(Orders(), "more")
+        flow.add_routine(saveable(take), "more")
         return flow
 """
     shop(pytester, longer + changed, keyed=True)
@@ -75,16 +75,11 @@ def test_a_reproducer_finds_its_simulation_after_one_that_it_does_not_fit(pytest
     repro = reproducer(
         pytester,
         """
-    class Silent(Charge):
-        def charge(self, order):
-            self.emit("output", receipt=order)
-
     def silent():
-        flow = Flow("silent")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Silent(), "charge")
-        flow.connect("orders", "output", "charge", "input")
-        return flow
+        return build(orders=take, charge=quiet)
+
+    def quiet(self, order):
+        self.emit("out", order=order)
 
     def test_survive(flow_sim):
         coverage = flow_sim.crash_everywhere(silent, entry="orders", params={{"id": 7}})

@@ -43,18 +43,6 @@ def order(sku, price):
     return {"sku": sku, "price": price}
 
 
-def label(sku):
-    return {"label": f"#{sku}"}
-
-
-def bill(price):
-    return {"due": price}
-
-
-async def double_later(n):
-    return {"n": 2 * n}
-
-
 class Fetch(Works):
     def __init__(self) -> None:
         super().__init__(lambda self: self.emit("out", text="21"), out=["text"])
@@ -102,8 +90,8 @@ def test_a_chain_passes_what_each_function_returns_to_the_next(flow_factory):
 
 
 def test_a_fan_out_gives_each_target_what_it_names(flow_factory):
-    flow = flow_factory(fan_out=(order, [label, bill]))
-    job = run(flow, "order", {"sku": "A7", "price": 19})
+    label, bill = lambda sku: {"label": f"#{sku}"}, lambda price: {"due": price}
+    job = run(flow_factory(fan_out=(order, [label, bill])), "order", {"sku": "A7", "price": 19})
     assert [{"label": "#A7"}, {"due": 19}] == outputs(job)
 
 
@@ -150,6 +138,9 @@ def test_a_parameter_called_payload_takes_all_fields_and_rest_takes_the_others(
 
 
 def test_async_functions_are_awaited(flow_factory):
+    async def double_later(n):
+        return double(n)
+
     flow = flow_factory(chain=[parse, double_later, negate])
     assert [{"n": -42}] == outputs(run(flow, "parse", {"text": "21"}))
 

@@ -198,26 +198,12 @@ def test_a_runtime_is_restored_at_the_end():
 @pytest.mark.parametrize(
     ("make", "runtime", "says"),
     [
-        (
-            lambda f: f.slow("charge", 1),
-            Runtime(),
-            (
-                "slow('charge', 1) would sleep in real time; give the runtime a FakeClock, as"
-                " flow_runtime has"
-            ),
-        ),
-        (
-            lambda f: f.clock_jump(-60),
-            Runtime(),
-            "clock_jump(-60) can't set a SystemClock; give the runtime a FakeClock",
-        ),
+        (lambda f: f.slow("charge", 1), Runtime(), "would sleep in real time; give the runtime a"),
+        (lambda f: f.clock_jump(-60), Runtime(), "can't set a SystemClock; give the runtime a"),
         (
             lambda f: f.store_fails(1),
             Runtime(clock=FakeClock()),
-            (
-                "store_fails(1) needs a store, and this runtime has none; use"
-                " flow_faults.on(Runtime(clock=flow_clock, store=MemoryStore()))"
-            ),
+            "needs a store, and this runtime has none; use flow_faults.on(Runtime(clock=flow_clock",
         ),
     ],
 )
@@ -225,11 +211,11 @@ def test_a_runtime_is_restored_at_the_end():
 def test_a_fault_that_can_not_strike_aborts_the_job_with_what_to_do(make, runtime, says, workers):
     faults = FlowFaults()
     faults.on(runtime)
-    make(faults)
+    fault = make(faults)
     with pytest.raises(FlowDefinitionError) as refused:
         shop(workers=workers).execute("order", runtime=runtime)
     faults.close()
-    assert says == str(refused.value)
+    assert str(refused.value).startswith(f"{fault} {says}")
 
 
 def test_steps_in_other_processes_are_refused(flow_faults):
@@ -272,20 +258,11 @@ def test_a_fault_that_never_strikes_fails_the_test(pytester):
     result = run_inside(pytester)
     result.assert_outcomes(passed=4, errors=3)
     for line in (
-        (
-            "raises('charge', OSError, attempts=[2]) never struck, so the test proves nothing about"
-            " it: no such attempt or write was made; name one that happens"
-        ),
-        (
-            "raises('chrage', OSError) names no routine of the flows that ran; known: 'order',"
-            " 'charge'; did you mean 'charge'?"
-        ),
-        (
-            "no job ran with raises('charge', OSError); use flow_runtime in the test too, call"
-            " flow_faults.on(runtime), or pass faults=[...] to a simulation"
-        ),
+        "raises('charge', OSError, attempts=[[]2]) never struck*; name one that happens",
+        "raises('chrage', OSError) names no routine of the flows that ran; *mean 'charge'?",
+        "no job ran with raises('charge', OSError); use flow_runtime in the test too, *",
     ):
-        assert line in result.outlines
+        result.stdout.fnmatch_lines([line])
 
 
 def test_a_failed_test_reports_only_misspelt_faults_and_runtimes_are_restored(pytester):

@@ -179,9 +179,6 @@ def test_a_module_outside_of_the_path_is_imported_from_its_file(flow_hosts, tmp_
     assert "completed" == host.job.status
 
 
-# --- a store ------------------------------------------------------------------------------------
-
-
 def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(flow_hosts, tmp_path):
     calls, store = tmp_path / "calls", tmp_path / "jobs.db"
     args = {"tries": 99, "calls": str(calls)}
@@ -226,9 +223,6 @@ def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(flo
     start(flow_hosts, job_id="A7", store=store)
     with pytest.raises(HostError, match=r"jobs\.db holds no job 'A8'; known: 'A7'"):
         flow_hosts.resume(store=store, job_id="A8", build=shop)
-
-
-# --- what can go wrong ----------------------------------------------------------------------------
 
 
 def test_a_point_that_is_never_reached_is_an_error(flow_hosts):

@@ -106,8 +106,6 @@ def test_the_children_of_a_host_end_with_it(flow_hosts, tmp_path, kill_at):
     assert kill_at is not None or host.job.status == "completed"
 
 
-# --- the test run itself ends ---------------------------------------------------------------------
-
 INNER = f"""
     import os, signal, threading
     from pathlib import Path
@@ -170,9 +168,6 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
     assert status == run.returncode, out.decode()
     os.close(host)
     os.close(reads)
-
-
-# --- their output ---------------------------------------------------------------------------------
 
 
 def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester):

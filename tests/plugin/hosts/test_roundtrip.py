@@ -21,7 +21,6 @@ from routilux import (
     FakeClock,
     Flow,
     JobState,
-    Routine,
     Runtime,
     SavedState,
     UnserializableError,
@@ -29,7 +28,6 @@ from routilux import (
 )
 from tests.plugin.hosts import rates
 from tests.plugin.shop import GatewayDown, Home, Loose, Money, shop
-from tests.routines import chain
 
 VIAS = ["memory", "file", "process"]
 
@@ -115,9 +113,6 @@ def test_an_error_handler_that_was_taken_away_stays_away(serialize_roundtrip):
     assert None is serialize_roundtrip(flow).routines["charge"].error_handler
 
 
-# --- what == does not see -------------------------------------------------------------------------
-
-
 class Cell:
     """Holds a value, whatever its own `__eq__` returns."""
 
@@ -187,9 +182,6 @@ def test_a_value_that_can_not_be_saved_is_refused_with_its_path(serialize_roundt
         assert path == refused.value.path
 
 
-# --- the other process ----------------------------------------------------------------------------
-
-
 def test_a_form_is_imported_with_the_module_that_registers_it(serialize_roundtrip):
     assert Fraction(1, 3) == serialize_roundtrip({"rate": Fraction(1, 3)}, via="process")["rate"]
 
@@ -223,20 +215,6 @@ def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(serialize_
 def test_via_process_loads_in_another_process(serialize_roundtrip):
     with pytest.raises(AssertionError, match=rf"^\$\.pid: {os.getpid()} became \d+ \("):
         serialize_roundtrip(Home(os.getpid()), via="process")
-
-
-def test_a_class_that_another_process_can_not_find_is_named(serialize_roundtrip):
-    class Local(Routine):
-        routine_name = "tests.roundtrip.local"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.define_slot("trigger", handler=lambda: None)
-
-    flow = chain(local=Local())
-    serialize_roundtrip(flow, via="file")
-    with pytest.raises(HostError, match=r"no routine class 'tests\.roundtrip\.local' is"):
-        serialize_roundtrip(flow, via="process")
 
 
 def test_an_unknown_via_is_refused(serialize_roundtrip):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import timedelta
 
 import pytest
@@ -163,54 +164,27 @@ def test_an_unknown_routine_is_an_error_with_the_known_ones(monitor, check):
 
 
 @pytest.mark.parametrize(
-    ("check", "message"),
+    ("check", "says"),
     [
-        (
-            lambda m: m.assert_retried("xyz", times=0),
-            f"'xyz' is no routine of the flow; {ROUTINES}",
-        ),
-        (
-            lambda m: m.assert_emitted("fetch", event="emty", times=0),
-            "'emty' is no event of fetch; known: 'empty', 'output'; did you mean 'empty'?",
-        ),
-        (
-            lambda m: m.assert_flowed("fetch", "store", times=0),
-            (
-                "no connection leads from 'fetch' to 'store'; known: fetch.output -> price.input,"
-                " price.output -> store.input"
-            ),
-        ),
-        (
-            lambda m: m.assert_states({"store": "complete"}),
-            (
-                "'complete' is no status of a routine; known: 'pending', 'completed', 'skipped',"
-                " 'error_continued', 'failed'; did you mean 'completed'?"
-            ),
-        ),
+        (lambda m: m.assert_retried("xyz", times=0), f"no routine of the flow; {ROUTINES}"),
+        (lambda m: m.assert_emitted("fetch", event="emty", times=0), "'emty' is no event of fetch"),
+        (lambda m: m.assert_emitted("fetch", event="emty", times=0), "did you mean 'empty'?"),
+        (lambda m: m.assert_flowed("fetch", "store", times=0), "no connection leads from 'fetch'"),
+        (lambda m: m.assert_flowed("fetch", "store", times=0), "known: fetch.output -> price.inp"),
+        (lambda m: m.assert_states({"store": "complete"}), "'complete' is no status of a routine"),
+        (lambda m: m.assert_states({"store": "complete"}), "'error_continued', 'failed'; did you"),
         (lambda m: m.assert_order(["fetch"]), "an order needs two routines or more, not ['fetch']"),
         (lambda m: m.assert_order("fetch"), "an order needs two routines or more, not 'fetch'"),
-        (
-            lambda m: m.assert_status("complete"),
-            (
-                "'complete' is no status of a job; known: 'pending', 'running', 'paused',"
-                " 'completed', 'failed', 'cancelled'; did you mean 'completed'?"
-            ),
-        ),
-        (
-            lambda m: m.assert_not_run("store", job="jop"),
-            "'jop' is no recorded job; known: 'job'; did you mean 'job'?",
-        ),
-        (
-            lambda m: m.assert_retried("price", times=2, delays=[0.3]),
-            "assert_retried('price'): times=2 contradicts the 1 delay; leave out times",
-        ),
+        (lambda m: m.assert_status("complete"), "'complete' is no status of a job; known: 'pend"),
+        (lambda m: m.assert_status("complete"), "'cancelled'; did you mean 'completed'?"),
+        (lambda m: m.assert_not_run("store", job="jop"), "'jop' is no recorded job; known: 'job'"),
+        (lambda m: m.assert_retried("price", times=2, delays=[0.3]), "times=2 contradicts the 1 d"),
     ],
 )
-def test_an_unknown_name_is_an_error_even_if_nothing_is_expected(monitor, check, message):
+def test_an_unknown_name_is_an_error_even_if_nothing_is_expected(monitor, check, says):
     run(monitor, failures=5)
-    with pytest.raises(FlowDefinitionError) as caught:
+    with pytest.raises(FlowDefinitionError, match=re.escape(says)):
         check(monitor)
-    assert message == str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -130,9 +130,6 @@ def test_without_assertion_rewriting_pytest_shows_reprs(pytester):
     result.stdout.fnmatch_lines([handler])
 
 
-# --- what is compared -----------------------------------------------------------------------------
-
-
 def keep(self: Routine, n: object) -> None:
     self.ctx.state["value"] = self.ctx.shared["value"] = n
     self.emit("out", n=n)

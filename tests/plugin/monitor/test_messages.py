@@ -76,9 +76,6 @@ def test_every_golden_text_has_its_case():
     assert set(CASES) == set(GOLDEN)
 
 
-# --- the flow itself is broken --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [
@@ -165,9 +162,6 @@ def test_a_long_error_is_shown_in_full_with_the_line_that_raised_it(monitor):
     assert status.startswith(
         f"job {job.job_id[:8]}…: expected completed, is failed: LockedError: the ledger"
     )
-
-
-# --- golden texts ---------------------------------------------------------------------------------
 
 
 def test_a_golden_text_with_a_wrong_figure_fails_at_its_line(monitor):

@@ -47,7 +47,7 @@ def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(pyteste
     )
 
 
-MISSPELT = "names no routine of flow 'shop'; known: 'orders', 'charge'; did you mean 'charge'?"
+MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you mean 'charge'?"
 
 
 @pytest.mark.parametrize(

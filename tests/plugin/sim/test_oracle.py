@@ -128,9 +128,6 @@ def test_without_order_lists_are_bags(items, random):
     assert unordered(items) == unordered(shuffled)
 
 
-# --- effects --------------------------------------------------------------------------------------
-
-
 def call(inputs: str = "A7", key: object = None, attempt: int = 1, task: str = "0.0") -> Call:
     return Call(
         "pay", 1, {"order": inputs}, key, "ok", "shop.py:7", "charge", task, attempt, 5

@@ -27,9 +27,6 @@ class GatewayDown(Exception):
     """The gateway does not answer."""
 
 
-# --- ways to charge an order ----------------------------------------------------------------------
-
-
 def paid(self: Any, receipt: object, note: object = "") -> None:
     self.emit("out", receipt=receipt, note=note)
 
@@ -254,9 +251,6 @@ def test_a_double_charge_comes_from_the_points_between_the_effect_and_its_commit
 def test_what_a_handler_does_after_its_host_died_has_not_happened():
     names = {point.name for point, _ in explored(order_flow(charges_and_undoes)).failures}
     assert {"0.0@a1.effect1", "0.0@a1.effect2.before"} <= names
-
-
-# --- checks of the user ---------------------------------------------------------------------------
 
 
 def test_an_invariant_is_checked_for_every_outcome():

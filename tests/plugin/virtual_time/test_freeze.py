@@ -433,22 +433,6 @@ def test_durations_and_timestamps_of_pytest_stay_real(pytester):
     assert 0 < benchmark["stats"]["min"] < 0.1
 
 
-def test_tests_on_other_processes_are_timed_for_real(pytester):
-    pytester.makepyfile(
-        """
-        import pytest
-
-        @pytest.mark.parametrize("n", range(2))
-        def test_waits_for_days(flow_clock, n):
-            flow_clock.advance(1_000_000)
-        """
-    )
-    result = run_inside(pytester, "-p", "xdist", "-n", "1", "--junitxml=report.xml")
-    result.assert_outcomes(passed=2)
-    suite = ET.parse(pytester.path / "report.xml").getroot()[0]
-    assert all(0 <= float(case.attrib["time"]) < 100 for case in suite)
-
-
 # --- what now() gives -----------------------------------------------------------------------------
 
 

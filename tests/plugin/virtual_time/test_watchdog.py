@@ -379,9 +379,6 @@ def test_a_thread_that_lost_its_turn_is_refused_when_it_waits():
     clock.advance(1)
 
 
-# --- what it leaves behind ------------------------------------------------------------------------
-
-
 def test_threading_does_not_list_the_watchdog_and_a_fork_finds_no_thread(pytester):
     # From 3.12 on a fork warns if the process has other threads.
     if not Path("/proc/self/task").is_dir():
@@ -461,8 +458,6 @@ def test_a_signal_that_comes_too_late_interrupts_nothing():
     watchdog._fail_step(0, sys._getframe())
     assert watchdog._pending is None
 
-
-# --- together with pytest-timeout -----------------------------------------------------------------
 
 TIMEOUTS = """
     from shop import event

@@ -141,14 +141,6 @@ def another_result(_: Exploration, disturbed: Disturbed) -> None:
             disturbed.world.log[index] = (at_ns, host, replace(what, result="another"))
 
 
-def a_point_that_was_not_executed(exploration: Exploration, _: Disturbed) -> None:
-    exploration.coverage.executed["after a write"] -= 1
-
-
-def other_seconds(exploration: Exploration, _: Disturbed) -> None:
-    exploration.coverage.seconds = 0.05
-
-
 CHANGES = {
     "one call more": lambda _, disturbed: disturbed.world.add_call(disturbed.world.calls[-1]),
     "one call less": lambda _, disturbed: disturbed.world.calls.pop(),
@@ -157,8 +149,8 @@ CHANGES = {
     "one failure less": lambda exploration, _: exploration.failures.pop(),
     "a commit less": a_commit_that_is_missing,
     "another result": another_result,
-    "a point less": a_point_that_was_not_executed,
-    "other seconds": other_seconds,
+    "a point less": lambda it, _: it.coverage.executed.update({"after a write": -1}),
+    "other seconds": lambda it, _: setattr(it.coverage, "seconds", 0.05),
 }
 
 
@@ -192,14 +184,8 @@ KINDS = [
 def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind, crash, charged):
     exploration, _, disturbed = charged
     finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
-    text = explain(
-        exploration,
-        finding,
-        disturbed if crash else None,
-        100,
-        repro=command(NODE, Repro("9f3c")),
-        root=ROOT,
-    )
+    run, repro = disturbed if crash else None, command(NODE, Repro("9f3c"))
+    text = explain(exploration, finding, run, 100, repro=repro, root=ROOT)
     assert_well_formed(text, crash=crash)
     assert f"[{kind}]" in text.splitlines()[0]
 

@@ -22,12 +22,11 @@ from routilux import (
     Flow,
     JobState,
     RoutiluxError,
-    Runtime,
     codec,
 )
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 from showcase.test_fan_out import ALBUM, pictures
-from tests.routines import Body, Works, chain, ended_at, error_of, retrying, sleeps
+from tests.routines import Body, Works, chain, ended_at, error_of, retrying, run, sleeps
 from tests.soak import also, sampled
 
 START = FakeClock().now_ns()
@@ -55,13 +54,6 @@ def job_of(
     assert [] == host.findings
     assert host.job is not None
     return host.job
-
-
-def on_threads(
-    build: Callable[[], Flow], entry: str = "a", params: dict[str, object] | None = None
-) -> JobState:
-    with Runtime(clock=FakeClock()) as runtime:
-        return build().execute(entry, params, job_id="job", runtime=runtime)
 
 
 # --- as on threads --------------------------------------------------------------------------------
@@ -110,7 +102,7 @@ def test_a_simulation_makes_the_commits_of_threads_on_a_fake_clock(scripts, widt
         flow.set_error_handler(retrying(max_retries=2, retry_delay=delay))
         return flow
 
-    assert on_threads(build) == job_of(build)
+    assert run(build()) == job_of(build)
 
 
 @pytest.mark.parametrize("width", sampled([1, 2, 4, 8], [1, 2]))
@@ -119,7 +111,7 @@ def test_the_fan_out_of_the_showcase_is_the_same_in_simulation(width):
         return fan_out_and_in(width)
 
     job = job_of(build, "split", pictures(ALBUM))
-    assert on_threads(build, "split", pictures(ALBUM)) == job
+    assert run(build(), "split", **pictures(ALBUM)) == job
     conflicts = sum(commit.kind is CommitKind.CONFLICT for commit in job.commits)
     assert (conflicts > 0) is (width > 1)
 
@@ -133,13 +125,13 @@ def fan_out(scheduler: Scheduler = FIFO) -> JobState:
 
 @pytest.mark.parametrize("seeds", also(4, 12))
 def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds):
-    def run(seed: int) -> str:
+    def history(seed: int) -> str:
         job = fan_out(SeededScheduler(seed))
         assert "completed" == job.status
         return codec.dumps(job.serialize())
 
-    histories = [run(seed) for seed in range(seeds)]
-    assert histories == [run(seed) for seed in range(seeds)]
+    histories = [history(seed) for seed in range(seeds)]
+    assert histories == [history(seed) for seed in range(seeds)]
     assert len(set(histories)) > seeds / 2
 
 
@@ -241,7 +233,7 @@ def test_an_attempt_that_takes_too_long_ends_at_its_timeout(seconds):
     def build() -> Flow:
         return chain(a=Works(sleeps(seconds), ErrorHandler(timeout=2)))
 
-    assert on_threads(build) == job_of(build)
+    assert run(build()) == job_of(build)
 
 
 def test_a_job_inside_a_handler_takes_its_virtual_time():

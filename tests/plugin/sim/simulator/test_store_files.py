@@ -26,7 +26,6 @@ from tests.persist.hosts import line_of, process
 from tests.plugin.sim import sqlite_stores as stores
 from tests.plugin.sim.conformance.test_checker import worked
 from tests.routines import PATIENCE
-from tests.soak import sampled
 
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
@@ -58,9 +57,6 @@ def died_inside(run: Undisturbed, seq: int, image: Image) -> Disturbed | Finding
         return died_before(run, seq)
     finally:
         files.after[seq - 1] = kept
-
-
-# --- inside a write -------------------------------------------------------------------------------
 
 
 def stepped(every: int, store: type[stores.Stepped] = stores.Stepped) -> type[stores.Stepped]:
@@ -228,9 +224,6 @@ def test_nothing_is_committed_or_closed_after_the_death_of_a_host():
     assert "commit 2 (effect of first) was acknowledged, and is not in the files" == left.what
 
 
-# --- stores that break their rules ----------------------------------------------------------------
-
-
 LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
     "acknowledged before COMMIT": (
         stores.CommitsLate,
@@ -280,13 +273,6 @@ def test_a_store_that_lies_is_found_and_named(lie):
     assert kind == finding.kind
     assert says in finding.what
     assert found.coverage.planned == found.coverage.executed
-
-
-@pytest.mark.parametrize("open_store", sampled([None, SqliteStore, stores.Leased], [stores.Leased]))
-def test_a_store_that_does_not_lie_passes(open_store):
-    found = explore(replace(ALONE_WORKED, store=open_store), START, ALONE)
-    assert found.reference.finding is None
-    assert [] == found.failures
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ __all__ = ["Runtime", "default_runtime", "use_runtime"]
 class Runtime:
     """Runs flows; any number of flows, jobs and threads may share one.
 
-    `clock` is the system's by default. With a `store`, a commit counts once the store has it.
+    `clock` is the system's by default. With a `store`, a commit counts once it is stored.
     `executor` runs the steps instead of our own threads. `observers` are notified of every commit.
     `max_steps` fails a job that makes more attempts. `max_recoveries` fails a job that was resumed
     more often in a row without progress; None never does. `history_limit` bounds the commits that

@@ -294,14 +294,14 @@ class Worker:
         environment = self._environment
         for job_id, (free_at, clean) in list(self._to_release.items()):
             with environment.lease_lock:
-                if environment.leases.get(job_id) == self._lose:  # else another worker has it
+                if environment.leases.get(job_id) == self._lose:  # else another worker owns it
                     wait = max(0, free_at - self._clock.monotonic_ns())
                     self._store.release(job_id, environment.owner, wait, clean=clean)
                     self._forget(job_id)
             del self._to_release[job_id]
 
     def _forget(self, job_id: str) -> None:
-        """Forget the lease of a job (under `lease_lock`), unless another worker has it."""
+        """Forget the lease of a job (under `lease_lock`), unless another worker owns the job."""
         taken = self._environment.leases
         if taken.get(job_id) == self._lose:
             del taken[job_id]

@@ -44,9 +44,9 @@ NEVER_STRUCK: Final = (
 
 
 class Fault:
-    """One fault; `struck` counts how often it hit, `used` is true once a simulation has it.
+    """One fault; this class does nothing.
 
-    This class does nothing.
+    `struck` counts how often it hit; `used` is true once it is given to a simulation.
     """
 
     struck: int = 0

@@ -17,7 +17,7 @@ from pytest_routilux.monitor.diff import (
     job_differences,
 )
 from pytest_routilux.monitor.divergence import divergence
-from pytest_routilux.monitor.messages import WIDEST, look_at
+from pytest_routilux.monitor.messages import WIDEST
 from pytest_routilux.text import short_id, shorten
 from routilux import ErrorHandler, Flow, JobState
 
@@ -54,14 +54,8 @@ def _explained(op: str, left: object, right: object, whole: bool) -> list[str] |
     if op == "!=":
         return ["both are the same object" if left is right else "all parts are equal"]
     if isinstance(left, JobState) and isinstance(right, JobState):
-        parted = divergence(left, right, whole=whole)
-        return [
-            *_shown(job_differences(left, right), whole, _FEW),
-            *parted.first,
-            *look_at(parted.look),
-            *([""] if parted.around else []),
-            *parted.around,
-        ]
+        lines = _shown(job_differences(left, right), whole, _FEW)
+        return [*lines, *divergence(left, right, whole=whole)]
     if isinstance(left, ErrorHandler) and isinstance(right, ErrorHandler):
         return _shown(handler_differences(left, right), whole, _FEW + 4)
     if isinstance(left, Flow) and isinstance(right, Flow):

@@ -7,34 +7,23 @@ Invariants:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.monitor.messages import commit_row, commit_table, commit_words
+from pytest_routilux.monitor.messages import commit_row, commit_table, commit_words, look_at
 from routilux.clocks.durations import seconds_text
 from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
     from routilux import Commit, JobState
 
-__all__ = ["Divergence", "divergence"]
+__all__ = ["divergence"]
 
-_BEFORE: Final = 2
-_AFTER: Final = 3
-_MANY: Final = 12
+_AROUND: Final = 12
 
 
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """The first commit that differs in words, a table of the commits around it, and advice."""
-
-    first: list[str]
-    around: list[str]
-    look: str
-
-
-def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
-    """Return the first commit that differs; without one, advice alone."""
+def divergence(left: JobState, right: JobState, *, whole: bool) -> list[str]:
+    """Return the first commit that differs, and advice; `whole` adds the commits around it."""
     ours, theirs = left.commits, right.commits
     at = next(
         (
@@ -45,16 +34,23 @@ def divergence(left: JobState, right: JobState, *, whole: bool) -> Divergence:
         min(len(ours), len(theirs)),
     )
     pair = [commits[at] if at < len(commits) else None for commits in (ours, theirs)]
-    shown = next((commit for commit in pair if commit is not None), None)
+    shown = pair[0] or pair[1]
     if shown is None:
-        return Divergence([], [], _look_elsewhere(left, right))
-    first = [f"first commit that differs: #{shown.seq}"]
+        return look_at(_look_elsewhere(left, right))
+    lines = [f"first commit that differs: #{shown.seq}"]
     for side, commit, job in zip(("left ", "right"), pair, (left, right), strict=True):
         text = "no commit"
         if commit is not None:
             text = f"{seconds_text(commit.at_ns - job.started_ns)}  {commit_words(commit)}"
-        first.append(f"  {side}  {text}")
-    return Divergence(first, _around(left, right, at, whole), _look(pair[0], pair[1], left, right))
+        lines.append(f"  {side}  {text}")
+    lines += look_at(_look(pair[0], pair[1], left, right))
+    if not whole:
+        return lines
+    rows = [("", "t (s)", "", "what happened")]
+    rows += [commit_row("both", c, left.started_ns) for c in ours[max(0, at - _AROUND) : at]]
+    for side, job in (("left", left), ("right", right)):
+        rows += [commit_row(side, c, job.started_ns) for c in job.commits[at : at + _AROUND]]
+    return [*lines, "", *commit_table(rows)]
 
 
 def _since(commit: Commit, job: JobState) -> Commit:
@@ -65,20 +61,6 @@ def _since(commit: Commit, job: JobState) -> Commit:
         if (value := getattr(commit, name)) is not None
     }
     return replace(commit, **instants)
-
-
-def _around(left: JobState, right: JobState, at: int, whole: bool) -> list[str]:
-    before, after = (_MANY, _MANY) if whole else (_BEFORE, _AFTER)
-    rows = [("", "t (s)", "", "what happened")]
-    rows += [commit_row("both", c, left.started_ns) for c in left.commits[max(0, at - before) : at]]
-    for side, job in (("left", left), ("right", right)):
-        rows += [
-            commit_row(side, commit, job.started_ns) for commit in job.commits[at : at + after]
-        ]
-        more = len(job.commits) - at - after
-        if more > 0:
-            rows.append((side, "", "", f"… {more} more"))
-    return commit_table(rows)
 
 
 def _look(ours: Commit | None, theirs: Commit | None, left: JobState, right: JobState) -> str:

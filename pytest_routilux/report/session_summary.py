@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.settings import report_look
-from pytest_routilux.text import count, seconds, shorten
+from pytest_routilux.text import count, seconds
 from routilux.clocks.durations import SECOND, seconds_text
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["SessionSummary", "summary_lines"]
 
 _TIED: Final = "\u00a0"  # a blank at which no line is broken
-_SHORTEST_NAME: Final = 24
 _MEANT: Final = (
     'if the job should fail, pass invariant=lambda outcome: outcome.job.status == "failed"'
 )
@@ -88,49 +87,30 @@ class SessionSummary:
             for nodeid, text in self._later:
                 terminal.write_sep("_", nodeid)
                 terminal.write_line(text)
-        verbose = 2 if self._mode == "always" else self._config.option.verbose
-        if self._mode == "never":
-            verbose = -2
+        quiet = self._config.option.verbose < 0 and self._mode != "always"
+        quiet = quiet or self._mode == "never"
         repro = self._config.getoption("routilux_repro")
         if repro is not None:
             terminal.write_sep("=", "reproducer")
             stale = f"{repro}: stale, no simulation of these tests ran it"
             for line in self.reproduced or [stale]:
                 terminal.write_line(line)
-        elif lines := [*(self._table() if verbose > 0 else ()), *self._failed(verbose)]:
+        elif not quiet and (failed := self._failed()):
             terminal.write_sep("=", "flow simulations")
-            for line in lines:
+            for line in [*failed, _MEANT]:
                 terminal.write_line(line)
-        if self._facts and verbose >= 0:
+        if self._facts and not quiet:
             if terminal.currentfspath is None:
                 terminal.write_line("")
             terminal.ensure_newline()  # it also makes the blank line
             for line in summary_lines(self._facts, report_look(self._config)[0]):
                 terminal.write_line(line)
 
-    def _failed(self, verbose: int) -> list[str]:
-        lines = [
+    def _failed(self) -> list[str]:
+        return [
             f"{nodeid}: the undisturbed job failed: {simulation['ends']}"
             for nodeid, simulation in self._simulations
-            if verbose >= 0 and simulation["ends"] is not None
-        ]
-        return [*lines, _MEANT] if lines else []
-
-    def _table(self) -> list[str]:
-        if not self._simulations:
-            return []
-        rows = [("crash points", "runs", "seconds")]
-        for _, simulation in self._simulations:
-            executed, planned = (sum(simulation[name].values()) for name in ("executed", "planned"))
-            word = simulation["word"]
-            points = f"{executed} of {planned}, {word}" if executed == planned else word
-            rows.append((points, f"{simulation['runs']:,}", f"{simulation['seconds']:.2f}"))
-        first, second, third = (max(map(len, column)) for column in zip(*rows, strict=True))
-        room = max(report_look(self._config)[0] - first - second - third - 6, _SHORTEST_NAME)
-        names = ["test", *(shorten(nodeid, room, "both") for nodeid, _ in self._simulations)]
-        return [
-            f"{points:<{first}}  {runs:>{second}}  {took:>{third}}  {name}"
-            for (points, runs, took), name in zip(rows, names, strict=True)
+            if simulation["ends"] is not None
         ]
 
 

@@ -224,9 +224,6 @@ class FlowSim:
             {
                 "planned": dict(coverage.planned),
                 "executed": dict(coverage.executed),
-                "word": coverage.word,
-                "runs": coverage.runs,
-                "seconds": coverage.seconds,
                 "repro": None if repro is None else f"{repro}: {verdict}",
                 "ends": None if checked or failed else error,
             }

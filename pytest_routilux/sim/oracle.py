@@ -16,7 +16,7 @@ import marshal
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from pytest_routilux.sim.simulator.model import Finding
-from pytest_routilux.text import shown, without_addresses
+from pytest_routilux.text import class_name, shorten, shown, without_addresses
 from routilux import CommitKind, codec
 from routilux.codec.equality import SCALARS, first_difference, same_value
 
@@ -45,6 +45,7 @@ Trie = dict[str, Any]
 """A mask as a tree, whose leaves are empty."""
 
 _HIDDEN: Final = "~"
+_LONGEST_KEY: Final = 18
 _BAGS: Final = ("tasks", "emissions", "outputs")
 """The parts of a view that are multisets, by routine and slot or event."""
 
@@ -277,7 +278,7 @@ _OF_ROUTINES: Final = ("status", "attempts", "retries")
 
 def _rows(a: View, b: View) -> list[tuple[str, str, str]]:
     rows = [
-        (part, str(a[part]), str(b[part]))
+        (part, class_name(str(a[part])), class_name(str(b[part])))
         for part in ("status", "error")
         if not same_value(a[part], b[part])
     ]
@@ -327,9 +328,12 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
         known = was.get(identity, [])
         if _distinct(calls) <= _distinct(known):
             continue
-        text = _text(calls[-1])
-        keys = ", ".join("none" if call.key is None else str(call.key) for call in calls)
-        row = "effects", f"{text}  x{len(known)}", f"{text}  x{len(calls)}   keys: {keys}"
+        text = str(calls[-1])
+        keys = ", ".join(
+            "none" if call.key is None else shorten(str(call.key), _LONGEST_KEY, "both")
+            for call in calls
+        )
+        row = text, f"x{len(known)}", f"x{len(calls)}   keys: {keys}"
         if all(call.key is None for call in calls):
             what = f"{text} ran {len(calls)}x, undisturbed run {len(known)}x"
             return _finding("effect-repeated", what, calls[-1], row)
@@ -338,12 +342,10 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
     for identity, calls in was.items():
         known = is_.get(identity, [])
         if _distinct(known) < _distinct(calls):
-            text = _text(calls[-1])
+            text = str(calls[-1])
             what = f"{text} ran {len(known)}x, undisturbed run {len(calls)}x"
-            row = "effects", f"{text}  x{len(calls)}", f"{text}  x{len(known)}"
-            finding = _finding("effect-lost", what, calls[-1], row)
-            finding.at_ns = finding.call = None  # of the undisturbed run
-            return finding
+            row = text, f"x{len(calls)}", f"x{len(known)}"
+            return _finding("effect-lost", what, calls[-1], row)
     return None
 
 
@@ -363,7 +365,7 @@ def unstable_key(world: World) -> Finding | None:
             continue
         known = first[len(calls) - 1]
         if canonical(known.key) != canonical(call.key):
-            what = f"{_text(call)} ran 2x under different keys: {known.key}, {call.key}"
+            what = f"{call} ran 2x under different keys: {known.key}, {call.key}"
             was, is_ = (f"attempt {one.attempt}: {one.key}" for one in (known, call))
             return _finding("key-unstable", what, call, ("key", was, is_))
     return None
@@ -386,11 +388,3 @@ def _distinct(calls: Sequence[Call]) -> int:
     # The service counts calls under one key as one call.
     keyed = {canonical(call.key) for call in calls if call.key is not None}
     return len(keyed) + sum(call.key is None for call in calls)
-
-
-def _text(call: Call) -> str:
-    arguments = ", ".join(
-        shown(value) if name.isdigit() else f"{name}={shown(value)}"
-        for name, value in call.arguments.items()
-    )
-    return f"{call.effect}({arguments})"

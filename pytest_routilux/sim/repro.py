@@ -5,7 +5,7 @@ Invariants:
   and its bytes, and a long name ends in its digest.
 - Its digest names the flow. With another flow, or if its point or fault is gone, it is stale, with
   the reason, and never passes.
-- A text that is no reproducer raises an error that names the wrong part and the form.
+- A text that is no reproducer raises an error that names the form.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ __all__ = ["Repro", "Stale", "command", "digest_of"]
 
 _FORM: Final = "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]"
 _LONGEST_NAME: Final = 80
-_PLACE: Final = re.compile(r"(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+")
-_MOST_DIGITS: Final = 20
+_WRITTEN: Final = re.compile(
+    r"R1\.([0-9a-f]{4})\."
+    r"(?:fifo|s(0|[1-9][0-9]{0,19})|((?!s[0-9]+(?:\+|$))(?:[A-Za-z0-9_.~@-]|%[0-9A-F]{2})+))"
+    r"((?:\+f[1-9][0-9]{0,19})*)"
+)
 _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
 
 
@@ -81,28 +84,15 @@ class Repro:
     @classmethod
     def parse(cls, text: str) -> Repro:
         """Read a reproducer; raises `pytest.UsageError`."""
-        version, _, rest = text.partition(".")
-        if version != "R1":
-            raise _unreadable(text, f"it begins with {version!r}, not with R1")
-        digest, _, rest = rest.partition(".")
-        if not re.fullmatch("[0-9a-f]{4}", digest):
-            raise _unreadable(text, f"{digest!r} is not 4 hex digits of a digest")
-        where, *rest_faults = rest.split("+")
-        if not where:
-            raise _unreadable(text, "it names neither a crash point nor fifo nor s<seed>")
-        faults = tuple(_fault_number(text, fault) for fault in rest_faults)
-        if list(faults) != sorted(set(faults)):
-            raise _unreadable(text, f"its faults are not in order: {'+'.join(rest_faults)}")
-        if where == "fifo":
-            return cls(digest, faults=faults)
-        if re.fullmatch(r"s\d+", where, re.ASCII):
-            seed = _number(where[1:])
-            if seed is None:
-                raise _unreadable(text, f"{where!r} is no seed; write it without zeros in front")
-            return cls(digest, seed=seed, faults=faults)
-        if not _PLACE.fullmatch(where):
-            raise _unreadable(text, f"{where!r} is no crash point, nor fifo nor s<seed>")
-        return cls(digest, where, faults=faults)
+        match = _WRITTEN.fullmatch(text)
+        faults = tuple(map(int, match[4].split("+f")[1:])) if match else ()
+        if match is None or list(faults) != sorted(set(faults)):
+            raise pytest.UsageError(
+                f"--routilux-repro={shown(text, 120)}: no reproducer; the form is {_FORM}, with the"
+                " faults in order"
+            )
+        digest, seed, place, _ = match.groups()
+        return cls(digest, place, None if seed is None else int(seed), faults)
 
     def __str__(self) -> str:
         order = "fifo" if self.seed is None else f"s{self.seed}"
@@ -163,20 +153,3 @@ def _written(name: str) -> str:
     tail = hashlib.sha256(text.encode()).hexdigest()[:8]
     head = re.sub("%.?$", "", text[: _LONGEST_NAME - 9])
     return f"{head}~{tail}"
-
-
-def _fault_number(text: str, fault: str) -> int:
-    number = _number(fault[1:]) if fault[:1] == "f" else None
-    if not number:
-        raise _unreadable(text, f"{fault!r} is no fault; they are f1, f2, …")
-    return number
-
-
-def _number(digits: str) -> int | None:
-    if not re.fullmatch(r"0|[1-9]\d*", digits, re.ASCII) or len(digits) > _MOST_DIGITS:
-        return None
-    return int(digits)
-
-
-def _unreadable(text: str, what: str) -> pytest.UsageError:
-    return pytest.UsageError(f"--routilux-repro={shown(text, 120)}: {what}; the form is {_FORM}")

@@ -75,7 +75,6 @@ class CommitKind(StrEnum):
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _START = CommitKind.START
-_RETRY = CommitKind.RETRY
 _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
 
@@ -265,7 +264,7 @@ def history_of(commit: Commit) -> list[HistoryRecord]:
         root = commit.tasks[0]
         task_id, routine_id, attempt = root.task_id, root.routine_id, 1
         events.append(("start", root.payload))
-    elif kind is not _RETRY:
+    else:
         if commit.error is not None and kind in (_FAILED, _DROPPED):
             event = "error" if kind is _FAILED else cast(str, (commit.detail or {})["as"])
             events.append((event, {"type": commit.error.type, "message": commit.error.message}))

@@ -86,8 +86,7 @@ class Loop:
             with lock:
                 now = monotonic_ns()  # read under the lock, so that commits are in order
                 if ended is not None:
-                    others = driver.others(ended) if durable else ()
-                    self._end((ended, *others), now)
+                    self._end((ended, *driver.others(ended)) if durable else (ended,), now)
                 if self._timers:
                     self._ring(now)
                 while ready and driver.room:

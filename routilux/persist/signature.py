@@ -5,7 +5,7 @@ Invariants:
   members of the document, which stays JSON.
 - The digest detects damage. The signature (HMAC-SHA256) proves that a holder of the key wrote these
   bytes; it is compared in constant time, before anything is parsed.
-- A key is dropped at once: no frame of a traceback, here or in the caller, has it among its locals.
+- A key is dropped at once: no frame of a traceback, here or in the caller, shows it as a local.
 """
 
 from __future__ import annotations

@@ -9,12 +9,10 @@ from typing import Any
 import pytest
 
 from routilux import JobState, JobStatus, Runtime, SqliteStore
-from tests.cli.payments import NOW, SECOND, Call, after, payment
+from tests.cli.payments import NOW, SECOND, after, payment
 
 
-def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(
-    store: Path, output: Call
-) -> None:
+def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(store, output):
     Path("job.json").write_text("what was there before")
     line = output("export", store, "waits", "job.json")
     size = Path("job.json").stat().st_size
@@ -37,16 +35,14 @@ def test_an_exported_job_can_be_read_and_resumed_where_the_flow_is(
         ("no/job.json", "the folder of no/job.json does not exist; create it first"),
     ],
 )
-def test_a_job_is_exported_to_a_file_of_its_own(
-    store: Path, refused: Call, file: str, message: str
-) -> None:
+def test_a_job_is_exported_to_a_file_of_its_own(store, refused, file, message):
     before = store.read_bytes()
     assert refused("export", store, "done", file).startswith(message)
     assert before == store.read_bytes()
 
 
-def test_every_command_gives_json_of_one_shape(store: Path, output: Call) -> None:
-    def data(name: str, *arguments: object) -> dict[str, Any]:
+def test_every_command_gives_json_of_one_shape(store, output):
+    def data(name, *arguments):
         found: dict[str, Any] = json.loads(output(name, store, *arguments, "--json"))
         head = {"format": f"routilux-{name}/1", "store": "jobs.db", "at_ns": NOW.now_ns()}
         assert head == {key: found.pop(key) for key in head}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from routilux import Runtime, SqliteStore
 from tests.cli.pages import JOBS
-from tests.cli.payments import NOW, Call, after, command, payment
+from tests.cli.payments import NOW, after, command, payment
 
 
-def test_the_jobs_are_listed_with_the_newest_first(store: Path, output: Call) -> None:
+def test_the_jobs_are_listed_with_the_newest_first(store, output):
     assert JOBS == output("jobs", store)
 
 
-def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(
-    store: Path, output: Call
-) -> None:
+def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(store, output):
     lines = output("jobs", store, "--status", "failed").splitlines()
     assert ["job", "failed", "", "1 of 5 jobs: 1 failed"] == [line.split("  ")[0] for line in lines]
     assert 5 == output("jobs", store, "--flow", "payment").count(" payment ")
@@ -27,7 +23,7 @@ def test_jobs_can_be_filtered_by_status_and_flow_and_limited_to_the_newest(
     assert "0 of 5 jobs; flows: payment\n" == output("jobs", store, "--flow", "refunds")
 
 
-def test_an_empty_store_has_0_jobs(tmp_path: Path, output: Call, refused: Call) -> None:
+def test_an_empty_store_has_0_jobs(tmp_path, output, refused):
     SqliteStore(tmp_path / "new.db").close()
     assert "0 jobs\n" == output("jobs", tmp_path / "new.db")
     err = refused("show", tmp_path / "new.db", "j")
@@ -35,9 +31,7 @@ def test_an_empty_store_has_0_jobs(tmp_path: Path, output: Call, refused: Call) 
 
 
 @pytest.mark.parametrize("columns", [50, 90])
-def test_a_narrow_terminal_gets_cut_lines_with_whole_ids(
-    store: Path, output: Call, monkeypatch: pytest.MonkeyPatch, columns: int
-) -> None:
+def test_a_narrow_terminal_gets_cut_lines_with_whole_ids(store, output, monkeypatch, columns):
     job_id = "f58be812-0654-9787-994d-a80c990fd1b7-ab"
     with SqliteStore(store, clock=NOW) as jobs:
         late = Runtime(clock=after(3595, autojump=False), store=jobs)
@@ -49,7 +43,7 @@ def test_a_narrow_terminal_gets_cut_lines_with_whole_ids(
     assert all(len(line) <= columns for line in (head, first, *rest[:4]))
 
 
-def test_a_pipe_gets_every_column_whole(store: Path) -> None:
+def test_a_pipe_gets_every_column_whole(store):
     job_id = "x" * 200
     with SqliteStore(store) as jobs:
         Runtime(store=jobs).submit(payment(), "charge", {"order": "A6"}, job_id=job_id)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from routilux import PostgresStore, Runtime
 from tests.cli.pages import FAILED
-from tests.cli.payments import Call, after, payment
+from tests.cli.payments import after, payment
 from tests.persist import postgres_server
 
 
@@ -26,9 +25,7 @@ def dsn(monkeypatch: pytest.MonkeyPatch) -> str:
     return f"postgresql://test:secret@/postgres?host={host}&options={options}"
 
 
-def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(
-    dsn: str, tmp_path: Path, output: Call, refused: Call
-) -> None:
+def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(dsn, tmp_path, output, refused):
     with PostgresStore(dsn) as jobs:
         host = Runtime(clock=after(0), store=jobs)
         payment(9, retries=1).execute("charge", {"order": "A2"}, job_id="failed", runtime=host)
@@ -45,18 +42,10 @@ def test_a_store_in_postgresql_is_read_and_changed_in_the_same_way(
     assert "secret" not in err
 
 
-def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn: str, refused: Call) -> None:
+def test_a_database_without_a_store_is_refused_and_gets_no_tables(dsn, refused):
     for arguments in (("jobs",), ("cancel", "j")):
         err = refused(arguments[0], dsn, *arguments[1:])
         assert err.endswith("dbname=postgres: holds no store: its tables were never created"), err
-
-
-def test_a_reader_of_postgresql_writes_nothing(dsn: str) -> None:
-    with PostgresStore(dsn) as jobs, PostgresStore(dsn, read_only=True) as reader:
-        jobs.create("j", b"row", "a", flow_id="f", queued=True)
-        with pytest.raises(Exception, match="read-only transaction"):
-            reader.overrule("j", 2, b"row 2", "operator", free=False)
-        assert [b"row"] == reader.rows("j")
 
 
 @pytest.mark.parametrize(
@@ -66,18 +55,14 @@ def test_a_reader_of_postgresql_writes_nothing(dsn: str) -> None:
         ("postgresql://user:secret@[host/jobs", "the connection string can't be read"),
     ],
 )
-def test_a_server_that_does_not_answer_is_named_without_its_password(
-    refused: Call, dsn: str, message: str
-) -> None:
+def test_a_server_that_does_not_answer_is_named_without_its_password(refused, dsn, message):
     pytest.importorskip("psycopg")
     err = refused("jobs", dsn)
     assert err.startswith(message), err
     assert "secret" not in err
 
 
-def test_without_its_driver_a_store_in_postgresql_is_refused_with_the_cure(
-    refused: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_its_driver_a_store_in_postgresql_is_refused_with_the_cure(refused, monkeypatch):
     monkeypatch.setitem(sys.modules, "psycopg", None)
     err = refused("jobs", "postgresql://user@host/jobs")
     assert "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'" == err

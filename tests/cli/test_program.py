@@ -15,7 +15,7 @@ import routilux.cli
 from routilux.cli import main
 from routilux.cli.open_store import without_password
 from tests.cli.pages import FAILED
-from tests.cli.payments import NOW, ROOT, Call, command
+from tests.cli.payments import NOW, ROOT, command
 from tests.routines import PATIENCE
 
 
@@ -30,9 +30,7 @@ from tests.routines import PATIENCE
         (("export", "jobs.db", "done"), "required: FILE"),
     ],
 )
-def test_wrong_usage_ends_with_status_2(
-    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
-) -> None:
+def test_wrong_usage_ends_with_status_2(capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         main(arguments)
     assert 2 == end.value.code
@@ -46,10 +44,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_only_terminals_get_colours_unless_they_are_switched_off(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def coloured(**env: str) -> str:
+def test_only_terminals_get_colours_unless_they_are_switched_off(store, monkeypatch):
+    def coloured(**env):
         with monkeypatch.context() as patch:
             terminal = Terminal()
             patch.setattr(sys, "stdout", terminal)
@@ -65,9 +61,7 @@ def test_only_terminals_get_colours_unless_they_are_switched_off(
     assert FAILED == coloured(TERM="dumb")
 
 
-def test_a_long_line_is_wrapped_below_its_text(
-    store: Path, output: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_long_line_is_wrapped_below_its_text(store, output, monkeypatch):
     monkeypatch.setenv("COLUMNS", "50")
     lines = output("show", store, "failed").splitlines()
     at = next(place for place, line in enumerate(lines) if line.startswith("💥"))
@@ -79,13 +73,13 @@ def test_a_long_line_is_wrapped_below_its_text(
     ] == lines[at : at + 4]
 
 
-def test_a_terminal_that_lacks_letters_gets_question_marks(store: Path) -> None:
+def test_a_terminal_that_lacks_letters_gets_question_marks(store):
     done = command("show", store, "done", folder=store.parent, encoding="ascii")
     assert (0, "") == (done.returncode, done.stderr)
     assert "? [ 2.660s] job completed" in done.stdout
 
 
-def test_the_module_runs_as_a_program(store: Path) -> None:
+def test_the_module_runs_as_a_program(store):
     done = command("jobs", store, folder=store.parent)
     assert (0, "") == (done.returncode, done.stderr)
     assert "5 jobs: 1 pending, 1 running, 1 paused, 1 completed, 1 failed" in done.stdout
@@ -97,40 +91,27 @@ def test_the_module_runs_as_a_program(store: Path) -> None:
     assert 2 == command("look", folder=store.parent).returncode
 
 
-def test_a_reader_that_goes_away_is_no_error(store: Path) -> None:
+def shown_to(out: object, store: Path) -> tuple[int, str]:
+    """The exit status and the errors of `routilux show` with another stdout."""
+    pipes = {"capture_output": False, "stdout": out, "stderr": subprocess.PIPE}
+    done = command("show", store, "done", folder=store.parent, **pipes)
+    return done.returncode, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error(store):
     reader, writer = os.pipe()
     os.close(reader)
-    done = command(
-        "show",
-        store,
-        "done",
-        folder=store.parent,
-        capture_output=False,
-        stdout=writer,
-        stderr=subprocess.PIPE,
-    )
+    assert (141, "") == shown_to(writer, store)
     os.close(writer)
-    assert (141, "") == (done.returncode, done.stderr)
 
 
-def test_a_full_disk_is_reported(store: Path) -> None:
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("this system has no /dev/full")
-    with full.open("w") as out:
-        done = command(
-            "show",
-            store,
-            "done",
-            folder=store.parent,
-            capture_output=False,
-            stdout=out,
-            stderr=subprocess.PIPE,
-        )
-    assert (1, "routilux: No space left on device\n") == (done.returncode, done.stderr)
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_reported(store):
+    with Path("/dev/full").open("w") as out:
+        assert (1, "routilux: No space left on device\n") == shown_to(out, store)
 
 
-def test_a_closed_output_is_reported(store: Path) -> None:
+def test_a_closed_output_is_reported(store):
     shell = 'exec "$0" -m routilux show "$1" done >&-'
     done = subprocess.run(
         ["sh", "-c", shell, sys.executable, str(store)],
@@ -145,9 +126,7 @@ def test_a_closed_output_is_reported(store: Path) -> None:
     assert "routilux: stdout is closed; open it to get a result\n" == done.stderr
 
 
-def test_a_command_without_stderr_still_ends_with_its_status(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_command_without_stderr_still_ends_with_its_status(store, monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     assert 1 == main(["show", str(store), "nobody"])
 
@@ -164,24 +143,20 @@ def test_a_command_without_stderr_still_ends_with_its_status(
         ("u:secret@h", "u:secret@h"),  # a path
     ],
 )
-def test_a_name_is_shown_without_its_password(name: str, safe: str) -> None:
+def test_a_name_is_shown_without_its_password(name, safe):
     assert safe == without_password(name)
 
 
 @pytest.mark.parametrize("name", ["host=db password=secret", "password = secret dbname=jobs"])
-def test_a_connection_string_that_is_no_url_is_refused_without_its_password(
-    name: str, refused: Call
-) -> None:
+def test_a_connection_string_that_is_no_url_is_refused_without_its_password(name, refused):
     assert refused("jobs", name) == (
         "the store's name is a connection string; give a PostgreSQL database by its URL:"
         " postgresql://user@host/database"
     )
 
 
-def test_an_interrupt_ends_it_quietly(
-    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: object) -> None:
+def test_an_interrupt_ends_it_quietly(store, capsys, monkeypatch):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(routilux.cli, "read_store", interrupted)
@@ -189,7 +164,7 @@ def test_an_interrupt_ends_it_quietly(
     assert ("", "") == tuple(capsys.readouterr())
 
 
-def test_the_run_in_the_readme_is_a_real_one(store: Path, output: Call) -> None:
+def test_the_run_in_the_readme_is_a_real_one(store, output):
     (block,) = re.findall(
         r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
     )
@@ -199,7 +174,7 @@ def test_the_run_in_the_readme_is_a_real_one(store: Path, output: Call) -> None:
         assert expected == output(*line.split())
 
 
-def test_help_says_what_each_command_does(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_what_each_command_does(capsys):
     for name in ("jobs", "show", "retry", "cancel", "export"):
         with pytest.raises(SystemExit) as end:
             main([name, "--help"])

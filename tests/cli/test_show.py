@@ -9,17 +9,15 @@ import pytest
 from routilux import Runtime, SqliteStore
 from routilux.persist import admin
 from tests.cli.pages import DONE, FAILED, WAITS
-from tests.cli.payments import NOW, Call, after, payment, replace_in_rows
+from tests.cli.payments import NOW, after, payment, replace_in_rows
 
 
 @pytest.mark.parametrize(("job_id", "page"), [("done", DONE), ("failed", FAILED), ("waits", WAITS)])
-def test_a_job_is_shown_with_all_its_commits_and_its_pending_tasks(
-    store: Path, output: Call, job_id: str, page: str
-) -> None:
+def test_a_job_is_shown_with_all_its_commits_and_its_pending_tasks(store, output, job_id, page):
     assert page == output("show", store, job_id)
 
 
-def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, output: Call) -> None:
+def test_resumptions_recoveries_pauses_and_reasons_are_shown(store, output):
     with SqliteStore(store, clock=NOW) as jobs:
         host = Runtime(clock=after(3620, autojump=False), store=jobs)
         host.resumed(payment(), host.load("paused"))
@@ -35,7 +33,7 @@ def test_resumptions_recoveries_pauses_and_reasons_are_shown(store: Path, output
     ] == [line for line in lines if line[:1] in ("🛑", "⏩")]
 
 
-def test_stored_text_never_controls_the_terminal(store: Path, output: Call) -> None:
+def test_stored_text_never_controls_the_terminal(store, output):
     evil = "A\x1b[2J\u202eB"
     with SqliteStore(store, clock=NOW) as jobs:
         Runtime(clock=NOW, store=jobs).submit(payment(), "charge", {"order": evil}, job_id=evil)
@@ -45,8 +43,8 @@ def test_stored_text_never_controls_the_terminal(store: Path, output: Call) -> N
 
 
 def test_values_of_types_that_only_the_flows_program_knows_are_shown_and_exported_as_they_are(
-    store: Path, output: Call
-) -> None:
+    store, output
+):
     order = '{"$type":"shop.types:Order","value":{"id":7}}'
     replace_in_rows(store, '"A2"', order)
     assert "  order  Order({'id': 7})\n" in output("show", store, "failed")

@@ -7,13 +7,11 @@ import time
 
 import pytest
 
-from routilux import FakeClock, JobStatus, Runtime, SystemClock
-from routilux.clocks.clock import Signal
-from tests.engine.concurrency import HandClock, no_thread_remains
-from tests.routines import PATIENCE, SECOND, Works, chain, ended_at, fails, rest, retrying
+from routilux import FakeClock, SystemClock
+from tests.routines import PATIENCE, SECOND
 
 
-def test_a_signal_of_another_clock_is_refused() -> None:
+def test_a_signal_of_another_clock_is_refused():
     signal = FakeClock().signal()
     with pytest.raises(TypeError, match="belongs to another clock"):
         SystemClock().wait(signal, None)
@@ -21,8 +19,8 @@ def test_a_signal_of_another_clock_is_refused() -> None:
         FakeClock().wait(SystemClock().signal(), None)
 
 
-def test_the_system_clock_is_real_though_time_is_patched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def patched(*_: object) -> float:
+def test_the_system_clock_is_real_though_time_is_patched(monkeypatch):
+    def patched(*_):
         raise AssertionError("the patched function was asked")
 
     for name in ("time", "time_ns", "monotonic", "monotonic_ns", "sleep", "perf_counter"):
@@ -35,7 +33,7 @@ def test_the_system_clock_is_real_though_time_is_patched(monkeypatch: pytest.Mon
     assert clock.now_ns() > wall > 1_700_000_000 * SECOND
 
 
-def test_a_wait_of_the_system_clock_ends_when_its_signal_is_set() -> None:
+def test_a_wait_of_the_system_clock_ends_when_its_signal_is_set():
     clock = SystemClock()
     signal = clock.signal()
     threading.Thread(target=signal.set).start()
@@ -47,9 +45,7 @@ def test_a_wait_of_the_system_clock_ends_when_its_signal_is_set() -> None:
         clock.wait(None, None)
 
 
-def test_a_wait_longer_than_the_system_allows_is_split(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_wait_longer_than_the_system_allows_is_split(monkeypatch):
     asked: list[float] = []
     monkeypatch.setattr("routilux.clocks.clock.real_sleep", asked.append)
     passed = iter([0, 9 * 10**18, 10**20])
@@ -60,20 +56,14 @@ def test_a_wait_longer_than_the_system_allows_is_split(
 
 
 @pytest.mark.parametrize("waiters", [1, 3])
-def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_set(
-    waiters: int,
-) -> None:
+def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_set(waiters):
     clock = SystemClock()
     for _ in range(200):
         signal = clock.signal()
         together = threading.Barrier(waiters + 1)
         ended: list[bool] = []
 
-        def waits(
-            signal: Signal = signal,
-            together: threading.Barrier = together,
-            ended: list[bool] = ended,
-        ) -> None:
+        def waits(signal=signal, together=together, ended=ended):
             together.wait(PATIENCE)
             ended.append(clock.wait(signal, clock.monotonic_ns() + 10 * SECOND))
 
@@ -86,19 +76,3 @@ def test_a_signal_of_the_system_clock_wakes_each_thread_that_waits_while_it_is_s
             thread.join(PATIENCE)
         assert [True] * waiters == ended
         assert signal.is_set()
-
-
-@pytest.mark.parametrize("step", [-3600.0, 3600.0])
-def test_setting_the_wall_clock_changes_no_wait(step: float) -> None:
-    clock = HandClock()
-    with no_thread_remains(), Runtime(clock=clock) as runtime:
-        run = chain(a=Works(fails(1), retrying(retry_delay=10)), b=rest).start("a", runtime=runtime)
-        clock.until_waited_for(10)
-        clock.set_wall(step)
-        clock.move(9.5)
-        assert 1 == run.job.retry_count()
-        assert JobStatus.RUNNING is run.job.status
-        clock.move(0.5)
-        job = run.wait()
-    assert JobStatus.COMPLETED is job.status
-    assert 10 == ended_at(job)

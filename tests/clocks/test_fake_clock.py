@@ -14,16 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux import (
-    ClockStalledError,
-    ErrorHandler,
-    FakeClock,
-    Flow,
-    JobStatus,
-    Routine,
-    Runtime,
-    Wait,
-)
+from routilux import ClockStalledError, ErrorHandler, FakeClock, Flow, JobStatus, Runtime, Wait
 from tests.engine.concurrency import at_once, engine_threads, no_thread_remains
 from tests.routines import (
     MODES,
@@ -51,7 +42,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 # --- a fake clock by itself -----------------------------------------------------------------------
 
 
-def test_a_fake_clock_shows_the_same_time_until_it_is_moved() -> None:
+def test_a_fake_clock_shows_the_same_time_until_it_is_moved():
     clock = FakeClock("2026-01-01T00:00:00+00:00")
     assert START == clock.now() == clock.now()
     clock.advance(0.25)
@@ -61,7 +52,7 @@ def test_a_fake_clock_shows_the_same_time_until_it_is_moved() -> None:
 
 
 @given(st.integers(0, 10**6), st.integers(0, 10**12))
-def test_move_to_ends_exactly_at_its_instant(odd: int, micros: int) -> None:
+def test_move_to_ends_exactly_at_its_instant(odd, micros):
     clock = FakeClock()
     clock.advance(odd / SECOND)  # a clock may stand between two microseconds
     target = START + timedelta(seconds=1, microseconds=micros)
@@ -70,7 +61,7 @@ def test_move_to_ends_exactly_at_its_instant(odd: int, micros: int) -> None:
     assert 0 == clock.now_ns() % 1000
 
 
-def test_time_is_not_moved_back_and_the_refusal_leaves_it_as_it_was() -> None:
+def test_time_is_not_moved_back_and_the_refusal_leaves_it_as_it_was():
     clock = FakeClock()
     clock.advance(5)
     with pytest.raises(ValueError, match=r"1.0 s before .*jump\(\)"):
@@ -81,7 +72,7 @@ def test_time_is_not_moved_back_and_the_refusal_leaves_it_as_it_was() -> None:
 
 
 @given(st.lists(st.floats(-1e6, 1e6, allow_nan=False)))
-def test_a_jump_sets_the_wall_clock_and_lets_no_time_pass(jumps: list[float]) -> None:
+def test_a_jump_sets_the_wall_clock_and_lets_no_time_pass(jumps):
     clock = FakeClock()
     for seconds in jumps:
         clock.jump(seconds)
@@ -93,15 +84,7 @@ def test_a_jump_sets_the_wall_clock_and_lets_no_time_pass(jumps: list[float]) ->
 
 
 @MODES
-def test_a_century_of_sleep_takes_no_real_time(workers: int | None) -> None:
-    began = time.perf_counter()
-    half = sleeps(50 * 365 * 86_400)
-    assert 100 * 365 * 86_400 == ended_at(run(chain(workers=workers, a=half, b=half)))
-    assert time.perf_counter() - began < 10
-
-
-@MODES
-def test_every_wait_that_was_asked_for_is_listed_exactly(workers: int | None) -> None:
+def test_every_wait_that_was_asked_for_is_listed_exactly(workers):
     clock = FakeClock()
     flow = chain(
         workers=workers,
@@ -120,14 +103,12 @@ def test_every_wait_that_was_asked_for_is_listed_exactly(workers: int | None) ->
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8))
-def test_sleepers_wake_one_at_a_time_by_instant_and_then_by_order_of_creation(
-    lengths: list[int],
-) -> None:
+def test_sleepers_wake_one_at_a_time_by_instant_and_then_by_order_of_creation(lengths):
     woken: list[int] = []
     awake = 0
 
-    def sleeper(length: int, index: int) -> Works:
-        def body(self: Routine, n: object = 0) -> None:
+    def sleeper(length, index):
+        def body(self, n=0):
             nonlocal awake
             self.ctx.sleep(length)
             awake += 1
@@ -146,16 +127,14 @@ def test_sleepers_wake_one_at_a_time_by_instant_and_then_by_order_of_creation(
 
 
 @pytest.mark.parametrize("names", [("sleeper", "retry"), ("retry", "sleeper")])
-def test_a_sleeper_and_a_retry_of_the_same_instant_run_in_the_order_of_their_tasks(
-    names: tuple[str, str],
-) -> None:
+def test_a_sleeper_and_a_retry_of_the_same_instant_run_in_the_order_of_their_tasks(names):
     ran: list[str] = []
 
-    def sleeper(self: Routine, n: object) -> None:
+    def sleeper(self, n):
         self.ctx.sleep(1)
         ran.append("sleeper")
 
-    def retry(self: Routine, n: object) -> None:
+    def retry(self, n):
         if self.ctx.attempt == 1:
             raise ValueError
         ran.append("retry")
@@ -167,33 +146,24 @@ def test_a_sleeper_and_a_retry_of_the_same_instant_run_in_the_order_of_their_tas
     assert [*names] == ran
 
 
-def test_steps_that_overlap_are_seen_on_different_workers_and_real_threads() -> None:
-    threads: dict[str, int] = {}
+def test_steps_that_overlap_run_on_different_workers_and_real_threads():
+    threads: list[int] = []
 
-    def where(name: str) -> Works:
-        def body(self: Routine, n: object = 0) -> None:
-            threads[name] = threading.get_ident()
-            self.ctx.sleep(1)
-            assert threading.get_ident() == threads[name]
+    def body(self, n=0):
+        threads.append(threading.get_ident())
+        self.ctx.sleep(1)
+        assert threading.get_ident() in threads
 
-        return Works(body)
-
-    flow = fan(send, workers=2, left=where("left"), right=where("right"))
-    job = run(flow, "source")
-    job.raise_for_status()
-    left, right = job.commits[-2:]
-    assert left.started_at is not None
-    assert right.started_at is not None
-    assert left.started_at < right.finished_at
-    assert right.started_at < left.finished_at
-    assert {0, 1} == {left.worker, right.worker}
-    assert 3 == len({threading.get_ident(), *threads.values()})
+    job = run(fan(send, workers=2, left=body, right=body), "source")
+    assert [("left", 1), ("right", 1)] == ends(job, 2)
+    assert {0, 1} == {commit.worker for commit in job.commits[-2:]}
+    assert 3 == len({threading.get_ident(), *threads})
 
 
-def test_a_worker_that_could_still_run_holds_the_time_back() -> None:
+def test_a_worker_that_could_still_run_holds_the_time_back():
     seen: list[float] = []
 
-    def busy(self: Routine, n: object = 0) -> None:
+    def busy(self, n=0):
         clock = runtime.clock
         for _ in range(50):
             seen.append(clock.monotonic_ns() / SECOND)
@@ -205,8 +175,8 @@ def test_a_worker_that_could_still_run_holds_the_time_back() -> None:
     assert {0.0} == set(seen)
 
 
-def test_fifty_runs_of_a_concurrent_flow_give_the_same_bytes() -> None:
-    def wander(self: Routine, n: int) -> None:
+def test_fifty_runs_of_a_concurrent_flow_give_the_same_bytes():
+    def wander(self, n):
         self.ctx.sleep(round(self.ctx.random.random(), 3))
         self.ctx.shared["sum"] = self.ctx.shared.get("sum", 0) + n  # type: ignore[operator]
         self.ctx.sleep(round(self.ctx.random.random(), 1))
@@ -214,7 +184,7 @@ def test_fifty_runs_of_a_concurrent_flow_give_the_same_bytes() -> None:
             raise ValueError(self.ctx.task_id)
         self.emit("out", n=n)
 
-    def bytes_of_a_run() -> str:
+    def bytes_of_a_run():
         retry = retrying(retry_delay=0.1, jitter=0.5)
         flow = fan(sends(*range(5)), workers=4, **{f"r{i}": Works(wander, retry) for i in range(3)})
         job = run(flow, "source", job_id="always the same")
@@ -231,11 +201,11 @@ def test_fifty_runs_of_a_concurrent_flow_give_the_same_bytes() -> None:
     assert "conflict" in next(iter(runs))
 
 
-def test_fake_clocks_that_run_at_once_do_not_affect_each_other() -> None:
+def test_fake_clocks_that_run_at_once_do_not_affect_each_other():
     gate = threading.Barrier(4)
     took: dict[int, float] = {}
 
-    def host(seconds: int) -> None:
+    def host(seconds):
         with Runtime(clock=FakeClock()) as runtime:
             gate.wait(PATIENCE)
             flow = fan(send, workers=2, a=sleeps(seconds), b=sleeps(2 * seconds))
@@ -247,11 +217,11 @@ def test_fake_clocks_that_run_at_once_do_not_affect_each_other() -> None:
 
 @pytest.mark.parametrize("outer", [None, 2])
 @pytest.mark.parametrize("inner", [None, 2])
-def test_a_handler_may_execute_a_flow_of_its_own(outer: int | None, inner: int | None) -> None:
+def test_a_handler_may_execute_a_flow_of_its_own(outer, inner):
     runtime = Runtime(clock=FakeClock())
     within = fan(sleeps(1), workers=inner, a=sleeps(1), b=sleeps(1))
 
-    def nests(self: Routine, n: object = 0) -> None:
+    def nests(self, n=0):
         self.ctx.sleep(1)
         job = within.execute("source", runtime=runtime)
         self.emit("out", n=ended_at(job))
@@ -269,7 +239,7 @@ def test_a_handler_may_execute_a_flow_of_its_own(outer: int | None, inner: int |
 # --- it is moved by hand --------------------------------------------------------------------------
 
 
-def test_advance_returns_when_every_step_that_it_woke_has_ended_or_waits() -> None:
+def test_advance_returns_when_every_step_that_it_woke_has_ended_or_waits():
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(1), b=sleeps(1), c=rest).start("a", runtime=runtime)
@@ -283,7 +253,7 @@ def test_advance_returns_when_every_step_that_it_woke_has_ended_or_waits() -> No
         assert START + timedelta(seconds=6) == clock.now()
 
 
-def test_advance_wakes_each_sleeper_at_its_own_instant() -> None:
+def test_advance_wakes_each_sleeper_at_its_own_instant():
     clock = FakeClock(autojump=False)
     with Runtime(clock=clock) as runtime:
         flow = fan(send, workers=3, a=sleeps(3), b=sleeps(1, 1), c=sleeps(2))
@@ -292,7 +262,7 @@ def test_advance_wakes_each_sleeper_at_its_own_instant() -> None:
         assert [("b", 2.0), ("c", 2.0), ("a", 3.0)] == ends(run.job, 2)
 
 
-def test_no_time_passes_between_two_calls_of_a_test_while_jobs_wait() -> None:
+def test_no_time_passes_between_two_calls_of_a_test_while_jobs_wait():
     clock = FakeClock()
     with Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(60)).start("a", runtime=runtime)
@@ -301,10 +271,10 @@ def test_no_time_passes_between_two_calls_of_a_test_while_jobs_wait() -> None:
         assert START + timedelta(seconds=60) == clock.now()
 
 
-def test_advance_inside_a_handler_is_a_sleep_of_that_handler() -> None:
+def test_advance_inside_a_handler_is_a_sleep_of_that_handler():
     clock = FakeClock()
 
-    def moves(self: Routine, n: object = 0) -> None:
+    def moves(self, n=0):
         clock.advance(2)
 
     with Runtime(clock=clock) as runtime:
@@ -313,11 +283,11 @@ def test_advance_inside_a_handler_is_a_sleep_of_that_handler() -> None:
     assert ["advance", 2 * SECOND] == [clock.waits[0].who, clock.waits[0].length_ns]
 
 
-def test_a_jump_of_the_fake_wall_clock_moves_neither_a_wait_nor_a_jobs_time() -> None:
+def test_a_jump_of_the_fake_wall_clock_moves_neither_a_wait_nor_a_jobs_time():
     clock = FakeClock()
     seen: list[datetime] = []
 
-    def jumps(self: Routine, n: object = 0) -> None:
+    def jumps(self, n=0):
         if self.ctx.attempt == 1:
             clock.jump(-7200)
             raise ValueError
@@ -335,9 +305,7 @@ def test_a_jump_of_the_fake_wall_clock_moves_neither_a_wait_nor_a_jobs_time() ->
 
 
 @MODES
-def test_a_stalled_job_fails_with_a_list_of_its_waits_and_leaves_no_thread(
-    workers: int | None,
-) -> None:
+def test_a_stalled_job_fails_with_a_list_of_its_waits_and_leaves_no_thread(workers):
     clock = FakeClock(autojump=False)
     flow = fan(send, workers=workers, slow=sleeps(4), slower=sleeps(2.5, 7))
     with (
@@ -354,13 +322,13 @@ def test_a_stalled_job_fails_with_a_list_of_its_waits_and_leaves_no_thread(
     assert START == clock.now()
 
 
-def test_a_job_that_waits_for_a_retry_with_a_stopped_clock_is_stalled_too() -> None:
+def test_a_job_that_waits_for_a_retry_with_a_stopped_clock_is_stalled_too():
     flow = chain(a=Works(fails(1), retrying(retry_delay=9)))
     with pytest.raises(ClockStalledError, match=r"job \w+ \(next retry\) waits for 9 s more"):
         flow.execute("a", runtime=Runtime(clock=FakeClock(autojump=False)))
 
 
-def test_waiting_for_a_stalled_job_raises_and_the_job_can_still_run() -> None:
+def test_waiting_for_a_stalled_job_raises_and_the_job_can_still_run():
     clock = FakeClock(autojump=False)
     with no_thread_remains(), Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(3)).start("a", job_id="j1", runtime=runtime)
@@ -374,12 +342,12 @@ def test_waiting_for_a_stalled_job_raises_and_the_job_can_still_run() -> None:
 
 @pytest.mark.parametrize("outer", [None, 2])
 @pytest.mark.parametrize("inner", [None, 2])
-def test_a_stall_reaches_the_jobs_within_a_handler(outer: int | None, inner: int | None) -> None:
+def test_a_stall_reaches_the_jobs_within_a_handler(outer, inner):
     runtime = Runtime(clock=FakeClock(autojump=False))
     within = fan(send, workers=inner, a=sleeps(1), b=sleeps(1))
     errors: list[str] = []
 
-    def nests(self: Routine, n: object = 0) -> None:
+    def nests(self, n=0):
         try:
             within.execute("source", runtime=runtime)
         except ClockStalledError as error:
@@ -393,8 +361,8 @@ def test_a_stall_reaches_the_jobs_within_a_handler(outer: int | None, inner: int
     assert 1 == len(errors)
 
 
-def test_a_step_that_swallows_the_stall_is_not_left_asleep() -> None:
-    def stubborn(self: Routine, n: object = 0) -> None:
+def test_a_step_that_swallows_the_stall_is_not_left_asleep():
+    def stubborn(self, n=0):
         for _ in range(3):
             with suppress(Exception):
                 self.ctx.sleep(1)
@@ -405,7 +373,7 @@ def test_a_step_that_swallows_the_stall_is_not_left_asleep() -> None:
             flow.execute("source", runtime=runtime)
 
 
-def test_another_thread_may_move_a_stopped_clock_on() -> None:
+def test_another_thread_may_move_a_stopped_clock_on():
     made: list[FakeClock] = []
     at_once(lambda: made.append(FakeClock(autojump=False)))
     clock = made[0]
@@ -420,8 +388,8 @@ def test_another_thread_may_move_a_stopped_clock_on() -> None:
 # --- many jobs ------------------------------------------------------------------------------------
 
 
-def test_a_thousand_waiting_jobs_share_one_loop_and_never_see_each_other() -> None:
-    def once_more(self: Routine, n: int) -> None:
+def test_a_thousand_waiting_jobs_share_one_loop_and_never_see_each_other():
+    def once_more(self, n):
         if self.ctx.attempt == 1:
             self.ctx.shared["mine"] = -1  # a failed attempt leaves no trace
             raise ValueError(n)
@@ -436,10 +404,8 @@ def test_a_thousand_waiting_jobs_share_one_loop_and_never_see_each_other() -> No
     clock = FakeClock()
     before = engine_threads()
     with no_thread_remains(), Runtime(clock=clock) as runtime:
-        began = time.perf_counter()
         runs = [flows[i % 100].start("a", {"n": i}, runtime=runtime) for i in range(1000)]
         jobs = [run.wait() for run in runs]
-        took = time.perf_counter() - began
         new = [thread.name for thread in engine_threads() - before]
         assert new.count("routilux-loop") <= 1
     for i, job in enumerate(jobs):
@@ -448,7 +414,6 @@ def test_a_thousand_waiting_jobs_share_one_loop_and_never_see_each_other() -> No
         assert {"mine": i} == job.shared_data
         assert [i] == outputs(job)
         assert START.timestamp() * SECOND == job.started_ns
-    assert took < 10
     assert START + timedelta(seconds=100) == clock.now()
 
 
@@ -456,33 +421,22 @@ class Unplugged(BaseException):
     """What no handler can be retried after."""
 
 
-def test_an_interrupt_in_one_background_job_leaves_the_others_alone() -> None:
-    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        well = [chain(a=sleeps(2)).start("a", runtime=runtime) for _ in range(3)]
-        broken = chain(a=fails(1, Unplugged, after=1)).start("a", runtime=runtime)
-        failed = chain(a=fails(1)).start("a", runtime=runtime)
-        well += [chain(a=sleeps(0.5), b=sleeps(1)).start("a", runtime=runtime)]
-        with pytest.raises(Unplugged):
-            broken.wait()
-        assert [JobStatus.COMPLETED] * 4 == [run.wait().status for run in well]
-        assert JobStatus.FAILED is failed.wait().status
-        assert ["a"] == [task.routine_id for task in broken.job.pending_tasks]
-
-
-def test_a_broken_job_gets_no_more_timeouts() -> None:
+def test_an_interrupt_in_one_background_job_ends_its_timeouts_and_leaves_the_others_alone():
     slow = Works(sleeps(10), ErrorHandler(timeout=5))
     flow = fan(send, workers=2, breaks=fails(1, Unplugged, after=1), slow=slow)
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
+        well = [chain(a=sleeps(2), b=sleeps(18)).start("a", runtime=runtime) for _ in range(3)]
         broken = flow.start("source", runtime=runtime)
-        other = chain(a=sleeps(20)).start("a", runtime=runtime)
-        assert JobStatus.COMPLETED is other.wait().status
+        failed = chain(a=fails(1)).start("a", runtime=runtime)
         with pytest.raises(Unplugged):
             broken.wait()
+        assert [JobStatus.COMPLETED] * 3 == [run.wait().status for run in well]
+        assert JobStatus.FAILED is failed.wait().status
     assert ["start", "done"] == kinds(broken.job)
     assert {"breaks", "slow"} == {task.routine_id for task in broken.job.pending_tasks}
 
 
-def test_a_waiter_is_given_up_after_its_timeout_in_virtual_time() -> None:
+def test_a_waiter_is_given_up_after_its_timeout_in_virtual_time():
     clock = FakeClock()
     with Runtime(clock=clock) as runtime:
         run = chain(a=sleeps(10)).start("a", job_id="j1", runtime=runtime)

@@ -14,27 +14,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routilux import codec
-from routilux.codec import (
-    decode,
-    decoding,
-    dumps,
-    encode,
-    limits,
-    loads,
-    registry,
-)
+from routilux.codec import decode, decoding, dumps, encode, limits, loads, registry
 from routilux.codec.equality import first_difference
-from routilux.errors import (
-    CorruptStateError,
-    SavedStateError,
-)
+from routilux.errors import CorruptStateError, SavedStateError
 from tests.codec.values import VALUES, nested
 from tests.routines import refused_at
 from tests.soak import examples
 
 
 @given(VALUES)
-def test_the_careful_parser_reads_the_same_value_as_the_fast_one(value: object) -> None:
+def test_the_careful_parser_reads_the_same_value_as_the_fast_one(value):
     text = dumps(encode(value))
     careful = decode(decoding._CAREFUL.decode(text))
     fast = decoding._read(text, limits.members(limits.outline(text.encode())))
@@ -42,35 +31,11 @@ def test_the_careful_parser_reads_the_same_value_as_the_fast_one(value: object) 
 
 
 @given(VALUES, st.sampled_from(["", "\\ud83d\\ude00"]))
-def test_tags_can_be_kept_and_decoded_later(value: object, doubtful: str) -> None:
+def test_tags_can_be_kept_and_decoded_later(value, doubtful):
     text = f'[{dumps(encode(value))},"{doubtful}"]'
     data = loads(text, untag=False)
     assert json.dumps(data) == json.dumps(json.loads(text))
     assert first_difference(loads(text), decode(data)) is None
-
-
-SNIPPETS = st.sampled_from(
-    [
-        *('{"$type":', '"value":', "[", "]", "{", "}", ",", '"', "\\", "\\ud800", ":", " ", "\x00"),
-        *("1e999", "NaN", "Infinity", "9" * 400, "-", "0", "null", "\ufeff", '"zone"'),
-        *('"datetime"', '"set"', '"dict"', '"timedelta"', '"float"', '"Decimal"', '"test-money"'),
-    ]
-)
-
-
-@settings(max_examples=examples(4))
-@given(VALUES, st.lists(st.tuples(st.integers(0, 400), st.integers(0, 9), SNIPPETS), max_size=4))
-def test_damaged_text_is_read_or_refused_as_saved_state(
-    value: object, edits: list[tuple[int, int, str]]
-) -> None:
-    text = dumps(encode(value))
-    for place, length, snippet in edits:
-        text = text[:place] + snippet + text[place + length :]
-    try:
-        back = loads(text)
-    except SavedStateError:
-        return
-    assert first_difference(back, loads(dumps(encode(back)))) is None
 
 
 TAGS = [form.tag for form in registry._FORMS] + ["none"]  # other tests register more types
@@ -90,7 +55,7 @@ JSON: st.SearchStrategy[Any] = st.recursive(
 
 @settings(max_examples=examples(3))
 @given(JSON)
-def test_any_data_is_decoded_or_refused_as_saved_state(data: object) -> None:
+def test_any_data_is_decoded_or_refused_as_saved_state(data):
     try:
         value = decode(data)
     except SavedStateError:
@@ -102,7 +67,7 @@ def tagged(tag: str, value: str) -> str:
     return f'{{"n":[{{"$type":"{tag}","value":{value}}}]}}'
 
 
-def test_foreign_types_are_read_and_written_unchanged_if_allowed() -> None:
+def test_foreign_types_are_read_and_written_unchanged_if_allowed():
     text = (
         '{"a":[{"$type":"shop:Order","value":{"id":7,"at":{"$type":"date","value":"2026-01-03"}}}]}'
     )
@@ -178,14 +143,12 @@ def test_foreign_types_are_read_and_written_unchanged_if_allowed() -> None:
         ("\ud800", "$", "is not UTF-8"),
     ],
 )
-def test_text_that_routilux_did_not_save_is_refused_with_its_path(
-    text: str | bytes, path: str, reason: str
-) -> None:
+def test_text_that_routilux_did_not_save_is_refused_with_its_path(text, path, reason):
     with refused_at(path, reason):
         loads(text)
 
 
-def test_a_surrogate_pair_of_another_writer_is_one_character() -> None:
+def test_a_surrogate_pair_of_another_writer_is_one_character():
     assert loads('["\\ud83d\\ude00"]') == ["\N{GRINNING FACE}"]
 
 
@@ -199,12 +162,12 @@ def test_a_surrogate_pair_of_another_writer_is_one_character() -> None:
         ({"a": "\ud800"}, "$.a", "lone surrogate"),
     ],
 )
-def test_data_that_no_json_parser_gives_is_refused(data: object, path: str, reason: str) -> None:
+def test_data_that_no_json_parser_gives_is_refused(data, path, reason):
     with refused_at(path, reason):
         decode(data)
 
 
-def test_decode_starts_at_the_given_path_and_bounds_the_depth() -> None:
+def test_decode_starts_at_the_given_path_and_bounds_the_depth():
     with refused_at("$.commits[7][0]", "x"):
         decode([{"$type": "x", "value": 1}], "$.commits[7]")
     assert decode(nested(100)) == nested(100)
@@ -212,8 +175,8 @@ def test_decode_starts_at_the_given_path_and_bounds_the_depth() -> None:
         decode(nested(101))
 
 
-def test_near_the_end_of_the_call_stack_only_saved_state_errors_are_raised() -> None:
-    def fall(left: int) -> None:
+def test_near_the_end_of_the_call_stack_only_saved_state_errors_are_raised():
+    def fall(left):
         actions: list[Callable[[], object]] = [
             lambda: encode(value),
             lambda: loads(text),
@@ -241,7 +204,7 @@ def _frames() -> Iterator[object]:
         frame = frame.f_back  # type: ignore[assignment]  # None ends the loop
 
 
-def test_loading_imports_nothing() -> None:
+def test_loading_imports_nothing():
     for name in ("antigravity:x", "antigravity", "os:system", "builtins:eval"):
         with pytest.raises(CorruptStateError, match="unknown"):
             loads(json.dumps({"$type": name, "value": "echo"}))

@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict, defaultdict, namedtuple
-from collections.abc import Iterator
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -20,17 +19,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routilux import codec
-from routilux.codec import (
-    decode,
-    dumps,
-    encode,
-    loads,
-)
+from routilux.codec import decode, dumps, encode, loads
 from routilux.codec.encoding import VALUE_DEPTH
 from routilux.codec.equality import first_difference
-from routilux.errors import (
-    UnserializableError,
-)
+from routilux.errors import UnserializableError
 from tests.codec.values import (
     KEYS,
     VALUES,
@@ -48,17 +40,17 @@ from tests.soak import examples
 
 @settings(max_examples=examples(2.5))
 @given(VALUES)
-def test_a_value_comes_back_equal_and_of_the_same_type(value: object) -> None:
+def test_a_value_comes_back_equal_and_of_the_same_type(value):
     text = dumps(encode(value))
     for back in (loads(text), loads(text.encode()), decode(json.loads(text))):
         assert first_difference(value, back) is None
 
 
 @given(VALUES)
-def test_a_value_is_written_as_plain_json_that_shares_nothing_with_it(value: object) -> None:
+def test_a_value_is_written_as_plain_json_that_shares_nothing_with_it(value):
     data = encode(value)
 
-    def containers(data: object) -> Iterator[object]:
+    def containers(data):
         assert type(data) in (type(None), bool, int, float, str, list, dict)
         if isinstance(data, list | dict):
             yield data
@@ -72,7 +64,7 @@ def test_a_value_is_written_as_plain_json_that_shares_nothing_with_it(value: obj
 
 
 @given(st.dictionaries(KEYS, st.integers()))
-def test_the_order_of_a_dict_is_kept(value: dict[str, int]) -> None:
+def test_the_order_of_a_dict_is_kept(value):
     assert list(loads(dumps(encode(value)))) == list(value)
 
 
@@ -95,11 +87,11 @@ def test_the_order_of_a_dict_is_kept(value: dict[str, int]) -> None:
         (Rights.READ | Rights.WRITE, '{"$type":"test-rights","value":3}'),
     ],
 )
-def test_the_form_of_a_value_is_fixed(value: object, text: str) -> None:
+def test_the_form_of_a_value_is_fixed(value, text):
     assert dumps(encode(value)) == text
 
 
-def test_a_set_is_written_in_the_same_order_under_every_hash_seed() -> None:
+def test_a_set_is_written_in_the_same_order_under_every_hash_seed():
     code = (
         "from routilux.codec import dumps, encode\n"
         "print(dumps(encode({('a', 1), 'b', 'c', frozenset('xyz'), None, 2.5})))"
@@ -160,21 +152,19 @@ Pair = namedtuple("Pair", "a b")
         ),
     ],
 )
-def test_a_value_without_a_saved_form_is_refused_with_its_path(
-    value: object, path: str, reason: str
-) -> None:
+def test_a_value_without_a_saved_form_is_refused_with_its_path(value, path, reason):
     with refused_at(path, reason, UnserializableError):
         encode(value)
 
 
-def test_a_value_that_contains_itself_is_refused_where_it_closes() -> None:
+def test_a_value_that_contains_itself_is_refused_where_it_closes():
     value: dict[str, Any] = {"items": [1]}
     value["items"].append((value["items"],))
     with refused_at("$.items[1][0]", "contains itself: it is", UnserializableError):
         encode(value)
 
 
-def test_a_value_at_the_bound_of_depth_is_saved_and_one_beyond_it_is_refused() -> None:
+def test_a_value_at_the_bound_of_depth_is_saved_and_one_beyond_it_is_refused():
     deepest = nested(VALUE_DEPTH)
     document = {"job": {"tasks": [{"payload": encode(deepest)}]}}
     assert loads(dumps(document))["job"]["tasks"][0]["payload"] == deepest
@@ -196,7 +186,7 @@ def test_a_value_at_the_bound_of_depth_is_saved_and_one_beyond_it_is_refused() -
 @pytest.mark.parametrize(
     "value", [(), complex(nan, inf), dt.time(tzinfo=dt.timezone(dt.timedelta(0), "zero"))]
 )
-def test_every_deep_value_that_can_be_saved_can_be_loaded(value: Any, wrap: Any) -> None:
+def test_every_deep_value_that_can_be_saved_can_be_loaded(value, wrap):
     for _ in range(VALUE_DEPTH // 4):
         value = wrap(value)
     with contextlib.suppress(UnserializableError):
@@ -208,15 +198,13 @@ def test_every_deep_value_that_can_be_saved_can_be_loaded(value: Any, wrap: Any)
 
 
 @pytest.mark.parametrize("data", [{"a": {1, 2}}, [nan], ["\ud800"], nested(100_000)])
-def test_data_that_was_not_encoded_is_refused_by_dumps(data: object) -> None:
+def test_data_that_was_not_encoded_is_refused_by_dumps(data):
     with pytest.raises(UnserializableError):
         dumps(data)
 
 
 @given(st.lists(VALUES), st.integers(0, 120))
-def test_an_iterator_in_an_object_is_written_as_the_array_of_its_entries(
-    values: list[object], more: int
-) -> None:
+def test_an_iterator_in_an_object_is_written_as_the_array_of_its_entries(values, more):
     entries = [encode(value) for value in values] + [{"n": n} for n in range(more)]
     for names in (("at", "é", "entries", "end"), ("entries", "at"), ("é", "entries"), ("entries",)):
         data = {name: entries if name == "entries" else [2] for name in names}

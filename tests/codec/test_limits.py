@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import codec
-from routilux.codec import (
-    decoding,
-    dumps,
-    encode,
-    encoding,
-    limits,
-    loads,
-)
-from routilux.errors import (
-    CorruptStateError,
-    UnserializableError,
-)
+from routilux.codec import decoding, dumps, encode, encoding, limits, loads
+from routilux.errors import CorruptStateError, UnserializableError
 from tests.codec.values import VALUES
 
 
-def test_a_text_that_could_not_be_loaded_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_that_could_not_be_loaded_is_not_written(monkeypatch):
     monkeypatch.setattr(encoding, "MAX_BYTES", 10)
     assert dumps([1, 2, 3, 4]) == "[1,2,3,4]"
     with pytest.raises(UnserializableError, match="takes 13 bytes"):
@@ -38,9 +26,7 @@ def test_a_text_that_could_not_be_loaded_is_not_written(monkeypatch: pytest.Monk
         dumps([1, 2, 3, 4])
 
 
-def test_an_object_is_written_within_the_bounds_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_object_is_written_within_the_bounds_of_the_whole(monkeypatch):
     monkeypatch.setattr(encoding, "MAX_BYTES", 500)
     assert len(codec.dumps_object({"n": map(str, range(100))})) == 297
     with pytest.raises(UnserializableError, match="takes 795 bytes"):
@@ -59,7 +45,7 @@ TEXTS = st.lists(st.sampled_from([*'[]{},:"\\ a1', '""', '\\"', '"a,b"', '["']) 
 
 
 @given(TEXTS | VALUES.map(lambda value: dumps(encode(value))))
-def test_the_outline_has_the_punctuation_outside_of_strings(text: str) -> None:
+def test_the_outline_has_the_punctuation_outside_of_strings(text):
     outline, inside = "", False
     for mark in re.findall(r'[,:{}"]|\[|\]', re.sub(r'\\["\\]', "", text)):
         inside ^= mark == '"'
@@ -68,8 +54,8 @@ def test_the_outline_has_the_punctuation_outside_of_strings(text: str) -> None:
 
 
 @given(VALUES)
-def test_an_outline_gives_the_values_the_members_and_the_depth(value: object) -> None:
-    def measured(data: Any) -> tuple[int, int, int]:
+def test_an_outline_gives_the_values_the_members_and_the_depth(value):
+    def measured(data):
         inner = data.values() if isinstance(data, dict) else data if isinstance(data, list) else []
         parts = [measured(item) for item in inner]
         return (
@@ -81,35 +67,24 @@ def test_an_outline_gives_the_values_the_members_and_the_depth(value: object) ->
 
     data = encode(value)
     outline = limits.outline(dumps(data).encode())
-    assert measured(data) == (
-        limits.nodes(outline),
-        limits.members(outline),
-        limits.depth(outline),
-    )
+    assert measured(data) == (limits.nodes(outline), limits.members(outline), limits.depth(outline))
 
 
 @given(st.integers(0, 300), st.text("0,9a"))
-def test_an_integer_of_too_many_digits_is_doubtful_at_any_place(at: int, rest: str) -> None:
+def test_an_integer_of_too_many_digits_is_doubtful_at_any_place(at, rest):
     assert limits.is_doubtful(f"[{' ' * at}{'7' * (codec.MAX_DIGITS + 1)}{rest}]".encode())
     assert not limits.is_doubtful(b"[" + b"1234567890," * 5000 + b"1]")
 
 
-def test_too_many_bytes_are_refused_before_they_are_parsed() -> None:
+def test_too_many_bytes_are_refused_before_they_are_parsed():
     assert loads('"é"', max_bytes=4) == "é"
     for text in ('"éé"', '"éé"'.encode(), "[[[[["):
         with pytest.raises(CorruptStateError, match="longer than 4 bytes"):
             loads(text, max_bytes=4)
 
 
-def test_too_many_values_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_values_are_refused(monkeypatch):
     monkeypatch.setattr(decoding, "MAX_NODES", 4)
     assert loads('["\\"],[,,,,,,","\\\\",3]') == ['"],[,,,,,,', "\\", 3]
     with pytest.raises(CorruptStateError, match="more than 4 values"):
         loads('{"a":1,"b":[2,3]}')
-
-
-def test_brackets_in_a_string_neither_count_as_depth_nor_hide_it() -> None:
-    assert loads(json.dumps(["[" * 500, '"' + "{" * 500])) == ["[" * 500, '"' + "{" * 500]
-    for text in ('"]]]]\\"]]"', '"\\\\"'):
-        with pytest.raises(CorruptStateError, match="deeper than 100"):
-            loads(f"[{text}," * 101 + "1" + "]" * 101)

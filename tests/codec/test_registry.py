@@ -10,19 +10,9 @@ from typing import Any
 
 import pytest
 
-from routilux.codec import (
-    dumps,
-    encode,
-    loads,
-    register_type,
-    registry,
-)
+from routilux.codec import dumps, encode, loads, register_type, registry
 from routilux.codec.equality import first_difference
-from routilux.errors import (
-    CorruptStateError,
-    FlowDefinitionError,
-    UnserializableError,
-)
+from routilux.errors import CorruptStateError, FlowDefinitionError, UnserializableError
 from tests.codec.values import Loud, Money, Unregistered
 from tests.routines import refused_at
 
@@ -38,7 +28,7 @@ def clean_registry() -> Iterator[None]:
     registry._by_kind.update(by_kind)
 
 
-def test_forms_do_not_follow_a_patched_datetime(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forms_do_not_follow_a_patched_datetime(monkeypatch):
     class Fake(dt.datetime):
         pass
 
@@ -47,7 +37,7 @@ def test_forms_do_not_follow_a_patched_datetime(monkeypatch: pytest.MonkeyPatch)
     assert first_difference(real, loads(dumps(encode(real)))) is None
 
 
-def test_a_dataclass_comes_back_through_its_constructor_with_its_saved_fields() -> None:
+def test_a_dataclass_comes_back_through_its_constructor_with_its_saved_fields():
     seen = []
 
     @register_type
@@ -56,7 +46,7 @@ def test_a_dataclass_comes_back_through_its_constructor_with_its_saved_fields() 
         price: int
         total: int = field(init=False)
 
-        def __post_init__(self) -> None:
+        def __post_init__(self):
             seen.append(self.price)
             object.__setattr__(self, "total", -1)
 
@@ -75,19 +65,19 @@ def test_a_dataclass_comes_back_through_its_constructor_with_its_saved_fields() 
         encode(line)
 
 
-def test_a_type_with_functions_of_its_own_comes_back() -> None:
+def test_a_type_with_functions_of_its_own_comes_back():
     register_type(
         range, name="range", encode=lambda r: (r.start, r.stop), decode=lambda v: range(*v)
     )
     assert loads(dumps(encode({"r": range(1, 5)}))) == {"r": range(1, 5)}
 
 
-def test_an_error_in_a_users_encoder_or_decoder_names_the_path() -> None:
+def test_an_error_in_a_users_encoder_or_decoder_names_the_path():
     class RudeError(Exception):
-        def __str__(self) -> str:
+        def __str__(self):
             raise RuntimeError
 
-    def rude(value: object) -> Any:
+    def rude(value):
         raise RudeError
 
     register_type(Unregistered, name="rude", encode=rude, decode=rude)
@@ -101,7 +91,7 @@ def unused(value: object) -> Any:
     raise AssertionError("not called")
 
 
-def test_a_form_that_reads_another_type_or_never_gets_simpler_is_refused() -> None:
+def test_a_form_that_reads_another_type_or_never_gets_simpler_is_refused():
     register_type(Unregistered, name="odd", encode=lambda v: 1, decode=lambda v: v)
     with pytest.raises(CorruptStateError, match="read as int"):
         loads(dumps(encode(Unregistered())))
@@ -110,7 +100,7 @@ def test_a_form_that_reads_another_type_or_never_gets_simpler_is_refused() -> No
         encode({"a": [Loud()]})
 
 
-def test_a_subclass_of_a_registered_class_needs_a_form_of_its_own() -> None:
+def test_a_subclass_of_a_registered_class_needs_a_form_of_its_own():
     class Gold(Money):
         pass
 
@@ -118,7 +108,7 @@ def test_a_subclass_of_a_registered_class_needs_a_form_of_its_own() -> None:
         encode(Gold(1))
 
 
-def test_a_name_belongs_to_one_type() -> None:
+def test_a_name_belongs_to_one_type():
     with pytest.raises(FlowDefinitionError, match=r"'test-money' is taken by .*Money"):
         register_type(Unregistered, name="test-money", encode=unused, decode=unused)
     for name in ("datetime", "dict", "list", "NoneType"):
@@ -131,8 +121,8 @@ def test_a_name_belongs_to_one_type() -> None:
     assert loads(dumps(encode(Money(1)))) == Money(1)
 
 
-def test_a_reloaded_class_takes_the_place_of_the_old_one() -> None:
-    def define() -> Any:
+def test_a_reloaded_class_takes_the_place_of_the_old_one():
+    def define():
         @register_type
         @dataclass
         class Reloaded:
@@ -146,7 +136,7 @@ def test_a_reloaded_class_takes_the_place_of_the_old_one() -> None:
         encode(old(1))
 
 
-def test_a_class_without_a_form_of_its_own_is_refused_at_registration() -> None:
+def test_a_class_without_a_form_of_its_own_is_refused_at_registration():
     @dataclass
     class WithInitVar:
         n: int

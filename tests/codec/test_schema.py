@@ -9,19 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux.codec import (
-    check_fields,
-)
+from routilux.codec import check_fields
 from routilux.codec.schema import fits
-from routilux.errors import (
-    CorruptStateError,
-)
+from routilux.errors import CorruptStateError
 from tests.routines import refused_at
 
 RECORD: dict[str, Any] = {"seq": int, "error": (str, type(None)), "any": object}
 
 
-def test_a_record_with_its_fields_is_returned_unchanged() -> None:
+def test_a_record_with_its_fields_is_returned_unchanged():
     record = {"seq": 1, "error": None, "any": [1]}
     assert check_fields(record, "$", RECORD, {}) is record
     assert check_fields({**record, "more": 2}, "$", RECORD, {"more": int, "less": int})
@@ -39,9 +35,7 @@ def test_a_record_with_its_fields_is_returned_unchanged() -> None:
         ({"seq": 1, "error": "", "any": 1, 5: ""}, "$.commits[2][5]", "unknown field"),
     ],
 )
-def test_a_record_that_is_not_as_expected_is_refused_with_the_path(
-    data: object, path: str, reason: str
-) -> None:
+def test_a_record_that_is_not_as_expected_is_refused_with_the_path(data, path, reason):
     with refused_at(path, reason):
         check_fields(data, "$.commits[2]", RECORD, {"more": int})
 
@@ -58,9 +52,7 @@ def test_a_record_that_is_not_as_expected_is_refused_with_the_path(
         },
     )
 )
-def test_the_quick_check_of_a_record_agrees_with_the_check_field_by_field(
-    data: dict[Any, Any],
-) -> None:
+def test_the_quick_check_of_a_record_agrees_with_the_check_field_by_field(data):
     required: dict[str, Any] = {"seq": int, "error": str}
     optional: dict[str, Any] = {"more": int, "any": list}
     fitting = (

@@ -13,9 +13,7 @@ from zoneinfo import ZoneInfo
 
 from hypothesis import strategies as st
 
-from routilux.codec import (
-    register_type,
-)
+from routilux.codec import register_type
 
 ZONES = st.sampled_from(
     [

@@ -14,14 +14,7 @@ from routilux import codec
 from routilux.clocks.durations import from_ns
 from routilux.codec.copying import is_flat
 from routilux.codec.equality import same_value
-from routilux.core.commits import (
-    Commit,
-    CommitKind,
-    HistoryRecord,
-    JobStatus,
-    history_length,
-    history_of,
-)
+from routilux.core.commits import Commit, CommitKind, JobStatus, history_length, history_of
 from routilux.core.parts import PendingTask, RoutineState, RoutineStatus
 from routilux.errors import CorruptStateError, UnserializableError
 from routilux.graph.messages import Effect, Emission, ErrorInfo, Task, Writes
@@ -91,13 +84,13 @@ def commits(draw: st.DrawFn) -> Commit:
 
 
 @given(commits())
-def test_a_commit_comes_back_as_it_was(commit: Commit) -> None:
+def test_a_commit_comes_back_as_it_was(commit):
     again = reread(commit)
     assert same_value(again, commit)
     assert again.dumps() == commit.dumps()
 
 
-def test_a_payload_of_several_tasks_is_saved_once_and_shared_when_it_is_read() -> None:
+def test_a_payload_of_several_tasks_is_saved_once_and_shared_when_it_is_read():
     payload: dict[str, object] = {"items": [1, 2]}
     tasks = [Task(f"0.{i}", "b", "trigger", payload, False, 0) for i in range(3)]
     commit = step_end(emissions=(Emission("out", payload, False),), tasks=tuple(tasks))
@@ -107,7 +100,7 @@ def test_a_payload_of_several_tasks_is_saved_once_and_shared_when_it_is_read() -
     assert not any(task.flat for task in again.tasks)
 
 
-def test_a_field_without_a_value_is_not_saved() -> None:
+def test_a_field_without_a_value_is_not_saved():
     pause = Commit(7, CommitKind.PAUSED, 5, JobStatus.PAUSED)
     assert pause.dumps() == '{"seq":7,"kind":"paused","at_ns":5,"status":"paused"}'
 
@@ -115,7 +108,7 @@ def test_a_field_without_a_value_is_not_saved() -> None:
 AWKWARD = 'a "b" \\ \n \x00 \u2028 é 😀'
 
 
-def test_names_may_hold_any_characters() -> None:
+def test_names_may_hold_any_characters():
     named = replace(
         step_end(),
         task_id=AWKWARD,
@@ -127,27 +120,27 @@ def test_names_may_hold_any_characters() -> None:
     assert same_value(reread(named), named)
 
 
-def test_a_name_with_a_lone_surrogate_is_refused_with_its_path() -> None:
+def test_a_name_with_a_lone_surrogate_is_refused_with_its_path():
     with pytest.raises(UnserializableError, match="lone surrogate at 2") as refusal:
         step_end(emissions=(Emission("a \udcff", {}, True),)).dumps("$.commits[6]")
     assert refusal.value.path == "$.commits[6].emissions[0].event"
 
 
-def test_the_times_of_a_commit_are_aware_instants() -> None:
+def test_the_times_of_a_commit_are_aware_instants():
     commit = step_end()
     assert commit.started_at == from_ns(1_000)
     assert commit.finished_at == from_ns(5_000)
     assert Commit(1, CommitKind.PAUSED, 0, JobStatus.PAUSED).started_at is None
 
 
-def test_a_message_with_a_lone_surrogate_can_be_saved() -> None:
+def test_a_message_with_a_lone_surrogate_can_be_saved():
     commit = step_end(
         CommitKind.FAILED, error=ErrorInfo("OSError", "no \udcff", "\udcff", "\udcff")
     )
     assert reread(commit).error == ErrorInfo("OSError", "no ?", "?", "?")
 
 
-def test_a_value_without_a_saved_form_is_refused_with_its_path() -> None:
+def test_a_value_without_a_saved_form_is_refused_with_its_path():
     for name, more in {
         "emissions[0].payload.n": {"emissions": [Emission("out", {"n": object()}, False)]},
         "state.values.n": {"state": Writes({"n": object()})},
@@ -183,7 +176,7 @@ def test_a_value_without_a_saved_form_is_refused_with_its_path() -> None:
         ({"kind": "retry"}, "$.delay_ns"),
     ],
 )
-def test_a_damaged_commit_is_refused_with_its_path(change: dict[str, Any], path: str) -> None:
+def test_a_damaged_commit_is_refused_with_its_path(change, path):
     data = json.loads(step_end().dumps())
     Commit.load(data, "$")
     with pytest.raises(CorruptStateError) as refusal:
@@ -191,73 +184,11 @@ def test_a_damaged_commit_is_refused_with_its_path(change: dict[str, Any], path:
     assert refusal.value.path == path
 
 
-@pytest.mark.parametrize("index", [-1, 1])
-def test_a_task_delivers_an_emission_of_its_own_commit(index: int) -> None:
-    task = {"task_id": "0.0", "routine_id": "b", "slot": "trigger", "emission": index}
-    data = {**json.loads(step_end(emissions=(Emission("out", {}, True),)).dumps()), "tasks": [task]}
-    with pytest.raises(CorruptStateError):
-        Commit.load(data, "$")
-    task["emission"] = 0
-    assert Commit.load(data, "$").tasks[0].emission == 0
-
-
 # --- the history ----------------------------------------------------------------------------------
 
 
-def test_a_start_is_in_the_history_with_its_params() -> None:
-    root = Task("0", "a", "trigger", {"n": 1}, True, -1)
-    start = Commit(1, CommitKind.START, 9, RUNNING, tasks=(root,), detail={})
-    assert history_of(start) == [HistoryRecord(1, 9, "a", "start", {"n": 1}, "0", 1)]
-    assert history_of(start)[0].at == from_ns(9)
-
-
-def test_each_emission_is_in_the_history_under_its_events_name() -> None:
-    emitted = (Emission("out", {"n": 1}, True), Emission("more", {}, True))
-    assert history_of(step_end(emissions=emitted)) == [
-        HistoryRecord(7, 5_000, "b", "out", {"n": 1}, "0.1", 2),
-        HistoryRecord(7, 5_000, "b", "more", {}, "0.1", 2),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("kind", "detail", "event"),
-    [
-        (CommitKind.FAILED, None, "error"),
-        (CommitKind.DROPPED, {"as": "skipped"}, "skipped"),
-        (CommitKind.DROPPED, {"as": "error_continued"}, "error_continued"),
-    ],
-)
-def test_an_error_is_in_the_history_before_its_error_event(
-    kind: CommitKind, detail: dict[str, object] | None, event: str
-) -> None:
-    commit = step_end(
-        kind,
-        error=ErrorInfo("ValueError", "no", "x.py:1", "Traceback …"),
-        emissions=[Emission("error", {}, True)],
-        detail=detail,
-    )
-    first, second = history_of(commit)
-    assert (first.event, first.data) == (event, {"type": "ValueError", "message": "no"})
-    assert second.event == "error"
-
-
-def test_retries_conflicts_effects_and_requests_are_not_in_the_history() -> None:
-    error = ErrorInfo("ValueError", "no")
-    for kind in (CommitKind.RETRY, CommitKind.CONFLICT, CommitKind.EFFECT):
-        assert history_of(step_end(kind, error=error)) == []
-    for kind in (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED, CommitKind.FAILED):
-        assert history_of(Commit(7, kind, 0, RUNNING, error=error)) == []
-
-
-@given(
-    commits(),
-    st.sampled_from(CommitKind),
-    st.none() | infos,
-    st.sampled_from([None, "0"]),
-)
-def test_history_length_is_the_length_of_the_history(
-    commit: Commit, kind: CommitKind, error: ErrorInfo | None, task_id: str | None
-) -> None:
+@given(commits(), st.sampled_from(CommitKind), st.none() | infos, st.sampled_from([None, "0"]))
+def test_history_length_is_the_length_of_the_history(commit, kind, error, task_id):
     changed = replace(commit, kind=kind, error=error, task_id=task_id, detail={"as": "skipped"})
     if kind is CommitKind.START:
         changed.tasks = (Task("0", "a", "trigger", {}, True, -1),)
@@ -278,15 +209,13 @@ def test_history_length_is_the_length_of_the_history(
         ({"error_continued": 3, "failed": 1}, RoutineStatus.FAILED),
     ],
 )
-def test_a_routines_status_is_the_worst_of_its_tasks(
-    counts: dict[str, int], status: RoutineStatus
-) -> None:
+def test_a_routines_status_is_the_worst_of_its_tasks(counts, status):
     state = RoutineState(attempts=9, **counts)
     assert state.status is status
     assert RoutineState.load(codec.decode(state.serialize("$")), "$") == state
 
 
-def test_a_pending_task_shows_when_it_is_due_and_how_long_it_waits() -> None:
+def test_a_pending_task_shows_when_it_is_due_and_how_long_it_waits():
     task = PendingTask(Task("0", "a", "in", {"n": 1}, True, -1), 1, 0, 2_000_000_000)
     assert (task.task_id, task.routine_id, task.slot, task.payload) == ("0", "a", "in", {"n": 1})
     assert task.due_at == from_ns(2_000_000_000)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from routilux.core.commits import Commit, CommitKind, JobStatus
@@ -33,9 +31,7 @@ from tests.core.stories import Stage, Story, failed, flow_of, text_of
         ),
     ],
 )
-def test_a_commit_that_does_not_fit_is_refused_and_changes_nothing(
-    change: dict[str, Any], message: str
-) -> None:
+def test_a_commit_that_does_not_fit_is_refused_and_changes_nothing(change, message):
     story = Story(flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b"))
     story.run("out")
     story.request("pause")
@@ -50,7 +46,7 @@ def test_a_commit_that_does_not_fit_is_refused_and_changes_nothing(
     assert text_of(job) == before
 
 
-def test_a_failed_task_is_not_ended_again() -> None:
+def test_a_failed_task_is_not_ended_again():
     job = failed().job
     before = text_of(job)
     again = Commit(3, CommitKind.DONE, 0, JobStatus.FAILED, "0", "a", 2, 0)
@@ -59,19 +55,12 @@ def test_a_failed_task_is_not_ended_again() -> None:
     assert text_of(job) == before
 
 
-@pytest.mark.parametrize("kind", [kind for kind in CommitKind if kind is not CommitKind.START])
-def test_a_job_begins_with_its_start(kind: CommitKind) -> None:
+@pytest.mark.parametrize("kind", CommitKind)
+def test_a_job_begins_with_a_start_that_has_details(kind):
     job = JobState("job")
-    error = ErrorInfo("ValueError", "")
-    commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=error, tasks=[])
-    with pytest.raises(IllegalTransitionError, match=f"not with '{kind}'"):
+    tasks = [Task("0", "a", "trigger", {}, True, -1)] if kind is CommitKind.START else []
+    commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=ErrorInfo("E", ""), tasks=tasks)
+    message = "only the first commit starts a job" if tasks else f"not with '{kind}'"
+    with pytest.raises(IllegalTransitionError, match=message):
         job.fold(commit)
-    assert job == JobState("job")
-
-
-def test_a_start_without_its_details_is_refused() -> None:
-    job = JobState("job")
-    root = Task("0", "a", "trigger", {}, True, -1)
-    with pytest.raises(IllegalTransitionError, match="only the first commit starts a job"):
-        job.fold(Commit(1, CommitKind.START, 0, JobStatus.RUNNING, tasks=[root]))
     assert job == JobState("job")

@@ -273,7 +273,7 @@ class JobUnderWay(JobModel):
                 self.restart(retry_failed, how)
 
 
-def test_no_task_update_or_attempt_is_lost_or_doubled() -> None:
+def test_no_task_update_or_attempt_is_lost_or_doubled():
     JobUnderWay.seen.clear()
     run_state_machine_as_test(JobUnderWay, settings=settings(stateful_step_count=40))
     # The examples must contain each kind of commit and each kind of restart.

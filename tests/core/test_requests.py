@@ -12,7 +12,7 @@ from tests.core.stories import Stage, Story, alone, broken, done, fan, flow_of, 
 from tests.routines import SECOND, retrying
 
 
-def test_a_failed_job_that_is_requeued_without_its_flow_resumes_on_a_host_with_the_flow() -> None:
+def test_a_failed_job_that_is_requeued_without_its_flow_resumes_on_a_host_with_the_flow():
     story = reporting(ErrorHandler())
     failing, other = story.begin("0.0"), story.begin("0.1")
     story.end(failing, broken(failing))
@@ -31,7 +31,7 @@ def test_a_failed_job_that_is_requeued_without_its_flow_resumes_on_a_host_with_t
     assert story.run(task_id="0.1.0").status is JobStatus.COMPLETED
 
 
-def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resumed() -> None:
+def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resumed():
     story = Story(alone())
     for number in (1, 2, 3):
         commit = story.accept(take_over(story.job, story.now))
@@ -45,7 +45,7 @@ def test_a_job_that_is_taken_over_counts_once_and_is_poisoned_where_it_is_resume
         take_over(story.job, story.now)
 
 
-def test_taking_over_a_waiting_or_pending_job_counts_no_recovery() -> None:
+def test_taking_over_a_waiting_or_pending_job_counts_no_recovery():
     story = Story(alone(retrying(retry_delay=3600)))
     story.fail()
     for _ in range(2):
@@ -56,7 +56,7 @@ def test_taking_over_a_waiting_or_pending_job_counts_no_recovery() -> None:
     assert story.due() == 3600 * SECOND
 
 
-def test_a_paused_job_lets_its_steps_commit_and_keeps_their_children() -> None:
+def test_a_paused_job_lets_its_steps_commit_and_keeps_their_children():
     story = Story(flow_of({"a": Stage("out"), "b": Stage()}, "a.out -> b"))
     step = story.begin()
     assert story.request("pause").status is JobStatus.PAUSED
@@ -72,9 +72,7 @@ def test_a_paused_job_lets_its_steps_commit_and_keeps_their_children() -> None:
 @pytest.mark.parametrize(
     ("how", "ended", "resumed"), [("done", "paused", "completed"), ("fail", "failed", "running")]
 )
-def test_a_paused_job_completes_only_when_it_is_resumed_but_fails_at_once(
-    how: str, ended: str, resumed: str
-) -> None:
+def test_a_paused_job_completes_only_when_it_is_resumed_but_fails_at_once(how, ended, resumed):
     story = Story(alone())
     step = story.begin()
     story.request("pause")
@@ -83,7 +81,7 @@ def test_a_paused_job_completes_only_when_it_is_resumed_but_fails_at_once(
 
 
 @pytest.mark.parametrize("how", ["done", "fail"])
-def test_a_cancelled_job_lets_its_steps_commit_and_stays_cancelled(how: str) -> None:
+def test_a_cancelled_job_lets_its_steps_commit_and_stays_cancelled(how):
     story = Story(alone(None, "out"))
     step = story.begin()
     commit = story.accept(request(story.job, "cancel", 0, "no longer wanted"))
@@ -94,7 +92,7 @@ def test_a_cancelled_job_lets_its_steps_commit_and_stays_cancelled(how: str) -> 
     assert len(story.job.outputs) == (how == "done")
 
 
-def test_a_job_with_steps_in_flight_is_not_resumed() -> None:
+def test_a_job_with_steps_in_flight_is_not_resumed():
     story = Story(fan(2))
     story.run("out")
     step = story.begin()
@@ -121,8 +119,8 @@ def test_a_job_with_steps_in_flight_is_not_resumed() -> None:
     ],
 )
 def test_a_request_that_the_status_does_not_allow_is_refused_and_changes_nothing(
-    status: str, asked: str, message: str
-) -> None:
+    status, asked, message
+):
     story = Story(alone())
     if status == "completed":
         story.run()

@@ -33,27 +33,6 @@ def task(routine: str, due: int = 0, seq: int = 1, position: int = 0) -> Pending
     return PendingTask(Task(task_id, routine, "trigger", {}, True, 0), seq, position, due)
 
 
-def test_a_task_of_a_busy_routine_is_set_aside_and_returns_to_its_place() -> None:
-    first, second, other = task("one", 0), task("one", 1), task("two", 2)
-    schedule = Schedule(LIMITS, [first, second, other])
-    schedule.start(first)
-    assert schedule.first() is other
-    schedule.end("one")
-    assert schedule.first() is second
-
-
-def test_all_tasks_of_a_free_routine_are_ready_though_only_one_was_put_back() -> None:
-    first, *waiting = [task("one", 0, 1, n) for n in range(4)]
-    schedule = Schedule(LIMITS, [first, *waiting])
-    schedule.start(first)
-    assert schedule.first() is None
-    schedule.end("one")
-    assert schedule.ready(0) == waiting
-    schedule.start(waiting[2])
-    schedule.end("one")
-    assert schedule.ready(0) == waiting[:2]
-
-
 moves = st.lists(
     st.tuples(
         st.sampled_from(["add", "first", "start", "end", "again"]),
@@ -66,13 +45,13 @@ moves = st.lists(
 
 @given(moves, st.booleans())
 def test_it_gives_the_tasks_in_the_order_of_a_list_that_is_sorted_again_each_time(
-    moves: list[tuple[str, str, int]], sequential: bool
-) -> None:
+    moves, sequential
+):
     schedule = Schedule(None if sequential else LIMITS)
     waiting: list[PendingTask] = []
     flying: list[PendingTask] = []
 
-    def with_room() -> list[PendingTask]:
+    def with_room():
         busy = [pending.routine_id for pending in flying]
         return sorted(
             (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from routilux.clocks.durations import from_ns
 from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.state import JobState
 from routilux.errors import JobFailedError
 from tests.core.stories import by_text, done, eventful, failed, text_of
 
 
-def test_at_returns_the_job_as_it_was_after_each_commit() -> None:
+def test_at_returns_the_job_as_it_was_after_each_commit():
     job = eventful().job
     witness = JobState("job")
     for commit in job.commits:
@@ -24,14 +25,14 @@ def test_at_returns_the_job_as_it_was_after_each_commit() -> None:
 
 
 @pytest.mark.parametrize("seq", [-1, 14, 99])
-def test_at_refuses_the_number_of_no_commit(seq: int) -> None:
+def test_at_refuses_the_number_of_no_commit(seq):
     job = eventful().job
     with pytest.raises(ValueError, match=rf"job job has commits 1 to {job.seq}, not {seq}"):
         job.at(seq)
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_a_history_limit_keeps_at_least_so_many_commits_and_at_most_twice(limit: int) -> None:
+def test_a_history_limit_keeps_at_least_so_many_commits_and_at_most_twice(limit):
     full, kept = eventful().job, eventful(limit).job
     assert kept.commits == full.commits[-len(kept.commits) :]
     assert limit <= len(kept.commits) <= 2 * limit
@@ -41,20 +42,23 @@ def test_a_history_limit_keeps_at_least_so_many_commits_and_at_most_twice(limit:
     assert by_text(kept) == kept
 
 
-def test_the_history_lists_events_and_the_commits_all_changes() -> None:
+def test_the_history_lists_events_and_the_commits_all_changes():
     job = eventful().job
-    assert [(r.routine_id, r.event, r.attempt) for r in job.execution_history] == [
-        ("a", "start", 1),
-        ("a", "out", 2),
-        ("a", "extra", 2),
-        ("b", "error_continued", 1),
-        ("b", "error", 1),
-        ("d", "out", 1),
+    assert [(r.routine_id, r.event, r.attempt, r.data) for r in job.execution_history] == [
+        ("a", "start", 1, {"n": 1}),
+        ("a", "out", 2, {"n": 1}),
+        ("a", "extra", 2, {"n": 0}),
+        ("b", "error_continued", 1, {"type": "ValueError", "message": "broken"}),
+        ("b", "error", 1, {"task_id": "0.0", "message": "broken"}),
+        ("d", "out", 1, {"n": 0}),
     ]
+    _, last = failed().job.execution_history
+    assert (last.seq, last.task_id, last.at) == (2, "0", from_ns(0))
+    assert (last.event, last.data) == ("error", {"type": "ValueError", "message": "no stock"})
     assert [(o.routine_id, o.event) for o in job.outputs] == [("a", "extra"), ("d", "out")]
 
 
-def test_a_routine_has_the_worst_status_and_the_most_retries_of_its_tasks() -> None:
+def test_a_routine_has_the_worst_status_and_the_most_retries_of_its_tasks():
     job = eventful().job
     assert {name: str(state.status) for name, state in job.routine_states.items()} == {
         "a": "completed",
@@ -67,7 +71,7 @@ def test_a_routine_has_the_worst_status_and_the_most_retries_of_its_tasks() -> N
     assert job.retry_count() == 1
 
 
-def test_raise_for_status_names_the_failed_task() -> None:
+def test_raise_for_status_names_the_failed_task():
     eventful().job.raise_for_status()
     with pytest.raises(
         JobFailedError,
@@ -77,7 +81,7 @@ def test_raise_for_status_names_the_failed_task() -> None:
 
 
 @pytest.mark.parametrize("runs", ["the job", "its copy"])
-def test_commits_of_a_job_do_not_change_its_copy_nor_the_other_way_round(runs: str) -> None:
+def test_commits_of_a_job_do_not_change_its_copy_nor_the_other_way_round(runs):
     story = eventful()
     kept, copy = story.job, story.job.copy()
     assert kept == copy
@@ -95,7 +99,7 @@ def test_commits_of_a_job_do_not_change_its_copy_nor_the_other_way_round(runs: s
     assert kept != story.job
 
 
-def test_jobs_are_equal_by_value_and_can_not_be_hashed() -> None:
+def test_jobs_are_equal_by_value_and_can_not_be_hashed():
     assert eventful().job == eventful().job
     assert eventful().job != failed().job
     assert eventful().job != "job"

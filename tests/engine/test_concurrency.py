@@ -1,4 +1,4 @@
-"""Steps that overlap: actors, width, order, and many jobs at once."""
+"""Steps that overlap: how many, with which result, and many jobs at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux import FakeClock, Flow, JobState, JobStatus, Routine, Runtime
+from routilux import JobState, JobStatus, Routine, Runtime
 from tests.engine.concurrency import at_once, no_thread_remains
 from tests.routines import (
     PATIENCE,
@@ -18,11 +18,11 @@ from tests.routines import (
     Works,
     chain,
     ended_at,
-    ends,
     fan,
     outputs,
     rest,
     retrying,
+    run,
     sends,
 )
 
@@ -32,55 +32,10 @@ def sleeps_n(self: Routine, n: int) -> None:
     self.emit("out", n=n)
 
 
-def run(flow: Flow, entry: str = "source") -> JobState:
-    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        return flow.execute(entry, runtime=runtime)
-
-
-def overlapping(job: JobState, routine_id: str | None = None) -> int:
-    """The most steps, of one routine or of all, that were in flight at one instant."""
-    spans = [
-        (c.started_ns, c.at_ns)
-        for c in job.commits
-        if c.started_ns is not None
-        and c.started_ns < c.at_ns
-        and routine_id in (None, c.routine_id)
-    ]
-    return max(
-        (sum(begin <= instant < end for begin, end in spans) for instant, _ in spans), default=0
-    )
-
-
-# --- how many at once -----------------------------------------------------------------------------
-
-
-@given(st.lists(st.integers(1, 4), min_size=1, max_size=10), st.integers(2, 4), st.booleans())
-def test_no_more_steps_overlap_than_workers_and_max_concurrency_allow(lengths, workers, wide):
-    kind = Wide if wide else Works
-    job = run(fan(sends(*lengths), workers=workers, a=kind(sleeps_n), b=Works(sleeps_n)))
-    assert JobStatus.COMPLETED is job.status
-    assert overlapping(job) <= workers
-    assert overlapping(job, "b") == 1
-    assert overlapping(job, "a") <= (8 if wide else 1)
-    assert 2 * len(lengths) == len(job.outputs)
-
-
 def test_a_routine_runs_one_step_at_a_time_unless_its_class_allows_more():
-    assert 4 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=sleeps_n)))
-    assert 1 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=Wide(sleeps_n))))
-    assert 2 == ended_at(run(fan(sends(1, 1, 1, 1), workers=2, a=Wide(sleeps_n))))
-
-
-def test_a_busy_routine_delays_no_other_routine():
-    job = run(fan(sends(5, 5), workers=2, slow=sleeps_n, quick=rest))
-    assert [("quick", 0), ("quick", 0), ("slow", 5), ("slow", 10)] == ends(job, 2)
-
-
-def test_tasks_start_in_the_order_of_their_creation():
-    job = run(fan(sends(*range(20)), workers=3, a=Wide(rest), b=Wide(rest)))
-    begun = sorted((c.started_ns, c.seq) for c in job.commits[2:] if c.started_ns is not None)
-    assert 40 == len(begun)
-    assert [f"0.{i}" for i in range(40)] == [c.task_id for c in job.commits[2:]]
+    assert 4 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=sleeps_n), "source"))
+    assert 1 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=Wide(sleeps_n)), "source"))
+    assert 2 == ended_at(run(fan(sends(1, 1, 1, 1), workers=2, a=Wide(sleeps_n)), "source"))
 
 
 # --- outcomes do not depend on the mode -----------------------------------------------------------
@@ -99,7 +54,7 @@ def test_a_concurrent_flow_has_the_same_result_as_a_sequential_one(items):
         flow = fan(sends(*items), workers=workers, a=Works(work, retrying()), b=Wide(sleeps_first))
         flow.add_routine(Works(rest), "after")
         flow.connect("a", "out", "after", "trigger")
-        job = run(flow)
+        job = run(flow, "source")
         return (
             job.status,
             job.shared_data,
@@ -126,7 +81,7 @@ def test_an_aggregator_fires_once_when_all_items_are_there():
     flow = fan(sends(5, 3, 1, 4, 2, 0), workers=3, a=Wide(sleeps_n))
     flow.add_routine(Works(collects), "join")
     flow.connect("a", "out", "join", "trigger")
-    job = run(flow)
+    job = run(flow, "source")
     assert [[0, 1, 2, 3, 4, 5]] == outputs(job)
     assert 6 == job.routine_states["join"].completed
 

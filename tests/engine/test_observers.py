@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import logging
-import threading
 from typing import Any
 
 import pytest
 
-from routilux import Commit, FakeClock, JobState, JobStatus, RoutiluxError, Run, Runtime, StepInput
-from tests.engine.concurrency import no_thread_remains
-from tests.routines import MODES, PATIENCE, Works, chain, fails, kinds, rest, retrying, run_by, send
+from routilux import Commit, FakeClock, JobState, JobStatus, RoutiluxError, Runtime, StepInput
+from tests.engine.concurrency import Gate, no_thread_remains
+from tests.routines import (
+    MODES,
+    Works,
+    chain,
+    fails,
+    kinds,
+    rest,
+    retrying,
+    run,
+    run_by,
+    send,
+)
 
 
 class Notes:
@@ -32,10 +42,8 @@ class StepNotes(Notes):
 @MODES
 def test_observers_get_every_commit_in_order_and_steps_that_start(workers):
     notes: list[Any] = []
-    with Runtime(
-        clock=FakeClock(), observers=[StepNotes("x", notes), Notes("y", notes)]
-    ) as runtime:
-        chain(workers=workers, a=Works(fails(1), retrying())).execute("a", runtime=runtime)
+    flow = chain(workers=workers, a=Works(fails(1), retrying()))
+    run(flow, observers=[StepNotes("x", notes), Notes("y", notes)])
     assert [
         ("x", "start"),
         ("y", "start"),
@@ -71,27 +79,19 @@ def test_an_error_in_an_observer_is_logged_once_counted_and_changes_nothing(how,
 
 def test_all_observers_get_a_commit_before_the_commit_that_an_observer_causes():
     notes: list[Any] = []
-    runs: list[Run] = []
-    known = threading.Event()
+    gate = Gate()
 
     class Cancels(Notes):
         def on_commit(self, job, commit):
             super().on_commit(job, commit)
             if commit.kind == "done":
-                assert known.wait(PATIENCE)
-                runs[0].cancel("seen enough")
+                handle.cancel("seen enough")
 
-    def waits(self):
-        assert known.wait(PATIENCE)
-        self.emit("out", n=0)
-
-    with (
-        no_thread_remains(),
-        Runtime(clock=FakeClock(), observers=[Cancels("x", notes), Notes("y", notes)]) as runtime,
-    ):
-        runs.append(chain(a=waits, b=rest).start("a", runtime=runtime))
-        known.set()
-        job = runs[0].wait()
+    observers = [Cancels("x", notes), Notes("y", notes)]
+    with no_thread_remains(), Runtime(clock=FakeClock(), observers=observers) as runtime:
+        handle = chain(a=gate.holds, b=rest).start("a", runtime=runtime)
+        gate.open()
+        job = handle.wait()
     assert JobStatus.CANCELLED is job.status
     assert ["start", "done", "cancelled"] == kinds(job)
     assert [(name, kind) for kind in kinds(job) for name in "xy"] == notes

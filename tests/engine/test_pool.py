@@ -31,12 +31,23 @@ from tests.routines import (
     retrying,
     run_by,
     send,
+    sends,
 )
+
+
+def one_process() -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+
+
+def shut_down() -> ThreadPoolExecutor:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    return executor
 
 
 @pytest.fixture(scope="module")
 def processes() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor:
+    with one_process() as executor:
         yield executor
 
 
@@ -66,31 +77,31 @@ def test_an_effect_travels_with_the_outcome_of_a_failed_attempt_and_is_not_run_a
     assert 2 == job.outputs[0].data["n"]
 
 
-def test_a_step_that_can_not_be_pickled_raises_and_leaves_its_task_pending(processes):
-    def local(self):
-        raise AssertionError("can't be reached: a local function can't be pickled")
-
-    keeps = Watcher()
+@pytest.mark.parametrize(
+    ("executor", "body", "how", "error", "reason"),
+    [
+        (one_process, sends(1), "execute", (AttributeError, TypeError), "pickle|local object"),
+        (one_process, Remote(die), "start", BrokenExecutor, "terminated"),
+        (shut_down, rest, "execute", RuntimeError, "after shutdown"),
+        (shut_down, rest, "start", RuntimeError, "after shutdown"),
+    ],
+)
+def test_a_step_that_can_not_be_run_raises_and_leaves_its_task_pending(
+    executor, body, how, error, reason
+):
+    watcher = Watcher()
     with (
-        Runtime(executor=processes, observers=[keeps]) as runtime,
-        pytest.raises((AttributeError, TypeError), match=r"pickle|local object"),
+        no_thread_remains(),
+        executor() as broken,
+        Runtime(executor=broken, observers=[watcher]) as runtime,
+        pytest.raises(error, match=reason),
     ):
-        chain(a=local).execute("a", runtime=runtime)
-    assert JobStatus.RUNNING is keeps.jobs[-1].status
-    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.jobs[-1].pending_tasks]
-
-
-@pytest.mark.parametrize("how", ["execute", "start"])
-def test_a_process_that_dies_raises_and_leaves_its_task_pending(how):
-    keeps = Watcher()
-    with (
-        ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as executor,
-        Runtime(executor=executor, observers=[keeps]) as runtime,
-        pytest.raises(BrokenExecutor),
-    ):
-        run_by(how, chain(a=Remote(die)), "a", runtime)
-    assert JobStatus.RUNNING is keeps.jobs[-1].status
-    assert [("a", 1)] == [(t.routine_id, t.attempt) for t in keeps.jobs[-1].pending_tasks]
+        run_by(how, chain(a=body), "a", runtime)
+    job = watcher.jobs[-1]
+    assert JobStatus.RUNNING is job.status
+    assert [("a", 1)] == [(task.routine_id, task.attempt) for task in job.pending_tasks]
+    well = Runtime(clock=FakeClock())
+    assert "completed" == chain(a=rest).resume(job, runtime=well, allow_changed_flow=True).status
 
 
 # --- other threads --------------------------------------------------------------------------------
@@ -132,19 +143,6 @@ def test_steps_overlap_on_a_users_threads():
         job = fan(send, workers=2, a=meets, b=meets).execute("source", runtime=runtime)
     job.raise_for_status()
     assert {0, 1} == {commit.worker for commit in job.commits[2:]}
-
-
-@pytest.mark.parametrize("how", ["execute", "start"])
-def test_an_executor_that_was_shut_down_raises_in_the_caller(how):
-    executor = ThreadPoolExecutor(1)
-    executor.shutdown()
-    keeps = Watcher()
-    runtime = Runtime(executor=executor, observers=[keeps])
-    with no_thread_remains(), runtime, pytest.raises(RuntimeError, match="after shutdown"):
-        run_by(how, chain(a=rest), "a", runtime)
-    assert ["a"] == [task.routine_id for task in keeps.jobs[-1].pending_tasks]
-    done = chain(a=rest).resume(keeps.jobs[-1], runtime=Runtime(clock=FakeClock()))
-    assert JobStatus.COMPLETED is done.status
 
 
 def test_a_step_that_the_executor_drops_ends_the_run():
@@ -194,21 +192,6 @@ def test_an_executor_is_refused_with_a_fake_clock():
 
 
 # --- our own threads ------------------------------------------------------------------------------
-
-
-def test_threads_start_when_they_are_needed_and_are_daemons():
-    seen: set[threading.Thread] = set()
-
-    def looks(self, n):
-        seen.add(threading.current_thread())
-        self.ctx.sleep(1)
-
-    with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        fan(send, workers=50, a=looks, b=looks).execute("source", runtime=runtime)
-        mine = {t for t in threading.enumerate() if t in seen}
-        assert 2 == len(seen)
-        assert mine == seen
-        assert all(thread.daemon for thread in seen)
 
 
 def test_a_poke_returns_at_once_and_is_not_lost():

@@ -11,7 +11,18 @@ import pytest
 
 from routilux import FakeClock, JobStatus, MemoryStore, Runtime, Worker
 from tests.engine.concurrency import engine_threads, no_thread_remains
-from tests.routines import PATIENCE, Works, chain, ended_at, fails, fan, rest, retrying, send
+from tests.routines import (
+    PATIENCE,
+    Works,
+    chain,
+    ended_at,
+    fails,
+    fan,
+    rest,
+    retrying,
+    send,
+    sleeps,
+)
 
 
 @pytest.mark.parametrize("workers", [None, 1], ids=["sequential", "one worker"])
@@ -77,16 +88,16 @@ def test_a_worker_that_gets_no_thread_gives_its_job_back_and_ends(monkeypatch):
         assert JobStatus.COMPLETED is runtime.load(job_id).status
 
 
-def test_threads_are_used_again_while_the_runtime_is_open():
+def test_threads_are_daemons_started_when_needed_and_used_again():
     before = engine_threads()
     with no_thread_remains(), Runtime(clock=FakeClock()) as runtime:
-        flow = fan(send, workers=3, a=rest, b=rest, c=rest)
+        flow = fan(send, workers=50, a=sleeps(1), b=sleeps(1), c=sleeps(1))
         flow.execute("source", runtime=runtime)
         first = engine_threads() - before
         for _ in range(20):
             flow.execute("source", runtime=runtime)
-        assert first <= engine_threads() - before
-        assert len(engine_threads() - before) <= 3
+        assert first == engine_threads() - before
+        assert (3, {True}) == (len(first), {thread.daemon for thread in first})
 
 
 def test_a_collected_runtime_leaves_no_thread_behind():

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import UTC
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routilux import (
-    ErrorHandler,
-    FakeClock,
-    Flow,
-    Routine,
-    Runtime,
-    SavedState,
-)
+from routilux import ErrorHandler, FakeClock, Flow, Routine, Runtime, SavedState
 from routilux.codec.equality import first_difference
-from tests.persist.orders import (
-    START,
-    Captures,
-)
+from tests.codec.values import VALUES
+from tests.persist.orders import START, Captures
 from tests.soak import examples
 
 
@@ -41,28 +30,6 @@ class Node(Routine):
         self.emit("output", value=payload.get("value"))
 
 
-scalars = st.one_of(
-    st.none(),
-    st.booleans(),
-    st.integers(),
-    st.floats(),
-    st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
-    st.binary(max_size=5),
-    st.decimals(),
-    st.uuids(),
-    st.datetimes(timezones=st.sampled_from([None, UTC])),
-    st.timedeltas(),
-)
-values = st.recursive(
-    scalars,
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.lists(inner, max_size=3).map(tuple),
-        st.dictionaries(st.text("ab$type", max_size=5), inner, max_size=3),
-        st.dictionaries(st.one_of(st.integers(), st.uuids()), inner, max_size=2),
-    ),
-    max_leaves=6,
-)
 handlers = st.sampled_from(
     [
         None,
@@ -85,7 +52,7 @@ def flows(draw: st.DrawFn) -> Flow:
     )
     flow.set_error_handler(draw(handlers))
     for number in range(count):
-        node = Node(draw(st.integers(0, 2)), keep=draw(values))
+        node = Node(draw(st.integers(0, 2)), keep=draw(VALUES))
         node.set_error_handler(draw(handlers))
         flow.add_routine(node, f"n{number}")
         for earlier in range(number):
@@ -96,7 +63,7 @@ def flows(draw: st.DrawFn) -> Flow:
 
 
 @settings(max_examples=examples(0.6))
-@given(flow=flows(), value=values, point=st.integers(0, 10))
+@given(flow=flows(), value=VALUES, point=st.integers(0, 10))
 def test_any_flow_and_job_are_loaded_equal_and_written_again_byte_by_byte(flow, value, point):
     captures = Captures(flow)
     with Runtime(clock=FakeClock(START), observers=[captures]) as runtime:

@@ -62,12 +62,9 @@ def test_a_tampered_journal_is_refused_with_its_place_or_is_consistent(batch):
 def test_the_originals_cover_every_kind_of_commit():
     assert 6 == len(documents())
     assert 5 == len(journals())
-    assert {"retry", "failed", "dropped", "resumed", "effect", "done", "start"} <= {
-        kind for kind in KINDS if any(kind.encode() in row for rows in journals() for row in rows)
-    }
-
-
-KINDS = ("start", "done", "retry", "failed", "dropped", "effect", "resumed")
+    text = b"".join(row for rows in journals() for row in rows)
+    for kind in ("start", "done", "retry", "failed", "dropped", "effect", "resumed"):
+        assert f'"kind":"{kind}"'.encode() in text
 
 
 @pytest.mark.parametrize("what", sampled(ENDLESS, [*ENDLESS][::4]))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -13,14 +15,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routilux import (
-    Commit,
     Context,
     FakeClock,
     JobState,
     NoActiveStepError,
     Routine,
     Runtime,
-    UnserializableError,
 )
 from tests.engine.concurrency import at_once
 from tests.routines import (
@@ -43,20 +43,20 @@ from tests.routines import (
 
 
 @MODES
-def test_what_a_handler_writes_is_committed_when_it_returns(workers: int | None) -> None:
+def test_what_a_handler_writes_is_committed_when_it_returns(workers):
     held: list[int] = []
 
-    def writes(self: Routine, n: int) -> None:
+    def writes(self, n):
         assert self.ctx.state.get("runs") is None
         self.ctx.state["runs"] = 1
         held.append(n)
         self.ctx.shared["xs"] = held
         self.emit("out", n=n)
 
-    def reads(self: Routine, n: int) -> None:
+    def reads(self, n):
         assert {"xs": [n]} == dict(self.ctx.shared)
         assert {} == dict(self.ctx.state)  # a routine's state is its own
-        self.ctx.shared["xs"].append(n + 1)  # type: ignore[attr-defined]
+        self.ctx.shared["xs"].append(n + 1)
 
     job = run(chain(workers=workers, writes=writes, reads=reads), "writes", n=7)
     job.raise_for_status()
@@ -67,8 +67,8 @@ def test_what_a_handler_writes_is_committed_when_it_returns(workers: int | None)
 
 
 @MODES
-def test_a_failed_attempt_leaves_no_trace_but_its_record(workers: int | None) -> None:
-    def careless(self: Routine, n: object = 0) -> None:
+def test_a_failed_attempt_leaves_no_trace_but_its_record(workers):
+    def careless(self, n=0):
         self.ctx.state["tries"] = self.ctx.attempt
         self.ctx.shared["seen"] = True
         self.emit("out", n=self.ctx.attempt)
@@ -96,16 +96,14 @@ _values = st.one_of(st.integers(0, 2), st.lists(st.integers(0, 2), max_size=2))
 
 
 @given(st.dictionaries(_keys, _values), _operations)
-def test_shared_data_behaves_as_a_dict_and_its_last_value_is_committed(
-    before: dict[str, Any], operations: list[tuple[str, str, Any]]
-) -> None:
+def test_shared_data_behaves_as_a_dict_and_its_last_value_is_committed(before, operations):
     model = {key: list(v) if isinstance(v, list) else v for key, v in before.items()}
 
-    def puts(self: Routine) -> None:
+    def puts(self):
         self.ctx.shared.update(before)
         self.emit("out", n=0)
 
-    def plays(self: Routine, n: object) -> None:
+    def plays(self, n):
         view: Any = self.ctx.shared
         for name, key, value in operations:
             for target in (model, view):
@@ -130,9 +128,9 @@ def test_shared_data_behaves_as_a_dict_and_its_last_value_is_committed(
     assert (model == before) is (job.commits[-1].shared is None), "only changes are written"
 
 
-def test_a_key_that_is_not_a_string_is_refused() -> None:
-    def writes(self: Routine) -> None:
-        self.ctx.shared[3] = 1  # type: ignore[index]
+def test_a_key_that_is_not_a_string_is_refused():
+    def writes(self):
+        self.ctx.shared[3] = 1
 
     kind, message = error_of(run(chain(a=writes)))
     assert "TypeError" == kind
@@ -180,9 +178,7 @@ def conflicting(reads: Callable[[Any], object], error: Exception | None = None) 
 @pytest.mark.parametrize(
     ("how", "error"), [*((how, None) for how in READS), ("get", KeyError("stale"))]
 )
-def test_a_step_that_read_a_key_which_another_step_changed_runs_again_without_a_retry(
-    how: str, error: Exception | None
-) -> None:
+def test_a_step_that_read_a_key_which_another_step_changed_runs_again_without_a_retry(how, error):
     job = conflicting(READS[how], error)
     job.raise_for_status()
     assert ["start", "done", "done", "conflict", "done"] == kinds(job)
@@ -197,33 +193,16 @@ def test_a_step_that_read_a_key_which_another_step_changed_runs_again_without_a_
     [lambda shared: None, lambda shared: shared["other"], lambda shared: shared.update(other=9)],
     ids=["nothing", "another key", "a write of another key"],
 )
-def test_a_step_that_read_nothing_that_changed_is_not_run_again(
-    how: Callable[[Any], object],
-) -> None:
+def test_a_step_that_read_nothing_that_changed_is_not_run_again(how):
     assert ["start", "done", "done", "done"] == kinds(conflicting(how))
 
 
-def test_no_update_is_lost_when_many_steps_write_at_once() -> None:
-    def adds(self: Routine, n: int) -> None:
-        total: Any = self.ctx.shared.get("total", 0)
-        self.ctx.sleep(self.ctx.random.choice([0, 1, 2]))
-        self.ctx.shared["total"] = total + n
-
-    job = run(fan(sends(1, 2, 3, 4), workers=8, a=Wide(adds), b=Wide(adds), c=adds), "source")
-    job.raise_for_status()
-    assert 30 == job.shared_data["total"]
-    assert "conflict" in kinds(job)
-    assert {0} == {task.retry_count for task in job.routine_states.values()}
-
-
 @MODES
-def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(
-    workers: int | None,
-) -> None:
-    def reads(self: Routine, n: object = 0) -> None:
+def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(workers):
+    def reads(self, n=0):
         self.emit("out", n=self.ctx.state.get("nothing", "default"))
 
-    def writes(self: Routine, n: object) -> None:
+    def writes(self, n):
         self.ctx.state["count"] = 1
 
     job = run(chain(workers=workers, a=Wide(reads), b=Wide(writes, retrying())))
@@ -239,16 +218,14 @@ def test_a_routine_that_runs_several_steps_may_read_its_state_and_not_write_it(
 
 
 @MODES
-def test_a_recorded_effect_is_not_run_again_by_later_attempts_or_after_a_resume(
-    workers: int | None,
-) -> None:
+def test_a_recorded_effect_is_not_run_again_by_later_attempts_or_after_a_resume(workers):
     calls: list[tuple[int, int]] = []
 
-    def charge(amount: int, *, factor: int) -> list[int]:
+    def charge(amount, *, factor):
         calls.append((amount, factor))
         return [amount * factor]
 
-    def pays(self: Routine, n: int) -> None:
+    def pays(self, n):
         receipt = self.ctx.once("charge", charge, n, factor=2)
         receipt.append(0)  # its own copy
         if self.ctx.attempt < 3:
@@ -265,14 +242,14 @@ def test_a_recorded_effect_is_not_run_again_by_later_attempts_or_after_a_resume(
 
 
 @MODES
-def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: int | None) -> None:
+def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers):
     seen: list[str] = []
 
     class Observer:
-        def on_commit(self, job: JobState, commit: Commit) -> None:
+        def on_commit(self, job, commit):
             seen.append(commit.kind.value)
 
-    def pays(self: Routine) -> None:
+    def pays(self):
         self.ctx.once("charge", seen.append, "charged")
         seen.append("next line")
 
@@ -280,71 +257,56 @@ def test_an_effect_is_committed_and_seen_before_the_handlers_next_line(workers: 
     assert ["start", "charged", "effect", "next line", "done"] == seen
 
 
-def test_an_error_in_an_effect_is_not_recorded() -> None:
+def test_an_error_in_an_effect_is_not_recorded():
     calls: list[int] = []
 
-    def charge() -> None:
+    def pays(self):
         calls.append(1)
-        if len(calls) == 1:
-            raise ConnectionError
-
-    def pays(self: Routine) -> None:
-        self.ctx.once("charge", charge)
+        self.ctx.once("charge", lambda: 1 // (len(calls) - 1))
 
     job = run(chain(a=Works(pays, retrying())))
     assert ["start", "retry", "effect", "done"] == kinds(job)
-    assert 2 == len(calls)
 
 
 @pytest.mark.parametrize(
-    ("calls", "message", "commits"),
+    ("arguments", "message", "commits"),
     [
-        (
-            [("charge", int), ("charge", int)],
-            "once('charge') is called twice in one attempt of a",
-            ["start", "effect", "failed"],
-        ),
-        (
-            [("charge", abs, None)],
-            "recorded with other arguments",
-            ["start", "effect", "retry", "failed"],
-        ),
+        ([1, 1], "once('charge') is called twice in one attempt of a", ["effect", "failed"]),
+        (["attempt"], "recorded with other arguments", ["effect", "retry", "failed"]),
     ],
     ids=["twice in an attempt", "other arguments"],
 )
-def test_a_second_effect_of_one_name_or_with_other_arguments_is_refused(
-    calls: list[Any], message: str, commits: list[str]
-) -> None:
-    def pays(self: Routine) -> None:
-        for name, effect, *arguments in calls:
-            self.ctx.once(name, effect, *(self.ctx.attempt for _ in arguments))
+def test_an_effect_has_one_call_in_an_attempt_and_the_same_arguments_in_each(
+    arguments, message, commits
+):
+    def pays(self):
+        for argument in arguments:
+            self.ctx.once("charge", int, self.ctx.attempt if argument == "attempt" else argument)
         raise ValueError
 
     job = run(chain(a=Works(pays, retrying())))
     assert message in error_of(job)[1]
-    assert commits == kinds(job)
+    assert ["start", *commits] == kinds(job)
 
 
-def test_arguments_and_results_without_a_saved_form_are_refused_with_their_path() -> None:
+def test_arguments_and_results_without_a_saved_form_are_refused_with_their_path():
     called: list[int] = []
 
-    def gives(self: Routine, n: object) -> None:
+    def gives(self):
         self.ctx.once("lock", threading.Lock)
 
-    def takes(self: Routine, n: object) -> None:
-        self.ctx.once("lock", called.append, threading.Lock())  # type: ignore[arg-type]
+    def takes(self):
+        self.ctx.once("lock", called.append, threading.Lock())
 
     for body, path in ((gives, "$.once['lock'].result"), (takes, "$.once['lock'].arguments")):
-        job = run(chain(a=Works(body, retrying())), n=1)
-        kind, message = error_of(job)
-        assert UnserializableError.__name__ in kind
-        assert path in message
-        assert "effect" not in kinds(job)
+        kind, message = error_of(job := run(chain(a=Works(body, retrying()))))
+        assert ("UnserializableError", True) == (kind, path in message)
+        assert ["start", "failed"] == kinds(job)
     assert [] == called
 
 
-def test_an_effect_may_be_run_by_a_thread_of_the_handler() -> None:
-    def pays(self: Routine) -> None:
+def test_an_effect_may_be_run_by_a_thread_of_the_handler():
+    def pays(self):
         ctx = self.ctx
         at_once(lambda: ctx.once("charge", int, 3))
 
@@ -356,22 +318,14 @@ def test_an_effect_may_be_run_by_a_thread_of_the_handler() -> None:
 
 
 @MODES
-def test_ids_and_random_numbers_repeat_in_each_attempt_and_differ_between_tasks(
-    workers: int | None,
-) -> None:
+def test_ids_and_random_numbers_repeat_in_each_attempt_and_differ_between_tasks(workers):
     seen: dict[str, list[tuple[object, ...]]] = {}
 
-    def draws(self: Routine, n: object) -> None:
+    def draws(self, n):
         ctx = self.ctx
-        values = (
-            ctx.idempotency_key,
-            ctx.key("mail"),
-            ctx.random.random(),
-            ctx.uuid(),
-            ctx.random.randrange(10**9),
-            ctx.uuid(),
-        )
-        seen.setdefault(ctx.task_id, []).append(values)
+        keys = ctx.idempotency_key, ctx.key("mail")
+        drawn = ctx.random.random(), ctx.uuid(), ctx.random.randrange(10**9), ctx.uuid()
+        seen.setdefault(ctx.task_id, []).append(keys + drawn)
         if ctx.attempt < 3:
             raise ValueError
 
@@ -388,31 +342,23 @@ def test_ids_and_random_numbers_repeat_in_each_attempt_and_differ_between_tasks(
     assert not set(seen["0.0"][0]) & set(seen["0.1"][0])
 
 
-def test_random_numbers_are_the_same_on_another_host_and_differ_between_jobs() -> None:
-    drawn: list[float] = []
-
-    def draws(self: Routine) -> None:
-        drawn.append(self.ctx.random.random())
-
-    for job_id in ("one", "one", "two"):
-        run(chain(a=draws), job_id=job_id)
-    assert drawn[0] == drawn[1] != drawn[2]
+def test_random_numbers_are_the_same_on_another_host_and_differ_between_jobs():
+    draws = chain(a=lambda self: self.emit("out", n=self.ctx.random.random()))
+    one, again, two = (outputs(run(draws, job_id=job_id)) for job_id in ("one", "one", "two"))
+    assert one == again != two
 
 
-def test_the_context_has_the_attempt_job_task_and_time() -> None:
+def test_the_context_has_the_attempt_job_task_and_time():
     seen: list[tuple[object, ...]] = []
 
-    def reads(self: Routine, n: object) -> None:
+    def reads(self):
         ctx = self.ctx
         ctx.sleep(2)
-        seen.append((ctx.attempt, ctx.job_id, ctx.task_id, ctx.now().isoformat()))
+        seen.append((ctx.attempt, ctx.job_id, ctx.task_id, ctx.now().second))
         raise ValueError
 
-    run(chain(a=Works(reads, retrying(max_retries=1, retry_delay=3))), job_id="j", n=1)
-    assert [
-        (1, "j", "0", "2026-01-01T00:00:02+00:00"),
-        (2, "j", "0", "2026-01-01T00:00:07+00:00"),
-    ] == seen
+    run(chain(a=Works(reads, retrying(max_retries=1, retry_delay=3))), job_id="j")
+    assert [(1, "j", "0", 2), (2, "j", "0", 7)] == seen
 
 
 # --- its end --------------------------------------------------------------------------------------
@@ -451,10 +397,10 @@ OVER = (
     ("which", "use"),
     [("ctx", use) for use in USES] + [(view, use) for view in ("state", "shared") for use in VIEWS],
 )
-def test_a_context_or_view_that_outlives_its_handler_is_refused(which: str, use: str) -> None:
+def test_a_context_or_view_that_outlives_its_handler_is_refused(which, use):
     leaked: dict[str, Any] = {}
 
-    def leaks(self: Routine) -> None:
+    def leaks(self):
         leaked.update(ctx=self.ctx, state=self.ctx.state, shared=self.ctx.shared)
         self.ctx.state["key"] = self.ctx.shared["key"] = 0
 
@@ -465,33 +411,28 @@ def test_a_context_or_view_that_outlives_its_handler_is_refused(which: str, use:
     assert before == job.serialize()
 
 
-def test_a_thread_that_outlives_its_handler_can_do_nothing() -> None:
-    seen: list[str] = []
-    returned = threading.Event()
-    threads: list[threading.Thread] = []
+def test_a_thread_that_outlives_its_handler_can_do_nothing():
+    returned, errors = threading.Event(), []
 
-    def late(routine: Routine) -> None:
+    def late(routine):
         assert returned.wait(PATIENCE)
         for use in (lambda: routine.ctx, lambda: routine.emit("out", n=1)):
-            try:
+            with pytest.raises(NoActiveStepError) as caught:
                 use()
-            except NoActiveStepError as error:
-                seen.append(str(error))
+            errors.append(str(caught.value))
 
-    def leaks(self: Routine) -> None:
-        inherited = contextvars.copy_context()
-        threads.append(threading.Thread(target=inherited.run, args=(late, self)))
-        threads[0].start()
+    with ThreadPoolExecutor(1) as threads:
 
-    job = run(chain(a=leaks))
-    returned.set()
-    threads[0].join(PATIENCE)
-    assert 2 == len(seen)
-    assert {OVER} == set(seen)
-    assert () == tuple(job.outputs)
+        def leaks(self):
+            threads.submit(contextvars.copy_context().run, late, self)
+
+        job = run(chain(a=leaks))
+        returned.set()
+    assert [OVER] * 2 == errors
+    assert [] == job.outputs
 
 
-def test_outside_of_a_handler_there_is_no_context_and_nothing_to_emit() -> None:
+def test_outside_of_a_handler_there_is_no_context_and_nothing_to_emit():
     routine = Works(rest)
     with pytest.raises(NoActiveStepError, match=r"Works.ctx was read outside a handler"):
         _ = routine.ctx
@@ -502,43 +443,30 @@ def test_outside_of_a_handler_there_is_no_context_and_nothing_to_emit() -> None:
 # --- payloads -------------------------------------------------------------------------------------
 
 
-class Parcel:
-    """A value of a type that the engine does not know."""
-
-    def __init__(self, *items: int) -> None:
-        self.items = list(items)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Parcel) and self.items == other.items
-
-    __hash__ = None  # type: ignore[assignment]
-
-
 def sent() -> Any:
-    return [[1], {"k": [1]}, ([1],), {1}, Parcel(1)]
+    unknown = SimpleNamespace(items=[1])  # its class has no saved form, but it can be copied
+    return [[1], {"k": [1]}, ([1],), {1}, unknown]
 
 
 def spoil(value: Any) -> None:
-    inner, mapping, (inside,), numbers, parcel = value
-    for grows in (inner, mapping["k"], inside, parcel.items, value):
+    inner, mapping, (inside,), numbers, unknown = value
+    for grows in (inner, mapping["k"], inside, unknown.items, value):
         grows.append(9)
     numbers.add(9)
 
 
 @MODES
-def test_a_payload_is_seen_as_it_was_emitted_by_each_branch_and_each_attempt(
-    workers: int | None,
-) -> None:
+def test_a_payload_is_seen_as_it_was_emitted_by_each_branch_and_each_attempt(workers):
     seen: list[object] = []
 
-    def emits(self: Routine, n: Any) -> None:
+    def emits(self, n):
         seen.append(n == sent())
         spoil(n)  # its own copy of the parameters
         value = sent()
         self.emit("out", n=value)
         spoil(value)
 
-    def spoils(self: Routine, n: Any) -> None:
+    def spoils(self, n):
         seen.append(n == sent())
         spoil(n)
         self.ctx.sleep(1)

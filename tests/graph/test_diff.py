@@ -26,23 +26,21 @@ from tests.routines import refused_at
 START = "2026-01-03T12:59:03+00:00"
 
 
-def stage(slots: Sequence[str] = ("trigger",), events: Sequence[str] = ("output",)) -> Routine:
-    """A routine of one and the same class, with the slots and events of its time."""
-    return Stage(list(slots), list(events))
-
-
 class Stage(Routine):
-    routine_name = "shape/stage"
-    later: dict[str, list[str]] | None = None  # the slots and events that the class declares now
+    """A routine of one and the same class, with the slots and events of its time."""
 
-    def __init__(self, slots: list[str], events: list[str]) -> None:
+    routine_name = "shape/stage"
+    later: dict[str, Sequence[str]] | None = None  # what the class declares now
+
+    def __init__(
+        self, slots: Sequence[str] = ("trigger",), events: Sequence[str] = ("output",)
+    ) -> None:
         super().__init__()
         now = Stage.later or {"slots": slots, "events": events}
         for slot in now["slots"]:
             self.define_slot(slot, handler=self.pass_on)
         for event in now["events"]:
             self.define_event(event, ["n"])
-        self.sends = events
 
     def pass_on(self, n: int) -> None:
         self.ctx.state["n"] = n
@@ -63,9 +61,9 @@ class Rest(Routine):
 
 def fan(width: int, *, slot: str = "trigger") -> Flow:
     flow = Flow("fan")
-    flow.add_routine(stage(), "first")
+    flow.add_routine(Stage(), "first")
     for i in range(width):
-        flow.add_routine(stage([slot], []), f"leaf{i}")
+        flow.add_routine(Stage([slot], []), f"leaf{i}")
         flow.connect("first", "output", f"leaf{i}", slot)
     return flow
 
@@ -107,9 +105,9 @@ def test_a_routine_that_was_added_or_removed_is_one_line_with_the_number_of_its_
 
 def test_a_new_connection_between_kept_routines_is_listed_by_itself():
     before, after = fan(2), fan(2)
-    after.add_routine(stage([], ["more"]), "late")
+    after.add_routine(Stage([], ["more"]), "late")
     after.connect("late", "more", "leaf0", "trigger")
-    before.add_routine(stage([], ["more"]), "late")
+    before.add_routine(Stage([], ["more"]), "late")
     assert ["+ connection late.more -> leaf0.trigger"] == shape_changes(before.shape, after.shape)
 
 
@@ -120,7 +118,7 @@ def test_each_change_is_listed_or_counted_once_with_any_ids(ids, random):
         flow = Flow("f")
         for routine_id in filter(None, ids):
             if random.random() < 0.5:
-                flow.add_routine(stage(["x"], ["e"]), routine_id)
+                flow.add_routine(Stage(["x"], ["e"]), routine_id)
         for a in flow.routines:
             for b in flow.routines:
                 if random.random() < 0.3:
@@ -167,12 +165,7 @@ def test_a_flow_with_many_changes_is_refused_with_a_list_of_them():
         "job j was started on another flow than 'fan' is now (16 changes, listed below); resume it"
         " on the flow of its time, or with allow_changed_flow=True"
     ) == message
-    assert [
-        "  + connection first.output -> leaf0.input",
-        "  - connection first.output -> leaf0.trigger",
-        "  + connection first.output -> leaf1.input",
-    ] == listed[:3]
-    assert 16 == len(listed)
+    assert ("  + connection first.output -> leaf0.input", 16) == (listed[0], len(listed))
 
 
 def test_a_file_whose_classes_changed_is_refused_with_all_changes(tmp_path, monkeypatch):
@@ -188,25 +181,18 @@ def test_a_file_whose_classes_changed_is_refused_with_all_changes(tmp_path, monk
     message, *listed = caught.value.reason.split("\n")
     assert message.startswith("routine 'leaf0' has no slot 'trigger'; it has 'input' (10 changes, ")
     assert message.endswith(f"with allow_changed_flow=True (in {path})")
-    assert {
-        "  - connection first.output -> leaf0.trigger",
-        "  - connection first.output -> leaf1.trigger",
-        "  + event leaf0.output(n)",
-        "  + event leaf1.output(n)",
-        "  - slot first.trigger",
-        "  + slot first.input",
-        "  - slot leaf0.trigger",
-        "  + slot leaf0.input",
-        "  - slot leaf1.trigger",
-        "  + slot leaf1.input",
-    } == set(listed)
+    changes = {"- slot first.trigger", "+ slot first.input"}
+    for leaf in ("leaf0", "leaf1"):
+        changes |= {f"- slot {leaf}.trigger", f"+ slot {leaf}.input", f"+ event {leaf}.output(n)"}
+        changes |= {f"- connection first.output -> {leaf}.trigger"}
+    assert changes == {line.strip() for line in listed}
 
 
 def test_a_job_can_be_resumed_on_a_changed_flow_that_has_the_slots_of_its_tasks():
     job = after_first(fan(2))
     before = job.serialize()
     changed = fan(3)
-    changed.add_routine(stage(), "leaf9")
+    changed.add_routine(Stage(), "leaf9")
     with pytest.raises(FlowMismatchError):
         resumed(changed, job)
     done = resumed(changed, job, allow_changed_flow=True)
@@ -219,7 +205,7 @@ def test_a_job_can_be_resumed_on_a_changed_flow_that_has_the_slots_of_its_tasks(
 def test_a_routine_without_pending_tasks_may_be_removed():
     job = after_first(fan(1))
     changed = Flow("fan")
-    changed.add_routine(stage(["trigger"], ["more"]), "leaf0")
+    changed.add_routine(Stage(["trigger"], ["more"]), "leaf0")
     done = resumed(changed, job, allow_changed_flow=True)
     assert JobStatus.COMPLETED is done.status
     assert ["first", "leaf0"] == list(done.routine_states)
@@ -229,7 +215,7 @@ def test_every_pending_task_without_its_slot_is_listed_and_the_job_is_unchanged(
     job = after_first(fan(3))
     before = job.serialize()
     changed = fan(1)
-    changed.add_routine(stage(["input"], []), "leaf2")
+    changed.add_routine(Stage(["input"], []), "leaf2")
     reason = (
         "of job j, task 0.1 waits for leaf1.trigger, task 0.2 waits for leaf2.trigger; flow"
         " 'fan' does not have that: give it the slot, or resume the job on the flow of its time"

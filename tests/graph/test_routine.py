@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from routilux import ErrorHandler, Event, Flow, Routine, Slot
+from tests.routines import Works, chain
 
 
 class Shelf(Routine):
@@ -25,79 +26,43 @@ class Shelf(Routine):
         """Do nothing."""
 
 
-class Taker(Routine):
-    """One slot for each kind of signature."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.got: list[object] = []
-        self.define_slot("named", handler=self.named)
-        self.define_slot("default", handler=self.default)
-        self.define_slot("rest", handler=self.rest)
-        self.define_slot("nothing", handler=self.nothing)
-        self.define_slot("keyword", handler=self.keyword)
-        self.define_slot("partial", handler=partial(self.keyword, b="bound"))
-        self.define_slot("lambda", handler=lambda a: self.got.append(a))
-
-    def named(self, a: object, b: object) -> None:
-        self.got.append((a, b))
-
-    def default(self, a: object, b: object = "default") -> None:
-        self.got.append((a, b))
-
-    def rest(self, a: object, **rest: object) -> None:
-        self.got.append((a, rest))
-
-    def nothing(self) -> None:
-        self.got.append(())
-
-    def keyword(self, *, a: object, b: object) -> None:
-        self.got.append((a, b))
-
-
-class Giver(Routine):
-    def __init__(self, **payload: object) -> None:
-        super().__init__()
-        self.payload = payload
-        self.define_slot("trigger", handler=self.give)
-        self.define_event("output", ["a", "b", "c"])
-
-    def give(self) -> None:
-        self.emit("output", **self.payload)
-
-
 # --- what a handler gets ------------------------------------------------------------------------
+
+GOT: list[object] = []
+
+
+def keyword(*, a: object, b: object) -> None:
+    GOT.append((a, b))
 
 
 @pytest.mark.parametrize(
-    ("slot", "payload", "expected"),
+    ("handler", "payload", "expected"),
     [
-        ("named", {"a": 1, "b": 2}, (1, 2)),
-        ("named", {"a": 1, "b": 2, "c": 3}, (1, 2)),
-        ("default", {"a": 1}, (1, "default")),
-        ("default", {"a": 1, "b": None, "c": 3}, (1, None)),
-        ("rest", {"a": 1}, (1, {})),
-        ("rest", {"a": 1, "b": 2, "c": 3}, (1, {"b": 2, "c": 3})),
-        ("nothing", {"a": 1}, ()),
-        ("keyword", {"a": 1, "b": 2, "c": 3}, (1, 2)),
-        ("partial", {"a": 1}, (1, "bound")),
-        ("lambda", {"a": 1, "b": 2}, 1),
+        (lambda a, b: GOT.append((a, b)), {"a": 1, "b": 2, "c": 3}, (1, 2)),
+        (lambda a, b="default": GOT.append((a, b)), {"a": 1}, (1, "default")),
+        (lambda a, b="default": GOT.append((a, b)), {"a": 1, "b": None, "c": 3}, (1, None)),
+        (lambda a, **others: GOT.append((a, others)), {"a": 1}, (1, {})),
+        (lambda a, **others: GOT.append((a, others)), {"a": 1, "b": 2}, (1, {"b": 2})),
+        (lambda: GOT.append(()), {"a": 1}, ()),
+        (keyword, {"a": 1, "b": 2, "c": 3}, (1, 2)),
+        (partial(keyword, b="bound"), {"a": 1}, (1, "bound")),
     ],
 )
-def test_a_handler_gets_the_payload_fields_that_it_names(slot, payload, expected):
-    flow, taker = Flow(), Taker()
-    flow.add_routine(Giver(**payload), "giver")
-    flow.add_routine(taker, "taker")
-    flow.connect("giver", "output", "taker", slot)
-    flow.execute("giver").raise_for_status()
-    assert [expected] == taker.got
+def test_a_handler_gets_the_payload_fields_that_it_names(handler, payload, expected):
+    GOT.clear()
+    taker = Routine()
+    taker.define_slot("trigger", handler=handler)
+    gives = Works(lambda self: self.emit("out", **payload), out=["a", "b", "c"])
+    chain(a=gives, b=taker).execute("a").raise_for_status()
+    assert [expected] == GOT
 
 
 def test_slots_and_events_can_be_read_as_they_were_declared():
-    giver = Giver()
-    assert {"trigger": Slot("trigger", giver.give, giver.slots["trigger"].binding)} == giver.slots
-    assert {"output": Event("output", ("a", "b", "c"), frozenset("abc"))} == giver.events
-    assert giver.error_handler is None
+    shelf = Shelf([1])
+    shelf.define_event("output", ["a", "b"])
+    assert {"trigger": Slot("trigger", shelf.store, shelf.slots["trigger"].binding)} == shelf.slots
+    assert {"output": Event("output", ("a", "b"), frozenset("ab"))} == shelf.events
+    assert shelf.error_handler is None
 
 
 # --- constructor arguments ----------------------------------------------------------------------

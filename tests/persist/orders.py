@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
+import re
 from datetime import date
 from decimal import Decimal
 from pathlib import Path
@@ -127,3 +129,22 @@ def seal(members: dict[str, Any]) -> bytes:
     ]
     body = ("{" + ",\n".join(lines)).encode()
     return body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+
+
+DROPPED, DOUBLED = object(), object()
+
+
+def spoil(document: Any, path: str, value: object) -> None:
+    """Change the member of a document that has a path such as `commits[4].attempt`.
+
+    `DROPPED` removes it, and `DOUBLED` repeats the last entry of a list.
+    """
+    *above, last = (int(n) if n.isdigit() else n for n in re.findall(r"[^.\[\]]+", path))
+    for step in above:
+        document = document[step]
+    if value is DROPPED:
+        del document[last]
+    elif value is DOUBLED:
+        document[last].append(copy.deepcopy(document[last][-1]))
+    else:
+        document[last] = value

@@ -6,7 +6,6 @@ import math
 import pickle
 import sys
 from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -137,11 +136,7 @@ def test_a_missing_field_is_corrupt(field):
         ({"strategy": "stop"}, "$.max_retries", "is not a field of an error handler of strategy"),
         ({"extra": 1}, "$.extra", "is not a field of an error handler"),
         ({"max_retries": -1}, "$.max_retries", "give an int, 0 or more"),
-        ({"max_retries": True}, "$.max_retries", "give an int, 0 or more"),
         ({"retry_delay": "1"}, "$.retry_delay", DELAY),
-        ({"retry_delay": NAN}, "$.retry_delay", DELAY),
-        ({"jitter": 2}, "$.jitter", SHARE),
-        ({"deadline": 0}, "$.deadline", BOUND),
         ({"on_exhausted": "retry"}, "$.on_exhausted", "give STOP, CONTINUE or SKIP"),
         ({"on_exhausted": None}, "$.on_exhausted", "is the name of a strategy, not None"),
         ({"retry_count": -1}, "$.retry_count", "is an int, 0 or more, not -1"),
@@ -188,17 +183,17 @@ def test_looking_up_a_class_runs_no_code_of_the_module(monkeypatch, name):
     asked: list[str] = []
 
     class Trap:
-        def __getattribute__(self, name: str) -> Any:
+        def __getattribute__(self, name):
             asked.append(name)
             raise AttributeError(name)
 
     class Trapdoor(type):
-        def __getattribute__(cls, name: str) -> Any:
+        def __getattribute__(cls, name):
             asked.append(name)
             raise AttributeError(name)
 
     class Lazy(ModuleType):
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name):
             asked.append(name)
             raise AttributeError(name)
 

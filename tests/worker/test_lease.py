@@ -224,13 +224,15 @@ def test_a_job_that_a_runtime_acquires_again_is_driven_once(
     assert {} == runtime.environment.leases
 
 
-def test_a_job_of_a_worker_can_not_be_resumed_by_its_runtime(runtime, store, clock):
+@pytest.mark.parametrize("same", [True, False], ids=["by its runtime", "by another host"])
+def test_a_job_of_a_worker_can_not_be_resumed(same, runtime, store, clock):
     flow = chain(a=sleeps(25))
     host, job_id = hosted(runtime, flow)
+    other = runtime if same else Runtime(clock=clock, store=store)
     assert host._take(False)
     clock.advance(10)
     with pytest.raises(LeaseLostError, match=f"held by {runtime.owner}, whose lease ends in 20.0"):
-        flow.resume(runtime.load(job_id), runtime=runtime)
+        flow.resume(runtime.load(job_id), runtime=other)
     host.run(until_idle=True)
     assert ["start", "resumed", "done"] == story(runtime, job_id)
 

@@ -8,19 +8,18 @@ Invariants:
 
 from __future__ import annotations
 
-import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import routilux
 from pytest_routilux.frames import handler_of
-from pytest_routilux.sim.explain.causes_by_kind import CAUSES
-from pytest_routilux.sim.explain.evidence import calls_of, changed_by, recorded_by
 from pytest_routilux.sim.explain.timeline import where_text
+from pytest_routilux.sim.isolation.forked_hosts import ENDS_PROCESS
+from pytest_routilux.sim.isolation.hidden_state import hidden_state
 from pytest_routilux.text import class_name
-from routilux.clocks.durations import seconds_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,35 +27,29 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.isolation.hidden_state import HiddenChange
     from pytest_routilux.sim.results import Reference
-    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed, Finding
+    from pytest_routilux.sim.simulator.model import Disturbed, Finding
 
-__all__ = ["Failure", "Reason", "reason_of"]
+__all__ = ["CAUSES", "Failure", "Reason", "reason_of"]
 
 _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadable")
 """Kinds that are found as rules of the engine are, but that a flow or a test can cause."""
-_LONGEST_VALUE: Final = 24
-_ADDRESS: Final = re.compile(r"\d{9,}")
-_TOGETHER: Final = "\N{NO-BREAK SPACE}"
 
 
-@dataclass(frozen=True, slots=True)
-class Reason:
-    """The cause and the fix; each sentence starts a new line."""
+class Reason(NamedTuple):
+    """The cause and the fix; each of their lines starts a new line of the report."""
 
-    why: list[str]
-    fix: list[str]
+    why: str
+    fix: str
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A finding and the runs that show it; `only` are the kinds of crash that show it."""
+    """A finding and the runs that show it."""
 
     finding: Finding
     reference: Reference
     disturbed: Disturbed | None
-    point: CrashPoint | None
     root: Path
-    only: frozenset[str] = frozenset()
 
     @property
     def routine(self) -> str:
@@ -70,8 +63,15 @@ class Failure:
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
-        """State that a handler changes and no commit saves."""
-        return changed_by(self.reference, self.reference.run.world.log[0][0], self.finding.routine)
+        """State that a handler changes and no commit saves, of this routine first."""
+        finding, run = self.reference.finding, self.reference.run
+        found: list[HiddenChange] = []
+        if finding is None or finding.kind not in ENDS_PROCESS:
+            with suppress(Exception):
+                found = hidden_state(run.case, run.world.log[0][0])
+        routine = self.finding.routine
+        found.sort(key=lambda change: (change.routine_id != routine, change.scope != "attribute"))
+        return found[0] if found else None
 
     @property
     def handler(self) -> str:
@@ -96,20 +96,21 @@ def reason_of(failure: Failure) -> Reason:
             "handler": failure.handler,
             "hint": failure.at(finding.hint) or failure.handler,
             "name": finding.path.partition(".")[2],
+            "what": finding.what,
         }
-        return Reason([why.format_map(names)], fix.format_map(names).split("\n"))
+        return Reason(why.format_map(names), fix.format_map(names))
     return _REASONS.get(finding.kind, _engine)(failure)
 
 
 def _engine(failure: Failure) -> Reason:
-    where = "in an undisturbed run" if failure.point is None else "in this run"
+    where = "in an undisturbed run" if failure.disturbed is None else "in this run"
     python = ".".join(map(str, sys.version_info[:2]))
     fix = (
         "none in the flow. Please report it to routilux with this text, the flow and the"
         f" versions: routilux {routilux.__version__}, Python {python}"
     )
     why = f"a rule of the engine is broken {where}. That is a bug of routilux, not of this flow"
-    return Reason([why], [fix])
+    return Reason(why, fix)
 
 
 # --- effects --------------------------------------------------------------------------------------
@@ -118,65 +119,45 @@ def _engine(failure: Failure) -> Reason:
 def _effect_repeated(failure: Failure) -> Reason:
     effect = failure.effect
     service, _, verb = effect.rpartition(".")
-    once = _once_of(failure)
     why = (
         f"the call carried no key, so the {service or 'service'} could not tell the repeat from a"
         " new call"
     )
-    double = f'(flow_sim.effect("{effect}", key="key") makes a double with this parameter)'
-    if once is None:
-        key = f'{effect}(..., key=self.ctx.key("{verb}")): the same on every attempt and host'
-        note = "(ctx.once alone is not enough: a crash can come between the call and its record)"
-        return Reason([why], [key, double, note])
-    why = (
-        f"once({once!r}) records the result after the call. The crash is between the two, and {why}"
+    fix = (
+        f'{effect}(..., key=self.ctx.key("{verb}")): the same on every attempt and host\n'
+        f'(flow_sim.effect("{effect}", key="key") makes a double with this parameter)\n'
+        "(ctx.once alone is not enough: a crash can come between the call and its record)"
     )
-    call = _joined(f'self.ctx.once("{once}", {effect}, ..., key=self.ctx.key("{once}"))')
-    return Reason([why], [f"{call}: with the key, a repeat has no second effect", double])
-
-
-def _once_of(failure: Failure) -> str | None:
-    # The name of the `once` that recorded a call of the effect.
-    disturbed = [] if failure.disturbed is None else [failure.disturbed.world]
-    for world in (failure.reference.run.world, *disturbed):
-        for call in reversed(calls_of(world, failure.effect)):
-            name = recorded_by(world, call)
-            if name is not None:
-                return name
-    return None
+    return Reason(why, fix)
 
 
 def _key_unstable(failure: Failure) -> Reason:
-    run = failure.reference.run if failure.disturbed is None else failure.disturbed
-    calls = calls_of(run.world, failure.effect)
-    where = failure.at(calls[-1].where) if calls else ""
-    if any(call.key is None for call in calls):
-        why = "one call carried a key and another none"
-    else:
-        why = f"a part of the key{where} changes, such as the attempt, a time or a random number"
-    key = f'key=self.ctx.key("{failure.effect.rpartition(".")[2]}")'
-    return Reason(
-        [f"{why}: the service takes the repeat for a new call"],
-        [f"{key}: made of the job and the task alone, so it is the same on every attempt and host"],
+    why = (
+        f"the key{failure.at(failure.finding.hint)} changes with the attempt, a time or a random"
+        " number, or one call carries none: the service takes the repeat for a new call"
     )
+    fix = (
+        f'key=self.ctx.key("{failure.effect.rpartition(".")[2]}"): made of the job and the task'
+        " alone, so it is the same on every attempt and host"
+    )
+    return Reason(why, fix)
 
 
 def _effect_lost(failure: Failure) -> Reason:
+    why = (
+        f"the next host decided differently: look at what {failure.routine} reads before it"
+        f" calls {failure.effect}{failure.at(failure.finding.hint)}"
+    )
     if failure.hidden is not None:
         why = (
             f"{_hidden_text(failure, failure.hidden)}; check whether the call of {failure.effect}"
             " depends on it"
         )
-    else:
-        why = (
-            f"the next host decided differently: look at what {failure.routine} reads before it"
-            f" calls {failure.effect}{failure.at(failure.finding.hint)}"
-        )
     fix = (
         "decide by the payload and by self.ctx.state, which are saved; not by attributes, globals,"
         " files or the clock"
     )
-    return Reason([why], [fix])
+    return Reason(why, fix)
 
 
 # --- state that is not saved ----------------------------------------------------------------------
@@ -186,16 +167,11 @@ def _budget(failure: Failure) -> Reason:
     hidden = failure.hidden
     if hidden is None or hidden.scope != "attribute":
         return _unsaved(failure)
-    attempt = _joined(f"self.ctx.attempt{_last_start(failure)}")
-    handler = _joined('ErrorHandler("retry", ...)')
-    state = f'self.ctx.state["{_key_of(hidden)}"]'
-    return Reason(
-        [_hidden_text(failure, hidden)],
-        [
-            f"use {attempt} and leave the waits to {handler};",
-            f"keep the value in {state}, saved when the handler returns",
-        ],
+    fix = (
+        'use self.ctx.attempt and leave the waits to ErrorHandler("retry", ...);\n'
+        f'keep the value in self.ctx.state["{_key_of(hidden)}"], saved when the handler returns'
     )
+    return Reason(_hidden_text(failure, hidden), fix)
 
 
 def _unsaved(failure: Failure) -> Reason:
@@ -205,25 +181,17 @@ def _unsaved(failure: Failure) -> Reason:
             f'use self.ctx.state["{_key_of(hidden)}"] instead of {_short_name(hidden)}: it is saved'
             " with the job; self.ctx.shared is for state that several routines need"
         )
-        return Reason([_hidden_text(failure, hidden)], [fix])
+        return Reason(_hidden_text(failure, hidden), fix)
+    why = (
+        f"the next host had all that the job saves, and differs; look at what {failure.routine}"
+        f"{failure.handler} reads besides its payload, ctx.state and ctx.shared: module globals,"
+        " caches, files, the machine's clock, what build() does besides making the flow"
+    )
     fix = (
         "keep state that must last in self.ctx.state or self.ctx.shared, and take times, ids and"
         " random numbers from self.ctx.now(), .uuid() and .random"
     )
-    look = (
-        f"look at what {failure.routine}{failure.handler} reads besides its payload, ctx.state and"
-        " ctx.shared"
-    )
-    why = (
-        f"the next host had all that the job saves, and differs; {look}: module globals,"
-        " caches, files, the machine's clock"
-    )
-    if failure.only == {"by document"}:
-        why = (
-            "only a host that loads the flow from its document differs. It does not call build(),"
-            f" so it has nothing of what build() does besides making the flow; {look}"
-        )
-    return Reason([why], [fix])
+    return Reason(why, fix)
 
 
 def _status(failure: Failure) -> Reason:
@@ -232,32 +200,22 @@ def _status(failure: Failure) -> Reason:
     if job is None or job.error is None:
         return reason
     error = f"{class_name(job.error.type)}{failure.at(job.error.where)}"
-    return Reason([f"with the crash the job fails with {error}; {reason.why[0]}"], reason.fix)
+    return Reason(f"with the crash the job fails with {error}; {reason.why}", reason.fix)
 
 
 def _view(failure: Failure) -> Reason:
     reason = _unsaved(failure)
     gives = "the test's view=... returns another value; nothing else is compared"
-    return Reason([gives, *reason.why], reason.fix)
-
-
-def _mistake(failure: Failure) -> Reason:
-    why = f"{failure.finding.what}. Neither a retry nor another host changes that"
-    fix = f"look at {failure.routine}{failure.handler}"
-    if failure.finding.what.endswith("(UnserializableError)"):
-        fix = (
-            "use plain data, or routilux.register_type for a class of your own: another host can't"
-            f" continue without a saved form; {fix}"
-        )
-    return Reason([why], [fix])
+    return Reason(f"{gives}\n{reason.why}", reason.fix)
 
 
 def _hidden_text(failure: Failure, hidden: HiddenChange) -> str:
     handler = f"{hidden.routine_id}{failure.at(hidden.where)}"
     if hidden.scope == "attribute":
-        plain = len(hidden.was) <= _LONGEST_VALUE and not _ADDRESS.search(hidden.was)
-        again = f": the next host starts with {hidden.was} again" if plain else ""
-        return f"{handler} changes {hidden.name}. It lives in the process and is never saved{again}"
+        return (
+            f"{handler} changes {hidden.name}. It lives in the process and is never saved: the next"
+            " host starts with its first value again"
+        )
     module, _, name = hidden.name.rpartition(":")
     what = "global" if hidden.scope == "global" else "class attribute"
     return (
@@ -274,22 +232,6 @@ def _key_of(hidden: HiddenChange) -> str:
     return _short_name(hidden).rpartition(".")[2].lstrip("_").lower()
 
 
-def _last_start(failure: Failure) -> str:
-    # The attempt with which the last host started, as ` (it was 2 at 0.300)`.
-    if failure.disturbed is None:
-        return ""
-    start = failure.disturbed.world.log[0][0]
-    for _, step in failure.disturbed.host.steps:
-        if step.task.routine_id == failure.finding.routine:
-            return f" (it was {step.attempt} at {seconds_text(step.started_ns - start)})"
-    return ""
-
-
-def _joined(code: str) -> str:
-    # Code is not broken over lines.
-    return code.replace(" ", _TOGETHER)
-
-
 _REASONS: Final[dict[str, Callable[[Failure], Reason]]] = {
     "effect-repeated": _effect_repeated,
     "key-unstable": _key_unstable,
@@ -298,15 +240,109 @@ _REASONS: Final[dict[str, Callable[[Failure], Reason]]] = {
     "budget-reset": _budget,
     "status-differs": _status,
     "view-differs": _view,
-    "mistake": _mistake,
-    **dict.fromkeys(
-        (
-            "state-differs",
-            "shared-differs",
-            "outputs-differ",
-            "emissions-differ",
-            "hidden-state",
-        ),
-        _unsaved,
+    "state-differs": _unsaved,
+    "shared-differs": _unsaved,
+    "outputs-differ": _unsaved,
+    "emissions-differ": _unsaved,
+    "hidden-state": _unsaved,
+}
+
+# --- by the kind alone ----------------------------------------------------------------------------
+
+_STORE: Final = "The store breaks the contract of JobStore, not the flow"
+
+CAUSES: Final[dict[str, Reason]] = {
+    "invariant": Reason(
+        "the test's invariant=... does not hold at the end of this run",
+        "compare what it reads of outcome.job and outcome.calls with the rows and lines above",
+    ),
+    "always": Reason(
+        "the test's always=... is checked after every commit, also while the job runs",
+        "it must hold between any two steps; a rule for the end alone belongs in invariant=...",
+    ),
+    "mistake": Reason(
+        "{what}. Neither a retry nor another host changes that",
+        "look at {routine}{handler}; a value must be plain data, or of a class that was given to"
+        " routilux.register_type",
+    ),
+    "stuck": Reason(
+        "no host can finish the job: each host that resumes it ends as shown above",
+        "the code that raises must succeed, or raise an Exception that an ErrorHandler handles",
+    ),
+    "leaked-thread": Reason(
+        "{routine}{handler} returned while a thread that it had started was alive: no commit"
+        " has the work of that thread, and it dies with its host",
+        "join() it before the handler returns, or make it a routine of its own:\n"
+        'self.emit(...) in {routine}, then flow.connect("{routine}", ...)',
+    ),
+    "module-state": Reason(
+        "{routine}{hint} changes {name}. It lives in the module: jobs share it, no job saves"
+        " it, and a new process starts with its imported value",
+        "use self.ctx.state for state of the routine, self.ctx.shared for state that several"
+        " routines need, a constructor argument for configuration",
+    ),
+    "hash-order": Reason(
+        "the order of a set differs between processes, and the job depends on it",
+        "use sorted(...) where the set is iterated, or a dict or list, which keep their order",
+    ),
+    "nondeterminism": Reason(
+        "{routine}{hint}: a second run from the same instant gives another result",
+        "self.ctx.random, self.ctx.uuid() and self.ctx.now() repeat on every attempt and host;\n"
+        "random, uuid.uuid4(), os.urandom and the machine's clock do not",
+    ),
+    "swallowed-crash": Reason(
+        "{routine}{hint} catches the exception that ends its process and returns, so an"
+        " interrupt or an exit counts as success",
+        "use except Exception: instead of a bare except or BaseException, or raise it again",
+    ),
+    "kills-process": Reason(
+        "{routine}{hint} ends its whole process, and every job in it, with no commit",
+        "raise an Exception instead: an ErrorHandler decides what happens to the task",
+    ),
+    "hangs": Reason(
+        "{routine}{hint} loops or waits without end: it exceeded the limit of real time",
+        "use self.ctx.sleep(...) to wait; ErrorHandler(..., timeout=seconds) limits an attempt",
+    ),
+    "store-lost": Reason(
+        "the next host opened the store's files as the dead host left them, and has nothing else."
+        f" {_STORE}",
+        "commit the transaction before a write returns, and do each write in one transaction:\n"
+        "then a crash leaves the whole write or none of it",
+    ),
+    "store-changes": Reason(
+        f"a store must return rows as they were written. {_STORE}",
+        "return from rows() the bytes that create, append and claim received, unchanged",
+    ),
+    "store-refuses": Reason(
+        "each host before this one is dead, and this one has started or claimed the job: no"
+        f" other host can own it. {_STORE}",
+        "in claim, set the owner in the transaction that inserts the row",
+    ),
+    "store-fence": Reason(
+        "the other host was not dead, only slow, and its late writes replace those of the job's"
+        f" owner. {_STORE}",
+        "in append, compare the owner and insert the row in one transaction;\n"
+        "if there is another row, or the job has another owner, raise LeaseLostError",
+    ),
+    "store-frees": Reason(
+        f"a worker that asks for work gets a finished job and runs it again. {_STORE}",
+        "in the transaction of a write with stopped=True, make the job unavailable to workers",
+    ),
+    "payload-changed": Reason(
+        "handlers get copies of a payload. A change reaches the original if the copy shares"
+        " objects with it, for example because of a __deepcopy__ of its class",
+        "send plain data (dict, list, str, numbers); change only objects that the handler makes",
+    ),
+    "changed-by-saving": Reason(
+        "a value differs after it is saved and loaded. If its type was given to register_type,"
+        " its encode and decode don't match",
+        "serialize_roundtrip(value) shows the first path that differs after loading",
     ),
 }
+CAUSES["unreadable"] = CAUSES["changed-by-saving"]
+CAUSES["store-unreadable"] = CAUSES["store-lost"]
+"""Causes and fixes that follow from the kind alone; each line of a fix starts a new line.
+
+A text may name `{routine}`, `{handler}` and `{hint}`, code lines as ` (file:line)`, `{name}`, what
+changed, and `{what}`, the finding.
+"""

@@ -14,20 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from pytest_routilux.sim.explain.causes import Failure, reason_of
-from pytest_routilux.sim.explain.evidence import repeated
-from pytest_routilux.sim.explain.timeline import call_text, rows_of, timeline_table
+from pytest_routilux.sim.explain.timeline import rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
-from pytest_routilux.text import (
-    class_name,
-    count,
-    listed,
-    padded,
-    plain,
-    seconds,
-    shorten,
-    width,
-    wrapped,
-)
+from pytest_routilux.text import count, listed, padded, plain, shorten, width, wrapped
 from routilux.codec.equality import same_value
 
 if TYPE_CHECKING:
@@ -35,26 +24,16 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.results import Exploration, Reference
     from pytest_routilux.sim.shrink import Cause
-    from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding, World
+    from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding
 
 __all__ = ["explain", "explain_cause", "not_compared"]
 
 _COLUMNS: Final = (80, 100)
 
-# Lines, at most. With 100 columns a text takes 25, or a few more where every part is long.
-_LINES: Final = 25
+_LINES: Final = 25  # or a few more where every part is long
 _LEAST_TIMELINE: Final = 6
-_MOST_OF_POINT: Final = 2
 _MOST_ROWS: Final = 4
-_MOST_OF_WHY: Final = 4
-_MOST_OF_FIX: Final = 6
-_MOST_OF_TRIED: Final = 2
-
 _LABEL: Final = 7  # `why    `
-_WIDE_LABEL: Final = 16  # `smallest cause  `
-_LONGEST_KEY: Final = 18
-
-Row = tuple[str, str, str]
 
 _TITLES: Final = {
     "budget-reset": "RETRY BUDGET RESET ON RESUME",
@@ -114,20 +93,18 @@ def explain(
     root = Path.cwd() if root is None else root
     reference = exploration.reference
     point = None if disturbed is None else disturbed.point
-    only = frozenset(p.kind for p, f in exploration.failures if f.signature == finding.signature)
-    reason = reason_of(Failure(finding, reference, disturbed, point, root, only))
+    reason = reason_of(Failure(finding, reference, disturbed, root))
     above = [
         "",
         *_cause(point, faults, shrunk, columns),
         *_compared(reference, finding, disturbed, columns),
         "",
     ]
-    tried = _tried(exploration, finding)
     below = [
         "",
-        *_labelled("why", reason.why, _MOST_OF_WHY, columns),
-        *_labelled("fix", reason.fix, _MOST_OF_FIX, columns),
-        *_labelled("tried", tried, _MOST_OF_TRIED, columns),
+        *_labelled("why", reason.why.split("\n"), 4, columns),
+        *_labelled("fix", reason.fix.split("\n"), 6, columns),
+        *_labelled("tried", _tried(exploration, finding), 2, columns),
     ]
     if repro is not None:
         below.append(f"{'repro':<{_LABEL}}{plain(repro)}")
@@ -139,60 +116,41 @@ def explain(
         rows = rows[: crash + 2]
     left = max(_LEAST_TIMELINE, _LINES - 1 - len(above) - len(below))
     body = [*above, *timeline_table(rows, left, columns), *below]
-    text = [_headline(reference, finding, disturbed, max(map(width, body)), columns), *body]
+    text = [_headline(finding, disturbed, max(map(width, body)), columns), *body]
     return "\n".join(line.rstrip() for line in text)
 
 
 # --- the problem and its smallest cause -----------------------------------------------------------
 
 
-def _headline(
-    reference: Reference, finding: Finding, disturbed: Disturbed | None, widest: int, columns: int
-) -> str:
+def _headline(finding: Finding, disturbed: Disturbed | None, widest: int, columns: int) -> str:
     title = _TITLES.get(finding.kind, finding.kind.upper().replace("-", " "))
     kind = f"[{shorten(finding.kind, 30)}]"
     room = columns - width(kind) - width(title) - 6
-    text = f"{title}: {shorten(_problem(reference, finding, disturbed, room), room)}"
+    problem = _problem(finding, disturbed)
+    if finding.call is not None:
+        tail = problem.removeprefix(str(finding.call))
+        problem = shorten(str(finding.call), max(8, room - width(tail))) + tail
+    text = f"{title}: {shorten(problem, room, 'both')}"
     edge = max(width(text) + 4 + width(kind), min(widest, columns))
     return padded(text, edge - width(kind)) + kind
 
 
-def _problem(
-    reference: Reference, finding: Finding, disturbed: Disturbed | None, cells: int
-) -> str:
+def _problem(finding: Finding, disturbed: Disturbed | None) -> str:
     # The finding in one line, with the crash and undisturbed.
-    what = " ".join(finding.what.split())
-    if finding.kind in ("effect-repeated", "key-unstable", "effect-lost"):
-        world = reference.run.world if disturbed is None else disturbed.world
-        call, was, again = repeated(reference, world, finding)
-        if call is not None:
-            tail = f" ran {len(again)}x"
-            unstable = finding.kind == "key-unstable"
-            tail += " with different keys" if unstable else f", undisturbed run {was}x"
-            return f"{call_text(call, cells - len(tail))}{tail}"
-    if disturbed is None or disturbed.host.job is None:
-        return what
-    if finding.kind == "module-state" and finding.routine is not None:
-        name = finding.path.partition(".")[2]
-        head = f"{shorten(finding.routine, 30, 'both')} keeps progress in "
-        return head + shorten(name, max(10, cells - width(head)), "both")
-    if finding.kind.endswith(("-differ", "-differs")) and finding.rows:
-        name, before, after = finding.rows[0]
-        if name.endswith(" attempts"):
-            name = name.removesuffix(" attempts")
-            return f"{name} attempted {after}x, undisturbed run {before}x"
-        tail = f" is {shorten(after, 20)}, undisturbed run {shorten(before, 20)}"
-        for part in ("outputs ", "emissions ", "tasks "):
-            name = name.removeprefix(part)
-        name = "the job" if name == "status" else name
-        return shorten(name, cells - width(tail), "both") + tail
-    return what
+    if disturbed is not None and disturbed.host.job is not None:
+        if finding.kind == "module-state" and finding.routine is not None:
+            return f"{finding.routine} keeps progress in {finding.path.partition('.')[2]}"
+        if finding.kind.endswith(("-differ", "-differs")) and finding.rows:
+            name, before, after = finding.rows[0]
+            return f"{name}: {shorten(after, 20)}, undisturbed run {shorten(before, 20)}"
+    return " ".join(finding.what.split())
 
 
 def _cause(
     point: CrashPoint | None, faults: Sequence[object], shrunk: str | None, columns: int
 ) -> list[str]:
-    room = columns - _WIDE_LABEL
+    room = columns - 16
     if point is None:
         happens = "0 crashes"
     elif point.kind.startswith("store"):
@@ -208,7 +166,7 @@ def _cause(
         lines = [whole] if width(whole) <= room else [text, tail]
     found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     if point is not None:
-        lines = wrapped(plain(point.text), room, _MOST_OF_POINT)
+        lines = wrapped(plain(point.text), room, 2)
         found += [f"{'crash point' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
     return [*found, ""]
 
@@ -225,10 +183,8 @@ def _compared(
     if disturbed is not None and disturbed.host.job is not None and reference.view:
         other = view_of(disturbed.host.job, disturbed.world)
         if finding.path.startswith("effects."):
-            rows = _effect_rows(reference, finding, disturbed.world, longest_name)
             more = reference.expected.compare(other)
             rows += [] if more is None else more.rows
-        rows = [_with_waits(row, reference, disturbed) for row in rows]
         equal = [] if finding.kind in _ELSEWHERE else _equal(reference, other)
     if not rows and not equal:
         return []
@@ -251,44 +207,6 @@ def _compared(
     if equal:
         found.append(shorten(f"    {padded('equal', names)}  {', '.join(equal)}", columns))
     return found
-
-
-def _effect_rows(reference: Reference, finding: Finding, world: World, cells: int) -> list[Row]:
-    call, was, again = repeated(reference, world, finding)
-    if call is None:
-        return list(finding.rows)
-    keys = ", ".join(
-        "none" if call.key is None else shorten(str(call.key), _LONGEST_KEY, "both")
-        for call in again
-    )
-    shown = f"   keys: {keys}" if again else ""
-    return [(call_text(call, cells), f"x{was}", f"x{len(again)}{shown}")]
-
-
-def _with_waits(row: Row, reference: Reference, disturbed: Disturbed) -> Row:
-    name, first, second = row
-    if name == "error":
-        return name, class_name(first), class_name(second)
-    routine, _, what = name.rpartition(" ")
-    if what != "attempts":
-        return row
-    before, after = (_waits(world, routine) for world in (reference.run.world, disturbed.world))
-    if not before and not after:
-        return row
-    return name, f"{first}, waits {before or 'none'}", f"{second}, waits {after or 'none'}"
-
-
-def _waits(world: World, routine: str) -> str:
-    # A `|` separates the waits of two hosts.
-    waits: list[str] = []
-    last = None
-    for _, host, what in world.log:
-        delay = getattr(what, "delay_ns", None)
-        if delay is not None and getattr(what, "routine_id", None) == routine:
-            waits += ["|"] * (last not in (None, host))
-            waits.append(seconds(delay))
-            last = host
-    return " ".join(waits)
 
 
 def _equal(reference: Reference, other: dict[str, Any]) -> list[str]:
@@ -315,11 +233,11 @@ def _routines(view: dict[str, Any], *parts: str) -> object:
 # --- labelled lines -------------------------------------------------------------------------------
 
 
-def _labelled(label: str, sentences: Sequence[str], most: int, columns: int) -> list[str]:
+def _labelled(label: str, texts: Sequence[str], most: int, columns: int) -> list[str]:
     found: list[str] = []
-    for sentence in sentences:
+    for text in texts:
         if len(found) < most:
-            found += wrapped(" ".join(sentence.split()), columns - _LABEL, most - len(found))
+            found += wrapped(" ".join(text.split()), columns - _LABEL, most - len(found))
     return [f"{label if i == 0 else '':<{_LABEL}}{line}" for i, line in enumerate(found)]
 
 

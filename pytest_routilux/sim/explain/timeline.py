@@ -4,7 +4,7 @@ Invariants:
 - The rows are the entries of the world's log, in its order. Times are virtual seconds since the
   job's start, with as many digits as the rows need.
 - The crash is marked, and so is the first entry that the undisturbed run does not have.
-- If there are too many rows, those near the marks stay, and `…` stands for the rest.
+- If there are too many rows, those near the marks stay, and `…` replaces the others.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from pytest_routilux.sim.explain.evidence import repeated
 from pytest_routilux.sim.oracle import canonical, masked
 from pytest_routilux.sim.simulator.model import Call, Note
-from pytest_routilux.text import listed, padded, plain, shorten, shown, width
+from pytest_routilux.text import padded, plain, shorten, shown, width
 from routilux import Commit, CommitKind
 from routilux.clocks.durations import seconds_text
 from routilux.timeline import describe
@@ -28,18 +27,14 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, LogEntry, World
 
-__all__ = ["TimelineRow", "call_text", "rows_of", "timeline_table", "where_text"]
+__all__ = ["TimelineRow", "rows_of", "timeline_table", "where_text"]
 
 _HEAD: Final = ("t (s)", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20
 _LONGEST_PLACE: Final = 32
-_MOST_TASKS: Final = 3
-_MOST_RECOVERIES: Final = 3
 _OURS: Final = Path(__file__).parents[2]  # an error that a fault raises has no line of the user
-_ENDS: Final = "the host ends: "
-_BY_KIND: Final = ("after a write", "in a recovery", "by document")
-_WITHOUT_END: Final = (CommitKind.EFFECT, CommitKind.CONFLICT)
+_AFTER_WRITE: Final = ("after a write", "in a recovery", "by document")
 
 
 @dataclass(slots=True)
@@ -64,18 +59,15 @@ def rows_of(
 ) -> list[TimelineRow]:
     """Return the rows of a world, with the crash and the first difference marked."""
     entries = _shown(world.log, point)
-    start = world.log[0][0] if world.log else 0
     crash = next((i for i, (_, _, what) in enumerate(entries) if isinstance(what, Note)), None)
     different = None
     if crash is not None:
-        different = _first_difference(world, entries, reference, finding, crash)
+        different = _first_difference(entries, reference, finding, crash)
     rows = []
-    pending: dict[str, int | None] = {}
     for index, (at_ns, host, what) in enumerate(entries):
         if isinstance(what, Commit):
-            _follow(pending, what)
             task = None if what.task_id is None else (what.task_id, what.routine_id or "")
-            row = TimelineRow(at_ns, host, f"#{what.seq}", task, _of_commit(what, start, pending))
+            row = TimelineRow(at_ns, host, f"#{what.seq}", task, _of_commit(what))
             if what.error is not None and what.error.where is not None:
                 row.where = where_text(what.error.where, root)
         elif isinstance(what, Call):
@@ -85,8 +77,7 @@ def rows_of(
             row = TimelineRow(at_ns, host, "", what[:2], f"attempt {what[2]} starts")
         else:
             before = entries[index - 1][2] if index else None
-            text = _of_crash(what, before, point, world, start)
-            row = TimelineRow(at_ns, host, "--", None, text, marked=True)
+            row = TimelineRow(at_ns, host, "--", None, _of_crash(what, before, point), marked=True)
         row.marked = row.marked or index == different
         rows.append(row)
     return rows
@@ -103,7 +94,7 @@ def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
     kept: list[LogEntry] = []
     for entry in entries:
         _, host, what = entry
-        if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _BY_KIND:
+        if isinstance(what, Note) and what.text == "CRASH" and point and point.kind in _AFTER_WRITE:
             # The host died with the write, before the steps that start at the same instant.
             while kept and isinstance(kept[-1][2], tuple):
                 kept.pop()
@@ -113,67 +104,37 @@ def _shown(log: Iterable[LogEntry], point: CrashPoint | None) -> list[LogEntry]:
     return kept
 
 
-def _follow(pending: dict[str, int | None], commit: Commit) -> None:
-    for task in commit.tasks:
-        pending[task.task_id] = None
-    if commit.kind in (CommitKind.DONE, CommitKind.DROPPED) and commit.task_id is not None:
-        pending.pop(commit.task_id, None)
-    elif commit.kind is CommitKind.RETRY and commit.task_id is not None:
-        pending[commit.task_id] = commit.due_ns
-
-
-def _of_commit(commit: Commit, start: int, pending: dict[str, int | None]) -> str:
+def _of_commit(commit: Commit) -> str:
     if commit.kind is not CommitKind.RESUMED:
         return describe(commit)
     count = (commit.detail or {}).get("recoveries")
-    counted = f" (recovery {count} of {_MOST_RECOVERIES})" if count else ""
-    tasks = [
-        shorten(task, _LONGEST_NAME, "both")
-        + ("" if due is None else f" due {seconds_text(due - start)}")
-        for task, due in pending.items()
-    ]
-    left = f"; pending: {listed(tasks, _MOST_TASKS)}" if tasks else ""
-    return f"resumed from #{commit.seq - 1}{counted}{left}"
+    return f"resumed from #{commit.seq - 1}" + (f" (recovery {count})" if count else "")
 
 
-def _of_crash(
-    note: Note,
-    before: object,
-    point: CrashPoint | None,
-    world: World,
-    start: int,
-) -> str:
-    if note.text.startswith(_ENDS) and point is not None and point.kind == "store refuses":
-        return f"CRASH  the store refuses #{point.commits + 1}, and its host ends"
-    if note.text.startswith(_ENDS) and point is not None and point.kind == "store does not answer":
-        return f"CRASH  the store has #{point.commits + 1} but does not answer, and its host ends"
-    if note.text != "CRASH" or point is None:
+def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
+    if point is None:
+        return note.text
+    last, following = f"#{point.commits}", f"#{point.commits + 1}"
+    if note.text.startswith("the host ends: "):
+        if point.kind == "store refuses":
+            return f"CRASH  the store refuses {following}, and its host ends"
+        if point.kind == "store does not answer":
+            return f"CRASH  the store has {following} but does not answer, and its host ends"
+    if note.text != "CRASH":
         return note.text.replace("CRASH,", "CRASH  again,")
     if point.kind == "in a wait":
-        wait = next((c for c in reversed(world.commits[: point.commits]) if c.due_ns), None)
-        due = seconds_text((wait.due_ns or 0) - start) if wait is not None else "?"
-        return f"CRASH  attempt {point.attempt} and due {due} are saved; the host's memory is lost"
+        return f"CRASH  the wait is saved in {last}; the host's memory is lost"
     if point.kind == "by document":
-        return f"CRASH  the next host gets only a document of #{point.commits}"
-    if point.kind in _BY_KIND:
-        return f"CRASH  #{point.commits} is in the store, but the host dies before it knows"
-    if point.kind == "around an effect" and point.name.endswith(".before"):
+        return f"CRASH  the next host gets only a document of {last}"
+    if point.kind in _AFTER_WRITE:
+        return f"CRASH  {last} is in the store, but the host dies before it knows"
+    if point.name.endswith(".before"):
         return "CRASH  before the effect"
     if isinstance(before, Call):
         return "CRASH  the effect happened, but no commit records it"
     if not point.commits:
         return "CRASH  #1 is not written: the store has no job"
-    return f"CRASH  #{point.commits + 1} is not written: no commit records how the attempt ended"
-
-
-def call_text(call: Call, cells: int, *, named: bool = True) -> str:
-    """Return a call of an effect as code, without its key; long inputs lose their names first."""
-    values = {name: shown(value, 24) for name, value in call.arguments.items()}
-    inputs = [value if n.isdigit() else f"{n}={value}" for n, value in values.items()]
-    text = f"{call.effect}({', '.join(inputs)})"
-    if not named or width(plain(text)) > cells:
-        text = f"{call.effect}({', '.join(values.values())})"
-    return shorten(text, cells)
+    return f"CRASH  {following} is not written: no commit records how the attempt ended"
 
 
 def where_text(where: str, root: Path) -> str:
@@ -193,19 +154,19 @@ def where_text(where: str, root: Path) -> str:
 
 
 def _first_difference(
-    world: World, entries: Sequence[LogEntry], reference: Reference, finding: Finding, crash: int
+    entries: Sequence[LogEntry], reference: Reference, finding: Finding, crash: int
 ) -> int | None:
     # The index of the first entry after the crash that the undisturbed run does not have.
     if finding.path.startswith("effects."):
-        call = repeated(reference, world, finding)[0]
-        again = (i for i, entry in enumerate(entries) if i > crash and entry[2] is call)
+        again = (i for i, entry in enumerate(entries) if i > crash and entry[2] is finding.call)
         return next(again, None)
     trie = reference.trie
     usual = {_trace(what, trie) for what in reference.run.durable}
     for index, (_, _, what) in enumerate(entries):
         if index <= crash or not isinstance(what, Commit) or what.task_id is None:
             continue
-        if what.kind not in _WITHOUT_END and _trace(what, trie) not in usual:
+        ends = what.kind not in (CommitKind.EFFECT, CommitKind.CONFLICT)
+        if ends and _trace(what, trie) not in usual:
             return index
     return None
 
@@ -265,11 +226,11 @@ def _body(row: TimelineRow, ids: int, names: int, cells: int, owner: str | None)
     elif row.call is not None:
         same = owner == row.task[0]
         head = "  " if same else f"{padded(shorten(row.task[0], _LONGEST_ID, 'end'), ids)}  "
-        head += f"effect #{row.call.number}  "
-        room = cells - width(head) - width(row.where) - 6
-        whole = width(call_text(row.call, room, named=False))
-        tail = shown(row.call.result, max(8, room - whole))
-        text = f"{head}{call_text(row.call, room - width(tail), named=False)} -> {tail}"
+        call = str(row.call)
+        room = cells - width(head) - width(row.where) - 17
+        tail = shown(row.call.result, max(8, room - width(plain(call))))
+        call = shorten(call, max(8, room - width(tail)))
+        text = f"{head}effect #{row.call.number}  {call} -> {tail}"
     else:
         task, name = shorten(row.task[0], ids, "end"), shorten(row.task[1], names, "both")
         text = f"{padded(task, ids)}  {padded(name, names)}  {row.what}"

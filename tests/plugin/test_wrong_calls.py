@@ -17,14 +17,8 @@ FAULTS = FlowFaults()
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (
-            lambda sim: sim.run(BUILD, "fetsh"),
-            "'fetsh' to start with; it has 'fetch', 'price', 'store'; did you mean 'fetch'?",
-        ),
-        (
-            lambda sim: sim.run(BUILD, "fetch", slot="triger"),
-            "no slot 'triger' to start with; it has 'trigger'; did you mean 'trigger'?",
-        ),
+        (lambda sim: sim.run(BUILD, "fetsh"), "'price', 'store'; did you mean 'fetch'?"),
+        (lambda sim: sim.run(BUILD, "fetch", slot="triger"), "did you mean 'trigger'?"),
         (
             lambda sim: sim.crash_everywhere(BUILD, "store", {"totl": 1}, slot="input"),
             "misses 'total' and has 'totl', which it does not take; did you mean 'total'?",
@@ -33,10 +27,7 @@ FAULTS = FlowFaults()
             lambda sim: sim.check_determinism(BUILD, "price", {"ordr": {}}, slot="input"),
             "misses 'order' and has 'ordr', which it does not take; did you mean 'order'?",
         ),
-        (
-            lambda sim: sim.run(Flow("made"), "fetch"),
-            "can't be called; give the function that makes the flow",
-        ),
+        (lambda sim: sim.run(Flow("made"), "fetch"), "give the function that makes the flow"),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=FAULTS.slow("price", 1)),
             "faults=slow('price', 1) is no list of faults; give a list",

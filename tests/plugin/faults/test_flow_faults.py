@@ -28,22 +28,13 @@ async def charge(self: Routine, n: int) -> None:
     self.emit("out", n=n, at=self.ctx.now().isoformat())
 
 
-def shop(
-    orders: int = 1,
-    *,
-    handler: ErrorHandler | None = None,
-    workers: int | None = None,
-    nap: float = 0,
-) -> Flow:
+def shop(orders=1, *, handler=None, workers=None, nap=0):
     def order(self: Routine, n: object = 0) -> None:
         self.ctx.sleep(nap)
         sends(*range(orders))(self)
 
     retry = handler or retrying(max_retries=4, retry_delay=0.5)
     return chain(order=order, charge=Wide(charge, retry, out=["n", "at"]), workers=workers)
-
-
-# --- where they strike ----------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["in a runtime", "in a simulation"])
@@ -157,9 +148,6 @@ def test_an_error_that_was_made_once_is_raised_by_many_threads_at_once(flow_faul
     assert ("completed", 30) == (job.status, len(job.outputs))
 
 
-# --- where they don't -----------------------------------------------------------------------------
-
-
 def test_a_fault_that_a_simulation_was_given_leaves_the_runtime_alone(
     flow_faults, flow_runtime, flow_clock_bare, flow_sim
 ):
@@ -225,8 +213,6 @@ def test_steps_in_other_processes_are_refused(flow_faults):
     ):
         flow_faults.on(Runtime(executor=executor))
 
-
-# --- the fixture ----------------------------------------------------------------------------------
 
 SHOP = f"""
     import pytest

@@ -9,12 +9,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_routilux import FlowHosts
-from pytest_routilux.hosts.flow_hosts import At, HostError, HostResult
+from pytest_routilux.hosts.flow_hosts import At, HostError
 from routilux import FakeClock, Runtime, SavedState
 from tests.plugin import shop as shop_module
 from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
@@ -24,9 +23,7 @@ RETRY_2 = At(kind="retry", routine_id="charge", attempt=2)
 SECOND = 10**9
 
 
-def start(
-    hosts: FlowHosts, tries: int = 1, calls: Path | None = None, **options: Any
-) -> HostResult:
+def start(hosts, tries=1, calls=None, **options):
     args = {"tries": tries, "calls": None if calls is None else str(calls)}
     return hosts.start(shop, "order", PRICE, build_args=args, **options)
 

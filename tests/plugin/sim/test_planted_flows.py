@@ -20,7 +20,6 @@ from tests.soak import sampled
 
 START = FakeClock().now_ns()
 charge = Effect("gateway.charge", key="key")
-mail = Effect("mail.send", key="key")
 
 
 class GatewayDown(Exception):
@@ -94,21 +93,6 @@ def charges_and_undoes(self: Any, order: str, amount: float) -> None:
     finally:
         charge(f"undo {order}", amount, key="undo")
     paid(self, receipt)
-
-
-def mails_twice(self: Any, order: str, amount: float) -> None:
-    """Mails the customer and the shop; the second mail has a key, the first has none."""
-    mail("customer", order)
-    self.ctx.sleep(1)
-    mail("shop", order, key=self.ctx.key("shop"))
-    paid(self, order)
-
-
-def mails_under_keys(self: Any, order: str, amount: float) -> None:
-    mail("customer", order, key=self.ctx.key("customer"))
-    self.ctx.sleep(1)
-    mail("shop", order, key=self.ctx.key("shop"))
-    paid(self, order)
 
 
 def orders(self: Any, order: str) -> None:
@@ -214,9 +198,6 @@ PLANTED = {
         "emissions-differ",
         "out",
         "ship",
-    ),
-    "one mail of two without a key": planted(
-        mails_twice, mails_under_keys, "effect-repeated", "mail.send('customer', 'A7') ran 2x"
     ),
     "an outage that only comes by a fault": planted(
         charges_without_key,

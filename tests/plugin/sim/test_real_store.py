@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pytest_routilux.faults.faults import ClockJump, Raises, Slow, StoreFails
+from pytest_routilux.faults.faults import ClockJump, Fault, Raises, Slow, StoreFails
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import check_disturbed, explore, run_reference
 from pytest_routilux.sim.recovery import recover, run_undisturbed
@@ -33,9 +33,6 @@ from tests.soak import also, sampled
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
 FEW = 8  # crash points, of which there are some hundred
-
-
-# --- flows ----------------------------------------------------------------------------------------
 
 
 def too_slow_twice(self: Any) -> None:
@@ -97,11 +94,16 @@ def join() -> Flow:
     return flow
 
 
-REQUEST = {"request_id": "r-1"}
+def pipeline(failures: int, *faults: Fault, strategy: Any = "sequential") -> Case:
+    build, params = partial(data_pipeline, failures, strategy), {"request_id": "r-1"}
+    return Case(build, "data_fetch", params, faults=faults)
+
+
+OUTAGE = Raises("data_storage", ConnectionError("no line"), attempts=[1])
 CASES: dict[str, Case] = {
-    "a chain with retries": Case(lambda: data_pipeline(4), "data_fetch", REQUEST),
-    "a chain that fails for good": Case(lambda: data_pipeline(5), "data_fetch", REQUEST),
-    "a chain on many workers": Case(lambda: data_pipeline(2, "concurrent"), "data_fetch", REQUEST),
+    "a chain with retries": pipeline(4),
+    "a chain that fails for good": pipeline(5),
+    "a chain on many workers": pipeline(2, strategy="concurrent"),
     "fan-out, fan-in and shared data": Case(
         lambda: fan_out_and_in(3), "split", pictures(ALBUM[:3])
     ),
@@ -112,32 +114,12 @@ CASES: dict[str, Case] = {
     "skip": Case(lambda: with_failure(ErrorHandler("skip")), "a"),
     "stop": Case(lambda: with_failure(ErrorHandler("stop")), "a"),
     "timeouts": Case(lambda: alone(too_slow_twice, timeout=2), "a"),
-    "poisoned by its store": Case(
-        lambda: data_pipeline(0),
-        "data_fetch",
-        REQUEST,
-        faults=tuple(StoreFails(write) for write in (2, 4, 6, 8)),
+    "poisoned by its store": pipeline(0, *map(StoreFails, (2, 4, 6, 8))),
+    "an outage and a jump of the clock": pipeline(
+        0, OUTAGE, Slow("data_fetch", 2), ClockJump(-3600)
     ),
-    "an outage and a jump of the clock": Case(
-        lambda: data_pipeline(0),
-        "data_fetch",
-        REQUEST,
-        faults=(
-            Raises("data_storage", ConnectionError("no line"), attempts=[1]),
-            Slow("data_fetch", 2),
-            ClockJump(-3600),
-        ),
-    ),
-    "a store that fails by itself": Case(
-        lambda: data_pipeline(2),
-        "data_fetch",
-        REQUEST,
-        faults=(StoreFails(3), StoreFails(5, durable=True)),
-    ),
+    "a store that fails by itself": pipeline(2, StoreFails(3), StoreFails(5, durable=True)),
 }
-
-
-# --- agreement ------------------------------------------------------------------------------------
 
 
 def rows_of(world: World) -> list[str]:
@@ -171,9 +153,7 @@ def reference_of(case: Case) -> Reference:
     return run_reference(case, START, ALONE, Coverage())
 
 
-def disagreements(
-    case: Case, open_store: OpenStore = SqliteStore, sample: int | None = None
-) -> list[str]:
+def disagreements(case, open_store=SqliteStore, sample=None):
     """The crashes whose results differ between a store and memory, a line each."""
     memory, store = reference_of(case), reference_of(replace(case, store=open_store))
     first, second = memory.run, store.run
@@ -271,9 +251,6 @@ def test_a_bug_of_a_flow_is_found_at_the_same_crashes(name):
         ]
 
     assert [("undisturbed", None)] != found(None) == found(SqliteStore)
-
-
-# --- the store's own failures ---------------------------------------------------------------------
 
 
 def sends_much(self: Any, data: str) -> None:

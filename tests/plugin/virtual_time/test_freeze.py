@@ -17,10 +17,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
-from pathlib import Path
 from time import monotonic, sleep
 from types import ModuleType
 from typing import Any
@@ -34,7 +33,6 @@ from routilux import (
     ErrorHandler,
     ExecutionStrategy,
     FakeClock,
-    Flow,
     JobState,
     Routine,
     Runtime,
@@ -48,11 +46,7 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 START_NS = FakeClock().now_ns()
 
 
-def flow_of(
-    work: Callable[..., Any],
-    strategy: ExecutionStrategy = "sequential",
-    handler: ErrorHandler | None = None,
-) -> Flow:
+def flow_of(work, strategy="sequential", handler=None):
     """Return a flow whose handler calls a function, and emits what that returns."""
 
     def do(self: Routine, n: object = 0) -> None:
@@ -94,9 +88,7 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def imported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., ModuleType]]:
+def imported(tmp_path, monkeypatch):
     """Imports a module of the given name and text, which is forgotten after the test."""
     monkeypatch.syspath_prepend(tmp_path)
     names: list[str] = []

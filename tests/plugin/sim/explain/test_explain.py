@@ -40,9 +40,7 @@ ROOT = Path(bugs.__file__).parents[1]
 NODE = "test_shop.py::test_survives"
 
 
-def case_of(
-    charge: type[bugs.Charge], orders: type[bugs.Orders] = bugs.Orders, *faults: Fault
-) -> Case:
+def case_of(charge, orders=bugs.Orders, *faults):
     build = partial(bugs.shop, charge, orders)
     return Case(build, "orders", {"order": "A7", "amount": 19.9}, faults=faults)
 
@@ -55,9 +53,7 @@ def cause_of(case: Case, kind: str | None = None, checks: Checks | None = None) 
     return shrink(exploration, case, START, checks, findings[0] if findings else None)
 
 
-def text_of(
-    case: Case, kind: str | None = None, checks: Checks | None = None, columns: int = 100
-) -> str:
+def text_of(case, kind=None, checks=None, columns=100):
     cause = cause_of(case, kind, checks)
     repro = Repro.of(case, case.build(), cause.point, faults=cause.faults)
     return explain_cause(cause, case, columns, repro=command(NODE, repro), root=ROOT) + "\n"
@@ -301,9 +297,7 @@ def cells_of(line: str) -> int:
 LABELS = ("smallest cause  ", "    t ", "why    ", "fix    ", "tried  ", "repro  ")
 
 
-def assert_well_formed(
-    text: str, *, crash: bool = True, most: int = 32, columns: int = 100
-) -> None:
+def assert_well_formed(text, *, crash=True, most=32, columns=100):
     lines = text.split("\n")
     assert len(lines) <= most
     assert lines[-1].startswith("repro  pytest ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
-from pytest_routilux.sim.simulator.model import Call, Case, Host, World
+from pytest_routilux.sim.simulator.model import Call, Case, World
 from pytest_routilux.sim.simulator.scheduler import FIFO, Decision, Scheduler, SeededScheduler
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import (
@@ -33,30 +33,17 @@ START = FakeClock().now_ns()
 SECOND = 1_000_000_000
 
 
-def simulated(
-    build: Callable[[], Flow],
-    entry: str = "a",
-    params: dict[str, object] | None = None,
-    scheduler: Scheduler = FIFO,
-) -> tuple[World, Host]:
+def simulated(build, entry="a", params=None, scheduler=FIFO):
     world = World(START)
     return world, run_host(Case(build, entry, params), world, scheduler=scheduler, checked=True)
 
 
-def job_of(
-    build: Callable[[], Flow],
-    entry: str = "a",
-    params: dict[str, object] | None = None,
-    scheduler: Scheduler = FIFO,
-) -> JobState:
+def job_of(build, entry="a", params=None, scheduler=FIFO):
     _, host = simulated(build, entry, params, scheduler)
     assert host.error is None
     assert [] == host.findings
     assert host.job is not None
     return host.job
-
-
-# --- as on threads --------------------------------------------------------------------------------
 
 
 class Three(Works):
@@ -116,9 +103,6 @@ def test_the_fan_out_of_the_showcase_is_the_same_in_simulation(width):
     assert (conflicts > 0) is (width > 1)
 
 
-# --- scheduler ------------------------------------------------------------------------------------
-
-
 def fan_out(scheduler: Scheduler = FIFO) -> JobState:
     return job_of(lambda: fan_out_and_in(4), "split", pictures(ALBUM), scheduler)
 
@@ -155,9 +139,6 @@ def test_a_scheduler_that_always_takes_the_first_option_is_fifo():
             return 0
 
     assert fan_out() == fan_out(First())
-
-
-# --- what a handler does --------------------------------------------------------------------------
 
 
 def shop() -> Flow:

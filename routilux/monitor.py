@@ -131,6 +131,7 @@ class ExecutionMonitor:
         self.retries: list[Retry] = []
         self._states: dict[tuple[str, str], RoutineState] = {}
         self._last: dict[tuple[str, str], Retry] = {}  # the last retry of each task
+        self._failed: set[tuple[str, str]] = set()  # tasks
 
     @classmethod
     def of(cls, job: JobState) -> ExecutionMonitor:
@@ -164,20 +165,11 @@ class ExecutionMonitor:
         """Add the records of a commit."""
         job_id = job.job_id
         self.events += history_of(commit)
+        source = job_id, commit.seq, commit.at_ns, cast(str, commit.routine_id)
         for task in _delivered(commit):
-            self.data_flows.append(
-                DataFlow(
-                    job_id,
-                    commit.seq,
-                    commit.at_ns,
-                    cast(str, commit.routine_id),
-                    commit.emissions[task.emission].event,
-                    task.routine_id,
-                    task.slot,
-                    task.payload,
-                    task.task_id,
-                )
-            )
+            event = commit.emissions[task.emission].event
+            target = task.routine_id, task.slot, task.payload, task.task_id
+            self.data_flows.append(DataFlow(*source, event, *target))
         self._follow(job_id, commit)
 
     def _follow(self, job_id: str, commit: Commit) -> None:
@@ -185,13 +177,8 @@ class ExecutionMonitor:
         kind = commit.kind
         if kind is _RESUMED:
             self._resumed(job_id, commit)
-        elif (
-            commit.task_id is not None
-            and commit.routine_id is not None
-            and kind is not _EFFECT
-            and kind is not _CONFLICT
-        ):
-            self._attempted(job_id, commit.task_id, commit.routine_id, commit)
+        elif commit.task_id is not None and kind is not _EFFECT and kind is not _CONFLICT:
+            self._attempted(job_id, commit.task_id, cast(str, commit.routine_id), commit)
 
     def _attempted(self, job_id: str, task_id: str, routine_id: str, commit: Commit) -> None:
         task = job_id, task_id
@@ -203,17 +190,12 @@ class ExecutionMonitor:
                 last.started_ns = commit.started_ns
         kind = commit.kind
         if kind is _RETRY:
-            retry = self._last[task] = Retry(
-                job_id,
-                task_id,
-                routine_id,
-                spent + 1,
-                commit.attempt,
-                commit.at_ns,
-                commit.delay_ns or 0,
-                commit.due_ns or commit.at_ns,
-                commit.error,
+            delay, due = commit.delay_ns or 0, commit.due_ns or commit.at_ns
+            number, attempt, failed = spent + 1, commit.attempt, commit.at_ns
+            retry = Retry(
+                job_id, task_id, routine_id, number, attempt, failed, delay, due, commit.error
             )
+            self._last[task] = retry
             self.retries.append(retry)
             return
         state = self._states.setdefault((job_id, routine_id), RoutineState())
@@ -222,6 +204,7 @@ class ExecutionMonitor:
             state.completed += 1
         elif kind is _FAILED:
             state.failed += 1
+            self._failed.add(task)
         elif (commit.detail or {})["as"] == RoutineStatus.SKIPPED:
             state.skipped += 1
         else:
@@ -243,13 +226,6 @@ class ExecutionMonitor:
                 before = state.status
                 state.failed = 0
                 self._changed(job_id, commit, routine_id, before, state.status, 0, 0)
-        for key in [key for key in self._last if key[0] == job_id]:
-            if self._failed_last(key):
-                del self._last[key]
-
-    def _failed_last(self, key: tuple[str, str]) -> bool:
-        job_id, task_id = key
-        for job, commit in reversed(self.commits):
-            if job == job_id and commit.task_id == task_id:
-                return commit.kind is _FAILED
-        return False
+        for task in [task for task in self._failed if task[0] == job_id]:
+            self._failed.discard(task)
+            self._last.pop(task, None)

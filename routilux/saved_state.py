@@ -18,7 +18,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from routilux import codec
 from routilux.clocks.clock import SystemClock
@@ -35,7 +35,6 @@ from routilux.persist.versions import FORMAT, loads_versioned
 
 __all__ = ["SavedState"]
 
-_PIECE: Final = 1 << 20
 _FIELDS: codec.Fields = {
     "flow": dict,
     "job_state": dict,
@@ -45,6 +44,7 @@ _FIELDS: codec.Fields = {
     "execution_history_count": int,
     "monitor_summary": dict,
 }
+_SUMMARY: codec.Fields = {"events": int, "data_flows": int, "state_changes": int}
 
 
 @dataclass(slots=True, eq=False)
@@ -115,18 +115,15 @@ class SavedState:
         finally:
             del key
         flow, job = self._captured or _texts(self.flow, self.job)
-        counts = {
-            "saved_at": self.saved_at_ns / SECOND,
-            "saved_at_iso": from_ns(self.saved_at_ns).isoformat(),
-            "retry_count": self.retry_count,
-            "execution_history_count": _history_length(self.job),
-            "monitor_summary": self.monitor_summary,
-        }
         members = {
             "format": codec.dumps(FORMAT),
             "flow": flow,
             "job_state": job,
-            **{name: codec.dumps(value) for name, value in counts.items()},
+            "saved_at": codec.dumps(self.saved_at),
+            "saved_at_iso": codec.dumps(from_ns(self.saved_at_ns).isoformat()),
+            "retry_count": codec.dumps(self.retry_count),
+            "execution_history_count": codec.dumps(_history_length(self.job)),
+            "monitor_summary": codec.dumps(self.monitor_summary),
         }
         # One line a member, so that people find the counts.
         lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
@@ -161,7 +158,9 @@ class SavedState:
         an invalid key.
         """
         try:
-            return cls.from_bytes(_content(path), verify=verify, key=key)
+            with Path(path).open("rb") as file:
+                data = file.read(codec.MAX_BYTES + DIGEST_BYTES + 1)  # a device may never end
+            return cls.from_bytes(data, verify=verify, key=key)
         except SavedStateError as error:
             first, *rest = error.reason.split("\n")
             cure = ""
@@ -208,25 +207,10 @@ class SavedState:
         for path, saved, count in counts:
             if saved != count:
                 raise CorruptStateError(path, f"is {saved}, but the job has {count}")
-        summary = codec.check_fields(
-            f["monitor_summary"],
-            "$.monitor_summary",
-            {"events": int, "data_flows": int, "state_changes": int},
-        )
+        summary = codec.check_fields(f["monitor_summary"], "$.monitor_summary", _SUMMARY)
         for name, count in summary.items():
             in_range(count, f"$.monitor_summary.{name}")
         return cls(flow, job, saved_at_ns, summary)
-
-
-def _content(path: str | os.PathLike[str]) -> bytes:
-    # Reads no more than a document can have, because a device may never end.
-    left = codec.MAX_BYTES + DIGEST_BYTES
-    pieces: list[bytes] = []
-    with Path(path).open("rb") as file:
-        while left >= 0 and (piece := file.read(_PIECE)):
-            pieces.append(piece)
-            left -= len(piece)
-    return b"".join(pieces)
 
 
 def _texts(flow: Flow, job: JobState) -> tuple[str, str]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routilux.core.commits import Commit
     from routilux.monitor import ExecutionMonitor, StateChange
 
-__all__ = ["STATUS_STYLES", "JobTimeline", "Line", "Part", "describe", "shorten", "summarize"]
+__all__ = ["STATUS_STYLES", "JobTimeline", "Line", "Part", "describe", "payload_text", "shorten"]
 
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and the name of its style."""
@@ -204,7 +204,7 @@ class JobTimeline:
     def _effect(self, commit: Commit, who: str) -> Line:
         parts: list[Part] = [who, f"once({(commit.detail or {})['name']!r}) recorded"]
         if self._thorough and commit.effect is not None:
-            parts += [": ", (" · ".join(summarize(commit.effect.result)), "cyan")]
+            parts += [": ", (" · ".join(_summary(commit.effect.result)), "cyan")]
         return self._line("📌", commit, *parts)
 
     def _resumed(self, commit: Commit) -> Line:
@@ -249,12 +249,12 @@ class JobTimeline:
 def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
     widest = max(map(len, payload), default=0)
     for name, value in payload.items():
-        for index, text in enumerate(summarize(value)):
+        for index, text in enumerate(_summary(value)):
             label = name if index == 0 else ""
             yield Line("", "", ((f"  {label:<{widest}}  ", "dim"), text), cut=True)
 
 
-def summarize(value: object) -> list[str]:
+def _summary(value: object) -> list[str]:
     """Return short texts about a value: its counts, first items, keys or scalars."""
     if not isinstance(value, Mapping):
         return [_items(value) if isinstance(value, _COLLECTIONS) else shorten(str(value))]
@@ -297,4 +297,9 @@ def _load(payload: Mapping[str, object]) -> str:
         for inner in (value, *(value.values() if isinstance(value, Mapping) else ())):
             if isinstance(inner, _COLLECTIONS):
                 return "1 item" if len(inner) == 1 else f"{len(inner)} items"
-    return ", ".join(f"{name}={summarize(value)[0]}" for name, value in payload.items()) or "empty"
+    return payload_text(payload)
+
+
+def payload_text(payload: Mapping[str, object]) -> str:
+    """Return one line about a payload."""
+    return ", ".join(f"{name}={_summary(value)[0]}" for name, value in payload.items()) or "empty"

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from datetime import timedelta
 
-    from routilux.clocks.clock import Clock
     from routilux.engine.drive import Drive
     from routilux.flow import Flow
     from routilux.persist.store import JobStore
@@ -111,7 +110,8 @@ class Worker:
         self._put_aside: dict[str, str] = {}  # job id -> the reason, as it was logged
         # Jobs to give back: the instant from which each is free, and whether it stopped cleanly.
         self._to_release: dict[str, tuple[int, bool]] = {}
-        self._outage = _Outage(self._clock, self._lease_ns)
+        self._outage: int | None = None  # the instant at which the store began to fail
+        self._next_wait = _FIRST_WAIT
 
     def stop(self) -> None:
         """Make `run` end as soon as the steps in flight have committed; from any thread."""
@@ -145,7 +145,10 @@ class Worker:
             except OSError as error:
                 self._wait_out(error)
             else:
-                self._outage.end()
+                if self._outage is not None:
+                    length = seconds_text(self._clock.monotonic_ns() - self._outage, 1)
+                    _log.info("the store works again after %s s", length)
+                    self._outage = None
 
     def _turn(self, until_idle: bool) -> bool:
         self._maintain()
@@ -172,7 +175,17 @@ class Worker:
                 self._wait_out(error)
 
     def _wait_out(self, error: OSError) -> None:
-        self._clock.wait(self._signal, self._outage.retry_at(error), who="a worker")
+        """Wait until the store is tried again, each time longer; raise after a lease."""
+        now = self._clock.monotonic_ns()
+        if self._outage is None:
+            self._outage, self._next_wait = now, _FIRST_WAIT
+            length = seconds_text(self._lease_ns, 1)
+            _log.warning("the store fails and is retried for %s s: %s", length, error)
+        end = self._outage + self._lease_ns
+        if now >= end:
+            raise error
+        self._clock.wait(self._signal, min(now + self._next_wait, end), who="a worker")
+        self._next_wait = min(2 * self._next_wait, _LONGEST_WAIT)
 
     def _maintain(self) -> None:
         self._signal.clear()
@@ -363,40 +376,3 @@ def _checked_lease(lease: float | timedelta) -> int:
             f"lease is {lease!r}; give seconds, more than 0 and at most a year"
         )
     return length
-
-
-class _Outage:
-    """Retry policy for an unavailable store; lengths are in nanoseconds.
-
-    The waits between retries grow; the last retry is `patience_ns` after the first error. The log
-    reports the first error and the end of the outage.
-    """
-
-    def __init__(self, clock: Clock, patience_ns: int) -> None:
-        self._clock = clock
-        self._patience = patience_ns
-        self._since: int | None = None
-        self._next_wait = _FIRST_WAIT
-
-    def retry_at(self, error: OSError) -> int:
-        """Return the instant of the clock's monotonic time at which to try again.
-
-        Raises the error if the outage has lasted for `patience_ns`.
-        """
-        now = self._clock.monotonic_ns()
-        if self._since is None:
-            self._since, self._next_wait = now, _FIRST_WAIT
-            length = seconds_text(self._patience, 1)
-            _log.warning("the store fails and is retried for %s s: %s", length, error)
-        until = self._since + self._patience
-        if now >= until:
-            raise error
-        wait, self._next_wait = self._next_wait, min(2 * self._next_wait, _LONGEST_WAIT)
-        return min(now + wait, until)
-
-    def end(self) -> None:
-        """Record that a call of the store has succeeded."""
-        if self._since is not None:
-            length = seconds_text(self._clock.monotonic_ns() - self._since, 1)
-            _log.info("the store works again after %s s", length)
-            self._since = None

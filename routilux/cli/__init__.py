@@ -55,10 +55,6 @@ _PIPE_BROKE: Final = 141  # that of SIGPIPE
 _NEAREST: Final = 3
 
 
-class _RefusedError(Exception):
-    """The command can't run; its message is all that is printed."""
-
-
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
     """Run a command and return its exit status; `clock` gives the time."""
     options = _parser().parse_args(argv)
@@ -67,7 +63,7 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
     now = options.clock.now_ns()
     try:
         if sys.stdout is None:
-            raise _RefusedError("stdout is closed; open it to get a result")
+            raise RoutiluxError("stdout is closed; open it to get a result")
         with codec.foreign_types():
             page = Page(sys.stdout)
             status: int = options.run(options, page, now)
@@ -77,7 +73,7 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
         return _PIPE_BROKE
     except KeyboardInterrupt:
         return _INTERRUPTED
-    except (_RefusedError, RoutiluxError, OSError, sqlite3.Error) as error:
+    except (RoutiluxError, OSError, sqlite3.Error) as error:
         _complain(_line_of(error))
         return 1
     return status
@@ -117,8 +113,7 @@ def _show(options: argparse.Namespace, page: Page, now: int) -> int:
 
 def _retry(options: argparse.Namespace, page: Page, now: int) -> int:
     job = _change(
-        options,
-        lambda store: admin.retry(store, options.job, now, take_over=options.take_over),
+        options, lambda store: admin.retry(store, options.job, now, take_over=options.take_over)
     )
     result = "is completed: no task was left to run"
     if job.status is JobStatus.PENDING:
@@ -137,11 +132,11 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     file = Path(options.file)
     job = read_store(options.store, lambda store: _read(store, options), options.clock)
     if file.is_dir():
-        raise _RefusedError(f"{file} is a folder; give the path of a file")
+        raise RoutiluxError(f"{file} is a folder; give the path of a file")
     if not file.parent.is_dir():
-        raise _RefusedError(f"the folder of {file} does not exist; create it first")
+        raise RoutiluxError(f"the folder of {file} does not exist; create it first")
     if file.exists() and Path(options.store).exists() and file.samefile(options.store):
-        raise _RefusedError(f"{file} is the store itself; give another file")
+        raise RoutiluxError(f"{file} is the store itself; give another file")
     data = f'{{"format":{codec.dumps(FORMAT)},"job_state":{job.dumps()}}}\n'.encode()
     write_atomically(file, data)
     result = f"as of commit {job.seq:,} is in {file}, {len(data):,} bytes"
@@ -152,13 +147,13 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     job_id: str = options.job
     known = store.job_ids()
     if job_id not in known:
-        raise _RefusedError(_unknown_job(options.shown, job_id, known))
+        raise RoutiluxError(_unknown_job(options.shown, job_id, known))
     try:
         job = Journal(store).read(job_id, history=True)
     except SavedStateError as error:
-        raise _RefusedError(_damaged(options.shown, job_id, error)) from None
+        raise RoutiluxError(_damaged(options.shown, job_id, error)) from None
     if job is None:
-        raise _RefusedError(_damaged(options.shown, job_id, no_commits(job_id)))
+        raise RoutiluxError(_damaged(options.shown, job_id, no_commits(job_id)))
     return job
 
 
@@ -169,12 +164,7 @@ def _change(options: argparse.Namespace, change: Callable[[JobStore], JobState])
 
 
 def _report(
-    options: argparse.Namespace,
-    page: Page,
-    now: int,
-    job: JobState,
-    result: str,
-    **facts: object,
+    options: argparse.Namespace, page: Page, now: int, job: JobState, result: str, **facts: object
 ) -> int:
     if options.json:
         members = {"job_id": job.job_id, "status": job.status.value, "seq": job.seq, **facts}

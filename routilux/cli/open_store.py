@@ -10,7 +10,6 @@ Invariants:
 from __future__ import annotations
 
 import re
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -19,10 +18,10 @@ from routilux.persist.postgres import PostgresStore
 from routilux.persist.sqlite import SqliteStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from routilux.clocks.clock import Clock
-    from routilux.persist.store import JobStore
+    from routilux.persist.store import JobStore, SharedStore
 
 __all__ = ["change_store", "read_store", "without_password"]
 
@@ -38,28 +37,21 @@ def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
     `clock` is the time of a store that has none of its own. Raises `OSError` and `SavedStateError`
     as the store does.
     """
-    if name.startswith(_URLS):
-        with _postgres(name, read_only=True) as database:
-            return read(database)
-    path = _path(name)
     while True:
-        with SqliteStore(path, clock=clock, read_only=True) as store:
+        with _opened(name, clock, read_only=True) as store:
             try:
                 found = read(store)
             except Exception:
-                if not store.overtaken:
+                if not _is_overtaken(store):
                     raise
             else:
-                if not store.overtaken:
+                if not _is_overtaken(store):
                     return found
 
 
 def change_store(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _T:
     """Return what `change` returns, which may write to an existing store; see `read_store`."""
-    if name.startswith(_URLS):
-        with _postgres(name) as database:
-            return change(database)
-    with SqliteStore(_path(name), clock=clock) as store:
+    with _opened(name, clock, read_only=False) as store:
         return change(store)
 
 
@@ -74,14 +66,17 @@ def without_password(name: str) -> str:
     return _PASSWORD.sub(lambda m: f"{m[2]}***" if m[2] else f"{m[1]}:***@", name)
 
 
-@contextmanager
-def _postgres(dsn: str, *, read_only: bool = False) -> Iterator[JobStore]:
+def _is_overtaken(store: SharedStore) -> bool:
+    return isinstance(store, SqliteStore) and store.overtaken
+
+
+def _opened(name: str, clock: Clock, *, read_only: bool) -> SharedStore:
+    if not name.startswith(_URLS):
+        return SqliteStore(_path(name), clock=clock, read_only=read_only)
     try:
-        store = PostgresStore(dsn, read_only=read_only)
+        return PostgresStore(name, read_only=read_only)
     except ImportError as error:
         raise RoutiluxError(str(error)) from None
-    with store:
-        yield store
 
 
 def _path(name: str) -> Path:

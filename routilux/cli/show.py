@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Final
 from routilux.cli import humanize
 from routilux.clocks.durations import from_ns, seconds_text
 from routilux.monitor import ExecutionMonitor
-from routilux.timeline import STATUS_STYLES, JobTimeline, shorten, summarize
+from routilux.timeline import STATUS_STYLES, JobTimeline, payload_text, shorten
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     from routilux.cli.terminal import Page
@@ -64,7 +64,7 @@ def _section(
     page.line()
     page.line((name, "bold"))
     for entry in entries[:_MOST]:
-        page.line("  ", *parts(entry), indent=4)
+        page.line("  ", *parts(entry))
     if len(entries) > _MOST:
         page.line((f"  … and {len(entries) - _MOST:,} more; --json has all", "dim"))
 
@@ -85,13 +85,13 @@ def _pending(job: JobState, task: PendingTask, now: int) -> tuple[Part, ...]:
     return (
         f"{name} attempt {task.attempt}",
         (wait, "yellow"),
-        f": {_payload(task.payload)}",
+        f": {payload_text(task.payload)}",
         (f" · task {task.task_id}", "dim"),
     )
 
 
 def _output(output: Output) -> tuple[Part, ...]:
-    return (f"{output.routine_id}.{output.event}", "cyan"), f": {_payload(output.data)}"
+    return (f"{output.routine_id}.{output.event}", "cyan"), f": {payload_text(output.data)}"
 
 
 def _dropped(task: DroppedTask) -> tuple[Part, ...]:
@@ -99,9 +99,5 @@ def _dropped(task: DroppedTask) -> tuple[Part, ...]:
         f"{task.routine_id}.{task.slot}",
         (f" {task.outcome} at attempt {task.attempt}: ", "yellow"),
         shorten(str(task.error), _LONGEST_ERROR),
-        (f" · task {task.task_id}, {_payload(task.payload)}", "dim"),
+        (f" · task {task.task_id}, {payload_text(task.payload)}", "dim"),
     )
-
-
-def _payload(payload: Mapping[str, object]) -> str:
-    return ", ".join(f"{name}={summarize(value)[0]}" for name, value in payload.items()) or "empty"

@@ -2,7 +2,8 @@
 
 Invariants:
 - Only a terminal gets colours, and only if NO_COLOR is not set.
-- Lines fit the width of a terminal, or of COLUMNS; a pipe gets whole lines.
+- Rows of tables and of payloads are cut to the width of a terminal, or of COLUMNS; a pipe gets
+  whole lines.
 - Text from a store may come from anybody: it is shown, and never controls the terminal.
 """
 
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["Page", "cells", "plain"]
 
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
-_CONTROLS: Final = {
-    code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) != "\n"
-} | {0x0A: "\\n", 0x2028: "\\u2028", 0x2029: "\\u2029", 0x202E: "\\u202e"}
 _LEAST: Final = 40  # columns; lines are not fitted to a narrower terminal
 
 
@@ -50,17 +48,10 @@ class Page:
         """Write a text as it is, and end the line."""
         self._stream.write(f"{text}\n")
 
-    def line(self, *parts: Part, indent: int = 0, cut: bool = False) -> None:
-        """Write one line; text that does not fit is `cut`, or wrapped with an `indent`."""
-        shown = [_styled(part) for part in parts]
-        if self.width is None:
-            rows = [shown]
-        elif cut:
-            rows = [_cut(shown, self.width)]
-        else:
-            rows = _folded(shown, self.width, indent)
-        for row in rows:
-            self.text(self._coloured(row))
+    def line(self, *parts: Part, cut: bool = False) -> None:
+        """Write one line, `cut` to the width or whole."""
+        row = [_styled(part) for part in parts]
+        self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
 
     def lines(self, lines: Sequence[Line]) -> None:
         """Write lines of a timeline with their texts aligned."""
@@ -68,7 +59,7 @@ class Page:
         for line in lines:
             mark = f"{line.mark} " if line.mark else ""
             gap = " " * (head - cells(mark) - len(line.clock))
-            self.line(mark, (line.clock, "dim"), gap, *line.parts, indent=head, cut=line.cut)
+            self.line(mark, (line.clock, "dim"), gap, *line.parts, cut=line.cut)
 
     def flush(self) -> None:
         """Flush the stream."""
@@ -86,12 +77,14 @@ class Page:
 
 
 def plain(text: str) -> str:
-    """Return a text with its control characters and lone surrogates written as escapes.
+    """Return a text in which every character that is not printable is escaped.
 
     >>> plain("a\x1b[2J")
     'a\\\\x1b[2J'
     """
-    return text.encode("utf-8", "backslashreplace").decode().translate(_CONTROLS)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def cells(text: str) -> int:
@@ -117,17 +110,6 @@ def _styled(part: Part) -> tuple[str, str]:
     return plain(text), style
 
 
-def _chars(row: _Row) -> _Row:
-    return _stripped([(char, style) for text, style in row for char in text])
-
-
-def _stripped(chars: _Row) -> _Row:
-    end = len(chars)
-    while end and chars[end - 1][0] == " ":
-        end -= 1
-    return chars[:end]
-
-
 def _fitting(chars: _Row, width: int) -> int:
     # Returns how many of the first chars fit.
     for place, (char, _) in enumerate(chars):
@@ -138,25 +120,9 @@ def _fitting(chars: _Row, width: int) -> int:
 
 
 def _cut(row: _Row, width: int) -> _Row:
-    chars = _chars(row)
+    chars = [(char, style) for text, style in row for char in text]
+    while chars and chars[-1][0] == " ":
+        chars.pop()
     if _fitting(chars, width) == len(chars):
         return chars
     return [*chars[: _fitting(chars, width - 1)], ("…", "")]
-
-
-def _folded(row: _Row, width: int, indent: int) -> list[_Row]:
-    chars = _chars(row)
-    margin: _Row = []
-    rows: list[_Row] = []
-    while (end := _fitting(chars, width - len(margin))) < len(chars):
-        first = 0 if margin else _fitting(chars, indent)  # not within the mark and the time
-        while first < end and chars[first][0] == " ":
-            first += 1
-        breaks = (place for place in range(end, first, -1) if chars[place][0] == " ")
-        end = next(breaks, end)
-        rows.append(margin + _stripped(chars[:end]))
-        chars = chars[end:]
-        while chars[0][0] == " ":
-            chars = chars[1:]
-        margin = [(" ", "")] * indent
-    return [*rows, margin + chars]

@@ -1,16 +1,34 @@
-"""`FakeClock`: a clock for tests, whose time a test moves or which jumps when no thread can run."""
+"""`FakeClock`: a clock for tests, whose time a test moves or which jumps when no thread can run.
+
+Invariants:
+- A thread keeps its turn until it waits or ends; then the next ready thread gets the turn. So a
+  program that waits only through the clock is deterministic, and its waits overlap in virtual time.
+- Time moves only when no thread can run: to the earliest instant that a thread waits for. It wakes
+  one thread, the first by (instant, key). What that thread causes happens before the next wakes.
+- Time moves by itself only while a thread waits for a result; between two calls of a test it stays.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import heapq
+import threading
+from collections import deque
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import final
+from itertools import count
+from typing import TYPE_CHECKING, Final, final
 
-from routilux.clocks.clock import Clock, Key, Party, Signal
+from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
-from routilux.clocks.turns import Turn, TurnParty, Turns, TurnSignal
+from routilux.errors import ClockStalledError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 __all__ = ["FakeClock", "Turn", "Wait"]
+
+_LAST_KEY: Final = (float("inf"),)
+_FEW: Final = 64  # ended waits that the heap may hold before they are removed
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +48,80 @@ class Wait:
         return timedelta(microseconds=self.length_ns // 1000)
 
 
+@dataclass(slots=True, eq=False)
+class _Party(Party):
+    """A thread that takes turns: that of a loop, of a step, or one that waits for a result.
+
+    `result` says that it waits for a result, `outside` that it takes no turns and only waits.
+    """
+
+    clock: FakeClock
+    who: str
+    key: Key
+    result: bool
+    outside: bool = False
+    thread: int = field(default_factory=threading.get_ident)
+    gate: threading.Lock = field(default_factory=threading.Lock)  # opened when its turn comes
+    before: _Party | None = None  # the party of the same thread in whose turn it runs
+    ticket: int = 0  # of its wait; 0 if it does not wait
+    stalled: str | None = None  # why its wait can't end
+    lost: BaseException | None = None  # why it lost its turn
+
+    def __post_init__(self) -> None:
+        self.gate.acquire()
+
+    def start(self) -> None:
+        self.clock._enter(self)
+
+    def stop(self) -> None:
+        self.clock._leave(self)
+
+    def nesting(self) -> Iterator[_Party]:
+        """Yield this party, then the one in whose turn it runs, and so on."""
+        party: _Party | None = self
+        while party is not None:
+            yield party
+            party = party.before
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The party that has the turn, its thread, and the monotonic instant.
+
+    `cpu_ns` is the CPU time of that thread so far; None if the system can't report it.
+    """
+
+    party: _Party
+    thread: int
+    at_ns: int
+    cpu_ns: int | None
+
+    @property
+    def who(self) -> str:
+        """The name of the step, job or loop that may run."""
+        return self.party.who
+
+
+class _Signal(Signal):
+    """A signal for parties that take turns."""
+
+    __slots__ = ("clock", "parties", "raised")
+
+    def __init__(self, clock: FakeClock) -> None:
+        self.clock = clock
+        self.raised = False
+        self.parties: list[tuple[_Party, int]] = []  # each with the ticket of its wait
+
+    def set(self) -> None:
+        self.clock._raise(self)
+
+    def clear(self) -> None:
+        self.raised = False
+
+    def is_set(self) -> bool:
+        return self.raised
+
+
 @final
 class FakeClock(Clock):
     """A clock for tests: its time stays until all threads wait, then jumps to the next instant.
@@ -46,23 +138,28 @@ class FakeClock(Clock):
     """
 
     def __init__(self, start: datetime | str = "2026-01-01", *, autojump: bool = True) -> None:
-        self._turns = Turns(instant_ns(start), autojump)
+        self.autojump = autojump
+        self._wall = instant_ns(start)  # what the wall clock shows at monotonic instant 0
+        self._now = 0
         self._waits: list[tuple[str, int, int]] = []
-
-    @property
-    def autojump(self) -> bool:
-        """Whether the time jumps by itself; a test may change it."""
-        return self._turns.autojump
-
-    @autojump.setter
-    def autojump(self, autojump: bool) -> None:
-        self._turns.autojump = autojump
+        self._lock = threading.Lock()
+        self._all_wait = threading.Condition(self._lock)
+        self._current: _Party | None = None
+        self._ready: deque[_Party] = deque()
+        self._sleepers: list[tuple[int, Key, int, _Party]] = []
+        self._waiting: dict[int, tuple[_Party, int | None]] = {}
+        self._tickets = count(1)
+        self._results = 0  # threads that wait for a result: time may move by itself
+        self._moving = False  # a test moves the time by hand
+        self._refusal: BaseException | None = None  # why it can't move the time any further
+        self._local = threading.local()
+        self._owner = threading.get_ident()
 
     def now_ns(self) -> int:
-        return self._turns.wall + self._turns.now
+        return self._wall + self._now
 
     def monotonic_ns(self) -> int:
-        return self._turns.now
+        return self._now
 
     def now(self) -> datetime:
         """Return the wall clock's time as an aware UTC datetime."""
@@ -85,13 +182,6 @@ class FakeClock(Clock):
         """
         self._advance(to_ns(seconds))
 
-    def _advance(self, length: int) -> None:
-        if self.runs_here():
-            self.record_wait("advance", length)
-            self.wait(None, self._turns.now + length, who="advance")
-        else:
-            self._turns.advance(length)
-
     def move_to(self, instant: datetime | str) -> None:
         """Let time pass until the wall clock shows `instant`; it must not be past."""
         length = instant_ns(instant) - self.now_ns()
@@ -105,18 +195,61 @@ class FakeClock(Clock):
     def jump(self, seconds: float) -> None:
         """Set the wall clock by `seconds`, which may be negative; no time passes, no wait ends."""
         step = signed_ns(seconds)
-        with self._turns.lock:
-            self._turns.wall += step
+        with self._lock:
+            self._wall += step
 
     # --- threads take turns on it -----------------------------------------------------------------
 
     def runs_here(self) -> bool:
         """Return whether the calling thread takes turns on this clock, as that of a step does."""
-        return self._turns.here() is not None
+        return self._here() is not None
+
+    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
+        party = _Party(self, who, key, result)
+        with self._lock:
+            self._ready.append(party)
+        return party
+
+    def signal(self) -> Signal:
+        return _Signal(self)
+
+    def _here(self) -> _Party | None:
+        """Return the party of the calling thread."""
+        party: _Party | None = getattr(self._local, "party", None)
+        return party
+
+    def _advance(self, length: int) -> None:
+        if self.runs_here():
+            self.record_wait("advance", length)
+            self.wait(None, self._now + length, who="advance")
+            return
+        with self._lock:
+            self._moving = True
+            try:
+                target = self._now + length
+                while True:
+                    while self._current is not None or self._ready:
+                        self._all_wait.wait()
+                    if self._refusal is not None:
+                        raise self._refusal
+                    entry = self._first_sleeper()
+                    if entry is None or entry[0] > target:
+                        break
+                    self._wake_first(entry)
+                    self._pass_turn()
+                self._now = target
+            finally:
+                self._moving = False
+                self._refusal = None
+                self._pass_turn()
 
     def turn(self) -> Turn | None:
         """Return the turn of the thread that may run; None if all wait. From any thread."""
-        return self._turns.turn()
+        with self._lock:  # which keeps the thread alive
+            party = self._current
+            if party is None:
+                return None
+            return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
         """Take the turn from a thread that will not end it; return whether it still had it.
@@ -124,17 +257,200 @@ class FakeClock(Clock):
         Other threads run on. A test that moves the time by hand gets `error`. When the thread
         returns, it gets `ClockStalledError` with the same text. The caller fails its job first.
         """
-        return self._turns.revoke(turn, error)
+        with self._lock:
+            if self._current is not turn.party:
+                return False
+            for party in turn.party.nesting():
+                party.lost = error
+            self._current = None
+            if self._moving:
+                self._refusal = error
+            self._pass_turn()
+        return True
 
-    def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        party = TurnParty(self._turns, who, key, result)
-        self._turns.announce(party)
-        return party
-
-    def signal(self) -> Signal:
-        return TurnSignal(self._turns)
+    def _raise(self, signal: _Signal) -> None:
+        """Set a signal and make the parties ready that wait for it."""
+        with self._lock:
+            signal.raised = True
+            for party, ticket in signal.parties:
+                if party.ticket == ticket:
+                    self._wake(party)
+            signal.parties.clear()
+            self._pass_turn()
 
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
-        if signal is not None and not isinstance(signal, TurnSignal):
+        if signal is not None and not isinstance(signal, _Signal):
             raise TypeError("the signal belongs to another clock; make it with this one's signal()")
-        return self._turns.wait(signal, until, key, who)
+        party = self._here()
+        if party is not None and party.lost is not None:
+            raise ClockStalledError(str(party.lost))
+        ticket = 0
+        try:
+            with self._lock:
+                if signal is not None and signal.raised:
+                    return True
+                if until is not None and until <= self._now:
+                    return False
+                if party is None:
+                    party = _Party(self, who, _LAST_KEY, result=True, outside=True)
+                    self._results += 1
+                elif until is not None and self._wakes_first(until, key or party.key):
+                    self._now = until
+                    return False
+                else:
+                    self._current = None
+                party.who = who or party.who
+                party.ticket = ticket = next(self._tickets)
+                self._waiting[ticket] = (party, until)
+                if until is not None:
+                    self._add_sleeper(until, (not party.outside and key) or party.key, party)
+                if signal is not None:
+                    signal.parties = [p for p in signal.parties if p[0].ticket == p[1]]
+                    signal.parties.append((party, ticket))
+                self._pass_turn()
+            party.gate.acquire()
+        except BaseException:
+            if party is not None:
+                self._interrupt(party, ticket)
+            raise
+        if party.stalled is not None:
+            reason, party.stalled = party.stalled, None
+            raise ClockStalledError(reason)
+        return signal is not None and signal.raised
+
+    def _enter(self, party: _Party) -> None:
+        """Let the calling thread work as `party`; return when it has its first turn."""
+        party.before = before = self._here()
+        party.thread = threading.get_ident()
+        self._local.party = party
+        with self._lock:
+            if party.result:
+                self._results += 1
+            if before is not None and self._current is before:
+                # A job inside a handler keeps the turn of that handler.
+                self._ready.remove(party)
+                self._current = party
+                return
+            self._pass_turn()
+        try:
+            party.gate.acquire()
+        except BaseException:  # Ctrl-C
+            with self._lock:
+                if self._current is party:
+                    self._current = None
+                else:
+                    self._ready.remove(party)
+                if party.result:
+                    self._results -= 1
+                self._local.party = before
+                self._pass_turn()
+            raise
+
+    def _leave(self, party: _Party) -> None:
+        """End the work of the calling thread, and pass its turn on."""
+        with self._lock:
+            if party.result:
+                self._results -= 1
+            self._local.party = before = party.before
+            if party.lost is None:
+                self._current = None if before is None or before.lost is not None else before
+            self._pass_turn()
+
+    def _interrupt(self, party: _Party, ticket: int) -> None:
+        # Ctrl-C in a wait or next to it: a party that takes turns cleans up in its own turn.
+        with self._lock:
+            if ticket and party.ticket == ticket:
+                self._wake(party)
+                self._pass_turn()
+            if party.outside:
+                return
+            if self._current is None and party not in self._ready:
+                self._current = party
+            if self._current is party:
+                party.gate.acquire(blocking=False)
+                return
+        party.gate.acquire()
+
+    # --- called with the lock held ----------------------------------------------------------------
+
+    def _wakes_first(self, until: int, key: Key) -> bool:
+        # A party that would wake at once need not wait; one that sleeps already wakes before it.
+        if self._ready or self._moving or not self._results or not self.autojump:
+            return False
+        first = self._first_sleeper()
+        return first is None or (until, key) < first[:2]
+
+    def _add_sleeper(self, until: int, key: Key, party: _Party) -> None:
+        heapq.heappush(self._sleepers, (until, key, party.ticket, party))
+        if len(self._sleepers) > 2 * len(self._waiting) + _FEW:
+            self._sleepers = [s for s in self._sleepers if s[3].ticket == s[2]]
+            heapq.heapify(self._sleepers)
+
+    def _first_sleeper(self) -> tuple[int, Key, int, _Party] | None:
+        sleepers = self._sleepers
+        while sleepers and sleepers[0][3].ticket != sleepers[0][2]:
+            heapq.heappop(sleepers)
+        return sleepers[0] if sleepers else None
+
+    def _wake_first(self, entry: tuple[int, Key, int, _Party]) -> None:
+        heapq.heappop(self._sleepers)
+        self._now = entry[0]
+        self._wake(entry[3])
+
+    def _wake(self, party: _Party) -> None:
+        del self._waiting[party.ticket]
+        party.ticket = 0
+        if party.outside:
+            self._results -= 1
+            party.gate.release()
+        else:
+            self._ready.append(party)
+
+    def _pass_turn(self) -> None:
+        while self._current is None:
+            if self._ready:
+                self._current = self._ready.popleft()
+                self._current.gate.release()
+                return
+            if self._moving or not self._results:
+                self._all_wait.notify_all()
+                return
+            entry = self._first_sleeper() if self.autojump else None
+            if entry is None:
+                self._stall()
+                return
+            self._wake_first(entry)
+
+    def _stall(self) -> None:
+        # If the clock does not jump, another thread may still move it, unless the thread that made
+        # the clock waits itself.
+        for party, _ in self._waiting.values():
+            if party.result and (self.autojump or party.thread == self._owner):
+                break
+        else:
+            return
+        waits = "; ".join(
+            f"{p.who} waits "
+            + ("for a signal" if t is None else f"for {(t - self._now) / SECOND:g} s more")
+            for p, t in self._waiting.values()
+        )
+        reason = (
+            f"no thread will move the clock on from {from_ns(self._wall + self._now).isoformat()}:"
+            f" {waits}. Use FakeClock(autojump=True), or call advance() from another thread"
+        )
+        # The steps inside a job that is given up must not wait for ever either.
+        for inner in self._within(party):
+            inner.stalled = reason
+            self._wake(inner)
+        self._pass_turn()
+
+    def _within(self, party: _Party) -> list[_Party]:
+        """Return a waiting party, the steps of its job, the jobs in these, and so on."""
+        found = [party]
+        jobs = {party.key[:1]}
+        rest = [p for p, _ in self._waiting.values() if p is not party and not p.outside]
+        while inner := [p for p in rest if any(q.key[:1] in jobs for q in p.nesting())]:
+            found += inner
+            jobs.update(p.key[:1] for p in inner)
+            rest = [p for p in rest if p not in inner]
+        return found

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from routilux.codec.equality import SCALARS
 
 __all__ = ["copy_value", "is_flat"]
 
 _T = TypeVar("_T")
-_LEVELS: Final = 100
 
 
 def is_flat(payload: Mapping[str, object]) -> bool:
@@ -28,10 +27,6 @@ def is_flat(payload: Mapping[str, object]) -> bool:
     (True, False)
     """
     return SCALARS.issuperset(map(type, payload.values()))
-
-
-class _TooDeepError(Exception):
-    """The value is nested beyond `_LEVELS`, or contains itself."""
 
 
 def copy_value(value: _T) -> _T:
@@ -49,24 +44,21 @@ def copy_value(value: _T) -> _T:
     if type(value) in SCALARS:
         return value
     try:
-        return cast(_T, _copy(value, _LEVELS))
-    except _TooDeepError:
+        return cast(_T, _copy(value))
+    except RecursionError:  # the value contains itself, or is nested deep
         return copy.deepcopy(value)
 
 
-def _copy(value: Any, levels: int) -> Any:
-    if not levels:
-        raise _TooDeepError
-    levels -= 1
+def _copy(value: Any) -> Any:
     kind = type(value)
     if kind is dict:
         return {
-            key if type(key) in SCALARS else _copy(key, levels): (
-                item if type(item) in SCALARS else _copy(item, levels)
+            key if type(key) in SCALARS else _copy(key): (
+                item if type(item) in SCALARS else _copy(item)
             )
             for key, item in value.items()
         }
     if kind is list or kind is tuple or kind is set or kind is frozenset:
-        items = [item if type(item) in SCALARS else _copy(item, levels) for item in value]
+        items = [item if type(item) in SCALARS else _copy(item) for item in value]
         return items if kind is list else kind(items)
     return value if kind in SCALARS else copy.deepcopy(value)

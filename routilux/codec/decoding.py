@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import NoneType
@@ -52,7 +52,7 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
         raise CorruptStateError("$", f"has more than {MAX_NODES:,} values, the limit")
     if limits.depth(outline) <= MAX_DEPTH and not limits.is_doubtful(data):
         try:
-            return _read(chars, limits.members(outline), _untag if untag else _keep_tagged)
+            return _read(chars, limits.members(outline), untag)
         except (RefusalError, ValueError, RecursionError):
             pass
     try:
@@ -63,7 +63,7 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
         raise CorruptStateError(
             "$", f"is nested deeper than {MAX_DEPTH} levels or too deep for the call stack"
         ) from None
-    return _decoded(parsed, "$", _untag if untag else _keep_tagged)
+    return _decoded(parsed, "$", untag)
 
 
 def decode(data: object, path: str = "$") -> Any:
@@ -74,19 +74,17 @@ def decode(data: object, path: str = "$") -> Any:
     >>> decode({"$type": "date", "value": "2026-01-03"})
     datetime.date(2026, 1, 3)
     """
-    return _decoded(data, path, _untag)
+    return _decoded(data, path, True)
 
 
-def _decoded(data: object, path: str, tagged: _Tagged) -> object:
+def _decoded(data: object, path: str, untag: bool) -> object:
     try:
-        return _decode(data, 0, tagged)
+        return _decode(data, 0, untag)
     except RefusalError as refusal:
         raise CorruptStateError(refusal.path(path), refusal.reason) from None
     except RecursionError:
-        raise CorruptStateError(
-            path,
-            "is too deep for the call stack; load it nearer to its top",
-        ) from None
+        reason = "is too deep for the call stack; load it nearer to its top"
+        raise CorruptStateError(path, reason) from None
 
 
 @contextmanager
@@ -134,14 +132,7 @@ def _untag(members: dict[str, object]) -> object:
         raise RefusalError(str(error)) from None
 
 
-def _keep_tagged(members: dict[str, object]) -> object:
-    return members
-
-
-_Tagged = Callable[[dict[str, object]], object]
-
-
-def _read(text: str, members: int, tagged: _Tagged = _untag) -> object:
+def _read(text: str, members: int, untag: bool = True) -> object:
     """Return the value of a text whose objects have `members` members in sum.
 
     A duplicate key loses one. To count members takes half the time of a search in each object.
@@ -151,61 +142,41 @@ def _read(text: str, members: int, tagged: _Tagged = _untag) -> object:
 
     def counted(found: dict[str, object]) -> object:
         count(len(found))
-        return tagged(found) if TAG in found else found
+        return _untag(found) if TAG in found and untag else found
 
     value = json.JSONDecoder(
-        object_hook=counted, parse_float=_read_float, parse_constant=_refuse_constant
+        object_hook=counted, parse_float=_read_float, parse_constant=_read_float
     ).decode(text)
     if sum(lengths) != members:
         raise RefusalError("has a duplicate key")
     return value
 
 
-def _read_int(text: str) -> int:
-    try:
-        if len(text.lstrip("-")) <= MAX_DIGITS:
-            return int(text)
-    except ValueError:
-        pass  # this interpreter has a lower limit
-    raise RefusalError(f"is an integer of {len(text):,} characters, which is too long")
-
-
 def _read_float(text: str) -> float:
     value = float(text)
     if value - value == 0.0:
         return value
-    raise RefusalError(f"is {text[:40]}, too big for a float")
-
-
-def _refuse_constant(name: str) -> object:
-    raise RefusalError(f"is {name}, which JSON does not have")
+    raise RefusalError("no finite number")  # the careful parser says where
 
 
 class _Pairs(list[tuple[str, object]]):
     """An object of the careful parser, with its duplicate keys."""
 
 
-def _later(read: Callable[[str], object]) -> Callable[[str], object]:
-    """Return a reader that returns its refusal, to be raised when the path is known."""
-
-    def careful(text: str) -> object:
-        try:
-            return read(text)
-        except RefusalError as refusal:
-            return refusal
-
-    return careful
+def _read_int(text: str) -> object:
+    """Return an integer, or its refusal, which is raised when the path is known."""
+    try:
+        if len(text.lstrip("-")) <= MAX_DIGITS:
+            return int(text)
+    except ValueError:
+        pass  # this interpreter has a lower limit
+    return RefusalError(f"is an integer of {len(text):,} characters, which is too long")
 
 
-_CAREFUL: Final = json.JSONDecoder(
-    object_pairs_hook=_Pairs,
-    parse_int=_later(_read_int),
-    parse_float=_later(_read_float),
-    parse_constant=_later(_refuse_constant),
-)
+_CAREFUL: Final = json.JSONDecoder(object_pairs_hook=_Pairs, parse_int=_read_int)
 
 
-def _decode(data: Any, depth: int, tagged: _Tagged) -> object:
+def _decode(data: Any, depth: int, untag: bool) -> object:
     kind = type(data)
     if kind is str:
         return encode_str(data, depth)
@@ -213,33 +184,35 @@ def _decode(data: Any, depth: int, tagged: _Tagged) -> object:
         return data
     if kind is int:
         return encode_int(data, depth)
-    if kind is float and data - data == 0.0:
-        return data
+    if kind is float:
+        if data - data == 0.0:
+            return data
+        raise RefusalError(f"is {data}: JSON has no such number, or it is too big for a float")
     if kind is list:
-        return _decode_list(data, depth, tagged)
+        return _decode_list(data, depth, untag)
     if kind is dict:
-        return _decode_object(data.items(), depth, tagged)
+        return _decode_object(data.items(), depth, untag)
     if kind is _Pairs:
-        return _decode_object(data, depth, tagged)
+        return _decode_object(data, depth, untag)
     if kind is RefusalError:
         raise data
     raise RefusalError(f"is of type {type_name(kind)}, unknown to JSON")
 
 
-def _decode_list(data: list[object], depth: int, tagged: _Tagged) -> list[object]:
+def _decode_list(data: list[object], depth: int, untag: bool) -> list[object]:
     if depth >= MAX_DEPTH:
         raise RefusalError(f"is nested deeper than {MAX_DEPTH} levels")
     decoded: list[object] = []
     try:
         for item in data:
-            decoded.append(_decode(item, depth + 1, tagged))  # noqa: PERF401  # the length is the index
+            decoded.append(_decode(item, depth + 1, untag))  # noqa: PERF401  # the length is the index
     except RefusalError as refusal:
-        refusal.steps.append((data, f"[{len(decoded)}]"))
+        refusal.steps.append(f"[{len(decoded)}]")
         raise
     return decoded
 
 
-def _decode_object(pairs: Any, depth: int, tagged: _Tagged) -> object:
+def _decode_object(pairs: Any, depth: int, untag: bool) -> object:
     if depth >= MAX_DEPTH:
         raise RefusalError(f"is nested deeper than {MAX_DEPTH} levels")
     members: dict[str, object] = {}
@@ -251,8 +224,8 @@ def _decode_object(pairs: Any, depth: int, tagged: _Tagged) -> object:
             encode_str(key, depth)
             if key in members:
                 raise RefusalError("is a duplicate key; remove one")
-            members[key] = _decode(item, depth + 1, tagged)
+            members[key] = _decode(item, depth + 1, untag)
     except RefusalError as refusal:
-        refusal.steps.append((pairs, path_step(key)))
+        refusal.steps.append(path_step(key))
         raise
-    return tagged(members) if TAG in members else members
+    return _untag(members) if TAG in members and untag else members

@@ -42,24 +42,21 @@ _SMALL: Final = 1 << 62
 
 
 class RefusalError(Exception):
-    """Why a value is refused; each level adds its step as the error passes it.
+    """Why a value is refused; each level adds its step as the error passes it."""
 
-    A step is a container, and the text that leads from it to the member.
-    """
-
-    def __init__(self, reason: str, *, too_deep: bool = False) -> None:
+    def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.too_deep = too_deep
-        self.steps: list[tuple[object, str]] = []
+        self.steps: list[str] = []
 
     def path(self, start: str) -> str:
-        return start + "".join(step for _, step in reversed(self.steps))
+        return start + "".join(reversed(self.steps))
 
 
 def _too_deep() -> RefusalError:
-    reason = f"is nested in more than {VALUE_DEPTH} levels of JSON; make it flatter"
-    return RefusalError(reason, too_deep=True)
+    return RefusalError(
+        f"is nested in more than {VALUE_DEPTH} levels of JSON, or contains itself; make it flatter"
+    )
 
 
 def encode(value: object, path: str = "$") -> Any:
@@ -75,27 +72,10 @@ def encode(value: object, path: str = "$") -> Any:
     try:
         return _ENCODERS.get(type(value), _encode_form)(value, 0)
     except RefusalError as refusal:
-        place, reason = refusal.path(path), refusal.reason
-        if refusal.too_deep:
-            place, reason = _explain_depth(refusal, path)
-        raise UnserializableError(place, reason) from None
+        raise UnserializableError(refusal.path(path), refusal.reason) from None
     except RecursionError:
-        raise UnserializableError(
-            path,
-            "is too deep for the call stack; save it nearer to its top",
-        ) from None
-
-
-def _explain_depth(refusal: RefusalError, path: str) -> tuple[str, str]:
-    seen: dict[int, str] = {}
-    place = path
-    for container, step in reversed(refusal.steps):
-        if id(container) in seen:
-            kind = type_name(type(container))
-            return place, f"{kind} contains itself: it is {seen[id(container)]}; break the cycle"
-        seen[id(container)] = place
-        place += step
-    return place, refusal.reason
+        reason = "is too deep for the call stack; save it nearer to its top"
+        raise UnserializableError(path, reason) from None
 
 
 def _encode(value: object, depth: int) -> object:
@@ -140,7 +120,7 @@ def _encode_list(value: list[Any] | tuple[Any, ...], depth: int) -> list[object]
                 item = _ENCODERS.get(kind, _encode_form)(item, depth + 1)
             encoded.append(item)
     except RefusalError as refusal:
-        refusal.steps.append((value, f"[{len(encoded)}]"))
+        refusal.steps.append(f"[{len(encoded)}]")
         raise
     return encoded
 
@@ -166,7 +146,7 @@ def _encode_dict(value: dict[Any, Any], depth: int) -> dict[str, object]:
         else:
             return encoded
     except RefusalError as refusal:
-        refusal.steps.append((value, path_step(key)))
+        refusal.steps.append(path_step(key))
         raise
     return {TAG: "dict", "value": _encode_pairs(value, depth + 2)}
 
@@ -177,7 +157,7 @@ def _encode_pairs(value: dict[object, object], depth: int) -> list[object]:
         try:
             pairs.append([_encode(key, depth + 1), _encode(item, depth + 1)])
         except RefusalError as refusal:
-            refusal.steps.append((value, path_step(key)))
+            refusal.steps.append(path_step(key))
             raise
     return pairs
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import datetime as dt
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from decimal import Decimal
 from math import copysign, isnan
 from operator import eq
@@ -26,13 +26,7 @@ from typing import Any, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-__all__ = [
-    "SCALARS",
-    "Difference",
-    "first_difference",
-    "path_step",
-    "same_value",
-]
+__all__ = ["SCALARS", "Difference", "first_difference", "path_step", "same_value"]
 
 _Pairs = set[tuple[int, int]]
 _ABSENT: Final = object()
@@ -134,39 +128,22 @@ def first_difference(expected: object, actual: object, path: str = "$") -> Diffe
     $.n[1]: int 2 became float 2.0
     """
     found = _compare(expected, actual, 0, set())
-    if found is None:
-        return None
-    place = path + "".join(reversed(found.steps))
-    return Difference(place, found.expected, found.actual, found.what)
+    return None if found is None else _below(path, found)
 
 
-class _Found:
-    """A difference to which each level adds its step, so that equal values build no paths."""
-
-    __slots__ = ("actual", "expected", "steps", "what")
-
-    def __init__(
-        self,
-        what: Literal["type", "value", "missing", "added"],
-        expected: object,
-        actual: object,
-        step: str = "",
-    ) -> None:
-        self.what = what
-        self.expected = expected
-        self.actual = actual
-        self.steps = [step]
+def _below(step: str, found: Difference) -> Difference:
+    return replace(found, path=f"{step}{found.path}")
 
 
-def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
     if a is b:
         return None
     kind = type(a)
     if kind is not type(b):
-        return _Found("type", a, b)
+        return Difference("", a, b, "type")
     rule = _SAME.get(kind)
     if rule is not None:
-        return None if rule(a, b) else _Found("value", a, b)
+        return None if rule(a, b) else Difference("", a, b, "value")
     if level > _LEVELS:
         # The same pair occurs again only in values that contain themselves; it is the same so far.
         pair = (id(a), id(b))
@@ -183,48 +160,45 @@ def _compare(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
     return _compare_objects(a, b, level, open_pairs)
 
 
-def _compare_sequences(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+def _compare_sequences(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
     for index, (x, y) in enumerate(zip(a, b, strict=False)):
         found = _compare(x, y, level, open_pairs)
         if found is not None:
-            found.steps.append(f"[{index}]")
-            return found
+            return _below(f"[{index}]", found)
     if len(a) > len(b):
-        return _Found("missing", a[len(b)], None, f"[{len(b)}]")
+        return Difference(f"[{len(b)}]", a[len(b)], None, "missing")
     if len(a) < len(b):
-        return _Found("added", None, b[len(a)], f"[{len(a)}]")
+        return Difference(f"[{len(a)}]", None, b[len(a)], "added")
     return None
 
 
-def _compare_dicts(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+def _compare_dicts(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
     if _TEXT.issuperset(map(type, a)) and _TEXT.issuperset(map(type, b)) and a.keys() == b.keys():
         for key, item in a.items():
             found = _compare(item, b[key], level, open_pairs)
             if found is not None:
-                found.steps.append(path_step(key))
-                return found
+                return _below(path_step(key), found)
         return None
     partners, added = _partners(a, b, level, open_pairs)
     for key, item in a.items():
         partner = partners.get(id(key), _ABSENT)
         if partner is _ABSENT:
-            return _Found("missing", item, None, path_step(key))
+            return Difference(path_step(key), item, None, "missing")
         found = _compare(item, b[partner], level, open_pairs)
         if found is not None:
-            found.steps.append(path_step(key))
-            return found
+            return _below(path_step(key), found)
     for key in added:
-        return _Found("added", None, b[key], path_step(key))
+        return Difference(path_step(key), None, b[key], "added")
     return None
 
 
-def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
     partners, added = _partners(a, b, level, open_pairs)
     for item in a:
         if id(item) not in partners:
-            return _Found("missing", item, None)
+            return Difference("", item, None, "missing")
     for item in added:
-        return _Found("added", None, item)
+        return Difference("", None, item, "added")
     return None
 
 
@@ -256,7 +230,7 @@ def _partners(
     return partners, rest
 
 
-def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found | None:
+def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference | None:
     if is_dataclass(a) and not isinstance(a, type):
         names = [field.name for field in fields(a) if field.compare]
         return _compare_dicts(_present(a, names), _present(b, names), level, open_pairs)
@@ -272,14 +246,14 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> _Found |
             if a == b:
                 return None
         except Exception:
-            return _Found("value", a, b)
+            return Difference("", a, b, "value")
     try:
         state_a, state_b = _state(a), _state(b)
     except Exception:
-        return _Found("value", a, b)
+        return Difference("", a, b, "value")
     found = _compare_dicts(state_a, state_b, level, open_pairs)
     if found is None and trusted:
-        return _Found("value", a, b)
+        return Difference("", a, b, "value")
     return found
 
 

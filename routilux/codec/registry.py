@@ -191,10 +191,7 @@ _FORMS: Final[tuple[Form, ...]] = (
     Form("bytes", bytes, lambda v: b64encode(v).decode(), partial(b64decode, validate=True)),
     Form("complex", complex, _write_complex, lambda data: complex(*map(float, data))),
     Form("float", float, repr, _NON_FINITE.__getitem__),
-    *(
-        Form(k.__name__, k, str, k)
-        for k in (PosixPath, WindowsPath, PurePosixPath, PureWindowsPath)
-    ),
+    *(Form(path.__name__, path, str, path) for path in _PATHS),
     Form("tuple", tuple, list, lambda data: tuple(_list(data)), strict=False),
     Form("set", set, list, _parse_set, strict=False),
     Form("frozenset", frozenset, list, lambda data: frozenset(_parse_set(data)), strict=False),

@@ -55,27 +55,17 @@ def check_fields(
         raise CorruptStateError(path, f"is of type {type_name(type(data))}, not an object")
     if fits(data, required, optional):
         return data
-    checked = 0
-    for fields in (required, optional) if optional else (required,):
-        for name, expected in fields.items():
-            try:
-                kind = type(data[name])
-            except KeyError:
-                if fields is required:
-                    raise CorruptStateError(f"{path}{path_step(name)}", "is missing") from None
-                continue
-            checked += 1
-            if (
-                kind is not expected
-                and expected is not object
-                and (type(expected) is not tuple or kind not in expected)
-            ):
-                kinds = expected if isinstance(expected, tuple) else (expected,)
-                names = " or ".join(map(type_name, kinds))
-                raise CorruptStateError(
-                    f"{path}{path_step(name)}", f"is of type {type_name(kind)}, not {names}"
-                )
-    if checked != len(data):
-        unknown = next(name for name in data if name not in required and name not in optional)
-        raise CorruptStateError(f"{path}{path_step(unknown)}", "is an unknown field")
+    for name in required:
+        if name not in data:
+            raise CorruptStateError(f"{path}{path_step(name)}", "is missing")
+    for name, value in data.items():
+        expected = required.get(name) or optional.get(name)
+        if expected is None:
+            raise CorruptStateError(f"{path}{path_step(name)}", "is an unknown field")
+        kind = type(value)
+        kinds = expected if isinstance(expected, tuple) else (expected,)
+        if kind not in kinds and expected is not object:
+            names = " or ".join(map(type_name, kinds))
+            reason = f"is of type {type_name(kind)}, not {names}"
+            raise CorruptStateError(f"{path}{path_step(name)}", reason)
     return data

@@ -52,49 +52,31 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
     target = Path(path)
     found = _OLD
     try:
-        name = _hidden_file(target, data)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
         try:
+            try:
+                rest = memoryview(data)
+                while rest:
+                    rest = rest[os.write(handle, rest) :]
+                os.fsync(handle)
+            finally:
+                os.close(handle)
             os.replace(name, target)  # noqa: PTH105  # exactly one system call
         except BaseException:
             if not os.path.lexists(name):  # a share may report a failure after the rename
                 found = _NEW
-            _discard(name)
+            with suppress(OSError):  # the first error is the one to report
+                os.unlink(name)  # noqa: PTH108  # see above
             raise
         found = _NEW
-        _flush_folder(target.parent)
+        if os.name != "nt":  # Windows can't flush a folder
+            # Otherwise a loss of power may undo the rename.
+            folder = os.open(target.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     except OSError as error:
         cure = _CURES.get(error.errno, "write it again")
         message = f"{error.strerror}; {found}: {cure}"
         raise OSError(error.errno, message, os.fspath(target)) from None
-
-
-def _hidden_file(target: Path, data: bytes) -> str:
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:50]}.", dir=target.parent)
-    try:
-        try:
-            rest = memoryview(data)
-            while rest:
-                rest = rest[os.write(handle, rest) :]
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-    except BaseException:
-        _discard(name)
-        raise
-    return name
-
-
-def _discard(name: str) -> None:
-    with suppress(OSError):  # the first error is the one to report
-        os.unlink(name)  # noqa: PTH108  # see above
-
-
-def _flush_folder(folder: Path) -> None:
-    # Otherwise a loss of power may undo the rename. Windows can't flush a folder.
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

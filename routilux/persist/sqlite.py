@@ -45,6 +45,12 @@ INSERT OR IGNORE INTO commits VALUES ((
 """
 _FOLLOW: Final = _FENCED.format("")  # with any owner
 _APPEND: Final = _FENCED.format(" AND owner = ?4")
+_STATE: Final = """
+SELECT owner, free_at, (SELECT max(seq) FROM commits AS found WHERE found.job = jobs.job), EXISTS (
+    SELECT 1 FROM commits AS found
+    WHERE found.job = jobs.job AND seq = ?2 AND row = ?3 AND found.owner = ?4
+) FROM jobs WHERE job_id = ?1
+"""
 
 
 class SqliteStore(SharedStore):
@@ -64,11 +70,7 @@ class SqliteStore(SharedStore):
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        clock: Clock | None = None,
-        read_only: bool = False,
+        self, path: str | os.PathLike[str], *, clock: Clock | None = None, read_only: bool = False
     ) -> None:
         self.path = Path(path)
         self._file = SqliteFile(self.path, read_only=read_only)
@@ -94,7 +96,7 @@ class SqliteStore(SharedStore):
             )
             if added.rowcount:
                 db.execute("INSERT INTO commits VALUES (?, 1, ?, ?)", (added.lastrowid, owner, row))
-            elif _count(db, job_id) > 1 or not _exists(db, job_id, 1, row, owner):
+            elif _state(db, Append(job_id, 1, row, owner, stopped=False))[2:] != (1, True):
                 raise duplicate(job_id)
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
@@ -117,10 +119,11 @@ class SqliteStore(SharedStore):
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
         with self._file.writing() as db:
-            held_by, free_at = _held(db, job_id)
+            added = Append(job_id, seq, row, owner, stopped)
+            held_by, free_at, count, _ = _state(db, added)
             if Hold.of(held_by, free_at, now=self._now()).is_leased_to_other(owner):
-                raise _refusal(db, job_id, seq, owner, claims=True)
-            _add(db, _FOLLOW, Append(job_id, seq, row, owner, stopped), claims=True)
+                raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=True)
+            _add(db, _FOLLOW, added, claims=True)
             if stopped or held_by != owner:
                 free_at = None
             _hold(db, job_id, owner, free_at)
@@ -130,8 +133,8 @@ class SqliteStore(SharedStore):
             if db.execute(_FOLLOW, (job_id, seq, row, operator)).rowcount:
                 _hold(db, job_id, *((FREE, self._now()) if free else (operator, None)))
                 return
-            count = _count(db, job_id)
-            if count != seq or not _exists(db, job_id, seq, row, operator):
+            _, _, count, same = _state(db, Append(job_id, seq, row, operator, stopped=not free))
+            if count != seq or not same:
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
@@ -218,40 +221,19 @@ def _add(db: sqlite3.Connection, statement: str, added: Append, *, claims: bool 
     """Add a row; accept one that its owner has written before, and refuse any other."""
     if db.execute(statement, added[:4]).rowcount:
         return
-    job_id, seq, row, owner, _ = added
-    if _held(db, job_id)[0] != owner or not _exists(db, job_id, seq, row, owner):
-        raise _refusal(db, job_id, seq, owner, claims=claims)
+    job_id, seq, _, owner, _ = added
+    held_by, _, count, same = _state(db, added)
+    if held_by != owner or not same:
+        raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
 
 
 def _hold(db: sqlite3.Connection, job_id: str, owner: str, free_at: int | None) -> None:
     db.execute("UPDATE jobs SET owner = ?, free_at = ? WHERE job_id = ?", (owner, free_at, job_id))
 
 
-def _held(db: sqlite3.Connection, job_id: str) -> tuple[str, int | None]:
-    found = db.execute("SELECT owner, free_at FROM jobs WHERE job_id = ?", (job_id,)).fetchone()
-    return found or ("", None)
-
-
-def _exists(db: sqlite3.Connection, job_id: str, seq: int, row: bytes, owner: str) -> bool:
-    found = db.execute(
-        "SELECT row, commits.owner FROM commits JOIN jobs USING (job) WHERE job_id = ? AND seq = ?",
-        (job_id, seq),
-    ).fetchone()
-    return bool(found == (row, owner))
-
-
-def _count(db: sqlite3.Connection, job_id: str) -> int:
-    (count,) = db.execute(
-        "SELECT count(*) FROM commits JOIN jobs USING (job) WHERE job_id = ?", (job_id,)
-    ).fetchone()
-    return int(count)
-
-
-def _refusal(
-    db: sqlite3.Connection, job_id: str, seq: int, owner: str, *, claims: bool
-) -> Exception:
-    count, (held_by, _) = _count(db, job_id), _held(db, job_id)
-    return refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
+def _state(db: sqlite3.Connection, added: Append) -> tuple[str, int | None, int, bool]:
+    """Return the owner of a job, its free time and last row, and whether it has this row."""
+    return db.execute(_STATE, added[:4]).fetchone() or ("", None, 0, False)
 
 
 def _firsts(column: str, flow_ids: Collection[str]) -> str:

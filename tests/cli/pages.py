@@ -42,8 +42,8 @@ outputs
   ship.shipped: parcel=parcel of what A1 is paid
 
 dropped
-  mail.input error_continued at attempt 1: ValueError: no address · task 0.1, receipt=A1 is paid,
-    items=3 items: 1 pen, 2 pen, …
+  mail.input error_continued at attempt 1: ValueError: no address · task 0.1, receipt=A1 is paid,\
+ items=3 items: 1 pen, 2 pen, …
 
 status completed · 2 retries · 7 commits · 2.6600 s from the first commit to the last
 """

@@ -61,18 +61,6 @@ def test_only_terminals_get_colours_unless_they_are_switched_off(store, monkeypa
     assert FAILED == coloured(TERM="dumb")
 
 
-def test_a_long_line_is_wrapped_below_its_text(store, output, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "50")
-    lines = output("show", store, "failed").splitlines()
-    at = next(place for place, line in enumerate(lines) if line.startswith("💥"))
-    assert [
-        "💥 [ 0.120s] charge attempt 1 → retry 1 in 0.5000",
-        "             s: ConnectionError: the gateway does",
-        "             not answer",
-        "               at shop.py:2 · ran 0.1200 s",
-    ] == lines[at : at + 4]
-
-
 def test_a_terminal_that_lacks_letters_gets_question_marks(store):
     done = command("show", store, "done", folder=store.parent, encoding="ascii")
     assert (0, "") == (done.returncode, done.stderr)

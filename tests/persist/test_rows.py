@@ -34,7 +34,7 @@ NO_CHECKSUM = "has no checksum at its end: it is cut off, or was not written by 
         (ended(b"{]}"), "is not JSON"),
         (ended(b'{"seq":"17}'), "is cut off"),
         (ended(b"\xff\xfe}"), "is not UTF-8"),
-        (ended(b'{"seq":NaN}'), "is NaN, which JSON does not have"),
+        (ended(b'{"seq":NaN}'), "is nan: JSON has no such number"),
         (ended(b'{"seq":' + b"[" * 200 + b"]" * 200 + b"}"), "is nested deeper"),
         (ended(b'{"seq":' + b"9" * 5000 + b"}"), "is an integer of 5,000 characters"),
         (ended(b'{"$type":"of another program","value":1}'), "has the unknown"),

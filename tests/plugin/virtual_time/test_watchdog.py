@@ -169,7 +169,7 @@ def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(sho
         import itertools
         import pytest
         from pytest_routilux.virtual_time import watchdog
-        from routilux.clocks import turns
+        from routilux.clocks import fake_clock
         from shop import event, shop
 
         both = pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
@@ -188,7 +188,7 @@ def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(sho
         @both
         def test_computes(flow_runtime, checks, monkeypatch, strategy):
             seconds = itertools.count(0, 10**9)
-            monkeypatch.setattr(turns, "thread_cpu_ns", lambda _: next(seconds))
+            monkeypatch.setattr(fake_clock, "thread_cpu_ns", lambda _: next(seconds))
             compute = lambda: [checks.acquire() for _ in range(12)]
             shop(compute, strategy).execute("charge").raise_for_status()
 

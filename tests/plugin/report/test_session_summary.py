@@ -202,7 +202,7 @@ def test_it_is_printed_below_one_blank_line(inner, args, assertion):
     inner.makepyfile(f"def test_it(flow_clock_bare): flow_clock_bare.advance(1); {assertion}")
     lines = inner.runpytest_inprocess(*PLUGIN, *args).outlines
     [at] = [at for at, line in enumerate(lines) if line.startswith("routilux: ")]
-    assert [True, False] == ["" == line for line in lines[at - 1 : at - 3 : -1]]
+    assert [False, True] == ["" == line for line in lines[at - 2 : at]]
 
 
 def test_a_session_that_ran_no_job_gets_no_line(inner):

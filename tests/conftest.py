@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.persist import postgres_server
+from tests.persist.postgres_server import Server
 from tests.plugin import inner
 
 # A project of its own, which `make downstream` runs in its own environment.
@@ -37,6 +39,28 @@ def _plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             patch.delenv(name, raising=False)
         patch.setenv("PYTHONUTF8", "1")
         yield
+
+
+@pytest.fixture
+def server() -> Server:
+    """The server that the tests share; a test that stops it starts it again."""
+    postgres_server.need()
+    return postgres_server.running()
+
+
+@pytest.fixture
+def dsn(server: Server) -> str:
+    """The connection string of an empty schema."""
+    return server.dsn()
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The place of a new store that processes can share; see `stores.at`."""
+    if request.param == "sqlite":
+        return str(tmp_path / "jobs.db")
+    postgres_server.need()
+    return postgres_server.fresh_dsn()
 
 
 @pytest.fixture

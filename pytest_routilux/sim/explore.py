@@ -182,7 +182,7 @@ def check_undisturbed(run: Undisturbed) -> Finding | None:
             continue
         routine = commit.routine_id
         what = f"{routine}: {error.message} ({class_name(error.type)})"
-        return Finding("mistake", what, f"mistake.{routine}", routine, [], commit.at_ns)
+        return Finding("mistake", what, f"mistake.{routine}", routine)
     error = run.job.error
     if error is None or error.type != error_name(PoisonJobError):
         return None

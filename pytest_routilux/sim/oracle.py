@@ -373,7 +373,7 @@ def unstable_key(world: World) -> Finding | None:
 
 def _finding(kind: str, what: str, call: Call, row: tuple[str, str, str]) -> Finding:
     path = f"effects.{call.effect}"
-    return Finding(kind, what, path, call.routine_id, [row], call.at_ns, call.where, call)
+    return Finding(kind, what, path, call.routine_id, [row], call.where, call)
 
 
 def _deliveries(calls: Sequence[Call], trie: Trie) -> Mapping[tuple[str, str], list[Call]]:

@@ -39,8 +39,8 @@ def at_once(*calls: Callable[[], object]) -> None:
         thread.join(PATIENCE)
 
 
-def in_a_child(does: Callable[[], object]) -> None:
-    """Call it in a forked child; fail if the child hangs or raises."""
+def in_a_child(does: Callable[[], object], *, ends: int = 0) -> None:
+    """Call it in a forked child; fail if the child hangs or ends with another exit code."""
     child = os.fork()
     if child == 0:
         try:
@@ -51,7 +51,7 @@ def in_a_child(does: Callable[[], object]) -> None:
             os._exit(1)
     _, status = os.waitpid(child, 0)
     assert -signal.SIGALRM != (ended := os.waitstatus_to_exitcode(status)), "the child hangs"
-    assert 0 == ended
+    assert ends == ended
 
 
 class Gate:

@@ -35,7 +35,11 @@ def sleeps_n(self: Routine, n: int) -> None:
 def test_a_routine_runs_one_step_at_a_time_unless_its_class_allows_more():
     assert 4 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=sleeps_n), "source"))
     assert 1 == ended_at(run(fan(sends(1, 1, 1, 1), workers=4, a=Wide(sleeps_n)), "source"))
-    assert 2 == ended_at(run(fan(sends(1, 1, 1, 1), workers=2, a=Wide(sleeps_n)), "source"))
+
+
+def test_no_more_steps_of_all_routines_overlap_than_there_are_workers():
+    flow = fan(sends(1, 1, 1), workers=2, a=Wide(sleeps_n), b=Wide(sleeps_n))
+    assert 3 == ended_at(run(flow, "source"))
 
 
 # --- outcomes do not depend on the mode -----------------------------------------------------------

@@ -13,7 +13,8 @@ output, one JSON list a line. A worker is a fork, so that it starts within milli
     sigterm          the number of the worker's commit that is followed by a SIGTERM
     execute          id of a job that is then executed without a worker
     most             how many recoveries without progress a job may have; without it, any number
-    asks             use the flow that asks; `held`: the worker waits for a word before it starts
+    asks             use the flow that asks
+    late             ids of jobs to which it tries to append a row at its end
     take_over        ids of jobs that an operator takes over
     left             a host acquires a job and dies, for half a lease
     plant            a fault of `plants`
@@ -26,21 +27,19 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
-from itertools import count
-from typing import Any, Final
+from typing import Any
 
 import routilux.engine.drive
 import routilux.persist.journal
 from routilux import (
     Commit,
-    Flow,
-    JobState,
     LeaseLostError,
     NotResumableError,
-    RoutiluxError,
     Runtime,
     Worker,
 )
@@ -50,16 +49,14 @@ from tests.kills.plants import PLANTS
 from tests.kills.stores import opened
 from tests.kills.story import around, asking, story
 
-__all__ = ["LEASE", "LONGEST_LIFE_NS", "digest"]
-
-LEASE: Final = 0.1
-LONGEST_LIFE_NS: Final = 60 * 10**9
+Order = dict[str, Any]
+LEASE = 0.1
+LONGEST_LIFE_NS = 60 * 10**9
 
 
 def tell(*what: object) -> None:
-    os.write(
-        1, json.dumps(what).encode() + b"\n"
-    )  # one write, so that the lines of threads don't mix
+    """Report an event, in one write, so that the lines of threads do not mix."""
+    os.write(1, json.dumps(what).encode() + b"\n")
 
 
 def hear() -> Any:
@@ -81,7 +78,7 @@ class _Reports(logging.Handler):
 
     sigterm = 0  # after so many commits
 
-    def on_commit(self, job: JobState, commit: Commit) -> None:
+    def on_commit(self, job: Any, commit: Commit) -> None:
         tell("commit", job.job_id, commit.seq, digest(commit), commit.kind, job.status)
         self.sigterm -= 1
         if not self.sigterm:
@@ -108,10 +105,14 @@ def _watch_waits(clock: Any, places: Places, worker: Worker) -> None:
     clock.wait = waits
 
 
-def live(order: Mapping[str, Any], places: Places) -> None:
+def live(order: Order, places: Places) -> None:
     """Run a worker until all jobs are done or it is killed."""
     around.places = places
-    _aim(order, places)
+    kill_in(order.get("timer", LONGEST_LIFE_NS))
+    if "aim" in order:
+        places.aim(*order["aim"])
+    elif "stops_at" in order and "asks" not in order:
+        places.aim(order["stops_at"], 1, stops=True)
     reports = _Reports()
     logging.getLogger("routilux").addHandler(reports)
     logging.getLogger("routilux").setLevel(logging.INFO)
@@ -119,7 +120,7 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     if "plant" in order:
         PLANTS[order["plant"]](store)
     runtime = Runtime(store=store, observers=[reports], max_recoveries=order.get("most"))
-    flow = asking(order["effects"]) if order.get("asks") else story(order["effects"])
+    flow = asking(order["effects"]) if "asks" in order else story(order["effects"])
     around.listens = partial(_asks, order, places)
     for job_id in order.get("submit", ()):
         runtime.submit(flow, "first", job_id=job_id)
@@ -127,15 +128,13 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     if order.get("left"):
         store.acquire("a host that died", [flow.flow_id], int(lease * 10**9 / 2))
     for job_id in order.get("take_over", ()):
-        _take_over(store, job_id, runtime.clock.now_ns())
-    if order.get("held"):
-        tell("ready", os.getpid())
-        hear()
-        tell("runs")  # a kill before this might leave half a line to the next reader
+        with _refusals():
+            admin.retry(store, job_id, runtime.clock.now_ns(), take_over=True)
     if "execute" in order:
         runtime.execute(flow, "first", job_id=order["execute"])
     for job_id in store.job_ids() if order.get("resume") == "all" else order.get("resume", ()):
-        _resume(runtime, flow, job_id)
+        with _refusals():
+            runtime.resume(flow, runtime.load(job_id))
     if order.get("lingers"):
         around.lingers = _until_renewed(store)
     reports.sigterm = order.get("sigterm", 0)
@@ -143,39 +142,21 @@ def live(order: Mapping[str, Any], places: Places) -> None:
     _watch_waits(runtime.clock, places, worker)
     worker.run(until_idle=True)
     for job_id in order.get("late", ()):
-        try:
+        with _refusals():
             store.append(job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, stopped=False)
-        except RoutiluxError as error:
-            tell("refused", type(error).__name__, str(error))
     tell("passed", places.passed)
 
 
-def _resume(runtime: Runtime, flow: Flow, job_id: str) -> None:
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Report that a job belongs to another host, is over, or does not exist."""
     try:
-        runtime.resume(flow, runtime.load(job_id))
+        yield
     except (LeaseLostError, NotResumableError, KeyError) as error:
-        tell(
-            "not resumed", job_id, str(error)
-        )  # another host owns it, it is over, or does not exist
+        tell("refused", type(error).__name__, str(error))
 
 
-def _take_over(store: Any, job_id: str, now_ns: int) -> None:
-    try:
-        admin.retry(store, job_id, now_ns, take_over=True)
-    except (LeaseLostError, NotResumableError, KeyError) as error:
-        tell("not taken over", job_id, str(error))  # no host owns it, or as for a resume
-
-
-def _aim(order: Mapping[str, Any], places: Places) -> None:
-    if "aim" in order:
-        places.aim(*order["aim"])
-    elif "stops_at" in order and not order.get("asks"):
-        places.aim(order["stops_at"], 1, stops=True)
-    if not order.get("held"):
-        kill_in(order.get("timer", LONGEST_LIFE_NS))
-
-
-def _asks(order: Mapping[str, Any], places: Places) -> None:
+def _asks(order: Order, places: Places) -> None:
     tell("begun", os.getpid())
     if "stops_at" in order:
         places.aim(order["stops_at"], 1, stops=True)
@@ -184,22 +165,17 @@ def _asks(order: Mapping[str, Any], places: Places) -> None:
 
 def _until_renewed(store: Any) -> Any:
     """Return a function that waits for the next renewal of a lease, in any number of threads."""
-    ear, mouth = os.pipe()
-    renew = store.renew
-    waiting = count()
-    woken = 0
+    renew, renewed = store.renew, threading.Condition()
 
     def renews(owner: str, lease_ns: int) -> Any:
-        nonlocal woken
         held = renew(owner, lease_ns)
-        begun = next(waiting)  # which counts this call too
-        os.write(mouth, b"." * (begun - woken))
-        woken = begun + 1
+        with renewed:
+            renewed.notify_all()
         return held
 
     def lingers() -> None:
-        next(waiting)
-        os.read(ear, 1)
+        with renewed:
+            renewed.wait()
 
     store.renew = renews
     return lingers

@@ -1,15 +1,14 @@
 """The place of a process: each thread writes its place to memory that outlives the process.
 
 Invariants:
-- A kill is a SIGKILL: the process sends it to itself at a place, or a timer of the kernel sends it
-  at any instruction.
+- The process kills itself at a place by SIGKILL, or a timer of the kernel ends it at any
+  instruction by SIGALRM, which nothing handles.
 - The parent process reads the place from the memory afterwards. A place ranks above the places
   around it; of several threads, the place with the highest rank counts.
 """
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import signal
@@ -17,21 +16,18 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
 
-__all__ = ["BACKOFF", "BETWEEN", "EFFECT", "HANDLER", "IDLE", "OPENING", "Places"]
+IDLE = "idle: nothing to drive"
+BACKOFF = "in a backoff wait"
+HANDLER = "in a handler"
+EFFECT = "in an effect, before its record"
+OPENING = "opening a connection"
+BETWEEN = "between these"
 
-IDLE: Final = "idle: nothing to drive"
-BACKOFF: Final = "in a backoff wait"
-HANDLER: Final = "in a handler"
-EFFECT: Final = "in an effect, before its record"
-OPENING: Final = "opening a connection"
-BETWEEN: Final = "between these"
-
-_RANKS: Final = (IDLE, BACKOFF, HANDLER, EFFECT)  # below all writes, these below all statements
+_RANKS = (IDLE, BACKOFF, HANDLER, EFFECT)  # below all writes, these below all statements
 _WRITE, _STATEMENT, _KILLED = range(len(_RANKS), len(_RANKS) + 3)
-_WIDTH: Final = 64
-_THREADS: Final = 64
+_WIDTH = 64
+_THREADS = 64
 
 
 class Places:
@@ -94,16 +90,14 @@ class Places:
             self._board[slot : slot + _WIDTH] = before
 
     def _slot(self) -> int:
-        slot: int | None = getattr(self._mine, "slot", None)
-        if slot is None:
+        if not hasattr(self._mine, "slot"):
             with self._lock:
-                slot = self._mine.slot = self._slots * _WIDTH
+                self._mine.slot = self._slots * _WIDTH
                 self._slots += 1
-        return slot
+        return self._mine.slot
 
     def _write(self, slot: int, place: str, rank: int | None = None) -> None:
-        if rank is None:
-            rank = _rank(place)
+        rank = _rank(place) if rank is None else rank
         # The rank is a digit, so that the highest entry is the greatest text.
         self._board[slot : slot + _WIDTH] = f"{rank}{place}".encode().ljust(_WIDTH, b"\0")
 
@@ -114,22 +108,6 @@ def _rank(place: str) -> int:
     return _WRITE if place.startswith(("before ", "after ")) else _STATEMENT
 
 
-class _Event(ctypes.Structure):
-    _fields_ = (
-        ("value", ctypes.c_void_p),
-        ("signal", ctypes.c_int),
-        ("how", ctypes.c_int),
-        ("rest", ctypes.c_char * 48),
-    )
-
-
 def kill_in(length_ns: int) -> None:
-    """Let the kernel kill this process after this time."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    timer = ctypes.c_void_p()
-    event = _Event(None, signal.SIGKILL, 0, b"")
-    first = (ctypes.c_long * 4)(0, 0, *divmod(max(1, length_ns), 10**9))
-    if libc.timer_create(1, ctypes.byref(event), ctypes.byref(timer)) or libc.timer_settime(
-        timer, 0, first, None
-    ):
-        raise OSError(ctypes.get_errno(), "no timer that kills")
+    """Let the kernel end this process after this time, by a SIGALRM that nothing handles."""
+    signal.setitimer(signal.ITIMER_REAL, max(length_ns, 1_000) / 10**9)

@@ -6,13 +6,11 @@ A fault breaks the store, or what the engine reads from it, for that worker alon
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 from routilux import JobState, codec
 from routilux.persist.journal import Journal
 from routilux.persist.rows import with_checksum, without_checksum
-
-__all__ = ["PLANTS"]
 
 
 def _loses(store: Any) -> None:
@@ -59,7 +57,7 @@ def _read(change: Callable[[JobState], None]) -> Callable[[Any], None]:
                 change(job)
             return job
 
-        Journal.read = reads  # type: ignore[method-assign]  # in a process that ends soon
+        Journal.read = reads
 
     return plant
 
@@ -74,7 +72,7 @@ def _resets_retries(job: JobState) -> None:
         task.retries = 0
 
 
-PLANTS: Final[dict[str, Callable[[Any], None]]] = {
+PLANTS: dict[str, Callable[[Any], None]] = {
     "loses a commit": _loses,
     "keeps a commit twice": _keeps_twice,
     "forgets effects": _read(_forgets_effects),

@@ -11,7 +11,6 @@ Invariants:
 from __future__ import annotations
 
 import json
-import os
 import random
 import select
 import signal
@@ -21,27 +20,24 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from tests.kills.places import BACKOFF, EFFECT, HANDLER, IDLE
 from tests.kills.stores import WRITES
 from tests.kills.verdicts import broken, evidence
 
-__all__ = ["Host", "Soak", "hosts", "kill"]
-
-ROOT: Final = Path(__file__).parents[2]
-PATIENCE: Final = 120  # seconds that a busy machine may take to report an event
-_AT_RANDOM: Final = 0.15  # of all kills: at any place
-_WITHIN: Final = 0.2  # of those that are aimed: some time after the place was entered
-_RESUMES: Final = 0.1  # of all workers: resumes jobs without a lease
-_TAKES_OVER: Final = 0.1  # of all workers: takes over jobs
-_WITHIN_NS: Final = 400_000
-_LIFE_NS: Final = 80_000_000
-_TAKES: Final = 5
-_FEW: Final = 4  # jobs at a time, so that they end between the kills
+ROOT = Path(__file__).parents[2]
+PATIENCE = 120  # seconds that a busy machine may take to report an event
+_AT_RANDOM = 0.15  # of all kills: at any place
+_WITHIN = 0.2  # of those that are aimed: some time after the place was entered
+_RESUMES = 0.1  # of all workers: resumes jobs without a lease
+_TAKES_OVER = 0.1  # of all workers: takes over jobs
+_WITHIN_NS = 400_000
+_LIFE_NS = 80_000_000
+_TAKES = 5
+_FEW = 4  # jobs at a time, so that they end between the kills
 
 
 class Host:
@@ -57,55 +53,38 @@ class Host:
             bufsize=0,
         )
         self._rest = b""
-        self._handles: list[int] = []
 
     def order(self, order: object) -> None:
-        assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
 
     def live(self, **order: Any) -> list[Any]:
         """Run a worker; return its exit code, and the place of its kill."""
         self.order(order)
-        while (event := self.hear()) is not None:
-            if event[0] == "end":
-                return event[1:]
-        raise AssertionError(f"a worker neither ended nor was killed: {order}")
+        return self.until("end")
 
-    def begin(self, **order: Any) -> int:
-        """Start a worker; return a handle for signals, which outlives its process id."""
-        self.order({"held": True, **order})
-        handle = os.pidfd_open(self.until("ready")[1])
-        self._handles.append(handle)
-        self.order("go")
-        self.until("runs")
-        return handle
+    def begun(self, **order: Any) -> int:
+        """Start a worker whose flow asks; return its process id when it does."""
+        self.order(order)
+        return self.until("begun")[0]
 
-    def hear(self) -> list[Any] | None:
-        """Return the next event; None if there is none for a long time."""
-        assert self._process.stdout is not None
+    def until(self, kind: str) -> list[Any]:
+        """Wait for an event of this kind, and return its values."""
+        while (event := self._hear())[0] != kind:
+            assert event[0] != "end", f"the worker ended ({event[1]}) and reported no {kind}"
+        return event[1:]
+
+    def _hear(self) -> list[Any]:
         while b"\n" not in self._rest:
-            if not select.select([self._process.stdout], [], [], PATIENCE)[0]:
-                return None
+            ready, _, _ = select.select([self._process.stdout], [], [], PATIENCE)
+            assert ready, f"no worker reported anything for {PATIENCE} s"
             data = self._process.stdout.read(65536)
             assert data, "the host has ended"
             self._rest += data
         line, self._rest = self._rest.split(b"\n", 1)
-        event: list[Any] = json.loads(line)
-        self.events.append(event)
-        return event
-
-    def until(self, *kinds: str) -> list[Any]:
-        while (event := self.hear()) is not None:
-            if event[0] in kinds:
-                return event
-            assert event[0] != "end", f"the worker ended ({event[1]}) and reported none of {kinds}"
-        raise AssertionError(f"no worker reported any of {kinds}")
+        self.events.append(json.loads(line))
+        return self.events[-1]
 
     def close(self) -> None:
-        for handle in self._handles:
-            with suppress(ProcessLookupError):
-                kill(handle)
-            os.close(handle)
         self._process.kill()
         self._process.communicate()
 
@@ -120,11 +99,6 @@ def hosts(count: int) -> Iterator[list[Host]]:
             host.close()
 
 
-def kill(handle: int) -> None:
-    signal.pidfd_send_signal(handle, signal.SIGKILL)
-
-
-@dataclass
 class Soak:
     """A soak of any number of kills, in rounds with a new store each.
 
@@ -132,29 +106,24 @@ class Soak:
     some time after it; `places` are those of the rehearsal.
     """
 
-    pair: list[Host]
-    fresh: Callable[[], str]
-    folder: Path
-    seed: int = 0
-    until: float = float("inf")  # monotonic, in seconds
-    places: Counter[str] = field(default_factory=Counter)
-    hits: dict[str, Counter[str]] = field(
-        default_factory=lambda: {"at": Counter(), "after": Counter()}
-    )
-    aimed: Counter[str] = field(default_factory=Counter)
-    rounds: int = 0
-    lives: int = 0
-    jobs: int = 0
-    commits: int = 0
-    broken: list[str] = field(default_factory=list)
+    def __init__(
+        self, pair: list[Host], fresh: Callable[[], str], folder: Path, seed: int = 0
+    ) -> None:
+        self.pair, self.fresh, self.folder, self.seed = pair, fresh, folder, seed
+        self.until = float("inf")  # monotonic, in seconds
+        self.places: Counter[str] = Counter()
+        self.hits: dict[str, Counter[str]] = {"at": Counter(), "after": Counter()}
+        self.broken: list[str] = []
+        self.rounds = self.lives = self.jobs = self.commits = 0
+        self._aimed: Counter[str] = Counter()
+        self._open: set[str] = set()  # jobs that have started and not ended
 
     def kills(self) -> int:
         return sum(map(Counter.total, self.hits.values()))
 
     def rehearse(self) -> None:
         """Run workers without a kill, through every write, to learn the places."""
-        host = self.pair[0]
-        store, effects = self.fresh(), str(self.folder / "rehearsal")
+        about = {"store": self.fresh(), "effects": str(self.folder / "rehearsal")}
         lives: list[dict[str, Any]] = [
             {"submit": ["r1"], "left": True},
             {"submit": ["r8"], "left": True, "take_over": True},
@@ -167,13 +136,12 @@ class Soak:
                 order["submit"] = [f"{take}-{job_id}" for job_id in order.get("submit", ())]
                 if order.get("take_over"):
                     order["take_over"] = order["submit"]
-                status, place = host.live(store=store, effects=effects, **order)
+                status, place = self.pair[0].live(**about, **order)
                 assert status == 0, f"the rehearsal ended with {status}, {place}"
-                self.places.update(host.events[-2][1])
+                self.places.update(self.pair[0].events[-2][1])
             if not self.missing():
                 break
-        events, host.events = host.events, []
-        self._look(store, Path(effects), events)
+        self._judge(**about)
 
     def round(self, count: int, fewest: int = 0) -> None:
         """Run workers until `count` more are killed or the time is over; then check what is left.
@@ -181,21 +149,35 @@ class Soak:
         Goes up to three times as far if a place was hit less than `fewest` times.
         """
         self.rounds += 1
-        store, effects = self.fresh(), self.folder / f"effects-{self.rounds}"
-        round_ = _Round(self, store, str(effects), f"{self.seed}-{self.rounds}", count, fewest)
+        self._open.clear()
+        about = {"store": self.fresh(), "effects": str(self.folder / f"effects-{self.rounds}")}
+        wanted, most = self.kills() + count, self.kills() + 3 * count
+
+        def is_over() -> bool:
+            kills = self.kills()
+            enough = kills >= wanted and (kills >= most or not self.rare(fewest))
+            return bool(self.broken) or enough or time.monotonic() >= self.until
+
+        def run(host: Host, name: str) -> None:
+            chance = random.Random(f"{self.seed}-{self.rounds}-{name}")
+            life = 0
+            while not is_over():
+                life += 1
+                self._live(host, {**about, **self._chosen(chance, f"{name}{life}")})
+
         with ThreadPoolExecutor(len(self.pair)) as threads:
-            list(threads.map(round_.live, self.pair, "abcdefgh"))
+            list(threads.map(run, self.pair, "abcdefgh"))
         if not self.broken:
-            end = self.pair[0].live(store=store, effects=str(effects), resume="all")
+            end = self.pair[0].live(**about, resume="all")
             if end[0]:
                 self.broken.append(f"the worker that completed the jobs ended with {end}")
+        self._judge(**about)
+
+    def _judge(self, store: str, effects: str) -> None:
         events = [event for host in self.pair for event in host.events]
         for host in self.pair:
             host.events = []
-        self._look(store, effects, events)
-
-    def _look(self, store: str, effects: Path, events: list[list[Any]]) -> None:
-        found = evidence(store, effects, events)
+        found = evidence(store, Path(effects), events)
         self.jobs += len(found.jobs)
         self.commits += len(found.acknowledged)
         self.broken += broken(found)
@@ -226,56 +208,36 @@ class Soak:
             f"{'all':44}{at.total():8,}{after.total():10,}",
         ]
 
+    # --- one worker -------------------------------------------------------------------------------
 
-class _Round:
-    """The workers of one round, which several hosts run at once."""
-
-    def __init__(
-        self, soak: Soak, store: str, effects: str, name: str, count: int, fewest: int
-    ) -> None:
-        self._soak = soak
-        self._order = {"store": store, "effects": effects}
-        self._name = name
-        self._begun = soak.kills()
-        self._count = count
-        self._fewest = fewest
-        self._open: set[str] = set()  # jobs that have started and not ended
-
-    def live(self, host: Host, name: str) -> None:
-        soak = self._soak
-        chance = random.Random(f"{self._name}-{name}")
-        life = 0
-        while not soak.broken and not self._is_over() and time.monotonic() < soak.until:
-            life += 1
-            order = self._chosen(chance, f"{name}{life}")
-            begun = len(host.events)
-            status, place = host.live(**order)
-            soak.lives += 1
-            self._follow(host.events[begun:])
-            if status == -signal.SIGKILL:
-                exact = "aim" in order and order["aim"][::2] == [place, 0]
-                soak.hits["at" if exact else "after"][place] += 1
-            elif status == 0:
-                self._open.clear()
-            else:
-                soak.broken.append(f"a worker ended with {status}: {order}")
-
-    def _is_over(self) -> bool:
-        kills = self._soak.kills() - self._begun
-        return kills >= self._count and (
-            kills >= 3 * self._count or not self._soak.rare(self._fewest)
-        )
+    def _live(self, host: Host, order: dict[str, Any]) -> None:
+        begun = len(host.events)
+        status, place = host.live(**order)
+        self.lives += 1
+        for event in host.events[begun:]:
+            if event[0] == "commit" and event[5] == "completed":
+                self._open.discard(event[1])
+            elif event[0] == "commit":
+                self._open.add(event[1])
+        if status in (-signal.SIGKILL, -signal.SIGALRM):
+            exact = "aim" in order and order["aim"][::2] == [place, 0]
+            self.hits["at" if exact else "after"][place] += 1
+        elif status == 0:
+            self._open.clear()
+        else:
+            self.broken.append(f"a worker ended with {status}: {order}")
 
     def _chosen(self, chance: random.Random, life: str) -> dict[str, Any]:
-        order: dict[str, Any] = dict(self._order)
+        """Return an order: where to kill, and work during which a worker comes to that place."""
+        order: dict[str, Any] = {}
+        aim = ""
         if chance.random() < _AT_RANDOM:
             order["timer"] = chance.randrange(_LIFE_NS)
-            aim = ""
         else:
             aim = self._aim(chance)
-            exact = not self._soak.hits["at"][aim] or chance.random() > _WITHIN
+            exact = not self.hits["at"][aim] or chance.random() > _WITHIN
             within = 0 if exact else 1 + chance.randrange(_WITHIN_NS)
-            nth = 1 + chance.randrange(max(1, self._soak.places[aim] // 3))
+            nth = 1 + chance.randrange(max(1, self.places[aim] // 3))
             order["aim"] = [aim, nth, within]
             order["lingers"] = "renew" in aim or "append_all" in aim
             order["left"] = aim == IDLE
@@ -297,17 +259,9 @@ class _Round:
 
     def _aim(self, chance: random.Random) -> str:
         """Return one of the places with the fewest hits; one that is missed often comes later."""
-        at, aimed = self._soak.hits["at"], self._soak.aimed
-        scores = {place: 8 * at[place] + aimed[place] for place in self._soak.places}
+        at = self.hits["at"]
+        scores = {place: 8 * at[place] + self._aimed[place] for place in self.places}
         least = min(scores.values())
         place = chance.choice([place for place, score in scores.items() if score == least])
-        aimed[place] += 1
+        self._aimed[place] += 1
         return place
-
-    def _follow(self, events: list[list[Any]]) -> None:
-        for event in events:
-            if event[0] == "commit":
-                if event[5] == "completed":
-                    self._open.discard(event[1])
-                else:
-                    self._open.add(event[1])

@@ -15,16 +15,14 @@ import threading
 from collections.abc import Callable, Generator
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from routilux import JobStore, SqliteStore
 from tests.kills.places import OPENING, Places
 from tests.persist import postgres_server
 from tests.persist.stores import at
 
-__all__ = ["WRITES", "fresh_stores", "opened"]
-
-WRITES: Final = (
+WRITES = (
     "create",
     "append",
     "append_all",
@@ -35,9 +33,9 @@ WRITES: Final = (
     "renew",
     "release",
 )
-_STATEMENT: Final = re.compile(r"\s*(\w+)")
-_TABLE: Final = re.compile(r"\b(?:INTO|UPDATE|FROM)\s+(?:routilux_)?(jobs|commits|snapshots)\b")
-_FRAMES: Final = ("BEGIN", "COMMIT", "ROLLBACK")
+_STATEMENT = re.compile(r"\s*(\w+)")
+_TABLE = re.compile(r"\b(?:INTO|UPDATE|FROM)\s+(?:routilux_)?(jobs|commits|snapshots)\b")
+_FRAMES = ("BEGIN", "COMMIT", "ROLLBACK")
 
 
 def fresh_stores(kind: str, folder: Path) -> Callable[[], str]:
@@ -59,7 +57,7 @@ def opened(where: str, places: Places) -> JobStore:
             db.set_trace_callback(watch.statement)
     for name in WRITES:
         setattr(store, name, watch.write(name, getattr(store, name)))
-    return store  # type: ignore[no-any-return]
+    return store
 
 
 class _Watch:

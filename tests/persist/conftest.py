@@ -1,4 +1,4 @@
-"""Stores for a test: a file, or an empty PostgreSQL schema and an administrator's connection."""
+"""New stores for a test, and an administrator's connection."""
 
 from __future__ import annotations
 
@@ -8,31 +8,8 @@ from typing import Any
 
 import pytest
 
-from routilux import PostgresStore, SqliteStore
-from tests.persist import postgres_server
-from tests.persist.postgres_server import Server
-
-
-@pytest.fixture
-def server() -> Server:
-    """The server that the tests share; a test that stops it starts it again."""
-    postgres_server.need()
-    return postgres_server.running()
-
-
-@pytest.fixture
-def dsn(server: Server) -> str:
-    """The connection string of an empty schema."""
-    return server.dsn()
-
-
-@pytest.fixture(params=["sqlite", "postgres"])
-def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The place of a new store that processes can share; see `stores.at`."""
-    if request.param == "sqlite":
-        return str(tmp_path / "jobs.db")
-    postgres_server.need()
-    return postgres_server.fresh_dsn()
+from routilux import FakeClock, JobStore, PostgresStore, SqliteStore
+from tests.persist.stores import STORES
 
 
 @pytest.fixture
@@ -54,3 +31,14 @@ def admin(dsn: str) -> Iterator[Any]:
 
     with psycopg.connect(dsn, autocommit=True) as db:
         yield db
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: FakeClock) -> Iterator[JobStore]:
+    with STORES[request.param](tmp_path, clock) as made:
+        yield made

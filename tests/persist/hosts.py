@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -54,21 +54,6 @@ for seq in range(2, 10**9):
 """
 
 
-def kill_after(lines: int, child: subprocess.Popen[str]) -> int:
-    """Kill a host that runs APPENDS after some lines; return how many rows were accepted."""
-    for _ in range(lines):
-        line_of(child)
-    child.kill()
-    assert child.stdout is not None
-    return lines + 1 + len(child.stdout.read().split("\n")[:-1])
-
-
-def hold_rows(rows: list[bytes], accepted: int) -> None:
-    """Assert that the rows of APPENDS are those that were accepted."""
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been printed
-    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
-
-
 def go(children: list[subprocess.Popen[str]]) -> None:
     """Write the line for which they wait."""
     for child in children:
@@ -77,25 +62,14 @@ def go(children: list[subprocess.Popen[str]]) -> None:
         child.stdin.flush()
 
 
-class Call(threading.Thread):
-    """A call in a thread of its own; `result` waits for what it returns, or raises."""
+class Call:
+    """A call in a thread of its own; `result` waits for what it returns or raises."""
 
     def __init__(self, function: Callable[..., object], *arguments: object) -> None:
-        super().__init__()
-        self._function, self._arguments = function, arguments
-        self._got: object = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self._got = self._function(*self._arguments)
-        except Exception as error:
-            self._got = error
+        self._future = ThreadPoolExecutor(1).submit(function, *arguments)
 
     def result(self) -> object:
-        self.join(PATIENCE)
-        assert not self.is_alive(), "the call does not return"
-        return self._got
+        return self._future.exception(PATIENCE) or self._future.result()
 
 
 def rest_of(child: subprocess.Popen[str]) -> str:

@@ -22,8 +22,6 @@ from routilux import (
 from tests.persist import postgres_server
 from tests.routines import chain
 
-__all__ = ["STORES", "Make", "acquire", "at", "counter", "driven"]
-
 Make = Callable[[Path, Clock], AbstractContextManager[JobStore]]
 
 
@@ -80,3 +78,12 @@ def counter(last: int, *, prints: bool = False, dies_at: int | None = None) -> F
 def driven(store: JobStore, flow: Flow, **options: int) -> JobState:
     with Runtime(clock=FakeClock(), store=store, **options) as runtime:  # type: ignore[arg-type]
         return flow.execute("a", job_id="j", runtime=runtime)
+
+
+def holding(rows: list[bytes], job_id: str = "j") -> MemoryStore:
+    """A store with these rows of a job."""
+    store = MemoryStore()
+    store.create(job_id, rows[0], "a", flow_id="f", queued=False)
+    for seq, row in enumerate(rows[1:], 2):
+        store.append(job_id, seq, row, "a", stopped=False)
+    return store

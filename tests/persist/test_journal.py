@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from pathlib import Path
-
 import pytest
 
 from routilux import (
@@ -12,20 +9,14 @@ from routilux import (
     FakeClock,
     JobState,
     JobStatus,
-    JobStore,
     MemoryStore,
     Runtime,
 )
 from routilux.persist.journal import SNAPSHOT_EVERY
 from routilux.persist.rows import with_checksum, without_checksum
-from tests.persist.stores import STORES, counter, driven
+from tests.persist.stores import counter, driven, holding
+from tests.routines import Watcher
 from tests.soak import sampled
-
-
-@pytest.fixture(params=STORES)
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
-    with STORES[request.param](tmp_path, FakeClock()) as made:
-        yield made
 
 
 def without_history(job: JobState) -> dict[str, object]:
@@ -54,35 +45,20 @@ def test_a_job_that_was_cut_off_resumes_the_same_with_a_snapshot_and_without(sto
     with pytest.raises(KeyboardInterrupt):
         driven(store, counter(700, dies_at=dies_at))
     host = Runtime(clock=FakeClock("2026-02-01"), store=store)
-    twins = [MemoryStore(), MemoryStore()]
     ends = []
-    for twin, history in zip(twins, (True, False), strict=True):
-        for row in store.rows("j"):
-            seq = len(twin.rows("j")) + 1
-            if seq == 1:
-                twin.create("j", row, "x", flow_id="tale", queued=False)
-            else:
-                twin.append("j", seq, row, "x", stopped=False)
-        other = Runtime(clock=FakeClock("2026-02-01"), store=twin)
-        counter(700).resume(host.load("j", history=history), runtime=other)
-        ends.append(other.load("j", history=True))
+    for history in (True, False):
+        twin = Runtime(clock=FakeClock("2026-02-01"), store=holding(store.rows("j")))
+        counter(700).resume(host.load("j", history=history), runtime=twin)
+        ends.append(twin.load("j", history=True))
     assert JobStatus.COMPLETED is ends[0].status
     assert ends[0] == ends[1]
 
 
 def test_a_job_with_a_history_limit_keeps_few_commits_and_the_store_all(store):
-    most = 0
-
-    class Lengths:
-        def on_commit(self, job: JobState, commit: object) -> None:
-            nonlocal most
-            most = max(most, len(job.commits))
-
-    with Runtime(
-        clock=FakeClock(), store=store, history_limit=10, observers=[Lengths()]
-    ) as runtime:
+    watcher = Watcher()
+    with Runtime(clock=FakeClock(), store=store, history_limit=10, observers=[watcher]) as runtime:
         job = counter(1000).execute("a", job_id="j", runtime=runtime)
-        assert 10 <= len(job.commits) <= most < 20
+        assert 10 <= len(job.commits) <= max(len(each.commits) for each in watcher.jobs) < 20
         assert 10 <= len(runtime.load("j").commits) < 20
         whole = runtime.load("j", history=True)
     assert (1001, 1000) == (len(whole.commits), len(whole.execution_history))
@@ -115,7 +91,7 @@ def test_a_snapshot_that_can_not_be_written_changes_nothing(caplog):
     assert [f"no snapshot of job j at commit {SNAPSHOT_EVERY}: disk full"] == caplog.messages
 
 
-def changed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
+def changed(old, new):
     """A change of the first match, with a new checksum."""
     return lambda data: with_checksum(without_checksum(data, "$").replace(old, new, 1))
 
@@ -123,7 +99,6 @@ def changed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda data: data[:-5], "has no checksum at its end: it is cut off"),
         (lambda data: data.replace(b'"running"', b'"walking"', 1), "was damaged: its checksum"),
         (changed(b'"job_id":"j"', b'"job_id":"k"'), "is of commit 256 of job"),
         (

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 import pytest
 
 from routilux import (
-    Acquired,
+    Append,
     DuplicateJobError,
+    FakeClock,
     JobStatus,
+    JobStore,
     LeaseLostError,
+    MemoryStore,
     PostgresStore,
-    Routine,
     Runtime,
     Worker,
 )
@@ -32,7 +33,6 @@ from tests.persist.hosts import (
     until_one_waits,
 )
 from tests.persist.losses import Losses
-from tests.persist.postgres_server import Server
 from tests.persist.stores import acquire
 from tests.routines import SECOND, chain, rest
 
@@ -47,26 +47,25 @@ def test_a_backend_that_was_ended_is_not_noticed_by_the_caller(postgres, admin):
     assert [b"1", b"2", b"3", b"4"] == postgres.rows("j")
 
 
-def test_a_backend_that_is_ended_in_the_middle_of_an_append_loses_nothing(postgres, admin, dsn):
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_backend_that_is_ended_in_the_middle_of_an_append_raises_the_second_time(
+    postgres, admin, dsn, times
+):
     postgres.create("j", b"1", "a", flow_id="f", queued=False)
     with locked(dsn):
         append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
-        admin.execute("SELECT pg_terminate_backend(%s, 10000)", (until_one_waits(admin),))
-        until_one_waits(admin)  # it has been sent again
-    assert None is append.result()
-    assert [b"1", b"2"] == postgres.rows("j")
-
-
-def test_a_backend_that_is_ended_a_second_time_raises(postgres, admin, dsn):
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
-    with locked(dsn):
-        append = Call(partial(postgres.append, "j", 2, b"2", "a", stopped=False))
-        for _ in range(2):
+        for _ in range(times):
             admin.execute("SELECT pg_terminate_backend(%s, 10000)", (until_one_waits(admin),))
+        if times == 1:
+            until_one_waits(admin)  # it has been sent again
+    if times == 1:
+        assert None is append.result()
+    else:
         error = append.result()
-    assert isinstance(error, OSError)
-    assert "terminating connection" in str(error)
+        assert isinstance(error, OSError)
+        assert "terminating connection" in str(error)
     postgres.append("j", 2, b"2", "a", stopped=False)
+    assert [b"1", b"2"] == postgres.rows("j")
 
 
 def test_a_restart_of_the_server_is_not_noticed_by_the_caller(postgres, server):
@@ -93,7 +92,7 @@ def test_a_worker_continues_when_a_server_that_was_down_answers_again(dsn, serve
     done: list[str] = []
     starting = threading.Thread(target=server.start)
 
-    def falls(self: Routine) -> None:
+    def falls(self, n=0):
         if not done:
             server.stop(signal.SIGQUIT)
             starting.start()
@@ -118,89 +117,61 @@ def test_a_worker_continues_when_a_server_that_was_down_answers_again(dsn, serve
 
 
 @pytest.fixture
-def losses(server: Server) -> Iterator[Losses]:
+def losses(server):
     with Losses(server.folder / ".s.PGSQL.5432") as losses:
         yield losses
 
 
 @pytest.fixture
-def far(dsn: str, server: Server, losses: Losses) -> Iterator[PostgresStore]:
+def far(dsn, server, losses):
     """A store behind a network that loses connections."""
     there = f"host=127.0.0.1 port={losses.port}"
-    with PostgresStore(dsn.replace(f"host={server.folder}", there)) as store:
+    dsn = dsn.replace(f"host={server.folder}", there)
+    with PostgresStore(dsn, clock=FakeClock()) as store:
         yield store
 
 
-LOST = pytest.mark.parametrize("lost", ["question", "answer"])
+MINUTE = 60 * SECOND
+LOSSES: dict[str, Callable[[JobStore], object]] = {
+    "create": lambda store: store.create("new", b"1", "a", flow_id="f", queued=False),
+    "create, queued": lambda store: store.create("new", b"1", "a", flow_id="f", queued=True),
+    "append": lambda store: store.append("leased", 2, b"2", "b", stopped=False),
+    "append the last": lambda store: store.append("leased", 2, b"2", "b", stopped=True),
+    "append_all": lambda store: store.append_all([Append("leased", 2, b"2", "b", True)]),
+    "claim": lambda store: store.claim("queued", 2, b"2", "c", stopped=False),
+    "claim what it acquired": lambda store: store.claim("leased", 2, b"2", "b", stopped=False),
+    "overrule": lambda store: store.overrule("leased", 2, b"2", "operator", free=False),
+    "overrule and set free": lambda store: store.overrule("leased", 2, b"2", "op", free=True),
+    "acquire": lambda store: store.acquire("b", ["f"], MINUTE),
+    "acquire what was abandoned": lambda store: store.acquire("b", ["g"], MINUTE),
+    "renew": lambda store: store.renew("b", 50 * SECOND),
+    "release": lambda store: store.release("leased", "b", 0),
+    "keep_snapshot": lambda store: store.keep_snapshot("leased", 1, b"one"),
+    "snapshot": lambda store: store.snapshot("abandoned"),
+    "rows": lambda store: store.rows("leased"),
+    "free_in": lambda store: store.free_in(["f"]),
+}
 
 
-@LOST
-@pytest.mark.parametrize("queued", [True, False])
-def test_a_create_whose_connection_is_lost_makes_one_job(far, losses, lost, queued):
+@pytest.mark.parametrize("lost", ["question", "answer"])
+@pytest.mark.parametrize("call", LOSSES)
+def test_a_call_whose_connection_is_lost_takes_effect_once(far, losses, lost, call):
+    model = MemoryStore(FakeClock())
+    for store in (far, model):
+        for job_id, flow_id in {"leased": "f", "abandoned": "g"}.items():
+            store.create(job_id, b"1", "a", flow_id=flow_id, queued=True)
+            store.acquire("b", [flow_id], MINUTE)
+        store.keep_snapshot("abandoned", 1, b"one")
+        store.release("abandoned", "b", 0, clean=False)
+        store.create("queued", b"1", "a", flow_id="f", queued=True)
+        store.create("queued too", b"1", "a", flow_id="f", queued=True)
     with losses.once(lost):
-        far.create("j", b"1", "a", flow_id="f", queued=queued)
-    assert [b"1"] == far.rows("j")
-    assert ("j" if queued else None) == acquire(far, "b", ["f"], SECOND)
-    with pytest.raises(DuplicateJobError):
-        far.create("j", b"another", "a", flow_id="f", queued=queued)
-
-
-@LOST
-@pytest.mark.parametrize("stopped", [True, False])
-def test_an_append_whose_connection_is_lost_is_there_once(far, losses, lost, stopped):
-    far.create("j", b"1", "a", flow_id="f", queued=True)
-    far.acquire("a", ["f"], 60 * SECOND)
-    with losses.once(lost):
-        far.append("j", 2, b"2", "a", stopped=stopped)
-    far.append("j", 3, b"3", "a", stopped=stopped)
-    assert [b"1", b"2", b"3"] == far.rows("j")
-    assert ([] if stopped else ["j"]) == far.renew("a", SECOND)
-
-
-@LOST
-@pytest.mark.parametrize("acquired", [True, False])
-def test_a_claim_whose_connection_is_lost_makes_one_owner(far, losses, lost, acquired):
-    far.create("j", b"1", "a", flow_id="f", queued=True)
-    if acquired:
-        far.acquire("b", ["f"], 60 * SECOND)
-    with losses.once(lost):
-        far.claim("j", 2, b"2", "b", stopped=False)
-    assert [b"1", b"2"] == far.rows("j")
-    assert (["j"] if acquired else []) == far.renew("b", SECOND)
-    with pytest.raises(LeaseLostError):
-        far.append("j", 3, b"3", "a", stopped=False)
-
-
-@LOST
-@pytest.mark.parametrize("free", [True, False])
-def test_an_operator_whose_connection_is_lost_overrules_once(far, losses, lost, free):
-    far.create("j", b"1", "a", flow_id="f", queued=False)
-    with losses.once(lost):
-        far.overrule("j", 2, b"2", "operator", free=free)
-    assert [b"1", b"2"] == far.rows("j")
-    assert ("j" if free else None) == acquire(far, "b", ["f"], SECOND)
-
-
-@LOST
-def test_an_acquire_whose_connection_is_lost_gives_one_job_and_holds_no_other(far, losses, lost):
-    for job_id in "jkl":
-        far.create(job_id, b"1", "a", flow_id="f", queued=True)
-    with losses.once(lost):
-        assert "j" == acquire(far, "b", ["f"], 60 * SECOND)
-    assert ["j"] == far.renew("b", 60 * SECOND)
-    assert "k" == acquire(far, "b", ["f"], 60 * SECOND)
-
-
-@LOST
-@pytest.mark.parametrize("clean", [True, False])
-def test_an_acquire_whose_connection_is_lost_knows_if_the_job_was_given_back(
-    far, losses, lost, clean
-):
-    far.create("j", b"1", "a", flow_id="f", queued=True)
-    far.acquire("a", ["f"], 60 * SECOND)
-    far.release("j", "a", 0, clean=clean)
-    with losses.once(lost):
-        assert Acquired("j", clean) == far.acquire("b", ["f"], 60 * SECOND)
+        found = LOSSES[call](far)
+    assert LOSSES[call](model) == found
+    assert model.holders() == far.holders()
+    for job_id in model.job_ids():
+        assert model.rows(job_id) == far.rows(job_id)
+        assert model.snapshot(job_id) == far.snapshot(job_id)
 
 
 def test_an_acquire_sent_again_while_the_server_executes_the_first_holds_one_job(
@@ -222,32 +193,12 @@ def test_an_acquire_sent_again_while_the_server_executes_the_first_holds_one_job
     assert ["j"] == far.renew("b", 60 * SECOND), "the first call holds another job"
 
 
-@LOST
-def test_every_other_call_is_repeated_after_its_connection_is_lost(far, losses, lost):
-    far.create("j", b"1", "a", flow_id="f", queued=True)
-    far.acquire("b", ["f"], 60 * SECOND)
-    with losses.once(lost):
-        assert ["j"] == far.renew("b", 50 * SECOND)
-    with losses.once(lost):
-        far.keep_snapshot("j", 1, b"one")
-    with losses.once(lost):
-        assert (1, b"one") == far.snapshot("j")
-    with losses.once(lost):
-        assert [b"1"] == far.rows("j")
-    with losses.once(lost):
-        far.release("j", "b", 0)
-    with losses.once(lost):
-        assert 0 == far.free_in(["f"])
-
-
 @pytest.fixture
-def overtaken(
-    far: PostgresStore, losses: Losses, admin: Any, monkeypatch: pytest.MonkeyPatch
-) -> PostgresStore:
+def overtaken(far, losses, admin, monkeypatch):
     """The next answer of the store is lost; before it asks again, host `b` resumes the job."""
     opened = far._database._opened
 
-    def late(lost: Any) -> Any:
+    def late(lost):
         admin.execute("UPDATE routilux_jobs SET owner = 'b'")
         admin.execute(
             "INSERT INTO routilux_commits SELECT job, max(seq) + 1, 'b', 'of b'"
@@ -255,43 +206,40 @@ def overtaken(
         )
         return opened(lost)
 
-    def next_is_lost(lost: str) -> None:
+    def is_overtaken():
         monkeypatch.setattr(far._database, "_opened", late)
-        losses._lost = lost
+        losses.next("answer")
 
-    monkeypatch.setattr(losses, "next", next_is_lost)
-    return far
+    return is_overtaken
 
 
 def test_a_create_whose_answer_is_lost_is_no_duplicate_if_another_host_resumes_the_job(
-    overtaken, losses
+    far, overtaken
 ):
-    losses.next("answer")
-    overtaken.create("j", b"1", "a", flow_id="f", queued=True)
-    assert [b"1", b"of b"] == overtaken.rows("j")
+    overtaken()
+    far.create("j", b"1", "a", flow_id="f", queued=True)
+    assert [b"1", b"of b"] == far.rows("j")
     with pytest.raises(DuplicateJobError):
-        overtaken.create("j", b"1", "a", flow_id="f", queued=True)
+        far.create("j", b"1", "a", flow_id="f", queued=True)
 
 
-def test_an_overrule_whose_answer_is_lost_succeeds_if_another_host_resumes_the_job(
-    overtaken, losses
-):
-    overtaken.create("j", b"1", "a", flow_id="f", queued=True)
-    losses.next("answer")
-    overtaken.overrule("j", 2, b"2", "operator", free=True)
-    assert [b"1", b"2", b"of b"] == overtaken.rows("j")
+def test_an_overrule_whose_answer_is_lost_succeeds_if_another_host_resumes_the_job(far, overtaken):
+    far.create("j", b"1", "a", flow_id="f", queued=True)
+    overtaken()
+    far.overrule("j", 2, b"2", "operator", free=True)
+    assert [b"1", b"2", b"of b"] == far.rows("j")
     with pytest.raises(LeaseLostError, match="has 3 commits"):
-        overtaken.overrule("j", 2, b"2", "operator", free=True)
+        far.overrule("j", 2, b"2", "operator", free=True)
 
 
 def test_an_append_whose_answer_is_lost_loses_the_lease_if_another_host_resumes_the_job(
-    overtaken, losses
+    far, overtaken
 ):
-    overtaken.create("j", b"1", "a", flow_id="f", queued=False)
-    losses.next("answer")
+    far.create("j", b"1", "a", flow_id="f", queued=False)
+    overtaken()
     with pytest.raises(LeaseLostError, match="belongs to 'b' now"):
-        overtaken.append("j", 2, b"2", "a", stopped=False)
-    assert [b"1", b"2", b"of b"] == overtaken.rows("j")
+        far.append("j", 2, b"2", "a", stopped=False)
+    assert [b"1", b"2", b"of b"] == far.rows("j")
 
 
 # --- in the caller --------------------------------------------------------------------------------

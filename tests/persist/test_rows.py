@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from routilux import CorruptStateError, FakeClock, MemoryStore, Runtime, SavedStateError, codec
+from routilux import FakeClock, MemoryStore, Runtime, SavedStateError, codec
 from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
 from tests.persist.stores import counter, driven
 from tests.routines import refused_at
@@ -25,12 +25,8 @@ NO_CHECKSUM = "has no checksum at its end: it is cut off, or was not written by 
     [
         (b"", NO_CHECKSUM),
         (b"{", NO_CHECKSUM),
-        (b'{"seq":17', NO_CHECKSUM),
         (b"no JSON at all", NO_CHECKSUM),
-        (b"\x00" * 40, NO_CHECKSUM),
-        (b"null", NO_CHECKSUM),
         (ended(b"  }"), "is not JSON"),
-        (ended(b"{}{}"), "is not JSON"),
         (ended(b"{]}"), "is not JSON"),
         (ended(b'{"seq":"17}'), "is cut off"),
         (ended(b"\xff\xfe}"), "is not UTF-8"),
@@ -69,17 +65,12 @@ def test_rows_that_make_sense_only_together_are_refused():
         Runtime(store=store).load("j")
 
 
-def test_only_the_batch_of_a_damaged_row_is_read_row_by_row(
-    monkeypatch,
-):
+def test_only_the_batch_of_a_damaged_row_is_read_row_by_row(monkeypatch):
     calls = []
-
-    def counted(text: bytes, **options: bool) -> object:
-        calls.append(text)
-        return loads(text, **options)
-
     loads = codec.loads
-    monkeypatch.setattr("routilux.codec.loads", counted)
+    monkeypatch.setattr(
+        "routilux.codec.loads", lambda text, **how: calls.append(text) or loads(text, **how)
+    )
     store = MemoryStore()
     job = driven(store, counter(199))
     runtime = Runtime(store=store)
@@ -87,7 +78,7 @@ def test_only_the_batch_of_a_damaged_row_is_read_row_by_row(
     assert 4 == len(calls)
     store._jobs["j"].rows[70] = ended(b"no JSON}")
     calls.clear()
-    with pytest.raises(CorruptStateError, match=r"^\$\.j\[71\]: is not JSON"):
+    with refused_at("$.j[71]", "is not JSON"):
         runtime.load("j")
     assert 1 + 7 == len(calls)
 
@@ -101,29 +92,16 @@ def test_a_bit_that_changes_anywhere_in_a_row_or_a_snapshot_is_reported():
     store = MemoryStore()
     driven(store, counter(260))
     kept = store._jobs["j"]
-    assert kept.snapshot is not None
     seq, data = kept.snapshot
     runtime = Runtime(store=store)
     whole = kept.rows[258]
-    for at in (
-        *range(0, len(whole) * 8, 7),
-        *range(len(whole) * 8 - CHECKSUM_BYTES * 8, len(whole) * 8),
-    ):
+    bits = len(whole) * 8
+    for at in (*range(0, bits, 7), *range(bits - CHECKSUM_BYTES * 8, bits)):
         kept.rows[258] = flipped(whole, at)
-        with pytest.raises(SavedStateError) as caught:
+        with pytest.raises(SavedStateError, match=r"^\$\.j\[259\]"):
             runtime.load("j")
-        assert caught.value.path.startswith("$.j[259]"), at
     kept.rows[258] = whole
     for at in range(0, len(data) * 8, 7):
         kept.snapshot = seq, flipped(data, at)
-        with pytest.raises(SavedStateError) as caught:
+        with pytest.raises(SavedStateError, match=r"^\$\.j\.snapshot"):
             runtime.load("j")
-        assert caught.value.path.startswith("$.j.snapshot"), at
-
-
-def test_a_damaged_row_after_a_snapshot_is_reported_by_its_number_in_the_job():
-    store = MemoryStore()
-    driven(store, counter(300))
-    store._jobs["j"].rows[289] = b"no JSON"
-    with refused_at("$.j[290]"):
-        Runtime(store=store).load("j")

@@ -16,32 +16,6 @@ def test_a_commit_is_on_the_disk_when_append_returns(sqlite):
         assert (2,) == db.execute("PRAGMA synchronous").fetchone()  # FULL: the log is flushed
 
 
-OPENS = """
-import sys
-sys.stdin.readline()
-from routilux import SqliteStore
-store = SqliteStore(sys.argv[1])
-for number in range(20):
-    store.create(f"{sys.argv[2]}-{number}", b"row", "a", flow_id="f", queued=True)
-taken = 0
-while store.acquire(sys.argv[2], ["f"], 10**12):
-    taken += 1
-print(taken)
-"""
-
-
-def test_many_processes_that_make_the_file_at_once_share_it(tmp_path):
-    children = [process(OPENS, tmp_path / "jobs.db", number) for number in range(5)]
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    taken = [int(child.communicate(timeout=PATIENCE)[0]) for child in children]
-    assert 100 == sum(taken)
-    with SqliteStore(tmp_path / "jobs.db") as store:
-        assert 100 == len(store.job_ids())
-
-
 def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(sqlite):
     def instructions() -> int:
         count = 0

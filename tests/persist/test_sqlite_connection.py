@@ -244,20 +244,13 @@ def files_open(path: Path) -> Counter[str]:
     return Counter({name: times for name, times in found.items() if name.startswith(str(path))})
 
 
-def test_a_forked_child_uses_a_connection_of_its_own(sqlite):
-    sqlite.create("j", b"1", "a", flow_id="f", queued=False)
-    in_a_child(lambda: sqlite.append("j", 2, b"2", "a", stopped=False))
-    sqlite.append("j", 3, b"3", "a", stopped=False)
-    assert [b"1", b"2", b"3"] == sqlite.rows("j")
-
-
 @pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
-def test_a_forked_child_never_closes_the_connection_of_its_parent(used, sqlite):
+def test_a_forked_child_uses_and_closes_a_connection_of_its_own(used, sqlite):
     sqlite.create("j", b"1", "a", flow_id="f", queued=False)
     open_before = files_open(sqlite.path)
     assert open_before[str(sqlite.path)]
 
-    def closes() -> None:
+    def closes():
         if used:
             sqlite.append("j", 2, b"2", "a", stopped=False)
         sqlite.close()
@@ -265,6 +258,8 @@ def test_a_forked_child_never_closes_the_connection_of_its_parent(used, sqlite):
         assert open_before <= files_open(sqlite.path)
 
     in_a_child(closes)
+    sqlite.append("j", 2 + used, b"last", "a", stopped=False)
+    assert [b"1", *[b"2"] * used, b"last"] == sqlite.rows("j")
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")

@@ -22,6 +22,7 @@ from routilux.persist import admin, signature
 from routilux.persist.journal import Journal
 from routilux.persist.rows import with_checksum, without_checksum
 from tests.persist.orders import GOLDEN, KEY, START, pipeline
+from tests.persist.stores import holding
 from tests.routines import refused_at
 
 DOCUMENT = GOLDEN / "routilux-1.json"
@@ -54,14 +55,9 @@ def stored() -> MemoryStore:
     return store
 
 
-def holding(rows: list[bytes], snapshot: bytes | None = None) -> Runtime:
+def host_with(rows: list[bytes], snapshot: bytes | None = None) -> Runtime:
     """A host whose store has these rows of a job."""
-    store = MemoryStore()
-    for seq, row in enumerate(rows, 1):
-        if seq == 1:
-            store.create("job-1", row, "a", flow_id="orders", queued=False)
-        else:
-            store.append("job-1", seq, row, "a", stopped=False)
+    store = holding(rows, "job-1")
     if snapshot is not None:
         store.keep_snapshot("job-1", 6, snapshot)
     return Runtime(clock=FakeClock(START), store=store)
@@ -82,18 +78,11 @@ def test_the_stored_rows_and_snapshot_are_what_is_written_today():
 
 
 def test_the_stored_rows_and_snapshot_are_read():
-    host = holding(ROWS, SNAPSHOT)
+    host = host_with(ROWS, SNAPSHOT)
     job, whole = host.load("job-1"), host.load("job-1", history=True)
     assert (JobStatus.COMPLETED, 6, 0) == (job.status, job.seq, len(job.commits))
     assert {**whole.serialize(), "commits": []} == job.serialize()
     assert date(2026, 1, 3) == job.shared_data["day"]
-
-
-def test_the_first_row_of_each_host_and_the_snapshot_carry_the_version():
-    assert [True, False, False, True, False, False] == [
-        row.startswith(b"{" + FORMAT) for row in ROWS
-    ]
-    assert SNAPSHOT.startswith(b"{" + FORMAT)
 
 
 @pytest.mark.parametrize("change", [admin.cancel, admin.retry])
@@ -120,10 +109,10 @@ def test_a_version_that_is_not_the_first_member_is_found():
 
     row = dict(reversed(json.loads(without_checksum(ROWS[3], "$")).items()))
     rows = [*ROWS[:3], with_checksum(json.dumps(row).encode()), *ROWS[4:]]
-    assert JobStatus.COMPLETED is holding(rows).load("job-1").status
+    assert JobStatus.COMPLETED is host_with(rows).load("job-1").status
     rows[3] = changed(rows[3], b"routilux/1", b"routilux/7")
     with pytest.raises(UnsupportedVersionError):
-        holding(rows).load("job-1")
+        host_with(rows).load("job-1")
 
 
 # --- a newer version ------------------------------------------------------------------------------
@@ -131,19 +120,11 @@ def test_a_version_that_is_not_the_first_member_is_found():
 FUTURE = b'{"format":"routilux/7","seq":{"$type":"of the future"}}'
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-def test_a_newer_document_is_refused_with_what_to_do_and_the_file_stays(key, tmp_path):
+def test_a_newer_signed_document_is_refused_with_what_to_do():
     body = b'{"format": "routilux/7",\n"state": {"$type": "of the future"}'
-    path = tmp_path / "job.json"
-    path.write_bytes(signature.with_digest(body, signature.new_mac(key)))
-    before = path.read_bytes()
-    reason = (
-        "is 'routilux/7', which a newer routilux wrote; this one reads 'routilux/1': install"
-        f" the newer one here, or resume the job where it was saved (in {path})"
-    )
+    reason = "is 'routilux/7', which a newer routilux wrote; this one reads 'routilux/1': install"
     with refused_at("$.format", reason, UnsupportedVersionError):
-        SavedState.read(path, key=key)
-    assert before == path.read_bytes()
+        SavedState.from_bytes(signature.with_digest(body, signature.new_mac(KEY)), key=KEY)
 
 
 @pytest.mark.parametrize("future", [FUTURE, with_checksum(FUTURE)], ids=["cut off", "whole"])
@@ -152,12 +133,12 @@ def test_a_newer_row_is_refused_by_its_path_before_anything_else_of_it_is_read(n
     rows = [*ROWS[: number - 1], future, b"rows of the future"]
     reason = "is 'routilux/7', which a newer routilux wrote; this one"
     with refused_at(f"$.job-1[{number}].format", reason, UnsupportedVersionError):
-        holding(rows).load("job-1")
+        host_with(rows).load("job-1")
 
 
 def test_a_newer_snapshot_is_refused_and_so_are_the_rows_that_its_host_wrote():
     rows = [*ROWS[:3], changed(ROWS[3], FORMAT, NEWER), *ROWS[4:]]
-    host = holding(rows, FUTURE)
+    host = host_with(rows, FUTURE)
     reason = "or resume the job where it was saved"  # and not without the snapshot
     for history, path in ((False, "$.job-1.snapshot.format"), (True, "$.job-1[4].format")):
         with pytest.raises(UnsupportedVersionError, match=f"{reason}$") as caught:
@@ -174,21 +155,17 @@ def test_a_document_with_another_text_as_version_was_not_written_by_routilux(fou
         SavedState.from_bytes(signature.with_digest(f'{{"format": "{found}"'.encode()))
 
 
-@pytest.mark.parametrize("found", [*NO_VERSIONS, 1, None, ["routilux/1"]])
-def test_a_row_or_snapshot_with_anything_else_as_version_is_refused_by_its_path(found):
-    version = json.dumps(found).encode()
-    rows = [*ROWS[:3], changed(ROWS[3], b'"routilux/1"', version), *ROWS[4:]]
-    host = holding(rows, changed(SNAPSHOT, b'"routilux/1"', version))
-    for history, path in ((True, "$.job-1[4].format"), (False, "$.job-1.snapshot.format")):
-        with refused_at(path, "was not written by routilux"):
-            host.load("job-1", history=history)
+OTHERS = [*NO_VERSIONS, 1, None, ["routilux/1"]]
+INVALID = [(1, b""), *((4, b'"format":%b,' % json.dumps(other).encode()) for other in OTHERS)]
 
 
-def test_a_first_row_or_a_snapshot_without_a_version_is_refused_by_its_path():
-    rows = [changed(ROWS[0], FORMAT, b""), *ROWS[1:]]
-    host = holding(rows, changed(SNAPSHOT, FORMAT, b""))
-    for history, path in ((True, "$.job-1[1].format"), (False, "$.job-1.snapshot.format")):
-        with refused_at(path, "is missing: this was not written"):
+@pytest.mark.parametrize(("number", "member"), INVALID)
+def test_a_row_or_snapshot_without_a_version_or_with_another_is_refused_by_its_path(number, member):
+    rows = [*ROWS]
+    rows[number - 1] = changed(ROWS[number - 1], FORMAT, member)
+    host = host_with(rows, changed(SNAPSHOT, FORMAT, member))
+    for history, path in ((True, f"$.job-1[{number}].format"), (False, "$.job-1.snapshot.format")):
+        with refused_at(path, "this was not written by routilux"):
             host.load("job-1", history=history)
 
 
@@ -203,22 +180,4 @@ def test_damage_is_reported_before_the_version_is_read():
         SavedState.from_bytes(SIGNED.read_bytes()[:-3], key=KEY)
     rows = [ROWS[0].replace(b"routilux/1", b"routilux/7"), *ROWS[1:]]
     with refused_at("$.job-1[1]", "was damaged"):
-        holding(rows).load("job-1")
-
-
-@pytest.mark.parametrize(
-    ("text", "path"),
-    [
-        (b'"a": 1, "a": 2', "$.a"),
-        (b'"a": NaN', "$.a"),
-        (b'"a": 1e999', "$.a"),
-        (b'"a": ' + b"9" * 5_000, "$.a"),
-        (b'"a": "\\ud800"', "$.a"),
-        (b'"a": ' + b"[" * 101 + b"]" * 101, "$.a" + "[0]" * 99),
-        (b'"job_state": {}', "$.flow"),
-    ],
-    ids=["a key twice", "NaN", "too big", "too long", "no text", "too deep", "a member too few"],
-)
-def test_a_document_of_this_version_is_checked_member_by_member(text, path):
-    with refused_at(path):
-        SavedState.from_bytes(signature.with_digest(b'{"format": "routilux/1", ' + text))
+        host_with(rows).load("job-1")

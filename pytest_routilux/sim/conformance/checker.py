@@ -199,7 +199,7 @@ class _Checker:
                     f"{commit_text(commit)} creates task {task.task_id} of {task.routine_id}, but a"
                     " task with this id exists"
                 )
-                fail("task-id-twice", what, task, commit.at_ns)
+                fail("task-id-twice", what, task)
 
     def _check_timeout(self, commit: Commit, shadow: ShadowTask) -> None:
         timeout = self._spec.policies[shadow.task.routine_id].timeout
@@ -261,7 +261,7 @@ class _Checker:
             shadow = next(iter(job.open.values()))
             waits = f"waits for its retry {shadow.retries}" if shadow.delay else "is pending"
             what = f"the job is completed at {commit_text(commit)}, but {shadow} {waits}"
-            fail("completed-too-early", what, shadow.task, commit.at_ns)
+            fail("completed-too-early", what, shadow.task)
         if after is _RUNNING and not job.open:
             what = f"no task is left after {commit_text(commit)}, but the job is still running"
             fail("not-completed", what, commit)

@@ -205,12 +205,12 @@ class RetryRules:
 # --- findings -------------------------------------------------------------------------------------
 
 
-def fail(kind: str, what: str, of: Commit | Task | None, at: int | str | None = None) -> NoReturn:
-    """Report a broken rule at a commit or a task; `at` is its instant or its routine."""
-    routine = at if isinstance(at, str) else None if of is None else of.routine_id
-    instant = at if isinstance(at, int) else getattr(of, "at_ns", None)
+def fail(kind: str, what: str, of: Commit | Task | None, routine: str | None = None) -> NoReturn:
+    """Report a broken rule at a commit, a task or a routine."""
+    if routine is None and of is not None:
+        routine = of.routine_id
     path = f"engine.{routine or 'job'}"
-    raise BrokenRuleError(Finding(kind, what, path, routine, at_ns=instant))
+    raise BrokenRuleError(Finding(kind, what, path, routine))
 
 
 def step_text(step: StepInput) -> str:

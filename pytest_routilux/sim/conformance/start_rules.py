@@ -46,17 +46,17 @@ class StartRules:
         if job.status is not JobStatus.RUNNING:
             what = f"{step_text(step)} starts although the job is {job.status.value}"
             failed = job.status is JobStatus.FAILED
-            fail("ran-after-failure" if failed else "ran-while-stopped", what, task, at)
+            fail("ran-after-failure" if failed else "ran-while-stopped", what, task)
         if shadow.ended or shadow.failed or shadow.attempt != step.attempt:
             wrong_attempt(shadow, step.attempt, "starts", at)
         if task.task_id in job.in_flight:
-            fail("started-twice", f"{step_text(step)} starts while it is in flight", task, at)
+            fail("started-twice", f"{step_text(step)} starts while it is in flight", task)
         if at < job.at:
             what = (
                 f"time runs back: {step_text(step)} starts {seconds(job.at - at)} s before the"
                 " commit that precedes it"
             )
-            fail("time-ran-back", what, task, at)
+            fail("time-ran-back", what, task)
         if at < shadow.due:
             too_early(shadow, at)
         if self._exact:
@@ -81,29 +81,29 @@ class StartRules:
             what = (
                 f"attempt {shadow.attempt} of {shadow} starts {late} late, though no limit held it"
             )
-            fail("started-late", what, shadow.task, at)
+            fail("started-late", what, shadow.task)
         retry = f"retry {shadow.retries} of {shadow}"
         if shadow.since_resume == 0 and at == shadow.resumed + shadow.delay:
             what = (
                 f"{retry} waits its {seconds(shadow.delay)} s anew after the resume: it starts"
                 f" {late} late"
             )
-            fail("timer-restarted", what, shadow.task, at)
+            fail("timer-restarted", what, shadow.task)
         what = f"{retry} starts {late} after it was due, though no limit held it"
-        fail("retry-late", what, shadow.task, at)
+        fail("retry-late", what, shadow.task)
 
     def _check_limits(self, step: StepInput) -> None:
         job, task = self._job, step.task
         if len(job.in_flight) >= job.width:
             what = f"{step_text(step)} starts with {len(job.in_flight)} in flight of {job.width}"
-            fail("too-many-at-once", what, task, step.started_ns)
+            fail("too-many-at-once", what, task)
         in_flight, limit = job.in_flight_of.get(task.routine_id, 0), job.limits[task.routine_id]
         if in_flight >= limit:
             what = (
                 f"{step_text(step)} starts with {in_flight} steps of {task.routine_id} in flight;"
                 f" its max_concurrency is {limit}"
             )
-            fail("too-many-at-once", what, task, step.started_ns)
+            fail("too-many-at-once", what, task)
 
     def _check_data(self, step: StepInput, shadow: ShadowTask) -> None:
         job, task = self._job, step.task
@@ -120,7 +120,7 @@ class StartRules:
                 f"{step_text(step)} gets the records of once() {sorted(step.effects or ())},"
                 f" but {sorted(shadow.effects)} are committed"
             )
-            fail("record-lost", what, task, step.started_ns)
+            fail("record-lost", what, task)
 
     def _compare(
         self, step: StepInput, routine: str | None, committed: object, given: object
@@ -136,7 +136,7 @@ class StartRules:
     def _wrong_data(self, step: StepInput, name: str, committed: object, given: object) -> NoReturn:
         difference = first_difference(committed, given)
         what = f"{step_text(step)} gets other values of {name} than are committed: {difference}"
-        fail("snapshot-wrong", what, step.task, step.started_ns)
+        fail("snapshot-wrong", what, step.task)
 
 
 def too_early(shadow: ShadowTask, at: int) -> NoReturn:
@@ -144,15 +144,15 @@ def too_early(shadow: ShadowTask, at: int) -> NoReturn:
     early = f"{seconds(shadow.due - at)} s"
     if not shadow.delay:
         what = f"attempt {shadow.attempt} of {shadow} starts {early} before it was created"
-        fail("time-ran-back", what, shadow.task, at)
+        fail("time-ran-back", what, shadow.task)
     what = (
         f"retry {shadow.retries} of {shadow} starts {early} before it is due; its wait is"
         f" {seconds(shadow.delay)} s"
     )
     if shadow.since_resume == 0:
         what += ", which the resuming host did not keep"
-        fail("timer-lost", what, shadow.task, at)
-    fail("retry-too-early", what, shadow.task, at)
+        fail("timer-lost", what, shadow.task)
+    fail("retry-too-early", what, shadow.task)
 
 
 def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoReturn:
@@ -160,12 +160,12 @@ def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoRet
     what = f"attempt {attempt} of {shadow} {verb}"
     if shadow.ended or shadow.failed:
         what += f" after the task {shadow.ended or 'has failed'}"
-        fail("attempt-repeated", what, shadow.task, at)
+        fail("attempt-repeated", what, shadow.task)
     if attempt < shadow.attempt:
         what += f" again; attempt {shadow.attempt} is the next"
-        fail("attempt-repeated", what, shadow.task, at)
+        fail("attempt-repeated", what, shadow.task)
     what += f", but attempt {shadow.attempt} is the next"
-    fail("attempt-skipped", what, shadow.task, at)
+    fail("attempt-skipped", what, shadow.task)
 
 
 def same(a: object, b: object) -> bool:

@@ -234,7 +234,6 @@ def _finding(
         f"{kind}.{routine or 'job'}.{path}",
         routine if source is None else source.routine_id,
         [(path, was, became)],
-        row.get("at_ns"),
         "" if source is None else source.where,
     )
 

@@ -140,4 +140,4 @@ def _finding(flow: Flow, step: StepInput, call: str) -> Finding:
     )
     path = f"swallowed.{routine_id}.{slot}"
     where = definition_of(handler)
-    return Finding("swallowed-crash", what, path, routine_id, [], step.started_ns, where)
+    return Finding("swallowed-crash", what, path, routine_id, hint=where)

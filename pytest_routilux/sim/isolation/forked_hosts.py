@@ -140,7 +140,7 @@ class ForkedHosts:
         flow = self._case.build()
         job = fold_commits(self._case.job_id, world.commits)
         path = f"process.{routine or 'build'}"
-        finding = Finding(kind, what, path, routine, [], world.now_ns, handler_of(flow, routine))
+        finding = Finding(kind, what, path, routine, hint=handler_of(flow, routine))
         durable = list(world.commits)
         return Killed(finding, Undisturbed(self._case, world, Host(flow, job), durable, [job]))
 
@@ -227,9 +227,7 @@ class ForkedHosts:
         )
         rows = [(full, f"{change.was} -> {change.became}", change.was), *finding.rows]
         path = f"{scope}.{full}"
-        return Finding(
-            "module-state", what, path, change.routine_id, rows, finding.at_ns, change.where
-        )
+        return Finding("module-state", what, path, change.routine_id, rows, change.where)
 
     def _note(self, text: str) -> None:
         self._coverage.notes.append(text)

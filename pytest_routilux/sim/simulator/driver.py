@@ -186,10 +186,7 @@ class SimDriver:
             options.insert(len(ended) + len(fresh) + sooner, None)
         if not options:
             return None
-        index = 0
-        if len(options) > 1:
-            index = self._scheduler.choose("commit", [_label(option) for option in options])
-        chosen = options[index]
+        chosen = options[self._scheduler.choose(len(options)) if len(options) > 1 else 0]
         if isinstance(chosen, tuple):
             ended.remove(chosen)
         elif chosen in fresh:
@@ -258,10 +255,3 @@ class SimDriver:
             clock.mono += self._pace.more_ns
         flight.events.append((clock.mono, outcome))
         clock.mono = begun
-
-
-def _label(option: Ended | Flight | None) -> str:
-    if option is None:
-        return "time passes"
-    step = option[1] if isinstance(option, tuple) else option.step
-    return f"{step.task.task_id} {step.task.routine_id} attempt {step.attempt}"

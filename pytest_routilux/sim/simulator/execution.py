@@ -60,9 +60,8 @@ _MOST_ENCODED: Final = 1_000
 class _WorldJournal:
     """Writes commits into the world.
 
-    With `checked`, each commit is read back from its saved form. It is compared with that form at
-    the end of the run, and after each attempt that has read it: as the commit that created the
-    task, or as the last one with the routine's state or the shared data.
+    With `checked`, each commit is read back from its saved form, and is compared with that form
+    again at the end of the run.
     """
 
     def __init__(self, runtime: _SimRuntime, *, checked: bool) -> None:
@@ -70,10 +69,7 @@ class _WorldJournal:
         self._world = runtime.world
         self._faults = runtime.case.faults
         self._checked = checked
-        self._written: dict[int, tuple[Commit, str]] = {}
-        self._created_by: dict[str | None, int] = {}  # a task -> its commit
-        self._state_in: dict[str | None, int] = {}  # a routine -> the last commit with its state
-        self._shared_in = 0  # the last commit with shared data
+        self._written: list[tuple[Commit, str]] = []
 
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
@@ -123,41 +119,24 @@ class _WorldJournal:
         if difference is not None:
             what = f"{where} is changed by saving and loading it: {difference}"
             self._runtime.report("changed-by-saving", what, commit)
-        who = f"an attempt of {commit.routine_id} (task {commit.task_id}, attempt {commit.attempt})"
-        created = self._created_by.get(commit.task_id, 0)
-        for seq in {created, self._state_in.get(commit.routine_id, 0), self._shared_in}:
-            self._compare(seq, commit, who)
-        self._written[commit.seq] = commit, data
-        for task in commit.tasks:
-            self._created_by[task.task_id] = commit.seq
-        if commit.state is not None:
-            self._state_in[commit.routine_id] = commit.seq
-        if commit.shared is not None:
-            self._shared_in = commit.seq
+        self._written.append((commit, data))
 
     def compare_all(self) -> None:
         """Report each commit that has changed since it was written."""
-        for seq in self._written:
-            self._compare(seq, None, "a handler")
-
-    def _compare(self, seq: int, culprit: Commit | None, who: str) -> None:
-        commit, data = self._written.get(seq, (None, ""))
-        if commit is None:
-            return
-        try:
-            text = commit.dumps()
-        except UnserializableError as error:
-            text = str(error)
-        if text == data:
-            return
-        self._written[seq] = commit, text
-        difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
-        targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
-        what = (
-            f"{who} changes commit {seq} of {_routine_of(commit)} after it was written"
-            f"{targets and f' (it went to {targets})'}: {difference or text}"
-        )
-        self._runtime.report("payload-changed", what, culprit or commit)
+        for commit, data in self._written:
+            try:
+                text = commit.dumps()
+            except UnserializableError as error:
+                text = str(error)
+            if text == data:
+                continue
+            difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
+            targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
+            what = (
+                f"a handler changes commit {commit.seq} of {_routine_of(commit)} after it was"
+                f" written{targets and f' (it went to {targets})'}: {difference or text}"
+            )
+            self._runtime.report("payload-changed", what, commit)
 
 
 def _routine_of(commit: Commit) -> str:
@@ -202,8 +181,7 @@ class _ChoosingMachine(Machine):
     def begin(self, pending: PendingTask, now: int) -> StepInput:
         options = self.startable(now)
         if len(options) > 1:
-            names = [f"{task.task_id} {task.routine_id}" for task in options]
-            pending = options[self.scheduler.choose("start", names)]
+            pending = options[self.scheduler.choose(len(options))]
         return super().begin(pending, now)
 
 
@@ -238,7 +216,7 @@ class _SimRuntime(Runtime):
     def report(self, kind: str, what: str, commit: Commit) -> None:
         routine = commit.routine_id
         path = f"engine.{routine or 'job'}"
-        self.host.findings.append(Finding(kind, what, path, routine, at_ns=commit.at_ns))
+        self.host.findings.append(Finding(kind, what, path, routine))
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
         check = self.case.always

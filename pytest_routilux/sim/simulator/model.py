@@ -235,8 +235,8 @@ class Finding:
 
     `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
     together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
-    the crash) for those parts that differ, `at_ns` is about when it shows in the disturbed run,
-    `call` the effect that it is about, `hint` a line of the user's code.
+    the crash) for those parts that differ, `call` is the effect that it is about, `hint` a line of
+    the user's code.
     """
 
     kind: str
@@ -244,7 +244,6 @@ class Finding:
     path: str
     routine: str | None = None
     rows: list[tuple[str, str, str]] = field(default_factory=list)
-    at_ns: int | None = None
     hint: str = ""
     call: Call | None = None
 

@@ -9,29 +9,23 @@ Invariants:
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Literal, Protocol, final
+from typing import Protocol, final
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-__all__ = ["FIFO", "Decision", "FifoScheduler", "Scheduler", "SeededScheduler"]
-
-Decision = Literal["start", "commit"]
-"""`start`: which task starts next. `commit`: which step continues next, or that time passes."""
+__all__ = ["FIFO", "FifoScheduler", "Scheduler", "SeededScheduler"]
 
 
 class Scheduler(Protocol):
-    """Makes the decisions of one run."""
+    """Decides which task starts next, which step continues next, or that time passes."""
 
-    def choose(self, kind: Decision, options: Sequence[str]) -> int:
-        """Return the index of one of at least two options, which are named for people."""
+    def choose(self, options: int) -> int:
+        """Return the index of one of at least two options."""
 
 
 @final
 class FifoScheduler:
     """First in, first out: always the first option."""
 
-    def choose(self, kind: Decision, options: Sequence[str]) -> int:
+    def choose(self, options: int) -> int:
         """Return 0."""
         return 0
 
@@ -42,14 +36,13 @@ FIFO = FifoScheduler()
 class SeededScheduler:
     """A random order that repeats for the same seed, on every machine.
 
-    >>> [SeededScheduler(7).choose("start", ["a", "b", "c"]) for _ in range(3)]
+    >>> [SeededScheduler(7).choose(3) for _ in range(3)]
     [1, 1, 1]
     """
 
     def __init__(self, seed: int) -> None:
-        self.seed = seed
         self._draw = Random(seed).randrange
 
-    def choose(self, kind: Decision, options: Sequence[str]) -> int:
+    def choose(self, options: int) -> int:
         """Return an index drawn from the seed's own stream."""
-        return self._draw(len(options))
+        return self._draw(options)

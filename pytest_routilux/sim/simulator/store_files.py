@@ -102,7 +102,7 @@ class RealStoreFiles:
             self.doubtful = commit, row
             if isinstance(error, DuplicateJobError | LeaseLostError):
                 what = f"it refuses the only host that is alive: {error}"
-                self._finding = Finding("store-refuses", what, "store.owner", at_ns=commit.at_ns)
+                self._finding = Finding("store-refuses", what, "store.owner")
             raise
         self.rows.append(row)
         self.now = self._folder.image(self.now)
@@ -113,7 +113,7 @@ class RealStoreFiles:
                 # The host before may be slow, not dead, and write a row now.
                 store.append(job_id, commit.seq, self.rows[-2], before, stopped=False)
                 what = f"it takes commit {commit.seq} of a host that has lost the job to another"
-                self._finding = Finding("store-fence", what, "store.fence", at_ns=commit.at_ns)
+                self._finding = Finding("store-fence", what, "store.fence")
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
         """Open the files anew and return the job in them, None if there is none.

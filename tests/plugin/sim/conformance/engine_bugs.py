@@ -561,8 +561,9 @@ def a_task_that_fails_for_good_emits_no_error_event(patch: Patch) -> None:
 
 @bug(
     "payload-changed",
-    "an attempt of charge (task 0.0, attempt 1) changes commit 2 of orders",
+    "a handler changes commit 2 of orders",
     "(7, 'pen')",
+    routine="orders",
 )
 def the_branches_of_a_flow_share_one_payload(patch: Patch) -> None:
     patch.setattr(step, "copy_value", lambda value: value)
@@ -571,7 +572,7 @@ def the_branches_of_a_flow_share_one_payload(patch: Patch) -> None:
 
 @bug(
     "payload-changed",
-    "an attempt of charge (task 0.2, attempt 1) changes commit",
+    "a handler changes commit",
     "of charge after it was written (it went to book): $.state.values.seen",
     build=shop(fails=(0, 3)),
 )

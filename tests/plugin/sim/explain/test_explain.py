@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pytest_routilux.faults.faults import Fault, Raises, Slow
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explain.causes import CAUSES
-from pytest_routilux.sim.explain.explain import explain, explain_cause
+from pytest_routilux.sim.explain.explain import explain_cause
 from pytest_routilux.sim.explain.timeline import where_text
 from pytest_routilux.sim.explore import check_disturbed, explore
 from pytest_routilux.sim.oracle import compare_effects
@@ -121,8 +121,15 @@ def charged() -> tuple[Exploration, Finding, Disturbed]:
     return parts(bugs.Charge)
 
 
-def text_with(exploration: Exploration, finding: Finding, disturbed: Disturbed) -> str:
-    return explain(exploration, finding, disturbed, 100, repro=None, root=ROOT)
+def text_with(
+    exploration: Exploration,
+    finding: Finding,
+    disturbed: Disturbed | None,
+    repro: str | None = None,
+) -> str:
+    runs = {} if disturbed is None else {finding.signature: disturbed}
+    cause = Cause(None, finding, (), replace(exploration, disturbed=runs))
+    return explain_cause(cause, case_of(bugs.Charge), 100, repro=repro, root=ROOT)
 
 
 def another_log_entry(disturbed: Disturbed, index: int, **changes: int) -> None:
@@ -184,8 +191,8 @@ KINDS = [
 def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind, crash, charged):
     exploration, _, disturbed = charged
     finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
-    run, repro = disturbed if crash else None, command(NODE, Repro("9f3c"))
-    text = explain(exploration, finding, run, 100, repro=repro, root=ROOT)
+    repro = command(NODE, Repro("9f3c"))
+    text = text_with(exploration, finding, disturbed if crash else None, repro)
     assert_well_formed(text, crash=crash)
     assert f"[{kind}]" in text.splitlines()[0]
 

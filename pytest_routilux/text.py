@@ -19,22 +19,6 @@ from routilux.timeline import plain
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = [
-    "class_name",
-    "count",
-    "error_text",
-    "listed",
-    "padded",
-    "plain",
-    "seconds",
-    "short_id",
-    "shorten",
-    "shown",
-    "width",
-    "without_addresses",
-    "wrapped",
-]
-
 _ADDRESS: Final = re.compile("( at )?\\b0x[0-9a-fA-F]{6,}")
 _LONGEST_ID: Final = 16
 

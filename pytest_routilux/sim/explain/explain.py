@@ -225,12 +225,8 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
         return [text, *coverage.notes]
     failing = [f for _, f in exploration.failures]
     same = sum(f.signature == finding.signature for f in failing)
-    if len(failing) == 1:
-        fail = "1 point fails"
-    elif same == len(failing):
-        fail = f"{same} points fail, {'both' if same == 2 else 'all'} in this way"
-    else:
-        fail = f"{len(failing)} points fail, {same} of them in this way"
+    many = "all" if same == len(failing) else str(same)
+    fail = f"{count(len(failing), 'failure')}, {many} of this kind"
     text = (
         f"{done} of {planned} crash points x 1 schedule, {coverage.word}, {coverage.seconds:.2f} s;"
         f" {fail}"

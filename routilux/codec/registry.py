@@ -305,7 +305,12 @@ def register_type(
     return register if cls is None else register(cls)
 
 
-def _own_form(cls: type, name: str, encode: Any, decode: Any) -> Form:
+def _own_form(
+    cls: type,
+    name: str,
+    encode: Callable[[Any], object] | None,
+    decode: Callable[[Any], object] | None,
+) -> Form:
     if encode is not None and decode is not None:
         return Form(name, cls, encode, decode, strict=False)
     if encode is not None or decode is not None:

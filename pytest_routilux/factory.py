@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
     from routilux import ErrorHandler, ExecutionStrategy
 
-__all__ = ["FlowFactory", "FunctionRoutine", "PlainFunction"]
-
 Function = Callable[..., object]
 Node = Routine | Function
 

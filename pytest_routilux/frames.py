@@ -26,19 +26,6 @@ if TYPE_CHECKING:
 
     from routilux import Flow
 
-__all__ = [
-    "definition_of",
-    "handler_of",
-    "hide_ours",
-    "is_users",
-    "object_named",
-    "outwards",
-    "place_of",
-    "seen_from_here",
-    "users_frame",
-    "users_modules",
-]
-
 _OURS: Final = frozenset({"routilux", "pytest_routilux", "pytest", "_pytest", "freezegun"})
 _HIDDEN: Final = frozenset({"routilux", "pytest_routilux"})
 _LIBRARY: Final = tuple(

@@ -12,17 +12,6 @@ from typing import Any, Final, Literal, TypeAlias
 
 import pytest
 
-__all__ = [
-    "REPORT_PARTS",
-    "Sleeping",
-    "add_options",
-    "blocked_after",
-    "find_report_look",
-    "report_look",
-    "report_mode",
-    "sleeping",
-]
-
 REPORT_PARTS: Final = ("flow_report", "flow_simulations", "flow_facts")  # attributes of a report
 Sleeping: TypeAlias = Literal["virtual", "error", "real"]
 """What `time.sleep()` in a handler does."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, TypedDict, Unpack
 
 from routilux import codec
 from routilux.errors import CorruptStateError, FlowDefinitionError, FlowMismatchError
@@ -38,8 +38,6 @@ if TYPE_CHECKING:
 
     from routilux.core.state import JobState
     from routilux.run import Run
-
-__all__ = ["Flow", "JobOptions", "Params", "ResumeOptions", "Runner", "set_default_runner"]
 
 _STOP: Final = ErrorHandler()
 _CHANGED: Final = (
@@ -84,25 +82,21 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class Runner(Protocol):
-    """Runs flows: a `Runtime`, which this module must not import."""
+    """Runs flows as the methods of `Flow` say: a `Runtime`, which this module must not import."""
 
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
-    ) -> JobState:
-        """See `Flow.execute`."""
+    ) -> JobState: ...
 
     async def aexecute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
-    ) -> JobState:
-        """See `Flow.aexecute`."""
+    ) -> JobState: ...
 
     def start(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
-    ) -> Run:
-        """See `Flow.start`."""
+    ) -> Run: ...
 
-    def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
-        """See `Flow.resume`."""
+    def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState: ...
 
 
 _default_runner: Callable[[], Runner]
@@ -382,17 +376,17 @@ class Flow:
 
         `shape` is the flow's shape as a job recorded it, to report what has changed since.
         """
-        data = codec.check_fields(document, path, _FLOW_FIELDS, {})
+        data = codec.check_fields(document, path, _FLOW_FIELDS)
         try:
             flow = cls(
-                cast(str, data["flow_id"]),
-                execution_strategy=cast("ExecutionStrategy", data["execution_strategy"]),
-                max_workers=cast(int, data["max_workers"]),
+                data["flow_id"],
+                execution_strategy=data["execution_strategy"],
+                max_workers=data["max_workers"],
             )
         except FlowDefinitionError as error:
             raise CorruptStateError(path, str(error)) from None
         flow.set_error_handler(load_handler(data, path))
-        for index, entry in enumerate(cast(list[object], data["routines"])):
+        for index, entry in enumerate(data["routines"]):
             place = f"{path}.routines[{index}]"
             routine_id, routine = load_routine(entry, place)
             try:
@@ -400,11 +394,11 @@ class Flow:
             except FlowDefinitionError as error:
                 raise CorruptStateError(place, str(error)) from None
         misfit: tuple[str, str] | None = None
-        for index, entry in enumerate(cast(list[object], data["connections"])):
+        for index, entry in enumerate(data["connections"]):
             place = f"{path}.connections[{index}]"
-            edge = codec.check_fields(entry, place, _CONNECTION_FIELDS, {})
+            edge = codec.check_fields(entry, place, _CONNECTION_FIELDS)
             try:
-                flow.connect(**cast("dict[str, str]", edge))  # type: ignore[arg-type]  # checked
+                flow.connect(**edge)
             except FlowDefinitionError as error:
                 misfit = misfit or (place, str(error))  # connect the rest, to list all differences
         if misfit is None and flow.fingerprint != data["fingerprint"]:

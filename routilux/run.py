@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from routilux.clocks.durations import to_ns
 
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from routilux.core.state import JobState
     from routilux.engine.drive import Drive
-
-    Save = Callable[[JobState, str | Path, bytes | None], None]
-    """Writes a job and its flow to a file: job, path, and the key that signs it."""
 
 __all__ = ["Run"]
 
@@ -43,9 +40,9 @@ class Run:
     'completed'
     """
 
-    def __init__(self, drive: Drive, save: Save) -> None:
+    def __init__(self, drive: Drive, capture: Callable[[JobState], Any]) -> None:
         self._drive = drive
-        self._save = save
+        self._capture = capture
 
     @property
     def job(self) -> JobState:
@@ -79,7 +76,4 @@ class Run:
 
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
         """Write the job, as of its last commit, to a file; see `SavedState.write`."""
-        try:
-            self._save(self._drive.snapshot(), path, key)
-        finally:
-            del key
+        self._capture(self._drive.snapshot()).write(path, key=key)

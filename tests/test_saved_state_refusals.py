@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
 import tracemalloc
-from collections.abc import Callable
 
 import pytest
 
@@ -50,56 +48,31 @@ def small() -> bytes:
 # --- files that are refused ---------------------------------------------------------------------
 
 
-def edited(text: bytes, old: bytes, new: bytes) -> bytes:
-    assert 1 == text.count(old), old
-    return text.replace(old, new)
-
-
-EMPTY = "is empty: no state was written to it"
-FOREIGN = "is missing: this was not written by routilux"
-CURE = "; restore the file or read another one"
-UNCHECKED = "read(path, verify=False) reads it all the same"
-FILES: dict[str, tuple[Callable[[bytes], bytes], str, str]] = {
-    "empty": (lambda text: b"", "$", EMPTY),
-    "blank": (lambda text: b" \n", "$", EMPTY),
-    "cut off": (
-        lambda text: text[: len(text) // 2],
-        "$",
-        "is cut off in a value that starts at line 3, column *",
-    ),
-    "no JSON": (
-        lambda text: b"PK\x03\x04",
-        "$",
-        "is not JSON: Expecting value at line 1, column 1",
-    ),
-    "no UTF-8": (lambda text: b'{"format": "\xff"}', "$", "is not UTF-8: *"),
-    "another program's": (lambda text: b'{"version": 3, "cells": []}', "$.format", FOREIGN),
-    "a list": (lambda text: b"[1]", "$.format", FOREIGN),
-    "edited": (
-        lambda text: edited(text, b'"retry_count": 2', b'"retry_count": 3'),
-        "$.digest",
-        f"does not match: the file was changed after it was written; {UNCHECKED}",
-    ),
-    "without a digest": (
-        lambda text: text[: text.index(b',\n"digest"')] + b"}\n",
-        "$.digest",
-        f"is missing at the end; {UNCHECKED}",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", FILES)
-def test_an_invalid_file_is_refused_by_place_reason_and_file(case, tmp_path, retried):
-    spoil, place, reason = FILES[case]
+@pytest.mark.parametrize(
+    ("damage", "place", "reason"),
+    [
+        (lambda text: b"", "$", "is empty: no state was written to it"),
+        (lambda text: text[: len(text) // 2], "$", "is cut off in a value that starts at"),
+        (lambda text: b"PK\x03\x04", "$", "is not JSON: Expecting value at line 1"),
+        (lambda text: b'{"format": "\xff"}', "$", "is not UTF-8: "),
+        (lambda text: b"[1]", "$.format", "is missing: this was not written by routilux"),
+        (lambda text: text.replace(b"r-1", b"r-2"), "$.digest", "does not match: the file"),
+        (lambda text: text.replace(b"digest", b"sum"), "$.digest", "is missing at"),
+    ],
+)
+def test_an_invalid_file_is_refused_by_place_reason_and_file(
+    damage, place, reason, tmp_path, retried
+):
     path = tmp_path / "job.json"
-    path.write_bytes(spoil(retried))
+    path.write_bytes(damage(retried))
     before = path.read_bytes()
     with pytest.raises(CorruptStateError) as caught:
         SavedState.read(path)
     assert place == caught.value.path
-    cure = "" if ";" in reason else CURE
-    pattern = re.escape(f"{reason} (in {path}){cure}").replace(r"\*", ".*")
-    assert re.fullmatch(pattern, caught.value.reason), caught.value.reason
+    assert caught.value.reason.startswith(reason)
+    cure = "read(path, verify=False) reads it" if place == "$.digest" else "restore the file or"
+    assert cure in caught.value.reason
+    assert f"(in {path})" in caught.value.reason
     assert before == path.read_bytes()
 
 

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -20,22 +20,9 @@ from routilux.errors import nearest
 from routilux.graph.context import active
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from routilux import Clock, Commit, Flow, Runtime, StepInput
-
-__all__ = [
-    "NEVER_STRUCK",
-    "ClockJump",
-    "Fault",
-    "OfRoutine",
-    "Raises",
-    "Slow",
-    "StoreFails",
-    "failing_write",
-    "slot_with_faults",
-]
-
 
 NEVER_STRUCK: Final = (
     "{} never struck, so the test proves nothing about it: no such attempt or write was made; name"
@@ -273,18 +260,11 @@ def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock
 @contextmanager
 def failing_write(faults: Sequence[Fault], commit: Commit) -> Iterator[None]:
     """Let faults fail the block, which writes a commit to the store."""
-    _call_all([fault.before_write for fault in faults], commit)
+    # A stack calls all of them, even if one raises: every fault counts every write.
+    with ExitStack() as before:
+        for fault in faults:
+            before.callback(fault.before_write, commit)
     yield
-    _call_all([fault.after_write for fault in faults], commit)
-
-
-def _call_all(hooks: Iterable[Callable[[Commit], None]], commit: Commit) -> None:
-    # Every fault counts every write, so all are called before the first error is raised.
-    raised: BaseException | None = None
-    for hook in hooks:
-        try:
-            hook(commit)
-        except BaseException as error:
-            raised = raised or error
-    if raised is not None:
-        raise raised
+    with ExitStack() as after:
+        for fault in faults:
+            after.callback(fault.after_write, commit)

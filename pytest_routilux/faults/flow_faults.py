@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import (
@@ -39,8 +41,6 @@ if TYPE_CHECKING:
     from routilux.engine.environment import RunStep
     from routilux.graph.messages import StepOutcome
 
-__all__ = ["FlowFaults"]
-
 
 class FlowFaults:
     """Makes faults; the fixture `flow_faults`.
@@ -59,7 +59,8 @@ class FlowFaults:
 
     def __init__(self) -> None:
         self._made: list[Fault] = []
-        self._attached: list[_Attached] = []
+        self._runtimes: list[Runtime] = []
+        self._undo = ExitStack()
         self._routines: dict[str, None] = {}  # of the flows that ran with the faults
         self._lock = threading.Lock()  # steps of several threads share the faults
 
@@ -105,14 +106,20 @@ class FlowFaults:
                 "faults can't strike in other processes: the runtime's executor is a"
                 f" {type(executor).__name__}; leave executor=None in this test"
             )
-        if all(attached.runtime is not runtime for attached in self._attached):
-            self._attached.append(_Attached(self, runtime))
+        if runtime not in self._runtimes:
+            self._runtimes.append(runtime)
+            environment = runtime.environment
+            for name in ("run_step", "journal"):
+                self._undo.callback(setattr, environment, name, getattr(environment, name))
+            environment.run_step = partial(self._run, runtime, environment.run_step)
+            if environment.store is not None:
+                environment.journal = _FailingJournal(environment.store, self)
         return runtime
 
     def close(self) -> None:
         """Restore all runtimes."""
-        while self._attached:
-            self._attached.pop().detach()
+        self._undo.close()
+        self._runtimes.clear()
 
     @property
     def live(self) -> list[Fault]:
@@ -142,8 +149,16 @@ class FlowFaults:
             lines.append(NEVER_STRUCK.format(", ".join(rest)))
         return lines
 
-    def affect(self, step: StepInput, slot: Slot, driven: Driven, runtime: Runtime) -> Slot:
-        """Return the slot whose handler runs for a step of a runtime."""
+    def _run(
+        self,
+        runtime: Runtime,
+        run_step: RunStep,
+        step: StepInput,
+        routine: Routine,
+        slot: Slot,
+        handler: ErrorHandler,
+        driven: Driven,
+    ) -> StepOutcome:
         with self._lock:
             self._routines.update(dict.fromkeys(driven.plan.routines))
             live = self.live
@@ -151,35 +166,12 @@ class FlowFaults:
                 why = fault.unfit(runtime)
                 if why is not None:
                     raise FlowDefinitionError(f"{fault!r} {why}")
-            return slot_with_faults(live, step, slot, runtime.clock)
+            slot = slot_with_faults(live, step, slot, runtime.clock)
+        return run_step(step, routine, slot, handler, driven)
 
     def _make(self, fault: Fault) -> Fault:
         self._made.append(fault)
         return fault
-
-
-class _Attached:
-    """The replaced parts of one runtime."""
-
-    def __init__(self, faults: FlowFaults, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self._faults = faults
-        environment = runtime.environment
-        self._run_step: RunStep = environment.run_step
-        self._journal = environment.journal
-        environment.run_step = self._run
-        if environment.store is not None:
-            environment.journal = _FailingJournal(environment.store, faults)
-
-    def detach(self) -> None:
-        environment = self.runtime.environment
-        environment.run_step, environment.journal = self._run_step, self._journal
-
-    def _run(
-        self, step: StepInput, routine: Routine, slot: Slot, handler: ErrorHandler, driven: Driven
-    ) -> StepOutcome:
-        slot = self._faults.affect(step, slot, driven, self.runtime)
-        return self._run_step(step, routine, slot, handler, driven)
 
 
 class _FailingJournal(Journal):

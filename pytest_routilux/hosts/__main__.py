@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 
     from routilux import Commit, JobState
 
-__all__ = ["main"]
-
 Request = dict[str, Any]
 
 

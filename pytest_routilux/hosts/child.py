@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Child", "die_with_parent", "end_text", "quoted"]
-
 _MOST_KEPT: Final = 1 << 20  # bytes of output
 _MOST_LINES: Final = 40  # that a message shows
 _WIDEST: Final = 400

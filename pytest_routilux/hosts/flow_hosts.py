@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from pytest_routilux.settings import Sleeping
     from routilux import ExecutionStrategy
 
-__all__ = ["At", "FlowHosts", "HostError", "HostResult", "Launched"]
-
 Named = str | Callable[..., object]
 """A function at the top level of a module, or its name as `package.module:function`."""
 

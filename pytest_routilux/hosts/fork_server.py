@@ -33,8 +33,6 @@ from pytest_routilux.text import error_text
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["ForkServer", "Reply", "can_fork"]
-
 _SENT: Final = "sent"
 _RESULT: Final = "result"
 _FAILED: Final = "failed"

@@ -27,8 +27,6 @@ from routilux.codec.registry import form_tagged
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = ["SerializeRoundtrip", "kind_of", "restored", "saved"]
-
 _T = TypeVar("_T")
 Via = Literal["memory", "file", "process"]
 

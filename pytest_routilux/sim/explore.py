@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from pytest_routilux.faults.faults import StoreFails
 from pytest_routilux.sim.conformance.checker import broken_rule
-from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
+from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.isolation.forked_hosts import ForkedHosts
 from pytest_routilux.sim.oracle import compare_effects, unstable_key, varying, view_of
@@ -178,7 +178,7 @@ def check_undisturbed(run: Undisturbed) -> Finding | None:
         return finding
     for commit in run.world.commits:
         error = commit.error
-        if error is None or raised_by_engine(error.type) in (None, StepTimeoutError):
+        if error is None or RAISED_BY_ENGINE.get(error.type) in (None, StepTimeoutError):
             continue
         routine = commit.routine_id
         what = f"{routine}: {error.message} ({class_name(error.type)})"

@@ -22,7 +22,7 @@ from pytest_routilux.sim.determinism.check import check_determinism
 from pytest_routilux.sim.determinism.swallowed_crash import swallowed_crash
 from pytest_routilux.sim.explain.explain import explain_cause, not_compared
 from pytest_routilux.sim.explore import explore, run_reference
-from pytest_routilux.sim.repro import Repro, Stale, command
+from pytest_routilux.sim.repro import Repro, StaleError, command
 from pytest_routilux.sim.results import Checks, Coverage, Exploration, Outcome
 from pytest_routilux.sim.shrink import Cause, shrink
 from pytest_routilux.sim.simulator.effects import Effect
@@ -136,11 +136,12 @@ class FlowSim:
                 raise FlowDefinitionError(f"{name}={check!r} can't be called; give a function")
         case = _case(build, entry, params, slot, faults, always, store)
         checks = Checks(invariant, view, isolated)
-        repeated = None if self._repro is None else self._repeat(case, checks, self._repro)
-        if isinstance(repeated, Stale):
-            # The reproducer may fit another simulation of the test.
-            self._stale.append(repeated.reason)
-            repeated = None
+        repeated = None
+        if self._repro is not None:
+            try:
+                repeated = self._repeat(case, checks, self._repro)
+            except StaleError as error:
+                self._stale.append(str(error))  # it may fit another simulation of the test
         case, result = repeated or (case, explore(case, START, checks))
         self._repeated = self._repeated or repeated is not None
         checked = (invariant, always, view) != (None, None, None)
@@ -196,25 +197,15 @@ class FlowSim:
                 pytrace=False,
             )
 
-    def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration] | Stale:
+    def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         if repro.seed is not None:
-            return Stale("crash_everywhere works in FIFO order, and the reproducer names a seed")
+            raise StaleError("crash_everywhere has FIFO order, and the reproducer names a seed")
         applied = repro.applied(case, case.build())
-        if isinstance(applied, Stale):
-            return applied
-        stale: list[Stale] = []
 
         def choose(points: list[CrashPoint]) -> list[CrashPoint]:
-            if repro.place is None:
-                return []
-            point = repro.point(points)
-            if isinstance(point, Stale):
-                stale.append(point)
-                return []
-            return [point]
+            return [] if repro.place is None else [repro.point(points)]
 
-        result = explore(applied, START, checks, choose)
-        return stale[0] if stale else (applied, result)
+        return applied, explore(applied, START, checks, choose)
 
     def _add_facts(self, result: Exploration, repro: Repro | None, *, checked: bool) -> None:
         coverage, error = result.coverage, _job_error(result)

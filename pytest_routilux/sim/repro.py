@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case, CrashPoint
     from routilux import Flow
 
-__all__ = ["Repro", "Stale", "command", "digest_of"]
+__all__ = ["Repro", "StaleError", "command", "digest_of"]
 
 _FORM: Final = "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]"
 _LONGEST_NAME: Final = 80
@@ -40,11 +40,8 @@ _WRITTEN: Final = re.compile(
 _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
-    """Why a reproducer no longer fits."""
-
-    reason: str
+class StaleError(Exception):
+    """A reproducer does not fit, and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,33 +96,25 @@ class Repro:
         faults = "".join(f"+f{number}" for number in self.faults)
         return f"R1.{self.digest}.{self.place or order}{faults}"
 
-    def applied(self, case: Case, flow: Flow) -> Case | Stale:
-        """Return the case with those faults that are needed, or why the reproducer does not fit."""
+    def applied(self, case: Case, flow: Flow) -> Case:
+        """Return the case with those faults that are needed; raises `StaleError`."""
         now = digest_of(case, flow)
         if now != self.digest:
-            return Stale(
+            raise StaleError(
                 f"it was made for another flow, entry, slot or list of faults: {self.digest} then,"
                 f" {now} now"
             )
         missing = [number for number in self.faults if number > len(case.faults)]
         if missing:
-            return Stale(f"it needs fault f{missing[0]}, and the test has {len(case.faults)}")
+            raise StaleError(f"it needs fault f{missing[0]}, and the test has {len(case.faults)}")
         return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
 
-    def point(self, points: Sequence[CrashPoint]) -> CrashPoint | Stale:
-        """Return the crash point that it names, out of those of the undisturbed run."""
+    def point(self, points: Sequence[CrashPoint]) -> CrashPoint:
+        """Return the crash point that it names, of an undisturbed run; raises `StaleError`."""
         for point in points:
             if _written(point.name) == self.place:
                 return point
-        place = str(self.place)
-        task_id = place.partition("@")[0]
-        others = sum(point.task_id == task_id for point in points)
-        reason = f"the undisturbed run has no crash point {place}"
-        if "@" in place:
-            reason += (
-                f"; task {task_id} has {others} others" if others else f", nor a task {task_id}"
-            )
-        return Stale(reason)
+        raise StaleError(f"the undisturbed run has no crash point {self.place}")
 
 
 def digest_of(case: Case, flow: Flow) -> str:

@@ -19,8 +19,6 @@ from routilux.engine.step import run_step
 if TYPE_CHECKING:
     from types import FrameType
 
-__all__ = ["blocked_report"]
-
 _MOST_LINES: Final = 12
 _RUN_STEP: Final = run_step.__code__
 

@@ -34,7 +34,7 @@ import time
 from contextlib import ExitStack, contextmanager, suppress
 from functools import wraps
 from operator import index
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 import freezegun
 import pytest
@@ -42,6 +42,7 @@ from freezegun import api
 
 from pytest_routilux.virtual_time.freeze_conflicts import refuse_around, refused_inside
 from pytest_routilux.virtual_time.late_failures import record_failure
+from pytest_routilux.virtual_time.simulated_step import SimClock, running
 from routilux import FakeClock
 from routilux.clocks.clock import real_sleep
 from routilux.clocks.durations import SECOND, from_ns
@@ -53,10 +54,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from pytest_routilux.settings import Sleeping
-    from pytest_routilux.virtual_time.simulated_step import Running
     from routilux import Context
-
-__all__ = ["frozen_clock", "frozen_simulation"]
 
 # Their timers measure or limit real work. (`threading` needs no entry: modules of the standard
 # library keep the functions that they have imported by name.)
@@ -71,42 +69,18 @@ _REAL_CALLERS: Final = frozenset(
 _UNTOUCHED: Final = _REAL_CALLERS | sys.stdlib_module_names
 
 
-class _Clock(Protocol):
-    def now_ns(self) -> int: ...
-    def monotonic_ns(self) -> int: ...
-    def runs_here(self) -> bool: ...
-
-
-class _StoppedClock:
-    """The clock of a simulation while no handler runs: it shows the first instant."""
-
-    def __init__(self, start_ns: int) -> None:
-        self._start_ns = start_ns
-
-    def now_ns(self) -> int:
-        return self._start_ns
-
-    def monotonic_ns(self) -> int:
-        return 0
-
-    def runs_here(self) -> bool:
-        return False
-
-
 # freezegun never replaces these two, so they are real.
 _real_asctime, _real_ctime = time.asctime, time.ctime
-_block: _Clock | None = None
-_simulation: Running | None = None
+# Of a simulation: a clock that shows the first instant while no handler runs.
+_block: FakeClock | SimClock | None = None
 _sleeping: Sleeping = "virtual"
 
 
 # --- readings -------------------------------------------------------------------------------------
 
 
-def _clock() -> _Clock | None:
-    if _simulation is not None and _simulation.clock is not None:
-        return _simulation.clock
-    return _block
+def _clock() -> FakeClock | SimClock | None:
+    return running.clock or _block
 
 
 def _reads_real() -> bool:
@@ -139,6 +113,9 @@ def _sleep(seconds: Any, /) -> None:
     if context is None or clock is None or not clock.runs_here() or _sleeping == "real":
         real_sleep(seconds)
         return
+    if clock is _block and isinstance(clock, SimClock):  # a job that the test's body runs
+        real_sleep(seconds)
+        return
     if _sleeping == "error":
         _refuse_sleep(context, seconds, sys._getframe(2))
     length = float(seconds) if isinstance(seconds, float) else int(index(seconds))
@@ -166,22 +143,6 @@ def _refuse_sleep(context: Context, seconds: object, caller: FrameType) -> NoRet
 
 def _localtime(seconds: float | None = None, /) -> time.struct_time:
     return api.real_localtime(_seconds() if seconds is None else seconds)
-
-
-def _gmtime(seconds: float | None = None, /) -> time.struct_time:
-    return api.real_gmtime(_seconds() if seconds is None else seconds)
-
-
-def _strftime(form: str, moment: Any = None, /) -> str:
-    return api.real_strftime(form, _localtime() if moment is None else moment)
-
-
-def _asctime(moment: Any = None, /) -> str:
-    return _real_asctime(_localtime() if moment is None else moment)
-
-
-def _ctime(seconds: float | None = None, /) -> str:
-    return _real_asctime(_localtime(seconds))
 
 
 def _replacement(real: Callable[..., Any], virtual: Callable[..., Any]) -> Callable[..., Any]:
@@ -269,16 +230,23 @@ def _reduced(moment: Any) -> tuple[Any, ...]:
 
 
 _FUNCTIONS: Final = {
-    "asctime": _replacement(_real_asctime, _asctime),
-    "ctime": _replacement(_real_ctime, _ctime),
-    "gmtime": _replacement(api.real_gmtime, _gmtime),
+    "asctime": _replacement(
+        _real_asctime, lambda at=None, /: _real_asctime(_localtime() if at is None else at)
+    ),
+    "ctime": _replacement(_real_ctime, lambda at=None, /: _real_asctime(_localtime(at))),
+    "gmtime": _replacement(
+        api.real_gmtime, lambda at=None, /: api.real_gmtime(_seconds() if at is None else at)
+    ),
     "localtime": _replacement(api.real_localtime, _localtime),
     "monotonic": _replacement(api.real_monotonic, _monotonic),
     "monotonic_ns": _replacement(api.real_monotonic_ns, _monotonic_ns),
     "perf_counter": _replacement(api.real_perf_counter, _monotonic),
     "perf_counter_ns": _replacement(api.real_perf_counter_ns, _monotonic_ns),
     "sleep": _replacement(real_sleep, _sleep),
-    "strftime": _replacement(api.real_strftime, _strftime),
+    "strftime": _replacement(
+        api.real_strftime,
+        lambda form, at=None, /: api.real_strftime(form, _localtime() if at is None else at),
+    ),
     "time": _replacement(api.real_time, _seconds),
     "time_ns": _replacement(api.real_time_ns, lambda: _microseconds() * 1000),
 }
@@ -302,7 +270,7 @@ def frozen_clock(
 
     Fails the test if another freeze of the time is active around the block or begins in it.
     """
-    if not isinstance(_block, _StoppedClock):
+    if not isinstance(_block, SimClock):
         refuse_around("flow_clock")
     clock = FakeClock(start)
     with _owned_by(clock, "flow_clock", sleeping):
@@ -316,21 +284,14 @@ def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator
     While none runs they show `start_ns`, or the clock of a `frozen_clock()` around this.
     Fails the test if another freeze of the time is active around the block or begins in it.
     """
-    global _simulation
-    from pytest_routilux.virtual_time.simulated_step import running
-
     if _block is None:
         refuse_around("flow_sim")
-    outer, _simulation = _simulation, running
-    try:
-        with _owned_by(_StoppedClock(start_ns) if _block is None else _block, "flow_sim", sleeping):
-            yield
-    finally:
-        _simulation = outer
+    with _owned_by(_block or SimClock(start_ns), "flow_sim", sleeping):
+        yield
 
 
 @contextmanager
-def _owned_by(clock: _Clock, fixture: str, sleeping: Sleeping) -> Iterator[None]:
+def _owned_by(clock: FakeClock | SimClock, fixture: str, sleeping: Sleeping) -> Iterator[None]:
     global _block, _sleeping
     outer = _block, _sleeping
     with ExitStack() as undo:
@@ -344,7 +305,7 @@ def _owned_by(clock: _Clock, fixture: str, sleeping: Sleeping) -> Iterator[None]
             _block, _sleeping = outer
 
 
-def _install(undo: ExitStack, clock: _Clock) -> None:
+def _install(undo: ExitStack, clock: FakeClock | SimClock) -> None:
     undo.callback(_set_zone, os.environ.get("TZ"))
     _set_zone("UTC")
     if not hasattr(time, "clock"):

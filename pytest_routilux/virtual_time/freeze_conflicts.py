@@ -20,8 +20,6 @@ from pytest_routilux.frames import place_of
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["refuse_around", "refused_inside"]
-
 _owners: Final[list[str]] = []
 
 

@@ -25,8 +25,6 @@ from routilux.graph.context import active
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["fail_at_end", "record_failure"]
-
 _recorded: Final[list[BaseException]] = []
 # Code that waits for a job is in one of these functions, or in a method of flow_sim.
 _WAITS: Final = {f.__code__ for f in (Threads.drive, Run.wait, FakeClock._advance)}

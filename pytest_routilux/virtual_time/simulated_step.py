@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from routilux.clocks.clock import Key
     from routilux.engine.driver import Driven
 
-__all__ = ["Flight", "Running", "SimClock", "running"]
-
 _signal: Final = SystemClock().signal  # nothing waits for it, so it is only a flag
 
 

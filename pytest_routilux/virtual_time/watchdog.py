@@ -45,8 +45,6 @@ if TYPE_CHECKING:
     from routilux.clocks.fake_clock import Turn
     from routilux.graph.context import Host
 
-__all__ = ["fail_blocked_steps"]
-
 _DEBUGGERS: Final = frozenset({"_pydevd_bundle", "bdb", "debugpy", "pdb", "pydevd"})
 _CHECKS: Final = 4  # within the time that a step may wait
 _CPU_WEIGHT: Final = 4  # seconds of waiting that one second of CPU time cancels

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from datetime import datetime
 
-__all__ = ["Commit", "CommitKind", "HistoryRecord", "JobStatus"]
-
 
 class JobStatus(StrEnum):
     """The status of a job.

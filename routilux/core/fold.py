@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from routilux.graph.messages import ErrorInfo, Writes
 
-__all__ = ["FoldedJob"]
-
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _START = CommitKind.START
 _DONE = CommitKind.DONE
@@ -237,7 +235,7 @@ class FoldedJob:
             raise IllegalTransitionError(
                 f"commit {commit.seq} withdraws a task that is not pending"
             )
-        recoveries = in_range(detail["recoveries"], "$.recoveries")
+        recoveries = in_range(cast(int, detail["recoveries"]), "$.recoveries")
         if "shape" in detail:
             self._take_shape(detail)
         self.recoveries = recoveries

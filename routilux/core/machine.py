@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from routilux.graph.messages import Effect
     from routilux.graph.plan import Plan
 
-__all__ = ["MOST_CONFLICTS", "Machine"]
-
 MOST_CONFLICTS: Final = 3
 _numbers = count(1)
 

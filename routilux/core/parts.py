@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final
 
 from routilux import codec
 from routilux.clocks.durations import from_ns
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from datetime import datetime, timedelta
 
     from routilux.graph.messages import Effect, ErrorInfo
-
-__all__ = ["DroppedTask", "Output", "PendingTask", "RoutineState", "RoutineStatus"]
 
 _COUNTS: Final = ("attempts", "retry_count", "completed", "skipped", "error_continued", "failed")
 
@@ -93,7 +91,7 @@ class RoutineState:
 
     @classmethod
     def load(cls, data: object, path: str) -> RoutineState:
-        f = codec.check_fields(data, path, _ROUTINE_STATE, {})
+        f = codec.check_fields(data, path, _ROUTINE_STATE)
         state = cls(
             payload(f["state"], f"{path}.state"),
             error=None if f["error"] is None else load_error(f["error"], f"{path}.error"),
@@ -192,7 +190,7 @@ class PendingTask:
 
     @classmethod
     def load(cls, data: object, path: str) -> PendingTask:
-        f = codec.check_fields(data, path, _PENDING_TASK, {})
+        f = codec.check_fields(data, path, _PENDING_TASK)
         values = payload(f["payload"], f"{path}.payload")
         delay, first = f["delay_ns"], f["first_started_ns"]
         if f["retries"] >= f["attempt"]:
@@ -203,9 +201,9 @@ class PendingTask:
             raise CorruptStateError(f"{path}.delay_ns", "a failed task has no delay")
         return cls(
             Task(
-                cast(str, f["task_id"]),
-                cast(str, f["routine_id"]),
-                cast(str, f["slot"]),
+                f["task_id"],
+                f["routine_id"],
+                f["slot"],
                 values,
                 is_flat(values),
                 in_range(f["emission"], f"{path}.emission", least=-1),
@@ -218,10 +216,10 @@ class PendingTask:
             None if delay is None else duration(delay, f"{path}.delay_ns"),
             None if first is None else instant(first, f"{path}.first_started_ns"),
             in_range(f["conflicts"], f"{path}.conflicts"),
-            cast(bool, f["failed"]),
+            f["failed"],
             {
                 name: load_effect(effect, f"{path}.effects[{name!r}]")
-                for name, effect in cast("dict[str, object]", f["effects"]).items()
+                for name, effect in f["effects"].items()
             }
             or None,
         )
@@ -248,14 +246,10 @@ class Output:
 
     @classmethod
     def load(cls, data: object, path: str) -> Output:
-        f = codec.check_fields(data, path, _OUTPUT, {})
-        return cls(
-            in_range(f["seq"], f"{path}.seq", least=1),
-            cast(str, f["routine_id"]),
-            cast(str, f["event"]),
-            payload(f["data"], f"{path}.data"),
-            cast(str, f["task_id"]),
-        )
+        f = codec.check_fields(data, path, _OUTPUT)
+        in_range(f["seq"], f"{path}.seq", least=1)
+        payload(f["data"], f"{path}.data")
+        return cls(**f)
 
 
 @dataclass(slots=True)
@@ -285,21 +279,15 @@ class DroppedTask:
 
     @classmethod
     def load(cls, data: object, path: str) -> DroppedTask:
-        f = codec.check_fields(data, path, _DROPPED_TASK, {})
+        f = codec.check_fields(data, path, _DROPPED_TASK)
         if f["outcome"] not in DROPPED_AS:
             raise CorruptStateError(
                 f"{path}.outcome", f"a task can't be dropped as {f['outcome']!r}"
             )
-        return cls(
-            in_range(f["seq"], f"{path}.seq", least=1),
-            cast(str, f["task_id"]),
-            cast(str, f["routine_id"]),
-            cast(str, f["slot"]),
-            payload(f["payload"], f"{path}.payload"),
-            in_range(f["attempt"], f"{path}.attempt", least=1),
-            cast(str, f["outcome"]),
-            load_error(f["error"], f"{path}.error"),
-        )
+        in_range(f["seq"], f"{path}.seq", least=1)
+        in_range(f["attempt"], f"{path}.attempt", least=1)
+        payload(f["payload"], f"{path}.payload")
+        return cls(**{**f, "error": load_error(f["error"], f"{path}.error")})
 
 
 _MAYBE_INT: Final = (int, type(None))

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from routilux.core.fold import FoldedJob
     from routilux.core.parts import DroppedTask, Output, PendingTask
 
-__all__ = ["check_unfolded", "follow"]
-
 # A module global costs less than a look-up at the enum, which is as slow as a call.
 _START = CommitKind.START
 _DONE = CommitKind.DONE

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from routilux.core.parts import PendingTask
     from routilux.core.state import JobState
 
-__all__ = ["Request", "error_tasks", "ready_tasks", "request", "requeue", "resumed", "take_over"]
-
 Request = Literal["pause", "cancel"]
 
 _KINDS: Final[Mapping[Request, tuple[CommitKind, JobStatus]]] = {

@@ -8,7 +8,7 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from routilux import codec
 from routilux.core.commits import Commit, JobStatus
@@ -20,9 +20,6 @@ from routilux.errors import CorruptStateError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-
-__all__ = ["load", "members"]
 
 Job = TypeVar("Job", bound=FoldedJob)
 
@@ -61,11 +58,11 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     Each commit replaces its data in the list. Otherwise the garbage collector would visit twice as
     many objects, which takes longer than all the rest.
     """
-    f = codec.check_fields(data, path, _JOB_FIELDS, {})
-    job = new(cast(str, f["job_id"]))
-    job.flow_id = cast(str, f["flow_id"])
+    f = codec.check_fields(data, path, _JOB_FIELDS)
+    job = new(f["job_id"])
+    job.flow_id = f["flow_id"]
     try:
-        job.status = JobStatus(cast(str, f["status"]))
+        job.status = JobStatus(f["status"])
     except ValueError as error:
         raise CorruptStateError(f"{path}.status", str(error)) from None
     job.seq = in_range(f["seq"], f"{path}.seq")
@@ -78,21 +75,19 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
         for routine_id, entry in payload(f["routine_states"], f"{path}.routine_states").items()
     }
     job.shared_data = payload(f["shared_data"], f"{path}.shared_data")
-    for i, entry in enumerate(cast("list[object]", f["pending_tasks"])):
+    for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:
             raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is a duplicate")
         job._pending[pending.task_id] = pending
     job.outputs = [
-        Output.load(entry, f"{path}.outputs[{i}]")
-        for i, entry in enumerate(cast("list[object]", f["outputs"]))
+        Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
     ]
     job.dropped = [
-        DroppedTask.load(entry, f"{path}.dropped[{i}]")
-        for i, entry in enumerate(cast("list[object]", f["dropped"]))
+        DroppedTask.load(entry, f"{path}.dropped[{i}]") for i, entry in enumerate(f["dropped"])
     ]
     job.error = None if f["error"] is None else load_error(f["error"], f"{path}.error")
-    commits = cast("list[Any]", f["commits"])
+    commits = f["commits"]
     for i, entry in enumerate(commits):
         commits[i] = Commit.load(entry, f"{path}.commits[{i}]")
     job._commits = commits

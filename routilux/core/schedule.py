@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from routilux.core.parts import PendingTask
     from routilux.graph.routine import Routine
 
-__all__ = ["Schedule"]
-
 _Entry = tuple[int, int, int, "PendingTask"]
 
 

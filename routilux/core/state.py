@@ -19,8 +19,6 @@ from routilux.errors import JobFailedError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["JobState"]
-
 
 class JobState(FoldedJob):
     """The state of one execution of a flow; compared by value.

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from routilux.graph.plan import Plan
     from routilux.retry.error_handler import ErrorHandler
 
-__all__ = ["child_id", "commit_of_outcome", "step_commit"]
-
 _LONGEST_ID: Final = 64
 
 # A module global costs less than a look-up at the enum, which is as slow as a call.

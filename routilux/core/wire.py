@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from routilux import codec
 from routilux.codec import quoted
@@ -34,33 +34,29 @@ _ERROR_OPTIONAL: codec.Fields = {"where": str, "traceback": str}
 _EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
 
 
-def in_range(value: object, path: str, least: int = 0) -> int:
+def in_range(number: int, path: str, least: int = 0) -> int:
     """Return a count from saved data; refuses one below `least` or above 2**53."""
-    number = cast(int, value)
     if not least <= number <= _LARGEST_COUNT:
         raise CorruptStateError(path, f"{number} is not a number from {least} to 2**53")
     return number
 
 
-def instant(value: object, path: str) -> int:
+def instant(number: int, path: str) -> int:
     """Return an instant (ns) from saved data; refuses one outside the years 1 to 9999."""
-    number = cast(int, value)
     if not _EARLIEST <= number <= _LATEST:
         raise CorruptStateError(path, f"{number} ns is not an instant in the years 1 to 9999")
     return number
 
 
-def duration(value: object, path: str) -> int:
+def duration(number: int, path: str) -> int:
     """Return a duration (ns) from saved data; refuses one below 0 or above 9999 years."""
-    number = cast(int, value)
     if not 0 <= number <= _LONGEST:
         raise CorruptStateError(path, f"{number} ns is not a duration of at most 9999 years")
     return number
 
 
-def payload(value: object, path: str) -> dict[str, object]:
+def payload(data: dict[str, object], path: str) -> dict[str, object]:
     """Return a payload from saved data; refuses keys that are not strings."""
-    data = cast("dict[str, object]", value)
     if not _TEXT.issuperset(map(type, data)):
         key = next(key for key in data if type(key) is not str)
         raise CorruptStateError(path, f"the key {key!r} is not a string")
@@ -87,12 +83,7 @@ def error_data(error: ErrorInfo) -> dict[str, object]:
 def load_error(data: object, path: str) -> ErrorInfo:
     """Read an error."""
     f = check_fields(data, path, _ERROR_REQUIRED, _ERROR_OPTIONAL)
-    return ErrorInfo(
-        cast(str, f["type"]),
-        cast(str, f["message"]),
-        cast("str | None", f.get("where")),
-        cast("str | None", f.get("traceback")),
-    )
+    return ErrorInfo(**f)
 
 
 def effect_data(effect: Effect, path: str) -> dict[str, object]:
@@ -105,8 +96,8 @@ def effect_data(effect: Effect, path: str) -> dict[str, object]:
 
 def load_effect(data: object, path: str) -> Effect:
     """Read the result of an effect."""
-    f = check_fields(data, path, _EFFECT_FIELDS, {})
-    return Effect(cast(str, f["arguments"]), f["result"])
+    f = check_fields(data, path, _EFFECT_FIELDS)
+    return Effect(**f)
 
 
 def writes_text(writes: Writes, path: str) -> str:
@@ -117,29 +108,27 @@ def writes_text(writes: Writes, path: str) -> str:
 
 def load_writes(data: object, path: str) -> Writes:
     """Read the writes of a step."""
-    f = check_fields(data, path, _WRITES_FIELDS, {})
-    removed = cast("list[object]", f["removed"])
+    f = check_fields(data, path, _WRITES_FIELDS)
+    removed = f["removed"]
     if not all(type(key) is str for key in removed):
         raise CorruptStateError(f"{path}.removed", "a removed key is not a string")
-    return Writes(payload(f["values"], f"{path}.values"), tuple(cast("list[str]", removed)))
+    return Writes(payload(f["values"], f"{path}.values"), tuple(removed))
 
 
-def load_emission(data: object, index: int) -> Emission:
+def load_emission(f: Any, index: int) -> Emission:
     """Read an emission of a commit; the path of an error begins at the commit."""
-    if type(data) is not dict or not fits(data, _EMISSION_FIELDS):
-        check_fields(data, f".emissions[{index}]", _EMISSION_FIELDS)
-    f = cast("dict[str, Any]", data)
+    if type(f) is not dict or not fits(f, _EMISSION_FIELDS):
+        check_fields(f, f".emissions[{index}]", _EMISSION_FIELDS)
     values = f["payload"]
     if not _TEXT.issuperset(map(type, values)):
         payload(values, f".emissions[{index}].payload")
     return Emission(f["event"], values, is_flat(values))
 
 
-def load_task(data: object, emissions: Sequence[Emission], position: int) -> Task:
+def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
     """Read a task of a commit; it shares the payload of its emission."""
-    if type(data) is not dict or not fits(data, _TASK_REQUIRED, _TASK_OPTIONAL):
-        check_fields(data, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
-    f = cast("dict[str, Any]", data)
+    if type(f) is not dict or not fits(f, _TASK_REQUIRED, _TASK_OPTIONAL):
+        check_fields(f, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
     index = f["emission"]
     if not -1 <= index < len(emissions):
         in_range(index, f".tasks[{position}].emission", least=-1)

@@ -39,20 +39,16 @@ if TYPE_CHECKING:
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
 
-__all__ = ["Drive"]
-
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
 
 
 class DrivingLoop(Protocol):
-    """The loop that drives a job, as the job uses it."""
+    """The loop that drives a job, as the job uses it; see `Loop`."""
 
-    def look(self, drive: Drive) -> None:
-        """Check a job that another thread has changed, under the lock."""
+    def look(self, drive: Drive) -> None: ...
 
-    def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop driving a job because of an error from outside its flow, under the lock."""
+    def fail(self, drive: Drive, error: BaseException) -> None: ...
 
 
 class Drive:

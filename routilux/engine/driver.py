@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from routilux.graph.messages import StepInput, StepOutcome
     from routilux.graph.plan import Plan
 
-__all__ = ["Driven", "Driver", "Ended", "InlineDriver"]
-
 
 class Driven(Host, Protocol):
     """A job as a driver sees it: the host of its steps, its plan, its place among the jobs."""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.graph.plan import Plan
 
-__all__ = ["check_job_id", "check_same_flow", "checked_params"]
-
 
 def check_job_id(job_id: object) -> None:
     """Raise `FlowDefinitionError` for an id that is no text, is empty or can't be saved."""

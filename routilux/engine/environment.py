@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from routilux.persist.store import JobStore
     from routilux.retry.error_handler import ErrorHandler
 
-__all__ = ["Environment", "RunStep"]
-
 RunStep: TypeAlias = "Callable[[StepInput, Routine, Slot, ErrorHandler, Driven], StepOutcome]"
 """Runs one attempt: `run_step`, or a function that replaces it in a test."""
 

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from routilux.persist.journal import Journal
     from routilux.persist.store import Append
 
-__all__ = ["Loop"]
-
 _RUNNING = JobStatus.RUNNING
 _FEW: Final = 16  # so many timers of ended jobs may stay in the heap
 _NO_TIMER: Final = (None, (), "the loop")

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from routilux.graph.messages import StepInput
     from routilux.monitor import Observer
 
-__all__ = ["ObserverFailure", "Observers"]
-
 _log = logging.getLogger("routilux")
 
 

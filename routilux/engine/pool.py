@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driven, Ended
     from routilux.graph.messages import StepInput, StepOutcome
 
-__all__ = ["PoolDriver"]
-
 
 class _DaemonThreads:
     """Up to `size` daemon threads, made when they are needed."""

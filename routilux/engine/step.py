@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from routilux.graph.context import Host
     from routilux.graph.routine import Routine, Slot
 
-__all__ = ["failure", "run_remote", "run_step", "timed_out"]
-
 _NO_READS: Final[frozenset[str]] = frozenset()
 
 

@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
 
-__all__ = ["Threads"]
-
 _BACKGROUND_WORKERS: Final = 32
 
 

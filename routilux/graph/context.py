@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime, timedelta
 
-__all__ = ["Context", "Host", "View", "active"]
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 _MISSING: Final = object()

@@ -2,18 +2,14 @@
 
 Invariants:
 - Lines about the same part of the graph follow each other, the old line first.
-- A routine that was added or removed is one line, which counts its parts.
 - A message stays short, however much has changed.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Final
-
-__all__ = ["mismatch", "shape_changes", "tasks_without_slot"]
 
 _INLINE: Final = 3  # changes that fit into a sentence
 _LISTED: Final = 20
@@ -26,13 +22,9 @@ def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
 
     >>> shape_changes(["slot a.x", "slot b.x"], ["slot a.y", "slot b.x"])
     ['- slot a.x', '+ slot a.y']
-    >>> shape_changes(["routine a: shop:Tea", "slot a.x", "slot a.y", "event a.out(n)"], [])
-    ['- routine a: shop:Tea, with 1 event and 2 slots']
     """
     old, new = set(before), set(after)
-    removed = _summed(old - new, _routines(old) - _routines(new))
-    added = _summed(new - old, _routines(new) - _routines(old))
-    changes = [(line, "-") for line in removed] + [(line, "+") for line in added]
+    changes = [(line, "-") for line in old - new] + [(line, "+") for line in new - old]
     return [f"{sign} {line}" for line, sign in sorted(changes, key=_order)]
 
 
@@ -78,38 +70,3 @@ def _order(change: tuple[str, str]) -> tuple[bool, str, bool, str]:
     if line.startswith("routine "):
         return False, line.rpartition(": ")[0], sign == "+", line
     return True, line.partition("(")[0], sign == "+", line
-
-
-def _routines(lines: Set[str]) -> set[str]:
-    return {_owners(line)[0] for line in lines if line.startswith("routine ")}
-
-
-def _owners(line: str) -> list[str]:
-    """Return the ids of the routines that a line is about; an id may hold any character."""
-    kind, _, rest = line.partition(" ")
-    if kind == "routine":
-        return [rest.rpartition(": ")[0]]
-    ends = rest.partition(" (")[0].split(" -> ") if kind == "connection" else [rest]
-    return [end.partition("(")[0].rpartition(".")[0] for end in ends]
-
-
-def _summed(lines: Set[str], whole: Set[str]) -> list[str]:
-    """Return the lines; those of a routine in `whole` are only counted, in the routine's line."""
-    others: list[str] = []
-    heads: dict[str, str] = {}
-    parts: dict[str, Counter[str]] = {routine_id: Counter() for routine_id in whole}
-    for line in lines:
-        kind = line.partition(" ")[0]
-        owner = next((owner for owner in _owners(line) if owner in whole), None)
-        if owner is None:
-            others.append(line)
-        elif kind == "routine":
-            heads[owner] = line
-        else:
-            parts[owner][kind] += 1
-    return others + [f"{line}{_with(parts[owner])}" for owner, line in heads.items()]
-
-
-def _with(parts: Counter[str]) -> str:
-    counts = [f"{n:,} {kind}{'s' if n > 1 else ''}" for kind, n in sorted(parts.items())]
-    return f", with {' and '.join(counts)}" if counts else ""

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from types import CodeType, TracebackType
 
-__all__ = ["Effect", "Emission", "ErrorInfo", "StepInput", "StepOutcome", "Task", "Writes"]
-
 _LONGEST_MESSAGE: Final = 10_000
 _MOST_CAUSES: Final = 10
 _MOST_FRAMES: Final = 40

@@ -25,17 +25,6 @@ if TYPE_CHECKING:
     from routilux.graph.routine import Routine, Slot
     from routilux.retry.error_handler import ErrorHandler
 
-__all__ = [
-    "STRATEGIES",
-    "Connection",
-    "ExecutionStrategy",
-    "Graph",
-    "Plan",
-    "Route",
-    "checked_connection",
-    "graph_of",
-]
-
 ExecutionStrategy = Literal["sequential", "concurrent"]
 STRATEGIES: Final = ("sequential", "concurrent")
 

@@ -27,8 +27,6 @@ from routilux.retry.error_handler import ErrorHandler
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-__all__ = ["ERROR_EVENT_FIELDS", "Binding", "Event", "Routine", "Slot"]
-
 ERROR_EVENT_FIELDS: Final = ("error_type", "message", "task_id", "slot", "attempt", "payload")
 """What an event named `error` may declare: the engine emits it for dropped and failed tasks."""
 

@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from routilux import codec
 from routilux.codec.registry import error_text
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from routilux.graph.routine import Routine
-
-__all__ = ["load_handler", "load_routine", "saved_handler", "saved_routine"]
 
 _FIELDS: codec.Fields = {
     "id": str,
@@ -46,8 +44,8 @@ def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, obj
 
 def load_routine(entry: object, path: str) -> tuple[str, Routine]:
     """Build a routine from decoded data, and return it with its id."""
-    data = codec.check_fields(entry, path, _FIELDS, {})
-    name = cast(str, data["routine"])
+    data = codec.check_fields(entry, path, _FIELDS)
+    name = data["routine"]
     found = find_class(name)
     if found is None:
         raise UnknownRoutineError(
@@ -58,9 +56,7 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         )
     handler = load_handler(data, path)
     try:
-        routine = found(
-            *cast(list[object], data["args"]), **cast(dict[str, object], data["kwargs"])
-        )
+        routine = found(*data["args"], **data["kwargs"])
     except Exception as error:
         raise CorruptStateError(
             path, f"{name} can't be built from its saved arguments: {error_text(error)}"
@@ -69,7 +65,7 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         routine.set_error_handler(handler)
     except FlowDefinitionError as error:
         raise CorruptStateError(path, str(error)) from None
-    return cast(str, data["id"]), routine
+    return data["id"], routine
 
 
 def saved_handler(handler: ErrorHandler | None, owner: str) -> object:

@@ -17,7 +17,7 @@ from __future__ import annotations
 from secrets import randbits
 from typing import TYPE_CHECKING, Final
 
-from routilux.errors import LeaseLostError, UnserializableError
+from routilux.errors import LeaseLostError
 from routilux.persist.postgres_connection import Answer, Database
 from routilux.persist.store import (
     ABANDONED,
@@ -294,19 +294,5 @@ class PostgresStore(SharedStore):
         return found[0] if found else ("", 0, False)
 
     def _do(self, statement: str, **values: object) -> Answer:
-        for name, value in values.items():
-            for text in value if isinstance(value, list) else (value,):
-                if isinstance(text, str):
-                    _check(name.removesuffix("s"), text)
         now = None if self._clock is None else self._clock.now_ns()
         return self._database.do(statement, {**values, "now": now})
-
-
-def _check(name: str, text: str) -> None:
-    if "\0" in text:
-        problem = "a NUL, which no text of PostgreSQL can hold"
-    elif not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        problem = "half of a surrogate pair, which is no text"
-    else:
-        return
-    raise UnserializableError(f"$.{name}", f"{text!r} has {problem}; choose one without it")

@@ -116,7 +116,14 @@ class Database:
     """Connections to the database of `dsn`, opened when they are needed."""
 
     def __init__(self, dsn: str, *, read_only: bool) -> None:
-        self._psycopg = _driver()
+        try:
+            import psycopg
+            import psycopg.conninfo
+        except ImportError as error:
+            raise ImportError(
+                "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'"
+            ) from error
+        self._psycopg: Any = psycopg
         try:
             parts = self._psycopg.conninfo.conninfo_to_dict(dsn)
         except self._psycopg.ProgrammingError:  # its message repeats the string, password and all
@@ -156,6 +163,8 @@ class Database:
                         link = self._opened(lost)
                     found = link.db.execute(statement, values, binary=True).fetchall()
                     return Answer(found, lost is not None)
+                except UnicodeEncodeError as error:
+                    raise UnserializableError(self.name, f"can't keep this: {error}") from None
                 except self._psycopg.Error as error:
                     if lost is not None or link is None or not link.db.closed:
                         raise self._named(error) from error
@@ -227,14 +236,3 @@ def _closed() -> LifoQueue[_Link | None]:
     for _ in range(_CONNECTIONS):
         pool.put(None)
     return pool
-
-
-def _driver() -> Any:
-    try:
-        import psycopg
-        import psycopg.conninfo
-    except ImportError as error:
-        raise ImportError(
-            "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'"
-        ) from error
-    return psycopg

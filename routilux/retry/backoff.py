@@ -16,8 +16,6 @@ from typing import Final
 
 from routilux.clocks.durations import SECOND, to_ns
 
-__all__ = ["MAX_DELAY_NS", "backoff_ns", "half_even", "nanoseconds", "plain_number"]
-
 MAX_DELAY_NS: Final = 36_525 * 86_400 * SECOND
 """The longest delay, timeout and deadline: 100 years; longer ones are cut to it."""
 

@@ -17,9 +17,6 @@ from typing import Any, Final, TypeVar, cast
 from routilux.errors import CorruptStateError, FlowDefinitionError
 from routilux.retry.backoff import nanoseconds, plain_number
 
-__all__ = ["CHECKS", "WITH_ANY_STRATEGY", "Default", "ErrorStrategy", "RetryAfter", "default"]
-
-
 _MOST_RETRIES: Final = 1 << 53
 _CLASS_OPTIONS: Final = ("retryable_exceptions", "non_retryable_exceptions")
 _STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")

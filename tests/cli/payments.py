@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from routilux import ErrorHandler, FakeClock, Flow, Routine
 from routilux.persist.rows import with_checksum, without_checksum
-from tests.routines import PATIENCE
+from tests.routines import PATIENCE, Works, retrying
 
 ROOT = Path(__file__).parents[2]
 START = "2026-01-01T12:00:00"
@@ -31,52 +31,31 @@ exec(
 unreachable, homeless = _shop["unreachable"], _shop["homeless"]
 
 
-class Charge(Routine):
-    def __init__(self, failures: int) -> None:
-        super().__init__()
-        self.failures = failures
-        self.define_slot("trigger", handler=self.charge)
-        self.define_event("output", ["receipt", "items"])
-
-    def charge(self, order: str) -> None:
+def payment(failures: int = 2, *, retries: int = 4, delay: float = 0.5) -> Flow:
+    def charge(self: Routine, order: str) -> None:
         self.ctx.sleep(0.12)
-        if self.ctx.attempt <= self.failures:
+        if self.ctx.attempt <= failures:
             unreachable()
         receipt = self.ctx.once("charge", f"{order} is {{}}".format, "paid")
         self.ctx.state["order"] = order
         self.ctx.shared["paid"] = True
-        self.emit("output", receipt=receipt, items=[{"id": k, "name": "pen"} for k in (1, 2, 3)])
+        items = [{"id": k, "name": "pen"} for k in (1, 2, 3)]
+        self.emit("output", receipt=receipt, items=items)
 
-
-class Ship(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("input", handler=self.ship)
-        self.define_event("shipped", ["parcel"])
-
-    def ship(self, receipt: str) -> None:
+    def ship(self: Routine, receipt: str) -> None:
         self.ctx.sleep(0.8)
         self.emit("shipped", parcel=f"parcel of what {receipt}")
 
-
-class Mail(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("input", handler=self.mail)
-        self.set_error_handler(ErrorHandler("continue"))
-
-    def mail(self, receipt: str) -> None:
+    def mail(self: Routine, receipt: str) -> None:
         homeless()
 
-
-def payment(failures: int = 2, *, retries: int = 4, delay: float = 0.5) -> Flow:
     flow = Flow("payment")
-    flow.add_routine(Charge(failures), "charge")
-    flow.add_routine(Ship(), "ship")
-    flow.add_routine(Mail(), "mail")
-    flow.connect("charge", "output", "ship", "input")
-    flow.connect("charge", "output", "mail", "input")
-    flow.set_error_handler(ErrorHandler("retry", max_retries=retries, retry_delay=delay))
+    flow.add_routine(Works(charge, output=["receipt", "items"]), "charge")
+    flow.add_routine(Works(ship, shipped=["parcel"]), "ship")
+    flow.add_routine(Works(mail, ErrorHandler("continue")), "mail")
+    for target in ("ship", "mail"):
+        flow.connect("charge", "output", target, "trigger")
+    flow.set_error_handler(retrying(max_retries=retries, retry_delay=delay))
     return flow
 
 

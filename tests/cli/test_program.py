@@ -14,7 +14,7 @@ import pytest
 import routilux.cli
 from routilux.cli import main
 from routilux.cli.open_store import without_password
-from tests.cli.pages import FAILED
+from tests.cli.pages import FAILED, RUNS
 from tests.cli.payments import NOW, ROOT, command
 from tests.routines import PATIENCE
 
@@ -152,13 +152,9 @@ def test_an_interrupt_ends_it_quietly(store, capsys, monkeypatch):
     assert ("", "") == tuple(capsys.readouterr())
 
 
-def test_the_run_in_the_readme_is_a_real_one(store, output):
-    (block,) = re.findall(
-        r"^```console\n(.*?)^```$", (ROOT / "README.md").read_text("utf-8"), re.M | re.S
-    )
-    runs = re.findall(r"^\$ python -m routilux (.*)\n((?:[^$].*\n|\n)+)", block, re.M)
-    assert 4 == len(runs)
-    for line, expected in runs:
+def test_the_runs_in_the_readme_are_real_ones(store, output):
+    assert 4 == len(RUNS)
+    for line, expected in RUNS.items():
         assert expected == output(*line.split())
 
 

@@ -45,26 +45,21 @@ class Row(list[object]):
         self.note = note
 
 
-class Named:
-    def __init__(self, name: object = None) -> None:
-        self.name = name
-
-
-class Flattering(Named):
+class Flattering(Plain):
     def __eq__(self, other: object) -> bool:
         return True
 
     __hash__ = object.__hash__
 
 
-class Moody(Named):
+class Moody(Plain):
     def __eq__(self, other: object) -> bool:
         return False
 
     __hash__ = object.__hash__
 
 
-class Spiteful(Named):
+class Spiteful(Plain):
     def __eq__(self, other: object) -> bool:
         raise RuntimeError("no")
 
@@ -193,7 +188,7 @@ def test_a_difference_names_its_place(a, b, text):
 
 
 def test_a_difference_of_objects_whose_repr_fails_has_a_text():
-    text = str(first_difference([Spiteful()], [1]))
+    text = str(first_difference([Spiteful(1)], [1]))
     assert text == "$[0]: <Spiteful whose repr() raised RuntimeError> became int 1"
 
 

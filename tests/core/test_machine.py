@@ -40,6 +40,19 @@ def test_a_queued_job_waits_until_it_is_resumed():
     assert story.job.recoveries == 0
 
 
+def test_order_is_due_time_then_commit_then_position():
+    handler = retrying(retry_delay=1, retry_backoff=1)
+    story = Story(fan(4, b=Wide(handler=handler), d=Wide(handler=handler)))
+    story.run("out", "out")
+    assert story.startable() == ["0.0", "0.1", "0.2", "0.3", "0.4", "0.5"]
+    story.fail(task_id="0.3")
+    story.fail(task_id="0.2")
+    story.run(task_id="0.1")
+    story.now += SECOND
+    # Both are due later than the others, and at the same time: 0.2 was created before 0.3.
+    assert story.startable() == ["0.0", "0.4", "0.5", "0.2", "0.3"]
+
+
 def test_a_step_takes_the_lowest_free_worker_number():
     story = Story(fan(3))
     story.run("out")

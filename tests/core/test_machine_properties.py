@@ -52,14 +52,14 @@ class JobUnderWay(JobModel):
         start=st.integers(-5, 5),
         spread=st.integers(0, 3),
     )
-    def start(self, width: int, queued: bool, start: int, spread: int) -> None:
+    def start(self, width, queued, start, spread):
         self.prepare(width, queued, start)
         if spread:
             self.succeed(0, [("out", 1)] * spread, False, False, "", None, 0)
 
     @precondition(lambda self: self.machine.startable(self.now))
     @rule(pick=picks, times=st.integers(1, 5))
-    def begin(self, pick: int, times: int) -> None:
+    def begin(self, pick, times):
         for _ in range(times):
             choices = self.machine.startable(self.now)
             if not choices:
@@ -90,16 +90,7 @@ class JobUnderWay(JobModel):
         mark=st.none() | st.integers(0, 2),
         after=lengths,
     )
-    def succeed(
-        self,
-        pick: int,
-        emitted: list[tuple[str, object]],
-        adds: bool,
-        counts: bool,
-        looks: str,
-        mark: int | None,
-        after: int,
-    ) -> None:
+    def succeed(self, pick, emitted, adds, counts, looks, mark, after):
         step = self.one_in_flight(pick)
         routine = self.plan.routines[step.task.routine_id]
         outcome = StepOutcome(step.number, self.emissions(routine, emitted))
@@ -121,7 +112,7 @@ class JobUnderWay(JobModel):
 
     @precondition(lambda self: self.plan.width > 1 and len(self.machine.startable(self.now)) > 1)
     @rule(times=st.integers(1, 5))
-    def race(self, times: int) -> None:
+    def race(self, times):
         """Let other steps commit while one task runs, so that it conflicts several times."""
         unlucky = self.machine.startable(self.now)[0].task_id
         for number in range(times):
@@ -149,14 +140,7 @@ class JobUnderWay(JobModel):
         looks=st.sampled_from([None, (), (), ("mark",), ("total",)]),
         after=lengths,
     )
-    def fail(
-        self,
-        pick: int,
-        error: Exception,
-        retry_after: int | None,
-        looks: tuple[str, ...] | None,
-        after: int,
-    ) -> None:
+    def fail(self, pick, error, retry_after, looks, after):
         step = self.one_in_flight(pick)
         outcome = StepOutcome(
             step.number,
@@ -172,7 +156,7 @@ class JobUnderWay(JobModel):
 
     @precondition(lambda self: self.machine.flights)
     @rule(pick=picks, result=payloads)
-    def record_effect(self, pick: int, result: object) -> None:
+    def record_effect(self, pick, result):
         step = self.machine.flights[pick % self.machine.in_flight]
         known = self.known[step.task.task_id]
         name = f"effect {len(known.effects)}"
@@ -184,13 +168,13 @@ class JobUnderWay(JobModel):
 
     @precondition(lambda self: self.ended)
     @rule(pick=picks)
-    def an_outcome_comes_late_or_twice(self, pick: int) -> None:
+    def an_outcome_comes_late_or_twice(self, pick):
         step, outcome = self.ended[pick % len(self.ended)]
         assert self.pure(lambda: self.machine.finish(step, outcome, self.now)) is None
         assert self.pure(lambda: self.machine.effect(step, "x", Effect("", 0), self.now)) is None
 
     @rule(length=lengths)
-    def time_passes(self, length: int) -> None:
+    def time_passes(self, length):
         self.now += length
 
     def due(self) -> int | None:
@@ -199,7 +183,7 @@ class JobUnderWay(JobModel):
 
     @precondition(lambda self: (self.due() or self.now) > self.now)
     @rule()
-    def time_passes_until_something_is_due(self) -> None:
+    def time_passes_until_something_is_due(self):
         due = self.due()
         assert due is not None
         self.now = due
@@ -207,12 +191,12 @@ class JobUnderWay(JobModel):
 
     @precondition(lambda self: self.machine.in_flight)
     @rule()
-    def pause(self) -> None:
+    def pause(self):
         self.ask_for("pause")
 
     @precondition(lambda self: self.job.seq > 12)
     @rule()
-    def cancel(self) -> None:
+    def cancel(self):
         self.ask_for("cancel")
 
     def ask_for(self, kind: Any) -> None:
@@ -229,7 +213,7 @@ class JobUnderWay(JobModel):
 
     @precondition(lambda self: self.machine.in_flight or self.job.status != JobStatus.RUNNING)
     @rule(retry_failed=st.booleans())
-    def resume(self, retry_failed: bool) -> None:
+    def resume(self, retry_failed):
         job = self.job
         if (
             job.status in FINAL
@@ -253,9 +237,7 @@ class JobUnderWay(JobModel):
         retry_failed=st.booleans(),
         times=st.sampled_from([1, 1, 1, 2, 5]),
     )
-    def crash_and_restore(
-        self, way: str, how: str, idle: int, retry_failed: bool, times: int
-    ) -> None:
+    def crash_and_restore(self, way, how, idle, retry_failed, times):
         for _ in range(times):
             restored = RESTORED_BY[way](self.job)
             assert restored == self.job

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from routilux.core.parts import PendingTask
 from routilux.core.schedule import Schedule
 from routilux.graph.messages import Task
 from routilux.graph.routine import Routine
+from tests.soak import examples
 
 
 class One(Routine):
@@ -43,6 +44,7 @@ moves = st.lists(
 )
 
 
+@settings(max_examples=examples(8))
 @given(moves, st.booleans())
 def test_it_gives_the_tasks_in_the_order_of_a_list_that_is_sorted_again_each_time(
     moves, sequential

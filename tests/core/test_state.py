@@ -55,20 +55,8 @@ def test_the_history_lists_events_and_the_commits_all_changes():
     _, last = failed().job.execution_history
     assert (last.seq, last.task_id, last.at) == (2, "0", from_ns(0))
     assert (last.event, last.data) == ("error", {"type": "ValueError", "message": "no stock"})
+    assert [job.retry_count(name) for name in ("a", "b", "e", None)] == [1, 0, 1, 1]
     assert [(o.routine_id, o.event) for o in job.outputs] == [("a", "extra"), ("d", "out")]
-
-
-def test_a_routine_has_the_worst_status_and_the_most_retries_of_its_tasks():
-    job = eventful().job
-    assert {name: str(state.status) for name, state in job.routine_states.items()} == {
-        "a": "completed",
-        "b": "error_continued",
-        "c": "completed",
-        "d": "completed",
-        "e": "pending",
-    }
-    assert [job.retry_count(name) for name in "abe"] == [1, 0, 1]
-    assert job.retry_count() == 1
 
 
 def test_raise_for_status_names_the_failed_task():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,14 +92,12 @@ def test_each_old_line_is_followed_by_the_new_one_and_routines_come_first():
     ] == shape_changes(before, after)
 
 
-def test_a_routine_that_was_added_or_removed_is_one_line_with_the_number_of_its_parts():
+def test_a_routine_that_was_added_is_listed_with_its_parts():
     assert [
-        "- routine leaf1: shape/stage, with 1 connection and 1 slot",
-        "- routine leaf2: shape/stage, with 1 connection and 1 slot",
-    ] == shape_changes(fan(3).shape, fan(1).shape)
-    assert ["+ routine leaf0: shape/stage, with 1 connection and 1 slot"] == shape_changes(
-        fan(0).shape, fan(1).shape
-    )
+        "+ routine leaf0: shape/stage",
+        "+ connection first.output -> leaf0.trigger",
+        "+ slot leaf0.trigger",
+    ] == shape_changes(fan(0).shape, fan(1).shape)
 
 
 def test_a_new_connection_between_kept_routines_is_listed_by_itself():
@@ -112,7 +109,7 @@ def test_a_new_connection_between_kept_routines_is_listed_by_itself():
 
 
 @given(st.lists(st.text("ab.:( >-", max_size=6), unique=True, max_size=6), st.randoms())
-def test_each_change_is_listed_or_counted_once_with_any_ids(ids, random):
+def test_each_change_is_listed_once_with_any_ids(ids, random):
     shapes = []
     for _ in range(2):
         flow = Flow("f")
@@ -125,10 +122,7 @@ def test_each_change_is_listed_or_counted_once_with_any_ids(ids, random):
                     flow.connect(a, "e", b, "x")
         shapes.append(flow.shape)
     changes = shape_changes(*shapes)
-    counted = sum(
-        int(n) for line in changes for n in re.findall(r"(\d+) (?:slot|event|conn)", line)
-    )
-    assert len(set(shapes[0]) ^ set(shapes[1])) == len(changes) + counted
+    assert len(set(shapes[0]) ^ set(shapes[1])) == len(changes)
     assert [] == shape_changes(shapes[0], shapes[0])
 
 

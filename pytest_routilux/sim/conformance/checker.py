@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from routilux import Commit
     from routilux.graph.messages import Task
 
-__all__ = ["broken_rule"]
-
 _LONGEST_ID: Final = 64
 _DONE = CommitKind.DONE
 _FAILED = CommitKind.FAILED

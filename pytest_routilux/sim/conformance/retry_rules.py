@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, final
 
-from pytest_routilux.sim.conformance.spec import error_name, raised_by_engine
+from pytest_routilux.sim.conformance.spec import RAISED_BY_ENGINE, error_name
 from pytest_routilux.sim.simulator.model import Finding
 from pytest_routilux.text import seconds
 from routilux import CommitKind, ErrorStrategy
@@ -22,10 +22,8 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
     from pytest_routilux.sim.conformance.spec import FlowSpec, RetryPolicy
     from pytest_routilux.sim.simulator.model import Host
-    from routilux import Commit, StepInput
+    from routilux import Commit
     from routilux.graph.messages import Task
-
-__all__ = ["BrokenRuleError", "RetryRules", "commit_text", "fail", "step_text"]
 
 _FAILED = CommitKind.FAILED
 _DROPPED = CommitKind.DROPPED
@@ -85,11 +83,9 @@ class RetryRules:
         error = self._errors.get(key)
         retry_after = self._retry_after.get(key)
         if error is not None and error_name(error) != name:
-            error, retry_after = (
-                None,
-                None,
-            )  # the engine raised it: a timeout, or an author's mistake
-        error = error or raised_by_engine(name)
+            # The engine raised it: a timeout, or an author's mistake.
+            error, retry_after = None, None
+        error = error or RAISED_BY_ENGINE.get(name)
         if commit.kind is CommitKind.RETRY:
             self._check_retry(commit, shadow, policy, error)
             if error is not None:  # else the handler may have asked for this delay
@@ -133,7 +129,7 @@ class RetryRules:
             due = seconds((commit.due_ns or 0) - commit.at_ns)
             what = f"retry {retry} of {shadow} waits {seconds(delay)} s, but is due in {due} s"
             fail("due-wrong", what, commit)
-        bounds = policy.bounds(retry) if retry_after is None else (retry_after, retry_after)
+        bounds = policy.bounds(retry, retry_after)
         if bounds is None or bounds[0] <= delay <= bounds[1]:
             return
         least, most = map(seconds, bounds)
@@ -180,11 +176,7 @@ class RetryRules:
         if most is not None and shadow.retries >= most:
             return
         if policy.deadline is not None:
-            bounds = (
-                (retry_after, retry_after)
-                if retry_after is not None
-                else policy.bounds(shadow.retries + 1)
-            )
+            bounds = policy.bounds(shadow.retries + 1, retry_after)
             first = commit.started_ns if shadow.first is None else shadow.first
             if bounds is None or commit.at_ns + bounds[1] > (first or 0) + policy.deadline:
                 return
@@ -211,10 +203,6 @@ def fail(kind: str, what: str, of: Commit | Task | None, routine: str | None = N
         routine = of.routine_id
     path = f"engine.{routine or 'job'}"
     raise BrokenRuleError(Finding(kind, what, path, routine))
-
-
-def step_text(step: StepInput) -> str:
-    return f"attempt {step.attempt} of {step.task.routine_id} (task {step.task.task_id})"
 
 
 def commit_text(commit: Commit) -> str:

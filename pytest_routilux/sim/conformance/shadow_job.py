@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from routilux import Commit, StepInput
     from routilux.graph.messages import Task, Writes
 
-__all__ = ["MOST_CONFLICTS", "ShadowJob", "ShadowTask"]
-
 MOST_CONFLICTS: Final = 3
 _NEVER: Final = -(1 << 63)
 

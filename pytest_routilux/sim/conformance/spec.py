@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
     from routilux import Flow
 
-__all__ = ["FlowSpec", "RetryPolicy", "error_name", "raised_by_engine", "width_of"]
-
 _SECOND: Final = 10**9
 _CENTURY: Final = 36_525 * 86_400 * _SECOND
 _COMPUTED: Final = 300
@@ -48,12 +46,8 @@ def error_name(kind: type[BaseException]) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-_KNOWN: Final = {error_name(kind): kind for kind in (StepTimeoutError, *_NEVER)}
-
-
-def raised_by_engine(name: str) -> type[BaseException] | None:
-    """Return the class of an error that the engine raises, by its name in a commit."""
-    return _KNOWN.get(name)
+RAISED_BY_ENGINE: Final = {error_name(kind): kind for kind in (StepTimeoutError, *_NEVER)}
+"""The classes of errors that the engine raises, by their names in a commit."""
 
 
 def width_of(flow: Flow) -> int:
@@ -94,8 +88,13 @@ class RetryPolicy:
         self._ceiling: Final = _CENTURY if handler.max_delay is None else _length(handler.max_delay)
         self._bounds: Final[dict[int, tuple[int, int]]] = {}
 
-    def bounds(self, retry: int) -> tuple[int, int] | None:
-        """Return the least and the greatest delay (ns) before retry 1, 2, …"""
+    def bounds(self, retry: int, asked: int | None = None) -> tuple[int, int] | None:
+        """Return the least and the greatest delay (ns) before retry 1, 2, …
+
+        `asked` is the delay that a `RetryAfter` asks for.
+        """
+        if asked is not None:
+            return asked, asked
         if retry > _COMPUTED:
             return None
         if retry not in self._bounds:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NoReturn, final
 
-from pytest_routilux.sim.conformance.retry_rules import fail, step_text
+from pytest_routilux.sim.conformance.retry_rules import fail
 from pytest_routilux.sim.conformance.shadow_job import MOST_CONFLICTS
 from pytest_routilux.text import seconds
 from routilux import JobStatus
@@ -20,8 +20,6 @@ from routilux.codec.equality import first_difference, same_value
 if TYPE_CHECKING:
     from pytest_routilux.sim.conformance.shadow_job import ShadowJob, ShadowTask
     from routilux import StepInput
-
-__all__ = ["StartRules", "same", "too_early", "wrong_attempt"]
 
 
 @final
@@ -41,19 +39,19 @@ class StartRules:
         job, task, at = self._job, step.task, step.started_ns
         shadow = job.tasks.get(task.task_id)
         if shadow is None:
-            what = f"{step_text(step)} starts, but no commit creates its task"
+            what = f"{step.who} starts, but no commit creates its task"
             fail("unknown-task", what, task)
         if job.status is not JobStatus.RUNNING:
-            what = f"{step_text(step)} starts although the job is {job.status.value}"
+            what = f"{step.who} starts although the job is {job.status.value}"
             failed = job.status is JobStatus.FAILED
             fail("ran-after-failure" if failed else "ran-while-stopped", what, task)
         if shadow.ended or shadow.failed or shadow.attempt != step.attempt:
             wrong_attempt(shadow, step.attempt, "starts", at)
         if task.task_id in job.in_flight:
-            fail("started-twice", f"{step_text(step)} starts while it is in flight", task)
+            fail("started-twice", f"{step.who} starts while it is in flight", task)
         if at < job.at:
             what = (
-                f"time runs back: {step_text(step)} starts {seconds(job.at - at)} s before the"
+                f"time runs back: {step.who} starts {seconds(job.at - at)} s before the"
                 " commit that precedes it"
             )
             fail("time-ran-back", what, task)
@@ -95,12 +93,12 @@ class StartRules:
     def _check_limits(self, step: StepInput) -> None:
         job, task = self._job, step.task
         if len(job.in_flight) >= job.width:
-            what = f"{step_text(step)} starts with {len(job.in_flight)} in flight of {job.width}"
+            what = f"{step.who} starts with {len(job.in_flight)} in flight of {job.width}"
             fail("too-many-at-once", what, task)
         in_flight, limit = job.in_flight_of.get(task.routine_id, 0), job.limits[task.routine_id]
         if in_flight >= limit:
             what = (
-                f"{step_text(step)} starts with {in_flight} steps of {task.routine_id} in flight;"
+                f"{step.who} starts with {in_flight} steps of {task.routine_id} in flight;"
                 f" its max_concurrency is {limit}"
             )
             fail("too-many-at-once", what, task)
@@ -117,7 +115,7 @@ class StartRules:
             self._wrong_data(step, "its payload", payload, task.payload)
         if (step.effects or shadow.effects) and set(step.effects or ()) != shadow.effects:
             what = (
-                f"{step_text(step)} gets the records of once() {sorted(step.effects or ())},"
+                f"{step.who} gets the records of once() {sorted(step.effects or ())},"
                 f" but {sorted(shadow.effects)} are committed"
             )
             fail("record-lost", what, task)
@@ -135,7 +133,7 @@ class StartRules:
 
     def _wrong_data(self, step: StepInput, name: str, committed: object, given: object) -> NoReturn:
         difference = first_difference(committed, given)
-        what = f"{step_text(step)} gets other values of {name} than are committed: {difference}"
+        what = f"{step.who} gets other values of {name} than are committed: {difference}"
         fail("snapshot-wrong", what, step.task)
 
 

@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 
     Row = dict[str, Any]
 
-__all__ = ["check_determinism"]
-
 _SEEDS: Final = (1, 2)
 
 

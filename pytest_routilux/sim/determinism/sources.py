@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
-__all__ = ["Source", "recorded_sources"]
-
 _GLOBAL: Final[Any] = random._inst  # behind random.random() and its kin
 _CLOCKS: Final = (
     *("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns"),

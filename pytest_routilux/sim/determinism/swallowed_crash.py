@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from routilux import Context, Flow, StepInput
     from routilux.graph.messages import Effect
 
-__all__ = ["swallowed_crash"]
-
 _MOST: Final = 8
 
 

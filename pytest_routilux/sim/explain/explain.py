@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.shrink import Cause
     from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding
 
-__all__ = ["explain", "explain_cause", "not_compared"]
+__all__ = ["explain_cause", "not_compared"]
 
 _COLUMNS: Final = (80, 100)
 
@@ -58,45 +58,20 @@ _HEADS: Final = {
 def explain_cause(
     cause: Cause, case: Case, columns: int, *, repro: str | None, root: Path | None = None
 ) -> str:
-    """Return the text for the smallest cause of a failure."""
-    return explain(
-        cause.exploration,
-        cause.finding,
-        cause.exploration.disturbed.get(cause.finding.signature),
-        columns,
-        repro=repro,
-        shrunk=None if cause.text is None else f"{cause.text}, {count(cause.runs, 'run')}",
-        faults=[case.faults[number - 1] for number in cause.faults],
-        root=root,
-    )
+    """Return the text of the smallest cause of a failure, for a terminal of so many columns.
 
-
-def explain(
-    exploration: Exploration,
-    finding: Finding,
-    disturbed: Disturbed | None,
-    columns: int,
-    *,
-    repro: str | None,
-    shrunk: str | None = None,
-    faults: Sequence[object] = (),
-    root: Path | None = None,
-) -> str:
-    """Return the text of a failure for a terminal of so many columns.
-
-    Without `disturbed` the undisturbed run fails. `repro` is a command; `shrunk` is the cause
-    before it was shrunk, and how many runs that took; `faults` are those that the cause needs.
-    Files are relative to `root`, by default the working directory.
+    `repro` is a command. Files are relative to `root`, by default the working directory.
     """
     least, most = _COLUMNS
     columns = min(max(columns, least), most)
     root = Path.cwd() if root is None else root
-    reference = exploration.reference
+    exploration, finding = cause.exploration, cause.finding
+    reference, disturbed = exploration.reference, exploration.disturbed.get(finding.signature)
     point = None if disturbed is None else disturbed.point
     reason = reason_of(Failure(finding, reference, disturbed, root))
     above = [
         "",
-        *_cause(point, faults, shrunk, columns),
+        *_cause(cause, case, point, columns),
         *_compared(reference, finding, disturbed, columns),
         "",
     ]
@@ -147,9 +122,7 @@ def _problem(finding: Finding, disturbed: Disturbed | None) -> str:
     return " ".join(finding.what.split())
 
 
-def _cause(
-    point: CrashPoint | None, faults: Sequence[object], shrunk: str | None, columns: int
-) -> list[str]:
+def _cause(cause: Cause, case: Case, point: CrashPoint | None, columns: int) -> list[str]:
     room = columns - 16
     if point is None:
         happens = "0 crashes"
@@ -157,11 +130,11 @@ def _cause(
         happens = "1 write that the store fails"
     else:
         happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
-    counted = "".join(f" + {fault!r}" for fault in faults) or ", 0 faults"
+    counted = "".join(f" + {case.faults[n - 1]!r}" for n in cause.faults) or ", 0 faults"
     text = shorten(f"{happens}{counted}, FIFO order", room)
     lines = [text]
-    if shrunk:
-        tail = shorten(f"(shrunk from {shrunk})", room)
+    if cause.text is not None:
+        tail = shorten(f"(shrunk from {cause.text}, {count(cause.runs, 'run')})", room)
         whole = f"{text}    {tail}"
         lines = [whole] if width(whole) <= room else [text, tail]
     found = [f"{'smallest cause' if i == 0 else '':<16}{line}" for i, line in enumerate(lines)]
@@ -252,12 +225,8 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
         return [text, *coverage.notes]
     failing = [f for _, f in exploration.failures]
     same = sum(f.signature == finding.signature for f in failing)
-    if len(failing) == 1:
-        fail = "1 point fails"
-    elif same == len(failing):
-        fail = f"{same} points fail, {'both' if same == 2 else 'all'} in this way"
-    else:
-        fail = f"{len(failing)} points fail, {same} of them in this way"
+    many = "all" if same == len(failing) else str(same)
+    fail = f"{count(len(failing), 'failure')}, {many} of this kind"
     text = (
         f"{done} of {planned} crash points x 1 schedule, {coverage.word}, {coverage.seconds:.2f} s;"
         f" {fail}"

@@ -37,20 +37,6 @@ if TYPE_CHECKING:
 
     Send = Callable[[object], None]
 
-__all__ = [
-    "Entry",
-    "HostLog",
-    "fold_commits",
-    "hidden_changes",
-    "pickled_value",
-    "recovery_log",
-    "replay",
-    "restore_value",
-    "undisturbed_log",
-    "value_at_commit",
-    "variation_log",
-]
-
 Entry = tuple[int, int, str | Call | Start | Note]
 """An instant, the number of the host, and what happened; a commit as its row."""
 

@@ -50,8 +50,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.results import Coverage, Reference
     from pytest_routilux.sim.simulator.model import Case
 
-__all__ = ["ENDS_PROCESS", "ForkedHosts", "Killed"]
-
 _SAMPLE: Final = 6
 _SINGLE: Final = ("before a write", "around an effect", "in a wait", "in a recovery")
 ENDS_PROCESS: Final = ("kills-process", "hangs")

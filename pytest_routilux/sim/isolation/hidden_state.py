@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case
     from routilux import Clock, StepInput
 
-__all__ = ["HiddenChange", "Values", "Variable", "globals_of", "hidden_state"]
-
 Variable = tuple[str, str, str]
 """The scope of a variable (`attribute`, `global` or `class`), its module, and its name there."""
 Values = dict[Variable, str]

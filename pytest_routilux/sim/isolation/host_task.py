@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from routilux import Flow
 
-__all__ = ["importable", "rows_by_seed", "simulate"]
-
 
 def importable(case: Case) -> bool:
     """Return whether a fresh interpreter can build the flow of a case and run it alike."""

@@ -475,7 +475,7 @@ def of_two_tasks_that_are_due_at_one_instant_one_starts_when_the_other_has_ended
 
 @bug(
     "too-many-at-once",
-    "attempt 1 of charge (task 0.2) starts with 1 steps of charge in flight",
+    "charge (task 0.2, attempt 1) starts with 1 steps of charge in flight",
     build=shop(fails=(1, 1), workers=4),
 )
 def two_steps_of_one_routine_run_at_a_time(patch: Patch) -> None:
@@ -537,7 +537,7 @@ def the_state_of_a_failed_attempt_is_kept(patch: Patch) -> None:
 
 @bug(
     "snapshot-wrong",
-    "attempt 2 of charge (task 0.0) gets other values of the state of charge than are committed",
+    "charge (task 0.0, attempt 2) gets other values of the state of charge than are committed",
 )
 def the_state_of_a_failed_attempt_is_kept_in_memory_alone(patch: Patch) -> None:
     _leaky(patch)
@@ -665,7 +665,7 @@ def a_job_is_completed_while_a_retry_waits(patch: Patch) -> None:
 
 @bug(
     "ran-after-failure",
-    "attempt 1 of audit (task 0.1) starts although the job is failed",
+    "audit (task 0.1, attempt 1) starts although the job is failed",
     build=shop(CardRefused, non_retryable_exceptions=CardRefused),
     routine="audit",
 )

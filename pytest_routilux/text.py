@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from routilux import ErrorInfo
 from routilux.clocks.durations import seconds_text
-from routilux.timeline import plain
+from routilux.timeline import plain as plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

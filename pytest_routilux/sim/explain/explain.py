@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.sim.explain.causes import Failure, reason_of
 from pytest_routilux.sim.explain.timeline import rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
-from pytest_routilux.text import count, listed, padded, plain, shorten, width, wrapped
+from pytest_routilux.text import count, listed, padded, shorten, width, wrapped
 from routilux.codec.equality import same_value
+from routilux.timeline import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

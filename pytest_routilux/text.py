@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from routilux import ErrorInfo
 from routilux.clocks.durations import seconds_text
+from routilux.timeline import plain as plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,17 +24,6 @@ _LONGEST_ID: Final = 16
 
 
 # --- widths ---------------------------------------------------------------------------------------
-
-
-def plain(text: str) -> str:
-    r"""Return a text in which every character that is not printable is escaped.
-
-    >>> plain("a\nb")
-    'a\\nb'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def width(text: str) -> int:

@@ -8,7 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from routilux.clocks.durations import to_ns
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
     from routilux.core.state import JobState
     from routilux.engine.drive import Drive
+
+    Save = Callable[[JobState, str | Path, bytes | None], None]
+    """Writes a job and its flow to a file: job, path, and the key that signs it."""
 
 __all__ = ["Run"]
 
@@ -40,9 +43,9 @@ class Run:
     'completed'
     """
 
-    def __init__(self, drive: Drive, capture: Callable[[JobState], Any]) -> None:
+    def __init__(self, drive: Drive, save: Save) -> None:
         self._drive = drive
-        self._capture = capture
+        self._save = save
 
     @property
     def job(self) -> JobState:
@@ -76,4 +79,7 @@ class Run:
 
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
         """Write the job, as of its last commit, to a file; see `SavedState.write`."""
-        self._capture(self._drive.snapshot()).write(path, key=key)
+        try:
+            self._save(self._drive.snapshot(), path, key)
+        finally:
+            del key

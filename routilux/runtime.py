@@ -33,6 +33,7 @@ from routilux.saved_state import SavedState
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from concurrent.futures import Executor
+    from pathlib import Path
 
     from routilux.engine.observers import ObserverFailure
     from routilux.flow import Flow, JobOptions, Params, ResumeOptions
@@ -135,7 +136,14 @@ class Runtime:
         """Run a new job in the background and return its handle; see `Flow.start`."""
         drive = self._new(flow, entry, params, **options)
         self.threads.drive_in_background(drive)
-        return Run(drive, lambda job: SavedState.capture(flow, job))
+
+        def save(job: JobState, path: str | Path, key: bytes | None) -> None:
+            try:
+                SavedState.capture(flow, job).write(path, key=key)
+            finally:
+                del key  # so that no traceback shows it
+
+        return Run(drive, save)
 
     def submit(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]

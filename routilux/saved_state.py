@@ -110,6 +110,10 @@ class SavedState:
         Traceback (most recent call last):
         routilux.CorruptStateError: $.signature: does not match this key: the file was...
         """
+        try:
+            mac = new_mac(key)
+        finally:
+            del key
         flow, job = self._captured or _texts(self.flow, self.job)
         members = {
             "format": codec.dumps(FORMAT),
@@ -124,7 +128,7 @@ class SavedState:
         # One line a member, so that people find the counts.
         lines = [f"{json.dumps(name)}: {text}" for name, text in members.items()]
         text = codec.bounded("{" + ",\n".join(lines) + "}")
-        return with_digest(text.removesuffix("}").encode(), new_mac(key))
+        return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
         """Write the document to a file atomically, with mode 0600.
@@ -134,7 +138,11 @@ class SavedState:
         encrypted. Raises `UnserializableError` for a value without a saved form, `OSError` if the
         file can't be written, `TypeError` and `ValueError` for an invalid key.
         """
-        write_atomically(path, self.to_bytes(key=key))
+        try:
+            data = self.to_bytes(key=key)
+        finally:
+            del key
+        write_atomically(path, data)
 
     @classmethod
     def read(
@@ -160,11 +168,16 @@ class SavedState:
                 cure = "; restore the file or read another one"
             reason = "\n".join([f"{first} (in {os.fspath(path)}){cure}", *rest])
             raise type(error)(error.path, reason) from None
+        finally:
+            del key
 
     @classmethod
     def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
         """Read a document from its text; see `read`."""
-        mac = new_mac(key)
+        try:
+            mac = new_mac(key)
+        finally:
+            del key
         if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
             raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
         if not data.strip():

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from routilux.core.commits import Commit
     from routilux.monitor import ExecutionMonitor, StateChange
 
-__all__ = ["STATUS_STYLES", "JobTimeline", "Line", "Part", "describe", "payload_text", "shorten"]
+__all__ = ["STATUS_STYLES", "JobTimeline", "Part", "describe", "payload_text", "plain", "shorten"]
 
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and the name of its style."""
@@ -276,6 +276,17 @@ def shorten(text: str, longest: int = 48) -> str:
     """Return a text on one line of at most `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
+
+
+def plain(text: str) -> str:
+    """Return a text in which every character that is not printable is escaped.
+
+    >>> plain("a\x1b[2J")
+    'a\\\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _items(items: _Collection, noun: str = "items") -> str:

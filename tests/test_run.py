@@ -6,6 +6,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import traceback
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -189,9 +190,13 @@ def test_a_checkpoint_is_signed_by_the_key_that_it_is_given(tmp_path):
         with pytest.raises(CorruptStateError, match="does not match this key"):
             SavedState.read(path, key=key[::-1])
         before = path.read_bytes()
-        with pytest.raises(ValueError, match="at least 16"):
+        with pytest.raises(ValueError, match="at least 16") as caught:
             run.checkpoint(path, key=b"hush-hush")
         assert before == path.read_bytes()
+        shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+        ours = [frame for frame in shown.stack if "routilux" in frame.filename]
+        assert "checkpoint" in {frame.name for frame in ours}
+        assert not any("hush" in local for f in ours for local in (f.locals or {}).values())
         clock.advance(1000)
         run.wait()
 

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from pytest_routilux.monitor.known_jobs import (
     KnownJob,
     check_connected,
-    check_event,
     jobs_with,
     known_name,
     last_commit,
@@ -132,7 +131,8 @@ class FlowMonitor(ExecutionMonitor):
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), routine)
         if event is not None:
-            check_event(jobs, routine, event)
+            events = [name for known in jobs for name in known.events(routine)]
+            known_name(event, events, f"event of {routine}")
         emitted = [
             Emitted(known, commit, emission, payload_difference(data or {}, emission.payload))
             for known in jobs

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "KnownJob",
     "check_connected",
-    "check_event",
     "jobs_with",
     "known_name",
     "last_commit",
@@ -92,13 +91,6 @@ def jobs_with(jobs: Sequence[KnownJob], *routines: str) -> list[KnownJob]:
             f"no recorded job has all of {', '.join(routines)}; use one assertion for each flow"
         )
     return found
-
-
-def check_event(jobs: Sequence[KnownJob], routine: str, event: str) -> None:
-    """Raise `FlowDefinitionError` unless the routine declares the event."""
-    __tracebackhide__ = True
-    events = [name for known in jobs for name in known.events(routine)]
-    known_name(event, events, f"event of {routine}")
 
 
 def check_connected(jobs: Sequence[KnownJob], source: str, target: str) -> None:

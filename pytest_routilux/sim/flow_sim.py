@@ -199,9 +199,7 @@ class FlowSim:
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         if repro.seed is not None:
-            raise StaleError(
-                "crash_everywhere has FIFO order, and the reproducer names a seed"
-            )
+            raise StaleError("crash_everywhere has FIFO order, and the reproducer names a seed")
         applied = repro.applied(case, case.build())
 
         def choose(points: list[CrashPoint]) -> list[CrashPoint]:

@@ -32,7 +32,7 @@ from routilux import codec
 from routilux.cli.jobs import held, held_data, list_jobs, no_commits, show_jobs
 from routilux.cli.open_store import change_store, read_store, without_password
 from routilux.cli.show import show_job
-from routilux.cli.terminal import Page, plain
+from routilux.cli.terminal import Page
 from routilux.clocks.clock import SystemClock
 from routilux.core.commits import JobStatus
 from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionError
@@ -40,6 +40,7 @@ from routilux.persist import admin
 from routilux.persist.atomic_write import write_atomically
 from routilux.persist.journal import Journal
 from routilux.persist.versions import FORMAT
+from routilux.timeline import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from routilux.cli import humanize
-from routilux.cli.terminal import cells, plain
+from routilux.cli.terminal import cells
 from routilux.core.commits import JobStatus
 from routilux.errors import CorruptStateError, SavedStateError
 from routilux.persist.journal import Journal
-from routilux.timeline import STATUS_STYLES
+from routilux.timeline import STATUS_STYLES, plain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

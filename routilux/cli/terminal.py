@@ -16,12 +16,14 @@ from itertools import groupby
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TextIO
 
+from routilux.timeline import plain
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from routilux.timeline import Line, Part
 
-__all__ = ["Page", "cells", "plain"]
+__all__ = ["Page", "cells"]
 
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _LEAST: Final = 40  # columns; lines are not fitted to a narrower terminal
@@ -74,17 +76,6 @@ class Page:
             codes = ";".join(_CODES[name] for name in style.split())
             shown += f"\033[{codes}m{text}\033[0m" if codes and text else text
         return shown
-
-
-def plain(text: str) -> str:
-    """Return a text in which every character that is not printable is escaped.
-
-    >>> plain("a\x1b[2J")
-    'a\\\\x1b[2J'
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def cells(text: str) -> int:

@@ -28,7 +28,7 @@ __all__ = ["decode", "foreign_types", "loads"]
 _takes_foreign: Final = ContextVar("takes_foreign", default=False)
 
 
-def loads(text: str | bytes, *, untag: bool = True) -> Any:
+def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) -> Any:
     """Return the value of a JSON text, with its tagged values decoded.
 
     Without `untag`, tagged values stay JSON objects, which `decode` can decode later.
@@ -36,7 +36,7 @@ def loads(text: str | bytes, *, untag: bool = True) -> Any:
     Raises `CorruptStateError` with the path for text that `dumps(encode(…))` does not write: bytes
     that are not UTF-8; JSON that is cut off or of another dialect (NaN, numbers out of range,
     duplicate keys); tags that are not registered or do not fit their value; and text beyond
-    `MAX_BYTES`, `MAX_NODES`, `MAX_DEPTH` or `MAX_DIGITS`.
+    `max_bytes`, `MAX_NODES`, `MAX_DEPTH` or `MAX_DIGITS`.
 
     >>> loads(b'{"at":{"$type":"tuple","value":[1,2.5]}}')
     {'at': (1, 2.5)}
@@ -45,8 +45,8 @@ def loads(text: str | bytes, *, untag: bool = True) -> Any:
         data, chars = (text, text.decode()) if isinstance(text, bytes) else (text.encode(), text)
     except UnicodeError as error:
         raise CorruptStateError("$", f"is not UTF-8: {error}") from None
-    if len(data) > MAX_BYTES:
-        raise CorruptStateError("$", f"is longer than {MAX_BYTES:,} bytes, the limit")
+    if len(data) > max_bytes:
+        raise CorruptStateError("$", f"is longer than {max_bytes:,} bytes, the limit")
     outline = limits.outline(data)
     if limits.nodes(outline) > MAX_NODES:
         raise CorruptStateError("$", f"has more than {MAX_NODES:,} values, the limit")

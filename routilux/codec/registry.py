@@ -160,18 +160,15 @@ def _write_complex(value: complex) -> list[str]:
 _NON_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
-def _parse_set(data: Any) -> set[object]:
-    found = set(_list(data))
+def _distinct(kind: Callable[[Any], Any], data: Any) -> Any:
+    found = kind(_list(data))
     if len(found) != len(data):
-        raise ValueError("it has a duplicate element")
+        raise ValueError("it has a duplicate element or key")
     return found
 
 
-def _parse_dict(data: Any) -> dict[object, object]:
-    found = dict(map(_list, _list(data)))
-    if len(found) != len(data):
-        raise ValueError("it has a duplicate key")
-    return found
+def _pairs(data: list[Any]) -> dict[object, object]:
+    return dict(map(_list, data))
 
 
 def _list(data: Any) -> list[Any]:
@@ -193,9 +190,9 @@ _FORMS: Final[tuple[Form, ...]] = (
     Form("float", float, repr, _NON_FINITE.__getitem__),
     *(Form(path.__name__, path, str, path) for path in _PATHS),
     Form("tuple", tuple, list, lambda data: tuple(_list(data)), strict=False),
-    Form("set", set, list, _parse_set, strict=False),
-    Form("frozenset", frozenset, list, lambda data: frozenset(_parse_set(data)), strict=False),
-    Form("dict", dict, list, _parse_dict, strict=False),
+    Form("set", set, list, partial(_distinct, set), strict=False),
+    Form("frozenset", frozenset, list, partial(_distinct, frozenset), strict=False),
+    Form("dict", dict, list, partial(_distinct, _pairs), strict=False),
 )
 
 _BUILT_IN: Final = (NoneType, bool, int, str, list, *(form.kind for form in _FORMS))
@@ -308,7 +305,12 @@ def register_type(
     return register if cls is None else register(cls)
 
 
-def _own_form(cls: type, name: str, encode: Any, decode: Any) -> Form:
+def _own_form(
+    cls: type,
+    name: str,
+    encode: Callable[[Any], object] | None,
+    decode: Callable[[Any], object] | None,
+) -> Form:
     if encode is not None and decode is not None:
         return Form(name, cls, encode, decode, strict=False)
     if encode is not None or decode is not None:

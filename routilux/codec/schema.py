@@ -55,16 +55,18 @@ def check_fields(
         raise CorruptStateError(path, f"is of type {type_name(type(data))}, not an object")
     if fits(data, required, optional):
         return data
-    for name in required:
-        if name not in data:
-            raise CorruptStateError(f"{path}{path_step(name)}", "is missing")
+    if not required.keys() <= data.keys():
+        missing = next(name for name in required if name not in data)
+        raise CorruptStateError(f"{path}{path_step(missing)}", "is missing")
     for name, value in data.items():
         expected = required.get(name) or optional.get(name)
+        kind = type(value)
+        if kind is expected or expected is object:
+            continue
         if expected is None:
             raise CorruptStateError(f"{path}{path_step(name)}", "is an unknown field")
-        kind = type(value)
         kinds = expected if isinstance(expected, tuple) else (expected,)
-        if kind not in kinds and expected is not object:
+        if kind not in kinds:
             names = " or ".join(map(type_name, kinds))
             reason = f"is of type {type_name(kind)}, not {names}"
             raise CorruptStateError(f"{path}{path_step(name)}", reason)

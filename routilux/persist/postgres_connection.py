@@ -116,14 +116,7 @@ class Database:
     """Connections to the database of `dsn`, opened when they are needed."""
 
     def __init__(self, dsn: str, *, read_only: bool) -> None:
-        try:
-            import psycopg
-            import psycopg.conninfo
-        except ImportError as error:
-            raise ImportError(
-                "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'"
-            ) from error
-        self._psycopg: Any = psycopg
+        self._psycopg = _driver()
         try:
             parts = self._psycopg.conninfo.conninfo_to_dict(dsn)
         except self._psycopg.ProgrammingError:  # its message repeats the string, password and all
@@ -236,3 +229,14 @@ def _closed() -> LifoQueue[_Link | None]:
     for _ in range(_CONNECTIONS):
         pool.put(None)
     return pool
+
+
+def _driver() -> Any:
+    try:
+        import psycopg
+        import psycopg.conninfo
+    except ImportError as error:
+        raise ImportError(
+            "PostgresStore needs psycopg 3; run: pip install 'psycopg[binary]>=3.1'"
+        ) from error
+    return psycopg

@@ -5,7 +5,7 @@ Invariants:
   members of the document, which stays JSON.
 - The digest detects damage. The signature (HMAC-SHA256) proves that a holder of the key wrote these
   bytes; it is compared in constant time, before anything is parsed.
-- No message of an error has a key in it.
+- A key is dropped at once: no frame of a traceback, here or in the caller, shows it as a local.
 """
 
 from __future__ import annotations
@@ -41,12 +41,14 @@ def new_mac(key: bytes | None) -> hmac.HMAC | None:
     """
     if key is None:
         return None
+    kind, size = type(key), len(key) if isinstance(key, bytes) else 0
+    if size >= MIN_KEY:
+        return hmac.new(key, digestmod=hashlib.sha256)
+    del key
     cure = "make one with secrets.token_bytes(32)"
-    if not isinstance(key, bytes):
-        raise TypeError(f"a key is bytes, not {type_name(type(key))}; {cure}")
-    if len(key) < MIN_KEY:
-        raise ValueError(f"a key is at least {MIN_KEY} bytes, not {len(key)}; {cure}")
-    return hmac.new(key, digestmod=hashlib.sha256)
+    if not issubclass(kind, bytes):
+        raise TypeError(f"a key is bytes, not {type_name(kind)}; {cure}")
+    raise ValueError(f"a key is at least {MIN_KEY} bytes, not {size}; {cure}")
 
 
 def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:

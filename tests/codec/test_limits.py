@@ -76,12 +76,11 @@ def test_an_integer_of_too_many_digits_is_doubtful_at_any_place(at, rest):
     assert not limits.is_doubtful(b"[" + b"1234567890," * 5000 + b"1]")
 
 
-def test_too_many_bytes_are_refused_before_they_are_parsed(monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_BYTES", 4)
-    assert loads('"é"') == "é"
+def test_too_many_bytes_are_refused_before_they_are_parsed():
+    assert loads('"é"', max_bytes=4) == "é"
     for text in ('"éé"', '"éé"'.encode(), "[[[[["):
         with pytest.raises(CorruptStateError, match="longer than 4 bytes"):
-            loads(text)
+            loads(text, max_bytes=4)
 
 
 def test_too_many_values_are_refused(monkeypatch):

@@ -17,9 +17,7 @@ from typing import Any, Final, Self
 from unittest import mock
 
 Real = Callable[..., Any]
-Fault = Callable[..., Any]
-"""Does something else instead of a call, with its arguments."""
-
+Fault = Callable[..., Any]  # does something else instead of a call, with its arguments
 _CALLS: Final = ("open", "write", "fsync", "close", "replace", "unlink")
 
 
@@ -89,7 +87,6 @@ class Disk:
     def __init__(self, faults: dict[int, Fault] | None = None) -> None:
         self.faults = faults or {}
         self.calls: list[Call] = []
-        self.names: list[str] = []
         self._paths: dict[int, str] = {}
         self._patch = mock.patch.multiple(
             os, **{name: self._between(name, getattr(os, name)) for name in _CALLS}
@@ -107,21 +104,15 @@ class Disk:
             path = self._paths.get(args[0], "") if type(args[0]) is int else os.fspath(args[0])
             data = bytes(args[1]) if name == "write" else b""
             target = os.fspath(args[1]) if name == "replace" else ""
-            recorded = Call(name, str(path), data, target)
-            number = len(self.calls)
-            self.calls.append(recorded)
-            self.names.append(str(recorded))
-            made = self.faults.get(number, _through)(real, *args)
+            fault = self.faults.get(len(self.calls))
+            self.calls.append(Call(name, str(path), data, target))
+            made = fault(real, *args) if fault else real(*args)
             if name == "open":
                 self._paths[made] = str(path)
             return made
 
         call.__name__ = name
         return call
-
-
-def _through(real: Real, *args: Any) -> Any:
-    return real(*args)
 
 
 def left_by_power_loss(calls: list[Call]) -> Iterator[dict[str, bytes]]:

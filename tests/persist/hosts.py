@@ -43,17 +43,6 @@ def line_of(child: subprocess.Popen[str]) -> str:
     return child.stdout.readline().strip()
 
 
-APPENDS = """
-import sys
-from tests.persist.stores import at
-store = at(sys.argv[1])
-store.create("j", b"row 1", "a", flow_id="f", queued=False)
-for seq in range(2, 10**9):
-    store.append("j", seq, b"row %d" % seq, "a", stopped=False)
-    print(seq, flush=True)
-"""
-
-
 def go(children: list[subprocess.Popen[str]]) -> None:
     """Write the line for which they wait."""
     for child in children:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from routilux import (
+    Append,
     Clock,
     FakeClock,
     Flow,
@@ -20,7 +21,7 @@ from routilux import (
     SqliteStore,
 )
 from tests.persist import postgres_server
-from tests.routines import chain
+from tests.routines import SECOND, chain
 
 Make = Callable[[Path, Clock], AbstractContextManager[JobStore]]
 
@@ -86,4 +87,39 @@ def holding(rows: list[bytes], job_id: str = "j") -> MemoryStore:
     store.create(job_id, rows[0], "a", flow_id="f", queued=False)
     for seq, row in enumerate(rows[1:], 2):
         store.append(job_id, seq, row, "a", stopped=False)
+    return store
+
+
+MINUTE = 60 * SECOND
+CALLS: dict[str, Callable[[JobStore], object]] = {
+    "create": lambda store: store.create("new", b"1", "a", flow_id="f", queued=False),
+    "create, queued": lambda store: store.create("new", b"1", "a", flow_id="f", queued=True),
+    "append": lambda store: store.append("leased", 2, b"2", "b", stopped=False),
+    "append the last": lambda store: store.append("leased", 2, b"2", "b", stopped=True),
+    "append_all": lambda store: store.append_all([Append("leased", 2, b"2", "b", True)]),
+    "claim": lambda store: store.claim("queued", 2, b"2", "c", stopped=False),
+    "claim what it acquired": lambda store: store.claim("leased", 2, b"2", "b", stopped=False),
+    "overrule": lambda store: store.overrule("leased", 2, b"2", "operator", free=False),
+    "overrule and set free": lambda store: store.overrule("leased", 2, b"2", "op", free=True),
+    "acquire": lambda store: store.acquire("b", ["f", "h"], MINUTE),
+    "acquire what was abandoned": lambda store: store.acquire("b", ["g"], MINUTE),
+    "renew": lambda store: store.renew("b", 50 * SECOND),
+    "release": lambda store: store.release("leased", "b", 0),
+    "keep_snapshot": lambda store: store.keep_snapshot("leased", 1, b"one"),
+    "snapshot": lambda store: store.snapshot("abandoned"),
+    "rows": lambda store: store.rows("leased"),
+    "holders": lambda store: store.holders("leased"),
+    "free_in": lambda store: store.free_in(["f", "h"]),
+}
+
+
+def with_jobs(store: JobStore) -> JobStore:
+    """The jobs of CALLS, each with a row."""
+    for job_id, flow_id in {"leased": "f", "abandoned": "g"}.items():
+        store.create(job_id, b"1", "a", flow_id=flow_id, queued=True)
+        store.acquire("b", [flow_id], MINUTE)
+    store.keep_snapshot("abandoned", 1, b"one")
+    store.release("abandoned", "b", 0, clean=False)
+    for job_id in ("queued", "queued too"):
+        store.create(job_id, b"1", "a", flow_id="f", queued=True)
     return store

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 
@@ -31,7 +32,7 @@ from tests.persist.hosts import (
 )
 from tests.persist.postgres_server import with_option
 from tests.persist.stores import acquire
-from tests.routines import SECOND, chain, rest
+from tests.routines import PATIENCE, SECOND, chain, rest
 
 # --- durable --------------------------------------------------------------------------------------
 
@@ -60,6 +61,17 @@ def test_rows_that_were_accepted_are_there_after_a_crash_of_the_server(postgres,
 
 
 # --- many hosts -----------------------------------------------------------------------------------
+
+
+def test_of_many_hosts_that_make_the_tables_at_once_all_succeed(server):
+    def opens(dsn, gate):
+        gate.wait(PATIENCE)
+        PostgresStore(dsn).close()
+
+    for _ in range(5):
+        dsn, gate = server.dsn(), threading.Barrier(8)
+        calls = [Call(opens, dsn, gate) for _ in range(8)]
+        assert [None] * 8 == [call.result() for call in calls]
 
 
 def test_an_append_that_waited_while_another_host_took_the_job_is_refused(postgres, admin):

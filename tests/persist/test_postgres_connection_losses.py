@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 import pytest
 
 from routilux import (
-    Append,
     DuplicateJobError,
     FakeClock,
     JobStatus,
-    JobStore,
     LeaseLostError,
     MemoryStore,
     PostgresStore,
@@ -23,17 +19,14 @@ from routilux import (
     Worker,
 )
 from tests.persist.hosts import (
-    APPENDS,
     PATIENCE,
     Call,
     end_backends,
-    line_of,
     locked,
-    processes,
     until_one_waits,
 )
 from tests.persist.losses import Losses
-from tests.persist.stores import acquire
+from tests.persist.stores import CALLS, acquire, with_jobs
 from tests.routines import SECOND, chain, rest
 
 # --- on the server --------------------------------------------------------------------------------
@@ -131,43 +124,14 @@ def far(dsn, server, losses):
         yield store
 
 
-MINUTE = 60 * SECOND
-LOSSES: dict[str, Callable[[JobStore], object]] = {
-    "create": lambda store: store.create("new", b"1", "a", flow_id="f", queued=False),
-    "create, queued": lambda store: store.create("new", b"1", "a", flow_id="f", queued=True),
-    "append": lambda store: store.append("leased", 2, b"2", "b", stopped=False),
-    "append the last": lambda store: store.append("leased", 2, b"2", "b", stopped=True),
-    "append_all": lambda store: store.append_all([Append("leased", 2, b"2", "b", True)]),
-    "claim": lambda store: store.claim("queued", 2, b"2", "c", stopped=False),
-    "claim what it acquired": lambda store: store.claim("leased", 2, b"2", "b", stopped=False),
-    "overrule": lambda store: store.overrule("leased", 2, b"2", "operator", free=False),
-    "overrule and set free": lambda store: store.overrule("leased", 2, b"2", "op", free=True),
-    "acquire": lambda store: store.acquire("b", ["f"], MINUTE),
-    "acquire what was abandoned": lambda store: store.acquire("b", ["g"], MINUTE),
-    "renew": lambda store: store.renew("b", 50 * SECOND),
-    "release": lambda store: store.release("leased", "b", 0),
-    "keep_snapshot": lambda store: store.keep_snapshot("leased", 1, b"one"),
-    "snapshot": lambda store: store.snapshot("abandoned"),
-    "rows": lambda store: store.rows("leased"),
-    "free_in": lambda store: store.free_in(["f"]),
-}
-
-
 @pytest.mark.parametrize("lost", ["question", "answer"])
-@pytest.mark.parametrize("call", LOSSES)
+@pytest.mark.parametrize("call", CALLS)
 def test_a_call_whose_connection_is_lost_takes_effect_once(far, losses, lost, call):
-    model = MemoryStore(FakeClock())
-    for store in (far, model):
-        for job_id, flow_id in {"leased": "f", "abandoned": "g"}.items():
-            store.create(job_id, b"1", "a", flow_id=flow_id, queued=True)
-            store.acquire("b", [flow_id], MINUTE)
-        store.keep_snapshot("abandoned", 1, b"one")
-        store.release("abandoned", "b", 0, clean=False)
-        store.create("queued", b"1", "a", flow_id="f", queued=True)
-        store.create("queued too", b"1", "a", flow_id="f", queued=True)
+    model = with_jobs(MemoryStore(FakeClock()))
+    with_jobs(far)
     with losses.once(lost):
-        found = LOSSES[call](far)
-    assert LOSSES[call](model) == found
+        found = CALLS[call](far)
+    assert CALLS[call](model) == found
     assert model.holders() == far.holders()
     for job_id in model.job_ids():
         assert model.rows(job_id) == far.rows(job_id)
@@ -267,18 +231,3 @@ def test_an_interrupt_in_the_middle_of_a_call_leaves_the_store_usable(postgres, 
         signal.signal(signal.SIGUSR1, before)
     postgres.append("j", 2, b"2", "a", stopped=False)
     assert [b"1", b"2"] == postgres.rows("j")
-
-
-def test_a_host_that_is_suspended_locks_no_other_out(postgres, dsn):
-    def claims() -> None:
-        while b"claimed" != postgres.rows("j")[-1]:
-            with suppress(LeaseLostError):  # the last append was still under way
-                postgres.claim("j", len(postgres.rows("j")) + 1, b"claimed", "b", stopped=False)
-
-    with processes(APPENDS, [dsn]) as [child]:
-        line_of(child)
-        child.send_signal(signal.SIGSTOP)
-        assert None is Call(claims).result()
-        child.send_signal(signal.SIGCONT)
-        assert 0 != child.wait(PATIENCE)
-    assert b"claimed" == postgres.rows("j")[-1]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from routilux import Append, PostgresStore
+from routilux import PostgresStore
 from routilux.persist import postgres as statements
 from tests.persist.postgres_server import with_option
-from tests.persist.stores import acquire
+from tests.persist.stores import CALLS, acquire, with_jobs
 from tests.routines import SECOND
 
 
@@ -52,29 +51,11 @@ SELECT 'leased ' || n, 'h', 'c', 4e18 + n FROM generate_series(1, 500) n UNION A
 SELECT 'of others ' || n, 'g', '', n FROM generate_series(1, 500) n UNION ALL
 SELECT 'free ' || n, 'f', '', 1000 + n FROM generate_series(1, 3) n
 """
-ROW = (2, b"2", "a")
-CALLS: dict[str, Callable[[PostgresStore], object]] = {
-    "append": lambda store: store.append("j", *ROW, stopped=False),
-    "append_all": lambda store: store.append_all([Append("j", *ROW, True)]),
-    "claim": lambda store: store.claim("j", *ROW, stopped=False),
-    "overrule": lambda store: store.overrule("j", *ROW, free=True),
-    "create": lambda store: store.create("k", b"1", "a", flow_id="f", queued=True),
-    "keep_snapshot": lambda store: store.keep_snapshot("j", 1, b"1"),
-    "rows": lambda store: store.rows("j"),
-    "snapshot": lambda store: store.snapshot("j"),
-    "acquire": lambda store: store.acquire("a", ["f", "h"], SECOND),
-    "renew": lambda store: store.renew("a", SECOND),
-    "holders": lambda store: store.holders("j"),
-    "release": lambda store: store.release("j", "a", 0),
-    "free_in": lambda store: store.free_in(["f", "h"]),
-}
 
 
 @pytest.mark.parametrize("call", CALLS)
 def test_jobs_are_found_by_an_index_even_if_planned_for_few_jobs(postgres, admin, call):
-    postgres.create("j", b"1", "a", flow_id="f", queued=False)
-    postgres.create("leased", b"1", "a", flow_id="i", queued=True)
-    postgres.acquire("a", ["i"], 1000 * SECOND)
+    with_jobs(postgres)
     admin.execute("ANALYZE routilux_jobs, routilux_commits, routilux_snapshots")
     CALLS[call](postgres)  # the connection keeps the plan
     admin.execute(CROWD)
@@ -89,8 +70,9 @@ def test_jobs_are_found_by_an_index_even_if_planned_for_few_jobs(postgres, admin
 
 def rows_read(store: PostgresStore, admin: Any) -> int:
     """How many rows of tables and of indexes the store's connection has read until now."""
-    store._do("SELECT pg_stat_force_next_flush()")
-    store._do("SELECT 1")  # the end of a statement reports what was read before
+    for execute in (store._do, admin.execute):
+        execute("SELECT pg_stat_force_next_flush()")
+        execute("SELECT 1")  # the end of a statement reports what was read before
     admin.execute("SELECT pg_stat_clear_snapshot()")
     ((count,),) = admin.execute(
         "SELECT sum(n) FROM (SELECT seq_tup_read + coalesce(idx_tup_fetch, 0) n FROM"

@@ -1,13 +1,11 @@
-"""SqliteStore: durability, processes that share a file, and the cost of a look for a job."""
+"""SqliteStore: durability, and the cost of a look for a job."""
 
 from __future__ import annotations
 
-import signal
+import itertools
 
-from routilux import SqliteStore
-from tests.persist.hosts import process
 from tests.persist.stores import acquire
-from tests.routines import PATIENCE, SECOND
+from tests.routines import SECOND
 
 
 def test_a_commit_is_on_the_disk_when_append_returns(sqlite):
@@ -17,21 +15,15 @@ def test_a_commit_is_on_the_disk_when_append_returns(sqlite):
 
 
 def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(sqlite):
-    def instructions() -> int:
-        count = 0
-
-        def counts() -> int:
-            nonlocal count
-            count += 1
-            return 0
-
+    def instructions():
+        count = itertools.count()
         with sqlite._file.using() as db:
-            db.set_progress_handler(counts, 1)
+            db.set_progress_handler(lambda: next(count) * 0, 1)
         assert None is acquire(sqlite, "b", ["f", "g"], SECOND)
         assert SECOND < (sqlite.free_in(["f", "g"]) or 0)
         with sqlite._file.using() as db:
             db.set_progress_handler(None, 1)
-        return count
+        return next(count)
 
     sqlite.create("leased", b"1", "a", flow_id="f", queued=True)
     sqlite.acquire("a", ["f"], 10**6 * SECOND)
@@ -42,19 +34,3 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
             [(f"{flow}-{n}", flow) for flow in ("a", "h") for n in range(1000)],
         )
     assert 0 < instructions() <= alone + 10
-
-
-def test_a_process_that_is_killed_in_a_transaction_leaves_no_lock(tmp_path):
-    program = (
-        "import os, signal, sys; from routilux import SqliteStore;"
-        "store = SqliteStore(sys.argv[1]);"
-        "context = store._file.writing(); db = context.__enter__();"
-        "db.execute(\"INSERT INTO jobs VALUES (1, 'j', 'f', '', 0)\");"
-        "os.kill(os.getpid(), signal.SIGKILL)"
-    )
-    with process(program, tmp_path / "jobs.db") as child:
-        assert -signal.SIGKILL == child.wait(PATIENCE)
-    with SqliteStore(tmp_path / "jobs.db") as store:
-        assert [] == store.job_ids()
-        store.create("j", b"1", "a", flow_id="f", queued=True)
-        assert "j" == acquire(store, "b", ["f"], SECOND)

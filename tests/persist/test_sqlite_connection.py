@@ -14,7 +14,7 @@ import pytest
 from routilux import CorruptStateError, SqliteStore, SystemClock, UnsupportedVersionError
 from routilux.persist.sqlite_connection import SqliteFile
 from tests.engine.concurrency import in_a_child
-from tests.persist.hosts import APPENDS, line_of, process
+from tests.persist.hosts import line_of, processes
 from tests.routines import PATIENCE
 
 
@@ -70,49 +70,49 @@ def files(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.iterdir()}
 
 
-def test_a_reader_leaves_no_trace(sqlite):
+def test_a_reader_writes_nothing_and_leaves_no_trace(sqlite):
     sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
     sqlite.close()
     before = files(sqlite.path.parent)
     with SqliteStore(sqlite.path, read_only=True) as reader:
         assert [b"row 1"] == reader.rows("j")
+        with pytest.raises(OSError, match="attempt to write a readonly database"):
+            reader.append("j", 2, b"row 2", "a", stopped=False)
         assert before == files(sqlite.path.parent)
-        assert not reader.overtaken
     assert ["jobs.db"] == list(before) == list(files(sqlite.path.parent))
 
 
+APPENDS = """
+import sys
+from routilux import SqliteStore
+store = SqliteStore(sys.argv[1])
+store.create("j", b"row 1", "a", flow_id="f", queued=False)
+store.append("j", 2, b"row 2", "a", stopped=False)
+print(flush=True)
+sys.stdin.readline()
+"""
+
+
 def test_a_reader_sees_what_a_process_that_was_killed_left_in_the_log(tmp_path):
-    with process(APPENDS, tmp_path / "jobs.db") as child:
+    with processes(APPENDS, [tmp_path / "jobs.db"]) as [child]:
         line_of(child)
-        child.kill()
     log = (tmp_path / "jobs.db-wal").read_bytes()
     with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
-        assert [b"row 1", b"row 2"] == reader.rows("j")[:2]
+        assert [b"row 1", b"row 2"] == reader.rows("j")
     assert log == (tmp_path / "jobs.db-wal").read_bytes()
 
 
-def test_a_reader_sees_what_others_write_meanwhile(sqlite):
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_reader_sees_what_others_write_and_without_locks_notices_a_writer(sqlite, closed):
+    if closed:
+        sqlite.close()  # without another process the reader takes no locks
     with SqliteStore(sqlite.path, read_only=True) as reader:
         sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
+        assert closed is reader.overtaken
+        if closed:
+            reader.close()
         assert [b"row 1"] == reader.rows("j")
         assert not reader.overtaken
-
-
-def test_a_reader_without_locks_notices_a_writer(sqlite):
-    sqlite.close()
-    with SqliteStore(sqlite.path, read_only=True) as reader:
-        sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
-        assert reader.overtaken
-        reader.close()
-        assert [b"row 1"] == reader.rows("j")
-        assert not reader.overtaken
-
-
-def test_a_reader_writes_nothing(sqlite):
-    sqlite.create("j", b"row 1", "a", flow_id="f", queued=True)
-    refused = pytest.raises(OSError, match="attempt to write a readonly database")
-    with SqliteStore(sqlite.path, read_only=True) as reader, refused:
-        reader.append("j", 2, b"row 2", "a", stopped=False)
 
 
 def test_a_reader_makes_no_store_of_an_empty_file(tmp_path):
@@ -247,12 +247,13 @@ def files_open(path: Path) -> Counter[str]:
 @pytest.mark.parametrize("used", [False, True], ids=["unused", "used"])
 def test_a_forked_child_uses_and_closes_a_connection_of_its_own(used, sqlite):
     sqlite.create("j", b"1", "a", flow_id="f", queued=False)
-    open_before = files_open(sqlite.path)
+    parents, open_before = sqlite._file.connection(), files_open(sqlite.path)
     assert open_before[str(sqlite.path)]
 
     def closes():
         if used:
             sqlite.append("j", 2, b"2", "a", stopped=False)
+            assert parents is not sqlite._file.connection()
         sqlite.close()
         gc.collect()  # a connection and its statements hold each other
         assert open_before <= files_open(sqlite.path)

@@ -24,7 +24,7 @@ from routilux import (
     NotResumableError,
 )
 from tests.engine.concurrency import at_once as together
-from tests.persist.hosts import APPENDS, go, line_of, processes, rest_of
+from tests.persist.hosts import go, line_of, processes, rest_of
 from tests.persist.stores import STORES, acquire, at
 from tests.routines import PATIENCE, SECOND
 from tests.soak import examples
@@ -243,19 +243,6 @@ def test_processes_that_make_a_store_at_once_share_it(where):
     assert 100 == len(taken)
     with at(where) as store:
         assert sorted(taken) == store.job_ids()
-
-
-@pytest.mark.parametrize("lines", [1, 10])
-def test_rows_that_were_accepted_before_a_host_was_killed_are_there_after_it(where, lines):
-    with processes(APPENDS, [where]) as [child]:
-        for _ in range(lines):
-            line_of(child)
-        child.kill()
-        accepted = lines + 1 + rest_of(child).count("\n")
-    with at(where) as store:
-        rows = store.rows("j")
-    assert len(rows) in (accepted, accepted + 1)  # the last one may not have been printed
-    assert [b"row %d" % seq for seq in range(1, len(rows) + 1)] == rows
 
 
 def test_a_store_that_was_closed_is_opened_again_when_it_is_used(where):

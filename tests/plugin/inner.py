@@ -99,8 +99,6 @@ def _asked(request: dict[str, Any]) -> int:
             )
         )
     [server] = _servers
-    assert server.stdin is not None
-    assert server.stdout is not None
     server.stdin.write(json.dumps(request) + "\n")
     server.stdin.flush()
     return int(server.stdout.readline())

@@ -12,6 +12,7 @@ from time import sleep, time
 from typing import Any
 
 from routilux import ErrorHandler, ExecutionStrategy, Flow, Routine, SavedState, register_type
+from tests.routines import chain, saveable
 
 
 class GatewayDown(Exception):
@@ -109,24 +110,15 @@ class Break(Routine):
         raise KeyboardInterrupt(self.how)
 
 
-class Nap(Routine):
-    """Reads the time before and after a sleep, with functions of the standard library."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.nap)
-        self.define_event("output", ["times"])
-
-    def nap(self) -> None:
-        before = datetime.now(), time()
-        sleep(3600)
-        self.emit("output", times=[*before, datetime.now(), time(), self.ctx.now()])
+def naps(self: Routine) -> None:
+    """Read the time before and after a sleep, with functions of the standard library."""
+    before = datetime.now(), time()
+    sleep(3600)
+    self.emit("out", times=[*before, datetime.now(), time(), self.ctx.now()])
 
 
 def napping() -> Flow:
-    flow = Flow("napping")
-    flow.add_routine(Nap(), "nap")
-    return flow
+    return chain(nap=saveable(naps, out=["times"]))
 
 
 def shop(

@@ -14,24 +14,17 @@ SHOP: Final = """
     from datetime import date
     import pytest
     import routilux.runtime
-    from routilux import Flow, IllegalTransitionError, Routine, register_type
+    from routilux import IllegalTransitionError, register_type
+    from tests.routines import chain
 
-    class Pay(Routine):
-        def __init__(self):
-            super().__init__()
-            self.define_slot("trigger", handler=self.pay)
-            self.define_event("output", ["receipt"])
-
-        def pay(self, order):
-            self.ctx.sleep(1)
-            if order < 0:
-                raise ValueError("no such order")
-            self.emit("output", receipt=order)
+    def pay(self, order):
+        self.ctx.sleep(1)
+        if order < 0:
+            raise ValueError("no such order")
+        self.emit("out", n=order)
 
     def shop():
-        flow = Flow("shop")
-        flow.add_routine(Pay(), "pay")
-        return flow
+        return chain(pay=pay)
 
     class Price:
         def __init__(self, value):
@@ -43,7 +36,7 @@ SHOP: Final = """
     register_type(Price, name="price", encode=lambda price: price.value, decode=Price)
 """
 MISTAKES: Final = {
-    "entry": ('shop().execute("pya", {"order": 7})', "FlowDefinitionError: flow 'shop' has no*"),
+    "entry": ('shop().execute("pya", {"order": 7})', "FlowDefinitionError: flow 'tale' has no*"),
     "params": ('shop().execute("pay", {"ordre": 7})', "FlowDefinitionError: params for pay*"),
     "payload": (
         'shop().execute("pay", {"order": threading.Lock()})',
@@ -55,12 +48,17 @@ MISTAKES: Final = {
     ),
     "timeout": ('shop().start("pay", {"order": 7}).wait(0.5)', "TimeoutError: job *"),
     "saving": ("serialize_roundtrip([open])", "UnserializableError: $[[]0[]]: *"),
-    "order": (
-        "flow_monitor.assert_not_run('pay')",
-        "AssertionError: *recorded no job*",
+    "order": ("flow_monitor.assert_not_run('pay')", "AssertionError: *recorded no job*"),
+    "retries": (
+        'shop().execute("pay", {"order": 7}); flow_monitor.assert_retried("pay", times=2)',
+        "AssertionError: pay: expected 2 retries, made none",
+    ),
+    "routine": (
+        'shop().execute("pay", {"order": 7}); flow_monitor.assert_not_run("pya")',
+        "FlowDefinitionError: 'pya' is no routine*",
     ),
     "host": ('flow_hosts.start(lambda: 1, "pay")', "HostError: *can't be found by its name*"),
-    "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'shop' has no*"),
+    "simulated": ('flow_sim.run(shop, "pya")', "FlowDefinitionError: flow 'tale' has no*"),
     "explored": (
         'flow_sim.crash_everywhere(shop, "pay", {"ordre": 7})',
         "FlowDefinitionError: params for pay*",
@@ -80,9 +78,7 @@ def failures(result: pytest.RunResult) -> list[list[str]]:
     return [part[first:] for part, first in zip(parts, firsts, strict=True) if first < len(part)]
 
 
-def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(
-    inner: pytest.Pytester,
-) -> None:
+def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(inner):
     fixtures = "flow_runtime, flow_monitor, serialize_roundtrip, flow_hosts, flow_sim"
     tests = [
         f"\n    def test_{name}({fixtures}):\n        {statement}"
@@ -99,7 +95,7 @@ def test_an_error_that_names_its_culprit_is_shown_at_the_line_of_the_test_alone(
         assert place.startswith("test_shop.py:")
 
 
-def test_user_code_between_frames_of_ours_stays(inner: pytest.Pytester) -> None:
+def test_user_code_between_frames_of_ours_stays(inner):
     inner.makepyfile(
         test_shop=SHOP
         + """
@@ -129,7 +125,7 @@ BUG: Final = """
 """
 
 
-def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner: pytest.Pytester) -> None:
+def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner):
     inner.makepyfile(test_shop=SHOP + BUG)
     result = inner.runpytest_inprocess(*QUIET)
     result.assert_outcomes(failed=2)
@@ -137,9 +133,9 @@ def test_all_frames_are_shown_if_the_error_may_be_a_bug_of_ours(inner: pytest.Py
         result.stdout.fnmatch_lines([f"*routilux/{place}"] * 2)
 
 
-def test_all_frames_are_shown_with_full_trace(inner: pytest.Pytester) -> None:
+def test_all_frames_are_shown_with_full_trace(inner):
     inner.makepyfile(test_shop=f"{SHOP}\n    def test_it(): shop().execute('pya')")
     plain = inner.runpytest_inprocess(*QUIET)
     plain.stdout.no_fnmatch_line("*routilux/runtime.py*")
     whole = inner.runpytest_inprocess(*QUIET, "--full-trace")
-    whole.stdout.fnmatch_lines(["*routilux/runtime.py:*", "E *FlowDefinitionError: flow 'shop'*"])
+    whole.stdout.fnmatch_lines(["*routilux/runtime.py:*", "E *FlowDefinitionError: flow 'tale'*"])

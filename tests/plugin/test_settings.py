@@ -34,6 +34,11 @@ def counts(result: pytest.RunResult) -> tuple[int, int]:
         (("--routilux-report=auto",), (0, 1)),
         (("-v",), (1, 1)),
         (("-q",), (0, 0)),
+        (("-qq",), (0, 0)),
+        (("-q", "-v"), (0, 1)),
+        (("-rA",), (0, 1)),
+        (("--tb=no",), (0, 1)),
+        (("--routilux-report=always", "-q"), (1, 1)),
         (("--routilux-report=always",), (1, 1)),
         (("--routilux-report", "always", "-qq"), (1, 1)),
         (("--routilux-report=always", "-v"), (1, 1)),
@@ -41,9 +46,7 @@ def counts(result: pytest.RunResult) -> tuple[int, int]:
         (("--routilux-report=never", "-vv"), (0, 0)),
     ],
 )
-def test_each_mode_shows_what_it_says(
-    inner: pytest.Pytester, args: tuple[str, ...], shown: tuple[int, int]
-) -> None:
+def test_each_mode_shows_what_it_says(inner, args, shown):
     inner.makepyfile(REPORTS)
     assert shown == counts(inner.runpytest_inprocess(*PLUGIN, *args))
 
@@ -64,11 +67,10 @@ def test_each_mode_shows_what_it_says(
         (("--routilux-report=always",), 1),
         (("--routilux-report=never",), 0),
         (("--routilux-report=never", "-v"), 0),
+        (("-v", "-p", "xdist.plugin", "-n", "2"), 1),
     ],
 )
-def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(
-    inner: pytest.Pytester, args: tuple[str, ...], shown: int
-) -> None:
+def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(inner, args, shown):
     inner.makepyfile(f"{REPORTS}        assert False")
     result = inner.runpytest_inprocess(*PLUGIN, *args)
     assert pytest.ExitCode.TESTS_FAILED == result.ret
@@ -83,18 +85,14 @@ def test_a_failure_shows_its_report_once_whatever_traceback_is_shown(
         pytest.param(("--show-capture=no",), (0, 1), (1, 1), marks=pytest.mark.soak),
     ],
 )
-def test_workers_show_the_same_reports(
-    inner: pytest.Pytester, args: tuple[str, ...], passed: tuple[int, int], failed: tuple[int, int]
-) -> None:
+def test_workers_show_the_same_reports(inner, args, passed, failed):
     for ending, shown in (("", passed), ("        assert False", failed)):
         inner.makepyfile(REPORTS + ending)
         result = inner.runpytest_inprocess(*PLUGIN, *args, "-p", "xdist.plugin", "-n", "1")
         assert shown == counts(result)
 
 
-def test_always_without_verbose_shows_the_reports_at_the_end_under_their_tests(
-    inner: pytest.Pytester,
-) -> None:
+def test_always_without_verbose_shows_the_reports_at_the_end_under_their_tests(inner):
     inner.makepyfile(
         test_two="""
         def test_one(flow_report): flow_report.add("first")
@@ -113,9 +111,7 @@ def test_always_without_verbose_shows_the_reports_at_the_end_under_their_tests(
 
 
 @pytest.mark.parametrize("verbose", [(), ("-v",)])
-def test_a_failing_subtest_shows_the_report_of_that_moment(
-    inner: pytest.Pytester, verbose: tuple[str, ...]
-) -> None:
+def test_a_failing_subtest_shows_the_report_of_that_moment(inner, verbose):
     if not hasattr(pytest, "Subtests"):
         pytest.skip("pytest has subtests since 9.0")
     inner.makepyfile(
@@ -142,24 +138,19 @@ FORMS: Final = [
 ]
 
 
+@pytest.mark.parametrize("workers", [(), ("-p", "xdist.plugin", "-n", "1")])
 @pytest.mark.parametrize(("name", "text"), FORMS)
 def test_the_configuration_gives_the_mode_and_the_command_line_overrules_it(
-    inner: pytest.Pytester, name: str, text: str
-) -> None:
+    inner, name, text, workers
+):
     inner.makepyfile(REPORTS)
     (inner.path / name).write_text(text.format("always"))
-    assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN))
-    assert (0, 1) == counts(inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto"))
-    assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, "-o", "routilux_report=never"))
-
-
-def test_workers_take_the_mode_of_the_configuration(inner: pytest.Pytester) -> None:
-    inner.makepyfile(REPORTS)
-    inner.makeini("[pytest]\nroutilux_report = always")
-    workers = ("-p", "xdist.plugin", "-n", "1")
-    assert (1, 1) == counts(inner.runpytest_inprocess(*PLUGIN, *workers))
-    never = ("-o", "routilux_report=never")
-    assert (0, 0) == counts(inner.runpytest_inprocess(*PLUGIN, *workers, *never))
+    for args, shown in (
+        ((), (1, 1)),
+        (("--routilux-report=auto",), (0, 1)),
+        (("-o", "routilux_report=never"), (0, 0)),
+    ):
+        assert shown == counts(inner.runpytest_inprocess(*PLUGIN, *workers, *args))
 
 
 def refused(result: pytest.RunResult) -> str:
@@ -171,7 +162,7 @@ def refused(result: pytest.RunResult) -> str:
 
 
 @pytest.mark.parametrize("value", ["sometimes", "Always", ""])
-def test_another_mode_on_the_command_line_is_refused(inner: pytest.Pytester, value: str) -> None:
+def test_another_mode_on_the_command_line_is_refused(inner, value):
     for terminal in ((), ("-p", "no:terminal")):
         result = inner.runpytest_inprocess(*PLUGIN, *terminal, f"--routilux-report={value}")
         assert f"ERROR: --routilux-report={value!r} is no mode; {ALLOWED}" == refused(result)
@@ -179,8 +170,8 @@ def test_another_mode_on_the_command_line_is_refused(inner: pytest.Pytester, val
 
 @pytest.mark.parametrize(("name", "text"), FORMS)
 def test_another_mode_in_the_configuration_is_refused_unless_the_command_line_gives_one(
-    inner: pytest.Pytester, name: str, text: str
-) -> None:
+    inner, name, text
+):
     inner.makepyfile(REPORTS)
     (inner.path / name).write_text(text.format("sometimes"))
     line = f"ERROR: the setting routilux_report = 'sometimes' is no mode; {ALLOWED}"
@@ -189,14 +180,14 @@ def test_another_mode_in_the_configuration_is_refused_unless_the_command_line_gi
 
 
 @NATIVE
-def test_a_value_of_another_type_in_a_native_table_is_refused(inner: pytest.Pytester) -> None:
+def test_a_value_of_another_type_in_a_native_table_is_refused(inner):
     inner.makepyprojecttoml("[tool.pytest]\nroutilux_report = true\n")
     line = refused(inner.runpytest_inprocess(*PLUGIN))
     assert "config option 'routilux_report' expects a string, got bool: True" in line
     assert line.endswith(f"; {ALLOWED}")
 
 
-def test_the_help_names_both_options_and_all_settings(inner: pytest.Pytester) -> None:
+def test_the_help_names_both_options_and_all_settings(inner):
     result = inner.runpytest_inprocess(*PLUGIN, "--help")
     result.stdout.fnmatch_lines(
         ["flows of routilux:", "*--routilux-repro=R1.…*", "*--routilux-report=MODE*"]
@@ -210,7 +201,7 @@ def test_the_help_names_both_options_and_all_settings(inner: pytest.Pytester) ->
     )
 
 
-def test_an_invalid_setting_is_refused_before_any_test(pytester: pytest.Pytester) -> None:
+def test_an_invalid_setting_is_refused_before_any_test(pytester):
     pytester.makepyfile("def test_it(): pass")
     for setting, reason in (
         ("sleep=fake", "routilux_sleep is virtual, error or real, not 'fake'"),
@@ -238,9 +229,7 @@ def test_an_invalid_setting_is_refused_before_any_test(pytester: pytest.Pytester
     ],
 )
 @NATIVE
-def test_seconds_are_a_number_in_a_native_table(
-    pytester: pytest.Pytester, table: str, value: str, problem: str
-) -> None:
+def test_seconds_are_a_number_in_a_native_table(pytester, table, value, problem):
     pytester.makepyprojecttoml(f"{table}\nroutilux_blocked_after = {value}\n")
     number = value.strip('"')
     pytester.makepyfile(
@@ -271,33 +260,28 @@ WHOLE: Final = f"""{NAP}
 """
 
 
+STRICT: Final = "[pytest]\naddopts = --strict-config --strict-markers\nfilterwarnings = error\n"
+NATIVE_STRICT: Final = '[tool.pytest]\nstrict = true\nfilterwarnings = ["error"]\n'
+
+
 @pytest.mark.parametrize(
-    "strict",
+    ("name", "text"),
     [
-        "[pytest]\naddopts = --strict-config --strict-markers\nfilterwarnings = error\n",
-        pytest.param("[pytest]\nstrict = true\nfilterwarnings = error\n", marks=NATIVE),
+        ("pytest.ini", f"{STRICT}routilux_report = always\n"),
+        pytest.param(
+            "pyproject.toml", f'{NATIVE_STRICT}routilux_report = "always"\n', marks=NATIVE
+        ),
     ],
 )
 @pytest.mark.parametrize(
     "workers", [(), pytest.param(("-p", "xdist.plugin", "-n", "2"), marks=pytest.mark.soak)]
 )
-def test_the_strictest_project_sees_no_warning_and_no_error(
-    inner: pytest.Pytester, strict: str, workers: tuple[str, ...]
-) -> None:
-    inner.makeini(f"{strict}routilux_report = always\n")
+def test_the_strictest_project_sees_no_warning_and_no_error(inner, name, text, workers):
+    (inner.path / name).write_text(text)
     inner.makepyfile(WHOLE)
     result = run_pytest(inner, *PLUGIN, "-W", "error", "-v", *workers)
     result.assert_outcomes(passed=3)
     assert [] == result.errlines
-
-
-@NATIVE
-def test_a_strict_native_table_is_enough(inner: pytest.Pytester) -> None:
-    inner.makepyprojecttoml(
-        '[tool.pytest]\nstrict = true\nfilterwarnings = ["error"]\nroutilux_report = "auto"\n'
-    )
-    inner.makepyfile(WHOLE)
-    run_pytest(inner, *PLUGIN).assert_outcomes(passed=3)
 
 
 # --- without the plugin ---------------------------------------------------------------------------
@@ -315,44 +299,35 @@ def installed(inner: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest
     return inner
 
 
-def test_pytest_finds_the_installed_plugin(installed: pytest.Pytester) -> None:
+def test_pytest_finds_the_installed_plugin(installed):
     installed.makepyfile(WHOLE)
     installed.runpytest_subprocess("-p", "no:cacheprovider").assert_outcomes(passed=3)
 
 
-def test_a_project_can_switch_the_plugin_off(installed: pytest.Pytester) -> None:
+def test_a_project_can_switch_the_plugin_off(installed):
     installed.makepyfile(
         """
+        import pytest_routilux
+
         def test_plain(pytestconfig):
             names = [name for name, _ in pytestconfig.pluginmanager.list_name_plugin()]
             assert "routilux-reports" not in names
             assert not [n for n in dir(pytestconfig.option) if n.startswith("routilux")]
 
+        def test_types():
+            for name in pytest_routilux.__all__:
+                assert getattr(pytest_routilux, name).__name__ == name
+
         def test_wants_it(flow_clock): pass
         """
     )
     result = installed.runpytest_subprocess("-p", "no:routilux", "-v", "-W", "error")
-    result.assert_outcomes(passed=1, errors=1)
+    result.assert_outcomes(passed=2, errors=1)
     result.stdout.fnmatch_lines(["E *fixture 'flow_clock' not found"])
     assert [] == result.errlines
-
     plain = installed.runpytest_subprocess("-p", "no:routilux", "--fixtures", "--markers")
     assert "flow_" not in plain.stdout.str()
     for option in ("--routilux-report=auto", "--routilux-repro=R1.9f3c.fifo"):
         unknown = installed.runpytest_subprocess("-p", "no:routilux", option)
         assert pytest.ExitCode.USAGE_ERROR == unknown.ret
         unknown.stderr.fnmatch_lines([f"*unrecognized arguments: {option}"])
-
-
-def test_the_types_can_be_imported_without_the_plugin(installed: pytest.Pytester) -> None:
-    installed.makepyfile(
-        """
-        import pytest_routilux
-
-        def test_types():
-            for name in pytest_routilux.__all__:
-                assert getattr(pytest_routilux, name).__name__ == name
-        """
-    )
-    result = installed.runpytest_subprocess("-p", "no:routilux", "-W", "error")
-    result.assert_outcomes(passed=1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from pytest_routilux import FlowFaults, FlowMonitor, FlowSim
+from pytest_routilux import FlowFaults
 from routilux import Flow, FlowDefinitionError
-from tests.plugin.monitor.pricing import run, shop
+from tests.plugin.monitor.pricing import shop
 
 BUILD: Any = shop
 FAULTS = FlowFaults()
@@ -18,14 +17,8 @@ FAULTS = FlowFaults()
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (
-            lambda sim: sim.run(BUILD, "fetsh"),
-            "'fetsh' to start with; it has 'fetch', 'price', 'store'; did you mean 'fetch'?",
-        ),
-        (
-            lambda sim: sim.run(BUILD, "fetch", slot="triger"),
-            "no slot 'triger' to start with; it has 'trigger'; did you mean 'trigger'?",
-        ),
+        (lambda sim: sim.run(BUILD, "fetsh"), "'price', 'store'; did you mean 'fetch'?"),
+        (lambda sim: sim.run(BUILD, "fetch", slot="triger"), "did you mean 'trigger'?"),
         (
             lambda sim: sim.crash_everywhere(BUILD, "store", {"totl": 1}, slot="input"),
             "misses 'total' and has 'totl', which it does not take; did you mean 'total'?",
@@ -34,10 +27,7 @@ FAULTS = FlowFaults()
             lambda sim: sim.check_determinism(BUILD, "price", {"ordr": {}}, slot="input"),
             "misses 'order' and has 'ordr', which it does not take; did you mean 'order'?",
         ),
-        (
-            lambda sim: sim.run(Flow("made"), "fetch"),
-            "can't be called; give the function that makes the flow",
-        ),
+        (lambda sim: sim.run(Flow("made"), "fetch"), "give the function that makes the flow"),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=FAULTS.slow("price", 1)),
             "faults=slow('price', 1) is no list of faults; give a list",
@@ -52,16 +42,7 @@ FAULTS = FlowFaults()
         ),
     ],
 )
-def test_an_invalid_call_of_a_simulation_is_refused(
-    flow_sim: FlowSim, call: Callable[[Any], object], says: str
-) -> None:
+def test_an_invalid_call_of_a_simulation_is_refused(flow_sim, call, says):
     with pytest.raises(FlowDefinitionError) as refused:
         call(flow_sim)
     assert says in str(refused.value)
-
-
-def test_an_order_of_one_routine_is_refused() -> None:
-    monitor = FlowMonitor()
-    run(monitor)
-    with pytest.raises(FlowDefinitionError, match="needs two routines or more, not 'fetch'"):
-        monitor.assert_order("fetch")

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 from pytest_routilux.sim.explain.causes import Failure, reason_of
 from pytest_routilux.sim.explain.timeline import rows_of, timeline_table
 from pytest_routilux.sim.oracle import masked, unordered, view_of
-from pytest_routilux.text import count, listed, padded, plain, shorten, width, wrapped
+from pytest_routilux.text import count, listed, padded, shorten, width, wrapped
 from routilux.codec.equality import same_value
+from routilux.timeline import plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -225,12 +226,8 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
         return [text, *coverage.notes]
     failing = [f for _, f in exploration.failures]
     same = sum(f.signature == finding.signature for f in failing)
-    if len(failing) == 1:
-        fail = "1 point fails"
-    elif same == len(failing):
-        fail = f"{same} points fail, {'both' if same == 2 else 'all'} in this way"
-    else:
-        fail = f"{len(failing)} points fail, {same} of them in this way"
+    many = "all" if same == len(failing) else str(same)
+    fail = f"{count(len(failing), 'failure')}, {many} of this kind"
     text = (
         f"{done} of {planned} crash points x 1 schedule, {coverage.word}, {coverage.seconds:.2f} s;"
         f" {fail}"

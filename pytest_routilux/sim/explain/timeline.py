@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from pytest_routilux.sim.oracle import canonical, masked
 from pytest_routilux.sim.simulator.model import Call, Note
-from pytest_routilux.text import padded, plain, shorten, shown, width
+from pytest_routilux.text import padded, shorten, shown, width
 from routilux import Commit, CommitKind
 from routilux.clocks.durations import seconds_text
-from routilux.timeline import describe
+from routilux.timeline import describe, plain
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

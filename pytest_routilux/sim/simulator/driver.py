@@ -212,20 +212,17 @@ class SimDriver:
                     self._dropped = True  # the store failed, and the loop has seen it
                     return
             else:
-                if isinstance(what, StepOutcome) and what.error_type is not None:
-                    self._note_error(flight.step, what, what.error_type)
+                step = flight.step
+                if isinstance(what, StepOutcome) and step.job_id == self._case.job_id:
+                    attempt = step.task.task_id, step.attempt
+                    if what.error_type is not None:
+                        self._host.errors[attempt] = what.error_type
+                    if what.retry_after_ns is not None:
+                        self._host.retry_after[attempt] = what.retry_after_ns
                 self._ended.append((flight.driven, flight.step, what))
                 return
         self._sleeps += 1
         heappush(self._asleep, (events[0][0], flight.key, self._sleeps, flight))
-
-    def _note_error(self, step: StepInput, ended: StepOutcome, kind: type[BaseException]) -> None:
-        if step.job_id != self._case.job_id:
-            return
-        attempt = step.task.task_id, step.attempt
-        self._host.errors[attempt] = kind
-        if ended.retry_after_ns is not None:
-            self._host.retry_after[attempt] = ended.retry_after_ns
 
     def _run_handler(self, flight: Flight) -> None:
         step, clock = flight.step, self._clock

@@ -9,12 +9,11 @@ import sys
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from pytest_routilux import FlowHosts
-from pytest_routilux.hosts.flow_hosts import At, HostError, HostResult
+from pytest_routilux.hosts.flow_hosts import At, HostError
 from routilux import FakeClock, Runtime, SavedState
 from tests.plugin import shop as shop_module
 from tests.plugin.shop import Money, breaking, doubts, facts, napping, shop
@@ -24,9 +23,7 @@ RETRY_2 = At(kind="retry", routine_id="charge", attempt=2)
 SECOND = 10**9
 
 
-def start(
-    hosts: FlowHosts, tries: int = 1, calls: Path | None = None, **options: Any
-) -> HostResult:
+def start(hosts, tries=1, calls=None, **options):
     args = {"tries": tries, "calls": None if calls is None else str(calls)}
     return hosts.start(shop, "order", PRICE, build_args=args, **options)
 
@@ -40,7 +37,7 @@ def calls_of(path: Path) -> list[tuple[int, int]]:
     return [(int(pid), int(attempt)) for pid, attempt, *_ in lines]
 
 
-def test_a_job_runs_to_its_end_on_another_host(flow_hosts: FlowHosts) -> None:
+def test_a_job_runs_to_its_end_on_another_host(flow_hosts):
     host = start(flow_hosts, 3, job_id="A7")
     assert host.pid != os.getpid()
     assert ("A7", "completed") == (host.job.job_id, host.job.status)
@@ -51,17 +48,13 @@ def test_a_job_runs_to_its_end_on_another_host(flow_hosts: FlowHosts) -> None:
     assert "" == host.output
 
 
-def test_a_build_function_can_be_named(flow_hosts: FlowHosts) -> None:
-    host = flow_hosts.start("tests.plugin.shop:shop", "order", PRICE)
-    assert "completed" == host.job.status
+def test_the_clock_of_a_host_starts_where_the_test_says(flow_hosts):
+    start_at = "2030-02-03T04:05:06"
+    host = flow_hosts.start("tests.plugin.shop:shop", "order", PRICE, clock_start=start_at)
+    assert f"{start_at}.800000+00:00" == host.job.outputs[0].data["at"].isoformat()
 
 
-def test_the_clock_of_a_host_starts_where_the_test_says(flow_hosts: FlowHosts) -> None:
-    host = start(flow_hosts, clock_start="2030-02-03T04:05:06")
-    assert "2030-02-03T04:05:06.800000+00:00" == host.job.outputs[0].data["at"].isoformat()
-
-
-def test_user_code_on_a_host_finds_the_time_of_its_clock(flow_hosts: FlowHosts) -> None:
+def test_user_code_on_a_host_finds_the_time_of_its_clock(flow_hosts):
     host = flow_hosts.start(napping, "nap", clock_start="2030-02-03T04:05:06")
     [output] = host.job.outputs
     naive = datetime(2030, 2, 3, 4, 5, 6)
@@ -74,7 +67,7 @@ def test_user_code_on_a_host_finds_the_time_of_its_clock(flow_hosts: FlowHosts) 
     assert [3600.0] == lengths(host.waits)
 
 
-def test_routilux_sleep_error_fails_a_host_that_sleeps(tmp_path: Path) -> None:
+def test_routilux_sleep_error_fails_a_host_that_sleeps(tmp_path):
     with (
         FlowHosts(tmp_path, sleeping="error") as hosts,
         pytest.raises(HostError, match=r"called time\.sleep\(3600\) at .*shop\.py"),
@@ -82,9 +75,7 @@ def test_routilux_sleep_error_fails_a_host_that_sleeps(tmp_path: Path) -> None:
         hosts.start(napping, "nap")
 
 
-def test_a_job_resumes_from_the_document_of_a_killed_host(
-    flow_hosts: FlowHosts, tmp_path: Path
-) -> None:
+def test_a_job_resumes_from_the_document_of_a_killed_host(flow_hosts, tmp_path):
     calls = tmp_path / "calls"
     a = start(flow_hosts, 99, calls, save_at=At(), kill_at=RETRY_2)
     assert 4 == a.killed_at
@@ -92,7 +83,6 @@ def test_a_job_resumes_from_the_document_of_a_killed_host(
     assert a.end is None
     assert [(a.pid, 1), (a.pid, 2)] == calls_of(calls)
     assert ("running", 2) == (a.job.status, a.job.retry_count())
-
     b = flow_hosts.resume(a.document, imports=[shop_module], look=facts)
     assert len({os.getpid(), a.pid, b.pid}) == 3
     assert {
@@ -106,9 +96,7 @@ def test_a_job_resumes_from_the_document_of_a_killed_host(
     assert [300, 450, 675, 1012.5] == [retry.actual_ns / 10**6 for retry in b.monitor.retries]
 
 
-def test_work_that_no_document_holds_is_done_again_with_the_same_key(
-    flow_hosts: FlowHosts, tmp_path: Path
-) -> None:
+def test_work_that_no_document_holds_is_done_again_with_the_same_key(flow_hosts, tmp_path):
     calls = tmp_path / "calls"
     a = start(flow_hosts, 3, calls, save_at=At(kind="done", routine_id="order"), kill_at=RETRY_2)
     assert [2] == list(a.saved)
@@ -118,7 +106,7 @@ def test_work_that_no_document_holds_is_done_again_with_the_same_key(
     assert 1 == len({line.split()[2] for line in calls.read_text("utf-8").splitlines()})
 
 
-def test_a_second_kill_leaves_what_the_second_host_saved(flow_hosts: FlowHosts) -> None:
+def test_a_second_kill_leaves_what_the_second_host_saved(flow_hosts):
     a = start(flow_hosts, 4, save_at=At(), kill_at=At(seq=3))
     b = flow_hosts.resume(
         a.document, imports=[shop_module], save_at=At(kind="retry"), kill_at=RETRY_2
@@ -130,8 +118,8 @@ def test_a_second_kill_leaves_what_the_second_host_saved(flow_hosts: FlowHosts) 
 
 
 def test_a_document_of_this_process_is_resumed_on_a_host_that_starts_when_it_was_saved(
-    flow_hosts: FlowHosts, tmp_path: Path
-) -> None:
+    flow_hosts, tmp_path
+):
     clock = FakeClock("2026-03-01", autojump=False)
     run = shop(tries=3).start("order", PRICE, runtime=Runtime(clock=clock))
     clock.advance(1.0)  # order took 0.8 s, the first retry is due at 1.1 s
@@ -147,8 +135,8 @@ def test_a_document_of_this_process_is_resumed_on_a_host_that_starts_when_it_was
     [("sequential", "MainThread"), ("concurrent", "routilux-"), (None, "MainThread")],
 )
 def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
-    flow_hosts: FlowHosts, tmp_path: Path, strategy, thread: str
-) -> None:
+    flow_hosts, tmp_path, strategy, thread
+):
     calls = tmp_path / "calls"
     a = start(flow_hosts, 1, calls, save_at=At(seq=2), kill_at=At(seq=2))
     b = flow_hosts.resume(a.document, imports=[shop_module], execution_strategy=strategy)
@@ -156,7 +144,7 @@ def test_the_strategy_of_a_saved_flow_can_be_another_one_on_the_next_host(
     assert calls.read_text("utf-8").split()[-1].startswith(thread)
 
 
-def test_a_failed_job_gets_a_fresh_budget_on_a_changed_flow(flow_hosts: FlowHosts) -> None:
+def test_a_failed_job_gets_a_fresh_budget_on_a_changed_flow(flow_hosts):
     a = start(flow_hosts, 99)
     assert "failed" == a.job.status
     b = flow_hosts.resume(a.document, build=shop, build_args={"tries": 7}, retry_failed=True)
@@ -164,9 +152,7 @@ def test_a_failed_job_gets_a_fresh_budget_on_a_changed_flow(flow_hosts: FlowHost
     assert 7 == b.job.routine_states["charge"].attempts
 
 
-def test_a_flow_of_functions_runs_on_another_host(
-    flow_hosts: FlowHosts, flow_factory, tmp_path: Path
-) -> None:
+def test_a_flow_of_functions_runs_on_another_host(flow_hosts, flow_factory, tmp_path):
     flow = flow_factory(chain=[half, half])
     job = flow.execute("half", {"n": 8}, runtime=Runtime())
     SavedState.capture(flow, job.at(2)).write(tmp_path / "job.json")
@@ -178,9 +164,7 @@ def half(n):
     return {"n": n // 2}
 
 
-def test_a_module_outside_of_the_path_is_imported_from_its_file(
-    flow_hosts: FlowHosts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_module_outside_of_the_path_is_imported_from_its_file(flow_hosts, tmp_path, monkeypatch):
     # As pytest imports test modules with --import-mode=importlib.
     path = tmp_path / "far.py"
     path.write_text("from tests.plugin.shop import shop\ndef build(): return shop()")
@@ -192,18 +176,12 @@ def test_a_module_outside_of_the_path_is_imported_from_its_file(
     assert "completed" == host.job.status
 
 
-# --- a store ------------------------------------------------------------------------------------
-
-
-def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(
-    flow_hosts: FlowHosts, tmp_path: Path
-) -> None:
+def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(flow_hosts, tmp_path):
     calls, store = tmp_path / "calls", tmp_path / "jobs.db"
     args = {"tries": 99, "calls": str(calls)}
     a = start(flow_hosts, 99, calls, job_id="A7", store=store, kill_at=RETRY_2)
     assert (4, {}, None) == (a.killed_at, a.saved, a.end)
     assert ("running", 4, 2) == (a.job.status, a.job.seq, a.job.retry_count())
-
     b = flow_hosts.resume(store=store, job_id="A7", build=shop, build_args=args, look=facts)
     assert 2 == b.seen["retries"]
     assert ("failed", 4) == (b.job.status, b.job.retry_count())
@@ -212,9 +190,7 @@ def test_a_job_resumes_from_a_store_at_the_commit_of_the_kill(
     assert b.job == SavedState.read(b.document).job
 
 
-def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(
-    flow_hosts: FlowHosts, tmp_path: Path
-) -> None:
+def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(flow_hosts, tmp_path):
     store = tmp_path / "jobs.db"
     kill_at = At(kind="retry", attempt=1)
     a = start(flow_hosts, 3, store=store, clock_start="2030-01-01", kill_at=kill_at)
@@ -231,28 +207,22 @@ def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(
         ({"document": "a", "store": "b"}, r"^resume\(\) takes a document, or a store"),
         ({"store": "b", "build": shop}, "of a job in a store needs job_id= and build=, its flow"),
         ({"store": "b", "job_id": "A7"}, "of a job in a store needs job_id= and build=, its flow"),
+        ({"document": "gone.json"}, r"there is no document .*gone\.json; write"),
     ],
 )
-def test_resume_takes_either_a_document_or_a_store(
-    flow_hosts: FlowHosts, where: dict[str, Any], says: str
-) -> None:
+def test_resume_takes_either_a_document_or_a_store(flow_hosts, where, says):
     with pytest.raises(HostError, match=says):
         flow_hosts.resume(**where)
 
 
-def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(
-    flow_hosts: FlowHosts, tmp_path: Path
-) -> None:
+def test_a_job_that_the_store_does_not_hold_is_named_with_those_that_it_does(flow_hosts, tmp_path):
     store = tmp_path / "jobs.db"
     start(flow_hosts, job_id="A7", store=store)
     with pytest.raises(HostError, match=r"jobs\.db holds no job 'A8'; known: 'A7'"):
         flow_hosts.resume(store=store, job_id="A8", build=shop)
 
 
-# --- what can go wrong ----------------------------------------------------------------------------
-
-
-def test_a_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> None:
+def test_a_point_that_is_never_reached_is_an_error(flow_hosts):
     with pytest.raises(HostError) as error:
         start(flow_hosts, 2, kill_at=RETRY_2)
     assert re.fullmatch(
@@ -263,24 +233,24 @@ def test_a_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> Non
     )
 
 
-def test_a_save_point_that_is_never_reached_is_an_error(flow_hosts: FlowHosts) -> None:
+def test_a_save_point_that_is_never_reached_is_an_error(flow_hosts):
     with pytest.raises(HostError, match=r"never reached At\(seq=4\), where it was to save"):
         start(flow_hosts, save_at=[At(seq=2), At(seq=4)])
 
 
-def test_a_kind_that_does_not_exist_is_refused_at_once() -> None:
+def test_a_kind_that_does_not_exist_is_refused_at_once():
     with pytest.raises(ValueError, match="kind='rety' is no kind of commit; known: ") as refused:
         At(kind="rety")
     assert str(refused.value).endswith("; did you mean 'retry'?")
 
 
-def test_a_host_that_was_killed_before_it_saved_has_no_document(flow_hosts: FlowHosts) -> None:
+def test_a_host_that_was_killed_before_it_saved_has_no_document(flow_hosts):
     host = start(flow_hosts, kill_at=At(seq=2))
     with pytest.raises(HostError, match=r"was killed at commit 2 before it saved a document; let"):
         _ = host.document
 
 
-def test_the_traceback_of_a_host_is_shown(flow_hosts: FlowHosts) -> None:
+def test_the_traceback_of_a_host_is_shown(flow_hosts):
     with pytest.raises(HostError) as error:
         flow_hosts.start(breaking, "break", build_args={"how": "interrupt itself"})
     text = str(error.value)
@@ -291,18 +261,18 @@ def test_the_traceback_of_a_host_is_shown(flow_hosts: FlowHosts) -> None:
 
 
 @pytest.mark.parametrize(("how", "end"), [("exit", "exit status 3"), ("abort", "SIGABRT")])
-def test_the_error_says_how_a_host_died(flow_hosts: FlowHosts, how: str, end: str) -> None:
+def test_the_error_says_how_a_host_died(flow_hosts, how, end):
     with pytest.raises(HostError, match=rf"died with {end}; its output:\n  \| about to {how}"):
         flow_hosts.start(breaking, "break", build_args={"how": how})
 
 
-def test_a_check_that_fails_on_the_host_is_shown(flow_hosts: FlowHosts) -> None:
+def test_a_check_that_fails_on_the_host_is_shown(flow_hosts):
     a = start(flow_hosts, 99)
     with pytest.raises(HostError, match=r"AssertionError: retry 4 is not 7"):
         flow_hosts.resume(a.document, imports=[shop_module], look=doubts)
 
 
-def test_a_missing_module_is_named(flow_hosts: FlowHosts) -> None:
+def test_a_missing_module_is_named(flow_hosts):
     with pytest.raises(HostError) as error:
         flow_hosts.start("nowhere.flows:build", "order")
     text = str(error.value)
@@ -319,19 +289,12 @@ def test_a_missing_module_is_named(flow_hosts: FlowHosts) -> None:
         ("shop", r"'shop' names no function; write 'package\.module:func"),
     ],
 )
-def test_a_name_that_leads_to_no_flow_is_an_error(
-    flow_hosts: FlowHosts, build: Any, error: str
-) -> None:
+def test_a_name_that_leads_to_no_flow_is_an_error(flow_hosts, build, error):
     with pytest.raises(HostError, match=error):
         flow_hosts.start(build, "order")
 
 
-def test_a_missing_document_is_named(flow_hosts: FlowHosts, tmp_path: Path) -> None:
-    with pytest.raises(HostError, match=rf"there is no document {tmp_path}/gone\.json; write"):
-        flow_hosts.resume(tmp_path / "gone.json")
-
-
-def test_a_class_that_the_host_does_not_import_is_named(flow_hosts: FlowHosts) -> None:
+def test_a_class_that_the_host_does_not_import_is_named(flow_hosts):
     a = start(flow_hosts)
     SavedState.capture(shop(), a.job.at(1)).write(a.document)
     with pytest.raises(HostError) as error:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -101,14 +100,7 @@ def returns_what_can_not_be_loaded(subject: Any, send: Any) -> object:
         (returns_what_can_not_be_loaded, 0, "EOFError: not here", False, True),
     ],
 )
-def test_a_reply_says_how_its_child_ended(
-    monkeypatch: pytest.MonkeyPatch,
-    work: Callable[..., object],
-    sent: int,
-    ended: str | None,
-    hung: bool,
-    failed: bool,
-) -> None:
+def test_a_reply_says_how_its_child_ended(monkeypatch, work, sent, ended, hung, failed):
     monkeypatch.setattr(time, "monotonic", lambda: 0)
     with ForkServer(None, timeout=0.3 if hung else 30.0) as server:
         reply = server.ask(work)
@@ -118,7 +110,7 @@ def test_a_reply_says_how_its_child_ended(
     assert str(reply.ended).startswith(str(ended))
 
 
-def test_a_test_may_ignore_the_ends_of_its_children() -> None:
+def test_a_test_may_ignore_the_ends_of_its_children():
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     try:
         with ForkServer(7) as server:
@@ -144,7 +136,7 @@ linux = pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks into /
 
 @linux
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_no_process_outlives_the_block(interrupted: bool) -> None:
+def test_no_process_outlives_the_block(interrupted):
     pids = []
     with suppress(KeyboardInterrupt), ForkServer(None) as server:
         pids = [server._pid, server.ask(pid_of).result, server.ask(leaves_a_process).result]
@@ -162,7 +154,7 @@ def names_itself_and_hangs(out: int, send: Any) -> None:
 
 
 @linux
-def test_no_process_outlives_a_killed_test() -> None:
+def test_no_process_outlives_a_killed_test():
     out, into = os.pipe()
     program = (
         f"from {__name__} import ForkServer, names_itself_and_hangs\n"
@@ -185,7 +177,7 @@ def prints(subject: Any, send: Any) -> None:
     os.write(2, b"heard")
 
 
-def test_what_a_child_prints_is_not_the_tests_output(capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_a_child_prints_is_not_the_tests_output(capfd):
     sys.stdout.write("before")
     with ForkServer(None) as server:
         assert server.ask(prints).ended is None
@@ -196,6 +188,6 @@ def draw(subject: Any, send: Any) -> float:
     return random.random()
 
 
-def test_children_do_not_share_their_random_numbers() -> None:
+def test_children_do_not_share_their_random_numbers():
     with ForkServer(None) as server:
         assert 3 == len({server.ask(draw).result for _ in range(3)})

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,57 +17,43 @@ import pytest
 from pytest_routilux import FlowHosts
 from pytest_routilux.hosts.child import quoted
 from pytest_routilux.hosts.flow_hosts import At, HostError
-from routilux import FakeClock, Flow, Routine
+from routilux import Flow, Routine
 from tests.plugin.inner import ROOT, run_inside
 from tests.plugin.shop import breaking
+from tests.routines import Body, Importable, chain
 
 PATIENCE = 30_000  # milliseconds after which a test that would hang fails instead
 
 
-class Acts(Routine):
-    """Calls a function of this module by its name."""
-
-    def __init__(self, action: str, argument: Any) -> None:
-        super().__init__()
-        self.action = action
-        self.argument = argument
-        self.define_slot("trigger", handler=self.act)
-
-    def act(self) -> None:
-        globals()[self.action](self.argument)
-
-
-def prints(lines: int) -> None:
-    """Print on both streams."""
-    for number in range(lines):
+def prints(self: Routine, n: int) -> None:
+    """Print lines on both streams."""
+    for number in range(n):
         os.write(1 + number % 2, f"line {number}\n".encode())
 
 
-def hangs(fifo: str) -> None:
-    """Send the id of the process, and wait for ever."""
-    Path(fifo).write_text(str(os.getpid()))
+def hangs(self: Routine, n: str) -> None:
+    """Send the id of the process through a fifo, and wait for ever."""
+    Path(n).write_text(str(os.getpid()))
     os.read(os.pipe()[0], 1)
 
 
-def has_a_child(fifo: str) -> None:
+def has_a_child(self: Routine, n: str) -> None:
     """Start a child that would live for ever and holds the fifo open, and send its id."""
-    end = os.open(fifo, os.O_WRONLY)
+    end = os.open(n, os.O_WRONLY)
     if (child := os.fork()) == 0:
         os.read(os.pipe()[0], 1)
     os.write(end, str(child).encode())
     os.close(end)
 
 
-def acts(action: str, argument: Any) -> Flow:
-    flow = Flow("acts")
-    flow.add_routine(Acts(action, argument), "act")
-    return flow
+def acts(action: str) -> Flow:
+    return chain(act=Importable(f"{__name__}:{action}"))
 
 
-def args(action: Callable[..., None], argument: object) -> dict[str, Any]:
+def args(action: Body, n: object) -> dict[str, Any]:
     """Return the arguments of `FlowHosts.start` for an action."""
-    build_args = {"action": action.__name__, "argument": argument}
-    return {"build": acts, "entry": "act", "build_args": build_args}
+    build_args = {"action": action.__name__}
+    return {"build": acts, "entry": "act", "params": {"n": n}, "build_args": build_args}
 
 
 def is_alive(pid: int) -> bool:
@@ -79,9 +64,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(
-    flow_clock: FakeClock, tmp_path: Path
-) -> None:
+def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(flow_clock, tmp_path):
     with (
         FlowHosts(tmp_path, timeout=0.3) as hosts,
         pytest.raises(HostError, match=r"was killed: it ran for 0\.3 s") as error,
@@ -90,7 +73,7 @@ def test_a_host_that_hangs_is_killed_after_its_timeout_of_real_time(
     assert not is_alive(pid_in(error.value))
 
 
-def test_no_host_outlives_the_block(tmp_path: Path) -> None:
+def test_no_host_outlives_the_block(tmp_path):
     errors: list[HostError] = []
     fifo, end = fifo_in(tmp_path)
 
@@ -113,9 +96,7 @@ def test_no_host_outlives_the_block(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kill_at", [At(seq=2), None])
-def test_the_children_of_a_host_end_with_it(
-    flow_hosts: FlowHosts, tmp_path: Path, kill_at: At | None
-) -> None:
+def test_the_children_of_a_host_end_with_it(flow_hosts, tmp_path, kill_at):
     fifo, end = fifo_in(tmp_path)
     host = flow_hosts.start(**args(has_a_child, str(fifo)), kill_at=kill_at)
     assert int(read(end)) not in (host.pid, os.getpid())
@@ -124,8 +105,6 @@ def test_the_children_of_a_host_end_with_it(
     assert host.killed_at == (None if kill_at is None else 2)
     assert kill_at is not None or host.job.status == "completed"
 
-
-# --- the test run itself ends ---------------------------------------------------------------------
 
 INNER = f"""
     import os, signal, threading
@@ -157,12 +136,8 @@ INNER = f"""
     ],
 )
 def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
-    pytester: pytest.Pytester,
-    monkeypatch: pytest.MonkeyPatch,
-    test: str,
-    end: signal.Signals | None,
-    status: int,
-) -> None:
+    pytester, monkeypatch, test, end, status
+):
     pytester.makepyfile(test_inner=INNER)
     fifo, reads = fifo_in(pytester.path)
     gate = pytester.path / "gate"
@@ -195,10 +170,7 @@ def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
     os.close(reads)
 
 
-# --- their output ---------------------------------------------------------------------------------
-
-
-def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester: pytest.Pytester) -> None:
+def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester):
     pytester.makepyfile(
         f"""
         from {__name__} import args, prints
@@ -230,9 +202,7 @@ def test_the_output_of_hosts_is_shown_if_the_test_fails(pytester: pytest.Pyteste
     assert 1 == sum("Captured output" in line for line in result.outlines)
 
 
-def test_output_without_end_is_bounded_in_memory_and_in_the_message(
-    flow_hosts: FlowHosts,
-) -> None:
+def test_output_without_end_is_bounded_in_memory_and_in_the_message(flow_hosts):
     host = flow_hosts.start(**args(prints, 200_000))
     assert host.output.endswith("line 199998\nline 199999\n")
     assert 1 << 20 >= len(host.output)
@@ -255,5 +225,4 @@ def read(end: int) -> bytes:
 
 def pid_in(error: HostError) -> int:
     found = re.search(r"\(pid (\d+)\)", str(error))
-    assert found is not None
     return int(found[1])

@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from enum import IntEnum
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
 from uuid import UUID
 
 import pytest
 
-from pytest_routilux import FlowFactory, SerializeRoundtrip
 from pytest_routilux.hosts.flow_hosts import HostError
 from routilux import (
     ErrorHandler,
     FakeClock,
     Flow,
     JobState,
-    Routine,
     Runtime,
     SavedState,
     UnserializableError,
@@ -33,14 +28,8 @@ from routilux import (
 )
 from tests.plugin.hosts import rates
 from tests.plugin.shop import GatewayDown, Home, Loose, Money, shop
-from tests.routines import chain
 
 VIAS = ["memory", "file", "process"]
-
-
-class Stamp(NamedTuple):
-    day: int
-    hour: int
 
 
 def shop_job(flow: Flow) -> JobState:
@@ -55,62 +44,55 @@ def give_price(price):
 
 @pytest.mark.parametrize("via", VIAS)
 def test_flows_jobs_states_and_error_handlers_come_back_whole(
-    serialize_roundtrip: SerializeRoundtrip, flow_factory: FlowFactory, via
-) -> None:
+    serialize_roundtrip, flow_factory, via
+):
     flow = shop(tries=3)
     twin = serialize_roundtrip(flow, via=via)
     assert twin is not flow
     assert flow.fingerprint == twin.fingerprint
     assert ((3,), {"calls": None}) == twin.routines["charge"].arguments
     assert GatewayDown in twin.routines["charge"].error_handler.retryable_exceptions
-
     functions = serialize_roundtrip(flow_factory(chain=[give_price, give_price]), via=via)
     job = functions.execute("give_price", {"price": 2}, runtime=Runtime())
     assert {"price": 2} == job.outputs[0].data
-
     state = SavedState.capture(flow, shop_job(flow))
     loaded = serialize_roundtrip(state, via=via)
     assert (state.job, state.saved_at_ns) == (loaded.job, loaded.saved_at_ns)
     assert 2 == loaded.flow.routines["charge"].error_handler.retry_count
-
     assert state.job == serialize_roundtrip(state.job, via=via)
     assert Money(Decimal("19.90")) == loaded.job.outputs[0].data["charged"]
-
     handler = ErrorHandler(
         "retry", max_retries=None, retry_delay=0.3, retryable_exceptions=(GatewayDown, OSError)
     )
     assert handler == serialize_roundtrip(handler, via=via)
 
 
-@pytest.mark.parametrize("via", VIAS)
-def test_values_come_back_whole(serialize_roundtrip: SerializeRoundtrip, via) -> None:
-    values = {
-        "at": datetime(2026, 1, 3, tzinfo=UTC),
-        "left": timedelta(seconds=0.45),
-        "money": [Money(Decimal("1.50"))],
-        "id": UUID(int=7),
-        "raw": b"\x00",
-        "sizes": {(1, 2.0), frozenset({3})},
-        "by id": {1: "one", None: float("inf")},
-        "path": Path("a/b"),
-        "$type": "mine",
-    }
-    assert values == serialize_roundtrip(values, via=via)
+VALUES = [
+    datetime(2026, 1, 3, tzinfo=UTC),
+    timedelta(seconds=0.45),
+    [Money(Decimal("1.50")), UUID(int=7), b"\x00", Path("a/b")],
+    {(1, 2.0), frozenset({3})},
+    {1: "one", None: float("inf"), float("nan"): 1},
+    [float("nan"), -0.0, 0.0, float("-inf"), True, 1, 1.0, Decimal(1)],
+    {"b": 1, "a": {"d": 2, "c": 3}, "$type": "mine"},
+    [({"deep": [((1,), {"set": {1, (2,)}})]},)],
+]
 
 
 @pytest.mark.parametrize("via", VIAS)
-def test_a_type_that_is_lost_is_shown_with_its_path(
-    serialize_roundtrip: SerializeRoundtrip, via
-) -> None:
+def test_values_come_back_whole_in_type_sign_and_order(serialize_roundtrip, via):
+    assert repr(VALUES) == repr(serialize_roundtrip(VALUES, via=via))
+
+
+@pytest.mark.parametrize("via", VIAS)
+def test_a_type_that_is_lost_is_shown_with_its_path(serialize_roundtrip, via):
     payload = {"items": [Loose(Decimal("1.5"))]}
     expected = f"$.items[0].price: Decimal('1.5') became float 1.5 (saved and loaded via {via})"
     with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
         serialize_roundtrip(payload, via=via)
 
 
-def test_a_type_that_is_lost_is_found_deep_in_a_job(
-    serialize_roundtrip: SerializeRoundtrip, flow_factory: FlowFactory
-) -> None:
+def test_a_type_that_is_lost_is_found_deep_in_a_job(serialize_roundtrip, flow_factory):
     job = flow_factory(chain=[give_price]).execute(
         "give_price", {"price": Loose(Decimal("1.5"))}, runtime=Runtime()
     )
@@ -118,24 +100,17 @@ def test_a_type_that_is_lost_is_found_deep_in_a_job(
         serialize_roundtrip(job)
 
 
-def test_an_attribute_that_was_set_after_the_constructor_is_found(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_an_attribute_that_was_set_after_the_constructor_is_found(serialize_roundtrip):
     flow = shop(tries=3)
     flow.routines["charge"].rate = 2.5
     with pytest.raises(AssertionError, match=r"^\$\.routines\.charge\.rate: 2\.5 became 1\.5"):
         serialize_roundtrip(flow)
 
 
-def test_an_error_handler_that_was_taken_away_stays_away(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_an_error_handler_that_was_taken_away_stays_away(serialize_roundtrip):
     flow = shop(tries=3)
     flow.routines["charge"].set_error_handler(None)
     assert None is serialize_roundtrip(flow).routines["charge"].error_handler
-
-
-# --- what == does not see -------------------------------------------------------------------------
 
 
 class Cell:
@@ -174,36 +149,15 @@ for _liar in LIARS:
 @pytest.mark.parametrize("via", ["memory", "process"])
 @pytest.mark.parametrize("liar", LIARS)
 def test_the_values_inside_of_an_object_with_a_false_eq_are_compared(
-    serialize_roundtrip: SerializeRoundtrip, liar: type[Cell], via
-) -> None:
+    serialize_roundtrip, liar, via
+):
     assert [1, 2] == serialize_roundtrip([liar([1, 2])], via=via)[0].value
     expected = f"$[0].value: Decimal('1.5') became float 1.5 (saved and loaded via {via})"
     with pytest.raises(AssertionError, match=f"^{re.escape(expected)}$"):
         serialize_roundtrip([liar(Decimal("1.5"))], via=via)
 
 
-@pytest.mark.parametrize("via", VIAS)
-@pytest.mark.parametrize(
-    "value",
-    [
-        [float("nan"), -0.0, 0.0, float("-inf")],
-        [True, 1, 1.0, Decimal(1)],
-        {"b": 1, "a": {"d": 2, "c": 3}},
-        {2: "two", 1: "one", "1": "text"},
-        [({"deep": [((1,), {"set": {1, (2,)}})]},)],
-        {"$type": "mine", "value": {"$type": "tuple"}},
-        {float("nan"): 1, 1: 2},
-    ],
-    ids=str,
-)
-def test_types_signs_and_order_are_kept(
-    serialize_roundtrip: SerializeRoundtrip, value: object, via
-) -> None:
-    twin = serialize_roundtrip(value, via=via)
-    assert repr(value) == repr(twin)
-
-
-def test_an_order_that_is_lost_is_found(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_an_order_that_is_lost_is_found(serialize_roundtrip):
     @register_type(name="tests.roundtrip.basket")
     @dataclass
     class Basket:
@@ -220,58 +174,19 @@ def test_an_order_that_is_lost_is_found(serialize_roundtrip: SerializeRoundtrip)
     ) == str(lost.value)
 
 
-class Level(IntEnum):
-    LOW = 1
-
-
-class Text(str):
-    __slots__ = ()
-
-
-@pytest.mark.parametrize(
-    ("value", "path"),
-    [
-        ({"level": [Level.LOW]}, "$.level[0]"),
-        ([1, Text("x")], "$[1]"),
-        ({"order": OrderedDict(a=1)}, "$.order"),
-        ({"at": Stamp(1, 2)}, "$.at"),
-        ({"f": [lambda: 1]}, "$.f[0]"),
-        ([[threading.Lock()]], "$[0][0]"),
-        ((n for n in [1]), "$"),
-        ({"raw": bytearray(b"x")}, "$.raw"),
-        ({"items": [object()]}, "$.items[0]"),
-    ],
-)
-def test_a_value_that_can_not_be_saved_is_refused_with_its_path(
-    serialize_roundtrip: SerializeRoundtrip, value: object, path: str
-) -> None:
-    for via in VIAS:
+@pytest.mark.parametrize("via", VIAS)
+def test_a_value_that_can_not_be_saved_is_refused_with_its_path(serialize_roundtrip, via):
+    for value, path in (({"f": [lambda: 1]}, "$.f[0]"), ([[threading.Lock()]], "$[0][0]")):
         with pytest.raises(UnserializableError) as refused:
             serialize_roundtrip(value, via=via)
         assert path == refused.value.path
 
 
-def test_a_value_that_contains_itself_is_refused_and_not_followed(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
-    loop: dict[str, Any] = {"rows": []}
-    loop["rows"].append(loop)
-    with pytest.raises(UnserializableError, match=r"^\$(\.rows\[0\])+.*or contains itself"):
-        serialize_roundtrip(loop)
-
-
-# --- the other process ----------------------------------------------------------------------------
-
-
-def test_a_form_is_imported_with_the_module_that_registers_it(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_form_is_imported_with_the_module_that_registers_it(serialize_roundtrip):
     assert Fraction(1, 3) == serialize_roundtrip({"rate": Fraction(1, 3)}, via="process")["rate"]
 
 
-def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(serialize_roundtrip):
     value = {"shop": SimpleNamespace(name="pens")}
     with pytest.raises(HostError) as unknown:
         serialize_roundtrip(value, via="process")
@@ -284,9 +199,7 @@ def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(
         assert value == serialize_roundtrip(value, via="process", imports=imports)
 
 
-def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
+def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(serialize_roundtrip):
     @register_type(name="tests.roundtrip.local_money")
     @dataclass
     class LocalMoney:
@@ -299,27 +212,11 @@ def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(
     assert "register each class at the top level of a module" in str(unknown.value)
 
 
-def test_via_process_loads_in_another_process(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_via_process_loads_in_another_process(serialize_roundtrip):
     with pytest.raises(AssertionError, match=rf"^\$\.pid: {os.getpid()} became \d+ \("):
         serialize_roundtrip(Home(os.getpid()), via="process")
 
 
-def test_a_class_that_another_process_can_not_find_is_named(
-    serialize_roundtrip: SerializeRoundtrip,
-) -> None:
-    class Local(Routine):
-        routine_name = "tests.roundtrip.local"
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.define_slot("trigger", handler=lambda: None)
-
-    flow = chain(local=Local())
-    serialize_roundtrip(flow, via="file")
-    with pytest.raises(HostError, match=r"no routine class 'tests\.roundtrip\.local' is"):
-        serialize_roundtrip(flow, via="process")
-
-
-def test_an_unknown_via_is_refused(serialize_roundtrip: SerializeRoundtrip) -> None:
+def test_an_unknown_via_is_refused(serialize_roundtrip):
     with pytest.raises(ValueError, match="via='pipe'; choose 'memory', 'file' or 'process'"):
         serialize_roundtrip(1, via="pipe")

@@ -62,20 +62,6 @@ class Interrupted(Store):
         raise KeyboardInterrupt
 
 
-class Bounce(Routine):
-    """Emits again until the height is `times`."""
-
-    def __init__(self, times: int) -> None:
-        super().__init__()
-        self.times = times
-        self.define_slot("trigger", handler=self.bounce)
-        self.define_event("output", ["height"])
-
-    def bounce(self, height: int = 0) -> None:
-        if height < self.times:
-            self.emit("output", height=height + 1)
-
-
 def shop(failures: int = 0, orders: int = 1, store: Store | None = None) -> Flow:
     flow = Flow("shop")
     flow.add_routine(Fetch(orders), "fetch")

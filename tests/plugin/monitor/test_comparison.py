@@ -15,8 +15,9 @@ from pytest_routilux.monitor.diff import flow_differences, handler_differences, 
 from pytest_routilux.monitor.divergence import divergence
 from routilux import ErrorHandler, FakeClock, Flow, JobState, Routine, Runtime
 from tests.plugin.golden import compare, sections
-from tests.plugin.inner import run_fresh, run_inside
+from tests.plugin.inner import run_inside
 from tests.plugin.monitor.pricing import shop
+from tests.routines import chain, run
 
 INNER = """
     from routilux import ErrorHandler, FakeClock, Runtime
@@ -111,9 +112,7 @@ def shown_by(pytester: pytest.Pytester, *args: str, ci: bool = False) -> dict[st
     ],
     ids=str,
 )
-def test_the_whole_text_as_pytest_shows_it(
-    pytester: pytest.Pytester, args: list[str], ci: bool, file: str
-) -> None:
+def test_the_whole_text_as_pytest_shows_it(pytester, args, ci, file):
     golden = sections(file)
     shown = shown_by(pytester, *args, ci=ci)
     assert set(golden) == set(shown)
@@ -123,7 +122,7 @@ def test_the_whole_text_as_pytest_shows_it(
         assert "-vv" in args or 25 >= len(text.splitlines())
 
 
-def test_without_assertion_rewriting_pytest_shows_reprs(pytester: pytest.Pytester) -> None:
+def test_without_assertion_rewriting_pytest_shows_reprs(pytester):
     pytester.makepyfile(test_inner=INNER)
     result = run_inside(pytester, "--assert=plain", "--showlocals", "-k", "handlers or a_failure")
     result.assert_outcomes(failed=3, deselected=10)
@@ -131,41 +130,13 @@ def test_without_assertion_rewriting_pytest_shows_reprs(pytester: pytest.Pyteste
     result.stdout.fnmatch_lines([handler])
 
 
-def test_a_suite_without_flows_does_not_import_the_engine(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(
-        """
-        import sys
-
-        def test_fails():
-            assert [1] == [2]
-
-        def test_imports_nothing():
-            assert "routilux" not in sys.modules
-            assert "pytest_routilux.monitor.comparison" not in sys.modules
-        """
-    )
-    run_fresh(pytester).assert_outcomes(passed=1, failed=1)
-
-
-# --- what is compared -----------------------------------------------------------------------------
-
-
-class Keep(Routine):
-    def __init__(self, value: object) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.keep)
-        self.define_event("output", ["value"])
-
-    def keep(self, value: object) -> None:
-        self.ctx.state["value"] = value
-        self.ctx.shared["value"] = value
-        self.emit("output", value=value)
+def keep(self: Routine, n: object) -> None:
+    self.ctx.state["value"] = self.ctx.shared["value"] = n
+    self.emit("out", n=n)
 
 
 def kept(value: object) -> JobState:
-    flow = Flow("keep")
-    flow.add_routine(Keep(1), "keep")
-    return flow.execute("keep", {"value": value}, job_id="A7", runtime=Runtime(clock=FakeClock()))
+    return run(chain(keep=keep), "keep", job_id="A7", n=value)
 
 
 def lines_of(op: str, left: object, right: object) -> list[str]:
@@ -184,18 +155,16 @@ def lines_of(op: str, left: object, right: object) -> list[str]:
         ("x" * 60 + "a", "x" * 60 + "b", "…xxxxxxxxa' != …xxxxxxxxb'"),
     ],
 )
-def test_values_differ_by_type_and_where_eq_sees_no_difference(
-    left: object, right: object, sides: str
-) -> None:
+def test_values_differ_by_type_and_where_eq_sees_no_difference(left, right, sides):
     found = [str(path) for path in job_differences(kept(left), kept(right))]
     assert [
         f'routine_states["keep"].state["value"]: {sides}',
         f'shared_data["value"]: {sides}',
-        f"outputs[0].data.value: {sides}",
+        f"outputs[0].data.n: {sides}",
     ] == found
 
 
-def test_a_text_shows_differences_exactly_if_jobs_differ() -> None:
+def test_a_text_shows_differences_exactly_if_jobs_differ():
     jobs = [
         shop(failures, orders).execute(
             "fetch", job_id=job_id, runtime=Runtime(clock=FakeClock(start))
@@ -214,7 +183,7 @@ def test_a_text_shows_differences_exactly_if_jobs_differ() -> None:
         assert 25 >= len(explain_comparison("==", job, other, whole=False) or ())
 
 
-def test_the_same_nan_is_no_difference() -> None:
+def test_the_same_nan_is_no_difference():
     assert [] == list(job_differences(kept(float("nan")), kept(float("nan"))))
 
 
@@ -230,7 +199,7 @@ class Hostile:
         raise RuntimeError("no repr")
 
 
-def test_a_value_whose_eq_and_repr_raise_is_shown_by_its_type() -> None:
+def test_a_value_whose_eq_and_repr_raise_is_shown_by_its_type():
     text = "\n".join(lines_of("==", kept(1), kept([Hostile()])))
     assert 'routine_states["keep"].state["value"]: int 1 != <list whose repr()' in text
 
@@ -247,7 +216,7 @@ def test_a_value_whose_eq_and_repr_raise_is_shown_by_its_type() -> None:
         (kept({"a": [1, 2]}), kept({"a": [1, 3]})),
     ],
 )
-def test_the_two_sides_are_swapped_with_the_operands(left: Any, right: Any) -> None:
+def test_the_two_sides_are_swapped_with_the_operands(left, right):
     differences: Callable[[Any, Any], Any]
     differences = {
         Flow: flow_differences,
@@ -262,14 +231,14 @@ def test_the_two_sides_are_swapped_with_the_operands(left: Any, right: Any) -> N
     assert bool(there) == (isinstance(left, Flow) or left != right)
 
 
-def test_a_difference_in_a_commit_alone_is_named_with_its_commit() -> None:
+def test_a_difference_in_a_commit_alone_is_named_with_its_commit():
     job, other = kept(1), kept(1)
     other._commits[0].worker = 7
     assert job != other
     assert "worker of commit #1" in "\n".join(lines_of("==", job, other))
 
 
-def test_without_commits_only_paths_are_shown() -> None:
+def test_without_commits_only_paths_are_shown():
     job, other = kept(1), kept(2)
     job._commits.clear()
     other._commits.clear()
@@ -278,7 +247,7 @@ def test_without_commits_only_paths_are_shown() -> None:
     assert "look at  code that changed a job directly: the commits are equal or not" in lines
 
 
-def test_an_explanation_that_fails_does_not_replace_the_failure() -> None:
+def test_an_explanation_that_fails_does_not_replace_the_failure():
     broken = shop()
     broken.execution_strategy = "parallel"
     head, explanation = lines_of("==", broken, shop())
@@ -295,11 +264,11 @@ def test_an_explanation_that_fails_does_not_replace_the_failure() -> None:
         *((op, kept(1), kept(2)) for op in ("<", "in", "is", "not in")),
     ],
 )
-def test_other_comparisons_are_left_to_pytest(op: str, left: object, right: object) -> None:
+def test_other_comparisons_are_left_to_pytest(op, left, right):
     assert explain_comparison(op, left, right, whole=False) is None
 
 
-def test_a_path_leads_to_the_value_that_differs() -> None:
+def test_a_path_leads_to_the_value_that_differs():
     job, other = kept({"items": [{"price": 1}]}), kept({"items": [{"price": 2}]})
     [path, *_] = list(job_differences(job, other))
     assert 'routine_states["keep"].state["value"].items[0].price' == path.path

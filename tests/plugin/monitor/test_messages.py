@@ -64,7 +64,7 @@ def text_of(monitor: FlowMonitor, name: str) -> str:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_whole_text_of_a_failure(monitor: FlowMonitor, name: str) -> None:
+def test_the_whole_text_of_a_failure(monitor, name):
     text = text_of(monitor, name)
     compare(GOLDEN[name], text, name)
     lines = text.splitlines()
@@ -72,11 +72,8 @@ def test_the_whole_text_of_a_failure(monitor: FlowMonitor, name: str) -> None:
     assert 72 >= max(map(len, lines[1:]))
 
 
-def test_every_golden_text_has_its_case() -> None:
+def test_every_golden_text_has_its_case():
     assert set(CASES) == set(GOLDEN)
-
-
-# --- the flow itself is broken --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -89,9 +86,7 @@ def test_every_golden_text_has_its_case() -> None:
         ({"retryable_exceptions": OSError}, "price: expected 4 retries, made none"),
     ],
 )
-def test_the_first_line_names_the_first_wrong_wait_of_a_changed_policy(
-    monitor: FlowMonitor, broken: dict[str, Any], problem: str
-) -> None:
+def test_the_first_line_names_the_first_wrong_wait_of_a_changed_policy(monitor, broken, problem):
     flow = shop(4)
     meant = {"max_retries": 4, "retry_delay": 0.3, "retry_backoff": 1.5}
     flow.routines["price"].set_error_handler(ErrorHandler("retry", **(meant | broken)))
@@ -100,12 +95,7 @@ def test_the_first_line_names_the_first_wrong_wait_of_a_changed_policy(
     assert problem == message.splitlines()[0]
 
 
-def test_the_policy_that_is_meant_passes(monitor: FlowMonitor) -> None:
-    run(monitor, failures=4)
-    monitor.assert_retried("price", times=4, delays=DELAYS)
-
-
-def test_a_missing_connection_is_named(monitor: FlowMonitor) -> None:
+def test_a_missing_connection_is_named(monitor):
     flow = Flow("shop")
     for name, routine in shop().routines.items():
         flow.add_routine(routine, name)
@@ -116,7 +106,7 @@ def test_a_missing_connection_is_named(monitor: FlowMonitor) -> None:
     )
 
 
-def test_an_attempt_that_started_and_never_ended_counts_as_a_run(monitor: FlowMonitor) -> None:
+def test_an_attempt_that_started_and_never_ended_counts_as_a_run(monitor):
     with pytest.raises(KeyboardInterrupt):
         execute(shop(store=Interrupted()), monitor)
     assert message_of(monitor.assert_not_run, "store").startswith(
@@ -129,7 +119,7 @@ class Wordy(Store):
         raise LockedError("a line of it\n" * 500)
 
 
-def test_an_error_of_many_lines_takes_one_line_of_the_timeline(monitor: FlowMonitor) -> None:
+def test_an_error_of_many_lines_takes_one_line_of_the_timeline(monitor):
     execute(shop(store=Wordy()), monitor)
     text = message_of(monitor.assert_states, {"store": "completed"})
     assert "> 1.300  #4  store attempt 1 fails for good: LockedError: a line of it …" in text
@@ -154,7 +144,7 @@ class Unreachable(Store):
         )
 
 
-def test_a_long_error_is_shown_in_full_with_the_line_that_raised_it(monitor: FlowMonitor) -> None:
+def test_a_long_error_is_shown_in_full_with_the_line_that_raised_it(monitor):
     job = execute(shop(store=Unreachable()), monitor, job_id=None)
     line = Unreachable.store.__code__.co_firstlineno + 1
     here = Path(__file__).relative_to(Path.cwd())
@@ -174,31 +164,13 @@ def test_a_long_error_is_shown_in_full_with_the_line_that_raised_it(monitor: Flo
     )
 
 
-# --- golden texts ---------------------------------------------------------------------------------
+def test_a_golden_text_with_a_wrong_figure_fails_at_its_line(monitor):
+    golden, text = GOLDEN["a delay is wrong"], text_of(monitor, "a delay is wrong")
+    with pytest.raises(AssertionError, match=r"^it, line \d+:\n  expected  .*1\.0126"):
+        compare(golden.replace("1.0125", "1.0126", 1), text, "it")
 
 
-@pytest.mark.parametrize(
-    ("figure", "planted"),
-    [
-        ("1.0125", "1.0126"),
-        ("0.675", "0.765"),
-        ("4.225", "4.226"),
-        ("#6", "#5"),
-        ("retry 4", "retry 3"),
-    ],
-)
-def test_a_golden_text_with_a_wrong_figure_fails_at_its_line(
-    monitor: FlowMonitor, figure: str, planted: str
-) -> None:
-    golden = GOLDEN["a delay is wrong"]
-    text = text_of(monitor, "a delay is wrong")
-    number = next(i for i, line in enumerate(golden.splitlines(), 1) if figure in line)
-    with pytest.raises(AssertionError, match=rf"^it, line {number}:\n  expected  .*{planted}"):
-        compare(golden.replace(figure, planted, 1), text, "it")
-
-
-def test_a_golden_text_that_is_longer_or_shorter_fails() -> None:
-    compare("a\nb", "a\nb")
+def test_a_golden_text_that_is_longer_or_shorter_fails():
     with pytest.raises(AssertionError, match=r"line 2:\n  expected  'b'\n  is        None"):
         compare("a\nb", "a")
     with pytest.raises(AssertionError, match=r"line 2:\n  expected  None\n  is        'b'"):

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from io import StringIO
-from typing import TYPE_CHECKING
 
 import pytest
 from rich.cells import cell_len
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 
 from pytest_routilux.report.tables import retries, saved_state, status, summary, timeline
 from routilux import (
     ErrorHandler,
-    ErrorStrategy,
     ExecutionMonitor,
     FakeClock,
     Flow,
@@ -22,58 +20,41 @@ from routilux import (
     Runtime,
     SavedState,
 )
-from tests.routines import fan
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from rich.console import RenderableType
+from tests.routines import Works, chain, fan, saveable
 
 
-class Fetch(Routine):
-    def __init__(self) -> None:
-        super().__init__()
-        self.define_slot("trigger", handler=self.fetch)
-        self.define_event("output", ["data", "metadata", "timestamp"])
-
-    def fetch(self, request_id: str) -> None:
-        self.ctx.sleep(0.8)
-        items = [{"id": k, "name": f"item {k}"} for k in (1, 2, 3)]
-        self.emit(
-            "output",
-            data={"items": items, "request_id": request_id},
-            metadata={"source": "shop", "schema": 1},
-            timestamp=self.ctx.now().isoformat(),
-        )
+def fetch(self: Routine, request_id: str) -> None:
+    self.ctx.sleep(0.8)
+    items = [{"id": k, "name": f"item {k}"} for k in (1, 2, 3)]
+    self.emit(
+        "out",
+        data={"items": items, "request_id": request_id},
+        metadata={"source": "shop", "schema": 1},
+        timestamp=self.ctx.now().isoformat(),
+    )
 
 
-class Process(Routine):
-    def __init__(self, failures: int, seconds: float = 0.5) -> None:
-        super().__init__()
-        self.failures = failures
-        self.seconds = seconds
-        self.define_slot("input", handler=self.process)
+class Process(Works):
+    """Fails `failures` times; has a saved form."""
 
-    def process(self, data: object) -> None:
-        self.ctx.sleep(self.seconds)
-        if self.ctx.attempt <= self.failures:
-            raise ValueError(f"busy, try {self.ctx.attempt}")
+    def __init__(self, failures: int, seconds: float, strategy: str) -> None:
+        def process(self: Routine, data: object) -> None:
+            self.ctx.sleep(seconds)
+            if self.ctx.attempt <= failures:
+                raise ValueError(f"busy, try {self.ctx.attempt}")
 
-
-def pipeline(
-    failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY, *, seconds: float = 0.5
-) -> Flow:
-    flow = Flow("shop")
-    flow.add_routine(Fetch(), "data_fetch")
-    process = Process(failures, seconds)
-    options = (4, 0.3, 1.5) if strategy is ErrorStrategy.RETRY else ()
-    process.set_error_handler(ErrorHandler(strategy, *options))
-    flow.add_routine(process, "data_process")
-    flow.connect("data_fetch", "output", "data_process", "input")
-    return flow
+        options = (4, 0.3, 1.5) if strategy == "retry" else ()
+        super().__init__(process, ErrorHandler(strategy, *options))
 
 
-def run(failures: int, strategy: ErrorStrategy = ErrorStrategy.RETRY) -> JobState:
+def pipeline(failures: int, strategy: str = "retry", *, seconds: float = 0.5) -> Flow:
+    return chain(
+        data_fetch=saveable(fetch, out=["data", "metadata", "timestamp"]),
+        data_process=Process(failures, seconds, strategy),
+    )
+
+
+def run(failures: int, strategy: str = "retry") -> JobState:
     runtime = Runtime(clock=FakeClock())
     return pipeline(failures, strategy).execute(
         "data_fetch", {"request_id": "r7"}, job_id="order-7", runtime=runtime
@@ -87,11 +68,11 @@ def shown(renderable: RenderableType, width: int = 100) -> list[str]:
     return [line.rstrip() for line in capture.get().splitlines()]
 
 
-def test_the_timeline_has_every_emission_delivery_failure_and_change() -> None:
+def test_the_timeline_has_every_emission_delivery_failure_and_change():
     assert shown(timeline(run(5))) == [
         "🚀 [ 0.000s] data_fetch.trigger",
         "               request_id  r7",
-        "📤 [ 0.800s] data_fetch.output",
+        "📤 [ 0.800s] data_fetch.out",
         "               data       3 items: 1 item 1, 2 item 2, …",
         "                          request_id r7",
         "               metadata   keys: source, schema",
@@ -108,20 +89,20 @@ def test_the_timeline_has_every_emission_delivery_failure_and_change() -> None:
     ]
 
 
-def test_a_job_and_its_monitor_give_the_same_parts() -> None:
+def test_a_job_and_its_monitor_give_the_same_parts():
     job = run(2)
     for part in (timeline, summary, lambda source: retries(source, 98)):
         assert shown(part(job)) == shown(part(ExecutionMonitor.of(job)))
 
 
-def test_the_timeline_shows_how_a_task_was_dropped() -> None:
+def test_the_timeline_shows_how_a_task_was_dropped():
     assert (
         "💥 [ 1.300s] data_process attempt 1 → dropped as skipped: ValueError: busy, try 1"
-        in shown(timeline(run(1, ErrorStrategy.SKIP)))
+        in shown(timeline(run(1, "skip")))
     )
 
 
-def test_each_delivery_is_below_its_emission_and_conflicts_and_effects_are_shown() -> None:
+def test_each_delivery_is_below_its_emission_and_conflicts_and_effects_are_shown():
     def fork(self: Routine) -> None:
         self.ctx.once("ticket", int, 7)
         self.emit("out", n=1)
@@ -134,7 +115,6 @@ def test_each_delivery_is_below_its_emission_and_conflicts_and_effects_are_shown
 
     flow = fan(fork, workers=2, left=add, right=add)
     lines = shown(timeline(flow.execute("source", runtime=Runtime(clock=FakeClock()))))
-
     at = lines.index("📤 [ 0.000s] source.out")
     assert lines[at : at + 8] == [
         "📤 [ 0.000s] source.out",
@@ -150,7 +130,7 @@ def test_each_delivery_is_below_its_emission_and_conflicts_and_effects_are_shown
     assert "💫 [ 0.100s] right attempt 1: conflict, runs again" in lines
 
 
-def test_the_timeline_has_pauses_resumptions_and_cancellations() -> None:
+def test_the_timeline_has_pauses_resumptions_and_cancellations():
     clock = FakeClock(autojump=False)
     runtime = Runtime(clock=clock)
     flow = pipeline(5)
@@ -161,7 +141,6 @@ def test_the_timeline_has_pauses_resumptions_and_cancellations() -> None:
     lines = shown(timeline(runtime.resume(flow, first.job)))
     assert "🛑 [ 1.500s] job paused" in lines
     assert "⏩ [ 1.500s] resumed, job running" in lines
-
     clock.autojump = False
     second = flow.start("data_fetch", {"request_id": "r8"}, runtime=runtime)
     clock.advance(1.0)
@@ -170,27 +149,25 @@ def test_the_timeline_has_pauses_resumptions_and_cancellations() -> None:
     assert "🛑 [ 1.000s] job cancelled" in shown(timeline(second.wait()))
 
 
-def test_the_timeline_of_two_jobs_has_one_after_the_other() -> None:
+def test_the_timeline_of_two_jobs_has_one_after_the_other():
     monitor = ExecutionMonitor()
     runtime = Runtime(clock=FakeClock(), observers=[monitor])
     for name in ("job-a", "job-b"):
         pipeline(0).execute("data_fetch", {"request_id": name}, job_id=name, runtime=runtime)
-
     lines = shown(timeline(monitor))
-
     heads = [line.split() for line in lines if line.startswith("🧵")]
     assert heads == [["🧵", "job-a"], ["🧵", "job-b"]]
     at = len(lines) // 2
     assert [line[:13] for line in lines[:at]][1:] == [line[:13] for line in lines[at:]][1:]
 
 
-def test_the_status_line_counts_retries_and_history() -> None:
+def test_the_status_line_counts_retries_and_history():
     at_retry_2 = run(5).at(4)
     assert shown(status(at_retry_2, 4)) == ["📊 Status: running | Retry: 2/4 | History: 2 records"]
     assert shown(status(at_retry_2, None)) == ["📊 Status: running | Retry: 2 | History: 2 records"]
 
 
-def test_the_summary_counts_by_routine() -> None:
+def test_the_summary_counts_by_routine():
     lines = shown(summary(run(2)))
     assert lines[0] == "📈 2 events · 1 data flow · 2 state changes · 3.0500 s"
     assert [line.split() for line in lines[3:]] == [
@@ -199,7 +176,7 @@ def test_the_summary_counts_by_routine() -> None:
     ]
 
 
-def test_a_routine_that_never_ran_is_in_the_summary_of_the_job() -> None:
+def test_a_routine_that_never_ran_is_in_the_summary_of_the_job():
     early = run(0).at(1)
     assert [line.split()[:2] for line in shown(summary(early))[3:]] == [
         ["data_fetch", "pending"],
@@ -207,7 +184,7 @@ def test_a_routine_that_never_ran_is_in_the_summary_of_the_job() -> None:
     ]
 
 
-def test_retries_are_drawn_and_listed_with_planned_and_real_waits() -> None:
+def test_retries_are_drawn_and_listed_with_planned_and_real_waits():
     lines = shown(retries(run(2), 98))
     assert lines[0] == "⏳ 2 retries · 2 of 2 waits as planned, to the nanosecond"
     lane = lines[2].split("  ", 1)[1]
@@ -218,27 +195,27 @@ def test_retries_are_drawn_and_listed_with_planned_and_real_waits() -> None:
     ]
 
 
-def test_an_attempt_that_takes_no_time_is_drawn() -> None:
+def test_an_attempt_that_takes_no_time_is_drawn():
     flow = pipeline(2, seconds=0)
     job = flow.execute("data_fetch", {"request_id": "r7"}, runtime=Runtime(clock=FakeClock()))
     lane = shown(retries(job, 98))[2].split("  ", 1)[1]
     assert re.fullmatch(r" +✗░+✗░+█", lane), lane
 
 
-def test_a_retry_that_still_waits_has_no_real_wait() -> None:
+def test_a_retry_that_still_waits_has_no_real_wait():
     lines = shown(retries(run(5).at(4), 98))
     assert lines[0] == "⏳ 2 retries · 1 of 1 waits as planned, to the nanosecond"
     assert lines[-1].split()[-2:] == ["…", "waits"]
 
 
-def test_a_wait_that_a_late_host_made_longer_does_not_count_as_planned() -> None:
+def test_a_wait_that_a_late_host_made_longer_does_not_count_as_planned():
     late = Runtime(clock=FakeClock(start="2026-01-01T00:01:00"))
     lines = shown(retries(late.resume(pipeline(3), run(5).at(4)), 98))
     assert lines[0] == "⏳ 3 retries · 2 of 3 waits as planned, to the nanosecond"
     assert lines[-2].split()[-4:] == ["0.4500", "2.5500", "60.0000", "57.9000"]
 
 
-def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path: Path) -> None:
+def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path):
     runtime = Runtime(clock=FakeClock(autojump=False))
     path = tmp_path / "job.json"
     process = pipeline(5)
@@ -247,21 +224,19 @@ def test_a_saved_state_shows_its_file_and_its_pending_tasks(tmp_path: Path) -> N
     runtime.clock.advance(2.2)
     job_run.checkpoint(path)
     job_run.cancel()
-
     lines = shown(saved_state(SavedState.read(path), path))
-
     size = f"{path.stat().st_size:,}"
     assert lines == [
         f"💾 job.json · {size} bytes · saved at 2026-01-01T00:00:02.200000+00:00",
-        "   job      order-7 of flow shop, commit 4",
+        "   job      order-7 of flow tale, commit 4",
         "   status   running, 2 retries",
         "   history  2 records; monitor: 2 events, 1 data flow, 1 state change",
-        "   pending  data_process.input, attempt 3 due in 0.3500 s of a wait of 0.4500 s",
+        "   pending  data_process.trigger, attempt 3 due in 0.3500 s of a wait of 0.4500 s",
     ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])
-def test_no_line_is_wider_than_the_terminal(width: int) -> None:
+def test_no_line_is_wider_than_the_terminal(width):
     job = run(5)
     parts = Group(timeline(job), summary(job), retries(job, width))
     assert max(map(cell_len, shown(parts, width))) <= width

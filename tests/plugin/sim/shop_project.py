@@ -10,43 +10,28 @@ from tests.plugin.inner import run_inside
 
 SHOP = """
     import pytest
-    from routilux import ErrorHandler, Flow, Routine
+    from tests.routines import chain, retrying, saveable
 
     KEYED = {keyed}
+    gateway = None
 
-    class Orders(Routine):
-        def __init__(self):
-            super().__init__()
-            self.define_slot("trigger", handler=self.order)
-            self.define_event("output", ["order"])
+    def take(self, id):
+        self.emit("out", order=f"A{{id}}")
 
-        def order(self, id):
-            self.emit("output", order=f"A{{id}}")
+    def charges(self, order):
+        self.ctx.sleep(0.36)
+        key = self.ctx.key("charge") if KEYED else None
+        self.emit("out", order=gateway(order, key=key))
 
-    class Charge(Routine):
-        gateway = None
-
-        def __init__(self):
-            super().__init__()
-            self.define_slot("input", handler=self.charge)
-            self.define_event("output", ["receipt"])
-
-        def charge(self, order):
-            self.ctx.sleep(0.36)
-            key = self.ctx.key("charge") if KEYED else None
-            self.emit("output", receipt=Charge.gateway(order, key=key))
-
-    def build():
-        flow = Flow("shop")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Charge(), "charge")
-        flow.connect("orders", "output", "charge", "input")
-        flow.set_error_handler(ErrorHandler("retry", max_retries=2, retry_delay=0.5))
+    def build(**bodies):
+        bodies = bodies or dict(orders=take, charge=charges)
+        flow = chain(**{{name: saveable(body, out=["order"]) for name, body in bodies.items()}})
+        flow.set_error_handler(retrying(max_retries=2, retry_delay=0.5))
         return flow
 
     @pytest.fixture(autouse=True)
-    def gateway(flow_sim, monkeypatch):
-        monkeypatch.setattr(Charge, "gateway", flow_sim.effect("gateway.charge", key="key"))
+    def double(flow_sim, monkeypatch):
+        monkeypatch.setitem(globals(), "gateway", flow_sim.effect("gateway.charge", key="key"))
 """
 SURVIVES = """
     def test_survives(flow_sim):
@@ -77,7 +62,6 @@ def check_shop(
 
 def repro_of(result: pytest.RunResult) -> str:
     found = re.search(r"--routilux-repro=(\S+)", result.stdout.str())
-    assert found is not None
     return found[1]
 
 
@@ -96,18 +80,7 @@ def glob(text: str) -> str:
 
 ON_SQLITE = """
     from routilux import MemoryStore, SqliteStore
-
-    class Late(SqliteStore):
-        def append(self, job_id, seq, row, owner, *, stopped):
-            with self._file.using() as db:
-                if not db.in_transaction:
-                    db.execute("BEGIN IMMEDIATE")
-                db.execute(
-                    "INSERT INTO commits SELECT job, ?2, ?3, ?4 FROM jobs WHERE job_id = ?1",
-                    (job_id, seq, owner, row),
-                )
-                if stopped:
-                    db.execute("COMMIT")
+    from tests.plugin.sim.sqlite_stores import CommitsAtStop
 
     def opens_elsewhere(path):
         return SqliteStore("elsewhere.db")

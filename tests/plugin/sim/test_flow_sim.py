@@ -8,9 +8,7 @@ from tests.plugin.inner import run_inside
 from tests.plugin.sim.shop_project import ON_SQLITE, check_shop, glob, shop
 
 
-def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(
-    pytester: pytest.Pytester,
-) -> None:
+def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(pytester):
     shop(pytester, keyed=True)
     run_inside(pytester).assert_outcomes(passed=1)
     result = run_inside(pytester, "-v")
@@ -25,9 +23,7 @@ def test_a_flow_that_survives_passes_and_v_prints_how_much_was_tried(
     )
 
 
-def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(
-    pytester: pytest.Pytester,
-) -> None:
+def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(pytester):
     shop(pytester)
     result = run_inside(pytester)
     result.assert_outcomes(failed=1)
@@ -48,7 +44,7 @@ def test_a_flow_that_does_not_survive_fails_with_25_lines_of_100_columns(
     )
 
 
-MISSPELT = "names no routine of flow 'shop'; known: 'orders', 'charge'; did you mean 'charge'?"
+MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you mean 'charge'?"
 
 
 @pytest.mark.parametrize(
@@ -74,13 +70,11 @@ MISSPELT = "names no routine of flow 'shop'; known: 'orders', 'charge'; did you 
         ("store=str", "store=<class 'str'> opens '*jobs.db', which has no create(); give a f"),
     ],
 )
-def test_an_argument_that_proves_nothing_fails_the_test(
-    argument: str, says: str, pytester: pytest.Pytester
-) -> None:
+def test_an_argument_that_proves_nothing_fails_the_test(argument, says, pytester):
     check_shop(pytester, ON_SQLITE.format(argument=argument), [f"*{glob(says)}*"], failed=1)
 
 
-def test_a_fault_that_no_job_was_given_is_an_error(pytester: pytest.Pytester) -> None:
+def test_a_fault_that_no_job_was_given_is_an_error(pytester):
     check_shop(
         pytester,
         """
@@ -95,64 +89,52 @@ def test_a_fault_that_no_job_was_given_is_an_error(pytester: pytest.Pytester) ->
     )
 
 
-def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(
-    pytester: pytest.Pytester,
-) -> None:
+def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(pytester):
     check_shop(
         pytester,
         """
     def test_survives(flow_sim, flow_faults):
         down = flow_faults.raises("charge", OSError)
         flow_sim.run(build, "orders", {{"id": 7}}, faults=[down])
-        flow_sim.crash_everywhere(lambda: alone(build()), "orders", {{"id": 7}}, faults=[down])
+        flow_sim.crash_everywhere(unconnected, "orders", {{"id": 7}}, faults=[down])
 
-    def alone(flow):
-        other = Flow("shop")
-        other.add_routine(Orders(), "orders")
-        other.add_routine(Charge(), "charge")
-        return other
+    def unconnected():
+        flow = build(orders=take)
+        flow.add_routine(saveable(charges), "charge")
+        return flow
 """,
         ["raises('charge', OSError) never struck*"],
         failed=1,
     )
 
 
-def test_v_prints_what_a_pass_does_not_prove(pytester: pytest.Pytester) -> None:
+def test_v_prints_what_a_pass_does_not_prove(pytester):
     check_shop(
         pytester,
         """
-    class Late(Orders):
-        def order(self, id):
-            self.emit("output", order=self.ctx.now().isoformat())
-            raise OSError("no line")
+    def stamp(self, id):
+        self.emit("out", order=self.ctx.now().isoformat())
+
+    def fail(self, order):
+        raise OSError("no line")
 
     def late():
-        flow = Flow("late")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Late(), "late")
-        flow.connect("orders", "output", "late", "trigger", {{"order": "id"}})
-        return flow
+        return build(orders=stamp, late=fail)
 
-    class Stamp(Orders):
-        def order(self, id):
-            self.emit("output", order=self.ctx.now().isoformat())
-
-    def stamp():
-        flow = Flow("stamp")
-        flow.add_routine(Stamp(), "orders")
-        return flow
+    def stamped():
+        return build(orders=stamp)
 
     def test_fails(flow_sim):
         flow_sim.crash_everywhere(late, "orders", {{"id": 7}}, isolated=False)
 
     def test_stamps(flow_sim):
-        flow_sim.crash_everywhere(stamp, "orders", {{"id": 7}})
-        flow_sim.check_determinism(lambda: stamp(), "orders", {{"id": 7}})
+        flow_sim.crash_everywhere(stamped, "orders", {{"id": 7}})
+        flow_sim.check_determinism(lambda: stamped(), "orders", {{"id": 7}})
 """,
         [
             "*hosts in other processes: not tried, the test turns them off",
             "*the undisturbed job failed: OSError: no line",
-            "*not compared, since it varies without a crash: orders.output.order",
+            "*not compared, since it varies without a crash: orders.out.order",
             "*repeated with the same records",
             "*another hash seed (the order of sets): not tried, *",
         ],
@@ -163,47 +145,41 @@ def test_v_prints_what_a_pass_does_not_prove(pytester: pytest.Pytester) -> None:
 
 
 FAILS = """
-    class Down(Charge):
-        def charge(self, order):
-            raise OSError("no line")
+    def fail(self, order):
+        raise OSError("no line")
 
     def down():
-        flow = Flow("down")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Down(), "charge")
-        flow.connect("orders", "output", "charge", "input")
-        return flow
+        return build(orders=take, charge=fail)
 
     def test_fails(flow_sim):
         flow_sim.crash_everywhere(down, "orders", {{{{"id": 7}}}}{meant})
 """
 
 
-@pytest.mark.parametrize("option", ["-v", "-s", "-q"])
-def test_a_job_that_fails_without_a_crash_is_reported_except_with_q(
-    option: str, pytester: pytest.Pytester
-) -> None:
-    shop(pytester, FAILS.format(meant=""))
+@pytest.mark.parametrize(
+    ("option", "meant", "reported"),
+    [
+        ("-v", "", True),
+        ("-s", "", True),
+        ("-q", "", False),
+        ("-s", ', invariant=lambda outcome: outcome.job.status == "failed"', False),
+    ],
+)
+def test_a_job_that_fails_without_a_crash_is_reported_unless_quiet_or_meant(
+    option, meant, reported, pytester
+):
+    shop(pytester, FAILS.format(meant=meant))
     result = run_inside(pytester, option)
     result.assert_outcomes(passed=1)
     line = "test_shop.py::test_fails: the undisturbed job failed: OSError: no line"
-    if option == "-q":
-        result.stdout.no_fnmatch_line("*undisturbed*")
+    if reported:
+        advice = "if the job should fail, pass inv*"
+        result.stdout.fnmatch_lines(["*flow simulations*", line, advice])
     else:
-        result.stdout.fnmatch_lines(
-            ["*flow simulations*", line, "if the job should fail, pass inv*"]
-        )
+        result.stdout.no_fnmatch_line("*undisturbed*")
 
 
-def test_a_job_that_is_meant_to_fail_is_not_reported(pytester: pytest.Pytester) -> None:
-    meant = ', invariant=lambda outcome: outcome.job.status == "failed"'
-    shop(pytester, FAILS.format(meant=meant))
-    result = run_inside(pytester)
-    result.assert_outcomes(passed=1)
-    result.stdout.no_fnmatch_line("*undisturbed*")
-
-
-def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> None:
+def test_without_isolation_no_process_is_forked(pytester):
     shop(
         pytester,
         """
@@ -216,7 +192,7 @@ def test_without_isolation_no_process_is_forked(pytester: pytest.Pytester) -> No
     run_inside(pytester).assert_outcomes(passed=1)
 
 
-def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester: pytest.Pytester) -> None:
+def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester):
     check_shop(
         pytester,
         """
@@ -234,38 +210,7 @@ def test_a_planned_crash_that_does_not_happen_fails_the_test(pytester: pytest.Py
     )
 
 
-def test_what_a_handler_does_after_its_host_died_has_not_happened(
-    pytester: pytest.Pytester,
-) -> None:
-    # The handler undoes its charge in `finally`, which a crash must not run.
-    check_shop(
-        pytester,
-        """
-    class Tidy(Charge):
-        def charge(self, order):
-            try:
-                receipt = Charge.gateway(order)
-            finally:
-                Charge.gateway(f"undo {{order}}", key="undo")
-            self.emit("output", receipt=receipt)
-
-    def tidy():
-        flow = Flow("tidy")
-        flow.add_routine(Orders(), "orders")
-        flow.add_routine(Tidy(), "charge")
-        flow.connect("orders", "output", "charge", "input")
-        return flow
-
-    def test_survives(flow_sim):
-        flow_sim.crash_everywhere(tidy, entry="orders", params={{"id": 7}})
-""",
-        ["EFFECT REPEATED: gateway.charge('A7') ran 2x*", "*effect1"],
-        keyed=False,
-        failed=1,
-    )
-
-
-def test_a_run_returns_the_job_and_the_effects(pytester: pytest.Pytester) -> None:
+def test_a_run_returns_the_job_and_the_effects(pytester):
     shop(
         pytester,
         """
@@ -290,14 +235,7 @@ def test_a_run_returns_the_job_and_the_effects(pytester: pytest.Pytester) -> Non
     run_inside(pytester).assert_outcomes(passed=1)
 
 
-def test_a_suite_that_simulates_nothing_has_no_summary_of_it(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test_nothing(): assert True")
-    result = run_inside(pytester, "-v")
-    result.assert_outcomes(passed=1)
-    result.stdout.no_fnmatch_line("*flow simulations*")
-
-
-def test_a_flow_survives_on_a_real_store_and_v_names_it(pytester: pytest.Pytester) -> None:
+def test_a_flow_survives_on_a_real_store_and_v_names_it(pytester):
     check_shop(
         pytester,
         ON_SQLITE.format(argument="store=SqliteStore"),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -10,14 +11,9 @@ from pytest_routilux.faults.flow_faults import FlowFaults
 from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.simulator.effects import Effect
-from pytest_routilux.sim.simulator.model import Case, Note, Undisturbed
+from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Note, Undisturbed
 from routilux import CommitKind, FakeClock, Flow
 from tests.routines import chain, retrying, saveable
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_routilux.sim.simulator.model import CrashPoint, Disturbed
 
 START = FakeClock().now_ns()
 SECOND = 1_000_000_000
@@ -56,7 +52,7 @@ def crashed(run: Undisturbed, name: str) -> Disturbed:
     return recover(run, at(run, name))
 
 
-def test_every_crash_point_has_a_name_in_the_users_terms(run: Undisturbed) -> None:
+def test_every_crash_point_has_a_name_in_the_users_terms(run):
     points = [
         f"{(p.at_ns - START) / SECOND:g} {p.name} {p.commits}+{p.calls}" for p in crash_points(run)
     ]
@@ -97,16 +93,14 @@ def test_every_crash_point_has_a_name_in_the_users_terms(run: Undisturbed) -> No
     ]
 
 
-def test_names_are_unique_and_texts_say_the_task_and_the_attempt(run: Undisturbed) -> None:
-    points = crash_points(run)
-    assert len(points) == len({point.name for point in points})
-    assert "task 0 pay, attempt 1: after effect #1 (gateway), before its commit" == (
-        at(run, "0@a1.effect1").text
-    )
-    assert all("task 0 pay, attempt" in point.text for point in points if point.task_id is not None)
+def test_the_text_of_a_crash_point_says_the_task_and_the_attempt(run):
+    text = "task 0 pay, attempt 1: after effect #1 (gateway), before its commit"
+    assert text == at(run, "0@a1.effect1").text
+    points = [point for point in crash_points(run) if point.task_id is not None]
+    assert all("task 0 pay, attempt" in point.text for point in points)
 
 
-def test_a_flow_with_a_deadline_has_no_crash_point_past_it() -> None:
+def test_a_flow_with_a_deadline_has_no_crash_point_past_it():
     limited = run_undisturbed(Case(build(60), "pay", {"order": "A7"}), START)
     names = {point.name for point in crash_points(limited)}
     assert "0@a1.wait.late" in names
@@ -117,9 +111,7 @@ def test_a_flow_with_a_deadline_has_no_crash_point_past_it() -> None:
     ("name", "begins"),
     [("start", 2.5), ("mid", 2.5), ("late", 2.5), ("overdue", 2.500000001), ("long", 3602.5)],
 )
-def test_the_next_host_waits_for_the_remaining_delay_only(
-    name: str, begins: float, run: Undisturbed
-) -> None:
+def test_the_next_host_waits_for_the_remaining_delay_only(name, begins, run):
     disturbed = crashed(run, f"0@a1.wait.{name}")
     [second] = [c for c in disturbed.world.commits if c.attempt == 2]
     assert second.started_ns is not None
@@ -127,7 +119,7 @@ def test_the_next_host_waits_for_the_remaining_delay_only(
     assert disturbed.executed
 
 
-def test_a_recorded_effect_runs_once_and_an_unrecorded_one_again(run: Undisturbed) -> None:
+def test_a_recorded_effect_runs_once_and_an_unrecorded_one_again(run):
     def records(name: str) -> int:
         kinds = [commit.kind for commit in crashed(run, name).world.commits]
         return kinds.count(CommitKind.EFFECT)
@@ -137,7 +129,7 @@ def test_a_recorded_effect_runs_once_and_an_unrecorded_one_again(run: Undisturbe
     assert 1 == records("0@a1.effect1")
 
 
-def test_effects_stay_in_the_world_when_their_host_dies(run: Undisturbed) -> None:
+def test_effects_stay_in_the_world_when_their_host_dies(run):
     def calls(name: str) -> list[int]:
         return [call.attempt for call in crashed(run, name).world.calls]
 
@@ -148,9 +140,7 @@ def test_effects_stay_in_the_world_when_their_host_dies(run: Undisturbed) -> Non
 
 
 @pytest.mark.parametrize("name", ["0@a1.end.refused", "0@a1.end.unanswered"])
-def test_a_store_that_fails_ends_the_host_and_the_next_one_resumes(
-    name: str, run: Undisturbed
-) -> None:
+def test_a_store_that_fails_ends_the_host_and_the_next_one_resumes(name, run):
     disturbed = crashed(run, name)
     first, last = disturbed.hosts
     assert isinstance(first.error, OSError)
@@ -161,7 +151,7 @@ def test_a_store_that_fails_ends_the_host_and_the_next_one_resumes(
     assert disturbed.executed
 
 
-def test_a_host_that_dies_in_its_recovery_counts_as_a_recovery(run: Undisturbed) -> None:
+def test_a_host_that_dies_in_its_recovery_counts_as_a_recovery(run):
     disturbed = crashed(run, "start.recovery")
     resumed = [c for c in disturbed.world.commits if c.kind is CommitKind.RESUMED]
     assert [1, 2] == [(c.detail or {})["recoveries"] for c in resumed]
@@ -169,15 +159,13 @@ def test_a_host_that_dies_in_its_recovery_counts_as_a_recovery(run: Undisturbed)
     assert "CRASH, right after it resumed" in notes
 
 
-def test_a_second_crash_that_does_not_happen_is_not_executed(
-    run: Undisturbed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_crash_that_does_not_happen_is_not_executed(run, monkeypatch):
     assert crashed(run, "start.recovery").executed
     monkeypatch.delattr("pytest_routilux.sim.recovery._FailsAt.after_write")
     assert not crashed(run, "start.recovery").executed
 
 
-def test_a_crash_does_not_change_the_world_of_the_undisturbed_run(run: Undisturbed) -> None:
+def test_a_crash_does_not_change_the_world_of_the_undisturbed_run(run):
     before = (list(run.world.commits), list(run.world.calls), len(run.world.log))
     for point in crash_points(run):
         recover(run, point)
@@ -186,9 +174,7 @@ def test_a_crash_does_not_change_the_world_of_the_undisturbed_run(run: Undisturb
 
 @pytest.mark.parametrize("durable", [False, True])
 @pytest.mark.parametrize("write", range(1, 8))
-def test_every_point_is_executed_also_if_the_test_lets_the_store_fail(
-    write: int, durable: bool
-) -> None:
+def test_every_point_is_executed_also_if_the_test_lets_the_store_fail(write, durable):
     fault = FlowFaults().store_fails(write, durable=durable)
     run = run_undisturbed(Case(build(), "pay", {"order": "A7"}, faults=(fault,)), START)
     points = crash_points(run)

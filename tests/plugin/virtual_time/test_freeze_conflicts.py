@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 import freezegun
 import pytest
 
-from pytest_routilux.virtual_time.freeze import frozen_clock
+from pytest_routilux.virtual_time.freeze import frozen_clock, frozen_simulation
 from tests.plugin.inner import run_inside
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -59,7 +59,7 @@ SUMMER = """
 """
 
 
-def test_every_freeze_of_the_users_own_is_refused_by_name(pytester: pytest.Pytester) -> None:
+def test_every_freeze_of_the_users_own_is_refused_by_name(pytester):
     pytester.makepyfile(test_summer=SUMMER)
     result = run_inside(pytester, "-p", "pytest_freezer")
     result.assert_outcomes(errors=5, failed=3, passed=2)
@@ -78,22 +78,29 @@ def test_every_freeze_of_the_users_own_is_refused_by_name(pytester: pytest.Pytes
     assert "pytest_freezer.py:" in plugin
 
 
-def test_a_freeze_around_it_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("frozen", "ours", "advice"),
+    [
+        (frozen_clock, "flow_clock", "; flow_clock.move_to(...) sets its time"),
+        (lambda: frozen_simulation(0), "flow_sim", ""),
+    ],
+)
+def test_a_freeze_around_it_is_refused(frozen, ours, advice):
     with (
         freezegun.freeze_time("2030-01-01"),
         pytest.raises(pytest.fail.Exception) as caught,
-        frozen_clock(),
+        frozen(),
     ):
         pass
-    assert (
-        "flow_clock and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
-        " test; remove one of them; flow_clock.move_to(...) sets its time"
-    ) == str(caught.value)
-    with frozen_clock():
+    assert str(caught.value).startswith(
+        f"{ours} and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
+        f" test; remove one of them{advice}"
+    )
+    with frozen():
         pass
 
 
-def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock) -> None:
+def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock):
     flow_clock.advance(1)
     freeze = freezegun.freeze_time("2030-01-01")
     with pytest.raises(pytest.fail.Exception, match="flow_clock and freeze_time") as caught:
@@ -102,13 +109,13 @@ def test_a_freeze_inside_it_is_refused_and_changes_nothing(flow_clock) -> None:
     assert START + timedelta(seconds=1) == datetime.now(UTC)
 
 
-def test_a_freeze_after_it_is_the_users_own_again() -> None:
+def test_a_freeze_after_it_is_the_users_own_again():
     with frozen_clock():
         pass
     with freezegun.freeze_time("2030-01-01"):
         assert datetime(2030, 1, 1) == datetime.now()
 
 
-def test_a_frozen_clock_inside_of_another_is_refused_by_its_name(flow_clock) -> None:
+def test_a_frozen_clock_inside_of_another_is_refused_by_its_name(flow_clock):
     with pytest.raises(pytest.fail.Exception, match="flow_clock and the flow_clock of a test"):
         frozen_clock().__enter__()

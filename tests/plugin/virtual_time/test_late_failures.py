@@ -16,9 +16,7 @@ REFUSAL = (
 )
 
 
-def test_a_refused_sleep_fails_the_test_on_every_driver_and_can_not_be_caught(
-    shop: pytest.Pytester,
-) -> None:
+def test_a_refused_sleep_fails_the_test_on_every_driver_and_can_not_be_caught(shop):
     shop.makepyfile(
         """
         import pytest
@@ -58,7 +56,7 @@ def test_a_refused_sleep_fails_the_test_on_every_driver_and_can_not_be_caught(
     assert 7 == result.stdout.lines.count(REFUSAL)
 
 
-def test_a_refused_sleep_in_a_library_names_the_users_line_too(shop: pytest.Pytester) -> None:
+def test_a_refused_sleep_in_a_library_names_the_users_line_too(shop):
     pytest.importorskip("tenacity")
     shop.makepyfile(
         """
@@ -80,7 +78,7 @@ def test_a_refused_sleep_in_a_library_names_the_users_line_too(shop: pytest.Pyte
     result.stdout.fnmatch_lines(["*nap.py:* (for shop.py:48), which *"])
 
 
-def test_a_forgotten_await_fails_the_test(shop: pytest.Pytester) -> None:
+def test_a_forgotten_await_fails_the_test(shop):
     shop.makepyfile(
         test_shop="""
         import pytest
@@ -121,7 +119,7 @@ def test_a_forgotten_await_fails_the_test(shop: pytest.Pytester) -> None:
         )
 
 
-def test_everything_is_as_before_at_the_end() -> None:
+def test_everything_is_as_before_at_the_end():
     before = vars(warnings)[late_failures._HOOK]
     broken = ExitStack()
     broken.enter_context(late_failures.fail_at_end())

@@ -61,9 +61,7 @@ def heads(lines: list[str]) -> list[str]:
     return [HEAD for line in lines if line.startswith(HEAD)]
 
 
-def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(
-    shop: pytest.Pytester,
-) -> None:
+def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(shop):
     shop.makepyfile(
         """
         import pytest
@@ -103,7 +101,7 @@ def test_the_report_names_the_step_the_line_and_the_call_on_every_driver(
     assert 2 == sum(bool(re.match(poll, line)) for line in lines)
 
 
-def test_every_way_of_waiting_on_the_clock_fails_with_the_report(shop: pytest.Pytester) -> None:
+def test_every_way_of_waiting_on_the_clock_fails_with_the_report(shop):
     shop.makepyfile(
         """
         import asyncio
@@ -146,9 +144,7 @@ def test_every_way_of_waiting_on_the_clock_fails_with_the_report(shop: pytest.Py
 
 
 @pytest.mark.parametrize("capture", ["fd", "sys", "no"])
-def test_a_report_that_no_test_can_raise_is_written_to_the_terminal(
-    shop: pytest.Pytester, capture: str
-) -> None:
+def test_a_report_that_no_test_can_raise_is_written_to_the_terminal(shop, capture):
     # The test itself waits in real time, until the report has been written.
     shop.makepyfile(
         """
@@ -166,9 +162,7 @@ def test_a_report_that_no_test_can_raise_is_written_to_the_terminal(
     assert [HEAD] == heads(result.errlines)
 
 
-def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(
-    shop: pytest.Pytester,
-) -> None:
+def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(shop):
     # The CPU time is a count, so that nothing depends on how busy the machine is.
     shop.makepyfile(
         """
@@ -213,7 +207,7 @@ def test_a_failing_check_fails_its_test_alone_and_progress_is_never_reported(
 
 
 @needs_signal
-def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester) -> None:
+def test_a_thread_that_blocks_the_signal_is_reported_once(shop):
     shop.makepyfile(
         """
         import signal
@@ -253,8 +247,8 @@ def test_a_thread_that_blocks_the_signal_is_reported_once(shop: pytest.Pytester)
     ],
 )
 def test_a_step_is_blocked_when_it_has_waited_for_so_long_less_four_times_its_cpu_time(
-    monkeypatch: pytest.MonkeyPatch, shares: list[float], at: int | None
-) -> None:
+    monkeypatch, shares, at
+):
     reported: list[int] = []
     step, computed, checks = object(), 0.0, 0
 
@@ -276,7 +270,7 @@ def test_a_step_is_blocked_when_it_has_waited_for_so_long_less_four_times_its_cp
 @pytest.mark.skipif(
     not hasattr(time, "pthread_getcpuclockid"), reason="this system reports no CPU time of a thread"
 )
-def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
+def test_a_turn_reports_the_cpu_time_of_its_thread():
     clock = FakeClock()
     worker = clock.party("busy")
     worker.start()
@@ -286,12 +280,10 @@ def test_a_turn_reports_the_cpu_time_of_its_thread() -> None:
         pass
     after = clock.turn()
     worker.stop()
-    assert before is not None
-    assert after is not None
     assert 5_000_000 <= (after.cpu_ns or 0) - (before.cpu_ns or 0)
 
 
-def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
+def test_a_step_in_a_debugger_is_not_blocked(shop):
     # Its prompt waits for a human; here for three times as many checks as are allowed.
     shop.makepyfile(
         """
@@ -308,7 +300,7 @@ def test_a_step_in_a_debugger_is_not_blocked(shop: pytest.Pytester) -> None:
     run_inside(shop, "-s").assert_outcomes(passed=1)
 
 
-def test_blocked_after_0_checks_nothing(shop: pytest.Pytester) -> None:
+def test_blocked_after_0_checks_nothing(shop):
     shop.makepyfile(
         """
         from pytest_routilux.virtual_time import watchdog
@@ -322,7 +314,7 @@ def test_blocked_after_0_checks_nothing(shop: pytest.Pytester) -> None:
     run_inside(shop, "-o", "routilux_blocked_after=0").assert_outcomes(passed=1)
 
 
-def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
+def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread():
     clock = FakeClock()
     come, ended = threading.Event(), threading.Event()
     errors: list[BaseException] = []
@@ -357,12 +349,11 @@ def test_other_jobs_run_when_the_turn_is_taken_from_a_blocked_thread() -> None:
         assert 7_000_000_000 == clock.monotonic_ns()
 
 
-def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
+def test_a_thread_that_lost_its_turn_is_refused_when_it_waits():
     clock = FakeClock()
     worker = clock.party("late")
     worker.start()
     turn = clock.turn()
-    assert turn is not None
     assert "late" == turn.who
     assert clock.revoke(turn, RuntimeError("too late"))
     with pytest.raises(ClockStalledError, match="too late"):
@@ -383,18 +374,12 @@ def test_a_thread_that_lost_its_turn_is_refused_when_it_waits() -> None:
     taken = clock.turn()
     done.set()
     thread.join()
-    assert taken is not None
     assert "the next" == taken.who
     assert clock.turn() is None
     clock.advance(1)
 
 
-# --- what it leaves behind ------------------------------------------------------------------------
-
-
-def test_threading_does_not_list_the_watchdog_and_a_fork_finds_no_thread(
-    pytester: pytest.Pytester,
-) -> None:
+def test_threading_does_not_list_the_watchdog_and_a_fork_finds_no_thread(pytester):
     # From 3.12 on a fork warns if the process has other threads.
     if not Path("/proc/self/task").is_dir():
         pytest.skip("needs a system that lists threads")
@@ -421,7 +406,7 @@ def test_threading_does_not_list_the_watchdog_and_a_fork_finds_no_thread(
     run_inside(pytester).assert_outcomes(passed=2)
 
 
-def test_the_thread_ends_when_there_is_nothing_to_check() -> None:
+def test_the_thread_ends_when_there_is_nothing_to_check():
     dog = watchdog._Watchdog()
 
     class Watch:
@@ -444,7 +429,7 @@ def test_the_thread_ends_when_there_is_nothing_to_check() -> None:
 
 
 @needs_signal
-def test_the_signal_is_as_before_and_one_of_the_users_own_stays(pytester: pytest.Pytester) -> None:
+def test_the_signal_is_as_before_and_one_of_the_users_own_stays(pytester):
     pytester.makepyfile(
         """
         import signal
@@ -468,13 +453,11 @@ def test_the_signal_is_as_before_and_one_of_the_users_own_stays(pytester: pytest
     run_inside(pytester).assert_outcomes(passed=4)
 
 
-def test_a_signal_that_comes_too_late_interrupts_nothing() -> None:
+def test_a_signal_that_comes_too_late_interrupts_nothing():
     watchdog._pending = "blocked", object()  # type: ignore[assignment]  # a step that is gone
     watchdog._fail_step(0, sys._getframe())
     assert watchdog._pending is None
 
-
-# --- together with pytest-timeout -----------------------------------------------------------------
 
 TIMEOUTS = """
     from shop import event
@@ -491,7 +474,7 @@ TIMEOUTS = """
 
 
 @pytest.mark.parametrize("method", ["signal", "thread"])
-def test_pytest_timeout_counts_real_time(shop: pytest.Pytester, method: str) -> None:
+def test_pytest_timeout_counts_real_time(shop, method):
     shop.makepyfile(TIMEOUTS)
     result = run_inside(
         shop,
@@ -507,7 +490,7 @@ def test_pytest_timeout_counts_real_time(shop: pytest.Pytester, method: str) -> 
         result.stdout.fnmatch_lines(["*++ Timeout ++*", "*chain(charge=lambda self, n=0: event*"])
 
 
-def test_the_faster_of_both_plugins_reports(shop: pytest.Pytester) -> None:
+def test_the_faster_of_both_plugins_reports(shop):
     shop.makepyfile(TIMEOUTS)
     result = run_inside(
         shop, "-p", "pytest_timeout", "--timeout=60", "-o", "routilux_blocked_after=0.05"

@@ -40,9 +40,7 @@ ROOT = Path(bugs.__file__).parents[1]
 NODE = "test_shop.py::test_survives"
 
 
-def case_of(
-    charge: type[bugs.Charge], orders: type[bugs.Orders] = bugs.Orders, *faults: Fault
-) -> Case:
+def case_of(charge, orders=bugs.Orders, *faults):
     build = partial(bugs.shop, charge, orders)
     return Case(build, "orders", {"order": "A7", "amount": 19.9}, faults=faults)
 
@@ -55,9 +53,7 @@ def cause_of(case: Case, kind: str | None = None, checks: Checks | None = None) 
     return shrink(exploration, case, START, checks, findings[0] if findings else None)
 
 
-def text_of(
-    case: Case, kind: str | None = None, checks: Checks | None = None, columns: int = 100
-) -> str:
+def text_of(case, kind=None, checks=None, columns=100):
     cause = cause_of(case, kind, checks)
     repro = Repro.of(case, case.build(), cause.point, faults=cause.faults)
     return explain_cause(cause, case, columns, repro=command(NODE, repro), root=ROOT) + "\n"
@@ -86,16 +82,14 @@ TEXTS_OF: dict[str, tuple[Case, str | None]] = {
 
 
 @pytest.mark.parametrize("name", TEXTS_OF)
-def test_the_whole_text_of_a_failure(name: str) -> None:
+def test_the_whole_text_of_a_failure(name):
     text = text_of(*TEXTS_OF[name])
-
     assert len(text.splitlines()) <= 26
     golden.compare(golden.sections("explanations.txt")[name], text, name)
 
 
-def test_a_narrow_terminal_gets_the_same_parts_in_80_columns() -> None:
+def test_a_narrow_terminal_gets_the_same_parts_in_80_columns():
     text = text_of(case_of(bugs.Charge), columns=80)
-
     golden.compare(golden.sections("explanations.txt")["in 80 columns"], text)
     assert_well_formed(text.rstrip("\n"), columns=80)
 
@@ -154,14 +148,6 @@ def another_result(_: Exploration, disturbed: Disturbed) -> None:
             disturbed.world.log[index] = (at_ns, host, replace(what, result="another"))
 
 
-def a_point_that_was_not_executed(exploration: Exploration, _: Disturbed) -> None:
-    exploration.coverage.executed["after a write"] -= 1
-
-
-def other_seconds(exploration: Exploration, _: Disturbed) -> None:
-    exploration.coverage.seconds = 0.05
-
-
 CHANGES = {
     "one call more": lambda _, disturbed: disturbed.world.add_call(disturbed.world.calls[-1]),
     "one call less": lambda _, disturbed: disturbed.world.calls.pop(),
@@ -170,26 +156,23 @@ CHANGES = {
     "one failure less": lambda exploration, _: exploration.failures.pop(),
     "a commit less": a_commit_that_is_missing,
     "another result": another_result,
-    "a point less": a_point_that_was_not_executed,
-    "other seconds": other_seconds,
+    "a point less": lambda it, _: it.coverage.executed.update({"after a write": -1}),
+    "other seconds": lambda it, _: setattr(it.coverage, "seconds", 0.05),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_each_figure_of_a_run_is_in_the_text(change: str) -> None:
+def test_each_figure_of_a_run_is_in_the_text(change):
     exploration, finding, disturbed = parts(bugs.Charge)
     right = text_with(exploration, finding, disturbed)
     assert right in golden.sections("explanations.txt")["an effect that is repeated"]
-
     CHANGES[change](exploration, disturbed)
-
     assert right != text_with(exploration, finding, disturbed)
 
 
-def test_incomplete_coverage_is_reported() -> None:
+def test_incomplete_coverage_is_reported():
     exploration, finding, disturbed = parts(bugs.Charge)
     exploration.coverage.executed["after a write"] -= 1
-
     assert "cut at 18 of 19" in text_with(exploration, finding, disturbed)
 
 
@@ -205,15 +188,11 @@ KINDS = [
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("crash", [True, False])
-def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
-    kind: str, crash: bool, charged: tuple[Exploration, Finding, Disturbed]
-) -> None:
+def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(kind, crash, charged):
     exploration, _, disturbed = charged
     finding = Finding(kind, f"charge does {kind}", "somewhere", "charge")
-
     repro = command(NODE, Repro("9f3c"))
     text = text_with(exploration, finding, disturbed if crash else None, repro)
-
     assert_well_formed(text, crash=crash)
     assert f"[{kind}]" in text.splitlines()[0]
 
@@ -226,76 +205,64 @@ def test_each_kind_has_a_why_and_a_fix_in_terms_of_the_flow(
     ],
 )
 def test_a_broken_rule_of_the_engine_is_a_bug_of_routilux_unless_a_flow_can_cause_it(
-    kind: str, ours: bool, charged: tuple[Exploration, Finding, Disturbed]
-) -> None:
+    kind, ours, charged
+):
     exploration, _, disturbed = charged
-
     text = text_with(exploration, Finding(kind, "a rule", "engine.charge", "charge"), disturbed)
-
     assert ours == ("That is a bug of routilux, not of this flow" in text)
     assert ours == ("report it to routilux" in text)
 
 
-def test_a_broken_invariant_lists_the_parts_that_are_equal() -> None:
+def test_a_broken_invariant_lists_the_parts_that_are_equal():
     checks = Checks(invariant=lambda outcome: len(outcome.calls) == 1)
-
     text = text_of(case_of(bugs.Ending), checks=checks)
-
     assert "INVARIANT: the invariant does not hold: it returned False" in text
     assert "equal       status, outputs, routine states, attempts, emissions\n" in text
 
 
-def test_a_crash_in_a_recovery_counts_as_two() -> None:
+def test_a_crash_in_a_recovery_counts_as_two():
     exploration, finding, _ = parts(bugs.OwnBudget)
     point = next(p for p, _ in exploration.failures if p.kind == "in a recovery")
     disturbed = recover(exploration.reference.run, point)
-
     text = text_with(exploration, finding, disturbed)
-
     assert "smallest cause  2 crashes, 0 faults" in text
     assert "CRASH  again, right after it resumed" in text
 
 
-def test_a_key_on_one_call_alone_is_reported() -> None:
+def test_a_key_on_one_call_alone_is_reported():
     exploration, _, disturbed = parts(bugs.Charge)
     disturbed.world.calls[0] = replace(disturbed.world.calls[0], key="A7")
     finding = compare_effects(exploration.reference.run.world, disturbed.world, {})
     assert finding is not None
-
     text = text_with(exploration, finding, disturbed)
-
     assert "or one call carries none" in " ".join(text.split())
     assert "x2   keys: A7, none" in text
 
 
-def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked() -> None:
+def test_only_the_repeated_one_of_several_calls_at_one_instant_is_marked():
     def build() -> Flow:
         flow = bugs.shop(bugs.AtOnce, bugs.ThreeOrders)
         flow.execution_strategy = "concurrent"
         return flow
 
     case = Case(build, "orders", {"order": "A7", "amount": 19.9})
-
     text = text_of(case)
-
     assert "gateway.charge('A7a', 19.9) ran 2x, undisturbed run 1x" in text
     marked = [line for line in text.splitlines() if line.startswith("  > ") and "effect #" in line]
     assert 1 == len(marked)
     assert "gateway.charge('A7a', 19.9)" in marked[0]
 
 
-def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on() -> None:
+def test_an_effect_that_is_lost_names_the_attribute_that_it_may_depend_on():
     text = text_of(case_of(bugs.FirstTwoFree, bugs.ThreeOrders))
-
     head = "EFFECT LOST: gateway.charge('A7c', 19.9) ran 0x, undisturbed run 1x"
     assert text.startswith(head)
     assert "changes self.served." in text
     assert "check whether the call of gateway.charge depends on it" in " ".join(text.split())
 
 
-def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> None:
+def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others():
     text = text_of(case_of(bugs.OwnBudget, bugs.CountingOrders))
-
     assert "changes self.tries" in text
     assert "self.taken" not in text
 
@@ -311,17 +278,15 @@ def test_an_attribute_of_the_routine_at_fault_comes_before_those_of_others() -> 
         ("before a write", "CRASH  #3 is not written: no commit records how the attempt ended"),
     ],
 )
-def test_the_row_of_a_crash_says_what_is_left(kind: str, says: str) -> None:
+def test_the_row_of_a_crash_says_what_is_left(kind, says):
     exploration, finding, _ = parts(bugs.OwnBudget)
     points = crash_points(exploration.reference.run)
     point = next(p for p in points if p.kind == kind and p.name.startswith("0.0@a1"))
-
     text = text_with(exploration, finding, recover(exploration.reference.run, point))
-
     assert says in text
 
 
-def test_a_line_of_the_plugin_is_not_shown_as_a_line_of_the_user() -> None:
+def test_a_line_of_the_plugin_is_not_shown_as_a_line_of_the_user():
     ours = Path(Fault.__module__.replace(".", "/")).with_suffix(".py").resolve()
     assert "" == where_text(f"{ours}:5", ROOT)
     assert "sim/bugs.py:5" == where_text(f"{bugs.__file__}:5", ROOT)
@@ -339,9 +304,7 @@ def cells_of(line: str) -> int:
 LABELS = ("smallest cause  ", "    t ", "why    ", "fix    ", "tried  ", "repro  ")
 
 
-def assert_well_formed(
-    text: str, *, crash: bool = True, most: int = 32, columns: int = 100
-) -> None:
+def assert_well_formed(text, *, crash=True, most=32, columns=100):
     lines = text.split("\n")
     assert len(lines) <= most
     assert lines[-1].startswith("repro  pytest ")
@@ -392,8 +355,8 @@ VALUES = st.recursive(
 @settings(max_examples=examples(0.4), deadline=None)
 @given(NAMED, NAMED, NAMED, NAMED, VALUES, TEXTS)
 def test_a_text_fits_on_a_screen_for_all_names_payloads_and_files(
-    routine: str, effect: str, event: str, once: str, payload: object, path: str
-) -> None:
+    routine, effect, event, once, payload, path
+):
     double = Effect(effect, "key", lambda *_, **__: [effect, payload])
 
     def build() -> Flow:
@@ -405,7 +368,6 @@ def test_a_text_fits_on_a_screen_for_all_names_payloads_and_files(
     checks = Checks()
     exploration = explore(case, START, checks)
     assert exploration.failures
-
     root = Path("/", *(part for part in path.split("/") if "\0" not in part))
     for finding in {finding.kind: finding for _, finding in exploration.failures}.values():
         cause = shrink(exploration, case, START, checks, finding)
@@ -414,7 +376,7 @@ def test_a_text_fits_on_a_screen_for_all_names_payloads_and_files(
         assert_well_formed(explain_cause(cause, case, 100, repro=command(node, repro), root=root))
 
 
-def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
+def test_wide_names_and_payloads_are_counted_by_their_cells():
     name, order = "注文を受け付ける" * 9, "りんご" * 40
     double = Effect(name, "key")
 
@@ -426,16 +388,14 @@ def test_wide_names_and_payloads_are_counted_by_their_cells() -> None:
     case = Case(build, name, {"payload": order})
     cause = cause_of(case)
     node = command(f"テスト.py::{name}[{order}]", Repro.of(case, build(), cause.point))
-
     text = explain_cause(cause, case, 100, repro=node)
-
     assert_well_formed(text)
     assert text.endswith(node)  # whole, so that it can be pasted
     assert 100 == max(map(cells_of, text.split("\n")[:-1]))
 
 
 @given(TEXTS, st.integers(1, 60))
-def test_a_shortened_text_fits_and_has_a_mark(text: str, cells: int) -> None:
+def test_a_shortened_text_fits_and_has_a_mark(text, cells):
     for keep in ("start", "both", "end"):
         short = shorten(text, cells, keep)
         assert width(short) <= cells
@@ -445,8 +405,7 @@ def test_a_shortened_text_fits_and_has_a_mark(text: str, cells: int) -> None:
 @given(
     st.lists(TEXTS.filter(lambda text: "\xa0" not in text)), st.integers(5, 40), st.integers(1, 5)
 )
-def test_a_wrapped_text_fits_into_its_lines(words: list[str], cells: int, most: int) -> None:
+def test_a_wrapped_text_fits_into_its_lines(words, cells, most):
     lines = wrapped(" ".join(words), cells, most)
-
     assert len(lines) <= most
     assert all(width(line) <= cells for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from pytest_routilux.sim.simulator.effects import Effect
 from pytest_routilux.sim.simulator.execution import run_host
-from pytest_routilux.sim.simulator.model import Call, Case, Host, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.model import Call, Case, World
+from pytest_routilux.sim.simulator.scheduler import FIFO, Scheduler, SeededScheduler
 from pytest_routilux.virtual_time.freeze import frozen_simulation
 from routilux import (
     Commit,
@@ -21,54 +21,28 @@ from routilux import (
     Flow,
     JobState,
     RoutiluxError,
-    Runtime,
     codec,
 )
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 from showcase.test_fan_out import ALBUM, pictures
-from tests.routines import Body, Works, chain, ended_at, error_of, retrying, sleeps
+from tests.routines import Body, Works, chain, ended_at, error_of, retrying, run, sleeps
 from tests.soak import also, sampled
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from pytest_routilux.sim.simulator.scheduler import Scheduler
 
 START = FakeClock().now_ns()
 SECOND = 1_000_000_000
 
 
-def simulated(
-    build: Callable[[], Flow],
-    entry: str = "a",
-    params: dict[str, object] | None = None,
-    scheduler: Scheduler = FIFO,
-) -> tuple[World, Host]:
+def simulated(build, entry="a", params=None, scheduler=FIFO):
     world = World(START)
     return world, run_host(Case(build, entry, params), world, scheduler=scheduler, checked=True)
 
 
-def job_of(
-    build: Callable[[], Flow],
-    entry: str = "a",
-    params: dict[str, object] | None = None,
-    scheduler: Scheduler = FIFO,
-) -> JobState:
+def job_of(build, entry="a", params=None, scheduler=FIFO):
     _, host = simulated(build, entry, params, scheduler)
     assert host.error is None
     assert [] == host.findings
     assert host.job is not None
     return host.job
-
-
-def on_threads(
-    build: Callable[[], Flow], entry: str = "a", params: dict[str, object] | None = None
-) -> JobState:
-    with Runtime(clock=FakeClock()) as runtime:
-        return build().execute(entry, params, job_id="job", runtime=runtime)
-
-
-# --- as on threads --------------------------------------------------------------------------------
 
 
 class Three(Works):
@@ -107,44 +81,25 @@ workers = st.tuples(st.lists(actions, max_size=3), st.integers(0, 2), st.integer
 @given(st.lists(workers, min_size=1, max_size=4), st.integers(1, 4), st.sampled_from([0, 0.1, 0.3]))
 @example([([["sleep", 0.1]], 1, 2), ([["sleep", 0.2], ["once", 0], ["sleep", 0.1]], 1, 1)], 2, 0.1)
 @example([([["share", 0.1]], 0, 2), ([["share", 0.1]], 0, 2), ([["share", 0]], 1, 1)], 3, 0)
-def test_a_simulation_makes_the_commits_of_threads_on_a_fake_clock(
-    scripts: list[tuple[list[list[object]], int, int]], width: int, delay: float
-) -> None:
+def test_a_simulation_makes_the_commits_of_threads_on_a_fake_clock(scripts, width, delay):
     def build() -> Flow:
         routines = [Three(scripted(*script)) for script in scripts]
         flow = chain(workers=width, **dict(zip("abcd", routines, strict=False)))
         flow.set_error_handler(retrying(max_retries=2, retry_delay=delay))
         return flow
 
-    assert on_threads(build) == job_of(build)
-
-
-@pytest.mark.parametrize("strategy", ["sequential", "concurrent"])
-@pytest.mark.parametrize("failures", range(6))
-def test_the_pipeline_of_the_showcase_is_the_same_in_simulation(
-    failures: int, strategy: Any
-) -> None:
-    def build() -> Flow:
-        return data_pipeline(failures, strategy)
-
-    world, host = simulated(build, "data_fetch", {"request_id": "r-1"})
-    assert [] == host.findings
-    assert on_threads(build, "data_fetch", {"request_id": "r-1"}) == host.job
-    assert list(host.job.commits) == world.commits
+    assert run(build()) == job_of(build)
 
 
 @pytest.mark.parametrize("width", sampled([1, 2, 4, 8], [1, 2]))
-def test_the_fan_out_of_the_showcase_is_the_same_in_simulation(width: int) -> None:
+def test_the_fan_out_of_the_showcase_is_the_same_in_simulation(width):
     def build() -> Flow:
         return fan_out_and_in(width)
 
     job = job_of(build, "split", pictures(ALBUM))
-    assert on_threads(build, "split", pictures(ALBUM)) == job
+    assert run(build(), "split", **pictures(ALBUM)) == job
     conflicts = sum(commit.kind is CommitKind.CONFLICT for commit in job.commits)
     assert (conflicts > 0) is (width > 1)
-
-
-# --- scheduler ------------------------------------------------------------------------------------
 
 
 def fan_out(scheduler: Scheduler = FIFO) -> JobState:
@@ -152,18 +107,18 @@ def fan_out(scheduler: Scheduler = FIFO) -> JobState:
 
 
 @pytest.mark.parametrize("seeds", also(4, 12))
-def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds: int) -> None:
-    def run(seed: int) -> str:
+def test_a_seed_gives_the_same_history_each_time_and_others_give_others(seeds):
+    def history(seed: int) -> str:
         job = fan_out(SeededScheduler(seed))
         assert "completed" == job.status
         return codec.dumps(job.serialize())
 
-    histories = [run(seed) for seed in range(seeds)]
-    assert histories == [run(seed) for seed in range(seeds)]
+    histories = [history(seed) for seed in range(seeds)]
+    assert histories == [history(seed) for seed in range(seeds)]
     assert len(set(histories)) > seeds / 2
 
 
-def test_a_decision_is_a_choice_among_two_options_or_more() -> None:
+def test_a_decision_is_a_choice_among_two_options_or_more():
     asked = []
 
     class Recording(SeededScheduler):
@@ -175,15 +130,12 @@ def test_a_decision_is_a_choice_among_two_options_or_more() -> None:
     assert 2 <= min(asked)
 
 
-def test_a_scheduler_that_always_takes_the_first_option_is_fifo() -> None:
+def test_a_scheduler_that_always_takes_the_first_option_is_fifo():
     class First:
         def choose(self, options: int) -> int:
             return 0
 
     assert fan_out() == fan_out(First())
-
-
-# --- what a handler does --------------------------------------------------------------------------
 
 
 def shop() -> Flow:
@@ -210,7 +162,7 @@ def shop() -> Flow:
     return flow
 
 
-def test_an_effect_enters_the_log_at_its_instant() -> None:
+def test_an_effect_enters_the_log_at_its_instant():
     world, host = simulated(shop)
     assert host.error is None
     log = [
@@ -242,39 +194,38 @@ def test_an_effect_enters_the_log_at_its_instant() -> None:
     assert all(__file__ in call.where for call in world.calls)
 
 
-def test_the_same_inputs_give_the_same_result_and_others_another() -> None:
+def test_the_same_inputs_give_the_same_result_and_others_another():
     world, _ = simulated(shop)
     assert 4 == len({call.result for call in world.calls})
     again, _ = simulated(shop)
     assert [call.result for call in world.calls] == [call.result for call in again.calls]
 
 
-def test_a_double_works_in_a_simulated_handler_only() -> None:
+def test_a_double_works_in_a_simulated_handler_only():
     with pytest.raises(RoutiluxError, match=r"'gateway\.charge' was called outside a handler"):
         Effect("gateway.charge")(7)
 
 
 @pytest.mark.parametrize("seconds", [1.999, 2.0, 3.0])
-def test_an_attempt_that_takes_too_long_ends_at_its_timeout(seconds: float) -> None:
+def test_an_attempt_that_takes_too_long_ends_at_its_timeout(seconds):
     def build() -> Flow:
         return chain(a=Works(sleeps(seconds), ErrorHandler(timeout=2)))
 
-    assert on_threads(build) == job_of(build)
+    assert run(build()) == job_of(build)
 
 
-def test_a_job_inside_a_handler_takes_its_virtual_time() -> None:
+def test_a_job_inside_a_handler_takes_its_virtual_time():
     def body(self: Any) -> None:
         job = data_pipeline(2).execute("data_fetch", {"request_id": "inner"})
         self.ctx.state["took"] = ended_at(job)
 
     world, host = simulated(lambda: chain(a=body))
-    assert host.job is not None
     assert {"took": 3.05} == host.job.routine_states["a"].state
     assert 2 == len(world.commits)
     assert 3.05 == ended_at(host.job)
 
 
-def test_a_job_in_the_background_is_refused_since_a_simulation_has_one_thread() -> None:
+def test_a_job_in_the_background_is_refused_since_a_simulation_has_one_thread():
     def body(self: Any) -> None:
         data_pipeline(2).start("data_fetch", {"request_id": "inner"})
 
@@ -282,7 +233,7 @@ def test_a_job_in_the_background_is_refused_since_a_simulation_has_one_thread() 
     assert "use execute() where the handler uses start()" in message
 
 
-def test_an_async_handler_is_run_to_its_end() -> None:
+def test_an_async_handler_is_run_to_its_end():
     async def body(self: Any) -> None:
         self.ctx.sleep(0.5)
         self.emit("out", n=1)
@@ -292,7 +243,7 @@ def test_an_async_handler_is_run_to_its_end() -> None:
     assert 0.5 == ended_at(job)
 
 
-def test_a_sleep_of_the_clock_itself_is_a_duration() -> None:
+def test_a_sleep_of_the_clock_itself_is_a_duration():
     names = [f"w{n}" for n in range(50)]
     with frozen_simulation(START):
         job = job_of(lambda: word_count(ErrorHandler("continue")), "read", {"records": names})
@@ -300,7 +251,7 @@ def test_a_sleep_of_the_clock_itself_is_a_duration() -> None:
     assert 5.0 == ended_at(job)
 
 
-def test_an_exit_of_the_process_ends_the_host() -> None:
+def test_an_exit_of_the_process_ends_the_host():
     def body(self: Any) -> None:
         raise SystemExit(3)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,20 +12,20 @@ from pytest_routilux.sim.crash_points import crash_points
 from pytest_routilux.sim.explore import explore
 from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks
-from pytest_routilux.sim.simulator.model import Case, Finding
-from pytest_routilux.sim.simulator.store_files import Folder, RealStoreFiles
+from pytest_routilux.sim.simulator.model import (
+    Case,
+    Disturbed,
+    Finding,
+    OpenStore,
+    Undisturbed,
+    World,
+)
+from pytest_routilux.sim.simulator.store_files import Folder, Image, RealStoreFiles
 from routilux import Append, FakeClock, SqliteStore
 from tests.persist.hosts import line_of, process
 from tests.plugin.sim import sqlite_stores as stores
 from tests.plugin.sim.conformance.test_checker import worked
 from tests.routines import PATIENCE
-from tests.soak import sampled
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from pytest_routilux.sim.simulator.model import Disturbed, OpenStore, Undisturbed, World
-    from pytest_routilux.sim.simulator.store_files import Image
 
 START = FakeClock().now_ns()
 ALONE = Checks(isolated=False)
@@ -48,7 +47,6 @@ def died_before(run: Undisturbed, seq: int) -> Disturbed:
 def died_inside(run: Undisturbed, seq: int, image: Image) -> Disturbed | Finding:
     """The host dies while a commit is written, and leaves these files."""
     files = run.world.files
-    assert files is not None
     kept = files.after[seq - 1]
     files.after[seq - 1] = image
     try:
@@ -61,22 +59,17 @@ def died_inside(run: Undisturbed, seq: int, image: Image) -> Disturbed | Finding
         files.after[seq - 1] = kept
 
 
-# --- inside a write -------------------------------------------------------------------------------
-
-
 def stepped(every: int, store: type[stores.Stepped] = stores.Stepped) -> type[stores.Stepped]:
     return type("Stepped", (store,), {"seen": [], "every": every})
 
 
-def run_stepped(
-    open_store: type[stores.Stepped],
-) -> tuple[Undisturbed, list[tuple[int, str, Image]]]:
+def run_stepped(open_store):
     run = run_undisturbed(replace(WORKED, store=open_store), START)
     assert 8 == len(run.world.commits)
     return run, [*open_store.seen]
 
 
-def test_between_the_statements_of_a_write_the_files_show_the_job_before_it() -> None:
+def test_between_the_statements_of_a_write_the_files_show_the_job_before_it():
     memory = run_undisturbed(WORKED, START)
     run, seen = run_stepped(stepped(0))
     expected = {seq: saved(died_before(memory, seq).world) for seq in range(1, 9)}
@@ -93,14 +86,13 @@ def test_between_the_statements_of_a_write_the_files_show_the_job_before_it() ->
     ] == statements
 
 
-def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing() -> None:
+def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing():
     run, seen = run_stepped(stepped(3))
     files = run.world.files
     assert files is not None
     shown: dict[int, list[bool]] = {}
     for seq, _, image in seen:
         world = run.world.cut(seq - 1, 0, START)
-        assert world.files is not None
         world.files.now = image
         world.files.doubtful = run.world.commits[seq - 1], files.rows[seq - 1]
         given = world.files.stored_job("job", world)
@@ -114,9 +106,7 @@ def test_at_each_instruction_of_a_write_the_files_show_all_of_it_or_nothing() ->
     assert any(any(looks) for looks in shown.values())  # after COMMIT, before it was acknowledged
 
 
-def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(
-    tmp_path: Path,
-) -> None:
+def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(tmp_path):
     open_store = stepped(3)
     appends = [Append(name, 2, b"row 2", "a", name == "b") for name in "abc"]
     with open_store(tmp_path / "jobs.db") as store:
@@ -134,10 +124,9 @@ def test_within_a_write_of_several_jobs_the_files_show_none_of_them_or_all(
     assert 10 < shown.count([1, 1, 1])
 
 
-def test_a_log_that_is_cut_anywhere_within_a_write_shows_the_job_before_it() -> None:
+def test_a_log_that_is_cut_anywhere_within_a_write_shows_the_job_before_it():
     run = run_undisturbed(replace(WORKED, store=SqliteStore), START)
     files = run.world.files
-    assert files is not None
     tried = 0
     for seq in range(1, 9):
         before, after = files.after[seq - 1], files.after[seq]
@@ -174,9 +163,7 @@ with store._file.writing() as db:
 """
 
 
-def test_the_files_of_an_open_store_are_the_files_that_a_kill_leaves(
-    tmp_path: Path,
-) -> None:
+def test_the_files_of_an_open_store_are_the_files_that_a_kill_leaves(tmp_path):
     folder = Folder(tmp_path)
     with process(HOLDS, tmp_path / "jobs.db") as child:
         assert "holds" == line_of(child)
@@ -193,7 +180,7 @@ def test_the_files_of_an_open_store_are_the_files_that_a_kill_leaves(
         assert killed.rows("j") == store.rows("j")
 
 
-def test_reading_a_file_takes_no_lock_from_the_store(tmp_path: Path) -> None:
+def test_reading_a_file_takes_no_lock_from_the_store(tmp_path):
     folder = Folder(tmp_path)
     tries = (
         "import sqlite3, sys; db = sqlite3.connect(sys.argv[1], timeout=0);"
@@ -209,7 +196,7 @@ def test_reading_a_file_takes_no_lock_from_the_store(tmp_path: Path) -> None:
     folder.close()
 
 
-def test_images_share_unchanged_pieces(tmp_path: Path) -> None:
+def test_images_share_unchanged_pieces(tmp_path):
     folder = Folder(tmp_path)
     (tmp_path / "log").write_bytes(b"a" * 9_000)
     first = folder.image({})
@@ -224,7 +211,7 @@ def test_images_share_unchanged_pieces(tmp_path: Path) -> None:
     folder.close()
 
 
-def test_nothing_is_committed_or_closed_after_the_death_of_a_host() -> None:
+def test_nothing_is_committed_or_closed_after_the_death_of_a_host():
     run = run_undisturbed(ALONE_WORKED, START)
     files = RealStoreFiles(stores.CommitsAtStop)
     with files.opened():
@@ -235,66 +222,56 @@ def test_nothing_is_committed_or_closed_after_the_death_of_a_host() -> None:
     assert "commit 2 (effect of first) was acknowledged, and is not in the files" == left.what
 
 
-# --- stores that break their rules ----------------------------------------------------------------
-
-
+LOST = "was acknowledged, and is not in the files"
 LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
     "acknowledged before COMMIT": (
         stores.CommitsLate,
         "store-lost",
         None,
-        "commit 7 (done of second) was acknowledged, and is not in the files",
+        f"commit 7 (done of second) {LOST}",
     ),
     "one transaction for the whole job": (
         stores.CommitsAtStop,
         "store-lost",
         "0@a1.retry",
-        "commit 2 (effect of first) was acknowledged, and is not in the files",
+        f"commit 2 (effect of first) {LOST}",
     ),
     "the owner forgotten": (
         stores.ForgetsOwner,
         "store-refuses",
         "start",
-        "it refuses the only host that is alive: job 'job' belongs to",
+        "it refuses the only host that is alive: job",
     ),
     "no fence": (
         stores.NoFence,
         "store-fence",
         "start",
-        "it takes commit 2 of a host that has lost the job to another",
+        "it takes commit 2 of a host that has lost the job",
     ),
     "stops forgotten": (
         stores.ForgetsStops,
         "store-frees",
         None,
-        "the job is completed, and a worker that asks for work gets it",
+        "the job is completed, and a worker that asks for",
     ),
     "another row than was given": (
         stores.Tidies,
         "store-changes",
         None,
-        "commit 2 comes back with other bytes than were written",
+        "commit 2 comes back with other bytes than were writ",
     ),
 }
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_a_store_that_lies_is_found_and_named(lie: str) -> None:
+def test_a_store_that_lies_is_found_and_named(lie):
     open_store, kind, place, says = LIES[lie]
     found = explore(replace(ALONE_WORKED, store=open_store), START, ALONE)
     failed = {point.name: finding for point, finding in found.failures}
     finding = found.reference.finding if place is None else failed[place]
-    assert finding is not None
     assert kind == finding.kind
     assert says in finding.what
     assert found.coverage.planned == found.coverage.executed
-
-
-@pytest.mark.parametrize("open_store", sampled([None, SqliteStore, stores.Leased], [stores.Leased]))
-def test_a_store_that_does_not_lie_passes(open_store: OpenStore | None) -> None:
-    found = explore(replace(ALONE_WORKED, store=open_store), START, ALONE)
-    assert found.reference.finding is None
-    assert [] == found.failures
 
 
 @pytest.mark.parametrize(
@@ -304,9 +281,7 @@ def test_a_store_that_does_not_lie_passes(open_store: OpenStore | None) -> None:
         (stores.HalfClaims, 4, "4 commits come back, of which 3 were acknowledged"),
     ],
 )
-def test_a_write_in_two_transactions_is_seen_by_a_crash_between_them(
-    half: type[stores.Stepped], seq: int, says: str
-) -> None:
+def test_a_write_in_two_transactions_is_seen_by_a_crash_between_them(half, seq, says):
     run, seen = run_stepped(stepped(0, half))
     found = [died_inside(run, number, image) for number, _, image in seen if number == seq]
     wrong = [after.what for after in found if isinstance(after, Finding)]

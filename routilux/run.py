@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.engine.drive import Drive
 
-__all__ = ["Run"]
-
 
 class Run:
     """A job in the background, made by `start`.

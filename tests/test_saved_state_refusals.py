@@ -159,10 +159,12 @@ def test_a_job_without_its_first_commits_must_agree_with_itself(shortened):
         ("pending_tasks[0].seq", 99, "99 is after the last commit"),
         ("pending_tasks[0].routine_id", "ghost", "'ghost' is no routine of the job"),
         ("commits[0].attempt", 0, "0 is not a number from 1 to 2**53"),
+        ("status", "completed", "a completed job has none"),
     ):
         document = json.loads(shortened)
         spoil(document, f"job_state.{path}", value)
-        with refused_at(f"$.job_state.{path}", reason):
+        refused = "pending_tasks" if path == "status" else path
+        with refused_at(f"$.job_state.{refused}", reason):
             SavedState.from_bytes(seal(document))
 
 

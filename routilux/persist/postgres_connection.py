@@ -82,7 +82,7 @@ _DEFAULTS: Final[dict[str, str | int]] = {
     "fallback_application_name": "routilux",
 }
 _CURES: Final = {
-    "25006": "it is read-only: connect to the primary server, and open the store without read_only",
+    "25006": "connect to the primary server, and open the store without read_only",
     "3F000": "the schema of search_path must exist; the store creates only its tables",
     "42501": "grant the right to this user, who must be able to create tables at the first use",
     "42P07": "its tables are of another program or have lost their version; choose another schema",

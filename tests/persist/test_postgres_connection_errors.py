@@ -64,7 +64,7 @@ def test_a_password_with_anything_in_it_is_understood(guarded):
 
 
 def test_a_wrong_password_is_reported_with_the_name_of_the_user(guarded):
-    with pytest.raises(OSError, match=f"user={GUARDED}.*authentication failed.*may this user"):
+    with pytest.raises(OSError, match=f"user={GUARDED}.*authentication failed.*lets this user"):
         PostgresStore(guarded("wrong"))
 
 
@@ -137,7 +137,9 @@ def test_one_that_only_reads_makes_no_tables_and_writes_nothing(dsn, admin):
     assert (0,) == admin.execute(made).fetchone()
     PostgresStore(dsn).close()
     with PostgresStore(dsn, read_only=True) as store:
-        with pytest.raises(OSError, match=r"read-only transaction; .* open it without read_only"):
+        with pytest.raises(
+            OSError, match=r"read-only transaction; .* open the store without read_only"
+        ):
             store.create("j", b"1", "a", flow_id="f", queued=True)
         assert [] == store.job_ids()
 
@@ -177,7 +179,7 @@ def test_tables_that_have_lost_their_version_are_refused(postgres, dsn, admin):
     with pytest.raises(CorruptStateError, match="routilux_version says None; restore it"):
         PostgresStore(dsn)
     admin.execute("DROP TABLE routilux_version")
-    with pytest.raises(OSError, match="already exists; it is of another program, or its"):
+    with pytest.raises(OSError, match="already exists; its tables are of another program or"):
         PostgresStore(dsn)
     assert (None,) == admin.execute("SELECT to_regclass('routilux_version')").fetchone()
 

@@ -30,11 +30,11 @@ FAULTS = FlowFaults()
         (lambda sim: sim.run(Flow("made"), "fetch"), "give the function that makes the flow"),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=FAULTS.slow("price", 1)),
-            "faults=slow('price', 1) is no list of faults; give a list",
+            "faults=slow('price', 1) is not a list of faults; give a list",
         ),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=["price"]),
-            "faults=['price'] is no list of faults; give a list",
+            "faults=['price'] is not a list of faults; give a list",
         ),
         (
             lambda sim: sim.crash_everywhere(BUILD, "fetch", invariant=True),

@@ -57,7 +57,7 @@ def refused(error: type[Exception], message: str) -> Any:
 # --- the graph ----------------------------------------------------------------------------------
 
 EDGE = "source.output -> sink.input"
-NOT_A_MAPPING = "it is a mapping {event field: handler parameter} of names"
+NOT_A_MAPPING = "must be a mapping {event field: handler parameter} of strings, not"
 WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
     ("sauce.output -> sink.input", "flow 'shop' has no routine 'sauce'; it has 'source', 'sink'"),
     ("source.output -> sing.input", "flow 'shop' has no routine 'sing'; it has 'source', 'sink'"),
@@ -90,17 +90,17 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
         f"{EDGE}: two fields would be delivered as 'item'; map one of them to another parameter",
         {"count": "item"},
     ),
-    (EDGE, f"param_mapping for source.output is ['item']; {NOT_A_MAPPING}", ["item"]),
+    (EDGE, f"param_mapping for source.output {NOT_A_MAPPING} ['item']", ["item"]),
     (
         EDGE,
-        f"param_mapping for source.output is {{'item': ['item']}}; {NOT_A_MAPPING}",
+        f"param_mapping for source.output {NOT_A_MAPPING} {{'item': ['item']}}",
         {"item": ["item"]},
     ),
     (
         "source.output -> sink.strict",
         (
             "source.output -> sink.strict: the handler needs 'price', but the event carries 'item',"
-            " 'count'; emit it, map it with param_mapping, or give it a default"
+            " 'count'; emit that field, map another to it, or give it a default"
         ),
     ),
     (EDGE, f"{EDGE} already exists; connect the two only once"),
@@ -141,7 +141,7 @@ WRONG_ROUTINES = [
     ),
     (lambda: (Source(), ""), "a routine's id must be a non-empty string, not ''"),
     (lambda: (Source(), 7), "a routine's id must be a non-empty string, not 7"),
-    (lambda: (Source, "x"), f"{Source!r} is no Routine; derive its class from routilux.Routine"),
+    (lambda: (Source, "x"), f"{Source!r} is not a Routine; derive its class from routilux.Routine"),
 ]
 
 
@@ -161,9 +161,9 @@ WRONG_FLOWS = [
         {"execution_strategy": "parallel"},
         "execution_strategy is 'parallel'; choose 'sequential' or 'concurrent'",
     ),
-    ({"max_workers": 0}, "max_workers is 0; give a whole number from 1"),
-    ({"max_workers": 1.5}, "max_workers is 1.5; give a whole number from 1"),
-    ({"max_workers": True}, "max_workers is True; give a whole number from 1"),
+    ({"max_workers": 0}, "max_workers must be an int of 1 or more, not 0"),
+    ({"max_workers": 1.5}, "max_workers must be an int of 1 or more, not 1.5"),
+    ({"max_workers": True}, "max_workers must be an int of 1 or more, not True"),
 ]
 
 
@@ -203,10 +203,13 @@ WRONG_DECLARATIONS = [
         lambda r: r.define_event("output"),
         "event 'output' of Source is already defined; choose another name",
     ),
-    (lambda r: r.define_slot("", handler=r.go), "slot '' of Source: a name is a non-empty string"),
+    (
+        lambda r: r.define_slot("", handler=r.go),
+        "slot '' of Source: a name must be a non-empty string",
+    ),
     (
         lambda r: r.define_event(["output"]),
-        "event ['output'] of Source: a name is a non-empty string",
+        "event ['output'] of Source: a name must be a non-empty string",
     ),
     (
         lambda r: r.define_slot("other", handler="go"),
@@ -222,21 +225,21 @@ WRONG_DECLARATIONS = [
     (
         lambda r: r.define_slot("other", handler={}.update),
         (
-            "the parameters of handler dict.update can't be read, as of some built-in functions;"
+            "the parameters of handler dict.update can't be read, as with some built-in functions;"
             " wrap it in a method that names them"
         ),
     ),
     (
         lambda r: r.define_event("other", "item"),
-        "event 'other' of Source: the fields are a list of names, not 'item'",
+        "event 'other' of Source: the fields must be a list of names, not 'item'",
     ),
     (
         lambda r: r.define_event("other", 7),
-        "event 'other' of Source: the fields are a list of names, not 7",
+        "event 'other' of Source: the fields must be a list of names, not 7",
     ),
     (
         lambda r: r.define_event("other", ["order no"]),
-        "event 'other' of Source: the fields are a list of names, not ['order no']",
+        "event 'other' of Source: the fields must be a list of names, not ['order no']",
     ),
     (
         lambda r: r.define_event("other", ["item", "item"]),
@@ -276,7 +279,9 @@ def test_a_routine_works_though_its_init_does_not_call_super():
 
 @pytest.mark.parametrize("limit", [0, -1, 1.0, True, None])
 def test_a_routine_class_with_an_invalid_concurrency_is_refused(limit):
-    with refused(FlowDefinitionError, f"Many.max_concurrency is {limit!r}; set an int, 1 or more"):
+    with refused(
+        FlowDefinitionError, f"Many.max_concurrency must be an int of 1 or more, not {limit!r}"
+    ):
         type("Many", (Routine,), {"max_concurrency": limit, "__qualname__": "Many"})
 
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.graph.messages import ErrorInfo, Task
 
-__all__ = ["DataFlow", "ExecutionMonitor", "Observer", "Retry", "StateChange"]
-
 # To look up a member of an enum costs as much as a call.
 _CONFLICT = CommitKind.CONFLICT
 _DONE = CommitKind.DONE

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     Save = Callable[[JobState, str | Path, bytes | None], None]
     """Writes a job and its flow to a file: job, path, and the key that signs it."""
 
-__all__ = ["Run"]
-
 
 class Run:
     """A job in the background, made by `start`.

@@ -41,8 +41,6 @@ if TYPE_CHECKING:
     from routilux.monitor import Observer
     from routilux.persist.store import Acquired, JobStore
 
-__all__ = ["Runtime", "default_runtime", "use_runtime"]
-
 
 class Runtime:
     """Runs flows; any number of flows, jobs and threads may share one runtime.

@@ -33,8 +33,6 @@ from routilux.persist.atomic_write import write_atomically
 from routilux.persist.signature import DIGEST_BYTES, new_mac, with_digest, without_digest
 from routilux.persist.versions import FORMAT, loads_versioned
 
-__all__ = ["SavedState"]
-
 _FIELDS: codec.Fields = {
     "flow": dict,
     "job_state": dict,

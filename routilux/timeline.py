@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from routilux.core.commits import Commit
     from routilux.monitor import ExecutionMonitor, StateChange
 
-__all__ = ["STATUS_STYLES", "JobTimeline", "Part", "describe", "payload_text", "plain", "shorten"]
-
 Part: TypeAlias = str | tuple[str, str]
 """A text, or a text and the name of its style."""
 

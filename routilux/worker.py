@@ -36,8 +36,6 @@ if TYPE_CHECKING:
     from routilux.flow import Flow
     from routilux.persist.store import JobStore
 
-__all__ = ["POLL", "Worker"]
-
 _log = logging.getLogger("routilux")
 POLL: Final = 0.1
 """How many seconds pass at most until a worker sees a change by another process."""

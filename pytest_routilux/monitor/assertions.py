@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
     from routilux import Commit, PendingTask, Retry, StepInput
 
-__all__ = ["FlowMonitor"]
-
 _TASK_ENDS = frozenset({CommitKind.DONE, CommitKind.FAILED, CommitKind.DROPPED})
 
 

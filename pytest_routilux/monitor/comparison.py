@@ -24,8 +24,6 @@ from routilux import ErrorHandler, Flow, JobState
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["explain_comparison"]
-
 _FEW: Final = 3  # differences, so that pytest still shows the lines after them
 _MANY: Final = 100
 

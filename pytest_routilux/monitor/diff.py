@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
     from routilux import Flow, JobState, Routine
 
-__all__ = ["PathDifference", "flow_differences", "handler_differences", "job_differences"]
-
 _WIDTH: Final = 24  # of each of two values
 
 

@@ -17,8 +17,6 @@ from routilux.codec.equality import same_value
 if TYPE_CHECKING:
     from routilux import Commit, JobState
 
-__all__ = ["divergence"]
-
 _AROUND: Final = 12
 
 

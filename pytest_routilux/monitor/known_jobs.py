@@ -19,15 +19,6 @@ if TYPE_CHECKING:
 
     from routilux import Commit, JobState
 
-__all__ = [
-    "KnownJob",
-    "check_connected",
-    "jobs_with",
-    "known_name",
-    "last_commit",
-    "reason_of_silence",
-]
-
 
 @dataclass(slots=True)
 class KnownJob:

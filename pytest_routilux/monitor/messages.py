@@ -27,20 +27,6 @@ if TYPE_CHECKING:
     from pytest_routilux.monitor.known_jobs import KnownJob
     from routilux import Commit, Emission, Retry
 
-__all__ = [
-    "WIDEST",
-    "Emitted",
-    "assertion_error",
-    "commit_row",
-    "commit_table",
-    "commit_words",
-    "first_wrong_retry",
-    "look_at",
-    "payload_difference",
-    "retries_text",
-    "retry_text",
-]
-
 _AROUND: Final = 3  # commits shown before and after the one that is marked
 _LONGEST_LIST: Final = 8
 WIDEST: Final = 72  # with the margin of pytest a line of 80

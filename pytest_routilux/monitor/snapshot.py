@@ -22,8 +22,6 @@ from routilux import (
 )
 from routilux.retry.options import CHECKS, WITH_ANY_STRATEGY
 
-__all__ = ["view"]
-
 _JOB_PARTS: Final = (
     "job_id",
     "flow_id",

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from routilux.monitor import ExecutionMonitor
     from routilux.saved_state import SavedState
 
-__all__ = ["FlowReport", "Verification"]
-
 
 class FlowReport:
     """Collects the report of a test; each method adds a part, with a title if one is given.

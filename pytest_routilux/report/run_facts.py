@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     from routilux import FakeClock, JobState, Observer
 
-__all__ = ["OPEN_RUN", "RUN_FACTS", "RunFacts", "facts_of"]
-
 RUN_FACTS: Final = pytest.StashKey["RunFacts"]()  # of a test: the facts of its present run
 OPEN_RUN: Final = pytest.StashKey["RunFacts"]()  # of the session: the run that has not ended yet
 _HEAD: Final = "routilux_"

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
     import pytest
 
-__all__ = ["SessionSummary", "summary_lines"]
-
 _TIED: Final = "\u00a0"  # a blank at which no line is broken
 _MEANT: Final = (
     'if the job should fail, pass invariant=lambda outcome: outcome.job.status == "failed"'

@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from routilux.core.commits import Commit
     from routilux.saved_state import SavedState
 
-__all__ = ["plain_table", "retries", "saved_state", "status", "summary", "timeline"]
-
 _LONGEST_LANE: Final = 72
 _ATTEMPTS: Final = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, CommitKind.DROPPED)
 

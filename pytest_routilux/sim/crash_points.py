@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     from pytest_routilux.sim.simulator.model import Kind, Undisturbed
 
-__all__ = ["crash_points"]
-
 _LONG: Final = 3600 * SECOND
 
 

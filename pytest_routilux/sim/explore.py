@@ -43,8 +43,6 @@ if TYPE_CHECKING:
 
     Choose = Callable[[list[CrashPoint]], list[CrashPoint]]
 
-__all__ = ["check_disturbed", "check_undisturbed", "explore", "run_reference"]
-
 
 def explore(case: Case, start_ns: int, checks: Checks, choose: Choose | None = None) -> Exploration:
     """Run a case without a crash and with each of its crash points; `choose` may select points."""

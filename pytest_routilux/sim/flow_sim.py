@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, OpenStore
     from routilux import JobState
 
-__all__ = ["START", "FlowSim"]
-
 _PATCHES: Final = frozenset({"mocker", "monkeypatch"})
 START: Final = instant_ns("2026-01-01")
 """The time of the wall clock when a simulated job starts (UTC nanoseconds)."""

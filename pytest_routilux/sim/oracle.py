@@ -26,18 +26,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Call, World
     from routilux import JobState
 
-__all__ = [
-    "Expected",
-    "Mask",
-    "Trie",
-    "compare_effects",
-    "masked",
-    "trie_of",
-    "unstable_key",
-    "varying",
-    "view_of",
-]
-
 View = dict[str, Any]
 Mask = frozenset[tuple[str, ...]]
 """Paths of a view that vary without a crash, from the top; `*` for any index of a list."""

@@ -43,8 +43,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import CrashPoint
     from routilux import Flow
 
-__all__ = ["recover", "run_undisturbed"]
-
 _MOST_HOSTS: Final = 12
 _REFUSALS: Final = ("store refuses", "store does not answer")
 

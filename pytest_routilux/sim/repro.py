@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import Case, CrashPoint
     from routilux import Flow
 
-__all__ = ["Repro", "StaleError", "command", "digest_of"]
-
 _FORM: Final = "R1.<4 hex digits>.<crash point, fifo or s<seed>>[+f1[+f2]]"
 _LONGEST_NAME: Final = 80
 _WRITTEN: Final = re.compile(

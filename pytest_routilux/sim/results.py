@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     )
     from routilux import Commit, JobState
 
-__all__ = ["Checks", "Coverage", "Exploration", "Outcome", "Reference"]
-
 
 @dataclass(frozen=True, slots=True)
 class Outcome:

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.results import Checks, Reference
     from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding, Signature
 
-__all__ = ["Cause", "shrink"]
-
 _MOST_RUNS: Final = 2_000
 _FORKED_ONLY: Final = ("module-state",)
 """Kinds of findings that only a run in another process shows."""

@@ -6,8 +6,6 @@ from typing import Final
 
 from routilux.clocks.durations import SECOND, from_ns
 
-__all__ = ["ago", "at", "due", "length"]
-
 _UNITS: Final = ((2 * 86_400, 86_400, "d"), (2 * 3_600, 3_600, "h"), (120, 60, "min"), (0, 1, "s"))
 
 

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from routilux.persist.store import Hold, JobStore
     from routilux.timeline import Part
 
-__all__ = ["held", "held_data", "list_jobs", "no_commits", "show_jobs"]
-
 _HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC", "held by")
 Row: TypeAlias = "dict[str, Any]"
 """A job of the table, as it is in the JSON, but with its `Hold`."""

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from routilux.clocks.clock import Clock
     from routilux.persist.store import JobStore, SharedStore
 
-__all__ = ["change_store", "read_store", "without_password"]
-
 _T = TypeVar("_T")
 _URLS: Final = ("postgresql://", "postgres://")
 _CONNECTION_STRING: Final = re.compile(r"\s*(host|hostaddr|dbname|user|password|service|port)\s*=")

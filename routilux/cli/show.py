@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
     _T = TypeVar("_T")
 
-__all__ = ["show_job"]
-
 _MOST: Final = 20  # entries of a section; --json shows all
 _LONGEST_ERROR: Final = 100
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from routilux.timeline import Line, Part
 
-__all__ = ["Page", "cells"]
-
 _CODES: Final = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
 _LEAST: Final = 40  # columns; lines are not fitted to a narrower terminal
 

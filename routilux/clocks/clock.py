@@ -14,8 +14,6 @@ from typing import Final, final
 
 from routilux.clocks.durations import SECOND
 
-__all__ = ["Clock", "Key", "Party", "Signal", "SystemClock", "real_sleep", "thread_cpu_ns"]
-
 _LONGEST_WAIT: Final = threading.TIMEOUT_MAX  # that the system accepts; 292 years on most
 
 # The real functions, even when tests patch `time` later.

@@ -12,8 +12,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Context, Decimal
 from typing import Final
 
-__all__ = ["SECOND", "from_ns", "instant_ns", "seconds_text", "signed_ns", "to_ns"]
-
 SECOND: Final = 1_000_000_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter of Fraction's time

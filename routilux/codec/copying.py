@@ -15,8 +15,6 @@ from typing import Any, TypeVar, cast
 
 from routilux.codec.equality import SCALARS
 
-__all__ = ["copy_value", "is_flat"]
-
 _T = TypeVar("_T")
 
 

@@ -23,8 +23,6 @@ from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.codec.registry import foreign, form_tagged, type_name
 from routilux.errors import CorruptStateError
 
-__all__ = ["decode", "foreign_types", "loads"]
-
 _takes_foreign: Final = ContextVar("takes_foreign", default=False)
 
 

@@ -21,20 +21,6 @@ from routilux.codec.limits import MAX_BYTES, MAX_DEPTH, MAX_DIGITS, MAX_NODES
 from routilux.codec.registry import error_text, form_of, type_name
 from routilux.errors import UnserializableError
 
-__all__ = [
-    "TAG",
-    "VALUE_DEPTH",
-    "RefusalError",
-    "bounded",
-    "dumps",
-    "dumps_object",
-    "encode",
-    "encode_int",
-    "encode_str",
-    "quoted",
-    "value_text",
-]
-
 TAG: Final = "$type"
 VALUE_DEPTH: Final = MAX_DEPTH - 20  # so that a value at the limit fits into a document
 _TOO_BIG: Final = 10**MAX_DIGITS

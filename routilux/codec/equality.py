@@ -26,8 +26,6 @@ from typing import Any, Final, Literal
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-__all__ = ["SCALARS", "Difference", "first_difference", "path_step", "same_value"]
-
 _Pairs = set[tuple[int, int]]
 _ABSENT: Final = object()
 _TEXT: Final = frozenset({str})

@@ -12,18 +12,6 @@ import re
 from itertools import accumulate
 from typing import Final
 
-__all__ = [
-    "MAX_BYTES",
-    "MAX_DEPTH",
-    "MAX_DIGITS",
-    "MAX_NODES",
-    "depth",
-    "is_doubtful",
-    "members",
-    "nodes",
-    "outline",
-]
-
 MAX_BYTES: Final = 256 * 1024 * 1024
 MAX_NODES: Final = 5_000_000  # values in a document, counted by their commas and brackets
 MAX_DEPTH: Final = 100  # JSON arrays and objects within each other, in a whole document

@@ -29,17 +29,6 @@ from zoneinfo import ZoneInfo
 from routilux.codec.equality import same_value
 from routilux.errors import FlowDefinitionError
 
-__all__ = [
-    "Form",
-    "class_name",
-    "error_text",
-    "foreign",
-    "form_of",
-    "form_tagged",
-    "register_type",
-    "type_name",
-]
-
 _T = TypeVar("_T")
 
 

@@ -15,8 +15,6 @@ from routilux.codec.equality import path_step
 from routilux.codec.registry import type_name
 from routilux.errors import CorruptStateError
 
-__all__ = ["Fields", "check_fields", "fits"]
-
 Fields = Mapping[str, type | tuple[type, ...]]
 """The fields of a record, each with its exact type or types; `object` allows any."""
 

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from routilux.core.state import JobState
     from routilux.persist.store import Hold, JobStore
 
-__all__ = ["cancel", "retry"]
-
 _TRIES: Final = 20  # enough to be faster once than a host that commits all the time
 
 

@@ -19,8 +19,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-__all__ = ["write_atomically"]
-
 _OLD: Final = "the file has not changed"
 _NEW: Final = "the file is the new one, but a loss of power might bring the old one back"
 _NO_ROOM: Final = "make room for it and write it again"

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
     from routilux.persist.store import JobStore
 
-__all__ = ["SNAPSHOT_EVERY", "Journal"]
-
 SNAPSHOT_EVERY: Final = 256
 """The fewest commits between two snapshots of a job."""
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Clock
 
-__all__ = ["MemoryStore"]
-
 
 @dataclass(slots=True)
 class _StoredJob:

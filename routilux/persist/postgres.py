@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Clock
 
-__all__ = ["PostgresStore"]
-
 # Of the store's clock, if it was given one. Stable within a statement, so an index can be used.
 _NOW: Final = (
     "coalesce(%(now)s::bigint, (extract(epoch FROM statement_timestamp()) * 1000000000)::bigint)"

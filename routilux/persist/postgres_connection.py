@@ -26,8 +26,6 @@ from routilux.persist.versions import newer_store
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Answer", "Database"]
-
 _VERSION: Final = 1
 _CREATING: Final = 0x726F7574696C7578  # the lock of the host that creates the tables
 _CONNECTIONS: Final = 8  # of a process; what they commit at once, the server flushes together

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     from routilux.core.commits import Commit
 
-__all__ = ["CHECKSUM_BYTES", "dump", "load", "with_checksum", "without_checksum"]
-
 _NAME: Final = b',"crc":"'
 CHECKSUM_BYTES: Final = len(b'%b%08x"}' % (_NAME, 0))
 """The length of a checksum in bytes, with the end of the object."""

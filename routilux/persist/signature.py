@@ -18,8 +18,6 @@ from typing import Final
 from routilux.codec.registry import type_name
 from routilux.errors import CorruptStateError
 
-__all__ = ["DIGEST_BYTES", "MIN_KEY", "new_mac", "with_digest", "without_digest"]
-
 MIN_KEY: Final = 16  # bytes; too many to try all keys
 DIGEST_BYTES: Final = 200  # more than digest and signature take
 

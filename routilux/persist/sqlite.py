@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Clock
 
-__all__ = ["SqliteStore"]
-
 # Adds a row if the row before it exists; else the job is NULL, and the row is ignored. VALUES costs
 # less than a SELECT, which may return many rows and gets a journal of its own.
 _FENCED: Final = """

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-__all__ = ["SqliteFile"]
-
 _APPLICATION: Final = 0x726F7574  # "rout"
 _VERSION: Final = 1
 _PATIENCE: Final = 60 * SECOND

@@ -24,21 +24,6 @@ from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
 
-
-__all__ = [
-    "ABANDONED",
-    "FREE",
-    "Acquired",
-    "Append",
-    "Hold",
-    "JobStore",
-    "SharedStore",
-    "duplicate",
-    "refusal",
-    "refusals",
-]
-
-
 FREE: Final = ""
 """The owner of a job that was queued or given back."""
 ABANDONED: Final = "?"

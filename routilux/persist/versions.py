@@ -16,8 +16,6 @@ from typing import Any, Final
 from routilux import codec
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 
-__all__ = ["FORMAT", "loads_versioned", "newer_store", "refuse_newer"]
-
 FORMAT: Final = "routilux/1"
 
 _NEWER: Final = re.compile(r"routilux/(?!1\Z)[1-9]\d{0,8}")

@@ -8,6 +8,7 @@ from routilux.core.commits import CommitKind, JobStatus
 from routilux.core.machine import MOST_CONFLICTS
 from routilux.core.state import JobState
 from routilux.errors import IllegalTransitionError
+from routilux.graph.messages import Effect
 from tests.core.stories import Stage, Story, Wide, alone, broken, done, fan, flow_of
 from tests.routines import SECOND, retrying
 
@@ -108,6 +109,56 @@ def test_a_job_that_is_recovered_too_often_without_progress_is_poisoned():
     story.resume(retry_failed=True)
     assert story.job.recoveries == 0
     assert story.startable() == ["0.0", "0.1", "0.2"]
+
+
+def test_an_outcome_that_is_late_or_a_duplicate_is_ignored():
+    story = Story(alone(retrying(retry_delay=0)))
+    first = story.begin()
+    story.end(first, broken(first))
+    assert story.machine.finish(first, broken(first), story.now) is None
+    second = story.begin()
+    assert story.machine.finish(first, done(first), story.now) is None
+    assert story.machine.effect(first, "charge", Effect("arguments", 1), story.now) is None
+    assert story.end(second, done(second)).status is JobStatus.COMPLETED
+
+
+@pytest.mark.parametrize("end", ["done", "retry", "effect"])
+def test_progress_resets_the_recoveries(end):
+    story = Story(alone(retrying(retry_delay=0)))
+    for number in (1, 2):
+        story.crash()
+        story.resume()
+        assert story.job.recoveries == number
+    step = story.begin()
+    if end == "effect":
+        story.record(step, "charge", None)
+    else:
+        story.end(step, done(step) if end == "done" else broken(step))
+    assert story.job.recoveries == 0
+
+
+def test_a_job_that_was_given_back_counts_no_recovery_and_forgets_none():
+    story = Story(alone())
+    for number in (1, 2):
+        story.crash()
+        story.resume()
+        story.crash()
+        story.resume(most=2, clean=True)
+        assert (story.job.status, story.job.recoveries) == (JobStatus.RUNNING, number)
+    story.crash()
+    assert story.resume(most=2).status is JobStatus.FAILED
+
+
+def test_effects_are_kept_through_failures_and_crashes():
+    story = Story(alone(retrying(retry_delay=0)))
+    step = story.begin()
+    story.record(step, "charge", "ch_1")
+    story.end(step, broken(step))
+    story.record(story.begin(), "mail", 7)
+    story.crash()
+    story.resume()
+    effects = story.begin().effects
+    assert {name: e.result for name, e in effects.items()} == {"charge": "ch_1", "mail": 7}
 
 
 def test_max_recoveries_none_never_poisons():

@@ -131,11 +131,14 @@ def test_retry_failed_gives_a_fresh_budget_and_deadline_but_does_not_reset_the_a
     story.now += 60 * SECOND
     story.resume(retry_failed=True)
     assert story.job.error is None
-    assert story.job.routine_states["a"].status == "pending"
+    routine = story.job.routine_states["a"]
+    assert (routine.status, routine.error) == ("pending", None)
+    assert story.due() == story.now
     step = story.begin()
     assert (step.attempt, step.final) == (3, False)
     assert story.end(step, broken(step)).kind is CommitKind.RETRY
     assert story.wait() == 2 * SECOND
+    assert story.job.retry_count("a") == 1
 
 
 def test_jitter_is_drawn_from_the_task_and_the_same_on_every_host():

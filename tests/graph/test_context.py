@@ -153,18 +153,21 @@ READS: dict[str, Callable[[Any], object]] = {
     "setdefault": lambda shared: shared.setdefault("new", 1),
     "mutation": lambda shared: shared["key"].append(5),
     "delete": lambda shared: shared.__delitem__("key"),
+    "setting an equal value": lambda shared: shared.update(key=[0]),
+    "get of a key that is removed": lambda shared: shared.get("gone"),
 }
 
 
 def conflicting(reads: Callable[[Any], object], error: Exception | None = None) -> JobState:
     def puts(self: Routine) -> None:
         self.ctx.shared["key"] = [0]
-        self.ctx.shared["other"] = 0
+        self.ctx.shared["other"] = self.ctx.shared["gone"] = 0
         self.emit("out", n=0)
 
     def quick(self: Routine, n: object) -> None:
         self.ctx.shared["key"] = [1]
         self.ctx.shared["new"] = 1
+        del self.ctx.shared["gone"]
 
     def slow(self: Routine, n: object) -> None:
         reads(self.ctx.shared)

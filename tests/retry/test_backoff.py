@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux.retry.backoff import backoff_ns
+from routilux.retry.backoff import backoff_ns, half_even
 from routilux.retry.error_handler import MAX_DELAY_NS, ErrorHandler
 from tests.routines import SECOND, retrying
 
@@ -25,6 +25,10 @@ draws = st.integers(0, 2**53 - 1)
 def exact(delay: float, growth: float, retry: int) -> int:
     """The delay before a retry, from the decimal meaning of the arguments."""
     return round(Fraction(repr(delay)) * Fraction(repr(growth)) ** (retry - 1) * SECOND)
+
+
+def test_a_half_is_rounded_to_the_even_neighbour():
+    assert [0, 2, 2] == [half_even(n, 2) for n in (1, 3, 5)]
 
 
 @given(

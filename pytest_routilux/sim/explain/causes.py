@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import Disturbed, Finding
 
-__all__ = ["CAUSES", "Failure", "Reason", "reason_of"]
-
 _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadable")
 """Kinds that are found as rules of the engine are, but that a flow or a test can cause."""
 

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.shrink import Cause
     from pytest_routilux.sim.simulator.model import Case, CrashPoint, Disturbed, Finding
 
-__all__ = ["explain_cause", "not_compared"]
-
 _COLUMNS: Final = (80, 100)
 
 _LINES: Final = 25  # or a few more where every part is long

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.results import Reference
     from pytest_routilux.sim.simulator.model import CrashPoint, Finding, LogEntry, World
 
-__all__ = ["TimelineRow", "rows_of", "timeline_table", "where_text"]
-
 _HEAD: Final = ("t (s)", "host", "commit", "what happened")
 _LONGEST_ID: Final = 16
 _LONGEST_NAME: Final = 20

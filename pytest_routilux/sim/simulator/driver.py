@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driven, Ended
     from routilux.graph.messages import Effect
 
-__all__ = ["TEST_OUTCOMES", "SimDriver", "record_started_threads"]
-
 TEST_OUTCOMES: Final = (KeyboardInterrupt, pytest.fail.Exception, pytest.skip.Exception)
 """Exceptions that end the test and not only the simulated host."""
 

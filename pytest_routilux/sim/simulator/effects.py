@@ -22,8 +22,6 @@ from routilux.graph.messages import copied_payload
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Effect"]
-
 _OURS: Final = ("pytest_routilux.", "routilux.")
 
 

@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driver
     from routilux.graph.plan import Plan
 
-__all__ = ["OTHER_START", "Variation", "run_host", "run_variation", "variations"]
-
 OTHER_START: Final = 8_654_321 * SECOND + 123_456_789  # another day, hour, minute and fraction
 _ORDERS: Final = 6
 _MOST_STEPS: Final = 100_000

@@ -26,28 +26,6 @@ if TYPE_CHECKING:
     from pytest_routilux.faults.faults import Fault
     from routilux import Flow, JobState, StepInput
 
-__all__ = [
-    "ENDED",
-    "NORMAL_PACE",
-    "Call",
-    "Case",
-    "CrashPoint",
-    "Disturbed",
-    "Finding",
-    "Host",
-    "HostCrash",
-    "Kind",
-    "LogEntry",
-    "Note",
-    "OpenStore",
-    "Pace",
-    "Signature",
-    "Start",
-    "StoreFiles",
-    "Undisturbed",
-    "World",
-]
-
 OpenStore: TypeAlias = Callable[[Path], JobStore]
 """Opens a store in the file at a path, which may exist already; such as `SqliteStore`."""
 Kind: TypeAlias = Literal[

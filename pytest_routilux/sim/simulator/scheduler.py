@@ -11,8 +11,6 @@ from __future__ import annotations
 from random import Random
 from typing import Protocol, final
 
-__all__ = ["FIFO", "FifoScheduler", "Scheduler", "SeededScheduler"]
-
 
 class Scheduler(Protocol):
     """Decides which task starts next, which step continues next, or that time passes."""

@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from pytest_routilux.sim.simulator.model import OpenStore, World
     from routilux import Commit, JobState
 
-__all__ = ["Folder", "Image", "RealStoreFiles", "checked_store", "store_name"]
-
 Image: TypeAlias = dict[str, tuple[bytes, ...]]
 """The contents of the files in a folder, by name, in pieces that successive images share."""
 

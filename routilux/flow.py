@@ -190,7 +190,7 @@ class Flow:
             param_mapping,
         )
         if any(connection.ends == other.ends for other in self._connections):
-            raise FlowDefinitionError(f"{connection} already exists; connect the two only once")
+            raise FlowDefinitionError(f"{connection} already exists; connect two ends only once")
         self._connections.append(connection)
         self._graph = None
         return connection

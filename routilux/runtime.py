@@ -80,8 +80,8 @@ class Runtime:
         if executor is not None and not isinstance(self.clock, SystemClock):
             raise RoutiluxError(
                 f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
-                f" {type(self.clock).__name__}; leave executor=None, so that the clock knows"
-                " the threads"
+                f" {type(self.clock).__name__}; leave executor=None: the runtime's own"
+                " threads follow its clock"
             )
         self.store = store
         self.max_steps = max_steps
@@ -200,7 +200,7 @@ class Runtime:
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
-        """Load a job from the store as of its last commit, with its commits since a snapshot.
+        """Load a job from the store as of its last commit, with the commits since its snapshot.
 
         With `history` it has every commit, whatever the runtime's `history_limit`. Raises
         `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.

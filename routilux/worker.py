@@ -243,7 +243,7 @@ class Worker:
             _log.info("%s", error)
         except RoutiluxError as error:
             if self._put_aside.get(job_id) != str(error):
-                _log.error("job %s can't be resumed here and is put aside: %s", job_id, error)
+                _log.error("this worker can't resume job %s and puts it aside: %s", job_id, error)
             self._put_aside[job_id] = str(error)
             self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
@@ -278,9 +278,11 @@ class Worker:
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
-            _log.warning("job %s is given back after an error here: %s", job.job_id, error)
+            _log.warning("job %s is given back after an error on this host: %s", job.job_id, error)
         elif error is not None:
-            _log.error("job %s is given back after an error here", job.job_id, exc_info=error)
+            _log.error(
+                "job %s is given back after an error on this host", job.job_id, exc_info=error
+            )
         self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
             return  # this worker has taken the job again meanwhile

@@ -125,7 +125,7 @@ WHOLE: list[Row] = [
     ("saved_at_iso", "yesterday", None, "is not a UTC instant: Invalid isoformat string:"),
     ("saved_at_iso", "2026-01-03T13:59:05.100000+01:00", None, "is not a UTC instant: is written"),
     ("saved_at", 1.0, None, "is 1.0, but saved_at_iso is '2026-01-03T12:59:05.100000+00:00'"),
-    ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "document/fetch can't be"),
+    ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "building document/fetch"),
     ("flow.routines", DOUBLED, "flow.routines[2]", "flow 'orders' already has a routine"),
     ("flow.max_workers", 0, "flow", "max_workers must be an int of 1 or more, not 0"),
     ("flow.execution_strategy", "parallel", "flow", "execution_strategy is 'parallel'; choose"),
@@ -157,10 +157,12 @@ def test_a_job_without_its_first_commits_must_agree_with_itself(shortened):
         ("pending_tasks[0].seq", 99, "99 is a later commit than the last"),
         ("pending_tasks[0].routine_id", "ghost", "'ghost' is not a routine of the job"),
         ("commits[0].attempt", 0, "must be a number from 1 to 2**53, not 0"),
+        ("status", "completed", "must be empty in a completed job"),
     ):
         document = json.loads(shortened)
         spoil(document, f"job_state.{path}", value)
-        with refused_at(f"$.job_state.{path}", reason):
+        refused = "pending_tasks" if path == "status" else path
+        with refused_at(f"$.job_state.{refused}", reason):
             SavedState.from_bytes(seal(document))
 
 

@@ -133,7 +133,7 @@ class JobState(FoldedJob):
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:
-        """Make a job from data that `serialize` returned; raises `SavedStateError` with a path."""
+        """Make a job from the data of `serialize`; raises `SavedStateError` for other data."""
         return cls.load(codec.decode(document), "$")
 
     @classmethod

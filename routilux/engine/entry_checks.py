@@ -70,7 +70,7 @@ def checked_params(
 
 
 def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
-    """Raise `FlowMismatchError` if a job can't be resumed on a flow.
+    """Raise `FlowMismatchError` if a job can't be resumed on the flow of a plan.
 
     With `allow_changed` the flow may have another shape, if every pending task still has its slot.
     """

@@ -136,7 +136,7 @@ class View(MutableMapping[str, object]):
 
 
 class Context:
-    """What a handler may read and do while it runs; reached as `self.ctx` of its routine.
+    """The data and actions of a running handler; reached as `self.ctx` of its routine.
 
     `attempt` is 1 for the first one. `idempotency_key` names the task and is the same in every
     attempt and on every host.

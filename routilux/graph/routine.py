@@ -57,7 +57,7 @@ class Binding:
         except ValueError:
             raise FlowDefinitionError(
                 f"the parameters of handler {_name(handler)} can't be read, as with some built-in"
-                " functions; wrap it in a method that names them"
+                " functions; wrap it in a method with named ones"
             ) from None
         for parameter in parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
@@ -145,7 +145,7 @@ class Routine:
         if other is not None and class_name(other) != class_name(cls):
             raise FlowDefinitionError(
                 f"routine_name {name!r} of {class_name(cls)} already belongs to"
-                f" {class_name(other)}; give each class its own"
+                f" {class_name(other)}; give each class another name"
             )
         _classes[name] = cls
 
@@ -209,7 +209,7 @@ class Routine:
         if name == "error" and not set(names) <= set(ERROR_EVENT_FIELDS):
             unknown = sorted(set(names) - set(ERROR_EVENT_FIELDS))
             raise FlowDefinitionError(
-                f"{where} has {names_of(unknown)}; the engine emits it, with fields among"
+                f"{where} can't have {names_of(unknown)}; its fields must be among"
                 f" {names_of(ERROR_EVENT_FIELDS)}"
             )
         event = self._events[name] = Event(name, names, frozenset(names))
@@ -277,15 +277,14 @@ class Routine:
         declared = self._events.get(event)
         if declared is None:
             raise FlowDefinitionError(
-                f"{type(self).__qualname__} emits {event!r}, which it does not declare;"
-                f" it declares {names_of(self._events, 'no events')}:"
-                f" define_event({event!r}, [...])"
+                f"{type(self).__qualname__} emits {event!r}, an undeclared event; it declares"
+                f" {names_of(self._events, 'no events')}; add define_event({event!r}, [...])"
             )
         if not declared.allowed.issuperset(payload):
             unknown = [name for name in payload if name not in declared.allowed]
             raise FlowDefinitionError(
-                f"{type(self).__qualname__} emits {event!r} with {names_of(unknown)}, which it does"
-                f" not declare; it declares {names_of(declared.fields, 'no fields')}"
+                f"{type(self).__qualname__} emits {event!r} with {names_of(unknown)}, which the"
+                f" event does not declare; it declares {names_of(declared.fields, 'no fields')}"
             )
         flat = True
         for value in payload.values():  # a call of is_flat takes twice as long
@@ -319,8 +318,8 @@ def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
     if handler is None or isinstance(handler, ErrorHandler):
         return handler
     raise FlowDefinitionError(
-        f"the error handler of {whose} is {handler!r}; give an ErrorHandler, such as"
-        " ErrorHandler('retry', max_retries=3), or None"
+        f"the error handler of {whose} must be an ErrorHandler, such as"
+        f" ErrorHandler('retry', max_retries=3), or None, not {handler!r}"
     )
 
 

@@ -59,7 +59,7 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         routine = found(*data["args"], **data["kwargs"])
     except Exception as error:
         raise CorruptStateError(
-            path, f"{name} can't be built from its saved arguments: {error_text(error)}"
+            path, f"building {name} from its saved arguments failed: {error_text(error)}"
         ) from error
     try:
         routine.set_error_handler(handler)

@@ -51,8 +51,7 @@ class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration i
         number = plain_number(seconds)
         if number is None or number < 0:
             raise ValueError(
-                f"RetryAfter: seconds={shown(seconds)} is not a delay; "
-                "give a finite number of seconds, 0 or more"
+                f"RetryAfter: seconds must be a finite number of 0 or more, not {shown(seconds)}"
             )
         super().__init__(number, message)
         self.seconds: float = number
@@ -199,7 +198,7 @@ def find_exception_class(name: str) -> type[Exception] | None:
 
 
 def load_option(name: str, value: object, path: str) -> Any:
-    """Return an option from a saved form, checked by the rule for that option as an argument."""
+    """Return an option from a saved form, checked by the same rule as that argument."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):

@@ -132,12 +132,12 @@ WRONG_STEPS = [
     (
         lambda r: r.emit("outputs", item=1),
         "FlowDefinitionError",
-        "Works emits 'outputs', which it does not declare; it declares 'out':",
+        "Works emits 'outputs', an undeclared event; it declares 'out'; add",
     ),
     (
         lambda r: r.emit("out", m=1),
         "FlowDefinitionError",
-        "Works emits 'out' with 'm', which it does not declare; it declares 'n'",
+        "Works emits 'out' with 'm', which the event does not declare; it declares 'n'",
     ),
     (
         lambda r: Source().emit("output", item=1),

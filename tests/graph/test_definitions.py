@@ -103,8 +103,8 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
             " 'count'; emit that field, map another to it, or give it a default"
         ),
     ),
-    (EDGE, f"{EDGE} already exists; connect the two only once"),
-    (EDGE, f"{EDGE} already exists; connect the two only once", {"item": "item"}),
+    (EDGE, f"{EDGE} already exists; connect two ends only once"),
+    (EDGE, f"{EDGE} already exists; connect two ends only once", {"item": "item"}),
 ]
 
 
@@ -176,13 +176,17 @@ def test_invalid_arguments_of_a_flow_are_refused(arguments, message):
 @pytest.mark.parametrize("wrong", ["retry", ErrorStrategy.RETRY, ErrorHandler, 3])
 def test_an_error_handler_of_another_type_is_refused(wrong):
     flow, handler = shop(), ErrorHandler("skip")
-    cure = "give an ErrorHandler, such as ErrorHandler('retry', max_retries=3), or None"
+    valid = "an ErrorHandler, such as ErrorHandler('retry', max_retries=3), or None"
     flow.set_error_handler(handler)
-    with refused(FlowDefinitionError, f"the error handler of flow 'shop' is {wrong!r}; {cure}"):
+    with refused(
+        FlowDefinitionError, f"the error handler of flow 'shop' must be {valid}, not {wrong!r}"
+    ):
         flow.set_error_handler(wrong)
     assert handler is flow.error_handler
     source = flow.routines["source"]
-    with refused(FlowDefinitionError, f"the error handler of Source is {wrong!r}; {cure}"):
+    with refused(
+        FlowDefinitionError, f"the error handler of Source must be {valid}, not {wrong!r}"
+    ):
         source.set_error_handler(wrong)
     assert source.error_handler is None
 
@@ -226,7 +230,7 @@ WRONG_DECLARATIONS = [
         lambda r: r.define_slot("other", handler={}.update),
         (
             "the parameters of handler dict.update can't be read, as with some built-in functions;"
-            " wrap it in a method that names them"
+            " wrap it in a method with named ones"
         ),
     ),
     (
@@ -248,7 +252,7 @@ WRONG_DECLARATIONS = [
     (
         lambda r: r.define_event("error", ["message", "order"]),
         (
-            "event 'error' of Source has 'order'; the engine emits it, with fields among"
+            "event 'error' of Source can't have 'order'; its fields must be among"
             " 'error_type', 'message', 'task_id', 'slot', 'attempt', 'payload'"
         ),
     ),
@@ -302,7 +306,7 @@ def test_two_classes_can_not_have_one_saved_name_and_the_first_one_keeps_it():
     with refused(
         FlowDefinitionError,
         f"routine_name 'bad-input/taken' of {place}.<locals>.Second already belongs to"
-        f" {place}.<locals>.First; give each class its own",
+        f" {place}.<locals>.First; give each class another name",
     ):
 
         class Second(Routine):

@@ -113,9 +113,10 @@ def test_retry_after_keeps_its_seconds_its_message_and_its_exact_delay():
 
 @pytest.mark.parametrize("bad", [-1, NAN, INF, "1", None, True])
 def test_retry_after_refuses_an_invalid_delay(bad):
-    with pytest.raises(ValueError, match="is not a delay; give a finite number") as caught:
+    with pytest.raises(ValueError) as caught:
         RetryAfter(bad)
-    assert str(caught.value).startswith(f"RetryAfter: seconds={bad!r} ")
+    message = f"RetryAfter: seconds must be a finite number of 0 or more, not {bad!r}"
+    assert message == str(caught.value)
 
 
 SAVED = retrying(retryable_exceptions=OSError).serialize()

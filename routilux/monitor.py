@@ -98,7 +98,7 @@ class Retry:
 
     @property
     def due_at(self) -> datetime:
-        """When the next attempt was due (UTC)."""
+        """The UTC time when the next attempt was due."""
         return from_ns(self.due_ns)
 
     @property

@@ -56,7 +56,7 @@ def no_commits(job_id: str) -> CorruptStateError:
 
 
 def held(job: JobState, hold: Hold) -> Hold | None:
-    """Return `hold`, or None if the job has stopped: a stopped job needs no owner."""
+    """Return `hold`, or None for a stopped job, whose hold means nothing."""
     return hold if job.status.is_live else None
 
 

@@ -124,7 +124,7 @@ class _Signal(Signal):
 
 @final
 class FakeClock(Clock):
-    """A clock for tests: when all threads wait, its time jumps to the end of the first wait.
+    """A clock for tests: when all threads wait, its time jumps to the next end of a wait.
 
     `start` is the first instant (aware datetime or ISO text; naive means UTC). With `autojump`
     the time jumps by itself while a thread waits for a result. Without it only `advance` and

@@ -28,7 +28,7 @@ _SMALL: Final = 1 << 62
 
 
 class RefusalError(Exception):
-    """An error without a path yet: each level of the value adds a step as the error passes."""
+    """A refused value: the reason, and a path to which each level adds a step on the way up."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)

@@ -92,7 +92,7 @@ class Form:
 
 # The closures keep the real classes: freezegun replaces the names of a module while it is active.
 def _moment(tag: str, kind: Any) -> Form:
-    """Return the form of `datetime` or `time`: ISO text, or a dict where a text loses the zone."""
+    """Return the form of `datetime` or `time`: ISO text, or a dict if a text would lose a part."""
 
     def write(value: Any) -> object:
         zone = value.tzinfo

@@ -27,7 +27,7 @@ _TRIES: Final = 20  # enough to be faster once than a host that commits all the 
 
 
 def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False) -> JobState:
-    """Give a failed job a fresh retry budget, make it free for any worker, and return it.
+    """Give a failed job a fresh retry budget, make the job free for any worker; return it.
 
     With `take_over`, also set free a job that a host holds, with a lease or without; this counts as
     a recovery. Raises `NotResumableError` if the job is neither failed nor taken over, `KeyError`

@@ -58,7 +58,7 @@ def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
 def without_digest(
     data: bytes, mac: hmac.HMAC | None = None, *, verify: bool = True
 ) -> bytes | None:
-    """Return a document without digest and signature; None if no digest is at its end.
+    """Return a document without digest and signature, or None if a digest is not at the end.
 
     Checks the signature with `mac`, and the digest if `verify`. Raises `CorruptStateError` if one
     is wrong, or the signature is missing.

@@ -230,7 +230,7 @@ def _hold(db: sqlite3.Connection, job_id: str, owner: str, free_at: int | None) 
 
 
 def _state(db: sqlite3.Connection, added: Append) -> tuple[str, int | None, int, bool]:
-    """Return a job's owner, the time when it is free, its number of rows, and if it has `row`."""
+    """Return a job's owner, free time, number of rows, and whether this row is one."""
     return db.execute(_STATE, added[:4]).fetchone() or ("", None, 0, False)
 
 

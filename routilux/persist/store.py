@@ -168,7 +168,7 @@ class JobStore(Protocol):
         """Make all leases of `owner` end `lease_ns` from now; return the ids of the leased jobs."""
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
-        """End the lease of `owner` on a job, which becomes free after `after_ns`.
+        """End the lease of `owner` on a job, so that any host can acquire the job after `after_ns`.
 
         Does nothing if `owner` has no lease on the job.
 
@@ -176,7 +176,7 @@ class JobStore(Protocol):
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return the hold of each job, or only of `job_id`; omit a job that does not exist."""
+        """Return the hold of each job, or only of job `job_id`; omit a job that does not exist."""
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.

@@ -1,4 +1,4 @@
-"""Adds the version to saved data, and refuses data with another version.
+"""Defines the version of saved data, and refuses data with another version.
 
 Invariants:
 - A document and a snapshot carry the version. Of the rows of a job, each first row of a host

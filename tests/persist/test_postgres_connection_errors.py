@@ -90,7 +90,7 @@ def test_a_password_is_in_no_error(guarded):
     [
         ("^.*$", "host=/nowhere dbname=d", r"the store host=/nowhere dbname=d: .*No such file"),
         ("^.*$", "jobs", "can't be read; write postgresql://user@host/database, with"),
-        ("dbname=postgres", "dbname=no", r'dbname=no: .*"no" does not exist; does the'),
+        ("dbname=postgres", "dbname=no", r'dbname=no: .*"no" does not exist; check that'),
         ("test_[0-9]+", "no", r"no schema has been selected.*of search_path must exist"),
     ],
     ids=["server", "connection string", "database", "schema"],

@@ -41,7 +41,7 @@ def test_a_retried_job_has_a_fresh_budget_and_a_worker_resumes_it(store, output)
             25,
             "  web-2:7, lease for 25 s\n",
             "held by web-2:7:cafe, whose lease ends in 25.0 s",
-            "a worker resumes the job when that lease ends; --take-over does not wait for it",
+            "a worker resumes the job when that lease ends; --take-over makes it free now",
         ),
         (
             0,

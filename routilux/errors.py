@@ -67,7 +67,7 @@ class PoisonJobError(RoutiluxError):
 
 
 class ClockStalledError(RoutiluxError):
-    """A job waits for an instant to which nothing will move its fake clock."""
+    """A job waits for an instant that its fake clock will never reach."""
 
 
 # --- saved data ---------------------------------------------------------------------------------
@@ -114,11 +114,11 @@ class UnknownRoutineError(SavedStateError):
 
 
 class FlowMismatchError(SavedStateError):
-    """The job was started on a flow of another shape than the flow to resume it on."""
+    """A saved job or flow has another shape than the flow in this program."""
 
 
 class UnserializableError(SavedStateError):
-    """A value has no saved form that comes back equal and of the same type."""
+    """A value can't be saved so that it loads as an equal value of the same type."""
 
 
 # --- the environment ----------------------------------------------------------------------------
@@ -151,7 +151,7 @@ class IllegalTransitionError(RoutiluxError):
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return the end of a message about an unknown name: the known name that is closest.
+    """Return the end of a message about an unknown name: a hint at the closest known name.
 
     >>> nearest("chrage", ["fetch", "charge"]), nearest("ship", ["fetch", "charge"])
     ("; did you mean 'charge'?", '')

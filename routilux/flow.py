@@ -82,7 +82,7 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class Runner(Protocol):
-    """Runs flows as the methods of `Flow` say: a `Runtime`, which this module must not import."""
+    """The methods of `Runtime` that a flow calls; this module must not import `Runtime`."""
 
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
@@ -103,7 +103,7 @@ _default_runner: Callable[[], Runner]
 
 
 def set_default_runner(find: Callable[[], Runner]) -> None:
-    """Set the function that finds the runner where a call names no runtime."""
+    """Set the function that returns the runner for a call that names no runtime."""
     global _default_runner
     _default_runner = find
 
@@ -133,7 +133,9 @@ class Flow:
             raise FlowDefinitionError(f"a flow's id must be a non-empty string, not {flow_id!r}")
         _check_strategy(execution_strategy)
         if type(max_workers) is not int or max_workers < 1:
-            raise FlowDefinitionError(f"max_workers is {max_workers!r}; give a whole number from 1")
+            raise FlowDefinitionError(
+                f"max_workers must be an int of 1 or more, not {max_workers!r}"
+            )
         self.flow_id = flow_id if flow_id is not None else "flow"
         self.execution_strategy = execution_strategy
         self.max_workers = max_workers
@@ -148,11 +150,11 @@ class Flow:
     def add_routine(self, routine: Routine, routine_id: str | None = None) -> str:
         """Add a routine and return its id, by default the name of its class.
 
-        Raises `FlowDefinitionError` where the id is taken.
+        Raises `FlowDefinitionError` if the id is taken.
         """
         if not isinstance(routine, Routine):
             raise FlowDefinitionError(
-                f"{routine!r} is no Routine; derive its class from routilux.Routine"
+                f"{routine!r} is not a Routine; derive its class from routilux.Routine"
             )
         name = type(routine).__name__ if routine_id is None else routine_id
         if not isinstance(name, str) or not name:
@@ -188,7 +190,7 @@ class Flow:
             param_mapping,
         )
         if any(connection.ends == other.ends for other in self._connections):
-            raise FlowDefinitionError(f"{connection} already exists; connect the two only once")
+            raise FlowDefinitionError(f"{connection} already exists; connect two ends only once")
         self._connections.append(connection)
         self._graph = None
         return connection
@@ -209,7 +211,7 @@ class Flow:
 
     @property
     def error_handler(self) -> ErrorHandler | None:
-        """The flow's error handler."""
+        """The flow's error handler, or None if it has none."""
         return self._error_handler
 
     def _routine(self, routine_id: str) -> Routine:
@@ -229,11 +231,11 @@ class Flow:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the shape; the same jobs can run on flows of equal fingerprints."""
+        """A digest of the shape; a job can be resumed on each flow with the same fingerprint."""
         return "sha256:" + hashlib.sha256("\n".join(self.shape).encode()).hexdigest()
 
     def plan(self, execution_strategy: ExecutionStrategy | None = None) -> Plan:
-        """Return the plan that a job follows; a later change of the flow does not change it."""
+        """Return the plan that a job follows; later changes of the flow do not change the plan."""
         strategy = execution_strategy or self.execution_strategy
         _check_strategy(strategy)
         # A routine may have been given slots and events after it was added.
@@ -283,7 +285,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Run a new job from `entry` and return it when it has stopped.
+        """Run a new job from routine `entry` and return it when it has stopped.
 
         A failed job is returned, not raised: see `JobState.raise_for_status`. Raises
         `FlowDefinitionError` where `entry`, `slot` or `params` don't fit.
@@ -299,7 +301,7 @@ class Flow:
         job_id: str | None = None,
         runtime: Runner | None = None,
     ) -> JobState:
-        """Do what `execute` does without blocking the event loop."""
+        """Run a new job as `execute` does, without blocking the event loop."""
         return await _runner(runtime).aexecute(self, entry, params, slot=slot, job_id=job_id)
 
     def start(
@@ -363,7 +365,7 @@ class Flow:
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> Flow:
-        """Build a flow from what `serialize` returned.
+        """Build a flow from the data that `serialize` returned.
 
         The program must have imported the routines' classes. Raises `SavedStateError` with the
         path of a value that does not fit.

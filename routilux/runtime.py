@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """Runs flows; any number of flows, jobs and threads may share one.
+    """Runs flows; any number of flows, jobs and threads may share one runtime.
 
     `clock` is the system's by default. With a `store`, a commit counts once it is stored.
     `executor` runs the steps instead of our own threads. `observers` are notified of every commit.
@@ -74,14 +74,14 @@ class Runtime:
         ):
             if limit is not None and (type(limit) is not int or limit < least):
                 raise FlowDefinitionError(
-                    f"{name} is {limit!r}; give a whole number from {least}, or None for no limit"
+                    f"{name} must be an int of {least} or more, or None for no limit, not {limit!r}"
                 )
         self.clock: Clock = clock if clock is not None else SystemClock()
         if executor is not None and not isinstance(self.clock, SystemClock):
             raise RoutiluxError(
                 f"{type(executor).__name__} runs steps in real time, but the runtime's clock is a"
-                f" {type(self.clock).__name__}; leave executor=None, so that the clock knows"
-                " the threads"
+                f" {type(self.clock).__name__}; leave executor=None: the runtime's own"
+                " threads follow its clock"
             )
         self.store = store
         self.max_steps = max_steps
@@ -94,7 +94,7 @@ class Runtime:
 
     @property
     def owner(self) -> str:
-        """The name of this runtime in a store."""
+        """The name of this runtime as an owner of jobs in a store."""
         return self.environment.owner
 
     # --- running --------------------------------------------------------------------------------
@@ -171,7 +171,7 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
         acquired: Acquired | None = None,
     ) -> Drive:
-        """Commit that this host alone resumes a job; the caller has to drive it.
+        """Commit that this host alone resumes a job; the caller must drive the job.
 
         A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
         lost meanwhile, a claim would hold the job without one, and no host could take it over.
@@ -200,7 +200,7 @@ class Runtime:
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
-        """Return a job of the store as of its last commit, with its commits since a snapshot.
+        """Load a job from the store as of its last commit, with the commits since its snapshot.
 
         With `history` it has every commit, whatever the runtime's `history_limit`. Raises
         `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.
@@ -284,7 +284,7 @@ class Runtime:
         )
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
-        """Return a job of this runtime that can be driven."""
+        """Return a `Drive`, which runs a job of this runtime on a plan."""
         return Drive(self.environment, Machine(plan, job))
 
 
@@ -310,7 +310,7 @@ _default: list[Runtime] = []
 
 
 def default_runtime() -> Runtime:
-    """Return the runtime of code that names none: that of `use_runtime`, or the system's."""
+    """Return the default runtime: that of `use_runtime`, or one on the system's clock."""
     with _lock:
         if _in_use:
             return _in_use[-1]

@@ -47,7 +47,7 @@ _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
 class Worker:
-    """Drives the jobs of some flows in a store, until `stop`.
+    """Takes the jobs of the given flows from a store and runs them, until `stop` is called.
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
@@ -83,7 +83,7 @@ class Worker:
         for flow in flows:
             if self._flows.setdefault(flow.flow_id, flow) is not flow:
                 raise FlowDefinitionError(
-                    f"two flows have the id {flow.flow_id!r}, by which a job names its flow;"
+                    f"two flows have the id {flow.flow_id!r}, but a job finds its flow by this id;"
                     " give one of them another flow_id"
                 )
         if not self._flows:
@@ -112,12 +112,12 @@ class Worker:
         self._next_wait = _FIRST_WAIT
 
     def stop(self) -> None:
-        """Make `run` end as soon as the steps in flight have committed; from any thread."""
+        """Make `run` end when the steps in flight have committed; any thread may call this."""
         self._stopping = True
         self._signal.set()
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Take and drive jobs until `stop`, or SIGTERM where this is the main thread.
+        """Take and run jobs until `stop` is called, or until SIGTERM if this is the main thread.
 
         Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
         ends when every job of its flows has stopped, here and on other hosts, and the error of a
@@ -173,12 +173,12 @@ class Worker:
                 self._wait_out(error)
 
     def _wait_out(self, error: OSError) -> None:
-        """Wait until the store is tried again, each time longer; raise after a lease."""
+        """Wait before the store is tried again, longer each time; raise after a lease's length."""
         now = self._clock.monotonic_ns()
         if self._outage is None:
             self._outage, self._next_wait = now, _FIRST_WAIT
             length = seconds_text(self._lease_ns, 1)
-            _log.warning("the store fails and is retried for %s s: %s", length, error)
+            _log.warning("the store fails and is retried for at most %s s: %s", length, error)
         end = self._outage + self._lease_ns
         if now >= end:
             raise error
@@ -243,7 +243,7 @@ class Worker:
             _log.info("%s", error)
         except RoutiluxError as error:
             if self._put_aside.get(job_id) != str(error):
-                _log.error("job %s can't be resumed here and is put aside: %s", job_id, error)
+                _log.error("this worker can't resume job %s and puts it aside: %s", job_id, error)
             self._put_aside[job_id] = str(error)
             self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
@@ -278,9 +278,11 @@ class Worker:
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
-            _log.warning("job %s is given back after an error here: %s", job.job_id, error)
+            _log.warning("job %s is given back after an error on this host: %s", job.job_id, error)
         elif error is not None:
-            _log.error("job %s is given back after an error here", job.job_id, exc_info=error)
+            _log.error(
+                "job %s is given back after an error on this host", job.job_id, exc_info=error
+            )
         self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
             return  # this worker has taken the job again meanwhile
@@ -335,7 +337,7 @@ class Worker:
                 self._lose(job_id)
 
     def _lose(self, job_id: str) -> None:
-        """Stop driving a job whose lease is lost; from any thread."""
+        """Stop driving a job whose lease is lost; any thread may call this."""
         drive = self._drives.get(job_id)
         if drive is None:
             return
@@ -370,7 +372,5 @@ def _checked_lease(lease: float | timedelta) -> int:
     except ValueError:
         length = 0
     if not 0 < length <= _LONGEST_LEASE:
-        raise FlowDefinitionError(
-            f"lease is {lease!r}; give seconds, more than 0 and at most a year"
-        )
+        raise FlowDefinitionError(f"lease must be more than 0 s and at most a year, not {lease!r}")
     return length

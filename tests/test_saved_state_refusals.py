@@ -121,13 +121,13 @@ WHOLE: list[Row] = [
     ("retry_count", 3, None, "is 3, but the job has 2"),
     (f"{HANDLER}.retry_count", 3, None, "is 3, but the job has 2"),
     ("execution_history_count", 3, None, "is 3, but the job has 2"),
-    ("monitor_summary.events", -1, None, "-1 is not a number from 0 to 2**53"),
+    ("monitor_summary.events", -1, None, "must be a number from 0 to 2**53, not -1"),
     ("saved_at_iso", "yesterday", None, "is not a UTC instant: Invalid isoformat string:"),
     ("saved_at_iso", "2026-01-03T13:59:05.100000+01:00", None, "is not a UTC instant: is written"),
     ("saved_at", 1.0, None, "is 1.0, but saved_at_iso is '2026-01-03T12:59:05.100000+00:00'"),
-    ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "document/fetch can't be"),
+    ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "building document/fetch"),
     ("flow.routines", DOUBLED, "flow.routines[2]", "flow 'orders' already has a routine"),
-    ("flow.max_workers", 0, "flow", "max_workers is 0; give a whole number from 1"),
+    ("flow.max_workers", 0, "flow", "max_workers must be an int of 1 or more, not 0"),
     ("flow.execution_strategy", "parallel", "flow", "execution_strategy is 'parallel'; choose"),
     (f"{HANDLER}.retry_backoff", 0.5, None, "ErrorHandler: retry_backoff=0.5"),
     (
@@ -154,10 +154,10 @@ def test_impossible_contents_are_refused_although_the_digest_is_right(
 
 def test_a_job_without_its_first_commits_must_agree_with_itself(shortened):
     for path, value, reason in (
-        ("pending_tasks[0].seq", 99, "99 is after the last commit"),
-        ("pending_tasks[0].routine_id", "ghost", "'ghost' is no routine of the job"),
-        ("commits[0].attempt", 0, "0 is not a number from 1 to 2**53"),
-        ("status", "completed", "a completed job has none"),
+        ("pending_tasks[0].seq", 99, "99 is a later commit than the last"),
+        ("pending_tasks[0].routine_id", "ghost", "'ghost' is not a routine of the job"),
+        ("commits[0].attempt", 0, "must be a number from 1 to 2**53, not 0"),
+        ("status", "completed", "must be empty in a completed job"),
     ):
         document = json.loads(shortened)
         spoil(document, f"job_state.{path}", value)

@@ -25,7 +25,7 @@ _LONG: Final = 3600 * SECOND
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
-    """Return every point of an undisturbed run at which a host can die, in order of the log."""
+    """Return every point of an undisturbed run at which a host can die, in the order of time."""
     return list(_Points(run, documents=documents).all())
 
 
@@ -34,7 +34,7 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """An instant (UTC nanoseconds), and how many commits and effects the run has then."""
+    """An instant (UTC nanoseconds), and the number of commits and effects until then."""
 
     commits: int
     calls: int

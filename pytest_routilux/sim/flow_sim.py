@@ -1,4 +1,4 @@
-"""`flow_sim`: runs, crashes and checks a user's flow, in one line of a test.
+"""The fixture `flow_sim`: runs a user's flow with simulated crashes and checks the results.
 
 Invariants:
 - A planned crash point that was not executed fails the test, and so does a fault that never struck.
@@ -84,7 +84,7 @@ class FlowSim:
         seed: int | None = None,
         faults: Sequence[Fault] = (),
     ) -> Outcome:
-        """Run one job without a crash, and return the job and the calls of effects.
+        """Run one job without a crash; return the job and the calls of its effects.
 
         With `seed`, steps start and end in another order, the same for the same seed. Raises the
         error that ended the host, such as the error of a store.
@@ -116,7 +116,7 @@ class FlowSim:
         isolated: bool = True,
         store: OpenStore | None = None,
     ) -> Coverage:
-        """Crash a host at every point of a job, and check that other hosts finish it the same way.
+        """Crash a host at every point of a job, and check that the job still ends the same way.
 
         The job may also fail each time; the terminal says so unless a check is given.
         `invariant` must hold for every outcome, and `always` for the job after every commit: each
@@ -168,7 +168,7 @@ class FlowSim:
         slot: str = "trigger",
         faults: Sequence[Fault] = (),
     ) -> None:
-        """Check that a job repeats: with the same decisions it makes the same records.
+        """Check that each run of a job makes the same records if it makes the same decisions.
 
         With another start instant, other ids and other random numbers of `ctx`, only values may
         differ, not the steps; with another hash seed nothing may. Fails the test with the first
@@ -186,7 +186,7 @@ class FlowSim:
         self._report("  🔁 repeated with the same records", coverage.notes)
 
     def close(self) -> None:
-        """Fail the test if no simulation took the given reproducer."""
+        """Fail the test if the given reproducer fits no simulation of the test."""
         if self._repro is not None and not self._repeated:
             reasons = self._stale or ["the test makes no simulation"]
             pytest.fail(
@@ -197,7 +197,7 @@ class FlowSim:
 
     def _repeat(self, case: Case, checks: Checks, repro: Repro) -> tuple[Case, Exploration]:
         if repro.seed is not None:
-            raise StaleError("crash_everywhere has FIFO order, and the reproducer names a seed")
+            raise StaleError("crash_everywhere uses FIFO order, but the reproducer names a seed")
         applied = repro.applied(case, case.build())
 
         def choose(points: list[CrashPoint]) -> list[CrashPoint]:
@@ -248,7 +248,7 @@ class FlowSim:
         pytest.fail(text, pytrace=False)
 
     def _fail(self, case: Case, checks: Checks, finding: Finding) -> None:
-        """Fail with a finding that needs no crash."""
+        """Fail the test with a finding on a run without a crash."""
         __tracebackhide__ = True
         coverage = Coverage()
         reference = replace(run_reference(case, START, checks, coverage), finding=finding)
@@ -274,11 +274,11 @@ def _case(
         )
     if isinstance(faults, Fault) or not all(isinstance(fault, Fault) for fault in faults):
         raise FlowDefinitionError(
-            f"faults={faults!r} is no list of faults; give a list of those that flow_faults makes"
+            f"faults={faults!r} is not a list of faults; give a list of faults from flow_faults"
         )
     flow = build()
     if not isinstance(flow, Flow):
-        raise FlowDefinitionError(f"build() returned {flow!r}, which is no Flow; return one")
+        raise FlowDefinitionError(f"build() returned {flow!r}, which is not a Flow; return a Flow")
     for fault in faults:
         fault.used = True
         fault.struck = 0  # by another simulation, which proves nothing here

@@ -90,7 +90,7 @@ def view_of(job: JobState, world: World) -> View:
 
 
 def varying(view: View, others: Iterable[View], *, ordered: bool) -> Mask:
-    """Return the paths at which undisturbed runs differ; `ordered`: on one worker, in one order."""
+    """Return the paths at which undisturbed runs differ; if `ordered`, list order counts."""
     found: set[tuple[str, ...]] = set()
     base = view if ordered else unordered(view)
     for other in others:
@@ -115,7 +115,7 @@ def _vary(a: object, b: object, path: tuple[str, ...], found: set[tuple[str, ...
 
 
 def unordered(value: Any) -> Any:
-    """Return a value with every list in it sorted, since several workers append in any order."""
+    """Return a copy of a value with all lists sorted, since several workers append in any order."""
     if type(value) is dict:
         return {key: unordered(item) for key, item in value.items()}
     if type(value) is list:
@@ -132,7 +132,7 @@ def _sorted_bags(view: View) -> View:
 
 
 def canonical(value: Any) -> str:
-    """Return a text that is the same for the same value, whatever the order of its dicts."""
+    """Return a text that is the same for equal values, whatever the order of the keys in dicts."""
     kind = type(value)
     if kind in SCALARS:
         return repr(value)
@@ -157,7 +157,7 @@ def _attributes(value: object) -> str:
 
 
 def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
-    """Return a mask as a tree; a path hides the paths below it."""
+    """Return a mask as a tree of path parts; a path in the mask hides all paths below it."""
     root: Trie = {}
     for path in sorted(mask, reverse=True):
         node = root
@@ -168,7 +168,7 @@ def trie_of(mask: Iterable[tuple[str, ...]]) -> Trie:
 
 
 def masked(value: Any, trie: Trie) -> Any:
-    """Return a value with the paths of a mask hidden; it shares the rest with the value."""
+    """Return a copy of a value with the masked paths hidden; all other parts are shared."""
     if type(value) is dict:
         kept = value.copy()
         for step, below in trie.items():
@@ -198,7 +198,7 @@ _KINDS: Final = {
 
 
 class Expected:
-    """The undisturbed view with the mask applied, to compare disturbed views with.
+    """The masked view of the undisturbed run, with which the views of disturbed runs are compared.
 
     `ordered`: one worker, so that the order of the user's lists counts.
     """
@@ -211,7 +211,7 @@ class Expected:
         self._bytes = _bytes(self._plain)
 
     def compare(self, view: View) -> Finding | None:
-        """Return how a view differs, apart from effects; None if it does not."""
+        """Return how a view differs from the expected view, effects aside; None if equal."""
         other = _without_effects(masked(view, self._trie))
         if self._bytes is None:
             if same_value(self._plain, other):
@@ -248,7 +248,7 @@ def _without_effects(view: View) -> View:
 
 
 def _where(path: str, a: View, b: View) -> tuple[str, str | None]:
-    """Return the part of the view, and the routine, that differ at a path."""
+    """Return the part of two views that differs at a path, and the routine of that part."""
     part = path.partition(".")[0].partition("[")[0]
     if part == "routines" or part in _BAGS:
         for name in {**a[part], **b[part]}:
@@ -307,7 +307,7 @@ def _first_row(name: str, a: object, b: object) -> list[tuple[str, str, str]]:
 
 
 def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
-    """Return an effect that ran more often, less often, or under a key that changed."""
+    """Return a finding on an effect whose run count or key differs from the undisturbed run."""
     if not before.calls and not after.calls:
         return None
     inputs = trie.get("effects", {})
@@ -338,7 +338,7 @@ def compare_effects(before: World, after: World, trie: Trie) -> Finding | None:
 
 
 def unstable_key(world: World) -> Finding | None:
-    """Return an effect of one task whose key changes between attempts."""
+    """Return a finding on an effect whose key changes between the attempts of one task."""
     made: dict[tuple[str, str, str], dict[int, list[Call]]] = {}
     for call in world.calls:
         if call.key is None:

@@ -48,7 +48,7 @@ _REFUSALS: Final = ("store refuses", "store does not answer")
 
 
 def run_undisturbed(case: Case, start_ns: int) -> Undisturbed:
-    """Run a job without a simulated crash; after a host that a handler kills, another one resumes.
+    """Run a job without a simulated crash; if a handler kills its host, another host resumes.
 
     Raises the error of an entry or params that the flow does not accept.
     """
@@ -127,7 +127,7 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
 
 
 class _FailsAt(Fault):
-    """Raises an error once at the write of a commit, which the store keeps if `durable`.
+    """Raises an error once, when a commit is written; if `durable`, the store keeps the commit.
 
     It does not count writes: because of the test's own faults, a commit may need several.
     """
@@ -152,7 +152,7 @@ class _FailsAt(Fault):
 
 
 def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState, bool]:
-    """Crash a host right after it has resumed; return the stored job, and whether the host died."""
+    """Crash a host right after a resume; return the stored job, and whether the host died."""
     dies = _FailsAt(len(world.commits) + 1, HostCrash(), durable=True)
     for fault in case.faults:
         fault.begin(len(world.commits))
@@ -166,7 +166,7 @@ def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState,
 
 
 def _stored(case: Case, world: World, job: JobState | None, host: Host) -> JobState | None:
-    """Return the job in the store after the death of a host, which had loaded `job` from it."""
+    """Return the job that the store holds after the death of a host that had loaded `job`."""
     if world.files is not None:
         stored = world.files.stored_job(case.job_id, world)
         if not isinstance(stored, Finding):

@@ -1,4 +1,4 @@
-"""Reproducers: a failure as one word, `R1.<digest>.<point, fifo or s<seed>>[+f1[+f2]]`.
+"""Reproducers: a failure written as one word, `R1.<digest>.<point, fifo or s<seed>>[+f1[+f2]]`.
 
 Invariants:
 - A reproducer is one word for a shell, unquoted: a character that a shell changes is written as `%`
@@ -39,12 +39,12 @@ _IN_QUOTES: Final = re.compile(r"[^\"$`\\!\x00-\x1f\x7f]*")
 
 
 class StaleError(Exception):
-    """A reproducer does not fit, and why."""
+    """Raised if a reproducer does not fit the test; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Repro:
-    """Reproduces one failure.
+    """Identifies one failure, so that a test can reproduce the failure.
 
     `place` is the name of a crash point as it is written here; without it nothing crashes, and
     `seed` orders the work, None for FIFO. `faults` are the numbers, from 1, of the case's faults
@@ -78,13 +78,13 @@ class Repro:
 
     @classmethod
     def parse(cls, text: str) -> Repro:
-        """Read a reproducer; raises `pytest.UsageError`."""
+        """Parse the text of a reproducer; raises `pytest.UsageError` if the text is invalid."""
         match = _WRITTEN.fullmatch(text)
         faults = tuple(map(int, match[4].split("+f")[1:])) if match else ()
         if match is None or list(faults) != sorted(set(faults)):
             raise pytest.UsageError(
-                f"--routilux-repro={shown(text, 120)}: no reproducer; the form is {_FORM}, with the"
-                " faults in order"
+                f"--routilux-repro={shown(text, 120)} is not a valid reproducer; the form is"
+                f" {_FORM}, with the numbers of the faults in ascending order"
             )
         digest, seed, place, _ = match.groups()
         return cls(digest, place, None if seed is None else int(seed), faults)
@@ -95,20 +95,23 @@ class Repro:
         return f"R1.{self.digest}.{self.place or order}{faults}"
 
     def applied(self, case: Case, flow: Flow) -> Case:
-        """Return the case with those faults that are needed; raises `StaleError`."""
+        """Return the case with only the reproducer's faults; raises `StaleError` on a mismatch."""
         now = digest_of(case, flow)
         if now != self.digest:
             raise StaleError(
-                f"it was made for another flow, entry, slot or list of faults: {self.digest} then,"
-                f" {now} now"
+                "the reproducer was made for another flow, entry, slot or list of faults: its"
+                f" digest is {self.digest}, but that of the test is {now}"
             )
         missing = [number for number in self.faults if number > len(case.faults)]
         if missing:
-            raise StaleError(f"it needs fault f{missing[0]}, and the test has {len(case.faults)}")
+            raise StaleError(
+                f"the reproducer needs fault f{missing[0]}, but the number of faults in"
+                f" the test is {len(case.faults)}"
+            )
         return replace(case, faults=tuple(case.faults[number - 1] for number in self.faults))
 
     def point(self, points: Sequence[CrashPoint]) -> CrashPoint:
-        """Return the crash point that it names, of an undisturbed run; raises `StaleError`."""
+        """Return the reproducer's crash point from `points`; raises `StaleError` if missing."""
         for point in points:
             if _written(point.name) == self.place:
                 return point
@@ -116,7 +119,7 @@ class Repro:
 
 
 def digest_of(case: Case, flow: Flow) -> str:
-    """Return the digest of a flow and how it is simulated: 4 hex digits."""
+    """Return 4 hex digits that identify a flow and the way in which the flow is simulated."""
     faults = [without_addresses(repr(fault)) for fault in case.faults]
     store = [] if case.store is None else [f"store={store_name(case.store)}"]
     made_for = "\n".join([*flow.shape, case.entry, case.slot, *faults, *store])
@@ -124,7 +127,7 @@ def digest_of(case: Case, flow: Flow) -> str:
 
 
 def command(nodeid: str, repro: Repro) -> str:
-    """Return the command to paste into a shell.
+    """Return the shell command that repeats a test with a reproducer.
 
     >>> command("test_shop.py::test_survives[a b]", Repro("9f3c", "0.0@a1.effect1"))
     'pytest "test_shop.py::test_survives[a b]" --routilux-repro=R1.9f3c.0.0@a1.effect1'

@@ -50,7 +50,7 @@ class Checks:
 
 @dataclass(slots=True)
 class Coverage:
-    """How much was tried: planned and executed points by kind, and seconds of real time."""
+    """What an exploration tried: planned and executed crash points by kind, and real seconds."""
 
     planned: Counter[str] = field(default_factory=Counter)
     executed: Counter[str] = field(default_factory=Counter)
@@ -60,7 +60,7 @@ class Coverage:
 
     @property
     def word(self) -> str:
-        """`complete`, or `cut at N of M`."""
+        """The coverage in words: `complete`, or `cut at N of M`."""
         planned, executed = self.planned.total(), self.executed.total()
         return "complete" if planned == executed else f"cut at {executed} of {planned}"
 

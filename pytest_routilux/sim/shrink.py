@@ -30,7 +30,7 @@ _FORKED_ONLY: Final = ("module-state",)
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """The smallest cause that was found; without `point` a run without a crash shows the finding.
+    """The smallest cause of a finding; if `point` is None, a run without a crash shows it.
 
     `faults` are the numbers, from 1, of the case's faults that it needs. `exploration` has the
     undisturbed run with those faults alone, and the coverage with all faults. `runs` is the number
@@ -90,7 +90,7 @@ _Found: TypeAlias = "tuple[Reference, Disturbed | None, Finding] | None"
 
 
 class _Search:
-    """Searches for the finding in the same case with fewer faults."""
+    """Searches for a finding in runs of the same case with fewer faults."""
 
     def __init__(
         self, case: Case, start_ns: int, checks: Checks, signature: Signature, *, documents: bool
@@ -103,7 +103,7 @@ class _Search:
         self.coverage = Coverage()
 
     def run_with(self, faults: Iterable[int]) -> _Found:
-        """Return the run that shows the finding with these faults alone, by the simplest crash."""
+        """Return the run that shows the finding with only these faults and the simplest crash."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
         if self._signature[0] in _FORKED_ONLY:
             return self._explore_forked(case)

@@ -1,1 +1,1 @@
-"""State machine of a job: its commits, state and schedule; no clock, no threads, no files."""
+"""State machine of a job: commits, state and schedule, without a clock, threads or files."""

@@ -57,7 +57,7 @@ class JobStatus(StrEnum):
 
 
 class CommitKind(StrEnum):
-    """The kind of a commit: the end of a step, or a request."""
+    """The event that a commit records: a start, an effect or the end of a step, or a request."""
 
     START = "start"
     DONE = "done"
@@ -79,7 +79,7 @@ _DROPPED = CommitKind.DROPPED
 
 @dataclass(slots=True)
 class Commit:
-    """All changes by one step or request, as one record that is never changed.
+    """One record of all changes that one step or request makes to its job; never changed.
 
     `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
     of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the
@@ -116,7 +116,7 @@ class Commit:
         return from_ns(self.at_ns)
 
     def dumps(self, path: str = "$") -> str:
-        """Return the commit as JSON text; errors name `path`.
+        """Return the commit as JSON text; an error names `path`, its place in the document.
 
         Raises `UnserializableError` with the path of a value that can't be saved.
         """
@@ -176,7 +176,7 @@ class Commit:
 
     @classmethod
     def load(cls, data: object, path: str) -> Commit:
-        """Read a commit from decoded data; raises `CorruptStateError` with the path."""
+        """Make a commit from decoded data; raises `CorruptStateError` with a wrong value's path."""
         try:
             return cls._load(data)
         except CorruptStateError as error:
@@ -230,7 +230,7 @@ class Commit:
 
 @dataclass(slots=True)
 class HistoryRecord:
-    """One event of the history: a start, an emission, or a task that ended by an error.
+    """One event in a job's history: its start, an emission, or a task that failed or was dropped.
 
     `event` is `start`, the emitted event's name, `error`, `error_continued` or `skipped`;
     `at_ns` is UTC nanoseconds.
@@ -249,12 +249,12 @@ class HistoryRecord:
 
     @property
     def at(self) -> datetime:
-        """The time of its commit (UTC)."""
+        """The time of the commit that records this event (UTC)."""
         return from_ns(self.at_ns)
 
 
 def history_of(commit: Commit) -> list[HistoryRecord]:
-    """Return the records that a commit adds to the history."""
+    """Return the records that a commit adds to the history of its job."""
     kind = commit.kind
     task_id, routine_id, attempt = commit.task_id, commit.routine_id, commit.attempt
     events: list[tuple[str, Mapping[str, object]]] = []
@@ -276,7 +276,7 @@ def history_of(commit: Commit) -> list[HistoryRecord]:
 
 
 def history_length(commit: Commit) -> int:
-    """Return how many records a commit adds to the history: the length of `history_of`."""
+    """Return the number of records that a commit adds to the history: `len(history_of(commit))`."""
     kind = commit.kind
     if kind is _START:
         return 1
@@ -339,14 +339,14 @@ def _check_form(kind: CommitKind, found: Mapping[str, object]) -> None:
     for name in sorted(required.keys() - found):
         raise CorruptStateError(f".{name}", f"is missing in a commit of kind {kind.value!r}")
     for name in sorted(found.keys() - required.keys() - optional.keys()):
-        raise CorruptStateError(f".{name}", f"is no field of a commit of kind {kind.value!r}")
+        raise CorruptStateError(f".{name}", f"is not a field of a commit of kind {kind.value!r}")
 
 
 def _check_tasks(kind: CommitKind, tasks: Sequence[Task]) -> None:
     first = kind is _START
     if first and len(tasks) != 1:
-        raise CorruptStateError(".tasks", f"a job starts with one task, not {len(tasks)}")
+        raise CorruptStateError(".tasks", f"must be one task in the first commit, not {len(tasks)}")
     for i, task in enumerate(tasks):
         if (task.emission < 0) is not first:
-            reason = "only the task that a job starts with delivers no emission"
+            reason = "must be -1 in the first task of a job, and 0 or more in any other task"
             raise CorruptStateError(f".tasks[{i}].emission", reason)

@@ -1,4 +1,4 @@
-"""Folds commits into the state of a job: how each commit changes it.
+"""Applies commits to the state of a job: defines how each commit changes the job.
 
 Invariants:
 - `fold` is the only method that changes a job. It checks a commit first; a commit that does not fit
@@ -36,7 +36,7 @@ _STEP_ENDS: Final = frozenset({_DONE, _RETRY, _FAILED, _DROPPED, _CONFLICT})
 
 
 class FoldedJob:
-    """The data of a job, as its commits make it."""
+    """The data of a job, computed from its commits."""
 
     __slots__ = (
         "_commits",
@@ -80,21 +80,21 @@ class FoldedJob:
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The tasks that are not done, in the order in which they run."""
+        """The tasks that are ready, wait for a retry or have failed, in the order to run them."""
         return tuple(sorted(self._pending.values(), key=lambda task: task.order))
 
     @property
     def commits(self) -> Sequence[Commit]:
-        """Every commit, oldest first; with a `history_limit` the latest ones."""
+        """All commits, oldest first; with a `history_limit`, only the latest ones."""
         return tuple(self._commits)
 
     def _first_difference(self, other: FoldedJob) -> str | None:
         return next((n for n in _COMPARED if not _same(getattr(self, n), getattr(other, n))), None)
 
     def fold(self, commit: Commit) -> Sequence[PendingTask]:
-        """Add a commit, and return the tasks that it created or that are to be tried again.
+        """Apply a commit, and return the tasks to schedule: new tasks and retries.
 
-        Raises `IllegalTransitionError`, changing nothing, if it can't follow.
+        Raises `IllegalTransitionError`, changing nothing, if the commit can't follow.
         """
         seq = commit.seq
         if seq != self.seq + 1:
@@ -119,7 +119,9 @@ class FoldedJob:
         if kind is _START:
             return self._fold_start(commit)
         if commit.seq == 1:
-            raise IllegalTransitionError(f"a job begins with its start, not with {kind.value!r}")
+            raise IllegalTransitionError(
+                f"a job's first commit must be 'start', not {kind.value!r}"
+            )
         if kind is _EFFECT:
             self._fold_effect(commit)
         elif kind is _RESUMED:
@@ -131,7 +133,7 @@ class FoldedJob:
     def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
         detail = commit.detail
         if self.seq or detail is None:
-            raise IllegalTransitionError("only the first commit starts a job")
+            raise IllegalTransitionError("'start' must be the first commit of a job, with a detail")
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns
@@ -147,7 +149,7 @@ class FoldedJob:
         if pending is None or pending.attempt != commit.attempt or pending.failed:
             raise IllegalTransitionError(
                 f"commit {commit.seq} ends attempt {commit.attempt} of task {task_id},"
-                " which is not the next one"
+                " which is not the attempt that runs next"
             )
         kind = commit.kind
         routine = self.routine_states[pending.task.routine_id]
@@ -164,7 +166,7 @@ class FoldedJob:
         if kind is _RETRY:
             due = commit.due_ns
             if due is None:
-                raise IllegalTransitionError(f"commit {commit.seq} is a retry without due_ns")
+                raise IllegalTransitionError(f"commit {commit.seq} is a 'retry', but has no due_ns")
             pending.due_ns = due
             pending.delay_ns = commit.delay_ns
             pending.attempt += 1
@@ -178,7 +180,7 @@ class FoldedJob:
             return (pending,)
         if kind is _DROPPED and (commit.error is None or commit.detail is None):
             raise IllegalTransitionError(
-                f"commit {commit.seq} drops a task without an error and a detail"
+                f"commit {commit.seq} drops a task, but has no error or no detail"
             )
         if pending.first_started_ns is None:
             pending.first_started_ns = commit.started_ns
@@ -223,7 +225,7 @@ class FoldedJob:
         pending = self._pending.get(commit.task_id or "")
         if pending is None or commit.effect is None or commit.detail is None:
             raise IllegalTransitionError(
-                f"commit {commit.seq} has no effect, or its task is not pending"
+                f"commit {commit.seq} must have an effect, a name for it and a pending task"
             )
         pending.effects = {**(pending.effects or {}), str(commit.detail["name"]): commit.effect}
         self.recoveries = 0

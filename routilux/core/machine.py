@@ -1,4 +1,4 @@
-"""State machine of one job: decides which tasks may run, and makes the commits that change it.
+"""State machine of one job: decides which tasks may run, and makes the job's commits.
 
 Invariants:
 - It has no clock, no threads, no files and no randomness. The same calls give the same commits.
@@ -42,7 +42,7 @@ _COMPLETED = JobStatus.COMPLETED
 
 
 class Machine:
-    """One job on one plan: the tasks that may start, and the commits that change the job."""
+    """The state machine of one job on one plan: starts its tasks, and makes its commits."""
 
     __slots__ = (
         "_alone",
@@ -73,12 +73,12 @@ class Machine:
 
     @property
     def in_flight(self) -> int:
-        """How many steps are in flight."""
+        """The number of steps in flight."""
         return len(self._flights)
 
     @property
     def flights(self) -> Sequence[StepInput]:
-        """The steps in flight, in the order of their start."""
+        """The steps in flight, in the order in which they started."""
         return list(self._flights.values())
 
     @property
@@ -87,7 +87,7 @@ class Machine:
         return not self._flights and self.job.status is not _RUNNING
 
     def next_task(self) -> PendingTask | None:
-        """Return the task to start next, now or when it is due.
+        """Return the task to start next; it may not be due yet.
 
         None if no task can start before the next commit.
         """
@@ -99,7 +99,7 @@ class Machine:
         return None if first is None or (first.conflicts and self._must_wait(first)) else first
 
     def startable(self, now: int) -> list[PendingTask]:
-        """Return the tasks that may start now, first choice first."""
+        """Return the tasks that may start now, in the order in which to start them."""
         first = self.next_task()
         if first is None or first.due_ns > now:
             return []
@@ -112,7 +112,7 @@ class Machine:
         return pending.conflicts >= MOST_CONFLICTS and bool(self._flights)
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        """Put a startable task in flight, and return the step to run."""
+        """Mark a startable task as in flight, and return the step to run."""
         task = pending.task
         job = self.job
         routine_id = task.routine_id
@@ -152,7 +152,7 @@ class Machine:
         A queued job is `pending` until a worker resumes it.
         """
         if self.job.seq:
-            raise IllegalTransitionError(f"job {self.job.job_id} is already started")
+            raise IllegalTransitionError(f"job {self.job.job_id} was already started")
         detail = {"flow_id": self.plan.flow_id, **self._shape()}
         root = Task("0", entry, slot, params, is_flat(params), -1)
         status = JobStatus.PENDING if queued else _RUNNING
@@ -162,7 +162,7 @@ class Machine:
         return {"shape": list(self.plan.shape), "routines": list(self.plan.routines)}
 
     def finish(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
-        """Return the commit that ends a step; None if its outcome is late or a duplicate."""
+        """Return the commit that ends a step; None if the outcome is late or a duplicate."""
         flying = self._flights.get(step.task.task_id)
         if flying is None or flying.number != outcome.number:
             return None
@@ -177,7 +177,7 @@ class Machine:
         return any(when.get(key, 0) > step.seq for key in reads)
 
     def effect(self, step: StepInput, name: str, effect: Effect, now: int) -> Commit | None:
-        """Return the commit that records an effect; None if its step is no longer in flight."""
+        """Return the commit that records an effect; None if the step is no longer in flight."""
         flying = self._flights.get(step.task.task_id)
         if flying is None or flying.number != step.number:
             return None
@@ -197,8 +197,8 @@ class Machine:
         job = self.job
         if self._flights:
             raise NotResumableError(
-                f"job {job.job_id} still has steps in flight, of tasks"
-                f" {', '.join(self._flights)}; resume it when they have ended"
+                f"job {job.job_id} still has steps in flight (tasks"
+                f" {', '.join(self._flights)}); resume the job when they have ended"
             )
         if job.is_final:
             raise NotResumableError(
@@ -210,8 +210,8 @@ class Machine:
         if fresh and not retry_failed:
             who = ", ".join(f"{t.routine_id} (task {t.task_id})" for t in failed) or str(job.error)
             raise NotResumableError(
-                f"job {job.job_id} failed at {who}; resume(job, retry_failed=True) tries again"
-                " with a fresh retry budget"
+                f"job {job.job_id} failed at {who}; to retry with a fresh retry budget, call"
+                " resume(job, retry_failed=True)"
             )
         recoveries = job.recoveries
         ready = ready_tasks(job, now)
@@ -244,7 +244,7 @@ class Machine:
     # --- changing the job -----------------------------------------------------------------------
 
     def accept(self, commit: Commit) -> None:
-        """Fold a commit into the job, and schedule the tasks that it created."""
+        """Apply a commit to the job, and schedule the tasks that the commit created."""
         ready = self.job.fold(commit)
         kind = commit.kind
         if kind is _RESUMED:

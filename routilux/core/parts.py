@@ -72,7 +72,7 @@ class RoutineState:
 
     @property
     def status(self) -> RoutineStatus:
-        """The worst outcome of its tasks; `pending` while none has ended."""
+        """The worst outcome of the routine's tasks; `pending` while none has ended."""
         if self.failed:
             return RoutineStatus.FAILED
         if self.error_continued:
@@ -100,11 +100,11 @@ class RoutineState:
         ended = state.completed + state.skipped + state.error_continued + state.failed
         if state.attempts < max(ended, state.retry_count):
             raise CorruptStateError(
-                f"{path}.attempts", "is less than the tasks that ended, or than the retries"
+                f"{path}.attempts", "is less than the number of ended tasks, or of retries"
             )
         if state.status != f["status"]:
             raise CorruptStateError(
-                f"{path}.status", f"{f['status']!r} contradicts its counts: {state.status.value}"
+                f"{path}.status", f"is {f['status']!r}, but the counts mean {state.status.value!r}"
             )
         return state
 
@@ -137,32 +137,32 @@ class PendingTask:
 
     @property
     def routine_id(self) -> str:
-        """The routine that handles it."""
+        """The id of the routine that handles the task."""
         return self.task.routine_id
 
     @property
     def slot(self) -> str:
-        """The slot that it is delivered to."""
+        """The slot that receives the task's payload."""
         return self.task.slot
 
     @property
     def payload(self) -> Mapping[str, object]:
-        """The payload, as it was emitted."""
+        """The payload that the task delivers."""
         return self.task.payload
 
     @property
     def due_at(self) -> datetime:
-        """When it may run (UTC)."""
+        """The earliest instant at which the task may run (UTC)."""
         return from_ns(self.due_ns)
 
     @property
     def delay(self) -> timedelta | None:
-        """The planned wait before the next attempt; None without one."""
+        """The planned wait before the next attempt; None if no wait is planned."""
         return None if self.delay_ns is None else from_ns(self.delay_ns) - from_ns(0)
 
     @property
     def order(self) -> tuple[int, int, int]:
-        """The sort key: the task with the least order runs first."""
+        """The sort key of the task; the task with the smallest key runs first."""
         return self.due_ns, self.seq, self.position
 
     def serialize(self, path: str) -> dict[str, object]:
@@ -195,10 +195,10 @@ class PendingTask:
         delay, first = f["delay_ns"], f["first_started_ns"]
         if f["retries"] >= f["attempt"]:
             raise CorruptStateError(
-                f"{path}.retries", "is not less than the number of the next attempt"
+                f"{path}.retries", "must be less than the number of the next attempt"
             )
         if f["failed"] and delay is not None:
-            raise CorruptStateError(f"{path}.delay_ns", "a failed task has no delay")
+            raise CorruptStateError(f"{path}.delay_ns", "must be null in a failed task")
         return cls(
             Task(
                 f["task_id"],
@@ -227,7 +227,7 @@ class PendingTask:
 
 @dataclass(slots=True)
 class Output:
-    """An emission of an event without a connection: a result of the job."""
+    """An emission that no connection delivers: a result of the job."""
 
     seq: int
     routine_id: str
@@ -254,7 +254,7 @@ class Output:
 
 @dataclass(slots=True)
 class DroppedTask:
-    """A failed task that CONTINUE (`error_continued`) or SKIP (`skipped`) dropped."""
+    """A failed task that the strategy CONTINUE (`error_continued`) or SKIP (`skipped`) dropped."""
 
     seq: int
     task_id: str
@@ -282,7 +282,7 @@ class DroppedTask:
         f = codec.check_fields(data, path, _DROPPED_TASK)
         if f["outcome"] not in DROPPED_AS:
             raise CorruptStateError(
-                f"{path}.outcome", f"a task can't be dropped as {f['outcome']!r}"
+                f"{path}.outcome", f"{f['outcome']!r} is not a valid outcome of a dropped task"
             )
         in_range(f["seq"], f"{path}.seq", least=1)
         in_range(f["attempt"], f"{path}.attempt", least=1)

@@ -41,7 +41,7 @@ _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
 
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
-    """Fold a loaded commit; raises `CorruptStateError` with `path` if it can't follow."""
+    """Apply a loaded commit to a job; raises `CorruptStateError` if the commit can't follow."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
     if reason is None:
         try:
@@ -56,9 +56,9 @@ def follow(job: FoldedJob, commit: Commit, path: str) -> None:
 
 def _wrong_time(job: FoldedJob, commit: Commit) -> str | None:
     if job.seq and commit.at_ns < job.updated_ns:
-        return "it is earlier than the one before"
+        return "it is earlier than the commit before"
     if commit.started_ns is not None and commit.started_ns > commit.at_ns:
-        return "its attempt starts after it has ended"
+        return "its attempt starts after the attempt ends"
     if commit.delay_ns is not None and commit.due_ns != commit.at_ns + commit.delay_ns:
         return "its due_ns is not its at_ns plus its delay_ns"
     return None
@@ -74,7 +74,7 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
         ):
             return (
                 f"attempt {commit.attempt} of task {commit.task_id} of {commit.routine_id!r} is not"
-                " the next one"
+                " the attempt that runs next"
             )
     known: Iterable[str] = job.routine_states
     if commit.kind is _START:
@@ -82,12 +82,12 @@ def _wrong_task(job: FoldedJob, commit: Commit) -> str | None:
     created: set[str] = set()
     for task in commit.tasks:
         if task.task_id in job._pending or task.task_id in created:
-            return f"it creates task {task.task_id} again"
+            return f"it creates task {task.task_id}, which already exists"
         if task.routine_id not in known:
-            return f"it creates a task of {task.routine_id!r}, which is no routine of the job"
+            return f"it creates a task of {task.routine_id!r}, which is not a routine of the job"
         created.add(task.task_id)
     if commit.kind is _DROPPED and (as_ := (commit.detail or {}).get("as")) not in DROPPED_AS:
-        return f"a task can't be dropped as {as_!r}"
+        return f"{as_!r} is not a valid outcome of a dropped task"
     return None
 
 
@@ -101,17 +101,17 @@ def _wrong_status(job: FoldedJob, commit: Commit) -> str | None:
     else:
         fits = after is before or (ends and before is _RUNNING and after is _COMPLETED)
     if not fits:
-        return f"a commit {kind.value!r} can't turn a job from {before.value} to {after.value}"
+        return f"commit {kind.value!r} can't change a job from {before.value} to {after.value}"
     left = len(job._pending) - ends + len(commit.tasks)
     if ends and (after is _COMPLETED) is not (before is _RUNNING and not left):
-        return f"{left} tasks are left after it, and the job is {after.value}"
+        return f"{left} tasks are left after the commit, but the job is {after.value}"
     return None
 
 
 def check_unfolded(job: FoldedJob, path: str) -> None:
-    """Check the state of a job whose first commits are not kept."""
+    """Check the state of a job that no longer keeps its first commits."""
     if job.status is JobStatus.COMPLETED and job._pending:
-        raise CorruptStateError(f"{path}.pending_tasks", "a completed job has none")
+        raise CorruptStateError(f"{path}.pending_tasks", "must be empty in a completed job")
     parts: tuple[tuple[str, Sequence[PendingTask | Output | DroppedTask]], ...] = (
         ("pending_tasks", job.pending_tasks),
         ("outputs", job.outputs),
@@ -121,12 +121,14 @@ def check_unfolded(job: FoldedJob, path: str) -> None:
         for i, entry in enumerate(entries):
             place = f"{path}.{name}[{i}]"
             if entry.seq > job.seq:
-                raise CorruptStateError(f"{place}.seq", f"{entry.seq} is after the last commit")
+                raise CorruptStateError(
+                    f"{place}.seq", f"{entry.seq} is a later commit than the last"
+                )
             if entry.routine_id not in job.routine_states:
                 raise CorruptStateError(
-                    f"{place}.routine_id", f"{entry.routine_id!r} is no routine of the job"
+                    f"{place}.routine_id", f"{entry.routine_id!r} is not a routine of the job"
                 )
     for last in job.commits[-1:]:
         for name, expected in (("status", last.status), ("updated_ns", last.at_ns)):
             if getattr(job, name) != expected:
-                raise CorruptStateError(f"{path}.{name}", "contradicts the last commit")
+                raise CorruptStateError(f"{path}.{name}", "does not match the last commit")

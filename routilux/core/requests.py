@@ -37,7 +37,7 @@ def request(job: JobState, kind: Request, now: int, reason: str | None = None) -
     commit_kind, status = _KINDS[kind]
     if job.is_final or (kind == "pause" and job.status is not JobStatus.RUNNING):
         raise NotResumableError(
-            f"job {job.job_id} is {job.status.value}; it can't be {status.value} any more"
+            f"job {job.job_id} is {job.status.value}, so it can't be {status.value}"
         )
     detail = None if reason is None else {"reason": reason}
     return Commit(job.seq + 1, commit_kind, now, status, detail=detail)
@@ -50,7 +50,7 @@ def requeue(job: JobState, now: int) -> Commit:
     """
     if job.status is not JobStatus.FAILED:
         paused = job.status is JobStatus.PAUSED
-        cure = "; use resume(job) on a host that has its flow" if paused else ""
+        cure = "; use resume(job) on a host that has the job's flow" if paused else ""
         only = "only a failed job gets a fresh retry budget"
         raise NotResumableError(f"job {job.job_id} is {job.status.value}; {only}{cure}")
     tasks = job.pending_tasks
@@ -83,7 +83,7 @@ def resumed(
     withdrawn: Sequence[str] = (),
     **shape: object,
 ) -> Commit:
-    """Return a commit of kind `resumed`; `shape` is that of a changed flow."""
+    """Return a commit of kind `resumed`; `shape` holds the new shape if the flow has changed."""
     detail = {
         "recoveries": recoveries,
         "retry_failed": retry_failed,
@@ -94,7 +94,7 @@ def resumed(
 
 
 def ready_tasks(job: JobState, now: int) -> list[PendingTask]:
-    """Return the tasks that may run as soon as the job is resumed; the others wait to retry.
+    """Return the tasks that may run as soon as the job is resumed; others wait for a retry.
 
     A task without a delay that is due in the future was created by a clock that was ahead.
     """

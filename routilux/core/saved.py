@@ -25,7 +25,7 @@ Job = TypeVar("Job", bound=FoldedJob)
 
 
 def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
-    """Return the members of a job's saved form; without `history` it has no commits.
+    """Return the fields of a job's saved form by name; without `history` it has no commits.
 
     An iterator is written as an array; it yields the texts of the entries.
     """
@@ -53,7 +53,7 @@ def members(job: FoldedJob, *, history: bool) -> dict[str, object]:
 
 
 def load(new: Callable[[str], Job], data: object, path: str) -> Job:
-    """Read a job from decoded data, which it keeps; `new` makes an empty job with an id.
+    """Make a job from decoded data and keep that data; `new` makes an empty job with an id.
 
     Each commit replaces its data in the list. Otherwise the garbage collector would visit twice as
     many objects, which takes longer than all the rest.
@@ -78,7 +78,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:
-            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is a duplicate")
+            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is used twice")
         job._pending[pending.task_id] = pending
     job.outputs = [
         Output.load(entry, f"{path}.outputs[{i}]") for i, entry in enumerate(f["outputs"])
@@ -96,11 +96,11 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
 
 
 def _check(job: FoldedJob, path: str) -> None:
-    """Compare a job that was read with an empty job to which its commits are added."""
+    """Check that a loaded job equals the result of replaying its commits."""
     commits = job._commits
     if [commit.seq for commit in commits] != list(range(job.seq - len(commits) + 1, job.seq + 1)):
         raise CorruptStateError(
-            f"{path}.commits", "are not numbered without a gap up to the job's seq"
+            f"{path}.commits", "must be numbered without a gap, up to the job's seq"
         )
     if len(commits) < job.seq:
         check_unfolded(job, path)  # it has a history_limit
@@ -111,7 +111,7 @@ def _check(job: FoldedJob, path: str) -> None:
     name = folded._first_difference(job)
     if name is not None:
         shown = name.removeprefix("_").replace("pending", "pending_tasks")
-        raise CorruptStateError(f"{path}.{shown}", "contradicts the job's commits")
+        raise CorruptStateError(f"{path}.{shown}", "does not match the job's commits")
 
 
 def _saved(path: str, parts: Sequence[PendingTask | Output | DroppedTask]) -> Iterator[str]:

@@ -45,13 +45,13 @@ class JobState(FoldedJob):
         return self.status.is_final
 
     def retry_count(self, routine_id: str | None = None) -> int:
-        """Return the most retries that one task used, in one routine or in any."""
+        """Return the largest number of retries that one task used, in one routine or in all."""
         if routine_id is not None:
             return self.routine_states[routine_id].retry_count
         return max((state.retry_count for state in self.routine_states.values()), default=0)
 
     def at(self, seq: int) -> JobState:
-        """Return the job as it was after commit `seq`; 0 is before the first.
+        """Return the job as it was after commit `seq`; 0 means before the first commit.
 
         Raises `ValueError` if there is no such commit, or if older commits are no longer kept.
         """
@@ -60,7 +60,7 @@ class JobState(FoldedJob):
                 f"job {self.job_id}: the history before commit {self._commits[0].seq} is not kept"
             )
         if not 0 <= seq <= len(self._commits):
-            raise ValueError(f"job {self.job_id} has commits 1 to {self.seq}, not {seq}")
+            raise ValueError(f"job {self.job_id} has commits 1 to {self.seq}, but no commit {seq}")
         earlier = JobState(self.job_id)
         for commit in self._commits[:seq]:
             earlier.fold(commit)
@@ -125,7 +125,7 @@ class JobState(FoldedJob):
         return data
 
     def dumps(self, *, history: bool = True) -> str:
-        """Return the job as JSON text; raises `UnserializableError` as `serialize` does.
+        """Return the job as JSON text; raises the same errors as `serialize`.
 
         Without `history` the text contains no commits, as if none were kept.
         """
@@ -133,12 +133,12 @@ class JobState(FoldedJob):
 
     @classmethod
     def deserialize(cls, document: Mapping[str, object]) -> JobState:
-        """Make a job from the data of `serialize`; raises `SavedStateError` with the path."""
+        """Make a job from the data of `serialize`; raises `SavedStateError` for other data."""
         return cls.load(codec.decode(document), "$")
 
     @classmethod
     def load(cls, data: object, path: str) -> JobState:
-        """Read a job from decoded data, and keep that data as its own.
+        """Make a job from decoded data, which becomes part of the job.
 
         `path` is the job's path in the document. Raises `CorruptStateError` with the path.
         """

@@ -37,7 +37,7 @@ _RETRIES = ErrorStrategy.RETRY
 
 
 def child_id(parent: str, number: int) -> str:
-    """Return the id of a task's n-th child; a long lineage is shortened to its digest.
+    """Return the id of a task's n-th child; a digest replaces a parent's id that is too long.
 
     >>> child_id("0.1", 2)
     '0.1.2'
@@ -49,7 +49,7 @@ def child_id(parent: str, number: int) -> str:
 
 
 def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> Commit:
-    """Return a commit of a step that keeps the job's status and has no other fields yet."""
+    """Make a commit of a step that keeps the job's status; its optional fields are empty."""
     task = step.task
     return Commit(
         job.seq + 1,
@@ -67,7 +67,7 @@ def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> C
 def commit_of_outcome(
     plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now: int
 ) -> Commit:
-    """Return the commit that ends a step whose reads of shared data are still current."""
+    """Return the commit that ends a step that has no conflict over shared data."""
     if outcome.error_type is not None:
         return _failure(plan, job, step, outcome, outcome.error_type, now)
     task = step.task

@@ -35,43 +35,43 @@ _EFFECT_FIELDS: codec.Fields = {"arguments": str, "result": object}
 
 
 def in_range(number: int, path: str, least: int = 0) -> int:
-    """Return a count from saved data; refuses one below `least` or above 2**53."""
+    """Return a count from saved data, which must be from `least` to 2**53."""
     if not least <= number <= _LARGEST_COUNT:
-        raise CorruptStateError(path, f"{number} is not a number from {least} to 2**53")
+        raise CorruptStateError(path, f"must be a number from {least} to 2**53, not {number}")
     return number
 
 
 def instant(number: int, path: str) -> int:
-    """Return an instant (ns) from saved data; refuses one outside the years 1 to 9999."""
+    """Return an instant (ns) from saved data, which must be in the years 1 to 9999."""
     if not _EARLIEST <= number <= _LATEST:
-        raise CorruptStateError(path, f"{number} ns is not an instant in the years 1 to 9999")
+        raise CorruptStateError(path, f"must be an instant in the years 1 to 9999, not {number} ns")
     return number
 
 
 def duration(number: int, path: str) -> int:
-    """Return a duration (ns) from saved data; refuses one below 0 or above 9999 years."""
+    """Return a duration (ns) from saved data, which must be from 0 to 9999 years."""
     if not 0 <= number <= _LONGEST:
-        raise CorruptStateError(path, f"{number} ns is not a duration of at most 9999 years")
+        raise CorruptStateError(path, f"must be a duration from 0 to 9999 years, not {number} ns")
     return number
 
 
 def payload(data: dict[str, object], path: str) -> dict[str, object]:
-    """Return a payload from saved data; refuses keys that are not strings."""
+    """Return a payload from saved data, whose keys must all be strings."""
     if not _TEXT.issuperset(map(type, data)):
         key = next(key for key in data if type(key) is not str)
-        raise CorruptStateError(path, f"the key {key!r} is not a string")
+        raise CorruptStateError(path, f"must have strings as keys, not {key!r}")
     return data
 
 
 def texts(value: object, path: str) -> list[str]:
-    """Return a list of strings from saved data."""
+    """Return a list from saved data, whose items must all be strings."""
     if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
-        raise CorruptStateError(path, "is not a list of strings")
+        raise CorruptStateError(path, "must be a list of strings")
     return value
 
 
 def error_data(error: ErrorInfo) -> dict[str, object]:
-    """Return an error as JSON-able data."""
+    """Return the saved form of an error."""
     data: dict[str, object] = {"type": error.type, "message": _plain(error.message)}
     if error.where is not None:
         data["where"] = _plain(error.where)
@@ -81,13 +81,13 @@ def error_data(error: ErrorInfo) -> dict[str, object]:
 
 
 def load_error(data: object, path: str) -> ErrorInfo:
-    """Read an error."""
+    """Load an error from its saved form."""
     f = check_fields(data, path, _ERROR_REQUIRED, _ERROR_OPTIONAL)
     return ErrorInfo(**f)
 
 
 def effect_data(effect: Effect, path: str) -> dict[str, object]:
-    """Return the result of an effect as JSON-able data."""
+    """Return the saved form of an effect."""
     return {
         "arguments": effect.arguments,
         "result": codec.encode(effect.result, f"{path}.result"),
@@ -95,28 +95,28 @@ def effect_data(effect: Effect, path: str) -> dict[str, object]:
 
 
 def load_effect(data: object, path: str) -> Effect:
-    """Read the result of an effect."""
+    """Load an effect from its saved form."""
     f = check_fields(data, path, _EFFECT_FIELDS)
     return Effect(**f)
 
 
 def writes_text(writes: Writes, path: str) -> str:
-    """Return the writes of a step as JSON text."""
+    """Return the saved form of the writes of a step, as JSON text."""
     removed = ",".join(map(quoted, writes.removed))
     return f'{{"values":{codec.value_text(writes.values, f"{path}.values")},"removed":[{removed}]}}'
 
 
 def load_writes(data: object, path: str) -> Writes:
-    """Read the writes of a step."""
+    """Load the writes of a step from their saved form."""
     f = check_fields(data, path, _WRITES_FIELDS)
     removed = f["removed"]
     if not all(type(key) is str for key in removed):
-        raise CorruptStateError(f"{path}.removed", "a removed key is not a string")
+        raise CorruptStateError(f"{path}.removed", "must be a list of strings")
     return Writes(payload(f["values"], f"{path}.values"), tuple(removed))
 
 
 def load_emission(f: Any, index: int) -> Emission:
-    """Read an emission of a commit; the path of an error begins at the commit."""
+    """Load an emission of a commit; the path in an error starts at the commit."""
     if type(f) is not dict or not fits(f, _EMISSION_FIELDS):
         check_fields(f, f".emissions[{index}]", _EMISSION_FIELDS)
     values = f["payload"]
@@ -126,7 +126,7 @@ def load_emission(f: Any, index: int) -> Emission:
 
 
 def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
-    """Read a task of a commit; it shares the payload of its emission."""
+    """Load a task of a commit; it uses its emission's payload unless it has its own."""
     if type(f) is not dict or not fits(f, _TASK_REQUIRED, _TASK_OPTIONAL):
         check_fields(f, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
     index = f["emission"]

@@ -1,1 +1,1 @@
-"""Runs jobs: the loop, the drivers of steps, and what the jobs of a runtime share."""
+"""Runs jobs: the loop, the drivers of steps, and the objects that a runtime's jobs share."""

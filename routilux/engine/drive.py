@@ -44,7 +44,7 @@ _ordinals = count(1)
 
 
 class DrivingLoop(Protocol):
-    """The loop that drives a job, as the job uses it; see `Loop`."""
+    """The methods of `Loop` that a `Drive` calls."""
 
     def look(self, drive: Drive) -> None: ...
 
@@ -115,7 +115,7 @@ class Drive:
         return self.environment.clock.monotonic_ns() + self.offset
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait, but not longer than until the attempt's timeout."""
+        """Wait for `length`, but at most until the attempt's timeout."""
         clock = self.environment.clock
         clock.record_wait(step.task.routine_id, length)
         until = self.now_ns() + length
@@ -135,7 +135,7 @@ class Drive:
         return self.run_step(step, routine, slot, plan.handlers[routine_id], self)
 
     def check(self, step: StepInput) -> None:
-        """Raise if the step can record nothing more: the job was lost or an error ended it."""
+        """Raise if another host owns the job, or an error ended its run."""
         until = self.leased_until
         if (
             self.error is None
@@ -212,7 +212,7 @@ class Drive:
             self.notify(commit)
 
     def apply(self, commit: Commit) -> None:
-        """Fold a written commit into the job."""
+        """Apply a written commit to the job."""
         self.machine.accept(commit)
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
@@ -232,12 +232,12 @@ class Drive:
             self._snapshot_at = self._journal.write_snapshot(job)
         except Exception as error:
             # Every commit is in the store; without the snapshot, loading takes longer.
-            _log.warning("no snapshot of job %s at commit %d: %s", job.job_id, job.seq, error)
+            _log.warning("job %s has no snapshot at commit %d: %s", job.job_id, job.seq, error)
 
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
 
     def take_outcome(self, step: StepInput, outcome: StepOutcome, now: int) -> Commit | None:
-        """Return the commit that ends a step; None if its outcome is late or a duplicate.
+        """Return the commit that ends a step; None if the outcome is late or a duplicate.
 
         The effects that the outcome carries are committed first.
         """

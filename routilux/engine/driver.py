@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Driven(Host, Protocol):
-    """A job as a driver sees it: the host of its steps, its plan, its place among the jobs."""
+    """The parts of a job that a driver uses: the host of its steps, its plan and its number."""
 
     plan: Plan
     ordinal: int
@@ -37,7 +37,7 @@ A `BaseException` in place of an outcome is an error from outside the handler.
 
 
 class Driver(Protocol):
-    """Takes steps and hands back one outcome at a time.
+    """Runs the steps that a loop starts, and returns their outcomes one at a time.
 
     `room` says whether it can take a step now; only `start` and `next` change it.
     """
@@ -45,16 +45,16 @@ class Driver(Protocol):
     room: bool
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Take a step."""
+        """Take a step to run."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
-        """Return a step that has ended; None at the instant `until` (monotonic) or after a poke."""
+        """Return a step that has ended; None at the monotonic instant `until`, or after a poke."""
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return ended steps of other jobs, at most one of each; never wait."""
+        """Return ended steps of other jobs than `than`'s, at most one for each job; never wait."""
 
     def poke(self) -> None:
-        """Make `next` return at once; from any thread."""
+        """Make `next` return at once; any thread may call this."""
 
 
 class InlineDriver:

@@ -1,4 +1,4 @@
-"""Checks that a job fits its flow: its start, and the flow that it is resumed on.
+"""Checks that a job fits its flow, when the job starts and when it is resumed.
 
 Invariants:
 - A check comes before any commit; a refusal leaves the job and the flow as they were.
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def check_job_id(job_id: object) -> None:
-    """Raise `FlowDefinitionError` for an id that is no text, is empty or can't be saved."""
+    """Raise `FlowDefinitionError` for a job id that is not a string, is empty or can't be saved."""
     if not isinstance(job_id, str) or not job_id or any("\ud800" <= c <= "\udfff" for c in job_id):
         raise FlowDefinitionError(
             f"a job's id must be a non-empty string of valid Unicode, not {job_id!r}"
@@ -31,7 +31,7 @@ def check_job_id(job_id: object) -> None:
 def checked_params(
     plan: Plan, entry: str, slot: str, params: Mapping[str, object] | None
 ) -> dict[str, object]:
-    """Return a copy of the parameters that a job starts with, for its first handler.
+    """Return a copy of the parameters for the first handler of a new job.
 
     Raises `FlowDefinitionError` for an entry, a slot or parameters that the flow does not have.
     """
@@ -59,7 +59,8 @@ def checked_params(
     if missing or unknown:
         takes = ", ".join(map(repr, sorted(binding.names))) or "nothing"
         trouble = [f"misses {', '.join(map(repr, missing))}"] if missing else []
-        trouble += [f"has {', '.join(map(repr, unknown))}, which it does not take"] * bool(unknown)
+        extra = f"has {', '.join(map(repr, unknown))}, which the handler does not take"
+        trouble += [extra] * bool(unknown)
         meant = nearest(unknown[0], binding.names - given.keys()) if unknown else ""
         raise FlowDefinitionError(
             f"params for {entry}.{slot}: the handler takes {takes}; the mapping"
@@ -69,7 +70,7 @@ def checked_params(
 
 
 def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
-    """Raise `FlowMismatchError` if a job can't be resumed on a flow.
+    """Raise `FlowMismatchError` if a job can't be resumed on the flow of a plan.
 
     With `allow_changed` the flow may have another shape, if every pending task still has its slot.
     """
@@ -77,8 +78,8 @@ def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
         raise FlowMismatchError(
             "$.job_state.shape",
             mismatch(
-                f"job {job.job_id} was started on another flow than {plan.flow_id!r} is now",
-                "resume it on the flow of its time, or with allow_changed_flow=True",
+                f"job {job.job_id} was started on another shape of flow {plan.flow_id!r}",
+                "resume the job on the old flow, or with allow_changed_flow=True",
                 job.shape,
                 plan.shape,
             ),
@@ -91,6 +92,6 @@ def check_same_flow(plan: Plan, job: JobState, *, allow_changed: bool) -> None:
     if lost:
         raise FlowMismatchError(
             "$.job_state.pending_tasks",
-            f"of job {job.job_id}, {tasks_without_slot(lost)}; flow {plan.flow_id!r} does not have"
-            " that: give it the slot, or resume the job on the flow of its time",
+            f"of job {job.job_id}, {tasks_without_slot(lost)}; flow {plan.flow_id!r} has no such"
+            " slot: add it, or resume the job on the flow that started it",
         )

@@ -1,4 +1,4 @@
-"""`Environment`: what all jobs of one runtime share.
+"""`Environment`: the objects that all jobs of one runtime share.
 
 Invariants:
 - A runtime drives a job at most once: `driven` holds the machine of each job by the job's id.

@@ -53,19 +53,19 @@ class Loop:
         self.drives: set[Drive] = set()
 
     def add(self, drive: Drive) -> None:
-        """Add a job, under the runtime's lock; if the loop is running, call `look` too."""
+        """Add a job; the caller holds the runtime's lock, and calls `look` if the loop runs."""
         self.drives.add(drive)
         self._environment.driven[drive.machine.job.job_id] = drive.machine
         drive.loop = self
         self._mark(drive)
 
     def look(self, drive: Drive) -> None:
-        """Check a job that another thread has changed, under the runtime's lock."""
+        """React to a change of a job by another thread; the caller holds the runtime's lock."""
         self._mark(drive)
         self._driver.poke()
 
     def run(self) -> None:
-        """Run until all jobs have stopped; an error of one job is kept in its `error`."""
+        """Run until all jobs have stopped; an error of one job is kept in its `Drive.error`."""
         try:
             self._run()
         except BaseException as error:
@@ -142,7 +142,7 @@ class Loop:
         return True
 
     def _end(self, group: Sequence[Ended], now: int) -> None:
-        """Commit the ends of steps, of one job each, by one write; often it is one step."""
+        """Commit the ends of steps of different jobs with one write; often it is one step."""
         endings: list[tuple[Drive, Commit]] = []
         rows: list[Append] = []
         journal = self._journal
@@ -190,13 +190,13 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop driving a job because of an error from outside its flow, under the lock."""
+        """Stop driving a job after an error from outside its flow; the caller holds the lock."""
         drive.error = error
         self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
-        """Remove a job that has stopped, or that an error from outside has ended."""
+        """Remove a job that has stopped, or that an error from outside its flow has ended."""
         self.drives.discard(drive)
         job_id, driven = drive.machine.job.job_id, self._environment.driven
         if driven.get(job_id) is drive.machine:

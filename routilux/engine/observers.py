@@ -1,4 +1,4 @@
-"""The observers of a runtime, which it notifies of commits and of steps that start.
+"""The observers of a runtime; they are notified of commits and of steps that start.
 
 Invariants:
 - An observer can't break a job: what it raises is logged once and counted.
@@ -29,7 +29,7 @@ _log = logging.getLogger("routilux")
 
 @dataclass(slots=True)
 class ObserverFailure:
-    """The first error of an observer, and how often it raised one."""
+    """The first error of an observer, and the number of errors that it raised."""
 
     observer: object
     error: Exception
@@ -37,7 +37,7 @@ class ObserverFailure:
 
 
 class Observers:
-    """The observers of a runtime; they are notified under its lock."""
+    """The observers of a runtime; they are notified under the runtime's lock."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         self.registered = tuple(observers)
@@ -51,7 +51,7 @@ class Observers:
         self._notifier = None
 
     def refuse(self, what: str) -> None:
-        """Raise if an observer asks for something that waits for a job."""
+        """Raise if an observer makes a call that waits for a job."""
         if self._notifier == threading.get_ident():
             raise RoutiluxError(
                 f"an observer can't {what}: all jobs wait until the observer returns;"
@@ -76,7 +76,7 @@ class Observers:
             self._notifier = None
 
     def notify_step(self, job: JobState, step: StepInput) -> None:
-        """Notify the observers that have `on_step` of a step that starts."""
+        """Notify the observers with a method `on_step` that a step starts."""
         for observer in self.of_steps:
             try:
                 observer.on_step(job, step)
@@ -90,7 +90,7 @@ class Observers:
                 return
         self.failures.append(ObserverFailure(observer, error))
         _log.error(
-            "observer %r raised %s; the job continues, and later errors of it are only counted",
+            "observer %r raised %s; the job continues, and its later errors are only counted",
             observer,
             type(error).__name__,
             exc_info=error,

@@ -1,4 +1,4 @@
-"""Runs steps on an executor: our own threads, or any `concurrent.futures.Executor`.
+"""Runs steps on an executor: its own threads, or any `concurrent.futures.Executor`.
 
 Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class _DaemonThreads:
-    """Up to `size` daemon threads, made when they are needed."""
+    """Up to `size` daemon threads, each started when it is needed."""
 
     __slots__ = ("_idle", "_made", "_size", "_work")
 
@@ -68,7 +68,7 @@ def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaph
 
 
 class PoolDriver:
-    """The driver of concurrent flows and of all jobs in the background.
+    """Runs the steps of concurrent flows and of all background jobs in a pool of threads.
 
     `size` is how many steps it takes at once: as many as the user's executor has workers, or any
     number if that is not known.
@@ -90,7 +90,7 @@ class PoolDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether it runs no step, given-up ones included."""
+        """Whether no step runs here, not even one that was given up."""
         return not self._flying
 
     def start(self, driven: Driven, step: StepInput) -> None:
@@ -143,7 +143,7 @@ class PoolDriver:
         self._signal.set()
 
     def close(self) -> None:
-        """Let our own threads end; the user closes an executor of their own."""
+        """Let the driver's own threads end; a user's executor stays open."""
         self._threads.close()
 
     def _work(self, party: Party, driven: Driven, step: StepInput) -> None:
@@ -166,6 +166,6 @@ class PoolDriver:
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:
     if done.cancelled():
-        return CancelledError("the executor dropped the step before it began")
+        return CancelledError("the executor dropped the step before the step began")
     error = done.exception()
     return error if error is not None else cast("StepOutcome", done.result())

@@ -87,7 +87,7 @@ def timed_out(step: StepInput) -> StepOutcome:
 
 
 def failure(number: int, error: Exception) -> StepOutcome:
-    """Return the outcome of a step that failed by an error of the engine's own."""
+    """Return the outcome of a step that failed by an error that the engine raised."""
     return StepOutcome(number, [], error=ErrorInfo.of(error), error_type=type(error))
 
 
@@ -100,8 +100,8 @@ def _run_result(result: object, slot: Slot) -> None:
         _run_coroutine(result, slot)
     elif inspect.isgenerator(result) or inspect.isasyncgen(result):
         raise FlowDefinitionError(
-            f"the handler of slot {slot.name!r} is a generator, so none of it has run; emit what it"
-            " yields"
+            f"the handler of slot {slot.name!r} is a generator, so its code has not run; use emit"
+            " instead of yield"
         )
 
 
@@ -121,7 +121,7 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
 
 
 class _RemoteHost:
-    """The host of a step in another process: real time, and effects that travel with the outcome.
+    """The host of a step in another process: real time; effects return with the outcome.
 
     So an effect is recorded when the step ends; a crash of the process loses it.
     """
@@ -153,7 +153,7 @@ class _RemoteHost:
 
 
 def run_remote(step: StepInput, routine: Routine, slot: str, handler: ErrorHandler) -> StepOutcome:
-    """Run a step in another process; its arguments and its outcome can be pickled."""
+    """Run a step in another process; the arguments and the outcome can be pickled."""
     host = _RemoteHost(step)
     outcome = run_step(step, routine, routine.slots[slot], handler, host)
     outcome.effects = host.effects or None

@@ -38,7 +38,7 @@ class Threads:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Forget all threads; a forked child calls this again, since it has none of them."""
+        """Forget all threads; a forked child calls this again, because threads end at a fork."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
 
@@ -50,7 +50,7 @@ class Threads:
                 self._spare.pop().close()
 
     def drive(self, drive: Drive) -> JobState:
-        """Drive a job in this thread and return it when it has stopped; raises its `error`."""
+        """Drive a job in this thread and return it when it has stopped; raises `drive.error`."""
         driver = self.driver_for(drive)
         who = f"job {drive.machine.job.job_id}"
         party = self._clock.party(who, (drive.ordinal,), result=True)

@@ -37,26 +37,26 @@ active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
 
 
 class Host(Protocol):
-    """The engine, as the context of a step needs it. Instants are the job's, in nanoseconds."""
+    """The engine's methods that a step's context calls. Instants are the job's, in nanoseconds."""
 
     def now_ns(self) -> int:
-        """Return the time."""
+        """Return the job's time."""
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait, at most until the attempt's timeout."""
+        """Wait for `length`, but at most until the attempt's timeout."""
 
     def check(self, step: StepInput) -> None:
-        """Raise if it is known that nothing that the step does can be recorded any more."""
+        """Raise if the engine knows that it can't record anything more from this step."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        """Commit the result of an effect; raises if it can't be committed."""
+        """Commit the result of an effect; raise if the commit is impossible."""
 
     def opened(self, context: Context) -> None:
-        """Note a context that must be closed if its step is given up."""
+        """Keep a context, to close it if the engine gives up its step."""
 
 
 class View(MutableMapping[str, object]):
-    """A handler's view of a snapshot: private copies of its values, and the keys that were read.
+    """A handler's view of saved data: private copies of values, and the keys that were read.
 
     `read_all` is set by operations that depend on all keys: iteration, `len`, comparison.
     """
@@ -86,7 +86,7 @@ class View(MutableMapping[str, object]):
     def __setitem__(self, key: str, value: object) -> None:
         self._open()
         if type(key) is not str:
-            raise TypeError(f"a key of state or shared data is a str, not {key!r}")
+            raise TypeError(f"a key of state or shared data must be a str, not {key!r}")
         self._removed.discard(key)
         self._copies[key] = value
 
@@ -121,7 +121,7 @@ class View(MutableMapping[str, object]):
         return {**self._snapshot, **self._copies}
 
     def writes(self, place: str) -> Writes | None:
-        """Return copies of the values that differ from the snapshot; None if none do."""
+        """Return copies of the values that differ from the snapshot; None if no value differs."""
         snapshot = self._snapshot
         changed = {
             key: value
@@ -136,7 +136,7 @@ class View(MutableMapping[str, object]):
 
 
 class Context:
-    """What a handler may read and do while it runs; reached as `self.ctx` of its routine.
+    """The data and actions of a running handler; reached as `self.ctx` of its routine.
 
     `attempt` is 1 for the first one. `idempotency_key` names the task and is the same in every
     attempt and on every host.
@@ -171,8 +171,8 @@ class Context:
     def over(self) -> NoReturn:
         """Raise the error for the use of a context whose step has ended."""
         raise NoActiveStepError(
-            "this step has ended: its handler has returned or was given up, so nothing that it"
-            " does can be recorded any more; keep no ctx beyond the handler"
+            "this step has ended: its handler has returned or was given up, so the engine"
+            " records nothing more of it; do not use ctx after the handler has ended"
         )
 
     @property
@@ -185,7 +185,7 @@ class Context:
 
     @property
     def shared(self) -> View:
-        """The job's shared data; a step that read a key is run again if another step changed it."""
+        """The job's shared data; a step runs again if another step changed a key that it read."""
         if self._shared is None:
             self._shared = View(self._open_step().shared, self._open_step)
             self.touched = True
@@ -243,7 +243,7 @@ class Context:
         return self._stream("random")
 
     def uuid(self) -> UUID:
-        """Return the task's next UUID; every attempt gets the same ones in the same order."""
+        """Return the task's next UUID; every attempt gets the same UUIDs in the same order."""
         return UUID(int=self._stream("uuid").getrandbits(128), version=4)
 
     def _stream(self, use: str) -> Random:
@@ -270,7 +270,7 @@ class Context:
         if name in self.named:
             raise FlowDefinitionError(
                 f"once({name!r}) is called twice in one attempt of {step.task.routine_id};"
-                " give each effect a name of its own"
+                " give each effect a different name"
             )
         self.named.add(name)
         place = f"$.once[{name!r}]"
@@ -280,8 +280,8 @@ class Context:
         if recorded is not None:
             if recorded.arguments != digest:
                 raise FlowDefinitionError(
-                    f"once({name!r}) of {step.task.routine_id} was recorded with other arguments"
-                    " than it has now; use arguments that are the same in every attempt"
+                    f"once({name!r}) of {step.task.routine_id} had other arguments in an"
+                    " earlier attempt; pass the same arguments in every attempt"
                 )
             return cast(_T, copy_value(recorded.result))
         self._host.check(step)
@@ -292,26 +292,26 @@ class Context:
         return result
 
     def writes(self, *, state_allowed: bool) -> tuple[Writes | None, Writes | None]:
-        """Return the changes of state and of shared data."""
+        """Return the handler's changes to state and to shared data."""
         own, common = self._state, self._shared  # another thread may close it meanwhile
         state = own.writes("ctx.state") if own is not None else None
         if state is not None and not state_allowed:
             keys = ", ".join([*state.values, *state.removed])
             raise FlowDefinitionError(
-                f"{type(self.owner).__name__} changed ctx.state[{keys}], but runs"
-                " max_concurrency > 1 steps at a time, which would lose updates;"
+                f"{type(self.owner).__name__} changed ctx.state[{keys}], but its"
+                " max_concurrency is more than 1, so updates could be lost;"
                 " use ctx.shared, or max_concurrency = 1"
             )
         return state, common.writes("ctx.shared") if common is not None else None
 
     def shared_reads(self) -> frozenset[str] | None:
-        """Return the shared keys that were read; None for all of them."""
+        """Return the shared keys that the handler read; None means all keys."""
         common = self._shared
         if common is None:
             return frozenset()
         return None if common.read_all else frozenset(common.read)
 
     def close(self) -> None:
-        """End it: every later use raises `NoActiveStepError`."""
+        """End the context: every later use raises `NoActiveStepError`."""
         self.step = None
         self._state = self._shared = None  # they refer to this context: a cycle

@@ -29,7 +29,7 @@ def shape_changes(before: Sequence[str], after: Sequence[str]) -> list[str]:
 
 
 def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str]) -> str:
-    """Return a message: the problem, the changes and the cure; many changes as a list.
+    """Return a message with the problem, the changes and the cure; many changes form a list.
 
     >>> mismatch("it is another flow", "go back", ["slot a.x"], ["slot a.y"])
     'it is another flow (- slot a.x; + slot a.y); go back'
@@ -49,7 +49,7 @@ def mismatch(problem: str, cure: str, before: Sequence[str], after: Sequence[str
 
 
 def tasks_without_slot(tasks: Mapping[str, Sequence[str]]) -> str:
-    """Return the tasks that wait for each missing slot, in words; `tasks` is {slot: ids}.
+    """Return a phrase that names the tasks of each missing slot; `tasks` is {slot: ids}.
 
     >>> tasks_without_slot({"a.old": ["0.0", "0.1"], "b.old": ["0.2"]})
     'tasks 0.0, 0.1 wait for a.old, task 0.2 waits for b.old'

@@ -51,7 +51,7 @@ class ErrorInfo:
 
     @classmethod
     def of(cls, error: BaseException) -> ErrorInfo:
-        """Describe an exception, without its traceback."""
+        """Convert an exception to data, without its traceback."""
         try:
             message = str(error)
         except Exception as broken:
@@ -112,7 +112,7 @@ def traceback_of(error: BaseException, skip: int = 0) -> str:
 
 
 def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, object]:
-    """Return a private copy of a payload; errors name `place`.
+    """Return a private copy of a payload; an error message names `place`.
 
     Raises `UnserializableError` for a value that can't be copied.
 
@@ -134,7 +134,7 @@ def copied_payload(payload: Mapping[str, object], place: str) -> dict[str, objec
 
 @dataclass(slots=True)
 class Emission:
-    """One `emit`: the event's name and its payload. `flat`: the payload holds only scalars."""
+    """One call of `emit`: an event's name and payload; `flat` if the payload has only scalars."""
 
     event: str
     payload: dict[str, object]
@@ -192,13 +192,13 @@ class StepInput:
 
     @property
     def who(self) -> str:
-        """Its routine, task and attempt, for messages."""
+        """The routine, task and attempt of the step, as text for messages."""
         return f"{self.task.routine_id} (task {self.task.task_id}, attempt {self.attempt})"
 
 
 @dataclass(slots=True)
 class Writes:
-    """The changes of a mapping by a step: new values by key, and removed keys."""
+    """A step's changes to state or shared data: new values by key, and removed keys."""
 
     values: dict[str, object]
     removed: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""`Plan`: a flow as the engine reads it, and the connections that it is made of.
+"""`Plan`: the fixed form of a flow that the engine follows, with its connections.
 
 Invariants:
 - A plan does not change when its flow changes later; any number of jobs can use it.
@@ -44,7 +44,7 @@ class Connection:
 
     @property
     def ends(self) -> tuple[str, str, str, str]:
-        """Its identity: source, event, target and slot."""
+        """The identity of the connection: source, event, target and slot."""
         return self.source, self.event, self.target, self.slot
 
     def __str__(self) -> str:
@@ -56,7 +56,7 @@ def checked_connection(
     end: tuple[str, Routine, object],
     param_mapping: object,
 ) -> Connection:
-    """Return the connection from an event to a slot, each given with its routine and its id.
+    """Return the connection from `start` (routine id, routine, event) to `end` (the same, slot).
 
     Raises `FlowDefinitionError` for an event, slot, field or parameter that does not exist, and
     for a required parameter that no field covers.
@@ -78,8 +78,8 @@ def checked_connection(
         isinstance(name, str) for pair in mapping.items() for name in pair
     ):
         raise FlowDefinitionError(
-            f"param_mapping for {source}.{event} is {mapping!r}; it is a mapping"
-            " {event field: handler parameter} of names"
+            f"param_mapping for {source}.{event} must be a mapping {{event field:"
+            f" handler parameter}} of strings, not {mapping!r}"
         )
     connection = Connection(source, event, target, slot, MappingProxyType(dict(mapping)))
     for field, parameter in connection.param_mapping.items():
@@ -104,14 +104,14 @@ def checked_connection(
     if missing:
         raise FlowDefinitionError(
             f"{connection}: the handler needs {names_of(missing)}, but the event carries"
-            f" {names_of(delivered)}; emit it, map it with param_mapping, or give it a default"
+            f" {names_of(delivered)}; emit that field, map another to it, or give it a default"
         )
     return connection
 
 
 @dataclass(slots=True)
 class Route:
-    """A connection as the engine follows it."""
+    """A connection in the form that the engine follows."""
 
     target: str
     slot: str
@@ -122,7 +122,7 @@ class Route:
 
 @dataclass(slots=True)
 class Plan:
-    """A flow as the engine reads it; it does not change when the flow is changed later."""
+    """The fixed form of a flow that the engine follows; changes of the flow don't affect it."""
 
     flow_id: str
     shape: tuple[str, ...]
@@ -132,7 +132,7 @@ class Plan:
     handlers: dict[str, ErrorHandler]  # by routine
 
     def slot(self, routine_id: str, slot: str) -> Slot:
-        """Return a slot, which must exist."""
+        """Return a slot of a routine; the slot must exist."""
         return self.routines[routine_id]._slots[slot]
 
 

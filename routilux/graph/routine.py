@@ -1,4 +1,4 @@
-"""A routine: slots that take payloads, events that emit them, handlers in between.
+"""`Routine`: slots that receive payloads, their handlers, and events that emit payloads.
 
 Invariants:
 - A routine holds configuration. The data of one execution is in the job, reached by `self.ctx`.
@@ -36,7 +36,7 @@ _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """The payload fields that a handler takes; cached per function."""
+    """The payload fields that a handler takes; computed once per function."""
 
     names: frozenset[str]
     required: frozenset[str]
@@ -56,8 +56,8 @@ class Binding:
             parameters = inspect.signature(handler).parameters
         except ValueError:
             raise FlowDefinitionError(
-                f"the parameters of handler {_name(handler)} can't be read, as of some built-in"
-                " functions; wrap it in a method that names them"
+                f"the parameters of handler {_name(handler)} can't be read, as with some built-in"
+                " functions; wrap it in a method with named ones"
             ) from None
         for parameter in parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
@@ -77,7 +77,7 @@ class Binding:
         return binding
 
     def arguments(self, payload: dict[str, object]) -> dict[str, object]:
-        """Return the fields of a payload that the handler takes."""
+        """Return those fields of a payload that the handler takes."""
         if self.takes_rest or payload.keys() == self.names:
             return payload
         return {name: payload[name] for name in self.names if name in payload}
@@ -133,7 +133,7 @@ class Routine:
         limit = cls.max_concurrency
         if type(limit) is not int or limit < 1:
             raise FlowDefinitionError(
-                f"{cls.__qualname__}.max_concurrency is {limit!r}; set an int, 1 or more"
+                f"{cls.__qualname__}.max_concurrency must be an int of 1 or more, not {limit!r}"
             )
         name = cls.saved_name()
         if not isinstance(name, str) or not name:
@@ -145,7 +145,7 @@ class Routine:
         if other is not None and class_name(other) != class_name(cls):
             raise FlowDefinitionError(
                 f"routine_name {name!r} of {class_name(cls)} already belongs to"
-                f" {class_name(other)}; give each class its own"
+                f" {class_name(other)}; give each class another name"
             )
         _classes[name] = cls
 
@@ -175,7 +175,7 @@ class Routine:
     # --- declaring ------------------------------------------------------------------------------
 
     def define_slot(self, name: str, handler: Callable[..., object]) -> Slot:
-        """Add a slot; the handler gets the fields of a payload that its parameters name.
+        """Add a slot; its handler gets the payload fields that have the names of its parameters.
 
         Raises `FlowDefinitionError` for a name that is already defined, or a handler that can't be
         called with fields by name.
@@ -189,7 +189,7 @@ class Routine:
         return slot
 
     def define_event(self, name: str, fields: Iterable[str] = ()) -> Event:
-        """Add an event and the fields that it may carry.
+        """Add an event, with the names of the fields that its payload may have.
 
         The engine emits the event `error` for each task of this routine that is dropped or fails;
         its fields are among `ERROR_EVENT_FIELDS`.
@@ -201,30 +201,32 @@ class Routine:
         except TypeError:
             names = None
         if names is None or not all(isinstance(n, str) and n.isidentifier() for n in names):
-            raise FlowDefinitionError(f"{where}: the fields are a list of names, not {fields!r}")
+            raise FlowDefinitionError(
+                f"{where}: the fields must be a list of names, not {fields!r}"
+            )
         if len(set(names)) != len(names):
             raise FlowDefinitionError(f"{where} names a field twice: {list(names)}")
         if name == "error" and not set(names) <= set(ERROR_EVENT_FIELDS):
             unknown = sorted(set(names) - set(ERROR_EVENT_FIELDS))
             raise FlowDefinitionError(
-                f"{where} has {names_of(unknown)}; the engine emits it, with fields among"
+                f"{where} can't have {names_of(unknown)}; its fields must be among"
                 f" {names_of(ERROR_EVENT_FIELDS)}"
             )
         event = self._events[name] = Event(name, names, frozenset(names))
         return event
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set the error handler of this routine; None uses that of the flow."""
+        """Set the error handler of this routine; None means the flow's error handler."""
         self._error_handler = checked_handler(handler, type(self).__qualname__)
 
     @property
     def slots(self) -> Mapping[str, Slot]:
-        """The slots by name."""
+        """The routine's slots by name."""
         return self._slots
 
     @property
     def events(self) -> Mapping[str, Event]:
-        """The events by name."""
+        """The routine's events by name."""
         return self._events
 
     @property
@@ -234,13 +236,13 @@ class Routine:
 
     @property
     def arguments(self) -> tuple[tuple[object, ...], dict[str, object]]:
-        """The captured arguments of the constructor, by position and by name."""
+        """The arguments that the constructor received, by position and by name."""
         return self._arguments
 
     def _check_new(self, kind: str, name: str, known: Mapping[str, object]) -> None:
         if not isinstance(name, str) or not name:
             raise FlowDefinitionError(
-                f"{kind} {name!r} of {type(self).__qualname__}: a name is a non-empty string"
+                f"{kind} {name!r} of {type(self).__qualname__}: a name must be a non-empty string"
             )
         if name in known:
             raise FlowDefinitionError(
@@ -264,7 +266,7 @@ class Routine:
         return context
 
     def emit(self, event: str, /, **payload: object) -> None:
-        """Emit an event; it is delivered when the handler has returned and its step is committed.
+        """Emit an event; it is delivered after the handler has returned and its step is committed.
 
         Raises `FlowDefinitionError` for an event or a field that is not declared, and
         `NoActiveStepError` outside a handler of this routine.
@@ -275,15 +277,14 @@ class Routine:
         declared = self._events.get(event)
         if declared is None:
             raise FlowDefinitionError(
-                f"{type(self).__qualname__} emits {event!r}, which it does not declare;"
-                f" it declares {names_of(self._events, 'no events')}:"
-                f" define_event({event!r}, [...])"
+                f"{type(self).__qualname__} emits {event!r}, an undeclared event; it declares"
+                f" {names_of(self._events, 'no events')}; add define_event({event!r}, [...])"
             )
         if not declared.allowed.issuperset(payload):
             unknown = [name for name in payload if name not in declared.allowed]
             raise FlowDefinitionError(
-                f"{type(self).__qualname__} emits {event!r} with {names_of(unknown)}, which it does"
-                f" not declare; it declares {names_of(declared.fields, 'no fields')}"
+                f"{type(self).__qualname__} emits {event!r} with {names_of(unknown)}, which the"
+                f" event does not declare; it declares {names_of(declared.fields, 'no fields')}"
             )
         flat = True
         for value in payload.values():  # a call of is_flat takes twice as long
@@ -317,13 +318,13 @@ def checked_handler(handler: object, whose: str) -> ErrorHandler | None:
     if handler is None or isinstance(handler, ErrorHandler):
         return handler
     raise FlowDefinitionError(
-        f"the error handler of {whose} is {handler!r}; give an ErrorHandler, such as"
-        " ErrorHandler('retry', max_retries=3), or None"
+        f"the error handler of {whose} must be an ErrorHandler, such as"
+        f" ErrorHandler('retry', max_retries=3), or None, not {handler!r}"
     )
 
 
 def names_of(names: Iterable[str], none: str = "none") -> str:
-    """Return names as a message lists them; `none` if there are none."""
+    """Return names as a list in text, for a message; `none` if there are no names."""
     return ", ".join(map(repr, names)) or none
 
 

@@ -1,4 +1,4 @@
-"""The saved form of a routine and of an error handler in a flow.
+"""Saved forms of the routines and the error handlers of a flow.
 
 Invariants:
 - It holds the class's name and the constructor's arguments. Loading imports nothing: the program
@@ -59,7 +59,7 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         routine = found(*data["args"], **data["kwargs"])
     except Exception as error:
         raise CorruptStateError(
-            path, f"{name} can't be built from its saved arguments: {error_text(error)}"
+            path, f"building {name} from its saved arguments failed: {error_text(error)}"
         ) from error
     try:
         routine.set_error_handler(handler)
@@ -69,11 +69,11 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
 
 
 def saved_handler(handler: ErrorHandler | None, owner: str) -> object:
-    """Return the handler of the flow or routine at the path `owner` as JSON-able data."""
+    """Return the saved form of an error handler; `owner` is the path of its flow or routine."""
     return None if handler is None else handler.serialize(f"{owner}.error_handler")
 
 
 def load_handler(data: Mapping[str, object], owner: str) -> ErrorHandler | None:
-    """Build the handler of the flow or routine whose decoded fields are given, if it has one."""
+    """Build the error handler of a flow or routine from its decoded fields; None if it has none."""
     saved = data["error_handler"]
     return None if saved is None else ErrorHandler.deserialize(saved, f"{owner}.error_handler")

@@ -21,7 +21,7 @@ MAX_DELAY_NS: Final = 36_525 * 86_400 * SECOND
 
 
 def plain_number(value: object) -> float | None:
-    """Return a finite int or float as a plain one; None for anything else."""
+    """Return a finite number as a plain int or float; None for any other value."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -34,12 +34,12 @@ def plain_number(value: object) -> float | None:
 
 
 def nanoseconds(seconds: float) -> int:
-    """Return seconds as nanoseconds, at most `MAX_DELAY_NS`."""
+    """Convert seconds to nanoseconds, at most `MAX_DELAY_NS`."""
     return min(to_ns(seconds), MAX_DELAY_NS)
 
 
 def half_even(numerator: int, denominator: int) -> int:
-    """Return a fraction rounded half to even."""
+    """Round a fraction to the nearest integer; a half goes to the even one."""
     quotient, rest = divmod(numerator, denominator)
     return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient & 1))
 

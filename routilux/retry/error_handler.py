@@ -1,4 +1,4 @@
-"""`ErrorHandler`: decides whether a failed attempt stops, continues, skips or is retried, and when.
+"""`ErrorHandler`: decides whether a failed task is retried, is dropped or fails the job.
 
 Invariants:
 - An error handler is a value: it never changes, is compared by its options, and refers to no job.
@@ -109,7 +109,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                     name,
                     value,
                     f"strategy {chosen.name} never retries: "
-                    "leave it out, or use ErrorStrategy.RETRY",
+                    "leave this option out, or use ErrorStrategy.RETRY",
                 )
 
         self.strategy: Final[ErrorStrategy] = options["strategy"]
@@ -152,7 +152,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
             raise AttributeError(f"ErrorHandler.{name} can't be deleted")
 
     def delay_ns(self, retry: int, draw: int | None = None) -> int:
-        """Return the delay before retry 1, 2, …, in nanoseconds.
+        """Return the delay before retry number `retry`, in nanoseconds.
 
         `draw` is a 53-bit integer from the task's own stream. With `jitter` it scales the delay by
         `1 + jitter × (2·draw/2^53 − 1)`; without a draw there is no jitter. Raises `ValueError`
@@ -165,21 +165,21 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         delay = self._delays.get(number)
         if delay is None:
             if retry < 1:
-                raise ValueError(f"retry={retry} does not exist; the first retry is 1")
+                raise ValueError(f"retry must be 1 or more, not {retry}")
             delay = backoff_ns(self.retry_delay, self.retry_backoff, number)
             if len(self._delays) < _CACHED:
                 self._delays[number] = delay
         spread = self._spread
         if spread is not None and draw is not None:
             if not 0 <= draw < _DRAW:
-                raise ValueError(f"draw={draw} is not a 53-bit integer")
+                raise ValueError(f"draw must be a 53-bit integer, not {draw}")
             whole = spread.denominator * _DRAW
             part = spread.numerator * (2 * draw - _DRAW)
             delay = half_even(delay * (whole + part), whole)
         return delay if delay < self._ceiling_ns else self._ceiling_ns  # `min` is slower
 
     def delay_before(self, retry: int) -> timedelta:
-        """Return the delay before retry 1, 2, …, without jitter, rounded to whole microseconds.
+        """Return the delay before retry number `retry`, without jitter, rounded to microseconds.
 
         Raises `ValueError` for a retry below 1.
 
@@ -229,7 +229,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
                     if find_exception_class(class_name(cls)) is not cls:
                         raise UnserializableError(
                             f"{path}.{name}[{index}]",
-                            f"the exception class {class_name(cls)} can't be found by this name; "
+                            f"the exception class {class_name(cls)} can't be found by its name; "
                             "define it at the top level of a module",
                         )
                 saved[name] = [class_name(cls) for cls in value]
@@ -240,7 +240,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
 
     @staticmethod
     def deserialize(data: object, path: str = "$") -> ErrorHandler:
-        """Return the handler of a saved form; it equals the one that was saved.
+        """Build a handler from its saved form; the handler equals the saved one.
 
         Exception classes are looked up in modules that the program has imported; nothing is
         imported. Raises `CorruptStateError`, with a path below `path`, for anything that
@@ -250,7 +250,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         ErrorHandler(ErrorStrategy.SKIP)
         """
         if not isinstance(data, dict):
-            raise CorruptStateError(path, f"an error handler is an object, not {shown(data)}")
+            raise CorruptStateError(path, f"must be a JSON object, not {shown(data)}")
         if "strategy" not in data:
             raise CorruptStateError(f"{path}.strategy", "is missing")
         options: dict[str, Any] = {"strategy": load_option("strategy", data["strategy"], path)}
@@ -269,7 +269,7 @@ never retries: leave it out, or use ErrorStrategy.RETRY
         retry_count = data["retry_count"]
         if type(retry_count) is not int or retry_count < 0:
             raise CorruptStateError(
-                f"{path}.retry_count", f"is an int, 0 or more, not {shown(retry_count)}"
+                f"{path}.retry_count", f"must be an int of 0 or more, not {shown(retry_count)}"
             )
         return _restore(options, retry_count)
 

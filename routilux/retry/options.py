@@ -23,7 +23,7 @@ _STRATEGY_OPTIONS: Final = ("strategy", "on_exhausted")
 
 
 class ErrorStrategy(Enum):
-    """What to do about a failed task; every option that takes one also takes its lower-case name.
+    """The ways to handle a failed task; an option also accepts a strategy's lower-case name.
 
     >>> ErrorStrategy("retry")
     <ErrorStrategy.RETRY: 'retry'>
@@ -36,7 +36,7 @@ class ErrorStrategy(Enum):
 
 
 class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration is
-    """Raised by a handler to be retried after exactly `seconds`.
+    """Exception with which a handler asks for a retry after exactly `seconds`.
 
     It is retryable under every RETRY handler and spends one retry; backoff, jitter and `max_delay`
     do not apply. Raises `ValueError` if `seconds` is negative, not finite or not a number.
@@ -51,15 +51,14 @@ class RetryAfter(Exception):  # noqa: N818 - it is a request, as StopIteration i
         number = plain_number(seconds)
         if number is None or number < 0:
             raise ValueError(
-                f"RetryAfter: seconds={shown(seconds)} is not a delay; "
-                "give a finite number of seconds, 0 or more"
+                f"RetryAfter: seconds must be a finite number of 0 or more, not {shown(seconds)}"
             )
         super().__init__(number, message)
         self.seconds: float = number
 
     @property
     def delay_ns(self) -> int:
-        """The delay in nanoseconds."""
+        """The requested delay in nanoseconds."""
         return nanoseconds(self.seconds)
 
     def __str__(self) -> str:
@@ -103,7 +102,7 @@ def _count(name: str, value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_RETRIES:
-        raise refusal(name, value, "give an int, 0 or more, or None to never give up")
+        raise refusal(name, value, "give an int of 0 or more, or None to never give up")
     return int(value)
 
 
@@ -160,7 +159,7 @@ _T = TypeVar("_T")
 
 
 class Default:
-    """Marks an option that was not given; its repr is the default, which `help()` shows."""
+    """Marks an option that was not given; its repr is the default value, for `help()`."""
 
     __slots__ = ("value",)
 
@@ -199,14 +198,16 @@ def find_exception_class(name: str) -> type[Exception] | None:
 
 
 def load_option(name: str, value: object, path: str) -> Any:
-    """Return an option of a saved form, checked by the same rule as an argument."""
+    """Return an option from a saved form, checked by the same rule as that argument."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):
-            raise CorruptStateError(place, f"is a list of exception classes, not {shown(value)}")
+            raise CorruptStateError(
+                place, f"must be a list of exception classes, not {shown(value)}"
+            )
         return tuple(_loaded_class(item, f"{place}[{i}]") for i, item in enumerate(value))
     if name in _STRATEGY_OPTIONS and not isinstance(value, str):
-        raise CorruptStateError(place, f"is the name of a strategy, not {shown(value)}")
+        raise CorruptStateError(place, f"must be the name of a strategy, not {shown(value)}")
     try:
         return CHECKS[name](name, value)
     except FlowDefinitionError as refused:
@@ -215,12 +216,12 @@ def load_option(name: str, value: object, path: str) -> Any:
 
 def _loaded_class(name: object, place: str) -> type[Exception]:
     if not isinstance(name, str):
-        raise CorruptStateError(place, f"is the name of an exception class, not {shown(name)}")
+        raise CorruptStateError(place, f"must be the name of an exception class, not {shown(name)}")
     cls = find_exception_class(name)
     if cls is None:
         raise CorruptStateError(
             place,
-            f"{name!r} is no exception class of an imported module; "
+            f"{name!r} is not an exception class of an imported module; "
             "import the module that defines it before loading",
         )
     return cls

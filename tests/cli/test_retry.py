@@ -109,9 +109,9 @@ NEEDS = "start a worker of flow payment, which resumes the job"
         (
             "retry",
             "paused",
-            f"job paused is paused; {ONLY}; use resume(job) on a host that has its flow",
+            f"job paused is paused; {ONLY}; use resume(job) on a host that has the job's flow",
         ),
-        ("cancel", "done", "job done is completed; it can't be cancelled any more"),
+        ("cancel", "done", "job done is completed, so it can't be cancelled"),
     ],
 )
 def test_a_refused_command_changes_nothing(store, output, refused, what, job_id, message):

@@ -25,7 +25,7 @@ def test_a_job_is_its_root_task_and_completes_with_its_last_task():
 
 def test_a_job_starts_once():
     story = Story(alone())
-    with pytest.raises(IllegalTransitionError, match="job job is already started"):
+    with pytest.raises(IllegalTransitionError, match="job job was already started"):
         story.machine.start("a", "trigger", {}, 0)
 
 

@@ -97,7 +97,7 @@ def test_a_job_with_steps_in_flight_is_not_resumed():
     story.run("out")
     step = story.begin()
     story.request("pause")
-    with pytest.raises(NotResumableError, match=r"steps in flight, of tasks 0\.0; resume it when"):
+    with pytest.raises(NotResumableError, match=r"steps in flight \(tasks 0\.0\); resume the job"):
         story.resume()
     story.end(step, done(step))
     story.resume()
@@ -107,15 +107,15 @@ def test_a_job_with_steps_in_flight_is_not_resumed():
 @pytest.mark.parametrize(
     ("status", "asked", "message"),
     [
-        ("completed", "pause", "completed; it can't be paused any more"),
-        ("completed", "cancel", "completed; it can't be cancelled any more"),
+        ("completed", "pause", "completed, so it can't be paused"),
+        ("completed", "cancel", "completed, so it can't be cancelled"),
         ("completed", "resume", "completed, which is final; start a new job"),
-        ("cancelled", "pause", "cancelled; it can't be paused any more"),
-        ("cancelled", "cancel", "cancelled; it can't be cancelled any more"),
+        ("cancelled", "pause", "cancelled, so it can't be paused"),
+        ("cancelled", "cancel", "cancelled, so it can't be cancelled"),
         ("cancelled", "resume", "cancelled, which is final; start a new job"),
-        ("paused", "pause", "paused; it can't be paused any more"),
-        ("failed", "pause", "failed; it can't be paused any more"),
-        ("failed", "resume", r"resume\(job, retry_failed=True\) tries again"),
+        ("paused", "pause", "paused, so it can't be paused"),
+        ("failed", "pause", "failed, so it can't be paused"),
+        ("failed", "resume", r"call resume\(job, retry_failed=True\)"),
     ],
 )
 def test_a_request_that_the_status_does_not_allow_is_refused_and_changes_nothing(

@@ -47,7 +47,7 @@ def test_an_error_names_the_path_of_a_value_that_can_not_be_saved():
     assert refusal.value.path == "$.pending_tasks[0].payload.n.deep[0]"
 
 
-CONTRADICTS = "contradicts the job's commits"
+CONTRADICTS = "does not match the job's commits"
 FIRST_TASK = {"task_id": "0.9", "routine_id": "b", "slot": "trigger", "emission": -1, "payload": {}}
 
 # The commits of `eventful`: 0 start, 1 retry, 2 effect, 3 done, 4 dropped, 5 done, 6 conflict, …
@@ -60,51 +60,66 @@ FIRST_TASK = {"task_id": "0.9", "routine_id": "b", "slot": "trigger", "emission"
         ("seq", DROPPED, None, "is missing"),
         ("seq", "13", None, "is of type str, not int"),
         ("seq", True, None, "is of type bool, not int"),
-        ("seq", -1, None, "-1 is not a number from 0 to 2**53"),
-        ("seq", 12, "commits", "are not numbered without a gap up to the job's seq"),
+        ("seq", -1, None, "must be a number from 0 to 2**53, not -1"),
+        ("seq", 12, "commits", "must be numbered without a gap, up to the job's seq"),
         ("status", "asleep", None, "'asleep' is not a valid JobStatus"),
         ("status", "paused", None, CONTRADICTS),
         ("recoveries", 1, None, CONTRADICTS),
-        ("updated_ns", 10**30, None, "ns is not an instant in"),
+        ("updated_ns", 10**30, None, "must be an instant in"),
         ("updated_ns", 1, None, CONTRADICTS),
         ("shape", [1], None, ""),
         ("shared_data.total", 2, "shared_data", CONTRADICTS),
         ("error", {"type": "ValueError", "message": ""}, None, CONTRADICTS),
         ("pending_tasks", [], None, CONTRADICTS),
-        ("pending_tasks", DOUBLED, "pending_tasks[1].task_id", "is a duplicate"),
+        ("pending_tasks", DOUBLED, "pending_tasks[1].task_id", "is used twice"),
         ("pending_tasks[0].attempt", 3, "pending_tasks", CONTRADICTS),
-        ("pending_tasks[0].attempt", 0, "pending_tasks[0].retries", "is not less"),
+        ("pending_tasks[0].attempt", 0, "pending_tasks[0].retries", "must be less"),
         ("pending_tasks[0].payload.n", 9, "pending_tasks", CONTRADICTS),
         ("pending_tasks[0].mood", "good", None, "is an unknown field"),
         ("pending_tasks[0].failed", 1, None, "is of type int, not bool"),
-        ("pending_tasks[0].failed", True, "pending_tasks[0].delay_ns", "has no delay"),
-        ("pending_tasks[0].delay_ns", -1, None, "-1 ns is not a duration"),
+        ("pending_tasks[0].failed", True, "pending_tasks[0].delay_ns", "must be null"),
+        ("pending_tasks[0].delay_ns", -1, None, "not -1 ns"),
         ("outputs[0].event", "other", "outputs", CONTRADICTS),
-        ("dropped[0].outcome", "lost", None, "a task can't be dropped as 'lost'"),
+        ("dropped[0].outcome", "lost", None, "'lost' is not a valid outcome of a dropped task"),
         ("dropped[0].outcome", "skipped", "dropped", CONTRADICTS),
         ("dropped", [], None, CONTRADICTS),
         ("routine_states.a.status", "failed", "routine_states['a'].status", "'failed'"),
         ("routine_states.a.attempts", 9, "routine_states", CONTRADICTS),
         ("routine_states.b.attempts", 0, "routine_states['b'].attempts", "is less than the"),
-        ("commits[3]", DROPPED, "commits", "are not numbered without a gap"),
-        ("commits[1].seq", 3, "commits", "are not numbered without a gap"),
+        ("commits[3]", DROPPED, "commits", "must be numbered without a gap"),
+        ("commits[1].seq", 3, "commits", "must be numbered without a gap"),
         ("commits[0].detail", DROPPED, None, "is missing in a commit of kind 'start'"),
-        ("commits[0].tasks", DOUBLED, None, "a job starts with one task, not 2"),
+        ("commits[0].tasks", DOUBLED, None, "must be one task in the first commit, not 2"),
         ("commits[1].delay_ns", 1, "commits[1]", "its due_ns is not its at_ns plus"),
-        ("commits[1].emissions", [], None, "is no field of a commit of kind 'retry'"),
-        ("commits[1].status", "paused", "commits[1]", "can't turn a job"),
+        ("commits[1].emissions", [], None, "is not a field of a commit of kind 'retry'"),
+        ("commits[1].status", "paused", "commits[1]", "can't change a job"),
         ("commits[2].detail", {}, "commits[2].detail.name", "is missing"),
-        ("commits[3].attempt", 7, "commits[3]", "attempt 7 of task 0 of 'a' is not the next"),
-        ("commits[3].task_id", "9", "commits[3]", "attempt 2 of task 9 of 'a' is not the next"),
-        ("commits[3].routine_id", "e", "commits[3]", "attempt 2 of task 0 of 'e' is not the next"),
-        ("commits[3].at_ns", 0, "commits[3]", "it is earlier than the one before"),
-        ("commits[3].started_ns", 10**19, "commits[3]", "its attempt starts after it"),
-        ("commits[3].status", "completed", "commits[3]", "3 tasks are left after it"),
+        ("commits[3].attempt", 7, "commits[3]", "attempt 7 of task 0 of 'a' is not the attempt"),
+        ("commits[3].task_id", "9", "commits[3]", "attempt 2 of task 9 of 'a' is not the attempt"),
+        (
+            "commits[3].routine_id",
+            "e",
+            "commits[3]",
+            "attempt 2 of task 0 of 'e' is not the attempt",
+        ),
+        ("commits[3].at_ns", 0, "commits[3]", "it is earlier than the commit before"),
+        ("commits[3].started_ns", 10**19, "commits[3]", "its attempt starts after the"),
+        ("commits[3].status", "completed", "commits[3]", "3 tasks are left after the commit"),
         ("commits[3].tasks[0].emission", 9, None, "the commit has no emission 9"),
-        ("commits[3].tasks[0]", FIRST_TASK, "commits[3].tasks[0].emission", "only the task"),
+        ("commits[3].tasks[0]", FIRST_TASK, "commits[3].tasks[0].emission", "must be -1"),
         ("commits[3].tasks[0].routine_id", "ghost", "commits[3]", "it creates a task of 'ghost'"),
-        ("commits[3].tasks[1].task_id", "0.0", "commits[3]", "it creates task 0.0 again"),
-        ("commits[4].detail.as", "lost", "commits[4]", "a task can't be dropped as 'lost'"),
+        (
+            "commits[3].tasks[1].task_id",
+            "0.0",
+            "commits[3]",
+            "it creates task 0.0, which already exists",
+        ),
+        (
+            "commits[4].detail.as",
+            "lost",
+            "commits[4]",
+            "'lost' is not a valid outcome of a dropped task",
+        ),
     ],
 )
 def test_data_that_the_machine_could_not_have_written_is_refused_with_its_path(
@@ -122,5 +137,5 @@ def test_a_job_without_its_first_commits_must_agree_with_its_last_commit():
         document = eventful(2).job.serialize()
         JobState.deserialize(document)
         spoil(document, path, value)
-        with refused_at(f"$.{path}", "contradicts the last commit"):
+        with refused_at(f"$.{path}", "does not match the last commit"):
             JobState.deserialize(document)

@@ -27,7 +27,9 @@ def test_at_returns_the_job_as_it_was_after_each_commit():
 @pytest.mark.parametrize("seq", [-1, 14, 99])
 def test_at_refuses_the_number_of_no_commit(seq):
     job = eventful().job
-    with pytest.raises(ValueError, match=rf"job job has commits 1 to {job.seq}, not {seq}"):
+    with pytest.raises(
+        ValueError, match=rf"job job has commits 1 to {job.seq}, but no commit {seq}"
+    ):
         job.at(seq)
 
 

@@ -44,7 +44,7 @@ WRONG_STARTS = [
         {"entry": "source", "params": {"ordre": "A7"}},
         (
             "params for source.trigger: the handler takes 'order'; the mapping has 'ordre',"
-            " which it does not take; did you mean 'order'?"
+            " which the handler does not take; did you mean 'order'?"
         ),
     ),
     (
@@ -100,8 +100,8 @@ def test_params_that_can_not_be_copied_are_refused_by_name():
     ],
 )
 def test_a_runtime_with_an_invalid_limit_is_refused(name, value, least):
-    cure = f"give a whole number from {least}, or None for no limit"
-    with refused(FlowDefinitionError, f"{name} is {value!r}; {cure}"):
+    valid = f"an int of {least} or more, or None for no limit"
+    with refused(FlowDefinitionError, f"{name} must be {valid}, not {value!r}"):
         Runtime(**{name: value})
 
 
@@ -132,12 +132,12 @@ WRONG_STEPS = [
     (
         lambda r: r.emit("outputs", item=1),
         "FlowDefinitionError",
-        "Works emits 'outputs', which it does not declare; it declares 'out':",
+        "Works emits 'outputs', an undeclared event; it declares 'out'; add",
     ),
     (
         lambda r: r.emit("out", m=1),
         "FlowDefinitionError",
-        "Works emits 'out' with 'm', which it does not declare; it declares 'n'",
+        "Works emits 'out' with 'm', which the event does not declare; it declares 'n'",
     ),
     (
         lambda r: Source().emit("output", item=1),

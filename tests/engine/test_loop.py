@@ -83,7 +83,7 @@ def test_a_value_that_a_step_sets_to_what_it_was_must_still_be_that_at_its_commi
 @pytest.mark.parametrize("workers", [None, 2])
 def test_a_handler_that_is_a_generator_fails_its_attempt(workers):
     job = run(chain(workers=workers, a=lambda self: (n for n in range(3))))
-    assert "is a generator, so none of it has run" in error_of(job)[1]
+    assert "is a generator, so its code has not run" in error_of(job)[1]
 
 
 def test_timers_keep_no_finished_job_in_memory():

@@ -275,7 +275,7 @@ def test_an_error_in_an_effect_is_not_recorded():
     ("arguments", "message", "commits"),
     [
         ([1, 1], "once('charge') is called twice in one attempt of a", ["effect", "failed"]),
-        (["attempt"], "recorded with other arguments", ["effect", "retry", "failed"]),
+        (["attempt"], "had other arguments in an earlier attempt", ["effect", "retry", "failed"]),
     ],
     ids=["twice in an attempt", "other arguments"],
 )
@@ -391,8 +391,8 @@ VIEWS: dict[str, Callable[[Any], object]] = {
 
 
 OVER = (
-    "this step has ended: its handler has returned or was given up, so nothing that it does can be"
-    " recorded any more; keep no ctx beyond the handler"
+    "this step has ended: its handler has returned or was given up, so the engine records nothing"
+    " more of it; do not use ctx after the handler has ended"
 )
 
 

@@ -57,7 +57,7 @@ def refused(error: type[Exception], message: str) -> Any:
 # --- the graph ----------------------------------------------------------------------------------
 
 EDGE = "source.output -> sink.input"
-NOT_A_MAPPING = "it is a mapping {event field: handler parameter} of names"
+NOT_A_MAPPING = "must be a mapping {event field: handler parameter} of strings, not"
 WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
     ("sauce.output -> sink.input", "flow 'shop' has no routine 'sauce'; it has 'source', 'sink'"),
     ("source.output -> sing.input", "flow 'shop' has no routine 'sing'; it has 'source', 'sink'"),
@@ -90,21 +90,21 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
         f"{EDGE}: two fields would be delivered as 'item'; map one of them to another parameter",
         {"count": "item"},
     ),
-    (EDGE, f"param_mapping for source.output is ['item']; {NOT_A_MAPPING}", ["item"]),
+    (EDGE, f"param_mapping for source.output {NOT_A_MAPPING} ['item']", ["item"]),
     (
         EDGE,
-        f"param_mapping for source.output is {{'item': ['item']}}; {NOT_A_MAPPING}",
+        f"param_mapping for source.output {NOT_A_MAPPING} {{'item': ['item']}}",
         {"item": ["item"]},
     ),
     (
         "source.output -> sink.strict",
         (
             "source.output -> sink.strict: the handler needs 'price', but the event carries 'item',"
-            " 'count'; emit it, map it with param_mapping, or give it a default"
+            " 'count'; emit that field, map another to it, or give it a default"
         ),
     ),
-    (EDGE, f"{EDGE} already exists; connect the two only once"),
-    (EDGE, f"{EDGE} already exists; connect the two only once", {"item": "item"}),
+    (EDGE, f"{EDGE} already exists; connect two ends only once"),
+    (EDGE, f"{EDGE} already exists; connect two ends only once", {"item": "item"}),
 ]
 
 
@@ -141,7 +141,7 @@ WRONG_ROUTINES = [
     ),
     (lambda: (Source(), ""), "a routine's id must be a non-empty string, not ''"),
     (lambda: (Source(), 7), "a routine's id must be a non-empty string, not 7"),
-    (lambda: (Source, "x"), f"{Source!r} is no Routine; derive its class from routilux.Routine"),
+    (lambda: (Source, "x"), f"{Source!r} is not a Routine; derive its class from routilux.Routine"),
 ]
 
 
@@ -161,9 +161,9 @@ WRONG_FLOWS = [
         {"execution_strategy": "parallel"},
         "execution_strategy is 'parallel'; choose 'sequential' or 'concurrent'",
     ),
-    ({"max_workers": 0}, "max_workers is 0; give a whole number from 1"),
-    ({"max_workers": 1.5}, "max_workers is 1.5; give a whole number from 1"),
-    ({"max_workers": True}, "max_workers is True; give a whole number from 1"),
+    ({"max_workers": 0}, "max_workers must be an int of 1 or more, not 0"),
+    ({"max_workers": 1.5}, "max_workers must be an int of 1 or more, not 1.5"),
+    ({"max_workers": True}, "max_workers must be an int of 1 or more, not True"),
 ]
 
 
@@ -176,13 +176,17 @@ def test_invalid_arguments_of_a_flow_are_refused(arguments, message):
 @pytest.mark.parametrize("wrong", ["retry", ErrorStrategy.RETRY, ErrorHandler, 3])
 def test_an_error_handler_of_another_type_is_refused(wrong):
     flow, handler = shop(), ErrorHandler("skip")
-    cure = "give an ErrorHandler, such as ErrorHandler('retry', max_retries=3), or None"
+    valid = "an ErrorHandler, such as ErrorHandler('retry', max_retries=3), or None"
     flow.set_error_handler(handler)
-    with refused(FlowDefinitionError, f"the error handler of flow 'shop' is {wrong!r}; {cure}"):
+    with refused(
+        FlowDefinitionError, f"the error handler of flow 'shop' must be {valid}, not {wrong!r}"
+    ):
         flow.set_error_handler(wrong)
     assert handler is flow.error_handler
     source = flow.routines["source"]
-    with refused(FlowDefinitionError, f"the error handler of Source is {wrong!r}; {cure}"):
+    with refused(
+        FlowDefinitionError, f"the error handler of Source must be {valid}, not {wrong!r}"
+    ):
         source.set_error_handler(wrong)
     assert source.error_handler is None
 
@@ -203,10 +207,13 @@ WRONG_DECLARATIONS = [
         lambda r: r.define_event("output"),
         "event 'output' of Source is already defined; choose another name",
     ),
-    (lambda r: r.define_slot("", handler=r.go), "slot '' of Source: a name is a non-empty string"),
+    (
+        lambda r: r.define_slot("", handler=r.go),
+        "slot '' of Source: a name must be a non-empty string",
+    ),
     (
         lambda r: r.define_event(["output"]),
-        "event ['output'] of Source: a name is a non-empty string",
+        "event ['output'] of Source: a name must be a non-empty string",
     ),
     (
         lambda r: r.define_slot("other", handler="go"),
@@ -222,21 +229,21 @@ WRONG_DECLARATIONS = [
     (
         lambda r: r.define_slot("other", handler={}.update),
         (
-            "the parameters of handler dict.update can't be read, as of some built-in functions;"
-            " wrap it in a method that names them"
+            "the parameters of handler dict.update can't be read, as with some built-in functions;"
+            " wrap it in a method with named ones"
         ),
     ),
     (
         lambda r: r.define_event("other", "item"),
-        "event 'other' of Source: the fields are a list of names, not 'item'",
+        "event 'other' of Source: the fields must be a list of names, not 'item'",
     ),
     (
         lambda r: r.define_event("other", 7),
-        "event 'other' of Source: the fields are a list of names, not 7",
+        "event 'other' of Source: the fields must be a list of names, not 7",
     ),
     (
         lambda r: r.define_event("other", ["order no"]),
-        "event 'other' of Source: the fields are a list of names, not ['order no']",
+        "event 'other' of Source: the fields must be a list of names, not ['order no']",
     ),
     (
         lambda r: r.define_event("other", ["item", "item"]),
@@ -245,7 +252,7 @@ WRONG_DECLARATIONS = [
     (
         lambda r: r.define_event("error", ["message", "order"]),
         (
-            "event 'error' of Source has 'order'; the engine emits it, with fields among"
+            "event 'error' of Source can't have 'order'; its fields must be among"
             " 'error_type', 'message', 'task_id', 'slot', 'attempt', 'payload'"
         ),
     ),
@@ -276,7 +283,9 @@ def test_a_routine_works_though_its_init_does_not_call_super():
 
 @pytest.mark.parametrize("limit", [0, -1, 1.0, True, None])
 def test_a_routine_class_with_an_invalid_concurrency_is_refused(limit):
-    with refused(FlowDefinitionError, f"Many.max_concurrency is {limit!r}; set an int, 1 or more"):
+    with refused(
+        FlowDefinitionError, f"Many.max_concurrency must be an int of 1 or more, not {limit!r}"
+    ):
         type("Many", (Routine,), {"max_concurrency": limit, "__qualname__": "Many"})
 
 
@@ -297,7 +306,7 @@ def test_two_classes_can_not_have_one_saved_name_and_the_first_one_keeps_it():
     with refused(
         FlowDefinitionError,
         f"routine_name 'bad-input/taken' of {place}.<locals>.Second already belongs to"
-        f" {place}.<locals>.First; give each class its own",
+        f" {place}.<locals>.First; give each class another name",
     ):
 
         class Second(Routine):

@@ -21,20 +21,20 @@ FAULTS = FlowFaults()
         (lambda sim: sim.run(BUILD, "fetch", slot="triger"), "did you mean 'trigger'?"),
         (
             lambda sim: sim.crash_everywhere(BUILD, "store", {"totl": 1}, slot="input"),
-            "misses 'total' and has 'totl', which it does not take; did you mean 'total'?",
+            "misses 'total' and has 'totl', which the handler does not take; did you mean 'total'?",
         ),
         (
             lambda sim: sim.check_determinism(BUILD, "price", {"ordr": {}}, slot="input"),
-            "misses 'order' and has 'ordr', which it does not take; did you mean 'order'?",
+            "misses 'order' and has 'ordr', which the handler does not take; did you mean 'order'?",
         ),
         (lambda sim: sim.run(Flow("made"), "fetch"), "give the function that makes the flow"),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=FAULTS.slow("price", 1)),
-            "faults=slow('price', 1) is no list of faults; give a list",
+            "faults=slow('price', 1) is not a list of faults; give a list",
         ),
         (
             lambda sim: sim.run(BUILD, "fetch", faults=["price"]),
-            "faults=['price'] is no list of faults; give a list",
+            "faults=['price'] is not a list of faults; give a list",
         ),
         (
             lambda sim: sim.crash_everywhere(BUILD, "fetch", invariant=True),

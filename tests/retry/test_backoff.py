@@ -139,10 +139,10 @@ def test_a_delay_stays_the_same_when_asked_in_any_order_and_past_the_cache():
 @pytest.mark.parametrize(
     ("retry", "draw", "message"),
     [
-        (0, None, "retry=0 does not exist; the first retry is 1"),
-        (-1, None, "retry=-1 does not exist; the first retry is 1"),
-        (1, -1, "draw=-1 is not a 53-bit integer"),
-        (1, 2**53, f"draw={2**53} is not a 53-bit integer"),
+        (0, None, "retry must be 1 or more, not 0"),
+        (-1, None, "retry must be 1 or more, not -1"),
+        (1, -1, "draw must be a 53-bit integer, not -1"),
+        (1, 2**53, f"draw must be a 53-bit integer, not {2**53}"),
     ],
 )
 def test_a_retry_or_a_draw_out_of_range_is_refused(retry, draw, message):

@@ -1,4 +1,4 @@
-"""Checks that a simulated run keeps the engine's rules, by a model that shares no code with it.
+"""Checks a simulated run against the engine's rules, by a model that shares no code with it.
 
 Invariants:
 - One walk over the durable commits, and over the steps that started between them, keeps a
@@ -54,7 +54,7 @@ _latest: list[tuple[Case, FlowSpec]] = []
 
 
 def broken_rule(world: World, hosts: Sequence[Host], case: Case) -> Finding | None:
-    """Return the first rule of the engine that a run has broken."""
+    """Return a finding on the first engine rule that a run breaks, None if it breaks none."""
     checker = _Checker(_spec_of(case), hosts)
     steps = ((number, step) for host in hosts for number, step in host.steps)
     number, step = next(steps, _NO_STEP)
@@ -122,7 +122,7 @@ class _Checker:
         job.status = commit.status
 
     def _end_attempt(self, commit: Commit) -> ShadowTask:
-        """Return the task of the attempt that a commit ends, or of its recorded effect."""
+        """Check the attempt that a commit belongs to, and return the task of that attempt."""
         job = self._job
         shadow = job.tasks.get(commit.task_id or "")
         if shadow is None or shadow.task.routine_id != commit.routine_id:
@@ -145,7 +145,7 @@ class _Checker:
         return shadow
 
     def _check_tasks(self, commit: Commit, task: Task) -> None:
-        """Check that a commit creates one task for each connection of what it emits."""
+        """Check that a commit creates one task for each connection of each event that it emits."""
         tasks = commit.tasks
         created = 0
         for index, emission in enumerate(commit.emissions):
@@ -210,7 +210,7 @@ class _Checker:
             fail("timeout-ignored", what, commit)
 
     def _check_unfinished(self, commit: Commit) -> None:
-        """Check a commit that does not finish its task: effect, conflict, retry, failure, drop."""
+        """Check a commit whose task is not done: an effect, conflict, retry, failure or drop."""
         job, kind = self._job, commit.kind
         shadow = self._end_attempt(commit)
         if kind is _EFFECT:
@@ -265,7 +265,7 @@ class _Checker:
             fail("not-completed", what, commit)
 
     def check_end(self, host: Host) -> None:
-        """Compare what the last host has in memory with what the commits say."""
+        """Compare the job in the last host's memory with the job that the commits describe."""
         job, real = self._job, host.job
         if host.error is not None or real is None:
             if isinstance(host.error, ClockStalledError) and not job.in_flight:

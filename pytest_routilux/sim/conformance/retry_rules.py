@@ -30,7 +30,7 @@ _DROPPED = CommitKind.DROPPED
 
 
 class BrokenRuleError(Exception):
-    """A run broke a rule; `fail` raises it to stop the walk."""
+    """Raised by `fail` at the first broken rule, to stop the check of the run."""
 
     def __init__(self, finding: Finding) -> None:
         self.finding = finding
@@ -38,7 +38,7 @@ class BrokenRuleError(Exception):
 
 @final
 class RetryRules:
-    """The rules for the failed attempts of a job."""
+    """Checks the failed attempts of a job against its retry policies."""
 
     __slots__ = ("_errors", "_job", "_retry_after", "_spec")
 
@@ -53,7 +53,7 @@ class RetryRules:
             self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt commits nothing but its record and a last `error` event."""
+        """Check that a failed attempt's commit writes no data and emits only a last `error`."""
         failed = f"attempt {commit.attempt} of {shadow} did not succeed"
         for writes, where in ((commit.state, "state"), (commit.shared, "shared data")):
             if writes is not None:
@@ -76,7 +76,7 @@ class RetryRules:
             fail("failed-attempt-emitted", what, commit)
 
     def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that the options of its handler decide what follows a failed attempt."""
+        """Check that a failed attempt is retried, given up or dropped as the policy requires."""
         policy = self._spec.policies[shadow.task.routine_id]
         key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type
@@ -143,7 +143,7 @@ class RetryRules:
         fail("backoff-wrong", what, commit)
 
     def _miscounts(self, shadow: ShadowTask) -> Iterator[tuple[int, str, str]]:
-        """Yield other numbers that the engine may take the retry for, by a wrong count."""
+        """Yield each retry number that a wrong count gives, with a finding's kind and reason."""
         routine = shadow.task.routine_id
         if shadow.since_resume is not None:
             why = "the retries before another host resumed the job are forgotten"
@@ -198,7 +198,7 @@ class RetryRules:
 
 
 def fail(kind: str, what: str, of: Commit | Task | None, routine: str | None = None) -> NoReturn:
-    """Report a broken rule at a commit, a task or a routine."""
+    """Raise `BrokenRuleError` for a rule that a commit, a task or a routine breaks."""
     if routine is None and of is not None:
         routine = of.routine_id
     path = f"engine.{routine or 'job'}"

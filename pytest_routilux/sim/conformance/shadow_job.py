@@ -1,4 +1,4 @@
-"""A second model of a job, computed from its commits alone and compared with the engine's.
+"""A second model of a job, computed from its commits alone and compared with the engine's job.
 
 Invariants:
 - Its only input is the commits and the steps that started. A reader can check each value by hand
@@ -24,7 +24,7 @@ _NEVER: Final = -(1 << 63)
 @final
 @dataclass(slots=True)
 class ShadowTask:
-    """The state of one task.
+    """The state of one task of a `ShadowJob`.
 
     `attempt` is the next attempt, `retries` the number of retries so far, and `since_resume` those
     since the last resume, None before the first one. `due` is when the task may start, `delay` the
@@ -90,7 +90,7 @@ class ShadowJob:
         self.in_flight_of[routine] = self.in_flight_of.get(routine, 0) + 1
 
     def end_step(self, shadow: ShadowTask, at: int) -> None:
-        """Remove a step from those in flight, unless it started unseen."""
+        """Remove a step from the steps in flight, if its start was recorded."""
         if self.in_flight.pop(shadow.task.task_id, None) is None:
             return
         routine = shadow.task.routine_id
@@ -105,7 +105,7 @@ class ShadowJob:
     # --- commits --------------------------------------------------------------------------------
 
     def create(self, commit: Commit) -> None:
-        """Add the tasks that a commit creates."""
+        """Add the tasks that a commit creates to this job."""
         for task in commit.tasks:
             self.tasks[task.task_id] = self.open[task.task_id] = ShadowTask(
                 task, commit.at_ns, commit.at_ns
@@ -128,7 +128,7 @@ class ShadowJob:
         self.retries[routine] = self.retries.get(routine, 0) + 1
 
     def conflict(self, shadow: ShadowTask, at: int) -> None:
-        """Repeat an attempt at once; after `MOST_CONFLICTS` of them the task runs alone."""
+        """Repeat a task after a conflict; after `MOST_CONFLICTS` conflicts the task runs alone."""
         shadow.conflicts += 1
         shadow.ready = at
         self.alone += shadow.conflicts == MOST_CONFLICTS
@@ -140,7 +140,7 @@ class ShadowJob:
             self.shared = _written(self.shared, shared)
 
     def resume(self, commit: Commit) -> None:
-        """Continue on another host: no step is in flight, waits continue, failed tasks may run."""
+        """Resume on another host: no step is in flight, waits continue, failed tasks may run."""
         at = commit.at_ns
         detail = commit.detail or {}
         self.in_flight.clear()

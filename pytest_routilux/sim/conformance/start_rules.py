@@ -1,4 +1,4 @@
-"""Rules for the start of a step: when it may start, and the data that it gets.
+"""Rules for the start of a step: when the step may start, and which data it gets.
 
 Invariants:
 - A step starts only while its job runs, as the next attempt of its task, and not before it is due.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @final
 class StartRules:
-    """The rules for the starts of a job's steps; `exact`: durations are no lower bounds."""
+    """Checks each start of a job's steps; `exact` means that no duration is just a lower bound."""
 
     __slots__ = ("_compared", "_exact", "_job")
 
@@ -35,7 +35,7 @@ class StartRules:
         self._compared: dict[str | None, tuple[object, object]] = {}
 
     def check(self, step: StepInput) -> None:
-        """Check a step that starts, and add it to those in flight."""
+        """Check a step that starts, and add it to the steps in flight."""
         job, task, at = self._job, step.task, step.started_ns
         shadow = job.tasks.get(task.task_id)
         if shadow is None:
@@ -123,7 +123,7 @@ class StartRules:
     def _compare(
         self, step: StepInput, routine: str | None, committed: object, given: object
     ) -> None:
-        """Compare the state of a routine, or the shared data, with what a step gets."""
+        """Compare a routine's committed state, or shared data, with the values that a step gets."""
         known = self._compared.get(routine)
         if known is None or known[0] is not given or known[1] is not committed:
             if not same(committed, given):
@@ -154,7 +154,7 @@ def too_early(shadow: ShadowTask, at: int) -> NoReturn:
 
 
 def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoReturn:
-    """Report an attempt that is not the next one of its task."""
+    """Report an attempt whose number is not the next one of its task."""
     what = f"attempt {attempt} of {shadow} {verb}"
     if shadow.ended or shadow.failed:
         what += f" after the task {shadow.ended or 'has failed'}"
@@ -167,5 +167,5 @@ def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoRet
 
 
 def same(a: object, b: object) -> bool:
-    """Return whether two values are equal and of one type."""
+    """Return whether two values are equal and of the same type."""
     return a is b or same_value(a, b)

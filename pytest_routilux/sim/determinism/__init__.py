@@ -1,1 +1,1 @@
-"""Finds what makes a job differ from run to run."""
+"""Finds the reasons why the same job differs from run to run."""

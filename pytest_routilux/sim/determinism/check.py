@@ -43,7 +43,7 @@ _SEEDS: Final = (1, 2)
 def check_determinism(
     case: Case, start_ns: int, *, fresh: bool = True, coverage: Coverage | None = None
 ) -> Finding | None:
-    """Return the first difference between runs that should be the same.
+    """Return a finding on the first difference between runs of a case that must be the same.
 
     `fresh`: also compare runs in fresh interpreters, where no patch of the test applies. What
     can't be compared is noted in `coverage`. A run that does not finish proves nothing: it is a
@@ -80,7 +80,7 @@ def check_determinism(
 
 @dataclass(slots=True)
 class _Trace:
-    """A run: its commits as rows, its sources if it was profiled, and whether it called doubles."""
+    """A run: its commits as rows, its sources if profiled, and whether it called a double."""
 
     rows: list[Row]
     sources: list[Source]
@@ -88,7 +88,7 @@ class _Trace:
 
 
 class _Runs:
-    """Runs of a case in processes of their own, each compared with the first of them."""
+    """Runs of a case, each in a separate process and compared with the first run."""
 
     def __init__(self, hosts: ForkedHosts, start_ns: int) -> None:
         self._hosts = hosts
@@ -118,7 +118,7 @@ class _Runs:
         return _finding("nondeterminism", what, self.first.rows, other.rows, at, source, _shape)
 
     def in_one_process(self) -> Finding | None:
-        """Find a global by which one run makes the next one in the same process differ."""
+        """Find a global that one run changes so that the next run in the same process differs."""
         rows = self.first.rows
         variables, second = self._result(_run_twice, self._start_ns)
         at = _first_difference(rows, second.rows)
@@ -149,13 +149,13 @@ class _Runs:
         return reply.result
 
     def _sources(self, moved: bool = False) -> list[Source] | None:
-        """Profile one more run; None if it does not finish."""
+        """Profile one more run and return its sources; None if the run does not finish."""
         trace = self._hosts.ask(_trace, self._start_ns, moved, True).result
         return None if trace is None else trace.sources
 
 
 def _in_fresh_interpreters(case: Case, start_ns: int) -> Finding | str | None:
-    """Compare two hash seeds; return the finding, or why they could not be compared."""
+    """Compare runs with two hash seeds; return a finding, or why a comparison was not possible."""
     found = rows_by_seed(case, start_ns, _SEEDS)
     if isinstance(found, str):
         return found
@@ -195,7 +195,7 @@ def _first_difference(
 
 
 def _source_of(sources: Iterable[Source], rows: Sequence[Row], at: int) -> Source | None:
-    """Return a call of the first step that differs, else the last call before it."""
+    """Return a source in the first step that differs, else the last source before that step."""
     steps = [(row.get("task_id"), row.get("attempt", 0)) for row in rows[: at + 1]]
     before = [source for source in sources if (source.task_id, source.attempt) in steps]
     here = [source for source in before if (source.task_id, source.attempt) == steps[-1]]
@@ -246,7 +246,7 @@ def _trace(
     moved: bool = False,
     profiled: bool = False,
 ) -> _Trace:
-    """Run a case; `moved`: with other addresses of objects."""
+    """Run a case and return its trace; if `moved`, objects get other memory addresses."""
     ballast = _ballast() if moved else []
     sources: list[Source] = []
     if profiled:
@@ -260,7 +260,7 @@ def _trace(
 
 
 def _ballast() -> list[object]:
-    """Return objects of each small size: `id()` differs then, and the order of a set of objects."""
+    """Return objects that fill memory, so that later objects differ in `id()` and set order."""
     return [bytes(n % 480) if n % 3 else object() for n in range(5_003)] + [
         n / 7 for n in range(501)
     ]
@@ -278,7 +278,7 @@ def _loaded(row: str) -> Row:
 def _run_twice(
     case: Case, send: object, start_ns: int, variable: Variable | None = None
 ) -> tuple[list[Variable], _Trace]:
-    """Run a case twice, with the old value of a variable the second time.
+    """Run a case twice; restore the value of a variable, if one is given, before the second run.
 
     Returns the variables that the first run changed, and the second run.
     """

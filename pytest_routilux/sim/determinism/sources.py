@@ -1,4 +1,4 @@
-"""Calls that make a run differ from the next: real clocks, random numbers, ids of objects.
+"""Records calls that can make two runs differ: real clocks, random numbers, ids of objects.
 
 Invariants:
 - A call is recorded with the user's line that made it, also through a library.
@@ -84,18 +84,18 @@ class Source:
 
     @property
     def repeats(self) -> bool:
-        """Whether the same job gets the same result at the same instant."""
+        """Whether the call gives the same result in each run of a job from the same instant."""
         return self.call == _VIRTUAL or self.call.startswith("ctx.")
 
     @property
     def of_time(self) -> bool:
-        """Whether it reads a clock."""
+        """Whether the call reads a clock."""
         return self.call in (_VIRTUAL, "ctx.now()") or self.call.startswith(("time.", "date"))
 
 
 @contextmanager
 def recorded_sources() -> Iterator[list[Source]]:
-    """Yield a list that collects the sources in all handlers until the block ends."""
+    """Yield a list that collects the `Source` calls of all handlers until the block ends."""
     found: list[Source] = []
     built_in, codes = _built_in(), _codes()
 

@@ -1,4 +1,4 @@
-"""Detects handlers that swallow what must end them: an interrupt, an exit, the death of a host.
+"""Detects handlers that swallow an exception that must end them: interrupt, exit, death of a host.
 
 Invariants:
 - Every handler that the undisturbed run calls is called again with its first input, once for each
@@ -33,9 +33,9 @@ class _HostDies(BaseException):
 
 
 def swallowed_crash(case: Case, start_ns: int, *, isolated: bool = True) -> Finding | None:
-    """Return the first handler that returns although its host dies.
+    """Return a finding on the first handler that returns although its host dies.
 
-    Not `isolated`: in this process.
+    Without `isolated`, the check runs in this process.
     """
     with ForkedHosts(case, start_ns, Coverage(), isolated=isolated) as hosts:
         killed = hosts.canary()
@@ -63,7 +63,7 @@ def _swallowed(case: Case, send: object, start_ns: int) -> Finding | None:
 
 
 class _Trap:
-    """The host of a step, which dies at the n-th call of its handler to `ctx` or an effect."""
+    """The host of one step; it dies when the handler calls `ctx` or an effect for the n-th time."""
 
     def __init__(self, step: StepInput, number: int) -> None:
         self.clock = SimClock(step.started_ns)
@@ -85,17 +85,17 @@ class _Trap:
         self.clock.mono += length
 
     def check(self, step: StepInput) -> None:
-        """Do nothing: the step owns the job."""
+        """Do nothing: this host never loses the job."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self.step_on(f"ctx.once({name!r})")
 
     def opened(self, context: Context) -> None:
-        """Do nothing: no step runs on after its timeout."""
+        """Do nothing: no step continues after its timeout."""
 
 
 class _Events(deque[Any]):
-    """The events of a step, to which a double of an effect appends its calls."""
+    """The events of a step; the double of an effect appends each of its calls here."""
 
     def __init__(self, trap: _Trap) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class _Events(deque[Any]):
 
 
 def _call(flow: Flow, step: StepInput, trap: _Trap) -> bool:
-    """Run one step, and return whether its handler returned."""
+    """Run one step on a host that dies, and return whether the handler returned."""
     plan, routine_id = flow.plan(), step.task.routine_id
     outer = running.flight, running.clock
     flight = Flight(None, step)  # type: ignore[arg-type]  # a double needs no driver

@@ -1,4 +1,4 @@
-"""Causes of findings, and their fixes as code, in terms of the flow that was tested.
+"""Finds the cause of a finding, and a fix as code, in terms of the tested flow.
 
 Invariants:
 - A cause that is stated as a fact was observed in a run or in the flow. Otherwise the text says
@@ -34,7 +34,7 @@ _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadabl
 
 
 class Reason(NamedTuple):
-    """The cause and the fix; each of their lines starts a new line of the report."""
+    """The cause of a finding and the fix; each line of them starts a new line of the report."""
 
     why: str
     fix: str
@@ -42,7 +42,7 @@ class Reason(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """A finding and the runs that show it."""
+    """A finding, and the runs that show the finding."""
 
     finding: Finding
     reference: Reference
@@ -51,17 +51,17 @@ class Failure:
 
     @property
     def routine(self) -> str:
-        """The id of the routine, or words in its place."""
+        """The id of the finding's routine, or "a routine" if the finding names none."""
         return self.finding.routine or "a routine"
 
     @property
     def effect(self) -> str:
-        """The name of the effect."""
+        """The name of the effect that the finding is about."""
         return self.finding.path.removeprefix("effects.")
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
-        """State that a handler changes and no commit saves, of this routine first."""
+        """A change of state that no commit saves, preferably by the finding's routine."""
         finding, run = self.reference.finding, self.reference.run
         found: list[HiddenChange] = []
         if finding is None or finding.kind not in ENDS_PROCESS:
@@ -73,17 +73,17 @@ class Failure:
 
     @property
     def handler(self) -> str:
-        """The definition of the routine's handler as ` (file:line)`, or an empty text."""
+        """The line that defines the routine's handler as ` (file:line)`, or "" if unknown."""
         return self.at(handler_of(self.reference.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
-        """Return a code line as ` (file:line)`, or an empty text."""
+        """Return a line of the user's code as ` (file:line)`, or "" for any other line."""
         line = where_text(where, self.root) if where else ""
         return f" ({line})" if line else ""
 
 
 def reason_of(failure: Failure) -> Reason:
-    """Return the cause of a finding, and the fix."""
+    """Return the cause and the fix of a failure."""
     finding = failure.finding
     if finding.path.startswith("engine") and finding.kind not in _OF_USERS:
         return _engine(failure)

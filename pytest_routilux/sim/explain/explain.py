@@ -57,7 +57,7 @@ _HEADS: Final = {
 def explain_cause(
     cause: Cause, case: Case, columns: int, *, repro: str | None, root: Path | None = None
 ) -> str:
-    """Return the text of the smallest cause of a failure, for a terminal of so many columns.
+    """Return the report on the smallest cause of a failure, at most `columns` wide.
 
     `repro` is a command. Files are relative to `root`, by default the working directory.
     """
@@ -234,7 +234,7 @@ def _tried(exploration: Exploration, finding: Finding) -> list[str]:
 
 
 def not_compared(reference: Reference) -> list[str]:
-    """Return the parts that are not compared, because they differ between undisturbed runs."""
+    """Return a line that lists the parts not compared because they vary without a crash."""
     places = dict.fromkeys(
         ".".join(step for step in path[1:] or path if step != "*")
         for path in sorted(reference.mask)

@@ -1,4 +1,4 @@
-"""Hosts in forked processes: finds progress kept in a module, and handlers that end their process.
+"""Finds, by forked hosts, progress kept in a module, and handlers that end their process.
 
 Invariants:
 - The undisturbed run happens first in a process of its own. A handler that ends this process is
@@ -58,14 +58,14 @@ ENDS_PROCESS: Final = ("kills-process", "hangs")
 
 @dataclass(slots=True)
 class Killed:
-    """A handler that ended its process: the finding, and the run until then."""
+    """A finding on a handler that ended its process, and the run until that moment."""
 
     finding: Finding
     run: Undisturbed
 
 
 class ForkedHosts:
-    """The hosts of one case, each in a process of its own; create it before the case runs."""
+    """Runs each host of a case in a separate process; must be created before the case runs."""
 
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
@@ -89,7 +89,7 @@ class ForkedHosts:
             self._server.__exit__()
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Call `function(case, send, *args)` in another process, or in this one without a fork."""
+        """Call `function(case, send, *args)` in another process, or without a fork in this one."""
         if self._server is None:
             return Reply(function(self._case, lambda value: None, *args))
         self._coverage.runs += 1
@@ -98,7 +98,7 @@ class ForkedHosts:
     # --- handlers that end their process --------------------------------------------------------
 
     def canary(self) -> Killed | None:
-        """Run the case undisturbed in another process; return how a handler ended it."""
+        """Run the case undisturbed in another process; return a finding if a handler ends it."""
         if self._server is None:
             return None
         reply = self.ask(undisturbed_log, self._start_ns)
@@ -150,7 +150,7 @@ class ForkedHosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Recover some of the points in other processes; return a finding that only they show."""
+        """Recover at some crash points in other processes; return a finding seen only there."""
         if self._server is None or not self._changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}
@@ -185,7 +185,7 @@ class ForkedHosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, variable: Variable | None = None
     ) -> World | None:
-        """Recover a point in another process, which gets the value of a variable at the crash."""
+        """Recover at a crash point in another process, where `variable` keeps its value."""
         kept = None
         if variable is not None:
             data = self.ask(value_at_commit, self._start_ns, point.commits, variable).result
@@ -202,7 +202,7 @@ class ForkedHosts:
         return world
 
     def _variance(self, known: Reference) -> Trie | None:
-        """Return what varies between undisturbed runs in processes of their own."""
+        """Return the paths that vary between undisturbed runs in separate processes."""
         views = []
         for variation in [*variations(known.run.host.flow.plan()), Variation(), Variation()]:
             reply = self.ask(variation_log, self._start_ns, variation)

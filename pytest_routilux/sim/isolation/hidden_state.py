@@ -62,7 +62,7 @@ class HiddenChange:
 
 
 def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list[HiddenChange]:
-    """Run a case undisturbed, and return what its handlers changed of routines and globals.
+    """Run a case undisturbed; return the routine attributes and globals that its handlers changed.
 
     Globals are those of the routines' modules, or `everywhere`: of all modules of the user.
     """
@@ -73,7 +73,7 @@ def hidden_state(case: Case, start_ns: int, *, everywhere: bool = False) -> list
 
 
 class _Watch(Fault):
-    """Compares a routine and the globals of its module before and after each of its handlers.
+    """Compares a routine and the globals of its module before and after each call of a handler.
 
     `everywhere`: the globals of all modules of the user.
     """
@@ -155,9 +155,9 @@ def globals_of(modules: Iterable[ModuleType]) -> Values:
 
 
 def _digest(value: object, levels: int = _LEVELS, left: list[int] | None = None) -> str:
-    """Return a text that changes with the value, as far as it is read; runs no code of the user.
+    """Return a text that changes if the parts of the value that are read change; runs no user code.
 
-    It reads so many more `levels`, and so many more nodes as `left` holds.
+    At most `levels` more levels and `left[0]` more nodes are read.
     """
     left = [_NODES] if left is None else left
     kind = type(value)

@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def importable(case: Case) -> bool:
-    """Return whether a fresh interpreter can build the flow of a case and run it alike."""
+    """Return whether a fresh interpreter can build and run a case's flow as this process does."""
     name = getattr(case.build, "__qualname__", "")
     return not case.faults and object_named(f"{case.build.__module__}:{name}") is case.build
 
 
 def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:
-    """Run a case once for each hash seed, and return the rows of its commits, or why not."""
+    """Run a case once for each hash seed; return the rows of each run, or why a run failed."""
     try:
         params = codec.encode(dict(case.params or {}), "$.params")
     except UnserializableError as error:

@@ -64,7 +64,7 @@ def record_started_threads(clock: SimClock) -> Iterator[list[threading.Thread]]:
 
 
 class _StepHost:
-    """The host of one step: a sleep moves the virtual time, a record is held back."""
+    """The host of one step: a sleep moves the virtual time, a record waits for its instant."""
 
     __slots__ = ("_clock", "_driven", "_flight", "_pace")
 
@@ -94,7 +94,7 @@ class _StepHost:
 
 
 class SimDriver:
-    """Runs the handlers of one host's job, and returns its steps in the order of their ends."""
+    """Runs the handlers of one host's job, and returns the steps in the order in which they end."""
 
     room = True
 
@@ -130,7 +130,7 @@ class SimDriver:
             world.log.append((step.started_ns, world.host_number, start))
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return none: which step ends first is chosen one by one."""
+        """Return an empty list: `next` chooses each step that ends, one at a time."""
         return []
 
     def poke(self) -> None:
@@ -169,7 +169,7 @@ class SimDriver:
                 return None
 
     def _choose(self, until: int | None, key: Key) -> Ended | Flight | None:
-        """Return a step that is over, or one that continues; None if time passes first."""
+        """Return a step that has ended, or a step that continues; None if time passes first."""
         ended, fresh, asleep = self._ended, self._fresh, self._asleep
         if self._scheduler is FIFO:
             if ended:
@@ -194,7 +194,7 @@ class SimDriver:
         return chosen
 
     def _continue(self, flight: Flight) -> None:
-        """Release the events of a step up to its next sleep or its end."""
+        """Deliver the events of a step until its next sleep or its end."""
         events = flight.events
         clock = self._clock
         while events[0][0] <= clock.mono:

@@ -56,7 +56,7 @@ _MOST_ENCODED: Final = 1_000
 
 
 class _WorldJournal:
-    """Writes commits into the world.
+    """Writes the commits of one simulated host to the world.
 
     With `checked`, each commit is read back from its saved form, and is compared with that form
     again at the end of the run.
@@ -98,7 +98,9 @@ class _WorldJournal:
         if commit.seq != len(world.commits) + 1:
             what = f"{this} was written after {len(world.commits)} others"
             runtime.report("written-twice", what, commit)
-            raise LeaseLostError(f"the store holds {len(world.commits)} commits")
+            raise LeaseLostError(
+                f"commit {commit.seq} does not follow commit {len(world.commits)} of the store"
+            )
         if self._checked:
             self._read_back(commit)
         with failing_write(self._faults, commit):
@@ -142,7 +144,7 @@ def _routine_of(commit: Commit) -> str:
 
 
 def _refuse_unsaved(commit: Commit) -> None:
-    """Raise `UnserializableError` if a store would; `once` checks its results by itself."""
+    """Raise `UnserializableError` if a store can't save a commit; `once` checks its own results."""
     for index, emission in enumerate(commit.emissions):
         if not emission.flat:
             _encode(emission.payload, f"$.emissions[{index}].payload")
@@ -240,7 +242,7 @@ class _SimRuntime(Runtime):
 
 
 class _SimThreads(Threads):
-    """Drives the jobs of a simulated host, all of them in the one thread of the simulation."""
+    """Drives all jobs of a simulated host in the one thread of the simulation."""
 
     def __init__(self, runtime: _SimRuntime) -> None:
         super().__init__(runtime.environment, None)
@@ -260,8 +262,8 @@ class _SimThreads(Threads):
 
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
-            "a simulation runs in one thread, so that it repeats: use execute() where the handler"
-            " uses start() or aexecute()"
+            "a simulation runs in one thread, so that each run is the same; in the handler, use"
+            " execute() instead of start() or aexecute()"
         )
 
 
@@ -275,7 +277,7 @@ def run_host(
     checked: bool = False,
     flow: Flow | None = None,
 ) -> Host:
-    """Run the job on one host until the job stops or the host dies; the world keeps its commits.
+    """Run the job on one host until the job stops or the host dies; add its commits to the world.
 
     Without `job` a new job starts, else the host resumes `job`. `checked` reads each commit back
     from its saved form. `flow` takes the place of one that `case.build` makes.
@@ -313,7 +315,7 @@ def run_host(
 
 @dataclass(frozen=True, slots=True)
 class Variation:
-    """A perturbation: another start, other durations, one worker instead of many, another order."""
+    """A perturbation: another start, other durations, one worker for many, or another order."""
 
     shift_ns: int = 0
     pace: Pace = NORMAL_PACE
@@ -322,7 +324,7 @@ class Variation:
 
 
 def variations(plan: Plan) -> list[Variation]:
-    """Return the perturbations for a flow of this plan."""
+    """Return the perturbations to try for a flow with the given plan."""
     found = [Variation(shift_ns=OTHER_START), Variation(pace=Pace(percent=125))]
     if all(handler.deadline is None for handler in plan.handlers.values()):
         # So slow that a retry is due before the steps in flight end, as after a long downtime.
@@ -334,7 +336,7 @@ def variations(plan: Plan) -> list[Variation]:
 
 
 def run_variation(case: Case, start_ns: int, variation: Variation) -> tuple[World, Host]:
-    """Run a job without a crash, with a perturbation."""
+    """Run a job without a crash, with the given perturbation."""
     for fault in case.faults:
         fault.begin(0)
     world = World(start_ns + variation.shift_ns)

@@ -86,7 +86,7 @@ NORMAL_PACE: Final = Pace()
 
 @dataclass(frozen=True, slots=True)
 class CrashPoint:
-    """A point at which a host dies.
+    """A point of a run at which a host dies.
 
     `commits` and `calls` are how many of the undisturbed run's are in the world then; `at_ns` is
     when the host dies, `resume_ns` when the next one resumes (UTC). `name` is for reproducers,
@@ -138,7 +138,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Says how a host ended."""
+    """A log entry that says how a host ended."""
 
     text: str
 
@@ -147,21 +147,21 @@ class StoreFiles(Protocol):
     """The files of a real store, as simulated hosts leave them; see `store_files`."""
 
     def cut(self, commits: int) -> StoreFiles:
-        """Return the files as they were after so many commits."""
+        """Return the files as they were after the given number of commits."""
 
     def opened(self) -> AbstractContextManager[None]:
         """Keep the store open until one host ends."""
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
-        """Write a commit to the open store; raises what the store raises."""
+        """Write a commit to the open store; errors of the store are raised unchanged."""
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
-        """Return the job in the files, None without one, or how the store breaks its rules."""
+        """Return the job in the files, None if there is none, or a finding on a broken rule."""
 
 
 @dataclass(slots=True)
 class World:
-    """The commits and effects of all hosts; `now_ns` is the last instant.
+    """The commits and effects of all hosts until the instant `now_ns`.
 
     `host_number` counts the hosts. `files` are those of a real store, if the case has one.
     """
@@ -174,21 +174,21 @@ class World:
     files: StoreFiles | None = None
 
     def add_commit(self, commit: Commit) -> None:
-        """Add a commit that the store has."""
+        """Add a stored commit to this world's commits and log."""
         self.commits.append(commit)
         self.log.append((commit.at_ns, self.host_number, commit))
 
     def add_call(self, call: Call) -> None:
-        """Add an effect."""
+        """Add a call of an effect to this world's calls and log."""
         self.calls.append(call)
         self.log.append((call.at_ns, self.host_number, call))
 
     def add_note(self, at_ns: int, text: str) -> None:
-        """Add how a host ended."""
+        """Add a note on how a host ended to this world's log."""
         self.log.append((at_ns, self.host_number, Note(text)))
 
     def cut(self, commits: int, calls: int, at_ns: int) -> World:
-        """Return the world as it was after so many commits and effects, when no host runs."""
+        """Return the world as it was after the given number of commits and effects."""
         files = None if self.files is None else self.files.cut(commits)
         world = World(
             at_ns, self.commits[:commits], self.calls[:calls], [], self.host_number, files
@@ -209,7 +209,7 @@ class World:
 
 @dataclass(slots=True)
 class Finding:
-    """One thing that a crash changed.
+    """A problem that a check found, such as a result that a crash changed.
 
     `kind` is its name in lower case, `what` says it in one line. `routine` and `path` say where;
     together with the kind they are what shrinking must keep. `rows` are (name, undisturbed, with
@@ -227,17 +227,17 @@ class Finding:
 
     @property
     def signature(self) -> Signature:
-        """What identifies the finding."""
+        """The kind, routine and path that identify the finding."""
         return self.kind, self.routine, self.path
 
 
 class HostCrash(BaseException):
-    """The simulated host is dead; raised where no code of the user is on the stack."""
+    """Ends a simulated host that has died; raised where no code of the user is on the stack."""
 
 
 @dataclass(slots=True)
 class Host:
-    """One simulated host: the flow that it built, and the job in its memory at the end.
+    """One simulated host: its own build of the flow, and the job in the host's memory at the end.
 
     `error` ended it from outside: an error of the store, an exit of the process, a stall.
     `findings` are rules that the engine broke, `store_finding` one that a real store broke.
@@ -261,7 +261,7 @@ class Host:
 
 @dataclass(slots=True)
 class Undisturbed:
-    """The run without a crash, and the job that the store returns at each of its commits.
+    """A run without a crash, and the job that the store would return after each commit.
 
     `store_findings` are rules that a real store broke, by the number of commits.
     """
@@ -275,7 +275,7 @@ class Undisturbed:
 
     @property
     def job(self) -> JobState:
-        """The job at the end."""
+        """The job at the end of the run."""
         assert self.host.job is not None
         return self.host.job
 
@@ -291,5 +291,5 @@ class Disturbed:
 
     @property
     def host(self) -> Host:
-        """The last host."""
+        """The last host of the run."""
         return self.hosts[-1]

@@ -13,7 +13,7 @@ from typing import Protocol, final
 
 
 class Scheduler(Protocol):
-    """Decides which task starts next, which step continues next, or that time passes."""
+    """Decides which task starts next, and which step continues next unless time passes first."""
 
     def choose(self, options: int) -> int:
         """Return the index of one of at least two options."""
@@ -24,7 +24,7 @@ class FifoScheduler:
     """First in, first out: always the first option."""
 
     def choose(self, options: int) -> int:
-        """Return 0."""
+        """Return 0, the index of the first option."""
         return 0
 
 
@@ -32,7 +32,7 @@ FIFO = FifoScheduler()
 
 
 class SeededScheduler:
-    """A random order that repeats for the same seed, on every machine.
+    """A random order that is the same for the same seed, on every machine.
 
     >>> [SeededScheduler(7).choose(3) for _ in range(3)]
     [1, 1, 1]
@@ -42,5 +42,5 @@ class SeededScheduler:
         self._draw = Random(seed).randrange
 
     def choose(self, options: int) -> int:
-        """Return an index drawn from the seed's own stream."""
+        """Return an index from the stream of random numbers that the seed determines."""
         return self._draw(options)

@@ -1,4 +1,4 @@
-"""The files of a real store under simulated hosts, as a dead host leaves them.
+"""The files of a real store in a simulation, as a dead host leaves the files.
 
 Invariants:
 - A dead host leaves each file as another process reads it at that instant, while the store is open:
@@ -50,7 +50,7 @@ _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
 class RealStoreFiles:
-    """The files of a store, as they are `now` and as they were `after` each commit, from 0.
+    """The files of a store: their contents `now`, and their contents `after` 0, 1, 2, … commits.
 
     `rows` are those that the store has acknowledged; `doubtful` is the commit whose write raised,
     with its row.
@@ -68,7 +68,7 @@ class RealStoreFiles:
         self._store: JobStore | None = None
 
     def cut(self, commits: int) -> RealStoreFiles:
-        """Return the files as they were after so many commits."""
+        """Return the files as they were after the given number of commits."""
         files = RealStoreFiles(self._open_store)
         files.after = self.after[: commits + 1]
         files.now = files.after[-1]
@@ -78,7 +78,7 @@ class RealStoreFiles:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Keep the store open for one host, and keep the files as that host leaves them."""
+        """Keep the store open for one host, and save the files' contents when the host ends."""
         with self._copied() as store:
             self._store = store
             if not self.after:
@@ -90,7 +90,7 @@ class RealStoreFiles:
                 self._store = None
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
-        """Write a commit as the host with the open store; raises what the store raises."""
+        """Write a commit to the open store; errors of the store are raised unchanged."""
         store = self._store
         assert store is not None
         row = saved_rows.dump(commit, first=claims or commit.seq == 1)  # as the journal makes it
@@ -114,7 +114,7 @@ class RealStoreFiles:
                 self._finding = Finding("store-fence", what, "store.fence")
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
-        """Open the files anew and return the job in them, None if there is none.
+        """Open a copy of the files, and return the job in them, None if there is none.
 
         Adds the commit whose write raised to the world if it is in the files. Returns a finding if
         the store has broken a rule.
@@ -177,7 +177,7 @@ class Folder:
         self._handles: dict[tuple[int, int], BinaryIO] = {}
 
     def fill(self, image: Image) -> None:
-        """Write the files of an image."""
+        """Write the files of an image to the folder."""
         assert self._path is not None
         for name, pieces in image.items():
             file = self._path / name
@@ -185,7 +185,7 @@ class Folder:
             file.write_bytes(b"".join(pieces))
 
     def image(self, before: Image) -> Image:
-        """Return the contents of the files now, sharing equal pieces with another image."""
+        """Return the current contents of the files, which share equal pieces with `before`."""
         assert self._path is not None
         found: Image = {}
         for file in sorted(self._path.rglob("*")):
@@ -210,7 +210,7 @@ class Folder:
         return handle.read()
 
     def close(self) -> None:
-        """Close the handles, after the store is closed."""
+        """Close the handles of the files; call this after the store is closed."""
         for handle in self._handles.values():
             handle.close()
 
@@ -221,11 +221,11 @@ def store_name(open_store: OpenStore) -> str:
 
 
 def checked_store(open_store: object) -> OpenStore:
-    """Check that a function or class opens a store in a file, and return it.
+    """Check that a function or class opens a store in a file, and return that function or class.
 
     Raises `FlowDefinitionError` if it does not.
     """
-    how = "give a function that opens a store in the file at a path, such as SqliteStore"
+    how = "give a function that takes a path and opens a store there, such as SqliteStore"
     if not callable(open_store):
         raise FlowDefinitionError(f"store={open_store!r} can't be called; {how}")
     with TemporaryDirectory(prefix="flow_sim-", dir=_WHERE) as name:

@@ -59,7 +59,7 @@ MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you 
         ("always=lambda job: job.seq == 1 and 0", "ALWAYS DOES NOT HOLD: *after commit 1"),
         ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *it returned []"),
         ("store=SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give a f"),
-        ("store=7", "store=7 can't be called; give a function that opens a store in the file"),
+        ("store=7", "store=7 can't be called; give a function that takes a path and"),
         (
             "store=MemoryStore",
             "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')",

@@ -142,7 +142,7 @@ def test_a_reproducer_runs_the_case_with_its_faults_alone():
 )
 def test_on_another_case_it_is_stale(case):
     repro = Repro.of(CASE, FLOW)
-    says = f"another flow, entry, slot or list of faults: {repro.digest} then"
+    says = f"another flow, entry, slot or list of faults: its digest is {repro.digest}"
     with pytest.raises(StaleError, match=says):
         repro.applied(case, case.build())
 
@@ -154,7 +154,9 @@ def test_another_payload_or_job_id_does_not_make_it_stale():
 
 def test_without_its_fault_it_is_stale():
     repro = replace(Repro.of(CASE, FLOW), faults=(1, 3))
-    with pytest.raises(StaleError, match="it needs fault f3, and the test has 2"):
+    with pytest.raises(
+        StaleError, match="the reproducer needs fault f3, but the number of faults in the test is 2"
+    ):
         repro.applied(CASE, FLOW)
 
 

@@ -117,7 +117,7 @@ def test_a_reproducer_with_another_order_of_work_is_stale_where_all_is_fifo(pyte
     again = run_inside(pytester, f"--routilux-repro=R1.{digest}.s7")
     again.assert_outcomes(passed=1, errors=1)
     again.stdout.fnmatch_lines(
-        ["*STALE: *s7 fits no simulation of the test: crash_everywhere has FIFO*"]
+        ["*STALE: *s7 fits no simulation of the test: crash_everywhere uses FIFO*"]
     )
 
 
@@ -135,7 +135,7 @@ def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(pytester):
     shop(pytester)
     result = run_inside(pytester, "--routilux-repro=R2.9f3c.0")
     assert pytest.ExitCode.USAGE_ERROR == result.ret
-    result.stderr.fnmatch_lines(["*'R2.9f3c.0': no reproducer; the form is R1.<4 hex*"])
+    result.stderr.fnmatch_lines(["*'R2.9f3c.0' is not a valid reproducer; the form is R1.<4 hex*"])
 
 
 def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester):

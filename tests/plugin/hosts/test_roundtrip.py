@@ -208,7 +208,7 @@ def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(serialize_
     assert LocalMoney(5) == serialize_roundtrip(LocalMoney(5), via="file")
     with pytest.raises(HostError) as unknown:
         serialize_roundtrip([LocalMoney(5)], via="process")
-    assert "can't load it: $[0]: " in str(unknown.value)
+    assert "can't load the object: $[0]: " in str(unknown.value)
     assert "register each class at the top level of a module" in str(unknown.value)
 
 

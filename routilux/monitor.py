@@ -33,19 +33,19 @@ _START = CommitKind.START
 
 
 class Observer(Protocol):
-    """Gets every commit of a runtime's jobs, in order, one at a time.
+    """An object that gets each commit of a runtime's jobs, in order, one at a time.
 
     An optional method `on_step(job, step)` gets each step that starts; steps are not durable. An
     error that an observer raises is logged and counted, and changes nothing else.
     """
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Handle an accepted commit; the method must not change `job`."""
+        """Handle a commit of `job` that is durable; this method must not change `job`."""
 
 
 @dataclass(slots=True)
 class DataFlow:
-    """One delivery: an event of `source` to a slot of `target`, as task `task_id`."""
+    """The delivery of an event of `source` to a slot of `target`, which made task `task_id`."""
 
     job_id: str
     seq: int
@@ -60,7 +60,7 @@ class DataFlow:
 
 @dataclass(slots=True)
 class StateChange:
-    """A new status of a routine, after attempt `attempt` with `retry_count` retries."""
+    """A change of a routine's status by attempt `attempt` of a task after `retry_count` retries."""
 
     job_id: str
     seq: int
@@ -74,7 +74,7 @@ class StateChange:
 
 @dataclass(slots=True)
 class Retry:
-    """One retry of a task: its number from 1, its planned delay, and its real start.
+    """A retry of a task: its number from 1, its planned delay, and the time when it started.
 
     Attempt `attempt` failed at `failed_ns`; the next attempt was due at `due_ns` and started at
     `started_ns`, which is None until that attempt has ended.
@@ -93,17 +93,17 @@ class Retry:
 
     @property
     def delay(self) -> timedelta:
-        """The planned delay."""
+        """The planned wait between the failure and the next attempt."""
         return from_ns(self.delay_ns) - from_ns(0)
 
     @property
     def due_at(self) -> datetime:
-        """When the next attempt was due (UTC)."""
+        """The UTC time when the next attempt was due."""
         return from_ns(self.due_ns)
 
     @property
     def actual_ns(self) -> int | None:
-        """The real wait in nanoseconds; None until the next attempt has ended."""
+        """The real wait for the next attempt in nanoseconds; None until that attempt has ended."""
         return None if self.started_ns is None else self.started_ns - self.failed_ns
 
 
@@ -112,7 +112,7 @@ def _delivered(commit: Commit) -> Sequence[Task]:
 
 
 class ExecutionMonitor:
-    """An observer that keeps typed records of its jobs.
+    """An observer that keeps typed records of the jobs that it observes.
 
     `events` are history records, `data_flows` deliveries, `state_changes` those of routines,
     `retries` planned and actual waits, `commits` all commits in their order.
@@ -140,7 +140,7 @@ class ExecutionMonitor:
         return monitor
 
     def summary(self) -> dict[str, int]:
-        """Return the numbers of events, data flows and state changes."""
+        """Return how many events, data flows and state changes this monitor has recorded."""
         return {
             "events": len(self.events),
             "data_flows": len(self.data_flows),
@@ -149,7 +149,7 @@ class ExecutionMonitor:
 
     @classmethod
     def summary_of(cls, job: JobState) -> dict[str, int]:
-        """Return the summary of a job without keeping its events and data flows."""
+        """Return the `summary` of a job without keeping its events and data flows in memory."""
         monitor = cls()
         events = data_flows = 0
         for commit in job.commits:
@@ -160,7 +160,7 @@ class ExecutionMonitor:
         return {"events": events, "data_flows": data_flows, "state_changes": state_changes}
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Add the records of a commit."""
+        """Add the events, data flows, state changes and retries of a commit."""
         job_id = job.job_id
         self.events += history_of(commit)
         source = job_id, commit.seq, commit.at_ns, cast(str, commit.routine_id)

@@ -1,4 +1,4 @@
-"""A job and its flow as one JSON document, for people and other tools.
+"""`SavedState`: a job and its flow in one JSON document, for people and other tools.
 
 Invariants:
 - A document is a copy, not a lock: any number of hosts may resume the job from it.
@@ -47,7 +47,7 @@ _SUMMARY: codec.Fields = {"events": int, "data_flows": int, "state_changes": int
 
 @dataclass(slots=True, eq=False)
 class SavedState:
-    """A flow and a job that are saved together; `saved_at_ns` is UTC nanoseconds.
+    """A flow and a job that are saved together, and the UTC time of saving in nanoseconds.
 
     >>> import tempfile, pathlib
     >>> from routilux import Flow, Routine
@@ -75,17 +75,17 @@ class SavedState:
 
     @property
     def saved_at(self) -> float:
-        """When it was saved, in seconds since 1970, by the clock of the job's runtime."""
+        """The time of saving in seconds since 1970, by the clock of the job's runtime."""
         return self.saved_at_ns / SECOND
 
     @property
     def retry_count(self) -> int:
-        """The most retries of any task."""
+        """The largest number of retries that any task of the job has used."""
         return self.job.retry_count()
 
     @classmethod
     def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
-        """Capture a job as it is now; call this while no step commits, or from an observer.
+        """Copy the present state of a job; call this from an observer, or while no step commits.
 
         It saves the counts of `monitor`, by default those of the job's commits. Raises
         `UnserializableError` for a value without a saved form.
@@ -97,7 +97,7 @@ class SavedState:
         return cls(flow, own, now, summary, _texts(flow, own))
 
     def to_bytes(self, *, key: bytes | None = None) -> bytes:
-        """Return the document's text with its digest, and with a signature if a `key` is given.
+        """Return the document as bytes with a digest, and if a `key` is given, with a signature.
 
         >>> from routilux import Flow, JobState
         >>> flow, key = Flow("empty"), b"sixteen bytes or more"
@@ -129,7 +129,7 @@ class SavedState:
         return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
-        """Write the document to a file atomically, with mode 0600.
+        """Write the document to a file atomically; only the current user can read it (mode 0600).
 
         With a `key` of at least 16 bytes it is signed by HMAC-SHA256, for a file that other people
         can change: reading it with that key returns the written state, or raises. The file is not
@@ -146,7 +146,7 @@ class SavedState:
     def read(
         cls, path: str | os.PathLike[str], *, verify: bool = True, key: bytes | None = None
     ) -> Self:
-        """Read a document from a file.
+        """Read a saved flow and job from a file.
 
         The routine classes of the flow must be imported before. `verify=False` ignores the digest,
         for a file that was edited by hand. With a `key` the file must have been written with that
@@ -171,13 +171,15 @@ class SavedState:
 
     @classmethod
     def from_bytes(cls, data: bytes, *, verify: bool = True, key: bytes | None = None) -> Self:
-        """Read a document from its text; see `read`."""
+        """Read a saved flow and job from the bytes of a document; see `read`."""
         try:
             mac = new_mac(key)
         finally:
             del key
         if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
-            raise CorruptStateError("$", f"is longer than {codec.MAX_BYTES:,} bytes; no job is")
+            raise CorruptStateError(
+                "$", f"is longer than {codec.MAX_BYTES:,} bytes; no valid document is"
+            )
         if not data.strip():
             raise CorruptStateError("$", "is empty: no state was written to it")
         text = without_digest(data, mac, verify=verify)
@@ -186,7 +188,7 @@ class SavedState:
         elif verify:
             loads_versioned(data)  # raises for a text that is cut off, newer or of another program
             raise CorruptStateError(
-                "$.digest", "is missing at the end; read(path, verify=False) reads it all the same"
+                "$.digest", "is missing at the end; read(path, verify=False) reads the file anyway"
             )
         return cls._load(loads_versioned(data))
 
@@ -204,7 +206,9 @@ class SavedState:
             counts.append((f"{path}.retry_count", handler["retry_count"], retries))
         for path, saved, count in counts:
             if saved != count:
-                raise CorruptStateError(path, f"is {saved}, but the job has {count}")
+                raise CorruptStateError(
+                    path, f"is {saved}, but the commits of the job give {count}"
+                )
         summary = codec.check_fields(f["monitor_summary"], "$.monitor_summary", _SUMMARY)
         for name, count in summary.items():
             in_range(count, f"$.monitor_summary.{name}")
@@ -221,7 +225,7 @@ def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
 def _handler_retries(
     flow: dict[str, Any], job: JobState
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Yield the path, the data and the retries of each error handler of a saved flow.
+    """Yield the path, the saved data and the used retries of each error handler of a flow.
 
     The handler of the flow has the most retries of the routines without a handler of their own.
     """
@@ -246,7 +250,7 @@ def _saved_at(text: str, seconds: float) -> int:
     try:
         found = instant_ns(text)
         if from_ns(found).isoformat() != text:
-            raise ValueError(f"is written {from_ns(found).isoformat()!r}, not {text!r}")
+            raise ValueError(f"it must be {from_ns(found).isoformat()!r}, not {text!r}")
     except (OverflowError, ValueError) as error:
         raise CorruptStateError("$.saved_at_iso", f"is not a UTC instant: {error}") from None
     if found / SECOND != seconds:

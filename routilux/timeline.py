@@ -1,4 +1,4 @@
-"""Timeline of a job: its commits as lines of text with the names of styles.
+"""Timeline of a job: describes each commit by lines of text with named styles.
 
 Invariants:
 - Lines are made from commits alone, so that every host shows the same lines of a job.
@@ -49,7 +49,7 @@ STATUS_STYLES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line: a mark, a time and a text; without mark and time it continues the line before.
+    """A line of a timeline: mark, time and text; without mark and time, it continues a line.
 
     A line with `cut` is cut to the width of the terminal, not wrapped.
     """
@@ -61,7 +61,7 @@ class Line:
 
 
 def describe(commit: Commit) -> str:
-    """Return one line about a commit, without its routine and its task."""
+    """Describe a commit on one line, without the names of its routine and its task."""
     kind = commit.kind
     if kind is CommitKind.START:
         root = commit.tasks[0]
@@ -95,7 +95,7 @@ def describe(commit: Commit) -> str:
 
 
 class JobTimeline:
-    """The lines of a job from its commits, which `monitor` has observed."""
+    """Builds the lines of a job's timeline from its commits, which `monitor` has observed."""
 
     def __init__(
         self,
@@ -120,7 +120,7 @@ class JobTimeline:
         self._digits = max(6, *(len(seconds_text(c.at_ns - start)) for c in commits))
 
     def lines(self) -> Iterator[Line]:
-        """Yield the lines, commit by commit."""
+        """Yield the lines of the timeline, in the order of the commits."""
         for commit in self._commits:
             yield from self._commit(commit)
             self._before = commit.at_ns
@@ -253,7 +253,7 @@ def _payload(payload: Mapping[str, object]) -> Iterator[Line]:
 
 
 def _summary(value: object) -> list[str]:
-    """Return short texts about a value: its counts, first items, keys or scalars."""
+    """Return short texts that sum up a value: its counts, first items, keys or scalars."""
     if not isinstance(value, Mapping):
         return [_items(value) if isinstance(value, _COLLECTIONS) else shorten(str(value))]
     lists = {name: inner for name, inner in value.items() if isinstance(inner, _COLLECTIONS)}
@@ -271,13 +271,13 @@ def _summary(value: object) -> list[str]:
 
 
 def shorten(text: str, longest: int = 48) -> str:
-    """Return a text on one line of at most `longest` characters."""
+    """Return a text as one line, cut to at most `longest` characters."""
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 1]}…"
 
 
 def plain(text: str) -> str:
-    """Return a text in which every character that is not printable is escaped.
+    """Return a text with an escape in place of each character that is not printable.
 
     >>> plain("a\x1b[2J")
     'a\\\\x1b[2J'
@@ -310,5 +310,5 @@ def _load(payload: Mapping[str, object]) -> str:
 
 
 def payload_text(payload: Mapping[str, object]) -> str:
-    """Return one line about a payload."""
+    """Describe the members of a payload on one line."""
     return ", ".join(f"{name}={_summary(value)[0]}" for name, value in payload.items()) or "empty"

@@ -55,7 +55,7 @@ def small() -> bytes:
         (lambda text: text[: len(text) // 2], "$", "is cut off in a value that starts at"),
         (lambda text: b"PK\x03\x04", "$", "is not JSON: Expecting value at line 1"),
         (lambda text: b'{"format": "\xff"}', "$", "is not UTF-8: "),
-        (lambda text: b"[1]", "$.format", "is missing: this was not written by routilux"),
+        (lambda text: b"[1]", "$.format", "is missing: the data was not written by routilux"),
         (lambda text: text.replace(b"r-1", b"r-2"), "$.digest", "does not match: the file"),
         (lambda text: text.replace(b"digest", b"sum"), "$.digest", "is missing at"),
     ],
@@ -70,7 +70,9 @@ def test_an_invalid_file_is_refused_by_place_reason_and_file(
         SavedState.read(path)
     assert place == caught.value.path
     assert caught.value.reason.startswith(reason)
-    cure = "read(path, verify=False) reads it" if place == "$.digest" else "restore the file or"
+    cure = (
+        "read(path, verify=False) reads the file" if place == "$.digest" else "restore the file or"
+    )
     assert cure in caught.value.reason
     assert f"(in {path})" in caught.value.reason
     assert before == path.read_bytes()
@@ -85,7 +87,7 @@ def test_a_file_that_never_ends_is_refused_without_being_read_to_its_end(monkeyp
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
-    assert ("$", "is longer than 2,000,000 bytes; no job is (in /dev/zero)") == (
+    assert ("$", "is longer than 2,000,000 bytes; no valid document is (in /dev/zero)") == (
         caught.value.path,
         caught.value.reason,
     )
@@ -118,12 +120,12 @@ HANDLER = "flow.routines[1].error_handler"
 WHOLE: list[Row] = [
     ("note", 1, None, "is an unknown field"),
     ("saved_at", DROPPED, None, "is missing"),
-    ("retry_count", 3, None, "is 3, but the job has 2"),
-    (f"{HANDLER}.retry_count", 3, None, "is 3, but the job has 2"),
-    ("execution_history_count", 3, None, "is 3, but the job has 2"),
+    ("retry_count", 3, None, "is 3, but the commits of the job give 2"),
+    (f"{HANDLER}.retry_count", 3, None, "is 3, but the commits of the job give 2"),
+    ("execution_history_count", 3, None, "is 3, but the commits of the job give 2"),
     ("monitor_summary.events", -1, None, "must be a number from 0 to 2**53, not -1"),
     ("saved_at_iso", "yesterday", None, "is not a UTC instant: Invalid isoformat string:"),
-    ("saved_at_iso", "2026-01-03T13:59:05.100000+01:00", None, "is not a UTC instant: is written"),
+    ("saved_at_iso", "2026-01-03T13:59:05.100000+01:00", None, "is not a UTC instant: it must be"),
     ("saved_at", 1.0, None, "is 1.0, but saved_at_iso is '2026-01-03T12:59:05.100000+00:00'"),
     ("flow.routines[0].kwargs", {"volume": 11}, "flow.routines[0]", "building document/fetch"),
     ("flow.routines", DOUBLED, "flow.routines[2]", "flow 'orders' already has a routine"),

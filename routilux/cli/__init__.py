@@ -57,7 +57,7 @@ _NEAREST: Final = 3
 
 
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
-    """Run a command and return its exit status; `clock` gives the time."""
+    """Run one command of `routilux` and return its exit status; `clock` gives the time."""
     options = _parser().parse_args(argv)
     options.shown = without_password(options.store)
     options.clock = SystemClock() if clock is None else clock

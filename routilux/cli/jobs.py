@@ -35,14 +35,14 @@ _NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The selected jobs, the jobs that can't be read with the reason, and all names of flows."""
+    """The selected jobs of a store, its unreadable jobs with their errors, and its flow names."""
 
     jobs: list[Row]
     damaged: dict[str, SavedStateError]
     flows: list[str]
 
     def data(self, limit: int | None) -> dict[str, object]:
-        """Return the members of the JSON."""
+        """Return the members that `routilux jobs --json` writes, with at most `limit` jobs."""
         return {
             "counts": _counts(self.jobs),
             "jobs": [{**job, "held": held_data(job["held"])} for job in self.jobs[:limit]],
@@ -51,22 +51,22 @@ class Listing:
 
 
 def no_commits(job_id: str) -> CorruptStateError:
-    """Return the error of a job that a store lists, but of which it holds no commit."""
+    """Return the error for a job that a store lists but holds no commit of."""
     return CorruptStateError(f"$.{job_id}", "has no commits")
 
 
 def held(job: JobState, hold: Hold) -> Hold | None:
-    """Return the hold of a job; None if the job has stopped, since the hold means nothing then."""
+    """Return `hold`, or None for a stopped job, whose hold means nothing."""
     return hold if job.status.is_live else None
 
 
 def held_data(hold: Hold | None) -> dict[str, object] | None:
-    """Return a hold as it is in the JSON."""
+    """Return a hold as the data that `--json` writes."""
     return None if hold is None else {"owner": hold.owner, "free_in_ns": hold.free_in_ns}
 
 
 def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
-    """Read the jobs of a store; of one status and one flow if these are given."""
+    """Read the jobs of a store; if `status` or `flow` is given, select only jobs that match."""
     journal = Journal(store)
     jobs: list[Row] = []
     damaged: dict[str, SavedStateError] = {}
@@ -88,7 +88,7 @@ def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
 
 
 def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: int) -> None:
-    """Write the table, and a line with the counts."""
+    """Write the table of jobs, then a line with the number of jobs of each status."""
     shown = found.jobs[:limit]
     if shown:
         _table(page, shown, now)

@@ -30,7 +30,7 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=
 
 
 def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Return what `read` finds in an existing store; `read` may be called more than once.
+    """Call `read` with an existing store and return its result; `read` may be called repeatedly.
 
     `clock` is the time of a store that has none of its own. Raises `OSError` and `SavedStateError`
     as the store does.
@@ -48,13 +48,13 @@ def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
 
 
 def change_store(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Return what `change` returns, which may write to an existing store; see `read_store`."""
+    """Call `change` with an existing store, open for writing, and return its result."""
     with _opened(name, clock, read_only=False) as store:
         return change(store)
 
 
 def without_password(name: str) -> str:
-    """Return the name of a store in a form that may be shown.
+    """Return the name of a store with `***` in place of a password.
 
     >>> without_password("postgresql://user:secret@host/jobs")
     'postgresql://user:***@host/jobs'

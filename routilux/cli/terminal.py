@@ -28,7 +28,7 @@ _LEAST: Final = 40  # columns; lines are not fitted to a narrower terminal
 
 
 class Page:
-    """A text stream with the colours and the width that it can show."""
+    """An output stream with its width and with colours, if it can show them."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -45,16 +45,16 @@ class Page:
                 reconfigure(errors="replace")
 
     def text(self, text: str) -> None:
-        """Write a text as it is, and end the line."""
+        """Write a text unchanged, then a line break."""
         self._stream.write(f"{text}\n")
 
     def line(self, *parts: Part, cut: bool = False) -> None:
-        """Write one line, `cut` to the width or whole."""
+        """Write one line; with `cut`, only as much as fits the width."""
         row = [_styled(part) for part in parts]
         self.text(self._coloured(_cut(row, self.width) if cut and self.width else row))
 
     def lines(self, lines: Sequence[Line]) -> None:
-        """Write lines of a timeline with their texts aligned."""
+        """Write the lines of a timeline; their texts start in the same column."""
         head = max((cells(line.mark) + len(line.clock) + 2 for line in lines), default=0)
         for line in lines:
             mark = f"{line.mark} " if line.mark else ""
@@ -62,7 +62,7 @@ class Page:
             self.line(mark, (line.clock, "dim"), gap, *line.parts, cut=line.cut)
 
     def flush(self) -> None:
-        """Flush the stream."""
+        """Flush the output stream."""
         self._stream.flush()
 
     def _coloured(self, row: _Row) -> str:
@@ -77,7 +77,7 @@ class Page:
 
 
 def cells(text: str) -> int:
-    """Return how many columns a text takes.
+    """Return how many columns of a terminal a text takes.
 
     >>> cells("💥 ok")
     5

@@ -1,4 +1,4 @@
-"""The `Clock` interface and the system's clock.
+"""The `Clock` interface, and `SystemClock`, which uses the time of the machine.
 
 Invariants:
 - Only this module uses `time`; all other code asks a `Clock`.
@@ -29,19 +29,19 @@ class Signal(ABC):
 
     @abstractmethod
     def set(self) -> None:
-        """Wake all threads that wait for it; later waits return at once."""
+        """Wake all threads that wait for this signal; until `clear`, other waits return at once."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Make later waits wait again."""
+        """Unset the signal, so that later waits for it block."""
 
     @abstractmethod
     def is_set(self) -> bool:
-        """Return whether it was set after it was last cleared."""
+        """Return whether the signal is set: `set` was called after the last `clear`."""
 
 
 class Party:
-    """A thread that a clock knows; this base class does nothing.
+    """A thread that works with a clock; this base class, for real time, does nothing.
 
     It is created where the work is handed out, before its thread runs. The thread that does the
     work calls `start` and `stop`.
@@ -50,10 +50,10 @@ class Party:
     __slots__ = ()
 
     def start(self) -> None:
-        """Mark the calling thread as the one that works."""
+        """Register the calling thread as the thread of this party."""
 
     def stop(self) -> None:
-        """Mark the work as done."""
+        """Report that the thread of this party has finished its work."""
 
 
 _UNKNOWN_PARTY: Final = Party()
@@ -71,33 +71,33 @@ class Clock(ABC):
 
     @abstractmethod
     def monotonic_ns(self) -> int:
-        """Return nanoseconds since some instant; they never run back."""
+        """Return nanoseconds since an arbitrary fixed instant; the value never decreases."""
 
     @abstractmethod
     def signal(self) -> Signal:
-        """Return a new signal that can be waited for with this clock."""
+        """Return a new signal, for `wait` of this clock."""
 
     @abstractmethod
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
-        """Wait for a signal or a monotonic instant, whichever comes first.
+        """Wait until the signal is set or the monotonic instant `until` is reached.
 
         Returns whether the signal is set. `key` orders waits for the same instant; `who` names
         the waiting party in errors.
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Announce a thread that will work; `result` says that it waits for a result."""
+        """Return a party for a new thread; with `result`, the thread waits for a job's result."""
         return _UNKNOWN_PARTY
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
-        """Record that a wait of `length` nanoseconds was asked for."""
+        """Record that `who` asked for a wait of `length` nanoseconds."""
 
 
 _making: Final = threading.Lock()  # of conditions
 
 
 class _SystemSignal(Signal):
-    """A `threading.Event` that creates its condition at the first wait: most are never waited for.
+    """A `threading.Event` that creates its condition at the first wait; most never need one.
 
     `set` raises the flag before it reads the condition; `wait` stores the condition before it reads
     the flag. So either `set` finds the waiting thread, or that thread finds the flag.
@@ -123,7 +123,7 @@ class _SystemSignal(Signal):
         return self._raised
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until it is set, at most for `seconds`; return whether it is set."""
+        """Wait until the signal is set, at most `seconds`; return whether the signal is set."""
         with _making:
             condition = self._condition
             if condition is None:
@@ -150,12 +150,12 @@ class SystemClock(Clock):
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is None:
             if until is None:
-                raise ValueError("a wait without a signal or an instant never ends; pass one")
+                raise ValueError("a wait without a signal or an instant never ends; pass either")
             while (left := until - _monotonic_ns()) > 0:
                 real_sleep(min(left / SECOND, _LONGEST_WAIT))
             return False
         if not isinstance(signal, _SystemSignal):
-            raise TypeError("the signal belongs to another clock; make it with this one's signal()")
+            raise TypeError("the signal belongs to another clock; use this clock's signal()")
         if until is None:
             return signal.wait()
         while (left := until - _monotonic_ns()) > 0:

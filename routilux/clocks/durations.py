@@ -1,4 +1,4 @@
-"""Instants and lengths of time, in integer nanoseconds.
+"""Converts instants and lengths of time to and from integer nanoseconds.
 
 Invariants:
 - Inside the engine time is an `int`: an instant counts from 1970 UTC, a length from zero. Floats
@@ -18,7 +18,7 @@ _exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter 
 
 
 def to_ns(value: float | timedelta) -> int:
-    """Return a length of time in integer nanoseconds, by the exact decimal meaning of `value`.
+    """Return a length of time in integer nanoseconds; a float counts as its decimal text.
 
     Raises `ValueError` for a length that is negative or not finite.
 
@@ -28,7 +28,7 @@ def to_ns(value: float | timedelta) -> int:
     if isinstance(value, timedelta):
         length = (value // timedelta(microseconds=1)) * 1000
     elif isinstance(value, bool) or not isinstance(value, int | float) or value - value != 0:
-        raise ValueError(f"a length of time is a finite number of seconds, not {value!r}")
+        raise ValueError(f"a length of time must be a finite number of seconds, not {value!r}")
     elif isinstance(value, int):
         length = value * SECOND
     else:
@@ -39,7 +39,7 @@ def to_ns(value: float | timedelta) -> int:
 
 
 def signed_ns(seconds: float) -> int:
-    """Return seconds, which may be negative, in integer nanoseconds; see `to_ns`.
+    """Return `seconds`, which may be negative, as integer nanoseconds; see `to_ns`.
 
     >>> signed_ns(-0.3)
     -300000000
@@ -48,7 +48,7 @@ def signed_ns(seconds: float) -> int:
 
 
 def from_ns(instant: int) -> datetime:
-    """Return an instant in nanoseconds since 1970 as an aware UTC datetime (microseconds).
+    """Convert nanoseconds since 1970 to an aware UTC datetime, rounded down to microseconds.
 
     >>> from_ns(1_500_000_000).isoformat()
     '1970-01-01T00:00:01.500000+00:00'
@@ -57,7 +57,7 @@ def from_ns(instant: int) -> datetime:
 
 
 def instant_ns(instant: datetime | str) -> int:
-    """Return an instant (datetime or ISO text) as nanoseconds since 1970; naive means UTC.
+    """Convert a datetime or ISO text to nanoseconds since 1970; without a zone it means UTC.
 
     >>> instant_ns("1970-01-01T00:00:01+00:00")
     1000000000
@@ -69,7 +69,7 @@ def instant_ns(instant: datetime | str) -> int:
 
 
 def seconds_text(length: int, places: int = 3) -> str:
-    """Return a length as seconds with `places` decimals, rounded half up.
+    """Return nanoseconds as a text in seconds with `places` decimals, rounded half up.
 
     >>> seconds_text(5_737_500_000), seconds_text(450_000_000, 4), seconds_text(-5_000_000)
     ('5.738', '0.4500', '-0.005')

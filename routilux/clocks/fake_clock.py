@@ -1,4 +1,4 @@
-"""`FakeClock`: a clock for tests, whose time a test moves or which jumps when no thread can run.
+"""`FakeClock`: a test clock whose time moves by calls, or jumps when all threads wait.
 
 Invariants:
 - A thread keeps its turn until it waits or ends; then the next ready thread gets the turn. So a
@@ -33,7 +33,7 @@ _FEW: Final = 64  # ended waits that the heap may hold before they are removed
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """One wait that was asked of a fake clock.
+    """A wait that a step or a job requested from a fake clock.
 
     `who` asked, `at_ns` is when (UTC nanoseconds), `length_ns` how long it was to last.
     """
@@ -44,13 +44,13 @@ class Wait:
 
     @property
     def length(self) -> timedelta:
-        """The length as a `timedelta` (whole microseconds)."""
+        """The requested length as a `timedelta`, rounded down to microseconds."""
         return timedelta(microseconds=self.length_ns // 1000)
 
 
 @dataclass(slots=True, eq=False)
 class _Party(Party):
-    """A thread that takes turns: that of a loop, of a step, or one that waits for a result.
+    """A thread that a fake clock schedules: it runs a loop or a step, or waits for a result.
 
     `result` says that it waits for a result, `outside` that it takes no turns and only waits.
     """
@@ -77,7 +77,7 @@ class _Party(Party):
         self.clock._leave(self)
 
     def nesting(self) -> Iterator[_Party]:
-        """Yield this party, then the one in whose turn it runs, and so on."""
+        """Yield this party, the party whose turn this party uses, and so on outwards."""
         party: _Party | None = self
         while party is not None:
             yield party
@@ -86,7 +86,7 @@ class _Party(Party):
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """The party that has the turn, its thread, and the monotonic instant.
+    """The party that may run now, its thread, and the monotonic instant.
 
     `cpu_ns` is the CPU time of that thread so far; None if the system can't report it.
     """
@@ -103,7 +103,7 @@ class Turn:
 
 
 class _Signal(Signal):
-    """A signal for parties that take turns."""
+    """A signal of a fake clock; `set` makes the parties that wait for the signal ready to run."""
 
     __slots__ = ("clock", "parties", "raised")
 
@@ -124,7 +124,7 @@ class _Signal(Signal):
 
 @final
 class FakeClock(Clock):
-    """A clock for tests: its time stays until all threads wait, then jumps to the next instant.
+    """A clock for tests: when all threads wait, its time jumps to the next end of a wait.
 
     `start` is the first instant (aware datetime or ISO text; naive means UTC). With `autojump`
     the time jumps by itself while a thread waits for a result. Without it only `advance` and
@@ -167,7 +167,7 @@ class FakeClock(Clock):
 
     @property
     def waits(self) -> tuple[Wait, ...]:
-        """Every wait that was asked for, in order: sleeps of handlers and delays of retries."""
+        """All requested waits in order: sleeps of handlers and delays of retries."""
         return tuple(Wait(*asked) for asked in self._waits)
 
     def record_wait(self, who: str, length: int) -> None:
@@ -176,14 +176,14 @@ class FakeClock(Clock):
     # --- a test moves it ------------------------------------------------------------------------
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Let `seconds` pass, and return when all steps that this woke have ended or wait.
+        """Let `seconds` pass; return when each step that woke meanwhile has ended or waits again.
 
         Called inside a step it is a sleep of that step.
         """
         self._advance(to_ns(seconds))
 
     def move_to(self, instant: datetime | str) -> None:
-        """Let time pass until the wall clock shows `instant`; it must not be past."""
+        """Let time pass until the wall clock shows `instant`, which must not be in the past."""
         length = instant_ns(instant) - self.now_ns()
         if length < 0:
             raise ValueError(
@@ -193,7 +193,7 @@ class FakeClock(Clock):
         self._advance(length)
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock by `seconds`, which may be negative; no time passes, no wait ends."""
+        """Shift the wall clock by `seconds`, or back if negative; no time passes, no wait ends."""
         step = signed_ns(seconds)
         with self._lock:
             self._wall += step
@@ -201,7 +201,7 @@ class FakeClock(Clock):
     # --- threads take turns on it -----------------------------------------------------------------
 
     def runs_here(self) -> bool:
-        """Return whether the calling thread takes turns on this clock, as that of a step does."""
+        """Return whether this clock schedules the calling thread, such as that of a step."""
         return self._here() is not None
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
@@ -214,7 +214,7 @@ class FakeClock(Clock):
         return _Signal(self)
 
     def _here(self) -> _Party | None:
-        """Return the party of the calling thread."""
+        """Return the party of the calling thread, or None."""
         party: _Party | None = getattr(self._local, "party", None)
         return party
 
@@ -244,7 +244,7 @@ class FakeClock(Clock):
                 self._pass_turn()
 
     def turn(self) -> Turn | None:
-        """Return the turn of the thread that may run; None if all wait. From any thread."""
+        """Return the current turn; None if all threads wait. Any thread may call this."""
         with self._lock:  # which keeps the thread alive
             party = self._current
             if party is None:
@@ -252,7 +252,7 @@ class FakeClock(Clock):
             return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
-        """Take the turn from a thread that will not end it; return whether it still had it.
+        """End a turn that its thread does not end; return whether the turn was still current.
 
         Other threads run on. A test that moves the time by hand gets `error`. When the thread
         returns, it gets `ClockStalledError` with the same text. The caller fails its job first.
@@ -269,7 +269,7 @@ class FakeClock(Clock):
         return True
 
     def _raise(self, signal: _Signal) -> None:
-        """Set a signal and make the parties ready that wait for it."""
+        """Set a signal, and make the parties that wait for the signal ready to run."""
         with self._lock:
             signal.raised = True
             for party, ticket in signal.parties:
@@ -280,7 +280,7 @@ class FakeClock(Clock):
 
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is not None and not isinstance(signal, _Signal):
-            raise TypeError("the signal belongs to another clock; make it with this one's signal()")
+            raise TypeError("the signal belongs to another clock; use this clock's signal()")
         party = self._here()
         if party is not None and party.lost is not None:
             raise ClockStalledError(str(party.lost))
@@ -319,7 +319,7 @@ class FakeClock(Clock):
         return signal is not None and signal.raised
 
     def _enter(self, party: _Party) -> None:
-        """Let the calling thread work as `party`; return when it has its first turn."""
+        """Make the calling thread that of `party`; return when the party has its first turn."""
         party.before = before = self._here()
         party.thread = threading.get_ident()
         self._local.party = party
@@ -347,7 +347,7 @@ class FakeClock(Clock):
             raise
 
     def _leave(self, party: _Party) -> None:
-        """End the work of the calling thread, and pass its turn on."""
+        """End the work of the calling thread as `party`, and give the turn to the next party."""
         with self._lock:
             if party.result:
                 self._results -= 1
@@ -445,7 +445,7 @@ class FakeClock(Clock):
         self._pass_turn()
 
     def _within(self, party: _Party) -> list[_Party]:
-        """Return a waiting party, the steps of its job, the jobs in these, and so on."""
+        """Return a waiting party, the steps of its job, the jobs inside those steps, and so on."""
         found = [party]
         jobs = {party.key[:1]}
         rest = [p for p, _ in self._waiting.values() if p is not party and not p.outside]

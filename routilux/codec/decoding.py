@@ -27,7 +27,7 @@ _takes_foreign: Final = ContextVar("takes_foreign", default=False)
 
 
 def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) -> Any:
-    """Return the value of a JSON text, with its tagged values decoded.
+    """Parse a JSON text and return its value; tagged objects become values of their types.
 
     Without `untag`, tagged values stay JSON objects, which `decode` can decode later.
 
@@ -65,7 +65,7 @@ def loads(text: str | bytes, *, max_bytes: int = MAX_BYTES, untag: bool = True) 
 
 
 def decode(data: object, path: str = "$") -> Any:
-    """Return the value of parsed JSON data; `path` is the place of the data.
+    """Return the value of parsed JSON data; the paths in errors begin with `path`.
 
     Raises `CorruptStateError` with the path, as `loads` does.
 
@@ -81,13 +81,13 @@ def _decoded(data: object, path: str, untag: bool) -> object:
     except RefusalError as refusal:
         raise CorruptStateError(refusal.path(path), refusal.reason) from None
     except RecursionError:
-        reason = "is too deep for the call stack; load it nearer to its top"
+        reason = "is too deep for the call stack; load it from fewer nested calls"
         raise CorruptStateError(path, reason) from None
 
 
 @contextmanager
 def foreign_types() -> Iterator[None]:
-    """Read values of unregistered types, for programs that show data and run nothing.
+    """Let `loads` accept unregistered types in this block, in programs that only show data.
 
     Such values are written again as they were read.
 
@@ -112,10 +112,12 @@ def _describe(error: json.JSONDecodeError) -> str:
 
 
 def _untag(members: dict[str, object]) -> object:
-    """Return the value of a tagged object with decoded members."""
+    """Return the value of a tagged object whose members are already decoded."""
     tag = members[TAG]
     if len(members) != 2 or "value" not in members or type(tag) is not str:
-        raise RefusalError('is not a tagged value: it must have a text "$type" and a "value" only')
+        raise RefusalError(
+            'is not a tagged value: its members must be a text "$type" and a "value"'
+        )
     form = form_tagged(tag)
     if form is None and _takes_foreign.get():
         form = foreign(tag)
@@ -131,7 +133,7 @@ def _untag(members: dict[str, object]) -> object:
 
 
 def _read(text: str, members: int, untag: bool = True) -> object:
-    """Return the value of a text whose objects have `members` members in sum.
+    """Parse a JSON text by the fast parser; its objects must have `members` members in total.
 
     A duplicate key loses one. To count members takes half the time of a search in each object.
     """
@@ -154,15 +156,15 @@ def _read_float(text: str) -> float:
     value = float(text)
     if value - value == 0.0:
         return value
-    raise RefusalError("no finite number")  # the careful parser says where
+    raise RefusalError("is not a finite number")  # the careful parser says where
 
 
 class _Pairs(list[tuple[str, object]]):
-    """An object of the careful parser, with its duplicate keys."""
+    """A JSON object as the careful parser returns it: a list that keeps duplicate keys."""
 
 
 def _read_int(text: str) -> object:
-    """Return an integer, or its refusal, which is raised when the path is known."""
+    """Return an integer, or for a too long one an error, raised once its path is known."""
     try:
         if len(text.lstrip("-")) <= MAX_DIGITS:
             return int(text)
@@ -194,7 +196,7 @@ def _decode(data: Any, depth: int, untag: bool) -> object:
         return _decode_object(data, depth, untag)
     if kind is RefusalError:
         raise data
-    raise RefusalError(f"is of type {type_name(kind)}, unknown to JSON")
+    raise RefusalError(f"is of type {type_name(kind)}, which JSON does not have")
 
 
 def _decode_list(data: list[object], depth: int, untag: bool) -> list[object]:
@@ -218,10 +220,12 @@ def _decode_object(pairs: Any, depth: int, untag: bool) -> object:
     try:
         for key, item in pairs:
             if type(key) is not str:
-                raise RefusalError(f"has a key of type {type_name(type(key))}; JSON has text only")
+                raise RefusalError(
+                    f"has a key of type {type_name(type(key))}; JSON keys must be text"
+                )
             encode_str(key, depth)
             if key in members:
-                raise RefusalError("is a duplicate key; remove one")
+                raise RefusalError("is a duplicate key; keep only one")
             members[key] = _decode(item, depth + 1, untag)
     except RefusalError as refusal:
         refusal.steps.append(path_step(key))

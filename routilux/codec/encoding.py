@@ -1,4 +1,4 @@
-"""Encodes values as JSON data and as JSON text.
+"""Encodes Python values as JSON data, and writes JSON data as text.
 
 Invariants:
 - A value that JSON can't hold is saved as `{"$type": tag, "value": data}`. A dict with a key
@@ -28,7 +28,7 @@ _SMALL: Final = 1 << 62
 
 
 class RefusalError(Exception):
-    """Why a value is refused; each level adds its step as the error passes it."""
+    """A refused value: the reason, and a path to which each level adds a step on the way up."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -46,7 +46,7 @@ def _too_deep() -> RefusalError:
 
 
 def encode(value: object, path: str = "$") -> Any:
-    """Return a value as JSON data that shares nothing mutable with it; `path` is its place.
+    """Return a value as new JSON data; the paths in errors begin with `path`.
 
     Raises `UnserializableError` with the exact path of a value without a saved form: an
     unregistered type, a subclass of a built-in, a lone surrogate, an integer of more than
@@ -60,7 +60,7 @@ def encode(value: object, path: str = "$") -> Any:
     except RefusalError as refusal:
         raise UnserializableError(refusal.path(path), refusal.reason) from None
     except RecursionError:
-        reason = "is too deep for the call stack; save it nearer to its top"
+        reason = "is too deep for the call stack; save it from fewer nested calls"
         raise UnserializableError(path, reason) from None
 
 
@@ -213,7 +213,7 @@ _to_text: Final = _encoder()
 
 
 def dumps(data: object) -> str:
-    """Return encoded data as compact JSON text.
+    """Return JSON data that `encode` returned as compact JSON text.
 
     Raises `UnserializableError` for data that `encode` does not return, and for more than
     `MAX_BYTES` or `MAX_NODES`.
@@ -225,7 +225,7 @@ def dumps(data: object) -> str:
 
 
 def value_text(value: object, path: str) -> str:
-    """Return the JSON text of a value, as a part of a text that is `bounded` later.
+    """Return the JSON text of a value; the caller checks the whole text with `bounded`.
 
     >>> value_text((1, 2.5), "$")
     '{"$type":"tuple","value":[1,2.5]}'
@@ -234,7 +234,7 @@ def value_text(value: object, path: str) -> str:
 
 
 def dumps_object(members: Mapping[str, object]) -> str:
-    """Return an object of encoded data as compact JSON text, with the limits of `dumps`.
+    """Return the JSON text of an object with encoded `members`; the limits of `dumps` apply.
 
     A member that is an iterator is an array and yields the texts of its entries. Many entries that
     live as data at once would start the garbage collector, which costs more than the text.
@@ -261,7 +261,7 @@ def _text(data: object) -> str:
 
 
 def bounded(text: str, path: str = "$") -> str:
-    """Return a JSON text if it can be loaded again; `path` is its place.
+    """Return a JSON text unchanged if `loads` accepts its size; else raise an error at `path`.
 
     Raises `UnserializableError` for more than `MAX_BYTES` or `MAX_NODES`, and for a lone surrogate.
 

@@ -80,7 +80,7 @@ SCALARS: Final[frozenset[type]] = frozenset(_SAME)
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One place where two values differ: its `path`, and the `expected` and `actual` value.
+    """A place where two values differ: its `path`, and the `expected` and `actual` value there.
 
     `what` is "type", "value", "missing" (`actual` is None) or "added" (`expected` is None).
 
@@ -95,7 +95,7 @@ class Difference:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """The texts of the expected and the actual value, with their types if those differ."""
+        """The expected and the actual value as texts, with their types if the types differ."""
         if self.what == "type":
             return _typed(self.expected), _typed(self.actual)
         expected, actual = _shown(self.expected), _shown(self.actual)
@@ -120,7 +120,7 @@ def same_value(a: object, b: object) -> bool:
 
 
 def first_difference(expected: object, actual: object, path: str = "$") -> Difference | None:
-    """Return the first place where two values differ, or None; `path` is their place.
+    """Return the first place where two values differ, or None; its path begins with `path`.
 
     >>> print(first_difference({"n": [1, 2]}, {"n": [1, 2.0]}))
     $.n[1]: int 2 became float 2.0
@@ -203,7 +203,7 @@ def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference 
 def _partners(
     a: Iterable[Any], b: Iterable[Any], level: int, open_pairs: _Pairs
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Return for each key of `a`, by its id, the same key of `b`; and the keys of `b` left over.
+    """Map the id of each key of `a` to the same key in `b`; also return the other keys of `b`.
 
     A lookup is not enough: 1 would find True, and NaN would not find NaN.
     """
@@ -256,7 +256,7 @@ def _compare_objects(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Differen
 
 
 def _distinguishes(value: object) -> bool:
-    """Return whether the `__eq__` of a value answers neither always yes nor always no."""
+    """Return whether the `__eq__` of a value's class does more than always return one answer."""
     try:
         return bool(value == value) and not bool(value == _ABSENT)
     except Exception:
@@ -275,7 +275,7 @@ def _present(value: object, names: Iterable[str]) -> dict[str, object]:
 
 
 def _state(value: object) -> dict[str, object]:
-    """Return by name the state that `copy` and `pickle` see; raises if they refuse the value."""
+    """Return the state that `copy` and `pickle` save, by name; raise if they refuse the value."""
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
         raise TypeError(f"{reduced} is saved by its name and has no state")
@@ -295,7 +295,7 @@ def _state(value: object) -> dict[str, object]:
 
 
 def path_step(key: object) -> str:
-    """Return the step of a path to the value of a key.
+    """Return the part of a path that names the member with this key.
 
     >>> path_step("name"), path_step("two words"), path_step(1)
     ('.name', '["two words"]', '[1]')

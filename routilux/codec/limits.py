@@ -1,4 +1,4 @@
-"""Limits of a JSON text, checked before anything is built from it.
+"""Size limits of a JSON text, checked before the text is parsed.
 
 Invariants:
 - Bytes, values, depth and digits have limits, the same for writing and for reading.
@@ -35,23 +35,23 @@ def outline(text: bytes) -> bytes:
 
 
 def nodes(marks: bytes) -> int:
-    """Return the number of values."""
+    """Return the number of values in a JSON text, from its `outline`."""
     return 1 + sum(map(marks.count, (b",", b"[", b"{")))
 
 
 def members(marks: bytes) -> int:
-    """Return the number of members of all objects."""
+    """Return the number of members of all objects in a JSON text, from its `outline`."""
     return marks.count(b":")
 
 
 def depth(marks: bytes) -> int:
-    """Return the number of arrays and objects within each other."""
+    """Return how deep arrays and objects are nested in a JSON text, from its `outline`."""
     steps = marks.translate(_STEPS, b",:")
     return max(accumulate(memoryview(steps).cast("b")), default=0)
 
 
 def is_doubtful(text: bytes) -> bool:
-    """Return whether the text may hold a too long integer or a lone surrogate."""
+    """Return whether a JSON text may hold a too long integer or a lone surrogate."""
     return _LONG in text[::_STRIDE].translate(_DIGITS) or (
         b"\\" in text and _SURROGATE.search(text) is not None
     )

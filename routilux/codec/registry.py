@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 
 
 def class_name(cls: type) -> str:
-    """Return the name by which saved forms know a class: `module:qualname`."""
+    """Return the name of a class in saved data: `module:qualname`."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
@@ -49,7 +49,7 @@ def type_name(kind: type) -> str:
 
 
 def error_text(error: Exception) -> str:
-    """Return type and message of an exception: `KeyError: 'x'`; its own `__str__` may fail.
+    """Return the type and message of an exception, or only the type if its `__str__` raises.
 
     >>> error_text(KeyError("x"))
     "KeyError: 'x'"
@@ -62,7 +62,7 @@ def error_text(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """The saved form of the exact instances of `kind`: `tag`, `write` and `parse`.
+    """How values of exactly the type `kind` are saved: their `tag`, `write` and `parse`.
 
     A `strict` form refuses data that `write` would not return.
 
@@ -77,13 +77,13 @@ class Form:
     strict: bool = True
 
     def read(self, data: object) -> object:
-        """Return the value; raises ValueError for data that is not of this form."""
+        """Decode `data` to a value of `kind`; raise ValueError if `data` is not in this form."""
         try:
             value = self.parse(data)
             if type(value) is not self.kind:
-                raise TypeError(f"it was read as {type_name(type(value))}")
+                raise TypeError(f"the data was read as {type_name(type(value))}")
             if self.strict and not same_value(self.write(value), data):
-                raise ValueError("it would be written in another way")
+                raise ValueError("routilux saves this value in another form")
         except Exception as error:
             what = f"is not the saved form of {type_name(self.kind)} ({error_text(error)})"
             raise ValueError(what) from None
@@ -92,7 +92,7 @@ class Form:
 
 # The closures keep the real classes: freezegun replaces the names of a module while it is active.
 def _moment(tag: str, kind: Any) -> Form:
-    """Return the form of datetime or time: ISO text, or a dict if the text would lose a part."""
+    """Return the form of `datetime` or `time`: ISO text, or a dict if a text would lose a part."""
 
     def write(value: Any) -> object:
         zone = value.tzinfo
@@ -152,7 +152,7 @@ _NON_FINITE: Final = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 def _distinct(kind: Callable[[Any], Any], data: Any) -> Any:
     found = kind(_list(data))
     if len(found) != len(data):
-        raise ValueError("it has a duplicate element or key")
+        raise ValueError("the data has a duplicate element or key")
     return found
 
 
@@ -162,7 +162,7 @@ def _pairs(data: list[Any]) -> dict[object, object]:
 
 def _list(data: Any) -> list[Any]:
     if type(data) is not list:
-        raise TypeError(f"it is of type {type_name(type(data))}, not a list")
+        raise TypeError(f"the data is of type {type_name(type(data))}, not a list")
     return data
 
 
@@ -197,7 +197,7 @@ form_tagged: Final = _by_tag.get
 
 
 class Foreign:
-    """A value of a type that this program has not registered; it can be shown and saved again."""
+    """A value of an unregistered type: only its saved data, which can be shown and saved."""
 
     __slots__ = ("data",)
     tag = ""
@@ -219,7 +219,7 @@ _foreign: dict[str, Form] = {}
 
 
 def foreign(tag: str) -> Form:
-    """Return a form for values of an unregistered type, which keeps their saved data.
+    """Return the form of an unregistered type with this tag; its values keep their saved data.
 
     >>> foreign("shop.types:Money").read({"amount": 5})
     Money({'amount': 5})
@@ -287,7 +287,7 @@ def register_type(
 
     def register(cls: type[_T]) -> type[_T]:
         if not isinstance(cls, type):
-            raise FlowDefinitionError(f"register_type takes a class, not {cls!r}")
+            raise FlowDefinitionError(f"register_type needs a class, not {cls!r}")
         _add(_own_form(cls, class_name(cls) if name is None else name, encode, decode))
         return cls
 
@@ -310,8 +310,8 @@ def _own_form(
         return Form(name, cls, attrgetter("name"), cls.__members__.__getitem__)
     if "__dataclass_params__" not in vars(cls):
         raise FlowDefinitionError(
-            f"{cls.__qualname__} is neither a dataclass nor an enum: give"
-            " register_type an encode and a decode (and put it above @dataclass)"
+            f"{cls.__qualname__} is neither a dataclass nor an enum: pass encode and"
+            " decode to register_type, or put register_type above @dataclass"
         )
     return _dataclass_form(cls, name)
 
@@ -323,8 +323,8 @@ def _dataclass_form(cls: Any, name: str) -> Form:
         cls, (BaseException, *_BUILT_IN)
     ):
         raise FlowDefinitionError(
-            f"{cls.__qualname__} holds more than its fields, or its constructor takes others than"
-            f" {', '.join(given) or 'none'}: give register_type an encode and a decode"
+            f"{cls.__qualname__} has more than its fields, or its constructor has parameters other"
+            f" than {', '.join(given) or 'none'}: pass encode and decode to register_type"
         )
 
     def write(value: object) -> object:
@@ -332,7 +332,7 @@ def _dataclass_form(cls: Any, name: str) -> Form:
 
     def parse(data: Any) -> object:
         if type(data) is not dict or data.keys() != {*names}:
-            raise ValueError(f"its fields are {', '.join(names) or 'none'}")
+            raise ValueError(f"the fields must be {', '.join(names) or 'none'}")
         value = cls(**{name: data[name] for name in given})
         for field, saved in data.items():
             object.__setattr__(value, field, saved)
@@ -347,7 +347,9 @@ def _add(form: Form) -> None:
     if type(form.tag) is not str or not form.tag.isprintable() or not form.tag:
         raise FlowDefinitionError(f"a type's name must be printable text, not {form.tag!r}")
     if form.tag in _RESERVED:
-        raise FlowDefinitionError(f"the name {form.tag!r} is that of a built-in type; give another")
+        raise FlowDefinitionError(
+            f"the name {form.tag!r} is reserved for a built-in type; give another"
+        )
     identity = class_name(form.kind)
     taken = _by_tag.get(form.tag)
     if taken is not None and class_name(taken.kind) != identity:

@@ -1,4 +1,4 @@
-"""Checks that a record has exactly the expected fields, of exactly the expected types.
+"""Checks that a record from JSON has exactly the expected fields with the expected types.
 
 Invariants:
 - A field that is missing, unknown or of another type is refused with its path, never repaired.
@@ -23,7 +23,7 @@ _NONE: Final[Fields] = MappingProxyType({})
 
 
 def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE) -> bool:
-    """Return whether a record has exactly these fields; False if only `check_fields` can decide.
+    """Return True for a record that surely fits; for False, `check_fields` must decide.
 
     >>> fits({"seq": 1}, {"seq": int}), fits({"seq": True}, {"seq": int})
     (True, False)
@@ -41,7 +41,7 @@ def fits(data: Mapping[str, object], required: Fields, optional: Fields = _NONE)
 def check_fields(
     data: object, path: str, required: Fields, optional: Fields = _NONE
 ) -> dict[str, Any]:
-    """Return a record that has exactly these fields, of exactly these types.
+    """Return `data` if it has exactly these fields, of exactly these types; else raise.
 
     A subclass does not count: True is no int. Raises `CorruptStateError` with the path of the field
     that is missing, unknown or of another type.
@@ -50,7 +50,7 @@ def check_fields(
     {'seq': 1}
     """
     if type(data) is not dict:
-        raise CorruptStateError(path, f"is of type {type_name(type(data))}, not an object")
+        raise CorruptStateError(path, f"is of type {type_name(type(data))}, not a JSON object")
     if fits(data, required, optional):
         return data
     if not required.keys() <= data.keys():

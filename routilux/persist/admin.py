@@ -1,4 +1,4 @@
-"""What an operator does to a job in a store, without its flow: retry, take over, cancel.
+"""Commands of an operator for a job in a store, without the job's flow: retry, cancel.
 
 Invariants:
 - The owner of the job is overruled: it can't commit any more, and its steps in flight are ignored.
@@ -27,7 +27,7 @@ _TRIES: Final = 20  # enough to be faster once than a host that commits all the 
 
 
 def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False) -> JobState:
-    """Give a failed job a fresh retry budget, and set it free for a worker; return the job.
+    """Give a failed job a fresh retry budget, make the job free for any worker; return it.
 
     With `take_over`, also set free a job that a host holds, with a lease or without; this counts as
     a recovery. Raises `NotResumableError` if the job is neither failed nor taken over, `KeyError`
@@ -42,7 +42,7 @@ def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False)
         if hold.free_in_ns is None:
             cure = "if that process has ended for good, --take-over lets a worker resume the job"
         elif hold.is_leased:
-            cure = "a worker resumes the job when that lease ends; --take-over does not wait for it"
+            cure = "a worker resumes the job when that lease ends; --take-over makes it free now"
         else:
             cure = f"start a worker of flow {job.flow_id}, which resumes the job"
         raise NotResumableError(f"job {job_id} is {job.status.value}, {hold}; {cure}")
@@ -51,7 +51,7 @@ def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False)
 
 
 def cancel(store: JobStore, job_id: str, now_ns: int, reason: str | None = None) -> JobState:
-    """End a job for good, and return it.
+    """Cancel a job in a store for good, and return the job.
 
     Raises `NotResumableError` if it is already over, `KeyError` if there is no such job.
     """

@@ -1,4 +1,4 @@
-"""Writes a file as a whole or not at all.
+"""Writes a file atomically: as a whole or not at all.
 
 Invariants:
 - If the writing breaks off, at any system call, the file is the old one or the new one.
@@ -21,13 +21,13 @@ from typing import Final
 
 _OLD: Final = "the file has not changed"
 _NEW: Final = "the file is the new one, but a loss of power might bring the old one back"
-_NO_ROOM: Final = "make room for it and write it again"
-_NO_RIGHT: Final = "let this user write in its folder, or write it elsewhere"
+_NO_ROOM: Final = "make room and write the file again"
+_NO_RIGHT: Final = "let this user write in its folder, or write the file elsewhere"
 _CURES: Final[Mapping[int | None, str]] = {
     errno.ENOSPC: _NO_ROOM,
     errno.EDQUOT: _NO_ROOM,
-    errno.EFBIG: "raise the limit for the size of files (ulimit -f) and write it again",
-    errno.EIO: "its disk or share fails: write it to another one",
+    errno.EFBIG: "raise the limit for the size of files (ulimit -f) and write the file again",
+    errno.EIO: "the disk or share fails: write the file to another one",
     errno.EROFS: _NO_RIGHT,
     errno.EACCES: _NO_RIGHT,
     errno.EPERM: _NO_RIGHT,
@@ -39,7 +39,7 @@ _CURES: Final[Mapping[int | None, str]] = {
 
 
 def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
-    """Replace the file at `path` by one with this content, or leave it as it is.
+    """Replace the content of the file at `path` by `data`, or leave the old file unchanged.
 
     Raises `OSError` with the name of the file, whether it changed, and what to do.
 
@@ -75,6 +75,6 @@ def write_atomically(path: str | os.PathLike[str], data: bytes) -> None:
             finally:
                 os.close(folder)
     except OSError as error:
-        cure = _CURES.get(error.errno, "write it again")
+        cure = _CURES.get(error.errno, "write the file again")
         message = f"{error.strerror}; {found}: {cure}"
         raise OSError(error.errno, message, os.fspath(target)) from None

@@ -1,4 +1,4 @@
-"""`Journal`: writes the commits of jobs to a store as rows, and reads jobs from their rows.
+"""`Journal`: writes the commits of jobs to a store as rows, and rebuilds jobs from rows.
 
 Invariants:
 - A commit is a row. The first row that a host writes carries the version.
@@ -32,7 +32,7 @@ _BYTES_PER_ROW: Final = 256  # of a snapshot, about, take as long to read as one
 
 
 class Journal:
-    """Writes the commits of jobs to a store, and reads jobs back."""
+    """Writes the commits of jobs to a store, and rebuilds jobs from the stored commits."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -40,7 +40,7 @@ class Journal:
     def write(
         self, job_id: str, commit: Commit, owner: str, *, claims: bool, acquired: bool = False
     ) -> None:
-        """Write a commit durably; with `claims`, `owner` becomes the one owner of the job.
+        """Write a commit durably; with `claims`, also make `owner` the only owner of the job.
 
         With `acquired` it is the first commit of an owner that has a lease on the job. Raises
         `UnserializableError` before anything is written, and the errors of the store.
@@ -57,12 +57,15 @@ class Journal:
             self._store.create(job_id, row, owner, flow_id=flow_id, queued=queued)
 
     def row(self, job_id: str, commit: Commit, owner: str) -> Append:
-        """Return the row of a commit, for `append_all`; raises `UnserializableError`."""
+        """Return the row of a commit as an argument of `append_all`.
+
+        Raises `UnserializableError` for a value that can't be saved.
+        """
         row = rows.dump(commit, first=False)
         return Append(job_id, commit.seq, row, owner, not commit.status.is_live)
 
     def append_all(self, added: Sequence[Append]) -> Sequence[Exception | None]:
-        """Append rows of several jobs by one write; see `JobStore.append_all`."""
+        """Append rows of different jobs in one write; see `JobStore.append_all`."""
         if len(added) > 1:
             return self._store.append_all(added)
         for row in added:
@@ -70,12 +73,12 @@ class Journal:
         return (None,)
 
     def overrule(self, job_id: str, commit: Commit, operator: str) -> None:
-        """Write the commit of an operator, regardless of the owner; see `JobStore.overrule`."""
+        """Write an operator's commit, regardless of the job's owner; see `JobStore.overrule`."""
         row = rows.dump(commit, first=True)
         self._store.overrule(job_id, commit.seq, row, operator, free=commit.status.is_live)
 
     def write_snapshot(self, job: JobState) -> int:
-        """Write a snapshot; return the commit after which the next one is worth its cost."""
+        """Write a snapshot of a job; return the commit number at which the next one is due."""
         members = job.dumps(history=False)[1:]
         text = codec.bounded(f'{{"format":{codec.dumps(FORMAT)},{members}')
         data = with_checksum(text.encode())
@@ -86,7 +89,7 @@ class Journal:
     def read(
         self, job_id: str, *, history: bool, history_limit: int | None = None
     ) -> JobState | None:
-        """Return a job as of its last commit; None where the store does not hold it.
+        """Return a job in its state after its last commit; None if the store has no such job.
 
         With `history` it has all its commits, else those since the last snapshot, up to the
         limit. Raises `SavedStateError` for a damaged row or snapshot.
@@ -108,7 +111,7 @@ def _snapshot(job_id: str, seq: int, data: bytes) -> JobState:
         job = JobState.load(loads_versioned(without_checksum(data, place), place), place)
         if (job.job_id, job.seq) != (job_id, seq):
             found = f"commit {job.seq} of job {job.job_id!r}"
-            raise CorruptStateError(place, f"is of {found}, but was stored for commit {seq}")
+            raise CorruptStateError(place, f"holds {found}, but was stored for commit {seq}")
     except UnsupportedVersionError:
         raise  # the rows have that version too
     except SavedStateError as error:

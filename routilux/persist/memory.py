@@ -41,7 +41,7 @@ class _StoredJob:
 
 
 class MemoryStore(JobStore):
-    """A store whose content ends with the process; for tests.
+    """A store in the memory of this process, for tests; its content ends with the process.
 
     `clock` gives the store's time, by default the system's.
 

@@ -1,4 +1,4 @@
-"""`PostgresStore`: keeps jobs in one PostgreSQL database that any number of hosts share.
+"""`PostgresStore`: keeps jobs in a PostgreSQL database that many hosts can share.
 
 Invariants:
 - A write is one statement and one round trip, so a host that is suspended in the middle of it
@@ -158,7 +158,7 @@ WHERE excluded.seq > routilux_snapshots.seq RETURNING job
 
 
 class PostgresStore(SharedStore):
-    """A store in a PostgreSQL database, 14 or later; for many processes of many hosts.
+    """A store in a PostgreSQL database (version 14 or later), for processes on many hosts.
 
     `dsn` is a connection string such as `postgresql://user@host/database`. The store creates its
     tables, whose names begin with `routilux_`, in the first schema of the `search_path`, unless
@@ -280,14 +280,14 @@ class PostgresStore(SharedStore):
         return found[0][0] if found else None
 
     def _accept_same(self, added: Append, *, claims: bool = False) -> None:
-        """Accept a row that its owner has written before; else raise why it is refused."""
+        """Accept a row that the same owner has already written; else raise the refusal."""
         if not self._do(_REPEAT, **added._asdict()).rows:
             job_id, seq, _, owner, _ = added
             held_by, count, _ = self._state(added)
             raise refusal(job_id, seq, owner, count=count, held_by=held_by, claims=claims)
 
     def _state(self, added: Append) -> tuple[str, int, bool]:
-        """Return the owner of a job, how many rows it has, and whether this is one of them."""
+        """Return a job's owner, its number of rows, and whether this row is one of them."""
         found = self._do(_STATE, **added._asdict()).rows
         return found[0] if found else ("", 0, False)
 

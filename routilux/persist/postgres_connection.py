@@ -1,4 +1,4 @@
-"""`Database`: the connections of a process to the PostgreSQL database of a store.
+"""`Database`: the connections of this process to the PostgreSQL database of a store.
 
 Invariants:
 - A statement is sent alone and is a transaction. When it returns, the server has flushed what it
@@ -82,16 +82,16 @@ _DEFAULTS: Final[dict[str, str | int]] = {
     "fallback_application_name": "routilux",
 }
 _CURES: Final = {
-    "25006": "nothing can be written to it: name the primary, and open it without read_only",
+    "25006": "connect to the primary server, and open the store without read_only",
     "3F000": "the schema of search_path must exist; the store creates only its tables",
     "42501": "grant the right to this user, who must be able to create tables at the first use",
-    "42P07": "it is of another program, or its version is lost; choose another schema",
+    "42P07": "its tables are of another program or have lost their version; choose another schema",
     "53100": "the disk is full; make room, then resume the jobs: no commit is half written",
-    "55P03": "a table is kept locked; is a transaction open in another program?",
-    "57014": "the server's statement_timeout is too short, or an administrator cancelled it",
+    "55P03": "another program keeps a table locked; end its open transaction",
+    "57014": "the server's statement_timeout ended it, or an administrator cancelled it; try again",
 }
 _UNREACHED: Final = (
-    "does the server run, and may this user connect? Jobs keep what was committed before"
+    "check that the server runs and lets this user connect; jobs keep all earlier commits"
 )
 _DAMAGE: Final = ("XX", "42P01", "42703")  # an internal error; a missing table or column
 # Connections of the parent process, kept open: a forked child must not end them.
@@ -99,7 +99,7 @@ _inherited: Final[list[LifoQueue[_Link | None]]] = []
 
 
 class Answer(NamedTuple):
-    """The answer to a statement; `repeated` if an earlier answer to it may have been lost."""
+    """The rows that a statement returned; `repeated` if the statement had to be sent twice."""
 
     rows: list[tuple[Any, ...]]
     repeated: bool
@@ -111,7 +111,7 @@ class _Link(NamedTuple):
 
 
 class Database:
-    """Connections to the database of `dsn`, opened when they are needed."""
+    """A pool of connections to the database of `dsn`; a connection opens at its first use."""
 
     def __init__(self, dsn: str, *, read_only: bool) -> None:
         self._psycopg = _driver()
@@ -130,7 +130,7 @@ class Database:
         self.do("SELECT 1", {})
 
     def close(self) -> None:
-        """Close the connections; the next statement opens them again."""
+        """Close the idle connections; later statements open new ones."""
         pool = self._connections()
         closed = 0
         with suppress(Empty):
@@ -143,7 +143,7 @@ class Database:
             pool.put(None)
 
     def do(self, statement: str, values: Mapping[str, object]) -> Answer:
-        """Send a statement and return the answer."""
+        """Execute a statement on a free connection and return the answer."""
         pool = self._connections()
         link = pool.get()
         lost: _Link | None = None
@@ -155,7 +155,9 @@ class Database:
                     found = link.db.execute(statement, values, binary=True).fetchall()
                     return Answer(found, lost is not None)
                 except UnicodeEncodeError as error:
-                    raise UnserializableError(self.name, f"can't keep this: {error}") from None
+                    raise UnserializableError(
+                        self.name, f"can't store this value: {error}"
+                    ) from None
                 except self._psycopg.Error as error:
                     if lost is not None or link is None or not link.db.closed:
                         raise self._named(error) from error
@@ -203,7 +205,7 @@ class Database:
             return False
         (version,) = db.execute("SELECT max(version) FROM routilux_version").fetchone()
         if version is None or version < 1:
-            reason = f"routilux_version says {version}; restore it from a backup"
+            reason = f"the table routilux_version says {version}; restore it from a backup"
             raise CorruptStateError(self.name, reason)
         if version > _VERSION:
             raise newer_store(self.name, version, _VERSION)
@@ -216,7 +218,7 @@ class Database:
             reason = f"has no valid tables ({message}); restore them from a backup"
             return CorruptStateError(self.name, reason)
         if isinstance(error, self._psycopg.DataError):
-            return UnserializableError(self.name, f"can't keep this: {message}")
+            return UnserializableError(self.name, f"can't store this value: {message}")
         lost = _UNREACHED if isinstance(error, self._psycopg.OperationalError) else ""
         cure = _CURES.get(code, lost)
         return OSError(f"the store {self.name}: {message}; {cure}") if cure else error

@@ -1,4 +1,4 @@
-"""Writes the commits of a job as rows for a store, and reads them.
+"""Converts the commits of a job to rows for a store, and rows to the data of commits.
 
 Invariants:
 - The first row that a host writes carries the version; it holds for the rows that follow.
@@ -31,7 +31,7 @@ _MOST_BYTES: Final = 1 << 20  # at once; large rows gain nothing
 
 
 def with_checksum(text: bytes) -> bytes:
-    """Return an object's text with its checksum.
+    """Return the text of a JSON object with a checksum as its last member.
 
     >>> with_checksum(b'{"seq":8}')
     b'{"seq":8,"crc":"f5bfced8"}'
@@ -41,7 +41,7 @@ def with_checksum(text: bytes) -> bytes:
 
 
 def without_checksum(data: object, place: str) -> bytes:
-    """Return an object's text without its checksum; `place` is its path.
+    """Check the checksum of a JSON object's text and return the text without it.
 
     Raises `SavedStateError` if the checksum is missing or does not match.
 
@@ -65,7 +65,7 @@ def without_checksum(data: object, place: str) -> bytes:
 
 
 def dump(commit: Commit, *, first: bool) -> bytes:
-    """Return the row of a commit; `first` if it is the first one that a host writes.
+    """Return the row of a commit; with `first`, the first row that a host writes for a job.
 
     Raises `UnserializableError` with the path of a value that can't be saved.
     """
@@ -76,7 +76,7 @@ def dump(commit: Commit, *, first: bool) -> bytes:
 
 
 def load(rows: Sequence[bytes], job_id: str, after: int) -> Iterator[tuple[str, object]]:
-    """Yield the path and the data of each row that follows commit `after`.
+    """Yield the path and the decoded data of each row; the first row is commit `after` + 1.
 
     Raises `SavedStateError` with the path of the row that is refused.
 

@@ -1,4 +1,4 @@
-"""Digest and signature at the end of a document.
+"""Adds and checks the digest and the signature at the end of a document.
 
 Invariants:
 - Each covers every byte before its own member, so a signature covers the digest too. Both are
@@ -29,13 +29,13 @@ _DIGEST: Final = re.compile(
 
 
 def new_mac(key: bytes | None) -> hmac.HMAC | None:
-    """Return what signs with a key; None for None.
+    """Return the HMAC object that signs with `key`; None if `key` is None.
 
     Raises `TypeError` if the key is not bytes, and `ValueError` if it is shorter than `MIN_KEY`.
 
     >>> new_mac(b"secret")
     Traceback (most recent call last):
-    ValueError: a key is at least 16 bytes, not 6; make one with secrets.token_bytes(32)
+    ValueError: a key must have at least 16 bytes, not 6; make one with secrets.token_bytes(32)
     """
     if key is None:
         return None
@@ -45,12 +45,12 @@ def new_mac(key: bytes | None) -> hmac.HMAC | None:
     del key
     cure = "make one with secrets.token_bytes(32)"
     if not issubclass(kind, bytes):
-        raise TypeError(f"a key is bytes, not {type_name(kind)}; {cure}")
-    raise ValueError(f"a key is at least {MIN_KEY} bytes, not {size}; {cure}")
+        raise TypeError(f"a key must be bytes, not {type_name(kind)}; {cure}")
+    raise ValueError(f"a key must have at least {MIN_KEY} bytes, not {size}; {cure}")
 
 
 def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
-    """Return a document, passed without its closing brace, with its digest and signature."""
+    """Add a digest, a signature by `mac` and the closing brace to a document without its brace."""
     text = body + f',\n"digest": "sha256:{hashlib.sha256(body).hexdigest()}"'.encode()
     return text + (b"}\n" if mac is None else _signature(mac, text))
 
@@ -58,7 +58,7 @@ def with_digest(body: bytes, mac: hmac.HMAC | None = None) -> bytes:
 def without_digest(
     data: bytes, mac: hmac.HMAC | None = None, *, verify: bool = True
 ) -> bytes | None:
-    """Return the document without digest and signature; None if it does not end with a digest.
+    """Return a document without digest and signature, or None if a digest is not at the end.
 
     Checks the signature with `mac`, and the digest if `verify`. Raises `CorruptStateError` if one
     is wrong, or the signature is missing.
@@ -73,7 +73,7 @@ def without_digest(
         raise CorruptStateError(
             "$.digest",
             "does not match: the file was changed after it was written;"
-            " read(path, verify=False) reads it all the same",
+            " read(path, verify=False) reads the file anyway",
         )
     return body + b"}"
 
@@ -83,14 +83,14 @@ def _check_signature(mac: hmac.HMAC, data: bytes) -> None:
     if start < 0:
         raise CorruptStateError(
             "$.signature",
-            "is missing, so nothing proves who wrote this file; get it again from its writer,"
+            "is missing, so nothing proves who wrote this file; get the file again from its writer,"
             " written with key=..., or read it without a key if you trust its source",
         )
     if not hmac.compare_digest(_signature(mac, data[:start]), data[start:]):
         raise CorruptStateError(
             "$.signature",
             "does not match this key: the file was signed with another key, or changed since;"
-            " pass the key that it was written with, or get it again from its writer",
+            " pass the key that signed it, or get the file again from its writer",
         )
 
 

@@ -1,4 +1,4 @@
-"""`SqliteStore`: keeps jobs in one file that processes and threads of a machine share.
+"""`SqliteStore`: keeps jobs in one file that all processes of a machine can share.
 
 Invariants:
 - When a write returns, it is on the disk: a write-ahead log, flushed at every commit.
@@ -52,7 +52,7 @@ SELECT owner, free_at, (SELECT max(seq) FROM commits AS found WHERE found.job = 
 
 
 class SqliteStore(SharedStore):
-    """A store in a file, for many processes of one machine. Makes the file if it does not exist.
+    """A store in a SQLite file, for many processes of one machine; creates a missing file.
 
     The file must be on a disk of this machine, not on a network share. `clock` gives the store's
     time, by default the system's. With `read_only` the file must exist, and nothing is written.
@@ -79,7 +79,7 @@ class SqliteStore(SharedStore):
 
     @property
     def overtaken(self) -> bool:
-        """Whether another process began to write while this one read without locks.
+        """Whether another process began to write while this process read without locks.
 
         What was read may then be half old, half new; close the store and read again.
         """
@@ -216,7 +216,7 @@ def _append(db: sqlite3.Connection, added: Append) -> None:
 
 
 def _add(db: sqlite3.Connection, statement: str, added: Append, *, claims: bool = False) -> None:
-    """Add a row; accept one that its owner has written before, and refuse any other."""
+    """Add a row; accept a row that the same owner has already written, and refuse all others."""
     if db.execute(statement, added[:4]).rowcount:
         return
     job_id, seq, _, owner, _ = added
@@ -230,12 +230,12 @@ def _hold(db: sqlite3.Connection, job_id: str, owner: str, free_at: int | None) 
 
 
 def _state(db: sqlite3.Connection, added: Append) -> tuple[str, int | None, int, bool]:
-    """Return the owner of a job, its free time and last row, and whether it has this row."""
+    """Return a job's owner, free time, number of rows, and whether this row is one."""
     return db.execute(_STATE, added[:4]).fetchone() or ("", None, 0, False)
 
 
 def _firsts(column: str, flow_ids: Collection[str]) -> str:
-    """Select the job of each flow that is free first, so that jobs of other flows cost nothing."""
+    """Return SQL that selects, for each of these flows, the job that becomes free first."""
     asked = "".join(", (?)" for _ in flow_ids)
     return (
         f"SELECT (SELECT {column} FROM jobs WHERE flow_id = column1 AND free_at IS NOT NULL"

@@ -1,4 +1,4 @@
-"""`SqliteFile`: the connection of a process to the file that holds a store's tables.
+"""`SqliteFile`: the connection of this process to the SQLite file of a store.
 
 Invariants:
 - A connection belongs to the process that opened it; after a fork the child opens its own.
@@ -62,16 +62,16 @@ PRAGMA user_version = {_VERSION};
 # Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
 _CURES: Final = {
-    "SQLITE_BUSY": "another process has kept it locked; is one suspended, or open in an editor?",
+    "SQLITE_BUSY": "another process keeps the file locked; close the file in other programs",
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store creates only the file",
     "SQLITE_FULL": "the disk is full; make room, then resume the jobs: no commit is half written",
-    "SQLITE_READONLY": "it must be writable for this user, with its folder",
-    "SQLITE_IOERR": "the disk failed; each job is as of its last commit",
+    "SQLITE_READONLY": "the file and its folder must be writable for this user",
+    "SQLITE_IOERR": "the disk failed; each job keeps the commits before this error",
 }
 
 
 class SqliteFile:
-    """The file at `path`, which is created if it does not exist, unless `read_only`.
+    """A SQLite file at `path`; a missing file is created, unless `read_only` is set.
 
     `lock` is held while the connection is used.
     """
@@ -79,7 +79,7 @@ class SqliteFile:
     def __init__(self, path: Path, *, read_only: bool) -> None:
         self.path = path
         if str(path) == ":memory:":
-            raise OSError("the store :memory: is no file, so nothing lasts; use MemoryStore()")
+            raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
         self.lock = threading.Lock()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
@@ -93,7 +93,7 @@ class SqliteFile:
             pass
 
     def close(self) -> None:
-        """Close the connection; the next use opens it again."""
+        """Close the connection; the next use opens a new one."""
         with self.lock:
             self._disown()
             if self._connection is not None:
@@ -102,12 +102,12 @@ class SqliteFile:
 
     @property
     def overtaken(self) -> bool:
-        """Whether another process began to write while this one read without locks."""
+        """Whether another process began to write while this process read without locks."""
         return self._unlocked and self._has_log()
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection for one transaction, committed at the end of the block."""
+        """Yield the connection in a write transaction, which the end of the block commits."""
         with self.using() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -120,7 +120,7 @@ class SqliteFile:
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection for statements that are a transaction each."""
+        """Yield the connection; each statement in the block is a transaction by itself."""
         with self.lock:
             try:
                 yield self.connection()
@@ -133,15 +133,15 @@ class SqliteFile:
             return db.execute(statement, values).fetchall()
 
     def connection(self) -> sqlite3.Connection:
-        """Return the connection, opened if necessary (under `lock`)."""
+        """Return the connection, after opening it if necessary; the caller holds `lock`."""
         if self._connection is None or self._process != os.getpid():
             self._disown()
             self._connection = self._opened()
             self._process, self._file = os.getpid(), _file_at(self._name)
         elif _file_at(self._name) != self._file:
             raise OSError(
-                f"the store {self.path}: its file was removed or replaced while it was open; put it"
-                " back, or open the store again"
+                f"the store {self.path}: its file was removed or replaced while it was open; put"
+                " the file back, or open the store again"
             )
         return self._connection
 
@@ -202,11 +202,11 @@ class SqliteFile:
         return self._place.with_name(f"{self._place.name}-wal").exists()
 
     def named(self, error: sqlite3.Error) -> Exception:
-        """Return an error that names the file, and what to do."""
+        """Return an error for `error` that names the file and says what to do."""
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
-            reason = f"is no valid database ({error}); restore it from a backup"
+            reason = f"is not a valid database ({error}); restore it from a backup"
             return CorruptStateError(str(self.path), reason)
         for start, cure in _CURES.items():
             if name.startswith(start):
@@ -233,7 +233,7 @@ if sys.platform != "win32":
 
 
 class _Connection(sqlite3.Connection):
-    """A connection whose statements wait for the process that writes.
+    """A SQLite connection whose statements wait while another process holds a lock.
 
     SQLite itself sleeps 1 to 100 ms. A write takes a tenth of a millisecond, and a process that has
     written soon writes again: of two workers one would sleep while the other works.
@@ -242,7 +242,7 @@ class _Connection(sqlite3.Connection):
     patience_ns = 0
 
     def execute(self, statement: str, values: Any = (), /) -> sqlite3.Cursor:
-        """Execute a statement as soon as no other process holds a lock that forbids it."""
+        """Execute a statement; while another process locks the file, wait and try again."""
         begun, nap = 0, _FIRST_NAP
         while True:
             try:

@@ -1,4 +1,4 @@
-"""`JobStore`: keeps the commits of jobs; the rules and errors that all stores share.
+"""`JobStore`: the interface of all stores of jobs, with their common rules and errors.
 
 Invariants:
 - A store sees bytes. It never reads what is in them.
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 FREE: Final = ""
 """The owner of a job that was queued or given back."""
 ABANDONED: Final = "?"
-"""The owner of a job whose run broke off, and which its host then released."""
+"""The owner of a job that its host released after the run of the job broke off."""
 _NO_OWNER: Final = (FREE, ABANDONED)
 
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """A job on which a host got a lease; `clean` if the owner before it gave the job back.
+    """A job that a host acquired by a lease; `clean` if the previous owner gave the job back.
 
     >>> Acquired("job-1", clean=True).job_id
     'job-1'
@@ -45,7 +45,7 @@ class Acquired:
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """The owner of a job, and in how many nanoseconds any host may acquire it.
+    """The owner of a job, and the time in nanoseconds until any host may acquire the job.
 
     `owner` is None if no host owns it. `free_in_ns` is None if the job stopped or is held without
     a lease. `clean` says whether the last owner gave the job back.
@@ -62,17 +62,17 @@ class Hold:
 
     @classmethod
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
-        """Build it from the two facts that a store keeps of a job."""
+        """Build a hold from the owner and the free time that a store keeps for a job."""
         free_in = None if free_at is None else max(0, free_at - now)
         return cls(None if owner in _NO_OWNER else owner, free_in, owner == FREE)
 
     @property
     def is_leased(self) -> bool:
-        """Whether a host has a lease on it that has not ended."""
+        """Whether a host has a lease on the job that has not ended."""
         return self.owner is not None and bool(self.free_in_ns)
 
     def is_leased_to_other(self, owner: str) -> bool:
-        """Whether another host than `owner` has such a lease."""
+        """Whether a host other than `owner` has a lease on the job that has not ended."""
         return self.is_leased and self.owner != owner
 
     def __str__(self) -> str:
@@ -87,7 +87,7 @@ class Hold:
 
 
 class Append(NamedTuple):
-    """A row to append; the arguments of `JobStore.append`."""
+    """A row for `JobStore.append_all`; the fields are the arguments of `JobStore.append`."""
 
     job_id: str
     seq: int
@@ -97,7 +97,7 @@ class Append(NamedTuple):
 
 
 class JobStore(Protocol):
-    """Keeps the commits of jobs, for several threads, processes and hosts at once.
+    """A store of the commits of jobs, which many threads, processes and hosts use at once.
 
     Each method is atomic. `owner` is a text that no other host uses, and neither empty nor `"?"`.
     Durations are nanoseconds. A method raises `OSError` if the store can't be used now; the call
@@ -105,28 +105,28 @@ class JobStore(Protocol):
     """
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        """Keep the row of commit 1. A `queued` job is free and has no owner, else `owner` holds it.
+        """Store a new job by the row of commit 1; `queued` makes it free, else `owner` holds it.
 
         The same call again does nothing while this is the only row. Raises `DuplicateJobError` if
         the job exists.
         """
 
     def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Keep the row of commit `seq`; a job that `stopped` with it is no longer free.
+        """Store the row of commit `seq`; `stopped` says that this commit stopped the job.
 
         The same row of the owner again does nothing. Raises `LeaseLostError` if `owner` does not
         own the job, another row has this number, or the row before is missing.
         """
 
     def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
-        """Append rows of several jobs, one of each, by one write.
+        """Append rows of different jobs, one row per job, in one write.
 
         Returns for each None if its row is kept, or the error that `append` would raise; the other
-        rows are kept all the same. If it raises, any of the rows may be kept.
+        rows are kept anyway. If it raises, any of the rows may be kept.
         """
 
     def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Make `owner` the one owner of a job, and keep the row of the commit that resumes it.
+        """Make `owner` the only owner of a job, and store the row of the commit that resumes it.
 
         A host that acquired the job keeps its lease. Any other host then holds it without a lease
         until it stops or is claimed again. The same row of the owner again does nothing. Raises
@@ -135,7 +135,7 @@ class JobStore(Protocol):
         """
 
     def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        """Keep the row of an operator's commit, regardless of owner and lease.
+        """Store the row of an operator's commit, regardless of the job's owner and lease.
 
         The owner before can't write any more. Afterwards the job is `free`, or it has stopped. The
         same call again does nothing while its row is the last. Raises `LeaseLostError` if another
@@ -143,41 +143,43 @@ class JobStore(Protocol):
         """
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return the rows that follow commit `after`, in order; none if there is no such job."""
+        """Return the rows of a job after commit `after`, in order; none for an unknown job."""
 
     def job_ids(self) -> list[str]:
-        """Return the ids of all jobs, sorted."""
+        """Return the ids of all jobs in this store, sorted."""
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        """Keep the job as of commit `seq`, in place of an earlier snapshot.
+        """Store a snapshot of a job after commit `seq`, in place of an earlier snapshot.
 
         Any host may write it: commits never change, so every host's snapshot is the same.
         """
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return the number of a commit and the job as of it; None if there is no snapshot."""
+        """Return a job's snapshot, preceded by the number of its last commit; None without one."""
 
     def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        """Give `owner` a lease on the job of these flows that has been free longest.
+        """Of the free jobs of these flows, give `owner` a lease on the one free for longest.
 
         Returns the job, and whether it was given back; None if none is free. The owner before
         can't write any more. The job is not free until the lease ends.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        """Make all leases of `owner` end this much later than now; return the ids of their jobs."""
+        """Make all leases of `owner` end `lease_ns` from now; return the ids of the leased jobs."""
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
-        """Give back a job that `owner` has a lease on, to be free after this long; else do nothing.
+        """End the lease of `owner` on a job, so that any host can acquire the job after `after_ns`.
+
+        Does nothing if `owner` has no lease on the job.
 
         Without `clean`, the next host that acquires it learns of an unclean stop.
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return the hold on each job, or on one job; a job that does not exist is left out."""
+        """Return the hold of each job, or only of job `job_id`; omit a job that does not exist."""
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
-        """Return in how many nanoseconds the next job of these flows will be free.
+        """Return the nanoseconds until the first job of these flows becomes free.
 
         It is 0 if a job is free now, and None if every job stopped or is held without a lease.
         """
@@ -187,7 +189,7 @@ class SharedStore(JobStore, Protocol):
     """A store that several processes can open; a `with` block closes it."""
 
     def close(self) -> None:
-        """Close all connections; the next call opens them again."""
+        """Close all connections of this store; the next call opens new ones."""
 
     def __enter__(self) -> Self:
         return self
@@ -199,13 +201,13 @@ class SharedStore(JobStore, Protocol):
 def refusal(
     job_id: str, seq: int, owner: str, *, count: int, held_by: str, claims: bool = False
 ) -> Exception:
-    """Return the error by which a store refuses a row; `count` is how many rows the job has."""
+    """Return the error for a refused row; `count` is the number of rows that the job has."""
     if not count:
         if claims:
             return NotResumableError(
-                f"the store holds no job {job_id!r}; only a job that it holds can be claimed"
+                f"the store holds no job {job_id!r}; only an existing job can be claimed"
             )
-        return LeaseLostError(f"the store holds no job {job_id!r} to add commit {seq} to")
+        return LeaseLostError(f"the store holds no job {job_id!r}; commit {seq} was refused")
     if owner != held_by:
         free = held_by in _NO_OWNER
         whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
@@ -217,16 +219,16 @@ def refusal(
 
 
 def duplicate(job_id: str) -> DuplicateJobError:
-    """Return the error by which a store refuses to create a job that it holds."""
+    """Return the error for creating a job whose id the store already holds."""
     return DuplicateJobError(
-        f"the store holds a job {job_id!r} already; choose another job_id, or resume it"
+        f"the store already holds a job {job_id!r}; choose another job_id, or resume it"
     )
 
 
 def refusals(
     appends: Iterable[Append], append: Callable[[Append], None]
 ) -> list[LeaseLostError | None]:
-    """Try each append; return for each None, or the error that refused it."""
+    """Call `append` for each row; return for each row None or the `LeaseLostError` it raised."""
     refused: list[LeaseLostError | None] = []
     for added in appends:
         try:

@@ -1,4 +1,4 @@
-"""Version of the saved forms, and the refusal of data with another version.
+"""Defines the version of saved data, and refuses data with another version.
 
 Invariants:
 - A document and a snapshot carry the version. Of the rows of a job, each first row of a host
@@ -23,7 +23,7 @@ _FIRST_MEMBER: Final = re.compile(rb'\s*\{\s*"format"\s*:\s*"(routilux/\d{1,9})"
 
 
 def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> Any:
-    """Return the value of a JSON text without its version, which is `required` or optional.
+    """Parse a JSON text, check its version, and return the value without the version.
 
     Raises `SavedStateError` with a path that begins at `place`.
 
@@ -39,23 +39,23 @@ def loads_versioned(data: bytes, place: str = "$", *, required: bool = True) -> 
         if isinstance(value, dict) and "format" in value:
             _check(value.pop("format"), "$")
         elif required:
-            raise CorruptStateError("$.format", "is missing: this was not written by routilux")
+            raise CorruptStateError("$.format", "is missing: the data was not written by routilux")
     except SavedStateError as error:
         raise type(error)(place + error.path.removeprefix("$"), error.reason) from None
     return value
 
 
 def refuse_newer(data: bytes, place: str) -> None:
-    """Raise if the first member of a text is another version; decode nothing else of it."""
+    """Raise if the first member of a JSON text is another version; parse nothing after it."""
     first = _FIRST_MEMBER.match(data)
     if first is not None:
         _check(first[1].decode(), place)
 
 
 def newer_store(name: str, found: int, known: int) -> UnsupportedVersionError:
-    """Return the error for a store whose tables have a newer version than this code knows."""
+    """Return the error for a store whose tables are newer than this version of routilux."""
     return UnsupportedVersionError(
-        name, f"has version {found}; this one reads {known}; install a newer version"
+        name, f"has version {found}; this routilux reads {known}; install a newer routilux"
     )
 
 
@@ -65,7 +65,9 @@ def _check(found: object, place: str) -> None:
     if isinstance(found, str) and _NEWER.fullmatch(found):
         raise UnsupportedVersionError(
             f"{place}.format",
-            f"is {found!r}, which a newer routilux wrote; this one reads {FORMAT!r}: install the"
-            " newer one here, or resume the job where it was saved",
+            f"is {found!r}, which a newer routilux wrote; this routilux reads {FORMAT!r}: install"
+            " the newer routilux here, or resume the job where it was saved",
         )
-    raise CorruptStateError(f"{place}.format", f"is {found!r}: this was not written by routilux")
+    raise CorruptStateError(
+        f"{place}.format", f"is {found!r}: the data was not written by routilux"
+    )

@@ -43,9 +43,9 @@ def _folder(path: Path) -> None:
         ),
         (
             lambda path: path.write_text("a letter"),
-            r"jobs\.db: is no valid database .*restore it.*",
+            r"jobs\.db: is not a valid database .*restore it.*",
         ),
-        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer version"),
+        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer routilux"),
     ],
 )
 def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
@@ -85,7 +85,7 @@ def test_a_store_that_another_process_keeps_locked_is_named(
     other = sqlite3.connect(store, isolation_level=None)
     other.execute(f"PRAGMA locking_mode = {mode}")
     other.execute("BEGIN IMMEDIATE")
-    message = "the store jobs.db: database is locked; another process has kept it locked"
+    message = "the store jobs.db: database is locked; another process keeps the file locked"
     assert refused(command[0], store, *command[1:]).startswith(message)
     if mode == "NORMAL":
         assert JOBS == output("jobs", store), "a reader does not wait for a writer"
@@ -104,7 +104,7 @@ def test_a_reader_reads_again_after_a_writer_has_changed_the_file(store, fails):
             if len(reads) == 1:
                 writer.create("new", b"row", "a", flow_id="f", queued=True)
                 if fails:
-                    raise CorruptStateError("jobs.db", "is no valid database")
+                    raise CorruptStateError("jobs.db", "is not a valid database")
             return reads[-1]
 
         assert 6 == read_store(str(store), look, NOW)
@@ -165,8 +165,8 @@ def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_dam
     replace_in_rows(store, "routilux/1", "routilux/7", f"{_FAILED_ROWS} AND seq = 1")
     message = (
         "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', which a newer"
-        " routilux wrote; this one reads 'routilux/1': install the newer one here, or resume the"
-        " job where it was saved"
+        " routilux wrote; this routilux reads 'routilux/1': install the newer routilux"
+        " here, or resume the job where it was saved"
     )
     for what in ("show", "retry", "cancel"):
         assert message == refused(what, store, "failed")

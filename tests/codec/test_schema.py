@@ -26,7 +26,7 @@ def test_a_record_with_its_fields_is_returned_unchanged():
 @pytest.mark.parametrize(
     ("data", "path", "reason"),
     [
-        ([], "$.commits[2]", "is of type list, not an object"),
+        ([], "$.commits[2]", "is of type list, not a JSON object"),
         ({"seq": True, "error": "", "any": 1}, "$.commits[2].seq", "is of type bool, not int"),
         ({"seq": 1, "error": 1, "any": 1}, "$.commits[2].error", "not str or NoneType"),
         ({"seq": 1, "error": None}, "$.commits[2].any", "is missing"),

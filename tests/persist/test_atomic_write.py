@@ -41,16 +41,16 @@ CALLS = [
 ]
 RENAMED = CALLS.index("replace file")
 ERRORS = {
-    "disk full": (errno.ENOSPC, "make room for it and write it again"),
-    "quota": (errno.EDQUOT, "make room for it and write it again"),
+    "disk full": (errno.ENOSPC, "make room and write the file again"),
+    "quota": (errno.EDQUOT, "make room and write the file again"),
     "too big": (
         errno.EFBIG,
-        "raise the limit for the size of files (ulimit -f) and write it again",
+        "raise the limit for the size of files (ulimit -f) and write the file again",
     ),
-    "disk broken": (errno.EIO, "its disk or share fails: write it to another one"),
-    "read-only": (errno.EROFS, "let this user write in its folder, or write it elsewhere"),
-    "no right": (errno.EACCES, "let this user write in its folder, or write it elsewhere"),
-    "any other": (errno.EBUSY, "write it again"),
+    "disk broken": (errno.EIO, "the disk or share fails: write the file to another one"),
+    "read-only": (errno.EROFS, "let this user write in its folder, or write the file elsewhere"),
+    "no right": (errno.EACCES, "let this user write in its folder, or write the file elsewhere"),
+    "any other": (errno.EBUSY, "write the file again"),
 }
 
 

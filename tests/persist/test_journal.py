@@ -100,10 +100,10 @@ def changed(old, new):
     ("damage", "message"),
     [
         (lambda data: data.replace(b'"running"', b'"walking"', 1), "was damaged: its checksum"),
-        (changed(b'"job_id":"j"', b'"job_id":"k"'), "is of commit 256 of job"),
+        (changed(b'"job_id":"j"', b'"job_id":"k"'), "holds commit 256 of job"),
         (
             changed(b'"seq":256', b'"seq":257'),
-            "is of commit 257 of job 'j', but was stored for commit 256",
+            "holds commit 257 of job 'j', but was stored for commit 256",
         ),
         (changed(b'"running"', b'"walking"'), "not a valid JobStatus"),
     ],

@@ -234,8 +234,8 @@ CALLS_WITH_IDS: dict[str, Callable[[PostgresStore, str], object]] = {
     "free_in, flow_id": lambda store, text: store.free_in([text]),
 }
 NO_TEXTS = {
-    "order\0A7": "can't keep this: PostgreSQL text fields cannot contain NUL",
-    "order \ud800": r"can't keep this: .*'\\ud800' in position 6",
+    "order\0A7": "can't store this value: PostgreSQL text fields cannot contain NUL",
+    "order \ud800": r"can't store this value: .*'\\ud800' in position 6",
 }
 
 
@@ -262,7 +262,9 @@ def test_an_id_that_the_databases_encoding_can_not_hold_is_refused(server, dsn, 
         narrow = dsn.replace("dbname=postgres", "dbname=narrow").split(" options")[0]
         with PostgresStore(narrow) as store:
             store.create("jöb", b"1", "a", flow_id="f", queued=True)
-            with pytest.raises(SavedStateError, match=r"dbname=narrow: can't keep this: .*UTF8"):
+            with pytest.raises(
+                SavedStateError, match=r"dbname=narrow: can't store this value: .*UTF8"
+            ):
                 store.create("job 🍵", b"1", "a", flow_id="f", queued=True)
             assert ["jöb"] == store.job_ids()
     finally:

@@ -73,7 +73,9 @@ def test_a_restart_of_the_server_is_not_noticed_by_the_caller(postgres, server):
 def test_a_server_that_is_down_is_reported_with_its_name_and_a_cure(postgres, server):
     server.stop()
     try:
-        with pytest.raises(OSError, match=rf"the store host={server.folder} .*; does the server"):
+        with pytest.raises(
+            OSError, match=rf"the store host={server.folder} .*; check that the server"
+        ):
             postgres.job_ids()
     finally:
         server.start()

@@ -34,7 +34,10 @@ NO_CHECKSUM = "has no checksum at its end: it is cut off, or was not written by 
         (ended(b'{"seq":' + b"[" * 200 + b"]" * 200 + b"}"), "is nested deeper"),
         (ended(b'{"seq":' + b"9" * 5000 + b"}"), "is an integer of 5,000 characters"),
         (ended(b'{"$type":"of another program","value":1}'), "has the unknown"),
-        (ended(b'{"$type":"tuple","value":[{}]}'), "is of type tuple, not an object|is missing"),
+        (
+            ended(b'{"$type":"tuple","value":[{}]}'),
+            "is of type tuple, not a JSON object|is missing",
+        ),
         (ended(b'{"format":"routilux/1"}'), "is missing"),
         (ended(b'{"format":{}}'), "was not written by routilux"),
     ],

@@ -22,12 +22,12 @@ from tests.routines import refused_at
 
 OTHER = b"another key of sixteen bytes or more"
 MISSING = (
-    "is missing, so nothing proves who wrote this file; get it again from its writer,"
+    "is missing, so nothing proves who wrote this file; get the file again from its writer,"
     " written with key=..., or read it without a key if you trust its source"
 )
 ANOTHER = (
     "does not match this key: the file was signed with another key, or changed since; pass the key"
-    " that it was written with, or get it again from its writer"
+    " that signed it, or get the file again from its writer"
 )
 
 
@@ -161,10 +161,10 @@ def test_a_new_digest_does_not_make_a_signature_valid(signed):
 # --- keys -----------------------------------------------------------------------------------------
 
 NO_KEYS: dict[str, tuple[Any, type[Exception], str]] = {
-    "empty": (b"", ValueError, "a key is at least 16 bytes, not 0; make one with *"),
-    "short": (b"h" * 15, ValueError, "a key is at least 16 bytes, not 15; make one with *"),
-    "text": ("hush-hush-hush-hush", TypeError, "a key is bytes, not str; make one with *"),
-    "mutable": (bytearray(20), TypeError, "a key is bytes, not bytearray; make one with *"),
+    "empty": (b"", ValueError, "a key must have at least 16 bytes, not 0; make one with *"),
+    "short": (b"h" * 15, ValueError, "a key must have at least 16 bytes, not 15; make one with *"),
+    "text": ("hush-hush-hush-hush", TypeError, "a key must be bytes, not str; make one with *"),
+    "mutable": (bytearray(20), TypeError, "a key must be bytes, not bytearray; make one with *"),
 }
 
 

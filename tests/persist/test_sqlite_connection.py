@@ -135,7 +135,9 @@ def test_a_file_of_another_kind_or_program_is_refused_unchanged(tmp_path):
     other.commit()
     other.close()
     before = files(tmp_path)
-    with pytest.raises(CorruptStateError, match=r"letter\.db: is no valid database .*restore it"):
+    with pytest.raises(
+        CorruptStateError, match=r"letter\.db: is not a valid database .*restore it"
+    ):
         SqliteStore(letter)
     with pytest.raises(CorruptStateError, match="of another program; choose another file"):
         SqliteStore(tmp_path / "other.db")
@@ -145,7 +147,7 @@ def test_a_file_of_another_kind_or_program_is_refused_unchanged(tmp_path):
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        (":memory:", ":memory: is no file, so nothing lasts; use MemoryStore"),
+        (":memory:", ":memory: is not a file, so nothing is kept; use MemoryStore"),
         ("nowhere/jobs.db", r"nowhere/jobs\.db: unable to open.*the folder must exist"),
     ],
 )
@@ -162,7 +164,7 @@ def test_damaged_tables_and_a_damaged_schema_are_reported_when_they_are_read(sql
     for damaged in (data[:4096] + b"\xff" * len(data[4096:]), schema):
         assert damaged != data
         sqlite.path.write_bytes(damaged)
-        with pytest.raises(CorruptStateError, match=r"jobs\.db: is no valid database"):
+        with pytest.raises(CorruptStateError, match=r"jobs\.db: is not a valid database"):
             sqlite.rows("j")
         sqlite.close()
 
@@ -171,13 +173,13 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
     with sqlite._file.using() as db:
         db.execute("PRAGMA user_version = 2")
     sqlite.close()
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer version"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
         SqliteStore(sqlite.path)
 
 
 def test_a_file_that_another_process_keeps_locked_is_named(sqlite, monkeypatch):
     monkeypatch.setattr("routilux.persist.sqlite_connection._PATIENCE", 10_000_000)
-    refused = pytest.raises(OSError, match="database is locked; another process has kept it")
+    refused = pytest.raises(OSError, match="database is locked; another process keeps the file")
     with SqliteStore(sqlite.path) as other, sqlite._file.writing(), refused:
         other.create("j", b"", "a", flow_id="f", queued=False)
     sqlite.create("j", b"", "a", flow_id="f", queued=False)

@@ -104,7 +104,7 @@ def test_a_row_whose_number_is_taken_or_does_not_follow_is_refused(store, seq):
 @pytest.mark.parametrize(("row", "owner"), [(b"other", "a"), (b"row 1", "b"), (b"row 1", "a")])
 def test_a_second_job_of_the_same_id_is_refused(store, row, owner):
     filled(store, 2)
-    with pytest.raises(DuplicateJobError, match="holds a job 'j' already"):
+    with pytest.raises(DuplicateJobError, match="already holds a job 'j'"):
         store.create("j", row, owner, flow_id="f", queued=True)
     assert [b"row 1", b"row 2"] == store.rows("j")
     assert None is store.free_in(["f"])

@@ -122,7 +122,9 @@ FUTURE = b'{"format":"routilux/7","seq":{"$type":"of the future"}}'
 
 def test_a_newer_signed_document_is_refused_with_what_to_do():
     body = b'{"format": "routilux/7",\n"state": {"$type": "of the future"}'
-    reason = "is 'routilux/7', which a newer routilux wrote; this one reads 'routilux/1': install"
+    reason = (
+        "is 'routilux/7', which a newer routilux wrote; this routilux reads 'routilux/1': install"
+    )
     with refused_at("$.format", reason, UnsupportedVersionError):
         SavedState.from_bytes(signature.with_digest(body, signature.new_mac(KEY)), key=KEY)
 
@@ -131,7 +133,7 @@ def test_a_newer_signed_document_is_refused_with_what_to_do():
 @pytest.mark.parametrize("number", [1, 4])
 def test_a_newer_row_is_refused_by_its_path_before_anything_else_of_it_is_read(number, future):
     rows = [*ROWS[: number - 1], future, b"rows of the future"]
-    reason = "is 'routilux/7', which a newer routilux wrote; this one"
+    reason = "is 'routilux/7', which a newer routilux wrote; this routilux"
     with refused_at(f"$.job-1[{number}].format", reason, UnsupportedVersionError):
         host_with(rows).load("job-1")
 
@@ -151,7 +153,7 @@ def test_a_newer_snapshot_is_refused_and_so_are_the_rows_that_its_host_wrote():
 
 @pytest.mark.parametrize("found", NO_VERSIONS)
 def test_a_document_with_another_text_as_version_was_not_written_by_routilux(found):
-    with refused_at("$.format", f"is {found!r}: this was not written by routilux"):
+    with refused_at("$.format", f"is {found!r}: the data was not written by routilux"):
         SavedState.from_bytes(signature.with_digest(f'{{"format": "{found}"'.encode()))
 
 
@@ -165,7 +167,7 @@ def test_a_row_or_snapshot_without_a_version_or_with_another_is_refused_by_its_p
     rows[number - 1] = changed(ROWS[number - 1], FORMAT, member)
     host = host_with(rows, changed(SNAPSHOT, FORMAT, member))
     for history, path in ((True, f"$.job-1[{number}].format"), (False, "$.job-1.snapshot.format")):
-        with refused_at(path, "this was not written by routilux"):
+        with refused_at(path, "the data was not written by routilux"):
             host.load("job-1", history=history)
 
 

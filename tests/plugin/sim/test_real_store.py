@@ -283,7 +283,7 @@ def refused_on_memory(seq: int, kind: str) -> Disturbed:
         ("refuses", "store refuses", "the disk is gone"),
         ("does not answer", "store does not answer", "after it was written"),
         ("is full", "store refuses", "no commit is half written"),
-        ("is locked", "store refuses", "another process has kept it locked"),
+        ("is locked", "store refuses", "another process keeps the file locked"),
     ],
 )
 def test_a_real_store_that_fails_leaves_what_a_simulated_one_does(how, kind, says, seq):

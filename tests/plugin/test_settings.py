@@ -224,8 +224,8 @@ def test_an_invalid_setting_is_refused_before_any_test(pytester):
         ("[tool.pytest]", "0.25", ""),
         ("[tool.pytest.ini_options]", "3", ""),
         ("[tool.pytest.ini_options]", '"0.25"', ""),
-        ("[tool.pytest]", '"3"', "a float, got str: '3'; routilux_blocked_after must be a num"),
-        ("[tool.pytest]", "true", "a float, got bool: True; routilux_blocked_after must be a"),
+        ("[tool.pytest]", '"3"', "expects a float, got str: '3'; routilux_blocked_after must"),
+        ("[tool.pytest]", "true", "expects a float, got bool: True; routilux_blocked_after must"),
     ],
 )
 @NATIVE

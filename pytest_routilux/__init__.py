@@ -1,4 +1,4 @@
-"""A pytest plugin for flows: virtual time, crash simulation, saving, other hosts, reports.
+"""A pytest plugin that tests flows: virtual time, simulated crashes, saved jobs, hosts, reports.
 
 pytest finds the fixtures once the package is installed; the types below are for annotations.
 

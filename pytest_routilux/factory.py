@@ -67,7 +67,7 @@ class FlowFactory:
         max_workers: int = 4,
         error_handler: ErrorHandler | None = None,
     ) -> Flow:
-        """Return a new flow; see the class."""
+        """Return a new flow of the given routines and functions; see the class."""
         draft = _Draft()
         draft.edges += pairwise(draft.add(chain, "chain"))
         if fan_out is not None:
@@ -89,7 +89,7 @@ class FlowFactory:
 
 
 class FunctionRoutine(Routine):
-    """A routine whose handler is a plain function, with the slots `trigger` and `input`.
+    """A routine with the slots `trigger` and `input`, whose handler is a plain function.
 
     `fields` are those of its event `output`; with `more` the function may return others too.
     """
@@ -151,7 +151,7 @@ class FunctionRoutine(Routine):
 
 @dataclass(frozen=True, slots=True)
 class PlainFunction:
-    """A function as an argument of a routine, which a saved flow holds by its name."""
+    """A routine's argument that is a function; a saved flow holds the function's name."""
 
     function: Function
 
@@ -163,7 +163,7 @@ class PlainFunction:
 
     @property
     def takes_payload(self) -> bool:
-        """Whether the function's only parameter is `payload`, which takes the whole payload."""
+        """Whether the function's only parameter is `payload`, which receives the whole payload."""
         parameters = inspect.signature(self.function).parameters
         return [p.kind for p in parameters.values()] == [
             inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -171,11 +171,11 @@ class PlainFunction:
 
     @property
     def module(self) -> str:
-        """The module that must be imported before a flow with the function is loaded."""
+        """The name of the function's module, which must be imported before its flow is loaded."""
         return self.function.__module__
 
     def saved_name(self) -> str:
-        """Return `module:qualname`; raises `ValueError` if this name does not find the function."""
+        """Return `module:qualname`; raise `ValueError` if this name does not find it."""
         name = f"{self.module}:{self.function.__qualname__}"
         if _found(name) is not self.function:
             place = f" ({where})" if (where := definition_of(self.function)) else ""
@@ -187,7 +187,7 @@ class PlainFunction:
 
     @classmethod
     def of_saved_name(cls, name: object) -> PlainFunction:
-        """Return the function of a saved name; its module must be imported already."""
+        """Return the function with a saved name; the function's module must already be imported."""
         found = _found(name) if type(name) is str else None
         if found is None:
             raise ValueError(
@@ -211,7 +211,7 @@ def _found(name: str) -> Function | None:
 
 
 class _Draft:
-    """A flow before it is built: its nodes by id, and the edges between them."""
+    """A flow that is not built yet: its nodes by id, and the edges between them."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Routine | PlainFunction] = {}
@@ -219,7 +219,7 @@ class _Draft:
         self._ids: dict[tuple[Node, int], str] = {}
 
     def add(self, nodes: Sequence[Node], where: str) -> list[str]:
-        """Return the ids of nodes; a node that another call has added keeps its id."""
+        """Add nodes and return their ids; a node that was added before keeps its id."""
         seen: Counter[Node] = Counter()
         ids = []
         for node in _nodes(nodes, where):
@@ -251,7 +251,7 @@ class _Draft:
         return routine_id
 
     def build(self, flow: Flow) -> Flow:
-        """Add the routines and connections to an empty flow."""
+        """Add this draft's routines and connections to an empty flow."""
         for routine_id, node in self.nodes.items():
             if isinstance(node, PlainFunction):
                 node = self._function_routine(routine_id, node)
@@ -290,21 +290,21 @@ def _one_of(names: Sequence[str], preferred: str, noun: str, routine_id: str) ->
     if len(names) == 1:
         return names[0]
     raise FlowDefinitionError(
-        f"{routine_id} has the {noun}s {_list(names) or 'none'}; flow_factory connects"
-        f" {preferred!r} or the only {noun}: build this flow with Flow.connect"
+        f"{routine_id} has the {noun}s {_list(names) or 'none'}; flow_factory connects only"
+        f" {preferred!r} or a routine's single {noun}: build this flow with Flow.connect"
     )
 
 
 def _pair(value: object, form: str) -> tuple[object, object]:
     if not isinstance(value, tuple) or len(value) != 2:
-        raise FlowDefinitionError(f"{shown(value)} is not of the form {form}")
+        raise FlowDefinitionError(f"{shown(value)} must have the form {form}")
     return value
 
 
 def _nodes(value: object, where: str) -> list[Node]:
     if not isinstance(value, Sequence) or isinstance(value, str):
         raise FlowDefinitionError(
-            f"{where}: {shown(value)} is not a list of routines and functions"
+            f"{where} must be a list of routines and functions, not {shown(value)}"
         )
     return list(value)
 

@@ -1,4 +1,4 @@
-"""The plugin's fixtures and hooks, which import everything heavy when it is used.
+"""The plugin's fixtures and hooks; each imports its heavy modules only when it is used.
 
 Invariants:
 - A suite that uses no fixture of the plugin imports neither routilux nor freezegun nor rich.
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
-    """A fake clock that datetime.now(), time.time() and time.sleep() of user code follow."""
+    """A fake clock that datetime.now(), time.time() and time.sleep() in user code follow."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock")
     from pytest_routilux.settings import sleeping
@@ -50,7 +50,7 @@ def flow_clock(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 
 @pytest.fixture
 def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
-    """The fake clock without freezegun: microseconds a test; user code must use ctx.now()."""
+    """A fake clock without freezegun: costs microseconds per test; user code must use ctx.now()."""
     facts = _facts(request)
     facts.refuse_two_clocks("flow_clock_bare")
     from pytest_routilux.virtual_time.late_failures import fail_at_end
@@ -65,7 +65,7 @@ def flow_clock_bare(request: pytest.FixtureRequest) -> Iterator[FakeClock]:
 
 @pytest.fixture
 def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
-    """Records what the jobs of `flow_runtime` do, and has assertions about it."""
+    """Records what the jobs of `flow_runtime` do, and offers assertions about them."""
     from pytest_routilux.monitor.assertions import FlowMonitor
 
     monitor = FlowMonitor()
@@ -75,7 +75,7 @@ def flow_monitor(request: pytest.FixtureRequest) -> FlowMonitor:
 
 @pytest.fixture
 def flow_runtime(request: pytest.FixtureRequest, flow_monitor: FlowMonitor) -> Iterator[Runtime]:
-    """A runtime on the fake clock with `flow_monitor`; the default runtime in the test."""
+    """A runtime with the fake clock and `flow_monitor`; it is the test's default runtime."""
     from routilux import Runtime, use_runtime
 
     _facts(request).add_monitor(flow_monitor)
@@ -163,7 +163,7 @@ def flow_sim(request: pytest.FixtureRequest) -> Iterator[FlowSim]:
 
 @pytest.fixture
 def flow_report(request: pytest.FixtureRequest) -> FlowReport:
-    """Adds rich renderables to the test's report; shown with -v and on failure."""
+    """Adds parts to the test's report, which is shown with -v and when the test fails."""
     from pytest_routilux.report.flow_report import FlowReport
 
     return FlowReport(request.node, request.config)
@@ -188,7 +188,7 @@ def pytest_assertrepr_compare(
 
 
 def pytest_addoption(parser: pytest.Parser, pluginmanager: pytest.PytestPluginManager) -> None:
-    """Add the command line options and the settings of the configuration file."""
+    """Add the plugin's command line options and settings to pytest's."""
     # pytest marks the packages of the plugin's distribution, the engine too, to rewrite their
     # assertions. Neither has any, and where no bytecode can be written every run pays for it.
     marked: set[str] = getattr(pluginmanager.rewrite_hook, "_must_rewrite", set())
@@ -237,7 +237,7 @@ def pytest_configure_node(node: Any) -> None:  # xdist has no types
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Attach a run's facts to its report, which travels to the process that prints."""
+    """Attach the facts of a test's run to its report, which the printing process receives."""
     if call.excinfo is not None and "routilux" in sys.modules:
         from pytest_routilux.frames import hide_ours
 
@@ -259,7 +259,7 @@ def pytest_runtest_makereport(
 
 
 class _Printer:
-    """Prints the parts that reports carry, in the one process that has the terminal."""
+    """Prints the parts of the tests' reports, in the one process that owns the terminal."""
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config

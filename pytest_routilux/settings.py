@@ -17,7 +17,7 @@ Sleeping: TypeAlias = Literal["virtual", "error", "real"]
 """What `time.sleep()` in a handler does."""
 
 _LOOK: Final = pytest.StashKey[tuple[int, bool]]()
-_MODES: Final = "it is auto, always or never"
+_MODES: Final = "it must be auto, always or never"
 _NUMBER: Final = "float" if pytest.version_tuple >= (8, 4) else "string"  # older ones have no float
 
 
@@ -66,15 +66,15 @@ def _setting(config: pytest.Config, name: str, allowed: str) -> Any:
 
 def sleeping(config: pytest.Config) -> Sleeping:
     """Return the setting `routilux_sleep`."""
-    value: Sleeping = _setting(config, "routilux_sleep", "it is virtual, error or real")
+    value: Sleeping = _setting(config, "routilux_sleep", "it must be virtual, error or real")
     if value not in ("virtual", "error", "real"):
-        raise pytest.UsageError(f"routilux_sleep is virtual, error or real, not {value!r}")
+        raise pytest.UsageError(f"routilux_sleep must be virtual, error or real, not {value!r}")
     return value
 
 
 def blocked_after(config: pytest.Config) -> float:
     """Return the setting `routilux_blocked_after`, in seconds."""
-    allowed = "routilux_blocked_after is a number of seconds"
+    allowed = "routilux_blocked_after must be a number of seconds"
     value = _setting(config, "routilux_blocked_after", allowed)
     try:
         seconds = float(value)
@@ -93,12 +93,12 @@ def report_mode(config: pytest.Config) -> str:
         mode = _setting(config, "routilux_report", _MODES)
         source = f"the setting routilux_report = {mode!r}"
     if mode not in ("auto", "always", "never"):
-        raise pytest.UsageError(f"{source} is no mode; {_MODES}")
+        raise pytest.UsageError(f"{source} is not valid; {_MODES}")
     return mode
 
 
 def find_report_look(config: pytest.Config) -> bool:
-    """Find the width and colours of reports; return whether this process prints them.
+    """Find the width and colours of reports; return whether this process prints the reports.
 
     An xdist worker gets them from its controller. This runs at the start, since pytest's capturing
     hides the terminal later.

@@ -27,7 +27,7 @@ _LONGEST_ID: Final = 16
 
 
 def width(text: str) -> int:
-    """Return the number of cells that a text takes."""
+    """Return the number of terminal cells that a text takes."""
     if text.isascii():
         return len(text)
     from rich.cells import cell_len  # here, so that a test without reports does not load it
@@ -36,12 +36,12 @@ def width(text: str) -> int:
 
 
 def padded(text: str, cells: int) -> str:
-    """Return a text, filled up with blanks to at least this many cells."""
+    """Return a text, padded with blanks to at least the given number of cells."""
     return text + " " * (cells - width(text))
 
 
 def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "start") -> str:
-    """Return a text of at most this many cells; a longer one keeps its start, its end, or both.
+    """Return a text cut to at most `cells` cells, which keeps its start, its end, or both.
 
     >>> shorten("gateway.charge", 8)
     'gateway…'
@@ -69,7 +69,7 @@ def shorten(text: str, cells: int, keep: Literal["start", "end", "both"] = "star
 
 
 def wrapped(text: str, cells: int, lines: int) -> list[str]:
-    """Return a text as at most this many lines, broken between words; the last may be shortened.
+    """Return a text as at most `lines` lines, broken between words; the last may be shortened.
 
     A no-break space joins words, and is written as a blank.
 
@@ -94,7 +94,7 @@ def wrapped(text: str, cells: int, lines: int) -> list[str]:
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:
-    """Return a number and its noun.
+    """Return a number with its noun in the singular or the plural.
 
     >>> count(1, "retry", "retries"), count(4, "retry", "retries"), count(1200, "run")
     ('1 retry', '4 retries', '1,200 runs')
@@ -103,7 +103,7 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """Return the first names in a row, and how many more there are.
+    """Return the first `most` names in one line, and how many more there are.
 
     >>> listed(["a", "b", "c"], 2)
     'a, b and 1 more'
@@ -113,7 +113,7 @@ def listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def shown(value: object, cells: int = 60) -> str:
-    """Return the `repr` of a value, shortened; also of a value whose `repr` fails."""
+    """Return the shortened `repr` of a value, or a short text if its `repr` raises."""
     try:
         return shorten(repr(value), cells)
     except Exception as error:
@@ -148,7 +148,7 @@ def error_text(error: ErrorInfo | BaseException) -> str:
 
 
 def short_id(job_id: str) -> str:
-    """Return a job's id; a long one, such as the engine makes, is shortened.
+    """Return a job's id, shortened if it is as long as the ids that the engine makes.
 
     >>> short_id("order-A7"), short_id("6483cf7c27cffd2c2c587a4bcbae9d52")
     ('order-A7', '6483cf7c…')
@@ -157,7 +157,7 @@ def short_id(job_id: str) -> str:
 
 
 def seconds(length: int) -> str:
-    """Return nanoseconds as exact seconds, without zeros at the end.
+    """Return a number of nanoseconds as exact seconds, without zeros at the end.
 
     >>> seconds(675_000_000), seconds(2_000_000_000), seconds(-500_000_000)
     ('0.675', '2', '-0.5')

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 NEVER_STRUCK: Final = (
     "{} never struck, so the test proves nothing about it: no such attempt or write was made; name"
-    " one that happens"
+    " an attempt or a write that happens"
 )
 
 
 class Fault:
-    """One fault; this class does nothing.
+    """Base class of the faults that a test injects; its own methods inject nothing.
 
     `struck` counts how often it hit; `used` is true once it is given to a simulation.
     """
@@ -40,13 +40,13 @@ class Fault:
     used: bool = False
 
     def begin(self, writes: int) -> None:
-        """Prepare for another run, whose store already has this many commits."""
+        """Prepare for another run, whose store already holds the given number of commits."""
 
     def check(self, flow: Flow) -> None:
         """Raise `FlowDefinitionError` if the fault names something that the flow does not have."""
 
     def unfit(self, runtime: Runtime) -> str | None:
-        """Return why the fault can't strike on a runtime, and what to do; None if it can."""
+        """Return why the fault can't strike on a runtime, and what to do; None if it can strike."""
         return None
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:
@@ -54,20 +54,20 @@ class Fault:
         return slot
 
     def before_write(self, commit: Commit) -> None:
-        """Raise if the store refuses a commit, which then is not durable."""
+        """Raise if the fault makes the store refuse a commit, which then is not durable."""
 
     def after_write(self, commit: Commit) -> None:
-        """Raise if the store fails to acknowledge a commit, which is durable."""
+        """Raise if the fault makes the store fail to acknowledge a commit, which is durable."""
 
 
 class OfRoutine(Fault):
-    """A fault of one routine, in these attempts; None means in all."""
+    """A fault that strikes the given attempts of one routine; None means all attempts."""
 
     def __init__(self, routine: str, attempts: Iterable[int] | None) -> None:
         self.routine = routine
         if attempts is not None and not isinstance(attempts, Iterable):
             raise FlowDefinitionError(
-                f"a fault of {routine!r} hits attempts={attempts!r}; give them as a list:"
+                f"a fault of {routine!r} got attempts={attempts!r}; give a list:"
                 f" attempts=[{attempts!r}]"
             )
         self.attempts = None if attempts is None else frozenset(attempts)
@@ -75,8 +75,8 @@ class OfRoutine(Fault):
             self.attempts and all(type(n) is int and n >= 1 for n in self.attempts)
         ):
             raise FlowDefinitionError(
-                f"a fault of {routine!r} hits attempts {sorted(map(repr, self.attempts))};"
-                " give at least one, as whole numbers from 1"
+                f"a fault of {routine!r} got attempts {sorted(map(repr, self.attempts))};"
+                " give at least one attempt, as whole numbers of 1 or more"
             )
 
     def check(self, flow: Flow) -> None:
@@ -85,7 +85,7 @@ class OfRoutine(Fault):
             raise FlowDefinitionError(self.misnamed(f"flow {flow.flow_id!r}", list(flow.routines)))
 
     def misnamed(self, where: str, routines: Sequence[str]) -> str:
-        """Return the message that the fault names none of these routines."""
+        """Return the message that says that the fault's routine is none of the given routines."""
         known = ", ".join(map(repr, routines)) or "none"
         hint = nearest(self.routine, routines)
         return f"{self!r} names no routine of {where}; known: {known}{hint}"
@@ -103,7 +103,7 @@ class OfRoutine(Fault):
 
 
 class Raises(OfRoutine):
-    """Raises in place of the handler of a routine."""
+    """A fault that raises an error instead of running a routine's handler."""
 
     def __init__(
         self,
@@ -115,7 +115,7 @@ class Raises(OfRoutine):
         kind = error if isinstance(error, type) else type(error)
         if not issubclass(kind, Exception):
             raise FlowDefinitionError(
-                f"raises({routine!r}, {error!r}): give an Exception, which the handler raises"
+                f"raises({routine!r}, {error!r}): give an Exception for the handler to raise"
             )
         if isinstance(error, type):
             try:
@@ -123,7 +123,7 @@ class Raises(OfRoutine):
             except TypeError as why:
                 raise FlowDefinitionError(
                     f"raises({routine!r}, {kind.__name__}): it can't be made without arguments"
-                    f" ({why}); give an instance"
+                    f" ({why}); give an instance of the exception"
                 ) from None
         self.error = error
 
@@ -147,7 +147,7 @@ class Raises(OfRoutine):
 
 
 class Slow(OfRoutine):
-    """Delays the handler of a routine by this many seconds."""
+    """A fault that delays a routine's handler by the given number of seconds."""
 
     def __init__(
         self, routine: str, seconds: float | timedelta, attempts: Iterable[int] | None = None
@@ -181,14 +181,14 @@ class Slow(OfRoutine):
 
 
 class ClockJump(Fault):
-    """Sets the wall clock forward or back by seconds when the first step of a host begins."""
+    """A fault that moves a host's wall clock by some seconds when the host's first step begins."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         if isinstance(seconds, bool) or not isinstance(seconds, int | float):
             raise FlowDefinitionError(f"clock_jump({seconds!r}): give a number of seconds")
         if not signed_ns(seconds):
-            raise FlowDefinitionError("clock_jump(0) does nothing; give seconds, or minus seconds")
+            raise FlowDefinitionError("clock_jump(0) does nothing; give seconds other than 0")
         self._set: set[Clock] = set()
 
     def begin(self, writes: int) -> None:
@@ -212,14 +212,14 @@ class ClockJump(Fault):
 
 
 class StoreFails(Fault):
-    """Fails the store's n-th write, counted from 1 over all hosts, with an `OSError`.
+    """A fault that fails the store's n-th write, counted from 1 over all hosts, with `OSError`.
 
     With `durable` the commit is kept, and only its acknowledgement fails.
     """
 
     def __init__(self, write: int, *, durable: bool = False) -> None:
         if type(write) is not int or write < 1:
-            raise FlowDefinitionError(f"store_fails({write!r}): writes are counted from 1")
+            raise FlowDefinitionError(f"store_fails({write!r}): give write=1 or more")
         self.write = write
         self.durable = durable
         self._writes = 0
@@ -251,7 +251,7 @@ class StoreFails(Fault):
 
 
 def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
-    """Return the slot whose handler runs for a step, as all faults leave it."""
+    """Return the slot whose handler runs for a step after all faults were applied."""
     for fault in faults:
         slot = fault.affect(step, slot, clock)
     return slot
@@ -259,7 +259,7 @@ def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock
 
 @contextmanager
 def failing_write(faults: Sequence[Fault], commit: Commit) -> Iterator[None]:
-    """Let faults fail the block, which writes a commit to the store."""
+    """Run a `with` block that writes a commit to the store; faults may make the write fail."""
     # A stack calls all of them, even if one raises: every fault counts every write.
     with ExitStack() as before:
         for fault in faults:

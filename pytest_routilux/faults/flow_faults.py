@@ -1,4 +1,4 @@
-"""Makes faults, and lets them strike in the jobs of a runtime: the fixture `flow_faults`.
+"""The fixture `flow_faults`: makes faults and injects them into the jobs of a runtime.
 
 Invariants:
 - `faults.py` has the behaviour of each fault, for simulations and runtimes alike. In a runtime this
@@ -95,7 +95,7 @@ class FlowFaults:
         return self._make(StoreFails(write, durable=durable))
 
     def on(self, runtime: Runtime) -> Runtime:
-        """Let the faults strike in jobs that begin on a runtime until the test ends; return it.
+        """Inject the faults into jobs that begin on a runtime before the test ends; return it.
 
         Faults that are made later strike there too. Raises `FlowDefinitionError` if its steps run
         in other processes, which no fault reaches.
@@ -117,17 +117,17 @@ class FlowFaults:
         return runtime
 
     def close(self) -> None:
-        """Restore all runtimes."""
+        """Remove the faults from all runtimes."""
         self._undo.close()
         self._runtimes.clear()
 
     @property
     def live(self) -> list[Fault]:
-        """The faults that no simulation has."""
+        """The faults that were not given to a simulation."""
         return [fault for fault in self._made if not fault.used]
 
     def problems(self, *, after_failure: bool = False) -> list[str]:
-        """Return why faults have never struck, the misspelt ones first.
+        """Return a message for each fault that never struck, first for misspelt routines.
 
         After a failure of the test these are the only ones, since the test may have ended before
         the others could strike.

@@ -1,1 +1,1 @@
-"""Other hosts: jobs in fresh interpreters and forked processes."""
+"""Runs jobs on other hosts: fresh interpreters and forked processes."""

@@ -1,4 +1,4 @@
-"""The program of a host: `python -m pytest_routilux.hosts.__main__ FOLDER LIFELINE`.
+"""The program that a host runs: `python -m pytest_routilux.hosts.__main__ FOLDER LIFELINE`.
 
 Invariants:
 - A host reads `request.json` in its folder, and writes `report.json` there atomically. It shares
@@ -49,11 +49,11 @@ Request = dict[str, Any]
 
 
 class _RequestError(Exception):
-    """The host can't do the request."""
+    """The error of a host that can't do what the test requested."""
 
 
 class _Host:
-    """An observer that saves the job and kills the host at the requested commits, and reports."""
+    """An observer that saves the job or kills the host at requested commits, and reports."""
 
     def __init__(self, folder: Path, request: Request, flow: Flow, clock: FakeClock) -> None:
         self._folder = folder
@@ -71,7 +71,7 @@ class _Host:
         self.runtime = Runtime(clock=self.clock, store=store, observers=[self])
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Save, then kill, if the request asks for it at this commit."""
+        """Save the job, then kill the host, if the request asks for that at this commit."""
         self._job_id = job.job_id
         self._missed = [point for point in self._missed if not _is_at(point, commit)]
         self._commits.append(
@@ -90,7 +90,7 @@ class _Host:
             self._seen = codec.encode(_function(name)(state), "$.seen")
 
     def end(self, job: JobState) -> None:
-        """Save the job that has stopped, and report."""
+        """Save the job, which has stopped, and write the report."""
         for failure in self.runtime.observer_failures:
             raise failure.error
         SavedState.capture(self._flow, job).write(self._folder / "end.json")
@@ -161,7 +161,8 @@ def _roundtrip(folder: Path, request: Request) -> None:
         found = restored(kind, Path(request["document"]).read_bytes())
     except SavedStateError as error:
         raise _RequestError(
-            f"a fresh interpreter can't load it: {error}; it imported {_imported(request)}; define"
+            f"a fresh interpreter can't load the object: {error}; the interpreter"
+            f" imported {_imported(request)}; define"
             " and register each class at the top level of a module, and pass other modules that"
             " the object needs as imports=[...]"
         ) from None
@@ -187,7 +188,7 @@ _TASKS: Final[Mapping[str, Callable[[Path, Request], None]]] = {
 
 
 def main(folder: Path) -> int:
-    """Do the request in a folder; returns the exit status."""
+    """Do the request that a folder holds; return the exit status."""
     request: Request = json.loads((folder / "request.json").read_bytes())
     try:
         for name, file in {"pytest_routilux.factory": None, **request["imports"]}.items():
@@ -208,7 +209,7 @@ def _import(name: str, file: str | None) -> None:
         if file is None:
             places = "".join(f"\n  {place}" for place in sys.path)
             raise _RequestError(
-                f"module {name!r} can't be imported on the host ({error}); the path is{places}"
+                f"module {name!r} can't be imported on the host ({error}); its sys.path is{places}"
             ) from None
         # pytest has imported this test module from its file, outside of sys.path.
         spec = importlib.util.spec_from_file_location(name, file)
@@ -234,7 +235,7 @@ def _function(name: str) -> Callable[..., object]:
 def _built(request: Request) -> Flow:
     flow = _function(request["build"])(**codec.decode(request["build_args"], "$.build_args"))
     if not isinstance(flow, Flow):
-        raise FlowDefinitionError(f"{request['build']} returned {flow!r}, which is no Flow")
+        raise FlowDefinitionError(f"{request['build']} must return a Flow, not {flow!r}")
     return flow
 
 

@@ -65,12 +65,12 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """The id of the process and of its group."""
+        """The id of the child process and of its process group."""
         return self._process.pid
 
     @property
     def status(self) -> int:
-        """The exit status, or minus the signal that killed the child."""
+        """The child's exit status, or minus the signal that killed the child."""
         status = self._process.returncode
         assert status is not None
         return status
@@ -96,12 +96,12 @@ class Child:
             os.close(self._held)
 
     def close(self) -> None:
-        """Release the handle; call this once, after `kill`, when no thread waits for the end."""
+        """Release the process handle; call once, after `kill`, when no thread waits for the end."""
         if self._end is not None:
             os.close(self._end)
 
     def output(self) -> str:
-        """Return the output, or its last mebibyte."""
+        """Return the child's output, at most its last mebibyte."""
         with self._output.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _MOST_KEPT))
@@ -109,7 +109,7 @@ class Child:
 
 
 def quoted(output: str) -> str:
-    """Return the last lines of an output for a message, each with a mark.
+    """Return the last lines of a process's output as marked lines for a message.
 
     >>> print(quoted("one\\ntwo"))
       | one
@@ -122,7 +122,7 @@ def quoted(output: str) -> str:
 
 
 def end_text(status: int) -> str:
-    """Return how a process ended, from its exit status or minus its signal.
+    """Return in words how a process ended; `status` is its exit status or minus its signal.
 
     >>> end_text(3), end_text(-9)
     ('exit status 3', 'SIGKILL')
@@ -136,7 +136,7 @@ def end_text(status: int) -> str:
 
 
 def die_with_parent(lifeline: int) -> None:
-    """Kill the process group of this process as soon as the other end of a pipe is closed."""
+    """Kill this process's group as soon as the parent's end of a pipe is closed."""
     os.set_inheritable(lifeline, False)
 
     def watch() -> None:

@@ -48,12 +48,12 @@ Named = str | Callable[..., object]
 
 
 class HostError(Exception):
-    """A host could not meet the test's request; the message shows the host's output."""
+    """The error of a host that can't do what the test requested; shows the host's output."""
 
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """Matches each commit that has all the values given here.
+    """A condition on commits: matches each commit that has all the given values.
 
     `kind` is one of `CommitKind`; `At()` matches every commit. An unknown kind is a `ValueError`.
 
@@ -70,12 +70,12 @@ class At:
         kinds = [kind.value for kind in CommitKind]
         if self.kind is not None and self.kind not in kinds:
             raise ValueError(
-                f"kind={self.kind!r} is no kind of commit; known: {', '.join(kinds)}"
+                f"kind={self.kind!r} is not a kind of commit; known: {', '.join(kinds)}"
                 f"{nearest(self.kind, kinds)}"
             )
 
     def fields(self) -> dict[str, object]:
-        """Return the given values by name."""
+        """Return the values that a commit must have, by name."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def __repr__(self) -> str:
@@ -84,7 +84,7 @@ class At:
 
 @dataclass(frozen=True)
 class HostResult:
-    """The result of a host.
+    """The result of a job's run on a host.
 
     `saved` are the documents that it wrote, by commit; `end` is the document that it wrote when the
     job stopped, None if the host was killed at commit `killed_at`. `waits` are the waits on its
@@ -104,19 +104,19 @@ class HostResult:
 
     @property
     def document(self) -> Path:
-        """The last document, which another host can resume; `HostError` if there is none."""
+        """The job's last document, which another host can resume; `HostError` if there is none."""
         if self.end is not None:
             return self.end
         if not self.saved:
             raise HostError(
                 f"the host (pid {self.pid}) was killed at commit {self.killed_at} before it saved"
-                " a document; let it save with save_at=At(...)"
+                " a document; make the host save one with save_at=At(...)"
             )
         return self.saved[max(self.saved)]
 
     @cached_property
     def job(self) -> JobState:
-        """The job in the store, without a store the one in the last document."""
+        """The job as loaded from the store, or from the last document if there is no store."""
         for name in self.modules:
             importlib.import_module(name)
         if self.store is not None:
@@ -126,7 +126,7 @@ class HostResult:
 
     @cached_property
     def monitor(self) -> ExecutionMonitor:
-        """The job's history, on this host and on earlier ones."""
+        """A monitor that holds the job's history on this host and on earlier hosts."""
         return ExecutionMonitor.of(self.job)
 
 
@@ -202,7 +202,7 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Run a new job on a new host until the job stops, or the host is killed.
+        """Run a new job on a new host until the job stops or the host is killed.
 
         The host's wall clock starts at `clock_start` (naive means UTC). `store` is the path of a
         `SqliteStore` for the job.
@@ -237,7 +237,7 @@ class FlowHosts:
         save_at: At | Sequence[At] = (),
         kill_at: At | None = None,
     ) -> HostResult:
-        """Resume a saved job on a new host until the job stops, or the host is killed.
+        """Resume a saved job on a new host until the job stops or the host is killed.
 
         The job comes from the `document` or, by its `job_id`, from the `store`. A store keeps no
         flows, so it needs `build`; a document holds its flow, which `build` can replace. The wall
@@ -246,9 +246,9 @@ class FlowHosts:
         value as `seen`.
         """
         if (document is None) == (store is None):
-            raise HostError("resume() takes a document, or a store with job_id= and build=")
+            raise HostError("resume() needs either a document, or a store with job_id= and build=")
         if store is not None and (job_id is None or build is None):
-            raise HostError("resume() of a job in a store needs job_id= and build=, its flow")
+            raise HostError("resume() from a store needs job_id=, and build= for the job's flow")
         path = None if document is None else Path(document).resolve()
         if path is not None and not path.is_file():
             raise HostError(
@@ -340,7 +340,7 @@ class FlowHosts:
             raise HostError(f"{name} was killed: the test that started it has ended")
         printed = f"; its output:\n{quoted(output)}" if output.strip() else "; it printed nothing"
         if not ended:
-            raise HostError(f"{name} was killed: it ran for {self._timeout:g} s{printed}")
+            raise HostError(f"{name} was killed: it still ran after {self._timeout:g} s{printed}")
         path = folder / "report.json"
         report: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
         if "error" in report:

@@ -51,7 +51,7 @@ def can_fork() -> bool:
 
 @dataclass(slots=True)
 class Reply:
-    """The result of a request, or how its child ended without one.
+    """The result of a function, or how its child process ended without a result.
 
     `sent` holds the values that the child sent before its result. `ended` is None with a result;
     else it is such as `SIGKILL`, `exit status 3`, `no end within 30 s of real time`, or the error
@@ -66,7 +66,7 @@ class Reply:
 
 
 class ForkServer:
-    """Runs each function on a subject in a new child.
+    """Calls each requested function with the same subject, in a new child process each time.
 
     The function is defined at the top level of a module and called as `function(subject, send,
     *args)`, where `send` sends a value at once. Arguments, results and sent values are pickled; the
@@ -92,7 +92,7 @@ class ForkServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """End the fork server, and a child that still runs."""
+        """End the fork server, and its child if one still runs."""
         self._to.close()
         # It sends no reply now, so the pipe becomes readable only at its end.
         ended = _readable(self._from, _GRACE)
@@ -151,7 +151,7 @@ def _serve(subject: object, requests: Connection, replies: Connection, timeout: 
 def _in_child(
     subject: object, request: bytes, requests: Connection, replies: Connection, timeout: float
 ) -> tuple[bytes, str, bool]:
-    """Return what a new child sent, how it ended, and whether its time limit ended it."""
+    """Return what a new child sent, how the child ended, and whether its time limit ended it."""
     out, into = os.pipe()
     pid = _fork()
     if pid == 0:
@@ -176,7 +176,7 @@ def _in_child(
 
 
 def _collect(out: int, requests: Connection, pid: int, timeout: float) -> tuple[bytes, bool]:
-    """Read what a child sends until it ends or its time is over; return whether the latter."""
+    """Read what a child sends until it ends or its time is over; return whether time was over."""
     sent = bytearray()
     closed = False
     until = _monotonic() + timeout

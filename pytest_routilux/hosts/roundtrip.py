@@ -40,7 +40,7 @@ _KINDS: Final[dict[str, Any]] = {
 
 
 class SerializeRoundtrip:
-    """Saves an object, loads it, compares both, and returns the loaded one; the fixture's type.
+    """Saves and loads an object, compares it with the original, and returns the loaded object.
 
     Takes flows, jobs, error handlers, `SavedState`, and any value that a payload may hold.
     `via="memory"` goes through bytes, "file" through a file, "process" through a file to a fresh
@@ -62,7 +62,7 @@ class SerializeRoundtrip:
     def __call__(
         self, obj: _T, via: Via = "memory", *, imports: Iterable[str | ModuleType] = ()
     ) -> _T:
-        """Return the restored object; see the class."""
+        """Save and load `obj`, and return the loaded object; see the class."""
         __tracebackhide__ = True
         kind = kind_of(obj)
         data = saved(obj)
@@ -115,7 +115,7 @@ def saved(obj: object) -> bytes:
 
 
 def restored(kind: str, data: bytes) -> object:
-    """Return the object whose saved form these bytes are."""
+    """Return the object that is loaded from the bytes of its saved form."""
     if kind == "state":
         return SavedState.from_bytes(data)
     if kind == "value":
@@ -125,7 +125,7 @@ def restored(kind: str, data: bytes) -> object:
 
 
 def first_reordered(was: object, became: object, path: str) -> str | None:
-    """Return the first dict of two equal values whose keys differ in their order."""
+    """Return a message about the first dict whose keys came back in another order, or None."""
     if isinstance(was, dict) and isinstance(became, dict):
         keys = list(was), list(became)
         if any(not same_value(a, b) for a, b in zip(*keys, strict=True)):

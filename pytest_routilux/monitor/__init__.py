@@ -1,1 +1,1 @@
-"""Assertions about jobs, and comparisons of jobs in words."""
+"""Assertions about jobs, and differences between jobs in words."""

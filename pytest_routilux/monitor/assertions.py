@@ -81,12 +81,12 @@ class FlowMonitor(ExecutionMonitor):
         self._jobs: dict[str, KnownJob] = {}
 
     def on_commit(self, job: JobState, commit: Commit) -> None:
-        """Record a commit."""
+        """Record a commit of a job."""
         super().on_commit(job, commit)
         self._record_of(job).commits.append(commit)
 
     def on_step(self, job: JobState, step: StepInput) -> None:
-        """Record that an attempt started; its commit comes when it ends."""
+        """Record that an attempt started; `on_commit` records its end."""
         task = step.task
         self._record_of(job).started.append((task.routine_id, task.task_id, step.attempt))
 
@@ -120,7 +120,7 @@ class FlowMonitor(ExecutionMonitor):
         data: Mapping[str, object] | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert that a routine emitted an event `times` times, or at least once.
+        """Assert that a routine emitted an event `times` times, by default at least once.
 
         Without `event`, any of its events counts. `data` is a part of the payload: fields that it
         does not name may have any value, in nested dicts too. Only committed emissions count: what
@@ -190,7 +190,7 @@ class FlowMonitor(ExecutionMonitor):
         times: int | None = None,
         job: JobState | str | None = None,
     ) -> None:
-        """Assert that events of one routine reached another `times` times, or at least once."""
+        """Assert how often events of one routine reached another one, by default at least once."""
         __tracebackhide__ = True
         jobs = jobs_with(self._known(job), source, target)
         check_connected(jobs, source, target)
@@ -316,14 +316,14 @@ class FlowMonitor(ExecutionMonitor):
             )
 
     def assert_order(self, routines: Sequence[str], *, job: JobState | str | None = None) -> None:
-        """Assert in which order tasks of these routines ended.
+        """Assert the order in which tasks of the given routines ended.
 
         Other routines do not count, and several tasks of one routine in a row count once:
         `["split", "resize", "gather"]`.
         """
         __tracebackhide__ = True
         if isinstance(routines, str) or len(routines) < 2:
-            raise FlowDefinitionError(f"an order needs two routines or more, not {routines!r}")
+            raise FlowDefinitionError(f"an order must name two routines or more, not {routines!r}")
         jobs = jobs_with(self._known(job), *routines)
         wanted = [name for name, _ in groupby(routines)]
         for known in jobs:
@@ -352,7 +352,7 @@ class FlowMonitor(ExecutionMonitor):
     def assert_status(
         self, status: JobStatus | str | JobState, *, job: JobState | str | None = None
     ) -> None:
-        """Assert the status of the job; a job as `status` must have its own status here."""
+        """Assert the job's recorded status; a job as `status` gives both the job and the status."""
         __tracebackhide__ = True
         if isinstance(status, JobState):
             job = status if job is None else job

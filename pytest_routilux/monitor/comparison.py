@@ -1,4 +1,4 @@
-"""Explains why `assert job == other` does not hold, for jobs, flows and error handlers.
+"""Explains why an `assert a == b` of two jobs, flows or error handlers failed.
 
 Invariants:
 - The most important lines come first: without -vv, pytest shows only eight to ten lines.
@@ -29,7 +29,7 @@ _MANY: Final = 100
 
 
 def explain_comparison(op: str, left: object, right: object, *, whole: bool) -> list[str] | None:
-    """Return the lines that explain a comparison; None if its operands are not ours.
+    """Return the lines that explain a comparison of jobs, flows or error handlers, or else None.
 
     The first line is the comparison itself. `whole` asks for all differences.
     """

@@ -29,7 +29,7 @@ _WIDTH: Final = 24  # of each of two values
 
 @dataclass(frozen=True, slots=True)
 class PathDifference:
-    """One path that differs, and the texts of both values."""
+    """A path at which two objects differ, and the texts of both values."""
 
     path: str
     left: str
@@ -48,20 +48,20 @@ class _Word(str):
 
 
 def job_differences(left: JobState, right: JobState) -> Iterator[PathDifference]:
-    """Return the differences between two jobs, without their commits."""
+    """Return the differences between two jobs; their commits are not compared."""
     yield from _differences(_job_parts(left), _job_parts(right))
     yield from _graph_differences(left.shape, right.shape)
 
 
 def flow_differences(left: Flow, right: Flow) -> Iterator[PathDifference]:
-    """Return the differences between two flows: graph, then policies, then arguments."""
+    """Return the differences between two flows: first graph, then policies, then arguments."""
     yield from _graph_differences(left.shape, right.shape)
     common = [name for name in left.routines if name in right.routines]
     yield from _differences(_flow_parts(left, common), _flow_parts(right, common))
 
 
 def handler_differences(left: ErrorHandler, right: ErrorHandler) -> Iterator[PathDifference]:
-    """Return the differences between the options of two handlers, and between their delays."""
+    """Return the differences between two error handlers: in their options and their delays."""
     return _differences(_handler_parts(left), _handler_parts(right))
 
 

@@ -1,4 +1,4 @@
-"""Finds the first commit that differs between two jobs, and what to look at.
+"""Finds the first commit that differs between two jobs, and advises where to look for the cause.
 
 Invariants:
 - Instants are compared as lengths of time since the start of the job.
@@ -21,7 +21,7 @@ _AROUND: Final = 12
 
 
 def divergence(left: JobState, right: JobState, *, whole: bool) -> list[str]:
-    """Return the first commit that differs, and advice; `whole` adds the commits around it."""
+    """Return lines on the first commit that differs, and advice; `whole` shows all differences."""
     ours, theirs = left.commits, right.commits
     at = next(
         (

@@ -1,4 +1,4 @@
-"""Jobs that a monitor recorded, and the names that an assertion may use.
+"""Jobs that a monitor recorded, and checks of the names that an assertion uses.
 
 Invariants:
 - The names are those of the flow, as the job recorded it, whether or not a routine has run.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class KnownJob:
-    """One job: its state, its commits, and the (routine, task, attempt) that started."""
+    """One job: its state, its commits, and the (routine, task, attempt) of each start."""
 
     job: JobState
     commits: list[Commit] = field(default_factory=list)
@@ -45,7 +45,7 @@ class KnownJob:
         return [line for line in self.connections if f" -> {routine}." in line]
 
     def ended(self, routine: str) -> bool:
-        """Return whether an attempt of a routine has ended."""
+        """Return whether any attempt of a routine has ended."""
         return any(commit.routine_id == routine for commit in self.commits)
 
     def attempt(self, task_id: str, attempt: int) -> Commit:
@@ -59,7 +59,7 @@ class KnownJob:
 
 
 def known_name(name: str, names: Iterable[str], what: str) -> str:
-    """Return `name`; raise `FlowDefinitionError` if it is not among `names`."""
+    """Return `name` if it is among `names`, else raise `FlowDefinitionError`."""
     __tracebackhide__ = True
     names = list(dict.fromkeys(names))
     if name in names:
@@ -71,7 +71,7 @@ def known_name(name: str, names: Iterable[str], what: str) -> str:
 
 
 def jobs_with(jobs: Sequence[KnownJob], *routines: str) -> list[KnownJob]:
-    """Return the jobs whose flows have all these routines; raise an error if there is none."""
+    """Return the jobs whose flows have all the given routines; raise an error if none has."""
     __tracebackhide__ = True
     for routine in routines:
         names = [name for known in jobs for name in known.job.routine_states]
@@ -79,7 +79,7 @@ def jobs_with(jobs: Sequence[KnownJob], *routines: str) -> list[KnownJob]:
     found = [known for known in jobs if not {*routines} - {*known.job.routine_states}]
     if not found:
         raise FlowDefinitionError(
-            f"no recorded job has all of {', '.join(routines)}; use one assertion for each flow"
+            f"no recorded job has all routines {', '.join(routines)}; use one assertion per flow"
         )
     return found
 
@@ -97,7 +97,7 @@ def check_connected(jobs: Sequence[KnownJob], source: str, target: str) -> None:
 
 
 def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commit]:
-    """Return the routine's last commit; if it has none, the last one of its job."""
+    """Return the routine's last commit, or its job's last commit if the routine has none."""
     for known in jobs:
         for commit in reversed(known.commits):
             if commit.routine_id == routine:
@@ -107,7 +107,7 @@ def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commi
 
 
 def reason_of_silence(known: KnownJob, routine: str) -> str:
-    """Return what to look at if a routine emitted or retried nothing."""
+    """Return where to look for the reason why a routine emitted or retried nothing."""
     if known.ended(routine):
         return f"the error of {routine}: only an attempt that succeeds emits"
     connections = listed(known.connections_to(routine)) or "none"

@@ -1,4 +1,4 @@
-"""Texts of failed assertions: the problem, what was expected, the commits around it, the advice.
+"""Texts of failed assertions: the problem, the expected facts, the nearby commits, advice.
 
 Invariants:
 - The first line says what is wrong, in the user's names and in exact virtual seconds.
@@ -43,7 +43,7 @@ def assertion_error(
     look: str,
     error: ErrorInfo | None = None,
 ) -> AssertionError:
-    """Return the error of an assertion about `jobs`.
+    """Return the `AssertionError` of a failed assertion about `jobs`.
 
     `lines` are (differs, name, text); the first line that differs is marked. `at` is the commit
     that is marked in the timeline, `error` what ended the job, and `look` the advice.
@@ -72,7 +72,7 @@ def assertion_error(
 
 
 def look_at(look: str) -> list[str]:
-    """Return advice as labelled lines."""
+    """Return advice on where to look as labelled lines."""
     return _labelled("look at", look)
 
 
@@ -100,12 +100,12 @@ def _timeline(commits: Sequence[Commit], marked: Commit) -> list[str]:
 
 
 def commit_row(mark: str, commit: Commit, start_ns: int) -> tuple[str, str, str, str]:
-    """Return a mark, seconds since the job's start, the number of a commit, and its words."""
+    """Return a commit's row: mark, seconds since the job's start, number, description."""
     return mark, seconds_text(commit.at_ns - start_ns), f"#{commit.seq}", commit_words(commit)
 
 
 def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> list[str]:
-    """Return rows as aligned lines; `gap` is between the mark and the time."""
+    """Return rows of commits as aligned lines, with `gap` between the mark and the time."""
     first, second, third = (max(len(row[column]) for row in rows) for column in range(3))
     return [
         f"{mark:<{first}}{gap}{time:>{second}}  {number:<{third}}  {text}"
@@ -114,7 +114,7 @@ def commit_table(rows: Sequence[tuple[str, str, str, str]], gap: str = "  ") -> 
 
 
 def commit_words(commit: Commit) -> str:
-    """Return a commit in words, with its routine."""
+    """Return a description of a commit, with its routine."""
     routine = "" if commit.routine_id is None else f"{commit.routine_id} "
     return f"{routine}{describe(commit)}"
 
@@ -123,7 +123,7 @@ def commit_words(commit: Commit) -> str:
 
 
 class Emitted(NamedTuple):
-    """One emission, its job and commit, and how its payload differs from what was expected."""
+    """One emission, its job and commit, and how its payload differs from the expected one."""
 
     known: KnownJob
     commit: Commit
@@ -137,7 +137,7 @@ class Emitted(NamedTuple):
 
 
 def payload_difference(expected: object, actual: object, path: str = "data") -> str | None:
-    """Return the first path at which the expected part of a payload is not there, or None.
+    """Return the first difference from the expected part of a payload; None if it has all of it.
 
     Fields that `expected` does not name may have any value, in nested dicts too.
 
@@ -162,7 +162,7 @@ def payload_difference(expected: object, actual: object, path: str = "data") -> 
 def first_wrong_retry(
     task: str, retries: Sequence[Retry], times: int | None, wanted: Sequence[int] | None
 ) -> tuple[str, int, str] | None:
-    """Return the problem, the index of the retry, and what of `{}` to look at; None if all hold."""
+    """Return the first wrong retry: problem, index, advice with `{}` for the routine; or None."""
     for at, (retry, delay) in enumerate(zip(retries, wanted or (), strict=False)):
         planned, waited = retry.delay_ns, retry.actual_ns
         if planned == delay and waited in (None, delay):
@@ -184,7 +184,7 @@ def first_wrong_retry(
 
 
 def retry_text(retries: Sequence[Retry], wanted: Sequence[int] | None, at: int) -> str:
-    """Return the expected, the planned and the real wait of one retry in words."""
+    """Return in words the expected, the planned and the real wait before one retry."""
     parts = []
     if wanted is not None:
         parts.append(f"expected {seconds(wanted[at])} s" if at < len(wanted) else "not expected")

@@ -42,7 +42,7 @@ _JOB_PARTS: Final = (
 
 
 def view(obj: object) -> object:
-    """Return the plain data of an object; an object that is not ours is its own view.
+    """Return an object as plain data; an object of any other type is returned unchanged.
 
     >>> view(ErrorHandler("skip", timeout=2))
     {'strategy': <ErrorStrategy.SKIP: 'skip'>, 'timeout': 2}

@@ -1,4 +1,4 @@
-"""The fixture `flow_report`: what a test shows of its flows, with -v and on failure.
+"""The fixture `flow_report`: the report on flows that a test shows with -v and when it fails.
 
 Invariants:
 - A part is rendered when it is added: the report shows the state of that moment. A renderable that
@@ -69,19 +69,19 @@ class FlowReport:
             self._parts.append(text)
 
     def timeline(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add what happened, line by line, with times since the job's start."""
+        """Add a job's events, line by line, with times since the job's start."""
         from pytest_routilux.report.tables import timeline
 
         self.add(timeline(source), title=title)
 
     def status(self, job: JobState, *, max_retries: int | None = None) -> None:
-        """Add one line: the job's status, its retries (of `max_retries`), its history."""
+        """Add one line: the job's status, its retries (of `max_retries`), its number of records."""
         from pytest_routilux.report.tables import status
 
         self.add(status(job, max_retries))
 
     def summary(self, source: JobState | ExecutionMonitor, *, title: str | None = None) -> None:
-        """Add the counts of what happened, the duration, and a table of the routines."""
+        """Add counts of events, data flows and state changes, the duration, a table of routines."""
         from pytest_routilux.report.tables import summary
 
         self.add(summary(source), title=title)
@@ -105,7 +105,7 @@ class FlowReport:
         self.add(saved_state(saved, path), title=title)
 
     def verification(self, title: str, *, brief: bool = False) -> Verification:
-        """Return a block of checks, which are shown as one table and asserted at its end.
+        """Return a `with` block of checks; its end shows the checks as one table and asserts them.
 
         `brief` shows one line instead of the table if every check passed.
         """
@@ -113,7 +113,7 @@ class FlowReport:
 
 
 class Verification:
-    """Checks that are asserted together when the block ends.
+    """Checks that are asserted together when the `with` block ends.
 
     `verify(check, expected, actual)` compares two values; `verify.that(check, condition, detail)`
     checks a condition. A block without a check fails.

@@ -30,7 +30,7 @@ _PROPERTIES: Final = {f"{_HEAD}{name}" for name in (*_COUNTS, "virtual_seconds",
 
 
 def facts_of(item: pytest.Item) -> RunFacts:
-    """Return the facts of the present run of a test."""
+    """Return the facts of a test's current run."""
     facts = item.stash.get(RUN_FACTS, None)
     if facts is None:
         facts = item.stash[RUN_FACTS] = item.config.stash[OPEN_RUN] = RunFacts()
@@ -52,10 +52,10 @@ class RunFacts:
         self._counts: dict[str, int] = {}  # empty until the run ends
 
     def refuse_two_clocks(self, name: str) -> None:
-        """Fail the test if it already uses the other clock."""
+        """Fail the test if it already uses a fake clock of another name."""
         if self._clock_name not in (None, name):
             pytest.fail(
-                "this test uses flow_clock and flow_clock_bare, two clocks that show different"
+                "this test uses both flow_clock and flow_clock_bare, which show different"
                 " times; keep flow_clock if your code uses time or datetime, else"
                 " flow_clock_bare",
                 pytrace=False,
@@ -63,16 +63,16 @@ class RunFacts:
         self._clock_name = name
 
     def add_clock(self, clock: FakeClock) -> None:
-        """Count the time of a clock."""
+        """Add a clock, whose virtual time is counted when the run ends."""
         self._clocks.append(clock)
 
     def add_monitor(self, monitor: Observer) -> None:
-        """Count the jobs of a monitor; the jobs of another observer are not counted."""
+        """Add a monitor, whose jobs are counted when the run ends; other observers are ignored."""
         if not any(monitor is known for known in self._monitors):
             self._monitors.append(monitor)
 
     def add_simulated_job(self, job: JobState) -> None:
-        """Count a simulated job and its time."""
+        """Add a simulated job, which is counted with its virtual time when the run ends."""
         self._simulated.append(job)
 
     def add_simulation(self, simulation: dict[str, Any]) -> None:
@@ -82,7 +82,7 @@ class RunFacts:
             self._tried[name] += sum(simulation[name].values())
 
     def end(self, item: pytest.Item, *, properties: bool) -> None:
-        """End the run; its last report, which is made next, gets the facts as properties."""
+        """End the run and give its facts as properties to its last report, which is made next."""
         del item.stash[RUN_FACTS]
         del item.config.stash[OPEN_RUN]
         # Properties of an earlier run of the same test are removed.
@@ -91,7 +91,7 @@ class RunFacts:
         item.user_properties[:] = kept + (_properties(self._counts) if properties else [])
 
     def attach_to(self, report: pytest.TestReport, *, passing: bool, failing: bool) -> None:
-        """Attach all that is new to a report; xdist sends its attributes to the controller."""
+        """Attach the facts since the last report; xdist sends them to the controller."""
         attributes = vars(report)
         if self.simulations:
             attributes["flow_simulations"] = self.simulations
@@ -104,7 +104,7 @@ class RunFacts:
             attributes["flow_facts"] = self._counts
 
     def counts(self) -> dict[str, int]:
-        """Return counts and lengths of time, in nanoseconds, by name; empty if all are zero."""
+        """Return the run's counts and durations in nanoseconds, by name; empty if all are zero."""
         if not (self._clocks or self._monitors or self._simulated or self._tried):
             return {}
         from routilux import ExecutionMonitor

@@ -1,4 +1,4 @@
-"""Prints the parts that concern the whole session: reports, simulations, and a line of figures.
+"""Prints the reports and simulations of the whole session, and one line of figures.
 
 Invariants:
 - It prints what the reports of tests carry, each once, in the process that has the terminal.
@@ -29,7 +29,7 @@ _MEANT: Final = (
 
 
 class SessionSummary:
-    """Collects what reports carry, and prints it below the tests and at the end."""
+    """Collects the facts in tests' reports; prints them below the tests and at the end."""
 
     def __init__(self, config: pytest.Config, mode: str) -> None:
         self._config = config
@@ -48,7 +48,7 @@ class SessionSummary:
             report.sections.append(("Flow report", text))
 
     def after(self, report: pytest.TestReport) -> None:
-        """Print the report of a test below its line, or keep it for the end."""
+        """Print a test's report below the test's line, or keep it for the end of the session."""
         text = getattr(report, "flow_report", None)
         if text is not None and self._terminal is not None:
             if not report.failed and self._config.option.verbose > 0:
@@ -68,7 +68,7 @@ class SessionSummary:
         return hidden
 
     def count(self, facts: Mapping[str, int]) -> None:
-        """Add the facts of a test."""
+        """Add the facts of a test to the session's counts."""
         self._facts.update(facts)
 
     @property

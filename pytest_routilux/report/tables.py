@@ -37,7 +37,7 @@ _ATTEMPTS: Final = (CommitKind.DONE, CommitKind.RETRY, CommitKind.FAILED, Commit
 
 
 def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """Return an empty table in the look of all reports; columns in `right` hold figures."""
+    """Return an empty table in the style of all reports; columns in `right` are right-aligned."""
     table = Table(
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
@@ -51,7 +51,7 @@ def plain_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
 
 
 def timeline(source: JobState | ExecutionMonitor) -> Table:
-    """Return what a job did, or each job that a monitor recorded, line by line."""
+    """Return the events of a job, or of each job that a monitor recorded, line by line."""
     monitor = _monitor_of(source)
     jobs = _commits_by_job(monitor)
     table = Table.grid(padding=(0, 1))

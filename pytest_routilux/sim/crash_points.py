@@ -25,7 +25,7 @@ _LONG: Final = 3600 * SECOND
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
-    """Return every point of an undisturbed run at which a host can die, in the order of time."""
+    """Return every point of an undisturbed run at which a host can die, in log order."""
     return list(_Points(run, documents=documents).all())
 
 

@@ -48,7 +48,7 @@ _NO_BREAK_SPACE: Final = "\u00a0"
 
 
 class FlowSim:
-    """Simulates jobs of flows; the fixture `flow_sim`.
+    """Simulates jobs of flows; the fixture `flow_sim` provides an instance.
 
     `build` makes a new flow each time it is called. `faults` are made by `flow_faults`. Handlers
     run in this process, in virtual time. Their external calls go through doubles made by `effect`;

@@ -211,7 +211,7 @@ class Expected:
         self._bytes = _bytes(self._plain)
 
     def compare(self, view: View) -> Finding | None:
-        """Return how a view differs from the expected view, effects aside; None if equal."""
+        """Return how a view differs from the expected view, apart from effects; None if equal."""
         other = _without_effects(masked(view, self._trie))
         if self._bytes is None:
             if same_value(self._plain, other):

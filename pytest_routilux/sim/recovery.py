@@ -94,7 +94,7 @@ def _new_world(case: Case, start_ns: int) -> World:
 
 
 def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
-    """Crash a host at a point of a run, and resume the job on other hosts until it ends."""
+    """Crash a host at a crash point, and resume the job on other hosts until the job ends."""
     case = run.case
     if point.kind in _REFUSALS:
         # The host is alive when the store fails, so it runs from the start of the job.
@@ -188,7 +188,7 @@ def _run_hosts(
     checked: bool = False,
     flow: Flow | None = None,
 ) -> list[Host]:
-    """Run one host after another until the job ends, or `_MOST_HOSTS` have died."""
+    """Run one host after another until the job ends, or `_MOST_HOSTS` hosts have died."""
     for fault in case.faults:
         fault.begin(len(world.commits))
     hosts: list[Host] = []

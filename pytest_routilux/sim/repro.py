@@ -71,7 +71,7 @@ class Repro:
         seed: int | None = None,
         faults: Sequence[int] | None = None,
     ) -> Repro:
-        """Make a reproducer for a case whose `build` returns `flow`; by default with all faults."""
+        """Make a reproducer for a case whose `build` makes `flow`, by default with all faults."""
         numbers = range(1, len(case.faults) + 1) if faults is None else faults
         place = None if point is None else _written(point.name)
         return cls(digest_of(case, flow), place, seed, tuple(numbers))

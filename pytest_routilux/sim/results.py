@@ -89,7 +89,7 @@ class Reference:
 
 @dataclass(slots=True)
 class Exploration:
-    """The result of a case: its reference, and each failed point with its finding.
+    """The result of exploring a case: its reference, and each failed point with its finding.
 
     `disturbed` holds, for each signature of a finding, the run of the simplest point that shows it.
     """

@@ -52,7 +52,7 @@ def shrink(
     checks: Checks,
     finding: Finding | None = None,
 ) -> Cause:
-    """Return the smallest cause of a finding of an exploration, by default of its first."""
+    """Return the smallest cause of a finding of an exploration, by default of the first finding."""
     reference = exploration.reference
     finding = finding or reference.finding or exploration.failures[0][1]
     signature = finding.signature

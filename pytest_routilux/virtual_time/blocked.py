@@ -1,4 +1,4 @@
-"""Report of a blocked thread: its step, the user's line, the call, the stack.
+"""Report of a blocked thread: its step, the line of user code, the blocking call, the stack.
 
 Invariants:
 - The line is the innermost line of user code. The call is the function that it calls or awaits.
@@ -24,7 +24,7 @@ _RUN_STEP: Final = run_step.__code__
 
 
 def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
-    """Return the report of a thread that has been blocked for this many seconds."""
+    """Return the report of a thread that has been blocked for the given number of seconds."""
     stack = _stack_of(frame)
     lines = [
         f"{who} is blocked: it has neither ended nor waited on its virtual clock for {seconds:g} s"
@@ -49,7 +49,7 @@ def blocked_report(frame: FrameType, who: str, seconds: float) -> str:
 
 
 def _stack_of(frame: FrameType) -> list[FrameType]:
-    """Return the frames of the innermost step and its coroutines, without the engine's."""
+    """Return the frames of the innermost step and its coroutines, without the engine's frames."""
     inside = list(takewhile(lambda outer: outer.f_code is not _RUN_STEP, outwards(frame)))
     inside.reverse()
     stack = inside + _awaited(inside)

@@ -154,7 +154,7 @@ def _replacement(real: Callable[..., Any], virtual: Callable[..., Any]) -> Calla
 
 
 class _Replacement(type):
-    """Makes a class equal the real one in isinstance, issubclass, == and as a key of a dict."""
+    """Metaclass: the class equals the real one in isinstance, issubclass, == and as a dict key."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return type.__instancecheck__(_real_class(cls), value)
@@ -279,7 +279,7 @@ def frozen_clock(
 
 @contextmanager
 def frozen_simulation(start_ns: int, sleeping: Sleeping = "virtual") -> Iterator[None]:
-    """Let `time` and `datetime` follow the simulated handler that runs, until the block ends.
+    """Let `time` and `datetime` follow the clock of the running simulated handler in the block.
 
     While none runs they show `start_ns`, or the clock of a `frozen_clock()` around this.
     Fails the test if another freeze of the time is active around the block or begins in it.
@@ -327,7 +327,7 @@ def _install(undo: ExitStack, clock: FakeClock | SimClock) -> None:
 
 
 def _replace(by_id: dict[int, object], loaded: frozenset[str]) -> None:
-    """Replace values of module names; in untouched modules only if they were loaded later."""
+    """Replace values of module names; skip modules in `_UNTOUCHED` that are in `loaded`."""
     wanted = by_id.keys()
     for name, module in sys.modules.copy().items():
         if name.partition(".")[0] in _UNTOUCHED and name in loaded:

@@ -1,4 +1,4 @@
-"""Refuses a second freeze of the time in a test.
+"""Fails a test that freezes the time twice.
 
 Invariants:
 - One freeze owns the time of a test. A `freeze_time()` around a fixture of ours fails the test when
@@ -24,7 +24,7 @@ _owners: Final[list[str]] = []
 
 
 def refuse_around(fixture: str) -> None:
-    """Fail the test if a freeze is already active, ours or another."""
+    """Fail the test if routilux or freezegun already freezes the time."""
     if _owners:
         _refuse(fixture, f"the {_owners[-1]} of a test around it")
     if api.freeze_factories:
@@ -34,7 +34,7 @@ def refuse_around(fixture: str) -> None:
 
 @contextmanager
 def refused_inside(fixture: str) -> Iterator[None]:
-    """Make every freeze that begins before the block ends fail the test."""
+    """Make each freeze of the time that begins inside the `with` block fail the test."""
     start = api._freeze_time.start
 
     def refuse(freeze: Any) -> NoReturn:
@@ -62,6 +62,6 @@ def _origin() -> str:
 def _refuse(fixture: str, freeze: str) -> NoReturn:
     advance = "; flow_clock.move_to(...) sets its time" if fixture == "flow_clock" else ""
     pytest.fail(
-        f"{fixture} and {freeze} both set the time of this test; remove one of them{advance}",
+        f"{fixture} and {freeze} both set the time of this test; remove one of the two{advance}",
         pytrace=False,
     )

@@ -34,7 +34,7 @@ _HOOK: Final = "_warn_unawaited_coroutine"  # the function of `warnings` that Py
 
 
 def record_failure(error: BaseException) -> None:
-    """Record an error, which fails the test at the end of the block unless the test gets it."""
+    """Record an error, which fails the test at the end of the block if the test missed it."""
     _recorded.append(error)
 
 

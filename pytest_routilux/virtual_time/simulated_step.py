@@ -44,7 +44,7 @@ class SimClock(Clock):
         return from_ns(self.now_ns())
 
     def jump(self, seconds: float) -> None:
-        """Set the wall clock by `seconds`, which may be negative; no time passes."""
+        """Move the wall clock by `seconds`, which may be negative; no virtual time passes."""
         self.wall += signed_ns(seconds)
 
     def signal(self) -> Signal:
@@ -56,19 +56,19 @@ class SimClock(Clock):
             return True
         if until is None:
             raise ClockStalledError(
-                f"{who} waits for a signal without a timeout, which can never come: a simulation"
+                f"{who} waits without a timeout for a signal, which can never come: a simulation"
                 " has one thread"
             )
         self.mono = max(self.mono, until)
         return False
 
     def runs_here(self) -> bool:
-        """Return whether the calling thread is that of the simulation."""
+        """Return whether the calling thread is the simulation's thread."""
         return threading.get_ident() == self._thread
 
 
 class Flight:
-    """A step whose handler has run; its outcome and effects wait for their instants."""
+    """A step whose handler has run; its outcome and effects are due at later virtual times."""
 
     __slots__ = ("driven", "effects", "events", "step")
 
@@ -84,7 +84,7 @@ class Flight:
 
 
 class Running:
-    """The step of a simulation whose handler runs at this moment, and its clock."""
+    """The simulated step whose handler runs at this moment, and the clock of the simulation."""
 
     flight: Flight | None = None
     clock: SimClock | None = None

@@ -57,7 +57,7 @@ _now: Final = SystemClock.monotonic_ns
 
 @contextmanager
 def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterator[None]:
-    """Fail blocked steps on the clock until the block ends; None means those of a simulation."""
+    """Fail steps that block on the clock until the block ends; None means a simulation's steps."""
     after = blocked_after(config)
     if not after:
         yield
@@ -72,7 +72,7 @@ def fail_blocked_steps(clock: FakeClock | None, config: pytest.Config) -> Iterat
 
 
 class _Sight(NamedTuple):
-    """The step that runs on a clock, and marks that change whenever it makes progress."""
+    """The step that runs on a clock, and marks that change whenever the step makes progress."""
 
     thread: int
     frame: FrameType
@@ -98,7 +98,7 @@ class _Watch:
         self._sent_at = 0
 
     def check(self) -> None:
-        """Report the step that is blocked, once."""
+        """Report the step of this clock once, if the step is blocked."""
         sight = self._sight()
         if sight is None or not _same(sight.marks, self._marks):
             self._marks = () if sight is None else sight.marks
@@ -187,7 +187,7 @@ def _main() -> int:
 
 
 def _steps_of(frame: FrameType | None) -> list[tuple[StepInput, Host]]:
-    """Return the steps that a thread is in, the innermost first, each with its host."""
+    """Return the steps whose handlers a thread runs, the innermost first, each with its host."""
     return [
         (outer.f_locals["step"], outer.f_locals["host"])
         for outer in outwards(frame)
@@ -258,7 +258,7 @@ def _fail_step(_: int, frame: FrameType | None) -> None:
 
 
 class _Watchdog:
-    """Checks all clocks that are watched, in one thread."""
+    """Checks all watched clocks in one thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -269,7 +269,7 @@ class _Watchdog:
             os.register_at_fork(before=self.end)
 
     def add(self, watch: _Watch) -> None:
-        """Check one more clock, in a thread that is started if there is none."""
+        """Check one more clock; start the checking thread if there is none."""
         with self._lock:
             self._watches.append(watch)
             if self._runs.acquire(blocking=False):
@@ -283,7 +283,7 @@ class _Watchdog:
             self._watches.remove(watch)
 
     def end(self) -> None:
-        """End the thread, and wait until it has ended."""
+        """End the checking thread, and wait until it has ended."""
         if self._runs.locked():
             self._must_run.release()
             if self._runs.acquire(timeout=_PATIENCE):

@@ -97,7 +97,9 @@ class MemoryStore(JobStore):
                 job.rows.append(row)
                 job.writers.append(operator)
                 job.owner, job.free_at = (FREE, self._now()) if free else (operator, None)
-            elif job is None or (seq, row, operator) != (count, job.rows[-1], job.writers[-1]):
+                return
+            last = (count, job.rows[-1], job.writers[-1]) if job is not None else None
+            if seq < 2 or last != (seq, row, operator):
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:

@@ -132,7 +132,7 @@ class SqliteStore(SharedStore):
                 _hold(db, job_id, *((FREE, self._now()) if free else (operator, None)))
                 return
             _, _, count, same = _state(db, Append(job_id, seq, row, operator, stopped=not free))
-            if count != seq or not same:
+            if seq < 2 or count != seq or not same:
                 raise refusal(job_id, seq, operator, count=count, held_by=operator, claims=True)
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:

@@ -90,7 +90,7 @@ def test_two_clocks_in_one_test_are_refused(pytester):
     )
     result = run_inside(pytester)
     result.assert_outcomes(errors=2, failed=2, passed=3)
-    line = "this test uses flow_clock and flow_clock_bare, "
+    line = "this test uses both flow_clock and flow_clock_bare, "
     assert 3 == sum(text.startswith(line) for text in result.outlines)
 
 

@@ -13,7 +13,7 @@ REPORTS: Final = """
         flow_report.add("marker")
         flow_clock_bare.advance(1)
 """
-ALLOWED: Final = "it is auto, always or never"
+ALLOWED: Final = "it must be auto, always or never"
 NATIVE: Final = pytest.mark.skipif(
     pytest.version_tuple < (9,), reason="pytest has native tables since 9.0"
 )
@@ -165,7 +165,7 @@ def refused(result: pytest.RunResult) -> str:
 def test_another_mode_on_the_command_line_is_refused(inner, value):
     for terminal in ((), ("-p", "no:terminal")):
         result = inner.runpytest_inprocess(*PLUGIN, *terminal, f"--routilux-report={value}")
-        assert f"ERROR: --routilux-report={value!r} is no mode; {ALLOWED}" == refused(result)
+        assert f"ERROR: --routilux-report={value!r} is not valid; {ALLOWED}" == refused(result)
 
 
 @pytest.mark.parametrize(("name", "text"), FORMS)
@@ -174,7 +174,7 @@ def test_another_mode_in_the_configuration_is_refused_unless_the_command_line_gi
 ):
     inner.makepyfile(REPORTS)
     (inner.path / name).write_text(text.format("sometimes"))
-    line = f"ERROR: the setting routilux_report = 'sometimes' is no mode; {ALLOWED}"
+    line = f"ERROR: the setting routilux_report = 'sometimes' is not valid; {ALLOWED}"
     assert line == refused(inner.runpytest_inprocess(*PLUGIN))
     inner.runpytest_inprocess(*PLUGIN, "--routilux-report=auto").assert_outcomes(passed=1)
 
@@ -204,11 +204,11 @@ def test_the_help_names_both_options_and_all_settings(inner):
 def test_an_invalid_setting_is_refused_before_any_test(pytester):
     pytester.makepyfile("def test_it(): pass")
     for setting, reason in (
-        ("sleep=fake", "routilux_sleep is virtual, error or real, not 'fake'"),
-        ("blocked_after=soon", "'soon'; routilux_blocked_after is a number of seconds"),
-        ("blocked_after=-1", "routilux_blocked_after is a number of seconds, not -1.0"),
-        ("blocked_after=inf", "routilux_blocked_after is a number of seconds, not inf"),
-        ("blocked_after=nan", "routilux_blocked_after is a number of seconds, not nan"),
+        ("sleep=fake", "routilux_sleep must be virtual, error or real, not 'fake'"),
+        ("blocked_after=soon", "'soon'; routilux_blocked_after must be a number of seconds"),
+        ("blocked_after=-1", "routilux_blocked_after must be a number of seconds, not -1.0"),
+        ("blocked_after=inf", "routilux_blocked_after must be a number of seconds, not inf"),
+        ("blocked_after=nan", "routilux_blocked_after must be a number of seconds, not nan"),
     ):
         result = run_inside(pytester, "-o", f"routilux_{setting}")
         assert pytest.ExitCode.USAGE_ERROR == result.ret
@@ -224,8 +224,8 @@ def test_an_invalid_setting_is_refused_before_any_test(pytester):
         ("[tool.pytest]", "0.25", ""),
         ("[tool.pytest.ini_options]", "3", ""),
         ("[tool.pytest.ini_options]", '"0.25"', ""),
-        ("[tool.pytest]", '"3"', "expects a float, got str: '3'; routilux_blocked_after is a num"),
-        ("[tool.pytest]", "true", "expects a float, got bool: True; routilux_blocked_after is a"),
+        ("[tool.pytest]", '"3"', "expects a float, got str: '3'; routilux_blocked_after must"),
+        ("[tool.pytest]", "true", "expects a float, got bool: True; routilux_blocked_after must"),
     ],
 )
 @NATIVE

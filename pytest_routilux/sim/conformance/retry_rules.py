@@ -53,7 +53,7 @@ class RetryRules:
             self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt's commit writes no data and emits only a last `error`."""
+        """Check that a failed attempt's commit writes no data and emits only `error`."""
         failed = f"attempt {commit.attempt} of {shadow} did not succeed"
         for writes, where in ((commit.state, "state"), (commit.shared, "shared data")):
             if writes is not None:

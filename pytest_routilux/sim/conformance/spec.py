@@ -116,7 +116,7 @@ class RetryPolicy:
 
 @final
 class FlowSpec:
-    """A flow's requirements; `edges` lists (target, slot, renamed fields) for each event."""
+    """A flow's requirements; `edges` lists (target, slot, renamed fields), in order, by event."""
 
     __slots__ = ("edges", "emits_error", "limits", "policies")
 

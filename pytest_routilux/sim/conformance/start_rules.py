@@ -133,7 +133,7 @@ class StartRules:
 
     def _wrong_data(self, step: StepInput, name: str, committed: object, given: object) -> NoReturn:
         difference = first_difference(committed, given)
-        what = f"{step.who} gets other values of {name} than are committed: {difference}"
+        what = f"{step.who} gets values of {name} that differ from the commits: {difference}"
         fail("snapshot-wrong", what, step.task)
 
 

@@ -89,7 +89,7 @@ class ForkedHosts:
             self._server.__exit__()
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Call `function(case, send, *args)` in another process, or without a fork in this one."""
+        """Call `function(case, send, *args)` in another process, or in this one without forks."""
         if self._server is None:
             return Reply(function(self._case, lambda value: None, *args))
         self._coverage.runs += 1

@@ -72,7 +72,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How long steps take: `percent` of what handlers sleep, plus `more_ns` for each step.
+    """How long steps take: `percent` of the sleeps in handlers, plus `more_ns` for each step.
 
     `more_ns` is not added to a step whose attempt has a timeout.
     """
@@ -150,7 +150,7 @@ class StoreFiles(Protocol):
         """Return the files as they were after the given number of commits."""
 
     def opened(self) -> AbstractContextManager[None]:
-        """Keep the store open until one host ends."""
+        """Keep the store open while one host runs."""
 
     def write(self, job_id: str, commit: Commit, owner: str, *, claims: bool) -> None:
         """Write a commit to the open store; errors of the store are raised unchanged."""

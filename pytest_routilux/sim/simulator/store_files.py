@@ -99,7 +99,7 @@ class RealStoreFiles:
         except BaseException as error:
             self.doubtful = commit, row
             if isinstance(error, DuplicateJobError | LeaseLostError):
-                what = f"it refuses the only host that is alive: {error}"
+                what = f"the store refuses the only host that is alive: {error}"
                 self._finding = Finding("store-refuses", what, "store.owner")
             raise
         self.rows.append(row)
@@ -110,7 +110,7 @@ class RealStoreFiles:
             with suppress(Exception):
                 # The host before may be slow, not dead, and write a row now.
                 store.append(job_id, commit.seq, self.rows[-2], before, stopped=False)
-                what = f"it takes commit {commit.seq} of a host that has lost the job to another"
+                what = f"the store accepts commit {commit.seq} of a host that has lost the job"
                 self._finding = Finding("store-fence", what, "store.fence")
 
     def stored_job(self, job_id: str, world: World) -> JobState | Finding | None:
@@ -153,7 +153,7 @@ class RealStoreFiles:
         else:
             commit = world.commits[len(rows)]
             which = f"commit {commit.seq} ({commit.kind} of {commit.routine_id or 'the job'})"
-            what = f"{which} was acknowledged, and is not in the files"
+            what = f"{which} was acknowledged, but is not in the files"
         return Finding("store-lost", what, "store.rows")
 
     @contextmanager

@@ -244,7 +244,7 @@ def test_a_fault_that_never_strikes_fails_the_test(pytester):
     result = run_inside(pytester)
     result.assert_outcomes(passed=4, errors=3)
     for line in (
-        "raises('charge', OSError, attempts=[[]2]) never struck*; name one that happens",
+        "raises('charge', OSError, attempts=[[]2]) never struck*; name an attempt or a write*",
         "raises('chrage', OSError) names no routine of the flows that ran; *mean 'charge'?",
         "no job ran with raises('charge', OSError); use flow_runtime in the test too, *",
     ):

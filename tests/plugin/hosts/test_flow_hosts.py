@@ -203,10 +203,10 @@ def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(flow_hosts, 
 @pytest.mark.parametrize(
     ("where", "says"),
     [
-        ({}, r"^resume\(\) takes a document, or a store with job_id= and build=$"),
-        ({"document": "a", "store": "b"}, r"^resume\(\) takes a document, or a store"),
-        ({"store": "b", "build": shop}, "of a job in a store needs job_id= and build=, its flow"),
-        ({"store": "b", "job_id": "A7"}, "of a job in a store needs job_id= and build=, its flow"),
+        ({}, r"^resume\(\) needs either a document, or a store with job_id= and build=$"),
+        ({"document": "a", "store": "b"}, r"^resume\(\) needs either a document, or a store"),
+        ({"store": "b", "build": shop}, "needs job_id=, and build= for the job's flow"),
+        ({"store": "b", "job_id": "A7"}, "needs job_id=, and build= for the job's flow"),
         ({"document": "gone.json"}, r"there is no document .*gone\.json; write"),
     ],
 )
@@ -239,14 +239,14 @@ def test_a_save_point_that_is_never_reached_is_an_error(flow_hosts):
 
 
 def test_a_kind_that_does_not_exist_is_refused_at_once():
-    with pytest.raises(ValueError, match="kind='rety' is no kind of commit; known: ") as refused:
+    with pytest.raises(ValueError, match="kind='rety' is not a kind of commit; known: ") as refused:
         At(kind="rety")
     assert str(refused.value).endswith("; did you mean 'retry'?")
 
 
 def test_a_host_that_was_killed_before_it_saved_has_no_document(flow_hosts):
     host = start(flow_hosts, kill_at=At(seq=2))
-    with pytest.raises(HostError, match=r"was killed at commit 2 before it saved a document; let"):
+    with pytest.raises(HostError, match=r"was killed at commit 2 before it saved a document; make"):
         _ = host.document
 
 
@@ -284,7 +284,7 @@ def test_a_missing_module_is_named(flow_hosts):
     ("build", "error"),
     [
         ("tests.plugin.shop:shp", r"module 'tests\.plugin\.shop' has no function 'shp'"),
-        ("tests.plugin.shop:nothing", r"tests\.plugin\.shop:nothing returned 7, which is no"),
+        ("tests.plugin.shop:nothing", r"tests\.plugin\.shop:nothing must return a Flow, not 7"),
         (lambda: shop(), r"<lambda> can't be found by its name on another host"),
         ("shop", r"'shop' names no function; write 'package\.module:func"),
     ],

@@ -191,9 +191,9 @@ def test_a_form_whose_module_is_unknown_is_named_with_what_to_do(serialize_round
     with pytest.raises(HostError) as unknown:
         serialize_roundtrip(value, via="process")
     text = str(unknown.value)
-    assert "a fresh interpreter can't load it: $.shop: " in text
+    assert "a fresh interpreter can't load the object: $.shop: " in text
     assert "'tests.rates.namespace'" in text
-    assert "it imported builtins, types; " in text
+    assert "the interpreter imported builtins, types; " in text
     assert "pass other modules that the object needs as imports=[...]" in text
     for imports in ([rates], ["tests.plugin.hosts.rates"]):
         assert value == serialize_roundtrip(value, via="process", imports=imports)
@@ -208,7 +208,7 @@ def test_a_type_that_only_this_process_knows_is_named_with_what_to_do(serialize_
     assert LocalMoney(5) == serialize_roundtrip(LocalMoney(5), via="file")
     with pytest.raises(HostError) as unknown:
         serialize_roundtrip([LocalMoney(5)], via="process")
-    assert "can't load it: $[0]: " in str(unknown.value)
+    assert "can't load the object: $[0]: " in str(unknown.value)
     assert "register each class at the top level of a module" in str(unknown.value)
 
 

@@ -135,7 +135,7 @@ def test_jobs_of_flows_without_the_named_routines_do_not_count(monitor):
     execute(chain(alone=rest), monitor, "alone", "other")
     monitor.assert_states({"price": "completed"})
     monitor.assert_order(["fetch", "price"])
-    with pytest.raises(FlowDefinitionError, match="no recorded job has all of"):
+    with pytest.raises(FlowDefinitionError, match="no recorded job has all routines"):
         monitor.assert_states({"price": "completed", "alone": "completed"})
 
 
@@ -173,8 +173,8 @@ def test_an_unknown_routine_is_an_error_with_the_known_ones(monitor, check):
         (lambda m: m.assert_flowed("fetch", "store", times=0), "known: fetch.output -> price.inp"),
         (lambda m: m.assert_states({"store": "complete"}), "'complete' is no status of a routine"),
         (lambda m: m.assert_states({"store": "complete"}), "'error_continued', 'failed'; did you"),
-        (lambda m: m.assert_order(["fetch"]), "an order needs two routines or more, not ['fetch']"),
-        (lambda m: m.assert_order("fetch"), "an order needs two routines or more, not 'fetch'"),
+        (lambda m: m.assert_order(["fetch"]), "must name two routines or more, not ['fetch']"),
+        (lambda m: m.assert_order("fetch"), "an order must name two routines or more, not 'fetch'"),
         (lambda m: m.assert_status("complete"), "'complete' is no status of a job; known: 'pend"),
         (lambda m: m.assert_status("complete"), "'cancelled'; did you mean 'completed'?"),
         (lambda m: m.assert_not_run("store", job="jop"), "'jop' is no recorded job; known: 'job'"),

@@ -140,7 +140,7 @@ def test_a_reproducer_that_can_not_be_read_is_refused_before_any_test(pytester):
 
 def test_a_reproducer_made_on_a_store_is_stale_without_it(pytester):
     says = [
-        "STORE LOST: commit 2 (done of orders) was acknowledged, and is not in the files*",
+        "STORE LOST: commit 2 (done of orders) was acknowledged, but is not in the files*",
         *("why*", "fix*"),
     ]
     repro = repro_of(

@@ -63,7 +63,7 @@ def test_every_freeze_of_the_users_own_is_refused_by_name(pytester):
     pytester.makepyfile(test_summer=SUMMER)
     result = run_inside(pytester, "-p", "pytest_freezer")
     result.assert_outcomes(errors=5, failed=3, passed=2)
-    ends = "both set the time of this test; remove one of them"
+    ends = "both set the time of this test; remove one of the two"
     found = [line.partition(f" {ends}")[0] for line in result.outlines if ends in line]
     july = "freeze_time('2030-07-01 00:00:00')"
     assert 8 == len(found)
@@ -94,7 +94,7 @@ def test_a_freeze_around_it_is_refused(frozen, ours, advice):
         pass
     assert str(caught.value).startswith(
         f"{ours} and freeze_time('2030-01-01 00:00:00') around it both set the time of this"
-        f" test; remove one of them{advice}"
+        f" test; remove one of the two{advice}"
     )
     with frozen():
         pass

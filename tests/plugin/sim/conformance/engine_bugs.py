@@ -537,7 +537,7 @@ def the_state_of_a_failed_attempt_is_kept(patch: Patch) -> None:
 
 @bug(
     "snapshot-wrong",
-    "charge (task 0.0, attempt 2) gets other values of the state of charge than are committed",
+    "charge (task 0.0, attempt 2) gets values of the state of charge that differ from the commits",
 )
 def the_state_of_a_failed_attempt_is_kept_in_memory_alone(patch: Patch) -> None:
     _leaky(patch)

@@ -230,7 +230,7 @@ def test_a_job_in_the_background_is_refused_since_a_simulation_has_one_thread():
         data_pipeline(2).start("data_fetch", {"request_id": "inner"})
 
     _, message = error_of(job_of(lambda: chain(a=body)))
-    assert "use execute() where the handler uses start()" in message
+    assert "use execute() instead of start()" in message
 
 
 def test_an_async_handler_is_run_to_its_end():

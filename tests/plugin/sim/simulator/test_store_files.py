@@ -219,10 +219,10 @@ def test_nothing_is_committed_or_closed_after_the_death_of_a_host():
             files.write("job", commit, "host 1", claims=False)
     left = files.stored_job("job", run.world)
     assert isinstance(left, Finding)
-    assert "commit 2 (effect of first) was acknowledged, and is not in the files" == left.what
+    assert "commit 2 (effect of first) was acknowledged, but is not in the files" == left.what
 
 
-LOST = "was acknowledged, and is not in the files"
+LOST = "was acknowledged, but is not in the files"
 LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
     "acknowledged before COMMIT": (
         stores.CommitsLate,
@@ -240,13 +240,13 @@ LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
         stores.ForgetsOwner,
         "store-refuses",
         "start",
-        "it refuses the only host that is alive: job",
+        "the store refuses the only host that is alive: job",
     ),
     "no fence": (
         stores.NoFence,
         "store-fence",
         "start",
-        "it takes commit 2 of a host that has lost the job",
+        "the store accepts commit 2 of a host that has lost the job",
     ),
     "stops forgotten": (
         stores.ForgetsStops,

@@ -71,7 +71,7 @@ class ErrorHandler:
     Traceback (most recent call last):
         ...
     routilux.FlowDefinitionError: ErrorHandler: max_retries=5 is refused; strategy SKIP \
-never retries: leave it out, or use ErrorStrategy.RETRY
+never retries: leave this option out, or use ErrorStrategy.RETRY
     """
 
     __slots__ = (

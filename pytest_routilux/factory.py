@@ -290,7 +290,7 @@ def _one_of(names: Sequence[str], preferred: str, noun: str, routine_id: str) ->
     if len(names) == 1:
         return names[0]
     raise FlowDefinitionError(
-        f"{routine_id} has the {noun}s {_list(names) or 'none'}; flow_factory connects only"
+        f"{routine_id} has the {noun}s {_list(names) or 'none'}; flow_factory can connect only"
         f" {preferred!r} or a routine's single {noun}: build this flow with Flow.connect"
     )
 

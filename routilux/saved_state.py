@@ -178,7 +178,7 @@ class SavedState:
             del key
         if len(data) > codec.MAX_BYTES + DIGEST_BYTES:
             raise CorruptStateError(
-                "$", f"is longer than {codec.MAX_BYTES:,} bytes; no valid document is"
+                "$", f"is longer than {codec.MAX_BYTES:,} bytes; a document must be shorter"
             )
         if not data.strip():
             raise CorruptStateError("$", "is empty: no state was written to it")

@@ -251,7 +251,7 @@ class StoreFails(Fault):
 
 
 def slot_with_faults(faults: Iterable[Fault], step: StepInput, slot: Slot, clock: Clock) -> Slot:
-    """Return the slot whose handler runs for a step after all faults were applied."""
+    """Apply all faults to a step; return the slot whose handler the step runs."""
     for fault in faults:
         slot = fault.affect(step, slot, clock)
     return slot

@@ -319,7 +319,7 @@ class FakeClock(Clock):
         return signal is not None and signal.raised
 
     def _enter(self, party: _Party) -> None:
-        """Make the calling thread that of `party`; return when the party has its first turn."""
+        """Register the calling thread under `party`, and wait for its first turn."""
         party.before = before = self._here()
         party.thread = threading.get_ident()
         self._local.party = party

@@ -83,7 +83,7 @@ class Form:
             if type(value) is not self.kind:
                 raise TypeError(f"the data was read as {type_name(type(value))}")
             if self.strict and not same_value(self.write(value), data):
-                raise ValueError("routilux saves this value in another form")
+                raise ValueError("routilux writes this value as another text")
         except Exception as error:
             what = f"is not the saved form of {type_name(self.kind)} ({error_text(error)})"
             raise ValueError(what) from None

@@ -1,4 +1,4 @@
-"""Transitions of a job: the commit that ends a step, by the plan of its flow.
+"""Makes the commit that ends a step: done, a retry, a drop or a failure.
 
 Invariants:
 - The commit is a pure function of the plan, the job, the step, its outcome and the time.

@@ -121,7 +121,7 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
 
 
 class _RemoteHost:
-    """The host of a step in another process: real time; effects return with the outcome.
+    """The host of a step in another process: it uses real time, and sends effects with the outcome.
 
     So an effect is recorded when the step ends; a crash of the process loses it.
     """

@@ -55,7 +55,7 @@ def refuse_newer(data: bytes, place: str) -> None:
 def newer_store(name: str, found: int, known: int) -> UnsupportedVersionError:
     """Return the error for a store whose tables are newer than this version of routilux."""
     return UnsupportedVersionError(
-        name, f"has version {found}; this routilux reads {known}; install a newer routilux"
+        name, f"has version {found}; this routilux reads {known}; install a newer version"
     )
 
 
@@ -66,7 +66,7 @@ def _check(found: object, place: str) -> None:
         raise UnsupportedVersionError(
             f"{place}.format",
             f"is {found!r}, which a newer routilux wrote; this routilux reads {FORMAT!r}: install"
-            " the newer routilux here, or resume the job where it was saved",
+            " the newer version here, or resume the job where it was saved",
         )
     raise CorruptStateError(
         f"{place}.format", f"is {found!r}: the data was not written by routilux"

@@ -198,7 +198,7 @@ def find_exception_class(name: str) -> type[Exception] | None:
 
 
 def load_option(name: str, value: object, path: str) -> Any:
-    """Return an option from a saved form, checked by the same rule as that argument."""
+    """Return an option from a saved form, checked like an argument of `ErrorHandler`."""
     place = f"{path}.{name}"
     if name in _CLASS_OPTIONS:
         if not isinstance(value, list):

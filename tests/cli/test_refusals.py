@@ -45,7 +45,7 @@ def _folder(path: Path) -> None:
             lambda path: path.write_text("a letter"),
             r"jobs\.db: is not a valid database .*restore it.*",
         ),
-        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer routilux"),
+        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer version"),
     ],
 )
 def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(
@@ -165,7 +165,7 @@ def test_a_job_of_a_newer_version_is_named_with_what_to_do_and_is_not_called_dam
     replace_in_rows(store, "routilux/1", "routilux/7", f"{_FAILED_ROWS} AND seq = 1")
     message = (
         "job failed in jobs.db can't be read: $.failed[1].format: is 'routilux/7', which a newer"
-        " routilux wrote; this routilux reads 'routilux/1': install the newer routilux"
+        " routilux wrote; this routilux reads 'routilux/1': install the newer version"
         " here, or resume the job where it was saved"
     )
     for what in ("show", "retry", "cancel"):

@@ -122,7 +122,7 @@ class _Checker:
         job.status = commit.status
 
     def _end_attempt(self, commit: Commit) -> ShadowTask:
-        """Check the attempt that a commit belongs to, and return the task of that attempt."""
+        """Record the end of an attempt, which a commit reports; return the attempt's task."""
         job = self._job
         shadow = job.tasks.get(commit.task_id or "")
         if shadow is None or shadow.task.routine_id != commit.routine_id:

@@ -40,13 +40,13 @@ def refused_inside(fixture: str) -> Iterator[None]:
     def refuse(freeze: Any) -> NoReturn:
         _refuse(fixture, f"freeze_time({str(freeze.time_to_freeze)!r}) {_origin()}")
 
-    api._freeze_time.start = refuse  # type: ignore[method-assign, assignment]
+    api._freeze_time.start = refuse  # type: ignore[method-assign, assignment]  # undone below
     _owners.append(fixture)
     try:
         yield
     finally:
         _owners.pop()
-        api._freeze_time.start = start  # type: ignore[method-assign]
+        api._freeze_time.start = start  # type: ignore[method-assign]  # as it was
 
 
 def _origin() -> str:

@@ -30,12 +30,12 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         waits = host(3510, autojump=False)
         waits.environment.owner = "web-1:4711:9f86d081884c7d65"
         payment(delay=100).start("charge", {"order": "A3"}, job_id="waits", runtime=waits)
-        waits.clock.advance(0.12)  # type: ignore[attr-defined]
+        waits.clock.advance(0.12)  # type: ignore[attr-defined]  # a FakeClock
         waits.close()
         host(3590).submit(payment(), "charge", {"order": "A4"}, job_id="queued")
         slow = host(3580, autojump=False)
         run = payment().start("charge", {"order": "A5"}, job_id="paused", runtime=slow)
-        slow.clock.advance(0.12)  # type: ignore[attr-defined]
+        slow.clock.advance(0.12)  # type: ignore[attr-defined]  # a FakeClock
         run.pause()
         slow.close()
     return path

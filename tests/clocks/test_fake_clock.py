@@ -54,7 +54,7 @@ def test_a_fake_clock_shows_the_same_time_until_it_is_moved():
 @given(st.integers(0, 10**6), st.integers(0, 10**12))
 def test_move_to_ends_exactly_at_its_instant(odd, micros):
     clock = FakeClock()
-    clock.advance(odd / SECOND)  # a clock may stand between two microseconds
+    clock.advance(odd / SECOND)  # the time may lie between two microseconds
     target = START + timedelta(seconds=1, microseconds=micros)
     clock.move_to(target)
     assert target == clock.now()

@@ -103,8 +103,8 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
             " 'count'; emit that field, map another to it, or give it a default"
         ),
     ),
-    (EDGE, f"{EDGE} already exists; connect two ends only once"),
-    (EDGE, f"{EDGE} already exists; connect two ends only once", {"item": "item"}),
+    (EDGE, f"{EDGE} already exists; remove the second connect()"),
+    (EDGE, f"{EDGE} already exists; remove the second connect()", {"item": "item"}),
 ]
 
 

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 _STOP: Final = ErrorHandler()
 _CHANGED: Final = (
-    "use the classes as they were, or read the job alone by"
-    " JobState.deserialize(document['job_state']) and resume it on a flow that fits"
+    "use the old routine classes, or load only the job by"
+    " JobState.deserialize(document['job_state']) and resume the job on a changed flow"
     " with allow_changed_flow=True"
 )
 _FLOW_FIELDS: codec.Fields = {

@@ -134,8 +134,9 @@ class SavedState:
 
         With a `key` of at least 16 bytes the document is signed by HMAC-SHA256, for a file that
         other people can change: reading the file with that key returns the written state, or
-        raises. The file is not encrypted. Raises `UnserializableError` for a value without a saved form, `OSError` if the
-        file can't be written, `TypeError` and `ValueError` for an invalid key.
+        raises. The file is not encrypted. Raises `UnserializableError` for a value without a saved
+        form, `OSError` if the file can't be written, `TypeError` and `ValueError` for an invalid
+        key.
         """
         try:
             data = self.to_bytes(key=key)

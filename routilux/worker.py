@@ -243,7 +243,7 @@ class Worker:
             _log.info("%s", error)
         except RoutiluxError as error:
             if self._put_aside.get(job_id) != str(error):
-                _log.error("this worker can't resume job %s and skips it for now: %s", job_id, error)
+                _log.error("the worker can't resume job %s and skips it for now: %s", job_id, error)
             self._put_aside[job_id] = str(error)
             self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
@@ -279,11 +279,11 @@ class Worker:
             _log.info("%s", error)
         elif isinstance(error, OSError):
             _log.warning(
-                "the worker gives back job %s after an error on this host: %s", job.job_id, error
+                "the worker releases job %s after an error on this host: %s", job.job_id, error
             )
         elif error is not None:
             _log.error(
-                "the worker gives back job %s after an error on this host", job.job_id, exc_info=error
+                "the worker releases job %s after an error on this host", job.job_id, exc_info=error
             )
         self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
@@ -328,7 +328,7 @@ class Worker:
         with environment.lease_lock:
             held = set(store.renew(environment.owner, self._lease_ns))
             for job_id in sorted(held - environment.leases.keys()):
-                _log.info("the worker gives back job %s: no worker here runs it", job_id)
+                _log.info("the worker releases job %s: no worker here runs it", job_id)
                 # How it stopped is unknown, so it counts as unclean, as if the lease had ended.
                 store.release(job_id, environment.owner, 0, clean=False)
         self._renew_at = now + self._lease_ns // _RENEWALS

@@ -87,7 +87,7 @@ def test_foreign_types_are_read_and_written_unchanged_if_allowed():
 @pytest.mark.parametrize(
     ("text", "path", "reason"),
     [
-        ('{"jobs":[{"id":1,"id":1}]}', "$.jobs[0].id", "is a duplicate key; keep only one"),
+        ('{"jobs":[{"id":1,"id":1}]}', "$.jobs[0].id", "is a duplicate key; keep only"),
         (b'"\xff"', "$", "is not UTF-8"),
         ('{"a":1}'.encode("utf-16"), "$", "is not UTF-8"),
         ('{"a":[1,NaN]}', "$.a[1]", "is nan"),

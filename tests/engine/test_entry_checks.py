@@ -184,7 +184,7 @@ class Frame:
 
 
 FRAME = (
-    f"{__name__}.Frame has no saved form; give it a form with register_type, or keep plain data"
+    f"{__name__}.Frame has no saved form; register a form with register_type, or save plain data"
     " instead"
 )
 

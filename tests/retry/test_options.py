@@ -70,7 +70,7 @@ GROWTH = "give a finite number, 1 (equal delays) or more"
 SHARE = "give a finite number from 0 to 1, such as 0.1 for ±10 %"
 BOUND = "give a finite number of seconds, at least 1e-9, or None for no limit"
 STRATEGY = "give an ErrorStrategy or one of 'stop', 'continue', 'retry', 'skip'"
-CLASSES = "is not a class derived from Exception; give such a class or a tuple of them"
+CLASSES = "is not a class derived from Exception; give such a class or a tuple of such"
 NAN, INF = math.nan, math.inf
 
 
@@ -134,7 +134,7 @@ def test_a_missing_field_is_corrupt(field):
     [
         ({"strategy": "again"}, "$.strategy", "give an ErrorStrategy or one of"),
         ({"strategy": 1}, "$.strategy", "must be the name of a strategy, not 1"),
-        ({"strategy": "stop"}, "$.max_retries", "is not a field of an error handler of strategy"),
+        ({"strategy": "stop"}, "$.max_retries", "is not a field of an error handler with strategy"),
         ({"extra": 1}, "$.extra", "is not a field of an error handler"),
         ({"max_retries": -1}, "$.max_retries", "give an int of 0 or more"),
         ({"retry_delay": "1"}, "$.retry_delay", DELAY),
@@ -181,7 +181,7 @@ def test_a_name_of_no_imported_exception_class_is_corrupt_and_imports_nothing(na
         ErrorHandler.deserialize({**SAVED, "non_retryable_exceptions": ["builtins:OSError", name]})
     assert "$.non_retryable_exceptions[1]" == caught.value.path
     assert (
-        f"{name!r} is not an exception class of an imported module; "
+        f"{name!r} names no exception class of an imported module; "
         "import the module that defines it before loading"
     ) == caught.value.reason
     assert loaded == set(sys.modules)
@@ -212,7 +212,7 @@ def test_looking_up_a_class_runs_no_code_of_the_module(monkeypatch, name):
     # The module is gone again before pytest or Hypothesis look through sys.modules.
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "lazy", module)
-        with pytest.raises(CorruptStateError, match="is not an exception class") as caught:
+        with pytest.raises(CorruptStateError, match="names no exception class") as caught:
             ErrorHandler.deserialize({**SAVED, "retryable_exceptions": [f"lazy:{name}"]})
     assert "$.retryable_exceptions[0]" == caught.value.path
     assert [] == asked

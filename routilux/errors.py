@@ -51,7 +51,7 @@ class FlowDefinitionError(RoutiluxError):
 
 
 class JobFailedError(RoutiluxError):
-    """The job ended with status `failed`; only `JobState.raise_for_status()` raises this."""
+    """The job ended with status `failed`; only `JobState.raise_for_status()` raises this error."""
 
 
 class StepTimeoutError(RoutiluxError):
@@ -63,7 +63,7 @@ class StepLimitError(RoutiluxError):
 
 
 class PoisonJobError(RoutiluxError):
-    """The job was resumed too often without progress; a handler probably ends the process."""
+    """The job was resumed too often without progress; a handler may crash the process."""
 
 
 class ClockStalledError(RoutiluxError):

@@ -82,7 +82,7 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class Runner(Protocol):
-    """The methods of a `Runtime` that a flow calls; the protocol avoids a circular import."""
+    """Protocol with the `Runtime` methods that a flow calls, to avoid a circular import."""
 
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
@@ -148,7 +148,7 @@ class Flow:
     # --- building it ----------------------------------------------------------------------------
 
     def add_routine(self, routine: Routine, routine_id: str | None = None) -> str:
-        """Add `routine` under the id `routine_id`, by default its class name; return the id.
+        """Add `routine` with the id `routine_id` (default: its class name); return the id.
 
         Raises `FlowDefinitionError` if the id is taken.
         """
@@ -196,7 +196,7 @@ class Flow:
         return connection
 
     def set_error_handler(self, handler: ErrorHandler | None) -> None:
-        """Set the error handler of routines without their own; `handler=None` means STOP."""
+        """Set the error handler for routines without one; `handler=None` means strategy STOP."""
         self._error_handler = checked_handler(handler, f"flow {self.flow_id!r}")
 
     @property
@@ -226,7 +226,7 @@ class Flow:
 
     @property
     def shape(self) -> tuple[str, ...]:
-        """The graph as sorted lines of text: its routines, slots, events and connections."""
+        """The routines, slots, events and connections of the flow as sorted lines of text."""
         return self.plan().shape
 
     @property

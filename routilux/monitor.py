@@ -33,7 +33,7 @@ _START = CommitKind.START
 
 
 class Observer(Protocol):
-    """An object that a runtime notifies of every commit of its jobs, in order, one at a time.
+    """An object that a runtime notifies of each commit of each job, in order, one at a time.
 
     An optional method `on_step(job, step)` gets each step that starts; steps are not durable. An
     error that an observer raises is logged and counted, and changes nothing else.
@@ -45,7 +45,7 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class DataFlow:
-    """One delivery: `event` of routine `source` became task `task_id` for `slot` of `target`."""
+    """One delivered event: `event` of `source` reached `slot` of `target` as task `task_id`."""
 
     job_id: str
     seq: int

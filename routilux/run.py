@@ -47,14 +47,14 @@ class Run:
 
     @property
     def job(self) -> JobState:
-        """A copy of the job in its state after its last commit."""
+        """A copy of the job, with the state after the job's last commit."""
         return self._drive.snapshot()
 
     def wait(self, timeout: float | timedelta | None = None) -> JobState:
         """Wait until the job has stopped, and return the job; `timeout` is in seconds.
 
-        Raises `TimeoutError`, and the error from outside the flow that ended the run, such as a
-        store that fails or an interrupt.
+        Raises `TimeoutError` when that time has passed on the runtime's clock. Also raises an error
+        from outside the flow that ended the run, such as an interrupt or the error of a store.
         """
         drive = self._drive
         drive.environment.observers.refuse("wait for a job")
@@ -82,7 +82,7 @@ class Run:
         self._drive.request("cancel", reason)
 
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
-        """Write the state after the job's last commit to a file; see `SavedState.write`."""
+        """Save the job and its flow, as they are now, to the file `path`; see `SavedState.write`."""
         try:
             self._save(self._drive.snapshot(), path, key)
         finally:

@@ -171,7 +171,7 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
         acquired: Acquired | None = None,
     ) -> Drive:
-        """Commit that this host resumes `job`; return a `Drive`, which the caller must run.
+        """Add a commit that this host resumes `job`; return a `Drive`, which the caller must run.
 
         A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
         lost meanwhile, a claim would hold the job without one, and no host could take it over.
@@ -214,7 +214,7 @@ class Runtime:
         return job
 
     def close(self) -> None:
-        """End the idle threads of the runtime; its other threads end after their steps."""
+        """End the idle threads of this runtime; a busy thread ends once it has no more work."""
         self.threads.close()
 
     @property
@@ -224,7 +224,7 @@ class Runtime:
 
     @property
     def observer_failures(self) -> list[ObserverFailure]:
-        """The observers that raised an error, each with its first error and a count."""
+        """The observers that raised errors, each with the first error and the number of errors."""
         return self.environment.observers.failures
 
     def __enter__(self) -> Self:

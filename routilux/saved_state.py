@@ -85,7 +85,7 @@ class SavedState:
 
     @classmethod
     def capture(cls, flow: Flow, job: JobState, monitor: ExecutionMonitor | None = None) -> Self:
-        """Return a saved state of `flow` and of a copy of `job`, as the job is now.
+        """Return a `SavedState` with `flow` and a copy of `job` in its present state.
 
         Call this from an observer, or while no step commits. The saved state has the counts of
         `monitor`; with `monitor=None`, counts made from the commits of the job. Raises
@@ -130,7 +130,7 @@ class SavedState:
         return with_digest(text.removesuffix("}").encode(), mac)
 
     def write(self, path: str | os.PathLike[str], *, key: bytes | None = None) -> None:
-        """Write the document atomically to a file that only the current user can read (0600).
+        """Write the document atomically to a file that only the current user can read (mode 0600).
 
         With a `key` of at least 16 bytes the document is signed by HMAC-SHA256, for a file that
         other people can change: reading the file with that key returns the written state, or
@@ -227,7 +227,7 @@ def _texts(flow: Flow, job: JobState) -> tuple[str, str]:
 def _handler_retries(
     flow: dict[str, Any], job: JobState
 ) -> Iterator[tuple[str, dict[str, Any], int]]:
-    """Yield a path, saved data and a number of used retries for each error handler of a flow.
+    """For each error handler of a flow, yield its path, its saved data and its used retries.
 
     The handler of the flow has the most retries of the routines without a handler of their own.
     """

@@ -117,7 +117,7 @@ class Worker:
         self._signal.set()
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Take and run jobs until `stop` is called; in the main thread, SIGTERM stops this too.
+        """Take and run jobs until `stop` is called or, in the main thread, SIGTERM arrives.
 
         Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
         ends when every job of its flows has stopped, here and on other hosts, and the error of a
@@ -173,7 +173,7 @@ class Worker:
                 self._wait_out(error)
 
     def _wait_out(self, error: OSError) -> None:
-        """Wait before the next try of a failing store; raise `error` after the time of a lease."""
+        """Wait before the next try; raise `error` if the store has failed for as long as a lease."""
         now = self._clock.monotonic_ns()
         if self._outage is None:
             self._outage, self._next_wait = now, _FIRST_WAIT

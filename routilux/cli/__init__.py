@@ -57,7 +57,7 @@ _NEAREST: Final = 3
 
 
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
-    """Run the command that `argv` gives, and return the exit status of the process.
+    """Run the command line `argv`, and return the exit status of the process.
 
     `argv=None` means `sys.argv[1:]`; `clock=None` means the system's clock.
     """

@@ -21,7 +21,7 @@ def length(ns: int) -> str:
 
 
 def at(instant: int, now: int) -> str:
-    """Return `instant` as text, without the date if `instant` and `now` are on one day.
+    """Return `instant` as text, without the date if `instant` and `now` are on the same day.
 
     >>> at(61 * SECOND, 0), at(90_000 * SECOND, 0)
     ('00:01:01', '1970-01-02 01:00:00')

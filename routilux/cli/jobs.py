@@ -51,7 +51,7 @@ class Listing:
 
 
 def no_commits(job_id: str) -> CorruptStateError:
-    """Return the error for a job whose id is in a store, but without any commit."""
+    """Return the error that job `job_id` is in a store but has no commits there."""
     return CorruptStateError(f"$.{job_id}", "has no commits")
 
 
@@ -66,7 +66,7 @@ def held_data(hold: Hold | None) -> dict[str, object] | None:
 
 
 def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
-    """Read the jobs of a store, and select the jobs with `status` and `flow` if given."""
+    """Read the jobs of a store; select by `status` and by `flow`, where None selects all."""
     journal = Journal(store)
     jobs: list[Row] = []
     damaged: dict[str, SavedStateError] = {}

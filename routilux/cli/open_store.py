@@ -30,7 +30,7 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=
 
 
 def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Open the store `name`, and return what `read(store)` returns; may call `read` again.
+    """Open the store `name`; return what `read(store)` returns; `read` may run repeatedly.
 
     `clock` gives the time for a store without its own clock. Raises `OSError` and `SavedStateError`
     as the store does.

@@ -86,7 +86,7 @@ class Clock(ABC):
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Return a party for a new thread; `result=True`: the thread waits for a job's result."""
+        """Return a party for a new thread; `result` says whether the thread waits for a job."""
         return _UNKNOWN_PARTY
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional

@@ -18,7 +18,7 @@ _exactly: Final = Context(prec=60).multiply  # a float has 17 digits; a quarter 
 
 
 def to_ns(value: float | timedelta) -> int:
-    """Convert a length of time to integer nanoseconds; a float means its decimal digits.
+    """Convert a length of time to integer nanoseconds; the float 0.3 means exactly 3/10.
 
     Raises `ValueError` for a length that is negative or not finite.
 

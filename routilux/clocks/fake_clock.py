@@ -77,7 +77,7 @@ class _Party(Party):
         self.clock._leave(self)
 
     def nesting(self) -> Iterator[_Party]:
-        """Yield this party and all parties that enclose it, from the inside to the outside."""
+        """Yield this party, then the party around this one, and so on to the outermost."""
         party: _Party | None = self
         while party is not None:
             yield party
@@ -193,7 +193,7 @@ class FakeClock(Clock):
         self._advance(length)
 
     def jump(self, seconds: float) -> None:
-        """Shift only the wall clock by `seconds`, which may be negative; no wait ends by that."""
+        """Shift only the wall clock by `seconds`, which may be negative; this ends no waits."""
         step = signed_ns(seconds)
         with self._lock:
             self._wall += step

@@ -87,9 +87,9 @@ def _decoded(data: object, path: str, untag: bool) -> object:
 
 @contextmanager
 def foreign_types() -> Iterator[None]:
-    """Let `loads` accept unregistered types inside a `with` statement, only to show the data.
+    """Let `loads` accept unregistered types until the `with` statement ends.
 
-    A value of such a type is saved again in the form in which it was loaded.
+    For programs that only show data. A value of such a type is saved again as it was loaded.
 
     >>> with foreign_types():
     ...     loads('{"$type":"shop.types:Money","value":{"amount":5}}')
@@ -133,7 +133,7 @@ def _untag(members: dict[str, object]) -> object:
 
 
 def _read(text: str, members: int, untag: bool = True) -> object:
-    """Parse `text` by the fast parser; its objects must have `members` members in total.
+    """Parse `text` by the fast parser; all objects in `text` must have `members` members in total.
 
     A duplicate key loses a member. Counting takes half the time of a search in each object.
     """

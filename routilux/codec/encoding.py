@@ -234,7 +234,7 @@ def value_text(value: object, path: str) -> str:
 
 
 def dumps_object(members: Mapping[str, object]) -> str:
-    """Return a JSON object with the encoded `members` as text, within the limits of `dumps`.
+    """Convert encoded `members` to the JSON text of an object; the limits of `dumps` apply.
 
     An iterator among the members yields the JSON texts of an array's entries. If many entries were
     in memory as data, the garbage collector would start, which costs more than the text.

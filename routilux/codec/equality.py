@@ -205,7 +205,7 @@ def _compare_sets(a: Any, b: Any, level: int, open_pairs: _Pairs) -> Difference 
 def _partners(
     a: Iterable[Any], b: Iterable[Any], level: int, open_pairs: _Pairs
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Return {id of a key of `a`: the same key in `b`}, and the keys of `b` that `a` lacks.
+    """Pair the same keys: return {id(key of `a`): key of `b`}, and unpaired keys of `b`.
 
     A lookup is not enough: 1 would find True, and NaN would not find NaN.
     """

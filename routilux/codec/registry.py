@@ -1,4 +1,4 @@
-"""Registry of saved forms: how values are saved whose types JSON does not have.
+"""Registry that holds the saved form of each type that JSON does not have.
 
 Invariants:
 - A form is a type, a tag and two functions: `write` returns data of simpler types, and `parse`

@@ -39,7 +39,7 @@ def nanoseconds(seconds: float) -> int:
 
 
 def half_even(numerator: int, denominator: int) -> int:
-    """Round `numerator / denominator` to the nearest integer, and a half to the even one."""
+    """Round `numerator / denominator` to the nearest integer; round a half to an even integer."""
     quotient, rest = divmod(numerator, denominator)
     return quotient + (2 * rest > denominator or (2 * rest == denominator and quotient & 1))
 

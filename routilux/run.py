@@ -62,7 +62,10 @@ class Run:
         until = None if timeout is None else clock.monotonic_ns() + to_ns(timeout)
         job = drive.machine.job
         if not clock.wait(drive.stopped, until, who=f"the caller that waits for job {job.job_id}"):
-            raise TimeoutError(f"job {job.job_id} is still {job.status.value} after {timeout} s")
+            raise TimeoutError(
+                f"job {job.job_id} is still {job.status.value} after {timeout} s;"
+                " wait again, or cancel the job"
+            )
         if drive.error is not None:
             raise drive.error
         return drive.snapshot()
@@ -82,7 +85,7 @@ class Run:
         self._drive.request("cancel", reason)
 
     def checkpoint(self, path: str | Path, *, key: bytes | None = None) -> None:
-        """Save the job and its flow, as they are now, to the file `path`; see `SavedState.write`."""
+        """Save the job and its flow, as they are now, to a file; see `SavedState.write`."""
         try:
             self._save(self._drive.snapshot(), path, key)
         finally:

@@ -95,7 +95,7 @@ class Worker:
         if self._runtime.store is not store:
             raise FlowDefinitionError(
                 "the worker and its runtime have different stores;"
-                " make the runtime with Runtime(store=...) and the store of the worker"
+                " pass the store of the worker to Runtime(store=...)"
             )
         self._environment = self._runtime.environment
         self._clock = self._runtime.clock
@@ -173,7 +173,7 @@ class Worker:
                 self._wait_out(error)
 
     def _wait_out(self, error: OSError) -> None:
-        """Wait before the next try; raise `error` if the store has failed for as long as a lease."""
+        """Wait before the next try; raise `error` if the store fails for as long as a lease."""
         now = self._clock.monotonic_ns()
         if self._outage is None:
             self._outage, self._next_wait = now, _FIRST_WAIT

@@ -150,7 +150,9 @@ class SystemClock(Clock):
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is None:
             if until is None:
-                raise ValueError("wait() without a signal or an instant never ends; pass one")
+                raise ValueError(
+                    "wait() without a signal or an instant never ends; pass at least one of the two"
+                )
             while (left := until - _monotonic_ns()) > 0:
                 real_sleep(min(left / SECOND, _LONGEST_WAIT))
             return False

@@ -83,7 +83,7 @@ class Form:
             if type(value) is not self.kind:
                 raise TypeError(f"the data gives a value of type {type_name(type(value))}")
             if self.strict and not same_value(self.write(value), data):
-                raise ValueError("routilux writes this value differently")
+                raise ValueError("saving this value again gives different data")
         except Exception as error:
             what = f"is not the saved form of {type_name(self.kind)} ({error_text(error)})"
             raise ValueError(what) from None

@@ -53,8 +53,8 @@ class ErrorHandler:
 
     `retry_delay`, `max_delay`, `timeout` and `deadline` are seconds. The delay before retry k is
     `retry_delay × retry_backoff^(k−1)`, then `jitter` (0.1 is ±10 %), then at most `max_delay`.
-    `max_retries=None` never gives up. `on_exhausted` is the strategy when no retry is left, or the
-    type of the error forbids one. `timeout` limits one attempt, under every strategy;
+    `max_retries=None` means endless retries. `on_exhausted` is the strategy when no retry is left,
+    or the type of the error forbids one. `timeout` limits one attempt, under every strategy;
     `deadline` limits the task since its first start. Retry options with a strategy other than
     RETRY, and invalid values, raise `FlowDefinitionError`.
 

@@ -93,7 +93,7 @@ def _final_strategy(name: str, value: object) -> ErrorStrategy:
     strategy = _strategy(name, value)
     if strategy is ErrorStrategy.RETRY:
         raise refusal(
-            name, value, "give STOP, CONTINUE or SKIP, or max_retries=None to never give up"
+            name, value, "give STOP, CONTINUE or SKIP; for endless retries, max_retries=None"
         )
     return strategy
 
@@ -102,7 +102,7 @@ def _count(name: str, value: object) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MOST_RETRIES:
-        raise refusal(name, value, "give an int of 0 or more, or None to never give up")
+        raise refusal(name, value, "give an int of 0 or more, or None for endless retries")
     return int(value)
 
 
@@ -222,6 +222,6 @@ def _loaded_class(name: object, place: str) -> type[Exception]:
         raise CorruptStateError(
             place,
             f"{name!r} names no exception class of an imported module; "
-            "import the module that defines it before loading",
+            "import the module that defines the class before loading",
         )
     return cls

@@ -64,7 +64,7 @@ def test_a_retry_option_without_retry_is_refused_even_at_its_default(strategy, n
     ) == str(caught.value)
 
 
-COUNT = "give an int of 0 or more, or None to never give up"
+COUNT = "give an int of 0 or more, or None for endless retries"
 DELAY = "give a finite number of seconds, 0 or more"
 GROWTH = "give a finite number, 1 (equal delays) or more"
 SHARE = "give a finite number from 0 to 1, such as 0.1 for ±10 %"
@@ -84,7 +84,7 @@ NAN, INF = math.nan, math.inf
         *[("jitter", bad, SHARE) for bad in (-0.1, 1.1, NAN, INF, None, True)],
         *[(n, bad, BOUND) for n in ("timeout", "deadline") for bad in (0, -1, NAN, INF, 1e-10)],
         *[("strategy", bad, STRATEGY) for bad in ("RETRY", "again", "", None, 1, [])],
-        ("on_exhausted", "retry", "give STOP, CONTINUE or SKIP, or max_retries=None to never"),
+        ("on_exhausted", "retry", "give STOP, CONTINUE or SKIP; for endless retries, max"),
         ("on_exhausted", "Stop", STRATEGY),
         *[("retryable_exceptions", bad, CLASSES) for bad in (KeyboardInterrupt, ValueError())],
         *[("retryable_exceptions", bad, CLASSES) for bad in ([OSError], (OSError, "x"), None)],
@@ -182,7 +182,7 @@ def test_a_name_of_no_imported_exception_class_is_corrupt_and_imports_nothing(na
     assert "$.non_retryable_exceptions[1]" == caught.value.path
     assert (
         f"{name!r} names no exception class of an imported module; "
-        "import the module that defines it before loading"
+        "import the module that defines the class before loading"
     ) == caught.value.reason
     assert loaded == set(sys.modules)
 

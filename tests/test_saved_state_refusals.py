@@ -136,7 +136,7 @@ WHOLE: list[Row] = [
         f"{HANDLER}.retryable_exceptions",
         ["x:E"],
         f"{HANDLER}.retryable_exceptions[0]",
-        "'x:E' is no",
+        "'x:E' names no",
     ),
     ("flow.connections[0].param_mapping", {"data": ["x"]}, "flow.connections[0]", "param_mapping"),
     ("flow.connections", DOUBLED, "flow.connections[1]", "fetch.output -> process.input already"),

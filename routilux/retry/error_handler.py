@@ -172,7 +172,7 @@ never retries: leave this option out, or use ErrorStrategy.RETRY
         spread = self._spread
         if spread is not None and draw is not None:
             if not 0 <= draw < _DRAW:
-                raise ValueError(f"draw must be an int from 0 to 2**53 - 1, not {draw}")
+                raise ValueError(f"draw must be a 53-bit integer, not {draw}")
             whole = spread.denominator * _DRAW
             part = spread.numerator * (2 * draw - _DRAW)
             delay = half_even(delay * (whole + part), whole)

@@ -141,8 +141,8 @@ def test_a_delay_stays_the_same_when_asked_in_any_order_and_past_the_cache():
     [
         (0, None, "retry must be 1 or more, not 0"),
         (-1, None, "retry must be 1 or more, not -1"),
-        (1, -1, "draw must be an int from 0 to 2**53 - 1, not -1"),
-        (1, 2**53, f"draw must be an int from 0 to 2**53 - 1, not {2**53}"),
+        (1, -1, "draw must be a 53-bit integer, not -1"),
+        (1, 2**53, f"draw must be a 53-bit integer, not {2**53}"),
     ],
 )
 def test_a_retry_or_a_draw_out_of_range_is_refused(retry, draw, message):

@@ -80,7 +80,7 @@ class FoldedJob:
 
     @property
     def pending_tasks(self) -> tuple[PendingTask, ...]:
-        """The tasks that are ready, wait for a retry or have failed; sorted by `PendingTask.order`."""
+        """The tasks that are ready, wait for a retry or have failed; sorted by their `order`."""
         return tuple(sorted(self._pending.values(), key=lambda task: task.order))
 
     @property

@@ -28,17 +28,17 @@ WRONG_STARTS = [
     (
         {"entry": "sauce"},
         (
-            "flow 'shop' has no routine 'sauce' to start with; it has 'source', 'sink'; did you"
-            " mean 'source'?"
+            "flow 'shop' has no routine 'sauce' to start with; its routines are 'source', 'sink';"
+            " did you mean 'source'?"
         ),
     ),
     (
         {"entry": ["source"]},
-        "flow 'shop' has no routine ['source'] to start with; it has 'source', 'sink'",
+        "flow 'shop' has no routine ['source'] to start with; its routines are 'source', 'sink'",
     ),
     (
         {"entry": "source", "slot": "input"},
-        "routine 'source' has no slot 'input' to start with; it has 'trigger'",
+        "routine 'source' has no slot 'input' to start with; its slots are 'trigger'",
     ),
     (
         {"entry": "source", "params": {"ordre": "A7"}},

@@ -156,8 +156,8 @@ def test_a_flow_with_many_changes_is_refused_with_a_list_of_them():
     assert "$.job_state.shape" == caught.value.path
     message, *listed = caught.value.reason.split("\n")
     assert (
-        "job j was started on another shape of flow 'fan' (16 changes, listed below); resume the"
-        " job on the old flow, or with allow_changed_flow=True"
+        "flow 'fan' has changed since job j was started (16 changes, listed below); resume the"
+        " job on the old flow, or pass allow_changed_flow=True"
     ) == message
     assert ("  + connection first.output -> leaf0.input", 16) == (listed[0], len(listed))
 
@@ -211,8 +211,8 @@ def test_every_pending_task_without_its_slot_is_listed_and_the_job_is_unchanged(
     changed = fan(1)
     changed.add_routine(Stage(["input"], []), "leaf2")
     reason = (
-        "of job j, task 0.1 waits for leaf1.trigger, task 0.2 waits for leaf2.trigger; flow"
-        " 'fan' has no such slot: add it, or resume the job on the flow that started it"
+        "job j: task 0.1 waits for leaf1.trigger, task 0.2 waits for leaf2.trigger; flow 'fan'"
+        " has no such slot; add the slot, or resume the job on the flow that started it"
     )
     with refused_at("$.job_state.pending_tasks", reason, FlowMismatchError):
         resumed(changed, job, allow_changed_flow=True)

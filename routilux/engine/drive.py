@@ -232,7 +232,7 @@ class Drive:
             self._snapshot_at = self._journal.write_snapshot(job)
         except Exception as error:
             # Every commit is in the store; without the snapshot, loading takes longer.
-            _log.warning("job %s: no snapshot was written at commit %d: %s", job.job_id, job.seq, error)
+            _log.warning("job %s: no snapshot kept at commit %d: %s", job.job_id, job.seq, error)
 
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
 

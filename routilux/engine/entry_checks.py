@@ -37,13 +37,13 @@ def checked_params(
     """
     if not isinstance(entry, str) or entry not in plan.routines:
         raise FlowDefinitionError(
-            f"flow {plan.flow_id!r} has no routine {entry!r} to start with; its routines are"
+            f"flow {plan.flow_id!r} has no routine {entry!r} to start with; its routines:"
             f" {', '.join(map(repr, plan.routines)) or 'none'}{nearest(entry, plan.routines)}"
         )
     slots = plan.routines[entry].slots
     if not isinstance(slot, str) or slot not in slots:
         raise FlowDefinitionError(
-            f"routine {entry!r} has no slot {slot!r} to start with; its slots are"
+            f"routine {entry!r} has no slot {slot!r} to start with; its slots:"
             f" {', '.join(map(repr, slots)) or 'none'}{nearest(slot, slots)}"
         )
     if params is not None and (

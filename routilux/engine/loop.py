@@ -65,7 +65,7 @@ class Loop:
         self._driver.poke()
 
     def run(self) -> None:
-        """Run until all jobs have stopped; an error that ends a job is kept in its `Drive.error`."""
+        """Run until all jobs have stopped; an error that ended a job is in its `Drive.error`."""
         try:
             self._run()
         except BaseException as error:

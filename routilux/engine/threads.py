@@ -50,7 +50,7 @@ class Threads:
                 self._spare.pop().close()
 
     def drive(self, drive: Drive) -> JobState:
-        """Run a job in this thread and return the job after it has stopped; raises `drive.error`."""
+        """Run a job in this thread and return it after it has stopped; raises `drive.error`."""
         driver = self.driver_for(drive)
         who = f"job {drive.machine.job.job_id}"
         party = self._clock.party(who, (drive.ordinal,), result=True)

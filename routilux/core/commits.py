@@ -79,7 +79,7 @@ _DROPPED = CommitKind.DROPPED
 
 @dataclass(slots=True)
 class Commit:
-    """A record of all changes that one step or one request makes to a job; it never changes.
+    """A record of the changes that a step or a request makes to a job; a record never changes.
 
     `at_ns` and `started_ns` are UTC nanoseconds by the job's clock, `delay_ns` the planned wait
     of a retry and `due_ns` its end. `status` is the job's status after it. `worker` numbers the

@@ -99,7 +99,7 @@ class FoldedJob:
         seq = commit.seq
         if seq != self.seq + 1:
             raise IllegalTransitionError(
-                f"commit {seq} can't follow commit {self.seq}; {self.seq + 1} is next"
+                f"commit {seq} can't follow commit {self.seq}; commit {self.seq + 1} is next"
             )
         task_id = commit.task_id
         if task_id is not None and commit.kind in _STEP_ENDS:
@@ -135,7 +135,7 @@ class FoldedJob:
     def _fold_start(self, commit: Commit) -> Sequence[PendingTask]:
         detail = commit.detail
         if self.seq or detail is None:
-            raise IllegalTransitionError("'start' must be a job's first commit and have a detail")
+            raise IllegalTransitionError("a 'start' must be a job's first commit and have a detail")
         self.flow_id = str(detail["flow_id"])
         self._take_shape(detail)
         self.started_ns = commit.at_ns

@@ -73,12 +73,12 @@ class Machine:
 
     @property
     def in_flight(self) -> int:
-        """The number of steps in flight, which have started and not ended."""
+        """The number of steps that have started and not yet ended."""
         return len(self._flights)
 
     @property
     def flights(self) -> Sequence[StepInput]:
-        """The steps in flight, in the order in which they started."""
+        """The steps that have started and not yet ended, in the order of their starts."""
         return list(self._flights.values())
 
     @property
@@ -112,7 +112,7 @@ class Machine:
         return pending.conflicts >= MOST_CONFLICTS and bool(self._flights)
 
     def begin(self, pending: PendingTask, now: int) -> StepInput:
-        """Mark a startable task as in flight, and return the step to run."""
+        """Start a task: mark the task as in flight, and return the step to run."""
         task = pending.task
         job = self.job
         routine_id = task.routine_id

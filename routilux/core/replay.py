@@ -41,7 +41,7 @@ _REQUESTS: Final = (CommitKind.RESUMED, CommitKind.PAUSED, CommitKind.CANCELLED)
 
 
 def follow(job: FoldedJob, commit: Commit, path: str) -> None:
-    """Apply a loaded commit to a job; raises `CorruptStateError` if the commit does not fit."""
+    """Apply a loaded commit to a job; raise `CorruptStateError` if it does not fit the job."""
     reason = _wrong_time(job, commit) or _wrong_task(job, commit) or _wrong_status(job, commit)
     if reason is None:
         try:

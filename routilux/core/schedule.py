@@ -61,7 +61,7 @@ class Schedule:
             self.add(task)
 
     def add(self, pending: PendingTask) -> None:
-        """Add a task, which may start once it is due."""
+        """Add a task; the task may start as soon as it is due."""
         order = (pending.due_ns, pending.seq, pending.position)
         queue = self._queue
         if not queue or self._last < order:

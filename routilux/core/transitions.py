@@ -37,7 +37,7 @@ _RETRIES = ErrorStrategy.RETRY
 
 
 def child_id(parent: str, number: int) -> str:
-    """Return the id of child `number` of task `parent`; a digest replaces a too long parent id.
+    """Return the id of child `number` of task `parent`; a long parent id is replaced by a digest.
 
     >>> child_id("0.1", 2)
     '0.1.2'
@@ -67,7 +67,10 @@ def step_commit(kind: CommitKind, job: JobState, step: StepInput, now: int) -> C
 def commit_of_outcome(
     plan: Plan, job: JobState, step: StepInput, outcome: StepOutcome, now: int
 ) -> Commit:
-    """Return the commit that ends `step` with `outcome`; the caller has excluded a conflict."""
+    """Return the commit that ends `step` with `outcome`.
+
+    The caller has checked that no other step changed shared data that this step read.
+    """
     if outcome.error_type is not None:
         return _failure(plan, job, step, outcome, outcome.error_type, now)
     task = step.task

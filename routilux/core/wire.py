@@ -126,7 +126,10 @@ def load_emission(f: Any, index: int) -> Emission:
 
 
 def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
-    """Make a commit's task from saved data; without a payload it gets that of its emission."""
+    """Make a task of a commit from saved data.
+
+    A task that was saved without a payload gets the payload of its emission.
+    """
     if type(f) is not dict or not fits(f, _TASK_REQUIRED, _TASK_OPTIONAL):
         check_fields(f, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
     index = f["emission"]

@@ -26,7 +26,7 @@ class Driven(Host, Protocol):
     ordinal: int
 
     def run(self, step: StepInput) -> StepOutcome:
-        """Run one attempt in this thread, and return the outcome; an exception ends the job."""
+        """Run one attempt in this thread, and return its outcome; an error ends the job's run."""
 
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
@@ -45,13 +45,13 @@ class Driver(Protocol):
     room: bool
 
     def start(self, driven: Driven, step: StepInput) -> None:
-        """Accept a step of job `driven`; it runs later, or in another thread."""
+        """Accept a step of job `driven`; the step runs later, or in another thread."""
 
     def next(self, until: int | None, key: Key, who: str) -> Ended | None:
         """Wait for a step that has ended, and return it; None at time `until`, or after `poke`."""
 
     def others(self, than: Ended) -> list[Ended]:
-        """Return steps that have ended, without waiting: one per job, none of the job of `than`."""
+        """Return, without waiting, ended steps of jobs other than `than`'s, at most one per job."""
 
     def poke(self) -> None:
         """Make `next` return at once; any thread may call this."""

@@ -60,7 +60,7 @@ class Loop:
         self._mark(drive)
 
     def look(self, drive: Drive) -> None:
-        """React after another thread has changed a job; the caller holds the runtime's lock."""
+        """React to another thread's change of a job; the caller holds the runtime's lock."""
         self._mark(drive)
         self._driver.poke()
 

@@ -121,7 +121,7 @@ def _run_coroutine(coroutine: Coroutine[object, object, object], slot: Slot) -> 
 
 
 class _RemoteHost:
-    """The engine's methods for a step in another process; effects travel with the outcome.
+    """The engine's methods for a step in another process; the outcome carries effects back.
 
     So an effect is recorded when the step ends; a crash of the process loses the effect.
     """

@@ -37,7 +37,7 @@ active: ContextVar[Context | None] = ContextVar("routilux_step", default=None)
 
 
 class Host(Protocol):
-    """The methods of the engine that a step's context calls; times are nanoseconds."""
+    """The methods of the engine that a step's context calls; times are in nanoseconds."""
 
     def now_ns(self) -> int:
         """Return the job's current time in UTC nanoseconds."""
@@ -121,7 +121,7 @@ class View(MutableMapping[str, object]):
         return {**self._snapshot, **self._copies}
 
     def writes(self, place: str) -> Writes | None:
-        """Return the handler's changes of the snapshot, as copies; None if nothing changed."""
+        """Return the handler's changes to the snapshot, as copies; None if nothing changed."""
         snapshot = self._snapshot
         changed = {
             key: value
@@ -169,7 +169,7 @@ class Context:
         return self.step or self.over()
 
     def over(self) -> NoReturn:
-        """Raise `NoActiveStepError`: the context is used although its step has ended."""
+        """Raise `NoActiveStepError`, because the context is used after the end of its step."""
         raise NoActiveStepError(
             "this step has ended: its handler has returned, or the engine no longer waits for it;"
             " nothing more is recorded, so do not use ctx after the end of the step"
@@ -308,7 +308,7 @@ class Context:
         return state, common.writes("ctx.shared") if common is not None else None
 
     def shared_reads(self) -> frozenset[str] | None:
-        """Return the keys of `shared` that the handler read; None if it depends on all keys."""
+        """Return the keys of `shared` that the handler read; None means all keys."""
         common = self._shared
         if common is None:
             return frozenset()

@@ -36,7 +36,7 @@ _bindings: WeakKeyDictionary[Callable[..., object], Binding] = WeakKeyDictionary
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """The payload fields that a handler takes; computed once per function."""
+    """The names of the payload fields that a handler takes; computed once per function."""
 
     names: frozenset[str]
     required: frozenset[str]
@@ -44,7 +44,7 @@ class Binding:
 
     @classmethod
     def of(cls, handler: Callable[..., object]) -> Binding:
-        """Read a handler's parameters; a positional-only one raises `FlowDefinitionError`."""
+        """Read a handler's parameters; raise `FlowDefinitionError` if one is positional-only."""
         function = getattr(handler, "__func__", handler)
         known = _bindings.get(function) if function is not handler else None
         if known is not None:
@@ -57,7 +57,7 @@ class Binding:
         except ValueError:
             raise FlowDefinitionError(
                 f"the parameters of handler {_name(handler)} can't be read, as with some built-in"
-                " functions; call it from a method that has named parameters"
+                " functions; call the function from a method that has named parameters"
             ) from None
         for parameter in parameters.values():
             if parameter.kind is Parameter.VAR_KEYWORD:
@@ -258,7 +258,7 @@ class Routine:
         context = active.get()
         if context is None:
             raise NoActiveStepError(
-                f"{type(self).__qualname__}.ctx was read outside a handler; read it only while one"
+                f"{type(self).__qualname__}.ctx was read outside a handler; read ctx only while one"
                 " of the routine's handlers runs"
             )
         if context.step is None:
@@ -309,7 +309,7 @@ class Routine:
 
 
 def find_class(name: str) -> type[Routine] | None:
-    """Return the routine class with the saved name `name`; None if the program defines none."""
+    """Return the routine class whose saved name is `name`; None if there is no such class."""
     return _classes.get(name)
 
 

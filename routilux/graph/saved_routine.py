@@ -69,11 +69,11 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
 
 
 def saved_handler(handler: ErrorHandler | None, owner: str) -> object:
-    """Return the saved form of an error handler; `owner` is the path of its flow or routine."""
+    """Return the saved form of an error handler; `owner` is the path of the flow or routine."""
     return None if handler is None else handler.serialize(f"{owner}.error_handler")
 
 
 def load_handler(data: Mapping[str, object], owner: str) -> ErrorHandler | None:
-    """Build the error handler in the decoded fields of a flow or routine; None if there is none."""
+    """Build the error handler from the decoded data of a flow or routine; None if there is none."""
     saved = data["error_handler"]
     return None if saved is None else ErrorHandler.deserialize(saved, f"{owner}.error_handler")

@@ -27,7 +27,7 @@ _TRIES: Final = 20  # enough to be faster once than a host that commits all the 
 
 
 def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False) -> JobState:
-    """Give a failed job a fresh retry budget, let any worker resume the job, and return it.
+    """Give a failed job a fresh retry budget, let any worker resume it, and return the job.
 
     With `take_over`, also set free a job that a host holds, with a lease or without; this counts as
     a recovery. Raises `NotResumableError` if the job is neither failed nor taken over, `KeyError`
@@ -51,7 +51,7 @@ def retry(store: JobStore, job_id: str, now_ns: int, *, take_over: bool = False)
 
 
 def cancel(store: JobStore, job_id: str, now_ns: int, reason: str | None = None) -> JobState:
-    """Cancel a job in a store for good, and return the job.
+    """Cancel a job in a store, and return the job; a cancelled job can't be resumed.
 
     Raises `NotResumableError` if the job is final, `KeyError` if there is no such job.
     """

@@ -206,7 +206,7 @@ class Database:
             return False
         (version,) = db.execute("SELECT max(version) FROM routilux_version").fetchone()
         if version is None or version < 1:
-            reason = f"has {version} in table routilux_version; restore the table from a backup"
+            reason = f"has version {version} in routilux_version; restore that table from a backup"
             raise CorruptStateError(self.name, reason)
         if version > _VERSION:
             raise newer_store(self.name, version, _VERSION)

@@ -140,8 +140,8 @@ class SqliteFile:
             self._process, self._file = os.getpid(), _file_at(self._name)
         elif _file_at(self._name) != self._file:
             raise OSError(
-                f"the store {self.path}: its file was removed or replaced while it was open; put"
-                " the file back, or open the store again"
+                f"the store {self.path}: its file was removed or replaced while the store was"
+                " open; put the file back, or open the store again"
             )
         return self._connection
 

@@ -155,10 +155,10 @@ class JobStore(Protocol):
         """
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return (number of the last commit, snapshot) of a job; None if it has no snapshot."""
+        """Return (number of the last commit, snapshot) of a job; None if there is no snapshot."""
 
     def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        """Give `owner` a lease on the job that has been free longest, among the jobs of these flows.
+        """Give `owner` a lease on the job of these flows that has been free longest.
 
         Returns the job, and whether it was given back; None if no job is free. The owner before
         can't write any more. The job is not free until the lease ends.
@@ -176,7 +176,7 @@ class JobStore(Protocol):
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return each job's hold by job id; with `job_id` only of that job, or {} without such a job."""
+        """Return each job's hold, by job id; with `job_id`, only the hold of that job, if any."""
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.

@@ -230,7 +230,7 @@ WRONG_DECLARATIONS = [
         lambda r: r.define_slot("other", handler={}.update),
         (
             "the parameters of handler dict.update can't be read, as with some built-in functions;"
-            " call it from a method that has named parameters"
+            " call the function from a method that has named parameters"
         ),
     ),
     (

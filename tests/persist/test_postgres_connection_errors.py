@@ -176,7 +176,7 @@ def test_tables_of_a_newer_version_are_refused_unchanged(postgres, dsn, admin, r
 
 def test_tables_that_have_lost_their_version_are_refused(postgres, dsn, admin):
     admin.execute("DELETE FROM routilux_version")
-    with pytest.raises(CorruptStateError, match="has None in table routilux_version; restore"):
+    with pytest.raises(CorruptStateError, match="has version None in routilux_version; restore"):
         PostgresStore(dsn)
     admin.execute("DROP TABLE routilux_version")
     with pytest.raises(OSError, match="already exists; its tables are of another program or"):

@@ -30,7 +30,7 @@ class Driven(Host, Protocol):
 
 
 Ended = tuple[Any, "StepInput", "StepOutcome | BaseException"]
-"""A step that has ended, with its job, and its outcome.
+"""The job, the step and the outcome of a step that has ended.
 
 A `BaseException` in place of an outcome is an error from outside the handler.
 """

@@ -55,7 +55,7 @@ def refuse_newer(data: bytes, place: str) -> None:
 def newer_store(name: str, found: int, known: int) -> UnsupportedVersionError:
     """Return the error for a store with a newer version than this routilux can read."""
     return UnsupportedVersionError(
-        name, f"has version {found}; this routilux reads version {known}; install a newer routilux"
+        name, f"has version {found}; this routilux reads version {known}; upgrade routilux"
     )
 
 

@@ -45,7 +45,7 @@ def _folder(path: Path) -> None:
             lambda path: path.write_text("a letter"),
             r"jobs\.db: is not a valid database .*restore it.*",
         ),
-        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*install a newer routilux"),
+        (_sql("PRAGMA user_version = 2"), r"jobs\.db: has version 2; .*upgrade routilux"),
     ],
 )
 def test_a_file_that_is_no_store_is_refused_by_every_command_and_not_changed(

@@ -169,7 +169,7 @@ def test_a_statement_that_the_server_cancels_raises_and_can_be_repeated(postgres
 @pytest.mark.parametrize("read_only", [False, True])
 def test_tables_of_a_newer_version_are_refused_unchanged(postgres, dsn, admin, read_only):
     admin.execute("UPDATE routilux_version SET version = 2")
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*upgrade routilux"):
         PostgresStore(dsn, read_only=read_only)
     assert [(2,)] == admin.execute("SELECT version FROM routilux_version").fetchall()
 

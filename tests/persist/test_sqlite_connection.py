@@ -173,7 +173,7 @@ def test_a_file_of_a_newer_version_is_refused(tmp_path, sqlite):
     with sqlite._file.using() as db:
         db.execute("PRAGMA user_version = 2")
     sqlite.close()
-    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*install a newer routilux"):
+    with pytest.raises(UnsupportedVersionError, match=r"has version 2.*upgrade routilux"):
         SqliteStore(sqlite.path)
 
 

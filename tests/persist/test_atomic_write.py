@@ -243,7 +243,7 @@ def test_a_folder_without_write_permission_is_reported_with_the_cure(tmp_path, o
     def writes():
         if not os.getuid():
             os.setresuid(-1, 65534, -1)  # nobody; root may write anywhere
-        with pytest.raises(PermissionError, match="has not changed: let this user write in its"):
+        with pytest.raises(PermissionError, match="has not changed: let this user write in the"):
             new.write("job.json")
 
     old.write(tmp_path / "job.json")

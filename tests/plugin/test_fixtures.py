@@ -323,7 +323,7 @@ def test_fixtures_work_in_async_tests_and_a_blocked_loop_is_reported(inner):
     inner.makepyfile(NAP + ASYNC)
     result = run_pytest(inner, *PLUGIN, "-W", "error")
     result.assert_outcomes(passed=2, failed=1)
-    line = "*the handler of slot 'trigger' is async and this thread *runs an event loop*; use*"
+    line = "*the handler of slot 'trigger' is async, but this thread *runs an event loop*; use*"
     result.stdout.fnmatch_lines([line])
 
 

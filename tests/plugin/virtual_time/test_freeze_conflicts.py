@@ -81,7 +81,7 @@ def test_every_freeze_of_the_users_own_is_refused_by_name(pytester):
 @pytest.mark.parametrize(
     ("frozen", "ours", "advice"),
     [
-        (frozen_clock, "flow_clock", "; flow_clock.move_to(...) sets its time"),
+        (frozen_clock, "flow_clock", "; to set the time, call flow_clock.move_to(...)"),
         (lambda: frozen_simulation(0), "flow_sim", ""),
     ],
 )

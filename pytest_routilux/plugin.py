@@ -106,7 +106,7 @@ def flow_factory() -> FlowFactory:
 
 @pytest.fixture
 def serialize_roundtrip(tmp_path: Path) -> SerializeRoundtrip:
-    """Saves and loads an object; fails if the loaded object has another value or type somewhere."""
+    """Saves and loads an object; fails if the loaded object differs in a value or a type."""
     from pytest_routilux.hosts.roundtrip import SerializeRoundtrip
 
     return SerializeRoundtrip(tmp_path)

@@ -46,7 +46,7 @@ class Fault:
         """Raise `FlowDefinitionError` if `flow` does not have the routine that this fault names."""
 
     def unfit(self, runtime: Runtime) -> str | None:
-        """Return why this fault can't strike on `runtime` and what to do; None if the fault can."""
+        """Return the reason and the remedy if this fault can't strike on `runtime`, else None."""
         return None
 
     def affect(self, step: StepInput, slot: Slot, clock: Clock) -> Slot:

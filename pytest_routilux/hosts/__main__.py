@@ -53,7 +53,7 @@ class _RequestError(Exception):
 
 
 class _Host:
-    """An observer that saves the job or kills the host at requested commits; writes the report."""
+    """An observer that saves the job or kills the host at requested commits."""
 
     def __init__(self, folder: Path, request: Request, flow: Flow, clock: FakeClock) -> None:
         self._folder = folder

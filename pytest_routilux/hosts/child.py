@@ -96,7 +96,7 @@ class Child:
             os.close(self._held)
 
     def close(self) -> None:
-        """Close the process handle; call this once, after `kill` and after all waiting."""
+        """Close the process handle; call once after `kill`, when no thread is in `ends_within`."""
         if self._end is not None:
             os.close(self._end)
 

@@ -352,7 +352,10 @@ class FlowMonitor(ExecutionMonitor):
     def assert_status(
         self, status: JobStatus | str | JobState, *, job: JobState | str | None = None
     ) -> None:
-        """Assert the last recorded status of a job; `status=job` gives the job and its status."""
+        """Assert the last recorded status of a job.
+
+        A job as `status` gives both the job and the expected status.
+        """
         __tracebackhide__ = True
         if isinstance(status, JobState):
             job = status if job is None else job

@@ -21,7 +21,7 @@ _AROUND: Final = 12
 
 
 def divergence(left: JobState, right: JobState, *, whole: bool) -> list[str]:
-    """Describe the first commit that differs, and give advice; `whole` adds a table of commits."""
+    """Describe the first commit that differs between two jobs; `whole` adds a table of commits."""
     ours, theirs = left.commits, right.commits
     at = next(
         (

@@ -97,7 +97,10 @@ def check_connected(jobs: Sequence[KnownJob], source: str, target: str) -> None:
 
 
 def last_commit(jobs: Sequence[KnownJob], routine: str) -> tuple[KnownJob, Commit]:
-    """Return a job and its last commit of `routine`, else a job and the last commit of that job."""
+    """Return the last commit of `routine`, as a pair of job and commit.
+
+    Without such a commit, return a job that has the routine, and the last commit of that job.
+    """
     for known in jobs:
         for commit in reversed(known.commits):
             if commit.routine_id == routine:

@@ -42,7 +42,7 @@ _JOB_PARTS: Final = (
 
 
 def view(obj: object) -> object:
-    """Convert a flow, routine, job, handler or saved state to plain data; keep other objects.
+    """Return a flow, routine, job, handler or saved state as plain data; else `obj` itself.
 
     >>> view(ErrorHandler("skip", timeout=2))
     {'strategy': <ErrorStrategy.SKIP: 'skip'>, 'timeout': 2}

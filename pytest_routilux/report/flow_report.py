@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class FlowReport:
-    """Collects the report of one test; each method adds one part, some with an optional title.
+    """Collects the report of one test; each method adds one part.
 
     A source is a job or a monitor. The report is shown with -v and if the test fails;
     `--routilux-report=always` shows every report, `never` none.

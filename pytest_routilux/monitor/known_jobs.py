@@ -79,7 +79,8 @@ def jobs_with(jobs: Sequence[KnownJob], *routines: str) -> list[KnownJob]:
     found = [known for known in jobs if not {*routines} - {*known.job.routine_states}]
     if not found:
         raise FlowDefinitionError(
-            f"no recorded job has all routines of {', '.join(routines)}; use one assertion per flow"
+            f"no recorded job has all of these routines: {', '.join(routines)}; use one assertion"
+            " per flow"
         )
     return found
 

@@ -162,7 +162,10 @@ def payload_difference(expected: object, actual: object, path: str = "data") -> 
 def first_wrong_retry(
     task: str, retries: Sequence[Retry], times: int | None, wanted: Sequence[int] | None
 ) -> tuple[str, int, str] | None:
-    """Return problem, index and advice for the first wrong retry; None if no retry is wrong."""
+    """Return problem, index and advice for the first wrong retry; None if no retry is wrong.
+
+    The advice has `{}` in place of the routine's name.
+    """
     for at, (retry, delay) in enumerate(zip(retries, wanted or (), strict=False)):
         planned, waited = retry.delay_ns, retry.actual_ns
         if planned == delay and waited in (None, delay):

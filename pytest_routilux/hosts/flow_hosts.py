@@ -291,8 +291,7 @@ class FlowHosts:
             if point is not None and point.fields() in report["missed"]:
                 raise HostError(
                     f"no commit of {host.name} matches {point}, at which the host was {action}; the"
-                    " commits were"
-                    + "".join(f"\n  {line}" for line in report["commits"])
+                    " commits were" + "".join(f"\n  {line}" for line in report["commits"])
                 )
         return HostResult(
             pid=host.pid,

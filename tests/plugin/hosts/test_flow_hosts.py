@@ -205,8 +205,8 @@ def test_a_job_of_a_store_resumes_at_the_instant_of_its_last_commit(flow_hosts, 
     [
         ({}, r"^resume\(\) needs either a document, or a store with job_id= and build=$"),
         ({"document": "a", "store": "b"}, r"^resume\(\) needs either a document, or a store"),
-        ({"store": "b", "build": shop}, "needs job_id=, and build= for the job's flow"),
-        ({"store": "b", "job_id": "A7"}, "needs job_id=, and build= for the job's flow"),
+        ({"store": "b", "build": shop}, "needs job_id=, and build= to make the job's flow"),
+        ({"store": "b", "job_id": "A7"}, "needs job_id=, and build= to make the job's flow"),
         ({"document": "gone.json"}, r"there is no document .*gone\.json; write"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_refused_sleep_in_a_library_names_the_users_line_too(shop):
     result.stdout.fnmatch_lines(
         ["charge (task 0, attempt 1) called time.sleep(3.0) at *tenacity*nap.py:*"]
     )
-    result.stdout.fnmatch_lines(["*nap.py:* (for shop.py:48), which *"])
+    result.stdout.fnmatch_lines(["*nap.py:* (for shop.py:48); the setting *"])
 
 
 def test_a_forgotten_await_fails_the_test(shop):

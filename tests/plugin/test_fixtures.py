@@ -448,5 +448,5 @@ def test_an_error_of_an_observer_fails_the_test_in_every_phase(inner, workers):
     inner.makepyfile(NAP + BROKEN)
     result = inner.runpytest_inprocess(*PLUGIN, *workers)
     result.assert_outcomes(passed=4, failed=1, skipped=1, errors=5)
-    line = "observer <Broken> raised once KeyError: 'lost' ("
+    line = "observer <Broken> raised once: KeyError: 'lost' ("
     assert 5 == sum(text.startswith(line) for text in result.outlines)

@@ -1,4 +1,4 @@
-"""Enumerates the crash points of a run: each moment at which a host can die.
+"""Lists the crash points of a run: the moments at which a host can die.
 
 Invariants:
 - Points are enumerated from the undisturbed run, in the order of its log.
@@ -25,7 +25,7 @@ _LONG: Final = 3600 * SECOND
 
 
 def crash_points(run: Undisturbed, *, documents: bool = True) -> list[CrashPoint]:
-    """Return every point of an undisturbed run at which a host can die, in log order."""
+    """Return each point of `run` at which a host can die, in the order of the run's log."""
     return list(_Points(run, documents=documents).all())
 
 
@@ -34,7 +34,7 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """An instant (UTC nanoseconds), and the number of commits and effects until then."""
+    """An instant (UTC nanoseconds), with the numbers of commits and effect calls until then."""
 
     commits: int
     calls: int

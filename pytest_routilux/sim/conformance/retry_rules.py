@@ -1,4 +1,4 @@
-"""Rules for attempts that fail: when a task is retried, given up or dropped.
+"""Rules for failed attempts: when the engine must retry, fail or drop the task.
 
 Invariants:
 - A failed attempt leaves nothing in the job but its record.
@@ -38,7 +38,7 @@ class BrokenRuleError(Exception):
 
 @final
 class RetryRules:
-    """Checks the failed attempts of a job against its retry policies."""
+    """Checks each failed attempt of a job against the retry policy of the attempt's routine."""
 
     __slots__ = ("_errors", "_job", "_retry_after", "_spec")
 
@@ -53,7 +53,7 @@ class RetryRules:
             self._retry_after = {key: d for host in hosts for key, d in host.retry_after.items()}
 
     def check_no_trace(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt's commit writes no data and emits only `error`."""
+        """Check that a failed attempt's commit writes no data and emits no event except `error`."""
         failed = f"attempt {commit.attempt} of {shadow} did not succeed"
         for writes, where in ((commit.state, "state"), (commit.shared, "shared data")):
             if writes is not None:
@@ -76,7 +76,7 @@ class RetryRules:
             fail("failed-attempt-emitted", what, commit)
 
     def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt is retried, given up or dropped as the policy requires."""
+        """Check that a failed attempt has the result that its retry policy requires."""
         policy = self._spec.policies[shadow.task.routine_id]
         key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type
@@ -143,7 +143,7 @@ class RetryRules:
         fail("backoff-wrong", what, commit)
 
     def _miscounts(self, shadow: ShadowTask) -> Iterator[tuple[int, str, str]]:
-        """Yield each retry number that a wrong count gives, with a finding's kind and reason."""
+        """Yield (retry number, finding's kind, reason) for each known way to miscount retries."""
         routine = shadow.task.routine_id
         if shadow.since_resume is not None:
             why = "the retries before another host resumed the job are forgotten"
@@ -198,7 +198,7 @@ class RetryRules:
 
 
 def fail(kind: str, what: str, of: Commit | Task | None, routine: str | None = None) -> NoReturn:
-    """Raise `BrokenRuleError` for a rule that a commit, a task or a routine breaks."""
+    """Raise `BrokenRuleError` with a finding about a commit, a task, a routine or the job."""
     if routine is None and of is not None:
         routine = of.routine_id
     path = f"engine.{routine or 'job'}"

@@ -1,4 +1,4 @@
-"""Rules for the start of a step: when the step may start, and which data it gets.
+"""Rules for the start of a step: when the step may start, and which data the step gets.
 
 Invariants:
 - A step starts only while its job runs, as the next attempt of its task, and not before it is due.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @final
 class StartRules:
-    """Checks each start of a job's steps; `exact` means that no duration is just a lower bound."""
+    """Checks the start of each step of a job; `exact=True` also checks that no step starts late."""
 
     __slots__ = ("_compared", "_exact", "_job")
 
@@ -35,7 +35,7 @@ class StartRules:
         self._compared: dict[str | None, tuple[object, object]] = {}
 
     def check(self, step: StepInput) -> None:
-        """Check a step that starts, and add it to the steps in flight."""
+        """Check the start of `step`, and add the step to the steps in flight."""
         job, task, at = self._job, step.task, step.started_ns
         shadow = job.tasks.get(task.task_id)
         if shadow is None:
@@ -123,7 +123,7 @@ class StartRules:
     def _compare(
         self, step: StepInput, routine: str | None, committed: object, given: object
     ) -> None:
-        """Compare a routine's committed state, or shared data, with the values that a step gets."""
+        """Check that a step gets the committed state of `routine`; None means the shared data."""
         known = self._compared.get(routine)
         if known is None or known[0] is not given or known[1] is not committed:
             if not same(committed, given):
@@ -138,7 +138,7 @@ class StartRules:
 
 
 def too_early(shadow: ShadowTask, at: int) -> NoReturn:
-    """Report an attempt that starts before its task may start."""
+    """Raise `BrokenRuleError` for an attempt that starts before its task is due."""
     early = f"{seconds(shadow.due - at)} s"
     if not shadow.delay:
         what = f"attempt {shadow.attempt} of {shadow} starts {early} before it was created"
@@ -154,7 +154,7 @@ def too_early(shadow: ShadowTask, at: int) -> NoReturn:
 
 
 def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoReturn:
-    """Report an attempt whose number is not the next one of its task."""
+    """Raise `BrokenRuleError` for an attempt whose number is not the next number of its task."""
     what = f"attempt {attempt} of {shadow} {verb}"
     if shadow.ended or shadow.failed:
         what += f" after the task {shadow.ended or 'has failed'}"
@@ -167,5 +167,5 @@ def wrong_attempt(shadow: ShadowTask, attempt: int, verb: str, at: int) -> NoRet
 
 
 def same(a: object, b: object) -> bool:
-    """Return whether two values are equal and of the same type."""
+    """Return whether `a` and `b` are equal and have the same type."""
     return a is b or same_value(a, b)

@@ -1,4 +1,4 @@
-"""Finds, by forked hosts, progress kept in a module, and handlers that end their process.
+"""Finds handlers that keep progress in module variables, and handlers that end their process.
 
 Invariants:
 - The undisturbed run happens first in a process of its own. A handler that ends this process is
@@ -65,7 +65,7 @@ class Killed:
 
 
 class ForkedHosts:
-    """Runs each host of a case in a separate process; must be created before the case runs."""
+    """Runs hosts of one case in forked processes; create the instance before the case runs here."""
 
     def __init__(
         self, case: Case, start_ns: int, coverage: Coverage, *, isolated: bool = True
@@ -89,7 +89,7 @@ class ForkedHosts:
             self._server.__exit__()
 
     def ask(self, function: Callable[..., object], *args: object) -> Reply:
-        """Call `function(case, send, *args)` in another process, or in this one without forks."""
+        """Call `function(case, send, *args)` in a forked process, or here if forks are off."""
         if self._server is None:
             return Reply(function(self._case, lambda value: None, *args))
         self._coverage.runs += 1
@@ -98,7 +98,7 @@ class ForkedHosts:
     # --- handlers that end their process --------------------------------------------------------
 
     def canary(self) -> Killed | None:
-        """Run the case undisturbed in another process; return a finding if a handler ends it."""
+        """Run the case in a forked process; return a finding if a handler ends or blocks it."""
         if self._server is None:
             return None
         reply = self.ask(undisturbed_log, self._start_ns)
@@ -150,7 +150,7 @@ class ForkedHosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Recover at some crash points in other processes; return a finding seen only there."""
+        """Repeat some of the crashes in forked processes; return a finding that only they show."""
         if self._server is None or not self._changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}
@@ -185,7 +185,7 @@ class ForkedHosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, variable: Variable | None = None
     ) -> World | None:
-        """Recover at a crash point in another process, where `variable` keeps its value."""
+        """Repeat a crash in a forked process, where `variable` keeps its value."""
         kept = None
         if variable is not None:
             data = self.ask(value_at_commit, self._start_ns, point.commits, variable).result
@@ -202,7 +202,7 @@ class ForkedHosts:
         return world
 
     def _variance(self, known: Reference) -> Trie | None:
-        """Return the paths that vary between undisturbed runs in separate processes."""
+        """Run the case in separate processes; return the paths at which the results differ."""
         views = []
         for variation in [*variations(known.run.host.flow.plan()), Variation(), Variation()]:
             reply = self.ask(variation_log, self._start_ns, variation)

@@ -152,9 +152,9 @@ class FlowSim:
         coverage = result.coverage
         if coverage.planned != coverage.executed:
             pytest.fail(
-                f"{coverage.word}: planned {dict(coverage.planned)}, executed"
-                f" {dict(coverage.executed)}; a crash that did not happen proves nothing. If the"
-                " flow does not repeat the same work, check_determinism says why",
+                f"crash points {coverage.word}: planned {dict(coverage.planned)}, executed"
+                f" {dict(coverage.executed)}; a crash that did not happen proves nothing. If runs"
+                " of the flow differ, flow_sim.check_determinism shows the first difference",
                 pytrace=False,
             )
         return coverage
@@ -183,12 +183,12 @@ class FlowSim:
         if finding is not None:
             self._fail(case, Checks(), finding)
         _refuse_idle(case.faults)
-        self._report("  🔁 repeated with the same records", coverage.notes)
+        self._report("  🔁 all runs wrote the same records", coverage.notes)
 
     def close(self) -> None:
         """Fail the test if none of its simulations fits the reproducer of `--routilux-repro`."""
         if self._repro is not None and not self._repeated:
-            reasons = self._stale or ["the test makes no simulation"]
+            reasons = self._stale or ["the test runs no simulation"]
             pytest.fail(
                 f"STALE: {self._repro} fits no simulation of the test: {'; '.join(reasons)}."
                 " Run the test without --routilux-repro to search for the bug again",

@@ -230,7 +230,7 @@ class Expected:
         if part == "tasks" or path.endswith((".attempts", ".retries")):
             kind = "attempts-differ"
         expected, actual = shown(difference.expected), shown(difference.actual)
-        what = f"{path}: {expected} undisturbed, {actual} with this crash"
+        what = f"{path}: {expected} without a crash, {actual} with this crash"
         return Finding(kind, what, path, routine, rows=_rows(a, b))
 
 

@@ -99,9 +99,9 @@ def recover(run: Undisturbed, point: CrashPoint) -> Disturbed:
     if point.kind in _REFUSALS:
         # The host is alive when the store fails, so it runs from the start of the job.
         durable = point.kind == "store does not answer"
-        how = "was not acknowledged" if durable else "failed"
+        how = "did not acknowledge" if durable else "failed to write"
         seq = point.commits + 1
-        fault = _FailsAt(seq, OSError(f"write {seq} of the store {how}"), durable=durable)
+        fault = _FailsAt(seq, OSError(f"the store {how} commit {seq}"), durable=durable)
         world = _new_world(case, run.world.log[0][0])
         failing = replace(case, faults=(fault, *case.faults))
         hosts = _run_hosts(failing, world, None)
@@ -161,7 +161,7 @@ def _crash_on_resume(case: Case, world: World, job: JobState) -> tuple[JobState,
         job = _stored(case, world, job, host) or job
         if dies.struck:
             break
-    world.add_note(world.now_ns, "CRASH, right after it resumed")
+    world.add_note(world.now_ns, "CRASH, right after the resume")
     return job, dies.struck == 1
 
 

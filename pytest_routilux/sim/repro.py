@@ -100,7 +100,7 @@ class Repro:
         if now != self.digest:
             raise StaleError(
                 "the reproducer was made for another flow, entry, slot or list of faults: its"
-                f" digest is {self.digest}, but that of the test is {now}"
+                f" digest is {self.digest}, but the test's digest is {now}"
             )
         missing = [number for number in self.faults if number > len(case.faults)]
         if missing:

@@ -162,14 +162,14 @@ class _Checker:
                 ):
                     what = (
                         f"{task.routine_id} emits {emission.event!r} in {commit_text(commit)},"
-                        f" but no task is created for {target}.{slot}, which is connected to it"
+                        f" but no task is created for the connected slot {target}.{slot}"
                     )
                     fail("edge-missing", what, commit)
                 expected = _child_id(task.task_id, created)
                 if new.task_id != expected:
                     what = (
                         f"task {created + 1} that {commit_text(commit)} creates has the id"
-                        f" {new.task_id}; by its lineage it is {expected}"
+                        f" {new.task_id}, but the id must be {expected}"
                     )
                     known = new.task_id in self._job.tasks
                     fail("task-id-twice" if known else "task-id-wrong", what, commit)
@@ -177,15 +177,15 @@ class _Checker:
                     sent = {names.get(name, name): v for name, v in emission.payload.items()}
                     if not same(sent, new.payload):
                         what = (
-                            f"{new.routine_id} gets another payload than {task.routine_id} emits in"
-                            f" {commit_text(commit)}: {first_difference(sent, new.payload)}"
+                            f"{new.routine_id} gets a payload that {task.routine_id} did not emit"
+                            f" in {commit_text(commit)}: {first_difference(sent, new.payload)}"
                         )
                         fail("payload-wrong", what, commit)
                 created += 1
         if created < len(tasks):
             what = (
                 f"{commit_text(commit)} creates task {tasks[created].task_id} for"
-                f" {tasks[created].routine_id}, but emits nothing that is connected to it"
+                f" {tasks[created].routine_id}, but emits nothing that is connected to that routine"
             )
             fail("task-unexpected", what, commit)
         self._check_new(commit)
@@ -279,7 +279,7 @@ class _Checker:
                 fail("state-not-folded", what, None, name)
             attempts = job.attempts.get(name, 0)
             if routine.attempts != attempts:
-                what = f"{name} counts {routine.attempts} attempts; its commits end {attempts}"
+                what = f"{name} counts {routine.attempts} attempts; its commits are of {attempts}"
                 fail("attempts-miscounted", what, None, name)
         if (job.shared or real.shared_data) and not same(job.shared, real.shared_data):
             difference = first_difference(job.shared, real.shared_data)
@@ -299,7 +299,7 @@ class _Checker:
             known = {name: (t.attempt, t.retries, t.failed) for name, t in job.open.items()}
             if held != known:
                 what = (
-                    "pending tasks (next attempt, retries, failed) are not those of the commits:"
+                    "pending tasks (next attempt, retries, failed) are not as in the commits:"
                     f" {first_difference(known, held)}"
                 )
                 fail("pending-not-folded", what, None)

@@ -72,7 +72,7 @@ class RetryRules:
             what = f"{failed}, but what it emitted is kept: {', '.join(events)}"
             fail("failed-attempt-emitted", what, commit)
         if commit.tasks and not final:
-            what = f"{failed}, but it creates task {commit.tasks[0].task_id}"
+            what = f"{failed}, but its commit creates task {commit.tasks[0].task_id}"
             fail("failed-attempt-emitted", what, commit)
 
     def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
@@ -103,10 +103,10 @@ class RetryRules:
         name = "" if commit.error is None else commit.error.type
         retried = f"{shadow} is retried after {name} at attempt {commit.attempt}"
         if not policy.retries:
-            what = f"{retried}, but its strategy is {policy.given_up.name}"
+            what = f"{retried}, but its handler's strategy is {policy.given_up.name}"
             fail("retried-unexpectedly", what, commit)
         if error is not None and not policy.is_retryable(error):
-            fail("non-retryable-retried", f"{retried}, which is not retryable", commit)
+            fail("non-retryable-retried", f"{retried}, but the error is not retryable", commit)
         most = policy.max_retries
         if most is not None and shadow.retries >= most:
             what = f"{retried}, but its {most} retries are spent"
@@ -117,7 +117,7 @@ class RetryRules:
         if policy.deadline is not None and shadow.first is not None:
             late = (commit.due_ns or 0) - shadow.first - policy.deadline
             if late > 0:
-                what = f"{retried}, {seconds(late)} s after its deadline"
+                what = f"{retried}, but the retry is due {seconds(late)} s after the deadline"
                 fail("deadline-crossed", what, commit)
 
     def _check_delay(
@@ -139,7 +139,7 @@ class RetryRules:
             for number, kind, why in self._miscounts(shadow):
                 other = policy.bounds(number)
                 if number != retry and other is not None and other[0] <= delay <= other[1]:
-                    fail(kind, f"{what}, as before retry {number}: {why}", commit)
+                    fail(kind, f"{what}, the wait before retry {number}: {why}", commit)
         fail("backoff-wrong", what, commit)
 
     def _miscounts(self, shadow: ShadowTask) -> Iterator[tuple[int, str, str]]:
@@ -190,7 +190,7 @@ class RetryRules:
             what += f"; all tasks of {routine} together have spent {made}"
             fail("budget-shared", what, commit)
         if error not in policy.handler.retryable_exceptions:
-            fail("subclass-not-retried", f"{what}; it derives from a retryable class", commit)
+            fail("subclass-not-retried", f"{what}; the error is of a retryable class", commit)
         fail("given-up-early", what, commit)
 
 

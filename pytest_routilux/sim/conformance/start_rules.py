@@ -51,8 +51,8 @@ class StartRules:
             fail("started-twice", f"{step.who} starts while it is in flight", task)
         if at < job.at:
             what = (
-                f"time runs back: {step.who} starts {seconds(job.at - at)} s before the"
-                " commit that precedes it"
+                f"time runs back: {step.who} starts {seconds(job.at - at)} s before the time"
+                " of the last commit"
             )
             fail("time-ran-back", what, task)
         if at < shadow.due:
@@ -77,7 +77,7 @@ class StartRules:
         late = f"{seconds(at - ready)} s"
         if not shadow.delay:
             what = (
-                f"attempt {shadow.attempt} of {shadow} starts {late} late, though no limit held it"
+                f"attempt {shadow.attempt} of {shadow} starts {late} late, though no limit applied"
             )
             fail("started-late", what, shadow.task)
         retry = f"retry {shadow.retries} of {shadow}"
@@ -87,13 +87,13 @@ class StartRules:
                 f" {late} late"
             )
             fail("timer-restarted", what, shadow.task)
-        what = f"{retry} starts {late} after it was due, though no limit held it"
+        what = f"{retry} starts {late} after it was due, though no limit applied"
         fail("retry-late", what, shadow.task)
 
     def _check_limits(self, step: StepInput) -> None:
         job, task = self._job, step.task
         if len(job.in_flight) >= job.width:
-            what = f"{step.who} starts with {len(job.in_flight)} in flight of {job.width}"
+            what = f"{step.who} starts with {len(job.in_flight)} of {job.width} steps in flight"
             fail("too-many-at-once", what, task)
         in_flight, limit = job.in_flight_of.get(task.routine_id, 0), job.limits[task.routine_id]
         if in_flight >= limit:
@@ -141,7 +141,7 @@ def too_early(shadow: ShadowTask, at: int) -> NoReturn:
     """Raise `BrokenRuleError` for an attempt that starts before its task is due."""
     early = f"{seconds(shadow.due - at)} s"
     if not shadow.delay:
-        what = f"attempt {shadow.attempt} of {shadow} starts {early} before it was created"
+        what = f"attempt {shadow.attempt} of {shadow} starts {early} before the task was created"
         fail("time-ran-back", what, shadow.task)
     what = (
         f"retry {shadow.retries} of {shadow} starts {early} before it is due; its wait is"

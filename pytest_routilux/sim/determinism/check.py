@@ -65,15 +65,15 @@ def check_determinism(
     if finding is not None:
         return finding
     if not fresh:
-        why: Finding | str | None = "the test patches code that a fresh interpreter would call"
+        why: Finding | str | None = "a new Python process would lack the patches of the test"
     elif runs.first.doubles:
-        why = "an effect's double exists in this process alone"
+        why = "a new Python process would lack the test doubles of effects"
     elif not importable(case):
-        why = "needs a build that can be imported by its name, and no faults"
+        why = "they need a build function that can be imported by its name, and no faults"
     else:
         why = _in_fresh_interpreters(case, start_ns)
     if isinstance(why, str):
-        coverage.notes.append(f"another hash seed (the order of sets): not tried, {why}")
+        coverage.notes.append(f"runs with another hash seed (order of sets): not tried, {why}")
         return None
     return why
 
@@ -102,7 +102,7 @@ class _Runs:
             return None
         sources = [source for source in self._sources(True) or () if not source.repeats]
         source = _source_of(sources, self.first.rows, at)
-        what = "a second run with the same decisions differs"
+        what = "a second run that starts alike differs"
         return _finding("nondeterminism", what, self.first.rows, second.rows, at, source)
 
     def started_later(self) -> Finding | None:
@@ -131,7 +131,7 @@ class _Runs:
             scope, module, name = variable
             name = f"{module}:{name}"
             changes = self._hosts.ask(hidden_changes, self._start_ns).result or ()
-            what = f"a second run in one process finds {name} as the first one left it"
+            what = f"a second run in the same process starts with {name} as the first run left it"
             finding = _finding("module-state", what, rows, second.rows, at, None)
             for change in [change for change in changes if change.name == name][:1]:
                 finding.routine, finding.hint = change.routine_id, change.where

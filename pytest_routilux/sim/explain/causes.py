@@ -181,7 +181,7 @@ def _unsaved(failure: Failure) -> Reason:
         )
         return Reason(_hidden_text(failure, hidden), fix)
     why = (
-        f"the next host had all that the job saves, and differs; look at what {failure.routine}"
+        f"the next host had all saved data, but its run differs; look at what {failure.routine}"
         f"{failure.handler} reads besides its payload, ctx.state and ctx.shared: module globals,"
         " caches, files, the machine's clock, what build() does besides making the flow"
     )

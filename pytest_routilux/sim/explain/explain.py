@@ -126,7 +126,7 @@ def _cause(cause: Cause, case: Case, point: CrashPoint | None, columns: int) -> 
     if point is None:
         happens = "0 crashes"
     elif point.kind.startswith("store"):
-        happens = "1 write that the store fails"
+        happens = "1 failed write of the store"
     else:
         happens = "2 crashes" if point.kind == "in a recovery" else "1 crash"
     counted = "".join(f" + {case.faults[n - 1]!r}" for n in cause.faults) or ", 0 faults"

@@ -125,7 +125,7 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
     if point.kind == "by document":
         return f"CRASH  the next host gets only a document of {last}"
     if point.kind in _AFTER_WRITE:
-        return f"CRASH  {last} is in the store, but the host dies before it knows"
+        return f"CRASH  {last} is in the store, but the host dies before the store answers"
     if point.name.endswith(".before"):
         return "CRASH  before the effect"
     if isinstance(before, Call):

@@ -116,7 +116,7 @@ def undisturbed_log(case: Case, send: Send, start_ns: int) -> HostLog:
     ]
     error = None if run.host.job is None else run.host.job.error
     if exits and error is not None and error.type.endswith("PoisonJobError"):
-        log.ended = f"{exits[0]}, at each of its attempts"
+        log.ended = f"{exits[0]}, at each attempt of the task"
     else:
         log.entries = []  # they are sent already
     return log

@@ -78,7 +78,7 @@ class ForkedHosts:
         self._threads = threading.active_count() > 1
         self._changed: list[Variable] = []
         if self._server is None:
-            why = "this system can't fork" if isolated else "the test turns them off"
+            why = "this system can't fork" if isolated else "the test sets isolated=False"
             self._note(f"hosts in other processes: not tried, {why}")
 
     def __enter__(self) -> ForkedHosts:
@@ -111,12 +111,12 @@ class ForkedHosts:
             return None if log.ended is None else self._killed(log.ended, log.entries)
         if reply.hung and self._threads:
             self._note(
-                f"the undisturbed run in another process had {reply.ended}; it lacks the other"
-                " threads of this process, so this may be why"
+                f"the undisturbed run in another process had {reply.ended}; that process lacks the"
+                " other threads of this process, which may be the cause"
             )
             return None
         if not reply.hung and self._server.ask(undisturbed_log, self._start_ns).ended is None:
-            self._note(f"the undisturbed run in another process ended by {reply.ended}, once")
+            self._note(f"the undisturbed run in another process ended by {reply.ended}, only once")
             return None
         return self._killed(reply.ended, reply.sent, hung=reply.hung)
 
@@ -176,8 +176,8 @@ class ForkedHosts:
                     named = self._named(finding, variable)
                     return named, Disturbed(point, again, [host], executed=True)
             self._note(
-                f"in another process the job ends differently, {point.text}: {finding.what}; but"
-                " none of the module globals that a run changes makes the difference"
+                f"in another process the job ends differently after a crash ({point.text}):"
+                f" {finding.what}, but no module global that a run changes makes the difference"
             )
             return None
         return None
@@ -195,7 +195,7 @@ class ForkedHosts:
         rows = [commit.dumps() for commit in run.durable[: point.commits]]
         reply = self.ask(recovery_log, self._start_ns, rows, point, kept)
         if reply.ended is not None:
-            self._note(f"another process can't resume the job, {point.text}: {reply.ended}")
+            self._note(f"another process can't resume the job ({point.text}): {reply.ended}")
             return None
         world = run.world.cut(point.commits, point.calls, point.at_ns)
         replay(world, self._case.job_id, reply.result.entries)

@@ -93,10 +93,10 @@ class _WorldJournal:
             return  # a handler executes this job; no store keeps it
         this = f"commit {commit.seq} ({commit.kind} of {_routine_of(commit)})"
         if runtime.host.job is not None and runtime.host.job.seq >= commit.seq:
-            what = f"{this} was folded into the job before it was written"
+            what = f"{this} changed the job before the commit was written"
             runtime.report("folded-before-written", what, commit)
         if commit.seq != len(world.commits) + 1:
-            what = f"{this} was written after {len(world.commits)} others"
+            what = f"{this} was written when the store had {len(world.commits)} commits"
             runtime.report("written-twice", what, commit)
             raise LeaseLostError(
                 f"commit {commit.seq} does not follow commit {len(world.commits)} of the store"
@@ -117,7 +117,7 @@ class _WorldJournal:
             self._runtime.report("unreadable", f"{where} can't be read back: {error}", commit)
             return
         if difference is not None:
-            what = f"{where} is changed by saving and loading it: {difference}"
+            what = f"{where} differs after it is saved and loaded: {difference}"
             self._runtime.report("changed-by-saving", what, commit)
         self._written.append((commit, data))
 
@@ -133,8 +133,8 @@ class _WorldJournal:
             difference = first_difference(Commit.load(codec.loads(data), "$"), commit)
             targets = ", ".join(dict.fromkeys(task.routine_id for task in commit.tasks))
             what = (
-                f"a handler changes commit {commit.seq} of {_routine_of(commit)} after it was"
-                f" written{targets and f' (it went to {targets})'}: {difference or text}"
+                f"a handler changes commit {commit.seq} of {_routine_of(commit)} after the write"
+                f"{targets and f' (its tasks are for {targets})'}: {difference or text}"
             )
             self._runtime.report("payload-changed", what, commit)
 
@@ -262,8 +262,8 @@ class _SimThreads(Threads):
 
     def drive_in_background(self, drive: Drive) -> None:
         raise RoutiluxError(
-            "a simulation runs in one thread, so that each run is the same; in the handler, use"
-            " execute() instead of start() or aexecute()"
+            "a simulated handler can't start a job in the background: a simulation runs in one"
+            " thread; in the handler, use execute() instead of start() or aexecute()"
         )
 
 

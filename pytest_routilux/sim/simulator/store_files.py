@@ -132,7 +132,7 @@ class RealStoreFiles:
                 if rows != self.rows:
                     return self._difference(rows, world)
                 if not rows and store.job_ids():
-                    what = f"job {job_id!r} exists without a commit: half of its first write"
+                    what = f"job {job_id!r} exists without a commit: its first write was half done"
                     return Finding("store-lost", what, "store.rows")
                 job = Journal(store).read(job_id, history=True)
                 if job is None or job.status.is_live or store.free_in([job.flow_id]) is None:
@@ -140,7 +140,7 @@ class RealStoreFiles:
         except (OSError, RoutiluxError) as error:
             what = f"the files that a dead host left can't be read: {error_text(error)}"
             return Finding("store-unreadable", what, "store.read")
-        what = f"the job is {job.status.value}, and a worker that asks for work gets it"
+        what = f"the job is {job.status.value}, but a worker that asks for work gets the job"
         return Finding("store-frees", what, "store.free")
 
     def _difference(self, rows: list[bytes], world: World) -> Finding:
@@ -232,7 +232,7 @@ def checked_store(open_store: object) -> OpenStore:
         try:
             store = open_store(Path(name, "jobs.db"))
         except Exception as error:
-            why = f"opens no file ({error_text(error)})"
+            why = f"can't open a store ({error_text(error)})"
             raise FlowDefinitionError(f"store={open_store!r} {why}; {how}") from error
         missing = [name for name in _NEEDED if not callable(getattr(store, name, None))]
         empty = not any(Path(name).iterdir())

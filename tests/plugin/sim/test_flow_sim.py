@@ -62,11 +62,11 @@ MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you 
         ("store=7", "store=7 can't be called; give a function that takes a path and"),
         (
             "store=MemoryStore",
-            "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')",
+            "store=<class '*MemoryStore'> can't open a store (AttributeError: *'now_ns')",
         ),
         ("store=lambda path: MemoryStore()", "store=*lambda* makes no file at the given path"),
         ("store=opens_elsewhere", "store=*opens_elsewhere* makes no file at the given path"),
-        ("store=open", "store=<built-in function open> opens no file (FileNotFoundError: "),
+        ("store=open", "store=<built-in function open> can't open a store (FileNotFoundError: "),
         ("store=str", "store=<class 'str'> opens '*jobs.db', which has no create(); give a f"),
     ],
 )
@@ -132,11 +132,11 @@ def test_v_prints_what_a_pass_does_not_prove(pytester):
         flow_sim.check_determinism(lambda: stamped(), "orders", {{"id": 7}})
 """,
         [
-            "*hosts in other processes: not tried, the test turns them off",
+            "*hosts in other processes: not tried, the test sets isolated=False",
             "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.out.order",
-            "*repeated with the same records",
-            "*another hash seed (the order of sets): not tried, *",
+            "*all runs wrote the same records",
+            "*another hash seed (order of sets): not tried, *",
         ],
         "-v",
         keyed=False,

@@ -277,7 +277,7 @@ def test_a_store_that_lies_is_found_and_named(lie):
 @pytest.mark.parametrize(
     ("half", "seq", "says"),
     [
-        (stores.HalfCreates, 1, "job 'job' exists without a commit: half of its first write"),
+        (stores.HalfCreates, 1, "job 'job' exists without a commit: its first write was half done"),
         (stores.HalfClaims, 4, "4 commits come back, of which 3 were acknowledged"),
     ],
 )

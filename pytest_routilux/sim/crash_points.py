@@ -34,7 +34,7 @@ _Step: TypeAlias = tuple[str | None, str | None, int]
 
 
 class _Instant(NamedTuple):
-    """An instant (UTC nanoseconds), with the numbers of commits and effect calls until then."""
+    """An instant (UTC nanoseconds), with the numbers of commits and effect calls made by then."""
 
     commits: int
     calls: int

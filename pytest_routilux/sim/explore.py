@@ -170,7 +170,7 @@ def _check_invariant(checks: Checks, job: JobState, world: World) -> Finding | N
 
 
 def check_undisturbed(run: Undisturbed) -> Finding | None:
-    """Check a run without a crash; return None if the run can serve as a reference."""
+    """Check a run without a crash; return a finding, or None if the run is a usable reference."""
     finding = run.host.store_finding or _check_engine(run, run.world, [run.host])
     if finding is not None:
         return finding

@@ -52,7 +52,7 @@ def shrink(
     checks: Checks,
     finding: Finding | None = None,
 ) -> Cause:
-    """Return the smallest cause of `finding`; None means the first finding of `exploration`."""
+    """Return the smallest cause of `finding`; `finding=None` means `exploration`'s first finding."""
     reference = exploration.reference
     finding = finding or reference.finding or exploration.failures[0][1]
     signature = finding.signature
@@ -90,7 +90,7 @@ _Found: TypeAlias = "tuple[Reference, Disturbed | None, Finding] | None"
 
 
 class _Search:
-    """Runs a case with fewer faults, to see if the run still shows a known finding."""
+    """Runs a case with fewer faults, to see whether a known finding still occurs."""
 
     def __init__(
         self, case: Case, start_ns: int, checks: Checks, signature: Signature, *, documents: bool
@@ -103,7 +103,7 @@ class _Search:
         self.coverage = Coverage()
 
     def run_with(self, faults: Iterable[int]) -> _Found:
-        """Run with only `faults`; return the simplest run that shows the finding, or None."""
+        """Run the case with only `faults`; return the simplest run with the finding, or None."""
         case = replace(self._case, faults=tuple(self._case.faults[n - 1] for n in faults))
         if self._signature[0] in _FORKED_ONLY:
             return self._explore_forked(case)

@@ -76,7 +76,7 @@ class RetryRules:
             fail("failed-attempt-emitted", what, commit)
 
     def check_failure(self, commit: Commit, shadow: ShadowTask) -> None:
-        """Check that a failed attempt has the result that its retry policy requires."""
+        """Check that a failed attempt ends as the retry policy of its routine requires."""
         policy = self._spec.policies[shadow.task.routine_id]
         key = (shadow.task.task_id, commit.attempt)
         name = "" if commit.error is None else commit.error.type

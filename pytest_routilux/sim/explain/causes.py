@@ -61,7 +61,7 @@ class Failure:
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
-        """A handler's change of unsaved state, if possible by the finding's routine; else None."""
+        """The handler's change of unsaved state that best fits the finding; None if there is none."""
         finding, run = self.reference.finding, self.reference.run
         found: list[HiddenChange] = []
         if finding is None or finding.kind not in ENDS_PROCESS:

@@ -1,4 +1,4 @@
-"""Functions to run in a forked process, and to replay its log in the test's process.
+"""Functions that run in a forked process, and functions that replay the log of such a process.
 
 Invariants:
 - A function gets the case as it was when the fork server started, and returns plain values: the
@@ -130,7 +130,7 @@ def recovery_log(
     point: CrashPoint,
     kept: tuple[Variable, bytes] | None,
 ) -> HostLog:
-    """Resume the job of a case from `rows`, after a crash at `point`; first restore `kept`."""
+    """Resume a job from its commits `rows` after a crash at `point`; first set the variable `kept`."""
     if kept is not None:
         restore_value(*kept)
     durable = [

@@ -98,7 +98,7 @@ class ForkedHosts:
     # --- handlers that end their process --------------------------------------------------------
 
     def canary(self) -> Killed | None:
-        """Run the case in a forked process; return a finding if a handler ends or blocks it."""
+        """Run the case in a fork, and return a finding if a handler ends or blocks the fork."""
         if self._server is None:
             return None
         reply = self.ask(undisturbed_log, self._start_ns)
@@ -150,7 +150,7 @@ class ForkedHosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """Repeat some of the crashes in forked processes; return a finding that only they show."""
+        """In forked processes, resume the job after some crashes; return a finding seen only there."""
         if self._server is None or not self._changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}
@@ -185,7 +185,7 @@ class ForkedHosts:
     def _recovered(
         self, run: Undisturbed, point: CrashPoint, variable: Variable | None = None
     ) -> World | None:
-        """Repeat a crash in a forked process, where `variable` keeps its value."""
+        """In a forked process, resume the job after a crash; `variable` keeps its value there."""
         kept = None
         if variable is not None:
             data = self.ask(value_at_commit, self._start_ns, point.commits, variable).result

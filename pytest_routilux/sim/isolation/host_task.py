@@ -33,7 +33,7 @@ def importable(case: Case) -> bool:
 
 
 def rows_by_seed(case: Case, start_ns: int, seeds: Sequence[int]) -> list[list[str]] | str:
-    """Run a case once for each hash seed; return each run's commits, or a text on a failed run."""
+    """Run a case once for each hash seed; return each run's commits, or the text of an error."""
     try:
         params = codec.encode(dict(case.params or {}), "$.params")
     except UnserializableError as error:

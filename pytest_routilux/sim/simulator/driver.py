@@ -194,7 +194,7 @@ class SimDriver:
         return chosen
 
     def _continue(self, flight: Flight) -> None:
-        """Deliver the events of a step until its next sleep or its end."""
+        """Deliver the events of a step until the step sleeps or ends."""
         events = flight.events
         clock = self._clock
         while events[0][0] <= clock.mono:

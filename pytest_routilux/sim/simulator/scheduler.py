@@ -13,7 +13,7 @@ from typing import Protocol, final
 
 
 class Scheduler(Protocol):
-    """Chooses what happens next: which task starts, which step continues, or that time passes."""
+    """Chooses what happens next: a task starts, a step continues, or time passes."""
 
     def choose(self, options: int) -> int:
         """Return the index (from 0) of the chosen option; `options` is their number, at least 2."""

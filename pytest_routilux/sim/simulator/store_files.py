@@ -170,7 +170,7 @@ class RealStoreFiles:
 
 
 class Folder:
-    """A folder with the files of a store; reads the files while the store has them open."""
+    """A folder with a store's files; `image` reads the files while the store is open."""
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path

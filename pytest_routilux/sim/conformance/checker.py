@@ -250,7 +250,7 @@ class _Checker:
             after is not before
             and (before is _CANCELLED or commit.kind not in _WAYS_OUT.get(before, (commit.kind,)))
         ):
-            what = f"{commit_text(commit)} makes the job {after.value}, which was {before.value}"
+            what = f"{commit_text(commit)} changes the job from {before.value} to {after.value}"
             fail("changed-after-end", what, commit)
         if commit.kind is _FAILED and after is not JobStatus.FAILED and before is not _CANCELLED:
             what = f"the job is {after.value} after {commit_text(commit)}"
@@ -279,7 +279,7 @@ class _Checker:
                 fail("state-not-folded", what, None, name)
             attempts = job.attempts.get(name, 0)
             if routine.attempts != attempts:
-                what = f"{name} counts {routine.attempts} attempts; its commits are of {attempts}"
+                what = f"{name} counts {routine.attempts} attempts, but its commits show {attempts}"
                 fail("attempts-miscounted", what, None, name)
         if (job.shared or real.shared_data) and not same(job.shared, real.shared_data):
             difference = first_difference(job.shared, real.shared_data)

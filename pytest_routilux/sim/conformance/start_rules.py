@@ -123,7 +123,7 @@ class StartRules:
     def _compare(
         self, step: StepInput, routine: str | None, committed: object, given: object
     ) -> None:
-        """Check that a step gets the saved state of `routine`; `routine=None` checks the shared data."""
+        """Check that a step gets the saved state of `routine`; `routine=None` means shared data."""
         known = self._compared.get(routine)
         if known is None or known[0] is not given or known[1] is not committed:
             if not same(committed, given):

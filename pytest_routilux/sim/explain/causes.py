@@ -61,7 +61,7 @@ class Failure:
 
     @cached_property
     def hidden(self) -> HiddenChange | None:
-        """The handler's change of unsaved state that best fits the finding; None if there is none."""
+        """The change of unsaved state that fits the finding best; None if nothing changed."""
         finding, run = self.reference.finding, self.reference.run
         found: list[HiddenChange] = []
         if finding is None or finding.kind not in ENDS_PROCESS:

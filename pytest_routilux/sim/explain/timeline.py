@@ -136,7 +136,7 @@ def _of_crash(note: Note, before: object, point: CrashPoint | None) -> str:
 
 
 def where_text(where: str, root: Path) -> str:
-    """Return `where` (`file:line`) relative to `root`, or its last two path parts if not in `root`."""
+    """Return `where` (`file:line`) relative to `root`, or its last two path parts if outside."""
     file, colon, line = where.rpartition(":")
     path = Path(file)
     if path.is_relative_to(_OURS):

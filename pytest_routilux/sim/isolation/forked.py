@@ -130,7 +130,7 @@ def recovery_log(
     point: CrashPoint,
     kept: tuple[Variable, bytes] | None,
 ) -> HostLog:
-    """Resume a job from its commits `rows` after a crash at `point`; first set the variable `kept`."""
+    """Resume a job from its commits `rows` after a crash at `point`; restore `kept` first."""
     if kept is not None:
         restore_value(*kept)
     durable = [

@@ -116,7 +116,7 @@ class ForkedHosts:
             )
             return None
         if not reply.hung and self._server.ask(undisturbed_log, self._start_ns).ended is None:
-            self._note(f"the undisturbed run in another process ended by {reply.ended}, only once")
+            self._note(f"one of two undisturbed runs in another process ended by {reply.ended}")
             return None
         return self._killed(reply.ended, reply.sent, hung=reply.hung)
 
@@ -150,7 +150,7 @@ class ForkedHosts:
         points: Sequence[CrashPoint],
         failures: Sequence[tuple[CrashPoint, Finding]],
     ) -> tuple[Finding, Disturbed] | None:
-        """In forked processes, resume the job after some crashes; return a finding seen only there."""
+        """Resume the job after some crashes, in forked processes; return a finding that is new."""
         if self._server is None or not self._changed:
             return None
         known_at = {point: finding.signature for point, finding in failures}

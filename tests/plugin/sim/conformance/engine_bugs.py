@@ -604,7 +604,7 @@ def a_commit_is_folded_in_before_it_is_written(patch: Patch) -> None:
     patch.setattr(Drive, "apply", once)
 
 
-@bug("attempts-miscounted", "orders counts 2 attempts; its commits are of 1", routine="orders")
+@bug("attempts-miscounted", "orders counts 2 attempts, but its commits show 1", routine="orders")
 def a_commit_is_folded_in_twice(patch: Patch) -> None:
     def again(ready: Any, self: JobState, commit: Commit, task_id: str) -> Any:
         if commit.kind is CommitKind.DONE:

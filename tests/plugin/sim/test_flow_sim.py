@@ -57,7 +57,7 @@ MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you 
         ("faults=[flow_faults.slow('chrage', 1)]", f"slow('chrage', 1) {MISSPELT}"),
         ("always=lambda job: job.routine_states['chrage']", "KeyError: 'chrage'"),
         ("always=lambda job: job.seq == 1 and 0", "ALWAYS DOES NOT HOLD: *after commit 1"),
-        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *it returned []"),
+        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *returned []"),
         ("store=SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give a f"),
         ("store=7", "store=7 can't be called; give a function that takes a path and"),
         (

@@ -252,7 +252,7 @@ LIES: dict[str, tuple[OpenStore, str, str | None, str]] = {
         stores.ForgetsStops,
         "store-frees",
         None,
-        "the job is completed, and a worker that asks for",
+        "the job is completed, but a worker that asks for",
     ),
     "another row than was given": (
         stores.Tidies,

@@ -224,7 +224,7 @@ def loading(sizes: Sequence[tuple[int, float]], finished: int, rounds: int) -> M
 
     def figures() -> list[Figure]:
         found = [
-            duration(race, f"{steps} crowded", f"loading a job of {steps:,} steps", "", most)
+            duration(race, f"{steps} crowded", f"loading a job of {steps:,} steps", most)
             for steps, most in sizes
         ]
         name = f"{sizes[0][0]}"

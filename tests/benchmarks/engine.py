@@ -47,14 +47,22 @@ if TYPE_CHECKING:
 # --- the cost of a failed attempt ---------------------------------------------------------------
 
 
-def retrying(failures: int, *, delay: float = 0.0, backoff: float = 1.0) -> Flow:
-    """Make a flow whose only routine fails the first attempts."""
+class Flaky(Routine):
+    """Fails the first attempts."""
 
-    def body(self: Routine, n: object = 0) -> None:
-        if self.ctx.attempt <= failures:
+    def __init__(self, failures: int) -> None:
+        super().__init__()
+        self.failures = failures
+        self.define_slot("trigger", handler=self.trigger)
+
+    def trigger(self) -> None:
+        if self.ctx.attempt <= self.failures:
             raise ValueError("not yet")
 
-    flow = routines.chain(flaky=body)
+
+def retrying(failures: int, *, delay: float = 0.0, backoff: float = 1.0) -> Flow:
+    flow = Flow("retrying")
+    flow.add_routine(Flaky(failures), "flaky")
     flow.set_error_handler(
         ErrorHandler(
             ErrorStrategy.RETRY,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import resource
 import subprocess
 import sys
 from functools import partial
-from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -19,9 +17,9 @@ from pytest_routilux.sim.recovery import recover, run_undisturbed
 from pytest_routilux.sim.results import Checks
 from pytest_routilux.sim.simulator.execution import run_host
 from pytest_routilux.sim.simulator.model import Case, World
-from pytest_routilux.sim.simulator.scheduler import FIFO, SeededScheduler
+from pytest_routilux.sim.simulator.scheduler import FIFO
 from pytest_routilux.virtual_time.freeze import frozen_clock
-from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, codec, use_runtime
+from routilux import ExecutionMonitor, FakeClock, Flow, Runtime, use_runtime
 from showcase.flows import data_pipeline, fan_out_and_in, word_count
 from showcase.test_fan_out import ALBUM, pictures
 from showcase.test_strategies import HANDLERS, RECORDS
@@ -93,22 +91,24 @@ def _whole_test(clock: FakeClock) -> None:
     assert len(monitor.retries) == 4
 
 
-def one_test(rounds: int) -> Measurement:
+def one_test(rounds: int, tests: int) -> Measurement:
     """Measure a test of 4 retries, set-up and all, with and without freezegun's part."""
 
     def bare() -> None:
-        _whole_test(FakeClock())
+        for _ in range(tests):
+            _whole_test(FakeClock())
 
     def frozen() -> None:
-        with frozen_clock() as clock:
-            _whole_test(clock)
+        for _ in range(tests):
+            with frozen_clock() as clock:
+                _whole_test(clock)
 
     race = Race({"loop": loop, "bare": bare, "frozen": frozen})
 
     def figures() -> list[Figure]:
         return [
-            duration(race, "bare", "4-retry test, flow_clock_bare", "", 0.1),
-            duration(race, "frozen", "4-retry test, flow_clock", "", 15),
+            duration(race, "bare", "4-retry test, flow_clock_bare", 0.1, parts=tests),
+            duration(race, "frozen", "4-retry test, flow_clock", 15, parts=tests),
         ]
 
     return Measurement(race, rounds, figures)
@@ -187,26 +187,10 @@ def all_crash_points(rounds: int, scenarios: Sequence[str] = tuple(SCENARIOS)) -
 
     def figures() -> list[Figure]:
         return [
-            duration(race, name, f"all crash points: {name}", f"{points[name]} points", 1_000)
+            duration(
+                race, name, f"all crash points: {name}", 1_000, note=f"{points[name]} points, "
+            )
             for name in scenarios
         ]
 
     return Measurement(race, rounds, figures)
-
-
-def seeds_repeat(seeds: int, rounds: int) -> Measurement:
-    """Run each of so many new seeds twice, and demand the same bytes of history."""
-    case = Case(lambda: fan_out_and_in(4), "split", pictures(ALBUM[:3]))
-    numbers = count()
-
-    def digest(seed: int) -> str:
-        text = codec.dumps(run(case, SeededScheduler(seed)).serialize())
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def twice() -> None:
-        new = [next(numbers) for _ in range(seeds)]
-        assert [] == [seed for seed in new if digest(seed) != digest(seed)]
-
-    race = Race({"loop": loop, "twice": twice})
-    what = "runs of seeds, the same bytes twice"
-    return Measurement(race, rounds, lambda: [rate(race, "twice", what, 2 * seeds)])

@@ -129,12 +129,13 @@ def rate(race: Race, name: str, what: str, parts: int, least: float | None = Non
     return Figure(what, race.turns(name, parts), measured, "a turn of a loop", target)
 
 
-def duration(race: Race, name: str, what: str, measured: str, most: float) -> Figure:
-    """Compare a contestant, which should take at most so many ms, with a turn of `loop`."""
-    cost = race.cost(name)
+def duration(
+    race: Race, name: str, what: str, most: float, *, note: str = "", parts: int = 1
+) -> Figure:
+    """Compare one of so many parts, which should take at most so many ms, with a turn of `loop`."""
+    cost = race.cost(name, parts=parts)
     target = Target(cost / MILLISECOND, most, " ms")
-    shown = f"{measured}, {time(cost)}" if measured else time(cost)
-    return Figure(what, race.turns(name), shown, "a turn of a loop", target)
+    return Figure(what, race.turns(name, parts), note + time(cost), "a turn of a loop", target)
 
 
 def exponent(points: Iterable[tuple[float, float]]) -> float:

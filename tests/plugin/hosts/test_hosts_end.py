@@ -21,7 +21,6 @@ from routilux import Flow, Routine
 from tests.plugin.inner import ROOT, run_inside
 from tests.plugin.shop import breaking
 from tests.routines import Body, Importable, chain
-from tests.soak import also
 
 PATIENCE = 30_000  # milliseconds after which a test that would hang fails instead
 
@@ -129,12 +128,12 @@ INNER = f"""
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="tells the end of a process")
 @pytest.mark.parametrize(
     ("test", "end", "status"),
-    also(
-        ("waits", signal.SIGKILL, -signal.SIGKILL),
-        ("waits", signal.SIGTERM, -signal.SIGTERM),
+    [
         ("waits", signal.SIGINT, 2),
+        ("waits", signal.SIGTERM, -signal.SIGTERM),
+        ("waits", signal.SIGKILL, -signal.SIGKILL),
         ("fails", None, 1),
-    ),
+    ],
 )
 def test_no_host_outlives_a_test_that_is_interrupted_killed_or_fails(
     pytester, monkeypatch, test, end, status

@@ -298,7 +298,7 @@ def test_an_async_handler_under_a_running_loop_fails_and_names_aexecute():
     job = asyncio.run(blocks())
     kind, message = error_of(job)
     assert "FlowDefinitionError" == kind
-    assert "use 'await flow.aexecute(...)' there" in message
+    assert "use 'await flow.aexecute(...)' in this thread" in message
     assert 0 == job.retry_count()
 
 

@@ -156,7 +156,7 @@ def test_impossible_contents_are_refused_although_the_digest_is_right(
 
 def test_a_job_without_its_first_commits_must_agree_with_itself(shortened):
     for path, value, reason in (
-        ("pending_tasks[0].seq", 99, "99 is a later commit than the last"),
+        ("pending_tasks[0].seq", 99, "is 99, but the job's last commit is"),
         ("pending_tasks[0].routine_id", "ghost", "'ghost' is not a routine of the job"),
         ("commits[0].attempt", 0, "must be a number from 1 to 2**53, not 0"),
         ("status", "completed", "must be empty in a completed job"),

@@ -259,11 +259,11 @@ def test_the_reason_for_putting_a_job_aside_is_logged_once(runtime, store, clock
     store._jobs[job_id].rows[0] = b"{"
     assert host._take(False)
     assert 2 == len(caplog.messages)
-    assert "was started on another shape of flow" in caplog.messages[0]
+    assert f"has changed since job {job_id} was started" in caplog.messages[0]
     assert f"$.{job_id}[1]" in caplog.messages[1]
 
 
 def test_until_idle_raises_the_error_of_a_job_that_can_not_be_resumed(runtime):
     runtime.submit(chain(a=rest), "a")
-    with pytest.raises(FlowMismatchError, match="was started on another shape of flow"):
+    with pytest.raises(FlowMismatchError, match="has changed since job"):
         worker(runtime, chain(a=rest, b=rest)).run(until_idle=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from routilux.clocks.durations import from_ns
 from routilux.core.commits import Commit, CommitKind, HistoryRecord, history_length, history_of
 from routilux.core.parts import RoutineState, RoutineStatus
+from routilux.errors import RoutiluxError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -136,7 +137,15 @@ class ExecutionMonitor:
 
     @classmethod
     def of(cls, job: JobState) -> ExecutionMonitor:
-        """Return a monitor that has observed all commits of a job."""
+        """Return a monitor that has observed all commits of a job.
+
+        Raises `RoutiluxError` if the job does not have its first commits any more.
+        """
+        if job.commits and job.commits[0].seq > 1:
+            raise RoutiluxError(
+                f"job {job.job_id} has only its commits from {job.commits[0].seq} on; load the job"
+                " with load(job_id, history=True)"
+            )
         monitor = cls()
         for commit in job.commits:
             monitor.on_commit(job, commit)

@@ -9,11 +9,12 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from secrets import token_hex
 from typing import TYPE_CHECKING, Final, Self, Unpack
 from weakref import WeakSet
@@ -25,7 +26,13 @@ from routilux.engine.drive import Drive
 from routilux.engine.entry_checks import check_job_id, check_same_flow, checked_params
 from routilux.engine.environment import Environment
 from routilux.engine.threads import Threads
-from routilux.errors import FlowDefinitionError, LeaseLostError, NotResumableError, RoutiluxError
+from routilux.errors import (
+    DuplicateJobError,
+    FlowDefinitionError,
+    LeaseLostError,
+    NotResumableError,
+    RoutiluxError,
+)
 from routilux.flow import set_default_runner
 from routilux.run import Run
 from routilux.saved_state import SavedState
@@ -40,6 +47,9 @@ if TYPE_CHECKING:
     from routilux.graph.plan import ExecutionStrategy, Plan
     from routilux.monitor import Observer
     from routilux.persist.store import Acquired, JobStore
+
+
+_log = logging.getLogger("routilux")
 
 
 class Runtime:
@@ -124,8 +134,12 @@ class Runtime:
             return await asyncio.wrap_future(done)
         except asyncio.CancelledError:
             if run._drive.error is None:  # else the handler raised it, and no caller cancelled
-                with suppress(NotResumableError):  # the job may have stopped
+                try:
                     run.cancel("the task that awaited it was cancelled")
+                except NotResumableError:
+                    pass  # the job has stopped
+                except Exception as error:
+                    _log.warning("job %s could not be cancelled: %s", run.job.job_id, error)
             raise
 
     def start(
@@ -159,6 +173,7 @@ class Runtime:
 
     def resume(self, flow: Flow, job: JobState, **options: Unpack[ResumeOptions]) -> JobState:
         """Resume a job in this thread; return the stopped job. See `Flow.resume`."""
+        self.environment.observers.refuse("resume a job")
         return self.threads.drive(self.resumed(flow, job, **options))
 
     def resumed(
@@ -197,6 +212,7 @@ class Runtime:
                 claims=acquired is None,
                 acquired=acquired is not None,
             )
+            self.environment.driven[job.job_id] = drive.machine
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
@@ -254,8 +270,15 @@ class Runtime:
         job = JobState(job_id)
         job.history_limit = self.history_limit
         drive = self.drive_of(plan, job)
+        driven = self.environment.driven
         with self.environment.lock:
+            if job_id in driven:
+                raise DuplicateJobError(
+                    f"job {job_id!r} is running in this runtime; choose another job_id"
+                )
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
+            if not queued:
+                driven[job_id] = drive.machine
         return drive
 
     def _was_given_back(self, job_id: str) -> bool:
@@ -336,4 +359,4 @@ def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
         yield runtime
     finally:
         with _lock:
-            _in_use.remove(runtime)
+            del _in_use[len(_in_use) - 1 - _in_use[::-1].index(runtime)]  # the last of them

@@ -26,7 +26,7 @@ from tests.persist.orders import GOLDEN, KEY, START, Audit, at_retry, pipeline, 
 from tests.routines import PATIENCE
 
 DOCUMENT = GOLDEN / "routilux-1.json"
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

@@ -52,6 +52,9 @@ class Party:
     def start(self) -> None:
         """Register the calling thread as the thread of this party."""
 
+    def withdraw(self) -> None:
+        """Cancel this party: its thread could not be started."""
+
     def stop(self) -> None:
         """Report that the thread of this party has finished its work."""
 

@@ -73,6 +73,9 @@ class _Party(Party):
     def start(self) -> None:
         self.clock._enter(self)
 
+    def withdraw(self) -> None:
+        self.clock._withdraw(self)
+
     def stop(self) -> None:
         self.clock._leave(self)
 
@@ -345,6 +348,14 @@ class FakeClock(Clock):
                 self._local.party = before
                 self._pass_turn()
             raise
+
+    def _withdraw(self, party: _Party) -> None:
+        with self._lock:
+            if self._current is party:
+                self._current = None
+            else:
+                self._ready.remove(party)
+            self._pass_turn()
 
     def _leave(self, party: _Party) -> None:
         """Unregister the calling thread from `party`, and pass the turn to the next party."""

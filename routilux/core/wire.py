@@ -72,11 +72,11 @@ def texts(value: object, path: str) -> list[str]:
 
 def error_data(error: ErrorInfo) -> dict[str, object]:
     """Return the saved form of an error."""
-    data: dict[str, object] = {"type": error.type, "message": _plain(error.message)}
+    data: dict[str, object] = {"type": error.type, "message": error.message}
     if error.where is not None:
-        data["where"] = _plain(error.where)
+        data["where"] = error.where
     if error.traceback is not None:
-        data["traceback"] = _plain(error.traceback)
+        data["traceback"] = error.traceback
     return data
 
 
@@ -147,8 +147,3 @@ def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
         delivered = emissions[index]
         values, flat = delivered.payload, delivered.flat
     return Task(f["task_id"], f["routine_id"], f["slot"], values, flat, index)
-
-
-def _plain(text: str) -> str:
-    # A lone surrogate in a message must not keep a job from being saved.
-    return text.encode("utf-8", "replace").decode()

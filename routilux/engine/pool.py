@@ -100,10 +100,14 @@ class PoolDriver:
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             party = self._clock.party(step.who, (driven.ordinal, *step.order))
             work = partial(self._work, party, driven, step)
-            if executor is None:
-                self._threads.submit(work)
-            else:
-                executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            try:
+                if executor is None:
+                    self._threads.submit(work)
+                else:
+                    executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            except BaseException:
+                party.withdraw()
+                raise
             self._add_flying(1)
             return
         plan = driven.plan
@@ -156,7 +160,7 @@ class PoolDriver:
         party.stop()
 
     def _dropped(self, driven: Driven, step: StepInput, done: Future[None]) -> None:
-        if done.cancelled():
+        if done.cancelled() or done.exception() is not None:  # else `_work` has reported the end
             self._end(driven, step, _outcome(done))
 
     def _end(self, driven: Driven, step: StepInput, outcome: StepOutcome | BaseException) -> None:

@@ -8,6 +8,7 @@ Invariants:
 
 from __future__ import annotations
 
+import logging
 import threading
 from typing import TYPE_CHECKING, Final
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from routilux.engine.driver import Driver
     from routilux.engine.environment import Environment
 
+_log = logging.getLogger("routilux")
 _BACKGROUND_WORKERS: Final = 32
 
 
@@ -41,6 +43,7 @@ class Threads:
         """Forget all threads; a forked child calls this again, because it has none of them."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
+        self._thread: threading.Thread | None = None  # of that loop
 
     def close(self) -> None:
         """Let the idle threads end; steps in flight run to their end."""
@@ -49,19 +52,35 @@ class Threads:
             while self._spare:
                 self._spare.pop().close()
 
+    def end(self, error: BaseException) -> None:
+        """Fail all background jobs with `error`, and wait a second at most for their loop to end.
+
+        A handler that blocks keeps its own thread; no code can stop that thread.
+        """
+        with self._environment.lock:
+            loop, thread = self.background, self._thread
+            for drive in list(loop.drives) if loop is not None else ():
+                drive.on_stop = None  # nobody needs the error
+                loop.fail(drive, error)
+        if loop is not None and thread is not None:
+            thread.join(1)
+        self.close()
+
     def drive(self, drive: Drive) -> JobState:
         """Run a job in this thread and return it after it has stopped; raises `drive.error`."""
-        driver = self.driver_for(drive)
-        who = f"job {drive.machine.job.job_id}"
-        party = self._clock.party(who, (drive.ordinal,), result=True)
+        driver: Driver | None = None
+        party = self._clock.party(f"job {drive.machine.job.job_id}", (drive.ordinal,), result=True)
         party.start()
         try:
+            driver = self.driver_for(drive)
             loop = Loop(self._environment, driver)
             with self._environment.lock:
                 loop.add(drive)
             loop.run()
         finally:
             party.stop()
+            with self._environment.lock:
+                self._environment.forget(drive.machine)
             if isinstance(driver, PoolDriver):
                 self._give_pool(driver)
         if drive.error is not None:
@@ -69,7 +88,12 @@ class Threads:
         return drive.machine.job
 
     def drive_in_background(self, drive: Drive) -> None:
-        """Add a job to the loop of background jobs and return at once."""
+        """Add a job to the loop of background jobs and return at once.
+
+        An error from outside the flow that ends the run is logged, unless `drive.on_stop` is set.
+        """
+        if drive.on_stop is None:
+            drive.on_stop = _log_error
         with self._environment.lock:
             loop = self.background
             if loop is None:
@@ -86,9 +110,11 @@ class Threads:
                 try:
                     thread.start()
                 except RuntimeError as error:  # the system has no thread left
+                    party.withdraw()
+                    drive.on_stop = None  # the caller gets the error
                     loop.fail(drive, error)
                     raise
-                self.background = loop
+                self.background, self._thread = loop, thread
             else:
                 loop.add(drive)
                 loop.look(drive)
@@ -127,3 +153,10 @@ class Threads:
                 self._spare.append(pool)
             else:
                 pool.close()
+
+
+def _log_error(drive: Drive) -> None:
+    error = drive.error
+    if error is not None:
+        job_id = drive.machine.job.job_id
+        _log.error("an error outside the flow ended the run of job %s: %r", job_id, error)

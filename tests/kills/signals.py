@@ -155,8 +155,8 @@ class Signals:
             f"hangs                               {self._hangs():8,}",
             f"jobs given back unclean, after one  {_unclean(singles):8,}",
             f"                         after two  {_unclean(doubles):8,}",
-            "seconds from the last step to the end: "
-            f"median {seconds[len(seconds) // 2]:.3f}, longest {seconds[-1]:.3f}",
+            f"seconds from the last step to the end, median {seconds[len(seconds) // 2]:10.3f}",
+            f"                                       longest{seconds[-1]:11.3f}",
         ]
 
     def _hangs(self) -> int:

@@ -19,9 +19,9 @@ TERM, INT = signal.SIGTERM, signal.SIGINT
 def test_workers_that_get_signals_at_any_instant_end_and_give_back_every_job(tmp_path):
     with hosts(1) as (host,):
         signals = Signals(host, fresh_stores("sqlite", tmp_path), tmp_path, seed=0)
-        signals.round(12)
+        signals.round(6)
     assert [] == signals.broken
-    assert 12 == len(signals.sent)
+    assert 6 == len(signals.sent)
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ class Worker:
         with self._environment.lock:
             for drive in self._drives.values():
                 if drive.loop is not None and drive.machine.in_flight:
-                    drive.loop.fail(drive, _SecondSignal("a second signal ended the worker"))
+                    drive.loop.fail(drive, _SecondSignal("a second signal"))
 
     def _wait_out(self, error: OSError) -> None:
         """Wait before the next try; raise `error` if the store fails for as long as a lease."""
@@ -324,15 +324,11 @@ class Worker:
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
-<<<<<<< HEAD
-            _log.warning("job %s is given back after an error on this host: %s", job.job_id, error)
-        elif isinstance(error, _SecondSignal):
-            _log.warning("job %s is given back with steps in flight: %s", job.job_id, error)
-=======
             _log.warning(
                 "the worker releases job %s after an error on this host: %s", job.job_id, error
             )
->>>>>>> main
+        elif isinstance(error, _SecondSignal):
+            _log.warning("the worker releases job %s with steps in flight", job.job_id)
         elif error is not None:
             _log.error(
                 "the worker releases job %s after an error on this host", job.job_id, exc_info=error

@@ -81,7 +81,7 @@ def test_a_second_signal_ends_the_worker_while_its_step_still_runs(number, runti
     runs(host, interrupted=number == signal.SIGINT)
     hold = runtime.store.holders(job_id)[job_id]
     assert (None, False, 0) == (hold.owner, hold.clean, hold.free_in_ns)
-    assert f"job {job_id} is given back with steps in flight" in caplog.text
+    assert f"the worker releases job {job_id} with steps in flight" in caplog.text
     go_on.set()
     assert refused.wait(PATIENCE), "the step that was given up went on"
     assert ["start", "resumed"] == [commit.kind for commit in runtime.load(job_id).commits]

@@ -304,19 +304,17 @@ def _begin_all() -> None:
 _all: Final[WeakSet[Runtime]] = WeakSet()
 if sys.platform != "win32":
     os.register_at_fork(after_in_child=_begin_all)
-_lock = threading.Lock()
-_in_use: list[Runtime] = []
+_in_use: dict[object, Runtime] = {}  # by block, in order; without a lock, which a fork could keep
 _default: list[Runtime] = []
 
 
 def default_runtime() -> Runtime:
     """Return the runtime that `use_runtime` set, or else one with the system's clock."""
-    with _lock:
-        if _in_use:
-            return _in_use[-1]
-        if not _default:
-            _default.append(Runtime())
-        return _default[0]
+    for runtime in list(_in_use.values())[-1:]:
+        return runtime
+    if not _default:
+        _default.append(Runtime())
+    return _default[0]
 
 
 set_default_runner(default_runtime)
@@ -330,10 +328,9 @@ def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
     ...     default_runtime() is runtime
     True
     """
-    with _lock:
-        _in_use.append(runtime)
+    block = object()
     try:
+        _in_use[block] = runtime
         yield runtime
     finally:
-        with _lock:
-            _in_use.remove(runtime)
+        _in_use.pop(block, None)

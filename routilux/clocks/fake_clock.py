@@ -444,8 +444,7 @@ class FakeClock(Clock):
         return sleepers[0] if sleepers else None
 
     def _wake_first(self, entry: tuple[int, Key, int, _Party]) -> None:
-        heapq.heappop(self._sleepers)
-        self._now = entry[0]
+        self._now = entry[0]  # its entry stays: the ended wait makes it void
         self._wake(entry[3])
 
     def _wake_all(self, signal: _Signal) -> None:

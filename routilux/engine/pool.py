@@ -39,18 +39,25 @@ class _DaemonThreads:
     def __init__(self, size: int) -> None:
         self._size = size
         self._made = 0
-        self._idle = threading.Semaphore(0)
+        self._idle: deque[None] = deque()  # an entry for each idle thread
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def submit(self, work: Callable[[], None]) -> None:
-        if self._made < self._size and not self._idle.acquire(blocking=False):
-            threading.Thread(
+        if self._idle:
+            self._idle.pop()  # only this thread takes one away
+        elif self._made < self._size:
+            self._made += 1
+            thread = threading.Thread(
                 target=_serve,
                 args=(self._work, self._idle),
-                name=f"routilux-{self._made + 1}",
+                name=f"routilux-{self._made}",
                 daemon=True,
-            ).start()
-            self._made += 1  # not before: the system may have no thread left
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no thread left
+                self._made -= 1
+                raise
         self._work.put(work)
 
     def close(self) -> None:
@@ -60,11 +67,11 @@ class _DaemonThreads:
     __del__ = close  # a runtime that was never closed leaves no threads behind
 
 
-def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
+def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: deque[None]) -> None:
     while (work := queue.get()) is not None:
         work()
         del work  # else an idle thread keeps the last job alive
-        idle.release()
+        idle.append(None)
 
 
 class PoolDriver:
@@ -99,11 +106,15 @@ class PoolDriver:
         executor = self._executor
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             party = self._clock.party(step.who, (driven.ordinal, *step.order))
-            work = partial(self._work, party, driven, step)
-            if executor is None:
-                self._threads.submit(work)
-            else:
-                executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            try:
+                work = partial(self._work, party, driven, step)
+                if executor is None:
+                    self._threads.submit(work)
+                else:
+                    executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            except BaseException:
+                party.cancel()
+                raise
             self._add_flying(1)
             return
         plan = driven.plan

@@ -1,13 +1,14 @@
 """Raises `KeyboardInterrupt` at the n-th place of a thread at which CPython may see a signal.
 
 CPython looks for signals and for exceptions of other threads when a Python function starts, when a
-call of a C function returns, and when a loop goes back; nearly every loop makes a call. So these are
-the places: each start of a function, and each return of a C function, whose result is then lost. That
-counts all code, also the standard library's.
+call of a C function returns, and when a loop goes back; nearly every loop makes a call. So these
+are the places: each start of a function, and each return of a C function, whose result is then
+lost. That counts all code, also the standard library's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import gc
 import sys
@@ -41,7 +42,9 @@ class Interrupter:
     def _count(self, frame: FrameType, event: str, arg: Any) -> None:
         if event not in ("call", "c_return") or frame.f_code.co_name in _NOT_OURS:
             return
-        if arg is not None and getattr(arg, "__name__", "") == "setprofile":
+        if getattr(arg, "__name__", "") == "setprofile":
+            return
+        if frame.f_code.co_filename == contextlib.__file__ and _holds_connection(frame):
             return
         self.passed += 1
         if self.passed == self.nth:
@@ -52,7 +55,13 @@ class Interrupter:
             raise KeyboardInterrupt
 
 
-_NOT_OURS = ("armed", "__del__", "_remove")  # what these raise is lost
+def _holds_connection(frame: FrameType) -> bool:
+    """Whether it is a context manager of a SQLite store, which then keeps the lock for a while."""
+    generator = getattr(frame.f_locals.get("self"), "gen", None)
+    return generator is not None and "SqliteFile" in generator.gi_code.co_qualname
+
+
+_NOT_OURS = ("armed", "__del__", "_remove", "<genexpr>")  # what these raise is lost
 
 
 def in_a_thread(does: Callable[[], None], what: Callable[[], str]) -> None:

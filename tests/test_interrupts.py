@@ -1,4 +1,4 @@
-"""An interrupt such as Ctrl-C at any place leaves store, runtime and clock usable, and no job driven.
+"""After an interrupt at any place, as by Ctrl-C, all is usable, and no job is driven any more.
 
 `make test` interrupts at some places, `make soak` at all of them.
 """
@@ -190,6 +190,8 @@ def interrupted(world: World, does: Callable[[World], None], interrupter: Interr
     completes(world)
     runtime.close()
     for thread in engine_threads() - before:
+        if thread.ident is None:
+            continue  # it was interrupted before it started
         thread.join(PATIENCE)
         assert not thread.is_alive(), f"{thread.name} still runs"
     if isinstance(store, SqliteStore):

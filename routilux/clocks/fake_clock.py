@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from routilux.clocks.clock import Clock, Key, Party, Signal, thread_cpu_ns
 from routilux.clocks.durations import SECOND, from_ns, instant_ns, signed_ns, to_ns
+from routilux.clocks.forks import begin_in_children
 from routilux.errors import ClockStalledError
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ class _Party(Party):
         self.clock._cancel(self)
 
     def open(self) -> None:
-        """Let its thread go on; a second call before it waits again does nothing."""
+        """Let its thread run; a second call before it waits again does nothing."""
         if not self.opened:
             self.opened = True  # no exception can come between this line and the next call
             self.gate.release()
@@ -160,7 +161,6 @@ class FakeClock(Clock):
         self._wall = instant_ns(start)  # what the wall clock shows at monotonic instant 0
         self._now = 0
         self._waits: list[tuple[str, int, int]] = []
-        self._lock = threading.Lock()
         self._movers: dict[int, threading.Lock] = {}  # of tests that move the time by hand
         self._current: _Party | None = None
         self._ready: deque[_Party] = deque()
@@ -171,6 +171,19 @@ class FakeClock(Clock):
         self._refusal: BaseException | None = None  # why it can't move the time any further
         self._local = threading.local()
         self._owner = threading.get_ident()
+        self._lock = threading.Lock()
+        begin_in_children(self._begin_process)
+
+    def _begin_process(self) -> None:
+        """Forget all threads but the calling one, for which the time then moves by itself."""
+        self._lock = threading.Lock()
+        self._ready.clear()
+        self._waiting.clear()
+        self._sleepers.clear()
+        self._movers.clear()
+        self._current = here = self._here()
+        self._results = set() if here is None else {here}
+        self.autojump = True
 
     def now_ns(self) -> int:
         return self._wall + self._now
@@ -466,7 +479,7 @@ class FakeClock(Clock):
             self._ready.append(party)
 
     def _pass_turn(self) -> None:
-        """Give the turn to the next party, if none has it; also if a call of this broke off."""
+        """Give the turn to the next party if none runs; a repeated call completes a broken one."""
         while self._current is None:
             if self._ready:
                 self._current = self._ready[0]

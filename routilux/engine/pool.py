@@ -16,6 +16,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
@@ -64,7 +65,10 @@ class _DaemonThreads:
         for _ in range(self._made):
             self._work.put(None)
 
-    __del__ = close  # a runtime that was never closed leaves no threads behind
+    def __del__(self) -> None:
+        # A runtime that was never closed leaves no threads behind.
+        with suppress(AttributeError):  # an interrupt came before it was made
+            self.close()
 
 
 def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: deque[None]) -> None:

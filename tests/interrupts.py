@@ -44,7 +44,10 @@ class Interrupter:
             return
         if getattr(arg, "__name__", "") == "setprofile":
             return
-        if frame.f_code.co_filename == contextlib.__file__ and _holds_connection(frame):
+        file = frame.f_code.co_filename
+        if file == contextlib.__file__ and _holds_connection(frame):
+            return
+        if file == threading.__file__ and _starts_a_thread(frame):
             return
         self.passed += 1
         if self.passed == self.nth:
@@ -59,6 +62,15 @@ def _holds_connection(frame: FrameType) -> bool:
     """Whether it is a context manager of a SQLite store, which then keeps the lock for a while."""
     generator = getattr(frame.f_locals.get("self"), "gen", None)
     return generator is not None and "SqliteFile" in generator.gi_code.co_qualname
+
+
+def _starts_a_thread(frame: FrameType | None) -> bool:
+    """Whether `threading` waits for a thread to start, which an interrupt may stop for ever."""
+    while frame is not None and frame.f_code.co_filename == threading.__file__:
+        if frame.f_code is threading.Thread.start.__code__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 _NOT_OURS = ("armed", "__del__", "_remove", "<genexpr>")  # what these raise is lost

@@ -1,4 +1,4 @@
-"""One running job: its machine, its time and its commits.
+"""`Drive`: a job that runs in this process, with its state machine, time and commits.
 
 Invariants:
 - A commit is applied only after the store has accepted it. Observers are notified only then, in the
@@ -55,7 +55,7 @@ class DrivingLoop(Protocol):
 
 
 class Drive:
-    """A job that runs in this process: its machine, its time and its commits.
+    """A job that runs in this process, with its state machine, its time and its commits.
 
     It is the `Host` of the job's steps. `stopped` is set when no step is in flight and none will
     start; `error` is set if something outside the flow ended the run, such as a failing store.
@@ -114,11 +114,11 @@ class Drive:
     # --- the host of its steps ------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """Return the job's time."""
+        """Return the job's current time in UTC nanoseconds."""
         return self.environment.clock.monotonic_ns() + self.offset
 
     def sleep(self, step: StepInput, length: int) -> None:
-        """Wait for `length`, but at most until the attempt's timeout."""
+        """Wait for `length` nanoseconds, or until the attempt's timeout if that is earlier."""
         clock = self.environment.clock
         clock.record_wait(step.task.routine_id, length)
         until = self.now_ns() + length
@@ -130,7 +130,7 @@ class Drive:
             raise _given_up(step)
 
     def run(self, step: StepInput) -> StepOutcome:
-        """Run one attempt in this thread."""
+        """Run one attempt of a task in this thread, and return the outcome."""
         task, plan = step.task, self.plan
         routine_id = task.routine_id
         routine = plan.routines[routine_id]
@@ -172,7 +172,7 @@ class Drive:
             raise _given_up(step)
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
-        """Commit the result of an effect, from the step's own thread."""
+        """Commit the result of an effect; the step's own thread calls this method."""
         with self.environment.lock:
             self._check_error(step)
             commit = self.machine.effect(step, name, effect, self.now_ns())
@@ -189,7 +189,7 @@ class Drive:
                 raise
 
     def opened(self, context: Context) -> None:
-        """Keep the context of a step that has a timeout; raise if the step has timed out."""
+        """Keep the context of a step with a timeout; raise if the step has already timed out."""
         step = context.step
         if step is None:
             return
@@ -201,10 +201,10 @@ class Drive:
     # --- its commits (under the runtime's lock) -------------------------------------------------
 
     def commit(self, commit: Commit, *, claims: bool = False, acquired: bool = False) -> None:
-        """Write a commit, apply it, and notify the observers.
+        """Write a commit to the store, apply it to the job, and notify the observers.
 
-        The first commit of a resume either `claims` the job, or the job was `acquired` and its
-        lease holds.
+        A commit that resumes a job `claims` the job, unless the job was `acquired` by a lease that
+        has not ended.
         """
         if self._journal is not None:
             job_id = self.machine.job.job_id
@@ -220,7 +220,7 @@ class Drive:
             self.notify(commit)
 
     def apply(self, commit: Commit) -> None:
-        """Apply a written commit to the job."""
+        """Apply a commit to the job; the store already has the commit."""
         self.machine.accept(commit)
         if commit.seq >= self._snapshot_at:
             self._keep_snapshot()
@@ -228,7 +228,7 @@ class Drive:
             self.environment.clock.record_wait(f"retry of {commit.routine_id}", commit.delay_ns)
 
     def notify(self, commit: Commit) -> None:
-        """Notify the observers of an applied commit."""
+        """Notify the observers of a commit that was applied to the job."""
         self.environment.observers.notify(self.machine.job, commit)
 
     def _keep_snapshot(self) -> None:
@@ -240,7 +240,7 @@ class Drive:
             self._snapshot_at = self._journal.write_snapshot(job)
         except Exception as error:
             # Every commit is in the store; without the snapshot, loading takes longer.
-            _log.warning("job %s has no snapshot at commit %d: %s", job.job_id, job.seq, error)
+            _log.warning("job %s: no snapshot kept at commit %d: %s", job.job_id, job.seq, error)
 
     # --- the ends of its steps (under the runtime's lock) ---------------------------------------
 
@@ -262,9 +262,9 @@ class Drive:
         return self.machine.finish(step, outcome, now if now > updated else updated)
 
     def row(self, step: StepInput, commit: Commit, journal: Journal) -> tuple[Commit, Append]:
-        """Return the commit that ends a step, and its row for the journal.
+        """Return the commit that ends a step, together with the commit's row for the journal.
 
-        If the commit has no saved form, the attempt fails: the commit that says so is returned.
+        If `commit` can't be saved, the attempt fails, and the commit of that failure is returned.
         """
         job_id, owner = self.machine.job.job_id, self.environment.owner
         try:
@@ -276,7 +276,7 @@ class Drive:
             return failed, journal.row(job_id, failed, owner)
 
     def overdue(self, now: int) -> Iterator[StepInput]:
-        """Yield the steps whose timeout has passed; their handlers can record nothing more."""
+        """Close the context of each step whose timeout has passed, and yield the step."""
         for step in self.machine.flights:
             if step.timeout_ns is not None and step.started_ns + step.timeout_ns <= now:
                 context = self._open.pop(step.number, None)
@@ -287,12 +287,12 @@ class Drive:
     # --- requests -------------------------------------------------------------------------------
 
     def request(self, kind: Request, reason: str | None = None) -> None:
-        """Commit a pause or a cancellation, and wake the loop."""
+        """Pause or cancel the job: commit the request, and wake the loop."""
         with self.environment.lock:
             if self.error is not None:
                 raise NotResumableError(
                     f"an error ended the run of job {self.machine.job.job_id}"
-                    f" ({type(self.error).__name__}: {self.error}); load the job and resume it"
+                    f" ({type(self.error).__name__}: {self.error}); load and resume the job"
                 )
             now = max(self.now_ns(), self.machine.job.updated_ns)
             self.commit(request(self.machine.job, kind, now, reason))
@@ -307,13 +307,13 @@ class Drive:
                 self.loop.look(self)
 
     def snapshot(self) -> JobState:
-        """Return a copy of the job as of its last commit."""
+        """Return a copy of the job in its state after the last commit."""
         with self.environment.lock:
             return self.machine.job.copy()
 
 
 def _given_up(step: StepInput) -> NoActiveStepError:
     return NoActiveStepError(
-        f"attempt {step.attempt} of {step.task.routine_id} was given up, and can record nothing"
-        " more"
+        f"the engine no longer waits for attempt {step.attempt} of {step.task.routine_id}, so the"
+        " attempt can record nothing more; let its handler return"
     )

@@ -216,7 +216,7 @@ def _append(db: sqlite3.Connection, added: Append) -> None:
 
 
 def _add(db: sqlite3.Connection, statement: str, added: Append, *, claims: bool = False) -> None:
-    """Add a row; accept a row that the same owner has already written, and refuse all others."""
+    """Add row `added`, or accept it if its owner wrote it before; otherwise raise the refusal."""
     if db.execute(statement, added[:4]).rowcount:
         return
     job_id, seq, _, owner, _ = added
@@ -230,7 +230,7 @@ def _hold(db: sqlite3.Connection, job_id: str, owner: str, free_at: int | None) 
 
 
 def _state(db: sqlite3.Connection, added: Append) -> tuple[str, int | None, int, bool]:
-    """Return a job's owner, free time, number of rows, and whether this row is one."""
+    """Return the job's owner, free time and number of rows, and whether row `added` is stored."""
     return db.execute(_STATE, added[:4]).fetchone() or ("", None, 0, False)
 
 

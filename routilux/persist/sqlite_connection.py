@@ -107,7 +107,7 @@ class SqliteFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection in a write transaction, which the end of the block commits."""
+        """Yield the connection in a write transaction; the end of the `with` block commits it."""
         with self.using() as db:
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -120,7 +120,7 @@ class SqliteFile:
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection; each statement in the block is a transaction by itself."""
+        """Yield the connection; each statement in the `with` block is a transaction by itself."""
         with self.lock:
             try:
                 yield self.connection()
@@ -128,7 +128,7 @@ class SqliteFile:
                 raise self.named(error) from error
 
     def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Execute one statement, which is a transaction, and return its rows."""
+        """Execute one statement as a transaction of its own, and return the rows."""
         with self.using() as db:
             return db.execute(statement, values).fetchall()
 
@@ -140,8 +140,8 @@ class SqliteFile:
             self._process, self._file = os.getpid(), _file_at(self._name)
         elif _file_at(self._name) != self._file:
             raise OSError(
-                f"the store {self.path}: its file was removed or replaced while it was open; put"
-                " the file back, or open the store again"
+                f"the store {self.path}: its file was removed or replaced while the store was"
+                " open; put the file back, or open the store again"
             )
         return self._connection
 
@@ -165,7 +165,7 @@ class SqliteFile:
             if version > _VERSION:
                 raise newer_store(name, version, _VERSION)
             if self._read_only and not tables:
-                raise CorruptStateError(name, "is empty: no store was ever written to it")
+                raise CorruptStateError(name, "is empty, so it holds no store; check the path")
             if self._read_only:
                 return db
             db.execute("PRAGMA journal_mode = WAL")
@@ -202,7 +202,7 @@ class SqliteFile:
         return self._place.with_name(f"{self._place.name}-wal").exists()
 
     def named(self, error: sqlite3.Error) -> Exception:
-        """Return an error for `error` that names the file and says what to do."""
+        """Convert `error` to an error that names the file and says what to do."""
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):

@@ -190,7 +190,7 @@ def test_a_step_that_the_executor_drops_ends_the_run():
         run = chain(a=rest).start("a", runtime=runtime)
         assert given.wait(PATIENCE)
         executor.shutdown(wait=False, cancel_futures=True)
-        with pytest.raises(CancelledError, match="dropped the step"):
+        with pytest.raises(CancelledError, match="cancelled the step"):
             run.wait(timeout=PATIENCE)
         busy.set()
     executor.shutdown()

@@ -190,9 +190,13 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop a job because of an error from outside its flow; the caller holds the lock."""
-        drive.error = error
-        self.drop(drive)
+        """Stop a job because of an error from outside its flow; the caller holds the lock.
+
+        Only the first error of a job counts.
+        """
+        if drive.error is None:
+            drive.error = error
+            self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:

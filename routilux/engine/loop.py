@@ -193,7 +193,10 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop a job because of an error from outside its flow; the caller holds the lock."""
+        """Stop a job because of an error from outside its flow; the caller holds the lock.
+
+        Only the first error of a job counts. A second call completes one that was interrupted.
+        """
         if drive.error is None:
             drive.error = error
         self.drop(drive)

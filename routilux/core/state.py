@@ -45,7 +45,7 @@ class JobState(FoldedJob):
         return self.status.is_final
 
     def retry_count(self, routine_id: str | None = None) -> int:
-        """Return the largest number of retries of one task, among all or those of `routine_id`."""
+        """Return the largest number of retries of any task, or of any task of `routine_id`."""
         if routine_id is not None:
             return self.routine_states[routine_id].retry_count
         return max((state.retry_count for state in self.routine_states.values()), default=0)

@@ -82,7 +82,7 @@ class ResumeOptions(TypedDict, total=False):
 
 
 class Runner(Protocol):
-    """Protocol with the `Runtime` methods that a flow calls, to avoid a circular import."""
+    """The methods of `Runtime` that a flow calls; this protocol avoids a circular import."""
 
     def execute(
         self, flow: Flow, entry: str, params: Params = None, **options: Unpack[JobOptions]
@@ -103,7 +103,7 @@ _default_runner: Callable[[], Runner]
 
 
 def set_default_runner(find: Callable[[], Runner]) -> None:
-    """Make `find` the function that returns the runner for calls without a `runtime`."""
+    """Set `find`, the function that returns the runner for calls without a `runtime`."""
     global _default_runner
     _default_runner = find
 
@@ -217,7 +217,7 @@ class Flow:
     def _routine(self, routine_id: str) -> Routine:
         if not isinstance(routine_id, str) or routine_id not in self._routines:
             raise FlowDefinitionError(
-                f"flow {self.flow_id!r} has no routine {routine_id!r}; it has"
+                f"flow {self.flow_id!r} has no routine {routine_id!r}; its routines:"
                 f" {names_of(self._routines)}"
             )
         return self._routines[routine_id]

@@ -106,7 +106,7 @@ class Retry:
 
     @property
     def actual_ns(self) -> int | None:
-        """The real wait before the next attempt in nanoseconds; None until that attempt ends."""
+        """The nanoseconds from the failure to the next attempt; None until that attempt ends."""
         return None if self.started_ns is None else self.started_ns - self.failed_ns
 
 
@@ -152,7 +152,7 @@ class ExecutionMonitor:
 
     @classmethod
     def summary_of(cls, job: JobState) -> dict[str, int]:
-        """Return the counts that `of(job).summary()` returns, but use less memory."""
+        """Return the same counts as `of(job).summary()`, but use less memory."""
         monitor = cls()
         events = data_flows = 0
         for commit in job.commits:

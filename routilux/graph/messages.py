@@ -1,4 +1,4 @@
-"""Values between the engine and a step: a step gets `StepInput` and returns `StepOutcome`.
+"""Values that the engine and steps exchange: a step gets `StepInput`, returns `StepOutcome`.
 
 Invariants:
 - They are values: they can be pickled, delayed, dropped or delivered twice.

@@ -51,8 +51,8 @@ def load_routine(entry: object, path: str) -> tuple[str, Routine]:
         raise UnknownRoutineError(
             f"{path}.routine",
             f"no routine class {name!r} is defined in this program; import the module that"
-            " defines it before loading (a class that another program's __main__ or a"
-            " function defines needs a routine_name)",
+            " defines it before loading; if a function or another program's __main__"
+            " defines the class, give the class a routine_name",
         )
     handler = load_handler(data, path)
     try:

@@ -211,7 +211,7 @@ class Flow:
 
     @property
     def error_handler(self) -> ErrorHandler | None:
-        """The flow's error handler, or None if it has none."""
+        """The flow's error handler; None if no handler is set."""
         return self._error_handler
 
     def _routine(self, routine_id: str) -> Routine:
@@ -342,7 +342,7 @@ class Flow:
     # --- saving it ------------------------------------------------------------------------------
 
     def serialize(self) -> dict[str, object]:
-        """Return the flow as data that JSON can hold; `deserialize` turns the data into a flow.
+        """Return the flow as data for JSON; `deserialize` turns the data into a flow.
 
         Raises `UnserializableError` for constructor arguments that have no saved form.
         """

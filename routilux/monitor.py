@@ -33,7 +33,7 @@ _START = CommitKind.START
 
 
 class Observer(Protocol):
-    """An object that a runtime notifies of each commit of each job, in order, one at a time.
+    """An object that gets each commit of a runtime's jobs, in order and one at a time.
 
     An optional method `on_step(job, step)` gets each step that starts; steps are not durable. An
     error that an observer raises is logged and counted, and changes nothing else.

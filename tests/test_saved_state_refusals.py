@@ -87,7 +87,9 @@ def test_a_file_that_never_ends_is_refused_without_being_read_to_its_end(monkeyp
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
-    reason = "must have at most 2,000,000 bytes (in /dev/zero); restore the file or read another one"
+    reason = (
+        "must have at most 2,000,000 bytes (in /dev/zero); restore the file or read another one"
+    )
     assert ("$", reason) == (caught.value.path, caught.value.reason)
 
 

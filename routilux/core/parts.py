@@ -6,7 +6,7 @@ Invariants:
   that this module could not have written.
 - Parts are written and read field by field: one table for both takes 40 % longer to write and 12 %
   longer to read.
-- `serialize` returns JSON-able data; `load` reads decoded data. Their errors name `path`.
+- `serialize` returns data for JSON; `load` reads decoded data. Their errors name `path`.
 """
 
 from __future__ import annotations

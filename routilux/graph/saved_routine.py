@@ -31,7 +31,7 @@ _FIELDS: codec.Fields = {
 
 
 def saved_routine(routine_id: str, routine: Routine, path: str) -> dict[str, object]:
-    """Return a routine as JSON-able data; `path` is the routine's place in the document."""
+    """Return a routine as data for JSON; `path` is the routine's place in the document."""
     args, kwargs = routine.arguments
     return {
         "id": routine_id,

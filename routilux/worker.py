@@ -254,7 +254,7 @@ class Worker:
         else:
             self._put_aside.pop(job_id, None)
             drive.on_stop, drive.on_wait = self._note_stop, self._note_wait
-            drive.leased_until = now + self._lease_ns
+            drive.lease_ns = self._lease_ns
             self._drives[job_id] = drive
             self._active.add(drive)
             runtime.threads.drive_in_background(drive)
@@ -322,7 +322,7 @@ class Worker:
             del taken[job_id]
 
     def _renew(self) -> None:
-        # Counted from before the call, so that the store's lease ends later than this one.
+        # Counted from before the call, so that the next renewal comes early enough.
         now = self._clock.monotonic_ns()
         environment, store = self._environment, self._store
         with environment.lease_lock:
@@ -332,11 +332,8 @@ class Worker:
                 # How it stopped is unknown, so it counts as unclean, as if the lease had ended.
                 store.release(job_id, environment.owner, 0, clean=False)
         self._renew_at = now + self._lease_ns // _RENEWALS
-        for job_id, drive in self._drives.items():
-            if job_id in held:
-                drive.leased_until = now + self._lease_ns
-            else:
-                self._lose(job_id)
+        for job_id in sorted(self._drives.keys() - held):
+            self._lose(job_id)
 
     def _lose(self, job_id: str) -> None:
         """Stop running a job whose lease this host has lost; any thread may call this."""

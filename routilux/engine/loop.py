@@ -190,9 +190,13 @@ class Loop:
         return [ending for ending in endings if ending[0].error is None]
 
     def fail(self, drive: Drive, error: BaseException) -> None:
-        """Stop a job after an error outside the job's flow; the caller must hold the lock."""
-        drive.error = error
-        self.drop(drive)
+        """Stop a job after an error outside the job's flow; the caller must hold the lock.
+
+        Only the first error of a job counts.
+        """
+        if drive.error is None:
+            drive.error = error
+            self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:

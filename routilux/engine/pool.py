@@ -4,7 +4,8 @@ Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
   step's start.
 - An executor of processes gets and returns pickled values; effects travel with the outcome, and
-  time is real.
+  time is real. Such a step can't ask the store for the owner of the job, so the store is asked
+  before the step is sent. If this host loses the job afterwards, the effects of the step still run.
 - A thread that was given up keeps its place until it returns: no code can stop it.
 - Our threads are daemons, so a handler that hangs can't keep the interpreter from ending. Jobs
   survive a kill, so this is safe. A `ThreadPoolExecutor` would wait for the handler.
@@ -106,6 +107,7 @@ class PoolDriver:
                 executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
             self._add_flying(1)
             return
+        driven.check(step)
         plan = driven.plan
         future = executor.submit(
             run_remote,

@@ -143,7 +143,7 @@ class _RemoteHost:
         self._clock.wait(None, until - self._offset)
 
     def check(self, step: StepInput) -> None:
-        """Do nothing: this process does not know which host owns the job."""
+        """Do nothing: the store was asked before the step was sent to this process."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         self.effects[name] = effect

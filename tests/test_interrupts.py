@@ -168,11 +168,10 @@ def interrupted(world: World, does: Callable[[World], None], interrupter: Interr
     else:
         # A job in the background may have been faster this time; a `__del__` can't raise.
         assert not interrupter.place or "close" in interrupter.place, "no caller saw the interrupt"
-    free(runtime, store)
     environment = runtime.environment
-    if "start" not in does.__name__:
-        for machine in list(environment.driven.values()):
-            wait_for(runtime, machine)
+    for machine in list(environment.driven.values()):
+        wait_for(runtime, machine)  # a job in the background
+    free(runtime, store)
     assert {} == environment.driven, "a job is still driven"
     assert {} == environment.leases, "a lease is still known"
     leased = [hold for hold in store.holders().values() if hold.is_leased]

@@ -252,7 +252,7 @@ def test_no_more_is_written_than_can_be_read(monkeypatch):
     assert (size, saved.job) == (len(read.to_bytes(key=KEY)), read.job)
     monkeypatch.setattr("routilux.codec.encoding.MAX_BYTES", body - 1)
     with pytest.raises(
-        UnserializableError, match=f"takes {body:,} bytes; keep it under {body - 1:,}"
+        UnserializableError, match=f"takes {body:,} bytes, more than the limit of {body - 1:,}"
     ):
         saved.to_bytes()
 

@@ -1,4 +1,4 @@
-"""`routilux jobs`: a table of the jobs in a store, newest first.
+"""`routilux jobs`: writes a table of the jobs in a store, with the newest job first.
 
 Invariants:
 - A job that can't be read hides no other job: it is named at the end, and the command fails.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _HEAD: Final = ("job", "flow", "status", "age", "commits", "retries", "next due, UTC", "held by")
 Row: TypeAlias = "dict[str, Any]"
-"""A job of the table, as it is in the JSON, but with its `Hold`."""
+"""The members of one job in the JSON output, but with a `Hold` object as `held`."""
 
 _NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
 
@@ -58,12 +58,12 @@ class Listing:
 
 
 def held(job: JobState, hold: Hold) -> Hold | None:
-    """Return `hold`, or None for a stopped job, whose hold means nothing."""
+    """Return `hold` if `job` is pending or running; else return None."""
     return hold if job.status.is_live else None
 
 
 def held_data(hold: Hold | None) -> dict[str, object] | None:
-    """Return a hold as the data that `--json` writes."""
+    """Return `hold` in the form that `--json` writes."""
     return None if hold is None else {"owner": hold.owner, "free_in_ns": hold.free_in_ns}
 
 
@@ -89,6 +89,7 @@ def list_jobs(store: JobStore, status: str | None, flow: str | None, limit: int)
             continue
         if job is not None:
             jobs.append(_row(job, entry.hold))
+    jobs.sort(key=lambda job: (-job["started_ns"], job["job_id"]))
     found = Counter(entry.status for entry in selected if entry.job_id not in damaged)
     counts = {status.value: found[status.value] for status in JobStatus if found[status.value]}
     flows = sorted({entry.flow_id for entry in intact})

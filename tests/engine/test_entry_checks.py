@@ -108,8 +108,8 @@ def test_a_runtime_with_an_invalid_limit_is_refused(name, value, least):
 def test_submitting_without_a_store_is_refused_with_the_cure():
     with refused(
         FlowDefinitionError,
-        "submit() puts a job into the runtime's store, and this runtime has none;"
-        " use Runtime(store=...), or start()",
+        "submit() needs a store, but this runtime has none;"
+        " use Runtime(store=...), or call start()",
     ):
         Runtime().submit(shop(), "source")
 
@@ -184,7 +184,7 @@ class Frame:
 
 
 FRAME = (
-    f"{__name__}.Frame has no saved form; give it a form with register_type, or keep plain data"
+    f"{__name__}.Frame has no saved form; register a form with register_type, or save plain data"
     " instead"
 )
 

@@ -103,8 +103,8 @@ WRONG_CONNECTIONS: list[tuple[Any, ...]] = [
             " 'count'; add the field, map one to the parameter, or give the parameter a default"
         ),
     ),
-    (EDGE, f"{EDGE} already exists; connect two ends only once"),
-    (EDGE, f"{EDGE} already exists; connect two ends only once", {"item": "item"}),
+    (EDGE, f"{EDGE} already exists; remove the second connect()"),
+    (EDGE, f"{EDGE} already exists; remove the second connect()", {"item": "item"}),
 ]
 
 

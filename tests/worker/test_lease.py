@@ -176,7 +176,7 @@ def test_a_lease_of_a_lost_answer_is_given_back_at_the_next_renewal(clock, caplo
         assert (None, False) == (hold.owner, hold.clean), "how its host stopped is unknown"
         host.run(until_idle=True)
         assert JobStatus.COMPLETED is runtime.load(job_id).status
-    assert [f"job {job_id} is given back: no worker here knows its lease"] == caplog.messages
+    assert [f"the worker releases job {job_id}: no worker here runs it"] == caplog.messages
 
 
 def test_a_worker_keeps_the_leases_of_other_workers_of_its_runtime(runtime, store, clock):

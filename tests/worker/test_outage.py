@@ -120,7 +120,7 @@ def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(caplog):
     assert 3 < store.failures < 20, "it is tried again, at growing distances"
     logged = [message for message in caplog.messages if message.startswith("the store")]
     assert [
-        "the store fails and is retried for at most 30.0 s: the disk is full",
+        "the store fails; the worker retries for at most 30.0 s: the disk is full",
         "the store works again after 7.6 s",
     ] == logged
 

@@ -33,8 +33,8 @@ _SEALED: Final = ("job_id", "flow_id", "owner", "free_at", "wait", "lease", "sta
 _SEAL: Final = "hashtextextended({}, 0)".format(
     " || chr(31) || ".join(f"coalesce({name}::text, '')" for name in _SEALED)
 )
-INTACT: Final = f"CASE WHEN seal = {_SEAL} THEN true ELSE false END"
-"""SQL that is true for an entry as it was written; a planner takes a bare `=` for a rare match."""
+INTACT: Final = f"seal = {_SEAL}"
+"""SQL that is true for an entry that is as the server wrote it."""
 _SCHEMA: Final = f"""
 CREATE TABLE routilux_version (version int NOT NULL);
 INSERT INTO routilux_version VALUES ({_VERSION});
@@ -73,7 +73,8 @@ SELECT set_config(name, setting, false) FROM (VALUES
     ('synchronous_commit',
         coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')),
     ('plan_cache_mode', 'force_generic_plan'),
-    ('enable_seqscan', 'off')
+    ('enable_seqscan', 'off'),
+    ('enable_bitmapscan', 'off')
 ) AS settings (name, setting)
 """
 _BACKEND: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"

@@ -4,6 +4,8 @@ Invariants:
 - A commit is applied only after the store has accepted it. Observers are notified only then, in the
   order of the commits.
 - A job changes only under the runtime's lock; no handler runs under it.
+- Before an effect the store is asked whether this host still owns the job. So a host that has lost
+  the job runs no further effect, except the one that it had already begun.
 - A job's time is UTC when it started or was resumed, plus monotonic progress, and never before its
   last commit. So a wall clock that is set changes no wait, and time in the history never decreases.
 """
@@ -24,6 +26,7 @@ from routilux.errors import (
     UnserializableError,
 )
 from routilux.persist.journal import SNAPSHOT_EVERY
+from routilux.persist.store import lost
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
     from routilux.graph.context import Context
     from routilux.graph.messages import Effect, StepInput, StepOutcome
     from routilux.persist.journal import Journal
-    from routilux.persist.store import Append
+    from routilux.persist.store import Append, JobStore
 
 _log = logging.getLogger("routilux")
 _ordinals = count(1)
@@ -64,7 +67,7 @@ class Drive:
         "_snapshot_at",
         "environment",
         "error",
-        "leased_until",
+        "lease_ns",
         "leaving",
         "limit",
         "loop",
@@ -91,7 +94,7 @@ class Drive:
         self.offset = max(clock.now_ns(), machine.job.updated_ns) - clock.monotonic_ns()
         self.stopped = clock.signal()
         self.error: BaseException | None = None
-        self.leased_until: int | None = None  # monotonic; after it another host may take over
+        self.lease_ns: int | None = None  # None if the job is held without a lease
         self.leaving = False
         # Called under the runtime's lock: when the job has stopped, and when all its tasks wait.
         self.on_stop: Callable[[Drive], object] | None = None
@@ -135,38 +138,43 @@ class Drive:
         return self.run_step(step, routine, slot, plan.handlers[routine_id], self)
 
     def check(self, step: StepInput) -> None:
-        """Raise if another host owns the job, or if an error ended the run of the job."""
-        until = self.leased_until
-        if (
-            self.error is None
-            and until is not None
-            and until <= self.environment.clock.monotonic_ns()
-        ):
-            self._check_owner()
+        """Ask the store for the owner; raise if this host lost the job or its run has ended."""
+        store = self.environment.store
+        if store is not None and self.error is None:
+            try:
+                self._check_owner(store)
+            except Exception as error:
+                # An error of the store is not a failure of the handler.
+                with self.environment.lock:
+                    if self.loop is not None:
+                        self.loop.fail(self, error)
+                if self.error is None:
+                    raise
+        self._check_error(step)
+
+    def _check_owner(self, store: JobStore) -> None:
+        job_id, owner = self.machine.job.job_id, self.environment.owner
+        hold = store.holders(job_id).get(job_id)
+        if hold is not None and hold.owner == owner:
+            if self.lease_ns is None or hold.free_in_ns != 0:
+                return
+            # This host was suspended for longer than its lease. If no other host took the job
+            # meanwhile, none can take it at once when the effect begins.
+            if job_id in store.renew(owner, self.lease_ns):
+                return
+            hold = store.holders(job_id).get(job_id)
+        raise lost(job_id, hold)
+
+    def _check_error(self, step: StepInput) -> None:
         if isinstance(self.error, LeaseLostError):
             raise LeaseLostError(str(self.error))
         if self.error is not None:
             raise _given_up(step)
 
-    def _check_owner(self) -> None:
-        # This host was suspended or could not renew its lease: another may own the job now.
-        job_id, store = self.machine.job.job_id, self.environment.store
-        error: Exception
-        try:
-            hold = None if store is None else store.holders(job_id).get(job_id)
-            if hold is None or hold.owner == self.environment.owner:
-                return
-            error = LeaseLostError(f"job {job_id!r} is now {hold}; this host can't commit to it")
-        except OSError as broken:
-            error = broken
-        with self.environment.lock:
-            if self.loop is not None:
-                self.loop.fail(self, error)
-
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         """Commit the result of an effect; the step's own thread calls this method."""
         with self.environment.lock:
-            self.check(step)
+            self._check_error(step)
             commit = self.machine.effect(step, name, effect, self.now_ns())
             if commit is None:
                 raise _given_up(step)
@@ -287,9 +295,18 @@ class Drive:
                     f" ({type(self.error).__name__}: {self.error}); load and resume the job"
                 )
             now = max(self.now_ns(), self.machine.job.updated_ns)
-            self.commit(request(self.machine.job, kind, now, reason))
-            if self.loop is not None:
-                self.loop.look(self)
+            commit = request(self.machine.job, kind, now, reason)
+            try:
+                self.commit(commit)
+                if self.loop is not None:
+                    self.loop.look(self)
+            except Exception:
+                raise
+            except BaseException as error:
+                # An interrupt: whether the store has the commit is unknown.
+                if self.loop is not None:
+                    self.loop.fail(self, error)
+                raise
 
     def leave(self) -> None:
         """Start no more steps, and end the run when the steps in flight have committed."""

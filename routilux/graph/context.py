@@ -5,6 +5,9 @@ Invariants:
   raises `NoActiveStepError`.
 - A handler reads private copies. The values that differ at the end are its writes; other steps
   see them after the commit.
+- Before an effect (`once`, `key`, `idempotency_key`) the engine asks the store which host owns the
+  job. Only an effect that was asked for before the job was lost can run on two hosts. In an
+  executor of processes the question is asked once, before the step is sent to its process.
 - Random numbers and ids are derived from the task's id, so that they are the same in every attempt
   and on every host.
 """
@@ -46,7 +49,7 @@ class Host(Protocol):
         """Wait for `length` nanoseconds, or until the attempt's timeout if that is earlier."""
 
     def check(self, step: StepInput) -> None:
-        """Raise if the engine can no longer record anything from this step."""
+        """Raise if this host no longer owns the job, or can no longer record anything."""
 
     def record(self, step: StepInput, name: str, effect: Effect) -> None:
         """Commit the result of an effect; raise if the commit is impossible."""
@@ -213,14 +216,18 @@ class Context:
     def idempotency_key(self) -> str:
         """A key by which an external service recognizes a repeated call: the ids of job and task.
 
-        Raises `LeaseLostError` if it is known that another host owns the job now.
+        Each use asks the store of the runtime, and raises `LeaseLostError` if this host does not
+        own the job any more. (A step in another process does not ask.)
         """
         step = self._open_step()
         self._host.check(step)
         return f"{step.job_id}/{step.task.task_id}"
 
     def key(self, name: str) -> str:
-        """Return the idempotency key of the effect `name`, for a task that has several effects."""
+        """Return the idempotency key of the effect `name`, for a task that has several effects.
+
+        Asks the store, as `idempotency_key` does.
+        """
         return f"{self.idempotency_key}/{name}"
 
     def now(self) -> datetime:
@@ -263,9 +270,10 @@ class Context:
         """Call `fn`, an external effect, and record the result; later attempts get that result.
 
         The result is committed before this returns. An error of `fn` is not recorded. Raises
-        `LeaseLostError`, without running `fn`, if it is known that another host owns the job now;
-        `FlowDefinitionError` for a name used twice in an attempt, or for other arguments than those
-        recorded; `UnserializableError` for arguments or a result that can't be saved.
+        `LeaseLostError`, without running `fn`, if the store says that this host does not own the
+        job any more (a step in another process does not ask); `FlowDefinitionError` for a name
+        used twice in an attempt, or for other arguments than those recorded; `UnserializableError`
+        for arguments or a result that can't be saved.
         """
         step = self._open_step()
         if self.named is None:

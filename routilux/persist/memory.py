@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from routilux.clocks.clock import SystemClock
+from routilux.clocks.forks import begin_in_children
 from routilux.core.commits import JobStatus
 from routilux.persist.store import (
     ABANDONED,
@@ -57,8 +58,12 @@ class MemoryStore(JobStore):
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._now = (clock if clock is not None else SystemClock()).now_ns
-        self._lock = threading.Lock()
+        self._begin_process()
         self._jobs: dict[str, _StoredJob] = {}
+        begin_in_children(self._begin_process)
+
+    def _begin_process(self) -> None:
+        self._lock = threading.Lock()
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
         with self._lock:

@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
 from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
+from routilux.clocks.forks import begin_in_children
 from routilux.errors import CorruptStateError
 from routilux.persist.versions import newer_store
 
@@ -87,7 +86,7 @@ class SqliteFile:
         self.path = path
         if str(path) == ":memory:":
             raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
-        self.lock = threading.Lock()
+        self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
         self._read_only = read_only
@@ -95,9 +94,12 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._file: tuple[int, int] | None = None
-        _all.add(self)
+        begin_in_children(self._begin_process)
         with self.using():
             pass
+
+    def _begin_process(self) -> None:
+        self.lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
@@ -116,8 +118,8 @@ class SqliteFile:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection in a write transaction; the end of the `with` block commits it."""
         with self.using() as db:
-            db.execute("BEGIN IMMEDIATE")
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
             except BaseException:
@@ -233,16 +235,6 @@ def _file_at(place: str) -> tuple[int, int] | None:
 
 def _text(data: bytes) -> str:
     return data.decode(errors="backslashreplace")  # a damaged text must not hide its row
-
-
-def _unlock_all() -> None:
-    for file in _all:  # a thread that the child does not have may hold it
-        file.lock = threading.Lock()
-
-
-_all: Final[WeakSet[SqliteFile]] = WeakSet()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_unlock_all)
 
 
 class _Connection(sqlite3.Connection):

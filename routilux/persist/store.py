@@ -260,13 +260,24 @@ def refusal(
             )
         return LeaseLostError(f"the store holds no job {job_id!r}; commit {seq} was refused")
     if owner != held_by:
-        free = held_by in _NO_OWNER
-        whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
+        whose = _whose(None if held_by in _NO_OWNER else held_by)
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(
         f"job {job_id!r} has {count} commits in the store, so commit {seq} can't be added: another"
         " host has resumed the job"
     )
+
+
+def lost(job_id: str, hold: Hold | None) -> LeaseLostError:
+    """Return the error for a host that runs a job and finds that it does not own the job."""
+    whose = "is not in the store" if hold is None else _whose(hold.owner)
+    return LeaseLostError(
+        f"job {job_id!r} {whose} now: this host runs no further effect of it and ignores its steps"
+    )
+
+
+def _whose(owner: str | None) -> str:
+    return "is free to be taken by any host" if owner is None else f"belongs to {owner!r}"
 
 
 def damaged(job_id: str) -> CorruptStateError:

@@ -56,17 +56,20 @@ def test_a_host_that_lost_its_lease_can_not_commit(effects, runtime, store, cloc
     caplog.set_level("INFO")
     ran: list[str] = []
 
-    def stolen(self):
+    def stolen():
         if not ran:
             # As if this host was suspended until its lease ended, and another host came.
-            store._jobs[self.ctx.job_id].free_at = 0
-            assert self.ctx.job_id == acquire(store, "b", ["tale"], SECOND)
-        if effects:
-            self.ctx.once("charge", ran.append, "charge")
-        else:
-            ran.append("step")
+            store._jobs[job_id].free_at = 0
+            assert job_id == acquire(store, "b", ["tale"], SECOND)
+        ran.append("ran")
 
-    host, job_id = hosted(runtime, chain(a=stolen))
+    def works(self):
+        if effects:
+            self.ctx.once("charge", stolen)
+        else:
+            stolen()
+
+    host, job_id = hosted(runtime, chain(a=works))
     host.run(until_idle=True)
     assert 2 == len(ran)  # the other host did nothing, so its lease ended too
     assert ["start", "resumed", "resumed", *["effect"] * effects, "done"] == story(runtime, job_id)

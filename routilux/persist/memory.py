@@ -193,10 +193,11 @@ class MemoryStore(JobStore):
         job_id, seq, row, owner, status = added
         count = len(job.rows)
         if seq == count + 1:
-            job.rows.append(row)
-            job.writers.append(owner)
+            # An interrupt can't come between these lines and the end of the next call.
+            job.writers[count:] = [owner]
             job.owner, job.status = owner, status
             job.free_at = free_at if status in LIVE else None
+            job.rows.append(row)
             return
         same = 1 <= seq <= count and (job.rows[seq - 1], job.writers[seq - 1]) == (row, owner)
         if not same or job.owner != owner:

@@ -266,9 +266,10 @@ class Worker:
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
         with environment.lease_lock:
-            acquired = store.acquire(environment.owner, self._flows, self._lease_ns)
-            if acquired is None:
+            found = store.acquire(environment.owner, self._flows, self._lease_ns)
+            if not found:
                 return False
+            [acquired] = found
             job_id = acquired.job_id
             lost_by = environment.leases.get(job_id)
             environment.leases[job_id] = self._lose

@@ -16,8 +16,8 @@ Invariants:
 from __future__ import annotations
 
 import os
-from contextlib import suppress
-from queue import Empty, LifoQueue
+import threading
+from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from routilux.errors import CorruptStateError, UnserializableError
@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 _CREATING: Final = 0x726F7574696C7578  # the lock of the host that creates the tables
 _CONNECTIONS: Final = 8  # of a process; what they commit at once, the server flushes together
+_SEALED: Final = ("job_id", "flow_id", "owner", "free_at", "wait", "lease", "status", "seq")
+_SEAL: Final = "hashtextextended({}, 0)".format(
+    " || chr(31) || ".join(f"coalesce({name}::text, '')" for name in _SEALED)
+)
+INTACT: Final = f"seal = {_SEAL}"
+"""SQL that is true for an entry that is as the server wrote it."""
 _SCHEMA: Final = f"""
 CREATE TABLE routilux_version (version int NOT NULL);
 INSERT INTO routilux_version VALUES ({_VERSION});
@@ -38,7 +44,11 @@ CREATE TABLE routilux_jobs (
     flow_id text COLLATE "C" NOT NULL,
     owner text COLLATE "C" NOT NULL,   -- '' or '?' for nobody
     free_at bigint,                    -- UTC nanoseconds; NULL for never
-    lease bigint                       -- the call of acquire that gave it
+    wait bigint,                       -- the nanoseconds of the wait that ends then
+    lease bigint,                      -- the call of acquire that gave it
+    status text COLLATE "C" NOT NULL,  -- of the last commit
+    seq bigint NOT NULL,               -- the number of the last commit
+    seal bigint NOT NULL GENERATED ALWAYS AS ({_SEAL}) STORED
 );
 CREATE INDEX routilux_free ON routilux_jobs (flow_id, free_at, job) WHERE free_at IS NOT NULL;
 CREATE INDEX routilux_leased ON routilux_jobs (owner, job_id) WHERE free_at IS NOT NULL;
@@ -63,7 +73,8 @@ SELECT set_config(name, setting, false) FROM (VALUES
     ('synchronous_commit',
         coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')),
     ('plan_cache_mode', 'force_generic_plan'),
-    ('enable_seqscan', 'off')
+    ('enable_seqscan', 'off'),
+    ('enable_bitmapscan', 'off')
 ) AS settings (name, setting)
 """
 _BACKEND: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -95,7 +106,7 @@ _UNREACHED: Final = (
 )
 _DAMAGE: Final = ("XX", "42P01", "42703")  # an internal error; a missing table or column
 # Connections of the parent process, kept open: a forked child must not end them.
-_inherited: Final[list[LifoQueue[_Link | None]]] = []
+_inherited: Final[list[list[_Slot]]] = []
 
 
 class Answer(NamedTuple):
@@ -108,6 +119,23 @@ class Answer(NamedTuple):
 class _Link(NamedTuple):
     db: Any
     backend: tuple[Any, ...]  # its process on the server, and when that started
+
+
+class _Slot:
+    """A place for a connection; its lock is held while the connection is used.
+
+    A lock that `with` takes and releases is the only thing that no interrupt can leave locked; a
+    queue of connections would lose one, or keep its own lock.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.link: _Link | None = None
+
+    def drop(self) -> None:
+        link, self.link = self.link, None
+        if link is not None:
+            link.db.close()
 
 
 class Database:
@@ -126,53 +154,57 @@ class Database:
         defaults = {key: value for key, value in _DEFAULTS.items() if key not in parts}
         self._dsn = self._psycopg.conninfo.make_conninfo(dsn, **defaults)
         self._read_only = read_only
-        self._pool, self._process = _closed(), os.getpid()
+        self._turns = count()
+        self._slots, self._process = _fresh_slots(), os.getpid()
         self.do("SELECT 1", {})
 
     def close(self) -> None:
         """Close the idle connections; later statements open new ones."""
-        pool = self._connections()
-        closed = 0
-        with suppress(Empty):
-            while True:
-                link = pool.get_nowait()
-                closed += 1
-                if link is not None:
-                    link.db.close()
-        for _ in range(closed):
-            pool.put(None)
+        for slot in self._of_this_process():
+            if not slot.lock.locked():
+                with slot.lock:
+                    slot.drop()
 
     def do(self, statement: str, values: Mapping[str, object]) -> Answer:
         """Execute a statement on a free connection and return the answer."""
-        pool = self._connections()
-        link = pool.get()
+        slot = self._free_slot()
         lost: _Link | None = None
-        try:
-            while True:
-                try:
-                    if link is None:
-                        link = self._opened(lost)
-                    found = link.db.execute(statement, values, binary=True).fetchall()
-                    return Answer(found, lost is not None)
-                except UnicodeEncodeError as error:
-                    raise UnserializableError(
-                        self.name, f"can't store this value: {error}"
-                    ) from None
-                except self._psycopg.Error as error:
-                    if lost is not None or link is None or not link.db.closed:
-                        raise self._named(error) from error
-                    lost, link = link, None
-        finally:
-            if link is not None and link.db.info.transaction_status:  # not idle
-                link.db.close()  # lost, or in the middle of an answer
-                link = None
-            pool.put(link)
+        with slot.lock:
+            try:
+                while True:
+                    try:
+                        if slot.link is None:
+                            slot.link = self._opened(lost)
+                        found = slot.link.db.execute(statement, values, binary=True).fetchall()
+                        return Answer(found, lost is not None)
+                    except UnicodeEncodeError as error:
+                        raise UnserializableError(
+                            self.name, f"can't store this value: {error}"
+                        ) from None
+                    except self._psycopg.Error as error:
+                        if lost is not None or slot.link is None or not slot.link.db.closed:
+                            raise self._named(error) from error
+                        lost, slot.link = slot.link, None
+            except Exception:
+                if slot.link is not None and slot.link.db.info.transaction_status:  # not idle
+                    slot.drop()  # lost, or in the middle of an answer
+                raise
+            except BaseException:
+                slot.drop()  # an interrupt may have come anywhere in the driver
+                raise
 
-    def _connections(self) -> LifoQueue[_Link | None]:
+    def _free_slot(self) -> _Slot:
+        slots = self._of_this_process()
+        for slot in slots:
+            if not slot.lock.locked():
+                return slot
+        return slots[next(self._turns) % _CONNECTIONS]  # all are in use: wait for one of them
+
+    def _of_this_process(self) -> list[_Slot]:
         if self._process != os.getpid():
-            _inherited.append(self._pool)
-            self._pool, self._process = _closed(), os.getpid()
-        return self._pool
+            _inherited.append(self._slots)
+            self._slots, self._process = _fresh_slots(), os.getpid()
+        return self._slots
 
     def _opened(self, lost: _Link | None) -> _Link:
         db = self._psycopg.connect(self._dsn, autocommit=True, client_encoding="UTF8")
@@ -225,11 +257,8 @@ class Database:
         return OSError(f"the store {self.name}: {message}; {cure}") if cure else error
 
 
-def _closed() -> LifoQueue[_Link | None]:
-    pool: LifoQueue[_Link | None] = LifoQueue()
-    for _ in range(_CONNECTIONS):
-        pool.put(None)
-    return pool
+def _fresh_slots() -> list[_Slot]:
+    return [_Slot() for _ in range(_CONNECTIONS)]
 
 
 def _driver() -> Any:

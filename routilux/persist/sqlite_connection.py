@@ -16,6 +16,7 @@ import sqlite3
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
+from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
@@ -39,7 +40,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
     owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER          -- UTC nanoseconds; NULL for never
+    free_at INTEGER,         -- UTC nanoseconds; NULL for never
+    wait INTEGER,            -- the nanoseconds of the wait that ends then
+    status TEXT NOT NULL,    -- of the last commit
+    seq INTEGER NOT NULL,    -- the number of the last commit
+    seal INTEGER NOT NULL    -- seq in the upper half, a checksum of the other columns in the lower
 );
 CREATE INDEX IF NOT EXISTS free ON jobs (flow_id, free_at) WHERE free_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
@@ -50,6 +55,8 @@ CREATE TABLE IF NOT EXISTS commits (
     row BLOB NOT NULL,
     PRIMARY KEY (job, seq)
 ) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON commits WHEN NEW.seq > 1
+BEGIN UPDATE jobs SET seq = NEW.seq, seal = seal + (1 << 32) WHERE job = NEW.job; END;
 CREATE TABLE IF NOT EXISTS snapshots (
     job INTEGER PRIMARY KEY REFERENCES jobs,
     seq INTEGER NOT NULL,
@@ -198,6 +205,8 @@ class SqliteFile:
             uri=self._read_only,
         )
         db.patience_ns = patience
+        db.text_factory = _text
+        db.create_function("crc32", 1, crc32, deterministic=True)
         return db
 
     def _has_log(self) -> bool:
@@ -222,6 +231,10 @@ def _file_at(place: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return found.st_dev, found.st_ino
+
+
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")  # a damaged text must not hide its row
 
 
 class _Connection(sqlite3.Connection):

@@ -151,7 +151,9 @@ def live(order: Order, places: Places) -> None:
     worker.run(until_idle=True)
     for job_id in order.get("late", ()):
         with _refusals():
-            store.append(job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, stopped=False)
+            store.append(
+                job_id, len(store.rows(job_id)) + 1, b"late", runtime.owner, status="running"
+            )
     tell("passed", places.passed)
 
 

@@ -18,12 +18,13 @@ test: $(STAMP)
 	$(PYTEST) --doctest-modules routilux
 	$(PYTEST) tests --ignore tests/benchmarks -m "not soak" -n 2
 
-# Every grid whole, many examples of every property, and many killed processes. SEED chooses the
-# kills: make soak SEED=$$RANDOM tries new ones.
+# Every grid whole, many examples of every property, and many hosts that are killed or lose their
+# jobs. SEED chooses them: make soak SEED=$$RANDOM tries new ones.
 SEED ?= 1
 soak: $(STAMP)
 	HYPOTHESIS_PROFILE=soak $(PYTEST) tests --ignore tests/benchmarks -m "soak or hypothesis" -n 2
 	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
+	$(BIN)/python -m tests.fences --rounds 20 --minutes 4 --seed $(SEED)
 	@echo 'soak: all passed, with SEED=$(SEED)'
 
 # Fails where a ratio got worse than in tests/benchmarks/stored.json, which bench-store writes.

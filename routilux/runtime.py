@@ -171,7 +171,7 @@ class Runtime:
         execution_strategy: ExecutionStrategy | None = None,
         acquired: Acquired | None = None,
     ) -> Drive:
-        """Add a commit that this host resumes `job`; return a `Drive`, which the caller must run.
+        """Commit the resumption of `job` by this host; return a `Drive`, which the caller must run.
 
         A job that was `acquired` is resumed under its lease and is not claimed. If its lease was
         lost meanwhile, a claim would hold the job without one, and no host could take it over.
@@ -200,7 +200,7 @@ class Runtime:
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
-        """Load a job in its last stored state, with the commits since its latest snapshot.
+        """Load a job's last stored state, with the commits after the job's latest snapshot.
 
         With `history` it has every commit, whatever the runtime's `history_limit`. Raises
         `KeyError` if the store does not hold it, `SavedStateError` for damaged rows.
@@ -279,12 +279,12 @@ class Runtime:
         )
         what = f"still has steps in flight ({flying})" if flying else "is already running"
         raise NotResumableError(
-            f"in this runtime, {machine.job.status.value} job {job_id} {what};"
-            " call wait() on its Run, then resume the job that wait() returns"
+            f"job {job_id} ({machine.job.status.value}) {what} in this runtime;"
+            " call wait() on the job's Run, then resume the job that wait() returns"
         )
 
     def drive_of(self, plan: Plan, job: JobState) -> Drive:
-        """Return a `Drive`: the object that runs `job` in this runtime by `plan`."""
+        """Return a `Drive` that runs `job` with `plan` in this runtime."""
         return Drive(self.environment, Machine(plan, job))
 
 
@@ -310,7 +310,7 @@ _default: list[Runtime] = []
 
 
 def default_runtime() -> Runtime:
-    """Return the runtime that `use_runtime` set, or else one with the system's clock."""
+    """Return the runtime that `use_runtime` set; if none is set, one with the system's clock."""
     with _lock:
         if _in_use:
             return _in_use[-1]

@@ -1,4 +1,4 @@
-"""The command `routilux`: lists, shows, retries, cancels and exports jobs of a store.
+"""The command `routilux` lists, shows, retries, cancels and exports the jobs of a store.
 
 Invariants:
 - Reading changes nothing, creates nothing, and needs none of the modules that the jobs need.
@@ -301,5 +301,5 @@ def _command(
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
     return int(text)

@@ -35,7 +35,7 @@ _NUMBERS: Final = ("age", "commits", "retries")  # aligned at the right
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """The result of `list_jobs`: the selected jobs, the damaged jobs and the ids of flows."""
+    """The result of `list_jobs`: selected jobs, damaged jobs, and the flow ids of all jobs."""
 
     jobs: list[Row]
     damaged: dict[str, SavedStateError]
@@ -51,7 +51,7 @@ class Listing:
 
 
 def no_commits(job_id: str) -> CorruptStateError:
-    """Return the error that job `job_id` is in a store but has no commits there."""
+    """Return the error for job `job_id`, which is in a store but has no commits."""
     return CorruptStateError(f"$.{job_id}", "has no commits")
 
 
@@ -66,7 +66,7 @@ def held_data(hold: Hold | None) -> dict[str, object] | None:
 
 
 def list_jobs(store: JobStore, status: str | None, flow: str | None) -> Listing:
-    """Read the jobs of a store; select by `status` and by `flow`, where None selects all."""
+    """Read the jobs of a store that match `status` and `flow`; None matches every job."""
     journal = Journal(store)
     jobs: list[Row] = []
     damaged: dict[str, SavedStateError] = {}

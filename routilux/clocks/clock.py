@@ -37,11 +37,11 @@ class Signal(ABC):
 
     @abstractmethod
     def is_set(self) -> bool:
-        """Return whether the signal is set: whether `set` was called after the last `clear`."""
+        """Return whether `set` was called after the last `clear`."""
 
 
 class Party:
-    """A thread that waits on a clock; the methods of this base class, for real time, do nothing.
+    """A thread that waits on a clock; this base class is for real time, and its methods do nothing.
 
     A party is created where the work is handed out, before its thread runs. The thread that does
     the work calls `start` and `stop`.
@@ -86,7 +86,7 @@ class Clock(ABC):
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Return a party for a new thread; `result` says whether the thread waits for a job."""
+        """Return a party for a thread; `result` says whether the thread awaits a job's result."""
         return _UNKNOWN_PARTY
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
@@ -97,7 +97,7 @@ _making: Final = threading.Lock()  # of conditions
 
 
 class _SystemSignal(Signal):
-    """A signal like `threading.Event`, but without a condition until the first wait.
+    """A signal like `threading.Event`, but creates its `Condition` only at the first wait.
 
     `set` raises the flag before it reads the condition; `wait` stores the condition before it reads
     the flag. So either `set` finds the waiting thread, or that thread finds the flag.

@@ -124,7 +124,7 @@ class _Signal(Signal):
 
 @final
 class FakeClock(Clock):
-    """A clock for tests: when all threads wait, the time jumps to the earliest end of a wait.
+    """A clock for tests: when all threads wait, the time jumps until the first wait ends.
 
     `start` is the first instant (aware datetime or ISO text; naive means UTC). With `autojump`
     the time jumps by itself while a thread waits for a result. Without it only `advance` and
@@ -176,7 +176,7 @@ class FakeClock(Clock):
     # --- a test moves it ------------------------------------------------------------------------
 
     def advance(self, seconds: float | timedelta) -> None:
-        """Move time forward by `seconds`; return when each woken step has ended or waits again.
+        """Move time forward by `seconds`; wait until each step that wakes has ended or waits again.
 
         Inside a step, this call is a sleep of that step.
         """
@@ -193,7 +193,7 @@ class FakeClock(Clock):
         self._advance(length)
 
     def jump(self, seconds: float) -> None:
-        """Shift only the wall clock by `seconds`, which may be negative; this ends no waits."""
+        """Shift only the wall clock by `seconds`, which may be negative; waits are not affected."""
         step = signed_ns(seconds)
         with self._lock:
             self._wall += step
@@ -252,7 +252,7 @@ class FakeClock(Clock):
             return Turn(party, party.thread, self._now, thread_cpu_ns(party.thread))
 
     def revoke(self, turn: Turn, error: BaseException) -> bool:
-        """Take the turn from a thread that blocks; return whether `turn` was still current.
+        """Take the turn from a blocked thread; return whether `turn` was still the current turn.
 
         Other threads run on. A test that moves the time by hand gets `error`. When the thread
         returns, it gets `ClockStalledError` with the same text. The caller fails its job first.
@@ -445,7 +445,7 @@ class FakeClock(Clock):
         self._pass_turn()
 
     def _within(self, party: _Party) -> list[_Party]:
-        """Return `party` and all waiting parties inside the job of `party`, at any depth."""
+        """Return `party`, and the waiting parties of its job and of all jobs nested in that job."""
         found = [party]
         jobs = {party.key[:1]}
         rest = [p for p, _ in self._waiting.values() if p is not party and not p.outside]

@@ -91,7 +91,7 @@ class PoolDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether the pool runs no handler, not even one for which the engine no longer waits."""
+        """Whether no handler runs in this pool, not even one that the engine has given up."""
         return not self._flying
 
     def start(self, driven: Driven, step: StepInput) -> None:

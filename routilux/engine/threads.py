@@ -38,7 +38,7 @@ class Threads:
         self.begin_process()
 
     def begin_process(self) -> None:
-        """Forget all threads; a forked child calls this again, because it has none of them."""
+        """Forget all threads; a forked child calls this again, because it has no other threads."""
         self._spare: list[PoolDriver] = []
         self.background: Loop | None = None
 
@@ -50,7 +50,7 @@ class Threads:
                 self._spare.pop().close()
 
     def drive(self, drive: Drive) -> JobState:
-        """Run a job in this thread and return it after it has stopped; raises `drive.error`."""
+        """Run a job in this thread until the job stops; return the job, or raise `drive.error`."""
         driver = self.driver_for(drive)
         who = f"job {drive.machine.job.job_id}"
         party = self._clock.party(who, (drive.ordinal,), result=True)
@@ -108,7 +108,7 @@ class Threads:
             self._give_pool(pool)
 
     def driver_for(self, drive: Drive) -> Driver:
-        """Return a driver for the steps of job `drive`, which runs in the caller's thread."""
+        """Return a driver for the steps of `drive`, a job that runs in the caller's thread."""
         if drive.plan.width > 1 or self._executor is not None:
             return self._take_pool(drive.plan.width)
         return InlineDriver(self._clock)

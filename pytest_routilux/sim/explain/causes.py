@@ -34,7 +34,7 @@ _OF_USERS: Final = ("always", "payload-changed", "changed-by-saving", "unreadabl
 
 
 class Reason(NamedTuple):
-    """The cause and the fix of a finding; each line of these texts is a new line of the report."""
+    """The cause and the fix of a finding; the report keeps the line breaks of both texts."""
 
     why: str
     fix: str
@@ -77,7 +77,7 @@ class Failure:
         return self.at(handler_of(self.reference.run.host.flow, self.finding.routine))
 
     def at(self, where: str | None) -> str:
-        """Return the code line `where` as ` (file:line)`; "" for None or a line of this plugin."""
+        """Return the code line `where` as ` (file:line)`; "" if it is None or in this plugin."""
         line = where_text(where, self.root) if where else ""
         return f" ({line})" if line else ""
 

@@ -50,7 +50,7 @@ _NEEDED: Final = ("create", "append", "claim", "rows", "job_ids", "free_in")
 
 
 class RealStoreFiles:
-    """The files of a real store: `now` has their contents, `after[n]` those after n commits.
+    """The files of a real store: `now` is their current contents, `after[n]` is after n commits.
 
     `rows` are those that the store has acknowledged; `doubtful` is the commit whose write raised,
     with its row.
@@ -185,7 +185,7 @@ class Folder:
             file.write_bytes(b"".join(pieces))
 
     def image(self, before: Image) -> Image:
-        """Return the current contents of the files; they share equal pieces with `before`."""
+        """Return the current contents of the files; reuse the pieces that are equal in `before`."""
         assert self._path is not None
         found: Image = {}
         for file in sorted(self._path.rglob("*")):

@@ -102,7 +102,9 @@ class Rounds:
         clock = self.folder / f"clock-{self._number}"
         self._set(clock, 0)
         about["clock"] = str(clock)
-        jobs = [f"j{number}" for number in range(_JOBS)]
+        # No queued job when it is set back: with a clock of its own a store only follows that clock.
+        count = _JOBS if kind == "forward" else _AT_ONCE
+        jobs = [f"j{number}" for number in range(count)]
         gate = {"gate": f"{self.seed} {self._number}"}
         self.first.order({**about, **gate, **self.plant, "submit": jobs, "lease": 30})
         for _ in range(_AT_ONCE):

@@ -9,16 +9,14 @@ Invariants:
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from secrets import token_hex
-from typing import TYPE_CHECKING, Final, Self, Unpack
-from weakref import WeakSet
+from typing import TYPE_CHECKING, Self, Unpack
 
 from routilux.clocks.clock import Clock, SystemClock
+from routilux.clocks.forks import begin_in_children
 from routilux.core.machine import Machine
 from routilux.core.state import JobState
 from routilux.engine.drive import Drive
@@ -90,7 +88,8 @@ class Runtime:
         self.executor = executor
         self.environment = Environment(self.clock, store, observers, max_steps)
         self.threads = Threads(self.environment, executor)
-        _all.add(self)
+        begin_in_children(self.environment.begin_process)
+        begin_in_children(self.threads.begin_process)
 
     @property
     def owner(self) -> str:
@@ -295,28 +294,17 @@ def _hand_over(run: Run, done: Future[JobState]) -> None:
         done.set_exception(error)
 
 
-def _begin_all() -> None:
-    for runtime in _all:
-        runtime.environment.begin_process()
-        runtime.threads.begin_process()
-
-
-_all: Final[WeakSet[Runtime]] = WeakSet()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_begin_all)
-_lock = threading.Lock()
-_in_use: list[Runtime] = []
+_in_use: dict[object, Runtime] = {}  # by block, in order; without a lock, which a fork could keep
 _default: list[Runtime] = []
 
 
 def default_runtime() -> Runtime:
     """Return the runtime that `use_runtime` set; if none is set, one with the system's clock."""
-    with _lock:
-        if _in_use:
-            return _in_use[-1]
-        if not _default:
-            _default.append(Runtime())
-        return _default[0]
+    for runtime in list(_in_use.values())[-1:]:
+        return runtime
+    if not _default:
+        _default.append(Runtime())
+    return _default[0]
 
 
 set_default_runner(default_runtime)
@@ -330,10 +318,9 @@ def use_runtime(runtime: Runtime) -> Iterator[Runtime]:
     ...     default_runtime() is runtime
     True
     """
-    with _lock:
-        _in_use.append(runtime)
+    block = object()
     try:
+        _in_use[block] = runtime
         yield runtime
     finally:
-        with _lock:
-            _in_use.remove(runtime)
+        _in_use.pop(block, None)

@@ -30,7 +30,7 @@ from pytest_routilux.faults.faults import (
 )
 from routilux import Commit, FlowDefinitionError, codec
 from routilux.persist.journal import Journal
-from routilux.persist.rows import without_checksum
+from routilux.persist.rows import row_place, without_checksum
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -190,8 +190,9 @@ class _FailingJournal(Journal):
         # One at a time, so that each one counts and a failed one delays no other.
         refusals: list[Exception | None] = []
         for row in added:
+            place = row_place(row.job_id, row.seq)
             try:
-                commit = Commit.load(codec.loads(without_checksum(row.row, "$")), "$")
+                commit = Commit.load(codec.loads(without_checksum(row.row, place)), place)
                 with failing_write(self._faults.live, commit):
                     [refusal] = super().append_all([row])
             except Exception as error:

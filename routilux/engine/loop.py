@@ -70,8 +70,11 @@ class Loop:
             self._run()
         except BaseException as error:
             with self._environment.lock:
-                for drive in list(self.drives):
+                failed = list(self.drives)
+                for drive in failed:
                     self.fail(drive, error)
+            if not failed:
+                raise  # an interrupt after the last job had stopped
 
     def _run(self) -> None:
         lock = self._environment.lock
@@ -192,11 +195,11 @@ class Loop:
     def fail(self, drive: Drive, error: BaseException) -> None:
         """Stop a job after an error outside the job's flow; the caller must hold the lock.
 
-        Only the first error of a job counts.
+        Only the first error of a job counts. A second call completes one that was interrupted.
         """
         if drive.error is None:
             drive.error = error
-            self.drop(drive)
+        self.drop(drive)
         self._driver.poke()
 
     def drop(self, drive: Drive) -> None:
@@ -221,8 +224,8 @@ class Loop:
         if machine.job.status is not _RUNNING and machine.stopped:
             self.drop(drive)  # at once: the driver may have no room for a long time
         elif not drive.ready:
-            drive.ready = True
             self._ready.append(drive)
+            drive.ready = True  # not before: an interrupt between them would stop the job for ever
 
     def _watch(self, drive: Drive, task: PendingTask) -> None:
         due = task.due_ns - drive.offset

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
+from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
+from routilux.clocks.forks import begin_in_children
 from routilux.errors import CorruptStateError
 from routilux.persist.versions import newer_store
 
@@ -40,7 +40,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
     owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER          -- UTC nanoseconds; NULL for never
+    free_at INTEGER,         -- UTC nanoseconds; NULL for never
+    wait INTEGER,            -- the nanoseconds of the wait that ends then
+    status TEXT NOT NULL,    -- of the last commit
+    seq INTEGER NOT NULL,    -- the number of the last commit
+    seal INTEGER NOT NULL    -- seq in the upper half, a checksum of the other columns in the lower
 );
 CREATE INDEX IF NOT EXISTS free ON jobs (flow_id, free_at) WHERE free_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
@@ -51,6 +55,8 @@ CREATE TABLE IF NOT EXISTS commits (
     row BLOB NOT NULL,
     PRIMARY KEY (job, seq)
 ) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON commits WHEN NEW.seq > 1
+BEGIN UPDATE jobs SET seq = NEW.seq, seal = seal + (1 << 32) WHERE job = NEW.job; END;
 CREATE TABLE IF NOT EXISTS snapshots (
     job INTEGER PRIMARY KEY REFERENCES jobs,
     seq INTEGER NOT NULL,
@@ -80,7 +86,7 @@ class SqliteFile:
         self.path = path
         if str(path) == ":memory:":
             raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
-        self.lock = threading.Lock()
+        self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
         self._read_only = read_only
@@ -88,9 +94,12 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._file: tuple[int, int] | None = None
-        _all.add(self)
+        begin_in_children(self._begin_process)
         with self.using():
             pass
+
+    def _begin_process(self) -> None:
+        self.lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
@@ -109,8 +118,8 @@ class SqliteFile:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection in a write transaction; the end of the `with` block commits it."""
         with self.using() as db:
-            db.execute("BEGIN IMMEDIATE")
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
             except BaseException:
@@ -196,6 +205,8 @@ class SqliteFile:
             uri=self._read_only,
         )
         db.patience_ns = patience
+        db.text_factory = _text
+        db.create_function("crc32", 1, crc32, deterministic=True)
         return db
 
     def _has_log(self) -> bool:
@@ -222,14 +233,8 @@ def _file_at(place: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _unlock_all() -> None:
-    for file in _all:  # a thread that the child does not have may hold it
-        file.lock = threading.Lock()
-
-
-_all: Final[WeakSet[SqliteFile]] = WeakSet()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_unlock_all)
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")  # a damaged text must not hide its row
 
 
 class _Connection(sqlite3.Connection):

@@ -102,7 +102,7 @@ class Rounds:
         clock = self.folder / f"clock-{self._number}"
         self._set(clock, 0)
         about["clock"] = str(clock)
-        # No queued job when it is set back: with a clock of its own a store only follows that clock.
+        # No queued job when it is set back: such a job would be free in an hour by this clock.
         count = _JOBS if kind == "forward" else _AT_ONCE
         jobs = [f"j{number}" for number in range(count)]
         gate = {"gate": f"{self.seed} {self._number}"}

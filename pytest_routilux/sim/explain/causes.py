@@ -324,7 +324,7 @@ CAUSES: Final[dict[str, Reason]] = {
     ),
     "store-frees": Reason(
         f"a worker that asks for work gets a finished job and runs it again. {_STORE}",
-        "in the transaction of a write with stopped=True, make the job unavailable to workers",
+        "in the transaction of a write whose status is not live, hide the job from workers",
     ),
     "payload-changed": Reason(
         "handlers get copies of a payload. A change reaches the original if the copy shares"

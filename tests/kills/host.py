@@ -218,7 +218,7 @@ def watch(store: Any) -> None:
 
     store.create = reports(store.create, lambda arguments, _: [arguments[0]])
     store.claim = reports(store.claim, lambda arguments, _: [arguments[0]])
-    store.acquire = reports(store.acquire, lambda _, got: [] if got is None else [got.job_id])
+    store.acquire = reports(store.acquire, lambda _, got: [taken.job_id for taken in got])
     around.reports = lambda key, asked: tell("effect", key, os.getpid(), asked)
 
 

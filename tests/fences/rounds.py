@@ -135,7 +135,7 @@ class Rounds:
             took = Took(job_id, "an operator", before, time.monotonic_ns())
             self._operator.append(took)
         self.second.order({**about, "gate": None, "lease": 30})
-        if chance.random() < 0.5:
+        if how == "starts" and chance.random() < 0.5:  # a worker may take its jobs again
             self._next(self.second, "end")
         self.first.order("go on")
         self._finish(threads)

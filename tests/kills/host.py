@@ -260,6 +260,8 @@ def serve() -> None:
     places = Places()
     while True:
         order = hear()
+        if not isinstance(order, dict):
+            continue  # a word for a worker that has ended meanwhile
         places.clear()
         child = os.fork()
         if not child:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
 from routilux.core.commits import Commit, JobStatus
-from routilux.core.replay import follow
+from routilux.core.replay import replay
 from routilux.core.state import JobState
 from routilux.errors import CorruptStateError, SavedStateError, UnsupportedVersionError
 from routilux.persist import rows
@@ -100,8 +100,8 @@ class Journal:
         if not job.seq and not since:
             return None
         job.history_limit = history_limit
-        for place, data in rows.load(since, job_id, job.seq):
-            follow(job, Commit.load(data, place), place)
+        loaded = rows.load(since, job_id, job.seq)
+        replay(job, ((place, Commit.load(data, place)) for place, data in loaded))
         return job
 
 

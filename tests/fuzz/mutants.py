@@ -28,6 +28,7 @@ from routilux import (
 from routilux.persist import signature
 from routilux.persist.journal import Journal
 from routilux.persist.rows import CHECKSUM_BYTES, with_checksum, without_checksum
+from tests.fuzz.values import VALUES
 from tests.persist.orders import GOLDEN, KEY, START, at_retry, pipeline, run
 
 Path = tuple[str | int, ...]
@@ -185,7 +186,13 @@ class _Twice(dict[str, Any]):
 
 
 _RAW: Final = re.compile(f'"{_MARK}' + r'((?:[^"\\]|\\.)*+)"')
+_grown = st.builds(
+    cache(lambda name, n: json.dumps(VALUES[name](n))),
+    st.sampled_from([*VALUES]),
+    st.sampled_from([1, 3, 30, 300, 2_000]),
+)
 _raw = st.one_of(
+    _grown,
     st.integers(1, 300).map(lambda n: "[" * n + "]" * n),
     st.integers(1, 300).map(lambda n: '{"a":' * n + "1" + "}" * n),
     st.sampled_from([4_000, 4_001, 5_000, 20_000]).map(lambda n: "9" * n),
@@ -318,8 +325,10 @@ _seals = st.sampled_from(["anew", "anew", "anew", "signed", "stale", "unverified
 
 
 @st.composite
-def tampered_documents(draw: st.DrawFn) -> Document:
-    original = draw(st.sampled_from(documents()))
+def tampered_documents(draw: st.DrawFn, more: tuple[bytes, ...] = ()) -> Document:
+    """Changed documents; `more` are taken for a third of them."""
+    others = bool(more) and draw(st.integers(0, 2)) == 0
+    original = draw(st.sampled_from(more if others else documents()))
     how = draw(_seals)
     end = original.index(b',\n"digest"')
     structural = draw(st.integers(0, 3)) > 0
@@ -337,8 +346,10 @@ def tampered_documents(draw: st.DrawFn) -> Document:
 
 
 @st.composite
-def tampered_rows(draw: st.DrawFn) -> Rows:
-    original = draw(st.sampled_from(journals()))
+def tampered_rows(draw: st.DrawFn, more: tuple[tuple[bytes, ...], ...] = ()) -> Rows:
+    """Changed journals; `more` are taken for a third of them."""
+    others = bool(more) and draw(st.integers(0, 2)) == 0
+    original = draw(st.sampled_from(more if others else journals()))
     rows = list(original)
     for _ in range(draw(st.integers(1, 2))):
         op = draw(

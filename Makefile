@@ -28,7 +28,9 @@ soak: $(STAMP)
 	HYPOTHESIS_PROFILE=soak SEED=$(SEED) $(PYTEST) tests --ignore tests/benchmarks \
 		-m "soak or hypothesis" -n 2 --hypothesis-seed=$(SEED) \
 		|| { echo 'soak: failed; make soak SEED=$(SEED) repeats it' >&2; exit 1; }
+	$(BIN)/python -m tests.fuzz --count 20000 --minutes 4 --seed $(SEED)
 	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
+	$(BIN)/python -m tests.kills.signals --count 100 --minutes 3 --seed $(SEED)
 	@echo 'soak: all passed, with SEED=$(SEED)'
 
 # Fails where a ratio got worse than in tests/benchmarks/stored.json, which bench-store writes.

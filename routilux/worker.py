@@ -1,4 +1,4 @@
-"""`Worker`: takes jobs from a store under a lease and drives them; any number of hosts may run one.
+"""`Worker`: takes jobs from a store under a lease and runs them; many hosts may share a store.
 
 Invariants:
 - Only the host that has acquired a job drives it. It renews the lease while handlers run. A host
@@ -11,25 +11,25 @@ Invariants:
   and delays no other job. The log gives the reason once, and again when it changes.
 - A store that fails is retried for as long as a lease: no other host can take over meanwhile. A job
   whose commit it did not accept is given back, and resumes after the commit before.
+- A signal interrupts no bookkeeping. If another exception does, every lease is given back anyway: a
+  job is removed from one list only after it was added to the next, so each step can be repeated.
 """
 
 from __future__ import annotations
 
 import logging
-import signal
-import threading
 from collections import deque
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND, seconds_text, to_ns
 from routilux.core.commits import JobStatus
+from routilux.engine.stop_signals import StopSignals
 from routilux.errors import FlowDefinitionError, LeaseLostError, RoutiluxError
 from routilux.runtime import Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from datetime import timedelta
 
     from routilux.engine.drive import Drive
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("routilux")
 POLL: Final = 0.1
-"""How many seconds pass at most until a worker sees a change by another process."""
+"""The longest time, in seconds, until a worker sees a change by another process."""
 _AT_ONCE: Final = 16  # jobs with a step to run; jobs that wait for a retry don't count
 _RENEWALS: Final = 3  # in a lease, so that one late renewal does no harm
 _FIRST_WAIT: Final = SECOND // 20
@@ -47,7 +47,7 @@ _LONGEST_LEASE: Final = 366 * 86_400 * SECOND
 
 
 class Worker:
-    """Takes the jobs of the given flows from a store and runs them, until `stop` is called.
+    """Takes jobs of `flows` from `store` and runs these jobs until `stop` is called.
 
     It takes jobs that were submitted, given back, or left by a host whose lease has ended. `lease`
     is in seconds: how long other hosts wait before they take over from a host that has died. Jobs
@@ -83,19 +83,19 @@ class Worker:
         for flow in flows:
             if self._flows.setdefault(flow.flow_id, flow) is not flow:
                 raise FlowDefinitionError(
-                    f"two flows have the id {flow.flow_id!r}, but a job finds its flow by this id;"
-                    " give one of them another flow_id"
+                    f"two flows have the id {flow.flow_id!r}, by which a worker finds a job's flow;"
+                    " give one of these flows another flow_id"
                 )
         if not self._flows:
             raise FlowDefinitionError(
-                "a worker needs at least one flow; pass the flows whose jobs it drives"
+                "a worker needs at least one flow; pass the flows whose jobs the worker runs"
             )
         self._lease_ns = _checked_lease(lease)
         self._runtime = Runtime(store=store) if runtime is None else runtime
         if self._runtime.store is not store:
             raise FlowDefinitionError(
-                "the worker takes jobs from one store and its runtime writes to another;"
-                " make the runtime with Runtime(store=...) of the same store"
+                "the worker and its runtime have different stores;"
+                " pass the store of the worker to Runtime(store=...)"
             )
         self._environment = self._runtime.environment
         self._clock = self._runtime.clock
@@ -110,34 +110,56 @@ class Worker:
         self._to_release: dict[str, tuple[int, bool]] = {}
         self._outage: int | None = None  # the instant at which the store began to fail
         self._next_wait = _FIRST_WAIT
+        self._signals = StopSignals(self._signal.set)
+        self._broke_off = False  # by an exception, so the store may hold leases that are not known
 
     def stop(self) -> None:
-        """Make `run` end when the steps in flight have committed; any thread may call this."""
+        """Make `run` return once the running steps have committed; any thread may call this."""
         self._stopping = True
         self._signal.set()
 
     def run(self, *, until_idle: bool = False) -> None:
-        """Take and run jobs until `stop` is called, or until SIGTERM if this is the main thread.
+        """Take and run jobs until `stop` is called or, in the main thread, a signal arrives.
 
-        Steps in flight end and commit, then the jobs are given back. With `until_idle` it also
-        ends when every job of its flows has stopped, here and on other hosts, and the error of a
-        job that can't be resumed is raised. Raises the errors of the store; an `OSError` only if
-        the store has failed for as long as a lease.
+        After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
+        given back. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
+        signal does not wait for the steps: their jobs are free at once, as after a crash, and the
+        steps run again with the same idempotency keys. A third acts as without a worker. A SIGINT
+        that the program ignores or handles itself is left to the program.
+
+        With `until_idle` it also ends when every job of its flows has stopped, here and on other
+        hosts, and the error of a job that can't be resumed is raised. Raises the errors of the
+        store; an `OSError` only if the store has failed for as long as a lease.
         """
+        signals = self._signals = StopSignals(self._signal.set)
         party = self._clock.party("a worker", result=True)
-        party.start()
         try:
-            with self._stopped_by_sigterm():
-                try:
-                    self._run(until_idle)
-                finally:
-                    self._leave()
-        finally:
+            try:
+                signals.install()
+                party.start()
+                self._run_and_leave(until_idle)
+            finally:
+                party.stop()
+                signals.remove()
+        except BaseException:  # it may have interrupted the two lines above
             party.stop()
+            signals.remove()
+            raise
+        if signals.interrupted:
+            raise KeyboardInterrupt
+
+    def _run_and_leave(self, until_idle: bool) -> None:
+        try:
+            self._run(until_idle)
+            self._leave()
+        except BaseException:
+            self._broke_off = True
+            self._leave()
+            raise
 
     def _run(self, until_idle: bool) -> None:
         more = True
-        while more:
+        while more and not self._stopping and not self._signals:
             try:
                 more = self._turn(until_idle)
             except OSError as error:
@@ -150,8 +172,6 @@ class Worker:
 
     def _turn(self, until_idle: bool) -> bool:
         self._maintain()
-        if self._stopping:
-            return False
         room = self._has_room()
         if room and self._take(until_idle):
             return True
@@ -162,23 +182,46 @@ class Worker:
         return True
 
     def _leave(self) -> None:
+        self._find_lost()
         for drive in self._drives.values():
             drive.leave()
-        while self._drives or self._to_release:
+        while self._drives or self._to_release or self._broke_off:
             try:
                 self._maintain()
+                if self._signals.repeated:
+                    self._give_up_steps()
                 if self._drives:
                     self._wait(None)
             except OSError as error:
+                if self._signals.repeated:
+                    raise
                 self._wait_out(error)
 
+    def _find_lost(self) -> None:
+        """Find the jobs that an exception left between two lists."""
+        with self._environment.lock:
+            for drive in self._drives.values():
+                if drive.loop is None and drive not in self._stopped_jobs:
+                    self._stopped_jobs.append(drive)
+        with self._environment.lease_lock:
+            for job_id, lost in self._environment.leases.items():
+                known = job_id in self._drives or job_id in self._to_release
+                if lost == self._lose and not known:
+                    self._release_later(job_id, 0, clean=False)
+
+    def _give_up_steps(self) -> None:
+        with self._environment.lock:
+            for drive in self._drives.values():
+                if drive.loop is not None and drive.machine.in_flight:
+                    drive.loop.fail(drive, _SecondSignal("a second signal"))
+
     def _wait_out(self, error: OSError) -> None:
-        """Wait before the store is tried again, longer each time; raise after a lease's length."""
+        """Wait before the next try; raise `error` if the store fails for as long as a lease."""
         now = self._clock.monotonic_ns()
         if self._outage is None:
             self._outage, self._next_wait = now, _FIRST_WAIT
             length = seconds_text(self._lease_ns, 1)
-            _log.warning("the store fails and is retried for at most %s s: %s", length, error)
+            _log.warning("the store fails; the worker retries for at most %s s: %s", length, error)
         end = self._outage + self._lease_ns
         if now >= end:
             raise error
@@ -188,10 +231,12 @@ class Worker:
     def _maintain(self) -> None:
         self._signal.clear()
         while self._stopped_jobs:
-            self._finish(self._stopped_jobs.popleft())
+            self._finish(self._stopped_jobs[0])
+            self._stopped_jobs.popleft()
         self._release()
-        if self._drives and self._renew_at <= self._clock.monotonic_ns():
+        if self._broke_off or (self._drives and self._renew_at <= self._clock.monotonic_ns()):
             self._renew()
+            self._broke_off = False
 
     def _wait(self, free_in: int | None) -> None:
         now = self._clock.monotonic_ns()
@@ -221,9 +266,10 @@ class Worker:
         if not self._drives:
             self._renew_at = now + self._lease_ns // _RENEWALS
         with environment.lease_lock:
-            acquired = store.acquire(environment.owner, self._flows, self._lease_ns)
-            if acquired is None:
+            found = store.acquire(environment.owner, self._flows, self._lease_ns)
+            if not found:
                 return False
+            [acquired] = found
             job_id = acquired.job_id
             lost_by = environment.leases.get(job_id)
             environment.leases[job_id] = self._lose
@@ -235,26 +281,26 @@ class Worker:
             job = runtime.load(job_id)
             if not job.status.is_live:  # it was free, so another host was faster
                 raise LeaseLostError(
-                    f"job {job_id!r} is {job.status.value} now: another host has resumed it while"
-                    " this one was suspended for longer than its lease"
+                    f"job {job_id!r} is {job.status.value} now: another host has resumed the job"
+                    " while this host was suspended for longer than its lease"
                 )
             drive = runtime.resumed(self._flows[job.flow_id], job, acquired=acquired)
         except LeaseLostError as error:
             _log.info("%s", error)
         except RoutiluxError as error:
             if self._put_aside.get(job_id) != str(error):
-                _log.error("this worker can't resume job %s and puts it aside: %s", job_id, error)
+                _log.error("the worker can't resume job %s and skips it for now: %s", job_id, error)
             self._put_aside[job_id] = str(error)
             self._release_later(job_id, self._lease_ns, clean=acquired.clean)
             if raises:
                 raise
-        except OSError:
+        except BaseException:
             self._release_later(job_id, 0, clean=acquired.clean)
             raise
         else:
             self._put_aside.pop(job_id, None)
             drive.on_stop, drive.on_wait = self._note_stop, self._note_wait
-            drive.leased_until = now + self._lease_ns
+            drive.lease_ns = self._lease_ns
             self._drives[job_id] = drive
             self._active.add(drive)
             runtime.threads.drive_in_background(drive)
@@ -275,18 +321,21 @@ class Worker:
 
     def _finish(self, drive: Drive) -> None:
         job, error = drive.machine.job, drive.error
+        self._active.discard(drive)
         if isinstance(error, LeaseLostError):
             _log.info("%s", error)
         elif isinstance(error, OSError):
-            _log.warning("job %s is given back after an error on this host: %s", job.job_id, error)
+            _log.warning(
+                "the worker releases job %s after an error on this host: %s", job.job_id, error
+            )
+        elif isinstance(error, _SecondSignal):
+            _log.warning("the worker releases job %s with steps in flight", job.job_id)
         elif error is not None:
             _log.error(
-                "job %s is given back after an error on this host", job.job_id, exc_info=error
+                "the worker releases job %s after an error on this host", job.job_id, exc_info=error
             )
-        self._active.discard(drive)
         if self._drives.get(job.job_id) is not drive:
             return  # this worker has taken the job again meanwhile
-        del self._drives[job.job_id]
         if error is None and job.status is JobStatus.RUNNING:
             task = drive.machine.next_task()
             wait = 0 if task is None else max(0, task.due_ns - drive.now_ns())
@@ -299,6 +348,7 @@ class Worker:
         else:
             with self._environment.lease_lock:
                 self._forget(job.job_id)
+        del self._drives[job.job_id]
 
     def _release_later(self, job_id: str, after_ns: int, *, clean: bool) -> None:
         self._to_release[job_id] = self._clock.monotonic_ns() + after_ns, clean
@@ -314,30 +364,27 @@ class Worker:
             del self._to_release[job_id]
 
     def _forget(self, job_id: str) -> None:
-        """Forget the lease of a job (under `lease_lock`), unless another worker owns the job."""
+        """Forget the lease of a job unless another worker owns the job; needs `lease_lock`."""
         taken = self._environment.leases
         if taken.get(job_id) == self._lose:
             del taken[job_id]
 
     def _renew(self) -> None:
-        # Counted from before the call, so that the store's lease ends later than this one.
+        # Counted from before the call, so that the next renewal comes early enough.
         now = self._clock.monotonic_ns()
         environment, store = self._environment, self._store
         with environment.lease_lock:
             held = set(store.renew(environment.owner, self._lease_ns))
             for job_id in sorted(held - environment.leases.keys()):
-                _log.info("job %s is given back: no worker here knows its lease", job_id)
+                _log.info("the worker releases job %s: no worker here runs it", job_id)
                 # How it stopped is unknown, so it counts as unclean, as if the lease had ended.
                 store.release(job_id, environment.owner, 0, clean=False)
         self._renew_at = now + self._lease_ns // _RENEWALS
-        for job_id, drive in self._drives.items():
-            if job_id in held:
-                drive.leased_until = now + self._lease_ns
-            else:
-                self._lose(job_id)
+        for job_id in sorted(self._drives.keys() - held):
+            self._lose(job_id)
 
     def _lose(self, job_id: str) -> None:
-        """Stop driving a job whose lease is lost; any thread may call this."""
+        """Stop running a job whose lease this host has lost; any thread may call this."""
         drive = self._drives.get(job_id)
         if drive is None:
             return
@@ -345,25 +392,13 @@ class Worker:
             if drive.loop is not None and drive.machine.job.status is JobStatus.RUNNING:
                 lost = LeaseLostError(
                     f"job {job_id!r} was taken over by an operator, or by another host while this"
-                    " one was suspended for longer than its lease"
+                    " host was suspended for longer than its lease"
                 )
                 drive.loop.fail(drive, lost)
 
-    @contextmanager
-    def _stopped_by_sigterm(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
 
-        def stops(*_: object) -> None:
-            # Not stop(): the main thread may hold the lock of `_signal` now.
-            self._stopping = True
-
-        before = signal.signal(signal.SIGTERM, stops)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGTERM, before)
+class _SecondSignal(BaseException):
+    pass
 
 
 def _checked_lease(lease: float | timedelta) -> int:

@@ -266,7 +266,7 @@ def test_a_message_names_a_few_of_many_routines():
     for i in range(1_000):
         flow.add_routine(Node(), f"{i:04}" + "x" * 500)
     with pytest.raises(
-        FlowDefinitionError, match=r"has no routine 'nowhere'; it has .* and more"
+        FlowDefinitionError, match=r"has no routine 'nowhere'; its routines: .* and more"
     ) as e:
         flow.connect("nowhere", "out", "nowhere", "trigger")
     assert len(str(e.value)) < 3_000

@@ -1,4 +1,4 @@
-"""The command `routilux`, which lists, shows, retries, cancels and exports the jobs of a store.
+"""The command `routilux` lists, shows, retries, cancels and exports the jobs of a store.
 
 Invariants:
 - Reading changes nothing, creates nothing, and needs none of the modules that the jobs need.
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from routilux import codec
-from routilux.cli.jobs import held, held_data, list_jobs, no_commits, show_jobs
+from routilux.cli.jobs import held, held_data, list_jobs, show_jobs
 from routilux.cli.open_store import change_store, read_store, without_password
 from routilux.cli.show import show_job
 from routilux.cli.terminal import Page
@@ -39,6 +39,7 @@ from routilux.errors import RoutiluxError, SavedStateError, UnsupportedVersionEr
 from routilux.persist import admin
 from routilux.persist.atomic_write import write_atomically
 from routilux.persist.journal import Journal
+from routilux.persist.store import BACKUP
 from routilux.persist.versions import FORMAT
 from routilux.timeline import plain
 
@@ -57,14 +58,17 @@ _NEAREST: Final = 3
 
 
 def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> int:
-    """Run one command of `routilux` and return its exit status; `clock` gives the time."""
+    """Run the command line `argv`, and return the exit status of the process.
+
+    `argv=None` means `sys.argv[1:]`; `clock=None` means the system's clock.
+    """
     options = _parser().parse_args(argv)
     options.shown = without_password(options.store)
     options.clock = SystemClock() if clock is None else clock
     now = options.clock.now_ns()
     try:
         if sys.stdout is None:
-            raise RoutiluxError("stdout is closed; open it to get a result")
+            raise RoutiluxError("stdout is closed; run the command with an open stdout")
         with codec.foreign_types():
             page = Page(sys.stdout)
             status: int = options.run(options, page, now)
@@ -84,15 +88,15 @@ def main(argv: Sequence[str] | None = None, *, clock: Clock | None = None) -> in
 
 
 def _jobs(options: argparse.Namespace, page: Page, now: int) -> int:
-    total, found = read_store(
+    found = read_store(
         options.store,
-        lambda store: (len(store.job_ids()), list_jobs(store, options.status, options.flow)),
+        lambda store: list_jobs(store, options.status, options.flow, options.limit),
         options.clock,
     )
     if options.json:
-        _write_json(page, options, now, found.data(options.limit))
+        _write_json(page, options, now, found.data())
     else:
-        show_jobs(page, found, total, options.limit, now)
+        show_jobs(page, found, now)
     page.flush()
     for job_id, error in found.damaged.items():
         _complain(_damaged(options.shown, job_id, error))
@@ -135,9 +139,9 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     if file.is_dir():
         raise RoutiluxError(f"{file} is a folder; give the path of a file")
     if not file.parent.is_dir():
-        raise RoutiluxError(f"the folder of {file} does not exist; create it first")
+        raise RoutiluxError(f"the folder of {file} does not exist; create that folder first")
     if file.exists() and Path(options.store).exists() and file.samefile(options.store):
-        raise RoutiluxError(f"{file} is the store itself; give another file")
+        raise RoutiluxError(f"{file} is the store itself; export to another file")
     data = f'{{"format":{codec.dumps(FORMAT)},"job_state":{job.dumps()}}}\n'.encode()
     write_atomically(file, data)
     result = f"as of commit {job.seq:,} is in {file}, {len(data):,} bytes"
@@ -154,7 +158,7 @@ def _read(store: JobStore, options: argparse.Namespace) -> JobState:
     except SavedStateError as error:
         raise RoutiluxError(_damaged(options.shown, job_id, error)) from None
     if job is None:
-        raise RoutiluxError(_damaged(options.shown, job_id, no_commits(job_id)))
+        raise RoutiluxError(_unknown_job(options.shown, job_id, known))
     return job
 
 
@@ -200,7 +204,8 @@ def _unknown_job(store: str, job_id: str, known: list[str]) -> str:
 def _damaged(store: str, job_id: str, error: SavedStateError) -> str:
     if isinstance(error, UnsupportedVersionError):
         return f"job {job_id} in {store} can't be read: {error}"
-    return f"job {job_id} in {store} is damaged: {error}; restore the store from a backup"
+    cure = "" if BACKUP in error.reason else f"; {BACKUP}"
+    return f"job {job_id} in {store} is damaged: {error}{cure}"
 
 
 def _line_of(error: Exception) -> str:
@@ -238,7 +243,7 @@ def _parser() -> argparse.ArgumentParser:
         help=f"only the jobs of this status: {', '.join(statuses)}",
     )
     jobs.add_argument("--flow", metavar="FLOW", help="only the jobs of this flow")
-    jobs.add_argument("--limit", metavar="N", type=_count, help="at most N jobs")
+    jobs.add_argument("--limit", metavar="N", type=_count, default=100, help="at most N jobs (100)")
     _command(commands, "show", _show, "show the commits and the pending tasks of a job")
     retry = _command(
         commands,
@@ -298,5 +303,5 @@ def _command(
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, not {text!r}")
     return int(text)

@@ -30,9 +30,9 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^/@:]*):[^/?]*@|([?&](?:ssl)?password=
 
 
 def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Call `read` with an existing store and return its result; `read` may be called repeatedly.
+    """Open the store `name`, and return `read(store)`; read again if the store has changed.
 
-    `clock` is the time of a store that has none of its own. Raises `OSError` and `SavedStateError`
+    `clock` gives the time for a store without its own clock. Raises `OSError` and `SavedStateError`
     as the store does.
     """
     while True:
@@ -48,7 +48,7 @@ def read_store(name: str, read: Callable[[JobStore], _T], clock: Clock) -> _T:
 
 
 def change_store(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _T:
-    """Call `change` with an existing store, open for writing, and return its result."""
+    """Open the store `name` for writing, and return what `change(store)` returns."""
     with _opened(name, clock, read_only=False) as store:
         return change(store)
 
@@ -80,7 +80,7 @@ def _opened(name: str, clock: Clock, *, read_only: bool) -> SharedStore:
 def _path(name: str) -> Path:
     if _CONNECTION_STRING.match(name) and not Path(name).exists():
         raise OSError(
-            "the store's name is a connection string; give a PostgreSQL database by its URL:"
+            "the store's name can't be a key=value string; give the URL of the database:"
             " postgresql://user@host/database"
         )
     path = Path(name)

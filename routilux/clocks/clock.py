@@ -1,4 +1,4 @@
-"""The `Clock` interface, and `SystemClock`, which uses the time of the machine.
+"""The interface `Clock`, and the class `SystemClock`, which reads the machine's time.
 
 Invariants:
 - Only this module uses `time`; all other code asks a `Clock`.
@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Final, final
 
 from routilux.clocks.durations import SECOND
@@ -25,26 +26,26 @@ Key = tuple[float, ...]
 
 
 class Signal(ABC):
-    """An event that any thread may set; `Clock.wait` waits for it."""
+    """A flag that any thread may set; `Clock.wait` waits until a signal is set."""
 
     @abstractmethod
     def set(self) -> None:
-        """Wake all threads that wait for this signal; until `clear`, other waits return at once."""
+        """Set the signal: waiting threads wake; later waits return at once until `clear`."""
 
     @abstractmethod
     def clear(self) -> None:
-        """Unset the signal, so that later waits for it block."""
+        """Unset the signal, so that later waits for the signal block."""
 
     @abstractmethod
     def is_set(self) -> bool:
-        """Return whether the signal is set: `set` was called after the last `clear`."""
+        """Return whether `set` was called after the last `clear`."""
 
 
 class Party:
-    """A thread that works with a clock; this base class, for real time, does nothing.
+    """A thread that waits on a clock; this base class is for real time, and its methods do nothing.
 
-    It is created where the work is handed out, before its thread runs. The thread that does the
-    work calls `start` and `stop`.
+    A party is created where the work is handed out, before its thread runs. The thread that does
+    the work calls `start` and `stop`.
     """
 
     __slots__ = ()
@@ -53,21 +54,24 @@ class Party:
         """Register the calling thread as the thread of this party."""
 
     def stop(self) -> None:
-        """Report that the thread of this party has finished its work."""
+        """Report that the thread of this party has finished its work; may be called twice."""
+
+    def cancel(self) -> None:
+        """Report that the thread of this party may never start."""
 
 
 _UNKNOWN_PARTY: Final = Party()
 
 
 class Clock(ABC):
-    """A source of time that can wait for an instant or a signal.
+    """A source of time; the method `wait` waits for an instant or a signal.
 
     A custom clock implements the four abstract methods. Instants are nanoseconds.
     """
 
     @abstractmethod
     def now_ns(self) -> int:
-        """Return the wall clock's time: nanoseconds since 1970, UTC."""
+        """Return the time of the wall clock in nanoseconds since the start of 1970 (UTC)."""
 
     @abstractmethod
     def monotonic_ns(self) -> int:
@@ -75,7 +79,7 @@ class Clock(ABC):
 
     @abstractmethod
     def signal(self) -> Signal:
-        """Return a new signal, for `wait` of this clock."""
+        """Return a new signal that the `wait` of this clock accepts."""
 
     @abstractmethod
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
@@ -86,35 +90,32 @@ class Clock(ABC):
         """
 
     def party(self, who: str, key: Key = (), *, result: bool = False) -> Party:
-        """Return a party for a new thread; with `result`, the thread waits for a job's result."""
+        """Return a party for a thread; `result` says whether the thread awaits a job's result."""
         return _UNKNOWN_PARTY
 
     def record_wait(self, who: str, length: int) -> None:  # noqa: B027 - optional
         """Record that `who` asked for a wait of `length` nanoseconds."""
 
 
-_making: Final = threading.Lock()  # of conditions
-
-
 class _SystemSignal(Signal):
-    """A `threading.Event` that creates its condition at the first wait; most never need one.
+    """A flag, and a gate for each thread that waits: a lock that `set` opens.
 
-    `set` raises the flag before it reads the condition; `wait` stores the condition before it reads
-    the flag. So either `set` finds the waiting thread, or that thread finds the flag.
+    `set` raises the flag before it reads the gates; `wait` adds its gate before it reads the flag.
+    So either `set` finds the gate, or that thread finds the flag. It has no lock of its own, so
+    that an exception such as Ctrl-C can leave none held, and a forked child needs no new one.
     """
 
-    __slots__ = ("_condition", "_raised")
+    __slots__ = ("_gates", "_raised")
 
     def __init__(self) -> None:
         self._raised = False
-        self._condition: threading.Condition | None = None
+        self._gates: list[threading.Lock] = []
 
     def set(self) -> None:
         self._raised = True
-        condition = self._condition
-        if condition is not None:
-            with condition:
-                condition.notify_all()
+        for gate in self._gates.copy():
+            with suppress(RuntimeError):  # another thread was faster
+                gate.release()
 
     def clear(self) -> None:
         self._raised = False
@@ -122,19 +123,20 @@ class _SystemSignal(Signal):
     def is_set(self) -> bool:
         return self._raised
 
-    def wait(self, seconds: float | None = None) -> bool:
+    def wait(self, seconds: float = -1) -> bool:
         """Wait until the signal is set, at most `seconds`; return whether the signal is set."""
-        with _making:
-            condition = self._condition
-            if condition is None:
-                condition = self._condition = threading.Condition(threading.Lock())
-        with condition:
-            return self._raised or condition.wait(seconds)
+        gate = threading.Lock()
+        gate.acquire()
+        self._gates.append(gate)
+        try:
+            return self._raised or gate.acquire(timeout=seconds)
+        finally:
+            self._gates.remove(gate)
 
 
 @final
 class SystemClock(Clock):
-    """The machine's clock; it uses the real functions of `time` even when tests patch them.
+    """The machine's clock; uses the real functions of `time` even when tests patch `time`.
 
     >>> SystemClock().now_ns() > 1_700_000_000 * 10**9
     True
@@ -150,7 +152,9 @@ class SystemClock(Clock):
     def wait(self, signal: Signal | None, until: int | None, key: Key = (), who: str = "") -> bool:
         if signal is None:
             if until is None:
-                raise ValueError("a wait without a signal or an instant never ends; pass either")
+                raise ValueError(
+                    "wait() without a signal or an instant never ends; pass at least one of the two"
+                )
             while (left := until - _monotonic_ns()) > 0:
                 real_sleep(min(left / SECOND, _LONGEST_WAIT))
             return False
@@ -165,7 +169,7 @@ class SystemClock(Clock):
 
 
 def thread_cpu_ns(thread: int) -> int | None:
-    """Return the CPU time of a live thread in nanoseconds; None if the system can't report it."""
+    """Return a live thread's CPU time in nanoseconds; None if the system can't report CPU times."""
     try:
         return time.clock_gettime_ns(time.pthread_getcpuclockid(thread))
     except (AttributeError, OSError):

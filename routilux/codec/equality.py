@@ -1,4 +1,4 @@
-"""Equality of values by type and content, and the first difference between two values.
+"""Compares two values by type and content, and finds the first difference between them.
 
 Invariants:
 - Two values are the same if they are equal and of the same type at every level: `1`, `True` and
@@ -94,7 +94,7 @@ _MARKS: Final[dict[type, Callable[[Any], str]]] = {
 }
 
 SCALARS: Final[frozenset[type]] = frozenset(_SAME)
-"""The types whose exact instances can't change, so that a copy may share them."""
+"""The types of immutable values, which a copy of a container may share with the original."""
 
 
 class _Memo(set[tuple[int, int]]):
@@ -141,7 +141,7 @@ class _Memo(set[tuple[int, int]]):
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A place where two values differ: its `path`, and the `expected` and `actual` value there.
+    """A difference between two values: at `path`, one has `expected`, the other has `actual`.
 
     `what` is "type", "value", "missing" (`actual` is None) or "added" (`expected` is None).
 
@@ -156,7 +156,7 @@ class Difference:
 
     @property
     def sides(self) -> tuple[str, str]:
-        """The expected and the actual value as texts, with their types if the types differ."""
+        """The texts of `expected` and `actual`; each text names the type if the types differ."""
         if self.what == "type":
             return _typed(self.expected), _typed(self.actual)
         expected, actual = _shown(self.expected), _shown(self.actual)
@@ -181,7 +181,9 @@ def same_value(a: object, b: object) -> bool:
 
 
 def first_difference(expected: object, actual: object, path: str = "$") -> Difference | None:
-    """Return the first place where two values differ, or None; its path begins with `path`.
+    """Return the first difference between two values, or None if the values are the same.
+
+    The path of the difference begins with `path`.
 
     >>> print(first_difference({"n": [1, 2]}, {"n": [1, 2.0]}))
     $.n[1]: int 2 became float 2.0
@@ -264,7 +266,7 @@ def _compare_sets(a: Any, b: Any, level: int, memo: _Memo) -> Difference | None:
 def _partners(
     a: Iterable[Any], b: Iterable[Any], level: int, memo: _Memo
 ) -> tuple[dict[int, Any], list[Any]]:
-    """Map the id of each key of `a` to the same key in `b`; also return the other keys of `b`.
+    """Return {id(key of `a`): same key of `b`}, and the keys of `b` that `a` does not have.
 
     A lookup is not enough: 1 would find True, and NaN would not find NaN.
     """
@@ -322,7 +324,7 @@ def _compare_objects(a: Any, b: Any, level: int, memo: _Memo) -> Difference | No
 
 
 def _distinguishes(value: object) -> bool:
-    """Return whether the `__eq__` of a value's class does more than always return one answer."""
+    """Return whether `value` equals itself but not a different object."""
     try:
         return bool(value == value) and not bool(value == _ABSENT)
     except Exception:
@@ -341,10 +343,10 @@ def _present(value: object, names: Iterable[str]) -> dict[str, object]:
 
 
 def _state(value: object) -> dict[str, object]:
-    """Return the state that `copy` and `pickle` save, by name; raise if they refuse the value."""
+    """Return a dict of the state that `pickle` saves; raise if `pickle` refuses `value`."""
     reduced = value.__reduce_ex__(4)
     if isinstance(reduced, str):
-        raise TypeError(f"{reduced} is saved by its name and has no state")
+        raise TypeError(f"pickle saves this value only by its name {reduced}, without a state")
     parts: tuple[Any, ...] = (*reduced, None)
     _, arguments, state, *items = parts
     found: dict[str, object] = {"args": [item for item in arguments if item is not type(value)]}
@@ -361,7 +363,7 @@ def _state(value: object) -> dict[str, object]:
 
 
 def path_step(key: object) -> str:
-    """Return the part of a path that names the member with this key.
+    """Return the part of a JSON path that selects the member with the key `key`.
 
     >>> path_step("name"), path_step("two words"), path_step(1)
     ('.name', '["two words"]', '[1]')

@@ -1,10 +1,11 @@
-"""Runs steps on an executor: its own threads, or any `concurrent.futures.Executor`.
+"""`PoolDriver`: runs steps in threads of its own, or on any `concurrent.futures.Executor`.
 
 Invariants:
 - On threads the clock knows a step before the step's thread runs. So a fake clock can't skip the
   step's start.
 - An executor of processes gets and returns pickled values; effects travel with the outcome, and
-  time is real.
+  time is real. Such a step can't ask the store for the owner of the job, so the store is asked
+  before the step is sent. If this host loses the job afterwards, the effects of the step still run.
 - A thread that was given up keeps its place until it returns: no code can stop it.
 - Our threads are daemons, so a handler that hangs can't keep the interpreter from ending. Jobs
   survive a kill, so this is safe. A `ThreadPoolExecutor` would wait for the handler.
@@ -16,6 +17,7 @@ import sys
 import threading
 from collections import deque
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast
@@ -39,39 +41,49 @@ class _DaemonThreads:
     def __init__(self, size: int) -> None:
         self._size = size
         self._made = 0
-        self._idle = threading.Semaphore(0)
+        self._idle: deque[None] = deque()  # an entry for each idle thread
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
 
     def submit(self, work: Callable[[], None]) -> None:
-        if self._made < self._size and not self._idle.acquire(blocking=False):
-            threading.Thread(
+        if self._idle:
+            self._idle.pop()  # only this thread takes one away
+        elif self._made < self._size:
+            self._made += 1
+            thread = threading.Thread(
                 target=_serve,
                 args=(self._work, self._idle),
-                name=f"routilux-{self._made + 1}",
+                name=f"routilux-{self._made}",
                 daemon=True,
-            ).start()
-            self._made += 1  # not before: the system may have no thread left
+            )
+            try:
+                thread.start()
+            except RuntimeError:  # the system has no thread left
+                self._made -= 1
+                raise
         self._work.put(work)
 
     def close(self) -> None:
         for _ in range(self._made):
             self._work.put(None)
 
-    __del__ = close  # a runtime that was never closed leaves no threads behind
+    def __del__(self) -> None:
+        # A runtime that was never closed leaves no threads behind.
+        with suppress(AttributeError):  # an interrupt came before it was made
+            self.close()
 
 
-def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: threading.Semaphore) -> None:
+def _serve(queue: SimpleQueue[Callable[[], None] | None], idle: deque[None]) -> None:
     while (work := queue.get()) is not None:
         work()
         del work  # else an idle thread keeps the last job alive
-        idle.release()
+        idle.append(None)
 
 
 class PoolDriver:
     """Runs the steps of concurrent flows and of all background jobs in a pool of threads.
 
-    `size` is how many steps it takes at once: as many as the user's executor has workers, or any
-    number if that is not known.
+    `size` is how many steps the pool takes at once: as many as the user's executor has workers, or
+    any number if that is not known.
     """
 
     __slots__ = ("_clock", "_ended", "_executor", "_flying", "_signal", "_threads", "room", "size")
@@ -90,7 +102,7 @@ class PoolDriver:
 
     @property
     def idle(self) -> bool:
-        """Whether no step runs here, not even one that was given up."""
+        """Whether no handler runs in this pool, not even one that the engine has given up."""
         return not self._flying
 
     def start(self, driven: Driven, step: StepInput) -> None:
@@ -99,13 +111,18 @@ class PoolDriver:
         executor = self._executor
         if executor is None or isinstance(executor, ThreadPoolExecutor):
             party = self._clock.party(step.who, (driven.ordinal, *step.order))
-            work = partial(self._work, party, driven, step)
-            if executor is None:
-                self._threads.submit(work)
-            else:
-                executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            try:
+                work = partial(self._work, party, driven, step)
+                if executor is None:
+                    self._threads.submit(work)
+                else:
+                    executor.submit(work).add_done_callback(partial(self._dropped, driven, step))
+            except BaseException:
+                party.cancel()
+                raise
             self._add_flying(1)
             return
+        driven.check(step)
         plan = driven.plan
         future = executor.submit(
             run_remote,
@@ -166,6 +183,6 @@ class PoolDriver:
 
 def _outcome(done: Future[Any]) -> StepOutcome | BaseException:
     if done.cancelled():
-        return CancelledError("the executor dropped the step before the step began")
+        return CancelledError("the executor cancelled the step before the step began")
     error = done.exception()
     return error if error is not None else cast("StepOutcome", done.result())

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 _CREATING: Final = 0x726F7574696C7578  # the lock of the host that creates the tables
 _CONNECTIONS: Final = 8  # of a process; what they commit at once, the server flushes together
+_SEALED: Final = ("job_id", "flow_id", "owner", "free_at", "wait", "lease", "status", "seq")
+_SEAL: Final = "hashtextextended({}, 0)".format(
+    " || chr(31) || ".join(f"coalesce({name}::text, '')" for name in _SEALED)
+)
+INTACT: Final = f"seal = {_SEAL}"
+"""SQL that is true for an entry that is as the server wrote it."""
 _SCHEMA: Final = f"""
 CREATE TABLE routilux_version (version int NOT NULL);
 INSERT INTO routilux_version VALUES ({_VERSION});
@@ -38,7 +44,11 @@ CREATE TABLE routilux_jobs (
     flow_id text COLLATE "C" NOT NULL,
     owner text COLLATE "C" NOT NULL,   -- '' or '?' for nobody
     free_at bigint,                    -- UTC nanoseconds; NULL for never
-    lease bigint                       -- the call of acquire that gave it
+    wait bigint,                       -- the nanoseconds of the wait that ends then
+    lease bigint,                      -- the call of acquire that gave it
+    status text COLLATE "C" NOT NULL,  -- of the last commit
+    seq bigint NOT NULL,               -- the number of the last commit
+    seal bigint NOT NULL GENERATED ALWAYS AS ({_SEAL}) STORED
 );
 CREATE INDEX routilux_free ON routilux_jobs (flow_id, free_at, job) WHERE free_at IS NOT NULL;
 CREATE INDEX routilux_leased ON routilux_jobs (owner, job_id) WHERE free_at IS NOT NULL;
@@ -63,7 +73,8 @@ SELECT set_config(name, setting, false) FROM (VALUES
     ('synchronous_commit',
         coalesce(nullif(current_setting('synchronous_commit'), 'off'), 'on')),
     ('plan_cache_mode', 'force_generic_plan'),
-    ('enable_seqscan', 'off')
+    ('enable_seqscan', 'off'),
+    ('enable_bitmapscan', 'off')
 ) AS settings (name, setting)
 """
 _BACKEND: Final = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
@@ -88,7 +99,7 @@ _CURES: Final = {
     "42P07": "its tables are of another program or have lost their version; choose another schema",
     "53100": "the disk is full; make room, then resume the jobs: no commit is half written",
     "55P03": "another program keeps a table locked; end its open transaction",
-    "57014": "the server's statement_timeout ended it, or an administrator cancelled it; try again",
+    "57014": "statement_timeout or an administrator of the server ended the statement; try again",
 }
 _UNREACHED: Final = (
     "check that the server runs and lets this user connect; jobs keep all earlier commits"
@@ -99,7 +110,7 @@ _inherited: Final[list[LifoQueue[_Link | None]]] = []
 
 
 class Answer(NamedTuple):
-    """The rows that a statement returned; `repeated` if the statement had to be sent twice."""
+    """The rows that a statement returned; `repeated` says whether the statement was sent twice."""
 
     rows: list[tuple[Any, ...]]
     repeated: bool
@@ -191,7 +202,8 @@ class Database:
 
     def _create(self, db: Any) -> None:
         if self._read_only:
-            raise CorruptStateError(self.name, "holds no store: its tables were never created")
+            reason = "has no tables of routilux; check database and schema"
+            raise CorruptStateError(self.name, reason)
         # A lock of the session: a transaction that waits for a lock may not see a table that was
         # created meanwhile.
         db.execute("SELECT pg_advisory_lock(%s)", (_CREATING,))
@@ -205,7 +217,7 @@ class Database:
             return False
         (version,) = db.execute("SELECT max(version) FROM routilux_version").fetchone()
         if version is None or version < 1:
-            reason = f"the table routilux_version says {version}; restore it from a backup"
+            reason = f"has version {version} in routilux_version; restore that table from a backup"
             raise CorruptStateError(self.name, reason)
         if version > _VERSION:
             raise newer_store(self.name, version, _VERSION)

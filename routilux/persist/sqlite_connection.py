@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import sys
 import threading
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
+from zlib import crc32
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
+from routilux.clocks.forks import begin_in_children
 from routilux.errors import CorruptStateError
 from routilux.persist.versions import newer_store
 
@@ -40,7 +40,11 @@ CREATE TABLE IF NOT EXISTS jobs (
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
     owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER          -- UTC nanoseconds; NULL for never
+    free_at INTEGER,         -- UTC nanoseconds; NULL for never
+    wait INTEGER,            -- the nanoseconds of the wait that ends then
+    status TEXT NOT NULL,    -- of the last commit
+    seq INTEGER NOT NULL,    -- the number of the last commit
+    seal INTEGER NOT NULL    -- seq in the upper half, a checksum of the other columns in the lower
 );
 CREATE INDEX IF NOT EXISTS free ON jobs (flow_id, free_at) WHERE free_at IS NOT NULL;
 CREATE INDEX IF NOT EXISTS leased ON jobs (owner) WHERE free_at IS NOT NULL;
@@ -51,6 +55,8 @@ CREATE TABLE IF NOT EXISTS commits (
     row BLOB NOT NULL,
     PRIMARY KEY (job, seq)
 ) WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS counted AFTER INSERT ON commits WHEN NEW.seq > 1
+BEGIN UPDATE jobs SET seq = NEW.seq, seal = seal + (1 << 32) WHERE job = NEW.job; END;
 CREATE TABLE IF NOT EXISTS snapshots (
     job INTEGER PRIMARY KEY REFERENCES jobs,
     seq INTEGER NOT NULL,
@@ -80,7 +86,7 @@ class SqliteFile:
         self.path = path
         if str(path) == ":memory:":
             raise OSError("the store :memory: is not a file, so nothing is kept; use MemoryStore()")
-        self.lock = threading.Lock()
+        self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
         self._read_only = read_only
@@ -88,9 +94,12 @@ class SqliteFile:
         self._connection: sqlite3.Connection | None = None
         self._process = 0
         self._file: tuple[int, int] | None = None
-        _all.add(self)
+        begin_in_children(self._begin_process)
         with self.using():
             pass
+
+    def _begin_process(self) -> None:
+        self.lock = threading.Lock()
 
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
@@ -107,10 +116,10 @@ class SqliteFile:
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection in a write transaction, which the end of the block commits."""
+        """Yield the connection in a write transaction; the end of the `with` block commits it."""
         with self.using() as db:
-            db.execute("BEGIN IMMEDIATE")
             try:
+                db.execute("BEGIN IMMEDIATE")
                 yield db
                 db.execute("COMMIT")
             except BaseException:
@@ -120,7 +129,7 @@ class SqliteFile:
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
-        """Yield the connection; each statement in the block is a transaction by itself."""
+        """Yield the connection; each statement in the `with` block is a transaction by itself."""
         with self.lock:
             try:
                 yield self.connection()
@@ -128,7 +137,7 @@ class SqliteFile:
                 raise self.named(error) from error
 
     def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Execute one statement, which is a transaction, and return its rows."""
+        """Execute one statement as a transaction of its own, and return the rows."""
         with self.using() as db:
             return db.execute(statement, values).fetchall()
 
@@ -140,8 +149,8 @@ class SqliteFile:
             self._process, self._file = os.getpid(), _file_at(self._name)
         elif _file_at(self._name) != self._file:
             raise OSError(
-                f"the store {self.path}: its file was removed or replaced while it was open; put"
-                " the file back, or open the store again"
+                f"the store {self.path}: its file was removed or replaced while the store was"
+                " open; put the file back, or open the store again"
             )
         return self._connection
 
@@ -165,7 +174,7 @@ class SqliteFile:
             if version > _VERSION:
                 raise newer_store(name, version, _VERSION)
             if self._read_only and not tables:
-                raise CorruptStateError(name, "is empty: no store was ever written to it")
+                raise CorruptStateError(name, "is empty, so it holds no store; check the path")
             if self._read_only:
                 return db
             db.execute("PRAGMA journal_mode = WAL")
@@ -196,13 +205,15 @@ class SqliteFile:
             uri=self._read_only,
         )
         db.patience_ns = patience
+        db.text_factory = _text
+        db.create_function("crc32", 1, crc32, deterministic=True)
         return db
 
     def _has_log(self) -> bool:
         return self._place.with_name(f"{self._place.name}-wal").exists()
 
     def named(self, error: sqlite3.Error) -> Exception:
-        """Return an error for `error` that names the file and says what to do."""
+        """Convert `error` to an error that names the file and says what to do."""
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
@@ -222,14 +233,8 @@ def _file_at(place: str) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
-def _unlock_all() -> None:
-    for file in _all:  # a thread that the child does not have may hold it
-        file.lock = threading.Lock()
-
-
-_all: Final[WeakSet[SqliteFile]] = WeakSet()
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_unlock_all)
+def _text(data: bytes) -> str:
+    return data.decode(errors="backslashreplace")  # a damaged text must not hide its row
 
 
 class _Connection(sqlite3.Connection):

@@ -1,4 +1,4 @@
-"""`JobStore`: the interface of all stores of jobs, with their common rules and errors.
+"""`JobStore`: the interface of all stores of jobs, and the errors that all stores raise.
 
 Invariants:
 - A store sees bytes. It never reads what is in them.
@@ -6,9 +6,13 @@ Invariants:
   is refused with `LeaseLostError`. Writing the same row again changes nothing.
 - When a write returns, the row is as durable as this store can make it. Rows of several jobs may
   share one write, because making a row durable costs more than the row.
-- Besides its rows a job has an owner, and a time from which any host may acquire it. A job that
-  stopped and a job that is held without a lease have no such time. The host that acquires a job
-  learns whether the owner before it gave the job back: only that is a clean stop.
+- Besides its rows a job has an entry: its owner, a time from which any host may acquire it, and the
+  status and number of its last commit. A job that stopped and a job that is held without a lease
+  have no such time. The host that acquires a job learns whether the last owner gave it back: only
+  that is a clean stop.
+- A store that keeps jobs on a disk seals each entry with a checksum. A job whose entry is damaged,
+  or whose rows are not those that its entry counts, is never handed out, and raises
+  `CorruptStateError` when it is used by its name. No other job is affected.
 - Only the store's clock counts. A host passes a duration, never a time, so that the clocks of
   hosts need not agree.
 """
@@ -19,7 +23,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, Self
 
 from routilux.clocks.durations import seconds_text
-from routilux.errors import DuplicateJobError, LeaseLostError, NotResumableError
+from routilux.core.commits import JobStatus
+from routilux.errors import (
+    CorruptStateError,
+    DuplicateJobError,
+    LeaseLostError,
+    NotResumableError,
+    RoutiluxError,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Sequence
@@ -29,11 +40,16 @@ FREE: Final = ""
 ABANDONED: Final = "?"
 """The owner of a job that its host released after the run of the job broke off."""
 _NO_OWNER: Final = (FREE, ABANDONED)
+LIVE: Final = [status.value for status in JobStatus if status.is_live]
+"""The statuses of a job that a host runs, or that a worker may take."""
+STOPPED: Final = [status.value for status in JobStatus if not status.is_live]
+BACKUP: Final = "restore the store from a backup"
+"""The cure of a damaged job."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acquired:
-    """A job that a host acquired by a lease; `clean` if the previous owner gave the job back.
+    """A job on which a host got a lease; `clean` says whether the last owner gave the job back.
 
     >>> Acquired("job-1", clean=True).job_id
     'job-1'
@@ -62,17 +78,17 @@ class Hold:
 
     @classmethod
     def of(cls, owner: str, free_at: int | None, *, now: int) -> Hold:
-        """Build a hold from the owner and the free time that a store keeps for a job."""
+        """Make a hold from the owner and the time `free_at` that a store has for a job."""
         free_in = None if free_at is None else max(0, free_at - now)
         return cls(None if owner in _NO_OWNER else owner, free_in, owner == FREE)
 
     @property
     def is_leased(self) -> bool:
-        """Whether a host has a lease on the job that has not ended."""
+        """Whether a host has a lease on the job, and the lease has not ended."""
         return self.owner is not None and bool(self.free_in_ns)
 
     def is_leased_to_other(self, owner: str) -> bool:
-        """Whether a host other than `owner` has a lease on the job that has not ended."""
+        """Whether a host other than `owner` has a lease on the job, and the lease has not ended."""
         return self.is_leased and self.owner != owner
 
     def __str__(self) -> str:
@@ -86,6 +102,25 @@ class Hold:
         return f"held by {self.owner}, whose lease ends {soon}"
 
 
+UNKNOWN: Final = Hold(None, None, clean=False)
+"""The hold of a job whose entry is damaged."""
+
+
+class Entry(NamedTuple):
+    """What a store knows of a job without reading its rows.
+
+    `status` and `seq` are those of the last commit. `damage` is the error of an entry that is
+    damaged: its other fields may be wrong.
+    """
+
+    job_id: str
+    flow_id: str
+    status: str
+    seq: int
+    hold: Hold
+    damage: CorruptStateError | None = None
+
+
 class Append(NamedTuple):
     """A row for `JobStore.append_all`; the fields are the arguments of `JobStore.append`."""
 
@@ -93,39 +128,41 @@ class Append(NamedTuple):
     seq: int
     row: bytes
     owner: str
-    stopped: bool
+    status: str
 
 
 class JobStore(Protocol):
-    """A store of the commits of jobs, which many threads, processes and hosts use at once.
+    """A store of jobs' commits; many threads, processes and hosts can use it at the same time.
 
     Each method is atomic. `owner` is a text that no other host uses, and neither empty nor `"?"`.
-    Durations are nanoseconds. A method raises `OSError` if the store can't be used now; the call
-    may have taken effect or not, and the caller may repeat it.
+    `status` is the value of the `JobStatus` after the commit. Durations are nanoseconds. A method
+    raises `OSError` if the store can't be used now; the call may have taken effect or not, and the
+    caller may repeat it. A method that is given a job id raises `CorruptStateError` if the entry of
+    that job is damaged.
     """
 
-    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
-        """Store a new job by the row of commit 1; `queued` makes it free, else `owner` holds it.
+    def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, status: str) -> None:
+        """Store a new job with the row of its first commit.
 
-        The same call again does nothing while this is the only row. Raises `DuplicateJobError` if
-        the job exists.
+        If it is pending, any host may acquire the job; else `owner` holds it. The same call again
+        does nothing while this is the only row. Raises `DuplicateJobError` if the job exists.
         """
 
-    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
-        """Store the row of commit `seq`; `stopped` says that this commit stopped the job.
+    def append(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
+        """Store the row of commit `seq`; a status that is not live ends the lease.
 
         The same row of the owner again does nothing. Raises `LeaseLostError` if `owner` does not
         own the job, another row has this number, or the row before is missing.
         """
 
-    def append_all(self, appends: Sequence[Append]) -> list[LeaseLostError | None]:
+    def append_all(self, appends: Sequence[Append]) -> list[RoutiluxError | None]:
         """Append rows of different jobs, one row per job, in one write.
 
-        Returns for each None if its row is kept, or the error that `append` would raise; the other
+        Returns for each row None if it is kept, or the error that `append` would raise; the other
         rows are kept anyway. If it raises, any of the rows may be kept.
         """
 
-    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, stopped: bool) -> None:
+    def claim(self, job_id: str, seq: int, row: bytes, owner: str, *, status: str) -> None:
         """Make `owner` the only owner of a job, and store the row of the commit that resumes it.
 
         A host that acquired the job keeps its lease. Any other host then holds it without a lease
@@ -134,38 +171,43 @@ class JobStore(Protocol):
         `NotResumableError` if there is no such job.
         """
 
-    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, free: bool) -> None:
-        """Store the row of an operator's commit, regardless of the job's owner and lease.
+    def overrule(self, job_id: str, seq: int, row: bytes, operator: str, *, status: str) -> None:
+        """Store the row of an operator's commit, even if a host owns the job or has a lease on it.
 
-        The owner before can't write any more. Afterwards the job is `free`, or it has stopped. The
-        same call again does nothing while its row is the last. Raises `LeaseLostError` if another
-        host was faster, `NotResumableError` if there is no such job.
+        The owner before can't write any more. If the status is live, any host may acquire the job.
+        The same call again does nothing while its row is the last. Raises `LeaseLostError` if
+        another host was faster, `NotResumableError` if there is no such job.
         """
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        """Return the rows of a job after commit `after`, in order; none for an unknown job."""
+        """Return, in order, the rows of the commits after commit `after`; [] for an unknown job.
+
+        Raises `CorruptStateError` if they are not exactly those that the job's entry counts.
+        """
 
     def job_ids(self) -> list[str]:
         """Return the ids of all jobs in this store, sorted."""
 
     def keep_snapshot(self, job_id: str, seq: int, data: bytes) -> None:
-        """Store a snapshot of a job after commit `seq`, in place of an earlier snapshot.
+        """Store a snapshot of a job's state after commit `seq`, in place of any earlier snapshot.
 
         Any host may write it: commits never change, so every host's snapshot is the same.
         """
 
     def snapshot(self, job_id: str) -> tuple[int, bytes] | None:
-        """Return a job's snapshot, preceded by the number of its last commit; None without one."""
+        """Return (number of the last commit, snapshot) of a job; None if there is no snapshot."""
 
-    def acquire(self, owner: str, flow_ids: Collection[str], lease_ns: int) -> Acquired | None:
-        """Of the free jobs of these flows, give `owner` a lease on the one free for longest.
+    def acquire(
+        self, owner: str, flow_ids: Collection[str], lease_ns: int, limit: int = 1
+    ) -> list[Acquired]:
+        """Give `owner` a lease on the jobs of these flows that have been free longest.
 
-        Returns the job, and whether it was given back; None if none is free. The owner before
-        can't write any more. The job is not free until the lease ends.
+        Returns at most `limit` jobs, and whether each was given back. The owners before can't
+        write any more. The jobs are not free until the lease ends.
         """
 
     def renew(self, owner: str, lease_ns: int) -> list[str]:
-        """Make all leases of `owner` end `lease_ns` from now; return the ids of the leased jobs."""
+        """Renew all leases of `owner` for `lease_ns` from now, and return the ids of the jobs."""
 
     def release(self, job_id: str, owner: str, after_ns: int, *, clean: bool = True) -> None:
         """End the lease of `owner` on a job, so that any host can acquire the job after `after_ns`.
@@ -176,17 +218,26 @@ class JobStore(Protocol):
         """
 
     def holders(self, job_id: str | None = None) -> dict[str, Hold]:
-        """Return the hold of each job, or only of job `job_id`; omit a job that does not exist."""
+        """Return each job's hold, by job id; with `job_id`, only the hold of that job, if any.
+
+        Without `job_id` it omits a job whose entry is damaged.
+        """
+
+    def entries(self, *, live: bool = False) -> list[Entry]:
+        """Return the entries of all jobs, the newest job first, and the damaged entries too.
+
+        With `live`, omit the jobs that have stopped.
+        """
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.
 
-        It is 0 if a job is free now, and None if every job stopped or is held without a lease.
+        Returns 0 if a job is free now, and None if every job stopped or is held without a lease.
         """
 
 
 class SharedStore(JobStore, Protocol):
-    """A store that several processes can open; a `with` block closes it."""
+    """A store that several processes can open; the end of a `with` block closes the store."""
 
     def close(self) -> None:
         """Close all connections of this store; the next call opens new ones."""
@@ -201,39 +252,79 @@ class SharedStore(JobStore, Protocol):
 def refusal(
     job_id: str, seq: int, owner: str, *, count: int, held_by: str, claims: bool = False
 ) -> Exception:
-    """Return the error for a refused row; `count` is the number of rows that the job has."""
+    """Return the error for a row that a store refuses; `count` is the number of the job's rows."""
     if not count:
         if claims:
             return NotResumableError(
-                f"the store holds no job {job_id!r}; only an existing job can be claimed"
+                f"the store holds no job {job_id!r}; only an existing job can be resumed"
             )
         return LeaseLostError(f"the store holds no job {job_id!r}; commit {seq} was refused")
     if owner != held_by:
-        free = held_by in _NO_OWNER
-        whose = "is free to be taken by any host" if free else f"belongs to {held_by!r}"
+        whose = _whose(None if held_by in _NO_OWNER else held_by)
         return LeaseLostError(f"job {job_id!r} {whose} now; commit {seq} of {owner!r} was refused")
     return LeaseLostError(
-        f"job {job_id!r} has {count} commits in the store, so commit {seq} can't follow: another"
+        f"job {job_id!r} has {count} commits in the store, so commit {seq} can't be added: another"
         " host has resumed the job"
     )
 
 
+def lost(job_id: str, hold: Hold | None) -> LeaseLostError:
+    """Return the error for a host that runs a job and finds that it does not own the job."""
+    whose = "is not in the store" if hold is None else _whose(hold.owner)
+    return LeaseLostError(
+        f"job {job_id!r} {whose} now: this host runs no further effect of it and ignores its steps"
+    )
+
+
+def _whose(owner: str | None) -> str:
+    return "is free to be taken by any host" if owner is None else f"belongs to {owner!r}"
+
+
+def damaged(job_id: str) -> CorruptStateError:
+    """Return the error for a job whose entry does not match its checksum."""
+    return CorruptStateError(
+        f"$.{job_id}", f"its entry in the store was damaged: its checksum does not match; {BACKUP}"
+    )
+
+
+def complete(job_id: str, after: int, last: int, found: Sequence[tuple[int, bytes]]) -> list[bytes]:
+    """Return the rows of a job, of which `last` is the number of the last.
+
+    Raises `CorruptStateError` unless the numbered rows `found` are all rows after row `after`.
+
+    >>> complete("job-1", 6, 8, [(7, b"seven"), (8, b"eight")])
+    [b'seven', b'eight']
+    >>> complete("job-1", 6, 8, [(7, b"seven")])
+    Traceback (most recent call last):
+    routilux.CorruptStateError: $.job-1: has 8 commits, but the store returns no commit 8; ...
+    """
+    if [seq for seq, _ in found] == [*range(after + 1, last + 1)] and after <= last:
+        return [row for _, row in found]
+    known = {seq for seq, _ in found}
+    lost = next((seq for seq in range(after + 1, last + 1) if seq not in known), None)
+    if lost is not None:
+        what = f"has {last} commits, but the store returns no commit {lost}"
+    else:
+        what = f"has {last} commits, but the store returns a commit {max([after, *known])}"
+    raise CorruptStateError(f"$.{job_id}", f"{what}; {BACKUP}")
+
+
 def duplicate(job_id: str) -> DuplicateJobError:
-    """Return the error for creating a job whose id the store already holds."""
+    """Return the error for a new job whose id is already in the store."""
     return DuplicateJobError(
-        f"the store already holds a job {job_id!r}; choose another job_id, or resume it"
+        f"the store already holds a job {job_id!r}; choose another job_id, or resume that job"
     )
 
 
 def refusals(
     appends: Iterable[Append], append: Callable[[Append], None]
-) -> list[LeaseLostError | None]:
-    """Call `append` for each row; return for each row None or the `LeaseLostError` it raised."""
-    refused: list[LeaseLostError | None] = []
+) -> list[RoutiluxError | None]:
+    """Call `append` for each row; return for each call None or the error it raised."""
+    refused: list[RoutiluxError | None] = []
     for added in appends:
         try:
             append(added)
             refused.append(None)
-        except LeaseLostError as error:
+        except (LeaseLostError, CorruptStateError) as error:
             refused.append(error)
     return refused

@@ -18,22 +18,22 @@ from tests.fuzz.families import Story as FamilyStory
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"seq": 5}, "commit 5 can't follow commit 3"),
+        ({"seq": 5}, "commit 5 can't follow commit 3; commit 4 is next"),
         ({"seq": 3}, "commit 3 can't follow commit 3"),
         (
             {"attempt": 2},
-            "commit 4 ends attempt 2 of task 0.0, which is not the attempt that runs next",
+            "commit 4 ends attempt 2 of task 0.0, but no such attempt is pending",
         ),
         (
             {"task_id": "0.9"},
-            "commit 4 ends attempt 1 of task 0.9, which is not the attempt that runs next",
+            "commit 4 ends attempt 1 of task 0.9, but no such attempt is pending",
         ),
-        ({"kind": CommitKind.START}, "'start' must be the first commit of a job"),
-        ({"kind": CommitKind.RETRY}, "commit 4 is a 'retry', but has no due_ns"),
-        ({"kind": CommitKind.DROPPED}, "commit 4 drops a task, but has no error or no detail"),
+        ({"kind": CommitKind.START}, "a 'start' commit must be the first"),
+        ({"kind": CommitKind.RETRY}, "commit 4 of kind 'retry' has no due_ns"),
+        ({"kind": CommitKind.DROPPED}, "commit 4 drops a task, so it must have an error and"),
         (
             {"kind": CommitKind.EFFECT},
-            "commit 4 must have an effect, a name for it and a pending task",
+            "commit 4 must hold an effect with a name, and belong to a pending task",
         ),
         (
             {
@@ -63,7 +63,7 @@ def test_a_failed_task_is_not_ended_again():
     job = failed().job
     before = text_of(job)
     again = Commit(3, CommitKind.DONE, 0, JobStatus.FAILED, "0", "a", 2, 0)
-    with pytest.raises(IllegalTransitionError, match="not the attempt that runs next"):
+    with pytest.raises(IllegalTransitionError, match="no such attempt is pending"):
         job.fold(again)
     assert text_of(job) == before
 
@@ -73,7 +73,7 @@ def test_a_job_begins_with_a_start_that_has_details(kind):
     job = JobState("job")
     tasks = [Task("0", "a", "trigger", {}, True, -1)] if kind is CommitKind.START else []
     commit = Commit(1, kind, 0, JobStatus.CANCELLED, error=ErrorInfo("E", ""), tasks=tasks)
-    message = "'start' must be the first commit of a job" if tasks else f"'start', not '{kind}'"
+    message = "a 'start' commit must be the first" if tasks else f"'start', not '{kind}'"
     with pytest.raises(IllegalTransitionError, match=message):
         job.fold(commit)
     assert job == JobState("job")

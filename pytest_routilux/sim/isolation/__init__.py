@@ -1,1 +1,1 @@
-"""Runs simulated hosts in forked processes."""
+"""Runs simulated hosts in child processes of the test's process."""

@@ -52,21 +52,21 @@ MISSPELT = "names no routine of flow 'tale'; known: 'orders', 'charge'; did you 
     [
         (
             "faults=[flow_faults.raises('charge', OSError, attempts=[9])]",
-            "raises('charge', OSError, attempts=[9]) never struck",
+            "raises('charge', OSError, attempts=[9]) was never injected",
         ),
         ("faults=[flow_faults.slow('chrage', 1)]", f"slow('chrage', 1) {MISSPELT}"),
         ("always=lambda job: job.routine_states['chrage']", "KeyError: 'chrage'"),
         ("always=lambda job: job.seq == 1 and 0", "ALWAYS DOES NOT HOLD: *after commit 1"),
-        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *it returned []"),
+        ("invariant=lambda outcome: outcome.calls[1:]", "INVARIANT: *returned []"),
         ("store=SqliteStore('x.db')", "store=<*SqliteStore object *> can't be called; give a f"),
         ("store=7", "store=7 can't be called; give a function that takes a path and"),
         (
             "store=MemoryStore",
-            "store=<class '*MemoryStore'> opens no file (AttributeError: *'now_ns')",
+            "store=<class '*MemoryStore'> can't open a store (AttributeError: *'now_ns')",
         ),
         ("store=lambda path: MemoryStore()", "store=*lambda* makes no file at the given path"),
         ("store=opens_elsewhere", "store=*opens_elsewhere* makes no file at the given path"),
-        ("store=open", "store=<built-in function open> opens no file (FileNotFoundError: "),
+        ("store=open", "store=<built-in function open> can't open a store (FileNotFoundError: "),
         ("store=str", "store=<class 'str'> opens '*jobs.db', which has no create(); give a f"),
     ],
 )
@@ -103,7 +103,7 @@ def test_a_fault_that_struck_in_another_simulation_has_not_struck_in_this_one(py
         flow.add_routine(saveable(charges), "charge")
         return flow
 """,
-        ["raises('charge', OSError) never struck*"],
+        ["raises('charge', OSError) was never injected*"],
         failed=1,
     )
 
@@ -132,11 +132,11 @@ def test_v_prints_what_a_pass_does_not_prove(pytester):
         flow_sim.check_determinism(lambda: stamped(), "orders", {{"id": 7}})
 """,
         [
-            "*hosts in other processes: not tried, the test turns them off",
+            "*hosts in other processes: not tried, the test sets isolated=False",
             "*the undisturbed job failed: OSError: no line",
             "*not compared, since it varies without a crash: orders.out.order",
-            "*repeated with the same records",
-            "*another hash seed (the order of sets): not tried, *",
+            "*all runs wrote the same records",
+            "*another hash seed (order of sets): not tried, *",
         ],
         "-v",
         keyed=False,
@@ -226,7 +226,7 @@ def test_a_run_returns_the_job_and_the_effects(pytester):
         assert outcome.job.updated_ns - outcome.job.started_ns == 1_860_000_000
 
         lost = flow_faults.store_fails(2)
-        with pytest.raises(OSError, match="write 2 of the store failed"):
+        with pytest.raises(OSError, match="write 2 to the store failed"):
             flow_sim.run(build, "orders", {{"id": 7}}, faults=[lost])
         assert flow_sim.run(build, "orders", {{"id": 7}}, seed=3).job.status == "completed"
 """,

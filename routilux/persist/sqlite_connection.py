@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
     owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER,         -- UTC nanoseconds; NULL for never
+    free_at INTEGER,         -- the store's time in nanoseconds; NULL for never
     wait INTEGER,            -- the nanoseconds of the wait that ends then
     status TEXT NOT NULL,    -- of the last commit
     seq INTEGER NOT NULL,    -- the number of the last commit
@@ -61,6 +61,9 @@ CREATE TABLE IF NOT EXISTS snapshots (
     job INTEGER PRIMARY KEY REFERENCES jobs,
     seq INTEGER NOT NULL,
     data BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS time (
+    source TEXT NOT NULL     -- the start of the machine that the store's time counts from
 );
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
@@ -89,7 +92,7 @@ class SqliteFile:
         self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
-        self._read_only = read_only
+        self.read_only = read_only
         self._unlocked = False
         self._connection: sqlite3.Connection | None = None
         self._process = 0
@@ -173,9 +176,9 @@ class SqliteFile:
                 raise CorruptStateError(name, reason)
             if version > _VERSION:
                 raise newer_store(name, version, _VERSION)
-            if self._read_only and not tables:
+            if self.read_only and not tables:
                 raise CorruptStateError(name, "is empty, so it holds no store; check the path")
-            if self._read_only:
+            if self.read_only:
                 return db
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -191,7 +194,7 @@ class SqliteFile:
 
     def _connected(self) -> _Connection:
         place, patience = self._name, _PATIENCE
-        if self._read_only:
+        if self.read_only:
             # Without a log no process writes; a reader with locks would create a log and leave it.
             self._unlocked = not self._has_log()
             how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
@@ -202,7 +205,7 @@ class SqliteFile:
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,
-            uri=self._read_only,
+            uri=self.read_only,
         )
         db.patience_ns = patience
         db.text_factory = _text

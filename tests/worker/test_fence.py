@@ -71,7 +71,9 @@ def run_elsewhere(store: JobStore, flow: Flow) -> None:
 # --- a clock that is set --------------------------------------------------------------------------
 
 
-def test_a_store_whose_clock_runs_ahead_of_the_hosts_runs_no_effect_on_two_hosts(runtime, store, stepped, caplog):
+def test_a_store_whose_clock_runs_ahead_of_the_hosts_runs_no_effect_on_two_hosts(
+    runtime, store, stepped, caplog
+):
     caplog.set_level("INFO")
     done: list[str] = []
     steps: list[str] = []

@@ -201,7 +201,7 @@ class SqliteFile:
             place, patience = f"{self._place.as_uri()}?{how}", _READERS_PATIENCE
         db = sqlite3.connect(
             place,
-            0,
+            timeout=0,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,

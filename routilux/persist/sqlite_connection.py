@@ -70,6 +70,16 @@ PRAGMA user_version = {_VERSION};
 """
 # Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
+_DAMAGE: Final = (
+    "SQLITE_NOTADB",
+    "SQLITE_CORRUPT",
+    "SQLITE_SCHEMA",
+    "SQLITE_ERROR",
+    "SQLITE_CONSTRAINT",
+    "SQLITE_MISMATCH",
+    "SQLITE_TOOBIG",
+    "SQLITE_NOMEM",  # a damaged length asks for more than there is
+)
 _CURES: Final = {
     "SQLITE_BUSY": "another process keeps the file locked; close the file in other programs",
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store creates only the file",
@@ -219,7 +229,7 @@ class SqliteFile:
         """Convert `error` to an error that names the file and says what to do."""
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
-        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
+        if name.startswith(_DAMAGE):
             reason = f"is not a valid database ({error}); restore it from a backup"
             return CorruptStateError(str(self.path), reason)
         for start, cure in _CURES.items():

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock, boot_id, boot_ns
 from routilux.core.commits import JobStatus
+from routilux.errors import CorruptStateError
 from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.store import (
     ABANDONED,
+    BACKUP,
     FREE,
     LIVE,
     STOPPED,
@@ -292,6 +294,17 @@ class SqliteStore(SharedStore):
             else Entry(str(job_id), str(flow_id), "", 0, UNKNOWN, damaged(str(job_id)))
             for job_id, flow_id, status, seq, owner, free_at, intact in found
         ]
+
+    def damage(self) -> list[CorruptStateError]:
+        found = [text for (text,) in self._file.do("PRAGMA integrity_check") if text != "ok"]
+        found += [
+            f"rows of {name} belong to no job"
+            for name in ("commits", "snapshots")
+            if self._file.do(
+                f"SELECT 1 FROM {name} WHERE job NOT IN (SELECT job FROM jobs) LIMIT 1"
+            )
+        ]
+        return [CorruptStateError(str(self.path), f"{text}; {BACKUP}") for text in found]
 
     def _hold(self, owner: str, free_at: int | None, now: int) -> Hold:
         if self._foreign and free_at is not None:

@@ -229,6 +229,10 @@ class JobStore(Protocol):
         With `live`, omit the jobs that have stopped.
         """
 
+    def damage(self) -> list[CorruptStateError]:
+        """Check what the store holds beside its jobs: tables, indexes, rows that no job has."""
+        return []
+
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.
 

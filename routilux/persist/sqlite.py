@@ -188,7 +188,7 @@ class SqliteStore(SharedStore):
                 try:
                     if file.connection().execute(_STEP, values).rowcount:
                         return
-                except sqlite3.Error as error:
+                except (sqlite3.Error, UnicodeDecodeError) as error:
                     raise file.named(error) from error
         with self._file.writing() as db:
             _append(db, Append(job_id, seq, row, owner, status))

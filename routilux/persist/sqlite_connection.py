@@ -146,7 +146,7 @@ class SqliteFile:
         with self.lock:
             try:
                 yield self.connection()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise self.named(error) from error
 
     def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -225,11 +225,12 @@ class SqliteFile:
     def _has_log(self) -> bool:
         return self._place.with_name(f"{self._place.name}-wal").exists()
 
-    def named(self, error: sqlite3.Error) -> Exception:
+    def named(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """Convert `error` to an error that names the file and says what to do."""
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
-        if name.startswith(_DAMAGE):
+        # A message of SQLite that quotes a damaged schema may be no UTF-8.
+        if name.startswith(_DAMAGE) or isinstance(error, UnicodeDecodeError):
             reason = f"is not a valid database ({error}); restore it from a backup"
             return CorruptStateError(str(self.path), reason)
         for start, cure in _CURES.items():

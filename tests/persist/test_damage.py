@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from routilux import CorruptStateError, SqliteStore
 from tests.persist.damage import verdicts
 from tests.soak import also
 
@@ -13,3 +14,13 @@ def test_no_damage_of_a_file_is_silent_and_each_error_is_typed(count):
     found = [*verdicts(count, seed=1)]
     assert [] == [each for each in found if each[2] not in ("named", "same")]
     assert {"named", "same"} == {verdict for _, _, verdict in found}
+
+
+def test_a_schema_that_is_no_utf_8_is_an_error_of_the_store(tmp_path):
+    path = tmp_path / "jobs.db"
+    SqliteStore(path).close()
+    data = path.read_bytes()
+    assert 1 == data.count(b"CREATE TRIGGER counted")
+    path.write_bytes(data.replace(b"CREATE TRIGGER counted", b"CREATE TRIGGFR co\xf1nted"))
+    with pytest.raises(CorruptStateError, match="is not a valid database"):
+        SqliteStore(path)

@@ -20,7 +20,8 @@ def test_a_schema_that_is_no_utf_8_is_an_error_of_the_store(tmp_path):
     path = tmp_path / "jobs.db"
     SqliteStore(path).close()
     data = path.read_bytes()
-    assert 1 == data.count(b"CREATE TRIGGER counted")
-    path.write_bytes(data.replace(b"CREATE TRIGGER counted", b"CREATE TRIGGFR co\xf1nted"))
+    key = b"PRIMARY KEY (job, seq)"
+    assert 1 == data.count(key)
+    path.write_bytes(data.replace(key, b"PRIMARY KEY (job, se\xf1)"))
     with pytest.raises(CorruptStateError, match="is not a valid database"):
         SqliteStore(path)

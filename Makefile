@@ -19,10 +19,17 @@ test: $(STAMP)
 	$(PYTEST) tests --ignore tests/benchmarks -m "not soak" -n 2
 
 # Every grid whole, many examples of every property, and many hosts that are killed or lose their
-# jobs. SEED chooses them: make soak SEED=$$RANDOM tries new ones.
-SEED ?= 1
+# jobs. SEED chooses the examples and the hosts: each run has new ones, and make soak SEED=…
+# repeats a run.
+ifndef SEED
+SEED := $(shell $(PYTHON) -c 'import secrets; print(secrets.randbelow(10**6))')
+endif
 soak: $(STAMP)
-	HYPOTHESIS_PROFILE=soak $(PYTEST) tests --ignore tests/benchmarks -m "soak or hypothesis" -n 2
+	@echo 'soak: SEED=$(SEED)'
+	HYPOTHESIS_PROFILE=soak SEED=$(SEED) $(PYTEST) tests --ignore tests/benchmarks \
+		-m "soak or hypothesis" -n 2 --hypothesis-seed=$(SEED) \
+		|| { echo 'soak: failed; make soak SEED=$(SEED) repeats it' >&2; exit 1; }
+	$(BIN)/python -m tests.fuzz --count 20000 --minutes 4 --seed $(SEED)
 	$(BIN)/python -m tests.kills --count 2000 --fewest 1 --minutes 6 --seed $(SEED)
 	$(BIN)/python -m tests.kills.signals --count 100 --minutes 3 --seed $(SEED)
 	$(BIN)/python -m tests.fences --rounds 20 --minutes 4 --seed $(SEED)

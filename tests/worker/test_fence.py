@@ -99,7 +99,9 @@ def run_elsewhere(store: JobStore, flow: Flow) -> None:
 # --- a clock that is set --------------------------------------------------------------------------
 
 
-def test_a_store_clock_set_forward_runs_no_effect_on_two_hosts(runtime, store, stepped, caplog):
+def test_a_store_whose_clock_runs_ahead_of_the_hosts_runs_no_effect_on_two_hosts(
+    runtime, store, stepped, caplog
+):
     caplog.set_level("INFO")
     done: list[str] = []
     steps: list[str] = []
@@ -107,8 +109,8 @@ def test_a_store_clock_set_forward_runs_no_effect_on_two_hosts(runtime, store, s
     def loses(self):
         self.ctx.sleep(1)  # until all jobs are here
         if not steps:
-            steps.append("60 s forward")
-            stepped.jump(60)
+            steps.append("60 s ahead")
+            stepped.advance(60)
             run_elsewhere(store, flow)
         assert done.count(f"charge {self.ctx.job_id}") == 1, "the other host ran them all"
 

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux import ErrorHandler, ExecutionMonitor, FakeClock, Flow, JobState, Runtime
+from routilux import CommitKind, ErrorHandler, ExecutionMonitor, FakeClock, Flow, JobState, Runtime
+from tests.fuzz.families import Story
 from tests.routines import Works, chain, fails, fan, rest, retrying, sends, sleeps
 
 MS = 1_000_000
@@ -155,3 +156,21 @@ def test_a_monitor_that_observed_a_job_equals_one_rebuilt_from_its_commits(
     for retry in monitor.retries:
         if retry.actual_ns is not None:
             assert retry.actual_ns >= retry.delay_ns
+
+
+def test_a_resume_visits_only_the_retries_that_wait():
+    story = Story()
+    story.spread(40)
+    monitor = ExecutionMonitor()
+    for i in range(30):
+        story.retry(f"0.{i}", 1, 0)
+        story.step(CommitKind.DONE, f"0.{i}", 2)
+    story.retry("0.30", 1, 10**15)
+    for commit in story.job.commits:
+        monitor.on_commit(story.job, commit)
+    followed = monitor._followed["job-1"]
+    assert ["0.30"] == [*followed.waiting]
+    story.resume()
+    monitor.on_commit(story.job, story.job.commits[-1])
+    assert {} == followed.waiting
+    assert 31 == len(followed.last)

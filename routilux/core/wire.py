@@ -25,6 +25,8 @@ _LATEST: Final = 253_402_300_799 * 10**9
 _LONGEST: Final = _LATEST - _EARLIEST
 _LARGEST_COUNT: Final = 2**53
 _TEXT: Final = frozenset({str})
+LONGEST_ID: Final = 64
+"""The most characters of a task's id, so that the ids of its tasks take little time."""
 _EMISSION_FIELDS: codec.Fields = {"event": str, "payload": dict}
 _TASK_REQUIRED: codec.Fields = {"task_id": str, "routine_id": str, "slot": str, "emission": int}
 _TASK_OPTIONAL: codec.Fields = {"payload": dict}
@@ -68,6 +70,13 @@ def texts(value: object, path: str) -> list[str]:
     if not isinstance(value, list) or not _TEXT.issuperset(map(type, value)):
         raise CorruptStateError(path, "must be a list of strings")
     return value
+
+
+def task_id(text: str, path: str) -> str:
+    """Return the id of a task from saved data, which has at most `LONGEST_ID` characters."""
+    if len(text) > LONGEST_ID:
+        raise CorruptStateError(path, f"must have at most {LONGEST_ID} characters")
+    return text
 
 
 def error_data(error: ErrorInfo) -> dict[str, object]:
@@ -132,6 +141,8 @@ def load_task(f: Any, emissions: Sequence[Emission], position: int) -> Task:
     """
     if type(f) is not dict or not fits(f, _TASK_REQUIRED, _TASK_OPTIONAL):
         check_fields(f, f".tasks[{position}]", _TASK_REQUIRED, _TASK_OPTIONAL)
+    if len(f["task_id"]) > LONGEST_ID:
+        task_id(f["task_id"], f".tasks[{position}].task_id")
     index = f["emission"]
     if not -1 <= index < len(emissions):
         in_range(index, f".tasks[{position}].emission", least=-1)

@@ -5,7 +5,9 @@ Invariants:
 - A write is one transaction, and one statement if it only adds a row.
 - Each entry is sealed by a checksum. A statement that changes an entry changes only an intact one,
   so that no damage gets a new seal.
-- The time is that of the machine, which all processes that share the file have in common.
+- The time counts from the start of the machine, which all processes that share the file have in
+  common, and which nobody can set. Times of an earlier start mean nothing: the leases are over, and
+  jobs that were to be free later are free.
 """
 
 from __future__ import annotations
@@ -14,11 +16,13 @@ import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from routilux.clocks.clock import SystemClock
+from routilux.clocks.clock import SystemClock, boot_id, boot_ns
 from routilux.core.commits import JobStatus
+from routilux.errors import CorruptStateError
 from routilux.persist.sqlite_connection import SqliteFile
 from routilux.persist.store import (
     ABANDONED,
+    BACKUP,
     FREE,
     LIVE,
     STOPPED,
@@ -98,6 +102,8 @@ _RELEASE: Final = f"""
 {_update(owner="?3", free_at="?4", wait="?5")}
 AND job_id = ?1 AND owner = ?2 AND free_at IS NOT NULL
 """
+_FREE_ALL: Final = f"{_update(free_at='?1', wait='0')} AND free_at IS NOT NULL"
+_CLAMP: Final = f"{_update(free_at='?1 + wait')} AND free_at > ?1 + wait"
 # A limit keeps SQLite from computing the seal for each row.
 _ROWS: Final = f"""
 SELECT entry.seq, intact, commits.seq, row
@@ -115,9 +121,9 @@ class SqliteStore(SharedStore):
     """A store in a SQLite file, for many processes of one machine; creates a missing file.
 
     The file must be on a disk of this machine, not on a network share. `clock` gives the store's
-    time, by default the system's. With `read_only` the file must exist, and nothing is written.
-    Raises `OSError` if the file can't be used, and `SavedStateError` if it is damaged, belongs to
-    another program or has a newer version.
+    time; by default it is the time since the machine was started. With `read_only` the file must
+    exist, and nothing is written. Raises `OSError` if the file can't be used, and `SavedStateError`
+    if it is damaged, belongs to another program or has a newer version.
 
     >>> import tempfile, pathlib
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +138,25 @@ class SqliteStore(SharedStore):
     ) -> None:
         self.path = Path(path)
         self._file = SqliteFile(self.path, read_only=read_only)
-        self._now = (clock if clock is not None else SystemClock()).now_ns
+        real = clock is None or isinstance(clock, SystemClock)
+        self._now = boot_ns if clock is None or real else clock.now_ns
+        self._begin_time(boot_id() if real else "a given clock")
+
+    def _begin_time(self, source: str) -> None:
+        """End all waits if the store's time had another source; `_foreign` if it can't write."""
+        self._foreign = self._file.do("SELECT source FROM time") != [(source,)]
+        if self._file.read_only or (source and not self._foreign):
+            return
+        with self._file.writing() as db:
+            now = self._now()
+            # Read again: another process may have been faster.
+            if db.execute("SELECT source FROM time").fetchall() != [(source,)]:
+                db.execute("DELETE FROM time")
+                db.execute("INSERT INTO time VALUES (?)", (source,))
+                db.execute(_FREE_ALL, (now,))
+            else:  # without an id of the start, a time too far ahead shows that it is another one
+                db.execute(_CLAMP, (now,))
+        self._foreign = False
 
     def close(self) -> None:
         self._file.close()
@@ -164,7 +188,7 @@ class SqliteStore(SharedStore):
                 try:
                     if file.connection().execute(_STEP, values).rowcount:
                         return
-                except sqlite3.Error as error:
+                except (sqlite3.Error, UnicodeDecodeError) as error:
                     raise file.named(error) from error
         with self._file.writing() as db:
             _append(db, Append(job_id, seq, row, owner, status))
@@ -265,11 +289,27 @@ class SqliteStore(SharedStore):
         found = self._file.do(_ENTRIES.format(where), values)
         now = self._now()
         return [
-            Entry(job_id, flow_id, status, seq, Hold.of(owner, free_at, now=now))
+            Entry(job_id, flow_id, status, seq, self._hold(owner, free_at, now))
             if intact
             else Entry(str(job_id), str(flow_id), "", 0, UNKNOWN, damaged(str(job_id)))
             for job_id, flow_id, status, seq, owner, free_at, intact in found
         ]
+
+    def damage(self) -> list[CorruptStateError]:
+        found = [text for (text,) in self._file.do("PRAGMA integrity_check") if text != "ok"]
+        found += [
+            f"rows of {name} belong to no job"
+            for name in ("commits", "snapshots")
+            if self._file.do(
+                f"SELECT 1 FROM {name} WHERE job NOT IN (SELECT job FROM jobs) LIMIT 1"
+            )
+        ]
+        return [CorruptStateError(str(self.path), f"{text}; {BACKUP}") for text in found]
+
+    def _hold(self, owner: str, free_at: int | None, now: int) -> Hold:
+        if self._foreign and free_at is not None:
+            free_at = now
+        return Hold.of(owner, free_at, now=now)
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         asked = ", ".join("(?)" for _ in flow_ids) or "(NULL)"

@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS jobs (
     job_id TEXT NOT NULL UNIQUE,
     flow_id TEXT NOT NULL,
     owner TEXT NOT NULL,     -- '' or '?' for nobody
-    free_at INTEGER,         -- UTC nanoseconds; NULL for never
+    free_at INTEGER,         -- the store's time in nanoseconds; NULL for never
     wait INTEGER,            -- the nanoseconds of the wait that ends then
     status TEXT NOT NULL,    -- of the last commit
     seq INTEGER NOT NULL,    -- the number of the last commit
@@ -62,11 +62,24 @@ CREATE TABLE IF NOT EXISTS snapshots (
     seq INTEGER NOT NULL,
     data BLOB NOT NULL
 );
+CREATE TABLE IF NOT EXISTS time (
+    source TEXT NOT NULL     -- the start of the machine that the store's time counts from
+);
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
 # Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
+_DAMAGE: Final = (
+    "SQLITE_NOTADB",
+    "SQLITE_CORRUPT",
+    "SQLITE_SCHEMA",
+    "SQLITE_ERROR",
+    "SQLITE_CONSTRAINT",
+    "SQLITE_MISMATCH",
+    "SQLITE_TOOBIG",
+    "SQLITE_NOMEM",  # a damaged length asks for more than there is
+)
 _CURES: Final = {
     "SQLITE_BUSY": "another process keeps the file locked; close the file in other programs",
     "SQLITE_CANTOPEN": "the folder must exist and be writable; the store creates only the file",
@@ -89,7 +102,7 @@ class SqliteFile:
         self._begin_process()
         self._place = path.absolute()  # also after the process changes its folder
         self._name = str(self._place)
-        self._read_only = read_only
+        self.read_only = read_only
         self._unlocked = False
         self._connection: sqlite3.Connection | None = None
         self._process = 0
@@ -133,7 +146,7 @@ class SqliteFile:
         with self.lock:
             try:
                 yield self.connection()
-            except sqlite3.Error as error:
+            except (sqlite3.Error, UnicodeDecodeError) as error:
                 raise self.named(error) from error
 
     def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
@@ -173,9 +186,9 @@ class SqliteFile:
                 raise CorruptStateError(name, reason)
             if version > _VERSION:
                 raise newer_store(name, version, _VERSION)
-            if self._read_only and not tables:
+            if self.read_only and not tables:
                 raise CorruptStateError(name, "is empty, so it holds no store; check the path")
-            if self._read_only:
+            if self.read_only:
                 return db
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
@@ -191,18 +204,18 @@ class SqliteFile:
 
     def _connected(self) -> _Connection:
         place, patience = self._name, _PATIENCE
-        if self._read_only:
+        if self.read_only:
             # Without a log no process writes; a reader with locks would create a log and leave it.
             self._unlocked = not self._has_log()
             how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
             place, patience = f"{self._place.as_uri()}?{how}", _READERS_PATIENCE
         db = sqlite3.connect(
             place,
-            0,
+            timeout=0,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,
-            uri=self._read_only,
+            uri=self.read_only,
         )
         db.patience_ns = patience
         db.text_factory = _text
@@ -212,11 +225,12 @@ class SqliteFile:
     def _has_log(self) -> bool:
         return self._place.with_name(f"{self._place.name}-wal").exists()
 
-    def named(self, error: sqlite3.Error) -> Exception:
+    def named(self, error: sqlite3.Error | UnicodeDecodeError) -> Exception:
         """Convert `error` to an error that names the file and says what to do."""
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
-        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
+        # A message of SQLite that quotes a damaged schema may be no UTF-8.
+        if name.startswith(_DAMAGE) or isinstance(error, UnicodeDecodeError):
             reason = f"is not a valid database ({error}); restore it from a backup"
             return CorruptStateError(str(self.path), reason)
         for start, cure in _CURES.items():

@@ -14,7 +14,7 @@ Invariants:
   or whose rows are not those that its entry counts, is never handed out, and raises
   `CorruptStateError` when it is used by its name. No other job is affected.
 - Only the store's clock counts. A host passes a duration, never a time, so that the clocks of
-  hosts need not agree.
+  hosts need not agree. No wait that is left is longer than the whole wait was.
 """
 
 from __future__ import annotations
@@ -228,6 +228,10 @@ class JobStore(Protocol):
 
         With `live`, omit the jobs that have stopped.
         """
+
+    def damage(self) -> list[CorruptStateError]:
+        """Check what the store holds beside its jobs: tables, indexes, rows that no job has."""
+        return []
 
     def free_in(self, flow_ids: Collection[str]) -> int | None:
         """Return the nanoseconds until the first job of these flows becomes free.

@@ -170,6 +170,15 @@ def test_a_damaged_commit_is_refused_with_its_path(change, path):
     assert refusal.value.path == path
 
 
+def test_a_task_id_is_as_short_as_those_of_the_engine():
+    data = json.loads(step_end(emissions=(Emission("out", {}, True),)).dumps())
+    task = {"task_id": "0" * 64, "routine_id": "b", "slot": "in", "emission": 0}
+    Commit.load({**data, "tasks": [task]}, "$")
+    with pytest.raises(CorruptStateError, match="at most 64 characters") as refused:
+        Commit.load({**data, "tasks": [{**task, "task_id": "0" * 65}]}, "$")
+    assert "$.tasks[0].task_id" == refused.value.path
+
+
 # --- the history ----------------------------------------------------------------------------------
 
 

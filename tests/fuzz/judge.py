@@ -37,8 +37,9 @@ from tests.persist.orders import KEY
 
 LONGEST_TEXT: Final = 4_600  # characters of an error
 MB: Final = 1024 * 1024
-# The limits of processor time and memory: per mutant, per byte, per value.
-SECONDS: Final = (1.0, 0.05 / MB, 4e-6)
+# The limits of processor time (per mutant, per byte) and memory (per mutant, per byte, per value).
+# The time is twice what is promised, since other programs share the processor's caches.
+SECONDS: Final = (0.3, 1.0 / MB)
 MEMORY: Final = (64 * MB, 8, 200)
 _REPEATED: Final = ("saved_at", "saved_at_iso", "retry_count", "execution_history_count")
 _MEMBER: Final = re.compile(r"\$")
@@ -97,7 +98,7 @@ def judge(mutant: Document | Rows, tally: Tally) -> None:
 
 
 def _sum(prices: tuple[float, ...], amounts: tuple[int, ...]) -> float:
-    return sum(price * amount for price, amount in zip(prices, amounts, strict=True))
+    return sum(price * amount for price, amount in zip(prices, amounts, strict=False))
 
 
 def _read(mutant: Document | Rows) -> SavedState | JobState:

@@ -47,9 +47,10 @@ def _postgres(folder: Path, clock: Clock) -> Iterator[JobStore]:
 STORES: Final[dict[str, Make]] = {"memory": _memory, "sqlite": _sqlite, "postgres": _postgres}
 
 
-def at(where: str) -> SqliteStore | PostgresStore:
+def at(where: str, clock: Clock | None = None) -> SqliteStore | PostgresStore:
     """The store with this path or connection string."""
-    return PostgresStore(where) if where.startswith("host=") else SqliteStore(where)
+    kind = PostgresStore if where.startswith("host=") else SqliteStore
+    return kind(where, clock=clock)
 
 
 def acquire(store: JobStore, owner: str, flow_ids: Collection[str], lease_ns: int) -> str | None:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import time
 
+import pytest
+
+from routilux import Acquired, FakeClock, Hold, SqliteStore, SystemClock
 from routilux.persist.sqlite import _CREATE
 from tests.persist.stores import acquire
 from tests.routines import SECOND
@@ -35,3 +39,77 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
             [(f"{flow}-{n}", flow, "", 1, 0, "pending") for flow in "ah" for n in range(1000)],
         )
     assert 0 < instructions() <= alone + 10
+
+
+# --- its time -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """The start of this machine, and the seconds since; both can be set."""
+
+    class Machine:
+        start, seconds = "first", 1000.0
+
+    monkeypatch.setattr("routilux.persist.sqlite.boot_id", lambda: Machine.start)
+    monkeypatch.setattr("routilux.persist.sqlite.boot_ns", lambda: int(Machine.seconds * SECOND))
+    return Machine
+
+
+def leased(path, machine):
+    """A store with a job that host `a` leased for 30 s, and a job that is free in 60 s."""
+    store = SqliteStore(path)
+    for job_id in "jk":
+        store.create(job_id, b"1", "x", flow_id=job_id, status="pending")
+    assert "j" == acquire(store, "a", ["j"], 30 * SECOND)
+    assert "k" == acquire(store, "a", ["k"], 30 * SECOND)
+    store.release("k", "a", 60 * SECOND)
+    return store
+
+
+def test_a_lease_lasts_as_long_whatever_the_clock_of_the_machine_is_set_to(tmp_path, monkeypatch):
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        store.create("j", b"1", "x", flow_id="f", status="pending")
+        assert "j" == acquire(store, "a", ["f"], 3600 * SECOND)
+        for jump in (-7200, 7200):
+            at = time.time_ns() + jump * SECOND
+            monkeypatch.setattr(SystemClock, "now_ns", staticmethod(lambda at=at: at))
+            with SqliteStore(tmp_path / "jobs.db", clock=None) as other:
+                assert None is acquire(other, "b", ["f"], SECOND)
+                assert 3500 * SECOND < other.free_in(["f"]) <= 3600 * SECOND
+
+
+def test_after_a_new_start_of_the_machine_all_leases_and_waits_are_over(tmp_path, machine):
+    leased(tmp_path / "jobs.db", machine).close()
+    machine.start, machine.seconds = "second", 5.0
+    with SqliteStore(tmp_path / "jobs.db", read_only=True) as reader:
+        holds = {"j": Hold("a", 0, clean=False), "k": Hold(None, 0, clean=True)}
+        assert holds == reader.holders(), "a reader writes nothing, and knows it"
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        assert [Acquired("j", clean=False)] == store.acquire("b", ["j"], SECOND)
+        assert [Acquired("k", clean=True)] == store.acquire("b", ["k"], SECOND)
+        with SqliteStore(tmp_path / "jobs.db") as other:
+            assert None is acquire(other, "c", ["j", "k"], SECOND), "the start is known now"
+        assert [] == store.acquire("c", ["j", "k"], SECOND)
+
+
+def test_without_an_id_of_the_start_no_wait_is_longer_than_when_it_began(tmp_path, machine):
+    machine.start = ""
+    leased(tmp_path / "jobs.db", machine).close()
+    machine.seconds = 5.0
+    with SqliteStore(tmp_path / "jobs.db") as store:
+        assert [30 * SECOND, 60 * SECOND] == [store.free_in([flow_id]) for flow_id in "jk"]
+        machine.seconds = 15.0
+        with SqliteStore(tmp_path / "jobs.db"):
+            assert 20 * SECOND == store.free_in(["j"]), "it goes on and does not begin again"
+
+
+def test_a_store_with_a_given_clock_follows_that_clock(tmp_path):
+    clock = FakeClock()
+    with SqliteStore(tmp_path / "jobs.db", clock=clock) as store:
+        store.create("j", b"1", "x", flow_id="f", status="pending")
+        assert "j" == acquire(store, "a", ["f"], 30 * SECOND)
+        with SqliteStore(tmp_path / "jobs.db", clock=clock) as other:
+            assert None is acquire(other, "b", ["f"], SECOND)
+            clock.advance(30)
+            assert "j" == acquire(other, "b", ["f"], SECOND)

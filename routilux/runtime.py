@@ -211,7 +211,6 @@ class Runtime:
                 claims=acquired is None,
                 acquired=acquired is not None,
             )
-            self.environment.driven[job.job_id] = drive.machine
         return drive
 
     def load(self, job_id: str, *, history: bool = False) -> JobState:
@@ -269,15 +268,12 @@ class Runtime:
         job = JobState(job_id)
         job.history_limit = self.history_limit
         drive = self.drive_of(plan, job)
-        driven = self.environment.driven
         with self.environment.lock:
-            if job_id in driven:
+            if job_id in self.environment.driven:
                 raise DuplicateJobError(
                     f"job {job_id!r} is running in this runtime; choose another job_id"
                 )
             drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
-            if not queued:
-                driven[job_id] = drive.machine
         return drive
 
     def _was_given_back(self, job_id: str) -> bool:

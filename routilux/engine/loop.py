@@ -55,6 +55,7 @@ class Loop:
     def add(self, drive: Drive) -> None:
         """Add a job; the caller must hold the runtime's lock, and call `look` if the loop runs."""
         self.drives.add(drive)
+        self._environment.driven[drive.machine.job.job_id] = drive.machine
         drive.loop = self
         self._mark(drive)
 

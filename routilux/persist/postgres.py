@@ -199,7 +199,11 @@ class PostgresStore(SharedStore):
         self._seen = self._server_ns(), self._monotonic()
         self._steady_since = self._seen[1]
         if not read_only:
-            self._do(_CLAMP)
+            try:
+                self._do(_CLAMP)
+            except BaseException:
+                self.close()
+                raise
 
     def close(self) -> None:
         self._database.close()

@@ -73,7 +73,7 @@ class Loop:
                 failed = list(self.drives)
                 for drive in failed:
                     self.fail(drive, error)
-            if not failed:
+            if not failed and not isinstance(error, Exception):
                 raise  # an interrupt after the last job had stopped
 
     def _run(self) -> None:

@@ -59,9 +59,10 @@ class Threads:
         """
         with self._environment.lock:
             loop, thread = self.background, self._thread
-            for drive in list(loop.drives) if loop is not None else ():
-                drive.on_stop = None  # nobody needs the error
-                loop.fail(drive, error)
+            if loop is not None:
+                for drive in list(loop.drives):
+                    drive.on_stop = None  # nobody needs the error
+                    loop.fail(drive, error)
         if loop is not None and thread is not None:
             thread.join(1)
         self.close()

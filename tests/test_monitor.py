@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routilux import CommitKind, ErrorHandler, ExecutionMonitor, FakeClock, Flow, JobState, Runtime
+from routilux import (
+    CommitKind,
+    ErrorHandler,
+    ExecutionMonitor,
+    FakeClock,
+    Flow,
+    JobState,
+    RoutiluxError,
+    Runtime,
+)
 from tests.fuzz.families import Story
 from tests.routines import Works, chain, fails, fan, rest, retrying, sends, sleeps
 
@@ -174,3 +184,10 @@ def test_a_resume_visits_only_the_retries_that_wait():
     monitor.on_commit(story.job, story.job.commits[-1])
     assert {} == followed.waiting
     assert 31 == len(followed.last)
+
+
+def test_a_job_without_its_first_commits_has_no_monitor():
+    with Runtime(clock=FakeClock(), history_limit=2) as runtime:
+        job = pipeline(3).execute("data_fetch", runtime=runtime)
+    with pytest.raises(RoutiluxError, match=r"has only its commits from \d+ on; load the job with"):
+        ExecutionMonitor.of(job)

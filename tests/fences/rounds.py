@@ -2,7 +2,7 @@
 
 Invariants:
 - Each round has a new store and two real processes. The first one loses its jobs while it is
-  between two effects; then it goes on.
+  between two effects. Then it continues.
 - A round ends when all jobs have stopped; then its effects and commits are judged.
 - Nothing sleeps: a round waits for reports of the processes.
 """

@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=600, help="the longest time")
     asked = parser.parse_args()
     begun = time.monotonic()
-    tally, wrong, said = Tally(), Counter[str](), 0
+    tally, wrong, reported = Tally(), Counter[str](), 0
     batch = 0
     while (done := count(tally)) < asked.count and time.monotonic() < begun + 60 * asked.minutes:
         for mutant, fault in failures(asked.seed * 1_000_000 + batch, tally):
@@ -40,8 +40,8 @@ def main() -> int:
             if sum(wrong.values()) <= SHOWN:
                 print(f"{kind}: {mutant!r}: {fault!r}"[:2_000], flush=True)
         batch += 1
-        if done // 10_000 > said:
-            said = done // 10_000
+        if done // 10_000 > reported:
+            reported = done // 10_000
             print(f"{done:,} in {time.monotonic() - begun:.0f} s: {dict(wrong)}", flush=True)
     print(*(f"{number:9,} {name}" for name, number in sorted(tally.counts.items())), sep="\n")
     print(

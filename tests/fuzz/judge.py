@@ -153,7 +153,7 @@ def _check_job(job: JobState) -> None:
     if len(commits) == job.seq:
         assert job.at(job.seq) == job, "it differs from the fold of its commits"
         assert (job.status is JobStatus.FAILED) <= (job.error is not None)
-    ExecutionMonitor.of(job)
+        ExecutionMonitor.of(job)
     assert isinstance(repr(job.execution_history), str)
 
 

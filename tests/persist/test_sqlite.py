@@ -101,7 +101,7 @@ def test_without_an_id_of_the_start_no_wait_is_longer_than_when_it_began(tmp_pat
         assert [30 * SECOND, 60 * SECOND] == [store.free_in([flow_id]) for flow_id in "jk"]
         machine.seconds = 15.0
         with SqliteStore(tmp_path / "jobs.db"):
-            assert 20 * SECOND == store.free_in(["j"]), "it goes on and does not begin again"
+            assert 20 * SECOND == store.free_in(["j"]), "the wait began anew"
 
 
 def test_a_store_with_a_given_clock_follows_that_clock(tmp_path):

@@ -255,13 +255,7 @@ class PostgresStore(SharedStore):
         self._do(_KEEP, job_id=job_id, seq=seq, data=data)
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        found = self._do(_ROWS, job_id=job_id, after=after).rows
-        if not found:
-            return []
-        last, intact = found[0][:2]
-        if not intact:
-            raise damaged(job_id)
-        return complete(job_id, after, last, [row[2:] for row in found if row[2] is not None])
+        return complete(job_id, after, self._do(_ROWS, job_id=job_id, after=after).rows)
 
     def job_ids(self) -> list[str]:
         found = self._do("SELECT job_id FROM routilux_jobs ORDER BY job_id").rows

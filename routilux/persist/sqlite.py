@@ -15,6 +15,7 @@ from __future__ import annotations
 import sqlite3
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from routilux.clocks.clock import SystemClock, boot_id, boot_ns
 from routilux.core.commits import JobStatus
@@ -102,6 +103,9 @@ _RELEASE: Final = f"""
 {_update(owner="?3", free_at="?4", wait="?5")}
 AND job_id = ?1 AND owner = ?2 AND free_at IS NOT NULL
 """
+_SOURCE: Final = """
+SELECT count(*), max(source), max(seal), EXISTS (SELECT 1 FROM jobs) FROM time
+"""
 _FREE_ALL: Final = f"{_update(free_at='?1', wait='0')} AND free_at IS NOT NULL"
 _CLAMP: Final = f"{_update(free_at='?1 + wait')} AND free_at > ?1 + wait"
 # A limit keeps SQLite from computing the seal for each row.
@@ -140,23 +144,38 @@ class SqliteStore(SharedStore):
         self._file = SqliteFile(self.path, read_only=read_only)
         real = clock is None or isinstance(clock, SystemClock)
         self._now = boot_ns if clock is None or real else clock.now_ns
-        self._begin_time(boot_id() if real else "a given clock")
+        try:
+            self._begin_time(boot_id() if real else "a given clock")
+        except BaseException:
+            self.close()
+            raise
 
     def _begin_time(self, source: str) -> None:
         """End all waits if the store's time had another source; `_foreign` if it can't write."""
-        self._foreign = self._file.do("SELECT source FROM time") != [(source,)]
+        self._foreign = self._source(self._file.do(_SOURCE)) != source
         if self._file.read_only or (source and not self._foreign):
             return
         with self._file.writing() as db:
             now = self._now()
             # Read again: another process may have been faster.
-            if db.execute("SELECT source FROM time").fetchall() != [(source,)]:
+            if self._source(db.execute(_SOURCE).fetchall()) != source:
                 db.execute("DELETE FROM time")
-                db.execute("INSERT INTO time VALUES (?)", (source,))
+                db.execute("INSERT INTO time VALUES (?, ?)", (source, crc32(source.encode())))
                 db.execute(_FREE_ALL, (now,))
             else:  # without an id of the start, a time too far ahead shows that it is another one
                 db.execute(_CLAMP, (now,))
         self._foreign = False
+
+    def _source(self, found: list[tuple[int, object, object, int]]) -> str | None:
+        """Return the source of the store's time; None in a new store. Raises if it is damaged."""
+        [(count, source, seal, has_jobs)] = found
+        if count == 1 and type(source) is str and seal == crc32(source.encode()):
+            return source
+        if count or has_jobs:
+            raise CorruptStateError(
+                str(self.path), f"its record of the store's time is damaged; {BACKUP}"
+            )
+        return None
 
     def close(self) -> None:
         self._file.close()
@@ -229,13 +248,7 @@ class SqliteStore(SharedStore):
         )
 
     def rows(self, job_id: str, after: int = 0) -> list[bytes]:
-        found = self._file.do(_ROWS, (job_id, after))
-        if not found:
-            return []
-        last, intact = found[0][:2]
-        if not intact:
-            raise damaged(job_id)
-        return complete(job_id, after, last, [row[2:] for row in found if row[2] is not None])
+        return complete(job_id, after, self._file.do(_ROWS, (job_id, after)))
 
     def job_ids(self) -> list[str]:
         return sorted(str(job_id) for (job_id,) in self._file.do("SELECT job_id FROM jobs"))

@@ -63,7 +63,8 @@ CREATE TABLE IF NOT EXISTS snapshots (
     data BLOB NOT NULL
 );
 CREATE TABLE IF NOT EXISTS time (
-    source TEXT NOT NULL     -- the start of the machine that the store's time counts from
+    source TEXT NOT NULL,    -- the start of the machine that the store's time counts from
+    seal INTEGER NOT NULL    -- a checksum of it
 );
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from routilux import Acquired, FakeClock, Hold, SqliteStore, SystemClock
+from routilux import Acquired, CorruptStateError, FakeClock, Hold, SqliteStore, SystemClock
 from routilux.persist.sqlite import _CREATE
 from tests.persist.stores import acquire
 from tests.routines import SECOND
@@ -113,3 +113,25 @@ def test_a_store_with_a_given_clock_follows_that_clock(tmp_path):
             assert None is acquire(other, "b", ["f"], SECOND)
             clock.advance(30)
             assert "j" == acquire(other, "b", ["f"], SECOND)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["UPDATE time SET source = 'anothes'", "DELETE FROM time", "INSERT INTO time VALUES ('b', 1)"],
+)
+def test_a_damaged_record_of_the_time_ends_no_lease_and_is_reported(tmp_path, damage):
+    path = tmp_path / "jobs.db"
+    with SqliteStore(path) as store:
+        store.create("j", b"1", "x", flow_id="f", status="pending")
+        assert "j" == acquire(store, "a", ["f"], 30 * SECOND)
+        holds = [hold.owner for hold in store.holders().values()]
+        with store._file.using() as db:
+            kept = db.execute("SELECT * FROM time").fetchone()
+            db.execute(damage)
+        with pytest.raises(CorruptStateError, match="its record of the store's time is damaged"):
+            SqliteStore(path)
+        with store._file.using() as db:
+            db.execute("DELETE FROM time")
+            db.execute("INSERT INTO time VALUES (?, ?)", kept)
+        with SqliteStore(path) as again:
+            assert holds == [hold.owner for hold in again.holders().values()] == ["a"]

@@ -127,8 +127,8 @@ class Worker:
         After `stop`, SIGTERM or SIGINT (Ctrl-C), steps in flight end and commit, and the jobs are
         given back. Then `run` returns; after a SIGINT it raises `KeyboardInterrupt`. A second
         signal does not wait for the steps: their jobs are free at once, as after a crash, and the
-        steps run again with the same idempotency keys. A third acts as without a worker. A SIGINT
-        that the program ignores or handles itself is left to the program.
+        steps run again with the same idempotency keys. A third acts as if there were no worker.
+        A SIGINT that the program ignores or handles itself is left to the program.
 
         With `until_idle` it also ends when every job of its flows has stopped, here and on other
         hosts, and the error of a job that can't be resumed is raised. Raises the errors of the

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from routilux.codec import equality
 from routilux.codec.equality import Difference, first_difference, same_value
 from tests.codec.values import SMALL_HASHABLE, SMALL_SCALARS, SMALL_VALUES, Level, Plain
+from tests.routines import calls_of
 from tests.soak import examples
 
 
@@ -218,36 +219,20 @@ NEVER_EQUAL = {
 
 @pytest.mark.parametrize("make", NEVER_EQUAL.values(), ids=NEVER_EQUAL)
 def test_keys_that_a_lookup_does_not_find_are_compared_a_few_times_each(make, monkeypatch):
-    compared = 0
-    compare = equality._compare
-
-    def counted(*args):
-        nonlocal compared
-        compared += 1
-        return compare(*args)
-
-    monkeypatch.setattr(equality, "_compare", counted)
+    compared = calls_of(monkeypatch, equality, "_compare")
     a, b = ({make(i) for i in range(500)} for _ in range(2))
     assert same_value(a, b)
-    assert compared < 20 * len(a)
-    compared = 0
+    assert len(compared) < 20 * len(a)
+    compared.clear()
     assert not same_value(a, {*list(b)[1:], make(10_000)})
-    assert compared < 20 * len(a)
+    assert len(compared) < 20 * len(a)
 
 
 def test_sets_without_a_common_key_are_compared_a_few_times_each(monkeypatch):
-    compared = 0
-    compare = equality._compare
-
-    def counted(*args):
-        nonlocal compared
-        compared += 1
-        return compare(*args)
-
-    monkeypatch.setattr(equality, "_compare", counted)
+    compared = calls_of(monkeypatch, equality, "_compare")
     assert not same_value({*range(1000)}, {*range(1000, 2000)})
     assert not same_value({*range(1000)}, {*map(float, range(1000))})
-    assert compared < 10 * 1000
+    assert len(compared) < 10 * 1000
 
 
 def test_keys_are_paired_in_their_order_if_they_are_the_same():

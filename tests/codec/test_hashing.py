@@ -13,6 +13,7 @@ from routilux import CorruptStateError, UnserializableError, codec
 from routilux.codec import hashing
 from routilux.codec.hashing import is_slow
 from tests.fuzz.values import P, merging
+from tests.routines import calls_of
 
 ALIKE = {
     "integers": lambda i: i * P,
@@ -97,19 +98,11 @@ def test_equal_keys_are_duplicates_however_many():
 
 
 def test_a_light_key_beside_a_heavy_one_costs_the_steps_of_the_light_one(monkeypatch):
-    calls = 0
-    weigh = hashing._weight
-
-    def counted(*args):
-        nonlocal calls
-        calls += 1
-        return weigh(*args)
-
-    monkeypatch.setattr(hashing, "_weight", counted)
+    calls = calls_of(monkeypatch, hashing, "_weight")
     heavy = tuple((i,) for i in range(10_000))
     assert 1 == hashing._lighter(heavy, 7, 10**6, {})
     assert 3 > hashing._lighter(heavy, ((0,),), 10**6, {})
-    assert calls < 40
+    assert len(calls) < 40
 
 
 def test_objects_cost_more_steps_than_numbers():

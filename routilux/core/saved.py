@@ -78,7 +78,7 @@ def load(new: Callable[[str], Job], data: object, path: str) -> Job:
     for i, entry in enumerate(f["pending_tasks"]):
         pending = PendingTask.load(entry, f"{path}.pending_tasks[{i}]")
         if pending.task_id in job._pending:
-            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is another task's id")
+            raise CorruptStateError(f"{path}.pending_tasks[{i}].task_id", "is the id of two tasks")
         job._pending[pending.task_id] = pending
         job._waiting.add(pending.task_id)
         if pending.failed:

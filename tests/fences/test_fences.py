@@ -43,9 +43,8 @@ def test_no_living_host_runs_an_effect_after_it_has_lost_the_job(
     about = "jobs" if (store, kind) == ("postgres", "forward") else ABOUT[kind]
     assert rounds.counts[kind][about], rounds.table()
     if about != ABOUT[kind]:
-        assert ROUNDS * (JOBS - AT_ONCE) == rounds.counts[kind]["changed owner"], (
-            "only the queued jobs"
-        )
+        queued = ROUNDS * (JOBS - AT_ONCE)
+        assert queued == rounds.counts[kind]["changed owner"], "only the queued jobs"
 
 
 @pytest.mark.parametrize("kind", ["forward", "operator"])

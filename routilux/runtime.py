@@ -198,7 +198,7 @@ class Runtime:
         drive = self.drive_of(plan, own)
         with self.environment.lock:
             commit = self._resumption(drive, retry_failed=retry_failed, clean=clean)
-            drive.commit(commit, claims=True)
+            self._commit_first(drive, commit, claims=True)
         return drive
 
     def resume_acquired(
@@ -237,6 +237,7 @@ class Runtime:
                     results[place] = refusal
                 elif isinstance(drive, Drive):
                     drive.apply(commit)
+                    self.environment.driven[drive.machine.job.job_id] = drive.machine
                     resumed.append((drive.machine.job, commit))
             self.environment.observers.notify(resumed)
         return results
@@ -325,8 +326,22 @@ class Runtime:
                 raise DuplicateJobError(
                     f"job {job_id!r} is running in this runtime; choose another job_id"
                 )
-            drive.commit(drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued))
+            commit = drive.machine.start(entry, slot, payload, drive.now_ns(), queued=queued)
+            if queued:
+                drive.commit(commit)
+            else:
+                self._commit_first(drive, commit)
         return drive
+
+    def _commit_first(self, drive: Drive, commit: Commit, *, claims: bool = False) -> None:
+        """Commit the start or the resumption of a job, which from then on is running here."""
+        machine = drive.machine
+        self.environment.driven[machine.job.job_id] = machine
+        try:
+            drive.commit(commit, claims=claims)
+        except BaseException:
+            self.environment.forget(machine)
+            raise
 
     def _was_given_back(self, job_id: str) -> bool:
         hold = None if self.store is None else self.store.holders(job_id).get(job_id)

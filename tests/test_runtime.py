@@ -185,6 +185,23 @@ def test_a_second_job_of_the_same_id_is_refused_and_the_first_is_unchanged(way):
     assert first == runtime.load("j")
 
 
+@pytest.mark.parametrize("way", ["start", "resume"])
+def test_a_job_that_another_thread_has_only_just_begun_is_refused(way):
+    flow, runtime = storied(None), Runtime(clock=FakeClock())
+    if way == "start":
+        begun = runtime._new(flow, "source", None, job_id="j")
+        with pytest.raises(DuplicateJobError, match="'j' is running in this runtime"):
+            flow.execute("source", job_id="j", runtime=runtime)
+    else:
+        job = flow.execute("source", job_id="j", runtime=runtime).at(3)
+        begun = runtime.resumed(flow, job)
+        with pytest.raises(NotResumableError, match="already running in this runtime"):
+            flow.resume(job, runtime=runtime)
+    job = begun.snapshot()
+    del begun  # as if an interrupt had kept that thread from running it
+    assert JobStatus.COMPLETED is flow.resume(job, runtime=runtime).status
+
+
 # --- limits ---------------------------------------------------------------------------------------
 
 

@@ -45,6 +45,7 @@ class Machine:
     """The state machine of one job."""
 
     __slots__ = (
+        "__weakref__",
         "_alone",
         "_flights",
         "_schedule",

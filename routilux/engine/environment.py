@@ -13,6 +13,7 @@ import threading
 from functools import cached_property
 from secrets import token_hex
 from typing import TYPE_CHECKING, TypeAlias
+from weakref import WeakValueDictionary
 
 from routilux.engine.observers import Observers
 from routilux.engine.step import run_step
@@ -60,7 +61,8 @@ class Environment:
     def begin_process(self) -> None:
         """Make new locks, and forget all jobs and leases."""
         self.lock = threading.RLock()
-        self.driven: dict[str, Machine] = {}
+        # Weak, so that a job that an exception kept from running leaves no entry.
+        self.driven: WeakValueDictionary[str, Machine] = WeakValueDictionary()
         self.lease_lock = threading.Lock()
         self.leases: dict[str, Callable[[str], None]] = {}
         self.observers.begin_process()

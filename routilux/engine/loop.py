@@ -55,7 +55,6 @@ class Loop:
     def add(self, drive: Drive) -> None:
         """Add a job; the caller holds the lock."""
         self.drives.add(drive)
-        self._environment.driven[drive.machine.job.job_id] = drive.machine
         drive.loop = self
         self._mark(drive)  # if the loop runs, the caller also calls `look`
 

@@ -16,17 +16,25 @@ import sqlite3
 import sys
 import threading
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 from routilux.clocks.clock import SystemClock
 from routilux.clocks.durations import SECOND
-from routilux.errors import CorruptStateError
+from routilux.errors import CorruptStateError, SavedStateError
+from routilux.persist.sqlite_files import (
+    BEGINNING,
+    BEGUN,
+    GENERATIONS,
+    OVER,
+    Generation,
+    StoreFiles,
+)
 from routilux.persist.versions import newer_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 _APPLICATION: Final = 0x726F7574  # "rout"
 _VERSION: Final = 1
@@ -34,6 +42,7 @@ _PATIENCE: Final = 60 * SECOND
 _READERS_PATIENCE: Final = 5 * SECOND  # seldom needed: a reader does not wait for writers
 _FIRST_NAP: Final = 100_000  # nanoseconds; each is half as long again as the one before
 _LONGEST_NAP: Final = 5_000_000
+_LONGEST_LOG: Final = 4 << 20  # bytes; then a checkpoint copies it to the database
 _SCHEMA: Final = f"""
 CREATE TABLE IF NOT EXISTS jobs (
     job INTEGER PRIMARY KEY,
@@ -56,9 +65,12 @@ CREATE TABLE IF NOT EXISTS snapshots (
     seq INTEGER NOT NULL,
     data BLOB NOT NULL
 );
+{GENERATIONS.strip()}
 PRAGMA application_id = {_APPLICATION};
 PRAGMA user_version = {_VERSION};
 """
+BEGUN_LOG: Final = f"(SELECT state FROM log) = {BEGUN}"
+"""SQL that is true if the log takes commits."""
 # Connections of the parent process, kept open: SQLite forbids to close them in a forked child.
 _inherited: Final[list[sqlite3.Connection]] = []
 _CURES: Final = {
@@ -85,9 +97,13 @@ class SqliteFile:
         self._name = str(self._place)
         self._read_only = read_only
         self._unlocked = False
+        self._files = StoreFiles(self._place, path)
         self._connection: sqlite3.Connection | None = None
+        self._guard: sqlite3.Connection | None = None
+        self._abandoned: finalize[..., SqliteFile] | None = None
         self._process = 0
-        self._file: tuple[int, int] | None = None
+        self._begun = False
+        self._most = _LONGEST_LOG
         _all.add(self)
         with self.using():
             pass
@@ -95,10 +111,32 @@ class SqliteFile:
     def close(self) -> None:
         """Close the connection; the next use opens a new one."""
         with self.lock:
-            self._disown()
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            db = self._connection
+            if db is None or self._process != os.getpid():
+                self._disown()
+                return
+            ours = False
+            try:
+                self.check()
+                if not self._unlocked and Generation.of(db).state == BEGINNING:
+                    self._begin(db)
+                ours = True
+            except (sqlite3.Error, OSError, SavedStateError):
+                pass  # whoever uses the files next is told
+            finally:
+                self._part(ours=ours)
+
+    def _part(self, *, ours: bool) -> None:
+        """Close both connections; the last to close copies the log to the database if `ours`."""
+        self._files.close()
+        if self._abandoned is not None:
+            self._abandoned.detach()
+        # Only a connection that can write copies the log, and only if no other one is open.
+        pair = [self._guard, self._connection] if ours else [self._connection, self._guard]
+        self._connection = self._guard = self._abandoned = None
+        for db in pair:
+            if db is not None:
+                db.close()
 
     @property
     def overtaken(self) -> bool:
@@ -110,6 +148,10 @@ class SqliteFile:
         """Yield the connection in a write transaction, which the end of the block commits."""
         with self.using() as db:
             db.execute("BEGIN IMMEDIATE")
+            while not self._read_only and not (self._begun and Generation.of(db).state == BEGUN):
+                db.execute("ROLLBACK")
+                self._begin(db)
+                db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
                 db.execute("COMMIT")
@@ -123,86 +165,199 @@ class SqliteFile:
         """Yield the connection; each statement in the block is a transaction by itself."""
         with self.lock:
             try:
-                yield self.connection()
+                db = self.connection()
+                try:
+                    yield db
+                finally:
+                    self.check()  # what was read or written counts only if the files are the same
             except sqlite3.Error as error:
                 raise self.named(error) from error
 
     def do(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
-        """Execute one statement, which is a transaction, and return its rows."""
+        """Execute one statement that reads, and return its rows."""
         with self.using() as db:
             return db.execute(statement, values).fetchall()
 
+    def add(self, statement: str, values: Sequence[Any]) -> int:
+        """Execute one statement that adds rows if `BEGUN_LOG`; return how many it has added.
+
+        Without context managers, because most commits come this way: each costs 10 us here, where
+        the cache has grown cold while the disk was waited for.
+        """
+        with self.lock:
+            try:
+                db = self.connection()
+                if not self._begun:
+                    return 0
+                added = db.execute(statement, values).rowcount
+                self.check()
+            except sqlite3.Error as error:
+                raise self.named(error) from error
+        return added
+
     def connection(self) -> sqlite3.Connection:
-        """Return the connection, after opening it if necessary; the caller holds `lock`."""
+        """Return the connection, after opening it if necessary; the caller holds `lock`.
+
+        The caller calls `check` after the use, before it relies on what was read or written.
+        """
         if self._connection is None or self._process != os.getpid():
             self._disown()
-            self._connection = self._opened()
-            self._process, self._file = os.getpid(), _file_at(self._name)
-        elif _file_at(self._name) != self._file:
-            raise OSError(
-                f"the store {self.path}: its file was removed or replaced while it was open; put"
-                " the file back, or open the store again"
-            )
+            self._open()
+        elif not self._unlocked:
+            self._files.check_before(self._connection)
+        assert self._connection is not None
         return self._connection
+
+    def check(self) -> None:
+        """Raise if one of the files was removed, replaced or overwritten; end a long log."""
+        if self._connection is None:
+            return
+        if self._unlocked:
+            self._files.check_database()
+            return
+        self._files.check(self._connection)
+        if self._files.size > self._most and not self._read_only:
+            with suppress(sqlite3.Error):  # the next write tries again
+                self._end(self._connection)
+
+    # --- generations ------------------------------------------------------------------------------
+
+    def _begin(self, db: sqlite3.Connection) -> None:
+        """Begin a generation if the log has none that takes commits."""
+        files = self._files
+        files.check(db)
+        db.execute("BEGIN IMMEDIATE")
+        now, kept = Generation.of(db), files.in_database()
+        begun = now.state == BEGUN and kept is not None and kept.state == BEGINNING and files.size
+        if not begun and now.state != BEGINNING:
+            # A reader may have kept the last checkpoint from copying the mark.
+            copied = kept is not None and kept.mark == now.mark
+            mark = ", mark = random(), before = mark" if copied else ""
+            db.execute(f"UPDATE log SET number = number + 1, state = ?{mark}", (BEGINNING,))
+        db.execute("COMMIT")
+        if not begun:
+            self._note_log(db)
+            db.execute("UPDATE log SET state = ? WHERE state = ?", (BEGUN, BEGINNING))
+            files.check(db)
+        self._begun = True
+        self._most = files.size + _LONGEST_LOG
+
+    def _note_log(self, db: sqlite3.Connection) -> None:
+        """Let the database itself say that it needs a log."""
+        clock = SystemClock()
+        end = clock.monotonic_ns() + _PATIENCE
+        while True:
+            db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            kept = self._files.in_database()
+            if kept is not None and kept.state == BEGINNING:
+                return
+            now = clock.monotonic_ns()
+            if now > end:
+                raise OSError(
+                    f"the store {self.path}: another process has been reading it for too long;"
+                    " end that process"
+                )
+            clock.wait(None, now + _LONGEST_NAP)
+
+    def _end(self, db: sqlite3.Connection) -> None:
+        """Copy the log to the database and empty it, unless a process reads an older state."""
+        self._most = self._files.size + _LONGEST_LOG
+        db.execute("UPDATE log SET state = ? WHERE state = ?", (OVER, BEGUN))
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+    # --- opening ----------------------------------------------------------------------------------
 
     def _disown(self) -> None:
         if self._connection is not None and self._process != os.getpid():
-            _inherited.append(self._connection)
-            self._connection = None
+            self._files = StoreFiles(self._place, self.path)
+            # In this order: a list drops its last element first, see `_part`.
+            _inherited.extend(filter(None, (self._guard, self._connection)))
+            if self._abandoned is not None:
+                self._abandoned.detach()
+            self._connection = self._guard = self._abandoned = None
 
-    def _opened(self) -> sqlite3.Connection:
-        db = self._connected()
+    def _open(self) -> None:
+        self._files.check_closed()
+        self._unlocked = self._read_only and not self._has_log()
         try:
-            db.execute("BEGIN")  # reads all three at once: another process may be creating it
-            (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            (application,) = db.execute("PRAGMA application_id").fetchone()
-            (version,) = db.execute("PRAGMA user_version").fetchone()
-            db.execute("COMMIT")
-            name = str(self.path)
-            if application != _APPLICATION and (application or tables):
-                reason = "is a database of another program; choose another file"
-                raise CorruptStateError(name, reason)
-            if version > _VERSION:
-                raise newer_store(name, version, _VERSION)
-            if self._read_only and not tables:
-                raise CorruptStateError(name, "is empty: no store was ever written to it")
             if self._read_only:
-                return db
-            db.execute("PRAGMA journal_mode = WAL")
-            db.execute("PRAGMA synchronous = FULL")
-            if version < _VERSION:
-                db.execute("BEGIN IMMEDIATE")
-                for statement in _SCHEMA.split(";\n"):
-                    db.execute(statement)
-                db.execute("COMMIT")
+                self._connection = self._connected("ro&immutable=1" if self._unlocked else "ro")
+                self._files.check_readable(self._connection)
+                self._check_kind(self._connection)
+            else:
+                self._open_for_writing()
+            if self._unlocked:
+                self._files.opened_alone()
+            else:
+                self._files.opened(self._connection)
         except BaseException:
-            db.close()
+            self._part(ours=False)
             raise
-        return db
+        self._process, self._begun, self._most = os.getpid(), False, _LONGEST_LOG
+        if self._guard is not None:
+            self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, self._connection)
+            self._abandoned.atexit = False
 
-    def _connected(self) -> _Connection:
-        place, patience = self._name, _PATIENCE
-        if self._read_only:
-            # Without a log no process writes; a reader with locks would create a log and leave it.
-            self._unlocked = not self._has_log()
-            how = "mode=ro&immutable=1" if self._unlocked else "mode=ro"
-            place, patience = f"{self._place.as_uri()}?{how}", _READERS_PATIENCE
+    def _open_for_writing(self) -> None:
+        if self._files.exist():
+            self._open_guard()
+        self._connection = db = self._connected("rwc")
+        if self._check_kind(db) < _VERSION:
+            # Before there is a log, so that the database itself always has the tables.
+            db.execute("BEGIN IMMEDIATE")
+            for statement in _SCHEMA.split(";\n"):
+                db.execute(statement)
+            db.execute("COMMIT")
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        if self._guard is None:
+            self._open_guard()
+        Generation.of(db)
+
+    def _open_guard(self) -> None:
+        self._guard = self._connected("ro")
+        self._files.check_readable(self._guard)
+
+    def _check_kind(self, db: sqlite3.Connection) -> int:
+        """Return the version of the tables, 0 for an empty file; raise if they are unknown."""
+        db.execute("BEGIN")  # reads all three at once: another process may be creating it
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        db.execute("COMMIT")
+        name = str(self.path)
+        if application != _APPLICATION and (application or tables):
+            raise CorruptStateError(name, "is a database of another program; choose another file")
+        if version > _VERSION:
+            raise newer_store(name, version, _VERSION)
+        if self._read_only and not tables:
+            raise CorruptStateError(name, "is empty: no store was ever written to it")
+        return int(version)
+
+    def _connected(self, mode: str) -> _Connection:
         db = sqlite3.connect(
-            place,
+            f"{self._place.as_uri()}?mode={mode}",
             0,
             isolation_level=None,
             check_same_thread=False,
             factory=_Connection,
-            uri=self._read_only,
+            uri=True,
         )
-        db.patience_ns = patience
+        db.patience_ns = _READERS_PATIENCE if self._read_only else _PATIENCE
         return db
 
     def _has_log(self) -> bool:
-        return self._place.with_name(f"{self._place.name}-wal").exists()
+        return Path(self._files.log).exists()
 
     def named(self, error: sqlite3.Error) -> Exception:
         """Return an error for `error` that names the file and says what to do."""
+        try:
+            self.check()  # it may be the reason
+        except sqlite3.Error:
+            pass
+        except (OSError, SavedStateError) as cause:
+            return cause
         name = getattr(error, "sqlite_errorname", "")
         # The statements are correct, so SQLITE_ERROR means that the tables are not.
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")):
@@ -214,12 +369,13 @@ class SqliteFile:
         return error
 
 
-def _file_at(place: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(place)  # noqa: PTH116  # at half the cost of Path.stat; at every write
-    except FileNotFoundError:
-        return None
-    return found.st_dev, found.st_ino
+def _abandon(process: int, guard: sqlite3.Connection, db: sqlite3.Connection) -> None:
+    """Close the connections of a store that nobody has closed; its log stays as it is."""
+    if process == os.getpid():
+        db.close()
+        guard.close()
+    else:
+        _inherited.extend((guard, db))
 
 
 def _unlock_all() -> None:

@@ -28,7 +28,7 @@ def test_a_look_for_a_job_costs_no_more_where_thousands_of_other_flows_are_free(
     sqlite.create("leased", b"1", "a", flow_id="f", queued=True)
     sqlite.acquire("a", ["f"], 10**6 * SECOND)
     alone = instructions()
-    with sqlite._file.using() as db:
+    with sqlite._file.writing() as db:
         db.executemany(
             "INSERT INTO jobs (job_id, flow_id, owner, free_at) VALUES (?, ?, '', 1)",
             [(f"{flow}-{n}", flow) for flow in ("a", "h") for n in range(1000)],

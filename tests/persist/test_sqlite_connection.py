@@ -43,14 +43,14 @@ def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, 
     asked: list[str] = []
     connected = SqliteFile._connected
 
-    def watched(file: SqliteFile) -> sqlite3.Connection:
-        db = connected(file)
+    def watched(file: SqliteFile, mode: str) -> sqlite3.Connection:
+        db = connected(file, mode)
         db.set_trace_callback(traced)
         return db
 
     def traced(statement: str) -> None:
         asked.append(statement)
-        if asked.count("PRAGMA journal_mode = WAL") == 2 and other.in_transaction:
+        if asked.count("BEGIN IMMEDIATE") == 2 and other.in_transaction:
             other.execute("COMMIT")
 
     monkeypatch.setattr(SqliteFile, "_connected", watched)
@@ -59,7 +59,8 @@ def test_opening_a_file_that_another_process_is_creating_waits_for_it(tmp_path, 
         store.create("j", b"1", "a", flow_id="f", queued=True)
         assert [b"1"] == store.rows("j")
     other.close()
-    assert 2 == asked.count("PRAGMA journal_mode = WAL")
+    assert asked.index("PRAGMA journal_mode = WAL") > 2
+    assert ["BEGIN IMMEDIATE"] * 2 == [a for a in asked if a == "BEGIN IMMEDIATE"][:2]
 
 
 # --- reading alone --------------------------------------------------------------------------------
@@ -215,7 +216,7 @@ def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp
             lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
             lambda: store.job_ids(),
         ):
-            with pytest.raises(OSError, match=r"jobs\.db: its file was removed or replaced while"):
+            with pytest.raises(OSError, match=r"jobs\.db: its file jobs\.db was removed or replaced"):
                 use()
         kept.replace(path)
         store.append("j", 2, b"2", "a", stopped=False)

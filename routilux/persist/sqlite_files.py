@@ -1,0 +1,333 @@
+"""`StoreFiles`: the three files of a SQLite store, and whether they still belong together.
+
+A store is a database, its log (`-wal`) and the index of the log (`-shm`). A commit is in the log
+until a checkpoint copies it to the database. A generation is a log with the database below it.
+
+Invariants:
+- The table `log` has the number and a random mark of the generation. Every log begins with them, so
+  the mark in the database is that of its log, or the one before. Any other log is foreign.
+- Before a generation takes its first commit, the database itself says that it needs a log. After a
+  checkpoint of the whole log it no longer says so. So the loss of a log is noticed.
+- A process knows each file by device and inode, the database also by the time of its last change,
+  and the log by its head and by its size, which only another generation makes smaller.
+- This module opens only the log. To close a handle of another file would release the locks that
+  SQLite has on it for the whole process; SQLite itself reads the database without the log.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+from weakref import WeakSet
+
+from routilux.clocks.clock import SystemClock
+from routilux.errors import CorruptStateError
+
+BEGINNING: Final = 1
+"""The state of a log that takes no commit yet; in the database: it needs a log."""
+BEGUN: Final = 2
+"""The state of a log that takes commits; in the database: a checkpoint has copied all of them."""
+OVER: Final = 3
+"""The state of a log that takes no more commits, because a checkpoint comes."""
+GENERATIONS: Final = f"""
+CREATE TABLE IF NOT EXISTS log (
+    number INTEGER NOT NULL, -- of the generation
+    mark INTEGER NOT NULL,   -- a random number
+    before INTEGER NOT NULL, -- the mark of the generation before
+    state INTEGER NOT NULL   -- 1 beginning, 2 begun, 3 over
+);
+INSERT INTO log SELECT 0, random(), 0, {OVER} WHERE NOT EXISTS (SELECT 1 FROM log);
+"""
+_HEAD: Final = 32  # bytes, of which two random numbers are new each time a log is begun
+_SHARED: Final = 0x40000002, 510  # bytes of the database that SQLite locks while it is in use
+_TRIES: Final = 200
+_NAP: Final = 5_000_000
+_NOT_A_STORE: Final = ("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_SCHEMA", "SQLITE_ERROR")
+
+
+class Generation(NamedTuple):
+    """The row of the table `log`."""
+
+    number: int
+    mark: int
+    before: int
+    state: int
+
+    @classmethod
+    def of(cls, db: sqlite3.Connection) -> Generation:
+        """Read the row as a connection sees it."""
+        found = db.execute("SELECT number, mark, before, state FROM log").fetchall()
+        if len(found) != 1 or any(type(value) is not int for value in found[0]):
+            raise sqlite3.DatabaseError("the table log is damaged")
+        return cls(*found[0])
+
+
+class StoreFiles:
+    """The files of the store at `place`, as this process has opened them."""
+
+    def __init__(self, place: Path, shown: Path) -> None:
+        real = place.resolve()  # SQLite keeps the two others beside the file behind a link
+        self.main = str(place)
+        self.log = f"{real}-wal"
+        self.index = f"{real}-shm"
+        self.size = 0
+        """The size of the log in bytes at the last check."""
+        self._shown = shown
+        self._log_name, self._index_name = Path(self.log).name, Path(self.index).name
+        self._uri = f"{place.as_uri()}?mode=ro&immutable=1"
+        self._handle = -1
+        self._identity: tuple[int, ...] = ()
+        self._changed = (0, 0)
+        self._head = b""
+        self._known: Generation | None = None
+
+    # --- before they are opened -------------------------------------------------------------------
+
+    def check_closed(self) -> None:
+        """Raise if a file is missing, so that opening the others would lose commits or locks."""
+        if not _size(self.main):
+            for name in (self.log, self.index):
+                if Path(name).exists():
+                    raise self._without_database(name)
+            return
+        before = None
+        while not _size(self.log):
+            kept = self.in_database()
+            if kept is None or kept.state != BEGINNING:
+                return
+            if kept == before and not _size(self.log):
+                raise self._without_log()
+            before = kept
+        self._check_index()
+
+    def _check_index(self) -> None:
+        """Raise if the index is missing while processes use the store: they have another one."""
+        if sys.platform == "win32":
+            return  # no file can be removed there while it is open
+        import fcntl
+
+        for _ in range(_TRIES):
+            if Path(self.index).exists():
+                return
+            try:
+                handle = os.open(self.main, os.O_RDWR)
+            except PermissionError:
+                return  # a reader that may write no file can't make an index either
+            try:
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, _SHARED[1], _SHARED[0])
+            except BlockingIOError:
+                clock = SystemClock()  # perhaps a process is just opening the store
+                clock.wait(None, clock.monotonic_ns() + _NAP)
+            else:
+                return
+            finally:
+                os.close(handle)
+        raise OSError(
+            f"the store {self._shown}: its file {self.index} was removed while other processes use"
+            " the store; end them, then open the store again: no commit is lost"
+        )
+
+    def check_readable(self, db: sqlite3.Connection) -> None:
+        """Read the tables' names by a new connection; raise if only the log is in the way."""
+        try:
+            db.execute("SELECT count(*) FROM sqlite_schema").fetchall()
+        except sqlite3.DatabaseError:
+            if _size(self.log) and self.in_database() is not None:
+                raise self._foreign() from None
+            raise
+
+    def in_database(self) -> Generation | None:
+        """Return the generation in the database alone; None if there is none in it."""
+        try:
+            db = sqlite3.connect(self._uri, 0, isolation_level=None, uri=True)
+            try:
+                return Generation.of(db)
+            finally:
+                db.close()
+        except sqlite3.DatabaseError as error:
+            name = getattr(error, "sqlite_errorname", "SQLITE_CORRUPT")
+            if name.startswith(_NOT_A_STORE):
+                return None
+            raise
+
+    # --- while they are open ----------------------------------------------------------------------
+
+    def opened(self, db: sqlite3.Connection) -> None:
+        """Keep the identity of the files that a connection has just opened, and check them."""
+        self._known = None
+        self._identity = self._found()
+        for files in _in_use:  # SQLite has one index for all connections of a process to a database
+            if files._identity[:2] == self._identity[:2] and files._identity != self._identity:
+                raise files._replaced()
+        self._handle = os.open(self.log, os.O_RDONLY)
+        _in_use.add(self)
+        self._judge(db)
+
+    def opened_alone(self) -> None:
+        """Keep the identity of the database, which was opened without a log."""
+        found = Path(self.main).stat()
+        self._identity = found.st_dev, found.st_ino
+
+    def check_database(self) -> None:
+        """Raise if the database was removed or replaced."""
+        try:
+            found = Path(self.main).stat()
+        except FileNotFoundError:
+            raise self._replaced() from None
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise self._replaced()
+
+    def exist(self) -> bool:
+        """Return whether there is a database that is not empty."""
+        return bool(_size(self.main))
+
+    def close(self) -> None:
+        """Forget the files."""
+        _in_use.discard(self)
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def check_before(self, db: sqlite3.Connection) -> None:
+        """Raise before a write that would overwrite commits of others: the index or log is new."""
+        try:
+            found = os.stat(self.index)  # noqa: PTH116  # half the cost of Path.stat; every write
+        except FileNotFoundError:
+            raise self._replaced() from None
+        if (
+            found.st_ino != self._identity[-1]
+            or os.fstat(self._handle).st_size < self.size
+            or self._head_now() != self._head
+        ):
+            self.check(db)
+
+    def check(self, db: sqlite3.Connection) -> None:
+        """Raise if a file was removed, replaced or overwritten by anything but a checkpoint."""
+        try:
+            main, log = os.stat(self.main), os.stat(self.log)  # noqa: PTH116  # as above
+            index = os.stat(self.index)  # noqa: PTH116  # as above
+        except FileNotFoundError:
+            raise self._replaced() from None
+        if (main.st_dev, main.st_ino, log.st_ino, index.st_ino) != self._identity:
+            raise self._replaced()
+        if (
+            log.st_size < self.size
+            or (main.st_ctime_ns, main.st_size) != self._changed
+            or self._head_now() != self._head
+        ):
+            self._judge(db)
+        else:
+            self.size = log.st_size
+
+    def _judge(self, db: sqlite3.Connection) -> None:
+        before: object = None
+        while True:
+            main = os.stat(self.main)  # noqa: PTH116  # as above
+            size, head = os.fstat(self._handle).st_size, self._head_now()
+            kept, now = self.in_database(), Generation.of(db)
+            error = self._error(kept, now, size, head)
+            if error is None:
+                break
+            # Another process may have gone on between two of these; then they are not the same.
+            found = kept, now, size == 0, head
+            if found == before:
+                raise error
+            before = found
+        self._changed = main.st_ctime_ns, main.st_size
+        self._known, self._head, self.size = now, head, size
+
+    def _error(
+        self, kept: Generation | None, now: Generation, size: int, head: bytes
+    ) -> Exception | None:
+        known = self._known
+        if kept is None or kept.mark not in (now.mark, now.before):
+            return self._foreign()
+        if kept.state == BEGINNING and not size:
+            return self._without_log()
+        if known is None:
+            return None
+        if (now.number, now.state) < (known.number, known.state):
+            return self._overwritten()
+        same = now == known and now.state == BEGUN and kept.state == BEGINNING
+        if same and (size < self.size or head != self._head):
+            return self._overwritten()
+        return None
+
+    def _found(self) -> tuple[int, ...]:
+        try:
+            found = [Path(name).stat() for name in (self.main, self.log, self.index)]
+        except FileNotFoundError:
+            raise self._replaced() from None
+        return found[0].st_dev, *(file.st_ino for file in found)
+
+    def _head_now(self) -> bytes:
+        if sys.platform == "win32":
+            return b""
+        return os.pread(self._handle, _HEAD, 0)
+
+    # --- what to do -------------------------------------------------------------------------------
+
+    def _replaced(self) -> OSError:
+        names = (self.main, self.log, self.index)
+        which = []
+        for name, inode in zip(names, self._identity[1:], strict=False):
+            found = None
+            with suppress(FileNotFoundError):
+                found = Path(name).stat().st_ino
+            if found != inode:
+                which.append(name)
+        cure = "put the file back, or open the store again"
+        if self.log in which:
+            cure = "it has the last commits: put it back, or restore a backup"
+        elif self.index in which:
+            cure = "close the store in all processes, then open it again: no commit is lost"
+        what = " and ".join(Path(name).name for name in which) or Path(self.main).name
+        return OSError(
+            f"the store {self._shown}: its file {what} was removed or replaced while it was open;"
+            f" {cure}"
+        )
+
+    def _foreign(self) -> CorruptStateError:
+        return CorruptStateError(
+            str(self._shown),
+            f"does not belong to the log beside it, {self._log_name} and {self._index_name}. End all"
+            " processes that use the store. If the file is a restored backup, move those two away;"
+            " else put back the file to which they belong",
+        )
+
+    def _without_log(self) -> CorruptStateError:
+        return CorruptStateError(
+            str(self._shown),
+            f"has lost its last commits: its log {self._log_name} was removed or emptied, or the"
+            " file was copied without it. Put the log back, or restore a copy that"
+            " `routilux backup` made",
+        )
+
+    def _without_database(self, name: str) -> CorruptStateError:
+        return CorruptStateError(
+            str(self._shown),
+            f"is missing or empty, but {Path(name).name} is there, of a store that was in use. Put"
+            " the file back; or, for a new store, move the other one away",
+        )
+
+    def _overwritten(self) -> CorruptStateError:
+        return CorruptStateError(
+            str(self._shown),
+            f"was changed while it was open, and not by SQLite: {self._log_name} or"
+            f" {self._index_name} is an older or another one. End all processes that use the store,"
+            " and put the files back, or restore a backup",
+        )
+
+
+_in_use: Final[WeakSet[StoreFiles]] = WeakSet()
+
+
+def _size(name: str) -> int:
+    try:
+        return Path(name).stat().st_size
+    except FileNotFoundError:
+        return 0

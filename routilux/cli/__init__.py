@@ -1,5 +1,7 @@
 """The command `routilux`, which lists, shows, retries, cancels and exports the jobs of a store.
 
+It also copies a whole store, and checks it.
+
 Invariants:
 - Reading changes nothing, creates nothing, and needs none of the modules that the jobs need.
 - An error is one line on stderr: what happened, where, what to do. The exit status is then 1, or 2
@@ -12,6 +14,8 @@ Invariants:
   show            "job": what `JobState.deserialize` reads, with all commits; "held" or null
   retry, cancel   "job_id", "status", "seq" of the commit that the command made
   export          "job_id", "status", "seq" of the last commit, "file", "bytes"
+  backup          "file", "bytes"
+  check           "jobs" (how many), "file" (damaged places), "damaged" (job_id, reason)
   "held" is null for a job that has stopped. Otherwise it has "owner" (null: none) and "free_in_ns":
   the time by the store's clock until any host may take the job (null: never, because the owner
   holds it without a lease).
@@ -26,11 +30,12 @@ import sqlite3
 import sys
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from routilux import codec
-from routilux.cli.jobs import held, held_data, list_jobs, no_commits, show_jobs
-from routilux.cli.open_store import change_store, read_store, without_password
+from routilux.cli.check import check_store
+from routilux.cli.jobs import count_of_jobs, held, held_data, list_jobs, no_commits, show_jobs
+from routilux.cli.open_store import change_store, is_server, read_store, without_password
 from routilux.cli.show import show_job
 from routilux.cli.terminal import Page
 from routilux.clocks.clock import SystemClock
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
 
     from routilux.clocks.clock import Clock
     from routilux.core.state import JobState
+    from routilux.persist.sqlite import SqliteStore
     from routilux.persist.store import Hold, JobStore
 
 __all__ = ["main"]
@@ -142,6 +148,39 @@ def _export(options: argparse.Namespace, page: Page, now: int) -> int:
     write_atomically(file, data)
     result = f"as of commit {job.seq:,} is in {file}, {len(data):,} bytes"
     return _report(options, page, now, job, result, file=str(file), bytes=len(data))
+
+
+def _backup(options: argparse.Namespace, page: Page, now: int) -> int:
+    file = Path(options.file)
+    if is_server(options.store):
+        raise RoutiluxError(f"{options.shown} is no file; copy it with pg_dump")
+
+    def copy(store: JobStore) -> None:
+        cast("SqliteStore", store).backup(file, replace=options.replace)
+
+    read_store(options.store, copy, options.clock)
+    size = file.stat().st_size
+    if options.json:
+        _write_json(page, options, now, {"file": str(file), "bytes": size})
+    else:
+        page.line(f"a copy of {options.shown} is in {file}, {size:,} bytes")
+    return 0
+
+
+def _check(options: argparse.Namespace, page: Page, now: int) -> int:
+    found = read_store(options.store, check_store, options.clock)
+    if options.json:
+        _write_json(page, options, now, found.data())
+    elif found.file or found.damaged:
+        page.line(f"{len(found.damaged):,} of {count_of_jobs(found.jobs)} damaged")
+    else:
+        page.line(f"{count_of_jobs(found.jobs)}, no damage")
+    page.flush()
+    for place in found.file:
+        _complain(f"{options.shown} is damaged: {place}; restore it from a backup")
+    for job_id, error in found.damaged.items():
+        _complain(_damaged(options.shown, job_id, error))
+    return 1 if found.file or found.damaged else 0
 
 
 def _read(store: JobStore, options: argparse.Namespace) -> JobState:
@@ -272,6 +311,23 @@ def _parser() -> argparse.ArgumentParser:
         " The file is a copy and locks nothing.",
     )
     export.add_argument("file", metavar="FILE", help="the file to write; replaces an existing one")
+    backup = _command(
+        commands,
+        "backup",
+        _backup,
+        "copy a whole store to another file, also while it is in use",
+        "To restore the copy, end all processes that use the store and move its files away: STORE,"
+        " STORE-wal and STORE-shm. Then put the copy in their place.",
+    )
+    backup.add_argument("file", metavar="FILE", help="the file to write")
+    backup.add_argument("--replace", action="store_true", help="replace an existing file")
+    _command(
+        commands,
+        "check",
+        _check,
+        "read everything in a store, and report what is damaged",
+        "The exit status is 1 if anything is damaged.",
+    )
     return parser
 
 
@@ -290,7 +346,7 @@ def _command(
         metavar="STORE",
         help="the path of a SQLite file, or postgresql://user@host/database",
     )
-    if run is not _jobs:
+    if run not in (_jobs, _backup, _check):
         parser.add_argument("job", metavar="JOB", help="the whole id of a job")
     parser.add_argument("--json", action="store_true", help="one JSON object, for programs")
     return parser

@@ -96,7 +96,7 @@ def show_jobs(page: Page, found: Listing, total: int, limit: int | None, now: in
     counts = ", ".join(f"{count:,} {status}" for status, count in _counts(found.jobs).items())
     count = len(found.jobs)
     some = count < total - len(found.damaged)
-    what = f"{count:,} of {_jobs(total)}" if some else _jobs(count)
+    what = f"{count:,} of {count_of_jobs(total)}" if some else count_of_jobs(count)
     more = f"; the {len(shown):,} newest are shown" if len(shown) < count else ""
     flows = f"; flows: {', '.join(found.flows)}" if some and not count else ""
     page.line(what, f": {counts}" if counts else "", more, flows)
@@ -123,7 +123,12 @@ def _counts(jobs: Sequence[Row]) -> Mapping[str, int]:
     return {status.value: found[status.value] for status in JobStatus if found[status.value]}
 
 
-def _jobs(count: int) -> str:
+def count_of_jobs(count: int) -> str:
+    """Return a number of jobs as a text.
+
+    >>> count_of_jobs(1), count_of_jobs(2_000)
+    ('1 job', '2,000 jobs')
+    """
     return f"{count:,} job" if count == 1 else f"{count:,} jobs"
 
 

@@ -53,13 +53,18 @@ def change_store(name: str, change: Callable[[JobStore], _T], clock: Clock) -> _
         return change(store)
 
 
+def is_server(name: str) -> bool:
+    """Return whether a store is in a database on a server, and not in a file."""
+    return name.startswith(_URLS)
+
+
 def without_password(name: str) -> str:
     """Return the name of a store with `***` in place of a password.
 
     >>> without_password("postgresql://user:secret@host/jobs")
     'postgresql://user:***@host/jobs'
     """
-    if not name.startswith(_URLS):
+    if not is_server(name):
         return name
     return _PASSWORD.sub(lambda m: f"{m[2]}***" if m[2] else f"{m[1]}:***@", name)
 
@@ -69,7 +74,7 @@ def _is_overtaken(store: SharedStore) -> bool:
 
 
 def _opened(name: str, clock: Clock, *, read_only: bool) -> SharedStore:
-    if not name.startswith(_URLS):
+    if not is_server(name):
         return SqliteStore(_path(name), clock=clock, read_only=read_only)
     try:
         return PostgresStore(name, read_only=read_only)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from routilux.clocks.clock import SystemClock
 from routilux.errors import LeaseLostError
+from routilux.persist.sqlite_backup import back_up
 from routilux.persist.sqlite_connection import BEGUN_LOG, SqliteFile
 from routilux.persist.store import (
     ABANDONED,
@@ -85,6 +86,32 @@ class SqliteStore(SharedStore):
         What was read may then be half old, half new; close the store and read again.
         """
         return self._file.overtaken
+
+    def backup(self, path: str | os.PathLike[str], *, replace: bool = False) -> None:
+        """Write a copy of the store to another file, also while processes write to the store.
+
+        The copy has every commit that was acknowledged before. To restore it, end all processes
+        that use the store, and move its three files away (`jobs.db`, `jobs.db-wal`,
+        `jobs.db-shm`); then put the copy in their place. Do not copy `jobs.db` itself while the
+        store is in use: its last commits are in `jobs.db-wal`.
+
+        Raises `OSError` if the file exists and `replace` is not set, or can't be written.
+
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with SqliteStore(pathlib.Path(folder, "jobs.db")) as store:
+        ...         store.create("job-1", b"{}", "host-a", flow_id="orders", queued=True)
+        ...         store.backup(pathlib.Path(folder, "copy.db"))
+        ...     with SqliteStore(pathlib.Path(folder, "copy.db")) as copy:
+        ...         copy.job_ids()
+        ['job-1']
+        """
+        back_up(self._file, Path(path).absolute(), replace=replace)
+
+    def integrity(self) -> list[str]:
+        """Let SQLite check the whole file; return what is damaged, at most 100 places."""
+        found = [text for (text,) in self._file.do("PRAGMA integrity_check")]
+        return [] if found == ["ok"] else found
 
     def create(self, job_id: str, row: bytes, owner: str, *, flow_id: str, queued: bool) -> None:
         with self._file.writing() as db:

@@ -15,7 +15,7 @@ import os
 import sqlite3
 import sys
 import threading
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet, finalize
@@ -147,18 +147,14 @@ class SqliteFile:
     def writing(self) -> Iterator[sqlite3.Connection]:
         """Yield the connection in a write transaction, which the end of the block commits."""
         with self.using() as db:
-            db.execute("BEGIN IMMEDIATE")
-            while not self._read_only and not (self._begun and Generation.of(db).state == BEGUN):
-                db.execute("ROLLBACK")
+            if not self._begun and not self._read_only:
                 self._begin(db)
-                db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):  # some errors have already ended the transaction
-                    db.execute("ROLLBACK")
-                raise
+            while True:
+                with _transaction(db):
+                    if self._read_only or Generation.of(db).state == BEGUN:
+                        yield db
+                        return
+                self._begin(db)
 
     @contextmanager
     def using(self) -> Iterator[sqlite3.Connection]:
@@ -220,24 +216,44 @@ class SqliteFile:
             with suppress(sqlite3.Error):  # the next write tries again
                 self._end(self._connection)
 
+    def copy_to(self, copy: sqlite3.Connection) -> None:
+        """Copy the store as of now to an empty database; commits go on meanwhile."""
+        with self.using():
+            unlocked = self._unlocked
+        # By a connection of its own: its errors may be those of the copy, and it takes long.
+        with closing(self._connected("ro&immutable=1" if unlocked else "ro")) as source:
+            source.backup(copy)
+        with self.using():
+            pass  # the files are still the same
+        if unlocked and self._has_log():
+            raise OSError(
+                f"the store {self.path}: another process began to write to it; copy it again"
+            )
+
     # --- generations ------------------------------------------------------------------------------
 
     def _begin(self, db: sqlite3.Connection) -> None:
         """Begin a generation if the log has none that takes commits."""
         files = self._files
         files.check(db)
-        db.execute("BEGIN IMMEDIATE")
-        now, kept = Generation.of(db), files.in_database()
-        begun = now.state == BEGUN and kept is not None and kept.state == BEGINNING and files.size
-        if not begun and now.state != BEGINNING:
-            # A reader may have kept the last checkpoint from copying the mark.
-            copied = kept is not None and kept.mark == now.mark
-            mark = ", mark = random(), before = mark" if copied else ""
-            db.execute(f"UPDATE log SET number = number + 1, state = ?{mark}", (BEGINNING,))
-        db.execute("COMMIT")
+        with _transaction(db):
+            now, kept = Generation.of(db), files.in_database()
+            noted = kept is not None and kept.state == BEGINNING
+            begun = now.state == BEGUN and noted and files.size > 0
+            if not begun and now.state != BEGINNING:
+                # A reader may have kept the last checkpoint from copying the mark.
+                copied = kept is not None and kept.mark == now.mark
+                mark = ", mark = random(), before = mark" if copied else ""
+                db.execute(f"UPDATE log SET number = number + 1, state = ?{mark}", (BEGINNING,))
+                now = Generation.of(db)
         if not begun:
             self._note_log(db)
-            db.execute("UPDATE log SET state = ? WHERE state = ?", (BEGUN, BEGINNING))
+            # All that was in the log is in the database now. So this overwrites it from its start,
+            # and only then other processes write to it.
+            db.execute(
+                "UPDATE log SET state = ? WHERE state = ? AND number = ?",
+                (BEGUN, BEGINNING, now.number),
+            )
             files.check(db)
         self._begun = True
         self._most = files.size + _LONGEST_LOG
@@ -260,10 +276,9 @@ class SqliteFile:
             clock.wait(None, now + _LONGEST_NAP)
 
     def _end(self, db: sqlite3.Connection) -> None:
-        """Copy the log to the database and empty it, unless a process reads an older state."""
-        self._most = self._files.size + _LONGEST_LOG
+        """Let the next write begin a generation, which copies the log to the database."""
+        self._most = self._files.size + _LONGEST_LOG  # another process may end it meanwhile
         db.execute("UPDATE log SET state = ? WHERE state = ?", (OVER, BEGUN))
-        db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -280,16 +295,11 @@ class SqliteFile:
         self._files.check_closed()
         self._unlocked = self._read_only and not self._has_log()
         try:
-            if self._read_only:
-                self._connection = self._connected("ro&immutable=1" if self._unlocked else "ro")
-                self._files.check_readable(self._connection)
-                self._check_kind(self._connection)
-            else:
-                self._open_for_writing()
+            db = self._open_for_reading() if self._read_only else self._open_for_writing()
             if self._unlocked:
                 self._files.opened_alone()
             else:
-                self._files.opened(self._connection)
+                self._files.opened(db)
         except BaseException:
             self._part(ours=False)
             raise
@@ -298,22 +308,28 @@ class SqliteFile:
             self._abandoned = finalize(self, _abandon, os.getpid(), self._guard, self._connection)
             self._abandoned.atexit = False
 
-    def _open_for_writing(self) -> None:
+    def _open_for_reading(self) -> sqlite3.Connection:
+        self._connection = db = self._connected("ro&immutable=1" if self._unlocked else "ro")
+        self._files.check_readable(db)
+        self._check_kind(db)
+        return db
+
+    def _open_for_writing(self) -> sqlite3.Connection:
         if self._files.exist():
             self._open_guard()
         self._connection = db = self._connected("rwc")
         if self._check_kind(db) < _VERSION:
-            # Before there is a log, so that the database itself always has the tables.
-            db.execute("BEGIN IMMEDIATE")
-            for statement in _SCHEMA.split(";\n"):
-                db.execute(statement)
-            db.execute("COMMIT")
+            with _transaction(db):  # without a log, so that the database itself has the tables
+                for statement in _SCHEMA.split(";\n"):
+                    db.execute(statement)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA journal_size_limit = 0")  # the size of a log is what is in it
         if self._guard is None:
             self._open_guard()
         Generation.of(db)
+        return db
 
     def _open_guard(self) -> None:
         self._guard = self._connected("ro")
@@ -367,6 +383,19 @@ class SqliteFile:
             if name.startswith(start):
                 return OSError(f"the store {self.path}: {error}; {cure}")
         return error
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """Make a write transaction of the block."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        with suppress(sqlite3.Error):  # some errors have already ended the transaction
+            db.execute("ROLLBACK")
+        raise
 
 
 def _abandon(process: int, guard: sqlite3.Connection, db: sqlite3.Connection) -> None:

@@ -32,7 +32,7 @@ BEGINNING: Final = 1
 BEGUN: Final = 2
 """The state of a log that takes commits; in the database: a checkpoint has copied all of them."""
 OVER: Final = 3
-"""The state of a log that takes no more commits, because a checkpoint comes."""
+"""The state of a log that takes no more commits: the next write begins another generation."""
 GENERATIONS: Final = f"""
 CREATE TABLE IF NOT EXISTS log (
     number INTEGER NOT NULL, -- of the generation
@@ -145,6 +145,8 @@ class StoreFiles:
         try:
             db = sqlite3.connect(self._uri, 0, isolation_level=None, uri=True)
             try:
+                # Else SQLite refuses a file that a checkpoint is just making longer.
+                db.execute("PRAGMA writable_schema = ON")
                 return Generation.of(db)
             finally:
                 db.close()
@@ -294,9 +296,9 @@ class StoreFiles:
     def _foreign(self) -> CorruptStateError:
         return CorruptStateError(
             str(self._shown),
-            f"does not belong to the log beside it, {self._log_name} and {self._index_name}. End all"
-            " processes that use the store. If the file is a restored backup, move those two away;"
-            " else put back the file to which they belong",
+            f"does not belong to the log beside it, {self._log_name} and {self._index_name}. End"
+            " all processes that use the store. If the file is a restored backup, move those two"
+            " away; else put back the file to which they belong",
         )
 
     def _without_log(self) -> CorruptStateError:

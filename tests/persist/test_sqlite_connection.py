@@ -216,7 +216,9 @@ def test_nothing_is_written_to_a_file_that_was_removed_or_replaced(replaced, tmp
             lambda: store.create("k", b"1", "a", flow_id="f", queued=True),
             lambda: store.job_ids(),
         ):
-            with pytest.raises(OSError, match=r"jobs\.db: its file jobs\.db was removed or replaced"):
+            with pytest.raises(
+                OSError, match=r"jobs\.db: its file jobs\.db was removed or replaced"
+            ):
                 use()
         kept.replace(path)
         store.append("j", 2, b"2", "a", stopped=False)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from routilux import CorruptStateError, SqliteStore
-from routilux.persist import sqlite_connection
-from routilux.persist.sqlite_files import BEGINNING, BEGUN, Generation
-from tests.engine.concurrency import in_a_child
-from tests.persist.hosts import go, line_of, process, processes
+from routilux.persist.sqlite_files import Generation
+from tests.persist.hosts import go, line_of, processes
+from tests.soak import sampled
 
-REPLACED = "jobs.db{} was removed or replaced while it was open"
+REPLACED = r"jobs\.db{} was removed or replaced while it was open"
 CHANGED = "was changed while it was open, and not by SQLite"
 FOREIGN = "does not belong to the log beside it, jobs.db-wal and jobs.db-shm"
 LOST = "has lost its last commits: its log jobs.db-wal was removed or emptied"
@@ -149,3 +147,235 @@ def test_a_store_whose_database_was_overwritten_is_closed_without_changing_it(pa
     move_away(path)
     with SqliteStore(path) as store:
         assert ["other"] == store.job_ids()
+
+
+# --- before they are opened -----------------------------------------------------------------------
+
+WRITES = """
+import sys
+from routilux import SqliteStore
+store = SqliteStore(sys.argv[1])
+store.create("j", b"row 1", "a", flow_id="f", queued=False)
+store.append("j", 2, b"row 2", "a", stopped=False)
+print(flush=True)
+for line in sys.stdin:
+    try:
+        store.append("j", 3, b"row 3", "a", stopped=False)
+        print("acknowledged", flush=True)
+    except Exception as error:
+        print(type(error).__name__, error, flush=True)
+"""
+
+
+@pytest.fixture
+def killed(path: Path) -> Path:
+    """A store whose process was killed, so that its commits are in the log."""
+    with processes(WRITES, [path]) as [child]:
+        line_of(child)
+    return path
+
+
+def test_a_backup_that_is_restored_beside_an_old_log_is_refused_unchanged(path, killed):
+    copy = beside(path, ".copy")
+    with SqliteStore(path) as store:
+        store.backup(copy)
+    with processes(WRITES.replace('"j"', '"k"'), [path]) as [child]:
+        line_of(child)
+    shutil.copy(copy, path)
+    before = all_of(path)
+    for read_only in (False, True):
+        with pytest.raises(CorruptStateError, match=f"{FOREIGN}.*move those two away"):
+            SqliteStore(path, read_only=read_only)
+    assert {**before, "jobs.db-shm": b""} == {**all_of(path), "jobs.db-shm": b""}
+    move_away(path)
+    with SqliteStore(path) as store:
+        assert ["j"] == store.job_ids()
+        assert [b"row 1", b"row 2"] == store.rows("j")
+
+
+@pytest.mark.parametrize("index", [False, True], ids=["alone", "with the index"])
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_log_that_was_removed_while_nobody_used_the_store_is_missed(how, index, killed):
+    ends = ("-wal", "-shm") if index else ("-wal",)
+    for end in ends:
+        beside(killed, end).rename(beside(killed, f"{end}.old"))
+        if how == "emptied":
+            beside(killed, end).touch()
+    before = all_of(killed)
+    for read_only in (False, True):
+        with pytest.raises(CorruptStateError, match=LOST):
+            SqliteStore(killed, read_only=read_only)
+    assert before == all_of(killed)
+    for end in ends:
+        beside(killed, f"{end}.old").replace(beside(killed, end))
+    with SqliteStore(killed) as store:
+        assert [b"row 1", b"row 2"] == store.rows("j")
+
+
+def test_a_file_that_was_copied_without_its_log_is_refused(path, tmp_path):
+    with SqliteStore(path) as store:
+        start(store)
+        shutil.copy(path, tmp_path / "copy.db")
+    with pytest.raises(CorruptStateError, match=r"was copied without it.*routilux backup"):
+        SqliteStore(tmp_path / "copy.db")
+    shutil.copy(path, tmp_path / "closed.db")
+    with SqliteStore(tmp_path / "closed.db") as store:
+        assert [b"row 1"] == store.rows("j")
+
+
+@pytest.mark.parametrize("how", ["removed", "emptied"])
+def test_a_log_without_its_file_is_not_deleted(how, killed):
+    data = killed.read_bytes()
+    killed.unlink()
+    if how == "emptied":
+        killed.touch()
+    before = all_of(killed)
+    with pytest.raises(CorruptStateError, match=r"is missing or empty, but jobs.db-wal is there"):
+        SqliteStore(killed)
+    assert before == all_of(killed)
+    killed.write_bytes(data)
+    with SqliteStore(killed) as store:
+        assert [b"row 1", b"row 2"] == store.rows("j")
+
+
+def test_a_log_that_another_program_has_copied_to_the_file_is_not_missed(killed):
+    with closing(sqlite3.connect(killed)) as db:
+        assert [(2,)] == db.execute("SELECT count(*) FROM commits").fetchall()
+    assert ["jobs.db"] == list(all_of(killed))
+    with SqliteStore(killed) as store:
+        assert [b"row 1", b"row 2"] == store.rows("j")
+
+
+def test_a_log_whose_index_was_lost_with_the_machine_is_read(killed):
+    beside(killed, "-shm").unlink()
+    for read_only in (True, False):
+        with SqliteStore(killed, read_only=read_only) as store:
+            assert [b"row 1", b"row 2"] == store.rows("j")
+
+
+# --- two processes --------------------------------------------------------------------------------
+
+
+def test_a_process_that_runs_while_its_index_is_removed_loses_nothing(path):
+    with processes(WRITES, [path]) as [child]:
+        line_of(child)
+        beside(path, "-shm").unlink()
+        with pytest.raises(OSError, match=r"jobs\.db-shm was removed while other processes use"):
+            SqliteStore(path)
+        with pytest.raises(OSError, match=r"jobs\.db-shm was removed while other processes use"):
+            SqliteStore(path, read_only=True)
+        go([child])
+        assert line_of(child).startswith("OSError the store")
+    with SqliteStore(path) as store:
+        assert [b"row 1", b"row 2"] == store.rows("j")
+
+
+@pytest.mark.parametrize("end", ["-wal", "-shm"])
+def test_two_stores_of_one_process_do_not_share_an_index_that_was_replaced(end, path):
+    with SqliteStore(path) as store:
+        start(store)
+        beside(path, end).rename(beside(path, ".old"))
+        shutil.copy(beside(path, ".old"), beside(path, end))
+        with pytest.raises(OSError, match=REPLACED.format(end)):
+            SqliteStore(path)
+
+
+@pytest.mark.parametrize("end", ["", "-wal", "-shm"])
+def test_a_process_that_runs_while_a_file_is_removed_acknowledges_nothing_more(end, path):
+    with processes(WRITES, [path]) as [child]:
+        line_of(child)
+        beside(path, end).unlink()
+        go([child])
+        assert f"jobs.db{end} was removed or replaced" in line_of(child)
+
+
+# --- generations ----------------------------------------------------------------------------------
+
+COUNTS = """
+import os, sys
+from routilux import SqliteStore
+from routilux.persist import sqlite_connection
+sqlite_connection._LONGEST_LOG = 40_000
+name, dies = sys.argv[2], int(sys.argv[3])
+store = SqliteStore(sys.argv[1])
+seen = []
+def traced(statement):
+    seen.append(statement)
+    if len(seen) == dies:
+        os._exit(9)
+with store._file.using() as db:
+    db.set_trace_callback(traced)
+for seq in range(1, 200):
+    if seq == 1:
+        store.create(name, b"x" * 900, name, flow_id="f", queued=False)
+    elif seq % 7:
+        store.append(name, seq, b"%d" % seq * 300, name, stopped=False)
+    else:
+        store.append(name, seq, b"%d" % seq * 300, name, stopped=True)
+    print(seq, flush=True)
+print("done", len(seen), flush=True)
+"""
+
+
+def counted(path: Path, store: SqliteStore, names: list[str]) -> list[int]:
+    return [len(store.rows(name)) for name in names]
+
+
+def test_processes_that_write_at_once_begin_and_end_logs_together(path):
+    names = ["a", "b", "c"]
+    with processes(COUNTS, *([path, name, 0] for name in names)) as children:
+        ends = [child.communicate()[0].splitlines()[-1] for child in children]
+    assert all(end.startswith("done") for end in ends), ends
+    with closing(sqlite3.connect(path)) as db:
+        assert 10 < Generation.of(db).number
+    assert ["jobs.db"] == list(all_of(path))
+    with SqliteStore(path) as store:
+        assert [199] * 3 == counted(path, store, names)
+
+
+@pytest.mark.parametrize("first", sampled(range(1, 121), range(1, 121, 17)))
+def test_a_kill_at_any_statement_of_a_generation_loses_no_log(first, path, tmp_path):
+    """The first statements begin a log; the later ones end it and begin the next one."""
+    for dies in (first, 120 + first):
+        store_path = tmp_path / f"{dies}.db"
+        with processes(COUNTS, [store_path, "a", dies]) as [child]:
+            told = child.communicate()[0].splitlines()
+            assert 9 == child.returncode
+        with SqliteStore(store_path, read_only=True) as reader:
+            assert len(told) <= len(reader.rows("a")) <= len(told) + 1
+        with SqliteStore(store_path) as store:
+            assert len(told) <= len(store.rows("a")) <= len(told) + 1
+        with SqliteStore(store_path) as store:
+            start(store, "b")
+            beside(store_path, "-wal").rename(beside(store_path, ".kept"))
+            with pytest.raises(OSError, match="was removed"):
+                store.rows("b")
+        with pytest.raises(CorruptStateError, match="has lost its last commits"):
+            SqliteStore(store_path)
+
+
+def test_a_checkpoint_that_was_killed_after_any_page_is_no_damage(path, tmp_path):
+    images: dict[str, dict[str, bytes]] = {}
+
+    def traced(statement: str) -> None:
+        images[statement.split()[0]] = all_of(path)
+
+    with SqliteStore(path) as store:
+        start(store)
+        for seq in range(2, 20):
+            append(store, seq, b"x" * 3_000)
+        with store._file.using() as db:
+            store._file._end(db)
+            db.set_trace_callback(traced)
+            store._file._begin(db)
+    old, new = images["PRAGMA"]["jobs.db"], images["UPDATE"]["jobs.db"]
+    page = 4096
+    assert len(old) + 10 * page < len(new)
+    mixed = tmp_path / "mixed.db"
+    for copied in range(0, len(new) + 1, page):
+        mixed.write_bytes(new[:copied] + old[copied:])
+        for end in ("-wal", "-shm"):
+            beside(mixed, end).write_bytes(images["PRAGMA"][f"jobs.db{end}"])
+        for read_only in (True, False):
+            with SqliteStore(mixed, read_only=read_only) as store:
+                assert 19 == len(store.rows("j")), copied
